@@ -44,6 +44,18 @@ EXPERIMENTS = (
     "serving_ladder",
     "decomposition",
 )
+SHOWN = {  # figures, and their captions
+    "output_throughput": "Output throughput",
+    "memory": "Memory against the batch",
+    "memory_timeline": "KV cache and memory over time",
+    "requests_timeline": "Requests running and waiting over time",
+}
+MAIN_FIGURE = ("output_throughput",)
+FIGURES = {  # of experiments in whose study memory is a result; of others the main one
+    "completion_batches": ("output_throughput", "memory"),
+    "kv_cache": ("output_throughput", "memory_timeline"),
+    "serving_ladder": ("output_throughput", "memory_timeline", "requests_timeline"),
+}
 PREPARED = {  # folders of the cache, and what one of each is
     "environments": "environment",
     "models": "model",
@@ -154,19 +166,20 @@ def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[s
         conditions = run_conditions(results)
         yield from ("", f"### {name}", "", f"{conditions[0].upper()}{conditions[1:]}; {circumstances(runs[name])}", "")
         yield from markdown_lines(results)
-        if copy_figure(runs[name], name):
-            yield from ("", f"![Output throughput of {name}](images/studies/{name}.png)")
+        for figure, caption in SHOWN.items():
+            if figure in FIGURES.get(name, MAIN_FIGURE) and (copied := copy_figure(runs[name], name, figure)):
+                yield from ("", f"![{caption} of {name}]({copied})")
 
 
-def copy_figure(run: Path, name: str) -> bool:
-    """Copy a run's main figure to the documents; False if it has none."""
-    figure = run / "figures" / "output_throughput.png"
-    if not figure.is_file():
-        return False
-    target = ROOT / "docs" / "images" / "studies" / f"{name}.png"
+def copy_figure(run: Path, name: str, figure: str) -> str:
+    """Copy a run's figure to the documents and return its place from there; empty if the run has none."""
+    source = run / "figures" / f"{figure}.png"
+    if not source.is_file():
+        return ""
+    target = ROOT / "docs" / "images" / "studies" / (f"{name}.png" if figure in MAIN_FIGURE else f"{name}-{figure}.png")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(figure.read_bytes())
-    return True
+    target.write_bytes(source.read_bytes())
+    return str(target.relative_to(ROOT / "docs"))
 
 
 def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:

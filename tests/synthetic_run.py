@@ -251,8 +251,10 @@ def _telemetry(
         if backend == "vllm":
             yield Sample(time, "kv_cache_usage", use)
             yield Sample(time, "requests_running", float(batch))
+            yield Sample(time, "requests_waiting", float(batch // 2))
             yield Sample(time, "gpu_memory_bytes", 0.9 * POOL, "0")
         else:
+            yield Sample(time, "kv_cache_bytes", use * 0.3 * POOL)
             yield Sample(time, "gpu_memory_bytes", 0.56 * POOL + use * 0.4 * POOL, "0")
 
 

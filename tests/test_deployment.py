@@ -262,3 +262,47 @@ def test_weights_for_an_image_are_converted_by_our_own_interpreter(monkeypatch, 
     node = deployment._prepare(Work(its, settings, str(tmp_path / "out"), "1", ()), (), lambda event: None)
     assert converters == [sys.executable]
     assert node.launch.python == "python3", "the engine runs with the image's"
+
+
+def test_a_step_that_needs_an_extra_is_unavailable_in_one_line_and_the_others_go_on(monkeypatch, tmp_path):
+    """The suffix steps of a ladder where arctic-inference has no wheel; its first steps do without."""
+
+    def prepare(spec, cache, progress):
+        if "+" in spec.name:
+            raise environments.EnvironmentFailed("environment cpu+suffix cannot be built: no wheel of arctic-inference")
+        return environments.Environment(sys.executable)
+
+    class Model(ServedModel):
+        def reach(self, cache):
+            pass
+
+        def prepare(self, cache, progress):
+            return tmp_path
+
+    monkeypatch.setattr(environments, "prepare", prepare)
+    settings = Settings(
+        name="experiment",
+        out="out",
+        hardware=Hardware(name="cpu", platform="cpu"),
+        cache_dir=str(tmp_path),
+        cluster=Cluster(name="inline", kind="inline"),
+        tracking=Tracking(name="none", kind="none"),
+    )
+    suffix = EnvironmentSpec(name="cpu+suffix")
+    plain = suffix.model_copy(update={"plain": EnvironmentSpec(name="cpu")})
+    workload, events = Workload(name="fixed"), {"5 suffix 16": [], "4 seqs 256": []}
+    for step, spec in zip(events, (suffix, plain), strict=True):
+        trials = tuple(
+            Trial(f"{step} {n}", workload, Batch(name="batch", batch_size=1), n, 1, {}, {}, {}) for n in (0, 1)
+        )
+        its = Deployment("d", Backend(name="x"), Model(name="m"), 0, None, trials, environment=spec)
+        work = Work(its, settings, str(tmp_path / "out"), "1", ())
+        stop = threading.Event()
+        monkeypatch.setattr(deployment, "Prepared", lambda stop=stop: stop.set() or "prepared")  # and no further
+        deployment.run_deployment(work, ("0",), events[step].append, stop, threading.Event())
+    rows = [event.row for event in events["5 suffix 16"] if isinstance(event, deployment.Finished)]
+    assert [(row["trial_id"], row["outcome"]) for row in rows] == [(f"5 suffix 16 {n}", "unavailable") for n in (0, 1)]
+    assert all("no wheel of arctic-inference" in row["reason"] and "\n" not in row["reason"] for row in rows)
+    assert "prepared" not in events["5 suffix 16"]
+    assert "prepared" in events["4 seqs 256"]
+    assert not [event for event in events["4 seqs 256"] if isinstance(event, deployment.Finished)]

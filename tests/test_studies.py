@@ -11,21 +11,34 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.figures import speed_up
+from analysis.figures import (
+    duration,
+    itl,
+    kv_cache_bytes,
+    memory_timeline,
+    request_throughput,
+    requests_timeline,
+    speed_up,
+    total_throughput,
+)
+from analysis.load import telemetry
 from analysis.report.wide import render_wide, wide
-from analysis.results import open_results
+from analysis.results import RunResults, open_results
 from analysis.statistics.best_gains import best_gains
-from backends.base import EnvironmentChoice, EnvironmentSpec
+from backends.base import EnvironmentChoice, EnvironmentSpec, Launch
 from backends.prepare import environments
 from scripts import studies
 from scripts.studies import EXPERIMENTS, measure, measurements_page, sections, studies_page, time_file
 from sweep.__main__ import main
-from sweep.disk.run_files import read_trials, write_trials
+from sweep.config import build
+from sweep.disk.run_files import read_trials, write_plan, write_trials
 from sweep.inputs.load import Batch
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.random_tokens import RandomTokens
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.inputs.workload import Draw
+from sweep.options import load_option
+from tests.results import run_of, trial
 from tests.synthetic_run import make_run
 
 QUIET = ["cluster=inline", "tracking=none", "dry_run=true"]
@@ -263,6 +276,75 @@ def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
     assert output.count("Total generated tokens") == 3  # side by side, and in each trial's block
 
 
+def test_the_full_block_of_a_load_with_a_rate_and_a_cap(capsys, tmp_path: Path):
+    """Every line that `vllm bench serve` printed of the study's experiments, and what the load asked for."""
+    paths = make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
+    config = json.dumps({"load": {"name": "poisson", "rate": 50.0, "max_concurrency": 250}})
+    write_trials(paths, [{**row, "config": config} for row in read_trials(paths.trials)])
+    assert main(["report", str(tmp_path), "--metrics", "vllm"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines.count("Maximum request concurrency 250") == 2
+    assert lines.count("Request rate configured (RPS) 50.00") == 2
+    assert lines.count("Successful requests 64") == 2
+    latencies = [f"{kind} {name} (ms)" for name in ("TTFT", "TPOT", "ITL") for kind in ("Mean", "Median", "P99")]
+    for name in ("Failed requests", "Total input tokens", "Peak concurrent requests", *latencies):
+        assert sum(line.startswith(f"{name} ") for line in lines) >= 2, name
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("fp8", True), ("fp8_e5m2", True), ("auto", False)])
+def test_an_fp8_cache_without_calculated_scales_says_so(tmp_path: Path, dtype, said):
+    """The study's --calculate-kv-scales is no more: each row of its fp8 steps names the scales that it has."""
+    backend = build(load_option("backend", "vllm"), "backend")
+    backend = backend.model_copy(update={"flags": {**backend.flags, "kv-cache-dtype": dtype}})
+    facts = backend.facts(Launch(model=tmp_path, served_name="m", workdir=tmp_path))
+    assert ("calculate-kv-scales" in facts.get("kv_scales", "")) == said
+
+
+def test_the_cache_and_the_queue_over_time(tmp_path: Path):
+    """The baseline's KV cache in bytes, vLLM's as a share; vLLM's requests running and, dashed, waiting."""
+    make_run(tmp_path, replicates=2, batches=(1, 16), workloads=("qa",))
+    results = open_results(tmp_path)
+    samples = telemetry(tmp_path)
+    largest = results.run.ok[results.run.ok["batch_size"] == 16].set_index("backend")
+
+    def readings(backend, series):
+        row = largest.loc[backend]
+        trial_id = row[row["replicate"] == 0]["trial_id"].iloc[0]
+        return samples[(samples["trial_id"] == trial_id) & (samples["series"] == series)]["value"].to_numpy()
+
+    cache_bytes = readings("transformers", "kv_cache_bytes") / 2**30
+    memory = memory_timeline.draw(results.run, results.layout)
+    labels = [ax.get_ylabel() for ax in memory.axes]
+    assert labels == ["KV-cache use (%)", "KV cache (GiB)", "GPU memory (GiB)"]
+    (line,) = memory.axes[1].lines
+    assert line.get_ydata() == pytest.approx(cache_bytes)
+    peaks = kv_cache_bytes.draw(results.run, results.layout)
+    (line,) = (line for line in peaks.axes[0].lines if len(line.get_xdata()))
+    assert list(line.get_xdata()) == [1, 16]
+    assert line.get_ydata()[1] == pytest.approx(cache_bytes.max())
+    queue = requests_timeline.draw(results.run, results.layout)
+    drawn = {line.get_linestyle(): line for line in queue.axes[0].lines if len(line.get_xdata())}
+    assert set(drawn["-"].get_ydata()) == {16.0}
+    assert set(drawn["--"].get_ydata()) == {8.0}
+
+
+def test_a_ladder_has_figures_of_its_own(tmp_path: Path):
+    """Request and total throughput, duration and gaps by step; other runs have them in their tables."""
+    rows = [
+        trial("vllm", 1, replicate, 100.0 + step, workload="w", ladder=f"{step} step", launch=f"{step}{replicate}")
+        | {"trial_id": f"{step}{replicate}", "request_throughput": 2.0 + step, "total_throughput": 200.0}
+        | {"duration": 50.0 - step, "itl_p50": 0.01, "itl_p99": 0.02}
+        for step in (1, 2)
+        for replicate in (0, 1)
+    ]
+    ladder = RunResults(run_of(tmp_path / "ladder", rows))
+    plain = RunResults(run_of(tmp_path / "plain", [{k: v for k, v in row.items() if k != "ladder"} for row in rows]))
+    for module, value in ((request_throughput, 3.0), (total_throughput, 200.0), (duration, 49.0), (itl, 10.0)):
+        (ax,) = module.draw(ladder.run, ladder.layout).axes
+        assert any(value in line.get_xdata() for line in ax.lines), module.__name__
+        assert module.draw(plain.run, plain.layout) is None
+
+
 @pytest.mark.slow
 def test_a_ladder_whose_step_sets_a_mapping_has_rows(tmp_path: Path):
     steps = "[{step: a}, {step: b, parent: a, set: {backend.itl: {kind: constant, mean: 0.01}}}]"
@@ -319,6 +401,25 @@ def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tm
     time_file(folder).unlink()
     measure("throughput_bound", folder)
     assert "the command took" not in studies.circumstances(folder)
+
+
+def test_a_studys_section_shows_the_figures_that_are_its_results(tmp_path, monkeypatch):
+    """Throughput of all; memory against the batch, the study's Figure 2, of completion_batches alone."""
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+    folders = {name: tmp_path / name for name in ("throughput_bound", "completion_batches")}
+    for name, folder in folders.items():
+        paths = make_run(folder, replicates=1, batches=(1, 16), workloads=("qa",))
+        write_plan(paths, [{"kind": "experiment", "name": name, "axes": ["backend", "load.batch_size", "workload"]}])
+        assert main(["report", str(folder)]) == 0
+        (folder / "ledger.jsonl").touch()
+    shown = [line for line in studies_page(folders, {}) if line.startswith("![")]
+    assert shown == [
+        "![Output throughput of completion_batches](images/studies/completion_batches.png)",
+        "![Memory against the batch of completion_batches](images/studies/completion_batches-memory.png)",
+        "![Output throughput of throughput_bound](images/studies/throughput_bound.png)",
+    ]
+    copied = tmp_path / "docs" / "images" / "studies" / "completion_batches-memory.png"
+    assert copied.read_bytes() == (folders["completion_batches"] / "figures" / "memory.png").read_bytes()
 
 
 def test_sections_of_experiments_that_were_not_run_are_kept(tmp_path):

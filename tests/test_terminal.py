@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from analysis.load import open_run
+from analysis.report.page_data import page_data
+from analysis.results import RunResults
+from analysis.summary import summarise
 from tests.results import printed, run_of, trial
 from tests.synthetic_run import make_completion_batches, make_run
 
@@ -95,3 +98,26 @@ def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
     assert "≈ the interval includes 1: may be no difference from the baseline" in text
     run_of(tmp_path, [row for row in rows if row["backend"] != "alike"], baseline={"backend": "plain"})
     assert "≈" not in printed(open_run(tmp_path), 120)
+
+
+def test_quality_stands_beside_agreement_with_the_interval_of_the_comparison(tmp_path: Path) -> None:
+    """Both launches compared the same sample: their equal figures are no proof, the comparison's interval stays."""
+    answers = {"agreement": 0.9, "agreement_low": 0.85, "agreement_high": 0.94}
+    answers |= {"quality": 0.985, "quality_low": 0.976, "quality_high": 0.9932}
+    rows = [trial("a", 1, replicate, 100.0, launch=f"{replicate}", **answers) for replicate in range(2)]
+    rows += [trial("b", 1, replicate, 90.0, launch=f"b{replicate}") for replicate in range(2)]
+    run = run_of(tmp_path, rows)
+    text = printed(run, 200)
+    assert "90.0 (85.0 to 94.0)  98.5 (97.6 to 99.3)" in text
+    assert "(a to b): the 95% interval of the comparison with the reference" in text
+    point = summarise(run).set_index("backend").loc["a"]
+    assert list(point[["agreement_ci_low", "agreement_ci_high"]]) == pytest.approx([0.85, 0.94])
+    assert list(point[["quality_new_launch_low", "quality_new_launch_high"]]) == pytest.approx([0.976, 0.9932])
+    shown = {each["key"]: each for each in page_data(RunResults(run))["quantities"]}
+    assert (shown["quality"]["value"][0], shown["quality"]["low"][0], shown["quality"]["high"][0]) == (
+        98.5,
+        97.6,
+        99.32,
+    )
+    assert shown["agreement"]["low"][0] == 85
+    assert "95% interval of the comparison" not in printed(run_of(tmp_path / "none", rows[2:]), 200)

@@ -59,6 +59,7 @@ def test_the_document_lists_every_code() -> None:
         ({"finish_content_filter_share": 0.25}, "filtered-answers", 0.25),
         ({"below_saturation": True, "offered_rate": 10.0}, "throughput-as-offered", 10.0),
         ({"commit": "abc+"}, "uncommitted-code", 1),
+        ({"quality": 0.93, "quality_high": 0.94}, "low-quality", 0.93),
     ],
 )
 def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure: float) -> None:
@@ -80,6 +81,7 @@ def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure
         {"token_source": "running usage, final usage", "recounted_share": 1.04, "output_length_ratio": 1.0},
         {"below_saturation": False, "offered_rate": 10.0, "finish_content_filter_share": 0.0},
         {"client_offered": 100, "client_sent": 100},
+        {"quality": 0.975, "quality_high": 0.985},  # not surely below
         {"client_stamp_source": "kernel", "client_loop_lag_p99": 0.002},
     ],
 )

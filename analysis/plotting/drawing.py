@@ -79,6 +79,11 @@ def against_load(
     return figure
 
 
+def of_a_ladder(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
+    """Draw `against_load` of a run with a ladder, whose steps ask for the same in every respect; else None."""
+    return against_load(run, layout, column, also) if "ladder" in run.axes else None
+
+
 def _heading(layout: Layout, shown: LabelledColumn) -> str:
     heading = f"{shown.label} against {layout.x_label.lower()}" if layout.x else shown.label
     if len(layout.coloured) < len(layout.lines):

@@ -35,6 +35,7 @@ ALSO = (  # after the headline and the percentiles of what an SLO bounds
     "memory_mean_bytes",
     "memory_peak_bytes",
     "agreement",
+    "quality",
 )
 RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))

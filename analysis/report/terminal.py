@@ -29,6 +29,7 @@ from sweep.numbers.warnings import Severity
 from sweep.records import UNMEASURED
 from sweep.wording import count, number
 
+ANSWER_COLUMNS = ("agreement", "quality")  # what an engine's answers are worth, with the comparison's own interval
 COLUMNS = (
     *HEADLINE,
     "goodput_share",
@@ -42,6 +43,7 @@ COLUMNS = (
     "kv_cache_full_share",
     "memory_mean_bytes",
     "memory_peak_bytes",
+    *ANSWER_COLUMNS,
 )
 BATCH_COLUMNS = (
     "output_throughput",
@@ -49,12 +51,13 @@ BATCH_COLUMNS = (
     "output_length_mean",
     "memory_mean_bytes",
     "memory_peak_bytes",
-    "agreement",
+    *ANSWER_COLUMNS,
     "total_throughput",
 )
 RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
 INTERVALS = "± half the 95% interval of these launches; summary.csv and the report also have that of a new launch"
+ANSWER_INTERVALS = "(a to b): the 95% interval of the comparison with the reference"
 GAP = 2  # characters between columns
 MOST_ANSWERS = 12  # questions: the rest is in `sweep summary`
 MOST_POINTS = 40  # points: the rest is in summary.csv
@@ -149,6 +152,8 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
     if points.get("output_throughput_ci_low", points["n"].astype("float64") * float("nan")).notna().any():
         yield Text(INTERVALS, style="dim")
+    if any(f"{name}_ci_low" in points and points[f"{name}_ci_low"].notna().any() for name in ANSWER_COLUMNS):
+        yield Text(ANSWER_INTERVALS, style="dim")
     if left_out := len(layout.points) - len(points):
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
@@ -227,7 +232,16 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
     if known is not None:
         return known[0] if known[0] != "—" else f"— {known[1].replace('more than ', '>')}"
     shown = label(column).shown(point[column])
+    if column in ANSWER_COLUMNS:
+        return _with_ends(estimate(point, column), shown, label(column))
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
+
+
+def _with_ends(figure: Estimate, shown: str, labelled: LabelledColumn) -> str:
+    """`54.1 (46.0 to 61.9)`; without the ends where there are none."""
+    if math.isnan(figure.low):
+        return shown
+    return f"{shown} ({labelled.shown(figure.low)} to {labelled.shown(figure.high)})"
 
 
 def with_interval(mean: Estimate, shown: str) -> str:

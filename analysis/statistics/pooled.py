@@ -47,6 +47,9 @@ THROUGHPUTS: Mapping[str, Sequence[str]] = {
 }
 """The throughputs over a whole run, and what each request adds to them: its tokens, or 1."""
 
+OF_ANSWERS = {"agreement", "quality"}
+"""Figures of a comparison with a reference, which has intervals of its own: FIGURE_low, FIGURE_high."""
+
 Values = dict[str, FloatArray]  # of a trial's measured requests in the order of the sends, by column
 Codes = NDArray[np.int64]
 Replicates = list[tuple[FloatArray, ...]]  # arrays of each replicate of a point
@@ -104,7 +107,20 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
             .to_numpy(np.float64)
         )
         figures["cost_per_million_tokens"] = _per(hourly, figures["output_throughput"])
+    for name in OF_ANSWERS & figures.keys():
+        if {f"{name}_low", f"{name}_high"} <= {*measured}:
+            ends = measured[[f"{name}_low", f"{name}_high"]].groupby(point).mean().to_numpy(np.float64).T
+            figures[name] = _with_own(figures[name], *ends)
     return figures
+
+
+def _with_own(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
+    """A figure with the interval of each of its trials in place of one over trials, which all compare the same sample.
+
+    That of a new launch is at least as wide. Shape of each (points,).
+    """
+    widened = (np.minimum(figure.new_low, low), np.maximum(figure.new_high, high))
+    return Interval(figure.value, low, high, *widened, figure.effective_n)
 
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":

@@ -12,7 +12,16 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 from pydantic import Field
 
-from analysis.studies.bounds import Bounds, Where, bounds, matching_points, measured, point_name, ratio, together
+from analysis.studies.uncertain import (
+    Uncertain,
+    Where,
+    matching_points,
+    point_name,
+    points_with,
+    ratio,
+    together,
+    uncertain,
+)
 from sweep.config import Strict
 
 OUT_OF_MEMORY = ("oom_load", "oom_run", "censored")
@@ -42,12 +51,14 @@ class SpreadCheck(FindingCheck):
     at_most: float
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        with_figure = measured(points, self.column)
-        groups = [group for _, group in with_figure.groupby(list(self.each))] if _has(with_figure, self.each) else []
+        with_figure = points_with(points, self.column)
+        groups = (
+            [group for _, group in with_figure.groupby(list(self.each))] if _has_all(with_figure, self.each) else []
+        )
         ratios = [
             ratio(*pair)
             for group in groups
-            for pair in permutations([bounds(point, self.column) for _, point in group.iterrows()], 2)
+            for pair in permutations([uncertain(point, self.column) for _, point in group.iterrows()], 2)
         ]
         if not ratios:
             return _lacking(f"two points with {self.column}")
@@ -66,7 +77,7 @@ class BestCheck(FindingCheck):
     where: Where = Field(default_factory=dict)
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        ordered = measured(matching_points(points, self.where), self.column)
+        ordered = points_with(matching_points(points, self.where), self.column)
         if ordered.empty:
             return _lacking(f"{_words({**self.where, **self.expected})} with {self.column}")
         ordered = ordered.sort_values(self.column, ascending=self.better == "lower")
@@ -74,8 +85,8 @@ class BestCheck(FindingCheck):
         rivals = ordered.drop(expected.index)
         if expected.empty or rivals.empty:
             return _lacking(f"{_words({**self.where, **self.expected})} and another")
-        first = bounds(expected.iloc[0], self.column)
-        named = {point_name(rival): ratio(first, bounds(rival, self.column)) for _, rival in rivals.iterrows()}
+        first = uncertain(expected.iloc[0], self.column)
+        named = {point_name(rival): ratio(first, uncertain(rival, self.column)) for _, rival in rivals.iterrows()}
         return _ahead(named, self.better)
 
 
@@ -95,14 +106,14 @@ class RatioCheck(FindingCheck):
     at_most: float | None = None
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        with_figure = measured(points, self.column)
+        with_figure = points_with(points, self.column)
         numerators, denominators = matching_points(with_figure, self.of), matching_points(with_figure, self.to)
         # The best of each, whatever it agrees in: throughput against throughput. A run without a result has no column.
         if self.pick == "best" and not with_figure.empty:
             numerators = numerators.nlargest(1, self.column)
             denominators = denominators.nlargest(1, self.column)
         ratios = [
-            ratio(bounds(numerator, self.column), bounds(denominator, self.column))
+            ratio(uncertain(numerator, self.column), uncertain(denominator, self.column))
             for _, numerator in numerators.iterrows()
             for _, denominator in denominators.iterrows()
             if all(numerator.get(key) == denominator.get(key) or key not in points for key in self.same)
@@ -129,11 +140,11 @@ class RisingCheck(FindingCheck):
     at_most: float | None = None
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = measured(matching_points(points, self.where), self.column)
-        if not _has(chosen, [self.over]) or chosen[self.over].nunique() < 2:
+        chosen = points_with(matching_points(points, self.where), self.column)
+        if not _has_all(chosen, [self.over]) or chosen[self.over].nunique() < 2:
             return _lacking(f"several values of {self.over}")
         ordered = chosen.sort_values(self.over)
-        along = [bounds(point, self.column) for _, point in ordered.iterrows()]
+        along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
         names = [f"{value:g}" for value in ordered[self.over]]
         whole, steps = ratio(along[-1], along[0]), [ratio(after, before) for before, after in pairwise(along)]
         within = whole.between(self.at_least, self.at_most)
@@ -156,12 +167,12 @@ class LinearCheck(FindingCheck):
     within: float  # of the figure
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = measured(matching_points(points, self.where), self.column)
-        if not _has(chosen, [self.over]) or chosen[self.over].nunique() < 3:
+        chosen = points_with(matching_points(points, self.where), self.column)
+        if not _has_all(chosen, [self.over]) or chosen[self.over].nunique() < 3:
             return _lacking(f"three values of {self.over}")
         ordered = chosen.sort_values(self.over)
         at = ordered[self.over].astype(float)
-        along = [bounds(point, self.column) for _, point in ordered.iterrows()]
+        along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
         shares = (at - at.iloc[0]) / (at.iloc[-1] - at.iloc[0])
         beside = [
             ratio(figure, _on_line(along[0], along[-1], share))
@@ -189,16 +200,16 @@ class GainsCheck(FindingCheck):
     where: Where = Field(default_factory=dict)
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = measured(matching_points(points, self.where), self.column)
+        chosen = points_with(matching_points(points, self.where), self.column)
         lacking = _lacking(f"{_words(self.expected)} and another at {self.over} {self.ends[0]:g} and {self.ends[1]:g}")
         lines = [column for column in self.lines if column in chosen]
-        if not lines or not _has(chosen, [self.over]):
+        if not lines or not _has_all(chosen, [self.over]):
             return lacking
-        gains: list[tuple[bool, str, Bounds]] = []
+        gains: list[tuple[bool, str, Uncertain]] = []
         for _, line in chosen.groupby(lines, dropna=False):
             first, last = (line[line[self.over] == end] for end in self.ends)
             if len(first) and len(last):
-                gain = ratio(bounds(last.iloc[0], self.column), bounds(first.iloc[0], self.column))
+                gain = ratio(uncertain(last.iloc[0], self.column), uncertain(first.iloc[0], self.column))
                 gains.append((not matching_points(first, self.expected).empty, point_name(first.iloc[0][lines]), gain))
         ours, rivals = ([gain for gain in gains if gain[0] is expected] for expected in (True, False))
         if not ours or not rivals:
@@ -218,8 +229,8 @@ class RangeCheck(FindingCheck):
     at_most: float | None = None
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        with_figure = measured(matching_points(points, self.where), self.column)
-        chosen = [bounds(point, self.column) for _, point in with_figure.iterrows()]
+        with_figure = points_with(matching_points(points, self.where), self.column)
+        chosen = [uncertain(point, self.column) for _, point in with_figure.iterrows()]
         if not chosen:
             return _lacking(f"{_words(self.where)} with {self.column}")
         holds = together(each.between(self.at_least, self.at_most) for each in chosen)
@@ -242,13 +253,17 @@ class PeakCheck(FindingCheck):
     at: float
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = measured(points, self.column)
-        if not _has(chosen, [self.over]) or self.at not in set(chosen[self.over]) or chosen[self.over].nunique() < 2:
+        chosen = points_with(points, self.column)
+        if (
+            not _has_all(chosen, [self.over])
+            or self.at not in set(chosen[self.over])
+            or chosen[self.over].nunique() < 2
+        ):
             return _lacking(f"{self.over}={self.at:g} and another")
         highest = chosen.sort_values(self.column, ascending=False)
-        claimed = bounds(highest[highest[self.over] == self.at].iloc[0], self.column)
+        claimed = uncertain(highest[highest[self.over] == self.at].iloc[0], self.column)
         named = {
-            f"{self.over} {point[self.over]:g}": ratio(claimed, bounds(point, self.column))
+            f"{self.over} {point[self.over]:g}": ratio(claimed, uncertain(point, self.column))
             for _, point in highest[highest[self.over] != self.at].iterrows()
         }
         best = highest.iloc[0]
@@ -286,10 +301,12 @@ class ColumnsCheck(FindingCheck):
     not_below: str
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        both = measured(measured(points, self.column), self.not_below)
+        both = points_with(points_with(points, self.column), self.not_below)
         if both.empty:
             return _lacking(f"{self.column} and {self.not_below}")
-        ratios = [ratio(bounds(point, self.column), bounds(point, self.not_below)) for _, point in both.iterrows()]
+        ratios = [
+            ratio(uncertain(point, self.column), uncertain(point, self.not_below)) for _, point in both.iterrows()
+        ]
         below = both[both[self.column] < both[self.not_below]]
         lowest = min(ratios, key=lambda each: each.value)
         return CheckAnswer(
@@ -298,7 +315,7 @@ class ColumnsCheck(FindingCheck):
         )
 
 
-def _ahead(rivals: Mapping[str, Bounds], better: Literal["higher", "lower"]) -> CheckAnswer:
+def _ahead(rivals: Mapping[str, Uncertain], better: Literal["higher", "lower"]) -> CheckAnswer:
     """Whether the figure over that of each rival says that it is better; the figures are of the rival that decides."""
     answers = {name: each.above(1) if better == "higher" else each.below(1) for name, each in rivals.items()}
     holds = together(answers.values())
@@ -309,13 +326,13 @@ def _ahead(rivals: Mapping[str, Bounds], better: Literal["higher", "lower"]) -> 
     return CheckAnswer(holds, f"{rivals[name].shown} that of {name}")
 
 
-def _on_line(first: Bounds, last: Bounds, share: float) -> Bounds:
+def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
     """The figure at a share of the way from one to another, and its interval if both have one."""
     value, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
-    return Bounds(value, low, high, first.of_these or last.of_these, first.lacking or last.lacking)
+    return Uncertain(value, low, high, first.of_these or last.of_these, first.lacking or last.lacking)
 
 
-def _has(points: pd.DataFrame, columns: Iterable[str]) -> bool:
+def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
     return all(column in points for column in columns)
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from analysis.results import RunResults
-from analysis.studies.bounds import NAMING, matching_points
 from analysis.studies.tables import PublishedFinding, PublishedTable, Study, study_of
+from analysis.studies.uncertain import NAMING, matching_points
 
 Judgement = Literal["reproduced", "not reproduced", "not testable here", "contradicted by its own table"]
 

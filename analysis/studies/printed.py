@@ -54,7 +54,7 @@ def run_findings(results: RunResults) -> RenderableType:
 
 
 def repeated(study: Study, experiment: str) -> str:
-    """What of a study an experiment without published figures repeats, in a sentence."""
+    """Say in a sentence what of a study an experiment without published figures repeats."""
     return f"{experiment} repeats {study.without_figures[experiment]}: no figure or finding of it to compare with."
 
 

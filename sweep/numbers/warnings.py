@@ -17,6 +17,7 @@ from sweep.numbers.quantity import BUFFERED, columns
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
+LOW_QUALITY = 0.98  # of the reference's: the gate of the main job
 SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
 MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
@@ -161,6 +162,17 @@ def inexact_agreement(agreement: float) -> Evidence | None:
     """Some greedy tokens, at most 10 %, differ from the reference's."""
     inexact = LOW_AGREEMENT <= agreement < 1
     return Evidence(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
+
+
+@_warning(
+    "A coarser number format costs this much: quote it beside the speed. If none was asked for, the engine computes the"
+    " model wrongly: set gate: {quality: 0.98} to measure no such engine.",
+    ("quality",),
+    lowest_is_worst=True,
+)
+def low_quality(quality: float, quality_high: float) -> Evidence | None:
+    """The engine surely gives a token of shipped text less than 98 % of the likelihood under the reference."""
+    return Evidence(quality, f"quality {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
 
 
 @_warning(

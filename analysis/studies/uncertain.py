@@ -15,7 +15,7 @@ NAMING = ("backend", "backend.quantization", "backend.slots", "ladder", "workloa
 """The columns by which a point is named in an answer."""
 
 
-class Bounds(NamedTuple):
+class Uncertain(NamedTuple):
     """A figure, or a ratio of two, with the ends of its interval; NaN where there is none."""
 
     value: float
@@ -25,7 +25,7 @@ class Bounds(NamedTuple):
     lacking: str = ""  # the point without an interval, and why
 
     def at_least(self, limit: float) -> bool | None:
-        """Whether the unfavourable end is there too; None without an interval."""
+        """Return whether the unfavourable end is too; None without an interval."""
         return None if math.isnan(self.low) else self.low >= limit
 
     def at_most(self, limit: float) -> bool | None:
@@ -38,7 +38,7 @@ class Bounds(NamedTuple):
         return None if math.isnan(self.high) else self.high < limit
 
     def between(self, least: float | None, most: float | None) -> bool | None:
-        """Whether both ends are within limits, of which there may be one."""
+        """Return whether both ends are within limits, of which there may be one."""
         return together(
             [
                 True if least is None else self.at_least(least),
@@ -60,20 +60,20 @@ class Bounds(NamedTuple):
         return f" ({self.low:.2f} to {self.high:.2f}{', of these launches' if self.of_these else ''})"
 
 
-def bounds(point: "pd.Series[Any]", column: str) -> Bounds:
+def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
     """A figure of a point with its interval."""
     value = float(point[column])
     for ends, of_these in (("new_launch_low", "new_launch_high"), False), (("ci_low", "ci_high"), True):
         low, high = (point.get(f"{column}_{end}") for end in ends)
         if low is not None and high is not None and pd.notna(low) and pd.notna(high):
-            return Bounds(value, float(low), float(high), of_these)
+            return Uncertain(value, float(low), float(high), of_these)
     reason = "one launch, no interval" if point.get("n") == 1 else "no interval"
-    return Bounds(value, math.nan, math.nan, lacking=": ".join(filter(None, [point_name(point), reason])))
+    return Uncertain(value, math.nan, math.nan, lacking=": ".join(filter(None, [point_name(point), reason])))
 
 
-def ratio(numerator: Bounds, denominator: Bounds) -> Bounds:
+def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
     """The ratio of two figures: its interval is from the unfavourable ends of both to the favourable ones."""
-    return Bounds(
+    return Uncertain(
         _divided(numerator.value, denominator.value),
         _divided(numerator.low, denominator.high),
         _divided(numerator.high, denominator.low),
@@ -90,14 +90,14 @@ def _divided(numerator: float, denominator: float) -> float:
 
 
 def together(answers: Iterable[bool | None]) -> bool | None:
-    """Whether all are true: false if any is, else not known if any is not."""
+    """Return whether all are true: false if any is, else None if any is not known."""
     answers = list(answers)
     if False in answers:
         return False
     return None if None in answers else True
 
 
-def measured(points: pd.DataFrame, column: str) -> pd.DataFrame:
+def points_with(points: pd.DataFrame, column: str) -> pd.DataFrame:
     """The points with a value in a column."""
     return points[points[column].notna()] if column in points else points.iloc[:0]
 
@@ -113,7 +113,7 @@ def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFr
 
 
 def point_name(point: "pd.Series[Any]") -> str:
-    """What was asked at a point, in a few words."""
+    """Name a point in a few words, by what was asked."""
     return ", ".join(
         f"{point[key]:g}" if isinstance(point[key], float) else str(point[key])
         for key in NAMING
