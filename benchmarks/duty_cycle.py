@@ -3,7 +3,8 @@
     python -m benchmarks.duty_cycle PID SHARE
 
 Prints a line once it has begun, and at its end, as JSON, the share of the time in which the process was stopped. What a
-late wake-up adds to one stop is taken off the next ones, so that the share holds over a second.
+late wake-up adds to one stop is taken off the next ones, so that the share holds over a second. It also ends with the
+process.
 """
 
 import json
@@ -17,7 +18,7 @@ PERIOD = 0.1  # s; of shorter ones, being scheduled again would be a larger part
 
 
 def slow_down(pid: int, share: float) -> float:
-    """Stop a process for that share of the time until standard input ends; return the share that it was stopped."""
+    """Stop a process for that share of the time until it or standard input ends; return the share it was stopped."""
 
     def ended_within(seconds: float) -> bool:
         return bool(select.select([sys.stdin], [], [], max(0.0, seconds))[0])
@@ -28,12 +29,15 @@ def slow_down(pid: int, share: float) -> float:
     while not ended:
         due = share * (time.monotonic() - began + PERIOD) - stopped
         if due > 0:
-            os.kill(pid, signal.SIGSTOP)
-            stop = time.monotonic()
             try:
-                ended = ended_within(due)
-            finally:
-                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGSTOP)
+                stop = time.monotonic()
+                try:
+                    ended = ended_within(due)
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                break
             stopped += time.monotonic() - stop
         ended = ended or ended_within(PERIOD - due)
     return stopped / (time.monotonic() - began)

@@ -2,22 +2,29 @@
 
     python -m benchmarks.rerun rows RUN FOLDER [--replicate 1]   rows of a copied run, on a fresh clone of this commit
     python -m benchmarks.rerun planted FOLDER                    changes in a row, and on the simulated engine
+    python -m benchmarks.rerun slowed FOLDER [--share 0.3]       a real llama.cpp, as it was and slowed down
 
 `rows` copies what a mailed report needs (report.html, trials.parquet, plan.jsonl, locks/), nothing that was measured.
 `planted` measures a run on the simulated engine, changes its weights, prompts, settings, variables and cores, runs it
-again, and then changes one thing at a time in a copy of its row. Both print a table in Markdown.
+again, and then changes one thing at a time in a copy of its row. `slowed` measures llama.cpp in SLOWED_LAUNCHES
+launches, and runs each again twice: as it was, and stopped for that share of the time (duty_cycle.py). All print a
+table in Markdown.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backends.launch import supervisor
 from sweep.config import ROOT, build, cache_directory
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
@@ -33,6 +40,13 @@ LAUNCHED = [  # a run of two launches on the simulated engine, slow enough for a
     *("workload=prompts", "workload.num_requests=2", "workload.warmup_requests=1", "load.batch_size=1"),
     *("replicates=2", "relaunch=per_replicate", "cluster=inline", "tracking=none"),
 ]
+SLOWED_LAUNCHES = 10
+OF_LLAMACPP = [  # trials of some seconds, whose launches differ less than those of shorter ones
+    *("backend=llamacpp", "backend.slots=4", "model=tiny-llama", "workload=synthetic", "load=closed"),
+    *("workload.input_tokens=16", "workload.output_tokens=32", "workload.num_requests=200", "load.concurrency=4"),
+    *(f"replicates={SLOWED_LAUNCHES}", "relaunch=per_replicate", "cluster=inline", "tracking=none"),
+]
+ENGINE_POLL = 0.05  # s between two looks for an engine to slow down
 # Column, place in its JSON (none: the column itself), the planted value, and the name that it must have.
 PLANTED: list[tuple[str, tuple[str, ...], Any, str]] = [
     ("driver", (), "580.95.05", "driver"),
@@ -88,6 +102,64 @@ def sweep(
     with (folder / "output.txt").open("a") as output:
         variables = {**os.environ, **(environ or {})}
         return subprocess.run(command, cwd=checkout, stdout=output, stderr=output, env=variables).returncode
+
+
+def slowed_sweep(arguments: Sequence[str], folder: Path, share: float) -> int:
+    """Run the command while each engine that it launches is stopped for that share of the time."""
+    command = [sys.executable, "-m", "sweep", *arguments]
+    slowing: dict[int, subprocess.Popen[bytes]] = {}
+    with (folder / "output.txt").open("a") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        try:
+            while process.poll() is None:
+                for pid in set(_engines_of(process.pid)) - slowing.keys():
+                    duty = [sys.executable, "-m", "benchmarks.duty_cycle", str(pid), str(share)]
+                    slowing[pid] = subprocess.Popen(duty, cwd=ROOT, stdin=subprocess.PIPE, stdout=output, stderr=output)
+                time.sleep(ENGINE_POLL)
+        finally:
+            process.terminate()  # unless it has ended
+            for each in slowing.values():
+                each.communicate()
+    if not slowing:
+        raise SystemExit(f"no engine was found to slow down: {folder / 'output.txt'}")
+    return process.wait()
+
+
+def _engines_of(owner: int) -> list[int]:
+    """The engines that a process has launched."""
+    return supervisor.marked(
+        lambda environ: (
+            environ.get(supervisor.OWNER, "").startswith(f"{owner}:") and supervisor.SUPERVISOR not in environ
+        )
+    )
+
+
+def slowed_rows(folder: Path, share: float) -> Iterator[str]:
+    """The verdicts on a real engine that is as it was, and on one that is slowed down."""
+    folder = folder.absolute()
+    run = folder / "run"
+    if sweep([*OF_LLAMACPP, f"out={run}"], folder):
+        raise SystemExit(f"the run of llama.cpp failed: {folder / 'output.txt'}")
+    yield "| engine | " + " | ".join(f"{column}, changes (noise)" for column in PER_ROW) + " | verdicts |"
+    yield "|---" * (len(PER_ROW) + 2) + "|"
+    for name in ("as it was", f"stopped for {share:.0%} of the time"):
+        again = folder / f"again-{name.partition(' ')[0]}"
+        rerun = ["rerun", str(run), "--out", str(again)]
+        status = sweep(rerun, folder) if name == "as it was" else slowed_sweep(rerun, folder, share)
+        if status not in (0, 1):
+            raise SystemExit(f"sweep rerun ended with {status}: {folder / 'output.txt'}")
+        verdicts = json.loads((again / "rerun.json").read_text())
+        results = Counter(each["result"] for each in verdicts)
+        cells = [_changes(verdicts, column) for column in PER_ROW]
+        yield f"| {name} | {' | '.join(cells)} | {', '.join(f'{n} {result}' for result, n in results.items())} |"
+
+
+def _changes(verdicts: Sequence[Mapping[str, Any]], column: str) -> str:
+    """The smallest, middle and largest change of a figure, and its noise."""
+    figures = [figure for each in verdicts for figure in each["figures"] if figure["column"] == column]
+    changes = sorted(figure["change"] for figure in figures)
+    most = max(figure["most"] for figure in figures)
+    return f"{changes[0]:+.1%}, {statistics.median(changes):+.1%}, {changes[-1]:+.1%} (±{most:.1%})"
 
 
 def rows_again(run: Path, folder: Path, replicate: int | None) -> list[dict[str, Any]]:
@@ -235,15 +307,18 @@ def planted_table(plants: Sequence[Plant]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    rows, planted = kinds.add_parser("rows"), kinds.add_parser("planted")
+    rows, planted, slowed = (kinds.add_parser(name) for name in ("rows", "planted", "slowed"))
     rows.add_argument("run", type=Path, metavar="RUN", help="a results folder")
     rows.add_argument("--replicate", type=int, help="of each point only this one")
-    for each in (rows, planted):
+    slowed.add_argument("--share", type=float, default=0.3, help="of the time in which the engine is stopped")
+    for each in (rows, planted, slowed):
         each.add_argument("folder", type=Path, metavar="FOLDER", help="a new one")
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
     if options.kind == "rows":
         lines = rows_table(rows_again(options.run, options.folder, options.replicate))
+    elif options.kind == "slowed":
+        lines = slowed_rows(options.folder, options.share)
     else:
         launched = list(planted_for_real(options.folder))
         lines = planted_table([*launched, *planted_in_rows(options.folder / "run")])
