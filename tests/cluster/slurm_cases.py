@@ -69,12 +69,14 @@ def _down(slurm: Slurm, name: str) -> None:
     slurm.command("scontrol", "update", f"nodename={name}", "state=down", "reason=a test")
 
 
-def _kill(slurm: Slurm, node: str, program: str, sweep_log: Path) -> None:
-    """Kill a program of Ray on a node, and wait until its step has started it again."""
-    started = sweep_log.read_text().count("Ray runtime started")
+def _kill(slurm: Slurm, job: Job, node: str, program: str, log: str) -> None:
+    """Kill a program of Ray on a node, and wait until its step has started it again, while there is work left."""
+    said = job.results / log
+    started = said.read_text().count("Ray runtime started")
     next(process for process in slurm.processes(node) if process.name() == program).kill()
-    again = lambda: sweep_log.read_text().count("Ray runtime started") > started  # noqa: E731
-    wait_until(again, 180, f"{sweep_log.name} has started again", poll=1)
+    again = lambda: said.read_text().count("Ray runtime started") > started  # noqa: E731
+    wait_until(lambda: again() or job.ended(), 180, f"{log} has started again", poll=1)
+    assert again(), f"the job was {job.state} before {log} had started again"
 
 
 def no_fault(slurm: Slurm, folder: Path, cache: Path) -> Ending:
@@ -122,13 +124,12 @@ def first_node_off(slurm: Slurm, folder: Path, cache: Path) -> Ending:
 
 def ray_killed(slurm: Slurm, folder: Path, cache: Path) -> Ending:
     """Two nodes; the second one's raylet is killed, and its step starts another."""
-    return _run(slurm, folder, cache, lambda job: _kill(slurm, "n2", "raylet", job.results / "ray-1.log"), *LONG)
+    return _run(slurm, folder, cache, lambda job: _kill(slurm, job, "n2", "raylet", "ray-1.log"), *LONG)
 
 
 def head_killed(slurm: Slurm, folder: Path, cache: Path) -> Ending:
     """Two nodes; Ray's head is killed, its step starts another, and the others join it."""
-    fault = lambda job: _kill(slurm, "n1", "gcs_server", job.results / "ray-head.log")  # noqa: E731
-    return _run(slurm, folder, cache, fault, *SHORT)
+    return _run(slurm, folder, cache, lambda job: _kill(slurm, job, "n1", "gcs_server", "ray-head.log"), *LONG)
 
 
 def time_limit(slurm: Slurm, folder: Path, cache: Path) -> Ending:
