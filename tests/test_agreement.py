@@ -1,5 +1,6 @@
 """Agreement of an engine with the reference: on answers whose likeness is known, and by real engines."""
 
+import errno
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from backends.base import Backend, Launch
 from backends.launch.server import running
 from backends.openai import OpenAI
-from backends.prepare import environments, locks
+from backends.prepare import environments, locks, patience
 from backends.simulated import Simulated
 from scripts import agreement_study
 from scripts.agreement_study import CASES
@@ -27,7 +28,7 @@ from sweep import provenance
 from sweep.__main__ import main
 from sweep.inputs.model import PathModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from sweep.node import agreement
+from sweep.node import agreement, deployment
 from sweep.node.agreement import Reference
 from tests.engines import circuit
 from tests.engines.conftest import CACHE, configured, make_launch
@@ -426,6 +427,26 @@ def test_a_reference_that_cannot_be_made_is_said(monkeypatch, tmp_path, tokenize
     (text,) = told  # why it is built, to somebody whose engine needs no Python
     assert text.startswith("environment cpu: building (for transformers")
     assert "agreement=false" in text
+
+
+def test_an_outage_of_the_reference_is_waited_for(monkeypatch, tmp_path, tokenizer):
+    """As of all that is prepared: one reset connection left a deployment without agreement for good."""
+    resets = [errno.ECONNRESET] * 2
+
+    def compute(*arguments: object) -> dict:
+        if resets:
+            raise OSError(resets.pop(), "Connection reset by peer")
+        return vars(EXPECTED)
+
+    monkeypatch.setattr(agreement, "_compute", compute)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    its = run_of(Backend(name="x"), tokenizer, cache_dir=str(tmp_path))
+    its.patience = 60.0
+    states: list[object] = []
+    assert deployment._reference(its, SimpleNamespace(launch=launch(tmp_path)), states.append) == EXPECTED
+    assert not resets
+    reasons = [state.reason for state in states if isinstance(state, deployment.Stalled)]
+    assert reasons == [f"[Errno {errno.ECONNRESET}] Connection reset by peer"] * 2
 
 
 def test_a_reference_is_made_once(monkeypatch, tmp_path, tokenizer):
