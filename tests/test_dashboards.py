@@ -157,7 +157,7 @@ def test_with_a_login_a_sweep_ends_with_all_of_it_on_the_server(tmp_path: Path) 
         done = sweep_of_one_trial(tmp_path, WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
     assert kept.unknown == []
     out = tmp_path / "run"
-    (row,) = run_files.read_trials(out)
+    (row,) = run_files.read_trials(out / "trials.parquet")
     token = (out / "wandb" / "run-ids").read_text()
     assert set(kept.runs) == {f"{token}-{row['trial_id']}", f"{token}-sweep"}
     assert {run["groupName"] for run in kept.runs.values()} == {f"alone {token}"}
