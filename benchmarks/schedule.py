@@ -3,6 +3,7 @@
     python -m benchmarks.schedule makespan [--mean 30]   launches on 4 nodes x 4 GPUs, against the lower bound
     python -m benchmarks.schedule blocks                 the policy alone: random plans of few and of many deployments
     python -m benchmarks.schedule scale                  20,000 trials: the driver's time per trial and its memory
+    python -m benchmarks.schedule memory                 the driver's memory as its rows grow to 5,000, without a fault
     python -m benchmarks.schedule simulate               100,000 trials in 10,000 launches on 64 nodes x 8 GPUs, no Ray
 
 Everything is real (compose, plan, driver, ledger, Ray's placement) except the task on the node, which sleeps for as
@@ -26,6 +27,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from sweep.cluster import ray_environment
@@ -213,6 +215,38 @@ def scale() -> dict[str, Any]:
     }
 
 
+def memory() -> dict[str, Any]:
+    """Run 5,000 trials through the driver; resident memory after each 500 rows, the table written after each 1,000.
+
+    The slope is of the last 3,000 rows: the first ones load libraries.
+    """
+    import ray  # noqa: F401 - the real driver has it loaded
+
+    plan = plan_of("load.batch_size=range(1,11)", "replicates=10", "backend.startup_seconds=range(0,50)")
+    process, samples = psutil.Process(), dict[int, float]()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RunPaths(Path(folder))
+        ledger, executor = Ledger(paths.ledger), Instant()
+        display = Display(len(plan.trials), 0, None, Console(stderr=True, quiet=True))
+        pending = find_pending(plan, ledger, History([]), executor.schedulable_nodes)
+        driver = Driver(plan, pending, paths, ledger, executor, display, None)
+        commit = driver.rows.commit
+
+        def counted(*arguments: Any) -> None:
+            commit(*arguments)
+            rows = len(ledger.rows)
+            if rows % 1000 == 0:
+                driver.rows.write_table(recompute=False)
+            if rows % 500 == 0:
+                samples[rows] = process.memory_info().rss / 2**20
+
+        driver.rows.commit = counted  # type: ignore[method-assign]
+        driver.run()
+    last = max(samples)
+    slope = (samples[last] - samples[last - 3000]) / 3
+    return {"resident_mib": {rows: round(mib) for rows, mib in samples.items()}, "mib_per_1000_rows": round(slope, 1)}
+
+
 # Simulation ----------------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +300,7 @@ def _ledger(folder: str) -> Iterator[dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["makespan", "blocks", "scale", "simulate"])
+    parser.add_argument("what", choices=["makespan", "blocks", "scale", "memory", "simulate"])
     parser.add_argument("--mean", type=float, default=30.0, help="mean length of a launch, s")
     parser.add_argument("--deployments", type=int, default=DEPLOYMENTS)
     parser.add_argument("--replicates", type=int, default=REPLICATES)
@@ -275,6 +309,7 @@ def main(arguments: Sequence[str]) -> None:
         "makespan": lambda: makespan(chosen.mean, chosen.deployments, chosen.replicates),
         "blocks": blocks_policy,
         "scale": scale,
+        "memory": memory,
         "simulate": simulation,
     }
     print(json.dumps(functions[chosen.what]()))

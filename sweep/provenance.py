@@ -40,6 +40,14 @@ def commit() -> str | None:
         return None  # no git here, or no commit yet
 
 
+def program() -> str | None:
+    """The commit and the version of this code; None if they do not tell what it does: files differ from the commit."""
+    version = own_versions()["sweep"]
+    if (commit() or "").endswith("+") or not (commit() or version != "source"):
+        return None
+    return f"{commit()} {version}"
+
+
 @functools.cache
 def own_versions() -> dict[str, str]:
     """Versions of this tool and of the libraries that take part in measuring."""

@@ -1,7 +1,8 @@
 """The one factor by which heartbeats, time-outs and back-offs between driver, nodes and stores are scaled.
 
 SWEEP_TIME_FACTOR=0.25 in the driver's environment makes them a quarter as long, on its nodes too: for tests that
-live through a night of faults in minutes. It scales nothing that belongs to a measurement, and no setting of a command.
+live through a night of faults in minutes. It scales nothing that belongs to a measurement, no setting of a command, and
+no time that work really takes, such as a connection or the end of an engine.
 """
 
 import math

@@ -1,10 +1,12 @@
 """What the driver makes of Ray's tasks, with a Ray that does as it is told and a clock that is set."""
 
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from ray.exceptions import AuthenticationError, RayTaskError
 
@@ -15,6 +17,9 @@ from sweep.disk.run_files import RunPaths
 from sweep.node.deployment import Beat, DiskFull, Lost, Measuring, NotStarted, Placed, State
 from sweep.plan.packing import Need, Node
 from sweep.records import TrialProgress
+
+CLUSTERS = ROOT / "docs" / "clusters.md"
+NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 class Stream:
@@ -232,6 +237,59 @@ def test_a_ray_in_place_runs_its_tasks_at_the_priority_of_the_command():
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=plain, timeout=400)
     driver, task = result.stdout.split()
     assert task == driver
+
+
+IN_PLACE = """
+import sys
+from sweep.config import Cluster
+from sweep.cluster.ray_environment import prepare_ray
+cluster = Cluster(name="local", kind="local")
+prepare_ray(cluster)
+from sweep.cluster import ray_executor
+ray_executor.connect(cluster)
+import ray
+ray.get(ray.remote(lambda: None).remote())  # a worker listens, too
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+INTRUDER = "import sys, ray; ray.init(address=sys.argv[1]); print(ray.get(ray.remote(lambda: 'inside').remote()))"
+
+
+@pytest.fixture
+def ray_in_place():
+    """The process of a Ray in place, the address of its head, and the environment of the shell that started it."""
+    shell = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    shell |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    command, pipe = [sys.executable, "-c", IN_PLACE], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=shell) as process:
+        assert process.stdout is not None
+        yield psutil.Process(process.pid), process.stdout.readline().strip(), shell
+
+
+@pytest.mark.ray
+def test_a_ray_in_place_is_reached_on_loopback_and_by_nobody_else(ray_in_place):
+    process, address, shell = ray_in_place
+    sockets = [
+        (each.name(), connection.laddr.ip)
+        for each in [process, *process.children(recursive=True)]
+        for connection in each.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(sockets) >= 8, "head, raylet, agents, driver and worker"
+    everywhere = [name for name, ip in sockets if ip in ("0.0.0.0", "::")]
+    assert {ip for _, ip in sockets} - {"0.0.0.0", "::"} <= {"127.0.0.1", "127.0.0.2"}, sockets
+    workers = sum(name.startswith("ray::") and "Agent" not in name for name in everywhere)
+    stated = re.search(
+        r"on all addresses with (\w+) ports and one for each worker", " ".join(CLUSTERS.read_text().split())
+    )
+    assert stated, "docs/clusters.md says how many"
+    assert len(everywhere) - workers == NUMBERS.index(stated[1]), sockets
+    assert address.startswith("127.")
+    intruder = [sys.executable, "-c", INTRUDER, address]
+    refused = subprocess.run(intruder, capture_output=True, text=True, cwd=ROOT, env=shell, timeout=180)
+    assert refused.returncode != 0
+    assert "inside" not in refused.stdout
+    assert re.search("[Aa]uthenticat|token", refused.stdout + refused.stderr), refused.stderr[-2000:]
 
 
 def test_a_cluster_that_is_there_keeps_its_token(monkeypatch):

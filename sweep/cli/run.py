@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from backends.launch import gpus
+from sweep.cli.kept_summary import print_summary
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.config import ISSUE_AGAIN, ConfigError, DamagedFile, Halted, Settings, first_line, shortened
 from sweep.disk import object_store
@@ -287,19 +288,26 @@ def print_report(
     Raises:
         ConfigError: if there is no run, or its files are damaged.
     """
-    import analysis
+    paths = RunPaths(folder)
 
-    try:
-        results = analysis.open_results(folder, all_rows)
-        if rebuild:
-            analysis.write_all(results)
-    except (analysis.RunNotFound, analysis.DamagedFile) as error:
-        raise ConfigError(str(error)) from None
-    console.print(analysis.Summary(results))
-    for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
-        for table in render(results):
-            console.print(table)
-    paths = results.run.paths
+    def summarise() -> None:
+        import analysis  # pandas, scipy: not to print what is kept
+
+        try:
+            results = analysis.open_results(folder, all_rows)
+            if rebuild:
+                analysis.write_all(results)
+        except (analysis.RunNotFound, analysis.DamagedFile) as error:
+            raise ConfigError(str(error)) from None
+        console.print(analysis.Summary(results))
+        for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
+            for table in render(results):
+                console.print(table)
+
+    if all_rows:
+        summarise()
+    else:
+        print_summary(paths, console, metrics, summarise, anew=rebuild)
     where = f"none is up to date; sweep report {folder} writes it" if _is_stale(paths) else paths.report
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 

@@ -63,6 +63,7 @@ SILENT_NODE_BACKOFF = scaled(180.0)  # s without new deployments on a node that 
 LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
 STATEMENT_TIMEOUT = 30.0  # s for a node to say something of itself
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
+IN_PLACE_ADDRESS = "127.0.0.2"  # of 127.0.0.1 and localhost Ray makes the machine's own address
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
 NOT_CODE += ["deployments", "trials.parquet", "ledger.jsonl", "plan.jsonl"]  # the large files of a results folder
@@ -106,7 +107,7 @@ def connect(cluster: Cluster) -> None:
     try:
         options: dict[str, Any] = {"address": cluster.address or "auto"}
         if cluster.kind == "local":  # else Ray looks for minutes for a cluster that once died on this host
-            options = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            options = {"address": "local", "_node_ip_address": IN_PLACE_ADDRESS, "include_dashboard": False}
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": import_path()}}
         elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             options["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_CODE}

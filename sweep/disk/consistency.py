@@ -5,41 +5,52 @@ import shutil
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import compress
 from pathlib import Path
 
 from sweep.config import DamagedFile
 from sweep.disk.run_files import Row, RunPaths
-from sweep.disk.tables import compact_place, read_table
+from sweep.disk.tables import compact_trials, read_table
 from sweep.records import Outcome
 from sweep.wording import count
 
+DONE = frozenset(outcome.value for outcome in Outcome if outcome.done)
+THREADS, BATCH = 16, 256  # files that one of them looks at in turn
 
-def describe_losses(paths: RunPaths, rows: Iterable[Row], keep_table: bool) -> list[str]:
-    """Return a line about the results that trials.parquet has and these rows of the ledger lack, if there are any.
 
-    The table is made from the ledger, so it has nothing else; a ledger that was cut or emptied shows no damaged line.
-    With `keep_table` it is copied, for it will be made anew. Of a damaged table the line says so.
+class TableResults:
+    """The rows that trials.parquet has, which is made from the ledger: a ledger that was cut or emptied lacks some.
+
+    Such a ledger shows no damaged line. Read the table first: a driver may append to both meanwhile.
     """
-    try:
-        results = read_table(paths.trials, ["trial_id", "attempt", "outcome"]).to_pylist()
-    except FileNotFoundError:
-        return []
-    except DamagedFile as error:
-        return [str(error)]
-    attempts = {(row["trial_id"], row["attempt"]) for row in rows}
-    trials = {trial_id for trial_id, _ in attempts}
-    lost = [row for row in results if row["trial_id"] not in trials or _is_lost_result(row, attempts)]
-    if not lost:
-        return []
-    kept = f"; the table is kept as {_keep(paths.trials)}" if keep_table else ""
-    lacks = f"{paths.ledger}: lacks {count(len(lost), 'result')} that {paths.trials.name} has"
-    return [f"{lacks}; those of the plan are measured again{kept}"]
+
+    def __init__(self, paths: RunPaths) -> None:
+        self.paths, self.damage = paths, list[str]()
+        self.rows: list[dict[str, str]] = []
+        try:
+            self.rows = read_table(paths.trials, ["trial_id", "attempt", "outcome"]).to_pylist()
+        except FileNotFoundError:  # nothing was finished yet
+            pass
+        except DamagedFile as error:
+            self.damage.append(str(error))
+
+    def describe_losses(self, rows: Iterable[Row], keep_table: bool) -> list[str]:
+        """Return a line about the results that these rows of the ledger lack, if there are any.
+
+        With `keep_table` the table is copied, for it will be made anew. Of a damaged table the line says so.
+        """
+        attempts = {(row["trial_id"], row["attempt"]) for row in rows}
+        trials = {trial_id for trial_id, _ in attempts}
+        lost = [row for row in self.rows if row["trial_id"] not in trials or _is_lost_result(row, attempts)]
+        if not lost:
+            return self.damage
+        kept = f"; the table is kept as {_keep(self.paths.trials)}" if keep_table else ""
+        lacks = f"{self.paths.ledger}: lacks {count(len(lost), 'result')} that {self.paths.trials.name} has"
+        return [f"{lacks}; those of the plan are measured again{kept}"]
 
 
 def _is_lost_result(row: Row, attempts: set[tuple[str, str]]) -> bool:
     """Return whether a row is a result of which the ledger has not this attempt: it keeps them all."""
-    return bool(row["outcome"] == Outcome.OK and (row["trial_id"], row["attempt"]) not in attempts)
+    return row.get("outcome") == Outcome.OK and (row["trial_id"], row.get("attempt")) not in attempts
 
 
 def _keep(table: Path) -> str:
@@ -51,29 +62,42 @@ def _keep(table: Path) -> str:
 
 
 def trials_with_damaged_data(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
-    """Return the trials whose requests.parquet is truncated; checked in parallel, since shared disks are slow."""
-    with_data = [row for row in rows if Outcome(row["outcome"]).done]
-    files = [paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests for row in with_data]
-    with ThreadPoolExecutor(16) as pool:
-        return {row["trial_id"] for row in compress(with_data, pool.map(_cut_short, files))}
+    """Return the trials whose requests.parquet is truncated, or may be in a compact file that is damaged.
+
+    Files are looked at in parallel, since shared disks are slow. What was removed on purpose keeps its row.
+    """
+    with_data = [
+        (row["trial_id"], f"{row['deployment_id']}/{row['attempt']}/{row['trial_id']}")
+        for row in rows
+        if row["outcome"] in DONE
+    ]
+    if not with_data:
+        return set()
+    compacted, compact_damage = compact_trials(paths.compact, "requests")
+    batches = [with_data[begin : begin + BATCH] for begin in range(0, len(with_data), BATCH)]
+
+    def damaged(batch: list[tuple[str, str]]) -> list[str]:
+        return [
+            trial_id
+            for trial_id, key in batch
+            if (cut := _cut_short(f"{paths.deployments}/{key}/requests.parquet"))
+            or (cut is None and compact_damage and key not in compacted)
+        ]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {trial_id for trials in pool.map(damaged, batches) for trial_id in trials}
 
 
-def _cut_short(path: Path) -> bool:
-    """Return whether a Parquet file is truncated: its last bytes must be the footer's length and "PAR1"."""
+def _cut_short(path: str) -> bool | None:
+    """Return whether a Parquet file is truncated: its last bytes must be the footer's length and "PAR1".
+
+    None if there is no such file.
+    """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 8))
-            length, magic = file.read(4), file.read(4)
+            end = file.read(8)
     except FileNotFoundError:
-        return _is_in_damaged_file(path)
-    return magic != b"PAR1" or int.from_bytes(length, "little") + 12 > size
-
-
-def _is_in_damaged_file(path: Path) -> bool:
-    """Return whether a compact file is damaged that may have it: what was removed on purpose keeps its row."""
-    try:
-        compact_place(path)
-    except DamagedFile:
-        return True
-    return False
+        return None
+    return end[4:] != b"PAR1" or int.from_bytes(end[:4], "little") + 12 > size

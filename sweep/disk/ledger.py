@@ -11,12 +11,12 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sweep.config import DamagedFile, Halted
-from sweep.disk.consistency import describe_losses, trials_with_damaged_data
+from sweep.disk.consistency import TableResults, trials_with_damaged_data
 from sweep.disk.lines import entries, sealed
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
@@ -49,7 +49,7 @@ class Ledger:
     """The latest row of every trial ever finished in this folder, and the attempts at each deployment."""
 
     def __init__(
-        self, path: Path, write: bool = True, compact: bool = True, columns: Container[str] | None = None
+        self, path: Path, write: bool = True, compact: bool = True, columns: Collection[str] | None = None
     ) -> None:
         """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder.
 
@@ -65,11 +65,11 @@ class Ledger:
         self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
-        num_rows = self._read()
-        rows = self.rows.values() if columns is None else ()
         paths = RunPaths(path.parent)
-        self.damaged = trials_with_damaged_data(paths, rows)
-        self._losses = describe_losses(paths, [*self.rows.values(), *self.superseded], keep_table=write)
+        table = TableResults(paths)
+        num_rows = self._read()
+        self.damaged = trials_with_damaged_data(paths, self.rows.values() if columns is None else ())
+        self._losses = table.describe_losses([*self.rows.values(), *self.superseded], keep_table=write)
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             superseded = num_rows - len(self.rows) - len(self.superseded)
@@ -257,7 +257,7 @@ def ledger_entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             texts.add(entry)
         elif entry["event"] != "trial":
             yield entry
-        elif not any(texts.missing(entry["row"])):
+        elif not texts.missing(entry["row"]):
             yield {**entry, "row": texts.restored(entry["row"])}
 
 
@@ -274,8 +274,8 @@ def is_ledger_entry(entry: dict[str, Any]) -> bool:
 
 
 def _is_row(row: LedgerRow) -> bool:
-    texts = all(is_stored(value) for value in row.values() if isinstance(value, dict))
-    return texts and _has_types(row, TYPES_OF_ROW) and row["outcome"] in OUTCOMES
+    texts = [value for value in row.values() if type(value) is dict]
+    return all(map(is_stored, texts)) and _has_types(row, TYPES_OF_ROW) and row["outcome"] in OUTCOMES
 
 
 def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
@@ -297,7 +297,8 @@ def _drop_cut_line(path: Path) -> None:
         begin = content_end
         while begin and not _ends_line(file, begin):
             begin -= 1
-        file.truncate(begin)
+        if begin < content_end:
+            file.truncate(begin)
 
 
 def _ends_line(file: Any, position: int) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"}$')
+SEAL_BYTES = 20
 LIKE_SEAL = re.compile(rb'[0-9a-f]{8}"}$')
 
 
@@ -23,7 +24,7 @@ def sealed(entry: Mapping[str, Any]) -> bytes:
 def unsealed(line: bytes) -> tuple[dict[str, Any], bool]:
     """Return the entry of a line, and whether a checksum vouches for it. Raises ValueError if it is damaged."""
     line = line.rstrip()
-    seal = SEAL.search(line)
+    seal = SEAL.search(line, max(0, len(line) - SEAL_BYTES))
     if seal is not None:
         line = line[: seal.start()]
         if zlib.crc32(line) != int(seal[1], 16):

@@ -40,8 +40,8 @@ LOCK_TIMEOUT = scaled(20.0)  # s without a heartbeat after which the holder of a
 LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just written counts as ours
 LEDGER_POLL = 1.0  # s between reads of the ledger
 PIECE = 1 << 20  # bytes of ledger after which a new object is started
-PATIENCE = 300.0  # s for which the last upload of a run is retried
-RETRY = 5.0  # s before each retry
+PATIENCE = scaled(300.0)  # s for which the last upload of a run is retried
+RETRY = scaled(5.0)  # s before each retry
 THREADS = 16
 SECRETS = ("access_key", "secret_key", "session_token")
 

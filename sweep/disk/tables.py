@@ -185,6 +185,17 @@ def compact_place(path: Path) -> Place | None:
     return None
 
 
+def compact_trials(folder: Path, stem: str) -> tuple[set[str], bool]:
+    """Return the keys (deployment/attempt/trial) of the tables in a folder's compact files of one kind.
+
+    Also whether one of these files is damaged, so that it is not known what it has.
+    """
+    folder, kind = folder.absolute(), f"{stem}-"
+    damage = _read_indexes(folder)
+    indexes = [index for file, index in _INDEXES.items() if file.parent == folder and file.name.startswith(kind)]
+    return set().union(*indexes), any(error.path.name.startswith(kind) for error in damage)
+
+
 def _read_indexes(folder: Path) -> list[DamagedFile]:
     """Read the footers of the compact files that are not known yet; return those that cannot be read."""
     damage = []

@@ -7,7 +7,7 @@ its place.
 
 import hashlib
 import sys
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 SHORTEST = 200  # characters of a text that is stored by itself
@@ -27,7 +27,7 @@ def is_stored(value: Mapping[str, Any]) -> bool:
 class Texts:
     """The texts that a ledger has, by column and digest."""
 
-    def __init__(self, columns: Container[str] | None = None) -> None:
+    def __init__(self, columns: Collection[str] | None = None) -> None:
         """With `columns` only the texts of these are kept."""
         self.columns = columns
         self._texts: dict[tuple[str, str], str] = {}
@@ -38,26 +38,25 @@ class Texts:
         if self.columns is None or column in self.columns:
             self._texts[column, entry["digest"]] = entry["text"]
 
-    def missing(self, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield column and digest of each text that a stored row names and nobody has added."""
-        for column, value in row.items():
-            if type(value) is dict and (self.columns is None or column in self.columns):
-                digest = value["text"]
-                if (column, digest) not in self._texts:
-                    yield column, digest
+    def missing(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return column and digest of each text that a stored row names and nobody has added."""
+        named = [(column, value["text"]) for column, value in row.items() if type(value) is dict]
+        return [text for text in named if text not in self._texts and (self.columns is None or text[0] in self.columns)]
 
     def restored(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a stored row with its texts in place, without nulls, and with `columns` only these.
 
         Rows have most of their texts in common, which are one object in memory.
         """
-        texts, columns, intern = self._texts, self.columns, sys.intern
+        texts, intern = self._texts, sys.intern
+        if self.columns is not None:
+            row = {name: row[name] for name in self.columns if name in row}
         return {
             intern(name): texts[name, value["text"]]
             if (kind := type(value)) is dict
             else (intern(value) if kind is str else value)
             for name, value in row.items()
-            if value is not None and (columns is None or name in columns)
+            if value is not None
         }
 
     def entries(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

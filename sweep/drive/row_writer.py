@@ -8,6 +8,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display
+from sweep.drive.table_stamp import is_stamped, table_stamp, write_stamp
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial
@@ -100,7 +101,10 @@ class RowWriter:
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
-        self.changed |= run_files.write_trials(self.paths, TableRows(self.plan, planned, self._other_rows()))
+        if not (recompute and is_stamped(self.paths, table_stamp(self.plan, self.paths))):
+            self.changed |= run_files.write_trials(self.paths, TableRows(self.plan, planned, self._other_rows()))
+            if recompute:
+                write_stamp(self.paths, table_stamp(self.plan, self.paths))
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 

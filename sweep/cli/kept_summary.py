@@ -1,0 +1,57 @@
+"""The summary that a command prints at its end, kept for the next one: nothing is computed again for the same results.
+
+It is kept beside the results (`.summary.json`), with what it was made from: the trials, the plan, the program, and the
+form of the terminal. Where any of these is another, it is made anew.
+"""
+
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from sweep import provenance
+from sweep.disk.lines import sealed, unsealed
+from sweep.disk.run_files import RunPaths, write_whole
+
+NAME = ".summary.json"
+
+
+def print_summary(
+    paths: RunPaths, console: Console, metrics: str, make: Callable[[], None], anew: bool = False
+) -> None:
+    """Print what `make` prints on the console, and keep it; what is kept of the same, unless it is wanted `anew`."""
+    source = _source(paths, console, metrics)
+    kept = None if anew or source is None else _kept(paths)
+    if kept is not None and kept.get("source") == source:
+        console.file.write(kept["text"])
+        return
+    with warnings.catch_warnings(record=True) as said, console.capture() as capture:
+        make()
+    console.file.write(capture.get())
+    for warning in said:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if source is not None and not said:  # a warning belongs to the files as they were when they were read
+        write_whole(paths, paths.out / NAME, sealed({"source": source, "text": capture.get()}))
+
+
+def _kept(paths: RunPaths) -> dict[str, Any] | None:
+    try:
+        content, vouched = unsealed((paths.out / NAME).read_bytes())
+    except (FileNotFoundError, ValueError):  # it is only a copy
+        return None
+    return content if vouched else None
+
+
+def _source(paths: RunPaths, console: Console, metrics: str) -> list[Any] | None:
+    """Return all that the summary is made from; None if it is not known, e.g. if files differ from their commit."""
+    program = provenance.program()
+    if program is None:
+        return None
+    try:
+        results = [zlib.crc32(path.read_bytes()) for path in (paths.trials, paths.plan)]
+    except FileNotFoundError:
+        return None
+    tables = sorted([path.name, path.stat().st_size] for path in paths.compact.glob("*.parquet"))
+    return [program, *results, tables, metrics, console.width, console.color_system, console.encoding]
