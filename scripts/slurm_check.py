@@ -1,5 +1,6 @@
 """The cases of tests/cluster/slurm_cases.py on a real Slurm, as a table."""
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +37,7 @@ def main(names: list[str]) -> int:
     if reason := obstacle():
         print(f"error: {reason}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # nodes and networks are taken away
     failures = 0
     with Slurm() as slurm, tempfile.TemporaryDirectory(prefix="slurm-check-", dir="/tmp") as folder:
         print(HEAD.format(version=slurm.command("sinfo", "--version").capitalize()), flush=True)
