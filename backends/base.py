@@ -198,6 +198,7 @@ class Backend(Strict):
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
+    newer: ClassVar[Mapping[str, str]] = {}  # flags and series that the pinned version has not, and the first that has
     inherits: ClassVar[tuple[str, ...]] = ()  # variables of this machine that it reads, besides INHERITED
     own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each
     own_values: ClassVar[Mapping[str, str]] = {}  # values of a flag, "flag=value", for which the same holds

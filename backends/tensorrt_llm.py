@@ -1,4 +1,4 @@
-"""TensorRT-LLM's `trtllm-serve`. Written from its source (1.2), which has no CPU build to run here."""
+"""TensorRT-LLM's `trtllm-serve`. Written from its source (1.2 and 1.3), which has no CPU build to run here."""
 
 import json
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ class TensorRTLLM(Backend):
     """Flags are those of `trtllm-serve serve`, as it spells them (`max_batch_size: 64`).
 
     `options` are fields of its LLM API, which it reads from a file; its metrics are among them and off by default.
+    Those of 1.2 are times of requests only: of the KV cache and the queue its page says nothing before 1.3.
     """
 
     needs_gpu = True
@@ -41,6 +42,12 @@ class TensorRTLLM(Backend):
     )
     inherits = ("TRTLLM_*", "TLLM_*", "OMPI_*", "PMIX_*")
     tables = ("tensorrt_llm",)
+    newer: ClassVar[dict[str, str]] = {
+        "served-model-name": "1.3",
+        "kv_cache_usage": "1.3",
+        "requests_running": "1.3",
+        "requests_waiting": "1.3",
+    }
     own_flags: ClassVar[dict[str, str]] = {
         "port": "backend.port",
         "served-model-name": "model.served_name",
@@ -58,7 +65,6 @@ class TensorRTLLM(Backend):
     metric_names: dict[str, str] = metrics(
         "trtllm_",
         kv_cache_usage="kv_cache_utilization",
-        # Newer than 1.2: where they are missing, the series are.
         requests_running="num_requests_running",
         requests_waiting="num_requests_waiting",
     )

@@ -10,12 +10,14 @@ everything but the kernels.
     scripts/gpu-check                               all that are not ok yet
     scripts/gpu-check conformance:vllm memory:vllm  these, anew
     scripts/gpu-check --wheels DIR --fetch vllm     put the wheels of an engine's environment into a folder
+    scripts/gpu-check --wheels DIR --fetch vllm --on driver=580,capability=8.9     the same for another machine
     scripts/gpu-check --wheels DIR                  without network: install from that folder alone
 """
 
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,11 +31,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from backends import installed, llamacpp
-from backends.base import EnvironmentChoice, EnvironmentSpec, Platform
+from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.launch import gpus
 from backends.prepare import environments, fit, locks
 from sweep import provenance
-from sweep.config import ROOT, cache_directory
+from sweep.config import ROOT, ConfigError, cache_directory
+from sweep.options import load_option
 
 LIMIT = 570.0  # s of a section's command: it has time to end within ten minutes
 GRACE = 25.0  # s to end in, once it is told to
@@ -43,6 +46,7 @@ REFERENCE = "transformers"  # the backend in whose environment the reference ans
 TRIAL = ("cluster=inline", "tracking=none", "replicates=1", "workload.warmup_requests=1")
 # The first study's main experiment, cut to fit: two batch sizes of one workload.
 BOUND = ("workload=qa", "load.batch_size=1,16", "workload.num_requests=32", "workload.output_tokens=128", "gate=null")
+REHEARSED = "smollm2"  # its model without a GPU
 REHEARSAL = ("load.batch_size=1,4", "workload.num_requests=4", "workload.output_tokens=8")  # without a GPU
 
 
@@ -98,7 +102,7 @@ def sections(folder: Path) -> list[Section]:
         listed.append(Section(f"reset:{name}", (*conformance, asked), obstacle=partial(_obstacle, name)))
     listed.append(_power(folder, on_gpu))
     listed.append(_two_gpus(folder))
-    model = "random-llama-2-7b" if on_gpu else "smollm2"
+    model = "random-llama-2-7b" if on_gpu else REHEARSED
     for name in ("transformers", "vllm"):
         cut = BOUND if on_gpu else (*BOUND, *REHEARSAL)
         out = str(folder / f"bound-{name}")
@@ -132,9 +136,9 @@ def _resets(name: str) -> bool:
     return bool(backend.reset_paths) and "prefix_cache_hits_total" in backend.metric_names
 
 
-def _environment(choice: EnvironmentChoice) -> EnvironmentSpec:
-    """The environment that this machine takes, with its lock if there is one."""
-    host = provenance.host()
+def _environment(choice: EnvironmentChoice, host: Host | None = None) -> EnvironmentSpec:
+    """The environment that a machine takes, by default this one, with its lock if there is one."""
+    host = host or provenance.host()
     on: Platform = "cuda" if (host.gpus and choice.cuda) or not choice.cpu else "cpu"
     spec = environments.resolve(choice, on, host=host)
     return locks.with_lock(spec, *locks.committed(), locks.remembered(cache_directory(None)))
@@ -208,6 +212,7 @@ def run(
 
 
 def _result(section: Section, outcome: str, seconds: float, detail: str) -> Result:
+    detail = detail.replace(str(Path.home()), "~")  # the report is for others too
     return Result(section.name, outcome, seconds, detail, provenance.now(), provenance.commit())
 
 
@@ -226,7 +231,8 @@ def rows(out: Path) -> Iterator[str]:
     if not (out / "trials.parquet").exists():
         return
     for row in pq.read_table(out / "trials.parquet").to_pylist():
-        text = f"{row['backend']} {row['engine_version']} {row['load']} {row.get('batch_size') or ''}: {row['outcome']}"
+        load = f"{row['load']} {row.get('batch_size') or row.get('concurrency') or ''}".strip()
+        text = f"{row['backend']} {row['engine_version']} {load}: {row['outcome']}"
         if row["outcome"] == "ok":
             text += f", {row['output_throughput']:.0f} tokens/s"
         elif row.get("reason"):
@@ -284,33 +290,64 @@ def pending(listed: Sequence[Section], named: Sequence[str], results: Mapping[st
     return sorted(left, key=lambda section: section.name in results)
 
 
-def fetch(names: Sequence[str], wheels: Path) -> int:
-    """Put everything that the environments of these engines install into a folder, as their locks have it.
+def fetch(names: Sequence[str], wheels: Path, host: Host) -> int:
+    """Put everything that these engines need into a folder: what their environments install, as their locks have it.
 
-    With the environment of the reference that judges their answers, and that of llama.cpp's converter.
+    With the locks, the environment of the reference that judges their answers, that of llama.cpp's converter, and the
+    model of a rehearsal. Return the exit status.
     """
     wheels.mkdir(parents=True, exist_ok=True)
     choices = [installed.configured(name).env for name in dict.fromkeys([*names, REFERENCE])]
     choices += [llamacpp.CONVERTER] if "llamacpp" in names else []
-    for choice in choices:
-        if status := _fetch(_environment(choice), wheels):
-            return status
+    try:
+        for choice in choices:
+            _fetch(_environment(choice, host), wheels)
+        if not host.gpus:
+            _download([load_option("model", REHEARSED)["package"]], wheels)
+    except environments.EnvironmentFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
-def _fetch(spec: EnvironmentSpec, wheels: Path) -> int:
-    """Download what an environment's lock names. Return the exit status."""
-    if spec.lock is None:
-        print(f"error: environment {spec.name} has no lock for this machine", file=sys.stderr)
-        return 1
+def _fetch(spec: EnvironmentSpec, wheels: Path) -> None:
+    """Download what an environment's lock names, and put the lock beside it. Raises EnvironmentFailed."""
+    if spec.image:
+        raise environments.EnvironmentFailed(f"environment {spec.name} is an image, not wheels")
+    spec = locks.locked(spec, cache_directory(None), print)
+    assert spec.lock is not None, "it is locked now"
+    (wheels / "locks").mkdir(exist_ok=True)
+    (wheels / "locks" / locks.file_name(spec)).write_text(locks.text(spec))
     pins = wheels / f"{spec.name}.txt"
     pins.write_text("\n".join(spec.lock.pins) + "\n")
-    pip = [PYTHON, "-m", "pip", "download", "--no-deps", "--dest", str(wheels)]
+    everything = ["-r", str(pins), *(part for url in spec.index for part in ("--extra-index-url", url))]
+    if spec.python_version:
+        everything += ["--python-version", spec.python_version, "--only-binary", ":all:"]
     build = next((pin.partition("+")[2] for pin in spec.lock.pins if pin.startswith("torch==")), "")
-    pip += ["--extra-index-url", f"{PYTORCH}/{build}"] if build else []  # the user's own may have no such build
-    requests = [["-r", str(pins)], *([["--no-binary", ":all:", spec.source.sdist]] if spec.source else [])]
-    statuses = (subprocess.run([*pip, *request], check=False).returncode for request in requests)
-    return next(filter(None, statuses), 0)
+    try:
+        _download(everything, wheels)
+    except environments.EnvironmentFailed:
+        if not build:
+            raise
+        # The user's own indexes have no such build of torch: PyTorch's has.
+        _download([*everything, "--extra-index-url", f"{PYTORCH}/{build}"], wheels)
+    if spec.source:
+        name = spec.source.sdist.partition("==")[0]
+        _download(["--no-binary", name, spec.source.sdist], wheels)  # but what it is built with comes as wheels
+
+
+def _download(requirements: Sequence[str], wheels: Path) -> None:
+    command = [PYTHON, "-m", "pip", "download", "--no-deps", "--dest", str(wheels), *requirements]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise environments.EnvironmentFailed(f"{' '.join(requirements)}: not all of it can be downloaded")
+
+
+def remember(wheels: Path) -> None:
+    """Take the locks of a folder of wheels for those that this machine has resolved."""
+    folder = locks.remembered(cache_directory(None))
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (wheels / "locks").glob("*.txt"):
+        shutil.copyfile(file, folder / file.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -320,10 +357,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("results/gpu-check"))
     parser.add_argument("--wheels", type=Path, help="a folder of wheels: nothing else is used")
     parser.add_argument("--fetch", action="store_true", help="fill that folder for the engines named")
+    parser.add_argument("--on", metavar="FACTS", help="fetch for a machine with GPUs like this, not for the one here")
     parser.add_argument("--list", action="store_true", help="print the sections and their commands")
     options = parser.parse_args(arguments)
     if options.fetch:
-        return fetch(options.sections, options.wheels)
+        if options.wheels is None:
+            parser.error("--fetch: needs --wheels DIR")
+        try:
+            host = installed.host_like(options.on) if options.on else provenance.host()
+        except ConfigError as error:
+            parser.error(str(error))
+        return fetch(options.sections, options.wheels.absolute(), host)
     folder = options.folder.absolute()
     listed = sections(folder)
     unknown = set(options.sections) - {section.name for section in listed}
@@ -336,6 +380,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     wheels = options.wheels.absolute() if options.wheels else None
+    if wheels:
+        remember(wheels)
     for section in pending(listed, options.sections, load_results(folder)):
         result = run(section, folder, wheels, load_results(folder).get(section.name))
         (folder / f"{section.name.replace(':', '-')}.json").write_text(json.dumps(asdict(result)))

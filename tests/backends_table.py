@@ -53,7 +53,7 @@ def _file(backend: Backend) -> str:
 
 def _metric(backend: Backend) -> str:
     """The KV cache's metric: its use, its size, or only the device's memory."""
-    if "kv_cache_usage" in backend.metric_names:
+    if "kv_cache_usage" in backend.metric_names.keys() - backend.newer.keys():
         return "usage"
     return "bytes" if "kv_cache_bytes" in backend.metric_names else "memory only"
 

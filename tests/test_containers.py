@@ -29,6 +29,7 @@ from sweep.inputs.load import Batch
 from sweep.node import trial
 from sweep.node.work import PreparedNode, RunningEngine
 from sweep.records import Outcome
+from tests.engines import conftest
 from tests.test_gpus import nvml as nvml
 from tests.test_tgi import STAND_IN, asked, executable, measure
 from tests.test_tgi import model as model
@@ -145,6 +146,22 @@ def test_what_is_left_of_a_container_is_found_by_its_marker(runtime, tmp_path, m
         assert inside
         assert inside <= set(server.clear_leftovers(stale=lambda each: each == marker))
         assert not set(containers(tmp_path)) & inside
+
+
+def test_the_conformance_suite_launches_an_image_in_a_container(runtime, tmp_path, model, monkeypatch):
+    facts = Host(gpus=("NVIDIA L4",), executables=frozenset(RUNTIMES), driver="580", capability="8.9")
+    for name, value in {"PLATFORM": "cuda", "HOST": facts, "CACHE": tmp_path / "cache"}.items():
+        monkeypatch.setattr(conftest, name, value)
+    choice = EnvironmentChoice(image=f"repository/image@{DIGEST}", runtime=runtime)
+    backend = TGI(name="tgi", env=choice, stop_grace=2)
+    assert conftest.runs_here(backend)
+    spec = locks.locked(conftest.environment_of(backend), conftest.CACHE, print)
+    its = conftest.make_launch(backend, model, environments.prepare(spec, conftest.CACHE, print), tmp_path / "attempt")
+    assert (its.runtime, its.image_cache, its.shm_size) == (runtime, spec.cache, spec.shm_size)
+    with server.running(backend, its, marker=f"container/{os.getpid()}"):
+        assert containers(tmp_path)
+    assert gone(tmp_path)
+    assert f"{tmp_path / 'cache' / 'containers'}" in json.dumps(calls(tmp_path))
 
 
 def test_the_token_goes_by_file(runtime, tmp_path, model):

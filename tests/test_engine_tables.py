@@ -47,7 +47,7 @@ def test_every_flag_of_an_adapter_is_the_engines(name, launches):
         unknown = {flag for flag in flags_of(backend, launch) if spelling(flag) not in table.names}
         assert not unknown, f"{table.source} has no {unknown}"
     for flag in backend.own_flags:
-        assert spelling(flag) in table.names or hasattr(backend, "library"), flag
+        assert (spelling(flag) in table.names) != (flag in backend.newer) or hasattr(backend, "library"), flag
         assert spelling(table.canonical(flag)) == flag, f"{flag} is another flag's alias"
 
 
@@ -55,7 +55,9 @@ def test_every_flag_of_an_adapter_is_the_engines(name, launches):
 def test_every_metric_and_route_of_an_adapter_is_the_engines(name):
     backend, table = configured(name), configured(name).table()
     if not hasattr(backend, "library"):
-        assert {part for each in backend.metric_names.values() for part in each.split(" / ")} <= set(table.metrics)
+        for series, metrics in backend.metric_names.items():
+            present = set(metrics.split(" / ")) <= set(table.metrics)
+            assert present != (series in backend.newer), f"{table.source} and backend.newer do not agree on {metrics}"
         routes = {backend.ready_path, *backend.reset_paths, backend.metrics_path, CLIENT_ROUTES[backend.api]}
         assert routes <= set(table.routes)
         if backend.distribution is None:  # else its version is its distribution's

@@ -1,9 +1,12 @@
 """Environments: what is asked, what uv is told, and real builds from wheels made on the spot."""
 
+import functools
 import json
+import os
 import sys
 import threading
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -217,6 +220,51 @@ def test_pips_settings_are_handed_to_uv(monkeypatch, tmp_path):
     assert settings["UV_INDEX_STRATEGY"] == "unsafe-best-match"
     monkeypatch.setenv("UV_INDEX", "https://example.invalid/mine")
     assert "UV_INDEX" not in pip_settings.uv_settings(pip)
+
+
+def test_an_environments_own_index_is_asked_before_the_users(monkeypatch):
+    """TensorRT-LLM's wheels are in NVIDIA's index alone; the public one has a stub under the same name."""
+    spec = environments.resolve(EnvironmentChoice(cuda="tensorrt_llm"), "cuda")
+    (own,) = spec.index
+    monkeypatch.delenv("UV_INDEX", raising=False)
+    pip = {"extra-index-url": "https://example.invalid/mine"}
+    assert uv.uv_settings(pip, spec.index)["UV_INDEX"] == f"{own} https://example.invalid/mine"
+    monkeypatch.setenv("UV_INDEX", "https://example.invalid/uv")
+    assert uv.uv_settings(pip, spec.index)["UV_INDEX"] == f"{own} https://example.invalid/uv"
+
+
+@pytest.fixture
+def served(tmp_path):
+    """served(name, version, requires) -> URL of a package index that has this one wheel."""
+    servers = []
+
+    def index(name: str, version: str, requires: tuple[str, ...] = ()) -> str:
+        folder = tmp_path / f"index-of-{name}"
+        (folder / name).mkdir(parents=True)
+        make_wheel(folder / name, name, version, requires)
+        (wheel,) = (folder / name).iterdir()
+        (folder / name / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+        handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield index
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_what_only_an_environments_own_index_has_is_resolved_with_the_users(served, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", served("helper", "2.0"))
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    spec = EnvironmentSpec(name="own", requirements=("demo==1.0",), index=(served("demo", "1.0", ("helper>=2",)),))
+    locked = locks.resolve_lock(spec, tmp_path / "cache", print)
+    assert locked.lock.pins == ("demo==1.0", "helper==2.0")
+    with pytest.raises(environments.EnvironmentFailed, match="demo"):
+        locks.resolve_lock(spec.model_copy(update={"index": ()}), tmp_path / "cache", print)
 
 
 def test_pips_files_and_variables_are_read(monkeypatch, tmp_path):

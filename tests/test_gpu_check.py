@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from backends import installed
 from backends.launch import gpus
 from backends.launch.gpus import Gpu
+from backends.tables import check
 from scripts import gpu_check
 from sweep import provenance
 from sweep.__main__ import main
+from tests.engines.test_gpu_memory import BY_BATCH, TOO_LARGE, too_large
 
 EVERY = ("install", "conformance", "memory", "reset", "power", "two_gpus", "bound")
 
@@ -62,6 +65,18 @@ def test_every_sweep_of_a_section_is_a_plan(gpu, tmp_path, request, capsys, monk
             assert "unavailable" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", [*TOO_LARGE, *BY_BATCH])
+def test_what_asks_for_too_much_memory_is_made_of_the_engines_flags(name):
+    backend = too_large(name) if name in TOO_LARGE else installed.configured(name)
+    assert check.refused(backend, None) is None
+
+
+def test_every_engine_is_asked_for_too_much_memory():
+    backends = [installed.configured(name) for name in installed.names()]
+    launched = {backend.name for backend in backends if backend.launches and backend.computes_model}
+    assert {*TOO_LARGE, *BY_BATCH} == launched
+
+
 def python(text: str) -> tuple[str, ...]:
     return sys.executable, "-c", text
 
@@ -83,6 +98,7 @@ def test_results_are_kept_and_reported(ran, tmp_path):
     made = [
         gpu_check.Section("good", python("print('12 passed')")),
         gpu_check.Section("bad", python("raise SystemExit('a | b')")),
+        gpu_check.Section("home", python(f"print({str(Path.home() / '.cache')!r})")),
         gpu_check.Section("none", (), obstacle=lambda: "1 GPUs here"),
     ]
     ran(made)
@@ -90,6 +106,7 @@ def test_results_are_kept_and_reported(ran, tmp_path):
     for line in (
         "| good | ok | 0 s | 12 passed |",
         "| bad | failed | 0 s | a / b |",
+        "| home | ok | 0 s | ~/.cache |",
         "| none | skipped | 0 s | 1 GPUs",
         "- vllm: environment vllm: vllm 0.32.0",
         f"at commit {provenance.commit()}, from {provenance.now()[:10]} ",

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from backends.base import AMPERE, Backend, Host, Launch, Platform
+from backends.base import AMPERE, Backend, EnvironmentSpec, Host, Launch, Platform
 from backends.launch import server, supervisor
 from backends.launch.gpus import visible
 from backends.prepare import environments as prepared
@@ -57,9 +58,13 @@ def here() -> list[str]:
 
 def runs_here(backend: Backend) -> bool:
     """Return whether the GPUs, the driver and the programs of this machine are enough for its environment."""
-    spec = prepared.resolve(backend.env, PLATFORM, host=HOST)
-    spec = locks.with_lock(spec, *locks.committed(), locks.remembered(CACHE))
+    spec = locks.with_lock(environment_of(backend), *locks.committed(), locks.remembered(CACHE))
     return not fit.problem(spec, HOST) and not locks.needed(spec)
+
+
+def environment_of(backend: Backend) -> EnvironmentSpec:
+    """The environment that a backend has on this machine, without its lock."""
+    return prepared.resolve(backend.env, PLATFORM, host=HOST)
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +78,7 @@ def environments() -> Any:
     """environment(backend), built on first use."""
 
     def environment(backend: Backend) -> prepared.Environment:
-        spec = locks.locked(prepared.resolve(backend.env, PLATFORM, host=HOST), CACHE, print)
-        return prepared.prepare(spec, CACHE, print)
+        return prepared.prepare(locks.locked(environment_of(backend), CACHE, print), CACHE, print)
 
     return environment
 
@@ -90,12 +94,19 @@ def launch_for(model, environments, tmp_path) -> Any:
 
 
 def make_launch(backend: Backend, model: Path, environment: prepared.Environment, workdir: Path) -> Launch:
+    """The launch of an engine, in a container where its environment is an image: conversions are made outside."""
+    spec = environment_of(backend)
     return Launch(
-        model=backend.weights(model, environment.python, CACHE, print),
+        model=backend.weights(model, sys.executable if environment.image else environment.python, CACHE, print),
         served_name="tiny",
         workdir=workdir,
         python=environment.python,
         binary=environment.binary,
+        image=environment.image,
+        runtime=environment.runtime,
+        cache=CACHE / "containers" / spec.name,
+        image_cache=spec.cache,
+        shm_size=spec.shm_size,
         cpus=() if GPUS else (own_core(),),
         gpus=GPUS,
         dtype=DTYPE,

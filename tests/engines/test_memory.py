@@ -10,8 +10,19 @@ import pytest
 from backends.launch import server
 from sweep.records import Outcome
 from tests.engines.conftest import CONTEXT, configured, left_behind, stream
+from tests.engines.test_gpu_memory import too_large
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+
+def test_blocks_that_do_not_fit_are_oom_load(launch_for):
+    """Transformers' continuous batching, by the same settings as on a GPU."""
+    backend = too_large("transformers_cb")
+    marker = f"test/{os.getpid()}/oom"
+    with pytest.raises(server.LaunchError) as caught, server.running(backend, launch_for(backend), marker=marker):
+        pytest.fail("it must not become ready")
+    assert caught.value.outcome is Outcome.OOM_LOAD, caught.value.log_tail
+    assert left_behind(marker) == []
 
 
 def test_a_kv_cache_that_does_not_fit_is_oom_load(launch_for):
