@@ -2,35 +2,40 @@
 
     python -m benchmarks.corruptions [--write docs/measurements/corruptions.md]
 
-A run of two trials on the simulated engine; each of its files is corrupted in each way, REPEATS times, and read by
-the commands that read it.
+A run of two trials on the simulated engine; each of its files is corrupted in each way, as often as REPEATS says, and
+read by every command that reads it. It takes about a quarter of an hour.
 """
 
 import argparse
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sweep.__main__ import main as sweep
-from tests.corruptions import CORRUPTIONS, Finding, check
+from tests.corruptions import CORRUPTIONS, FILES, OTHERS, READERS, Finding, check
 
 COMMAND = [
     *("backend=simulated", "model=tiny-llama", "workload=synthetic", "workload.input_tokens=16"),
     *("workload.output_tokens=6", "workload.num_requests=2", "load.batch_size=1,2", "cluster=inline", "tracking=none"),
 ]
-REPEATS = 2
+COLUMNS = ("damaged", "tracebacks", "believed", "silent", "long", "named")
+REPEATS = {"ledger.jsonl": 7, "status.json": 3, "totals.json": 3, "trials.parquet": 2}  # 1: a report each
 HEADER = """# Damaged files
 
-Made by `python -m benchmarks.corruptions`: a run of two trials; each file corrupted in each of {ways} ways, {repeats}
-times, and read by `sweep status`, our readers, and the commands that read it: the run's own with `dry_run=true` (the
-ledger, the requests), `sweep report` (the trials, the requests) and `sweep export` (the requests). The requests are
-those of a trial with a result. *Believed* counts content that a reader took for something else than what was written.
-Those not named left the content as it was (a cut last line of the ledger, CRLF), or damaged a part that no command had
-need to read.
+Made by `python -m benchmarks.corruptions`: a run of two trials; each file corrupted in each of {ways} ways, once or
+several times at random places, and read by every command that reads it. Requests and telemetry are those of a trial
+with a result; a compact file is that of a copy whose tables were put together.
 
-| file | corruptions | tracebacks | believed | named |
-|---|---|---|---|---|
+*Damaged*: the file no longer holds, by its checksums or its form; the others left the content as it was (CRLF at the
+end of a line, a cut in what a reader leaves out anyway). *Tracebacks*: commands that ended with one. *Believed*:
+content that a reader took for something else than what was written. *Silent*: commands that read the whole of a damaged
+file and did not name it. *Long*: commands that refused in more, or less, than one line (besides a warning that names
+what is left out). *Named*: corruptions of which some command named the file.
+
+| file | read by | in part by | corruptions | damaged | tracebacks | believed | silent | long | named |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -38,10 +43,23 @@ def table(findings: Iterable[Finding]) -> str:
     """The findings by file, as Markdown."""
     rows: dict[str, Counter[str]] = {}
     for finding in findings:
-        row = rows.setdefault(finding.file, Counter())
-        row.update(n=1, tracebacks=finding.tracebacks, believed=finding.believed, named=finding.named)
-    lines = [f"| {file} | {n['n']} | {n['tracebacks']} | {n['believed']} | {n['named']} |" for file, n in rows.items()]
-    return HEADER.format(ways=len(CORRUPTIONS), repeats=REPEATS) + "\n".join(lines) + "\n"
+        counted = {column: getattr(finding, column) for column in COLUMNS}
+        lengths = {name: len(value) if isinstance(value, tuple) else int(value) for name, value in counted.items()}
+        rows.setdefault(finding.file, Counter()).update(corruptions=1, **lengths)
+    header = HEADER.format(ways=len(CORRUPTIONS))
+    lines = []
+    for file, counts in rows.items():
+        commands = [", ".join(readers.get(file, ())) for readers in (READERS, OTHERS)]
+        lines.append(" | ".join([f"| {file}", *commands, *(str(counts[each]) for each in ("corruptions", *COLUMNS))]))
+    return header + "".join(f"{line} |\n" for line in lines)
+
+
+def _findings(folder: Path) -> Iterator[Finding]:
+    for file in FILES:
+        for finding in check(folder / "out", COMMAND, folder, REPEATS.get(file, 1), [file]):
+            if finding.tracebacks or finding.believed or finding.silent or finding.long:
+                print(finding, file=sys.stderr, flush=True)
+            yield finding
 
 
 def main() -> None:
@@ -50,7 +68,7 @@ def main() -> None:
     target = parser.parse_args().write
     with tempfile.TemporaryDirectory() as folder:
         sweep([*COMMAND, f"out={folder}/out"])
-        text = table(list(check(Path(folder) / "out", COMMAND, Path(folder), REPEATS)))
+        text = table(_findings(Path(folder)))
     print(text)
     if target:
         target.write_text(text)

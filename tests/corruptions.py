@@ -1,25 +1,28 @@
-"""Corruptions of a run's files, and what the readers make of each: a line, or content as it was written; never neither.
+"""Corruptions of a run's files, and what commands make of each: a line, or content as it was written; never neither.
 
 `python -m benchmarks.corruptions` writes the table of them; tests/test_corruptions.py asserts it.
 """
 
 import contextlib
 import io
+import itertools
 import random
 import re
 import shutil
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweep.__main__ import main
 from sweep.disk import run_files
+from sweep.disk.compaction import compact
 from sweep.disk.ledger import Ledger, ledger_entries
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.monitor.status import read_status_file
+from sweep.drive.monitor.totals import read_totals
 
 Corrupt = Callable[[bytes, random.Random], bytes]
 
@@ -80,97 +83,164 @@ def _flip(content: bytes, bit: int) -> bytes:
 
 
 class Finding(NamedTuple):
-    """What the readers made of one corruption."""
+    """What the commands made of one corruption."""
 
     file: str
     corruption: str
+    damaged: bool  # by the file's own reader
     tracebacks: int
     believed: int  # readers that took changed content for what was written
+    silent: tuple[str, ...]  # commands that read the file, which no longer holds, without naming it
+    long: tuple[str, ...]  # commands that refused in more or less than one line
     named: bool  # some command's output names the file
 
 
-FILES = ("ledger.jsonl", "plan.jsonl", "status.json", "trials.parquet", "requests.parquet")
+# By file, the commands that read all of it, and so name it if it does not hold.
+READERS: dict[str, tuple[str, ...]] = {
+    "ledger.jsonl": ("status", "dry run"),
+    "plan.jsonl": ("status", "rerun"),
+    "status.json": ("status", "run"),
+    "totals.json": ("status",),
+    "trials.parquet": ("summary", "compare", "explain", "export", "studies", "rerun", "wandb", "report"),
+    "requests.parquet": ("export",),
+    "telemetry.parquet": ("report",),  # which draws it
+    "compact requests": ("export",),
+}
+# Those that read a part of it, or only look whether it is there: they refuse in one line, or go on.
+OTHERS: dict[str, tuple[str, ...]] = {
+    "plan.jsonl": ("report", "summary", "compare", "explain", "export", "studies", "dry run", "run"),
+    "totals.json": ("run",),
+    "trials.parquet": ("dry run", "run"),  # the columns with durations, for the estimate
+    "requests.parquet": ("status", "summary", "compare", "report", "dry run"),
+    "telemetry.parquet": ("status", "export"),
+    "compact requests": ("status", "summary", "report", "dry run"),
+}
+FILES = tuple(READERS)
 
 
 def check(
-    out: Path, command: list[str], scratch: Path, repeats: int = 2, files: Sequence[str] = FILES
+    out: Path,
+    command: list[str],
+    scratch: Path,
+    repeats: int = 2,
+    files: Sequence[str] = FILES,
+    ways: Iterable[str] = CORRUPTIONS,
 ) -> Iterator[Finding]:
     """Corrupt files of a finished run, `repeats` times in each way, and read each with every command that reads it."""
-    chance = random.Random(1)
-    paths = RunPaths(out)
-    for file in (_requests_of_a_result(paths) if name == "requests.parquet" else out / name for name in files):
-        for name, corrupt in CORRUPTIONS.items():
+    chance, numbers = random.Random(1), itertools.count()
+    for file in files:
+        source = _compacted(out, scratch / "compacted") if file.startswith("compact") else out
+        place = _place(file, RunPaths(source)).relative_to(source)
+        for name in ways:
             for _ in range(repeats):
-                copy = scratch / "copy"
-                shutil.copytree(out, copy)
-                target = copy / file.relative_to(out)
-                content = target.read_bytes()
-                target.write_bytes(corrupt(content, chance))
-                yield _read(file.name, name, RunPaths(copy), paths, target, command)
+                copy = scratch / f"copy-{next(numbers)}"  # a path of its own: indexes of compact files are remembered
+                shutil.copytree(source, copy)
+                target = copy / place
+                target.write_bytes(CORRUPTIONS[name](target.read_bytes(), chance))
+                yield _read(file, name, RunPaths(copy), RunPaths(source), target, command)
                 shutil.rmtree(copy)
 
 
-def _requests_of_a_result(paths: RunPaths) -> Path:
-    """The requests of a trial with a result: no command reads those of another."""
-    rows = run_files.read_trials(paths.trials)
-    row = next((row for row in rows if row["outcome"] == "ok"), None)
+def _compacted(out: Path, copy: Path) -> Path:
+    """A copy of the run whose trials' tables are put together."""
+    if not copy.exists():
+        shutil.copytree(out, copy)
+        assert compact(RunPaths(copy), fewest=1)
+    return copy
+
+
+def _place(file: str, paths: RunPaths) -> Path:
+    """The path of a kind of file; a trial's is that of one with a result, as no command reads those of another."""
+    if file.startswith("compact"):
+        return next(paths.compact.glob(f"{file.split()[1]}-*.parquet"))
+    if file not in ("requests.parquet", "telemetry.parquet"):
+        return paths.out / file
+    row = next((row for row in run_files.read_trials(paths.trials) if row["outcome"] == "ok"), None)
     assert row, "no trial has a result: the machine was too busy"
-    return paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests
+    return paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder / file
 
 
 def _read(file: str, name: str, paths: RunPaths, original: RunPaths, target: Path, command: list[str]) -> Finding:
-    run = [argument for argument in command if not argument.startswith("out=")] + [f"out={paths.out}"]
-    commands = [["status", str(paths.out)]]
-    if file in ("ledger.jsonl", "requests.parquet"):  # what a command reads besides
-        commands.append([*run, "dry_run=true"])
-    if file in ("trials.parquet", "requests.parquet"):
-        commands.append(["report", str(paths.out)])
-    if file == "requests.parquet":
-        commands.append(["export", str(paths.out), str(paths.out / "exported")])
-    printed = [_printed(each) for each in commands]
-    believed = int(_believed(file, paths, original, target))
-    named = any(target.name in text for text in printed)
-    return Finding(file, name, sum("Traceback" in text for text in printed), believed, named)
+    holds, believed = _content(file, paths, original, target)  # before a run mends it
+    commands = _commands(paths, original, command)
+    names = {*READERS[file], *OTHERS.get(file, ())}
+    read = {each: _printed(line) for each, line in commands.items() if each in names}
+    naming = {each for each, printed in read.items() if target.name in printed.text}
+    long = tuple(each for each, printed in read.items() if printed.is_long)
+    silent = () if holds else tuple(each for each in READERS[file] if each not in naming)
+    tracebacks = sum("Traceback" in printed.text for printed in read.values())
+    return Finding(file, name, not holds, tracebacks, int(believed), silent, long, bool(naming))
 
 
-def _printed(command: list[str]) -> str:
-    """Everything that a command says, also by Python's warnings, which are otherwise said once for each text."""
-    output = io.StringIO()
-    with (
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(output),
-        warnings.catch_warnings(record=True) as said,
-    ):
+def _commands(paths: RunPaths, original: RunPaths, command: list[str]) -> dict[str, list[str]]:
+    """The commands that read a run's files, by name, in an order in which none but the last mends anything."""
+    out, run = str(paths.out), [argument for argument in command if not argument.startswith("out=")]
+    run += [f"out={paths.out}", "retry=none"]
+    return {
+        "status": ["status", out],
+        "summary": ["summary", out],
+        "compare": ["compare", str(original.out), out],
+        "explain": ["explain", out],
+        "export": ["export", out, str(paths.out / "exported")],
+        "studies": ["studies", out],
+        "rerun": ["rerun", out, "--capsule"],
+        "wandb": ["wandb", out, "--no-trials"],
+        "report": ["report", out],
+        "dry run": [*run, "dry_run=true"],
+        "run": [*run, "report=false", "deadline=08:00"],
+    }
+
+
+class Printed(NamedTuple):
+    """All that a command said."""
+
+    status: int
+    text: str
+    lines: list[str]  # of stderr
+
+    @property
+    def is_long(self) -> bool:
+        """True if it refused in more or less than one line, warnings about what is left out not counted."""
+        return self.status == 2 and len([line for line in self.lines if not line.startswith("warning: ")]) != 1
+
+
+def _printed(command: list[str]) -> Printed:
+    """Run a command; of what it says, Python's warnings too, which are otherwise said once for each text."""
+    output, errors, status = io.TextIOWrapper(io.BytesIO()), io.StringIO(), 0  # the first takes bytes, too
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), warnings.catch_warnings():
         warnings.simplefilter("always")
         try:
-            main(command)
+            status = main(command)
         except SystemExit:
             pass
         except BaseException:  # noqa: BLE001 - it is what is looked for
-            traceback.print_exc(file=output)
-    return "\n".join([output.getvalue(), *(str(warning.message) for warning in said)])
+            traceback.print_exc(file=errors)
+    output.seek(0)
+    return Printed(status, output.read() + errors.getvalue(), errors.getvalue().splitlines())
 
 
-def _believed(file: str, paths: RunPaths, original: RunPaths, target: Path) -> bool:
-    """Return whether a reader takes the file for something else than what was written."""
+def _content(file: str, paths: RunPaths, original: RunPaths, target: Path) -> tuple[bool, bool]:
+    """Return whether the file holds by its reader, and whether the reader believes what was not written."""
     try:
         if file == "ledger.jsonl":
-            return _foreign_rows(paths, original)
+            ledger = Ledger(paths.ledger, write=False)
+            return not ledger.describe_damage(), _foreign_rows(ledger, original)
         if file == "plan.jsonl":
-            return bool(run_files.read_plan(target) != run_files.read_plan(original.plan))
+            return True, bool(run_files.read_plan(target) != run_files.read_plan(original.plan))
         if file == "status.json":
-            return bool(_without_seal(read_status_file(paths)) != _without_seal(read_status_file(original)))
+            return True, bool(_without_seal(read_status_file(paths)) != _without_seal(read_status_file(original)))
+        if file == "totals.json":
+            return True, read_totals(paths, False) not in (None, read_totals(original, False))
         source = original.out / target.relative_to(paths.out)
-        return bool(not read_table(target).equals(read_table(source)))
+        return True, bool(not read_table(target).equals(read_table(source)))
     except DamagedFile:
-        return False
+        return False, False
 
 
-def _foreign_rows(paths: RunPaths, original: RunPaths) -> bool:
+def _foreign_rows(ledger: Ledger, original: RunPaths) -> bool:
     with original.ledger.open("rb") as lines:
         committed = [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
-    rows = Ledger(paths.ledger, write=False).rows.values()
-    return any(row not in committed for row in rows)
+    return any(row not in committed for row in ledger.rows.values())
 
 
 def _without_seal(content: Any) -> Any:

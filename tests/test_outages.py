@@ -1,8 +1,11 @@
 """Outages before a launch: waited for with back-off, paused for when they are everybody's, and they cost no row."""
 
 import errno
+import math
 import stat
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -22,8 +25,10 @@ from sweep.inputs import package_model
 from sweep.inputs.package_model import PackageModel
 from sweep.node.deployment import Completed, Finished, Placed, Prepared, Stalled, Unprepared
 from sweep.outage import Outage
+from tests.hub_stub import COMMITS, Hub
 from tests.test_driver import ByNode, deployment, drive, make_plan, new_driver, outcomes
 from tests.test_line import SIMULATED
+from tests.test_model import folder, hub  # noqa: F401 - fixtures
 
 TRIALS = [*SIMULATED, "load.batch_size=1,2", "workload.num_requests=2"]
 
@@ -238,6 +243,33 @@ def test_one_reset_connection_costs_no_trial(tmp_path, capsys):
     assert main([*TRIALS, f"backend.env.python={script}", f"out={tmp_path / 'out'}"]) == 0
     assert {row["outcome"] for row in read_trials(RunPaths(tmp_path / "out").trials)} == {"ok"}
     assert f"{reset}; it is tried again" in capsys.readouterr().out, "at once"
+
+
+@pytest.mark.slow
+def test_an_outage_of_ten_seconds_costs_none_of_24_trials(hub, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """Of six deployments with four trials each all 24 had failed after 4 s."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.25)
+    Hub.down_until = math.inf
+
+    def end_ten_seconds_after_the_first_preparation() -> None:
+        while not any(path.startswith("/api/models/") for path, _ in Hub.requests):  # planning does not ask that
+            time.sleep(0.05)
+        Hub.down_until = time.monotonic() + 10.0
+
+    threading.Thread(target=end_ten_seconds_after_the_first_preparation, daemon=True).start()
+    plan = [*SIMULATED, "model=org/model", f"model.revision={COMMITS['main']}", f"cache_dir={tmp_path / 'cache'}"]
+    plan += ["backend.itl.mean=0.001,0.002,0.003,0.004,0.005,0.006", "load.batch_size=1,2,3,4"]
+    plan += ["workload.num_requests=4", "agreement=false", "report=false", f"out={tmp_path / 'out'}"]
+    main(plan)
+    assert "the hub cannot be reached" in capsys.readouterr().out
+    for _ in range(5):  # a busy machine may spoil one (client_limited); no other failure is allowed
+        rows = read_trials(RunPaths(tmp_path / "out").trials)
+        assert len(rows) == 24
+        assert {row["outcome"] for row in rows} <= {"ok", "client_limited"}
+        if main(plan) == 0:
+            break
+    rows = read_trials(RunPaths(tmp_path / "out").trials)
+    assert [row["outcome"] for row in rows] == ["ok"] * 24
 
 
 def test_an_interpreter_that_does_not_work_is_an_answer(tmp_path):
