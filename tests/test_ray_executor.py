@@ -270,7 +270,7 @@ def ray_in_place():
 def test_a_ray_in_place_is_reached_on_loopback_and_by_nobody_else(ray_in_place):
     process, address, shell = ray_in_place
     sockets = [
-        (each.name(), connection.laddr.ip)
+        (" ".join(each.cmdline()), connection.laddr.ip)
         for each in [process, *process.children(recursive=True)]
         for connection in each.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
@@ -278,7 +278,9 @@ def test_a_ray_in_place_is_reached_on_loopback_and_by_nobody_else(ray_in_place):
     assert len(sockets) >= 8, "head, raylet, agents, driver and worker"
     everywhere = [name for name, ip in sockets if ip in ("0.0.0.0", "::")]
     assert {ip for _, ip in sockets} - {"0.0.0.0", "::"} <= {"127.0.0.1", "127.0.0.2"}, sockets
-    workers = sum(name.startswith("ray::") and "Agent" not in name for name in everywhere)
+    agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    workers = sum(name.startswith("ray::") and name.split()[0] not in agents for name in everywhere)
+    workers += sum("default_worker.py" in name for name in everywhere)  # those that are still starting
     stated = re.search(
         r"on all addresses with (\w+) ports and one for each worker", " ".join(CLUSTERS.read_text().split())
     )

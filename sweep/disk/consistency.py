@@ -50,7 +50,7 @@ class TableResults:
 
 def _is_lost_result(row: Row, attempts: set[tuple[str, str]]) -> bool:
     """Return whether a row is a result of which the ledger has not this attempt: it keeps them all."""
-    return row.get("outcome") == Outcome.OK and (row["trial_id"], row.get("attempt")) not in attempts
+    return bool(row.get("outcome") == Outcome.OK and (row["trial_id"], row.get("attempt")) not in attempts)
 
 
 def _keep(table: Path) -> str:
