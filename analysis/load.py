@@ -1,10 +1,11 @@
 """A run's files as pandas frames: trials at once, requests and telemetry on demand.
 
+A run is a folder, or the URL of one in an object store: what is needed of it is copied to a temporary folder.
 Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep.config import PERCENTILES, first_line
+from sweep.disk import object_store, run_files
 from sweep.disk import row as trial_row
-from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
+from sweep.disk.stored_run import LocalCopy
 from sweep.disk.tables import check_footer, read_table, warn_left_out
 from sweep.labels import dotted
 
@@ -46,6 +48,7 @@ class Run:
     trials: pd.DataFrame  # one row a trial of the present plan; its bulky texts are categories
     experiment: dict[str, Any] = field(default_factory=dict)  # plan.jsonl's entry of that kind
     others: int = 0  # rows of other plans, left out
+    copy: LocalCopy | None = None  # of a run in an object store, whose files exist as long as this
 
     @property
     def name(self) -> str:
@@ -85,13 +88,16 @@ class Run:
         return [name for name in named if name in self.trials.columns and name not in schema]
 
 
-def open_run(folder: str | Path, all_rows: bool = False) -> Run:
+def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = ("requests",)) -> Run:
     """The run in a folder: the trials of its present plan, or all that were ever measured there.
+
+    `folder` may be the URL of a run in an object store, of which files of these kinds (LocalCopy) are there too.
 
     Raises:
         RunNotFound, DamagedFile: if trials.parquet does not exist, or it or the plan's experiment is not whole.
+        ConfigError: if the store cannot be read.
     """
-    paths = _paths(folder)
+    paths, copy = _paths(folder, kinds)
     try:
         check_footer(paths.trials)
         # Trials share the bulky texts: 20,000 times 4 KB. A run of an older version lacks some.
@@ -103,9 +109,10 @@ def open_run(folder: str | Path, all_rows: bool = False) -> Run:
     trials, experiment = _frame(table), _experiment(paths.plan)
     if all_rows:  # those of other plans may have other axes
         trials = _with_settings(trials)
-        return Run(paths, trials, {key: value for key, value in experiment.items() if key not in ("axes", "trials")})
+        of_all = {key: value for key, value in experiment.items() if key not in ("axes", "trials")}
+        return Run(paths, trials, of_all, copy=copy)
     planned = _in_plan(trials)
-    return Run(paths, planned, experiment, len(trials) - len(planned))
+    return Run(paths, planned, experiment, len(trials) - len(planned), copy)
 
 
 def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
@@ -115,8 +122,10 @@ def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
 
     Raises:
         RunNotFound, DamagedFile: if trials.parquet does not exist, or is not whole.
+        ConfigError: if the object store cannot be read.
     """
-    trials = _frame(read_table(_paths(folder).trials))
+    paths, _copy = _paths(folder)
+    trials = _frame(read_table(paths.trials))
     return trials if all_rows else _in_plan(trials)
 
 
@@ -157,11 +166,13 @@ def _column_value(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list) else value
 
 
-def _paths(folder: str | Path) -> RunPaths:
-    paths = RunPaths(Path(folder))
+def _paths(folder: str | Path, kinds: Sequence[str] = ()) -> tuple[RunPaths, LocalCopy | None]:
+    """The files of a run, and the copy that they are if the run is in an object store."""
+    copy = LocalCopy(str(folder), kinds) if object_store.is_url(str(folder)) else None
+    paths = RunPaths(copy.folder if copy else Path(folder))
     if not paths.trials.is_file():
         raise RunNotFound(f"{folder}: no run here (there is no trials.parquet)")
-    return paths
+    return paths, copy
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -205,7 +216,7 @@ def telemetry(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
     """As `requests`, the telemetry: time (s from the trial's start), series, device, value, trial_id."""
-    return _read(open_run(folder), "telemetry.parquet", trial_id, damaged == "skip")
+    return _read(open_run(folder, kinds=("telemetry",)), "telemetry.parquet", trial_id, damaged == "skip")
 
 
 def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:

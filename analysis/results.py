@@ -82,5 +82,5 @@ class RunResults:
 
 
 def open_results(folder: str | Path, all_rows: bool = False) -> RunResults:
-    """The results of the run in a folder, of its present plan or all; raises as `load` does."""
+    """The results of the run in a folder or at a URL, of its present plan or all; raises as `load` does."""
     return RunResults(open_run(folder, all_rows))

@@ -46,7 +46,7 @@ OF_LLAMACPP = [  # trials of some seconds, whose launches differ less than those
     *("workload.input_tokens=16", "workload.output_tokens=32", "workload.num_requests=200", "load.concurrency=4"),
     *(f"replicates={SLOWED_LAUNCHES}", "relaunch=per_replicate", "cluster=inline", "tracking=none"),
 ]
-ENGINE_POLL = 0.05  # s between two looks for an engine to slow down
+ENGINE_POLL = 0.5  # s between two looks for an engine to slow down
 # Column, place in its JSON (none: the column itself), the planted value, and the name that it must have.
 PLANTED: list[tuple[str, tuple[str, ...], Any, str]] = [
     ("driver", (), "580.95.05", "driver"),

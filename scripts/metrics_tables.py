@@ -7,6 +7,11 @@ import inspect
 import sys
 from collections.abc import Mapping
 
+from analysis.answers.output import ANSWER_COLUMNS
+from analysis.compare.output import COMPARISON_COLUMNS
+from analysis.explain.output import EXPLANATION_COLUMNS
+from analysis.report.wide import WIDE_ROWS
+from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.summary import SUMMARY_COLUMNS
 from sweep.config import ROOT
 from sweep.disk.columns import TELEMETRY_FIELDS, Meaning, request_columns, trial_columns
@@ -41,7 +46,7 @@ def _cells(quantity: Quantity) -> tuple[str, ...]:
 
 
 def column_tables() -> str:
-    """A table in Markdown for each file of a run: every column, with its unit, its kind and what it is."""
+    """A table in Markdown for each file of a run, and each export: every column with its unit, its kind and meaning."""
     measured: dict[str, tuple[str, str, str]] = {}
     for name, statistic in columns().items():
         quantity = statistic.quantity
@@ -57,6 +62,11 @@ def column_tables() -> str:
         "requests.parquet": _recorded(request_columns()),
         "telemetry.parquet": _recorded(TELEMETRY_FIELDS),
         "summary.csv": _recorded(SUMMARY_COLUMNS),
+        "sweep summary --format csv, parquet, json": _recorded(ANSWER_COLUMNS),
+        "sweep compare --format csv, json": _recorded(COMPARISON_COLUMNS),
+        "sweep explain --format csv, json": _recorded(EXPLANATION_COLUMNS),
+        "analysis.quantiles(folder).table": _recorded(QUANTILE_COLUMNS),
+        "analysis.wide(results): the rows of each frame": _recorded(WIDE_ROWS),
     }
     return "\n\n".join(f"## {name}\n\n{_columns_table(of_file)}" for name, of_file in files.items())
 

@@ -7,7 +7,16 @@ import psutil
 import pyarrow as pa
 
 import analysis
+from analysis.answers.output import ANSWER_COLUMNS, answer_records
+from analysis.compare import comparisons, side
+from analysis.compare.output import COMPARISON_COLUMNS
+from analysis.compare.output import records as comparison_records
+from analysis.explain.decomposition import explanations
+from analysis.explain.output import EXPLANATION_COLUMNS, explanation_records
 from analysis.report import html
+from analysis.report.wide import WIDE_ROWS
+from analysis.results import RunResults
+from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.summary import SUMMARY_COLUMNS, key_columns
 from scripts import metrics_tables
 from sweep.config import ROOT
@@ -16,6 +25,7 @@ from sweep.disk.columns import TELEMETRY_FIELDS, request_columns, trial_columns
 from sweep.node.telemetry import Processes
 from sweep.numbers.quantity import columns
 from sweep.records import Records
+from tests.results import run_of, trial
 from tests.synthetic_run import make_run
 
 
@@ -56,6 +66,33 @@ def test_every_column_of_a_summary_is_declared(tmp_path, monkeypatch):
     axes = set(key_columns(results.run))
     missing = [name for name in written if name not in axes and not any(re.fullmatch(p, name) for p in patterns)]
     assert missing == []
+
+
+def test_every_column_of_an_export_is_declared(tmp_path):
+    """Names of one meaning stand together, and a list that ends in … goes on in the same way."""
+    results = analysis.open_results(make_run(tmp_path / "run", batches=(1, 8), workloads=("qa",)).out)
+    sides = [side(f"{tmp_path / 'run'}@backend={name}") for name in ("transformers", "vllm")]
+    steps = [
+        trial("vllm", 8, launch, speed, launch=f"{step}{launch}", ladder=step, ladder_parent=parent)
+        for step, parent, speed in (("one", None, 100), ("two", "one", 150))
+        for launch in range(3)
+    ]
+    ladder = RunResults(run_of(tmp_path / "ladder", steps))
+    for records, declared in (
+        (answer_records(results.answers), ANSWER_COLUMNS),
+        (comparison_records(comparisons(sides), 0.03), COMPARISON_COLUMNS),
+        (explanation_records(explanations(ladder.run, ladder.layout)), EXPLANATION_COLUMNS),
+    ):
+        names = [name for names in declared for name in names.split(", ") if name != "…"]
+        assert records
+        assert [name for name in records[0] if name not in names and not name.endswith(("_ci_low", "_ci_high"))] == []
+        assert [name for name in names if name not in records[0]] == []
+    quantiles = analysis.quantiles(tmp_path / "run").table
+    patterns = [name.replace("pN", r"p\d+") for names in QUANTILE_COLUMNS for name in names.split(", ")]
+    assert all(any(re.fullmatch(pattern, name) for pattern in patterns) for name in quantiles)
+    (frame,) = analysis.wide(results).values()
+    axes = {axis.removeprefix("backend.").removeprefix("flags.") for axis in results.run.axes}
+    assert set(frame.index) <= axes | WIDE_ROWS.keys()
 
 
 def test_the_sample_in_the_readme_runs_and_averages_no_tasks(tmp_path):

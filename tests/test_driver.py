@@ -123,6 +123,35 @@ def new_driver(plan, paths, ledger, executor):
     return Driver(plan, pending, paths, ledger, executor, Display(len(plan.trials), 0, None, QUIET), None)
 
 
+class Metered(Scripted):
+    """Nodes with GPUs, of which a trial takes a while; keeps what the display shows while it runs."""
+
+    def __init__(self, script, seconds):
+        super().__init__(script)
+        self.schedulable_nodes = [Node("n0", 4, 8, (), "n0"), Node("n1", 4, 8, (), "n1")]
+        self.seconds = seconds
+        self.usages = []
+
+    def events(self):
+        time.sleep(self.seconds)
+        self.driver._meter()
+        self.usages.append((self.driver.display.usage, self.driver.metered))
+        yield from super().events()
+
+
+def test_gpus_busy_and_money_spent_are_of_the_launches_that_run(tmp_path):
+    """Two launches at once of two GPUs each, at $36 per GPU and hour: $0.04 a second while both run."""
+    engines = [replace(deployment(name, [f"{name}1"]), gpu_count=2) for name in ("a", "b")]
+    hardware = {"name": "cloud", "platform": "cuda", "price_per_hour": 36.0}
+    executor, begin = Metered({"a": [["ok"]], "b": [["ok"]]}, seconds=0.2), time.monotonic()
+    drive(make_plan(*engines, hardware=hardware), tmp_path, executor)
+    (both, at), (one, later) = executor.usages
+    assert (both.busy, both.capacity, both.unit) == (4, 8, "GPU")
+    assert (one.busy, one.capacity) == (2, 8)
+    assert 0.2 * 0.04 <= both.spent <= (at - begin) * 0.04
+    assert 0.2 * 0.02 <= one.spent - both.spent <= (later - at) * 0.04
+
+
 def outcomes(ledger):
     return {trial_id: row["outcome"] for trial_id, row in ledger.rows.items()}
 

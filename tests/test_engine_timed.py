@@ -1,5 +1,6 @@
 """A trial of an engine that is timed inside, from the orchestrator's side: against the host with a known library."""
 
+import itertools
 import math
 from array import array
 
@@ -82,6 +83,19 @@ def test_stopping_ends_the_engines_work_too(target, library):
     library.step_seconds = 0
     again = engine_timed.measure(target, [], asked(1), Batch(batch_size=1).mode(1, 1))
     assert again.records[0].error is None
+
+
+def test_the_counts_so_far_are_reported_while_requests_are_measured(target, library, monkeypatch):
+    """Four requests in two batches of 30 steps, and a warm-up of as many, which is not counted."""
+    monkeypatch.setattr(engine_timed, "PROGRESS_POLL", 0.15)
+    library.step_seconds, seen = 0.02, []
+    warmup, requests = asked(1, tokens=30, phase="warmup"), asked(4, tokens=30)
+    engine_timed.measure(target, warmup, requests, Batch(batch_size=2).mode(4, 1), on_progress=seen.append)
+    assert len(seen) > 2
+    assert all((each.total, each.failed) == (4, 0) and each.in_flight == each.sent - each.done == 2 for each in seen)
+    assert {(each.sent, each.done) for each in seen} == {(2, 0), (4, 2)}
+    assert all(before.tokens < after.tokens <= 120 for before, after in itertools.pairwise(seen))
+    assert all(abs(each.tokens - 2 * each.seconds / 0.02) < 20 for each in seen), "about 100 tokens a second"
 
 
 def test_a_stall_inside_an_engine(target, library):

@@ -224,7 +224,7 @@ def rows(count: int) -> list[PromptRow]:
 
 
 def run(library: Stepper, count: int, order: offline.Order) -> list[offline.RowStamps]:
-    return offline.step_rows(library, rows(count), order, time.monotonic_ns(), threading.Event(), offline.TokenClock())
+    return offline.step_rows(library, rows(count), order, time.monotonic_ns(), threading.Event(), offline.RowProgress())
 
 
 def test_closed_keeps_so_many_in_flight():
@@ -255,6 +255,6 @@ def test_a_duration_ends_the_releasing_and_drains():
 def test_records_are_plain_json():
     library = Stepper()
     found = offline.measure_rows(
-        library, rows(1), rows(2), offline.Order(most_in_flight=2), threading.Event(), offline.TokenClock()
+        library, rows(1), rows(2), offline.Order(most_in_flight=2), threading.Event(), offline.RowProgress()
     )
     assert json.loads(json.dumps(found)) == found

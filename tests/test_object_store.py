@@ -1,5 +1,6 @@
 """A run in an object store: against a real S3 server process on loopback."""
 
+import gc
 import os
 import signal
 import socket
@@ -10,16 +11,23 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+import analysis
 from sweep.__main__ import main
 from sweep.config import ROOT, ConfigError, Halted
 from sweep.disk import compaction, object_store, run_files
 from sweep.disk.ledger import Ledger, ledger_entries
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.disk.tables import read_table
+from sweep.drive.monitor import status
+from sweep.rerun.rows import capsules_of
 from tests.results import run_of, trial
 from tests.synthetic_run import make_records, make_run
+from tests.test_rerun import row as capsule_row
+from tests.test_rerun import rows as capsule_rows
+from tests.test_rerun import write_run
 
 pytestmark = pytest.mark.slow
 
@@ -122,8 +130,81 @@ def test_an_answer_is_drawn_from_runs_in_a_store(s3, tmp_path, capsys):
     assert "vllm (monday) (111 tokens/s" in out
     assert "ahead of vllm (tuesday)" in out
     assert main(["studies", "s3://bucket/monday"]) == 0
-    assert main(["report", "s3://bucket/monday"]) == 2
-    assert "sweep copy URL FOLDER brings a run here" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["compare", "s3://bucket/monday", "s3://bucket/tuesday"]) == 0
+    assert "throughput: s3://bucket/tuesday against s3://bucket/monday: slower in 1 of 1" in capsys.readouterr().out
+
+
+def test_the_status_of_a_stored_run_is_that_of_its_folder(s3, quick, tmp_path):
+    folder, url = tmp_path / "run-status", "s3://bucket/run-status"
+    paths = make_run(folder, batches=(1,), workloads=("qa",))
+    with object_store.Mirror(object_store.ObjectStore(url), folder, print):
+        ledger = Ledger(paths.ledger)
+        for row in read_trials(paths.trials)[:2]:
+            ledger.commit({key: row[key] for key in ("trial_id", "deployment_id", "attempt", "outcome")})
+    here, there = (list(status.render(status.find(str(place)))) for place in (folder, url))
+    assert there == here
+    assert there[0] == "throughput_bound: 2 of 6 trials done (2 ok)"
+
+
+def stored(folder, url):
+    """The URL, at which the store has a run now."""
+    store = object_store.ObjectStore(url)
+    store.upload(folder, [path for path in folder.rglob("*") if path.is_file()])
+    return url
+
+
+def test_what_bought_the_gain_is_read_from_a_store(s3, tmp_path, capsys):
+    run_of(
+        tmp_path / "run",
+        [
+            trial("vllm", 8, launch, speed + launch, launch=f"{step}{launch}", ladder=step, ladder_parent=parent)
+            for step, parent, speed in (("one", None, 100), ("two", "one", 150))
+            for launch in range(3)
+        ],
+    )
+    assert main(["explain", stored(tmp_path / "run", "s3://bucket/ladder")]) == 0
+    assert "two" in capsys.readouterr().out
+
+
+def test_a_report_of_a_stored_run_lies_beside_its_copy(s3, tmp_path, capsys):
+    url = stored(make_run(tmp_path / "run", batches=(1, 8), workloads=("qa",)).out, "s3://bucket/reported")
+    copy = tmp_path / "copy"
+    assert main(["report", url, "--output", str(copy)]) == 0
+    assert (copy / "report.html").read_text().startswith("<!doctype html>")
+    assert list(copy.rglob("requests*.parquet")), "the files that the report links to"
+    for arguments, message in (
+        ([url], "with --output FOLDER"),
+        ([url, "--output", str(copy)], "there are files in it"),
+        ([str(copy), "--output", str(tmp_path / "new")], "allowed are a folder"),
+    ):
+        assert main(["report", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_library_reads_a_stored_run_as_it_reads_a_folder(s3, tmp_path):
+    folder = make_run(tmp_path / "run", batches=(1, 8), workloads=("qa",)).out
+    url = stored(folder, "s3://bucket/library")
+    for read in (analysis.load, analysis.requests, analysis.telemetry, lambda run: analysis.quantiles(run).table):
+        pd.testing.assert_frame_equal(read(url), read(folder))
+    results = analysis.open_results(url)
+    pd.testing.assert_frame_equal(results.summary, analysis.open_results(folder).summary)
+    local = results.run.paths.out
+    with pytest.raises(ValueError, match="needs a folder"):
+        analysis.write_all(results)
+    assert local.exists()
+    del results
+    gc.collect()
+    assert not local.exists(), "the copy is removed with what was read from it"
+    with pytest.raises(analysis.RunNotFound, match="s3://bucket/nothing: no run here"):
+        analysis.load("s3://bucket/nothing")
+
+
+def test_a_row_of_a_stored_run_becomes_the_same_capsule(s3, tmp_path):
+    folder = write_run(tmp_path / "run", capsule_rows())
+    url = stored(tmp_path / "run", "s3://bucket/rerun")
+    here, there = (capsules_of(f"{run}#{capsule_row()['trial_id']}")[0] for run in (folder, url))
+    assert there.text().replace(url, str(folder)) == here.text()
 
 
 def test_a_run_in_a_store_is_exported(s3, tmp_path, capsys):

@@ -133,3 +133,25 @@ ANSWER_FORMATS: dict[str, Callable[[Sequence[TaskAnswer]], bytes]] = {
     "json": as_json,
 }
 """The contents of a file of each format."""
+
+ANSWER_COLUMNS = {
+    "question": ("", "the task, and the load where it is a part of the question"),
+    "run": ("", "name of the run that the configuration is of"),
+    "rank": ("", "place among the configurations of its question; 1 is the best"),
+    "configuration": ("", "the engine, with the settings that tell it from the others"),
+    "load": ("", "the load at which it is taken, where an SLO lets it choose"),
+    "column": ("", "the column of trials.parquet by which the question is decided"),
+    "value": ("of `column`", "its mean over the replicates"),
+    "ci_low, ci_high": ("of `column`", "95 % interval of these launches"),
+    "new_launch_low, new_launch_high": ("of `column`", "95 % interval of the mean of further launches"),
+    "headroom": ("share", "what is left of the tightest bound of the SLO; below 0 over it"),
+    "best_over_it": ("", "the best's figure over its own, as it is: of a cost, 0.8 is 20 % less"),
+    "best_over_it_ci_low, best_over_it_ci_high": ("", "95 % interval of that ratio, for all rivals at once"),
+    "more_minutes": ("min", "of the launches that would tell; of the best alone"),
+    "bound": ("", "the tightest bound of the SLO"),
+    "n": ("", "replicates"),
+    "verdict": ("", "best, behind, not told apart from the best, misses the SLO, …"),
+    "more_launches": ("", "launches of each that would tell, nine times in ten; of the best alone"),
+    "sentence": ("", "the answer; of the best alone"),
+}
+"""The columns of `sweep summary --format csv|parquet` and the candidates of `json`, for docs/columns.md."""

@@ -17,6 +17,7 @@ from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
 from analysis.plotting.layout import listed
 from sweep.wording import count, duration_text
 
+MOST_CHANGE = 10.0  # that is given as a number; a few launches find none below
 HEADINGS = ("configuration", "reference", "other", "ratio", "95 % interval", "n", "verdict")
 VERDICT_STYLES = {
     Finding.FASTER: "green",
@@ -222,6 +223,8 @@ def _number(value: float) -> float | None:
 
 
 def _percent(change: float) -> str:
+    if change > MOST_CHANGE:
+        return f"over {MOST_CHANGE:.0%}"
     return f"{change:.1%}" if change < 0.1 else f"{change:.0%}"
 
 
@@ -231,3 +234,24 @@ FORMATS: dict[str, Callable[[Sequence[PointComparison], float, Sequence[Conditio
     "json": _as_json,
 }
 """The formats besides the terminal's."""
+
+COMPARISON_COLUMNS = {
+    "reference": ("", "the first RUN, as it was written"),
+    "other": ("", "the one that is compared with it"),
+    "configuration": ("", "the settings that tell it from the run's others"),
+    "column": ("", "the column of trials.parquet that is compared"),
+    "reference_value, other_value": ("of `column`", "geometric mean over the launches"),
+    "ratio": ("", "the other's over the reference's"),
+    "ci_low, ci_high": ("", "95 % interval of the ratio, for all configurations at once"),
+    "units": ("", "pairs of launches, or launches of the side that has fewer"),
+    "paired": ("", "whether launches are paired by the replicate in which both sent the same prompts"),
+    "verdict": (
+        "",
+        "faster, slower, equal within the margin, not told apart or not comparable, in the quantity's words",
+    ),
+    "reason": ("", "why it is not comparable, or has no interval"),
+    "smallest_change": ("share", "that so many launches find, nine times in ten"),
+    "noise": ("", "the machine's, of `--noise`"),
+    "differences": ("", "settings and versions in which the engines differ"),
+}
+"""The columns of `sweep compare --format csv` and the comparisons of `json`, for docs/columns.md."""

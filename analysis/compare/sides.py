@@ -1,21 +1,17 @@
 """A side of a comparison: the trials of a run, or those of some of its points, with the settings of each."""
 
 import json
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.load import PARTS, Run, open_run
-from sweep.config import ConfigError, did_you_mean, first_line
-from sweep.disk import object_store
-from sweep.disk.run_files import run_folder
+from sweep.config import ConfigError, did_you_mean
+from sweep.disk.stored_run import run_place
 from sweep.labels import dotted
 
 SELECT = "@"  # between a run and the settings that select some of its points
-NEEDED = ("trials.parquet", "plan.jsonl")
 TrialSettings = dict[str, Any]  # dotted key -> value
 
 
@@ -41,7 +37,7 @@ def side(text: str, all_rows: bool = False) -> Side:
         RunNotFound, DamagedFile: as `analysis.load`.
     """
     place, _, selection = text.partition(SELECT)
-    run = _open(place, all_rows or bool(selection))
+    run = open_run(run_place(place), all_rows or bool(selection), kinds=())
     trials = run.ok
     settings = [trial_settings(row) for row in trials.to_dict("records")]
     wanted_values = _selection(text, selection)
@@ -60,17 +56,6 @@ def side(text: str, all_rows: bool = False) -> Side:
         [each for each, is_chosen in zip(settings, chosen, strict=True) if is_chosen],
         frozenset(wanted_values),
     )
-
-
-def _open(place: str, all_rows: bool) -> Run:
-    if not object_store.is_url(place):
-        return open_run(run_folder(place), all_rows)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            object_store.copy(place, Path(folder), lambda name: name in NEEDED)
-        except OSError as error:
-            raise ConfigError(f"{place}: {first_line(error)}") from None
-        return open_run(folder, all_rows)
 
 
 def _selection(text: str, selection: str) -> dict[str, str]:

@@ -159,3 +159,19 @@ EXPLANATION_FORMATS: dict[str, Callable[[Sequence[Explanation]], str]] = {
     "json": _as_json,
 }
 """The formats besides the terminal's."""
+
+EXPLANATION_COLUMNS = {
+    "kind": ("", "factorial or ladder"),
+    "task": ("", "model, workload and load, as far as the run has several"),
+    "column": ("", "the column of trials.parquet that is explained"),
+    "against": ("", "what the whole gain is measured from"),
+    "entry": ("", "part (a knob, a step, the engine), whole or interaction (of two knobs)"),
+    "name": ("", "of the part; of an interaction both knobs"),
+    "change": ("", "what the knob was set to"),
+    "gain": ("", "times; those of the parts multiply to the whole"),
+    "share": ("share", "of the whole's logarithm; those of the parts add up to 1"),
+    "alone": ("", "times, of the knob with all others off; null where that was not measured"),
+    "last": ("", "times, of the knob with all others on; likewise"),
+    "gain_ci_low, gain_ci_high, share_ci_low, …": ("", "95 % interval of each of these four, for all parts at once"),
+}
+"""The columns of `sweep explain --format csv` and `json`, for docs/columns.md."""

@@ -84,8 +84,14 @@ class Card(NamedTuple):
 
 
 def write_all(results: RunResults) -> None:
-    """Write summary.csv, figures/ and report.html of a run."""
+    """Write summary.csv, figures/ and report.html of a run.
+
+    Raises:
+        ValueError: for a run in an object store, of which `sweep report URL --output FOLDER` writes a report.
+    """
     run = results.run
+    if run.copy is not None:
+        raise ValueError("a report of a run in an object store needs a folder: sweep report URL --output FOLDER")
     codes = [
         ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
         for index in results.summary.index

@@ -24,6 +24,16 @@ ENGINE_COLUMNS = (
     "kv_cache_full_share",
 )
 MOST_COLUMNS = 12  # columns of one table
+WIDE_ROWS = (
+    {"SETTING": ("", "of the engine, on an axis: its key without `backend.` and `flags.`")}
+    | {title: ("", f"`{name}` of `vllm bench serve`, the mean over the replicates") for name, title in FIGURES.items()}
+    | {
+        f"{labelled.label} ({labelled.unit})" if labelled.unit else labelled.label: (labelled.unit, f"`{name}`")
+        for name in ENGINE_COLUMNS
+        if (labelled := label(name))
+    }
+)
+"""The rows of a frame of `wide`, whose columns are the points, for docs/columns.md."""
 
 
 def wide(results: RunResults) -> dict[str, pd.DataFrame]:

@@ -41,7 +41,7 @@ def quantiles(
     """The quantiles of the measured requests of a run's trials; a file that is damaged is named and left out.
 
     Raises:
-        RunNotFound, DamagedFile: as `analysis.load`.
+        RunNotFound, DamagedFile, ConfigError: as `analysis.load`.
     """
     run = open_run(folder, all_rows)
     trials = run.trials[run.trials["attempt"].notna()]
@@ -67,3 +67,13 @@ def _of_trial(figures: RequestFigures, percentiles: Sequence[float]) -> dict[str
 
 def _of_gaps(counts: np.ndarray[tuple[int], np.dtype[np.int64]], percentiles: Sequence[float]) -> dict[str, float]:
     return {f"itl_{percentile_name(each)}": quantile_of_counts(counts, each / 100) for each in percentiles}
+
+
+QUANTILE_COLUMNS = {
+    "trial_id": ("", "the trial; one whose file is damaged has no row"),
+    "requests": ("", "measured requests, failed ones included"),
+    "gaps": ("", "between tokens of one answer"),
+    "ttft_pN, e2el_pN, tpot_pN": ("s", "quantiles over its requests, for each of `percentiles` (50 and 99); exact"),
+    "itl_pN": ("s", "quantiles over its gaps, at most 0.4 % off"),
+}
+"""The columns of `Quantiles.table`, for docs/columns.md."""

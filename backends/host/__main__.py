@@ -42,7 +42,7 @@ class LibraryServer:
         self.tokenizer = tokenizer
         self.name = name
         self.context = context or tokenizer.context or sys.maxsize
-        self.progress = offline.TokenClock()  # of `measure`
+        self.progress = offline.RowProgress()  # of `measure`
         loop = asyncio.get_running_loop()
         self.batches: BatchQueue | ContinuousQueue = (
             ContinuousQueue(library, loop)
@@ -67,7 +67,7 @@ class LibraryServer:
             case "POST", "/measure":
                 await self.measure(query.json(), connection)
             case "GET", "/progress":
-                await connection.answer({"seconds_since_token": time.monotonic() - self.progress.at})
+                await connection.answer(self.progress.answer())
             case "POST", "/log_probabilities":
                 await self.log_probabilities(query.json(), connection)
             case "POST", "/reset_caches":

@@ -33,13 +33,39 @@ class Order:
 
 
 @dataclass
-class TokenClock:
-    """The instant of the latest token; while no row is in flight, the latest look."""
+class RowProgress:
+    """The instant of the latest token (while no row is in flight, the latest look), and the counts of a trial so far.
+
+    Another thread reads it: each count is right, and all of them together as of a step.
+    """
 
     at: float = field(default_factory=time.monotonic)  # s of CLOCK_MONOTONIC
+    begin: float | None = None  # likewise, of the measured rows; None before them
+    sent: int = 0
+    done: int = 0  # failed ones included
+    failed: int = 0
+    tokens: int = 0
 
     def note(self) -> None:
         self.at = time.monotonic()
+
+    def restart(self, begin: float | None) -> None:
+        """Count anew: from the warm-up on with no beginning, then from the measured rows' own."""
+        self.begin, self.sent, self.done, self.failed, self.tokens = begin, 0, 0, 0, 0
+
+    def take(self, tokens: int, ended: bool, failed: bool) -> None:
+        """Take in what a step brought to a row."""
+        if tokens:
+            self.note()
+        self.tokens, self.done, self.failed = self.tokens + tokens, self.done + ended, self.failed + failed
+
+    def answer(self) -> dict[str, Any]:
+        """The host's answer to who asks for it; without counts but while rows are measured."""
+        now, counts = time.monotonic(), None
+        if self.begin is not None:
+            counts = {name: getattr(self, name) for name in ("sent", "done", "failed", "tokens")}
+            counts |= {"in_flight": self.sent - self.done, "seconds": now - self.begin}
+        return {"seconds_since_token": now - self.at, "counts": counts}
 
 
 @dataclass(slots=True)
@@ -69,7 +95,7 @@ def step_rows(
     order: Order,
     start: int,
     stopped: threading.Event,
-    progress: TokenClock,
+    progress: RowProgress,
 ) -> list[RowStamps]:
     """Release the rows in order and step until all have ended; a RowStamps of each row that was released.
 
@@ -92,6 +118,7 @@ def step_rows(
                 return
             traces.append(RowStamps(order.arrivals[index] if order.arrivals is not None else None, since))
             flying[id(rows[index])] = index
+            progress.sent += 1
             library.add(rows[index])
 
     while not stopped.is_set():
@@ -109,9 +136,9 @@ def step_rows(
             if index is None:
                 continue
             traces[index].add(row, tokens, error, (now - start) / 1e9)
-            if tokens:
-                progress.note()
-            if row.done or error is not None:
+            ended = row.done or error is not None
+            progress.take(len(tokens), ended, error is not None)
+            if ended:
                 del flying[id(row)]
     for index in flying.values():
         library.drop(rows[index])
@@ -125,15 +152,17 @@ def measure_rows(
     rows: Sequence[PromptRow],
     order: Order,
     stopped: threading.Event,
-    progress: TokenClock,
+    progress: RowProgress,
 ) -> dict[str, Any]:
     """Run the warm-up rows in batches, then the rows as the order says; return the host's answer."""
     origin = time.monotonic_ns()
     progress.note()
+    progress.restart(None)
     warm = step_rows(library, warmup, Order(order.batch_size or 1), origin, stopped, progress)
     start = time.monotonic_ns()
     for trace in warm:  # their times are negative: before the clock; they have no schedule
         trace.released -= (start - origin) / 1e9
+    progress.restart(start / 1e9)
     traces = step_rows(library, rows, order, start, stopped, progress)
     return {"start_ns": start, "warmup": _records(warm, warmup), "records": _records(traces, rows)}
 

@@ -133,14 +133,36 @@ def report(arguments: list[str]) -> int:
     With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
     """
     from sweep.cli.run import print_report
+    from sweep.disk import object_store
     from sweep.disk.run_files import run_folder
 
     parser = Parser(report)
-    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="new; of a run in an object store: for its copy")
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
     options = _of_all_rows(parser, arguments)
-    print_report(run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all)
+    if object_store.is_url(options.run) != (options.output is not None):
+        raise ConfigError(
+            f"RUN={options.run}: allowed are a folder, and a run in an object store with --output FOLDER for its copy"
+        )
+    if options.output is not None:
+        _copy_run(options.run, options.output)
+    print_report(
+        options.output or run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all
+    )
     return 0
+
+
+def _copy_run(url: str, folder: Path) -> None:
+    """Copy a run from an object store. Raises ConfigError if the folder has files, or the store cannot be read."""
+    from sweep.disk import object_store
+
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"--output {folder}: there are files in it; allowed is a new folder")
+        object_store.copy(url, folder)
+    except OSError as error:
+        raise ConfigError(f"{url}: {first_line(error)}") from None
 
 
 def summary(arguments: list[str]) -> int:
@@ -153,11 +175,11 @@ def summary(arguments: list[str]) -> int:
     rivals where they were asked the same on the same machine. Without an SLO configurations are compared at equal
     loads; with one, each at the load at which it does best within the bounds.
     """
-    from analysis import DamagedFile, RunNotFound
+    from analysis import DamagedFile, RunNotFound, open_results
     from analysis.answers.deciding import answers
     from analysis.answers.output import ANSWER_FORMATS
     from analysis.answers.question import slo_of
-    from analysis.answers.reading import opened
+    from sweep.disk.stored_run import run_place
     from sweep.whole_file import write_whole
 
     parser = Parser(summary)
@@ -167,9 +189,9 @@ def summary(arguments: list[str]) -> int:
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
     options = _of_all_rows(parser, arguments)
     try:
-        with opened(options.runs, options.all) as runs:
-            _name_others(*(each.run for each in runs))
-            content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
+        runs = [open_results(run_place(each), options.all) for each in options.runs]
+        _name_others(*(each.run for each in runs))
+        content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     if options.output is None:
@@ -217,9 +239,9 @@ def rerun(arguments: list[str]) -> int:
 
 def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
-    from analysis import DamagedFile, RunNotFound
-    from analysis.answers.reading import opened
+    from analysis import DamagedFile, RunNotFound, open_results
     from analysis.studies import printed
+    from sweep.disk.stored_run import run_place
 
     parser = Parser(studies)
     parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
@@ -232,12 +254,12 @@ def studies(arguments: list[str]) -> int:
         console.print(printed.catalogue())
         return 0
     try:
-        with opened([options.run], options.all) as (results,):
-            _name_others(results.run)
-            if options.markdown:
-                print("\n".join(printed.markdown_lines(results)))
-            else:
-                console.print(printed.run_findings(results))
+        results = open_results(run_place(options.run), options.all)
+        _name_others(results.run)
+        if options.markdown:
+            print("\n".join(printed.markdown_lines(results)))
+        else:
+            console.print(printed.run_findings(results))
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     return 0
@@ -307,10 +329,10 @@ def explain(arguments: list[str]) -> int:
     Of a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley's, and add up
     to the whole; of a ladder they are those of its own order. A launch is the unit.
     """
-    from analysis import DamagedFile, RunNotFound
-    from analysis.answers.reading import opened
+    from analysis import DamagedFile, RunNotFound, open_results
     from analysis.explain.decomposition import EXPLAINED, explanations
     from analysis.explain.output import EXPLANATION_FORMATS, terminal_tables
+    from sweep.disk.stored_run import run_place
 
     parser = Parser(explain)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -318,9 +340,9 @@ def explain(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=["text", *EXPLANATION_FORMATS], default="text")
     options = _of_all_rows(parser, arguments)
     try:
-        with opened([options.run], options.all) as (results,):
-            _name_others(results.run)
-            explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
+        results = open_results(run_place(options.run), options.all)
+        _name_others(results.run)
+        explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     if options.format != "text":
@@ -447,18 +469,18 @@ def export(arguments: list[str]) -> int:
 
     A folder a point, with run=N.json for each replicate and their summary.json; figures are by vLLM's definitions.
     """
-    from analysis import DamagedFile, RunNotFound
-    from analysis.answers.reading import opened
+    from analysis import DamagedFile, RunNotFound, open_results
     from analysis.exchange import vllm_bench
+    from sweep.disk.stored_run import run_place
 
     parser = Parser(export)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = _of_all_rows(parser, arguments)
     try:
-        with opened([options.run], options.all) as (results,):
-            _name_others(results.run)
-            written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
+        results = open_results(run_place(options.run), options.all)
+        _name_others(results.run)
+        written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
     except (RunNotFound, DamagedFile) as error:
         raise ConfigError(str(error)) from None
     print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points")

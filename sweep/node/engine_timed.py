@@ -1,7 +1,8 @@
 """A trial of an engine that is timed inside: all its requests in one control call, the engine's own stamps come back.
 
-`measure` has the interface of `sweep.client.measurement.measure`. Nothing is on the wire while the clock runs, so there
-is no client to be a bottleneck; the result is throughput and duration, not what a user of a server would feel.
+`measure` has the interface of `sweep.client.measurement.measure`. Nothing but a question for the counts, every
+PROGRESS_POLL seconds, is on the wire while the clock runs, so there is no client to be a bottleneck; the result is
+throughput and duration, not what a user of a server would feel.
 """
 
 import asyncio
@@ -18,10 +19,11 @@ from sweep.client.measurement import STALLED, ClientReport, Measurement
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
 from sweep.numbers.selection import measured, was_sent
-from sweep.records import MOST_TOKENS, Record, Records, Request
+from sweep.records import MOST_TOKENS, Record, Records, Request, TrialProgress
 
 ANSWER_POLL = 0.1  # s between two checks whether to stop
-PROGRESS_POLL = 10.0  # s between two questions for the latest token
+PROGRESS_POLL = 2.0  # s between two questions for the counts so far and the latest token
+PROGRESS_TIMEOUT = 10.0  # s
 EXIT_DELAY = 1.0  # s after a broken connection within which the engine's exit is noticed
 
 
@@ -34,13 +36,15 @@ def measure(
     on_start: Callable[[float], None] = lambda start: None,
     should_stop: Callable[[], str | None] = lambda: None,
     stall_timeout: float | None = None,
+    on_progress: Callable[[TrialProgress], None] = lambda progress: None,
     **client: object,
 ) -> Measurement:
     """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests when the mode says.
 
-    `on_start` is called when the engine is asked: when its warm-up is over, only it knows. The measuring client's own
-    arguments (`client`) have no meaning here. Every request ends with an error when `should_stop` gives a reason, when
-    no token has come for `stall_timeout` s, when the engine fails, and in a mode that needs a client.
+    `on_start` is called when the engine is asked: when its warm-up is over, only it knows. `on_progress` is called with
+    the counts so far while requests are measured. The measuring client's own arguments (`client`) have no meaning here.
+    Every request ends with an error when `should_stop` gives a reason, when no token has come for `stall_timeout` s,
+    when the engine fails, and in a mode that needs a client.
     """
     body: dict[str, Any] = {
         "warmup": [_request(request) for request in warmup],
@@ -55,7 +59,7 @@ def measure(
         problem = f"protocol: {error}"
     else:
         on_start(time.monotonic())
-        answer, problem = asyncio.run(_ask(target.url.rstrip("/"), body, should_stop, stall_timeout))
+        answer, problem = asyncio.run(_ask(target.url.rstrip("/"), body, should_stop, stall_timeout, on_progress))
     records = _records(answer, [*warmup, *requests], len(warmup), mode, problem)
     sent = int((measured(records) & was_sent(records)).sum()) if problem is None else 0
     due = records.phase.count("measured")
@@ -67,17 +71,25 @@ def _request(request: Request) -> dict[str, Any]:
 
 
 async def _ask(
-    url: str, body: dict[str, Any], should_stop: Callable[[], str | None], stall_timeout: float | None
+    url: str,
+    body: dict[str, Any],
+    should_stop: Callable[[], str | None],
+    stall_timeout: float | None,
+    on_progress: Callable[[TrialProgress], None],
 ) -> tuple[dict[str, Any], str | None]:
     """Return the host's answer, or the reason why there is none. Closing the connection stops the host."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(f"{url}/measure", json=body))
         looked = time.monotonic()
+        most_silent = stall_timeout or math.inf
         while not (await asyncio.wait([call], timeout=ANSWER_POLL))[0]:
             reason = should_stop()
-            if reason is None and stall_timeout and time.monotonic() - looked > min(PROGRESS_POLL, stall_timeout / 2):
+            if reason is None and time.monotonic() - looked > min(PROGRESS_POLL, most_silent / 2):
                 looked = time.monotonic()
-                reason = STALLED if await _seconds_since_token(http, url) > stall_timeout else None
+                silent, counts = await _progress(http, url)
+                reason = STALLED if silent > most_silent else None
+                if counts is not None:
+                    on_progress(TrialProgress(**counts, total=len(body["requests"])))
             if reason is not None:
                 call.cancel()
                 await asyncio.wait([call])
@@ -99,13 +111,19 @@ async def _ask(
     return {}, f"engine: {message}" if answer.status_code == 500 else f"status: {answer.status_code} {message}"
 
 
-async def _seconds_since_token(http: httpx.AsyncClient, url: str) -> float:
-    """The time since the latest token; 0.0 where the host gives no answer, which the call itself will report."""
+async def _progress(http: httpx.AsyncClient, url: str) -> tuple[float, dict[str, Any] | None]:
+    """The time since the latest token, and the counts of the measured requests; None during the warm-up.
+
+    0.0 and None where the host gives no answer, which the call itself will report.
+    """
     try:
-        answer = await http.get(f"{url}/progress", timeout=PROGRESS_POLL)
-        return float(answer.json()["seconds_since_token"]) if answer.status_code == 200 else 0.0
+        answer = await http.get(f"{url}/progress", timeout=PROGRESS_TIMEOUT)
     except httpx.HTTPError:
-        return 0.0
+        return 0.0, None
+    if answer.status_code != 200:
+        return 0.0, None
+    state = answer.json()
+    return float(state["seconds_since_token"]), state["counts"]
 
 
 def _records(

@@ -16,6 +16,7 @@ from backends.prepare import locks
 from sweep.config import ConfigError, first_line, shortened
 from sweep.disk import object_store, run_files
 from sweep.disk.run_files import run_folder
+from sweep.disk.stored_run import LocalCopy
 from sweep.labels import TRIAL_MARK
 from sweep.rerun.capsule import Capsule, packed_lock, parse_capsules
 from sweep.rerun.circumstances import circumstances
@@ -33,8 +34,6 @@ def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
     if content is not None:
         return parse_capsules(content)
     run, mark, trial_id = source.partition(TRIAL_MARK)
-    if object_store.is_url(run):
-        raise ConfigError(f"{source}: is in an object store; copy it first, sweep copy {run} FOLDER")
     try:
         if not mark and Path(source).is_file():
             return parse_capsules(Path(source).read_text(encoding="utf-8"))
@@ -46,7 +45,8 @@ def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
 
 
 def _of_run(run: str, trial_id: str) -> list[Capsule]:
-    folder = run_folder(run)
+    copy = LocalCopy(run, ("locks",)) if object_store.is_url(run) else None
+    folder = copy.folder if copy else run_folder(run)
     try:
         everything = open_results(folder, all_rows=True)
         chosen = _chosen(run, everything.run.trials, trial_id)
@@ -56,8 +56,8 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
             if chosen.empty:
                 raise ConfigError(f"{run}: no trial with a result")
         results = open_results(folder) if len(planned) else everything
-    except RunNotFound as error:
-        raise ConfigError(str(error)) from None
+    except RunNotFound:
+        raise ConfigError(f"{run}: no run here (there is no trials.parquet)") from None
     if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
         raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: is {outcome}; allowed is a trial with a result")
     lock_texts = {path.name: path.read_text() for path in run_files.RunPaths(folder).locks.glob("*.txt")}

@@ -1,0 +1,42 @@
+"""The place of a run as a user gives it; of one in an object store the files are copied to be read."""
+
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from sweep.config import ConfigError, first_line
+from sweep.disk import object_store
+from sweep.disk.run_files import run_folder
+
+RUN_TABLES = ("trials.parquet", "plan.jsonl")
+
+
+class LocalCopy:
+    """Files of a run in an object store, in a temporary folder that is removed with this object."""
+
+    def __init__(self, url: str, kinds: Sequence[str] = ()) -> None:
+        """Copy the tables of all trials, and files of these kinds: `requests`, `telemetry`, `locks`.
+
+        Raises:
+            ConfigError: if the store cannot be read.
+        """
+        parent = tempfile.mkdtemp(prefix="sweep-run-")
+        self.folder = Path(parent) / PurePosixPath(url).name  # names the run
+        weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
+        try:
+            object_store.copy(url, self.folder, lambda name: _is_needed(PurePosixPath(name), kinds))
+        except OSError as error:
+            raise ConfigError(f"{url}: {first_line(error)}") from None
+
+
+def _is_needed(name: PurePosixPath, kinds: Sequence[str]) -> bool:
+    of_trials = name.suffix == ".parquet" and re.fullmatch(r"(\w+?)(-\w+)?", name.stem)  # a compact file has a digest
+    return name.name in RUN_TABLES or name.parts[0] in kinds or bool(of_trials and of_trials[1] in kinds)
+
+
+def run_place(run: str) -> str | Path:
+    """The run's folder, or its URL. Raises ConfigError as `run_folder`."""
+    return run if object_store.is_url(run) else run_folder(run)
