@@ -15,14 +15,14 @@ def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None
 
     Of another version than the table's nothing is refused: `warnings` says what is not in the table.
     """
-    same = (each for each in _checked(backend, environment) if _same_version(environment, each[0]))
+    same = (each for each in _tables_of_fields(backend, environment) if _same_version(environment, each[0]))
     return next((problem for table, groups in same for problem in _problems(backend, table, groups)), None)
 
 
 def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]:
     """Return what the table says of flags for an engine of another version, which may take them all the same."""
     found = []
-    for table, groups in _checked(backend, environment):
+    for table, groups in _tables_of_fields(backend, environment):
         if not _same_version(environment, table):
             version = engine_version(environment, table) or "of an unknown version"
             said = _problems(backend, table, groups)
@@ -30,7 +30,7 @@ def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]
     return found
 
 
-def _checked(backend: Backend, environment: EnvironmentSpec | None) -> Iterator[tuple[EngineTable, Iterable[str]]]:
+def _tables_of_fields(backend: Backend, environment: EnvironmentSpec | None) -> Iterator[tuple[EngineTable, Iterable[str]]]:
     """Yield the tables of an engine that is launched, each with the backend's fields that it is for."""
     if backend.launches and (table := table_of(backend, environment)):
         yield table, FLAG_KEYS
