@@ -30,7 +30,9 @@ def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]
     return found
 
 
-def _tables_of_fields(backend: Backend, environment: EnvironmentSpec | None) -> Iterator[tuple[EngineTable, Iterable[str]]]:
+def _tables_of_fields(
+    backend: Backend, environment: EnvironmentSpec | None
+) -> Iterator[tuple[EngineTable, Iterable[str]]]:
     """Yield the tables of an engine that is launched, each with the backend's fields that it is for."""
     if backend.launches and (table := table_of(backend, environment)):
         yield table, FLAG_KEYS
