@@ -74,6 +74,7 @@ class EnvironmentSpec(Strict):
     cache: str = "/var/cache/sweep"  # in an image: the folder of what an engine compiles, kept between launches
     shm_size: str = "16g"  # of an image: shared memory, through which an engine's processes talk
     python_version: str | None = None  # e.g. "3.11"; None = the orchestrator's
+    machine: str | None = None  # the nodes' architecture, e.g. "aarch64"; set where it is not the orchestrator's
     requirements: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()  # distributions that must not be there, whoever depends on them
     torch: Platform | None = None  # which builds of torch: None = whatever the index gives
@@ -134,6 +135,7 @@ class Host:
     nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
     glibc: str | None = None  # e.g. "2.36"
     python: str | None = None  # e.g. "3.11"
+    machine: str | None = None  # its architecture, e.g. "x86_64"
     cpu_features: frozenset[str] | None = None  # as /proc/cpuinfo has them, e.g. "avx512f"
 
 
@@ -199,6 +201,7 @@ class Backend(Strict):
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
     newer: ClassVar[Mapping[str, str]] = {}  # flags and series that the pinned version has not, and the first that has
+    option_tables: ClassVar[Mapping[str, str]] = {}  # of its fields that hold the engine's own options: their tables
     inherits: ClassVar[tuple[str, ...]] = ()  # variables of this machine that it reads, besides INHERITED
     own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each
     own_values: ClassVar[Mapping[str, str]] = {}  # values of a flag, "flag=value", for which the same holds
@@ -303,7 +306,7 @@ class Backend(Strict):
 
     @classmethod
     def table(cls) -> EngineTable:
-        """The engine's flags, metrics, routes and messages; of two kinds of engine, the first's."""
+        """The engine's flags, metrics, routes and messages; of several kinds or versions, the first's."""
         return load(cls.tables[0])
 
     @property

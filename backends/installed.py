@@ -16,7 +16,7 @@ from sweep.config import ConfigError, build, one_of
 from sweep.options import ConfigPath, load_option
 from sweep.provenance import EXECUTABLES
 
-EMULATED = ("driver", "capability", "glibc", "nvcc")  # facts of a host that `sweep backends --on` takes
+EMULATED = ("driver", "capability", "glibc", "nvcc", "python")  # facts of a host that `sweep backends --on` takes
 
 
 def names() -> list[str]:

@@ -1,6 +1,6 @@
 """Continuous batching by transformers itself (`generate_batch`'s manager), streaming every request token by token."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, PositiveFloat
 
@@ -14,6 +14,7 @@ class TransformersCB(Transformers):
     """
 
     reserves_memory = True
+    option_tables: ClassVar[dict[str, str]] = {"scheduler": "transformers_cb", "cpu_scheduler": "transformers_cb"}
     abilities = Transformers.abilities._replace(continuous_batching=True, beam_search=False)
 
     library = "backends.host.libraries.transformers_cb_library"

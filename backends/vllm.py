@@ -57,7 +57,7 @@ class VLLM(Backend):
         quantisations="GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8",
     )
     inherits = ("VLLM_*", "FLASHINFER_*")
-    tables = ("vllm",)
+    tables = ("vllm", "vllm_cuda12")
     own_flags: ClassVar[dict[str, str]] = {
         "model": "model",
         "served-model-name": "model.served_name",
@@ -104,6 +104,7 @@ class VLLM(Backend):
         "kv_cache_tokens": r"KV cache size: ([\d,]+) tokens",
         "kv_cache_dtype": r"\bkv_cache_dtype=([\w.]+), device_config=",
         "enforce_eager": r"\benforce_eager=(\w+), ",
+        "cudagraph_mode": r"\bcompilation_config=\{.*'cudagraph_mode': <CUDAGraphMode\.(\w+):",
         "chunked_prefill": r"\benable_chunked_prefill=(\w+), ",
         "graph_capture_seconds": r"Graph capturing finished in (\d+) secs",
         "async_scheduling": r"Async scheduling is (disabled)",

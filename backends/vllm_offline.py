@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from backends.base import OTHER_CONFIGURATION, Hosted, Launch
+from backends.base import FLAG_KEYS, OTHER_CONFIGURATION, Hosted, Launch
 from backends.vllm import VLLM, speculation, utilisation
 
 
@@ -31,7 +31,7 @@ class VLLMOffline(Hosted):
     distribution = "vllm"
     abilities = VLLM.abilities
     inherits = VLLM.inherits
-    tables = ("vllm_offline",)
+    tables = ("vllm_offline", "vllm_offline_cuda12")
     own_flags: ClassVar[dict[str, str]] = {
         "model": "model",
         "model-weights": "model",
@@ -53,6 +53,16 @@ class VLLMOffline(Hosted):
     metric_names: dict[str, str] = Field(
         default={ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()}
     )
+
+    def check(self) -> None:
+        super().check()
+        for group in FLAG_KEYS:
+            for name, size in getattr(self, group).items():
+                if "data-parallel-size" in self._meanings(name) and str(size) not in ("None", "1"):
+                    raise ValueError(
+                        f"backend.{group}.{name}={size}: its host's process has one engine; allowed is 1 (for several "
+                        f"ranks behind one URL: backend=vllm backend.flags.data-parallel-size={size})"
+                    )
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         ours = {"tensor_parallel_size": self.gpus if launch.gpus else 1, "max_model_len": launch.max_model_len}

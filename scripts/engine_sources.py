@@ -239,7 +239,8 @@ def _fields(tree: ast.AST, name: str) -> dict[str, ast.expr]:
     return {}
 
 
-VLLM_ARGUMENTS, VLLM_FRONTEND = "engine/arg_utils.py", "entrypoints/launchers/cli_args.py"
+VLLM_ARGUMENTS = "engine/arg_utils.py"
+VLLM_FRONTENDS = ("entrypoints/launchers/cli_args.py", "entrypoints/openai/cli_args.py")  # the second until 0.19
 
 
 def vllm(folder: Path) -> tuple[Reading, PythonSource]:
@@ -247,7 +248,8 @@ def vllm(folder: Path) -> tuple[Reading, PythonSource]:
     source = PythonSource(folder, "vllm")
     types = Types(source.constants("config", "engine", "entrypoints", "model_executor/layers/quantization", "v1"))
     classes = {name: fields for tree in source.trees("config") for name, fields in _classes(tree).items()}
-    reading, tree, frontend = Reading(), source.tree(VLLM_ARGUMENTS), source.tree(VLLM_FRONTEND)
+    path = next(each for each in VLLM_FRONTENDS if (folder / "vllm" / each).exists())
+    reading, tree, frontend = Reading(), source.tree(VLLM_ARGUMENTS), source.tree(path)
     configs = dict(re.findall(r"^\s*(\w+) = get_kwargs\((\w+)\)", ast.unparse(tree), re.MULTILINE))
     sizes = _size_fields(tree)
     for call in _calls(tree, "add_argument"):
@@ -363,6 +365,17 @@ def generator_arguments(package: str, path: str, name: str) -> Callable[[Path], 
     return read
 
 
+def fields_of(package: str, path: str, name: str) -> Callable[[Path], tuple[Reading, PythonSource]]:
+    """A reader of the fields of a dataclass."""
+
+    def read(folder: Path) -> tuple[Reading, PythonSource]:
+        source, types = PythonSource(folder, package), Types({})
+        fields = _fields(source.tree(path), name)
+        return Reading(flags={key: types.of_annotation(kind) for key, kind in fields.items()}), source
+
+    return read
+
+
 class CompiledSource:
     """The printable strings of a wheel's libraries, beside its Python."""
 
@@ -440,11 +453,14 @@ def llamacpp(folder: Path) -> tuple[Reading, CppSource]:
 
 READERS: dict[str, Callable[[Path], tuple[Reading, Any]]] = {
     "vllm": vllm,
+    "vllm_cuda12": vllm,
     "vllm_offline": vllm_offline,
+    "vllm_offline_cuda12": vllm_offline,
     "sglang": sglang,
     "lmdeploy": lmdeploy,
     "llamacpp": llamacpp,
     "ctranslate2": ctranslate2,
     "exllamav2": generator_arguments("exllamav2", "generator/dynamic.py", "ExLlamaV2DynamicGenerator"),
+    "transformers_cb": fields_of("transformers", "generation/configuration_utils.py", "ContinuousBatchingConfig"),
     "exllamav3": generator_arguments("exllamav3", "generator/generator.py", "Generator"),
 }

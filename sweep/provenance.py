@@ -83,6 +83,8 @@ def hardware() -> dict[str, Any]:
         "gpus": list(gpu_names()),
         "capability": oldest(gpu.capability for gpu in gpus.visible()),
         "glibc": platform.libc_ver()[1] or None,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
         "kernel": platform.release(),
         "load_average": round(os.getloadavg()[0], 2),
     }
@@ -106,5 +108,6 @@ def host() -> Host:
         nvcc=nvcc() if gpu_names() else None,
         glibc=platform.libc_ver()[1] or None,
         python=".".join(platform.python_version_tuple()[:2]),
+        machine=platform.machine(),
         cpu_features=cpu_features(),
     )

@@ -19,6 +19,8 @@ from sweep.config import ConfigError, build
 from sweep.options import load_option
 
 WITH_TABLES = [name for name in names() if configured(name).tables]
+# Each kind and version of engine that a backend runs: exllamav2 and exllamav3, vLLM for CUDA 13 and for CUDA 12.
+BACKENDS_AND_TABLES = [(name, each) for name in WITH_TABLES for each in configured(name).tables]
 CLIENT_ROUTES = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 
 
@@ -40,9 +42,9 @@ def flags_of(backend: Backend, launch: Launch) -> Iterator[str]:
         yield from (part[2:] for part in line if re.match(r"--[a-z]", part))
 
 
-@pytest.mark.parametrize("name", WITH_TABLES)
-def test_every_flag_of_an_adapter_is_the_engines(name, launches):
-    backend, table = configured(name), configured(name).table()
+@pytest.mark.parametrize(("name", "its"), BACKENDS_AND_TABLES)
+def test_every_flag_of_an_adapter_is_the_engines(name, its, launches):
+    backend, table = configured(name), load(its)
     for launch in launches:
         unknown = {flag for flag in flags_of(backend, launch) if spelling(flag) not in table.names}
         assert not unknown, f"{table.source} has no {unknown}"
@@ -51,9 +53,9 @@ def test_every_flag_of_an_adapter_is_the_engines(name, launches):
         assert spelling(table.canonical(flag)) == flag, f"{flag} is another flag's alias"
 
 
-@pytest.mark.parametrize("name", WITH_TABLES)
-def test_every_metric_and_route_of_an_adapter_is_the_engines(name):
-    backend, table = configured(name), configured(name).table()
+@pytest.mark.parametrize(("name", "its"), BACKENDS_AND_TABLES)
+def test_every_metric_and_route_of_an_adapter_is_the_engines(name, its):
+    backend, table = configured(name), load(its)
     if not hasattr(backend, "library"):
         for series, metrics in backend.metric_names.items():
             present = set(metrics.split(" / ")) <= set(table.metrics)
@@ -68,11 +70,16 @@ def test_every_metric_and_route_of_an_adapter_is_the_engines(name):
 
 @pytest.mark.parametrize("name", WITH_TABLES)
 def test_every_pattern_of_an_adapter_is_a_message_of_the_engine(name):
-    backend, table = configured(name), configured(name).table()
-    for pattern in engine_tables.patterns(backend):
-        assert any(engine_tables.says(message, pattern) for message in table.messages), (
-            f"{table.source} has no message like {pattern}: run scripts/engine_tables.py {table.engine}"
+    """Of one of its versions, as their words change; each version has most of them."""
+    backend, tables = configured(name), [load(its) for its in configured(name).tables]
+    patterns = list(engine_tables.patterns(backend))
+    for pattern in patterns:
+        assert any(engine_tables.says(message, pattern) for table in tables for message in table.messages), (
+            f"{tables[0].source} has no message like {pattern}: run scripts/engine_tables.py {tables[0].engine}"
         )
+    for table in tables:
+        known = [any(engine_tables.says(message, each) for message in table.messages) for each in patterns]
+        assert 4 * sum(known) >= 3 * len(known), table.source
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_TABLES if configured(name).choice_flags])
@@ -218,6 +225,41 @@ def test_the_version_of_the_pinned_environment_is_known():
     assert "is of an unknown version" in check.warnings(tgi, EnvironmentSpec(name="own", image=f"{image}@sha256:1"))[0]
     v3 = EnvironmentSpec(name="exllamav3", requirements=("exllamav3==1.6.5",))
     assert check.table_of(configured("exllama"), v3).engine == "exllamav3"
+
+
+def test_a_flag_is_checked_against_the_version_that_runs():
+    """calculate-kv-scales is a flag of vLLM 0.19 alone, device-ids of 0.32 alone."""
+    pins = {"0.19.1": "vllm_cuda12", "0.32.0": "vllm"}
+    for flag, of in (("calculate-kv-scales", "0.19.1"), ("device-ids", "0.32.0")):
+        backend = build({**load_option("backend", "vllm"), "flags": {flag: "1"}}, "backend")
+        for version, name in pins.items():
+            environment = EnvironmentSpec(name=name, requirements=(f"vllm=={version}",))
+            assert check.table_of(backend, environment) == load(name)
+            said = check.refused(backend, environment) or ""
+            assert (f"vllm {version} has no such flag" in said) == (version != of)
+            assert not check.warnings(backend, environment)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if configured(name).option_tables])
+def test_options_of_an_adapter_are_the_engines(name):
+    backend = configured(name)
+    for key, its in backend.option_tables.items():
+        assert {spelling(option) for option in getattr(backend, key)} <= set(load(its).names)
+    assert "num-blocks" in load("transformers_cb").names, "which the host sets"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("max_batch_token=4", "transformers 5.19.0 has no such flag; did you mean max_batch_tokens?"),
+        ("page_size=large", "allowed by transformers 5.19.0: a whole number"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_as_a_flag_is(option, message, tmp_path, capsys):
+    assert main(plan("backend=transformers_cb", f"+backend.scheduler.{option}", f"out={tmp_path}/out")) == 2
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert line.startswith("error: backend.scheduler.")
 
 
 def test_false_is_no_where_the_engine_has_that(launches):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import EnvironmentChoice, EnvironmentSpec
+from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch import task
-from backends.prepare import environments, locks, pip_settings, uv
+from backends.prepare import environments, fit, locks, pip_settings, uv
 from sweep.__main__ import main
 from sweep.options import ConfigPath
 
@@ -127,6 +127,24 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(environments.EnvironmentFailed, match="environment demo cannot be resolved: .*Not a directory"):
         prepare(SPEC, tmp_path / "file", lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("driver", "index"), [("550.54", "cu126"), ("579.9", "cu126"), ("580", "cu130"), (None, "auto")]
+)
+def test_pytorchs_index_for_gpus_is_that_of_the_driver(wheels, tmp_path, monkeypatch, driver, index):
+    make_wheel(wheels, "torch", "2.0+cpu")  # no build for GPUs among pip's
+    calls: list[str | None] = []
+    real = uv.Uv.run
+
+    def run(self, *arguments, **more):
+        calls.append(more.pop("UV_TORCH_BACKEND", None))
+        real(self, *arguments, **more)
+
+    monkeypatch.setattr(uv.Uv, "run", run)
+    spec = EnvironmentSpec(name="mine", requirements=("torch",), torch="cuda")
+    locks.resolve_lock(fit.for_driver(spec, Host(gpus=("NVIDIA L4",), driver=driver)), tmp_path / "cache", print)
+    assert calls == [None, index]
 
 
 @pytest.mark.parametrize(("builds", "asked"), [(("2.0", "2.0+cpu"), False), (("2.0",), True)])

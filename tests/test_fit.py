@@ -1,12 +1,17 @@
 """What would be installed on nodes of every driver and GPU, through the commands: the fitting build, or why not."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
 from backends.base import EnvironmentSpec, Host
 from backends.prepare import fit
+from scripts import hosts_table
 from sweep.__main__ import main
+from sweep.config import ROOT
 from sweep.provenance import EXECUTABLES
 
 DRIVERS, CAPABILITIES = ("550.54.15", "570", "580.65"), ("7.5", "8.0", "8.9", "9.0")
@@ -32,6 +37,26 @@ def planned(capsys, facts: str) -> dict[str, str]:
     """The lines of `sweep backends --on`, by backend."""
     assert main(["backends", "--on", facts]) == 0
     return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_python_m_backends_is_the_same_command(capsys, monkeypatch, tmp_path):
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "backends", "--on", "driver=550,capability=8.9"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ, check=True)
+    assert main(["backends", "--on", "driver=550,capability=8.9"]) == 0
+    assert answer.stdout == capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the document is for Python 3.11")
+def test_the_document_of_hosts_is_as_the_code_is():
+    assert hosts_table.DOCUMENT.read_text() == hosts_table.document(), "run: PYTHONPATH=. python scripts/hosts_table.py"
+
+
+def test_the_nodes_python_decides_the_lock(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "Python 3.10, CUDA 13 (not locked yet)" in planned(capsys, "driver=580,python=3.10")["vllm"]
+    assert "not locked yet" not in planned(capsys, "driver=580,python=3.12")["vllm"]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -16,6 +16,7 @@ from backends.base import Backend, Host, Launch
 from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, LibrarySettings, PromptRow
 from backends.launch import container_options, server
+from backends.launch.gpus import Gpu
 from sweep.config import CONF, ConfigError, build
 from sweep.node.telemetry import EngineMetrics
 from sweep.options import load_option
@@ -511,7 +512,17 @@ def test_exllama_says_what_it_stands_for(launch):
 
 
 SETTLED = {"version": "0.5.23", "attention_backend": "fa3", "disable_cuda_graph": False, "kv_cache_dtype": "auto"}
+
+
 # As the sources of the pinned versions write them.
+class Started(server.Engine):
+    """An engine as it is read, without a process."""
+
+    def _start(self) -> None:
+        self.command = []
+        self.variables = {}
+
+
 CHOICES = {
     "sglang": (
         "[2026-11-01 12:00:00] Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1\n"
@@ -529,22 +540,51 @@ CHOICES = {
         "lmdeploy - WARNING - For higher performance, please install FlashAttention-3 https://example.org\n",
         {"engine": "pytorch", "missing": "FlashAttention-3"},
     ),
+    "vllm": (
+        "(EngineCore pid=1) INFO 11-24 20:21:37 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "
+        "model='/m', enforce_eager=False, aux_output_config=None, kv_cache_dtype=auto, device_config=cuda, "
+        "enable_chunked_prefill=True, pooler_config=None, compilation_config={'mode': <CompilationMode.VLLM_COMPILE: "
+        "3>, 'cudagraph_mode': <CUDAGraphMode.FULL_AND_PIECEWISE: (2, 1)>, 'cudagraph_num_of_warmups': 1}\n",
+        {
+            "enforce_eager": "False",
+            "kv_cache_dtype": "auto",
+            "chunked_prefill": "True",
+            "cudagraph_mode": "FULL_AND_PIECEWISE",
+        },
+    ),
+    "tgi": (
+        "2026-11-01T12:00:00.000000Z  INFO text_generation_launcher: Using attention flashinfer - Prefix caching 0\n",
+        {"attention": "flashinfer", "prefix_caching": "0"},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_what_an_engine_chose_is_a_fact(name, tmp_path, httpserver_once):
     backend, (log, chosen) = configured(name), CHOICES[name]
-
-    class Started(server.Engine):
-        def _start(self) -> None:
-            self.command = []
-            self.variables = {}
-
     engine = Started(backend, Launch(model=tmp_path, served_name="m", workdir=tmp_path, dtype="float16"), "m", {})
     engine.url = httpserver_once(backend.version_path, json.dumps(SETTLED)).removesuffix(backend.version_path)
     (tmp_path / server.LOG).write_text(log)
     assert engine.facts()["chosen"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "dtype"),
+    [
+        ("sglang", "7.5", "float16"),
+        ("lmdeploy", "7.5", "float16"),
+        ("sglang", "8.0", "bfloat16"),
+        ("lmdeploy", "8.9", "bfloat16"),
+        ("transformers", "7.5", "bfloat16"),  # emulates it
+    ],
+)
+def test_the_dtype_of_a_row_is_the_one_that_a_gpu_without_bfloat16_gets(name, capability, dtype, tmp_path, monkeypatch):
+    """Left to the engine, stored in bfloat16, on two GPUs of which one is older."""
+    present = {"GPU-a": Gpu("GPU-a", 0, "NVIDIA H100", "9.0"), "GPU-b": Gpu("GPU-b", 1, "an older one", capability)}
+    monkeypatch.setattr(server, "find_gpu", present.get)
+    (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
+    its = Launch(model=tmp_path, served_name="m", workdir=tmp_path, gpus=("GPU-a", "GPU-b"))
+    assert Started(configured(name), its, "m", {})._dtype() == dtype
 
 
 @pytest.mark.parametrize(

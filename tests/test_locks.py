@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import re
 import sys
 import sysconfig
 import tarfile
@@ -12,13 +13,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from backends.base import EnvironmentChoice, EnvironmentSpec
-from backends.prepare import environments, locks
+from backends.base import EnvironmentChoice, EnvironmentLock, EnvironmentSpec, Host
+from backends.installed import configured
+from backends.prepare import environments, locks, programs
+from sweep import provenance
 from sweep.__main__ import main
-from sweep.config import CONF, Cluster
+from sweep.config import CONF, Cluster, Hardware, Settings, Tracking
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import preflight
 from sweep.options import ConfigPath
+from sweep.plan.packing import Node
 from tests.test_environments import make_wheel
 
 TRIAL = [
@@ -306,4 +310,73 @@ def test_an_interpreter_is_known_by_its_distributions(tmp_path):
     before = environments.own_content(spec)
     (site / "torch-2.13.0.dist-info").rename(site / "torch-2.14.0.dist-info")
     assert before != environments.own_content(spec)
-    assert environments.own_content(EnvironmentSpec(name="own", python=sys.executable)) == {}
+
+
+def test_distributions_that_an_interpreter_sees_elsewhere_count(tmp_path):
+    """Debian's own, and those of the interpreter that a virtual environment shows."""
+    for folder in ("lib/python3/dist-packages/a-1.egg-info", "local/lib/python3.11/dist-packages/b-2.dist-info"):
+        (tmp_path / "usr" / folder).mkdir(parents=True)
+    python = tmp_path / "usr" / "bin" / "python3"
+    assert [path.name for path in programs.distributions(str(python))] == ["a-1.egg-info", "b-2.dist-info"]
+    (tmp_path / "venv").mkdir()
+    inside = tmp_path / "venv" / "bin" / "python"
+    for shown in ("true", "false"):
+        config = f"home = {python.parent}\ninclude-system-site-packages = {shown}\n"
+        (tmp_path / "venv" / "pyvenv.cfg").write_text(config)
+        assert len(programs.distributions(str(inside))) == (2 if shown == "true" else 0)
+
+
+def ids(capsys, *more: str) -> set[str]:
+    assert main(["run", *TRIAL, *more, "dry_run=true"]) == 0
+    return set(re.findall(r"^  ([0-9a-f]{12}) ", capsys.readouterr().out, re.MULTILINE))
+
+
+def test_an_engine_in_the_orchestrators_own_interpreter_is_known_by_its_distributions(tmp_path, capsys, monkeypatch):
+    """As with the extra `transformers`: another torch there is another id. The simulated engine computes no model."""
+    other = Path("lib/python3.11/site-packages/torch-9.9.9.dist-info")
+    real, before = programs.distributions, {}
+    engines = {"transformers": ("backend=transformers", f"backend.env.python={sys.executable}", "hardware=cpu")}
+    engines["simulated"] = ("backend=simulated",)
+    where = f"out={tmp_path / 'out'}"
+    for name, words in engines.items():
+        before[name] = ids(capsys, *words, where)
+        assert before[name]
+    monkeypatch.setattr(programs, "distributions", lambda python: [*real(python), other])
+    assert ids(capsys, *engines["transformers"], where) != before["transformers"]
+    assert ids(capsys, *engines["simulated"], where) == before["simulated"]
+
+
+def test_locks_are_for_the_nodes_architecture_and_python(tmp_path):
+    """A driver on x86-64 plans for nodes with ARM processors; each node compares its own."""
+    nodes = Host(machine="sparc64", python="3.9")
+    spec = environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu", host=nodes)
+    assert locks.node_target(spec) == "linux-sparc64-cpu-python3.9"
+    locked = spec.model_copy(update={"lock": EnvironmentLock(target=locks.node_target(spec), pins=())})
+    problem = environments.other_platform(locked)
+    assert problem is not None
+    assert problem.startswith("environment cpu is locked for linux-sparc64-cpu-python3.9, this node is linux-")
+    here = environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu", host=provenance.host())
+    assert here == environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), "as without a node"
+    own = environments.resolve(EnvironmentChoice(cuda="tensorrt_llm"), "cuda", host=nodes)
+    assert own.python_version == "3.12", "its own Python, on any node"
+    image = environments.resolve(EnvironmentChoice(cuda="vllm_image"), "cuda", host=nodes)
+    assert locks.node_target(image) == "linux-sparc64-image"
+
+
+def test_unlike_nodes_are_refused_in_one_line():
+    kinds = [Host(machine="x86_64", python="3.11"), Host(machine="aarch64", python="3.11"), None]
+    nodes = [Node(f"n{index}", 0, 8, (), facts=facts) for index, facts in enumerate(kinds)]
+    assert preflight.unlike_nodes(nodes) == (
+        "environments are locked for nodes of one kind: n0 is x86_64 with Python 3.11, n1 is aarch64 with Python 3.11; "
+        "choose one kind with cluster.labels"
+    )
+    assert preflight.unlike_nodes([nodes[0], nodes[2], nodes[0]]) is None
+    cluster = Cluster(name="ray", kind="ray", address="auto")
+    tracking = Tracking(name="none", kind="none")
+    hardware = Hardware(name="cpu", platform="cpu")
+    asked = Settings(name="t", out="out", dry_run=True, cluster=cluster, hardware=hardware, tracking=tracking)
+    backend = configured("vllm")
+    said = preflight.surroundings(asked, nodes).unavailable(backend, "cpu")
+    assert said is not None
+    assert said.startswith("environments are locked for nodes of one kind")
+    assert preflight.surroundings(asked, nodes[1:2]).environment(backend, "cpu").machine == "aarch64"

@@ -5,6 +5,7 @@ What is in one is its lock (`locks`): equal locks are equal environments, on eve
 
 import hashlib
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -56,9 +57,10 @@ def resolve(
     """
     if choice.image:
         python = choice.python or "python3"
-        return EnvironmentSpec(
+        spec = EnvironmentSpec(
             name="own_image", image=choice.image, runtime=choice.runtime, python=python, binary=choice.binary
         )
+        return for_nodes(spec, host)
     if choice.python or choice.binary:
         return EnvironmentSpec(name="own", python=choice.python, binary=choice.binary)
     builds = {"cuda": choice.cuda, "cuda12": choice.cuda12} if on == "cuda" else {"cpu": choice.cpu}
@@ -68,7 +70,9 @@ def resolve(
             f"backend.env.{on} names no environment: name one, or set backend.env.python to the interpreter of your own"
         )
     options = options or ConfigPath()
-    specs = [_composed(key, name, options, {*features, *choice.extras}) for key, name in chosen.items()]
+    specs = [
+        for_nodes(_composed(key, name, options, {*features, *choice.extras}), host) for key, name in chosen.items()
+    ]
     spec = fit.for_driver(fit.choose(specs, host), host)
     return spec.model_copy(update={"runtime": choice.runtime}) if spec.image and choice.runtime else spec
 
@@ -82,6 +86,15 @@ def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> E
     chosen = sorted(features & set(spec.optional))
     requirements = (*spec.requirements, *(line for feature in chosen for line in spec.optional[feature]))
     return spec.model_copy(update={"name": "+".join([name, *chosen]), "requirements": requirements, "optional": {}})
+
+
+def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
+    """Return the environment with the nodes' architecture and Python, where these are not this machine's."""
+    if host is None or host.platform != "linux":
+        return spec
+    stated = {"machine": host.machine, "python_version": None if spec.image or spec.python_version else host.python}
+    own = {"machine": platform.machine(), "python_version": locks.python_version(spec)}
+    return spec.model_copy(update={key: value for key, value in stated.items() if value and value != own[key]})
 
 
 def unusable(spec: EnvironmentSpec, host: Host, options: ConfigPath | None = None) -> str | None:
@@ -118,18 +131,14 @@ def fingerprint(spec: EnvironmentSpec) -> str:
 def own_content(spec: EnvironmentSpec) -> dict[str, str]:
     """Return digests of the user's own interpreter and binary on this machine; of those that are there.
 
-    They do not depend on the machine: of an interpreter its size and distributions count, of a binary its bytes. This
-    process's own interpreter is left out.
+    They do not depend on the machine: of an interpreter its size and distributions count, of a binary its bytes.
     """
     digests: dict[str, str] = {}
     if spec.image:
         return digests
     python, binary = (shutil.which(name) if name else None for name in (spec.python, spec.binary))
-    if python and python != sys.executable:
-        site = Path(python).parent.parent / "lib"
-        distributions = sorted(
-            f"{path.parts[-3]}/{path.name}" for path in site.glob("python*/site-packages/*.dist-info")
-        )
+    if python:
+        distributions = sorted(f"{path.parts[-3]}/{path.name}" for path in programs.distributions(python))
         text = json.dumps([Path(python).stat().st_size, distributions])
         digests["python"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     if binary:
@@ -145,9 +154,10 @@ def other_platform(spec: EnvironmentSpec) -> str | None:
         for key, digest in spec.content.items():
             if present.get(key, digest) != digest:
                 return f"backend.env.{key}={getattr(spec, key)} on this node differs from the one that was planned"
-    if spec.lock is None or spec.lock.target == locks.node_target(spec):
+    here = locks.node_target(spec.model_copy(update={"machine": None}))
+    if spec.lock is None or spec.lock.target == here:
         return None
-    return f"environment {spec.name} is locked for {spec.lock.target}, this node is {locks.node_target(spec)}"
+    return f"environment {spec.name} is locked for {spec.lock.target}, this node is {here}"
 
 
 def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:

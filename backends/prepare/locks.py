@@ -29,17 +29,18 @@ DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
 def node_target(spec: EnvironmentSpec) -> str:
     """The platform that an environment is resolved for, e.g. "linux-x86_64-cuda13-python3.12": that of the nodes.
 
-    Engines run on Linux: for a driver on another system the nodes are taken to be ordinary ones.
+    Engines run on Linux: for a driver on another system, nodes that have not stated theirs are taken to be ordinary.
     """
+    own = platform.machine() if platform.system() == "Linux" else "x86_64"
+    system = f"linux-{spec.machine or own}"
     if spec.image:
-        return f"linux-{platform.machine()}-image"
-    system = f"linux-{platform.machine()}" if platform.system() == "Linux" else "linux-x86_64"
+        return f"{system}-image"
     cuda = f"cuda{spec.cuda}" if spec.cuda else "cuda" if spec.torch == "cuda" else "cpu"
     return f"{system}-{cuda}-python{python_version(spec)}"
 
 
 def python_version(spec: EnvironmentSpec) -> str:
-    """The Python of an environment, e.g. "3.12": its own, or the orchestrator's (Ray has the same on every node)."""
+    """The Python of an environment, e.g. "3.12": its own or the nodes', else the orchestrator's."""
     return spec.python_version or ".".join(map(str, sys.version_info[:2]))
 
 
@@ -47,9 +48,14 @@ def file_name(spec: EnvironmentSpec) -> str:
     return f"{spec.name}.{node_target(spec)}.txt"
 
 
+def is_installed(spec: EnvironmentSpec) -> bool:
+    """Return whether an environment is installed or pulled here, by its lock, and not the user's own."""
+    return bool(spec.requirements or spec.image)
+
+
 def needed(spec: EnvironmentSpec) -> bool:
     """Return whether an environment is one that is installed, and is not locked yet."""
-    return bool(spec.requirements or spec.image) and spec.lock is None
+    return is_installed(spec) and spec.lock is None
 
 
 def text(spec: EnvironmentSpec) -> str:

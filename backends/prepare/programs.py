@@ -34,3 +34,19 @@ def run(
             on_line(line.rstrip("\n"))
     if process.returncode != 0:
         raise ToolFailed(process.returncode, [line for line in lines if line])
+
+
+def distributions(python: str) -> list[Path]:
+    """Return the metadata of the distributions beside an interpreter, which is not run: `…/torch-2.13.0.dist-info`.
+
+    Debian's own packages count, and so do those of the interpreter that a virtual environment shows.
+    """
+    prefix = Path(python).parent.parent
+    prefixes, settings = [prefix], prefix / "pyvenv.cfg"
+    if settings.is_file():
+        pairs = (line.partition("=") for line in settings.read_text().splitlines())
+        values = {name.strip(): value.strip() for name, _, value in pairs}
+        if values.get("include-system-site-packages") == "true":
+            prefixes.append(Path(values["home"]).parent)
+    places = [place for each in prefixes for place in (each / "lib", each / "local" / "lib")]
+    return sorted({path for place in places for path in place.glob("python*/*-packages/*-info")})

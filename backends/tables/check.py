@@ -2,11 +2,11 @@
 
 import re
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from backends.base import FLAG_KEYS, Backend, EnvironmentSpec
+from backends.prepare.programs import distributions
 from backends.tables.table import EngineTable, load
 
 
@@ -15,26 +15,38 @@ def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None
 
     Of another version than the table's nothing is refused: `warnings` says what is not in the table.
     """
-    table = table_of(backend, environment)
-    if table is None or not backend.launches or not _same_version(environment, table):
-        return None
-    return next(_problems(backend, table), None)
+    same = (each for each in _tables_of_fields(backend, environment) if _same_version(environment, each[0]))
+    return next((problem for table, groups in same for problem in _problems(backend, table, groups)), None)
 
 
 def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]:
     """Return what the table says of flags for an engine of another version, which may take them all the same."""
-    table = table_of(backend, environment)
-    if table is None or not backend.launches or _same_version(environment, table):
-        return []
-    version = engine_version(environment, table) or "of an unknown version"
-    return [f"{problem}; the engine here is {version}, which may differ" for problem in _problems(backend, table)]
+    found = []
+    for table, groups in _tables_of_fields(backend, environment):
+        if not _same_version(environment, table):
+            version = engine_version(environment, table) or "of an unknown version"
+            said = _problems(backend, table, groups)
+            found += [f"{problem}; the engine here is {version}, which may differ" for problem in said]
+    return found
+
+
+def _tables_of_fields(
+    backend: Backend, environment: EnvironmentSpec | None
+) -> Iterator[tuple[EngineTable, Iterable[str]]]:
+    """Yield the tables of an engine that is launched, each with the backend's fields that it is for."""
+    if backend.launches and (table := table_of(backend, environment)):
+        yield table, FLAG_KEYS
+    for key, name in backend.option_tables.items():
+        yield load(name), (key,)
 
 
 def table_of(backend: Backend, environment: EnvironmentSpec | None) -> EngineTable | None:
-    """Return the table of the engine that an environment has; of several, the first if it has none of them."""
+    """Return the table of the engine and version that an environment has; of several, the first if it has none."""
     tables = [load(name) for name in backend.tables]
     present = {pin.partition("==")[0] for pin in _pins(environment)}
-    return next((table for table in tables if present & set(table.distributions)), tables[0] if tables else None)
+    of_engine = [table for table in tables if present & set(table.distributions)] or tables
+    of_version = [table for table in of_engine if _same_version(environment, table)]
+    return next(iter(of_version or of_engine), None)
 
 
 def engine_version(environment: EnvironmentSpec | None, table: EngineTable) -> str | None:
@@ -64,13 +76,13 @@ def _pins(environment: EnvironmentSpec | None) -> list[str]:
 
 def _installed(python: str) -> dict[str, str]:
     """Return the distributions beside an interpreter of the user's own, by the names of their folders."""
-    folder = Path(shutil.which(python) or python).parent.parent
-    names = [path.name.removesuffix(".dist-info") for path in folder.glob("lib/python*/site-packages/*.dist-info")]
-    return {name.replace("_", "-").lower(): version for name, _, version in (each.partition("-") for each in names)}
+    names = [path.stem for path in distributions(shutil.which(python) or python)]
+    parts = (name.split("-") for name in names if "-" in name)  # of Debian's, some have no version
+    return {name.replace("_", "-").lower(): version for name, version, *_ in parts}
 
 
-def _problems(backend: Backend, table: EngineTable) -> Iterator[str]:
-    for group in FLAG_KEYS:
+def _problems(backend: Backend, table: EngineTable, groups: Iterable[str]) -> Iterator[str]:
+    for group in groups:
         flags: dict[str, Any] = getattr(backend, group)
         for name, value in flags.items():
             if problem := table.problem(name, value):

@@ -364,7 +364,7 @@ def backends(arguments: list[str]) -> int:
     sweep backends install NAME...  build their environments now, rather than on first use
     sweep backends --on driver=550,capability=8.9
                                     what would be installed on a machine with such GPUs, or why not; further facts of
-                                    it are glibc=2.31 and nvcc=12.4
+                                    it are glibc=2.31, nvcc=12.4 and python=3.12
     """
     from backends import installed
     from sweep import provenance

@@ -5,12 +5,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch.server import port_problem
-from backends.prepare import fit
+from backends.prepare import fit, locks
 from backends.prepare.environments import own_content, unusable
 from sweep import provenance
 from sweep.cluster import ray_environment
@@ -94,7 +94,8 @@ def find_nodes(settings: Settings) -> list[Node]:
         return [Node(name, simulated.gpus, simulated.cpus, accelerators, name, facts) for name in names]
     if settings.cluster.kind == "ray":
         nodes = _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
-        return ray_schedule(settings.cluster).state_facts(nodes) if hardware.platform == "cuda" else nodes
+        stated: list[Node] = ray_schedule(settings.cluster).state_facts(nodes)
+        return stated
     gpus = provenance.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
     accelerators, cores = (*profile, *sorted(set(gpus))), len(os.sched_getaffinity(0))
@@ -135,6 +136,8 @@ def surroundings(
         if reason is None and backend.launches:
             composed = environments.compose(backend, platform)
             reason = composed if isinstance(composed, str) else unusable(composed, host, options)
+            if reason is None and not isinstance(composed, str) and locks.is_installed(composed):
+                reason = unlike_nodes(node for node in nodes if node.gpus or platform == "cpu")
         if reason is None and platform == "cuda" and not waits:
             accelerator, keys = settings.hardware.accelerator, backend.gpu_keys
             reason = infeasible(Need(backend.name, backend.gpu_count, accelerator, 0.0, gpu_keys=keys), nodes)
@@ -167,12 +170,27 @@ def surroundings(
     return Surroundings(fingerprint, unavailable, spec, host.capability)
 
 
+def unlike_nodes(nodes: Iterable[Node]) -> str | None:
+    """Return why one lock does not fit all nodes, with the remedy, in one line; None if it does, as far as they say."""
+    kinds: dict[str, str] = {}
+    for node in nodes:
+        if node.facts and node.facts.machine:
+            kinds.setdefault(f"{node.facts.machine} with Python {node.facts.python}", node.address)
+    if len(kinds) < 2:
+        return None
+    (first, address), (second, other) = list(kinds.items())[:2]
+    return (
+        f"environments are locked for nodes of one kind: {address} is {first}, {other} is {second}; "
+        "choose one kind with cluster.labels"
+    )
+
+
 def _digest_programs(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
     """Return the digests of a user's own programs: this machine's, or those that all nodes of a cluster agree on.
 
     Raises ValueError, in one line, if they do not.
     """
-    if cluster.kind != "ray" or cluster.simulate is not None or spec.python == sys.executable:
+    if cluster.kind != "ray" or cluster.simulate is not None:
         return own_content(spec)
     answers: dict[str, dict[str, str]] = ray_schedule(cluster).ask_nodes(own_content, nodes, spec)
     stated = {node: digests for node, digests in answers.items() if digests}
@@ -202,6 +220,7 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
     facts = [node.facts for node in nodes if node.facts and (node.gpus or settings.hardware.platform == "cpu")]
+    first = next((each for each in facts if each.machine), Host())  # unlike ones are refused: `unlike_nodes`
     # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
     return Host(
         gpus=gpus,
@@ -211,6 +230,8 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
         capability=fit.oldest(each.capability for each in facts),
         nvcc=fit.oldest(each.nvcc for each in facts),
         glibc=fit.oldest(each.glibc for each in facts),
+        machine=first.machine,
+        python=first.python,
     )
 
 

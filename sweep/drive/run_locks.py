@@ -13,7 +13,7 @@ from sweep.outage import Outage, is_outage
 from sweep.plan.plan import Plan
 
 DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's own programs; ValueError: nodes differ
-EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...]]
+EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...], bool]
 
 
 class RunEnvironments:
@@ -43,7 +43,7 @@ class RunEnvironments:
             on: Platform = "cuda" if platform == "cuda" else "cpu"
             try:
                 spec = environments.resolve(backend.env, on, self.options, backend.features(), self.host)
-                if spec.python or spec.binary:
+                if backend.computes_model and (spec.python or spec.binary):
                     spec = spec.model_copy(update={"content": self.digest_programs(spec)})
                 self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, on)})
             except ConfigError:  # a mistyped name is bad input, not an engine that is unavailable
@@ -105,7 +105,7 @@ class RunEnvironments:
         return locks.with_lock(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))
 
     def _key(self, backend: Backend, platform: str) -> EnvironmentKey:
-        return backend.env, platform, backend.features()
+        return backend.env, platform, backend.features(), backend.computes_model
 
 
 def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Two real engines behind the router as one deployment, through the whole command."""
 
 import json
+import re
 
 import pytest
 
@@ -34,4 +35,22 @@ def test_two_vllm_replicas_on_a_cpu_are_one_deployment(tmp_path):
     facts = json.loads(row["engine_facts"])
     ports = {command[command.index("--port") + 1] for command in facts["replicas"]}
     assert len(ports) == 2
+    assert not supervisor.marked(lambda environ: row["deployment_id"] in environ[supervisor.MARKER])
+
+
+@pytest.mark.full
+@pytest.mark.skipif(PLATFORM != "cpu", reason="on GPUs it takes two of them")
+def test_two_data_parallel_ranks_of_a_vllm_on_a_cpu_are_one_deployment(tmp_path):
+    line = [
+        *("cluster=inline", "tracking=none", "model=tiny-llama", "backend=vllm", "backend.flags.data-parallel-size=2"),
+        *("agreement=false", f"cache_dir={CACHE}", f"out={tmp_path / 'out'}", "backend.flags.max-num-seqs=4"),
+        *("workload=qa", "workload.num_requests=16", "workload.output_tokens=16", "load=closed", "load.concurrency=4"),
+    ]
+    main(line)
+    (row,) = read_trials(RunPaths(tmp_path / "out").trials)
+    assert row["outcome"] in ("ok", "client_limited"), row["reason"]
+    assert (row["replicas"], row["num_failed"], row["output_tokens"]) == (1, 0, 16 * 16)
+    attempt = RunPaths(tmp_path / "out").attempt(row["deployment_id"], row["attempt"])
+    log = (attempt / "engine.log").read_text()
+    assert {rank for rank, _ in re.findall(r"\(EngineCore_DP(\d) pid=(\d+)\)", log)} == {"0", "1"}
     assert not supervisor.marked(lambda environ: row["deployment_id"] in environ[supervisor.MARKER])
