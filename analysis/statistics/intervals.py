@@ -378,8 +378,8 @@ def around_medians(
     """The medians of points whose requests are too few for batches, with intervals from their replicates' own medians.
 
     Student's t over the logarithms of the replicates' own, and over launches, about the median of all requests
-    together, with NEW_LAUNCH_MARGIN. A median of few requests is hardly biased, as a quantile near the end is, so this
-    covers as it should (docs/measurements/coverage.md); it is wider than batches are where those have enough requests.
+    together, with NEW_LAUNCH_MARGIN. A median of few requests is hardly biased, as a quantile near the end is, so it
+    should cover (benchmarks.coverage --medians studies that); it is wider than batches are where those have enough requests.
     There is none where own medians do not differ at all, or one is missing.
 
     Args:
