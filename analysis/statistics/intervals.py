@@ -379,7 +379,7 @@ def around_medians(
 
     Student's t over the logarithms of the replicates' own, and over launches, about the median of all requests
     together, with NEW_LAUNCH_MARGIN. A median of few requests is hardly biased, as a quantile near the end is, so it
-    should cover (benchmarks.coverage --medians studies that); it is wider than batches are where those have enough requests.
+    should cover (`benchmarks.coverage --medians` studies that); it is wider than batches are where those have enough.
     There is none where own medians do not differ at all, or one is missing.
 
     Args:
