@@ -292,6 +292,19 @@ def test_a_waterfall_says_which_gain_has_no_interval(tmp_path):
         assert bool(ax.lines) is not is_bare
 
 
+def test_an_interval_beyond_the_axis_of_a_waterfall_has_an_arrowhead(tmp_path):
+    from analysis.figures import waterfall
+
+    for noise, heads in ((0.001, set()), (2.0, {"<", ">"})):
+        results = RunResults(ladder(tmp_path, noise=noise))
+        (ax, *_) = waterfall.draw(results.run, results.layout).axes
+        left, right = ax.get_xlim()
+        lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+        assert lines
+        assert all(left <= end <= right for line in lines for end in line.get_xdata()), noise
+        assert {line.get_marker() for line in ax.lines if len(line.get_xdata()) == 1} == heads
+
+
 def test_each_bar_of_a_waterfall_stands_at_its_own_name(tmp_path):
     """A task that has only the last steps: panels share their axis, and its bars once stood at the first steps."""
     from analysis.figures import waterfall

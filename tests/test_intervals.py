@@ -9,9 +9,9 @@ import pytest
 
 import analysis
 from analysis.results import open_results
-from analysis.statistics.intervals import PooledRequests, over_replicates, throughput
+from analysis.statistics.intervals import PooledRequests, around_medians, over_replicates, throughput
 from analysis.summary import estimate, summarise
-from benchmarks.coverage import QUANTILES, Cell, steady_study, study
+from benchmarks.coverage import QUANTILES, Cell, median_study, steady_study, study
 from benchmarks.simulated_runs import simulate
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
@@ -134,6 +134,29 @@ def test_no_end_of_a_positive_figure_is_below_zero(tmp_path: Path) -> None:
     analysis.write_all(open_results(tmp_path))
     numbers = pd.read_csv(run.paths.summary).select_dtypes("number")
     assert (numbers.min().dropna() >= 0).all()
+
+
+def test_a_median_with_an_interval_from_own_medians_by_hand() -> None:
+    """Medians of 1, 2 and 4: their logarithms differ by log 2; Student's t of two degrees of freedom is 4.303."""
+    zero = np.zeros(3, np.int64)
+    factor = 2 ** (1.1 * 4.302653 / math.sqrt(3))
+    own = np.array([1.0, 2.0, 4.0])
+    figure = around_medians(np.array([2.5]), own, zero, np.arange(3))
+    assert np.allclose(figure[:5], np.array([[2.5, 2.5 / factor, 2.5 * factor, 2.5 / factor, 2.5 * factor]]).T)
+    one_launch = around_medians(np.array([2.5]), own, zero, zero)
+    assert np.isfinite(one_launch.low)
+    assert np.isnan(one_launch.new_low)
+    for own in ([1.0, 1.0, 1.0], [1.0, np.nan, 2.0], [1.0, 0.0, 2.0]):
+        assert np.isnan(around_medians(np.array([1.0]), np.array(own), zero, np.arange(3))[1:5]).all()
+    assert np.isnan(around_medians(np.array([1.0]), np.ones(1), zero[:1], zero[:1])[1:5]).all(), "one replicate"
+
+
+def test_a_median_of_few_requests_is_covered() -> None:
+    """A corner of docs/measurements/coverage.md: 0.90 is five standard errors of 300 repetitions below what is seen."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cells = list(median_study("load 0.9", [8, 24], 300))
+    assert {cell.requests for cell in cells if cell.counts} == {8, 24}
+    assert min(cell.coverage for cell in cells) > 0.90
 
 
 def test_a_mean_over_replicates_by_hand() -> None:

@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
+import numpy as np
 import pytest
 
 import analysis
-from analysis.report.html import html
+from analysis.report.html import html, write_all
 from analysis.results import RunResults, open_results
 from sweep.disk.compaction import compact
 from tests import browser as chromium
 from tests.browser import Browser, opened_browser
 from tests.results import run_of, trial
 from tests.synthetic_run import make_run
+from tests.test_explain import factorial, ladder
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or "-")]
 RIGHT, ENTER = "\ue014", "\ue007"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-MOST_SECONDS = 5  # for the answer to one event with 2,000 points: generous, since tests run on busy machines
+MOST_SECONDS = 1.0  # for the answer to one event with 2,000 points; docs/report.md has what an idle machine takes
 
 # Sets a control as a person does: its value or check mark, then the event.
 SET = """
@@ -36,7 +38,10 @@ ROWS = """return [...document.querySelectorAll("#points-table tbody tr")].map(ro
 TOP_OF_WHISKERS = """return Math.min(...[...document.querySelectorAll("#plot .whiskers")]
     .flatMap(path => path.getAttribute("d").match(/[MV][-\\d.,]+/g) ?? [])
     .map(step => Number(step.slice(1).split(",").at(-1))))"""
-WHISKERS = "return [...document.querySelectorAll('#plot .whiskers')].map(path => path.getAttribute('d'))"
+FADED_WHISKERS = "return [...document.querySelectorAll('#plot .faded-whiskers')].some(path => path.getAttribute('d'))"
+WHISKERS = (
+    "return [...document.querySelectorAll('#plot .whiskers:not(.faded-whiskers)')].map(path => path.getAttribute('d'))"
+)
 LINKS = "return [...document.querySelectorAll('#details .scroll a')].map(link => link.getAttribute('href'))"
 COPY_LABEL = "return document.getElementById('copy-link').textContent"
 MARKS = """return [...document.querySelectorAll("#plot .marks, #plot .faded")]
@@ -73,15 +78,64 @@ def test_nothing_is_fetched_and_nothing_is_wrong(browser: Browser, page: Path) -
     for control, value in {"y": "cost_per_million_tokens", "x": "size", "ttft-slider": 90, "filter": "v"}.items():
         browser.run(SET, control, value)
     assert browser.log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.log("performance")]
-    fetched = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
-    assert {url.partition("#")[0] for url in fetched} <= {page.as_uri(), "about:blank"}
+    assert fetched(browser) <= {page.as_uri(), "about:blank"}
     browser.run(
         "fetch('http://127.0.0.1:9/').catch(() => 0); const s = document.createElement('script');"
         "s.textContent = 'window.injected = 1'; document.body.append(s)"
     )
     assert browser.run("return window.injected") is None
     assert all("Content Security Policy" in entry["message"] for entry in browser.log("browser"))
+
+
+def fetched(browser: Browser) -> set[str]:
+    """The addresses that were asked for since the last call, without their fragments."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return {url.partition("#")[0] for url in asked}
+
+
+FIGURES = {  # of each kind of run, some that no other has
+    "engines": {"output_throughput", "ratio_forest", "latency_distribution", "throughput_timeline", "memory_timeline"},
+    "factorial": {"two_knobs", "waterfall", "ratio_forest"},
+    "ladder": {"waterfall"},
+}
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize("kind", FIGURES)
+def test_a_report_with_its_figures_is_small_and_fetches_nothing(browser: Browser, tmp_path: Path, kind: str) -> None:
+    match kind:
+        case "engines":
+            make_run(tmp_path, replicates=2, batches=(1, 8), workloads=("qa", "reasoning"))
+        case "factorial":
+            factorial(tmp_path)
+        case "ladder":
+            ladder(tmp_path)
+    write_all(open_results(tmp_path))
+    page = tmp_path / "report.html"
+    assert page.stat().st_size < 1_000_000
+    browser.log("browser"), browser.log("performance")
+    browser.open(page)
+    figures = browser.run("return [...document.querySelectorAll('figure')].map(figure => figure.id)")
+    assert {f"figure-{name}" for name in FIGURES[kind]} <= set(figures)
+    for scheme in ("light", "dark"):
+        browser.media(scheme=scheme)
+        for figure in figures:
+            top, height, drawn = browser.run(
+                """location.hash = arguments[0];
+                const figure = document.getElementById(arguments[0]), box = figure.getBoundingClientRect();
+                const svg = figure.querySelector("svg").getBoundingClientRect();
+                return [box.top, innerHeight, Math.min(svg.width, svg.height)]""",
+                figure,
+            )
+            assert 0 <= top < height, f"the anchor of {figure} leads to it"
+            assert drawn > 50, f"{figure} has a size"
+    browser.media()
+    assert browser.run(
+        "return [...document.querySelectorAll('nav a, a.mark')].every(link => document.querySelector(link.hash))"
+    )
+    assert browser.log("browser") == []
+    assert fetched(browser) <= {page.as_uri(), "about:blank"}
 
 
 def test_the_axes_and_the_front_are_what_was_chosen(browser: Browser, page: Path) -> None:
@@ -117,10 +171,10 @@ def test_whiskers_end_within_the_figure_or_have_an_arrowhead(browser: Browser, p
 
 def test_a_figure_without_an_interval_has_no_whisker_and_says_why(browser: Browser, tmp_path: Path) -> None:
     """Two trials of one launch, whose requests are not there: only the throughput has an interval."""
-    rows = [trial("a", size, index, size + 0.1 * index, ttft_p50=0.1) for size in (8, 9) for index in range(2)]
-    rows.append(trial("b", 8, 0, 20.0, ttft_p50=0.2))
+    rows = [trial("a", size, index, size + 0.1 * index, ttft_p99=0.1) for size in (8, 9) for index in range(2)]
+    rows.append(trial("b", 8, 0, 20.0, ttft_p99=0.2))
     browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
-    browser.run(SET, "x", "ttft_p50")
+    browser.run(SET, "x", "ttft_p99")
     upright, alone = browser.run(WHISKERS)
     assert upright.count("V") == 2
     assert "H" not in upright, "of TTFT there is none"
@@ -128,7 +182,7 @@ def test_a_figure_without_an_interval_has_no_whisker_and_says_why(browser: Brows
     assert "NaN" not in browser.run("return document.getElementById('plot').innerHTML")
     assert "has no interval" in text(browser, "#figure-note")
     pair, single = tips(browser, "8")
-    assert "TTFT p50: 100 ms (no interval: requests too few or too dependent)" in pair
+    assert "TTFT p99: 100 ms (no interval: requests too few or too dependent)" in pair
     assert " to " in pair.partition("TTFT")[0]
     assert single.count("no interval: one replicate") == 2
     browser.run(SET, "interval", "new")
@@ -138,6 +192,26 @@ def test_a_figure_without_an_interval_has_no_whisker_and_says_why(browser: Brows
     assert "interval" not in "".join([*tips(browser, "8"), text(browser, "#figure-note")])
 
 
+def test_a_median_of_few_requests_has_an_interval_from_the_launches_own(browser: Browser, tmp_path: Path) -> None:
+    """Three launches, whose requests are not there; their p50 of TTFT are 100, 110 and 121 ms."""
+    rows = [
+        trial("a", 8, index, 10.0, ttft_p50=0.1 * 1.1**index, ttft_p99=0.3, launch=f"launch-{index}")
+        for index in range(3)
+    ]
+    browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
+    browser.run(SET, "x", "ttft_p50")
+    factor = np.exp(1.1 * 4.302653 * np.log(1.1) / np.sqrt(3))  # Student's t of two degrees of freedom
+    mean = 1000 * (0.1 + 0.11 + 0.121) / 3
+    for interval in ("these", "new"):
+        browser.run(SET, "interval", interval)
+        (tip,) = tips(browser, "")
+        assert f"({mean / factor:.1f} to {mean * factor:.0f}, over the launches' medians)" in tip
+        assert browser.run(WHISKERS)[0].count("H") == 1
+    assert "from the launches' own medians" in text(browser, "#figure-note")
+    browser.run(SET, "x", "ttft_p99")
+    assert "no interval" in tips(browser, "")[0], "of few requests only a median is hardly biased"
+
+
 def tips(browser: Browser, size: str) -> list[str]:
     """What the figure says of each point of a size, from left to right."""
     browser.run("document.getElementById('plot').blur(); document.getElementById('plot').focus()")
@@ -145,7 +219,7 @@ def tips(browser: Browser, size: str) -> list[str]:
     for _ in range(browser.run(MARKS)):
         browser.keys(RIGHT)
         found.append(text(browser, "#tip"))
-    return [tip for tip in dict.fromkeys(found) if f"size {size}" in tip]
+    return [tip for tip in dict.fromkeys(found) if not size or f"size {size}" in tip]
 
 
 def test_a_line_that_is_switched_off_is_in_neither_figure_nor_table(browser: Browser, page: Path) -> None:
@@ -191,10 +265,92 @@ def test_the_slider_is_the_same_bound(browser: Browser, page: Path) -> None:
     assert browser.run("return document.getElementById('ttft').value") == "", "the far end is no bound"
 
 
+def test_a_task_is_what_figure_table_and_answer_are_of(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    rows = browser.run(ROWS)
+    browser.run(SET, "one", True)
+    assert ", qa, " in text(browser, "#verdict")
+    browser.run(SET, "task", "1")
+    assert ", reasoning, " in text(browser, "#verdict")
+    assert ", qa, " not in text(browser, "#verdict")
+    assert ", reasoning: " in browser.run("return document.getElementById('plot').getAttribute('aria-label')")
+    browser.run(SET, "one", False)
+    assert browser.run(ROWS) != rows
+
+
+@pytest.mark.parametrize("name", ["tpot", "e2el"])
+def test_each_latency_has_a_bound_and_a_slider(browser: Browser, page: Path, name: str) -> None:
+    browser.open(page)
+    browser.run(SET, "percentile", "p50")
+    browser.run(SET, "x", f"{name}_p50")
+    browser.run(SET, f"{name}-slider", 100)
+    limit = float(browser.run("return document.getElementById(arguments[0]).value", name))
+    verdict, rows = text(browser, "#verdict"), browser.run(ROWS)
+    assert f"within {name.upper()} p" in verdict
+    assert len(rows) == 2, "one answer per candidate"
+    assert browser.run("return document.querySelectorAll('#plot .bound').length") == 1
+    assert browser.run("return [...document.querySelectorAll('#plot .faded')].some(path => path.getAttribute('d'))")
+    browser.open(page)
+    browser.run(SET, "percentile", "p50")
+    browser.run(SET, "x", f"{name}_p50")
+    browser.run(SET, name, str(limit))
+    assert text(browser, "#verdict") == verdict
+    assert browser.run(ROWS) == rows
+    browser.run(SET, name, "0.001")
+    assert "None of 2 candidates meets the SLO" in text(browser, "#verdict")
+    assert browser.run(FADED_WHISKERS), "a point over a bound keeps its interval"
+    browser.run(SET, name, "")
+    assert len(browser.run(ROWS)) == 9
+
+
+def test_one_answer_per_candidate_by_the_goal_that_is_chosen(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.run(SET, "one", True)
+    by_cost = browser.run(ROWS)
+    assert len(by_cost) == 2, "tgi has no result"
+    assert text(browser, "#row-count") == "2 candidates"
+    assert text(browser, "#verdict").startswith("Best cost: vllm, qa, batch size 32")
+    browser.run(SET, "goal", "ttft_p50")
+    assert text(browser, "#verdict").startswith("Best TTFT p50: vllm, qa, batch size 1,")
+    assert browser.run("return document.querySelectorAll('#points-table thead th')[2].innerText").startswith("TTFT p50")
+    browser.run(SET, "one", False)
+    assert len(browser.run(ROWS)) == 9
+    assert text(browser, "#verdict") == ""
+
+
+def test_the_percentile_is_what_a_bound_is_of(browser: Browser, tmp_path: Path) -> None:
+    rows = [trial("a", size, 0, 10.0 * size, ttft_p50=0.05 * size, ttft_p99=0.2 * size) for size in (1, 2)]
+    browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
+    browser.run(SET, "percentile", "p50")
+    browser.run(SET, "ttft", "60")
+    assert "within TTFT p50 ≤ 60.0 ms: a, qa, batch size 1" in text(browser, "#verdict")
+    browser.run(SET, "percentile", "p99")
+    assert text(browser, "#verdict") == (
+        "The only candidate does not meet the SLO: a, qa, batch size 1 (TTFT p99 ≤ 60.0 ms: 233 % over)."
+    )
+
+
+def test_columns_are_added_and_taken_away(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    headings = "return [...document.querySelectorAll('#points-table th')].map(cell => cell.innerText.split('\\n')[0])"
+    before = browser.run(headings)
+    box = "document.querySelector('#columns input[value=request_throughput]').click()"
+    browser.run(box)
+    added = set(browser.run(headings)) - set(before)
+    assert len(added) == 1, added
+    assert next(iter(added)).lower().startswith("request")
+    browser.run(box)
+    assert browser.run(headings) == before
+
+
 def test_the_price_sets_the_cost(browser: Browser, page: Path) -> None:
     browser.open(page)
+    browser.run(SET, "one", True)
     before = cost_of_first(browser)
+    browser.run(SET, "one", False)
+    assert len(browser.run(ROWS)) == 9
     browser.run(SET, "price-0", str(2.93 * 2))
+    assert len(browser.run(ROWS)) == 2, "one answer per candidate, as with a bound"
     assert cost_of_first(browser) == pytest.approx(2 * before, rel=0.01)
     browser.run(SET, "price-0-slider", 100)
     assert cost_of_first(browser) == pytest.approx(before, rel=0.01), "the middle is the run's price"
@@ -392,6 +548,20 @@ def test_files_that_were_put_together_are_named_with_the_line_that_reads_them(br
     assert all((paths.out / link).is_file() for link in links)
     assert "Read one trial's requests" in text(browser, "#details")
     assert f"analysis.requests('{paths.out}', " in text(browser, "#details .again:last-child code")
+    allow_clipboard(browser, "granted")
+    for block in browser.run("return [...document.querySelectorAll('#details .again')].map((_, place) => place)"):
+        command = browser.run(
+            """const block = document.querySelectorAll('#details .again')[arguments[0]];
+            block.querySelector('button').focus(); return block.querySelector('code').innerText""",
+            block,
+        )
+        browser.keys(ENTER)
+        assert wait_for(browser, "return document.activeElement.textContent", "Copied")
+        assert browser.run("return navigator.clipboard.readText()") == command
+    close = "[...document.querySelectorAll('#details button')].find(button => button.textContent === 'Close').click()"
+    browser.run(close)
+    assert browser.run("return document.getElementById('details').hidden")
+    assert "point=" not in browser.run("return location.hash")
 
 
 def test_what_is_shown_comes_as_csv(browser: Browser, page: Path, tmp_path: Path) -> None:
@@ -410,7 +580,18 @@ def test_what_is_shown_comes_as_csv(browser: Browser, page: Path, tmp_path: Path
     assert low < value < high
 
 
-def test_dark_print_and_phone(browser: Browser, page: Path) -> None:
+def test_on_a_phone_a_row_is_a_card(browser: Browser, page: Path) -> None:
+    script = "return getComputedStyle(document.querySelector('#points-table tbody tr')).display"
+    browser.open(page)
+    assert browser.run(script) == "table-row"
+    browser.size(390, 844)
+    browser.open(page)
+    assert browser.run(script) == "block"
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    browser.size(1280, 900)
+
+
+def test_dark_and_print(browser: Browser, page: Path) -> None:
     background = "return getComputedStyle(document.body).backgroundColor"
     browser.open(page)
     light = browser.run(background)
@@ -442,12 +623,14 @@ def test_two_thousand_points_are_usable(browser: Browser, tmp_path: Path) -> Non
         for size in range(1, 51)
     ]
     page = written(Path(run_of(tmp_path, rows).paths.out))
+    assert page.stat().st_size < 2_000_000
     browser.open(page)
     assert "2,000 points" in text(browser, "#row-count")
     events: dict[str, Any] = {"y": "ttft_p50", "ttft-slider": 100, "filter": "engine-1", "front": True, "one": False}
     for control, value in events.items():
         script = f"const begin = performance.now(); {SET}; document.body.offsetHeight; return performance.now() - begin"
-        took = min(browser.run(script, control, value) for _ in range(2)) / 1000
+        took = min(browser.run(script, control, value) for _ in range(3)) / 1000  # the least: others use the machine
+        print(f"{control}: {1000 * took:.0f} ms")
         assert took < MOST_SECONDS, control
 
 

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis.figures import (
+    kv_cache_bytes,
     latency_distribution,
     output_throughput,
     pareto,
@@ -17,10 +18,13 @@ from analysis.figures import (
     ttft,
     two_knobs,
 )
+from analysis.plotting.figure_files import INK
 from analysis.report.page_data import as_block
 from analysis.report.slowest import slowest_requests
 from analysis.results import RunResults, open_results
 from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
+from sweep.records import Sample
 from tests.results import run_of, trial
 from tests.synthetic_run import make_records, make_run
 
@@ -87,6 +91,8 @@ def test_a_map_has_a_cell_for_each_pair_of_settings(tmp_path: Path) -> None:
     assert labels == ["1", "2", "2", "4"]
     cells = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in ax.texts}
     assert cells == {(0, 0): "20.0", (0, 1): "20.0", (1, 0): "30.0", (1, 1): "—"}
+    (missing,) = (text for text in ax.texts if text.get_text() == "—")
+    assert missing.get_color() == INK, "which the page replaces in dark mode, as it does the ground of that cell"
     one_knob = run_of(tmp_path, rows[:2])
     assert two_knobs.draw(one_knob, RunResults(one_knob).layout) is None
 
@@ -105,6 +111,56 @@ def test_ratios_stand_around_one(tmp_path: Path) -> None:
     assert ax.get_xlabel() == "times plain"
     alone = run_of(tmp_path, rows)
     assert ratio_forest.draw(alone, RunResults(alone).layout) is None
+
+
+def test_each_task_of_a_forest_names_its_own_rows(tmp_path: Path) -> None:
+    """One of two tasks has a second load: tasks side by side once had the names of the last."""
+    sizes = {"qa": (1, 8), "chat": (8,)}
+    rows = [
+        trial(name, size, index, speed + index, workload=task) | {"trial_id": f"{name}{task}{size}{index}"}
+        for name, speed in (("plain", 10.0), ("fast", 20.0))
+        for task in sizes
+        for size in sizes[task]
+        for index in (0, 1)
+    ]
+    run = run_of(tmp_path, rows, baseline={"backend": "plain"})
+    figure = ratio_forest.draw(run, RunResults(run).layout)
+    assert figure is not None
+    names = {ax.get_title(): [label.get_text() for label in ax.get_yticklabels()] for ax in figure.axes}
+    assert names == {"chat": ["fast, batch size 8"], "qa": ["fast, batch size 1", "fast, batch size 8"]}
+
+
+GIB = 2**30
+
+
+def test_bytes_of_kv_cache_are_read_or_a_share_of_a_pool(tmp_path: Path) -> None:
+    """Half of 3 GiB that are set on a CPU; half of 10 GiB on each of two GPUs; 2 GiB as reported; a pool not known."""
+    backends = {
+        "set": ({"cpu_kv_cache_gib": 3}, {}, 0, "kv_cache_usage", 0.5),
+        "logged": ({"cpu_kv_cache_gib": 1}, {"chosen": {"kv_cache_gib": "10.0"}}, 2, "kv_cache_usage", 0.5),
+        "reported": ({}, {}, 0, "kv_cache_bytes", 2.0 * GIB),
+        "unknown": ({}, {}, 1, "kv_cache_usage", 0.5),
+    }
+    paths, rows = RunPaths(tmp_path), []
+    for name, (backend, facts, gpus, series, value) in backends.items():
+        for size in (1, 8):
+            row_facts = {
+                "config": json.dumps({"backend": backend}),
+                "engine_facts": json.dumps(facts),
+                "gpu_count": gpus,
+            }
+            rows.append(trial(name, size, 0, 10.0, attempt="1", **row_facts))
+            samples = [Sample(-1.0, series, 9 * value), *(Sample(at, series, value * at) for at in (0.5, 1.0))]
+            run_files.write_telemetry(paths.trial(name, "1", rows[-1]["trial_id"]), samples)
+    run = run_of(tmp_path, rows)
+    figure = kv_cache_bytes.draw(run, RunResults(run).layout)
+    assert figure is not None
+    (ax,) = figure.axes
+    peaks = [list(map(float, np.asarray(line.get_ydata()))) for line in ax.lines]
+    drawn = dict(zip(_legend(figure), peaks, strict=True))
+    assert drawn == {"set": [1.5, 1.5], "logged": [10.0, 10.0], "reported": [2.0, 2.0]}
+    assert [float(tick) for tick in ax.get_xticks()] == [1, 8]
+    assert ax.get_ylabel() == "KV cache (GiB)"
 
 
 def test_a_mark_without_an_interval_has_no_whisker_and_the_legend_says_so(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The decision of each question: who is best of those that meet the bounds, and whether that is more than noise.
 
-The best is tested against all others as winners are (`comparison.indistinguishable`): at most 5 % of equal
+The best is tested against all others as winners are (`comparison.indistinguishable`): about 5 % of equal
 configurations are named, whatever their number, and whatever the number of loads of which each is taken at its best.
 What would decide a tie follows from the spread between launches that is left after pairing.
 """

@@ -1,14 +1,25 @@
-"""KV cache at most over a trial, in GiB, of engines that report bytes instead of a share of a pool."""
+"""KV cache at most over a trial, in GiB: as the engine reports it, or its share of a pool of known size.
+
+The pool of an engine on a CPU is set (`backend.cpu_kv_cache_gib`); on a GPU it is what the engine says at its launch
+that it has, times the GPUs of the deployment. An engine that reports a share of a pool of unknown size is left out.
+"""
+
+import json
+import math
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.load import Run, telemetry
+from analysis.plotting.drawing import load_axis
 from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
 
 POSITION = 44
 MOST_TELEMETRY = 200  # trials whose telemetry is read
+GIB = 2.0**30
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
@@ -18,21 +29,45 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     trials = (
         layout.visible(run.ok).sort_values("replicate", kind="stable").drop_duplicates("point").head(MOST_TELEMETRY)
     )
-    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else None
-    if samples is None or samples.empty or not (samples["series"] == "kv_cache_bytes").any():
-        return None
-    readings = samples[(samples["series"] == "kv_cache_bytes") & (samples["time"] >= 0)]
-    peaks = readings.groupby(["trial_id", "time"])["value"].sum().groupby("trial_id").max() / 2**30
-    trials = trials.assign(peak=trials["trial_id"].map(peaks)).dropna(subset=["peak", layout.x])
+    trials = trials.assign(peak=_peaks(run, trials)).dropna(subset=["peak", layout.x])
     lines = [line for line in layout.coloured if (trials["line"] == line).any()]
     titles = [title for title in layout.visible_panels if (trials["panel"] == title).any()]
     if not titles:
         return None
     handles = [legend_entry(layout, line) for line in lines]
-    figure, axes = panels(titles, "KV cache at most", handles)
+    heading = f"KV cache at most against {layout.x_label.lower()}"
+    figure, axes = panels(titles, heading, handles)
     for index, (title, (ax,)) in enumerate(zip(titles, axes, strict=True)):
         for line, group in trials[trials["panel"] == title].sort_values(layout.x).groupby("line", sort=False):
             ax.plot(group[layout.x].to_numpy(np.float64), group["peak"].to_numpy(), **line_style(layout, str(line)))
-        ax.set(xlabel=layout.axis(title), ylabel="KV cache (GiB)" if index % PANELS_IN_A_ROW == 0 else "")
-        ax.set_ylim(0, float(trials["peak"].max()) * 1.08)
+        load_axis(ax, layout, title)
+        ax.set_ylabel("KV cache (GiB)" if index % PANELS_IN_A_ROW == 0 else "")
+        ax.set_ylim(0, (float(trials["peak"].max()) or 1.0) * 1.08)
     return figure
+
+
+def _peaks(run: Run, trials: pd.DataFrame) -> "pd.Series[float]":
+    """The most bytes of KV cache of each trial, in GiB; NaN where they are not known."""
+    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
+    if samples.empty:
+        return pd.Series(math.nan, trials.index)
+    during = samples[samples["time"] >= 0]
+    stored = during[during["series"] == "kv_cache_bytes"].groupby(["trial_id", "time"])["value"].sum()
+    share = during[during["series"] == "kv_cache_usage"].groupby(["trial_id", "time"])["value"].mean()
+    stored, share = (each.groupby("trial_id").max() for each in (stored, share))
+    pool_shares = trials["trial_id"].map(share) * trials.apply(pool_bytes, axis="columns")
+    return trials["trial_id"].map(stored).fillna(pool_shares).astype("float64") / GIB
+
+
+def pool_bytes(trial: "pd.Series[Any]") -> float:
+    """The bytes of KV cache that a trial's engine had room for, over all its GPUs; NaN where that is not known."""
+    config, facts = (
+        json.loads(text) if isinstance(text := trial.get(name), str) else {} for name in ("config", "engine_facts")
+    )
+    backend = config.get("backend") or {}
+    replicas = int(backend.get("replicas") or 1)
+    gpus = trial.get("gpu_count")
+    if pd.notna(gpus) and gpus > 0:
+        per_gpu = (facts.get("chosen") or {}).get("kv_cache_gib")
+        return float(per_gpu) * int(gpus) * GIB if per_gpu else math.nan
+    return float(backend.get("cpu_kv_cache_gib") or math.nan) * replicas * GIB

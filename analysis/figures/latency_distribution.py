@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.load import Run
 from analysis.plotting.chosen_trials import chosen_records
-from analysis.plotting.drawing import LOGARITHMIC_FROM
+from analysis.plotting.drawing import LOGARITHMIC_FROM, logarithmic_ticks
 from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
 from sweep.numbers.chunks import Floats
@@ -44,6 +44,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
             finite = np.concatenate([values[row][np.isfinite(values[row])] for values in of_panel.values()])
             if finite.min() > 0 and finite.max() / finite.min() > LOGARITHMIC_FROM:
                 ax.set_xscale("log")
+                logarithmic_ticks(ax.xaxis)
             ax.set(xlabel=label, ylim=(0, 102), ylabel="% of requests" if index % PANELS_IN_A_ROW == 0 else "")
     return figure
 

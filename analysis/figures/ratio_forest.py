@@ -1,5 +1,7 @@
 """Throughput as a ratio to the baseline, with its 95 % interval: one that holds 1 may be no difference."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from analysis.load import Run
-from analysis.plotting.figure_files import MUTED, PANEL, entries_without_interval, line_style, panels
+from analysis.plotting.figure_files import GAPS, LETTER, MUTED, PANEL, entries_without_interval, line_style, panels
 from analysis.plotting.layout import Layout
 
 POSITION = 16
@@ -31,8 +33,9 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     rows = max(map(len, groups))
     size = (PANEL[0], 0.3 + ROW_HEIGHT * rows)
     bare = entries_without_interval(pd.concat(groups), THROUGHPUT_RATIO)
-    figure, axes = panels(titles, "Throughput against the baseline's", bare, size=size)
-    figure.subplots_adjust(wspace=0.95)
+    figure, axes = panels(titles, "Throughput against the baseline's", bare, size=size, own_rows=True)
+    names = [_name(layout, point) for group in groups for _, point in group.iterrows()]
+    figure.subplots_adjust(wspace=(GAPS[0] + LETTER * max(map(len, names))) / size[0])
     for group, (ax,) in zip(groups, axes, strict=True):
         _rows(ax, layout, group, rows)
         ax.set_xlabel(f"times {', '.join(map(str, run.baseline.values())) or 'the baseline'}")
@@ -52,8 +55,10 @@ def _rows(ax: Axes, layout: Layout, points: pd.DataFrame, rows: int) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    names = [", ".join(filter(None, (point["line"], layout.load(point)))) for _, point in points.iterrows()]
-    ax.tick_params(axis="y", labelleft=True)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(points)), [_name(layout, point) for _, point in points.iterrows()])
     ax.set_ylim(rows - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
+
+
+def _name(layout: Layout, point: "pd.Series[Any]") -> str:
+    return ", ".join(filter(None, (str(point["line"]), layout.load(point))))

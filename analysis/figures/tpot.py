@@ -1,4 +1,4 @@
-"""Time per output token after the first: the median of a trial, averaged over replicates."""
+"""Time per output token after the first: the median of the requests of all replicates."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Time to first token: the median of a trial, averaged over replicates."""
+"""Time to first token: the median of the requests of all replicates."""
 
 from functools import partial
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.load import Run
-from analysis.plotting.figure_files import GRID, PANEL, panels
+from analysis.plotting.figure_files import GRID, INK, PANEL, panels
 from analysis.plotting.layout import Layout
 from analysis.summary import key_columns
 from sweep.wording import number
@@ -69,7 +69,9 @@ def _map(ax: Axes, points: pd.DataFrame, knobs: list[str], down: list[Any], acro
     for row, of_row in enumerate(values):
         for column, value in enumerate(of_row):
             dark = np.isfinite(value) and value > 0.62 * np.nanmax(values)
-            ink = "#ffffff" if dark else "#10141a"
+            ink = (
+                INK if not np.isfinite(value) else "#ffffff" if dark else "#10141a"
+            )  # a shade is the same in dark mode
             ax.text(column, row, number(value), ha="center", va="center", fontsize=7.5, color=ink)
     ax.set_facecolor(GRID)
     for axis, names, values_of in ((ax.xaxis, knobs[1], across), (ax.yaxis, knobs[0], down)):

@@ -18,6 +18,7 @@ from sweep.wording import number
 POSITION = 12
 GAIN, LOSS = COLOURS[2], COLOURS[1]
 WIDTH, BAR_HEIGHT = PANEL[0] * 1.3, 0.3
+REACH = 1.5  # times the axis without intervals: as far as it goes on for them at either end
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
@@ -66,6 +67,7 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
     """
     scale, is_lower_better = explanation.quantity.scale, explanation.quantity.better == "lower"
     level = explanation.first * scale
+    limits = _limits(explanation)
     ax.barh(names.index(explanation.begin), level, color=MUTED, height=0.6)
     for part in explanation.parts:
         row = names.index(part.name)
@@ -73,7 +75,7 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
         ax.barh(row, after - level, left=level, color=LOSS if (after < level) != is_lower_better else GAIN, height=0.6)
         certain = bool(np.isfinite(part.gain.low) and np.isfinite(part.gain.high))
         if certain:
-            ax.plot([level * part.gain.low, level * part.gain.high], [row, row], color=INK, linewidth=1)
+            _interval(ax, level * part.gain.low, level * part.gain.high, row, limits)
         ax.annotate(
             f"{part.gain.value:.3g}× ({share_text(part.share)}){'' if certain else ', no interval'}",
             (max(level, after), row),
@@ -83,10 +85,7 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
         )
         level = after
     ax.barh(names.index(END), level, color=MUTED, height=0.6)
-    levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in explanation.parts)])
-    room = 2.0 if all(np.isfinite(part.gain.low) for part in explanation.parts) else 3.0  # for longer labels
-    room = max(room, (levels.max() / levels.min()) ** 0.3)  # labels are as wide where the axis has more decades
-    ax.set_xlim(levels.min() / 1.6, levels.max() * room)  # first: a scale looks for limits, and equal levels have none
+    ax.set_xlim(*limits)  # first: a scale looks for limits, and equal levels have none
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -95,3 +94,23 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=explanation.quantity.axis)
     ax.grid(visible=False, axis="y")
+
+
+def _limits(explanation: Explanation) -> tuple[float, float]:
+    """The ends of the axis: with room for the labels, and for intervals as far as they leave the bars their width."""
+    scale, parts = explanation.quantity.scale, explanation.parts
+    levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in parts)])
+    low, high = float(levels.min()), float(levels.max())
+    room = 2.0 if all(np.isfinite(part.gain.low) for part in parts) else 3.0  # for longer labels
+    room = max(room, (high / low) ** 0.3)  # labels are as wide where the axis has more decades
+    ends = [level * end for level, part in zip(levels[:-1], parts, strict=True) for end in part.gain[1:] if end > 0]
+    least = max(low / 1.6 / REACH, min([low / 1.6, *(end / 1.05 for end in ends)]))
+    return least, min(high * room * REACH, max([high * room, *(end * 1.05 for end in ends)]))
+
+
+def _interval(ax: Axes, low: float, high: float, row: int, limits: tuple[float, float]) -> None:
+    """A line from end to end; one that goes on beyond the axis has an arrowhead there."""
+    ax.plot([max(low, limits[0]), min(high, limits[1])], [row, row], color=INK, linewidth=1)
+    for end, edge, marker in ((low < limits[0], limits[0], "<"), (high > limits[1], limits[1], ">")):
+        if end:
+            ax.plot([edge], [row], color=INK, marker=marker, markersize=5, clip_on=False)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -70,7 +71,7 @@ def against_load(
             _line(ax, layout, points[points["line"] == line], dots[dots["line"] == line], shown, also)
         value_axis(ax, "y" if layout.x else "x", values)
         if layout.x:
-            _load_axis(ax, layout, title)
+            load_axis(ax, layout, title)
             ax.set_ylabel(shown.axis if index % PANELS_IN_A_ROW == 0 else "")
         else:
             ax.set_yticks(range(len(lines)), lines)
@@ -146,7 +147,7 @@ def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatAr
     return points[column].to_numpy(np.float64) * shown.scale
 
 
-def _load_axis(ax: Axes, layout: Layout, panel: str) -> None:
+def load_axis(ax: Axes, layout: Layout, panel: str) -> None:
     """Label x and scale it to the points of all panels with the same x, so that panels can be compared."""
     ax.grid(visible=False, axis="x")
     ax.set_xlabel(layout.axis(panel))
@@ -172,9 +173,19 @@ def value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> No
     axis = ax.yaxis if direction == "y" else ax.xaxis
     if values.max() / values.min() > LOGARITHMIC_FROM:
         ax.set(**{f"{direction}scale": "log", f"{direction}lim": (values.min() / 1.6, values.max() * 1.6)})
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_locator(NullLocator())
+        logarithmic_ticks(axis)
     else:
         ax.set(**{f"{direction}lim": (0, values.max() * 1.08)})
         ax.locator_params(axis=direction, nbins=5)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"))
+        axis.set_major_formatter(FuncFormatter(_tick_text))
+
+
+def logarithmic_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with figures as they are read, few enough not to overlap."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_tick_text))
+
+
+def _tick_text(value: float, _: int | None) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}"

@@ -113,11 +113,12 @@ def panels(
     handles: Sequence[Line2D],
     rows: int = 1,
     size: tuple[float, float] = PANEL,
+    own_rows: bool = False,
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure with a heading, a legend and `rows` empty axes of `size` for each title; the axes by title, then row.
 
-    The axes fill the figure, and what is around them enlarges it when it is saved: matplotlib's own layouts shrink them
-    to make room for long labels.
+    Axes side by side have one vertical axis, unless each has rows of its own. They fill the figure, and what is around
+    them enlarges it when it is saved: matplotlib's own layouts shrink them to make room for long labels.
     """
     across = min(len(titles), PANELS_IN_A_ROW)
     down = math.ceil(len(titles) / across) * rows
@@ -137,7 +138,7 @@ def panels(
         borderaxespad=0,
     )
     figure.subplots_adjust(0, 0, 1, 1, GAPS[0] / size[0], GAPS[1] / size[1])
-    grid = figure.subplots(down, across, squeeze=False, sharey="row" if rows > 1 else "all")
+    grid = figure.subplots(down, across, squeeze=False, sharey=False if own_rows else "row" if rows > 1 else "all")
     axes = [list(column) for band in range(0, down, rows) for column in grid[band : band + rows].T]
     for title, column in zip(titles, axes, strict=False):
         column[0].set_title(title)

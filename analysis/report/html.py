@@ -252,11 +252,11 @@ def _gain_cards(results: RunResults) -> Iterator[Card]:
 def _interval(mean: Estimate, scale: float = 1.0) -> str:
     """The intervals of a figure by name, or why there is none."""
     intervals = {"these launches": (mean.low, mean.high), "a new launch": (mean.new_low, mean.new_high)}
-    texts = [
-        f"{number(low * scale)} to {number(high * scale)} for {name}"
-        for name, (low, high) in intervals.items()
-        if not math.isnan(low)
-    ]
+    named: dict[str, list[str]] = {}
+    for name, (low, high) in intervals.items():
+        if not math.isnan(low):
+            named.setdefault(f"{number(low * scale)} to {number(high * scale)}", []).append(name)
+    texts = [f"{ends} for {' and '.join(names)}" for ends, names in named.items()]
     if not texts:
         return "one replicate, no interval" if mean.n == 1 else "requests too few or too dependent for an interval"
     return f"{CONFIDENCE:.0%} interval {', '.join(texts)}, n\u00a0=\u00a0{mean.n}"

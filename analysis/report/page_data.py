@@ -18,6 +18,7 @@ from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.terminal import label
 from analysis.report.trial_files import FileLink, file_links
 from analysis.results import RunResults
+from analysis.statistics.intervals import around_medians
 from analysis.statistics.pooled import launches
 from analysis.statistics.survivors import bound
 from analysis.summary import INTERVAL_COLUMNS
@@ -37,6 +38,7 @@ ALSO = (  # after the headline and the percentiles of what an SLO bounds
     "agreement",
     "quality",
 )
+MEDIANS = tuple(f"{name}_p50" for name in BOUNDED)  # of requests, which each trial has of its own
 RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
@@ -103,7 +105,9 @@ def _quantities(results: RunResults, points: pd.DataFrame, gpus: Any) -> Iterato
         value, low, high, new_low, new_high = (1 / each.where(each > 0) for each in times)
         ends = [value, high, low, new_high, new_low]
         declared = _declared(USER_SPEED, "Speed per user (1 / TPOT p50)", "tokens/s", "higher", ends)
-        yield {**declared, "short": "Speed per user", "fewer": _fewer(points, "tpot_p50")}
+        low, high, new_low, new_high = (1 / end for end in _around_medians(results, "tpot_p50"))
+        medians = _medians([high, low, new_high, new_low])
+        yield {**declared, **medians, "short": "Speed per user", "fewer": _fewer(points, "tpot_p50")}
     with_failures = points[points["failed"] > 0]
     for labelled in _measured_columns(results, points):
         ends = [points[f"{labelled.column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
@@ -113,7 +117,10 @@ def _quantities(results: RunResults, points: pd.DataFrame, gpus: Any) -> Iterato
             if (text := bound(point, labelled.column, labelled.scale)) and text[0] != "—"
         }
         declared = _declared(labelled.column, labelled.label, labelled.unit, labelled.better, ends)
-        yield {**declared, "short": labelled.short, "lost": lost, "fewer": _fewer(points, labelled.column)}
+        medians = {}
+        if labelled.column in MEDIANS:
+            medians = _medians([end * labelled.scale for end in _around_medians(results, labelled.column)])
+        yield {**declared, **medians, "short": labelled.short, "lost": lost, "fewer": _fewer(points, labelled.column)}
     for name in (name for name in RATIOS if f"{name}_vs_baseline" in points):
         compared, column = label(name), f"{name}_vs_baseline"
         ends = [points[column], points[f"{column}_ci_low"], points[f"{column}_ci_high"]]
@@ -128,6 +135,26 @@ def _declared(
     names = ("value", "low", "high", "newLow", "newHigh")
     columns = {name: _rounded(values) for name, values in zip(names, ends, strict=False)}
     return {"key": key, "label": label, "short": label, "unit": unit, "better": better, "lost": {}, **columns}
+
+
+def _around_medians(results: RunResults, column: str) -> list["pd.Series[float]"]:
+    """For points whose requests give no interval: its ends from the replicates' own medians, then of a new launch.
+
+    Where a point's requests give one, these ends are NaN.
+    """
+    points, run = results.points, results.run
+    trials = results.layout.placed(run.ok.assign(launch_number=launches(run)))
+    point, launch = (trials[name].to_numpy(np.int64) for name in ("point", "launch_number"))
+    figures = around_medians(points[column].to_numpy(np.float64), trials[column].to_numpy(np.float64), point, launch)
+    return [
+        pd.Series(ends, points.index).where(points[f"{column}_{end}"].isna())
+        for ends, end in zip(figures[1:5], INTERVAL_COLUMNS, strict=True)
+    ]
+
+
+def _medians(ends: Sequence["pd.Series[float]"]) -> dict[str, list[float | int | None]]:
+    names = ("medianLow", "medianHigh", "medianNewLow", "medianNewHigh")
+    return {name: _rounded(values) for name, values in zip(names, ends, strict=True)}
 
 
 def _fewer(points: pd.DataFrame, column: str) -> dict[int, int]:

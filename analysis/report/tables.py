@@ -139,7 +139,7 @@ def spread_table(results: RunResults) -> Table | None:
     """The components of variance of the main figures; None without replicates."""
     spreads = results.components
     columns = [Heading("figure", kind="text"), Heading("trials"), Heading("launches"), Heading("nodes")]
-    columns += [Heading("spread", "sd"), Heading("of which", kind="text"), Heading("notes", kind="wide")]
+    columns += [Heading("spread", "sd"), Heading("of which", kind="text"), Heading("notes", kind="text wide")]
     rows = [
         [
             *(Cell(text) for text in (spread.quantity.short, str(spread.trials), str(spread.launches))),
@@ -216,14 +216,16 @@ def slowest_table(results: RunResults) -> Table | None:
     slow = slowest_requests(results)
     columns = [Heading("point", kind="text"), Heading("request", kind="text"), Heading("× median", "of its trial")]
     columns += [Heading("E2EL", "ms"), Heading("TTFT", "ms"), Heading("sent", "s"), Heading("input", "tokens")]
-    columns += [Heading("output", "tokens"), Heading("error", kind="text wide")]
+    columns += [Heading("output", "tokens")]
+    failures = any(each.error for each in slow)
+    columns += [Heading("error", kind="text wide")] if failures else []
     rows = [
         [
             *(Cell(text) for text in (each.point, each.request_id, times(each.times_median))),
             *(Cell(number(seconds * 1e3)) for seconds in (each.e2el, each.ttft)),
             Cell(number(each.sent)),
             *(Cell("—" if count is None else f"{count:,}") for count in (each.input_tokens, each.output_tokens)),
-            Cell(each.error),
+            *([Cell(each.error)] if failures else []),
         ]
         for each in slow
     ]

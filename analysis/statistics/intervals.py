@@ -363,12 +363,8 @@ def over_replicates(
     with np.errstate(invalid="ignore", divide="ignore"):
         value = np.bincount(point, values, count) / n
         parts = (values - value[point]) / n[point]
-        half = t(np.where(n >= FEWEST_REPLICATES, n - 1, np.nan)) * _errors(parts, point, count)[0]
-        pairs, member = np.unique(np.stack([point, launch]), axis=1, return_inverse=True)
-        of_launches = np.asarray(np.bincount(member.ravel(), parts, pairs.shape[1]), np.float64)
-        errors, launches = _errors(of_launches, pairs[0], count)
-        new = np.fmax(half, t(np.where(launches > 1, launches - 1, np.nan)) * errors)
-        half, new = np.where(n >= fewest, half, np.nan), np.where(launches > 1, new, np.nan)
+        half, new = _over(parts, point, launch, count)
+        half = np.where(n >= fewest, half, np.nan)
         scale = np.where(smallest > 0, value, 1.0)
         relative = _relative(value, (half / scale, new / scale), n)
     ends = (end for each in (half, new) for end in (np.maximum(value - each, 0), value + each))
@@ -376,10 +372,48 @@ def over_replicates(
     return Interval(*(np.where(smallest > 0, *pair) for pair in zip(relative, plain, strict=True)))
 
 
+def around_medians(
+    value: FloatArray, medians: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64]
+) -> Interval:
+    """The medians of points whose requests are too few for batches, with intervals from their replicates' own medians.
+
+    Student's t over the logarithms of the replicates' own, and over launches, about the median of all requests
+    together, with NEW_LAUNCH_MARGIN. A median of few requests is hardly biased, as a quantile near the end is, so it
+    should cover (`benchmarks.coverage --medians` studies that); it is wider than batches are where those have enough.
+    There is none where own medians do not differ at all, or one is missing.
+
+    Args:
+        value: of each point. Shape (points,).
+        medians: of all replicates of all points. Shape (replicates,).
+        point: of each replicate, the number of its point.
+        launch: of each replicate, the number of its launch.
+    """
+    count = len(value)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.log(np.where(medians > 0, medians, np.nan))
+        n = np.bincount(point, minlength=count).astype(np.float64)
+        parts = (logs - (np.bincount(point, logs, count) / n)[point]) / n[point]
+        halves = [np.where(half > 0, half * NEW_LAUNCH_MARGIN, np.nan) for half in _over(parts, point, launch, count)]
+        return _relative(value, halves, n)
+
+
 def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) -> Interval:
     """A figure without its intervals, or without those of some points."""
     low, high, new_low, new_high = (np.where(where, np.nan, end) for end in figure[1:5])
     return Interval(figure.value, low, high, new_low, new_high, figure.effective_n)
+
+
+def _over(
+    parts: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int
+) -> tuple[FloatArray, FloatArray]:
+    """Half of the intervals of these launches and of a new one, by Student's t over replicates and over launches."""
+    errors, n = _errors(parts, point, count)
+    half = t(np.where(n >= FEWEST_REPLICATES, n - 1, np.nan)) * errors
+    pairs, member = np.unique(np.stack([point, launch]), axis=1, return_inverse=True)
+    of_launches = np.asarray(np.bincount(member.ravel(), parts, pairs.shape[1]), np.float64)
+    errors, launches = _errors(of_launches, pairs[0], count)
+    new = np.fmax(half, t(np.where(launches > 1, launches - 1, np.nan)) * errors)
+    return half, np.where(launches > 1, new, np.nan)
 
 
 def _errors(parts: FloatArray, point: NDArray[Any], count: int) -> tuple[FloatArray, FloatArray]:

@@ -90,7 +90,8 @@ function verdict(entries) {
   if (!meeting.length) {
     const nearest = entries[0];
     const over = Number.isFinite(nearest.headroom) ? `${nearest.bound.text}: ${percent(-nearest.headroom)} over` : "a latency is not known";
-    return `None of ${entries.length} candidates meets the SLO; the closest is ${points.name[nearest.index]} (${over}).`;
+    const who = entries.length > 1 ? `None of ${entries.length} candidates meets the SLO; the closest is` : "The only candidate does not meet the SLO:";
+    return `${who} ${points.name[nearest.index]} (${over}).`;
   }
   const [best, next] = meeting;
   let text = `Best ${goal}${within}: ${points.name[best.index]}, ${shown(state.goal, best.index)} ${unitOf(state.goal)}`;

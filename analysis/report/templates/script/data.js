@@ -45,7 +45,17 @@ function figure(key, index, part = "value") {
 function interval(key, index) {
   if (key === SIZE || state.interval === "none") return null;
   const fresh = state.interval === "new" && quantities.get(key)?.newLow;
-  const low = figure(key, index, fresh ? "newLow" : "low"), high = figure(key, index, fresh ? "newHigh" : "high");
+  return rangeOf(key, index, fresh ? "newLow" : "low", fresh ? "newHigh" : "high") ?? medianInterval(key, index);
+}
+
+// Of a median of few requests: from the medians of the launches, where the requests themselves give no interval.
+function medianInterval(key, index) {
+  if (key === SIZE || state.interval === "none") return null;
+  return state.interval === "new" ? rangeOf(key, index, "medianNewLow", "medianNewHigh") : rangeOf(key, index, "medianLow", "medianHigh");
+}
+
+function rangeOf(key, index, lowPart, highPart) {
+  const low = figure(key, index, lowPart), high = figure(key, index, highPart);
   return low === null || high === null ? null : [low, high];
 }
 
@@ -82,13 +92,14 @@ function shown(key, index) {
 }
 
 function shownInterval(key, index) {
-  const ends = interval(key, index);
-  return ends ? `${number(ends[0])} to ${number(ends[1])}` : "";
+  const range = interval(key, index);
+  return range ? `${number(range[0])} to ${number(range[1])}` : "";
 }
 
 // The interval of a figure for a reader, or the reason why there is none; empty where intervals are not shown.
 function intervalOrReason(key, index) {
-  return shownInterval(key, index) || (lacksInterval(key, index) ? `no interval: ${reasonWithoutInterval(key, index)}` : "");
+  const source = medianInterval(key, index) ? ", over the launches' medians" : "";
+  return (shownInterval(key, index) && shownInterval(key, index) + source) || (lacksInterval(key, index) ? `no interval: ${reasonWithoutInterval(key, index)}` : "");
 }
 
 function lacksInterval(key, index) {

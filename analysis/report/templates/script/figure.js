@@ -86,20 +86,24 @@ function drawFigure(inView) {
   holder.replaceChildren(canvas, byId("tip"));
   const without = inView.length - measured.length;
   holder.setAttribute("aria-label", `${withUnit(state.y)} against ${withUnit(state.x)}, ${page.tasks[state.task]}: ${drawn.length} points. Arrow keys move from point to point, Enter selects one.`);
-  const limits = bounds(), isCut = (key, axis, index) => interval(key, index)?.some((end) => isBeyond(axis, end));
-  const cut = visible.some((index) => tightest(index, limits).headroom >= 0 && (isCut(state.x, x, index) || isCut(state.y, y, index)));
-  const isBare = (index) => lacksInterval(state.x, index) || lacksInterval(state.y, index);
-  const bare = visible.some((index) => tightest(index, limits).headroom >= 0 && isBare(index));
-  byId("figure-note").textContent = figureNote(front, without, cut, bare);
+  const isCut = (key, axis, index) => interval(key, index)?.some((end) => isBeyond(axis, end));
+  const remarks = {
+    cut: visible.some((index) => isCut(state.x, x, index) || isCut(state.y, y, index)),
+    bare: visible.some((index) => lacksInterval(state.x, index) || lacksInterval(state.y, index)),
+    ofMedians: visible.some((index) => medianInterval(state.x, index) || medianInterval(state.y, index)),
+  };
+  byId("figure-note").textContent = figureNote(front, without, remarks);
 }
 
-function figureNote(front, without, cut, bare) {
+// The last: an interval that goes on beyond the axes, a figure without one, one from the launches' medians.
+function figureNote(front, without, { cut, bare, ofMedians }) {
   const whiskers = { these: "Whiskers: 95 % interval of these launches.", new: "Whiskers: 95 % interval of a new launch.", none: "" };
   const better = { higher: "higher is better", lower: "lower is better" };
   const direction = [["↕", state.y], ["↔", state.x]].map(([arrow, key]) => [arrow, better[quantities.get(key)?.better]]).filter((pair) => pair[1]);
   return [
     direction.map((pair) => pair.join(" ")).join(", ") + (direction.length ? "." : ""),
     whiskers[state.interval],
+    ofMedians ? "That of a p50 of few requests is from the launches' own medians." : "",
     cut ? "An arrowhead: it goes on beyond the figure." : "",
     bare ? "No whisker in a direction: that figure has no interval; point at the mark for the reason." : "",
     front.length > 1 ? "Grey band: Pareto front; no other point is as good in both figures." : "",
@@ -148,16 +152,17 @@ function drawLines(canvas, x, y) {
     ofLine.get(line).push(place);
   }
   for (const [line, places] of ofLine) {
-    const colour = colourOf(line), paths = { course: "", whiskers: "", marks: "", faded: "" };
+    const colour = colourOf(line), paths = { course: "", whiskers: "", fadedWhiskers: "", marks: "", faded: "" };
     const along = page.axis && !state.front ? [...places].sort((one, other) => points.size[one.index] - points.size[other.index]) : [];
     if (along.length <= 100) paths.course = along.map((place, step) => `${step ? "L" : "M"}${place.x.toFixed(1)},${place.y.toFixed(1)}`).join("");
     for (const place of places) {
       const meets = tightest(place.index, limits).headroom >= 0;
       paths[meets ? "marks" : "faded"] += shapeOf(line)(round(place.x), round(place.y), RADIUS);
-      if (meets) paths.whiskers += whiskers(place, x, y);
+      paths[meets ? "whiskers" : "fadedWhiskers"] += whiskers(place, x, y);
     }
     canvas.append(graphic("path", { d: paths.course, class: "course", stroke: colour, "stroke-dasharray": dashOf(line) }));
     canvas.append(graphic("path", { d: paths.whiskers, class: "whiskers", stroke: colour }));
+    canvas.append(graphic("path", { d: paths.fadedWhiskers, class: "whiskers faded-whiskers", stroke: colour }));
     canvas.append(graphic("path", { d: paths.faded, class: "faded", fill: colour }));
     canvas.append(graphic("path", { d: paths.marks, class: "marks", fill: colour }));
   }

@@ -1,0 +1,66 @@
+"""The pictures of a report that docs/report.md shows, taken by a headless Chromium.
+
+`python -m scripts.report_pictures RUN/report.html` writes docs/images/report.png, report_dark.png and report_phone.png.
+`--fragment '#explore?ttft=0.2'` opens the page as that address has it, `--name slo` gives other names: slo.png, ….
+"""
+
+import argparse
+import base64
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from sweep.config import ROOT
+from tests.browser import Browser, missing, opened_browser
+
+IMAGES = ROOT / "docs" / "images"
+
+
+class View(NamedTuple):
+    """A screen: CSS pixels, the colour scheme, and the suffix of the file's name."""
+
+    width: int
+    height: int
+    scale: int  # pixels of the picture for each
+    scheme: str
+    suffix: str
+
+
+VIEWS = (
+    View(1440, 1200, 1, "light", ""),
+    View(1440, 1200, 1, "dark", "_dark"),
+    View(390, 844, 2, "light", "_phone"),
+)
+
+
+def take(browser: Browser, page: Path, fragment: str, view: View, picture: Path) -> None:
+    """Write the top of the page as a PNG; an address that chooses a view is scrolled back to the first screen."""
+    size = {"width": view.width, "height": view.height, "deviceScaleFactor": view.scale}
+    browser.devtools("Emulation.setDeviceMetricsOverride", **size, mobile=view.scale > 1)
+    browser.devtools("Emulation.setScrollbarsHidden", hidden=True)
+    browser.media(scheme=view.scheme)
+    browser.open(page, fragment)
+    browser.run("scrollTo(0, 0)")
+    picture.write_bytes(base64.b64decode(browser.devtools("Page.captureScreenshot", format="png")["data"]))
+
+
+def main() -> None:
+    """Take the pictures of one report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path, help="report.html of a run")
+    parser.add_argument("--fragment", default="", help="of the address: what is chosen on the page")
+    parser.add_argument("--name", default="report", help="of the pictures (default: report)")
+    arguments = parser.parse_args()
+    if reason := missing():
+        parser.error(reason)
+    if not arguments.report.is_file():
+        parser.error(f"report: no file {arguments.report}; `sweep report RUN` writes RUN/report.html")
+    with tempfile.TemporaryDirectory() as folder, opened_browser(Path(folder)) as browser:
+        for view in VIEWS:
+            picture = IMAGES / f"{arguments.name}{view.suffix}.png"
+            take(browser, arguments.report.resolve(), arguments.fragment, view, picture)
+            print(picture)
+
+
+if __name__ == "__main__":
+    main()
