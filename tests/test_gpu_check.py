@@ -1,19 +1,24 @@
 """scripts/gpu-check: its sections, with and without a GPU, and what it reports. Engines are tested by its rehearsal."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from backends import installed
+from backends.base import EnvironmentSpec
 from backends.launch import gpus
 from backends.launch.gpus import Gpu
+from backends.prepare import locks
 from backends.tables import check
 from scripts import gpu_check
 from sweep import provenance
 from sweep.__main__ import main
+from sweep.config import cache_directory
 from tests.engines.test_gpu_memory import BY_BATCH, TOO_LARGE, too_large
+from tests.test_environments import make_wheel
 
 EVERY = ("install", "conformance", "memory", "reset", "power", "two_gpus", "bound")
 
@@ -177,3 +182,32 @@ def test_without_network_only_the_folder_of_wheels_is_used(tmp_path):
     assert f":env:.find-links='{tmp_path / 'wheels'}'" in text
     assert ":env:.no-index='1'" in text
     assert json.loads(json.dumps(gpu_check.environ(tmp_path)))["HF_HUB_OFFLINE"] == "1"
+
+
+def test_wheels_are_fetched_with_their_locks(tmp_path, monkeypatch):
+    """What is resolved where there is a network is a lock on the machine without."""
+    (tmp_path / "offered").mkdir()
+    make_wheel(tmp_path / "offered", "demo", "1.0")
+    settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "offered")}
+    for name, value in {**settings, "XDG_CACHE_HOME": str(tmp_path / "here")}.items():
+        monkeypatch.setenv(name, value)
+    spec, wheels = EnvironmentSpec(name="own", requirements=("demo==1.0",)), tmp_path / "wheels"
+    wheels.mkdir()
+    gpu_check._fetch(spec, wheels)
+    assert [file.name for file in wheels.glob("*.whl")] == ["demo-1.0-py3-none-any.whl"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    there = locks.remembered(cache_directory(None))
+    assert locks.needed(locks.with_lock(spec, there))
+    gpu_check.remember(wheels)
+    assert locks.with_lock(spec, there).lock.pins == ("demo==1.0",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--fetch", "vllm"], "needs --wheels DIR"), (["--fetch", "--wheels", "x", "--on", "drivers=5"], "--on=drivers")],
+)
+def test_what_cannot_be_fetched_is_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        gpu_check.main(words)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
