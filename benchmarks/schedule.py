@@ -44,7 +44,7 @@ from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History, expect
 from sweep.plan.packing import Need, Node
 from sweep.plan.pending import find_pending
-from sweep.plan.plan import Plan
+from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.simulate import simulate
 from sweep.records import Outcome
@@ -226,14 +226,15 @@ def memory() -> dict[str, Any]:
     process, samples = psutil.Process(), dict[int, float]()
     with tempfile.TemporaryDirectory() as folder:
         paths = RunPaths(Path(folder))
-        ledger, executor = Ledger(paths.ledger), Instant()
+        executor: Any = Instant()
+        ledger = Ledger(paths.ledger)
         display = Display(len(plan.trials), 0, None, Console(stderr=True, quiet=True))
         pending = find_pending(plan, ledger, History([]), executor.schedulable_nodes)
         driver = Driver(plan, pending, paths, ledger, executor, display, None)
         commit = driver.rows.commit
 
-        def counted(*arguments: Any) -> None:
-            commit(*arguments)
+        def counted(deployment: Deployment, trial: Trial, row: dict[str, Any]) -> None:
+            commit(deployment, trial, row)
             rows = len(ledger.rows)
             if rows % 1000 == 0:
                 driver.rows.write_table(recompute=False)
