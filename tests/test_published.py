@@ -11,7 +11,7 @@ import yaml
 from analysis.quantities import labelled_column
 from analysis.report.html import html
 from analysis.results import RunResults
-from analysis.studies.checks import FitsCheck, GainsCheck, LinearCheck, PeakCheck, RangeCheck, RisingCheck
+from analysis.studies.checks import BestCheck, FitsCheck, GainsCheck, LinearCheck, PeakCheck, RangeCheck, RisingCheck
 from analysis.studies.findings import KEY_COLUMNS, beside, judge_finding, judge_run
 from analysis.studies.printed import own_table
 from analysis.studies.tables import STUDY_FILES, all_studies, study_of
@@ -295,6 +295,14 @@ def test_who_gains_most_is_not_who_is_fastest() -> None:
     assert GainsCheck(**fields, expected={"backend": "short"}).answer(table).holds is None
     unsure = pd.concat([fast, points("speed", {1: 10.0, 8: (60.0, 20.0, 99.0)}, backend="steep")], ignore_index=True)
     assert GainsCheck(**fields, expected={"backend": "steep"}).answer(unsure).holds is False
+
+
+def test_rivals_of_one_name_all_count() -> None:
+    """Two points that differ in a setting without a place in their name: the slower one does not hide the faster."""
+    best = BestCheck(kind="best", column="speed", better="higher", expected={"backend": "a"})
+    rivals = pd.concat([points("speed", {1: speed}, backend="b", other=speed) for speed in (9.0, 2.0)])
+    table = pd.concat([points("speed", {1: 5.0}, backend="a"), rivals], ignore_index=True)
+    assert best.answer(table).holds is False
 
 
 def test_a_peak_is_above_every_other_value_for_sure() -> None:

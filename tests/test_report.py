@@ -70,7 +70,8 @@ class _Reader(HTMLParser):
 
 def test_figures_are_written_twice_and_well_formed(run_folder: Path, output: str) -> None:
     names = ["pareto", "output_throughput", "speed_up", "ratio_forest", "ttft", "latency_distribution", "cost", "tpot"]
-    names += ["kv_cache", "memory", "throughput_timeline", "memory_timeline"]
+    names += ["kv_cache", "kv_cache_bytes", "memory", "throughput_timeline", "memory_timeline", "requests_timeline"]
+    of_vllm = ("kv_cache", "speed_up", "requests_timeline")  # the other is the baseline, and reports bytes and no queue
     assert {path.stem for path in (run_folder / "figures").iterdir()} == set(names)
     report = (run_folder / "report.html").read_text()
     places = [report.index(f'id="{name}-figure_1"') for name in names if name != "pareto"]  # the script draws that
@@ -78,10 +79,8 @@ def test_figures_are_written_twice_and_well_formed(run_folder: Path, output: str
     for name in names:
         root = xml.etree.ElementTree.parse(run_folder / "figures" / f"{name}.svg").getroot()
         words = " ".join(root.itertext())
-        assert "vllm" in words
-        assert "transformers" in words or name in ("kv_cache", "speed_up"), (
-            "that reports no KV cache, and is the baseline"
-        )
+        assert ("vllm" in words) == (name != "kv_cache_bytes"), name
+        assert ("transformers" in words) == (name not in of_vllm), name
         assert "reasoning" in words
         assert (run_folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "TTFT p50 (ms)" in (run_folder / "figures" / "ttft.svg").read_text()
@@ -261,9 +260,9 @@ def test_a_warning_marks_the_cells_and_rows_that_it_concerns(tmp_path: Path) -> 
     }
     codes = {name[0]: found for name, found in marked.items()}
     assert codes == {
-        "a": [[], [], [], [], [], ["failed-requests"]],
-        "b": [["low-agreement"], [], [], [], [], []],
-        "c": [[], [], [], [], [], []],
+        "a": [[], [], [], [], [], ["failed-requests"], []],
+        "b": [["low-agreement"], [], [], [], [], [], []],
+        "c": [[], [], [], [], [], [], []],
     }
     assert set(re.findall(r'href="#(warning-[a-z-]+)"', text)) <= set(re.findall(r'id="(warning-[a-z-]+)"', text))
 

@@ -401,6 +401,7 @@ def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tm
     assert "the command took" not in studies.circumstances(folder)
 
 
+@pytest.mark.figures
 def test_a_studys_section_shows_the_figures_that_are_its_results(tmp_path, monkeypatch):
     """Throughput of all; memory against the batch, the study's Figure 2, of completion_batches alone."""
     monkeypatch.setattr(studies, "ROOT", tmp_path)

@@ -9,7 +9,7 @@ from analysis.load import open_run
 from analysis.report.page_data import page_data
 from analysis.results import RunResults
 from analysis.summary import summarise
-from tests.results import printed, run_of, trial
+from tests.results import printed, report_of, rows_of, run_of, trial
 from tests.synthetic_run import make_completion_batches, make_run
 
 
@@ -120,4 +120,5 @@ def test_quality_stands_beside_agreement_with_the_interval_of_the_comparison(tmp
         99.32,
     )
     assert shown["agreement"]["low"][0] == 85
+    assert [row for row in rows_of(report_of(run)) if "90.0 (85.0 to 94.0)" in row and "98.5 (97.6 to 99.3)" in row]
     assert "95% interval of the comparison" not in printed(run_of(tmp_path / "none", rows[2:]), 200)

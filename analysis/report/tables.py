@@ -14,7 +14,15 @@ from analysis.headline import HEADLINE, STEADY
 from analysis.plotting.layout import Layout
 from analysis.quantities import setting
 from analysis.report.slowest import slowest_requests
-from analysis.report.terminal import heading, label, shown_columns, times, with_both_intervals
+from analysis.report.terminal import (
+    ANSWER_COLUMNS,
+    heading,
+    label,
+    shown_columns,
+    times,
+    with_both_intervals,
+    with_ends,
+)
 from analysis.results import RunResults
 from analysis.statistics.standings import Standing
 from analysis.statistics.survivors import bound
@@ -110,9 +118,12 @@ def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarni
     if known is not None:
         return Cell(*known, warnings=concerned)
     text = label(name).shown(point[name])
-    detail = (
-        with_both_intervals(estimate(point, name), text).removeprefix(text).strip() if name in WITH_INTERVAL else ""
-    )
+    shown = text
+    if name in ANSWER_COLUMNS:
+        shown = with_ends(estimate(point, name), text, label(name))
+    elif name in WITH_INTERVAL:
+        shown = with_both_intervals(estimate(point, name), text)
+    detail = shown.removeprefix(text).strip()
     return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
 

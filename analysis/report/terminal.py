@@ -233,11 +233,11 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
         return known[0] if known[0] != "—" else f"— {known[1].replace('more than ', '>')}"
     shown = label(column).shown(point[column])
     if column in ANSWER_COLUMNS:
-        return _with_ends(estimate(point, column), shown, label(column))
+        return with_ends(estimate(point, column), shown, label(column))
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
 
 
-def _with_ends(figure: Estimate, shown: str, labelled: LabelledColumn) -> str:
+def with_ends(figure: Estimate, shown: str, labelled: LabelledColumn) -> str:
     """`54.1 (46.0 to 61.9)`; without the ends where there are none."""
     if math.isnan(figure.low):
         return shown

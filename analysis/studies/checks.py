@@ -5,7 +5,7 @@ apart is not reproduced. It gives None where the table lacks the points that it 
 What fits in memory is no figure: that goes by how the trials ended.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, permutations
 from typing import Any, Literal, NamedTuple
 
@@ -86,7 +86,7 @@ class BestCheck(FindingCheck):
         if expected.empty or rivals.empty:
             return _lacking(f"{_words({**self.where, **self.expected})} and another")
         first = uncertain(expected.iloc[0], self.column)
-        named = {point_name(rival): ratio(first, uncertain(rival, self.column)) for _, rival in rivals.iterrows()}
+        named = [(point_name(rival), ratio(first, uncertain(rival, self.column))) for _, rival in rivals.iterrows()]
         return _ahead(named, self.better)
 
 
@@ -215,7 +215,7 @@ class GainsCheck(FindingCheck):
         if not ours or not rivals:
             return lacking
         most = max((gain for *_, gain in ours), key=lambda gain: gain.value)
-        answer = _ahead({name: ratio(most, gain) for _, name, gain in rivals}, "higher")
+        answer = _ahead([(name, ratio(most, gain)) for _, name, gain in rivals], "higher")
         return answer._replace(figures=f"gains {most.shown}, {answer.figures}")
 
 
@@ -262,10 +262,10 @@ class PeakCheck(FindingCheck):
             return _lacking(f"{self.over}={self.at:g} and another")
         highest = chosen.sort_values(self.column, ascending=False)
         claimed = uncertain(highest[highest[self.over] == self.at].iloc[0], self.column)
-        named = {
-            f"{self.over} {point[self.over]:g}": ratio(claimed, uncertain(point, self.column))
+        named = [
+            (f"{self.over} {point[self.over]:g}", ratio(claimed, uncertain(point, self.column)))
             for _, point in highest[highest[self.over] != self.at].iterrows()
-        }
+        ]
         best = highest.iloc[0]
         answer = _ahead(named, "higher")
         highest_at = f"highest at {self.over} {best[self.over]:g}, {best[self.column]:.4g}"
@@ -315,15 +315,13 @@ class ColumnsCheck(FindingCheck):
         )
 
 
-def _ahead(rivals: Mapping[str, Uncertain], better: Literal["higher", "lower"]) -> CheckAnswer:
+def _ahead(rivals: Sequence[tuple[str, Uncertain]], better: Literal["higher", "lower"]) -> CheckAnswer:
     """Whether the figure over that of each rival says that it is better; the figures are of the rival that decides."""
-    answers = {name: each.above(1) if better == "higher" else each.below(1) for name, each in rivals.items()}
-    holds = together(answers.values())
-    name = min(
-        (name for name, answer in answers.items() if answer is holds),
-        key=lambda name: rivals[name].value if better == "higher" else -rivals[name].value,
-    )
-    return CheckAnswer(holds, f"{rivals[name].shown} that of {name}")
+    answers = [each.above(1) if better == "higher" else each.below(1) for _, each in rivals]
+    holds = together(answers)
+    deciding = [rival for rival, answer in zip(rivals, answers, strict=True) if answer is holds]
+    name, closest = min(deciding, key=lambda rival: rival[1].value if better == "higher" else -rival[1].value)
+    return CheckAnswer(holds, f"{closest.shown} that of {name}")
 
 
 def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
