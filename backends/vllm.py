@@ -102,7 +102,7 @@ class VLLM(Backend):
         "model_runner": r"\b[Uu]sing (?:the )?(V\d) [Mm]odel [Rr]unner",
         "kv_cache_layout": r"Using (\w+) KV cache layout",
         "kv_cache_tokens": r"KV cache size: ([\d,]+) tokens",
-        "kv_cache_gib": r"(?:Available KV cache memory: |GiB, reserved )([\d.]+) GiB",  # of each GPU
+        "kv_cache_gib": r"Available KV cache memory: ([\d.]+) GiB",  # of each GPU
         "kv_cache_dtype": r"\bkv_cache_dtype=([\w.]+), device_config=",
         "enforce_eager": r"\benforce_eager=(\w+), ",
         "cudagraph_mode": r"\bcompilation_config=\{.*'cudagraph_mode': <CUDAGraphMode\.(\w+):",

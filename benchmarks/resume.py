@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweep.config import ROOT
+from sweep.disk.entries.lines import sealed
+from sweep.disk.entries.texts import Texts
 from sweep.disk.ledger import Ledger
-from sweep.disk.lines import sealed
 from sweep.disk.run_files import RunPaths, read_plan
-from sweep.disk.texts import Texts
 from sweep.drive.monitor.totals import count_anew, write_totals
 
 COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

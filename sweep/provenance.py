@@ -40,7 +40,7 @@ def commit() -> str | None:
         return None  # no git here, or no commit yet
 
 
-def program() -> str | None:
+def program_version() -> str | None:
     """The commit and the version of this code; None if they do not tell what it does: files differ from the commit."""
     version = own_versions()["sweep"]
     if (commit() or "").endswith("+") or not (commit() or version != "source"):

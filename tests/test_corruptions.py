@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from sweep.__main__ import main
+from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger
-from sweep.disk.lines import sealed, unsealed
 from sweep.disk.object_store import Mirror
 from sweep.disk.run_files import RunPaths, read_trials
 from tests.corruptions import CORRUPTIONS, FILES, check

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from sweep.config import ConfigError
+from sweep.disk.entries.lines import sealed
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger, ledger_entries
-from sweep.disk.lines import sealed
 from sweep.disk.run_files import RunPaths, read_trials, write_trial, write_trials
 from sweep.drive.monitor.totals import COUNTED_COLUMNS
 

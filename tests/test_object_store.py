@@ -138,9 +138,11 @@ def test_an_answer_is_drawn_from_runs_in_a_store(s3, tmp_path, capsys):
 def test_the_status_of_a_stored_run_is_that_of_its_folder(s3, quick, tmp_path):
     folder, url = tmp_path / "run-status", "s3://bucket/run-status"
     paths = make_run(folder, batches=(1,), workloads=("qa",))
+    rows = read_trials(paths.trials)[:2]
+    paths.trials.unlink()  # or the folder's status would name the four results that the ledger lacks
     with object_store.Mirror(object_store.ObjectStore(url), folder, print):
         ledger = Ledger(paths.ledger)
-        for row in read_trials(paths.trials)[:2]:
+        for row in rows:
             ledger.commit({key: row[key] for key in ("trial_id", "deployment_id", "attempt", "outcome")})
     here, there = (list(status.render(status.find(str(place)))) for place in (folder, url))
     assert there == here

@@ -15,7 +15,7 @@ from analysis.plotting.layout import Layout
 from analysis.quantities import setting
 from analysis.report.slowest import slowest_requests
 from analysis.report.terminal import (
-    ANSWER_COLUMNS,
+    REFERENCE_COLUMNS,
     heading,
     label,
     shown_columns,
@@ -119,7 +119,7 @@ def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarni
         return Cell(*known, warnings=concerned)
     text = label(name).shown(point[name])
     shown = text
-    if name in ANSWER_COLUMNS:
+    if name in REFERENCE_COLUMNS:
         shown = with_ends(estimate(point, name), text, label(name))
     elif name in WITH_INTERVAL:
         shown = with_both_intervals(estimate(point, name), text)

@@ -29,7 +29,7 @@ from sweep.numbers.warnings import Severity
 from sweep.records import UNMEASURED
 from sweep.wording import count, number
 
-ANSWER_COLUMNS = ("agreement", "quality")  # what an engine's answers are worth, with the comparison's own interval
+REFERENCE_COLUMNS = ("agreement", "quality")  # what an engine's answers are worth, with the comparison's own interval
 COLUMNS = (
     *HEADLINE,
     "goodput_share",
@@ -43,7 +43,7 @@ COLUMNS = (
     "kv_cache_full_share",
     "memory_mean_bytes",
     "memory_peak_bytes",
-    *ANSWER_COLUMNS,
+    *REFERENCE_COLUMNS,
 )
 BATCH_COLUMNS = (
     "output_throughput",
@@ -51,7 +51,7 @@ BATCH_COLUMNS = (
     "output_length_mean",
     "memory_mean_bytes",
     "memory_peak_bytes",
-    *ANSWER_COLUMNS,
+    *REFERENCE_COLUMNS,
     "total_throughput",
 )
 RATIO = "output_throughput_vs_baseline"
@@ -152,7 +152,7 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
     if points.get("output_throughput_ci_low", points["n"].astype("float64") * float("nan")).notna().any():
         yield Text(INTERVALS, style="dim")
-    if any(f"{name}_ci_low" in points and points[f"{name}_ci_low"].notna().any() for name in ANSWER_COLUMNS):
+    if any(f"{name}_ci_low" in points and points[f"{name}_ci_low"].notna().any() for name in REFERENCE_COLUMNS):
         yield Text(ANSWER_INTERVALS, style="dim")
     if left_out := len(layout.points) - len(points):
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
@@ -232,7 +232,7 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
     if known is not None:
         return known[0] if known[0] != "—" else f"— {known[1].replace('more than ', '>')}"
     shown = label(column).shown(point[column])
-    if column in ANSWER_COLUMNS:
+    if column in REFERENCE_COLUMNS:
         return with_ends(estimate(point, column), shown, label(column))
     return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
 

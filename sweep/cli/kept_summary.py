@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from sweep import provenance
-from sweep.disk.lines import sealed, unsealed
+from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_whole
 
-NAME = ".summary.json"
+KEPT_SUMMARY = ".summary.json"
 
 
 def print_summary(
@@ -33,12 +33,12 @@ def print_summary(
     for warning in said:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if source is not None and not said:  # a warning belongs to the files as they were when they were read
-        write_whole(paths, paths.out / NAME, sealed({"source": source, "text": capture.get()}))
+        write_whole(paths, paths.out / KEPT_SUMMARY, sealed({"source": source, "text": capture.get()}))
 
 
 def _kept(paths: RunPaths) -> dict[str, Any] | None:
     try:
-        content, vouched = unsealed((paths.out / NAME).read_bytes())
+        content, vouched = unsealed((paths.out / KEPT_SUMMARY).read_bytes())
     except (FileNotFoundError, ValueError):  # it is only a copy
         return None
     return content if vouched else None
@@ -46,7 +46,7 @@ def _kept(paths: RunPaths) -> dict[str, Any] | None:
 
 def _source(paths: RunPaths, console: Console, metrics: str) -> list[Any] | None:
     """Return all that the summary is made from; None if it is not known, e.g. if files differ from their commit."""
-    program = provenance.program()
+    program = provenance.program_version()
     if program is None:
         return None
     try:

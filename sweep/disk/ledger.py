@@ -3,7 +3,7 @@
 `ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
 crash is ignored; any other line that does not hold is set aside in `ledger.damaged.jsonl`, and its trial is measured
-again. Bulky texts are lines of their own, which rows name by a digest (`sweep.disk.texts`).
+again. Bulky texts are lines of their own, which rows name by a digest (`sweep.disk.entries.texts`).
 """
 
 import errno
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sweep.config import DamagedFile, Halted
-from sweep.disk.consistency import TableResults, trials_with_damaged_data
-from sweep.disk.lines import entries, sealed
+from sweep.disk.entries.consistency import TableResults, trials_with_damaged_data
+from sweep.disk.entries.lines import entries, sealed
+from sweep.disk.entries.texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
-from sweep.disk.texts import TEXT, Texts, digest_of, is_stored
 from sweep.records import Fault, Outcome
 from sweep.whole_file import write_whole
 
@@ -30,7 +30,7 @@ MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
 TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # what each kind of entry has
     "run": {"run": str},
-    "text": TEXT,
+    "text": TEXT_ENTRY,
     "trial": {"row": dict},
     "attempt": ATTEMPT,
     "attempt_placed": {**ATTEMPT, "node": str},

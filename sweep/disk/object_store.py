@@ -29,8 +29,8 @@ from pyarrow import fs
 from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
+from sweep.disk.entries.lines import entries
 from sweep.disk.ledger import is_ledger_entry
-from sweep.disk.lines import entries
 from sweep.disk.run_files import RunPaths
 from sweep.time_factor import scaled
 

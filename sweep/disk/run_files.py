@@ -25,8 +25,8 @@ import pyarrow as pa
 from sweep import whole_file
 from sweep.config import PERCENTILES, ConfigError, shortened
 from sweep.config import DamagedFile as DamagedFile
-from sweep.disk import lines as lines_of
 from sweep.disk import row as trial_row
+from sweep.disk.entries import lines as lines_of
 from sweep.disk.tables import COMPACT, opened_table, read_table, write_sealed
 from sweep.masking import masked_here
 from sweep.numbers.quantities.tokens import buffered_share

@@ -11,11 +11,11 @@ from typing import Any
 from sweep import provenance
 from sweep.config import content_hash
 from sweep.disk import run_files
-from sweep.disk.lines import sealed, unsealed
+from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.plan.plan import Plan, hourly_price
 
-NAME = ".trials.json"
+TABLE_STAMP = ".trials.json"
 
 
 def table_stamp(plan: Plan, paths: RunPaths) -> dict[str, Any] | None:
@@ -23,7 +23,7 @@ def table_stamp(plan: Plan, paths: RunPaths) -> dict[str, Any] | None:
 
     None without a table or a ledger, or if it is not known which code makes it: files differ from their commit.
     """
-    program = provenance.program()
+    program = provenance.program_version()
     if program is None:
         return None
     try:
@@ -44,14 +44,14 @@ def table_stamp(plan: Plan, paths: RunPaths) -> dict[str, Any] | None:
 def is_stamped(paths: RunPaths, stamp: dict[str, Any] | None) -> bool:
     """Return whether the last table that was made has this stamp."""
     with suppress(FileNotFoundError, ValueError):  # without one, or if it is damaged, the table is made
-        return stamp is not None and unsealed((paths.out / NAME).read_bytes()) == (stamp, True)
+        return stamp is not None and unsealed((paths.out / TABLE_STAMP).read_bytes()) == (stamp, True)
     return False
 
 
 def write_stamp(paths: RunPaths, stamp: dict[str, Any] | None) -> None:
     """Write the stamp beside its table."""
     if stamp is not None:
-        run_files.write_whole(paths, paths.out / NAME, sealed(stamp))
+        run_files.write_whole(paths, paths.out / TABLE_STAMP, sealed(stamp))
 
 
 def _token_prices(deployment: Any) -> str:

@@ -29,7 +29,7 @@ from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
 from backends.prepare import environments, locks
 from backends.prepare.build_once import build_once
 from sweep.config import ROOT, content_hash, first_line
-from sweep.disk.lines import sealed, unsealed
+from sweep.disk.entries.lines import sealed, unsealed
 from sweep.inputs.workload import DATA
 from sweep.node import answers
 from sweep.node.work import Work

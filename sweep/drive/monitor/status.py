@@ -18,7 +18,7 @@ import psutil
 
 from sweep.config import ConfigError
 from sweep.disk import object_store, run_files
-from sweep.disk.lines import sealed, unsealed
+from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display, progress_text
 from sweep.drive.monitor.totals import Totals, count_anew, read_totals

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from sweep.config import first_line
 from sweep.disk import run_files
+from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger
-from sweep.disk.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.plan.plan import Plan
 from sweep.records import Outcome

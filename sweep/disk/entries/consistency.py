@@ -13,7 +13,7 @@ from sweep.disk.tables import compact_trials, read_table
 from sweep.records import Outcome
 from sweep.wording import count
 
-DONE = frozenset(outcome.value for outcome in Outcome if outcome.done)
+DONE_OUTCOMES = frozenset(outcome.value for outcome in Outcome if outcome.done)
 THREADS, BATCH = 16, 256  # files that one of them looks at in turn
 
 
@@ -69,7 +69,7 @@ def trials_with_damaged_data(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
     with_data = [
         (row["trial_id"], f"{row['deployment_id']}/{row['attempt']}/{row['trial_id']}")
         for row in rows
-        if row["outcome"] in DONE
+        if row["outcome"] in DONE_OUTCOMES
     ]
     if not with_data:
         return set()

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-SHORTEST = 200  # characters of a text that is stored by itself
-TEXT = {"column": str, "digest": str, "text": str}  # what the entry of a text has
+SHORTEST_TEXT = 200  # characters of a text that is stored by itself
+TEXT_ENTRY = {"column": str, "digest": str, "text": str}  # what the entry of a text has
 
 
 def digest_of(text: str) -> str:
@@ -63,7 +63,7 @@ class Texts:
         """Yield the entries of a row: its texts that are not stored yet, which are not added, and then itself."""
         stored = {}
         for column, value in row.items():
-            if type(value) is str and len(value) >= SHORTEST:
+            if type(value) is str and len(value) >= SHORTEST_TEXT:
                 digest = digest_of(value)
                 if (column, digest) not in self._texts:
                     yield {"event": "text", "column": column, "digest": digest, "text": value}
