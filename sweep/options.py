@@ -7,6 +7,7 @@ environments, planning its points, and the command what `--help` lists.
 import copy
 import functools
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from sweep.config import CONF, ConfigError, one_of
+from sweep.config import CONF, ConfigError, one_of, shortened
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -49,8 +50,8 @@ class ConfigPath:
             raise ConfigError("--config-dir=: allowed is a folder like conf/")
         folders = [Path(folder).expanduser().resolve() for folder in user_folders]
         for folder in folders:
-            if not folder.is_dir():
-                raise ConfigError(f"--config-dir {folder}: no such folder; allowed is one like conf/")
+            if not os.path.isdir(folder):  # False also for what cannot be a path: a name that is too long
+                raise ConfigError(f"--config-dir {shortened(folder)}: no such folder; allowed is one like conf/")
             if (folder / f"{PRIMARY}.yaml").exists():
                 raise ConfigError(f"--config-dir {folder}: {PRIMARY}.yaml has no effect; put its keys in an experiment")
             if not any(folder.glob("*/*.yaml")):

@@ -59,9 +59,9 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     Raises:
         ConfigError: for bad input, before anything is launched.
     """
-    arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
+    planned, arguments = _planned_or_refused(arguments, config_dirs)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
-    return execute_plan(_planned_or_refused(arguments, config_dirs), shlex.join(["sweep", *folders, *arguments]))
+    return execute_plan(planned, shlex.join(["sweep", *folders, *arguments]))
 
 
 def execute_plan(planned: "Planned", command: str) -> int:
@@ -143,16 +143,19 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     return Planned(plan, nodes, paths, assumption)
 
 
-def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
+def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) -> tuple[Planned, Sequence[str]]:
     """Compose and plan; whatever goes wrong that no check foresaw is a line that names the argument.
+
+    Returns the plan, and the arguments with the model of an endpoint that was asked for it.
 
     Raises:
         ConfigError: for bad input.
         Halted: for an outage that lasts.
     """
     try:
+        arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
         settings = functools.partial(_settings_of_run, arguments, config_dirs)
-        return plan_patiently(lambda: _planned(arguments, config_dirs), settings)
+        return plan_patiently(functools.partial(_planned, arguments, config_dirs), settings), arguments
     except (ConfigError, DamagedFile, Halted):
         raise
     except Outage as error:  # in a dry run
