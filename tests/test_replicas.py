@@ -67,9 +67,11 @@ def test_a_replica_that_dies_is_the_deployments_failure(tmp_path):
 
     killer = threading.Thread(target=kill_the_second)
     killer.start()
-    (row,) = rows_of(tmp_path, "backend.replicas=2", "workload.num_requests=2000")
-    over.set()
-    killer.join()
+    try:
+        (row,) = rows_of(tmp_path, "backend.replicas=2", "workload.num_requests=2000")
+    finally:
+        over.set()  # or it would kill the second replicas of the tests behind this one
+        killer.join()
     assert row["outcome"] in ("engine_crashed", "launch_failed"), "the second try finds the killer early"
     assert row["reason"].startswith("replica 2 of 2: ")
     assert "killed by signal 9" in row["reason"]
