@@ -1,5 +1,6 @@
 """The `sweep` command (`python -m sweep` in a checkout): every error becomes one line and an exit status."""
 
+import gc
 import os
 import re
 import sys
@@ -12,12 +13,15 @@ from sweep.config import ISSUE_AGAIN, MOST_ECHOED, ConfigError, DamagedFile, Hal
 from sweep.masking import masked_message, secret_values
 from sweep.outage import Outage
 
+# Objects between two searches for cycles: a plan or a ledger of many trials is millions of objects that are in none.
+COLLECT_EVERY = 100_000
 LONG_WORD = re.compile(r"\S{256,}")  # no path: those are echoed whole
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; its exit status."""
     warnings.showwarning = _show_warning
+    gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
     try:
         return dispatch(arguments)
     except ConfigError as error:
