@@ -1,0 +1,64 @@
+"""A Ray cluster whose connections Ray encrypts, as docs/clusters.md has it: variables of every node and the driver."""
+
+import contextlib
+import socket
+import ssl
+import subprocess
+
+import pytest
+import ray.util
+
+from sweep.config import cache_directory
+from tests.cluster.harness import RayCluster, Sweep
+
+STRANGER = 30.0  # s in which a driver without encryption is not let in
+
+
+def write_certificates(folder, *addresses):
+    """Write an authority's certificate, and key and certificate for these addresses; return Ray's variables."""
+    names = ",".join(f"IP:{address}" for address in addresses)
+    (folder / "extensions").write_text(f"subjectAltName={names}\n")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new = ("req", "-newkey", "rsa:2048", "-nodes")
+    openssl(*new, "-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", "authority.key", "-out", "authority.crt")
+    openssl(*new, "-subj", "/CN=node", "-keyout", "node.key", "-out", "node.csr")
+    signed = ("-CA", "authority.crt", "-CAkey", "authority.key", "-CAcreateserial", "-days", "2")
+    openssl("x509", "-req", "-in", "node.csr", *signed, "-extfile", "extensions", "-out", "node.crt")
+    files = {"SERVER_CERT": "node.crt", "SERVER_KEY": "node.key", "CA_CERT": "authority.crt"}
+    return {"RAY_USE_TLS": "1", **{f"RAY_TLS_{name}": str(folder / file) for name, file in files.items()}}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_sweep_on_an_encrypted_ray(tmp_path, monkeypatch):
+    # Of 127.0.0.1, where the head is, Ray makes the machine's own address.
+    variables = write_certificates(tmp_path, "127.0.0.1", "127.0.0.2", ray.util.get_node_ip_address())
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with RayCluster(nodes=1) as cluster:
+        trusted = ssl.create_default_context(cafile=variables["RAY_TLS_CA_CERT"])
+        trusted.load_cert_chain(variables["RAY_TLS_SERVER_CERT"], variables["RAY_TLS_SERVER_KEY"])
+        host, _, port = cluster.address.partition(":")
+        with (
+            socket.create_connection((host, int(port))) as plain,
+            trusted.wrap_socket(plain, server_hostname=host) as head,
+        ):
+            assert head.version() is not None, "Ray's head speaks TLS, with the certificate of this authority"
+        on = ("cluster=ray", f"cluster.address={cluster.address}", "load.batch_size=1,2")
+        sweep = Sweep(tmp_path / "out", *on, cache=cache_directory(None))
+        assert sweep.run() == 0, sweep.said()
+        assert sweep.measured() == {"ok": 2}
+        stranger = Sweep(tmp_path / "plain", *on, cache=cache_directory(None), environment={"RAY_USE_TLS": "0"})
+        stranger.start()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # Ray goes on asking for minutes
+                stranger.process.wait(STRANGER)
+            assert stranger.process.poll() != 0, stranger.said()
+            assert "Failed to connect to GCS" in stranger.said(), stranger.said()
+            assert not (stranger.out / "ledger.jsonl").exists(), "nothing was placed"
+        finally:
+            stranger.process.kill()
+            stranger.process.wait()
