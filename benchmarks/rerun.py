@@ -43,7 +43,7 @@ LAUNCHED = [  # a run of two launches on the simulated engine, slow enough for a
 SLOWED_LAUNCHES = 10
 OF_LLAMACPP = [  # trials of some seconds, whose launches differ less than those of shorter ones
     *("backend=llamacpp", "backend.slots=4", "model=tiny-llama", "workload=synthetic", "load=closed"),
-    *("workload.input_tokens=16", "workload.output_tokens=32", "workload.num_requests=200", "load.concurrency=4"),
+    *("workload.input_tokens=16", "workload.output_tokens=128", "workload.num_requests=80", "load.concurrency=4"),
     *(f"replicates={SLOWED_LAUNCHES}", "relaunch=per_replicate", "cluster=inline", "tracking=none"),
 ]
 ENGINE_POLL = 0.5  # s between two looks for an engine to slow down
