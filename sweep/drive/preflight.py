@@ -123,7 +123,6 @@ def surroundings(
     A node that has not joined the cluster makes a deployment unavailable only in a dry run: the driver waits for it.
     Programs and the cache folder are checked only for engines that run on this machine.
     """
-    local = settings.cluster.kind != "ray" and settings.cluster.simulate is None
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
     digest_programs = functools.partial(_digest_programs, settings.cluster, nodes)
@@ -141,7 +140,7 @@ def surroundings(
         if reason is None and platform == "cuda" and not waits:
             accelerator, keys = settings.hardware.accelerator, backend.gpu_keys
             reason = infeasible(Need(backend.name, backend.gpu_count, accelerator, 0.0, gpu_keys=keys), nodes)
-        if reason is None and backend.launches and local:
+        if reason is None and backend.launches and settings.cluster.kind != "ray" and not settings.cluster.simulate:
             _check_own_programs(backend.env)
             check_cache()
         if reason is None and backend.launches and isinstance(problem := environments.lock(backend, platform), str):
