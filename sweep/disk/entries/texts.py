@@ -31,7 +31,6 @@ class Texts:
         """With `columns` only the texts of these are kept."""
         self.columns = columns
         self._texts: dict[tuple[str, str], str] = {}
-        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # of the columns of a row, one object for all rows
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Keep the text of an entry."""
@@ -49,18 +48,16 @@ class Texts:
 
         Rows have most of their texts in common, which are one object in memory.
         """
+        texts, intern = self._texts, sys.intern
         if self.columns is not None:
             row = {name: row[name] for name in self.columns if name in row}
-        names, values = tuple(row), list(row.values())
-        if (shared := self._names.get(names)) is None:
-            shared = self._names[names] = tuple(map(sys.intern, names))
-        for place, kind in enumerate(map(type, row.values())):
-            if kind is str:
-                values[place] = sys.intern(values[place])
-            elif kind is dict:
-                values[place] = self._texts[shared[place], values[place]["text"]]
-        restored = dict(zip(shared, values, strict=True))
-        return {name: value for name, value in restored.items() if value is not None} if None in values else restored
+        return {
+            intern(name): texts[name, value["text"]]
+            if (kind := type(value)) is dict
+            else (intern(value) if kind is str else value)
+            for name, value in row.items()
+            if value is not None
+        }
 
     def entries(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the entries of a row: its texts that are not stored yet, which are not added, and then itself."""
