@@ -18,7 +18,7 @@ from sweep import provenance
 from sweep.__main__ import main
 from sweep.config import cache_directory
 from tests.engines.test_gpu_memory import BY_BATCH, TOO_LARGE, too_large
-from tests.test_environments import make_wheel
+from tests.index_stub import make_wheel
 
 EVERY = ("install", "conformance", "memory", "reset", "power", "two_gpus", "bound")
 

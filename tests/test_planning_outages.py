@@ -10,7 +10,7 @@ from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import planning_outages
 from sweep.inputs import package_model
 from tests.hub_stub import COMMITS, Hub
-from tests.index_stub import serving
+from tests.index_stub import serving_wheels
 from tests.test_locks import command, index, measure  # noqa: F401 - a fixture
 from tests.test_model import folder, hub  # noqa: F401 - fixtures
 
@@ -37,7 +37,7 @@ def _quick(monkeypatch):
 @pytest.fixture
 def online(index, tmp_path, monkeypatch):  # noqa: F811
     """The wheels of the two distributions behind a server, which the user's pip has for its index."""
-    with serving(index) as server:
+    with serving_wheels(index) as server:
         (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {server.url}\n")
         for name in ("PIP_INDEX_URL", "PIP_NO_INDEX", "UV_NO_INDEX", "UV_DEFAULT_INDEX"):
             monkeypatch.delenv(name, raising=False)
