@@ -24,6 +24,7 @@ from backends.prepare.sources import cpu_features
 from sweep import provenance
 from sweep.config import CONF, ROOT, build, cache_directory
 from sweep.options import load_option
+from sweep.records import Outcome
 from tests.engines import circuit
 
 CONTEXT = 512  # tokens that engines are told to make room for
@@ -190,6 +191,16 @@ def stream(engine: server.Engine, prompt: Any, max_tokens: int, **more: Any) -> 
         if not chunk["choices"] or not many:  # a call's usage comes alone, or with the last words of its only prompt
             total = chunk.get("usage") or total
     return found, total
+
+
+def assert_oom_load(backend: Backend, launch_for: Any) -> str:
+    """Launch a backend that asks for too much memory: it ends as `oom_load`, and nothing is left. Return its reason."""
+    marker = f"test/{os.getpid()}/oom"
+    with pytest.raises(server.LaunchError) as caught, server.running(backend, launch_for(backend), marker=marker):
+        pytest.fail("it must not become ready")
+    assert caught.value.outcome is Outcome.OOM_LOAD, caught.value.log_tail
+    assert left_behind(marker) == []
+    return caught.value.reason
 
 
 def left_behind(marker: str) -> list[int]:

@@ -10,8 +10,7 @@ from backends.base import Backend
 from backends.launch import server
 from sweep.config import build
 from sweep.options import load_option
-from sweep.records import Outcome
-from tests.engines.conftest import CONTEXT, GPUS, configured, here, left_behind, stream
+from tests.engines.conftest import CONTEXT, GPUS, assert_oom_load, configured, here, stream
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600), pytest.mark.skipif(not GPUS, reason="no GPU")]
 
@@ -43,12 +42,7 @@ def too_large(name: str) -> Backend:
 
 @pytest.mark.parametrize("name", [name for name in TOO_LARGE if name in here()])
 def test_a_cache_that_does_not_fit_is_oom_load(launch_for, name):
-    backend = too_large(name)
-    marker = f"test/{os.getpid()}/oom"
-    with pytest.raises(server.LaunchError) as caught, server.running(backend, launch_for(backend), marker=marker):
-        pytest.fail("it must not become ready")
-    assert caught.value.outcome is Outcome.OOM_LOAD, caught.value.log_tail
-    assert left_behind(marker) == []
+    assert_oom_load(too_large(name), launch_for)
 
 
 @pytest.mark.parametrize("name", [name for name in BY_BATCH if name in here()])

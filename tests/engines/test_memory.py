@@ -8,8 +8,7 @@ import psutil
 import pytest
 
 from backends.launch import server
-from sweep.records import Outcome
-from tests.engines.conftest import CONTEXT, configured, left_behind, stream
+from tests.engines.conftest import CONTEXT, assert_oom_load, configured, stream
 from tests.engines.test_gpu_memory import too_large
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -17,24 +16,14 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 def test_blocks_that_do_not_fit_are_oom_load(launch_for):
     """Transformers' continuous batching, by the same settings as on a GPU."""
-    backend = too_large("transformers_cb")
-    marker = f"test/{os.getpid()}/oom"
-    with pytest.raises(server.LaunchError) as caught, server.running(backend, launch_for(backend), marker=marker):
-        pytest.fail("it must not become ready")
-    assert caught.value.outcome is Outcome.OOM_LOAD, caught.value.log_tail
-    assert left_behind(marker) == []
+    assert_oom_load(too_large("transformers_cb"), launch_for)
 
 
 def test_a_kv_cache_that_does_not_fit_is_oom_load(launch_for):
     # In one process it starts in half the time; what is tested here is the same.
     changed = {"cpu_kv_cache_gib": 100_000, "environ": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}}
-    backend = configured("backend", "vllm").model_copy(update=changed)
-    marker = f"test/{os.getpid()}/oom"
-    with pytest.raises(server.LaunchError) as caught, server.running(backend, launch_for(backend), marker=marker):
-        pytest.fail("it must not become ready")
-    assert caught.value.outcome is Outcome.OOM_LOAD
-    assert "less than requested memory for kv" in caught.value.reason
-    assert left_behind(marker) == []
+    reason = assert_oom_load(configured("backend", "vllm").model_copy(update=changed), launch_for)
+    assert "less than requested memory for kv" in reason
 
 
 @pytest.mark.parametrize("name", ["transformers", "ctranslate2"])
