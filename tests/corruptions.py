@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.compaction import compact
-from sweep.disk.ledger import Ledger, ledger_entries
+from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.monitor.status import read_status_file
 from sweep.drive.monitor.totals import read_totals
+from tests.results import committed_rows
 
 Corrupt = Callable[[bytes, random.Random], bytes]
 
@@ -238,8 +239,7 @@ def _content(file: str, paths: RunPaths, original: RunPaths, target: Path) -> tu
 
 
 def _foreign_rows(ledger: Ledger, original: RunPaths) -> bool:
-    with original.ledger.open("rb") as lines:
-        committed = [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
+    committed = committed_rows(original.ledger)
     return any(row not in committed for row in ledger.rows.values())
 
 

@@ -1,4 +1,4 @@
-"""Small made-up runs for the tests of the analysis, and what is shown of them."""
+"""Small made-up runs for the tests of the analysis, what is shown of them, and the rows of any run's ledger."""
 
 import re
 from html import unescape
@@ -13,6 +13,7 @@ from analysis.report.terminal import Summary
 from analysis.results import RunResults
 from analysis.warnings import grouped, scope
 from sweep.disk import run_files
+from sweep.disk.ledger import ledger_entries
 from sweep.disk.run_files import RunPaths
 
 
@@ -45,6 +46,12 @@ def run_of(folder: Path, rows: list[dict[str, Any]], **experiment: Any) -> Run:
     axes = sorted({name for row in rows for name in row if "." in name or name == "ladder"})
     run_files.write_plan(paths, [{"kind": "experiment", "name": "x", "axes": axes, **experiment}])
     return open_run(folder)
+
+
+def committed_rows(ledger: Path) -> list[dict[str, Any]]:
+    """Return every row that was ever committed to a ledger; none if there is no such file yet."""
+    lines = ledger.read_bytes().splitlines(keepends=True) if ledger.exists() else []
+    return [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
 
 
 def printed(run: Run, width: int) -> str:

@@ -12,9 +12,10 @@ import pytest
 from sweep.config import ConfigError
 from sweep.disk.entries.lines import sealed
 from sweep.disk.folder_lock import sole_driver
-from sweep.disk.ledger import Ledger, ledger_entries
+from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials, write_trial, write_trials
 from sweep.drive.monitor.totals import COUNTED_COLUMNS
+from tests.results import committed_rows
 
 
 def row(trial_id, outcome="ok"):
@@ -45,7 +46,7 @@ def test_a_bulky_text_is_stored_once(tmp_path):
     assert path.read_text().count(REASON) == 1
     assert list(ledger.rows.values()) == rows
     assert list(Ledger(path, write=False).rows.values()) == rows
-    assert [entry["row"] for entry in ledger_entries(path.open("rb")) if entry["event"] == "trial"] == rows
+    assert committed_rows(path) == rows
     counted = Ledger(path, write=False, columns=COUNTED_COLUMNS).rows["7"]
     assert (counted["reason"], counted.keys() & {"versions", "label"}) == (REASON, set())
     assert len({id(each["versions"]) for each in Ledger(path, write=False).rows.values()}) == 1, "one in memory, too"

@@ -18,12 +18,12 @@ import analysis
 from sweep.__main__ import main
 from sweep.config import ROOT, ConfigError, Halted
 from sweep.disk import compaction, object_store, run_files
-from sweep.disk.ledger import Ledger, ledger_entries
+from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.disk.tables import read_table
 from sweep.drive.monitor import status
 from sweep.rerun.rows import capsules_of
-from tests.results import run_of, trial
+from tests.results import committed_rows, run_of, trial
 from tests.synthetic_run import make_records, make_run
 from tests.test_rerun import row as capsule_row
 from tests.test_rerun import rows as capsule_rows
@@ -394,12 +394,6 @@ ARGUMENTS = [
 ]
 
 
-def ledger_rows(out):
-    """Every row that was ever committed in a results folder."""
-    lines = (out / "ledger.jsonl").read_bytes().splitlines(keepends=True)
-    return [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
-
-
 def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
     """kill -9 of the driver after a good row; the same command with another cache finds nothing but the store."""
     command = [sys.executable, "-m", "sweep", *ARGUMENTS, "out=s3://bucket/sweeps/killed"]
@@ -421,7 +415,7 @@ def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
     object_store.copy(url, tmp_path / "killed")
-    before = [row["trial_id"] for row in ledger_rows(tmp_path / "killed") if row["outcome"] == "ok"]
+    before = [row["trial_id"] for row in committed_rows(tmp_path / "killed" / "ledger.jsonl") if row["outcome"] == "ok"]
     assert before, "something was done before the kill"
     second = subprocess.run(
         [*command, f"cache_dir={tmp_path / 'two'}"], cwd=ROOT, timeout=200, capture_output=True, text=True, check=False
@@ -432,7 +426,7 @@ def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
     outcomes = {row["outcome"] for row in rows}
     assert outcomes <= {"ok", "client_limited"}, second.stderr
     assert second.returncode == (0 if outcomes == {"ok"} else 1), second.stderr
-    trials = ledger_rows(tmp_path / "copy")
+    trials = committed_rows(tmp_path / "copy" / "ledger.jsonl")
     assert {row["trial_id"] for row in trials} == {row["trial_id"] for row in rows}
     assert len(rows) == 3
     done = [row["trial_id"] for row in trials if row["outcome"] == "ok"]

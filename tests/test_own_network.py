@@ -13,15 +13,14 @@ import pytest
 from backends.launch import supervisor
 from backends.launch.server import REACHABLE_BY_ALL, REACHABLE_BY_OURS
 from sweep.config import ROOT
-from sweep.disk.ledger import ledger_entries
 from tests.cluster.harness import SIMULATED
+from tests.results import committed_rows
 
 OWN_NETWORK = str(ROOT / "scripts" / "own-network")
 
 
 def facts_of(out):
-    lines = (out / "ledger.jsonl").read_bytes().splitlines(keepends=True)
-    rows = [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
+    rows = committed_rows(out / "ledger.jsonl")
     assert rows, "no trial has a row"
     return [(row["outcome"], json.loads(row["engine_facts"])["reachable_by"]) for row in rows]
 

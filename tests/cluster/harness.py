@@ -26,6 +26,7 @@ from backends.launch import supervisor
 from sweep.config import ROOT
 from sweep.disk.ledger import ledger_entries
 from sweep.disk.run_files import read_trials
+from tests.results import committed_rows
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=100000000"]
 ENVIRONMENT = {
@@ -290,7 +291,7 @@ class Sweep:
         return Counter(row["outcome"].replace("client_limited", "ok") for row in self.rows())
 
     def committed(self) -> list[dict[str, Any]]:
-        return [entry["row"] for entry in self.ledger() if entry["event"] == "trial"]
+        return committed_rows(self.out / "ledger.jsonl")
 
     def check_rows(self) -> None:
         """Assert that every trial of the plan has exactly one row, and that there are no other rows."""

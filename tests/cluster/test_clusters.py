@@ -1,6 +1,5 @@
 """Clusters as docs/clusters.md has them: their files, a node without the results folder, and sweeps as Ray jobs."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from sweep.cluster import preemption
 from sweep.config import ROOT, cache_directory
 from tests.cluster.harness import ENVIRONMENT, Node, RayCluster, Sweep, free_port, wait_until
 from tests.metadata_stub import metadata_server
+from tests.results import committed_rows
 
 FILES = ROOT / "scripts" / "cluster"
 
@@ -200,8 +200,7 @@ def test_a_sweep_as_a_ray_job(tmp_path):
         wait_until(refused, 120, "a refusal of the relative out", poll=2)  # at first there is no agent for jobs
         result = submit(f"out={tmp_path / 'out'}")
         assert result.returncode == 0, result.stdout + result.stderr
-        rows = [json.loads(line) for line in (tmp_path / "out" / "ledger.jsonl").read_text().splitlines()]
-        assert [entry["row"]["outcome"] for entry in rows if entry["event"] == "trial"] == ["ok"]
+        assert [row["outcome"] for row in committed_rows(tmp_path / "out" / "ledger.jsonl")] == ["ok"]
     finally:
         for node in reversed(nodes):
             node.terminate()
