@@ -177,7 +177,7 @@ def test_a_frozen_driver_goes_on_with_a_healthy_ray(sweep_of):
     under_way(sweep)
     os.kill(sweep.process.pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: not sweep.engines(), 30, "the tasks have given the driver up")
+        wait_until(lambda: not sweep.engines(), 60, "the tasks have given the driver up")
         time.sleep(3)  # and its own time-out of 10 s is over, too
     finally:
         os.kill(sweep.process.pid, signal.SIGCONT)
