@@ -18,7 +18,7 @@ import analysis
 from sweep.__main__ import main
 from sweep.config import ROOT, ConfigError, Halted
 from sweep.disk import compaction, object_store, run_files
-from sweep.disk.ledger import Ledger, ledger_entries
+from sweep.disk.ledger import Ledger, Misplaced, ledger_entries
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.disk.tables import read_table
 from sweep.drive.monitor import status
@@ -256,6 +256,18 @@ def test_another_machine_goes_on_where_the_first_died(s3, quick, tmp_path):
         assert (tmp_path / "two/deployments/d1/1/t1/requests.parquet").exists()
     object_store.copy(url, tmp_path / "copy")
     assert set(Ledger(tmp_path / "copy" / "ledger.jsonl", write=False).rows) == {"t1", "t2"}
+
+
+def test_a_mirror_that_stood_still_uploads_nothing_once_another_has_taken_over(s3, quick, tmp_path):
+    url = "s3://bucket/run-g"
+    frozen = object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print)
+    frozen.lock.acquire(print)
+    write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
+    object_store.Lock(object_store.ObjectStore(url)).beat()
+    frozen.lock.last_beat = time.monotonic() - 60, time.time() - 60
+    with pytest.raises(Misplaced, match="another driver has taken over"):
+        frozen.sync()
+    assert not any(name.startswith("ledger/") for name in objects(url))
 
 
 def test_the_same_machine_is_ahead_of_the_store_and_loses_nothing(s3, quick, tmp_path):

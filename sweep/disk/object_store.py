@@ -30,7 +30,7 @@ from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
 from sweep.disk.entries.lines import entries
-from sweep.disk.ledger import is_ledger_entry
+from sweep.disk.ledger import Misplaced, is_ledger_entry
 from sweep.disk.run_files import RunPaths
 from sweep.time_factor import scaled
 
@@ -147,6 +147,7 @@ class Lock:
         self.owner = uuid.uuid4().hex
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
+        self.last_beat = time.monotonic(), time.time()
 
     def acquire(self, notify: Callable[[str], None], contested: bool = True) -> None:
         """Take the lock; a dead driver's expires. Raises ConfigError if a driver that is alive holds it.
@@ -193,8 +194,19 @@ class Lock:
     def ours(self) -> bool:
         return (self._read() or {}).get("owner") == self.owner
 
+    def check(self) -> None:
+        """Raise Misplaced if another driver took over while this process stood still, as with a frozen machine.
+
+        Nothing is asked while heartbeats are sent. Either clock may have stood still with the process.
+        """
+        monotonic, wall = self.last_beat
+        silent = max(time.monotonic() - monotonic, time.time() - wall)
+        if silent > 2 * LOCK_HEARTBEAT and not self.ours():
+            raise Misplaced(f"out={self.store.url}: another driver has taken over: nothing more is written here")
+
     def beat(self) -> None:
         self.store.write(self.NAME, json.dumps(self.describe_holder()).encode())
+        self.last_beat = time.monotonic(), time.time()
 
     def describe_holder(self) -> dict[str, Any]:
         """Return the content of the lock."""
@@ -333,6 +345,8 @@ class Mirror:
             try:
                 self.sync()
                 self.error = None
+            except Misplaced:  # the driver meets the same
+                return
             except OSError as error:
                 self._failed(error)
 
@@ -343,7 +357,11 @@ class Mirror:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def sync(self) -> None:
-        """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError."""
+        """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError.
+
+        Raises Misplaced if another driver has taken over.
+        """
+        self.lock.check()
         ledger = self._new_entries()
         self._upload_changed(self._files(ledger))
         self._upload_changed([self.paths.plan, self.paths.status, *self.paths.locks.glob("*.txt")])
