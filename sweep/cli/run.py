@@ -201,7 +201,7 @@ def _run_locked(
     guard: Callable[[], None],
     mirror: object_store.Mirror | None = None,
 ) -> int:
-    ledger, history = Ledger(paths.ledger, compact=mirror is None), History.beside(paths.out)
+    ledger, history = Ledger(paths.ledger, compact=mirror is None, guard=guard), History.beside(paths.out)
     for message in [*ledger.describe_damage(), *history.describe_damage()]:
         console.print(message, markup=False, soft_wrap=True)
     pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
@@ -211,7 +211,7 @@ def _run_locked(
     print_plan(console, plan, pending, nodes, details=False)
     write_plan(paths, plan.entries(command))
     tracker = _tracker(plan.settings, paths) if pending.launches else None
-    result = _drive(plan, pending, paths, ledger, nodes, console, tracker, guard)
+    result = _drive(plan, pending, paths, ledger, nodes, console, tracker)
     if mirror is not None:
         mirror.fetch_trials()
     ledger.close()
@@ -258,14 +258,13 @@ def _drive(
     nodes: Sequence[Node],
     console: Console,
     tracker: Any,
-    guard: Callable[[], None],
 ) -> RunResult:
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
             _executor(plan.settings, nodes) if pending.runnable else InlineExecutor() as executor,
         ):
-            return Driver(plan, pending, paths, ledger, executor, display, tracker, guard).run()
+            return Driver(plan, pending, paths, ledger, executor, display, tracker).run()
     finally:
         if tracker is not None:
             tracker.close()
@@ -310,7 +309,7 @@ def print_report(
     if all_rows:
         summarise()
     else:
-        print_summary(paths, console, metrics, summarise, anew=rebuild)
+        print_summary(paths, console, metrics, summarise, rebuild)
     where = f"none is up to date; sweep report {folder} writes it" if _is_stale(paths) else paths.report
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 
