@@ -28,6 +28,7 @@ from analysis.studies.findings import published_rows  # noqa: E402
 from analysis.studies.printed import markdown_lines, own_table, repeated, run_conditions, table_lines  # noqa: E402
 from analysis.studies.tables import Study, all_studies  # noqa: E402
 from sweep.config import cache_directory  # noqa: E402
+from sweep.disk.ledger import ledger_entries  # noqa: E402
 from sweep.wording import count, duration_text  # noqa: E402
 
 STUDIES = ROOT / "docs" / "studies.md"
@@ -234,8 +235,7 @@ def launch_time(folder: Path) -> str:
     """The time that all launches took together, by the ledger: on one machine they are one after another."""
     begun: dict[tuple[str, str], float] = {}
     times = []
-    for line in (folder / "ledger.jsonl").read_text().splitlines():
-        event = json.loads(line)
+    for event in ledger_entries((folder / "ledger.jsonl").open("rb")):
         if event["event"] == "attempt":
             begun[event["deployment_id"], event["attempt"]] = event["at"]
         elif event["event"] == "attempt_end":
