@@ -146,23 +146,11 @@ def report(arguments: list[str]) -> int:
             f"RUN={options.run}: allowed are a folder, and a run in an object store with --output FOLDER for its copy"
         )
     if options.output is not None:
-        _copy_run(options.run, options.output)
+        object_store.copy(options.run, options.output)
     print_report(
         options.output or run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all
     )
     return 0
-
-
-def _copy_run(url: str, folder: Path) -> None:
-    """Copy a run from an object store. Raises ConfigError if the folder has files, or the store cannot be read."""
-    from sweep.disk import object_store
-
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"--output {folder}: there are files in it; allowed is a new folder")
-        object_store.copy(url, folder)
-    except OSError as error:
-        raise ConfigError(f"{url}: {first_line(error)}") from None
 
 
 def summary(arguments: list[str]) -> int:
@@ -445,7 +433,7 @@ def gateway(arguments: list[str]) -> int:
 
 
 def copy(arguments: list[str]) -> int:
-    """Copy a run from an object store to a folder."""
+    """Copy a run from an object store to a new folder."""
     from sweep.disk import object_store
 
     parser = Parser(copy)
@@ -454,10 +442,7 @@ def copy(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not object_store.is_url(options.url):
         raise ConfigError(f"URL={options.url}: allowed are s3://bucket/path and gs://bucket/path")
-    try:
-        object_store.copy(options.url, options.folder)
-    except OSError as error:
-        raise ConfigError(f"{options.url}: {first_line(error)}") from None
+    object_store.copy(options.url, options.folder)
     return 0
 
 

@@ -69,6 +69,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
 
     Raises:
         ConfigError: for what cannot be run, before anything is launched.
+        Outage: if an object store for the results gave no answer.
     """
     plan, nodes, paths, assumption = planned
     settings, console = plan.settings, make_console()

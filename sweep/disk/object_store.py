@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,6 +32,7 @@ from sweep.disk.compaction import compacted_names
 from sweep.disk.entries.lines import entries
 from sweep.disk.ledger import Misplaced, is_ledger_entry
 from sweep.disk.run_files import RunPaths
+from sweep.outage import Outage, is_outage
 from sweep.time_factor import scaled
 
 SCHEMES = ("s3", "gs", "gcs")
@@ -51,6 +52,20 @@ def is_url(out: str) -> bool:
     return "://" in out
 
 
+def url_name(url: str) -> str:
+    """The name of a run in a store: the last part of its path, or the bucket."""
+    parts = urlsplit(url)
+    return PurePosixPath(parts.hostname or "", parts.path.strip("/")).name
+
+
+def store_error(place: str, error: OSError) -> ValueError:
+    """The error for a store, or the folder of a run, that failed: an Outage if another try may succeed.
+
+    `place` is as it was typed, e.g. "out=s3://bucket/run".
+    """
+    return (Outage if is_outage(error) else ConfigError)(f"{place}: {first_line(error)}")
+
+
 def staging_folder(url: str, cache_dir: Path) -> Path:
     """The local working folder of a run in an object store."""
     name = urlsplit(url).path.strip("/").replace("/", "-") or "run"
@@ -61,7 +76,12 @@ class ObjectStore:
     """The objects under one URL."""
 
     def __init__(self, url: str) -> None:
-        """Open it with the environment's credentials. Raises ConfigError if it is no store, or holds a secret."""
+        """Open it with the environment's credentials.
+
+        Raises:
+            ConfigError: if it is no store, or holds a secret.
+            Outage: if it gave no answer.
+        """
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise ConfigError(f"out={url}: allowed are a folder, s3://bucket/path and gs://bucket/path")
@@ -71,8 +91,10 @@ class ObjectStore:
         self.url = url
         try:
             store, root = fs.FileSystem.from_uri(url)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise ConfigError(f"out={url}: {first_line(error)}") from None
+        except OSError as error:
+            raise store_error(f"out={url}", error) from None
         self.fs = fs.SubTreeFileSystem(root, store)
 
     def read(self, name: str) -> bytes | None:
@@ -246,6 +268,12 @@ class Mirror:
         self.error: str | None = None
 
     def __enter__(self) -> Self:
+        """Take the lock and bring the folder up to date.
+
+        Raises:
+            ConfigError: if another driver has the lock, or the store cannot be used.
+            Outage: if the store gave no answer.
+        """
         pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # uploads must not delay the lock's heartbeat
         try:
             self.lock.acquire(self.notify)
@@ -253,7 +281,7 @@ class Mirror:
             self._fetch_ledger()
         except OSError as error:
             self.lock.end()
-            raise ConfigError(f"out={self.store.url}: {first_line(error)}") from None
+            raise store_error(f"out={self.store.url}", error) from None
         self.thread.start()
         return self
 
@@ -417,9 +445,26 @@ def _has(path: Path, size: int) -> bool:
 
 
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
-    """Copy a run from a store to a folder, its ledger in one piece."""
-    store = ObjectStore(url)
-    pieces, ledger = store.read_ledger()
-    store.download(folder, [name for name in store.list() if name not in {*pieces, Lock.NAME} and only(name)])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ledger.jsonl").write_bytes(ledger)
+    """Copy a run from a store to a new folder, or an empty one, its ledger in one piece.
+
+    Raises:
+        ConfigError: if the folder has files, or the store cannot be read.
+        Outage: if the store gave no answer.
+    """
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder}: there are files in it; allowed is a new folder")
+        _copy_into(folder, ObjectStore(url), only)
+    except OSError as error:
+        raise store_error(url, error) from None
+
+
+def _copy_into(folder: Path, store: ObjectStore, only: Callable[[str], bool]) -> None:
+    try:
+        pieces, ledger = store.read_ledger()
+        store.download(folder, [name for name in store.list() if name not in {*pieces, Lock.NAME} and only(name)])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "ledger.jsonl").write_bytes(ledger)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # or the same command would be refused for what it left there
+        raise

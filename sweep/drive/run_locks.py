@@ -5,7 +5,7 @@ from pathlib import Path
 
 from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.prepare import environments, locks
-from sweep.config import ConfigError, Settings, cache_directory, first_line
+from sweep.config import ConfigError, Settings, cache_directory
 from sweep.disk import object_store
 from sweep.disk.run_files import RunPaths, write_whole
 from sweep.options import ConfigPath
@@ -121,8 +121,7 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
         store = object_store.ObjectStore(settings.out)
         return {Path(name).name: (store.read(name) or b"").decode() for name in store.list(paths.locks.name)}
     except OSError as error:
-        problem = f"out={settings.out}: {first_line(error)}"
-        raise (Outage if is_outage(error) else ConfigError)(problem) from None
+        raise object_store.store_error(f"out={settings.out}", error) from None
 
 
 def keep_locks(plan: Plan, paths: RunPaths) -> None:
