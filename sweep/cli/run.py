@@ -38,7 +38,7 @@ from sweep.drive.preflight import (
 )
 from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.options import ConfigPath
-from sweep.outage import DISK_FULL, Outage
+from sweep.outage import DISK_FULL
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
@@ -77,7 +77,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
     if assumption:
         console.print(assumption, soft_wrap=True)
     if settings.dry_run:
-        ledger = ledger_to_read(settings, paths)
+        ledger = plan_patiently(lambda: ledger_to_read(settings, paths), lambda: settings)
         for message in ledger.describe_damage():
             console.print(message, markup=False, soft_wrap=True)
         history = History.beside(paths.out)
@@ -139,8 +139,7 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     plan = make_plan(replace(composition, settings=settings), facts)
-    if not settings.dry_run:
-        check_resolved(plan)
+    check_resolved(plan)
     return Planned(plan, nodes, paths, assumption)
 
 
@@ -159,8 +158,6 @@ def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) ->
         return plan_patiently(functools.partial(_planned, arguments, config_dirs), settings), arguments
     except (ConfigError, DamagedFile, Halted):
         raise
-    except Outage as error:  # in a dry run
-        raise ConfigError(str(error)) from None
     except Exception as error:
         problem = f"cannot be used ({type(error).__name__}: {shortened(first_line(error))})"
         raise ConfigError(f"{_culprit(arguments, config_dirs, error)}: {problem}") from error
