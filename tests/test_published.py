@@ -297,6 +297,20 @@ def test_who_gains_most_is_not_who_is_fastest() -> None:
     assert GainsCheck(**fields, expected={"backend": "steep"}).answer(unsure).holds is False
 
 
+def test_ends_of_different_settings_are_no_gain() -> None:
+    """A run with a further axis has several points at each end: the last of one setting over another's first."""
+    ends: dict[str, Any] = {"column": "speed", "over": "batch_size"}
+    gains = GainsCheck(kind="gains", ends=(1, 8), lines=("backend",), expected={"backend": "a"}, **ends)
+    slow, fast = (points("speed", {1: 1.0 * factor, 8: 3.0 * factor}, backend="a", dtype=factor) for factor in (1, 9))
+    other = points("speed", {1: 10.0, 8: 40.0}, backend="b")
+    mixed = pd.concat([slow.iloc[:1], fast, slow.iloc[1:], other], ignore_index=True)
+    assert gains.answer(pd.concat([slow, other], ignore_index=True)).holds is False
+    assert gains.answer(mixed) == (None, "needs a single point of each backend at a batch_size", False)
+    assert RisingCheck(kind="rising", at_least=2, **ends).answer(mixed).holds is None
+    between = pd.concat([mixed, points("speed", {4: 2.0})])
+    assert LinearCheck(kind="linear", within=9, **ends).answer(between).holds is None
+
+
 def test_rivals_of_one_name_all_count() -> None:
     """Two points that differ in a setting without a place in their name: the slower one does not hide the faster."""
     best = BestCheck(kind="best", column="speed", better="higher", expected={"backend": "a"})

@@ -141,8 +141,8 @@ class RisingCheck(FindingCheck):
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = points_with(matching_points(points, self.where), self.column)
-        if not _has_all(chosen, [self.over]) or chosen[self.over].nunique() < 2:
-            return _lacking(f"several values of {self.over}")
+        if not _is_one_line(chosen, self.over, fewest=2):
+            return _lacking(f"several values of {self.over}, with one point each")
         ordered = chosen.sort_values(self.over)
         along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
         names = [f"{value:g}" for value in ordered[self.over]]
@@ -168,8 +168,8 @@ class LinearCheck(FindingCheck):
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = points_with(matching_points(points, self.where), self.column)
-        if not _has_all(chosen, [self.over]) or chosen[self.over].nunique() < 3:
-            return _lacking(f"three values of {self.over}")
+        if not _is_one_line(chosen, self.over, fewest=3):
+            return _lacking(f"three values of {self.over}, with one point each")
         ordered = chosen.sort_values(self.over)
         at = ordered[self.over].astype(float)
         along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
@@ -208,7 +208,9 @@ class GainsCheck(FindingCheck):
         gains: list[tuple[bool, str, Uncertain]] = []
         for _, line in chosen.groupby(lines, dropna=False):
             first, last = (line[line[self.over] == end] for end in self.ends)
-            if len(first) and len(last):
+            if len(first) > 1 or len(last) > 1:  # a further axis: the ends may be of different settings
+                return _lacking(f"a single point of each {', '.join(lines)} at a {self.over}")
+            if len(first) == len(last) == 1:
                 gain = ratio(uncertain(last.iloc[0], self.column), uncertain(first.iloc[0], self.column))
                 gains.append((not matching_points(first, self.expected).empty, point_name(first.iloc[0][lines]), gain))
         ours, rivals = ([gain for gain in gains if gain[0] is expected] for expected in (True, False))
@@ -332,6 +334,11 @@ def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
 
 def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
     return all(column in points for column in columns)
+
+
+def _is_one_line(points: pd.DataFrame, over: str, fewest: int) -> bool:
+    """True if at least `fewest` values of a column have one point each, and none has several, of other settings."""
+    return over in points and points[over].nunique() == len(points) >= fewest
 
 
 def _range(at_least: float | None, at_most: float | None) -> str:
