@@ -15,6 +15,7 @@ from pydantic import Field
 from analysis.studies.uncertain import (
     Uncertain,
     Where,
+    from_parts,
     matching_points,
     point_name,
     points_with,
@@ -241,7 +242,7 @@ class RangeCheck(FindingCheck):
             for word, limit in (("at least", self.at_least), ("at most", self.at_most))
             if limit is not None
         ]
-        reasons = dict.fromkeys(each.lacking for each in chosen if each.lacking)
+        reasons = dict.fromkeys(each.reservation for each in chosen if each.reservation)
         figures = ", ".join(f"{each.value:.4g}" for each in chosen)
         return CheckAnswer(holds, f"{'; '.join([figures, *reasons])} (claimed: {' and '.join(limits)})")
 
@@ -329,7 +330,7 @@ def _ahead(rivals: Sequence[tuple[str, Uncertain]], better: Literal["higher", "l
 def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
     """The figure at a share of the way from one to another, and its interval if both have one."""
     value, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
-    return Uncertain(value, low, high, first.of_these or last.of_these, first.lacking or last.lacking)
+    return from_parts(value, low, high, first, last)
 
 
 def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
