@@ -110,17 +110,26 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
     for name in OF_ANSWERS & figures.keys():
         if {f"{name}_low", f"{name}_high"} <= {*measured}:
             ends = measured[[f"{name}_low", f"{name}_high"]].groupby(point).mean().to_numpy(np.float64).T
-            figures[name] = _with_own(figures[name], *ends)
+            figures[name] = _with_comparison_interval(figures[name], *ends)
     return figures
 
 
-def _with_own(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
-    """A figure with the interval of each of its trials in place of one over trials, which all compare the same sample.
+def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
+    """A figure with the interval of its trials' comparison in place of one over trials.
 
-    That of a new launch is at least as wide. Shape of each (points,).
+    All launches compare the same sample, so what its choice adds to the figure is the same in each and does not show
+    in their spread, while the comparison's interval has it. Of a new launch the figure varies by both, which are
+    independent: on each side the half is the root of the sum of the squares of the two. What an engine's own noise
+    adds within a comparison is in both, which makes the interval a little too wide, never too narrow.
+
+    Args:
+        figure: with intervals from the spread of the trials and launches. Shape (points,).
+        low: the end of the comparison's interval, the mean of the trials'. Same shape.
+        high: likewise.
     """
-    widened = (np.minimum(figure.new_low, low), np.maximum(figure.new_high, high))
-    return Interval(figure.value, low, high, *widened, figure.effective_n)
+    new_low = np.maximum(figure.value - np.hypot(figure.value - figure.new_low, figure.value - low), 0)
+    new_high = figure.value + np.hypot(figure.new_high - figure.value, high - figure.value)
+    return Interval(figure.value, low, high, new_low, new_high, figure.effective_n)
 
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":
