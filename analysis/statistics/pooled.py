@@ -47,7 +47,7 @@ THROUGHPUTS: Mapping[str, Sequence[str]] = {
 }
 """The throughputs over a whole run, and what each request adds to them: its tokens, or 1."""
 
-OF_ANSWERS = {"agreement", "quality"}
+REFERENCE_COLUMNS = ("agreement", "quality")
 """Figures of a comparison with a reference, which has intervals of its own: FIGURE_low, FIGURE_high."""
 
 Values = dict[str, FloatArray]  # of a trial's measured requests in the order of the sends, by column
@@ -107,8 +107,8 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
             .to_numpy(np.float64)
         )
         figures["cost_per_million_tokens"] = _per(hourly, figures["output_throughput"])
-    for name in OF_ANSWERS & figures.keys():
-        if {f"{name}_low", f"{name}_high"} <= {*measured}:
+    for name in REFERENCE_COLUMNS:
+        if {name, f"{name}_low", f"{name}_high"} <= {*measured}:
             ends = measured[[f"{name}_low", f"{name}_high"]].groupby(point).mean().to_numpy(np.float64).T
             figures[name] = _with_comparison_interval(figures[name], *ends)
     return figures
