@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from analysis.load import Run, trial_folder
 from analysis.statistics import intervals
 from analysis.statistics.intervals import FloatArray, Interval, PooledGaps, PooledRequests, without_intervals
-from sweep.config import DamagedFile
-from sweep.disk.tables import read_table, warn_left_out
+from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
 from sweep.records import UNKNOWN
@@ -215,14 +214,8 @@ def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str], of_gaps: Mappi
     names = list(dict.fromkeys([*series, *OF_A_REQUEST]))
     chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(row["itl_mean"]) else []
     path = trial_folder(run, row) / "requests.parquet"
-    try:
-        table = read_table(path, [*names, *chunks, "phase", "batch", "error"])
-    except FileNotFoundError:
-        return None
-    except DamagedFile as error:
-        warn_left_out(error)
-        return None
-    if not {*names, *chunks} <= set(table.column_names):
+    table = read_if_whole(read_table, path, [*names, *chunks, "phase", "batch", "error"])
+    if table is None or not {*names, *chunks} <= set(table.column_names):
         return None
     batch = table["batch"].fill_null(UNKNOWN).to_numpy()
     mask = pc.equal(table["phase"], "measured").to_numpy()
