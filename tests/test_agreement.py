@@ -1,5 +1,6 @@
 """Agreement of an engine with the reference: on answers whose likeness is known, and by real engines."""
 
+import contextlib
 import errno
 import json
 import math
@@ -9,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ from sweep.node import agreement, deployment
 from sweep.node.agreement import Reference
 from tests.engines import circuit
 from tests.engines.conftest import CACHE, configured, make_launch
+from tests.http_stub import serving
 
 VOCABULARY = {f"t{index}": index for index in range(100)} | {"two words": 100}
 PROMPTS, TOKENS = [[1, 2], [3, 4]], [[10, 11, 12, 14], [20, 21, 22, 23]]
@@ -81,7 +83,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def serve():
     """serve(answer) -> URL; `answer(path, body)` gives (status, JSON object)."""
-    servers = []
+    servers = contextlib.ExitStack()
 
     def start(answer: Callable[[str, dict], tuple[int, dict]]) -> str:
         class Handler(BaseHTTPRequestHandler):
@@ -95,15 +97,10 @@ def serve():
             def log_message(self, *arguments: object) -> None:
                 return
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
+        return servers.enter_context(serving(Handler))
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with servers:
+        yield start
 
 
 def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: object) -> SimpleNamespace:

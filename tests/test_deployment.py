@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import deque
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +24,7 @@ from sweep.node.work import Work
 from sweep.options import load_option
 from sweep.plan.plan import Deployment, Trial
 from sweep.records import Outcome
+from tests.http_stub import serving
 
 L4 = Hardware(name="l4", platform="cuda", accelerator="L4", matches=("NVIDIA L4",))
 ANY = Hardware(name="gpu", platform="cuda")
@@ -175,14 +176,11 @@ class Caches(BaseHTTPRequestHandler):
 )
 def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, answers, done, said):
     monkeypatch.setattr(deployment, "RESET_PAUSE", 0.0)
-    http = HTTPServer(("127.0.0.1", 0), Caches)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
     Caches.answers, events, log = answers, [], tmp_path / "engine.log"
     backend = SimpleNamespace(reset_paths=("/forget",), launches=True)
-    engine = SimpleNamespace(backend=backend, url=f"http://127.0.0.1:{http.server_port}", log=log)
-    assert deployment._reset_caches([engine], events.append) is done
-    http.shutdown()
-    http.server_close()
+    with serving(Caches) as url:
+        engine = SimpleNamespace(backend=backend, url=url, log=log)
+        assert deployment._reset_caches([engine], events.append) is done
     expected = [f"caches not reset before the trial: {said}"] if said else []
     assert [event.text for event in events] == expected
     assert (log.read_text().splitlines() if log.exists() else []) == [f"sweep: {text}" for text in expected]

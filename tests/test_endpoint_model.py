@@ -3,8 +3,7 @@
 import json
 import re
 import shlex
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from sweep.drive.endpoint_model import with_model
 from sweep.node.rows import _cost
 from sweep.options import ConfigPath
 from sweep.plan.plan import hourly_price
+from tests.http_stub import serving
 from tests.simulated_engine import simulated
 from tests.test_compose import composed
 from tests.test_plan import ids, planned
@@ -41,10 +41,8 @@ def endpoint():
         def log_message(self, *arguments):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/base", served
-        server.shutdown()
+    with serving(Handler) as address:
+        yield f"{address}/base", served
 
 
 @pytest.mark.parametrize("suffix", ["", "/v1", "/"])

@@ -1,12 +1,10 @@
 """Environments: what is asked, what uv is told, and real builds from wheels made on the spot."""
 
-import functools
+import contextlib
 import json
 import os
 import sys
 import threading
-import zipfile
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,20 +14,7 @@ from backends.launch import task
 from backends.prepare import environments, fit, locks, pip_settings, uv
 from sweep.__main__ import main
 from sweep.options import ConfigPath
-
-
-def make_wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = ()) -> None:
-    """The smallest wheel that installs: one module and its metadata."""
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    metadata += "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
-    info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"{name}.py", f"version = {version!r}\n")
-        wheel.writestr(f"{info}/METADATA", metadata)
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{info}/RECORD", "")
+from tests.index_stub import make_wheel, serving_wheels
 
 
 @pytest.fixture
@@ -254,23 +239,15 @@ def test_an_environments_own_index_is_asked_before_the_users(monkeypatch):
 @pytest.fixture
 def served(tmp_path):
     """served(name, version, requires) -> URL of a package index that has this one wheel."""
-    servers = []
+    with contextlib.ExitStack() as indexes:
 
-    def index(name: str, version: str, requires: tuple[str, ...] = ()) -> str:
-        folder = tmp_path / f"index-of-{name}"
-        (folder / name).mkdir(parents=True)
-        make_wheel(folder / name, name, version, requires)
-        (wheel,) = (folder / name).iterdir()
-        (folder / name / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
-        handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+        def url(name: str, version: str, requires: tuple[str, ...] = ()) -> str:
+            folder = tmp_path / f"index-of-{name}"
+            folder.mkdir()
+            make_wheel(folder, name, version, requires)
+            return indexes.enter_context(serving_wheels(folder)).url
 
-    yield index
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield url
 
 
 def test_what_only_an_environments_own_index_has_is_resolved_with_the_users(served, tmp_path, monkeypatch):

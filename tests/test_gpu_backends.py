@@ -20,6 +20,7 @@ from backends.launch.gpus import Gpu
 from sweep.config import CONF, ConfigError, build
 from sweep.node.telemetry import EngineMetrics
 from sweep.options import load_option
+from tests.http_stub import page, serving
 
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"nvcc"}))
 NAMES = ["sglang", "lmdeploy", "tensorrt_llm", "exllama"]
@@ -207,42 +208,14 @@ trtllm_num_requests_waiting{model_name="llama",engine_type="undefined"} 2
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_metrics_by_their_names(name, httpserver_once):
+def test_metrics_by_their_names(name):
     backend = configured(name)
-    url = httpserver_once(backend.metrics_path, PAGES[name])
-    read = {series: value for series, _, value in EngineMetrics([url], backend.metric_names).read()}
+    with serving(page(backend.metrics_path, PAGES[name])) as address:
+        metrics = EngineMetrics([f"{address}{backend.metrics_path}"], backend.metric_names)
+        read = {series: value for series, _, value in metrics.read()}
     assert read["kv_cache_usage"] == 0.28
     assert read["requests_running"] == 3
     assert read["requests_waiting"] == 2
-
-
-@pytest.fixture
-def httpserver_once():
-    """serve(path, text) -> URL of that page."""
-    import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-
-    servers = []
-
-    def serve(path: str, text: str) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200 if self.path == path else 404)
-                self.send_header("content-type", "text/plain; version=0.0.4")
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *arguments: object) -> None:
-                return
-
-        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}{path}"
-
-    yield serve
-    for each in servers:
-        each.shutdown()
-        each.server_close()
 
 
 # -- ExLlama's packages, as far as the host uses them: result dictionaries as their `iterate` documents them
@@ -514,7 +487,6 @@ def test_exllama_says_what_it_stands_for(launch):
 SETTLED = {"version": "0.5.23", "attention_backend": "fa3", "disable_cuda_graph": False, "kv_cache_dtype": "auto"}
 
 
-# As the sources of the pinned versions write them.
 class Started(server.Engine):
     """An engine as it is read, without a process."""
 
@@ -523,6 +495,7 @@ class Started(server.Engine):
         self.variables = {}
 
 
+# As the sources of the pinned versions write them.
 CHOICES = {
     "sglang": (
         "[2026-11-01 12:00:00] Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1\n"
@@ -560,12 +533,12 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_what_an_engine_chose_is_a_fact(name, tmp_path, httpserver_once):
+def test_what_an_engine_chose_is_a_fact(name, tmp_path):
     backend, (log, chosen) = configured(name), CHOICES[name]
     engine = Started(backend, Launch(model=tmp_path, served_name="m", workdir=tmp_path, dtype="float16"), "m", {})
-    engine.url = httpserver_once(backend.version_path, json.dumps(SETTLED)).removesuffix(backend.version_path)
     (tmp_path / server.LOG).write_text(log)
-    assert engine.facts()["chosen"] == chosen
+    with serving(page(backend.version_path, json.dumps(SETTLED))) as engine.url:
+        assert engine.facts()["chosen"] == chosen
 
 
 @pytest.mark.parametrize(

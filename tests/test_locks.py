@@ -24,7 +24,7 @@ from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import preflight
 from sweep.options import ConfigPath
 from sweep.plan.packing import Node
-from tests.test_environments import make_wheel
+from tests.index_stub import make_wheel
 
 TRIAL = [
     "model=tiny-llama",

@@ -1,8 +1,7 @@
 """Secrets stay out of configuration, out of an engine's environment and out of what is quoted of its log."""
 
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +15,7 @@ from sweep.disk.run_files import read_trials
 from sweep.masking import is_secret, masked
 from sweep.node.machine.sharing import VARIABLE
 from sweep.options import load_option
+from tests.http_stub import serving
 
 # Put together here, so that no file holds what looks like a key.
 KEYS = [
@@ -141,30 +141,31 @@ class Leaky(BaseHTTPRequestHandler):
 def test_no_file_of_a_run_holds_what_an_endpoint_says_of_secrets(tmp_path, monkeypatch, capsys):
     """Through the whole command: the row, its reason, the requests, the ledger, the report and the terminal."""
     monkeypatch.setenv("ENDPOINT_KEY", "correct-horse-battery")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Leaky)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    command = ["backend=openai", f"backend.url=http://127.0.0.1:{server.server_port}", "model=served", "load=batch"]
-    command += ["backend.api_key_env=ENDPOINT_KEY", "workload=synthetic", "workload.num_requests=2", "retry=none"]
-    command += ["hardware=cpu", "cluster=inline", "tracking=none", "agreement=false", f"out={tmp_path / 'out'}"]
-    assert main(command) == 1
-    server.shutdown()
+    command = ["backend=openai", "backend.api_key_env=ENDPOINT_KEY", "model=served", "load=batch", "retry=none"]
+    command += ["workload=synthetic", "workload.num_requests=2", "hardware=cpu", "cluster=inline", "tracking=none"]
+    with serving(Leaky) as url:
+        assert main([*command, "agreement=false", f"backend.url={url}", f"out={tmp_path / 'out'}"]) == 1
     (row,) = read_trials(tmp_path / "out" / "trials.parquet")
     assert "***" in row["reason"]
     texts = texts_of(tmp_path / "out") | {"terminal": capsys.readouterr().out}
-    assert {"ledger.jsonl", "report.html", "requests.parquet", "trials.parquet", "status.json"} <= texts.keys()
+    assert {"ledger.jsonl", "report.html", "requests.parquet", "trials.parquet", "status.json"} <= names_of(texts)
     leaks = {(name, secret) for name, text in texts.items() for secret in Leaky.secrets if secret in text}
     assert not leaks
 
 
 def texts_of(folder):
-    """All that a run's files hold, tables too, by their names."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    texts = {path.name: path.read_text(errors="replace") for path in files}
-    return texts | {
-        path.name: str(pq.read_table(path, partitioning=None).to_pylist())
-        for path in files
-        if path.suffix == ".parquet" and path.name != "telemetry.parquet"
-    }
+    """All that a run's files hold, the cells of its tables too, by their paths in its folder."""
+    texts = {}
+    for path in filter(Path.is_file, folder.rglob("*")):
+        text = path.read_text(errors="replace")
+        if path.suffix == ".parquet" and path.name != "telemetry.parquet":
+            text += str(pq.read_table(path, partitioning=None).to_pylist())
+        texts[str(path.relative_to(folder))] = text
+    return texts
+
+
+def names_of(texts):
+    return {Path(path).name for path in texts}
 
 
 PRINTED = {
@@ -189,21 +190,15 @@ def test_no_file_of_a_run_but_the_engines_log_holds_what_an_engine_prints(tmp_pa
     engine.write_text(f'#!/bin/bash\n{leak}\nexec {sys.executable} "$@"\n')
     engine.chmod(0o755)
     command = ["backend=simulated", f"backend.env.python={engine}", "model=tiny-llama", "workload=synthetic"]
-    command += [
-        "load=batch",
-        "load.batch_size=1",
-        "workload.num_requests=2",
-        "retry=none",
-        "attempts=1",
-        "hardware=cpu",
-    ]
-    command += ["cluster=inline", "tracking=wandb", f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}"]
+    command += ["load=batch", "load.batch_size=1", "workload.num_requests=2", "retry=none", "attempts=1"]
+    command += ["hardware=cpu", "cluster=inline", "tracking=wandb"]
+    command += [f"out={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}"]
     assert main(command) == 1
     texts = texts_of(tmp_path / "out") | {"terminal": capsys.readouterr().out}
-    log = texts.pop("engine.log")
-    assert all(secret in log for secret in SECRETS)
+    logs = [texts.pop(path) for path in [*texts] if path.endswith("/engine.log")]
+    assert all(secret in "".join(logs) for secret in SECRETS)
     (row,) = read_trials(tmp_path / "out" / "trials.parquet")
     assert "***" in row["reason"]
-    assert {"ledger.jsonl", "report.html", "trials.parquet"} <= texts.keys()
+    assert {"ledger.jsonl", "report.html", "trials.parquet"} <= names_of(texts)
     assert any(name.endswith(".wandb") for name in texts), sorted(texts)
     assert not {(name, secret) for name, text in texts.items() for secret in SECRETS if secret in text}

@@ -260,16 +260,24 @@ def test_an_outage_of_ten_seconds_costs_none_of_24_trials(hub, tmp_path, capsys,
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.25)
     Hub.down_until = math.inf
 
+    over = threading.Event()
+
     def end_ten_seconds_after_the_first_preparation() -> None:
         while not any(path.startswith("/api/models/") for path, _ in Hub.requests):  # planning does not ask that
-            time.sleep(0.05)
+            if over.wait(0.05):
+                return
         Hub.down_until = time.monotonic() + 10.0
 
-    threading.Thread(target=end_ten_seconds_after_the_first_preparation, daemon=True).start()
+    outage = threading.Thread(target=end_ten_seconds_after_the_first_preparation)
+    outage.start()
     plan = [*SIMULATED, "model=org/model", f"model.revision={COMMITS['main']}", f"cache_dir={tmp_path / 'cache'}"]
     plan += ["backend.itl.mean=0.001,0.002,0.003,0.004,0.005,0.006", "load.batch_size=1,2,3,4"]
     plan += ["workload.num_requests=4", "agreement=false", "report=false", f"out={tmp_path / 'out'}"]
-    main(plan)
+    try:
+        main(plan)
+    finally:
+        over.set()  # or it would end the outages of later tests, if nothing was prepared here
+        outage.join()
     assert "the hub cannot be reached" in capsys.readouterr().out
     for _ in range(5):  # a busy machine may spoil one (client_limited); no other failure is allowed
         rows = read_trials(RunPaths(tmp_path / "out").trials)

@@ -13,7 +13,7 @@ from sweep.inputs import package_model
 from sweep.plan.compose import compose_run
 from sweep.plan.planning import Surroundings, make_plan
 from tests.hub_stub import COMMITS, Hub
-from tests.index_stub import serving
+from tests.index_stub import serving_wheels
 from tests.test_locks import command, index, measure  # noqa: F401 - a fixture
 from tests.test_model import folder, hub  # noqa: F401 - fixtures
 from tests.test_rerun import row, write_run
@@ -41,7 +41,7 @@ def _quick(monkeypatch):
 @pytest.fixture
 def online(index, tmp_path, monkeypatch):  # noqa: F811
     """The wheels of the two distributions behind a server, which the user's pip has for its index."""
-    with serving(index) as server:
+    with serving_wheels(index) as server:
         (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {server.url}\n")
         for name in ("PIP_INDEX_URL", "PIP_NO_INDEX", "UV_NO_INDEX", "UV_DEFAULT_INDEX"):
             monkeypatch.delenv(name, raising=False)
@@ -70,8 +70,8 @@ def test_an_index_that_stays_away_halts_the_run(online, tmp_path, capsys, more):
     online.failures = 10**9
     assert command(tmp_path, "patience=2", *more) == 75
     *told, last = capsys.readouterr().err.splitlines()
+    assert told, "the first failure is always reported"
     assert all(line.endswith("; it is tried again") for line in told)
-    assert len(told) >= 2
     assert last.startswith("stopped: planning: environment tiny cannot be resolved: ")
     assert last.endswith("(tried for 2 s); run the same command again to continue")
     assert not (tmp_path / "out").exists(), "no row, and nothing to explain"

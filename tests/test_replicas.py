@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from sweep.disk.run_files import RunPaths, read_trials
 from sweep.node import deployment
 from sweep.node.telemetry import EngineMetrics
 from sweep.options import load_option
+from tests.http_stub import page, serving
 from tests.test_plan import planned
 from tests.test_server import Fake, fake, living
 
@@ -186,40 +186,13 @@ def test_what_cannot_be_is_refused_at_the_door(words, said):
     assert "\n" not in str(caught.value)
 
 
-def test_shares_are_averaged_and_all_else_is_added_up(httpserver_pages):
+def test_shares_are_averaged_and_all_else_is_added_up():
     names = {"kv_cache_usage": "use", "requests_running": "running", "ratio": "a / b"}
-    urls = httpserver_pages("use 0.2\nrunning 3\na 1\nb 2\n", "use 0.6\nrunning 4\na 5\nb 6\n")
-    read = {series: value for series, _, value in EngineMetrics(urls, names).read()}
+    first, second = "use 0.2\nrunning 3\na 1\nb 2\n", "use 0.6\nrunning 4\na 5\nb 6\n"
+    with serving(page("/metrics", first)) as one, serving(page("/metrics", second)) as other:
+        metrics = EngineMetrics([f"{one}/metrics", f"{other}/metrics"], names)
+        read = {series: value for series, _, value in metrics.read()}
     assert read == {"kv_cache_usage": pytest.approx(0.4), "requests_running": 7, "ratio": pytest.approx(6 / 8)}
-
-
-@pytest.fixture
-def httpserver_pages():
-    """Serve pages, each at a server of its own, for the length of a test."""
-    servers = []
-
-    def serve(*texts):
-        for text in texts:
-
-            class Page(BaseHTTPRequestHandler):
-                body = text.encode()
-
-                def do_GET(self):
-                    self.send_response(200)
-                    self.end_headers()
-                    self.wfile.write(self.body)
-
-                def log_message(self, *arguments):
-                    pass
-
-            servers.append(HTTPServer(("127.0.0.1", 0), Page))
-            threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return [f"http://127.0.0.1:{each.server_port}/metrics" for each in servers]
-
-    yield serve
-    for each in servers:
-        each.shutdown()
-        each.server_close()
 
 
 def test_the_caches_of_every_replica_are_reset(tmp_path, monkeypatch):

@@ -24,7 +24,9 @@ from tests.test_explain import factorial, ladder
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or "-")]
 RIGHT, ENTER = "\ue014", "\ue007"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-MOST_SECONDS = 1.0  # for the answer to one event with 2,000 points; docs/report.md has what an idle machine takes
+# For the answer to one event with 2,000 points: generous, as other tests use the machine meanwhile. The times that are
+# printed are the measurement; docs/report.md has those of an idle machine.
+MOST_SECONDS = 5.0
 
 # Sets a control as a person does: its value or check mark, then the event.
 SET = """

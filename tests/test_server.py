@@ -8,9 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import psutil
 import pytest
@@ -19,6 +17,7 @@ from backends.base import Backend, Launch
 from backends.launch import server, supervisor
 from sweep.records import Outcome
 from tests.fake_engine import Handler
+from tests.http_stub import serving
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -154,18 +153,13 @@ def test_another_port_is_taken_when_somebody_was_faster(launch, marker, tmp_path
 
 
 def test_an_answer_of_somebody_else_is_not_taken_for_the_engines(launch, marker, monkeypatch):
-    other = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=other.serve_forever, daemon=True).start()
-    time.sleep(0.1)
-    free = server.free_port()
-    ports = iter([other.server_address[1], free])
-    monkeypatch.setattr(server, "free_port", lambda host: next(ports))
-    try:
+    with serving(Handler) as other:
+        free = server.free_port()
+        ports = iter([int(other.rpartition(":")[2]), free])
+        monkeypatch.setattr(server, "free_port", lambda host: next(ports))
         # While it is slow to start, the other one answers in its place.
         with server.running(fake("--delay", "1"), launch, marker=marker) as engine:
             assert engine.launch.port == free
-    finally:
-        other.shutdown()
 
 
 def test_the_death_of_the_main_process_is_noticed_at_once(launch, marker):
@@ -281,19 +275,15 @@ def test_other_children_of_the_owner_are_left_alone(launch, marker):
 
 
 def test_an_endpoint_that_somebody_else_runs_is_only_asked(launch, marker):
-    other = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=other.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{other.server_address[1]}"
-    backend = Backend(name="attached", url=f"{url}/v1")
-    with server.running(backend, launch, marker=marker) as engine:
-        assert engine.url == url
+    with serving(Handler) as url:
+        backend = Backend(name="attached", url=f"{url}/v1")
+        with server.running(backend, launch, marker=marker) as engine:
+            assert engine.url == url
+            assert engine.alive()
+            assert engine.processes() == []
+            assert engine.log_tail() == ""
+            assert engine.facts()["engine_version"] == "1.2.3"
         assert engine.alive()
-        assert engine.processes() == []
-        assert engine.log_tail() == ""
-        assert engine.facts()["engine_version"] == "1.2.3"
-    assert engine.alive()
-    other.shutdown()
-    other.server_close()
     with (
         pytest.raises(server.LaunchError, match="accepts no connections"),
         server.running(backend, launch, marker=marker),

@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
 import pytest
@@ -12,8 +10,9 @@ from sweep.node import telemetry
 from sweep.node.telemetry import EngineMetrics, Processes, Sampler
 from sweep.numbers.summarise import figures
 from sweep.records import Sample
+from tests.http_stub import page, serving
 
-PAGE = b"""# TYPE vllm:kv_cache_usage_perc gauge
+PAGE = """# TYPE vllm:kv_cache_usage_perc gauge
 vllm:kv_cache_usage_perc{engine="0"} 0.25
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0"} 3
@@ -30,22 +29,10 @@ NAMES = {
 }
 
 
-class Page(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/metrics" else 500)
-        self.end_headers()
-        self.wfile.write(PAGE)
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def url():
-    server = HTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(page("/metrics", PAGE)) as address:
+        yield address
 
 
 def summarise_telemetry(samples, idle_memory, duration, begin=0.0):

@@ -3,12 +3,13 @@
 import gzip
 import json
 import re
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.http_stub import serving
 
 ENTITY = "team"
 
@@ -158,9 +159,5 @@ def server() -> Iterator[tuple[str, Kept]]:
     """A server on the loopback, by its address, and what it keeps."""
     keep = Kept()
     handler = type("Handler", (Server,), {"keep": keep})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}", keep
-        http.shutdown()
-        thread.join()
+    with serving(handler) as address:
+        yield address, keep

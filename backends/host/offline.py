@@ -51,7 +51,7 @@ class RowProgress:
 
     def restart(self, begin: float | None) -> None:
         """Count anew: from the warm-up on with no beginning, then from the measured rows' own."""
-        self.begin, self.sent, self.done, self.failed, self.tokens = begin, 0, 0, 0, 0
+        self.sent, self.done, self.failed, self.tokens, self.begin = 0, 0, 0, 0, begin
 
     def take(self, tokens: int, ended: bool, failed: bool) -> None:
         """Take in what a step brought to a row."""
@@ -61,11 +61,11 @@ class RowProgress:
 
     def answer(self) -> dict[str, Any]:
         """The host's answer to who asks for it; counts are null before the measured rows."""
-        now, counts = time.monotonic(), None
-        if self.begin is not None:
+        begin, counts = self.begin, None
+        if begin is not None:
             counts = {name: getattr(self, name) for name in ("sent", "done", "failed", "tokens")}
-            counts |= {"in_flight": self.sent - self.done, "seconds": now - self.begin}
-        return {"seconds_since_token": now - self.at, "counts": counts}
+            counts |= {"in_flight": counts["sent"] - counts["done"], "seconds": time.monotonic() - begin}
+        return {"seconds_since_token": time.monotonic() - self.at, "counts": counts}
 
 
 @dataclass(slots=True)

@@ -210,6 +210,18 @@ class Network:
         self.cut_off.discard(index)
 
 
+def network_obstacle(*programs: str) -> str | None:
+    """Return why there can be no `Network` here, or which of these programs is missing; None if nothing is."""
+    if os.geteuid():
+        return "nodes with networks of their own need root"
+    missing = [program for program in ("ip", "unshare", *programs) if shutil.which(program) is None]
+    if missing:
+        return f"nodes with networks of their own need {', '.join(missing)}"
+    links = "ip link add bridge0 type bridge && ip link add veth0 type veth peer name veth1"
+    tried = subprocess.run(["unshare", "--net", "sh", "-c", links], capture_output=True, text=True, check=False)
+    return f"no network namespaces here: {' '.join(tried.stderr.split())}" if tried.returncode else None
+
+
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 

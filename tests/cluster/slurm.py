@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from sweep.config import ROOT
-from tests.cluster.harness import ENVIRONMENT, SIMULATED, Network, Sweep, free_port, wait_until
+from tests.cluster.harness import ENVIRONMENT, SIMULATED, Network, Sweep, free_port, network_obstacle, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
@@ -55,10 +55,8 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=
 
 def obstacle() -> str | None:
     """Return why no Slurm can be started here, after an attempt to install what is missing; None if it can."""
-    if os.geteuid():
-        return "a Slurm of several nodes needs root, for its daemons and for network namespaces"
-    if shutil.which("ip") is None:
-        return "a Slurm of several nodes needs iproute2, for network namespaces"
+    if reason := network_obstacle("nsenter"):
+        return reason
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing and shutil.which("apt-get"):
         _install()

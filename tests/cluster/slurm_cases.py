@@ -71,10 +71,10 @@ def _down(slurm: Slurm, name: str) -> None:
 
 def _kill(slurm: Slurm, job: Job, node: str, program: str, log: str) -> None:
     """Kill a program of Ray on a node, and wait until its step has started it again, while there is work left."""
-    said = job.results / log
-    started = said.read_text().count("Ray runtime started")
+    log_file = job.results / log
+    started = log_file.read_text().count("Ray runtime started")
     next(process for process in slurm.processes(node) if process.name() == program).kill()
-    again = lambda: said.read_text().count("Ray runtime started") > started  # noqa: E731
+    again = lambda: log_file.read_text().count("Ray runtime started") > started  # noqa: E731
     wait_until(lambda: again() or job.ended(), 180, f"{log} has started again", poll=1)
     assert again(), f"the job was {job.state} before {log} had started again"
 

@@ -10,12 +10,13 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sweep import time_factor
-from tests.cluster.harness import Network, RayCluster, Sweep, netns, pids_of, write_engine
+from tests.cluster.harness import Network, RayCluster, Sweep, netns, network_obstacle, pids_of, write_engine
 from tests.hub_stub import Hub
 
 FREEZE, THAW = 0xC0045877, 0xC0045878  # ioctls of a file system: its writes wait from now on, and go on
@@ -31,6 +32,19 @@ image=$(mktemp) && truncate -s {size}M "$image" && mkfs.ext4 -q -F "$image" \
 [ -z "$results" ] || mount -t tmpfs -o size=1m tmpfs "$results" || exit 1
 exec "$@"
 """
+
+
+def obstacle() -> str | None:
+    """Return why nodes cannot have networks, disks and clocks of their own here; None if they can."""
+    if reason := network_obstacle("mkfs.ext4", "truncate", "mktemp", "mount", "umount", "cc"):
+        return reason
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder, "cache")
+        cache.mkdir()
+        start = ["sh", "-c", START_NODE.format(size=NODE_DISK), "node", cache, cache, "true"]
+        environment = {**os.environ, "TMPDIR": folder}  # for the disk's image
+        tried = subprocess.run(["unshare", "--mount", *start], env=environment, capture_output=True, text=True)
+    return f"no disks for nodes here: {' '.join(tried.stderr.split())}" if tried.returncode else None
 
 
 class Disk:

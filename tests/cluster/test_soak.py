@@ -1,28 +1,15 @@
 """A short soak: 200 trials on four nodes of their own under random faults. The long one is scripts/soak.py."""
 
-import os
-import shutil
-import subprocess
 import sys
 
 import pytest
 
 from tests.cluster.soak import soak
+from tests.cluster.surroundings import obstacle
 
 NODES, TRIALS = 4, 200
 EVERY = 12.0  # mean s between faults
 OUTAGE = 20.0  # a hub's longest, s
-
-
-def obstacle() -> str | None:
-    """Return why nodes cannot have networks, disks and clocks of their own here; None if they can."""
-    if os.geteuid():
-        return "nodes with networks and disks of their own need root"
-    missing = [program for program in ("ip", "mkfs.ext4", "cc") if shutil.which(program) is None]
-    if missing:
-        return f"nodes with networks and disks of their own need {', '.join(missing)}"
-    allowed = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, text=True)
-    return f"no namespaces here: {allowed.stderr.strip()}" if allowed.returncode else None
 
 
 @pytest.mark.ray
