@@ -109,8 +109,8 @@ def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = 
     trials, experiment = _frame(table), _experiment(paths.plan)
     if all_rows:  # those of other plans may have other axes
         trials = _with_settings(trials)
-        of_all = {key: value for key, value in experiment.items() if key not in ("axes", "trials")}
-        return Run(paths, trials, of_all, copy=copy)
+        without_plan = {key: value for key, value in experiment.items() if key not in ("axes", "trials")}
+        return Run(paths, trials, without_plan, copy=copy)
     planned = _in_plan(trials)
     return Run(paths, planned, experiment, len(trials) - len(planned), copy)
 

@@ -200,7 +200,7 @@ class Backend(Strict):
     attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
     distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
     tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
-    newer: ClassVar[Mapping[str, str]] = {}  # flags and series that the pinned version has not, and the first that has
+    newer: ClassVar[Mapping[str, str]] = {}  # flags and series missing in the pinned version: the first that has them
     option_tables: ClassVar[Mapping[str, str]] = {}  # of its fields that hold the engine's own options: their tables
     inherits: ClassVar[tuple[str, ...]] = ()  # variables of this machine that it reads, besides INHERITED
     own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each

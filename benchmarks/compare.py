@@ -157,12 +157,12 @@ def table_of_pilots(frame: pd.DataFrame, count: int) -> Iterator[str]:
         random = np.random.default_rng(size)
         budgets = np.array([drawn(alike, random, size).launches for _ in range(count)])
         row = [f"of {size} pairs"]
-        for sides, asked in zip(slower, budgets.T, strict=True):
-            found = [launched > 0 and FAIL_IF.met(drawn(sides, random, launched)) for launched in asked]
+        for sides, budget in zip(slower, budgets.T, strict=True):
+            alarms_met = [launched > 0 and FAIL_IF.met(drawn(sides, random, launched)) for launched in budget]
             row += [
-                f"{np.median(asked):.0f} (half of them {np.quantile(asked, 0.25):.0f} to"
-                f" {np.quantile(asked, 0.75):.0f})",
-                f"{np.mean(found):.1%}",
+                f"{np.median(budget):.0f} (half of them {np.quantile(budget, 0.25):.0f} to"
+                f" {np.quantile(budget, 0.75):.0f})",
+                f"{np.mean(alarms_met):.1%}",
             ]
         yield f"| {' | '.join(row)} |"
 

@@ -29,9 +29,6 @@ from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_plan
 from sweep.drive.monitor.totals import count_anew, write_totals
 
-COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-"""The environment of every command: Python keeps what it has compiled, as it does unless told otherwise."""
-
 
 def command(out: Path, trials: int) -> list[str]:
     means = ",".join(f"{0.02 + index * 1e-6:.6f}" for index in range(trials // 100))
@@ -54,10 +51,14 @@ class Cost(NamedTuple):
 
 
 def measure(arguments: list[str], kill_after: str | None = None) -> Cost:
-    """Run a command and return its cost. After a line with `kill_after` it is killed: its report would take long."""
+    """Run a command and return its cost. After a line with `kill_after` it is killed: its report would take long.
+
+    Python keeps what it has compiled, as it does unless told otherwise.
+    """
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     begin, output = time.monotonic(), ""
     with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=COMPILED
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environ
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--status", action="store_true", help="of a status alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
-        COMPILED["PYTHONPYCACHEPREFIX"] = f"{folder}/compiled"
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/compiled"  # in the environment, which `elsewhere` inherits
         out = Path(folder) / "out"
         begun = elsewhere(begin, out, options.trials)
         size = round((out / "ledger.jsonl").stat().st_size / 2**20)

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from sweep.cluster import ray_environment
 from sweep.config import ROOT, Cluster
-from sweep.disk.ledger import Ledger
+from sweep.disk.ledger import Ledger, ledger_entries
 from sweep.disk.run_files import RunPaths
 from sweep.drive.driver import Driver, RunResult
 from sweep.drive.monitor.progress import Display
@@ -296,7 +296,7 @@ def _timed(plan: Plan, out: Path, executor: Any, history: History) -> tuple[RunR
 
 
 def _ledger(folder: str) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in (Path(folder) / "ledger.jsonl").read_text().splitlines())
+    return ledger_entries((Path(folder) / "ledger.jsonl").open("rb"))
 
 
 def main(arguments: Sequence[str]) -> None:

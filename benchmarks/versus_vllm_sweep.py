@@ -24,6 +24,7 @@ from backends.base import EnvironmentChoice
 from backends.prepare import environments as environments
 from backends.prepare import locks
 from sweep.config import ROOT, build, cache_directory
+from sweep.disk.ledger import ledger_entries
 from sweep.disk.run_files import read_trials
 from sweep.options import load_option
 
@@ -87,7 +88,7 @@ def ours(requests: int, runs: int, folder: Path) -> dict[str, Any]:
     if not (folder / "ours" / "trials.parquet").exists():
         raise SystemExit(f"sweep failed:\n{output[-3000:]}\n{error[-3000:]}")
     rows = read_trials(folder / "ours" / "trials.parquet")
-    entries = [json.loads(line) for line in (folder / "ours" / "ledger.jsonl").read_text().splitlines()]
+    entries = list(ledger_entries((folder / "ours" / "ledger.jsonl").open("rb")))
     return {
         "wall_seconds": seconds,
         "engine_launches": sum(entry["event"] == "attempt" for entry in entries),

@@ -50,8 +50,8 @@ REHEARSED = "smollm2"  # its model without a GPU
 REHEARSAL = ("load.batch_size=1,4", "workload.num_requests=4", "workload.output_tokens=8")  # without a GPU
 
 
-def nothing() -> None:
-    """Nothing is against a section."""
+def no_obstacle() -> None:
+    """The section can be made."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Section:
     name: str
     command: tuple[str, ...]
     out: str | None = None
-    obstacle: Callable[[], str | None] = nothing  # why it cannot be made now: asked when its turn comes
+    obstacle: Callable[[], str | None] = no_obstacle  # why it cannot be made now: asked when its turn comes
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def sections(folder: Path) -> list[Section]:
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
     listed = [Section(f"install:{name}", (PYTHON, "-m", "sweep", "backends", "install", name)) for name in names]
     for name in names:
-        asked = f"{_only(name, names)} and not forgets_prompts"
-        listed.append(Section(f"conformance:{name}", (*conformance, asked), obstacle=partial(_obstacle, name)))
+        selection = f"{_only(name, names)} and not forgets_prompts"
+        listed.append(Section(f"conformance:{name}", (*conformance, selection), obstacle=partial(_obstacle, name)))
     listed += _memory(names, pytest, on_gpu)
     for name in filter(_resets, names):
         asked = f"{_only(name, names)} and forgets_prompts"
@@ -170,7 +170,7 @@ def _two_gpus(folder: Path) -> Section:
     visible = gpus.visible()
     parts = any(gpu.uuid.startswith("MIG-") for gpu in visible)
     count = 1 if parts else 2
-    obstacle = nothing if parts or len(visible) > 1 else lambda: f"{len(visible)} GPUs here, no part of one (MIG)"
+    obstacle = no_obstacle if parts or len(visible) > 1 else lambda: f"{len(visible)} GPUs here, no part of one (MIG)"
     words = ("backend=vllm", f"backend.gpus={count}", "model=tiny-llama", "workload=qa", "workload.num_requests=8")
     command = (PYTHON, "-m", "sweep", *words, "load.batch_size=4", *TRIAL, f"out={out}")
     return Section("two_gpus", command, out, obstacle)
@@ -286,8 +286,8 @@ def pending(listed: Sequence[Section], named: Sequence[str], results: Mapping[st
     """
     if named:
         return [section for section in listed if section.name in named]
-    left = [section for section in listed if section.name not in results or results[section.name].outcome != "ok"]
-    return sorted(left, key=lambda section: section.name in results)
+    without_ok = [each for each in listed if each.name not in results or results[each.name].outcome != "ok"]
+    return sorted(without_ok, key=lambda section: section.name in results)
 
 
 def fetch(names: Sequence[str], wheels: Path, host: Host) -> int:
@@ -375,7 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no section {min(unknown)}; allowed: {', '.join(section.name for section in listed)}")
     if options.list:
         for section in listed:
-            print(f"{section.name}: {section.obstacle() or ' '.join(section.command[1:])}")
+            obstacle = section.obstacle()
+            print(f"{section.name}: {' '.join(section.command[1:])}{f' (now: {obstacle})' if obstacle else ''}")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

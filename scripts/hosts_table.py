@@ -13,16 +13,17 @@ from backends.prepare.fit import LEAST_DRIVER
 from sweep.config import ROOT
 
 DOCUMENT = ROOT / "docs" / "measurements" / "hosts.md"
-DRIVERS, CAPABILITIES = ("550", "570", "580"), ("7.5", "8.0", "8.9", "9.0")
+DRIVERS, CAPABILITIES, PYTHON = ("550", "570", "580"), ("7.5", "8.0", "8.9", "9.0"), "3.11"
 HEAD = f"""\
 # What would be installed on which node
 
-Made by `python scripts/hosts_table.py`, which asks `python -m backends --on driver=550,capability=8.9` for each of
-{len(DRIVERS)} drivers and {len(CAPABILITIES)} compute capabilities (a T4 has 7.5, an A100 8.0, an L4 8.9, an H100 9.0).
+Made by `python scripts/hosts_table.py`, which asks `sweep backends --on driver=550,capability=8.9,python={PYTHON}` for
+each of {len(DRIVERS)} drivers and {len(CAPABILITIES)} compute capabilities (a T4 has 7.5, an A100 8.0, an L4 8.9,
+an H100 9.0).
 
-The nodes are emulated: they are on Linux, with Python 3.11 and every program that an environment may need (`nvcc` too);
-nothing is fetched for it. CUDA 13 runs from driver {LEAST_DRIVER[13]} on. `no:` is the line with which a plan makes the
-engine's trials `unavailable`. What an environment for CUDA 12 is taken instead of is left out.
+The nodes are emulated: they are on Linux, with Python {PYTHON} and every program that an environment may need (`nvcc`
+too); nothing is fetched for it. CUDA 13 runs from driver {LEAST_DRIVER[13]} on. `no:` is the line with which a plan
+makes the engine's trials `unavailable`. What an environment for CUDA 12 is taken instead of is left out.
 
 | backend | driver | capability | what would be installed, or why not |
 | --- | --- | --- | --- |
@@ -39,7 +40,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
             for driver in DRIVERS:
                 answers = []
                 for capability in CAPABILITIES:
-                    host = installed.host_like(f"driver={driver},capability={capability}")
+                    host = installed.host_like(f"driver={driver},capability={capability},python={PYTHON}")
                     plan, reason = installed.planned(backend, host, Path(cache))
                     answers.append((plan.partition(", instead of")[0] or f"no: {reason}", capability))
                 for answer, group in groupby(answers, key=lambda each: each[0]):

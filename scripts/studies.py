@@ -28,6 +28,7 @@ from analysis.studies.findings import published_rows  # noqa: E402
 from analysis.studies.printed import markdown_lines, own_table, repeated, run_conditions, table_lines  # noqa: E402
 from analysis.studies.tables import Study, all_studies  # noqa: E402
 from sweep.config import cache_directory  # noqa: E402
+from sweep.disk.ledger import ledger_entries  # noqa: E402
 from sweep.wording import count, duration_text  # noqa: E402
 
 STUDIES = ROOT / "docs" / "studies.md"
@@ -131,12 +132,14 @@ def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterat
         "What the published student and demo studies asked, the line that asks it again, and what their own",
         "tables say of their findings. `sweep studies RUN` judges a run: each finding is reproduced, not",
         "reproduced, not testable here, or contradicted by its own table; the report of such a run has the",
-        "same. A finding is reproduced only if it holds at the unfavourable ends of the intervals too, of a",
-        "new launch, or of these launches, which is said; where a figure has no interval, as after a single",
-        "launch, its findings are not testable. What fits in memory goes by outcomes, and the studies' own",
-        "tables, which have no intervals, by their figures. The tables are data with their sources,",
-        "`analysis/studies/data`; the runs beside them here are of the small forms of a machine without a",
-        "GPU, so only ratios can be compared, and most findings need the study's hardware.",
+        "same. A finding is reproduced only if it holds at the unfavourable ends of the intervals of a new",
+        "launch too. After one launch each nothing between engines or settings is testable, for nothing shows",
+        "how much launches differ; what is of one launch alone, over its loads, goes by the interval of these",
+        "launches, which is said. Where a figure has no interval, as after a single replicate, its findings",
+        "are not testable. What fits in memory goes by outcomes, and the studies' own tables, which have no",
+        "intervals, by their figures. The tables are data with their sources, `analysis/studies/data`; the",
+        "runs beside them here are of the small forms of a machine without a GPU, so only ratios can be",
+        "compared, and most findings need the study's hardware.",
         "`python scripts/studies.py` writes this page.",
     )
     for study in all_studies():
@@ -234,8 +237,7 @@ def launch_time(folder: Path) -> str:
     """The time that all launches took together, by the ledger: on one machine they are one after another."""
     begun: dict[tuple[str, str], float] = {}
     times = []
-    for line in (folder / "ledger.jsonl").read_text().splitlines():
-        event = json.loads(line)
+    for event in ledger_entries((folder / "ledger.jsonl").open("rb")):
         if event["event"] == "attempt":
             begun[event["deployment_id"], event["attempt"]] = event["at"]
         elif event["event"] == "attempt_end":

@@ -33,8 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped before anything was started; run the same command again to continue", file=sys.stderr)
         return 130
-    except (Halted, Outage) as error:
+    except Halted as error:
         print(f"stopped: {_one_line(error, arguments)}", file=sys.stderr)
+        return ISSUE_AGAIN
+    except Outage as error:
+        print(f"stopped: {_one_line(error, arguments)}; run the same command again", file=sys.stderr)
         return ISSUE_AGAIN
 
 

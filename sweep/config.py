@@ -223,7 +223,7 @@ class Settings(Strict):
     retry_failed: bool = False  # try again also what failed twice in the same words
     patience: NonNegativeFloat = 1800.0  # s with a network, hub or disk that fails while a node is prepared
     durations: dict[str, Durations] | None = None  # by the name of the hardware's profile
-    not_as_published: dict[str, tuple[str, ...]] = {}  # where GPUs run other than the study, and why: by backend
+    not_as_published: dict[str, tuple[str, ...]] = {}  # differences from the study on GPUs, with reasons: by backend
     attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
     stall_timeout: PositiveFloat = 600.0  # s without a token of any request, after which a trial is stopped as `hung`
     trial_timeout: PositiveFloat | None = None  # s after which a trial is stopped; null: only `stall_timeout` does

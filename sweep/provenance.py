@@ -41,11 +41,24 @@ def commit() -> str | None:
 
 
 def program_version() -> str | None:
-    """The commit and the version of this code; None if they do not tell what it does: files differ from the commit."""
-    version = own_versions()["sweep"]
-    if (commit() or "").endswith("+") or not (commit() or version != "source"):
+    """The commit and the version of this code; None if they do not tell what it does: in a checkout with a file that
+    was changed or added, or among sources without one.
+    """
+    sources = (ROOT / "pyproject.toml").exists()
+    changed = changed_files() if (ROOT / ".git").exists() else ""
+    if changed != "" or (commit() or "").endswith("+") or (sources and commit() is None):
         return None
-    return f"{commit()} {version}"
+    return f"{commit()} {own_versions()['sweep']}"
+
+
+@functools.cache
+def changed_files() -> str | None:
+    """The files that differ from the commit or are not in it, as git lists them; None if it cannot."""
+    try:
+        answer = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    except OSError:
+        return None
+    return answer.stdout if answer.returncode == 0 else None
 
 
 @functools.cache

@@ -177,3 +177,25 @@ def test_the_commit_of_an_image_is_the_one_it_was_built_with(tmp_path, monkeypat
     assert commit() == "0123456789ab+"
     monkeypatch.setenv("SWEEP_COMMIT", "")
     assert commit() is None
+
+
+@pytest.mark.parametrize(
+    ("commit", "place", "status", "known"),
+    [
+        ("0123456789ab", ".git", "", True),
+        ("0123456789ab", ".git", "?? sweep/numbers/quantities/own.py\n", False),
+        ("0123456789ab", ".git", None, False),
+        ("0123456789ab", "pyproject.toml", "", True),
+        ("0123456789ab+", "pyproject.toml", "", False),
+        (None, "pyproject.toml", "", False),
+        (None, "an installed wheel", "", True),
+    ],
+)
+def test_a_program_is_known_by_its_commit_or_as_an_installed_version(
+    tmp_path, monkeypatch, commit, place, status, known
+):
+    (tmp_path / place).touch()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "commit", lambda: commit)
+    monkeypatch.setattr(provenance, "changed_files", lambda: status)
+    assert (provenance.program_version() is not None) == known

@@ -15,6 +15,7 @@ from sweep.disk.run_files import RunPaths
 @pytest.fixture
 def paths(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "commit", lambda: "0123456789ab")
+    monkeypatch.setattr(provenance, "changed_files", lambda: "")
     (tmp_path / "trials.parquet").write_bytes(b"trials")
     (tmp_path / "plan.jsonl").write_bytes(b"plan")
     return RunPaths(tmp_path)
@@ -42,10 +43,13 @@ def test_it_is_made_once_and_printed_the_same(paths):
     assert "größer" in text
     assert "\x1b[1m" in text
     assert printed(paths) == (text, False)
-    assert printed(paths, anew=True) == (text, True)
+    assert printed(paths, rebuild=True) == (text, True)
 
 
-@pytest.mark.parametrize("change", ["trials", "plan", "metrics", "width", "program", "unknown program", "damage"])
+CHANGES = ("trials", "plan", "metrics", "width", "program", "new file", "no commit", "folder", "damage")
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_it_is_made_anew_for_anything_else(paths, monkeypatch, change):
     assert printed(paths)[1]
     options = {"metrics": {"metrics": "vllm"}, "width": {"width": 50}}.get(change, {})
@@ -54,11 +58,14 @@ def test_it_is_made_anew_for_anything_else(paths, monkeypatch, change):
     elif change == "damage":
         kept = paths.out / ".summary.json"
         kept.write_bytes(kept.read_bytes().replace(b"results", b"wonders"))
-    elif "program" in change:
-        commit = "0123456789ab+" if change == "unknown program" else "ba9876543210"
-        monkeypatch.setattr(provenance, "commit", lambda: commit)
+    elif change == "new file":
+        monkeypatch.setattr(provenance, "changed_files", lambda: "?? sweep/numbers/quantities/own.py\n")
+    elif change == "folder":
+        paths = RunPaths(paths.out.rename(paths.out.with_name("renamed")))
+    elif change in ("program", "no commit"):
+        monkeypatch.setattr(provenance, "commit", lambda: None if change == "no commit" else "ba9876543210")
     assert printed(paths, **options)[1]
-    assert printed(paths, **options)[1] == (change == "unknown program")
+    assert printed(paths, **options)[1] == (change in ("new file", "no commit"))
 
 
 def test_with_a_warning_it_is_not_kept_and_the_warning_is_said(paths):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from sweep.config import ConfigError
 from sweep.disk.entries.lines import sealed
 from sweep.disk.folder_lock import sole_driver
-from sweep.disk.ledger import Ledger
+from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials, write_trial, write_trials
 from sweep.drive.monitor.totals import COUNTED_COLUMNS
 from tests.results import committed_rows
@@ -217,3 +218,29 @@ def test_a_file_whose_footer_does_not_fit_is_damaged_whatever_its_last_bytes_are
     requests.parent.mkdir(parents=True)
     requests.write_bytes(b"PAR1" + b"meta" + length.to_bytes(4, "little") + b"PAR1")
     assert Ledger(paths.ledger).done("a", retry=True) is not damaged
+
+
+def test_nothing_is_appended_once_another_driver_has_taken_over(tmp_path):
+    """A driver that was frozen without an event to handle would begin an attempt in the other's ledger."""
+    taken = []
+
+    def guard():
+        if taken:
+            raise Misplaced("another driver has taken over")
+
+    ledger = Ledger(tmp_path / "ledger.jsonl", guard=guard)
+    ledger.begin_attempt("d")
+    content = (tmp_path / "ledger.jsonl").read_bytes()
+    taken.append(1)
+    for append in (lambda: ledger.begin_attempt("d"), lambda: ledger.commit(row("a")), ledger.check_in_place):
+        with pytest.raises(Misplaced, match="another driver has taken over"):
+            append()
+    assert (tmp_path / "ledger.jsonl").read_bytes() == content
+
+
+def test_values_that_only_pythons_json_takes_are_read(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path).commit(row("a") | {"ttft_p50": float("nan"), "tpot_p50": float("inf"), "reason": "\ud800"})
+    again = Ledger(path, write=False).rows["a"]
+    assert math.isnan(again["ttft_p50"])
+    assert (again["tpot_p50"], again["reason"]) == (float("inf"), "\ud800")

@@ -8,6 +8,7 @@ import re
 import sys
 import sysconfig
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -366,17 +367,46 @@ def test_locks_are_for_the_nodes_architecture_and_python(tmp_path):
 def test_unlike_nodes_are_refused_in_one_line():
     kinds = [Host(machine="x86_64", python="3.11"), Host(machine="aarch64", python="3.11"), None]
     nodes = [Node(f"n{index}", 0, 8, (), facts=facts) for index, facts in enumerate(kinds)]
-    assert preflight.unlike_nodes(nodes) == (
-        "environments are locked for nodes of one kind: n0 is x86_64 with Python 3.11, n1 is aarch64 with Python 3.11; "
-        "choose one kind with cluster.labels"
-    )
-    assert preflight.unlike_nodes([nodes[0], nodes[2], nodes[0]]) is None
-    cluster = Cluster(name="ray", kind="ray", address="auto")
-    tracking = Tracking(name="none", kind="none")
-    hardware = Hardware(name="cpu", platform="cpu")
-    asked = Settings(name="t", out="out", dry_run=True, cluster=cluster, hardware=hardware, tracking=tracking)
     backend = configured("vllm")
-    said = preflight.surroundings(asked, nodes).unavailable(backend, "cpu")
-    assert said is not None
-    assert said.startswith("environments are locked for nodes of one kind")
-    assert preflight.surroundings(asked, nodes[1:2]).environment(backend, "cpu").machine == "aarch64"
+    assert preflight.surroundings(of_a_cluster("cpu"), nodes).unavailable(backend, "cpu") == (
+        "an environment is locked for nodes of one kind: n0 is linux-x86_64-cpu-python3.11, "
+        "n1 is linux-aarch64-cpu-python3.11; choose one kind with cluster.labels"
+    )
+    alike = [nodes[0], nodes[2], nodes[0]]
+    assert preflight.unlike_nodes(lambda host: str(host.machine), alike) is None
+    assert preflight.surroundings(of_a_cluster("cpu"), nodes[1:2]).environment(backend, "cpu").machine == "aarch64"
+
+
+def of_a_cluster(platform):
+    """The settings of a dry run on one."""
+    return Settings(
+        name="t",
+        out="out",
+        dry_run=True,
+        cluster=Cluster(name="ray", kind="ray", address="auto"),
+        hardware=Hardware(name=platform, platform=platform),
+        tracking=Tracking(name="none", kind="none"),
+    )
+
+
+@pytest.mark.parametrize("pythons", [("3.11", "3.12"), ("3.10", "3.12")])
+def test_nodes_with_other_pythons_share_what_has_its_own(pythons):
+    """An image has its own, and TensorRT-LLM's environment names one."""
+    kind = Host(gpus=("NVIDIA L4",), driver="580", capability="8.9", machine="x86_64")
+    nodes = [
+        Node(f"n{index}", 1, 8, ("NVIDIA L4",), facts=replace(kind, python=python))
+        for index, python in enumerate(pythons)
+    ]
+    refused = {
+        name: preflight.surroundings(of_a_cluster("cuda"), nodes).unavailable(backend, "cuda")
+        for name, backend in {
+            "vllm": configured("vllm"),
+            "image": configured("vllm").model_copy(update={"env": EnvironmentChoice(cuda="vllm_image")}),
+            "tensorrt_llm": configured("tensorrt_llm"),
+        }.items()
+    }
+    assert refused.pop("vllm") == (
+        f"an environment is locked for nodes of one kind: n0 is linux-x86_64-cuda13-python{pythons[0]}, "
+        f"n1 is linux-x86_64-cuda13-python{pythons[1]}; choose one kind with cluster.labels"
+    )
+    assert refused == {"image": None, "tensorrt_llm": None}

@@ -428,6 +428,14 @@ def test_a_hub_that_hiccups_is_asked_again(hub: Any, tmp_path: Path) -> None:
     assert HubModel(name="m", repo="org/model", revision="v2").digest(tmp_path) == "org/model@v2"
 
 
+def test_a_data_set_s_commit_is_no_answer_about_the_model_of_its_name(hub: Any, tmp_path: Path) -> None:
+    Hub.hiccups = 3
+    hub_module.resolve_commit("org/model", "main", tmp_path)
+    assert hub_module.resolve_commit("org/model", "main", tmp_path, "dataset") == COMMITS["main"]
+    assert hub_module.resolve_outage("org/model", "main") is not None
+    assert hub_module.resolve_outage("org/model", "main", "dataset") is None
+
+
 def test_without_the_hub_its_own_cache_says_the_commit(hub: Any, tmp_path: Path) -> None:
     found = HubModel(name="m", repo="org/model").prepare(tmp_path, silent)
     Hub.hiccups = 100

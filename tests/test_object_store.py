@@ -18,7 +18,7 @@ import analysis
 from sweep.__main__ import main
 from sweep.config import ROOT, ConfigError, Halted
 from sweep.disk import compaction, object_store, run_files
-from sweep.disk.ledger import Ledger
+from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.disk.tables import read_table
 from sweep.drive.monitor import status
@@ -184,6 +184,44 @@ def test_a_report_of_a_stored_run_lies_beside_its_copy(s3, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_copy_needs_a_folder_of_its_own(s3, tmp_path, capsys, monkeypatch):
+    """Two runs in one folder are a ledger of one beside the trials of both."""
+    one, two = (
+        stored(run_of(tmp_path / name, [trial(name, 8, 0, 100)]).paths.out, f"s3://bucket/{name}")
+        for name in ("one", "two")
+    )
+    copy = tmp_path / "copy"
+    monkeypatch.setattr(object_store.ObjectStore, "download", failing_half_way)
+    assert main(["copy", one, str(copy)]) == 75
+    assert not copy.exists(), "or the same command would be refused"
+    monkeypatch.undo()
+    assert main(["copy", one, str(copy)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert main(["copy", two, str(copy)]) == 2
+    assert f"error: {copy}: there are files in it; allowed is a new folder\n" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+def failing_half_way(store, folder, names):
+    folder.mkdir()
+    (folder / "trials.parquet").write_bytes(b"")
+    raise OSError("curlCode: 56, Recv failure: Connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("s3://bucket/sweeps/monday", "monday"),
+        ("s3://bucket/monday/", "monday"),
+        ("s3://bucket/monday?region=eu", "monday"),
+        ("s3://bucket/monday?scheme=http&endpoint_override=http://h:9000", "monday"),
+        ("gs://bucket", "bucket"),
+    ],
+)
+def test_a_run_in_a_store_is_named_by_its_path(url, name):
+    assert object_store.url_name(url) == name
+
+
 def test_the_library_reads_a_stored_run_as_it_reads_a_folder(s3, tmp_path):
     folder = make_run(tmp_path / "run", batches=(1, 8), workloads=("qa",)).out
     url = stored(folder, "s3://bucket/library")
@@ -256,6 +294,18 @@ def test_another_machine_goes_on_where_the_first_died(s3, quick, tmp_path):
         assert (tmp_path / "two/deployments/d1/1/t1/requests.parquet").exists()
     object_store.copy(url, tmp_path / "copy")
     assert set(Ledger(tmp_path / "copy" / "ledger.jsonl", write=False).rows) == {"t1", "t2"}
+
+
+def test_a_mirror_that_stood_still_uploads_nothing_once_another_has_taken_over(s3, quick, tmp_path):
+    url = "s3://bucket/run-g"
+    frozen = object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print)
+    frozen.lock.acquire(print)
+    write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
+    object_store.Lock(object_store.ObjectStore(url)).beat()
+    frozen.lock.last_beat = time.monotonic() - 60, time.time() - 60
+    with pytest.raises(Misplaced, match="another driver has taken over"):
+        frozen.sync()
+    assert not any(name.startswith("ledger/") for name in objects(url))
 
 
 def test_the_same_machine_is_ahead_of_the_store_and_loses_nothing(s3, quick, tmp_path):

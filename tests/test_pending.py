@@ -10,10 +10,12 @@ import pytest
 from backends import base
 from sweep.config import ConfigError
 from sweep.disk.ledger import Ledger
+from sweep.inputs import hub
+from sweep.outage import Outage
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
-from sweep.plan.pending import content_digests, find_pending, pending_launches, reasons, unresolved
+from sweep.plan.pending import check_resolved, content_digests, find_pending, pending_launches, reasons, unresolved
 from sweep.plan.planning import Surroundings, make_plan
 
 
@@ -127,21 +129,38 @@ def test_the_content_of_the_data_set(planned, ledger, prompts):
     assert why(planned(), ledger) == {"changed: the content of its workload": 4}
 
 
-def test_a_commit_that_no_hub_tells_is_not_taken_for_another_model(planned, ledger):
+def with_digest(plan, part, digest):
+    """The plan with another digest of a deployment's part, or of a trial's."""
+    if part == "workload":
+        trials = [[replace(t, content=t.content | {part: digest}) for t in d.trials] for d in plan.deployments]
+        changed = [replace(d, trials=others) for d, others in zip(plan.deployments, trials, strict=True)]
+    else:
+        changed = [replace(d, content=d.content | {part: digest}) for d in plan.deployments]
+    return replace(plan, deployments=changed)
+
+
+@pytest.mark.parametrize("part", ["model", "draft", "workload"])
+def test_a_commit_that_no_hub_tells_is_not_taken_for_another(planned, ledger, part):
     """Else a minute without the hub measures everything again."""
-
-    def unresolved(repository):
-        plan = planned()
-        deployments = [replace(d, content=d.content | {"model": f"{repository}@main"}) for d in plan.deployments]
-        return replace(plan, deployments=deployments)
-
     for done in ledger.rows.values():
-        done["digests"] = json.dumps({"model": f"org/model@{'a' * 40}"})
-    assert pending_launches(unresolved("org/other"), ledger) == []
+        done["digests"] = json.dumps({part: f"org/name@{'a' * 40}"})
+    assert pending_launches(with_digest(planned(), part, "org/other@main"), ledger) == []
     with pytest.raises(
-        ConfigError, match=r"^model: the hub cannot be reached to resolve org/model@main to a commit, and the results"
+        ConfigError, match=rf"^{part}: the hub cannot be reached to resolve org/name@main to a commit, and the results"
     ):
-        pending_launches(unresolved("org/model"), ledger)
+        pending_launches(with_digest(planned(), part, "org/name@main"), ledger)
+
+
+@pytest.mark.parametrize(("part", "kind"), [("model", "model"), ("draft", "model"), ("workload", "dataset")])
+def test_an_outage_of_the_hub_is_that_of_a_model_or_of_a_data_set(planned, monkeypatch, part, kind):
+    """Two repositories may have one name."""
+    plan = with_digest(planned(), part, "org/name@main")
+    monkeypatch.setattr(hub, "_unanswered", {("org/name", "main", kind): "503"})
+    with pytest.raises(Outage, match=r"for the commit of org/name@main \(503\)"):
+        check_resolved(plan)
+    other = {"model": "dataset", "dataset": "model"}[kind]
+    monkeypatch.setattr(hub, "_unanswered", {("org/name", "main", other): "503"})
+    check_resolved(plan)
 
 
 def test_a_value_more_on_an_axis_is_new(planned, ledger):

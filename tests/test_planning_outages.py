@@ -1,4 +1,4 @@
-"""An index or a hub that fails while a run is planned: it is waited for, then status 75; nothing is replaced by it."""
+"""An index, a hub or a store that fails while a run is planned: waited for, then status 75; it replaces nothing."""
 
 import json
 
@@ -6,13 +6,17 @@ import pytest
 
 from backends.prepare import patience
 from sweep.__main__ import main
+from sweep.disk import object_store
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import planning_outages
 from sweep.inputs import package_model
+from sweep.plan.compose import compose_run
+from sweep.plan.planning import Surroundings, make_plan
 from tests.hub_stub import COMMITS, Hub
 from tests.index_stub import serving_wheels
 from tests.test_locks import command, index, measure  # noqa: F401 - a fixture
 from tests.test_model import folder, hub  # noqa: F401 - fixtures
+from tests.test_rerun import row, write_run
 
 ONCE = [
     "backend=simulated",
@@ -168,3 +172,87 @@ def test_a_commit_that_is_not_known_halts_the_run(hub, tmp_path, capsys):  # noq
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("stopped: planning: the hub cannot be reached for the commit of org/model@main (")
     assert main([*line, "dry_run=true"]) == 0
+
+
+STORE = "s3://bucket/run?region=eu-west-1&scheme=http&endpoint_override=127.0.0.1:1"  # nothing listens there
+
+
+@pytest.fixture
+def lost(monkeypatch):
+    """lost(*names): from now on the store does not answer about these objects and folders; all others it has not."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def lose(*names):
+        def answer(empty, name=""):
+            if name in names:
+                raise OSError("AWS Error NETWORK_CONNECTION: curlCode: 7, Could not connect to server")
+            return empty
+
+        monkeypatch.setattr(object_store.ObjectStore, "list", lambda store, name="": answer({}, name))
+        monkeypatch.setattr(object_store.ObjectStore, "read", lambda store, name: answer(None, name))
+
+    return lose
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """A run and a rerun with results in the store, by name."""
+    point = [*ONCE, "model=tiny-llama", "workload=synthetic"]
+    anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)
+    (trial,) = make_plan(compose_run(point, lambda cluster: "cpu"), anywhere).trials
+    run = write_run(tmp_path / "run", [row(config=json.dumps(trial.config, default=str), digests="{}")])
+    where = [f"out='{STORE}'", f"cache_dir={tmp_path / 'cache'}"]
+    return {"run": ["run", *point, *where], "rerun": ["rerun", f"{run}#{row()['trial_id']}", *where]}
+
+
+@pytest.mark.parametrize("name", ["run", "rerun"])
+@pytest.mark.parametrize("where", ["locks", "ledger"])
+def test_a_store_that_does_not_answer_refuses_a_dry_run(commands, lost, capsys, name, where):
+    """It was a traceback where the ledger is read."""
+    lost(where)
+    status = main([*commands[name], "dry_run=true"])
+    printed = capsys.readouterr().err
+    if (name, where) == ("rerun", "locks"):  # which a row has of its own
+        assert status == 0
+    else:
+        assert (status, printed.count("\n")) == (2, 1)
+        assert printed.startswith("error: ")
+        assert STORE in printed
+
+
+@pytest.mark.parametrize("name", ["run", "rerun"])
+def test_a_store_that_does_not_answer_at_the_start_is_no_bad_input(commands, lost, capsys, name):
+    lost(object_store.Lock.NAME)
+    assert main(commands[name]) == 75
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"stopped: out={STORE}: AWS Error NETWORK_CONNECTION")
+    assert last.endswith("; run the same command again")
+
+
+def test_a_store_that_does_not_answer_is_waited_for(commands, lost, capsys):
+    lost("locks")
+    assert main([*commands["run"], "patience=0.3"]) == 75
+    *told, last = capsys.readouterr().err.splitlines()
+    assert told
+    assert last.startswith(f"stopped: planning: out={STORE}: AWS Error NETWORK_CONNECTION")
+
+
+def test_a_store_that_refuses_is_bad_input(commands, monkeypatch, lost, capsys):
+    def refuse(store, name):
+        raise OSError("AWS Error ACCESS_DENIED during ListObjectsV2 operation: Access Denied.")
+
+    lost()
+    monkeypatch.setattr(object_store.ObjectStore, "list", refuse)
+    assert main(commands["run"]) == 2
+    assert f"error: out={STORE}: AWS Error ACCESS_DENIED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["summary", STORE], ["status", STORE], ["copy", STORE, "copy"]])
+def test_a_store_that_does_not_answer_a_reader_is_no_bad_input(lost, capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    lost("ledger")
+    assert main(arguments) == 75
+    assert capsys.readouterr().err.startswith(f"stopped: {STORE}: AWS Error NETWORK_CONNECTION")
+    assert not list(tmp_path.iterdir())

@@ -197,7 +197,7 @@ def test_findings_need_intervals_and_hold_at_their_unfavourable_ends(experiment:
     once = as_run(tmp_path / "once", experiment, (1.0,), 1)
     assert "reproduced" not in judgements_of_figures(once)
     assert "not reproduced" not in judgements_of_figures(once)
-    assert any("one launch, no interval" in each.figures for each in judge_run(once))
+    assert any("one replicate, no interval" in each.figures for each in judge_run(once))
     near = as_run(tmp_path / "near", experiment, (0.9999, 1.0001, 1.0), 3)
     assert "not reproduced" not in judgements_of_figures(near)
     assert "reproduced" in judgements_of_figures(near)
@@ -206,11 +206,35 @@ def test_findings_need_intervals_and_hold_at_their_unfavourable_ends(experiment:
     assert "not reproduced" in judgements_of_figures(far)
 
 
-def test_an_interval_of_these_launches_is_called_so(tmp_path: Path) -> None:
-    judged = judge_run(as_run(tmp_path, "completion_batches", (0.9999, 1.0001, 1.0), 1))
-    (gptq,) = (each for each in judged if each.finding.name == "gptq-no-help-at-batch-1")
-    assert gptq.judgement == "reproduced"
-    assert "of these launches" in gptq.figures
+def test_engines_of_one_launch_each_are_not_told_apart(tmp_path: Path) -> None:
+    """Their figures differ by half and hardly vary within a launch; how much launches differ is not known."""
+    once = judge_run(as_run(tmp_path / "once", "completion_batches", (0.9999, 1.0001, 1.0), 1))
+    twice = judge_run(as_run(tmp_path / "twice", "completion_batches", (0.9999, 1.0001, 1.0), 2))
+    for name in ("gptq-no-help-at-batch-1", "exllama-best-library", "8bit-slower-than-32bit"):
+        (first,), (second,) = ([each for each in judged if each.finding.name == name] for judged in (once, twice))
+        assert (first.judgement, second.judgement) == ("not testable here", "reproduced")
+        assert "no interval of a new launch, as after one launch each" in first.figures
+
+
+@pytest.mark.parametrize(("launches", "judgement"), [(("a", "a"), "reproduced"), (("a", "b"), "not testable here")])
+def test_loads_of_one_launch_are_compared_by_its_own_interval(
+    launches: tuple[str, str], judgement: str, tmp_path: Path
+) -> None:
+    """Over batch sizes an engine may keep its launch, or have another one for each."""
+    rows = [
+        trial("llamacpp", size, replicate, 10.0 + 0.001 * replicate, launch=launch, **{"backend.slots": 1})
+        for size, launch in zip((1, 64), launches, strict=True)
+        for replicate in range(3)
+    ]
+    judged = {each.finding.name: each for each in judge_run(run(tmp_path, "completion_batches", rows))}
+    assert judged["llamacpp-flat"].judgement == judgement
+    assert ("of these launches" in judged["llamacpp-flat"].figures) == (judgement == "reproduced")
+
+
+def test_a_range_says_that_its_interval_is_of_these_launches() -> None:
+    share = RangeCheck(kind="range", column="share", where={}, at_least=0.1)
+    once = pd.DataFrame({"share": [0.3], "share_ci_low": [0.2], "share_ci_high": [0.4], "launches": [frozenset({1})]})
+    assert share.answer(once) == (True, "0.3; of these launches (claimed: at least 0.1)", True)
 
 
 def test_the_ladders_table_stands_beside_a_run_of_all_workloads(tmp_path: Path) -> None:
@@ -295,6 +319,20 @@ def test_who_gains_most_is_not_who_is_fastest() -> None:
     assert GainsCheck(**fields, expected={"backend": "short"}).answer(table).holds is None
     unsure = pd.concat([fast, points("speed", {1: 10.0, 8: (60.0, 20.0, 99.0)}, backend="steep")], ignore_index=True)
     assert GainsCheck(**fields, expected={"backend": "steep"}).answer(unsure).holds is False
+
+
+def test_ends_of_different_settings_are_no_gain() -> None:
+    """A run with a further axis has several points at each end: the last of one setting over another's first."""
+    ends: dict[str, Any] = {"column": "speed", "over": "batch_size"}
+    gains = GainsCheck(kind="gains", ends=(1, 8), lines=("backend",), expected={"backend": "a"}, **ends)
+    slow, fast = (points("speed", {1: 1.0 * factor, 8: 3.0 * factor}, backend="a", dtype=factor) for factor in (1, 9))
+    other = points("speed", {1: 10.0, 8: 40.0}, backend="b")
+    mixed = pd.concat([slow.iloc[:1], fast, slow.iloc[1:], other], ignore_index=True)
+    assert gains.answer(pd.concat([slow, other], ignore_index=True)).holds is False
+    assert gains.answer(mixed) == (None, "needs a single point of each backend at a batch_size", False)
+    assert RisingCheck(kind="rising", at_least=2, **ends).answer(mixed).holds is None
+    between = pd.concat([mixed, points("speed", {4: 2.0})])
+    assert LinearCheck(kind="linear", within=9, **ends).answer(between).holds is None
 
 
 def test_rivals_of_one_name_all_count() -> None:

@@ -14,6 +14,7 @@ from analysis.figures import (
     output_throughput,
     pareto,
     ratio_forest,
+    requests_timeline,
     throughput_timeline,
     ttft,
     two_knobs,
@@ -161,6 +162,20 @@ def test_bytes_of_kv_cache_are_read_or_a_share_of_a_pool(tmp_path: Path) -> None
     assert drawn == {"set": [1.5, 1.5], "logged": [10.0, 10.0], "reported": [2.0, 2.0]}
     assert [float(tick) for tick in ax.get_xticks()] == [1, 8]
     assert ax.get_ylabel() == "KV cache (GiB)"
+
+
+def test_a_queue_that_was_read_once_is_drawn(tmp_path: Path) -> None:
+    """A line of one reading has no length: it is a dot, and so are a few."""
+    paths, rows = RunPaths(tmp_path), [trial(name, 8, 0, 10.0, attempt="1") for name in ("short", "long")]
+    for row, readings in zip(rows, (1, 30), strict=True):
+        samples = [Sample(0.5 + at, "requests_running", 4.0) for at in range(readings)]
+        run_files.write_telemetry(paths.trial(row["backend"], "1", row["trial_id"]), samples)
+    run = run_of(tmp_path, rows)
+    figure = requests_timeline.draw(run, RunResults(run).layout)
+    assert figure is not None
+    (ax,) = figure.axes
+    assert {len(line.get_xydata()): line.get_marker() for line in ax.lines} == {1: ".", 30: ""}
+    assert ax.get_ylim() == (0, 4 * 1.08)
 
 
 def test_a_mark_without_an_interval_has_no_whisker_and_the_legend_says_so(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The table that the terminal shows."""
 
+import math
 import re
 from pathlib import Path
 
@@ -98,6 +99,23 @@ def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
     assert "≈ the interval includes 1: may be no difference from the baseline" in text
     run_of(tmp_path, [row for row in rows if row["backend"] != "alike"], baseline={"backend": "plain"})
     assert "≈" not in printed(open_run(tmp_path), 120)
+
+
+def test_launches_add_their_spread_to_the_interval_of_the_comparison(tmp_path: Path) -> None:
+    """The sample is the same at each launch, so its part is in no spread between them: the halves add as squares."""
+    from_launches = [
+        trial("a", 1, replicate, 100.0, launch=f"{replicate}", agreement=agreement)
+        for replicate, agreement in enumerate((0.88, 0.9, 0.92))
+    ]
+    spread = summarise(run_of(tmp_path / "spread", from_launches)).loc[0]
+    low, high = spread["agreement_new_launch_low"], spread["agreement_new_launch_high"]
+    ends = {"agreement_low": low, "agreement_high": high}  # as far apart as the launches are
+    both = summarise(run_of(tmp_path / "both", [row | ends for row in from_launches])).loc[0]
+    assert 0.9 - both["agreement_new_launch_low"] == pytest.approx(2**0.5 * (0.9 - low))
+    assert both["agreement_new_launch_high"] - 0.9 == pytest.approx(2**0.5 * (high - 0.9))
+    assert list(both[["agreement_ci_low", "agreement_ci_high"]]) == pytest.approx([low, high])
+    once = summarise(run_of(tmp_path / "once", [row | ends | {"launch": "0"} for row in from_launches])).loc[0]
+    assert math.isnan(once["agreement_new_launch_low"])
 
 
 def test_quality_stands_beside_agreement_with_the_interval_of_the_comparison(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
 from analysis.plotting.layout import listed
 from sweep.wording import count, duration_text
 
-MOST_CHANGE = 10.0  # that is given as a number; a few launches find none below
+MOST_CHANGE = 10.0  # a larger change is printed as 'over 1000 %'
 HEADINGS = ("configuration", "reference", "other", "ratio", "95 % interval", "n", "verdict")
 VERDICT_STYLES = {
     Finding.FASTER: "green",

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from analysis.plotting.drawing import of_a_ladder
+from analysis.plotting.drawing import against_step
 
 POSITION = 13
-draw = partial(of_a_ladder, column="duration")
+draw = partial(against_step, column="duration")

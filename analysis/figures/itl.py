@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from analysis.plotting.drawing import of_a_ladder
+from analysis.plotting.drawing import against_step
 
 POSITION = 41
-draw = partial(of_a_ladder, column="itl_p50", also="itl_p99")
+draw = partial(against_step, column="itl_p50", also="itl_p99")

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.memory_timeline import GIB
 from analysis.load import Run, telemetry
 from analysis.plotting.drawing import load_axis
 from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
+from analysis.plotting.timeline import GIB
 
 POSITION = 44
 MOST_TELEMETRY = 200  # trials whose telemetry is read

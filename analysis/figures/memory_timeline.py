@@ -6,7 +6,6 @@ shows as a flat line, independent of its use.
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,14 +15,12 @@ from analysis.load import Run, telemetry
 from analysis.plotting.chosen_trials import largest_load_trials
 from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
+from analysis.plotting.timeline import GIB, STROKE, plot_series
 
 POSITION = 50
-GIB = 2.0**30
 # Of engines that report a share of a pool, and of those that report bytes: series, scale and label.
 _CACHE_ROWS = (("kv_cache_usage", 100.0, "KV-cache use (%)"), ("kv_cache_bytes", 1 / GIB, "KV cache (GiB)"))
-SPARSE = 20  # readings; fewer than this are drawn as dots
 _MEMORY_SERIES = ("gpu_memory_bytes", "process_memory_bytes")  # in order of preference
-_STROKE = {"marker": "", "linewidth": 1.2}  # else as in the other figures
 _NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Reserved memory"}
 
 
@@ -38,17 +35,17 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     if not rows and not present.intersection(_MEMORY_SERIES):
         return None  # an attached endpoint reports no memory
     titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
-    handles = [legend_entry(layout, line, **_STROKE) for line in layout.lines if line in set(trials["line"])]
+    handles = [legend_entry(layout, line, **STROKE) for line in layout.lines if line in set(trials["line"])]
     figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + len(rows))
     for title, column in zip(titles, axes, strict=True):
         in_panel = trials[trials["panel"] == title]
         for _, trial in in_panel.iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]
-            stroke = {**line_style(layout, trial["line"]), **_STROKE}
+            style = {**line_style(layout, trial["line"]), **STROKE}
             for ax, (series, scale, _) in zip(column, rows, strict=False):
-                _plot_series(ax, of_trial, series, scale, stroke)
+                plot_series(ax, of_trial, series, style, scale)
             gpu = of_trial["series"].eq(_MEMORY_SERIES[0]).any()
-            _plot_series(column[-1], of_trial, _MEMORY_SERIES[0 if gpu else 1], 1 / GIB, stroke)
+            plot_series(column[-1], of_trial, _MEMORY_SERIES[0 if gpu else 1], style, 1 / GIB)
         loads = " / ".join(dict.fromkeys(layout.load(trial) for _, trial in in_panel.iterrows()))
         column[0].set_title(", ".join(filter(None, [title, loads])))
     _same_scales(axes)
@@ -84,11 +81,3 @@ def _end(ends: Iterable[float]) -> float:
 def _axis_label(trials: pd.DataFrame) -> str:
     labels = {_NAMES.get(label, _NAMES["process"]) for label in trials["memory_label"]}
     return f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)"
-
-
-def _plot_series(ax: Axes, samples: pd.DataFrame, series: str, scale: float, stroke: dict[str, Any]) -> None:
-    """Plot one series over time, summed over the GPUs of an engine, which have the same times."""
-    values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
-    if len(values):
-        marker = "." if len(values) < SPARSE else ""
-        ax.plot(values.index.to_numpy(), values.to_numpy(), **{**stroke, "marker": marker})

@@ -8,6 +8,7 @@ from analysis.load import Run, telemetry
 from analysis.plotting.chosen_trials import largest_load_trials
 from analysis.plotting.figure_files import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.layout import Layout
+from analysis.plotting.timeline import STROKE, plot_series
 
 POSITION = 51
 _SERIES = {"requests_running": "-", "requests_waiting": "--"}  # and the dash of each
@@ -24,22 +25,19 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     titles = [panel for panel in layout.visible_panels if panel in set(trials["panel"])]
     if not titles:
         return None
-    plain = {"marker": "", "linewidth": 1.2}
-    handles = [legend_entry(layout, line, **plain) for line in layout.lines if line in set(trials["line"])]
+    handles = [legend_entry(layout, line, **STROKE) for line in layout.lines if line in set(trials["line"])]
     if (samples["series"] == "requests_waiting").any():
         handles.append(Line2D([], [], color=MUTED, linestyle="--", label="waiting (else running)"))
     figure, axes = panels(titles, "Requests in the engine over a trial, at the largest load completed", handles)
-    top = 1.0
     for index, (title, (ax,)) in enumerate(zip(titles, axes, strict=True)):
         for _, trial in trials[trials["panel"] == title].iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]
             for series, dash in _SERIES.items():
-                values = of_trial[of_trial["series"] == series].groupby("time")["value"].sum()  # of all replicas
-                style = {**line_style(layout, str(trial["line"])), **plain, "linestyle": dash}
-                ax.plot(values.index.to_numpy(), values.to_numpy(), **style)
-                top = max(top, float(values.max()) if len(values) else 0.0)
+                style = {**line_style(layout, str(trial["line"])), **STROKE, "linestyle": dash}
+                plot_series(ax, of_trial, series, style)
         ax.set(xlabel="Time from the trial's start (s)", ylabel="" if index % PANELS_IN_A_ROW else "requests")
         ax.set_xlim(left=0)
+    top = max(1.0, *(ax.dataLim.ymax for (ax,) in axes))
     for (ax,) in axes:
         ax.set_ylim(0, top * 1.08)
     return figure

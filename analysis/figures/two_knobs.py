@@ -69,9 +69,8 @@ def _map(ax: Axes, points: pd.DataFrame, knobs: list[str], down: list[Any], acro
     for row, of_row in enumerate(values):
         for column, value in enumerate(of_row):
             dark = np.isfinite(value) and value > 0.62 * np.nanmax(values)
-            ink = (
-                INK if not np.isfinite(value) else "#ffffff" if dark else "#10141a"
-            )  # a shade is the same in dark mode
+            on_shade = "#ffffff" if dark else "#10141a"  # a shade is the same in dark mode
+            ink = on_shade if np.isfinite(value) else INK
             ax.text(column, row, number(value), ha="center", va="center", fontsize=7.5, color=ink)
     ax.set_facecolor(GRID)
     for axis, names, values_of in ((ax.xaxis, knobs[1], across), (ax.yaxis, knobs[0], down)):

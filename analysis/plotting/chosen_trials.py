@@ -8,8 +8,7 @@ import pandas as pd
 from analysis.load import Run, trial_folder
 from analysis.plotting.layout import Layout
 from sweep.disk import run_files
-from sweep.disk.run_files import DamagedFile
-from sweep.disk.tables import warn_left_out
+from sweep.disk.tables import read_if_whole
 from sweep.records import Records
 
 MOST_DRAWN_TRIALS = 48  # of which the requests are read
@@ -30,11 +29,6 @@ def chosen_records(run: Run, layout: Layout) -> Iterator[tuple["pd.Series[Any]",
     trials = largest_load_trials(run, layout)
     trials = trials[trials["attempt"].notna() & (trials["num_requests"] <= MOST_REQUESTS)]
     for _, trial in trials.head(MOST_DRAWN_TRIALS).iterrows():
-        try:
-            records = run_files.read_requests(trial_folder(run, trial) / "requests.parquet")
-        except DamagedFile as error:
-            warn_left_out(error)
-        except FileNotFoundError:
-            continue
-        else:
+        records = read_if_whole(run_files.read_requests, trial_folder(run, trial) / "requests.parquet")
+        if records is not None:
             yield trial, records

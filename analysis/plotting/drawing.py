@@ -80,7 +80,7 @@ def against_load(
     return figure
 
 
-def of_a_ladder(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
+def against_step(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
     """Draw `against_load` of a run with a ladder, whose steps ask for the same in every respect; else None."""
     return against_load(run, layout, column, also) if "ladder" in run.axes else None
 

@@ -15,7 +15,6 @@ from analysis.plotting.layout import Layout
 from analysis.quantities import setting
 from analysis.report.slowest import slowest_requests
 from analysis.report.terminal import (
-    REFERENCE_COLUMNS,
     heading,
     label,
     shown_columns,
@@ -24,6 +23,7 @@ from analysis.report.terminal import (
     with_ends,
 )
 from analysis.results import RunResults
+from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.standings import Standing
 from analysis.statistics.survivors import bound
 from analysis.statistics.variance import shares_text

@@ -20,6 +20,7 @@ from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
 from analysis.statistics.best_gains import BestGain, best_gains
 from analysis.statistics.intervals import Estimate
+from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import shares_text
 from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
@@ -29,7 +30,6 @@ from sweep.numbers.warnings import Severity
 from sweep.records import UNMEASURED
 from sweep.wording import count, number
 
-REFERENCE_COLUMNS = ("agreement", "quality")  # what an engine's answers are worth, with the comparison's own interval
 COLUMNS = (
     *HEADLINE,
     "goodput_share",

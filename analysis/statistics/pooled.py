@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from analysis.load import Run, trial_folder
 from analysis.statistics import intervals
 from analysis.statistics.intervals import FloatArray, Interval, PooledGaps, PooledRequests, without_intervals
-from sweep.config import DamagedFile
-from sweep.disk.tables import read_table, warn_left_out
+from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
 from sweep.records import UNKNOWN
@@ -47,7 +46,7 @@ THROUGHPUTS: Mapping[str, Sequence[str]] = {
 }
 """The throughputs over a whole run, and what each request adds to them: its tokens, or 1."""
 
-OF_ANSWERS = {"agreement", "quality"}
+REFERENCE_COLUMNS = ("agreement", "quality")
 """Figures of a comparison with a reference, which has intervals of its own: FIGURE_low, FIGURE_high."""
 
 Values = dict[str, FloatArray]  # of a trial's measured requests in the order of the sends, by column
@@ -107,20 +106,29 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
             .to_numpy(np.float64)
         )
         figures["cost_per_million_tokens"] = _per(hourly, figures["output_throughput"])
-    for name in OF_ANSWERS & figures.keys():
-        if {f"{name}_low", f"{name}_high"} <= {*measured}:
+    for name in REFERENCE_COLUMNS:
+        if {name, f"{name}_low", f"{name}_high"} <= {*measured}:
             ends = measured[[f"{name}_low", f"{name}_high"]].groupby(point).mean().to_numpy(np.float64).T
-            figures[name] = _with_own(figures[name], *ends)
+            figures[name] = _with_comparison_interval(figures[name], *ends)
     return figures
 
 
-def _with_own(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
-    """A figure with the interval of each of its trials in place of one over trials, which all compare the same sample.
+def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
+    """A figure with the interval of its trials' comparison in place of one over trials.
 
-    That of a new launch is at least as wide. Shape of each (points,).
+    All launches compare the same sample, so what its choice adds to the figure is the same in each and does not show
+    in their spread, while the comparison's interval has it. Of a new launch the figure varies by both, which are
+    independent: on each side the half is the root of the sum of the squares of the two. What an engine's own noise
+    adds within a comparison is in both, which makes the interval a little too wide, never too narrow.
+
+    Args:
+        figure: with intervals from the spread of the trials and launches. Shape (points,).
+        low: the end of the comparison's interval, the mean of the trials'. Same shape.
+        high: likewise.
     """
-    widened = (np.minimum(figure.new_low, low), np.maximum(figure.new_high, high))
-    return Interval(figure.value, low, high, *widened, figure.effective_n)
+    new_low = np.maximum(figure.value - np.hypot(figure.value - figure.new_low, figure.value - low), 0)
+    new_high = figure.value + np.hypot(figure.new_high - figure.value, high - figure.value)
+    return Interval(figure.value, low, high, new_low, new_high, figure.effective_n)
 
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":
@@ -206,14 +214,8 @@ def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str], of_gaps: Mappi
     names = list(dict.fromkeys([*series, *OF_A_REQUEST]))
     chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(row["itl_mean"]) else []
     path = trial_folder(run, row) / "requests.parquet"
-    try:
-        table = read_table(path, [*names, *chunks, "phase", "batch", "error"])
-    except FileNotFoundError:
-        return None
-    except DamagedFile as error:
-        warn_left_out(error)
-        return None
-    if not {*names, *chunks} <= set(table.column_names):
+    table = read_if_whole(read_table, path, [*names, *chunks, "phase", "batch", "error"])
+    if table is None or not {*names, *chunks} <= set(table.column_names):
         return None
     batch = table["batch"].fill_null(UNKNOWN).to_numpy()
     mask = pc.equal(table["phase"], "measured").to_numpy()

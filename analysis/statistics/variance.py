@@ -20,8 +20,7 @@ from analysis.load import Run, trial_folder
 from analysis.plotting.layout import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
-from sweep.disk import run_files
-from sweep.disk.tables import read_table, warn_left_out
+from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.quantity import columns
 
 SPREAD_OF = ("output_throughput", "ttft_p50", "tpot_p50")
@@ -154,13 +153,9 @@ def _request_variance(run: Run, trials: pd.DataFrame, column: str) -> float:
 def _variances(run: Run, trials: pd.DataFrame, column: str) -> Iterator[float]:
     for _, row in trials[trials["attempt"].notna()].iterrows():
         names = ["phase", "error", "batch", "sent", "e2el", "output_tokens", "ttft", "tpot"]
-        try:
-            requests = read_table(trial_folder(run, row) / "requests.parquet", names).to_pandas()
-        except run_files.DamagedFile as error:
-            warn_left_out(error)
-        except FileNotFoundError:
-            continue
-        else:
+        table = read_if_whole(read_table, trial_folder(run, row) / "requests.parquet", names)
+        if table is not None:
+            requests = table.to_pandas()
             yield variance_of_log(requests[(requests["phase"] == "measured") & requests["error"].isna()], column)
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from analysis.studies.uncertain import (
     Uncertain,
     Where,
+    from_parts,
     matching_points,
     point_name,
     points_with,
@@ -141,8 +142,8 @@ class RisingCheck(FindingCheck):
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = points_with(matching_points(points, self.where), self.column)
-        if not _has_all(chosen, [self.over]) or chosen[self.over].nunique() < 2:
-            return _lacking(f"several values of {self.over}")
+        if not _is_one_line(chosen, self.over, fewest=2):
+            return _lacking(f"several values of {self.over}, with one point each")
         ordered = chosen.sort_values(self.over)
         along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
         names = [f"{value:g}" for value in ordered[self.over]]
@@ -168,8 +169,8 @@ class LinearCheck(FindingCheck):
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = points_with(matching_points(points, self.where), self.column)
-        if not _has_all(chosen, [self.over]) or chosen[self.over].nunique() < 3:
-            return _lacking(f"three values of {self.over}")
+        if not _is_one_line(chosen, self.over, fewest=3):
+            return _lacking(f"three values of {self.over}, with one point each")
         ordered = chosen.sort_values(self.over)
         at = ordered[self.over].astype(float)
         along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
@@ -208,7 +209,9 @@ class GainsCheck(FindingCheck):
         gains: list[tuple[bool, str, Uncertain]] = []
         for _, line in chosen.groupby(lines, dropna=False):
             first, last = (line[line[self.over] == end] for end in self.ends)
-            if len(first) and len(last):
+            if len(first) > 1 or len(last) > 1:  # a further axis: the ends may be of different settings
+                return _lacking(f"a single point of each {', '.join(lines)} at a {self.over}")
+            if len(first) == len(last) == 1:
                 gain = ratio(uncertain(last.iloc[0], self.column), uncertain(first.iloc[0], self.column))
                 gains.append((not matching_points(first, self.expected).empty, point_name(first.iloc[0][lines]), gain))
         ours, rivals = ([gain for gain in gains if gain[0] is expected] for expected in (True, False))
@@ -239,7 +242,7 @@ class RangeCheck(FindingCheck):
             for word, limit in (("at least", self.at_least), ("at most", self.at_most))
             if limit is not None
         ]
-        reasons = dict.fromkeys(each.lacking for each in chosen if each.lacking)
+        reasons = dict.fromkeys(each.reservation for each in chosen if each.reservation)
         figures = ", ".join(f"{each.value:.4g}" for each in chosen)
         return CheckAnswer(holds, f"{'; '.join([figures, *reasons])} (claimed: {' and '.join(limits)})")
 
@@ -327,11 +330,16 @@ def _ahead(rivals: Sequence[tuple[str, Uncertain]], better: Literal["higher", "l
 def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
     """The figure at a share of the way from one to another, and its interval if both have one."""
     value, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
-    return Uncertain(value, low, high, first.of_these or last.of_these, first.lacking or last.lacking)
+    return from_parts(value, low, high, first, last)
 
 
 def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
     return all(column in points for column in columns)
+
+
+def _is_one_line(points: pd.DataFrame, over: str, fewest: int) -> bool:
+    """True if at least `fewest` values of a column have one point each, and none has several, of other settings."""
+    return over in points and points[over].nunique() == len(points) >= fewest
 
 
 def _range(at_least: float | None, at_most: float | None) -> str:

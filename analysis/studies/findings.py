@@ -6,8 +6,9 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from analysis.results import RunResults
+from analysis.statistics.pooled import launches
 from analysis.studies.tables import PublishedFinding, PublishedTable, Study, study_of
-from analysis.studies.uncertain import NAMING, matching_points
+from analysis.studies.uncertain import LAUNCHES, NAMING, matching_points
 
 Judgement = Literal["reproduced", "not reproduced", "not testable here", "contradicted by its own table"]
 
@@ -46,13 +47,16 @@ def judge_finding(study: Study, finding: PublishedFinding, experiment: str, poin
 
 
 def _points(results: RunResults) -> pd.DataFrame:
-    """The run's points; columns of objects that hold numbers as numbers."""
+    """The run's points with their launches; columns of objects that hold numbers as numbers."""
     points = results.points.copy()
     for column in points:
         numbers = pd.to_numeric(points[column], errors="coerce")
         if numbers.notna().any() and (numbers.notna() == points[column].notna()).all():
             points[column] = numbers
-    return points
+    launch = launches(results.run)
+    by_point = launch.groupby(results.layout.trials["point"].reindex(launch.index)).agg(frozenset)
+    of_points = by_point.reindex(range(len(points))).set_axis(points.index).rename(LAUNCHES)
+    return pd.concat([points, of_points], axis="columns")
 
 
 class Beside(NamedTuple):

@@ -1,7 +1,9 @@
 """Figures of points with the ends of their intervals, and what can be said of them for sure: yes, no, or not known.
 
-The interval is that of a new launch; where a point has none, that of these launches, which is said; and where it has
-neither, as after a single launch, nothing about its figure is sure.
+The interval is that of a new launch. A point that was measured on one launch has none: its interval of these launches
+has no part for how much launches differ. By that one figures of the same launch are compared (over loads, say), and
+this is said; between launches nothing is sure then, as between engines or settings of one launch each. Where a point
+has neither interval, as after a single replicate, nothing about its figure is sure.
 """
 
 import math
@@ -13,6 +15,9 @@ import pandas as pd
 Where = dict[str, Any]
 NAMING = ("backend", "backend.quantization", "backend.slots", "ladder", "workload", "batch_size")
 """The columns by which a point is named in an answer."""
+LAUNCHES = "launches"
+"""The column of a run's points with the launches that gave each its results."""
+NOT_OF_A_NEW_LAUNCH = "no interval of a new launch, as after one launch each"
 
 
 class Uncertain(NamedTuple):
@@ -21,8 +26,8 @@ class Uncertain(NamedTuple):
     value: float
     low: float
     high: float
-    of_these: bool = False  # the interval, or one of them, is of these launches: it has no part for a new one
-    lacking: str = ""  # the point without an interval, and why
+    launches: frozenset[int] | None = None  # that the interval is of; None if it has a part for a new launch
+    lacking: str = ""  # why there is no interval, and of which point
 
     def at_least(self, limit: float) -> bool | None:
         """Return whether the unfavourable end is too; None without an interval."""
@@ -53,33 +58,47 @@ class Uncertain(NamedTuple):
 
     @property
     def interval(self) -> str:
-        if self.lacking:
-            return f" ({self.lacking})"
-        if math.isnan(self.low) or self.low == self.high:
-            return ""
-        return f" ({self.low:.2f} to {self.high:.2f}{', of these launches' if self.of_these else ''})"
+        known = not math.isnan(self.low) and self.low != self.high
+        parts = [f"{self.low:.2f} to {self.high:.2f}" if known else "", self.reservation]
+        return f" ({text})" if (text := ", ".join(filter(None, parts))) else ""
+
+    @property
+    def reservation(self) -> str:
+        """Say that the interval is of these launches, or why there is none; empty if it is of a new launch."""
+        return self.lacking or ("" if self.launches is None else "of these launches")
 
 
 def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
     """A figure of a point with its interval."""
     value = float(point[column])
-    for ends, of_these in (("new_launch_low", "new_launch_high"), False), (("ci_low", "ci_high"), True):
+    for ends, launches in (
+        (("new_launch_low", "new_launch_high"), None),
+        (("ci_low", "ci_high"), point.get(LAUNCHES, frozenset())),
+    ):
         low, high = (point.get(f"{column}_{end}") for end in ends)
         if low is not None and high is not None and pd.notna(low) and pd.notna(high):
-            return Uncertain(value, float(low), float(high), of_these)
-    reason = "one launch, no interval" if point.get("n") == 1 else "no interval"
+            return Uncertain(value, float(low), float(high), launches)
+    reason = "one replicate, no interval" if point.get("n") == 1 else "no interval"
     return Uncertain(value, math.nan, math.nan, lacking=": ".join(filter(None, [point_name(point), reason])))
 
 
 def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
     """The ratio of two figures: its interval is from the unfavourable ends of both to the favourable ones."""
-    return Uncertain(
+    return from_parts(
         _divided(numerator.value, denominator.value),
         _divided(numerator.low, denominator.high),
         _divided(numerator.high, denominator.low),
-        numerator.of_these or denominator.of_these,
-        numerator.lacking or denominator.lacking,
+        numerator,
+        denominator,
     )
+
+
+def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Uncertain:
+    """A figure made of others: it has an interval if all of them have one of a new launch, or of the same launches."""
+    launches = {part.launches for part in parts}
+    reasons = [part.lacking for part in parts] + [NOT_OF_A_NEW_LAUNCH] * (len(launches) > 1)
+    lacking = next(filter(None, reasons), "")
+    return Uncertain(value, math.nan, math.nan, lacking=lacking) if lacking else Uncertain(value, low, high, *launches)
 
 
 def _divided(numerator: float, denominator: float) -> float:

@@ -20,8 +20,8 @@ from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
 from sweep.config import ConfigError
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, run_folder
-from sweep.disk.tables import warn_left_out
-from sweep.records import UNMEASURED, Sample
+from sweep.disk.tables import read_if_whole
+from sweep.records import UNMEASURED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,14 +123,8 @@ def _track_trials(settings: dict[str, Any], mode: str, results: RunResults) -> i
     ran = run.trials[~run.trials["outcome"].isin(list(UNMEASURED)) & run.trials["attempt"].notna()]
     for row in ran.to_dict("records"):
         present = {str(key): value for key, value in row.items() if not _is_missing(value)}
-        samples: list[Sample] = []
         trial = run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
-        try:
-            samples = run_files.read_telemetry(trial.telemetry)
-        except DamagedFile as error:
-            warn_left_out(error)
-        except FileNotFoundError:
-            pass  # an engine that gives none
+        samples = read_if_whole(run_files.read_telemetry, trial.telemetry) or []  # some engines give none
         process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=str)), samples)
     return len(ran)
 

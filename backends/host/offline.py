@@ -60,7 +60,7 @@ class RowProgress:
         self.tokens, self.done, self.failed = self.tokens + tokens, self.done + ended, self.failed + failed
 
     def answer(self) -> dict[str, Any]:
-        """The host's answer to who asks for it; without counts but while rows are measured."""
+        """The host's answer to who asks for it; counts are null before the measured rows."""
         begin, counts = self.begin, None
         if begin is not None:
             counts = {name: getattr(self, name) for name in ("sent", "done", "failed", "tokens")}

@@ -162,15 +162,15 @@ class Engine:
         return processes
 
     def processes_known(self) -> bool:
-        """Return whether `processes` has them all: not where a container's belong to another user, as docker's may.
+        """Return whether `processes` has them all: False for a container that runs as another user, as docker's may.
 
         Their environment, which names the engine, is not ours to read then, nor is who listens at its port.
         """
         if not self.launch.image:
             return True
-        known = {process.pid for process in self.processes()}
+        own_pids = {process.pid for process in self.processes()}
         return any(
-            connection.pid in known
+            connection.pid in own_pids
             for connection in psutil.net_connections("tcp")
             if connection.status == psutil.CONN_LISTEN
             if connection.laddr and connection.laddr.port == self.launch.port

@@ -16,6 +16,7 @@ from sweep.wording import count
 
 if TYPE_CHECKING:
     from analysis.load import Run
+    from analysis.results import RunResults
 
 TOP = """\
 usage: sweep COMMAND ...
@@ -77,6 +78,19 @@ def _name_others(*runs: "Run") -> None:
         if run.others:
             rows = count(run.others, "row")
             print(f"{run.paths.out.name}: {rows} of other plans not shown; all=true shows them", file=sys.stderr)
+
+
+def _opened(run: str, all_rows: bool) -> "RunResults":
+    """Open the results of a run, and say how many rows of other plans they leave out. Raises ConfigError."""
+    from analysis import RunNotFound, open_results
+    from sweep.disk.stored_run import run_place
+
+    try:
+        results = open_results(run_place(run), all_rows)
+    except RunNotFound as error:
+        raise ConfigError(str(error)) from None
+    _name_others(results.run)
+    return results
 
 
 def run(arguments: list[str]) -> int:
@@ -146,23 +160,11 @@ def report(arguments: list[str]) -> int:
             f"RUN={options.run}: allowed are a folder, and a run in an object store with --output FOLDER for its copy"
         )
     if options.output is not None:
-        _copy_run(options.run, options.output)
+        object_store.copy(options.run, options.output)
     print_report(
         options.output or run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all
     )
     return 0
-
-
-def _copy_run(url: str, folder: Path) -> None:
-    """Copy a run from an object store. Raises ConfigError if the folder has files, or the store cannot be read."""
-    from sweep.disk import object_store
-
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"--output {folder}: there are files in it; allowed is a new folder")
-        object_store.copy(url, folder)
-    except OSError as error:
-        raise ConfigError(f"{url}: {first_line(error)}") from None
 
 
 def summary(arguments: list[str]) -> int:
@@ -175,11 +177,9 @@ def summary(arguments: list[str]) -> int:
     rivals where they were asked the same on the same machine. Without an SLO configurations are compared at equal
     loads; with one, each at the load at which it does best within the bounds.
     """
-    from analysis import DamagedFile, RunNotFound, open_results
     from analysis.answers.deciding import answers
     from analysis.answers.output import ANSWER_FORMATS
     from analysis.answers.question import slo_of
-    from sweep.disk.stored_run import run_place
     from sweep.whole_file import write_whole
 
     parser = Parser(summary)
@@ -188,12 +188,8 @@ def summary(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=list(ANSWER_FORMATS), default="text")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
     options = _of_all_rows(parser, arguments)
-    try:
-        runs = [open_results(run_place(each), options.all) for each in options.runs]
-        _name_others(*(each.run for each in runs))
-        content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
-    except (RunNotFound, DamagedFile) as error:
-        raise ConfigError(str(error)) from None
+    runs = [_opened(each, options.all) for each in options.runs]
+    content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
     if options.output is None:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
@@ -239,9 +235,7 @@ def rerun(arguments: list[str]) -> int:
 
 def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
-    from analysis import DamagedFile, RunNotFound, open_results
     from analysis.studies import printed
-    from sweep.disk.stored_run import run_place
 
     parser = Parser(studies)
     parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
@@ -253,15 +247,11 @@ def studies(arguments: list[str]) -> int:
     if options.run is None:
         console.print(printed.catalogue())
         return 0
-    try:
-        results = open_results(run_place(options.run), options.all)
-        _name_others(results.run)
-        if options.markdown:
-            print("\n".join(printed.markdown_lines(results)))
-        else:
-            console.print(printed.run_findings(results))
-    except (RunNotFound, DamagedFile) as error:
-        raise ConfigError(str(error)) from None
+    results = _opened(options.run, options.all)
+    if options.markdown:
+        print("\n".join(printed.markdown_lines(results)))
+    else:
+        console.print(printed.run_findings(results))
     return 0
 
 
@@ -329,22 +319,16 @@ def explain(arguments: list[str]) -> int:
     Of a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley's, and add up
     to the whole; of a ladder they are those of its own order. A launch is the unit.
     """
-    from analysis import DamagedFile, RunNotFound, open_results
     from analysis.explain.decomposition import EXPLAINED, explanations
     from analysis.explain.output import EXPLANATION_FORMATS, terminal_tables
-    from sweep.disk.stored_run import run_place
 
     parser = Parser(explain)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
     parser.add_argument("--format", choices=["text", *EXPLANATION_FORMATS], default="text")
     options = _of_all_rows(parser, arguments)
-    try:
-        results = open_results(run_place(options.run), options.all)
-        _name_others(results.run)
-        explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
-    except (RunNotFound, DamagedFile) as error:
-        raise ConfigError(str(error)) from None
+    results = _opened(options.run, options.all)
+    explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
     if options.format != "text":
         print(EXPLANATION_FORMATS[options.format](explained), end="")
         return 0
@@ -445,7 +429,7 @@ def gateway(arguments: list[str]) -> int:
 
 
 def copy(arguments: list[str]) -> int:
-    """Copy a run from an object store to a folder."""
+    """Copy a run from an object store to a new folder."""
     from sweep.disk import object_store
 
     parser = Parser(copy)
@@ -454,10 +438,7 @@ def copy(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not object_store.is_url(options.url):
         raise ConfigError(f"URL={options.url}: allowed are s3://bucket/path and gs://bucket/path")
-    try:
-        object_store.copy(options.url, options.folder)
-    except OSError as error:
-        raise ConfigError(f"{options.url}: {first_line(error)}") from None
+    object_store.copy(options.url, options.folder)
     return 0
 
 
@@ -469,20 +450,14 @@ def export(arguments: list[str]) -> int:
 
     A folder a point, with run=N.json for each replicate and their summary.json; figures are by vLLM's definitions.
     """
-    from analysis import DamagedFile, RunNotFound, open_results
     from analysis.exchange import vllm_bench
-    from sweep.disk.stored_run import run_place
 
     parser = Parser(export)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = _of_all_rows(parser, arguments)
-    try:
-        results = open_results(run_place(options.run), options.all)
-        _name_others(results.run)
-        written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
-    except (RunNotFound, DamagedFile) as error:
-        raise ConfigError(str(error)) from None
+    results = _opened(options.run, options.all)
+    written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
     print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points")
     return 0
 

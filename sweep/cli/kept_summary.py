@@ -1,7 +1,7 @@
 """The summary that a command prints at its end, kept for the next one: nothing is computed again for the same results.
 
-It is kept beside the results (`.summary.json`), with what it was made from: the trials, the plan, the program, and the
-form of the terminal. Where any of these is another, it is made anew.
+It is kept beside the results (`.summary.json`), with what it was made from: the trials, the plan, the program, the
+folder's name and the form of the terminal. If any of these differs, it is made anew.
 """
 
 import warnings
@@ -19,20 +19,20 @@ KEPT_SUMMARY = ".summary.json"
 
 
 def print_summary(
-    paths: RunPaths, console: Console, metrics: str, make: Callable[[], None], anew: bool = False
+    paths: RunPaths, console: Console, metrics: str, make: Callable[[], None], rebuild: bool = False
 ) -> None:
-    """Print what `make` prints on the console, and keep it; what is kept of the same, unless it is wanted `anew`."""
+    """Print what `make` prints on the console, and keep it; with `rebuild` also where it is kept already."""
     source = _source(paths, console, metrics)
-    kept = None if anew or source is None else _kept(paths)
+    kept = None if rebuild or source is None else _kept(paths)
     if kept is not None and kept.get("source") == source:
         console.file.write(kept["text"])
         return
-    with warnings.catch_warnings(record=True) as said, console.capture() as capture:
+    with warnings.catch_warnings(record=True) as caught, console.capture() as capture:
         make()
     console.file.write(capture.get())
-    for warning in said:
+    for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if source is not None and not said:  # a warning belongs to the files as they were when they were read
+    if source is not None and not caught:  # a warning belongs to the files as they were when they were read
         write_whole(paths, paths.out / KEPT_SUMMARY, sealed({"source": source, "text": capture.get()}))
 
 
@@ -54,4 +54,4 @@ def _source(paths: RunPaths, console: Console, metrics: str) -> list[Any] | None
     except FileNotFoundError:
         return None
     tables = sorted([path.name, path.stat().st_size] for path in paths.compact.glob("*.parquet"))
-    return [program, *results, tables, metrics, console.width, console.color_system, console.encoding]
+    return [program, str(paths.out), *results, tables, metrics, console.width, console.color_system, console.encoding]

@@ -38,7 +38,7 @@ from sweep.drive.preflight import (
 )
 from sweep.drive.run_locks import keep_locks, kept_locks
 from sweep.options import ConfigPath
-from sweep.outage import DISK_FULL, Outage
+from sweep.outage import DISK_FULL
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
@@ -69,6 +69,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
 
     Raises:
         ConfigError: for what cannot be run, before anything is launched.
+        Outage: if an object store for the results gave no answer.
     """
     plan, nodes, paths, assumption = planned
     settings, console = plan.settings, make_console()
@@ -76,7 +77,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
     if assumption:
         console.print(assumption, soft_wrap=True)
     if settings.dry_run:
-        ledger = ledger_to_read(settings, paths)
+        ledger = plan_patiently(lambda: ledger_to_read(settings, paths), lambda: settings)
         for message in ledger.describe_damage():
             console.print(message, markup=False, soft_wrap=True)
         history = History.beside(paths.out)
@@ -138,8 +139,7 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     plan = make_plan(replace(composition, settings=settings), facts)
-    if not settings.dry_run:
-        check_resolved(plan)
+    check_resolved(plan)
     return Planned(plan, nodes, paths, assumption)
 
 
@@ -158,8 +158,6 @@ def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) ->
         return plan_patiently(functools.partial(_planned, arguments, config_dirs), settings), arguments
     except (ConfigError, DamagedFile, Halted):
         raise
-    except Outage as error:  # in a dry run
-        raise ConfigError(str(error)) from None
     except Exception as error:
         problem = f"cannot be used ({type(error).__name__}: {shortened(first_line(error))})"
         raise ConfigError(f"{_culprit(arguments, config_dirs, error)}: {problem}") from error
@@ -201,7 +199,7 @@ def _run_locked(
     guard: Callable[[], None],
     mirror: object_store.Mirror | None = None,
 ) -> int:
-    ledger, history = Ledger(paths.ledger, compact=mirror is None), History.beside(paths.out)
+    ledger, history = Ledger(paths.ledger, compact=mirror is None, guard=guard), History.beside(paths.out)
     for message in [*ledger.describe_damage(), *history.describe_damage()]:
         console.print(message, markup=False, soft_wrap=True)
     pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
@@ -211,7 +209,7 @@ def _run_locked(
     print_plan(console, plan, pending, nodes, details=False)
     write_plan(paths, plan.entries(command))
     tracker = _tracker(plan.settings, paths) if pending.launches else None
-    result = _drive(plan, pending, paths, ledger, nodes, console, tracker, guard)
+    result = _drive(plan, pending, paths, ledger, nodes, console, tracker)
     if mirror is not None:
         mirror.fetch_trials()
     ledger.close()
@@ -258,14 +256,13 @@ def _drive(
     nodes: Sequence[Node],
     console: Console,
     tracker: Any,
-    guard: Callable[[], None],
 ) -> RunResult:
     try:
         with (
             Display(len(plan.trials), pending.finished_trials, pending.estimate.seconds, console) as display,
             _executor(plan.settings, nodes) if pending.runnable else InlineExecutor() as executor,
         ):
-            return Driver(plan, pending, paths, ledger, executor, display, tracker, guard).run()
+            return Driver(plan, pending, paths, ledger, executor, display, tracker).run()
     finally:
         if tracker is not None:
             tracker.close()
@@ -310,7 +307,7 @@ def print_report(
     if all_rows:
         summarise()
     else:
-        print_summary(paths, console, metrics, summarise, anew=rebuild)
+        print_summary(paths, console, metrics, summarise, rebuild)
     where = f"none is up to date; sweep report {folder} writes it" if _is_stale(paths) else paths.report
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 

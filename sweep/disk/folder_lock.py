@@ -11,7 +11,6 @@ import fcntl
 import os
 import signal
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,8 +20,7 @@ from typing import Any
 import psutil
 
 from sweep.config import ConfigError
-from sweep.disk.ledger import Misplaced
-from sweep.disk.object_store import LOCK_HEARTBEAT, Lock
+from sweep.disk.object_store import Lock
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
@@ -62,21 +60,6 @@ class Heartbeat(Lock):
 
     def __init__(self, out: Path) -> None:
         super().__init__(_Folder(out))
-        self.last_beat = time.monotonic(), time.time()
-
-    def beat(self) -> None:
-        super().beat()
-        self.last_beat = time.monotonic(), time.time()
-
-    def check(self) -> None:
-        """Raise Misplaced if another driver took over while this process stood still, as with a frozen machine.
-
-        Nothing is asked while heartbeats are sent. Either clock may have stood still with the process.
-        """
-        monotonic, wall = self.last_beat
-        silent = max(time.monotonic() - monotonic, time.time() - wall)
-        if silent > 2 * LOCK_HEARTBEAT and not self.ours():
-            raise Misplaced(f"out={self.store.url}: another driver has taken over: nothing more is written here")
 
     def ours(self) -> bool:
         """Return whether no other driver holds it: one that was deleted is written again, with its folder it is not."""

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,20 @@ class Ledger:
     """The latest row of every trial ever finished in this folder, and the attempts at each deployment."""
 
     def __init__(
-        self, path: Path, write: bool = True, compact: bool = True, columns: Collection[str] | None = None
+        self,
+        path: Path,
+        write: bool = True,
+        compact: bool = True,
+        columns: Collection[str] | None = None,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder.
 
         `compact` allows the file to be written anew: not where it is mirrored piece by piece. With `columns` only these
-        of a row are kept, and raw data is not looked for: to read, not to write.
+        of a row are kept, and raw data is not looked for: to read, not to write. `guard` raises Misplaced when the
+        folder has become another driver's.
         """
-        self.path, self.columns = path, columns
+        self.path, self.columns, self.guard = path, columns, guard
         self.rows: dict[str, LedgerRow] = {}  # without nulls
         self.superseded: list[LedgerRow] = []  # results of trials that were measured again
         self._texts = Texts(columns)
@@ -194,7 +200,11 @@ class Ledger:
         self.damaged.discard(row["trial_id"])
 
     def _append(self, *new: dict[str, Any]) -> None:
-        """Append entries, which are then on disk. Raises OSError, and removes all of their lines, if it could not."""
+        """Append entries, which are then on disk. Raises OSError, and removes all of their lines, if it could not.
+
+        Raises Misplaced if the folder is no longer this driver's.
+        """
+        self.check_in_place()
         at = {"at": round(time.time(), 3)}
         lines = b"".join(sealed(entry | at) for entry in new)
         end = os.fstat(self.file.fileno()).st_size
@@ -209,7 +219,10 @@ class Ledger:
             self._replay(entry)
 
     def check_in_place(self) -> None:
-        """Raise Misplaced if the file is no longer the one under its name: what is appended would be lost."""
+        """Raise Misplaced if the file is no longer the one under its name, where what is appended would be lost, or if
+        another driver has taken over.
+        """
+        self.guard()
         try:
             in_place = os.path.samestat(os.stat(self.file.name), os.fstat(self.file.fileno()))
         except FileNotFoundError:

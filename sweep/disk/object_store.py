@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -30,8 +30,9 @@ from sweep.config import ConfigError, Halted, content_hash, first_line
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
 from sweep.disk.entries.lines import entries
-from sweep.disk.ledger import is_ledger_entry
+from sweep.disk.ledger import Misplaced, is_ledger_entry
 from sweep.disk.run_files import RunPaths
+from sweep.outage import Outage, is_outage
 from sweep.time_factor import scaled
 
 SCHEMES = ("s3", "gs", "gcs")
@@ -51,6 +52,20 @@ def is_url(out: str) -> bool:
     return "://" in out
 
 
+def url_name(url: str) -> str:
+    """The name of a run in a store: the last part of its path, or the bucket."""
+    parts = urlsplit(url)
+    return PurePosixPath(parts.hostname or "", parts.path.strip("/")).name
+
+
+def store_error(place: str, error: OSError) -> ValueError:
+    """The error for a store, or the folder of a run, that failed: an Outage if another try may succeed.
+
+    `place` is as it was typed, e.g. "out=s3://bucket/run".
+    """
+    return (Outage if is_outage(error) else ConfigError)(f"{place}: {first_line(error)}")
+
+
 def staging_folder(url: str, cache_dir: Path) -> Path:
     """The local working folder of a run in an object store."""
     name = urlsplit(url).path.strip("/").replace("/", "-") or "run"
@@ -61,7 +76,12 @@ class ObjectStore:
     """The objects under one URL."""
 
     def __init__(self, url: str) -> None:
-        """Open it with the environment's credentials. Raises ConfigError if it is no store, or holds a secret."""
+        """Open it with the environment's credentials.
+
+        Raises:
+            ConfigError: if it is no store, or holds a secret.
+            Outage: if it gave no answer.
+        """
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
             raise ConfigError(f"out={url}: allowed are a folder, s3://bucket/path and gs://bucket/path")
@@ -71,8 +91,10 @@ class ObjectStore:
         self.url = url
         try:
             store, root = fs.FileSystem.from_uri(url)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise ConfigError(f"out={url}: {first_line(error)}") from None
+        except OSError as error:
+            raise store_error(f"out={url}", error) from None
         self.fs = fs.SubTreeFileSystem(root, store)
 
     def read(self, name: str) -> bytes | None:
@@ -147,6 +169,7 @@ class Lock:
         self.owner = uuid.uuid4().hex
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
+        self.last_beat = time.monotonic(), time.time()
 
     def acquire(self, notify: Callable[[str], None], contested: bool = True) -> None:
         """Take the lock; a dead driver's expires. Raises ConfigError if a driver that is alive holds it.
@@ -193,8 +216,19 @@ class Lock:
     def ours(self) -> bool:
         return (self._read() or {}).get("owner") == self.owner
 
+    def check(self) -> None:
+        """Raise Misplaced if another driver took over while this process stood still, as with a frozen machine.
+
+        Nothing is asked while heartbeats are sent. Either clock may have stood still with the process.
+        """
+        monotonic, wall = self.last_beat
+        silent = max(time.monotonic() - monotonic, time.time() - wall)
+        if silent > 2 * LOCK_HEARTBEAT and not self.ours():
+            raise Misplaced(f"out={self.store.url}: another driver has taken over: nothing more is written here")
+
     def beat(self) -> None:
         self.store.write(self.NAME, json.dumps(self.describe_holder()).encode())
+        self.last_beat = time.monotonic(), time.time()
 
     def describe_holder(self) -> dict[str, Any]:
         """Return the content of the lock."""
@@ -234,6 +268,12 @@ class Mirror:
         self.error: str | None = None
 
     def __enter__(self) -> Self:
+        """Take the lock and bring the folder up to date.
+
+        Raises:
+            ConfigError: if another driver has the lock, or the store cannot be used.
+            Outage: if the store gave no answer.
+        """
         pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # uploads must not delay the lock's heartbeat
         try:
             self.lock.acquire(self.notify)
@@ -241,7 +281,7 @@ class Mirror:
             self._fetch_ledger()
         except OSError as error:
             self.lock.end()
-            raise ConfigError(f"out={self.store.url}: {first_line(error)}") from None
+            raise store_error(f"out={self.store.url}", error) from None
         self.thread.start()
         return self
 
@@ -333,6 +373,8 @@ class Mirror:
             try:
                 self.sync()
                 self.error = None
+            except Misplaced:  # the driver meets the same
+                return
             except OSError as error:
                 self._failed(error)
 
@@ -343,7 +385,11 @@ class Mirror:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def sync(self) -> None:
-        """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError."""
+        """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError.
+
+        Raises Misplaced if another driver has taken over.
+        """
+        self.lock.check()
         ledger = self._new_entries()
         self._upload_changed(self._files(ledger))
         self._upload_changed([self.paths.plan, self.paths.status, *self.paths.locks.glob("*.txt")])
@@ -399,9 +445,26 @@ def _has(path: Path, size: int) -> bool:
 
 
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
-    """Copy a run from a store to a folder, its ledger in one piece."""
-    store = ObjectStore(url)
-    pieces, ledger = store.read_ledger()
-    store.download(folder, [name for name in store.list() if name not in {*pieces, Lock.NAME} and only(name)])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ledger.jsonl").write_bytes(ledger)
+    """Copy a run from a store to a new folder, or an empty one, its ledger in one piece.
+
+    Raises:
+        ConfigError: if the folder has files, or the store cannot be read.
+        Outage: if the store gave no answer.
+    """
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder}: there are files in it; allowed is a new folder")
+        _copy_into(folder, ObjectStore(url), only)
+    except OSError as error:
+        raise store_error(url, error) from None
+
+
+def _copy_into(folder: Path, store: ObjectStore, only: Callable[[str], bool]) -> None:
+    try:
+        pieces, ledger = store.read_ledger()
+        store.download(folder, [name for name in store.list() if name not in {*pieces, Lock.NAME} and only(name)])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "ledger.jsonl").write_bytes(ledger)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # or the same command would be refused for what it left there
+        raise

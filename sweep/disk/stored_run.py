@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from sweep.config import ConfigError, first_line
 from sweep.disk import object_store
 from sweep.disk.run_files import run_folder
 
@@ -22,14 +21,12 @@ class LocalCopy:
 
         Raises:
             ConfigError: if the store cannot be read.
+            Outage: if it gave no answer.
         """
         parent = tempfile.mkdtemp(prefix="sweep-run-")
-        self.folder = Path(parent) / PurePosixPath(url).name  # names the run
+        self.folder = Path(parent) / object_store.url_name(url)
         weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
-        try:
-            object_store.copy(url, self.folder, lambda name: _is_needed(PurePosixPath(name), kinds))
-        except OSError as error:
-            raise ConfigError(f"{url}: {first_line(error)}") from None
+        object_store.copy(url, self.folder, lambda name: _is_needed(PurePosixPath(name), kinds))
 
 
 def _is_needed(name: PurePosixPath, kinds: Sequence[str]) -> bool:

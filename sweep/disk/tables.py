@@ -10,10 +10,10 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,8 @@ FOOTER_SEAL = b"SWCR"  # before a checksum of four bytes and the footer
 COMPACT = "compact"  # folder of compact files, beside the deployments'
 COMPACT_INDEX = b"trials"  # key in a compact file's footer: [trial, row group, offset, rows] of each, JSON
 TRIAL_KEY = ("deployment_id", "attempt", "trial_id")  # a compact file has them besides; a trial's path says them
+
+Contents = TypeVar("Contents")
 
 
 class Place(NamedTuple):
@@ -85,6 +87,17 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def warn_left_out(error: DamagedFile) -> None:
     """Warn, once for each file and reason, that a damaged file is left out of what is computed."""
     warnings.warn(f"left out: {error}", stacklevel=1)  # here: Python tells a text of one line of code once
+
+
+def read_if_whole(read: Callable[..., Contents], path: Path, *arguments: Any) -> Contents | None:
+    """Read a file of the run by a function; None if there is none, or if it is damaged, which a warning says."""
+    try:
+        return read(path, *arguments)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        warn_left_out(error)
+        return None
 
 
 @contextmanager

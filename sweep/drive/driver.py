@@ -7,7 +7,7 @@ retries are decided by its `LaunchState`, and the driver carries out what that d
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -98,10 +98,7 @@ class Driver:
         executor: Executor,
         display: Display,
         tracker: TrialTracker | None,
-        guard: Callable[[], None] = lambda: None,
     ) -> None:
-        """`guard` raises when the results folder has become another driver's."""
-        self.guard = guard
         self.plan, self.paths, self.ledger = plan, paths, ledger
         self.executor, self.display = executor, display
         self.rows = RowWriter(plan, paths, ledger, display, tracker)
@@ -161,7 +158,6 @@ class Driver:
             if level is StopLevel.NONE:
                 self._start_pending()
             for work, event in self.executor.events():
-                self.guard()
                 self._handle(work, _masked(event))
             self._retry_at_the_tail()
             self._write_status()

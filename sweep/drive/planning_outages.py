@@ -18,16 +18,19 @@ Planning = TypeVar("Planning")
 def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings]) -> Planning:
     """Return what `plan` makes, with new tries after an outage for as long as the run's `settings` have patience.
 
-    Nothing has worked in this run yet, so that is FIRST_PATIENCE at most. A dry run waits for nothing.
+    Nothing has worked in this run yet, so that is FIRST_PATIENCE at most.
 
     Raises:
+        ConfigError: at once in a dry run, which is not issued again.
         Halted: when that time is over, for the same command to be issued again.
     """
     try:
         return plan()
     except FAULTS as error:
-        if isinstance(error, ConfigError) or not is_outage(error) or settings().dry_run:
+        if isinstance(error, ConfigError) or not is_outage(error):
             raise
+        if settings().dry_run:
+            raise ConfigError(str(error)) from None
         failures = [error]  # the first, which is told like the others
 
     def try_again() -> Planning:

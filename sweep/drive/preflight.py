@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
@@ -136,7 +136,8 @@ def surroundings(
             composed = environments.compose(backend, platform)
             reason = composed if isinstance(composed, str) else unusable(composed, host, options)
             if reason is None and not isinstance(composed, str) and locks.is_installed(composed):
-                reason = unlike_nodes(node for node in nodes if node.gpus or platform == "cpu")
+                target = functools.partial(environments.target, backend, platform)
+                reason = unlike_nodes(target, (node for node in nodes if node.gpus or platform == "cpu"))
         if reason is None and platform == "cuda" and not waits:
             accelerator, keys = settings.hardware.accelerator, backend.gpu_keys
             reason = infeasible(Need(backend.name, backend.gpu_count, accelerator, 0.0, gpu_keys=keys), nodes)
@@ -169,17 +170,20 @@ def surroundings(
     return Surroundings(fingerprint, unavailable, spec, host.capability)
 
 
-def unlike_nodes(nodes: Iterable[Node]) -> str | None:
-    """Return why one lock does not fit all nodes, with the remedy, in one line; None if it does, as far as they say."""
-    kinds: dict[str, str] = {}
+def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | None:
+    """Return why one lock does not fit all nodes, with the remedy, in one line; None if it does, as far as they say.
+
+    `target` is the platform that an environment is locked for on such a node.
+    """
+    addresses: dict[str, str] = {}
     for node in nodes:
         if node.facts and node.facts.machine:
-            kinds.setdefault(f"{node.facts.machine} with Python {node.facts.python}", node.address)
-    if len(kinds) < 2:
+            addresses.setdefault(target(node.facts), node.address)
+    if len(addresses) < 2:
         return None
-    (first, address), (second, other) = list(kinds.items())[:2]
+    (first, address), (second, other) = list(addresses.items())[:2]
     return (
-        f"environments are locked for nodes of one kind: {address} is {first}, {other} is {second}; "
+        f"an environment is locked for nodes of one kind: {address} is {first}, {other} is {second}; "
         "choose one kind with cluster.labels"
     )
 
@@ -219,7 +223,7 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
     facts = [node.facts for node in nodes if node.facts and (node.gpus or settings.hardware.platform == "cpu")]
-    first = next((each for each in facts if each.machine), Host())  # unlike ones are refused: `unlike_nodes`
+    first = next((each for each in facts if each.machine), Host())  # those that need another lock are refused
     # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
     return Host(
         gpus=gpus,

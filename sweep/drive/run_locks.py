@@ -1,11 +1,12 @@
 """The locks of a run's environments: read from its results, found beside the environments, or resolved once."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.prepare import environments, locks
-from sweep.config import ConfigError, Settings, cache_directory, first_line
+from sweep.config import ConfigError, Settings, cache_directory
 from sweep.disk import object_store
 from sweep.disk.run_files import RunPaths, write_whole
 from sweep.options import ConfigPath
@@ -34,23 +35,31 @@ class RunEnvironments:
         self.cache = cache_directory(settings.cache_dir)
         self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
         self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
+        self.targets: dict[tuple[EnvironmentKey, str | None, str | None], str] = {}  # by a node's machine and Python
         self.fingerprints: dict[tuple[EnvironmentKey, bool], str] = {}  # of thousands of points
 
     def compose(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
         """Return the environment of an engine, with the lock that there is, if any; or why it has none."""
         key = self._key(backend, platform)
         if key not in self.composed:
-            on: Platform = "cuda" if platform == "cuda" else "cpu"
             try:
-                spec = environments.resolve(backend.env, on, self.options, backend.features(), self.host)
+                spec = self._chosen(backend.env, backend, platform, self.host)
                 if backend.computes_model and (spec.python or spec.binary):
                     spec = spec.model_copy(update={"content": self.digest_programs(spec)})
-                self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, on)})
+                self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, platform)})
             except ConfigError:  # a mistyped name is bad input, not an engine that is unavailable
                 raise
             except ValueError as error:
                 self.composed[key] = str(error)
         return self.locked.get(key, self.composed[key])
+
+    def target(self, backend: Backend, platform: str, node: Host) -> str:
+        """Return the platform that an engine's environment is locked for on nodes like this one."""
+        key = self._key(backend, platform), node.machine, node.python
+        if key not in self.targets:
+            host = replace(self.host or node, machine=node.machine, python=node.python)
+            self.targets[key] = locks.node_target(self._chosen(backend.env, backend, platform, host))
+        return self.targets[key]
 
     def lock(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
         """Return the environment with its lock, resolved if it is not locked yet (never in a dry run); or why not.
@@ -90,14 +99,18 @@ class RunEnvironments:
                 raise ConfigError(f"relock=true: {error}") from None
             return f"not locked for {locks.node_target(spec)}: {error}"
 
-    def _plain(self, backend: Backend, on: Platform) -> EnvironmentSpec | None:
+    def _plain(self, backend: Backend, platform: str) -> EnvironmentSpec | None:
         """The environment without extras, where all of them are for other engines of the plan."""
         extras = set(backend.env.extras)
         if not extras or extras & set(backend.features()):
             return None
         choice = backend.env.model_copy(update={"extras": ()})
-        spec = self._found(environments.resolve(choice, on, self.options, backend.features(), self.host))
+        spec = self._found(self._chosen(choice, backend, platform, self.host))
         return None if locks.needed(spec) and not self.settings.dry_run else spec
+
+    def _chosen(self, choice: EnvironmentChoice, backend: Backend, platform: str, host: Host | None) -> EnvironmentSpec:
+        on: Platform = "cuda" if platform == "cuda" else "cpu"
+        return environments.resolve(choice, on, self.options, backend.features(), host)
 
     def _found(self, spec: EnvironmentSpec) -> EnvironmentSpec:
         if self.pinned:
@@ -121,8 +134,7 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
         store = object_store.ObjectStore(settings.out)
         return {Path(name).name: (store.read(name) or b"").decode() for name in store.list(paths.locks.name)}
     except OSError as error:
-        problem = f"out={settings.out}: {first_line(error)}"
-        raise (Outage if is_outage(error) else ConfigError)(problem) from None
+        raise object_store.store_error(f"out={settings.out}", error) from None
 
 
 def keep_locks(plan: Plan, paths: RunPaths) -> None:

@@ -1,7 +1,7 @@
 """The stamp of trials.parquet: what it was made from, so that a command with nothing to do need not make it again.
 
 To make the table of 20,000 trials takes seconds, only to find that it is there already. The stamp lies beside it
-(`.trials.json`); where it does not hold, the table is made.
+(`.trials.json`); if anything differs from it, the table is made.
 """
 
 import zlib
@@ -35,7 +35,8 @@ def table_stamp(plan: Plan, paths: RunPaths) -> dict[str, Any] | None:
         for each in plan.deployments
         for trial in each.trials
     ]
-    prices = [[hourly_price(each.backend, plan.settings.hardware), _token_prices(each)] for each in plan.deployments]
+    backends = [each.backend for each in plan.deployments]
+    prices = [[hourly_price(each, plan.settings.hardware), each.price_per_million_tokens] for each in backends]
     made_from = [ledger.st_size, ledger.st_mtime_ns, plan.settings.model_dump(mode="json"), plan.axes, trials, prices]
     inputs = content_hash([program, *made_from])
     return {"inputs": inputs, "size": len(table), "checksum": zlib.crc32(table)}
@@ -52,7 +53,3 @@ def write_stamp(paths: RunPaths, stamp: dict[str, Any] | None) -> None:
     """Write the stamp beside its table."""
     if stamp is not None:
         run_files.write_whole(paths, paths.out / TABLE_STAMP, sealed(stamp))
-
-
-def _token_prices(deployment: Any) -> str:
-    return str(getattr(deployment.backend, "price_per_million_tokens", None))

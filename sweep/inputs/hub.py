@@ -187,21 +187,21 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
         return commits[key]
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
         if not _is_answer(error) and not isinstance(error, OfflineModeIsEnabled):
-            _unanswered[repo, revision] = first_line(error)
+            _unanswered[repo, revision, kind] = first_line(error)
         return last or revision
-    _unanswered.pop((repo, revision), None)
+    _unanswered.pop((repo, revision, kind), None)
     if commits.get(key) != commit:
         with contextlib.suppress(OSError):  # a cache that this node may not write to: the hub is asked again
             write_whole(remembered, json.dumps(commits | {key: commit}, indent=1))
     return commit
 
 
-_unanswered: dict[tuple[str, str], str] = {}  # (repository, revision) -> why the hub gave no commit
+_unanswered: dict[tuple[str, str, RepoType], str] = {}  # (repository, revision, kind) -> why the hub gave no commit
 
 
-def resolve_outage(repo: str, revision: str) -> str | None:
+def resolve_outage(repo: str, revision: str, kind: RepoType = "model") -> str | None:
     """Return why the hub gave no answer when it was asked for a revision's commit; None if it did, or was not asked."""
-    return _unanswered.get((repo, revision))
+    return _unanswered.get((repo, revision, kind))
 
 
 def forget_outages() -> None:

@@ -16,7 +16,7 @@ from backends.launch import task
 from backends.prepare import programs
 from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import file_digest
-from backends.prepare.pip_settings import UnreadableSettings, pip_settings, uv_settings
+from backends.prepare.pip_settings import UnreadableSettings, no_index, pip_settings, uv_settings
 from sweep.config import content_hash
 from sweep.inputs.hub import ignore
 from sweep.inputs.model import Model, Percent, safe_name
@@ -129,11 +129,11 @@ def _not_in_index(package: str) -> str | None:
     Raises Outage if it does not answer.
     """
     try:
-        settings = uv_settings(pip_settings())
+        pip = pip_settings()
     except UnreadableSettings as error:
         return str(error)
-    settings = {"UV_HTTP_TIMEOUT": INDEX_TIMEOUT, "UV_HTTP_RETRIES": "1"} | settings
-    command = [find_uv_bin(), "pip", "compile", "--no-deps", "--no-header", "--quiet", "-"]
+    settings = {"UV_HTTP_TIMEOUT": INDEX_TIMEOUT, "UV_HTTP_RETRIES": "1"} | uv_settings(pip)
+    command = [find_uv_bin(), "pip", "compile", *no_index(pip), "--no-deps", "--no-header", "--quiet", "-"]
     environ = task.clean_environment(**settings)
     answer = subprocess.run(command, input=f"{package}\n", capture_output=True, text=True, env=environ)
     if answer.returncode == 0:

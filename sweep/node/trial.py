@@ -250,6 +250,8 @@ def _not_quiet(work: Work, running: RunningEngine, stop: threading.Event, notify
         return None
     cores = _cores(running) | running.node.client_cpus
     sharing, known = sharing_name(work.settings.cluster), running.processes_known()
+    if not known:
+        notify("quiet.foreign_cpu is not judged: the engine's container runs as another user")
     everywhere = ForeignCpu(cores, sharing, running.processes) if known else None
     return not_quiet(work.settings.quiet, Foreign(everywhere, _foreign(work, running).gpu), stop, notify)
 

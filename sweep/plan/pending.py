@@ -101,31 +101,43 @@ def final_failures(plan: Plan, ledger: Ledger) -> set[str]:
 
 def _check_commits(plan: Plan, ledger: Ledger) -> None:
     """Refuse a revision that no hub resolved to a commit: it would change the ids of trials that have results."""
-    digests = {digest for deployment in plan.deployments for digest in deployment.content.values()}
-    revisions = {revision for digest in digests for revision in unresolved(digest)}
+    revisions = _unresolved(plan)
     if not revisions:
         return
-    measured = {json.loads(row.get("digests") or "{}").get("model", "") for row in ledger.rows.values()}
-    commits = {r: commit for digest in measured for r, commit in REVISION.findall(digest) if COMMIT.fullmatch(commit)}
-    for repository, revision in sorted(revisions):
-        if repository in commits:
+    measured = (json.loads(text) for text in {row.get("digests") or "{}" for row in ledger.rows.values()})
+    commits = {
+        (part, repository): revision
+        for digests in measured
+        for part, digest in digests.items()
+        for repository, revision in REVISION.findall(digest)
+        if COMMIT.fullmatch(revision)
+    }
+    for part, repository, revision in revisions:
+        if commit := commits.get((part, repository)):
             raise ConfigError(
-                f"model: the hub cannot be reached to resolve {repository}@{revision} to a commit, and the results are "
-                f"of {commits[repository]}; run the same command later, or set that commit as the revision"
+                f"{part}: the hub cannot be reached to resolve {repository}@{revision} to a commit, and the results "
+                f"are of {commit}; run the same command later, or set that commit as the revision"
             )
 
 
 def check_resolved(plan: Plan) -> None:
-    """Check that every revision of the plan has its commit, of which ids are made.
+    """Check that every revision of the plan has its commit, of which ids are made; those of a dry run are provisional.
 
     Raises:
         Outage: if the hub did not answer: rows would get an id that they have on no other day.
     """
+    if plan.settings.dry_run:
+        return
+    for part, repository, revision in _unresolved(plan):
+        if reason := resolve_outage(repository, revision, "dataset" if part == "workload" else "model"):
+            raise Outage(f"the hub cannot be reached for the commit of {repository}@{revision} ({reason})")
+
+
+def _unresolved(plan: Plan) -> list[tuple[str, str, str]]:
+    """Return (part, repository, revision) of every revision in the plan that no hub resolved to a commit."""
     contents = [deployment.content for deployment in plan.deployments] + [trial.content for trial in plan.trials]
-    for digest in sorted({digest for content in contents for digest in content.values()}):
-        for repository, revision in unresolved(digest):
-            if reason := resolve_outage(repository, revision):
-                raise Outage(f"the hub cannot be reached for the commit of {repository}@{revision} ({reason})")
+    digests = {(part, digest) for content in contents for part, digest in content.items()}
+    return sorted({(part, *revision) for part, digest in digests for revision in unresolved(digest)})
 
 
 def unresolved(digest: str) -> list[tuple[str, str]]:

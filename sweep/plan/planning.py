@@ -142,16 +142,12 @@ class _Builder:
                 digest = built.digest(*folders) if hasattr(built, "digest") else None
             except ValueError as error:
                 message = str(error) if str(error).startswith(group) else f"{group}: {error}"
-                raise self._failure(error, message) from None
+                raise _unusable(error, message) from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
             identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
             self.parts[key] = _Part(pinned, digest, identity)
         return self.parts[key]
-
-    def _failure(self, error: ValueError, message: str) -> ValueError:
-        """The error for a part that cannot be used; an outage stays one, except in a dry run, which is not repeated."""
-        return (Outage if isinstance(error, Outage) and not self.settings.dry_run else ConfigError)(message)
 
     def _draft(self, engine: Backend) -> _Part | None:
         """The draft model that an engine's flags name, checked and digested as the model itself is."""
@@ -163,7 +159,7 @@ class _Builder:
             built.check()
             digest = built.digest(self.cache)
         except ValueError as error:
-            raise self._failure(error, f"backend.flags.{engine.draft_flag}={draft[0]}: {error}") from None
+            raise _unusable(error, f"backend.flags.{engine.draft_flag}={draft[0]}: {error}") from None
         return _Part(built.pinned(self.cache), digest, content_hash([digest]))
 
     def _deployment(
@@ -201,6 +197,11 @@ class _Builder:
                 gateway=None if gateway is None else gateway.built,
             )
         return self.deployments[deployment_id]
+
+
+def _unusable(error: ValueError, message: str) -> ValueError:
+    """The error for a part that cannot be used; an outage stays one."""
+    return (Outage if isinstance(error, Outage) else ConfigError)(message)
 
 
 def bfloat16(engine: Backend, model: Any, capability: str | None) -> tuple[str | None, tuple[str, ...]]:

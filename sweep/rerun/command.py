@@ -15,7 +15,7 @@ from sweep.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Set
 from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
 from sweep.drive.planning_outages import plan_patiently
-from sweep.drive.preflight import fetch_obstacle, find_hardware, find_nodes, surroundings
+from sweep.drive.preflight import find_hardware, find_nodes, surroundings
 from sweep.options import ConfigPath
 from sweep.plan.command_line import is_point_key, parse_command_line
 from sweep.plan.compose import Composition, compose_run
@@ -137,8 +137,7 @@ def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str |
         seeds=[{each.trial["replicate"]: each.trial["seed"]} for each in capsules],
     )
     plan = make_plan(composition, facts)
-    if not settings.dry_run:
-        check_resolved(plan)
+    check_resolved(plan)
     for deployment in plan.deployments:
         if deployment.unavailable:
             raise ConfigError(f"{capsules[0].capsule}: {deployment.describe()}: {deployment.unavailable}")
@@ -157,9 +156,8 @@ def _settings_today(
         names = f"{other.capsule} and {first.capsule}"
         raise ConfigError(f"{names}: were measured with different settings; run them again one by one")
     defaults = [each for each in DEFAULTS if each.partition("=")[0] not in typed]
-    today = compose_run(
-        [*defaults, *overrides], functools.partial(find_hardware, options=options), options, fetch_obstacle
-    ).settings
+    find = functools.partial(find_hardware, options=options)
+    today = compose_run([*defaults, *overrides], find, options).settings  # whose model and workload are not the rows'
     present = {"hardware", "assumed", *(key.partition(".")[0] for key in typed)}
     recorded = {key: value for key, value in first.settings.items() if key not in present}
     recorded["replicates"] = len({each.trial["replicate"] for each in capsules})

@@ -1,1 +1,1 @@
-"""What a ledger is made of: lines with a checksum, texts that rows share, and what a run's other files say of them."""
+"""The lines of a ledger and of other files of a run: their checksums, the texts that rows share, their agreement."""

@@ -43,21 +43,23 @@ class Texts:
         named = [(column, value["text"]) for column, value in row.items() if type(value) is dict]
         return [text for text in named if text not in self._texts and (self.columns is None or text[0] in self.columns)]
 
-    def restored(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def restored(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return a stored row with its texts in place, without nulls, and with `columns` only these.
 
-        Rows have most of their texts in common, which are one object in memory.
+        The row given is the one returned, unless `columns` leave something out. Equal texts of rows are one object in
+        memory.
         """
-        texts, intern = self._texts, sys.intern
         if self.columns is not None:
             row = {name: row[name] for name in self.columns if name in row}
-        return {
-            intern(name): texts[name, value["text"]]
-            if (kind := type(value)) is dict
-            else (intern(value) if kind is str else value)
-            for name, value in row.items()
-            if value is not None
-        }
+        for name, value in row.items():
+            kind = type(value)
+            if kind is str:
+                row[name] = sys.intern(value)
+            elif kind is dict:
+                row[name] = self._texts[name, value["text"]]
+        for name in [name for name, value in row.items() if value is None]:
+            del row[name]
+        return row
 
     def entries(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the entries of a row: its texts that are not stored yet, which are not added, and then itself."""

@@ -1,0 +1,19 @@
+"""Readings of an engine over the time of a trial, as lines; a few readings as dots."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+GIB = 2.0**30
+SPARSE = 20  # readings; fewer than this are drawn as dots
+STROKE: Mapping[str, Any] = {"marker": "", "linewidth": 1.2}  # else as in the other figures
+
+
+def plot_series(ax: Axes, samples: pd.DataFrame, series: str, style: Mapping[str, Any], scale: float = 1.0) -> None:
+    """Plot one series of a trial, summed over the GPUs or replicas of an engine, which have the same times."""
+    values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
+    if len(values):
+        marker = "." if len(values) < SPARSE else ""
+        ax.plot(values.index.to_numpy(), values.to_numpy(), **{**style, "marker": marker})

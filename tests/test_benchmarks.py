@@ -1,0 +1,29 @@
+"""The conditions under which benchmarks/ measure commands."""
+
+import sys
+
+import pytest
+
+from benchmarks import resume
+
+PRINT_CACHE = [sys.executable, "-c", "import sys; print(sys.pycache_prefix, sys.dont_write_bytecode)"]
+
+
+def test_the_first_command_compiles_where_the_measured_ones_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is started from a process of its own, which imports the module anew."""
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "elsewhere")  # and restored after the test
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(sys, "argv", ["resume"])
+    printed: list[str] = []
+
+    def both(*_: object) -> None:
+        printed.append(resume.measure(PRINT_CACHE).output)
+        printed.append(process_of_its_own(resume.measure, PRINT_CACHE).output)
+        raise SystemExit
+
+    process_of_its_own = resume.elsewhere
+    monkeypatch.setattr(resume, "elsewhere", both)
+    with pytest.raises(SystemExit):
+        resume.main()
+    assert printed[0].endswith("/compiled False\n")
+    assert printed == [printed[0]] * 2
