@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(chromium.missing()), rea
 RIGHT, ENTER = "\ue014", "\ue007"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 # For the answer to one event with 2,000 points: generous, as other tests use the machine meanwhile. The times that are
-# printed are the measurement; docs/report.md has those of an idle machine.
+# printed are the measurement; docs/report.md says what an idle machine takes.
 MOST_SECONDS = 5.0
 
 # Sets a control as a person does: its value or check mark, then the event.
