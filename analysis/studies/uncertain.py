@@ -95,10 +95,12 @@ def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
 
 def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Uncertain:
     """A figure made of others: it has an interval if all of them have one of a new launch, or of the same launches."""
-    launches = {part.launches for part in parts}
-    reasons = [part.lacking for part in parts] + [NOT_OF_A_NEW_LAUNCH] * (len(launches) > 1)
-    lacking = next(filter(None, reasons), "")
-    return Uncertain(value, math.nan, math.nan, lacking=lacking) if lacking else Uncertain(value, low, high, *launches)
+    reasons = [part.lacking for part in parts if part.lacking]
+    if any(part.launches != parts[0].launches for part in parts):
+        reasons.append(NOT_OF_A_NEW_LAUNCH)
+    if reasons:
+        return Uncertain(value, math.nan, math.nan, lacking=reasons[0])
+    return Uncertain(value, low, high, parts[0].launches)
 
 
 def _divided(numerator: float, denominator: float) -> float:
