@@ -55,6 +55,11 @@ class Run:
         return str(self.experiment.get("name") or self.paths.out.name)
 
     @property
+    def place(self) -> str | Path:
+        """The run as a user names it: its folder, or its URL."""
+        return self.copy.url if self.copy else self.paths.out
+
+    @property
     def baseline(self) -> dict[str, Any]:
         """Column -> value of the points that others are compared with; empty if there is none."""
         return dict(self.experiment.get("baseline") or {})

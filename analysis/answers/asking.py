@@ -68,39 +68,53 @@ class Measured:
 
 
 def measured_points(runs: Sequence[RunResults]) -> Measured:
-    """The points of these runs; a name that several runs have gets the run's."""
-    points, rows, numbers = [], [], []
-    begin = 0
-    for index, (results, run_name) in enumerate(zip(runs, _run_names(runs), strict=True)):
-        layout = results.layout
-        placed = layout.placed(results.run.ok)
-        present = np.flatnonzero(layout.points["n"] > 0)
-        number = pd.Series(range(begin, begin + len(present)), present)
-        points.append(_named(layout, run_name).iloc[present].assign(order=index))
-        rows.append(placed)
-        numbers.append(placed["point"].map(number).to_numpy(np.int64))
-        begin += len(present)
-    every, all_rows = pd.concat(points, ignore_index=True), pd.concat(rows, ignore_index=True)
-    launch = all_rows["launch"].astype(object)
+    """The points of these runs that have a result; a name that several runs have gets the run's."""
+    every, rows = every_point(runs), placed_trials(runs)
+    present = (every["n"] > 0).to_numpy()
+    place = np.cumsum(present) - 1  # of a point among those with a result
+    launch = rows["launch"].astype(object)
     trials = Trials(
-        np.concatenate(numbers),
-        all_rows["replicate"].fillna(0).to_numpy(np.int64),
+        place[rows["point"].to_numpy(np.int64)],
+        rows["replicate"].fillna(0).to_numpy(np.int64),
         launch.where(launch.notna(), None).to_numpy(object),
     )
+    measured = every[present].reset_index(drop=True)
     if len(runs) > 1:
-        several = every.groupby("name")["order"].transform("nunique") > 1
-        every["name"] = every["name"].where(~several, every["name"] + " (" + every["run"] + ")")
-        every = every.assign(**_conditions(all_rows, trials, len(every)))
-    return Measured(every, all_rows, trials, len(runs))
+        measured["name"] = names_with_runs(measured)
+        measured = measured.assign(**_conditions(rows, trials, len(measured)))
+    return Measured(measured, rows, trials, len(runs))
 
 
-def _run_names(runs: Sequence[RunResults]) -> list[str]:
+def every_point(runs: Sequence[RunResults]) -> pd.DataFrame:
+    """The points of these runs one after another, with `name`, `at`, `by_load`, `run` and its place, `order`."""
+    named = zip(runs, run_names(runs), strict=True)
+    points = [_named(results.layout, name).assign(order=index) for index, (results, name) in enumerate(named)]
+    return pd.concat(points, ignore_index=True)
+
+
+def placed_trials(runs: Sequence[RunResults]) -> pd.DataFrame:
+    """The trials with a result of these runs one after another, with their `point` among those of `every_point`."""
+    rows, begin = [], 0
+    for results in runs:
+        placed = results.layout.placed(results.run.ok)
+        rows.append(placed.assign(point=placed["point"] + begin))
+        begin += len(results.points)
+    return pd.concat(rows, ignore_index=True)
+
+
+def names_with_runs(points: pd.DataFrame) -> pd.Series[str]:
+    """The names of the points of several runs: one that several have gets the run's."""
+    several = points.groupby("name")["order"].transform("nunique") > 1
+    return points["name"].where(~several, points["name"] + " (" + points["run"] + ")")
+
+
+def run_names(runs: Sequence[RunResults]) -> list[str]:
     """Names that tell the runs apart: those of their experiments, else of their folders, else the folders' paths."""
     folders = [results.run.paths.out for results in runs]
     for names in ([results.run.name for results in runs], [folder.name for folder in folders]):
         if len(set(names)) == len(names):
             return names
-    return list(map(str, folders))
+    return [str(results.run.place) for results in runs]
 
 
 def _named(layout: Layout, run: str) -> pd.DataFrame:
@@ -116,7 +130,7 @@ def _named(layout: Layout, run: str) -> pd.DataFrame:
 
 
 def _conditions(rows: pd.DataFrame, trials: Trials, points: int) -> dict[str, list[str]]:
-    """The conditions of each point as text: model, workload and load with their files, the protocol and the machine."""
+    """The conditions of each point as JSON: model, workload and load with their files, the protocol and the machine."""
     rows_at = positions(trials.point, points)
     equal = [_equal_settings(rows.iloc[of_point[:1]]) for of_point in rows_at]
     at_any = [{key: value for key, value in each.items() if key not in OF_A_LOAD} for each in equal]
@@ -137,19 +151,23 @@ def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
 
 
 def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[str, str]]) -> list[str]:
-    """The settings of each point as text, with the digests of a part of which several are known with these settings.
+    """The settings of each point as JSON, with the digests of a part of which several are known with these settings.
 
     With one alone, a point whose digest is not known is taken to have it, as a comparison of two runs takes it.
     """
-    texts = [json.dumps(each, sort_keys=True, default=str) for each in settings]
+    texts = [_settings_text(each) for each in settings]
     known: dict[tuple[str, str], set[str]] = {}
     for text, of_point in zip(texts, digests, strict=True):
         for part, digest in of_point.items():
             known.setdefault((text, part), set()).add(digest)
     return [
-        text + "".join(f" {part} {digest}" for part, digest in of_point.items() if len(known[text, part]) > 1)
-        for text, of_point in zip(texts, digests, strict=True)
+        _settings_text(each | {f"files of {part}": of_point[part] for part in of_point if len(known[text, part]) > 1})
+        for each, text, of_point in zip(settings, texts, digests, strict=True)
     ]
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:

@@ -72,7 +72,7 @@ def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | Non
 def positions(point: Positions, points: int) -> list[Positions]:
     """The rows of each point's trials."""
     order = np.argsort(point, kind="stable")
-    return list(np.split(order, np.searchsorted(point[order], np.arange(1, points))))
+    return np.split(order, np.searchsorted(point[order], np.arange(points)))[1:]
 
 
 def _families(pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:

@@ -23,6 +23,7 @@ class LocalCopy:
             ConfigError: if the store cannot be read.
             Outage: if it gave no answer.
         """
+        self.url = url
         parent = tempfile.mkdtemp(prefix="sweep-run-")
         self.folder = Path(parent) / object_store.url_name(url)
         weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
