@@ -100,7 +100,7 @@ def cells(comparison: PointComparison, margin: float) -> tuple[str, ...]:
     )
 
 
-def _tables(comparisons: Sequence[PointComparison]) -> dict[str, list[PointComparison]]:
+def by_table(comparisons: Sequence[PointComparison]) -> dict[str, list[PointComparison]]:
     """The comparisons under the title of their table: a quantity of one side."""
     several = len({each.other for each in comparisons}) > 1
     tables: dict[str, list[PointComparison]] = {}
@@ -110,7 +110,7 @@ def _tables(comparisons: Sequence[PointComparison]) -> dict[str, list[PointCompa
     return tables
 
 
-def _reasons(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
+def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
     """Why a verdict is not one of the figures: each reason once, with the configurations."""
     reasons: dict[str, list[str]] = {}
     for each in comparisons:
@@ -142,8 +142,8 @@ def markdown(comparisons: Sequence[PointComparison], margin: float, conditions: 
     lines += [f"- {line}" for line in headline(comparisons, margin)]
     if changed := changes(comparisons):
         lines.append(f"- differs: {'; '.join(changed)}")
-    lines += [f"- {reason}" for reason in _reasons(comparisons, margin)]
-    for title, group in _tables(comparisons).items():
+    lines += [f"- {reason}" for reason in verdict_reasons(comparisons, margin)]
+    for title, group in by_table(comparisons).items():
         lines += ["", f"{title}:", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
         lines += [f"| {' | '.join(_escaped(cell) for cell in cells(each, margin))} |" for each in group]
     return "\n".join([*lines, "", *reach(comparisons)]).rstrip() + "\n"
@@ -171,8 +171,8 @@ def terminal_parts(comparisons: Sequence[PointComparison], margin: float, condit
     return [
         *(Text(line, style="bold") for line in headline(comparisons, margin)),
         *([Text(f"differs: {'; '.join(changed)}", style="dim")] if changed else []),
-        *(_table(title, group, margin) for title, group in _tables(comparisons).items()),
-        *(Text(line, style="dim") for line in _reasons(comparisons, margin)),
+        *(_table(title, group, margin) for title, group in by_table(comparisons).items()),
+        *(Text(line, style="dim") for line in verdict_reasons(comparisons, margin)),
         *(Text(line, style="dim") for line in reach(comparisons)),
         *(Text(line, style="bold red") for line in _failed(conditions, comparisons)),
         *(Text(line, style="bold yellow") for line in _not_judged(conditions, comparisons)),

@@ -37,7 +37,11 @@ def side(text: str, all_rows: bool = False) -> Side:
         RunNotFound, DamagedFile: as `analysis.load`.
     """
     place, _, selection = text.partition(SELECT)
-    run = open_run(run_place(place), all_rows or bool(selection), kinds=())
+    return side_of(text, open_run(run_place(place), all_rows or bool(selection), kinds=()), selection)
+
+
+def side_of(text: str, run: Run, selection: str = "") -> Side:
+    """The side that a run is, or those of its trials that the selection names; `text` is its name. Raises as `side`."""
     trials = run.ok
     settings = [trial_settings(row) for row in trials.to_dict("records")]
     wanted_values = _selection(text, selection)
