@@ -162,6 +162,12 @@ def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
     assert "does not show how much launches differ; replicates=3 would, with relaunch=per_replicate" in out
 
 
+def test_runs_without_a_result_have_no_answer(tmp_path, capsys):
+    for name in "ab":
+        run_of(tmp_path / name, [trial("vllm", 1, 0, None)])
+    assert summary(capsys, str(tmp_path / "a"), str(tmp_path / "b")) == "no configuration has a result\n"
+
+
 def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110})
     longer = {**CONFIG, "workload": {"name": "qa", "output_tokens": 512}}
@@ -209,7 +215,7 @@ def test_the_summary_and_the_page_judge_an_slo_by_the_same_percentile(tmp_path, 
     engines(tmp_path / "a", {"vllm": 110}, slo=json.dumps({"ttft": 0.2}), num_requests=requests, **stated, **latencies)
     results = RunResults(open_run(tmp_path / "a"))
     assert {answer.best.tightest.quantity.column for answer in results.answers} == {f"ttft_{judged}"}
-    page = page_data(results)
+    page = page_data([results])
     assert page["percentiles"]["usual"] == judged
     names = (percentiles or "50, 90, 95, 99").replace(".", "_").split(", ")
     assert page["percentiles"]["names"] == [f"p{name}" for name in names]

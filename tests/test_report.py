@@ -119,7 +119,7 @@ def test_a_point_is_run_again_from_its_row_or_by_the_command_of_its_run(tmp_path
     rows = [trial("a", 1, 0, 10.0, config=config, seed=1), trial("a", 2, 0, None, config=config)]
     rows.append(trial("a", 4, 0, 10.0))
     run = run_of(tmp_path / "one run", rows, command="sweep +experiment=x")
-    row, *others = page_data(RunResults(run))["points"]["again"]
+    row, *others = page_data([RunResults(run)])["points"]["again"]
     assert others == [f"sweep +experiment=x load.batch_size={size} out=results/again" for size in (2, 4)], (
         "no row to run"
     )
@@ -133,7 +133,7 @@ def test_the_command_that_runs_a_row_again_is_short_where_the_report_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = run_of(Path("results") / "night", [trial("a", 1, 0, 10.0, config="{}", trial_id="1a2b")])
-    assert page_data(RunResults(run))["points"]["again"] == ["sweep rerun results/night#1a2b"]
+    assert page_data([RunResults(run)])["points"]["again"] == ["sweep rerun results/night#1a2b"]
 
 
 def test_the_files_of_a_trial_are_linked_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_the_files_of_a_trial_are_linked_where_they_lie(tmp_path: Path, monkeypa
     point = 0
 
     def titles() -> dict[str, str]:
-        page = page_data(open_results(paths.out))
+        page = page_data([open_results(paths.out)])
         assert all((paths.out / path).is_file() for _, path in page["files"])
         *_, places = page["points"]["trials"][point][0]
         assert bool(page["points"]["reads"][point]) == any(
@@ -158,7 +158,7 @@ def test_the_files_of_a_trial_are_linked_where_they_lie(tmp_path: Path, monkeypa
     compact(paths, fewest=1)
     assert sorted(re.sub("-.*", "", title) for title in titles()) == ["requests", "telemetry"]
     assert all(path == f"deployments/compact/{title}" for title, path in titles().items())
-    points = page_data(open_results(paths.out))["points"]
+    points = page_data([open_results(paths.out)])["points"]
     statement, _, expression = points["reads"][point].partition("; ")
     assert (statement, expression[:33]) == ("from llm_sweep import analysis", "analysis.requests('results/night'")
     assert set(eval(expression)["trial_id"]) == {points["trials"][point][0][0]}

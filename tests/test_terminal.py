@@ -131,7 +131,7 @@ def test_quality_stands_beside_agreement_with_the_interval_of_the_comparison(tmp
     point = summarise(run).set_index("backend").loc["a"]
     assert list(point[["agreement_ci_low", "agreement_ci_high"]]) == pytest.approx([0.85, 0.94])
     assert list(point[["quality_new_launch_low", "quality_new_launch_high"]]) == pytest.approx([0.976, 0.9932])
-    shown = {each["key"]: each for each in page_data(RunResults(run))["quantities"]}
+    shown = {each["key"]: each for each in page_data([RunResults(run)])["quantities"]}
     assert (shown["quality"]["value"][0], shown["quality"]["low"][0], shown["quality"]["high"][0]) == (
         98.5,
         97.6,

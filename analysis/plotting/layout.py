@@ -20,7 +20,7 @@ from analysis.statistics.winners import best
 from analysis.summary import key_columns
 from sweep.records import LOAD_COLUMNS
 
-_LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
+LOAD_LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
 SIZE = "load_size"  # the value of the one of LOAD_COLUMNS that a point has, if loads are of several kinds
 MOST_LINES = 21  # distinguishable by colour, marker and dash
 MOST_PANELS = 24
@@ -28,27 +28,39 @@ MOST_LISTED = 12  # lines in a sentence
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The place of each point of a run in its figures."""
+class PointLayout:
+    """The names of points: each has a line, a panel and a place on the x axis."""
 
     points: pd.DataFrame  # the summary, with `line` and `panel`
-    trials: pd.DataFrame  # `line`, `panel` and `point` (its position) of each trial, by the index of the run's trials
     lines: list[str]  # in the plan's order: a line looks the same in every figure of a run
     x: str | None  # the column of points and placed trials that is the x axis; None if nothing numeric varies
     x_labels: dict[str, str]  # label of x by panel; a panel whose load has no size (a trace) has none
-    zipped: list[str]  # the numeric columns whose value follows from x in each workload and load: zipped axes
-    coloured: list[str]  # the lines that are drawn, each in a colour of its own: at most MOST_LINES
 
     def load(self, point: "pd.Series[Any]") -> str:
         """The value of x at a point, e.g. `batch size 8`; empty if nothing numeric varies."""
         label = self.x_labels.get(point["panel"])
-        return f"{label[0].lower()}{label[1:]} {point[self.x]:g}" if self.x and label else ""
+        if not self.x or not label or pd.isna(point[self.x]):
+            return ""
+        return f"{label[0].lower()}{label[1:]} {point[self.x]:g}"
 
     @property
     def x_label(self) -> str:
         """The labels of x in all panels, e.g. `Batch size or concurrency`; empty if there is none."""
         first, *rest = dict.fromkeys(self.x_labels.values()) or [""]
         return " or ".join([first, *(label.lower() for label in rest)])
+
+    def describe(self, point: "pd.Series[Any]") -> str:
+        """A point in a few words, e.g. `vllm, qa, batch size 8`."""
+        return ", ".join(part for part in (point["line"], point["panel"], self.load(point)) if part)
+
+
+@dataclass(frozen=True)
+class Layout(PointLayout):
+    """The place of each point of a run in its figures."""
+
+    trials: pd.DataFrame  # `line`, `panel` and `point` (its position) of each trial, by the index of the run's trials
+    zipped: list[str]  # the numeric columns whose value follows from x in each workload and load: zipped axes
+    coloured: list[str]  # the lines that are drawn, each in a colour of its own: at most MOST_LINES
 
     def axis(self, panel: str) -> str:
         """The label of a panel's x axis."""
@@ -57,10 +69,6 @@ class Layout:
         same = ("workload.num_requests",) if label == "Request count" else ()
         zipped = [_spaced(key) for key in self.zipped if points[key].nunique() > 1 and key not in same]
         return self.x_labels.get(panel, "") + (f" (with {', '.join(zipped)})" if zipped else "")
-
-    def describe(self, point: "pd.Series[Any]") -> str:
-        """A point in a few words, e.g. `vllm, qa, batch size 8`."""
-        return ", ".join(part for part in (point["line"], point["panel"], self.load(point)) if part)
 
     @cached_property
     def panels(self) -> list[str]:
@@ -154,7 +162,7 @@ def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
     """The label of x by panel, for panels in which some point has x."""
     labels: dict[str, str] = {}
     for column in LOAD_COLUMNS if x == SIZE else [x]:
-        label = _LABELS.get(column, _spaced(column).capitalize())
+        label = LOAD_LABELS.get(column, _spaced(column).capitalize())
         if x == "batch_size" and _one_batch(points):
             label = "Request count"
         for panel in points.loc[points[column].notna(), "panel"].unique():

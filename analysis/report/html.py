@@ -6,27 +6,21 @@ What it says is gathered here; how it looks is in templates/.
 import json
 import math
 import re
-from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 from html import escape
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.answers.sentences import lead
 from analysis.headline import HEADLINE
-from analysis.load import Run
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import COLOURS, GRID, INK, MUTED, SavedFigure, draw_all
-from analysis.plotting.layout import listed
 from analysis.quantities import LabelledColumn, definitions, labelled_column
-from analysis.report.page_data import as_block, page_data
+from analysis.report.page import Lead, is_explorable, page
+from analysis.report.page_data import page_data
 from analysis.report.tables import (
-    LARGEST_TABLE,
     answers_table,
     explained_tables,
     ladder_table,
@@ -50,26 +44,7 @@ from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 from sweep.wording import number
 
-TEMPLATE_FOLDER = Path(__file__).parent / "templates"
-SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
 INTERACTIVE = "pareto"  # the figure that the script draws
-SECTION = re.compile(r'<section[^>]* id="([a-z]+)"[^>]*>\s*<h2[^>]*>(.*?)</h2>')
-TEMPLATES = Environment(
-    loader=FileSystemLoader(TEMPLATE_FOLDER),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
-CODE = re.compile(r"`([^`]+)`")
-
-
-def code_marked(text: str) -> Markup:
-    """A text of our own as markup: what it has between backticks, as docstrings do, is code."""
-    return Markup(CODE.sub(r"<code>\1</code>", escape(text)))
-
-
-TEMPLATES.filters["code_marked"] = code_marked
 
 
 class Card(NamedTuple):
@@ -92,46 +67,31 @@ def write_all(results: RunResults) -> None:
     run = results.run
     if run.copy is not None:
         raise ValueError("a report of a run in an object store needs a folder: sweep report URL --output FOLDER")
-    codes = [
-        ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
-        for index in results.summary.index
-    ]
-    lost = [bounds_text(point, run.percentiles) for _, point in results.summary.iterrows()]
-    table = results.summary.assign(lost_to_failures=lost, warnings=codes)
-    run_files.write_whole(run.paths, run.paths.summary, table.to_csv(index=False))
+    run_files.write_whole(run.paths, run.paths.summary, summary_table(results).to_csv(index=False))
     figures = draw_all(run, results.layout)
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
 
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     """The report as a document."""
-    data, script = page_data(results), _script()
-    explorable = bool(results.points["n"].any()) and bool(data["quantities"])
+    data = page_data([results])
+    left_out = INTERACTIVE if is_explorable(data) else ""
     parts = {
         **_findings(results),
-        **_provenance(results.run),
-        "figures": [
-            (each.name, _inline(each), each.caption)
-            for each in figures
-            if not (explorable and each.name == INTERACTIVE)
-        ],
-        "explorable": explorable,
+        "runs": [provenance(results)],
+        "figures": [(each.name, _inline(each), each.caption) for each in figures if each.name != left_out],
     }
-    sections = Markup(TEMPLATES.get_template("sections.html").render(**parts))
-    return TEMPLATES.get_template("report.html").render(
-        **parts,
-        sections=sections,
-        anchors=[pair for pair in SECTION.findall(sections) if pair[0] != "results" or not explorable],
-        data=as_block(data),
-        script=script,
-        script_hash=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
-    )
+    return page(results.run.name, [Lead(lead_of_run(results))], "sections.html", parts, data)
 
 
-def _script() -> Markup:
-    """The page's script, of the files that a designer edits; no name of one is seen outside."""
-    parts = ((TEMPLATE_FOLDER / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPT)
-    return Markup('(() => {\n"use strict";\n' + "".join(parts) + "})();\n")
+def summary_table(results: RunResults) -> pd.DataFrame:
+    """The points as summary.csv has them."""
+    codes = [
+        ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
+        for index in results.summary.index
+    ]
+    lost = [bounds_text(point, results.run.percentiles) for _, point in results.summary.iterrows()]
+    return results.summary.assign(lost_to_failures=lost, warnings=codes)
 
 
 def _findings(results: RunResults) -> dict[str, Any]:
@@ -143,11 +103,10 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "run": run,
         "layout": layout,
         "results": results,
-        "lead": _lead(results),
         "answer": lead(results.answers),
         "answers": answers_table(results.answers),
         "cards": list(_cards(results)),
-        "warnings": [(warning, scope(warning, layout)) for warning in grouped(results.warnings)],
+        "warnings": warned([("", results)]),
         "tables": results_tables(results),
         "winners": winners_table(results),
         "findings": judge_run(results),
@@ -157,19 +116,28 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "explained": explained_tables(results),
         "steady": steady_table(results),
         "slowest": slowest_table(results),
-        "confidence": f"{CONFIDENCE:.0%}",
         "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
         "too_many_replicates": MOST_REPLICATES if replicates > MOST_REPLICATES else 0,
         "no_steady_state": str(reasons.iloc[0]).removeprefix("none: ") if len(reasons) else "",
         "formulas": definitions(set(run.ok.columns[run.ok.notna().any()]), run.percentiles),
         "outcomes": list(run.not_ok["outcome"].unique()),
-        "largest_table": LARGEST_TABLE,
-        "more_points": lambda count: f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else "",
     }
 
 
-def _lead(results: RunResults) -> str:
+def warned(runs: Iterable[tuple[str, RunResults]]) -> list[tuple[ResultWarning, list[str]]]:
+    """Each kind of warning once, with the messages about these runs, which begin with the run's name if it has one."""
+    warnings: dict[str, tuple[ResultWarning, list[str]]] = {}
+    for name, results in runs:
+        for warning in grouped(results.warnings):
+            points = scope(warning, results.layout)
+            message = (f"{name}: " if name else "") + warning.message + (f" [{points}]" if points else "")
+            warnings.setdefault(warning.code, (warning, []))[1].append(message)
+    return list(warnings.values())
+
+
+def lead_of_run(results: RunResults) -> str:
+    """The number of trials and points with a result, the model, the machine and the time."""
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
     begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
@@ -275,12 +243,17 @@ def _ratio_interval(ratio: Estimate) -> str:
 # What was run --------------------------------------------------------------------------------------------------------
 
 
-def _provenance(run: Run) -> dict[str, Any]:
+def provenance(results: RunResults, name: str = "") -> dict[str, Any]:
+    """A run's command, engines, machines and versions; `name` is its title among several."""
+    run = results.run
     attempted = run.trials[run.trials["attempt"].notna()]
     engines = attempted.groupby("backend", sort=False)["engine_version"]
     return {
+        "name": name,
+        "run": run,
+        "place": str(run.place if run.copy else run.paths.out.absolute()),
+        "formats": results.formats,
         "distinct": lambda column: ", ".join(map(str, column.dropna().unique())),
-        "listed": listed,
         "attempted": attempted,
         "engines": [" ".join([str(backend), "/".join(versions.dropna().unique())]) for backend, versions in engines],
         "machines": dict.fromkeys(_machine(text) for text in attempted["hardware"].dropna().unique()),

@@ -1,4 +1,4 @@
-"""The points of a run as the report's script reads them: one block of JSON, with no text that could end it."""
+"""The points of a run, or of several, as the report's script reads them: a block of JSON that no text in it ends."""
 
 import json
 import math
@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from analysis.answers.asking import placed_trials, run_names
 from analysis.answers.deciding import shared_slo
 from analysis.answers.question import bounded_percentile, common_percentiles
 from analysis.headline import HEADLINE
+from analysis.load import Run
 from analysis.quantities import LabelledColumn, labelled_column, setting
+from analysis.report.shared_layout import shared_layout
 from analysis.report.terminal import label
-from analysis.report.trial_files import FileLink, file_links
+from analysis.report.trial_files import FileLink, file_links, relative_path
 from analysis.results import RunResults
 from analysis.statistics.intervals import around_medians
 from analysis.statistics.pooled import launches
@@ -43,43 +46,47 @@ RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
 
-def page_data(results: RunResults) -> dict[str, Any]:
-    """The points with their figures, intervals, warnings and trials, column by column, and the labels of all that."""
-    layout, points = results.layout, results.points
-    first = layout.placed(results.run.ok).groupby("point").first().reindex(range(len(points)))
+def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[str, Any]:
+    """The points with their figures, intervals, warnings and trials, column by column, and the labels of all that.
+
+    Args:
+        folder: where the page lies, from which it links to the files of trials; by default in that of the one run.
+    """
+    layout = shared_layout(runs)
+    points, rows = layout.points, _result_rows(runs)
+    first = rows.groupby("point").first().reindex(range(len(points)))
     gpus = first["gpu_count"].fillna(0).to_numpy(np.float64)
-    tasks, machines = list(points["panel"].unique()), [str(name) for name in first["accelerator"].dropna().unique()]
-    quantities = list(_quantities(results, points, gpus))
-    trials, files = _trials(results)
+    tasks, machines = list(points["panel"].unique()), _machines(first)
+    trials, files = _trials(runs, folder)
     return {
-        "run": results.run.name,
+        "run": ", ".join(run_names(runs)),
         "tasks": tasks,
         "lines": layout.lines,
         "axis": layout.x_label,
         "onGpus": bool(gpus.max(initial=0) > 0),
-        "machines": machines or ["machine"],
-        "prices": _prices(first, machines),
-        "slo": {name: limit for name, limit in shared_slo([results]).items() if name in BOUNDED},
-        "percentiles": _bounded_columns(results, points),
-        "quantities": quantities,
+        "machines": list(machines["name"].unique()),
+        "prices": [None if pd.isna(price) else float(price) for price in machines.drop_duplicates("name")["price"]],
+        "slo": {name: limit for name, limit in shared_slo(runs).items() if name in BOUNDED},
+        "percentiles": _bounded_columns(rows, points),
+        "quantities": list(_quantities(points, rows, gpus, _percentiles(runs))),
         "files": [[link.title, link.path] for link in files],
         "points": {
             "task": [tasks.index(panel) for panel in points["panel"]],
             "line": [layout.lines.index(line) for line in points["line"]],
-            "machine": [machines.index(str(name)) if name in machines else 0 for name in first["accelerator"]],
+            "machine": [int(place) for place in pd.factorize(machines["name"])[0]],
             "load": [layout.load(point) for _, point in points.iterrows()],
             "size": _rounded(points[layout.x]) if layout.x else [None] * len(points),
             "sizeText": [setting(value) for value in points[layout.x]] if layout.x else [""] * len(points),
             "name": [layout.describe(point) for _, point in points.iterrows()],
             "n": [int(n) for n in points["n"]],
-            "launches": _launches(results),
+            "launches": _launches(points, rows),
             "outcomes": ["" if point["n"] else str(point["outcomes"]) for _, point in points.iterrows()],
             "requests": _rounded(points["requests"]),
             "failed": _rounded(points["failed"]),
-            "warnings": [_warnings(results, point) for _, point in points.iterrows()],
+            "warnings": [of_point for results in runs for of_point in _warnings(results)],
             "trials": trials,
-            "again": _commands(results),
-            "reads": _reads(results, trials, files),
+            "again": [command for results in runs for command in _commands(results)],
+            "reads": _reads(runs, trials, files),
         },
     }
 
@@ -91,7 +98,21 @@ def as_block(data: Any) -> Markup:
     return Markup(text.translate(escapes))
 
 
-def _quantities(results: RunResults, points: pd.DataFrame, gpus: Any) -> Iterator[dict[str, Any]]:
+def _result_rows(runs: Sequence[RunResults]) -> pd.DataFrame:
+    """What is read of the trials with a result, with `point` and `launch_number`: a row is wide."""
+    columns = ["point", "accelerator", "gpu_count", "price_per_hour", "percentiles", *MEDIANS]
+    return placed_trials(runs)[columns].assign(
+        launch_number=np.concatenate([launches(results.run) for results in runs])
+    )
+
+
+def _percentiles(runs: Sequence[RunResults]) -> list[float]:
+    return sorted({percentile for results in runs for percentile in results.run.percentiles})
+
+
+def _quantities(
+    points: pd.DataFrame, rows: pd.DataFrame, gpus: Any, percentiles: Sequence[float]
+) -> Iterator[dict[str, Any]]:
     """The measured quantities that some point has, with two that are made of them and the ratios to the baseline."""
     count = np.maximum(gpus, 1)
     if "output_throughput" in points:
@@ -105,11 +126,11 @@ def _quantities(results: RunResults, points: pd.DataFrame, gpus: Any) -> Iterato
         value, low, high, new_low, new_high = (1 / each.where(each > 0) for each in times)
         ends = [value, high, low, new_high, new_low]
         declared = _declared(USER_SPEED, "Speed per user (1 / TPOT p50)", "tokens/s", "higher", ends)
-        low, high, new_low, new_high = (1 / end for end in _around_medians(results, "tpot_p50"))
+        low, high, new_low, new_high = (1 / end for end in _around_medians(points, rows, "tpot_p50"))
         medians = _medians([high, low, new_high, new_low])
         yield {**declared, **medians, "short": "Speed per user", "fewer": _fewer(points, "tpot_p50")}
     with_failures = points[points["failed"] > 0]
-    for labelled in _measured_columns(results, points):
+    for labelled in _measured_columns(points, percentiles):
         ends = [points[f"{labelled.column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
         lost = {
             index: text[0]
@@ -119,7 +140,7 @@ def _quantities(results: RunResults, points: pd.DataFrame, gpus: Any) -> Iterato
         declared = _declared(labelled.column, labelled.label, labelled.unit, labelled.better, ends)
         medians = {}
         if labelled.column in MEDIANS:
-            medians = _medians([end * labelled.scale for end in _around_medians(results, labelled.column)])
+            medians = _medians([end * labelled.scale for end in _around_medians(points, rows, labelled.column)])
         yield {**declared, **medians, "short": labelled.short, "lost": lost, "fewer": _fewer(points, labelled.column)}
     for name in (name for name in RATIOS if f"{name}_vs_baseline" in points):
         compared, column = label(name), f"{name}_vs_baseline"
@@ -137,15 +158,13 @@ def _declared(
     return {"key": key, "label": label, "short": label, "unit": unit, "better": better, "lost": {}, **columns}
 
 
-def _around_medians(results: RunResults, column: str) -> list["pd.Series[float]"]:
+def _around_medians(points: pd.DataFrame, rows: pd.DataFrame, column: str) -> list["pd.Series[float]"]:
     """For points whose requests give no interval: its ends from the replicates' own medians, then of a new launch.
 
     Where a point's requests give one, these ends are NaN.
     """
-    points, run = results.points, results.run
-    trials = results.layout.placed(run.ok.assign(launch_number=launches(run)))
-    point, launch = (trials[name].to_numpy(np.int64) for name in ("point", "launch_number"))
-    figures = around_medians(points[column].to_numpy(np.float64), trials[column].to_numpy(np.float64), point, launch)
+    point, launch = (rows[name].to_numpy(np.int64) for name in ("point", "launch_number"))
+    figures = around_medians(points[column].to_numpy(np.float64), rows[column].to_numpy(np.float64), point, launch)
     return [
         pd.Series(ends, points.index).where(points[f"{column}_{end}"].isna())
         for ends, end in zip(figures[1:5], INTERVAL_COLUMNS, strict=True)
@@ -165,18 +184,16 @@ def _fewer(points: pd.DataFrame, column: str) -> dict[int, int]:
     return {int(str(index)): int(n) for index, n in counts.items()}
 
 
-def _launches(results: RunResults) -> list[int]:
+def _launches(points: pd.DataFrame, rows: pd.DataFrame) -> list[int]:
     """For each point the number of launches that gave it a result: a single one has no interval of a new launch."""
-    run = results.run
-    numbered = results.layout.placed(run.ok.assign(launch_number=launches(run)))
-    counts = numbered.groupby("point")["launch_number"].nunique()
-    return [int(n) for n in counts.reindex(range(len(results.points)), fill_value=0)]
+    counts = rows.groupby("point")["launch_number"].nunique()
+    return [int(n) for n in counts.reindex(range(len(points)), fill_value=0)]
 
 
-def _measured_columns(results: RunResults, points: pd.DataFrame) -> Iterator[LabelledColumn]:
-    latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in results.run.percentiles]
+def _measured_columns(points: pd.DataFrame, percentiles: Sequence[float]) -> Iterator[LabelledColumn]:
+    latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
     for name in dict.fromkeys([*HEADLINE, *latencies, *ALSO]):
-        labelled = labelled_column(name, results.run.percentiles)
+        labelled = labelled_column(name, percentiles)
         if labelled is not None and name in points and points[name].notna().any():
             yield labelled
 
@@ -187,56 +204,72 @@ def _rounded(values: "pd.Series[Any]") -> list[float | int | None]:
     return [None if not math.isfinite(value) else int(value) if value == int(value) else value for value in rounded]
 
 
-def _prices(first: pd.DataFrame, machines: Sequence[str]) -> list[float | None]:
-    """USD per hour of a GPU, or of a machine without; null where the run had none."""
-    named = first["price_per_hour"].groupby(first["accelerator"]).max()
-    prices = [named.get(machine) for machine in machines] or [first["price_per_hour"].max()]
-    return [None if price is None or pd.isna(price) else float(price) for price in prices]
+def _machines(first: pd.DataFrame) -> pd.DataFrame:
+    """The machine of each point, with its price in USD per hour, of a GPU if it has any; NaN where the run had none.
+
+    One that has several prices, as in several runs, is a machine for each: costs follow the price that is set for it.
+    """
+    names = first["accelerator"].astype(object)
+    names = names.fillna(next(iter(names.dropna()), "machine")).astype(str)
+    prices = first["price_per_hour"].astype("float64")
+    prices = prices.fillna(prices.groupby(names).transform("first"))
+    several = prices.groupby(names).transform("nunique") > 1
+    return pd.DataFrame({"name": names.where(~several, names + prices.map(" at ${:g}/h".format)), "price": prices})
 
 
-def _bounded_columns(results: RunResults, points: pd.DataFrame) -> dict[str, Any]:
+def _bounded_columns(rows: pd.DataFrame, points: pd.DataFrame) -> dict[str, Any]:
     """The percentiles that latencies can be bounded at, and the highest that the requests of each point can tell."""
     requests = points.loc[points["n"] > 0, "requests"] + points.loc[points["n"] > 0, "failed"]
     fewest = int(requests.min()) if len(requests) else 0
-    percentiles = common_percentiles(results.run.ok)
+    percentiles = common_percentiles(rows)
     usual = percentile_name(bounded_percentile(fewest, percentiles))
     return {"names": [percentile_name(each) for each in percentiles], "usual": usual}
 
 
-def _warnings(results: RunResults, point: "pd.Series[Any]") -> list[list[str]]:
-    """The code, severity and message of each warning about a point."""
-    return [[warning.code, warning.kind.severity, warning.message] for warning in results.warnings_at(point)]
+def _warnings(results: RunResults) -> list[list[list[str]]]:
+    """For each point the code, severity and message of each warning about it."""
+    return [
+        [[warning.code, warning.kind.severity, warning.message] for warning in results.warnings_at(point)]
+        for _, point in results.points.iterrows()
+    ]
 
 
-def _trials(results: RunResults) -> tuple[list[list[list[Any]]], list[FileLink]]:
+def _trials(runs: Sequence[RunResults], folder: Path | None) -> tuple[list[list[list[Any]]], list[FileLink]]:
     """For each point its trials: id, replicate, outcome, and the places of its files in the list of all files.
 
     Many trials have a file in common: the log of their launch, or the file into which those of many were put together.
     """
-    columns = ["point", "trial_id", "replicate", "outcome", "deployment_id", "attempt"]
-    trials: list[list[list[Any]]] = [[] for _ in range(len(results.points))]
     places: dict[FileLink, int] = {}
-    for point, trial_id, replicate, outcome, deployment, attempt in results.layout.placed(results.run.trials)[
-        columns
-    ].itertuples(index=False, name=None):
-        links = () if pd.isna(attempt) else file_links(results.run.paths, deployment, attempt, trial_id)
-        number = None if pd.isna(replicate) else int(replicate)
-        files = [places.setdefault(link, len(places)) for link in links]
-        trials[int(point)].append([str(trial_id), number, str(outcome), files])
+    trials = [of_point for results in runs for of_point in _trials_of_run(results, folder, places)]
     return trials, list(places)
 
 
-def _reads(results: RunResults, trials: list[list[list[Any]]], files: Sequence[FileLink]) -> list[str]:
+def _trials_of_run(results: RunResults, folder: Path | None, places: dict[FileLink, int]) -> list[list[list[Any]]]:
+    columns = ["point", "trial_id", "replicate", "outcome", "deployment_id", "attempt"]
+    trials: list[list[list[Any]]] = [[] for _ in range(len(results.points))]
+    paths = results.run.paths
+    prefix = "" if folder is None else f"{relative_path(paths.out, folder)}/"
+    rows = results.layout.placed(results.run.trials)[columns]
+    for point, trial_id, replicate, outcome, deployment, attempt in rows.itertuples(index=False, name=None):
+        linked = pd.notna(attempt) and results.run.copy is None  # a copy of a stored run is removed
+        links = file_links(paths, deployment, attempt, trial_id) if linked else ()
+        number = None if pd.isna(replicate) else int(replicate)
+        files = [places.setdefault(link._replace(path=prefix + link.path), len(places)) for link in links]
+        trials[int(point)].append([str(trial_id), number, str(outcome), files])
+    return trials
+
+
+def _reads(runs: Sequence[RunResults], trials: list[list[list[Any]]], files: Sequence[FileLink]) -> list[str]:
     """For each point the Python line that reads the requests of one of its trials from among those of others.
 
     Empty where each trial has its own file.
     """
-    folder = _path_typed_here(results.run.paths.out)
+    folders = [_place_typed_here(results.run) for results in runs for _ in range(len(results.points))]
     compact = {place for place, link in enumerate(files) if link.compact}
     chosen = [next((trial_id for trial_id, *_, own in each if compact & set(own)), None) for each in trials]
     return [
         f"from llm_sweep import analysis; analysis.requests({folder!r}, {trial_id!r})" if trial_id else ""
-        for trial_id in chosen
+        for folder, trial_id in zip(folders, chosen, strict=True)
     ]
 
 
@@ -244,16 +277,18 @@ def _commands(results: RunResults) -> list[str]:
     """For each point the command that measures one of its trials again from its row; if none is `ok`, the run's own."""
     measured = results.layout.placed(results.run.ok)
     trial_ids = measured[measured["config"].notna()].groupby("point")["trial_id"].first()
-    folder = shlex.quote(_path_typed_here(results.run.paths.out))
+    folder = shlex.quote(_place_typed_here(results.run))
     return [
         f"sweep rerun {folder}{TRIAL_MARK}{trial_ids[index]}" if index in trial_ids.index else command
         for index, command in enumerate(_own_commands(results))
     ]
 
 
-def _path_typed_here(folder: Path) -> str:
-    """The folder from where the report was written, which is where its reader types; else in full."""
-    absolute = folder.absolute()
+def _place_typed_here(run: Run) -> str:
+    """The run's folder from where the report was written, which is where its reader types; else in full, or its URL."""
+    if run.copy is not None:
+        return str(run.place)
+    absolute = run.paths.out.absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 

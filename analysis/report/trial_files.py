@@ -1,5 +1,6 @@
 """The files of a trial, as the report links to them: only those that exist, where they lie by now."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ class FileLink(NamedTuple):
     """A file beside the report."""
 
     title: str
-    path: str  # from the run's folder
+    path: str  # from the folder in which the report lies
     compact: bool = False  # it has the rows of other trials too
 
 
@@ -27,6 +28,11 @@ def file_links(paths: RunPaths, deployment_id: str, attempt: str, trial_id: str)
             yield FileLink(title, file.relative_to(paths.out).as_posix())
         elif name := _compact_name(paths, file):
             yield FileLink(name, (paths.compact / name).relative_to(paths.out).as_posix(), compact=True)
+
+
+def relative_path(target: Path, folder: Path) -> str:
+    """The path from a folder, both as they lie on the disk: a browser takes `..` off a name, also a symbolic link's."""
+    return Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix()
 
 
 def _compact_name(paths: RunPaths, file: Path) -> str:

@@ -1,0 +1,85 @@
+"""The frame of a report: the sections that a template makes, the script, and the data that it reads, in one file.
+
+How it looks is in templates/.
+"""
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from analysis.plotting.layout import listed
+from analysis.report.page_data import as_block
+from analysis.report.tables import LARGEST_TABLE
+from analysis.statistics.intervals import CONFIDENCE
+
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"
+SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
+SECTION = re.compile(r'<section[^>]* id="([a-z]+)"[^>]*>\s*<h2[^>]*>(.*?)</h2>')
+CODE = re.compile(r"`([^`]+)`")
+
+
+def code_marked(text: str) -> Markup:
+    """A text of our own as markup: what it has between backticks, as docstrings do, is code."""
+    return Markup(CODE.sub(r"<code>\1</code>", escape(text)))
+
+
+def _more_points(count: int) -> str:
+    return f", with {count - LARGEST_TABLE} more points" if count > LARGEST_TABLE else ""
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(TEMPLATE_FOLDER),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+TEMPLATES.filters["code_marked"] = code_marked
+TEMPLATES.globals |= {
+    "confidence": f"{CONFIDENCE:.0%}",
+    "largest_table": LARGEST_TABLE,
+    "listed": listed,
+    "more_points": _more_points,
+}
+
+
+class Lead(NamedTuple):
+    """A line below the title: what became of a run."""
+
+    text: str
+    name: str = ""  # of the run, on a page of several
+    link: str = ""  # to its own report
+
+
+def page(title: str, leads: Sequence[Lead], template: str, parts: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """The document: the sections that the template makes of these parts, and the data that the script draws."""
+    explorable, script = is_explorable(data), _script()
+    sections = Markup(TEMPLATES.get_template(template).render(**parts, explorable=explorable))
+    return TEMPLATES.get_template("report.html").render(
+        title=title,
+        leads=leads,
+        sections=sections,
+        anchors=[pair for pair in SECTION.findall(sections) if pair[0] != "results" or not explorable],
+        explorable=explorable,
+        data=as_block(data),
+        script=script,
+        script_hash=f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}",
+    )
+
+
+def is_explorable(data: Mapping[str, Any]) -> bool:
+    """True if there is something to draw."""
+    return any(data["points"]["n"]) and bool(data["quantities"])
+
+
+def _script() -> Markup:
+    """The page's script, of the files that a designer edits; no name of one is seen outside."""
+    parts = ((TEMPLATE_FOLDER / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPT)
+    return Markup('(() => {\n"use strict";\n' + "".join(parts) + "})();\n")

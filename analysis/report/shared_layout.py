@@ -1,0 +1,94 @@
+"""The layout that the points of several runs share on a page: a task for each question, a line for each configuration.
+
+The points of a task were asked the same on the same machine, but for the size of their load, which is the axis. So a
+setting of the engine that is the axis of its own run is a part of the line's name here, and one of the workload makes
+tasks.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.answers.asking import OF_A_LOAD, every_point, measured_points, names_with_runs, title
+from analysis.plotting.layout import LOAD_LABELS, SIZE, PointLayout
+from analysis.results import RunResults
+from analysis.statistics.standings import GPUS, question_columns
+from sweep.labels import short
+
+VALUE_ALONE = ("model.name", "workload.name", "load.name", "machine")  # settings whose values speak for themselves
+
+
+def shared_layout(runs: Sequence[RunResults]) -> PointLayout:
+    """The layout of a run, or of the points of several, one run after another."""
+    if len(runs) == 1:
+        return runs[0].layout
+    points = every_point(runs)
+    points = points.assign(line=names_with_runs(points), panel=_tasks(points, measured_points(runs).points))
+    sizes, labels = _load_sizes(points)
+    points, lines = points.assign(**{SIZE: sizes}), list(points["line"].unique())
+    return PointLayout(points, lines, SIZE, labels) if sizes.nunique() > 1 else PointLayout(points, lines, None, {})
+
+
+def _tasks(points: pd.DataFrame, measured: pd.DataFrame) -> "pd.Series[str]":
+    """The name of each point's task; one without a result is beside those of its run that were asked the same."""
+    conditions = pd.Series(None, points.index, dtype=object)
+    present = points["n"] > 0
+    conditions[present] = measured["conditions_at_any_load"].to_numpy(object)
+    titles = {
+        str(text): title(group, any_load=True)
+        for text, group in points[present].groupby(conditions[present], sort=False)
+    }
+    asked = [key for key in question_columns(points) if key not in {*OF_A_LOAD, "accelerator"}]  # unknown of a failure
+    beside = conditions.groupby([points[key] for key in ("order", *asked)], dropna=False).transform("first")
+    conditions = conditions.where(conditions.notna(), beside)
+    tasks = dict(zip(titles, _told_apart(list(titles.values()), list(map(json.loads, titles))), strict=True))
+    alone = [
+        ", ".join(filter(None, (panel, "" if by_load else at, f"no result in {run}")))
+        for panel, at, by_load, run in points[["panel", "at", "by_load", "run"]].itertuples(index=False, name=None)
+    ]
+    return conditions.map(tasks).where(conditions.notna(), pd.Series(alone, points.index))
+
+
+def _told_apart(titles: Sequence[str], settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The titles, no two equal: with the settings that tell them from others of the same title, else with a number."""
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(titles):
+        places.setdefault(text, []).append(place)
+    keys = {text: _telling([settings[place] for place in same]) for text, same in places.items()}
+    names = [", ".join([text, *_described(each, keys[text])]) for text, each in zip(titles, settings, strict=True)]
+    numbers = [names[:place].count(name) + 1 for place, name in enumerate(names)]
+    return [name if number == 1 else f"{name} ({number})" for name, number in zip(names, numbers, strict=True)]
+
+
+def _telling(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The first keys that tell these settings apart, the names before all others."""
+    chosen: list[str] = []
+    distinct = 1
+    for key in dict.fromkeys([*VALUE_ALONE, GPUS, *(key for each in settings for key in each)]):
+        number = len({repr([each.get(name) for name in (*chosen, key)]) for each in settings})
+        if number > distinct:
+            chosen, distinct = [*chosen, key], number
+    return chosen
+
+
+def _described(settings: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
+    for key in (key for key in keys if settings.get(key) is not None):
+        value = settings[key]
+        text = "; ".join(value) if isinstance(value, list) else str(value)
+        if text:
+            yield text if key in VALUE_ALONE else f"{short(key)}={text}"
+
+
+def _load_sizes(points: pd.DataFrame) -> tuple["pd.Series[float]", dict[str, str]]:
+    """The size of each point's load, and its label by task: of an open loop with a limit, say, what differs more."""
+    sizes, labels = pd.Series(np.nan, points.index), {}
+    for task, group in points.groupby("panel", sort=False):
+        counts = group[["batch_size", "rate", "concurrency"]].nunique()
+        if counts.max():
+            column = str(counts.idxmax())
+            sizes[group.index] = group[column].astype("float64")
+            labels[str(task)] = LOAD_LABELS[column]
+    return sizes, labels
