@@ -7,11 +7,12 @@ docs/columns.md lists the frames and every column.
 many requests and gaps. Of `results = analysis.open_results(folder)`,
 `analysis.write_all(results)` rebuilds summary.csv, the figures and report.html, `analysis.Summary(results)` is the
 table that the terminal shows, `analysis.wide(results)` has the points as columns, and `results.warnings` are the
-warnings.
+warnings. `analysis.write_several([results, others], folder)` writes one report of several runs.
 """
 
 from analysis.load import RunNotFound, load, requests, telemetry
 from analysis.report.html import write_all
+from analysis.report.several import write_several
 from analysis.report.terminal import Summary
 from analysis.report.vllm_flavour import render_vllm_flavour
 from analysis.report.wide import render_wide, wide
@@ -32,4 +33,5 @@ __all__ = [
     "telemetry",
     "wide",
     "write_all",
+    "write_several",
 ]

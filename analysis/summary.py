@@ -32,6 +32,7 @@ INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
 
 SUMMARY_COLUMNS = {
+    "run": ("", "the run's name, in summary.csv of a report of several runs"),
     "backend, model, workload, load, batch_size, concurrency, rate": ("", "the point, as in trials.parquet"),
     "accelerator": ("", "likewise, where results are of several"),
     "KEY": ("", "an axis of the experiment under its dotted key, e.g. backend.flags.max-num-seqs"),

@@ -1,6 +1,7 @@
 """A run in an object store: against a real S3 server process on loopback."""
 
 import gc
+import json
 import os
 import signal
 import socket
@@ -220,6 +221,19 @@ def failing_half_way(store, folder, names):
 )
 def test_a_run_in_a_store_is_named_by_its_path(url, name):
     assert object_store.url_name(url) == name
+
+
+def test_a_report_of_several_runs_names_a_stored_one_by_its_url_and_links_to_none_of_its_files(s3, tmp_path):
+    here = make_run(tmp_path / "here", batches=(1, 8), workloads=("qa",)).out
+    url = stored(here, "s3://bucket/there")
+    assert main(["report", str(here), url, "--output", str(tmp_path / "both")]) == 0
+    text = (tmp_path / "both" / "report.html").read_text()
+    page = json.loads(text.partition('id="page-data">')[2].partition("</script>")[0])
+    assert {path.split("/")[1] for _, path in page["files"]} == {"here"}
+    again = dict(zip(page["points"]["name"], page["points"]["again"], strict=True))
+    assert again["vllm (there), qa, batch size 8"].startswith(f"sweep rerun {url}#")
+    assert f"<dd>{url}</dd>" in text
+    assert "sweep-run-" not in text, "the copy is removed"
 
 
 def test_the_library_reads_a_stored_run_as_it_reads_a_folder(s3, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 import analysis
 from analysis.report.html import html, write_all
+from analysis.report.several import write_several
 from analysis.results import RunResults, open_results
 from sweep.disk.compaction import compact
 from tests import browser as chromium
@@ -634,6 +635,33 @@ def test_two_thousand_points_are_usable(browser: Browser, tmp_path: Path) -> Non
         took = min(browser.run(script, control, value) for _ in range(3)) / 1000  # the least: others use the machine
         print(f"{control}: {1000 * took:.0f} ms")
         assert took < MOST_SECONDS, control
+
+
+def test_the_points_of_two_runs_are_on_one_page(browser: Browser, page: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "tuesday", replicates=2, batches=(1, 8), workloads=("qa",))
+    write_several([open_results(page.parent), open_results(tmp_path / "tuesday")], tmp_path / "both")
+    both = tmp_path / "both" / "report.html"
+    browser.log("browser"), browser.log("performance")
+    browser.open(both)
+    assert browser.run(MARKS) == 6 + 4
+    lines = {name for (name,) in names(browser)}
+    assert {"vllm (throughput_bound)", "vllm (tuesday)"} <= lines
+    browser.run(SET, "filter", "vllm (tuesday)")
+    assert browser.run(MARKS) == 2
+    browser.run("document.querySelector('#points-table .name').click()")
+    links = browser.run(LINKS)
+    assert {link.rpartition("/")[2] for link in links} == {"engine.log", "requests.parquet", "telemetry.parquet"}
+    assert all((both.parent / link).is_file() for link in links)
+    assert text(browser, "#details .again code").startswith(f"sweep rerun {tmp_path / 'tuesday'}#")
+    browser.run(SET, "filter", "")
+    browser.run(SET, "one", True)
+    assert text(browser, "#row-count") == "4 candidates"
+    assert browser.run(
+        "return [...document.querySelectorAll('nav a, a.mark')].every(link => document.querySelector(link.hash))"
+    )
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.log("browser") == []
+    assert fetched(browser) <= {both.as_uri(), "about:blank"}
 
 
 def test_an_ordinary_report_is_small(page: Path) -> None:

@@ -7,6 +7,8 @@ import pandas as pd
 
 from analysis.answers.question import TaskAnswer
 from analysis.answers.sentences import advantage, figure, remedy_text, sentence
+from analysis.compare.output import HEADINGS, by_table, cells, headline
+from analysis.compare.verdicts import MARGIN, PointComparison
 from analysis.explain.decomposition import explanations
 from analysis.explain.design import Unexplained
 from analysis.explain.output import gain_sentence, interaction_lines, remarks, rows
@@ -81,6 +83,18 @@ def _answer_row(answer: TaskAnswer, in_bounds: bool) -> list[Cell]:
     sure = "told apart from all others" if answer.decided else "not told apart"
     sure += f": {remedy_text(answer.remedy)}" if answer.remedy else ""
     return [*row, Cell(rival.full_name, figure(answer, rival)), Cell(advantage(answer, rival)), Cell(sure)]
+
+
+def verdict_tables(comparisons: Sequence[PointComparison]) -> list[Table]:
+    """A table for each quantity of each run that is compared with the first, whose title counts its verdicts."""
+    tables = []
+    for group in by_table(comparisons).values():
+        unit = group[0].quantity.unit
+        kinds = {HEADINGS[0]: "text", HEADINGS[-1]: "text"}
+        columns = [Heading(name, unit if name in HEADINGS[1:3] else "", kinds.get(name, "")) for name in HEADINGS]
+        rows = [[Cell(text) for text in cells(each, MARGIN)] for each in group[:LARGEST_TABLE]]
+        tables.append(Table(columns, rows, len(group), headline(group, MARGIN)[0]))
+    return tables
 
 
 def results_tables(results: RunResults) -> list[Table]:

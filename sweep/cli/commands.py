@@ -144,6 +144,12 @@ def status(arguments: list[str]) -> int:
 def report(arguments: list[str]) -> int:
     """Rebuild summary.csv, the figures and report.html of a run from its files, and print the summary.
 
+    sweep report results/night
+    sweep report s3://bucket/night --output night
+    sweep report monday tuesday s3://bucket/wednesday --output week
+
+    Of several runs it writes one report into FOLDER: the answer over all of them, their points in one figure, and the
+    first run against each other one.
     With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
     """
     from sweep.cli.run import print_report
@@ -151,20 +157,43 @@ def report(arguments: list[str]) -> int:
     from sweep.disk.run_files import run_folder
 
     parser = Parser(report)
-    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
-    parser.add_argument("--output", metavar="FOLDER", type=Path, help="new; of a run in an object store: for its copy")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
+    where = "of several runs: for their report; of one in an object store, new: for its copy"
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help=where)
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
     options = _of_all_rows(parser, arguments)
-    if object_store.is_url(options.run) != (options.output is not None):
+    run, *others = options.runs
+    if others:
+        _report_several(options)
+        return 0
+    if object_store.is_url(run) != (options.output is not None):
         raise ConfigError(
-            f"RUN={options.run}: allowed are a folder, and a run in an object store with --output FOLDER for its copy"
+            f"RUN={run}: allowed are a folder, and a run in an object store with --output FOLDER for its copy"
         )
     if options.output is not None:
-        object_store.copy(options.run, options.output)
-    print_report(
-        options.output or run_folder(options.run), Console(highlight=False), options.metrics, all_rows=options.all
-    )
+        object_store.copy(run, options.output)
+    print_report(options.output or run_folder(run), Console(highlight=False), options.metrics, all_rows=options.all)
     return 0
+
+
+def _report_several(options: argparse.Namespace) -> None:
+    """Write the report of several runs. Raises ConfigError for bad input, or if it cannot be written."""
+    from analysis import write_several
+    from sweep.disk.stored_run import run_place
+
+    if options.output is None:
+        raise ConfigError("RUN: the report of several runs needs a folder of its own: --output FOLDER")
+    if options.metrics != "sweep":
+        raise ConfigError(f"--metrics {options.metrics}: of several runs there are no further tables; name one run")
+    places = [run_place(each) for each in options.runs]
+    if len({place if isinstance(place, str) else place.resolve() for place in places}) < len(places):
+        raise ConfigError(f"RUN={' '.join(options.runs)}: a run is named twice")
+    runs = [_opened(each, options.all) for each in options.runs]
+    try:
+        write_several(runs, options.output)
+    except OSError as error:
+        raise ConfigError(f"--output {options.output}: {first_line(error)}") from None
+    print(f"report: {options.output / 'report.html'}")
 
 
 def summary(arguments: list[str]) -> int:

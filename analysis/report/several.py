@@ -1,0 +1,77 @@
+"""report.html of several runs together: the answer over all of them, their points in one figure, and the verdicts.
+
+It has no figures that are files: each run's own report has them, and this one links to it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from analysis.answers.asking import run_names
+from analysis.answers.deciding import answers
+from analysis.answers.sentences import lead
+from analysis.compare.output import changes, verdict_reasons
+from analysis.compare.sides import side_of
+from analysis.compare.verdicts import MARGIN, comparisons
+from analysis.report.html import lead_of_run, provenance, summary_table, warned
+from analysis.report.page import Lead, page
+from analysis.report.page_data import page_data
+from analysis.report.tables import answers_table, verdict_tables
+from analysis.report.trial_files import relative_path
+from analysis.results import RunResults
+from sweep.config import ConfigError
+from sweep.disk.run_files import RunPaths
+from sweep.whole_file import write_whole
+
+
+def write_several(runs: Sequence[RunResults], folder: Path) -> None:
+    """Write report.html of several runs, and summary.csv of their points, into a folder that is no run's.
+
+    Raises:
+        ConfigError: if the folder holds a run, whose own report would be lost.
+    """
+    paths = RunPaths(folder)
+    if paths.trials.exists():
+        raise ConfigError(f"--output {folder}: a run is there, with a report of its own; allowed is another folder")
+    tables = [summary_table(results) for results in runs]
+    for table, name in zip(tables, run_names(runs), strict=True):
+        table.insert(0, "run", name)
+    write_whole(paths.summary, pd.concat(tables, ignore_index=True).to_csv(index=False))
+    write_whole(paths.report, html_of_several(runs, folder))
+
+
+def html_of_several(runs: Sequence[RunResults], folder: Path) -> str:
+    """The report as a document that lies in a folder."""
+    named = dict(zip(run_names(runs), runs, strict=True))
+    every = answers(runs)
+    parts = {
+        "answer": lead(every),
+        "answers": answers_table(every),
+        "warnings": warned(named.items()),
+        "runs": [provenance(results, name) for name, results in named.items()],
+        **_verdicts(named),
+    }
+    leads = [Lead(lead_of_run(results), name, _report_link(results, folder)) for name, results in named.items()]
+    return page(", ".join(named), leads, "several.html", parts, page_data(runs, folder))
+
+
+def _verdicts(named: dict[str, RunResults]) -> dict[str, Any]:
+    """The first run against each other one that has a result."""
+    reference, *others = named
+    sides = [side_of(name, named[name].run) for name in (reference, *others) if len(named[name].run.ok)]
+    compared = comparisons(sides) if len(sides) > 1 and sides[0].text == reference else []
+    return {
+        "reference": reference,
+        "verdicts": verdict_tables(compared),
+        "changes": changes(compared),
+        "reasons": verdict_reasons(compared, MARGIN),
+    }
+
+
+def _report_link(results: RunResults, folder: Path) -> str:
+    """The address of the run's own report; empty if there is none on this disk."""
+    report = results.run.paths.report
+    return quote(relative_path(report, folder)) if results.run.copy is None and report.exists() else ""
