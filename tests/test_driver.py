@@ -47,7 +47,9 @@ def trial(trial_id):
 
 
 def deployment(name, trials, unavailable=None):
-    backend = SimpleNamespace(name=name, launches=True, url=None, replicas=1, gpu_keys=())
+    backend = SimpleNamespace(
+        name=name, launches=True, url=None, replicas=1, gpu_keys=(), price_per_million_tokens=None
+    )
     model = SimpleNamespace(name="tiny")
     return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)
 
