@@ -166,7 +166,7 @@ def test_nothing_is_committed_once_the_folder_is_another_drivers(tmp_path):
     paths = RunPaths(tmp_path)
     ledger = Ledger(paths.ledger)
     driver = new_driver(plan, paths, ledger, Scripted({"a": [["ok"]]}))
-    driver.guard = taken
+    ledger.guard = taken
     with pytest.raises(Misplaced):
         driver.run()
     assert not Ledger(paths.ledger, write=False).rows
