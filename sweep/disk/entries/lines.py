@@ -34,13 +34,13 @@ def unsealed(line: bytes) -> tuple[dict[str, Any], bool]:
         line += b"}"
     elif b', "crc": "' in line[-24:] or LIKE_SEAL.search(line):
         raise ValueError("its checksum is damaged")
-    entry = _parsed(line)
+    entry = _parsed_line(line)
     if not isinstance(entry, dict):
         raise ValueError("not an object")
     return entry, seal is not None
 
 
-def _parsed(line: bytes) -> Any:
+def _parsed_line(line: bytes) -> Any:
     """Return the value of a line of JSON. Raises ValueError if it is none.
 
     orjson is some times as fast as json, and the lines it reads share the names of their keys in memory. What it does
