@@ -19,7 +19,7 @@ from sweep.plan.plan import Deployment, Plan, Trial
 from tests.synthetic_run import make_records
 
 ENGINE, ENDPOINT = (
-    SimpleNamespace(launches=True),
+    SimpleNamespace(launches=True, price_per_million_tokens=None),
     SimpleNamespace(launches=False, price_per_hour=None, price_per_million_tokens=None),
 )
 
