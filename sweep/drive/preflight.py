@@ -133,11 +133,7 @@ def surroundings(
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
         reason: str | None = backend.unavailable(host)  # the engine's own reason first: it has the remedy
         if reason is None and backend.launches:
-            composed = environments.compose(backend, platform)
-            reason = composed if isinstance(composed, str) else unusable(composed, host, options)
-            if reason is None and not isinstance(composed, str) and locks.is_installed(composed):
-                target = functools.partial(environments.target, backend, platform)
-                reason = unlike_nodes(target, (node for node in nodes if node.gpus or platform == "cpu"))
+            reason = _environment_obstacle(environments, backend, platform, host, nodes, options)
         if reason is None and platform == "cuda" and not waits:
             accelerator, keys = settings.hardware.accelerator, backend.gpu_keys
             reason = infeasible(Need(backend.name, backend.gpu_count, accelerator, 0.0, gpu_keys=keys), nodes)
@@ -168,6 +164,25 @@ def surroundings(
         return None if isinstance(composed, str) else composed
 
     return Surroundings(fingerprint, unavailable, spec, host.capability)
+
+
+def _environment_obstacle(
+    environments: RunEnvironments,
+    backend: Any,
+    platform: str,
+    host: Host,
+    nodes: Sequence[Node],
+    options: ConfigPath,
+) -> str | None:
+    """Return why an engine has no environment on these nodes, in one line; None if it has one."""
+    composed = environments.compose(backend, platform)
+    if isinstance(composed, str):
+        return composed
+    reason = unusable(composed, host, options)
+    if reason is None and locks.is_installed(composed):
+        target = functools.partial(environments.target, backend, platform)
+        reason = unlike_nodes(target, (node for node in nodes if node.gpus or platform == "cpu"))
+    return reason
 
 
 def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | None:
