@@ -8,7 +8,7 @@ what ends a sequence, and the dtype: float32, or the model's own where that does
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ from backends.host.library import LibrarySettings, PromptRow
 from backends.host.text import Tokenizer
 
 SPARE = 2 * 2**30  # bytes for everything but the weights: libraries, activations and a short KV cache
-AT_ONCE = 8  # prompts at once: in float32 that changes no answer
+AT_ONCE = 32  # prompts at once, at most: in float32 that changes no answer
+TOKENS_AT_ONCE = 8192  # with padding and answers, at most: 4 GiB of KV cache for Llama-2-7B in two bytes
 
 
 def dtype_that_fits(model: Path, device: str) -> str:
@@ -35,14 +36,25 @@ def dtype_that_fits(model: Path, device: str) -> str:
     return "float32" if sum(weights) * 4 / stored + SPARE < free else "auto"
 
 
+def batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
+    """Rows of like lengths, so that there is little to pad, and no more than fit beside the weights."""
+    batch: list[PromptRow] = []
+    for row in sorted(rows, key=lambda row: len(row.prompt)):
+        padded = (len(batch) + 1) * (len(row.prompt) + row.max_tokens)
+        if batch and (len(batch) == AT_ONCE or padded > TOKENS_AT_ONCE):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
 def continuations(
     library: transformers_library.Transformers, prompts: Sequence[Sequence[int]], tokens: int
 ) -> list[list[int]]:
     """`tokens` greedy tokens after each prompt."""
     rows = [PromptRow(prompt, tokens, frozenset()) for prompt in prompts]
-    by_length = sorted(rows, key=lambda row: len(row.prompt))  # less to pad
-    for first in range(0, len(rows), AT_ONCE):
-        batch = by_length[first : first + AT_ONCE]
+    for batch in batches(rows):
 
         def emit(step: Sequence[tuple[int, int]], batch: Sequence[PromptRow] = batch) -> None:
             for place, token in step:

@@ -39,7 +39,7 @@ from sweep.outage import Outage, is_outage
 from sweep.provenance import host
 from sweep.whole_file import write_whole
 
-AGREEMENT_VERSION = 3  # part of the cache's key: raise it when the reference is made in another way
+AGREEMENT_VERSION = 4  # part of the cache's key: raise it when the reference is made in another way
 PROMPTS = 22  # story openings that every engine continues, besides its own trials' requests
 SAMPLED_REQUESTS = 8  # of the trials' workloads
 LONGEST_REQUEST = 1024  # tokens; longer ones are not among them
