@@ -111,6 +111,27 @@ def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
     assert "52% over" in none
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_requests_that_are_counted_by_the_batch_make_no_task_of_their_own(tmp_path, capsys, runs):
+    """As in the main job without a GPU: 4 requests one by one, 8 in a batch of 8."""
+    settings = {count: {**CONFIG, "workload": {"name": "qa", "num_requests": count}} for count in (4, 8)}
+    for name in "ab"[:runs]:
+        rows = [
+            trial(
+                *(backend, batch, replicate, speed * batch * (1 + 0.01 * replicate)),
+                **{"workload.num_requests": count, "num_requests": count, "launch": f"{backend}-{replicate}"},
+                **{"config": json.dumps(settings[count]), **dict.fromkeys(LATENCIES, 0.05 * batch * 100 / speed)},
+            )
+            for backend, speed in (("vllm", 110), ("tgi", 100))
+            for batch, count in ((1, 4), (8, 8))
+            for replicate in range(3)
+        ]
+        run_of(tmp_path / name, rows)
+    answer = summary(capsys, *(str(tmp_path / name) for name in "ab"[:runs]), "--slo", "ttft=0.38")
+    first = "vllm" if runs == 1 else "vllm (a)"
+    assert answer.startswith(f"qa: {first} at batch size 8"), answer
+
+
 @pytest.mark.parametrize(("others", "named"), [(0.5, True), (1.0, False)])
 def test_the_best_of_several_equal_loads_must_lead_by_more(tmp_path, capsys, others, named):
     """A lead of 3.3 standard errors is enough for one load (t of 4 degrees of freedom: 2.8), not for five."""

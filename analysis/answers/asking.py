@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from analysis.results import RunResults
 
 COST, THROUGHPUT, LATENCY = "cost_per_million_tokens", "output_throughput", "e2el_p50"
-OF_A_LOAD = {*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOAD_COLUMNS)}
+OF_A_LOAD = frozenset([*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOAD_COLUMNS)])
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Measured:
     """The points with a result of all runs together.
 
     `points` have `name` (the configuration), `at` (the x axis), `by_load` (x is the size of a load), and `run`.
+    `of_a_load` are the columns of one run that say the size of a load, or follow from it.
     """
 
     points: pd.DataFrame
     rows: pd.DataFrame  # of the trials
     trials: Trials
     runs: int
+    of_a_load: frozenset[str]
 
     @cached_property
     def rows_at(self) -> list[Positions]:
@@ -58,7 +60,7 @@ class Measured:
         if self.runs > 1:
             keys = ["conditions_at_any_load" if any_load else "conditions"]
         if any_load:
-            keys = [key for key in keys if key not in OF_A_LOAD]
+            keys = [key for key in keys if key not in self.of_a_load]
         for _, group in self.points.groupby(keys, sort=False, dropna=False):
             yield group
 
@@ -79,10 +81,17 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
         launch.where(launch.notna(), None).to_numpy(object),
     )
     measured = every[present].reset_index(drop=True)
+    of_a_load = [_of_a_load(results.layout) for results in runs]
     if len(runs) > 1:
         measured["name"] = names_with_runs(measured)
-        measured = measured.assign(**_conditions(rows, trials, len(measured)))
-    return Measured(measured, rows, trials, len(runs))
+        of_points = [of_a_load[order] for order in measured["order"]]
+        measured = measured.assign(**_conditions(rows, trials, of_points))
+    return Measured(measured, rows, trials, len(runs), of_a_load[0])
+
+
+def _of_a_load(layout: Layout) -> frozenset[str]:
+    """The columns that say the size of a load, and those that follow from it: what is zipped with the load's axis."""
+    return OF_A_LOAD.union(layout.zipped if layout.x in OF_A_LOAD else ())
 
 
 def every_point(runs: Sequence[RunResults]) -> pd.DataFrame:
@@ -129,11 +138,14 @@ def _named(layout: Layout, run: str) -> pd.DataFrame:
     return points.assign(name=names, at=at, by_load=by_load, run=run)
 
 
-def _conditions(rows: pd.DataFrame, trials: Trials, points: int) -> dict[str, list[str]]:
+def _conditions(rows: pd.DataFrame, trials: Trials, of_a_load: Sequence[frozenset[str]]) -> dict[str, list[str]]:
     """The conditions of each point as JSON: model, workload and load with their files, the protocol and the machine."""
-    rows_at = positions(trials.point, points)
+    rows_at = positions(trials.point, len(of_a_load))
     equal = [_equal_settings(rows.iloc[of_point[:1]]) for of_point in rows_at]
-    at_any = [{key: value for key, value in each.items() if key not in OF_A_LOAD} for each in equal]
+    at_any = [
+        {key: value for key, value in each.items() if key not in sizes}
+        for each, sizes in zip(equal, of_a_load, strict=True)
+    ]
     files = rows[["digests"]]  # a row is wide
     digests = [question_digests(files.iloc[of_point]) for of_point in rows_at]
     return {
