@@ -36,7 +36,7 @@ def dtype_that_fits(model: Path, device: str) -> str:
     return "float32" if sum(weights) * 4 / stored + SPARE < free else "auto"
 
 
-def batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
+def fitting_batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
     """Rows of like lengths, so that there is little to pad, and no more than fit beside the weights."""
     batch: list[PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)):
@@ -54,7 +54,7 @@ def continuations(
 ) -> list[list[int]]:
     """`tokens` greedy tokens after each prompt."""
     rows = [PromptRow(prompt, tokens, frozenset()) for prompt in prompts]
-    for batch in batches(rows):
+    for batch in fitting_batches(rows):
 
         def emit(step: Sequence[tuple[int, int]], batch: Sequence[PromptRow] = batch) -> None:
             for place, token in step:

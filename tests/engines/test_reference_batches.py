@@ -9,9 +9,9 @@ pytestmark = pytest.mark.engine
 BATCHES = """
 import json
 from backends.host.library import PromptRow
-from backends.host.reference_tokens import batches
+from backends.host.reference_tokens import fitting_batches
 rows = [PromptRow([5] * length, 48, frozenset()) for length in [1024, 20] * 20 + [30] * 20 + [9000]]
-print(json.dumps([[len(row.prompt) for row in batch] for batch in batches(rows)]))
+print(json.dumps([[len(row.prompt) for row in batch] for batch in fitting_batches(rows)]))
 """
 
 
