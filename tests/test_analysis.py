@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.collections import PathCollection
 
 import analysis
 from analysis.figures import memory_timeline
@@ -135,6 +136,18 @@ def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
     crosses = [line for line in ax.get_lines() if line.get_marker() == "x"]
     assert crosses[0].get_xdata().tolist() == [32.0]  # no result there
     assert ax.collections[-1].get_offsets()[:, 1].tolist() == pytest.approx([1.0, 3.0, 8.0, 10.0])  # the replicates
+
+
+def test_a_whisker_that_is_cut_at_the_edge_ends_in_an_arrowhead(tmp_path: Path) -> None:
+    """Of two launches at 10 and 30 tokens/s: it ends far beyond the panel."""
+    rows = [trial("a", 8, index, speed, launch=str(index)) for index, speed in enumerate((10.0, 30.0))]
+    rows += [trial("a", 1, index, speed, launch=str(index)) for index, speed in enumerate((10.0, 10.1))]
+    run = run_of(tmp_path, rows)
+    with figure_files.style():
+        figure = drawing.against_load(run, arrange(run, summarise(run)), "output_throughput")
+    assert figure is not None
+    _, *cut = [each.get_offsets() for each in figure.axes[0].collections if isinstance(each, PathCollection)]
+    assert [arrows.tolist() for arrows in cut] == [[[8, 1]]]
 
 
 def test_settings_that_vary_become_lines_and_prompts_become_panels(tmp_path: Path) -> None:

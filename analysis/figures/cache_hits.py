@@ -1,4 +1,4 @@
-"""Cache hits (solid) and false hits (dashed): requests answered by the gateway, and those answered wrongly, of all."""
+"""Cache hits and, in thin dashes, false hits: requests that the gateway answered, and answered wrongly, of all."""
 
 from functools import partial
 

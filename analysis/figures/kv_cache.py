@@ -1,4 +1,4 @@
-"""KV cache in use on average, as a share of the engine's pool; dashed: its peak."""
+"""KV cache in use on average, as a share of the engine's pool; in thin dashes its peak."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Mean memory of a trial: of the GPU, or of the engine's processes without one; dashed: its peak."""
+"""Mean memory of a trial: of the GPU, or of the engine's processes without one; in thin dashes its peak."""
 
 from functools import partial
 

@@ -1,7 +1,8 @@
 """A quantity against the load: a line per engine, a panel per workload. If no number varies, a row per engine.
 
 Small dots are replicates and whiskers the 95 % interval of their mean. Axes are scaled to the data: a whisker over two
-replicates can be very long, and is clipped at the panel's edge. A cross on the axis is a point without a result.
+replicates can be very long, and is cut at the panel's edge, where an arrowhead says that it goes on. A cross on the
+axis is a point without a result.
 If there are too many lines to distinguish, some are chosen.
 """
 
@@ -33,8 +34,8 @@ from sweep.numbers.quantity import columns
 
 LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
 BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
-_ALSO: dict[str, dict[str, Any]] = {  # the looks of the second quantity
-    "dashed": {"linestyle": "--", "linewidth": 1, "marker": ""},
+_ALSO: dict[str, dict[str, Any]] = {  # the looks of the second quantity; a line's own dashes are thick and have marks
+    "thin dashes": {"linestyle": "--", "linewidth": 1, "marker": ""},
     "hollow": {"linestyle": "none", "markerfacecolor": "none"},
 }
 MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers are drawn
@@ -45,8 +46,8 @@ def against_load(
 ) -> Figure | None:
     """Draw the means of a quantity along the load, or as rows if no number varies; None if there are no values.
 
-    `also` is another column of the same unit, drawn dashed (hollow). `shown` are the labels of a column that trials
-    have not, only points.
+    `also` is another column of the same unit, drawn in thin dashes (hollow). `shown` are the labels of a column that
+    trials have not, only points.
     """
     shown = shown or labelled_column(column)
     if shown is None or column not in layout.points:
@@ -70,6 +71,7 @@ def against_load(
         for line in lines:
             _line(ax, layout, points[points["line"] == line], dots[dots["line"] == line], shown, also)
         value_axis(ax, "y" if layout.x else "x", values)
+        _mark_cut_whiskers(ax, layout, points, shown)
         if layout.x:
             load_axis(ax, layout, title)
             ax.set_ylabel(shown.axis if index % PANELS_IN_A_ROW == 0 else "")
@@ -99,7 +101,7 @@ def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines
     if layout.x is None:
         yield Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")
     if also:
-        look = "dashed" if layout.x else "hollow"
+        look = "thin dashes" if layout.x else "hollow"
         names = [columns()[name].name or columns()[name].quantity.label or name for name in (also, shown.column)]
         label = f"{look}: {names[0]} (else {names[1]})"
         yield Line2D([], [], **{"color": MUTED, "marker": "o", **_ALSO[look], "label": label})
@@ -136,11 +138,25 @@ def _line(
     ax.errorbar(*along(points, shown.column), **look, elinewidth=1, capsize=2.5, zorder=3)
     ax.scatter(*along(replicates, shown.column), color=style["color"], s=9, alpha=0.45, linewidths=0, zorder=4)
     if also:
-        ax.plot(*along(points, also), **{**style, **_ALSO["dashed" if layout.x else "hollow"], "zorder": 2})
+        ax.plot(*along(points, also), **{**style, **_ALSO["thin dashes" if layout.x else "hollow"], "zorder": 2})
     if layout.x:
         missing = points.loc[points["n"] == 0, "_at"].to_numpy(np.float64)
         at_bottom: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False, "zorder": 5}
         ax.plot(missing, np.zeros_like(missing), "x", color=style["color"], **at_bottom)
+
+
+def _mark_cut_whiskers(ax: Axes, layout: Layout, points: pd.DataFrame, shown: LabelledColumn) -> None:
+    """Draw an arrowhead at the panel's edge where a whisker goes on beyond it."""
+    least, most = ax.get_ylim() if layout.x else ax.get_xlim()
+    low, high = (_scaled(points, f"{shown.column}_ci_{end}", shown) for end in ("low", "high"))
+    colours = np.array([line_style(layout, line)["color"] for line in points["line"]], dtype=object)
+    for edge, cut, marker in ((0, low < least, "v" if layout.x else "<"), (1, high > most, "^" if layout.x else ">")):
+        if not cut.any():
+            continue
+        at = points.loc[cut, "_at"].to_numpy(np.float64)
+        x, y = (at, np.full_like(at, edge)) if layout.x else (np.full_like(at, edge), at)
+        transform = ax.get_xaxis_transform() if layout.x else ax.get_yaxis_transform()
+        ax.scatter(x, y, s=14, c=list(colours[cut]), marker=marker, transform=transform, clip_on=False, zorder=5)
 
 
 def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatArray:
