@@ -10,6 +10,7 @@ from typing import Any
 LADDER = "ladder"  # the axis whose value is the name of a ladder's step
 PARENT = "ladder_parent"  # the step that it stands on: said by the ladder itself
 TRIAL_MARK = "#"  # between a run and a trial's id: RUN#TRIAL
+REQUESTS = "workload.num_requests"  # how much is measured, seldom what is asked
 
 Coordinates = Mapping[str, Any]  # dotted key -> value
 
@@ -17,7 +18,8 @@ Coordinates = Mapping[str, Any]  # dotted key -> value
 def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
     """Each name with those of its settings in which items of that name differ, e.g. `vllm tiny-llama max-num-seqs=2`.
 
-    A ladder's step stands for the settings that it changes.
+    A ladder's step stands for the settings that it changes. The number of requests is left out where the rest tells
+    enough.
     """
     siblings: dict[str, list[Coordinates]] = defaultdict(list)
     for name, mapping in zip(names, settings, strict=True):
@@ -30,6 +32,9 @@ def _telling(settings: Sequence[Coordinates]) -> list[str]:
     """The keys whose values differ, in the order in which they appear; of ladders, those that differ within a step."""
     keys = dict.fromkeys(key for mapping in settings for key in mapping if key != PARENT)
     varying = [key for key in keys if _differs(settings, key)]
+    others = [key for key in varying if key != REQUESTS]
+    if _kinds(settings, others) == _kinds(settings, varying):  # zipped with another axis, e.g. the batch size
+        varying = others
     if LADDER not in varying:
         return varying
     steps: dict[Any, list[Coordinates]] = defaultdict(list)
@@ -39,8 +44,12 @@ def _telling(settings: Sequence[Coordinates]) -> list[str]:
     return [LADDER, *within]
 
 
+def _kinds(settings: Sequence[Coordinates], keys: Sequence[str]) -> int:
+    return len({repr([mapping.get(key) for key in keys]) for mapping in settings})
+
+
 def _differs(settings: Sequence[Coordinates], key: str) -> bool:
-    return len({repr(mapping.get(key)) for mapping in settings}) > 1
+    return _kinds(settings, [key]) > 1
 
 
 def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:

@@ -78,3 +78,12 @@ def test_details_are_of_a_dry_run(capsys, tmp_path):
 def test_a_configuration_as_settings():
     nested = {"backend": {"_target_": "backends.x.X", "flags": {"seqs": 2, "more": {}}, "args": [1]}, "seed": None}
     assert dotted(nested) == {"backend.flags.seqs": 2, "backend.args": [1], "seed": None}
+
+
+def test_the_number_of_requests_is_left_out_where_the_rest_tells_enough():
+    zipped = [{"load.batch_size": 1, "workload.num_requests": 4}, {"load.batch_size": 8, "workload.num_requests": 8}]
+    assert labels(["qa", "qa"], zipped) == ["qa batch_size=1", "qa batch_size=8"]
+    alone = [{"load.batch_size": 8, "workload.num_requests": count} for count in (8, 16)]
+    assert labels(["qa", "qa"], alone) == ["qa num_requests=8", "qa num_requests=16"]
+    grid = [{"load.batch_size": size, "workload.num_requests": count} for size in (1, 8) for count in (8, 16)]
+    assert labels(["qa"] * 4, grid)[0] == "qa batch_size=1 num_requests=8"

@@ -17,6 +17,7 @@ from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
 from analysis.plotting.layout import listed
 from sweep.wording import count, duration_text
 
+LONGEST_WORD = 24  # characters of a label in a terminal; a longer word is cut
 MOST_CHANGE = 10.0  # a larger change is printed as 'over 1000 %'
 HEADINGS = ("configuration", "reference", "other", "ratio", "95 % interval", "n", "verdict")
 VERDICT_STYLES = {
@@ -122,9 +123,13 @@ def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> li
 def _table(title: str, comparisons: Sequence[PointComparison], margin: float) -> Table:
     """The comparisons of one quantity as a table for the terminal."""
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(HEADINGS):
-        number = 1 <= index <= 5
-        result.add_column(heading, justify="right" if number else "left", no_wrap=index > 0, overflow="fold")
+    configuration, *figures, verdict_heading = HEADINGS
+    # In a narrow terminal both texts wrap, but no word that fits is cut.
+    longest = max(len(word) for text in (configuration, *(each.label for each in comparisons)) for word in text.split())
+    result.add_column(configuration, min_width=min(longest, LONGEST_WORD), overflow="fold")
+    for heading in figures:
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column(verdict_heading)
     for each in comparisons:
         *rest, verdict = cells(each, margin)
         result.add_row(*map(Text, rest), Text(verdict, style=VERDICT_STYLES.get(each.verdict, "")))
