@@ -75,10 +75,13 @@ FIRST_STUDY = [
     "dtype: float16; context: 4096 tokens; on 1 GPU (L4)",
     "--gpu-memory-utilization 0.9",
     "--max-batch-total-tokens 32768",
+    "  not as published: prompts and their lengths are ours, not the study's prompts.txt",
+    "  not as published: a header of random words begins each prompt",
     "  not as published: --trust-remote-code is left out",
     "  not as published: --disable-log-requests is left out",
     "  not as published: max-concurrent-requests is 512, not 128",
     "  not as published: TGI 3.3.7",
+    "  not as published: max-batch-total-tokens is ignored by TGI 3.3.7",
 ]
 PUBLISHED = {  # by experiment and hardware: what the study says, as the details of a dry run have it
     ("throughput_bound", "l4"): [
@@ -104,6 +107,7 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
             f"  synthetic batches of {size}: 32 requests after 1 of warm-up; input 128 tokens; output 64 tokens"
             for size in (1, 2, 4, 8, 16, 32)
         ),
+        "  not as published: 32 requests at every batch size, so 32 batches of 1 and one of 32",
     ],
     ("sequence_length", "t4"): [
         UTILISATION + "4096",
@@ -123,6 +127,8 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
         "--max-model-len 1024",
         "--gpu-memory-utilization 0.9",
         "serving Poisson 50/s, at most 250 in flight: 500 requests",
+        "  not as published: prompts are random words behind a header each, not `vllm bench`'s random tokens",
+        "  not as published: without --override-generation-config",
     ],
     ("completion_batches", "a100-80g"): [
         "dtype: float32; context: 1280 tokens; on 1 GPU (A100)",
