@@ -82,11 +82,11 @@ def test_more_users_than_requests(plan):
 
 def test_a_point_with_one_batch_in_all_its_replicates(plan):
     """64 requests are one batch of 128, two with two replicates; the offline engine is asked for all at once."""
-    warning = "load.batch_size=128: 64 requests are 1 batch, and nothing shows how much batches differ"
+    warning = "load.batch_size=128: workload.num_requests=64 is 1 batch, and nothing shows how much batches differ"
     command = ["workload=synthetic", "model=opt-125m", "hardware=cpu"]
     output = plan("backend=transformers", *command, "load.batch_size=1,32,128")
     assert [line for line in output.splitlines() if "1 batch" in line] == [
-        f"warning: {warning}: raise workload.num_requests or replicates"
+        f"warning: {warning}: raise it, or replicates"
     ]
     for several in ("replicates=2", "workload.num_requests=129"):
         assert "1 batch" not in plan("backend=transformers", *command, "load.batch_size=128", several)

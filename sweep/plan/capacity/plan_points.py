@@ -141,9 +141,8 @@ def _single_batches(plan: Plan) -> list[str]:
         for trials in () if deployment.backend.timed_inside else deployment.points():
             size = trials[0].load.size
             if size and sum(trial.num_requests for trial in trials) // size < LEAST_BATCHES:
-                requests = count(trials[0].workload.num_requests, "request")
                 lines[
-                    f"load.batch_size={size}: {requests} are 1 batch, and nothing shows how much batches differ: raise "
-                    "workload.num_requests or replicates"
+                    f"load.batch_size={size}: workload.num_requests={trials[0].workload.num_requests} is 1 batch, and "
+                    "nothing shows how much batches differ: raise it, or replicates"
                 ] = None
     return list(lines)
