@@ -80,6 +80,19 @@ def test_more_users_than_requests(plan):
     assert "load.concurrency=128: 64 requests for 128 users" in output
 
 
+def test_a_point_with_one_batch_in_all_its_replicates(plan):
+    """64 requests are one batch of 128, two with two replicates; the offline engine is asked for all at once."""
+    warning = "load.batch_size=128: workload.num_requests=64 is 1 batch, and nothing shows how much batches differ"
+    command = ["workload=synthetic", "model=opt-125m", "hardware=cpu"]
+    output = plan("backend=transformers", *command, "load.batch_size=1,32,128")
+    assert [line for line in output.splitlines() if "1 batch" in line] == [
+        f"warning: {warning}: raise it, or replicates"
+    ]
+    for several in ("replicates=2", "workload.num_requests=129"):
+        assert "1 batch" not in plan("backend=transformers", *command, "load.batch_size=128", several)
+    assert "1 batch" not in plan("backend=vllm_offline", *command, "load.batch_size=128")
+
+
 def test_an_8_bit_cache_holds_twice_the_tokens_and_drafts_shorten_the_least_time(plan):
     """0.9 * 22.5 GiB less weights, CUDA and a step's activations leave 6.88 GiB, or 14,090 tokens of 0.5 MiB."""
     command = ["backend=vllm", *SYNTHETIC, "workload.num_requests=2", "hardware=l4", "details=true"]

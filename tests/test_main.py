@@ -121,7 +121,8 @@ def test_the_plan_of_the_main_job_prints_how_long_it_takes_from_nothing_on_a_mac
     command = ["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=cpu", f"out={out}", no_index]
     assert main(command) == 0
     (said,) = re.findall(
-        r"expected: (.*) min from an empty folder and cache: (.*) \(on two idle cores\)", capsys.readouterr().out
+        r"expected: (.*) min from an empty folder and cache: (.*) \(on two idle cores with AVX-512\)",
+        capsys.readouterr().out,
     )
     parts = [float(seconds) for seconds in re.findall(r" (\d+) s", said[1])]
     assert re.findall(r"set-up|environments|model|reference|comparisons|launches|trials", said[1]) == [

@@ -1,6 +1,7 @@
 """Prompts that people wrote, from every format they are kept in, data sets and traces; through the whole command."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,36 @@ def test_a_data_set_of_several_parts_wants_one_named(copy: Path, tmp_path: Path)
     with pytest.raises(ValueError, match=r"^workload.config=None: 2 parts have that split; allowed: data, more$"):
         workload("tinystories", dataset=str(copy)).digest(tmp_path)
     assert workload("tinystories", dataset=str(copy), config="more").requests(None, 8, seed=1)
+
+
+def test_the_completion_study_has_the_first_6000_of_the_validation_split(
+    hub: Any,  # noqa: F811
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    """A dry run against a stub of the hub; stories after these, and those of the other split, are longer."""
+    option = load_option("workload", "tinystories")
+    assert (option["dataset"], option["split"], option["first"]) == ("roneneldan/TinyStories", "validation", 6000)
+    short, long = {"text": "Once there was a bear."}, {"text": "Once there was a bear. " * 20}
+    for split, rows in {"train": [long], "validation": [short] * 6000 + [long] * 6000}.items():
+        file = write(tmp_path / f"{split}-00000-of-00001.parquet", rows)
+        Hub.files[f"data/{file.name}"] = file.read_bytes()
+    line = [
+        "+experiment=completion_batches",
+        "workload.dataset=org/stories",
+        "backend=transformers",
+        "model=tiny-llama",
+    ]
+    line += ["hardware=a100-80g", "dry_run=true", "details=true", "cluster=inline", "tracking=none"]
+    assert main([*line, f"cache_dir={tmp_path / 'cache'}", f"out={tmp_path / 'out'}"]) == 0
+    output = capsys.readouterr().out
+    assert "instead of tinystories" not in output
+    for size in (1, 4, 16, 64):
+        (point,) = re.findall(f"  tinystories batches of {size}: .*", output)
+        assert f"{6000 + size + -6000 % size} requests" in point
+        assert all(int(tokens) < 30 for tokens in re.findall(r"input (\d+)(?: to (\d+))? tokens", point)[0] if tokens)
+    fetched = {path.split("/")[-1] for path, _ in Hub.requests if "/resolve/" in path}
+    assert fetched == {"validation-00000-of-00001.parquet"}
 
 
 @pytest.mark.slow

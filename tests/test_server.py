@@ -61,7 +61,8 @@ def until(condition, seconds: float = 10.0) -> bool:
 
 
 def test_is_ready_then_gone_with_all_its_processes(launch, marker):
-    with server.running(fake(), launch, marker=marker, versions={"fake": "1"}) as engine:
+    backend = fake(flags={"quantization": "fp8"})
+    with server.running(backend, launch, marker=marker, versions={"fake": "1"}) as engine:
         assert engine.alive()
         assert engine.exit_status is None
         assert len(engine.processes()) == 2  # the server and its detached helper
@@ -70,6 +71,7 @@ def test_is_ready_then_gone_with_all_its_processes(launch, marker):
         facts = engine.facts()
         assert facts["engine_version"] == "1.2.3"
         assert facts["command"] == engine.command
+        assert facts["coarser_format"] == "fp8"
         assert facts["versions"] == {"fake": "1"}
         assert 0 < facts["startup_seconds"] < 10
     assert living(marker) == []

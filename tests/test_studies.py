@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import yaml
 from rich.console import Console
 
 from analysis.figures import (
@@ -31,14 +33,16 @@ from backends.prepare import environments
 from scripts import studies
 from scripts.studies import EXPERIMENTS, measure, measurements_page, sections, studies_page, time_file
 from sweep.__main__ import main
-from sweep.config import build
+from sweep.config import CONF, build
 from sweep.disk.run_files import read_trials, write_plan, write_trials
+from sweep.inputs import package_model
 from sweep.inputs.load import Batch
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.random_tokens import RandomTokens
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.inputs.workload import Draw
 from sweep.options import load_option
+from sweep.wording import count
 from tests.results import run_of, trial
 from tests.synthetic_run import make_run
 
@@ -75,10 +79,13 @@ FIRST_STUDY = [
     "dtype: float16; context: 4096 tokens; on 1 GPU (L4)",
     "--gpu-memory-utilization 0.9",
     "--max-batch-total-tokens 32768",
+    "  not as published: prompts and their lengths are ours, not the study's prompts.txt",
+    "  not as published: a header of random words begins each prompt",
     "  not as published: --trust-remote-code is left out",
     "  not as published: --disable-log-requests is left out",
     "  not as published: max-concurrent-requests is 512, not 128",
     "  not as published: TGI 3.3.7",
+    "  not as published: max-batch-total-tokens is ignored by TGI 3.3.7",
 ]
 PUBLISHED = {  # by experiment and hardware: what the study says, as the details of a dry run have it
     ("throughput_bound", "l4"): [
@@ -104,6 +111,7 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
             f"  synthetic batches of {size}: 32 requests after 1 of warm-up; input 128 tokens; output 64 tokens"
             for size in (1, 2, 4, 8, 16, 32)
         ),
+        "  not as published: 32 requests at every batch size, so 32 batches of 1 and one of 32",
     ],
     ("sequence_length", "t4"): [
         UTILISATION + "4096",
@@ -123,6 +131,8 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
         "--max-model-len 1024",
         "--gpu-memory-utilization 0.9",
         "serving Poisson 50/s, at most 250 in flight: 500 requests",
+        "  not as published: prompts are random words behind a header each, not `vllm bench`'s random tokens",
+        "  not as published: without --override-generation-config",
     ],
     ("completion_batches", "a100-80g"): [
         "dtype: float32; context: 1280 tokens; on 1 GPU (A100)",
@@ -144,6 +154,97 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
 def test_the_published_form_is_what_the_study_says(plan, experiment, hardware):
     output = "\n".join(plan(f"+experiment={experiment}", f"hardware={hardware}", "details=true"))
     assert [text for text in PUBLISHED[experiment, hardware] if text not in output] == []
+    assert "is 1 batch" not in output
+
+
+CPU_FORMS = {  # by experiment: the model, the replicates, and each point as the details of a dry run have it
+    "throughput_bound": ("smollm2", 3, ["qa batches of 1: 4 ", "qa batches of 8: 8 ", "mixed batches of 8: 8 "]),
+    "latency_bound": ("small-llama", 2, ["qa batches of 1: 8 ", "sentiment batches of 1: 8 "]),
+    "kv_cache": ("tiny-llama", 1, ["reasoning 1 users: 24 ", "reasoning 8 users: 24 "]),
+    "batch_size": ("tiny-llama", 2, [f"synthetic batches of {size}: 32 " for size in (1, 2, 4, 8, 16, 32)]),
+    "sequence_length": (
+        *("tiny-llama", 1),
+        [f"synthetic batches of 64 input_tokens={n} output_tokens={n}: 64 " for n in (32, 64, 128)],
+    ),
+    "request_count": ("tiny-llama", 1, [f"synthetic batches of {count}: {count} " for count in (10, 50, 100)]),
+    "completion_batches": (
+        *("smollm2", 1),
+        [f"whole_stories batches of {size}: {16 + size} " for size in (1, 4, 16)],  # of which the first is discarded
+    ),
+    "decomposition": ("smollm2", 2, ["summarization 8 users: 8 "]),
+    "serving": ("tiny-llama", 1, ["serving Poisson 4/s, at most 16 in flight: 60 "]),
+    "serving_ladder": (
+        *("smollm2", 2),
+        [
+            f"{workload} Poisson 8/s, at most 64 in flight: {count} "
+            for workload, count in (("random_tokens", 18), ("natural_text", 18), ("paraphrases", 48))
+        ],
+    ),
+}
+
+
+@pytest.fixture
+def small_plan(plan, monkeypatch, tmp_path):
+    """The details of a dry run without a GPU, where the index has the trained model, whose 93 MB are not fetched."""
+
+    def fetch(*arguments: object) -> Path:
+        raise ValueError("not on this machine")
+
+    monkeypatch.setattr(package_model, "_not_in_index", lambda package: None)
+    monkeypatch.setattr(package_model.PackageModel, "_folder", fetch)
+    cache = f"cache_dir={tmp_path / 'cache'}"
+    return lambda experiment: plan(f"+experiment={experiment}", "hardware=cpu", "details=true", cache)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_form_without_a_gpu(small_plan, experiment):
+    model, replicates, points = CPU_FORMS[experiment]
+    output = small_plan(experiment)
+    deployments = [line for line in output if re.match(r"[0-9a-f]{12}  ", line)]
+    assert {line.split()[2].strip(":") for line in deployments} == {model}
+    requests = [line.strip() for line in output if " of warm-up; " in line]
+    assert {point for point in points for line in requests if line.startswith(point)} == set(points)
+    assert all(line.startswith(tuple(points)) for line in requests)
+    assert all(f"; {count(replicates, 'replicate')}, seeds" in line for line in requests)
+    if experiment == "completion_batches":
+        assert all("; output at most 16 tokens; " in line for line in requests)
+    assert not any("is 1 batch" in line for line in output)
+
+
+def test_the_ladder_without_a_gpu(small_plan):
+    """Sequences of 1, 16 and 64, then the prefix cache, then ngram speculation, each in two launches."""
+    output = small_plan("serving_ladder")
+    commands = [line for line in output if line.startswith("  command:")][:5]
+    assert [line.partition("--max-num-seqs ")[2].split()[0] for line in commands] == ["1", "16", "64", "64", "64"]
+    assert ["--no-enable-prefix-caching" in line for line in commands] == [True] * 3 + [False] * 2
+    assert ['"method": "ngram"' in line for line in commands] == [False] * 4 + [True]
+    assert sum(": 2 launches, " in line for line in output) == 7, "the last two are the gateway's"
+    assert parents(ladder_of("without_gpu")) == [None, 1, 2, 3, 4, 4, 6]
+
+
+def ladder_of(form: str | None = None) -> list[dict[str, str]]:
+    experiment = yaml.safe_load((CONF / "experiment" / "serving_ladder.yaml").read_text())
+    return (experiment[form] if form else experiment)["ladder"]
+
+
+def parents(ladder: list[dict[str, str]]) -> list[int | None]:
+    """The number of each step's parent, by the names of the steps."""
+    names = [step["step"] for step in ladder]
+    return [names.index(step["parent"]) + 1 if "parent" in step else None for step in ladder]
+
+
+def test_the_steps_of_the_ladder_stand_on_the_published_ones():
+    """Each of the study's experiments on the one before it, but the eighth on the sixth, whose 256 sequences it has."""
+    assert parents(ladder_of()) == [None, 1, 2, 3, 4, 5, 6, 6, 8, 9]
+
+
+@pytest.mark.parametrize("name", ["random_tokens", "serving"])
+def test_the_serving_studys_lengths(name):
+    """365 tokens +-40 %, in and out: 219 to 511, and nearly as far in 500 requests."""
+    workload = build(load_option("workload", name), "workload")
+    for lengths in zip(*workload.lengths(Draw(3, "measured", 500)), strict=True):
+        assert 219 <= min(lengths) <= 225
+        assert 505 <= max(lengths) <= 511
 
 
 def test_eight_steps_with_the_published_flags(plan):
@@ -171,6 +272,7 @@ def test_completions_in_the_studys_formats_fit_but_for_the_baseline_at_64(plan):
     assert warning.startswith("warning: transformers llama-2-7b: whole_stories batches of 64 (")
     assert any(line.startswith("workload: whole_stories instead of tinystories: ") for line in output)
     text = "\n".join(output)
+    assert "at least 25 h 33 min of measuring" in text, "as its YAML says of one replicate"
     assert "ctranslate2 llama-2-7b quantization=int8" in text
     assert "llamacpp llama-2-7b quantization=Q4_0 slots=1:" in text
 

@@ -3,6 +3,7 @@
 import html
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,11 @@ import analysis
 from analysis.load import open_run
 from analysis.results import RunResults
 from analysis.warnings import CHECKS, by_point
+from backends.base import Launch
+from sweep.config import build
+from sweep.node.rows import engine_facts
 from sweep.numbers.warnings import TRIAL_CHECKS, trial_warnings, warning_codes
+from sweep.options import load_option
 from tests.results import printed, report_of, run_of, trial, warnings_of
 
 KINDS = [check.kind for check in (*TRIAL_CHECKS, *CHECKS)]
@@ -42,6 +47,7 @@ def test_the_document_lists_every_code() -> None:
         ({"cpu_throttled_share": 0.2}, "cpu-throttled", 0.2),
         ({"cpu_thermal_limits": 3}, "cpu-thermal-limit", 3),
         ({"agreement": 0.42}, "low-agreement", 0.42),
+        ({"agreement": 0.42, "coarser_format": "Q4_0"}, "low-agreement-of-coarser-format", 0.42),
         ({"agreement": 0.97}, "inexact-agreement", 0.97),
         ({"offered_rate": 10.0, "realised_rate": 5.0}, "rate-not-reached", 0.5),
         ({"client_offered": 100, "client_sent": 88}, "unsent-requests", 0.12),
@@ -82,11 +88,43 @@ def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure
         {"below_saturation": False, "offered_rate": 10.0, "finish_content_filter_share": 0.0},
         {"client_offered": 100, "client_sent": 100},
         {"quality": 0.975, "quality_high": 0.985},  # not surely below
+        {"agreement": 1.0, "coarser_format": "int8"},
         {"client_stamp_source": "kernel", "client_loop_lag_p99": 0.002},
     ],
 )
 def test_a_sound_trial_raises_none(columns: dict[str, Any]) -> None:
     assert warning_codes(trial("a", 1, 0, 10.0, **columns)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "coarser"),
+    [
+        ("vllm", {}, None),
+        ("vllm", {"flags": {"kv-cache-dtype": "fp8"}}, "fp8"),
+        ("vllm_gptq", {}, "gptq"),
+        ("transformers", {"dtype": "float32"}, None),
+        ("transformers_4bit", {}, "nf4"),
+        ("llamacpp", {"quantization": "Q4_0"}, "Q4_0"),
+        ("llamacpp", {"quantization": "F16"}, None),
+        ("ctranslate2", {"quantization": "int8"}, "int8"),
+    ],
+)
+def test_low_agreement_of_a_format_declared_coarser_costs_and_is_no_fault(
+    tmp_path: Path, name: str, changed: dict[str, Any], coarser: str | None
+) -> None:
+    """The row has the format; without one an engine that gives other answers is severe."""
+    backend = build(load_option("backend", name), "backend").model_copy(update=changed)
+    launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path, image="i", max_model_len=512)
+    node = SimpleNamespace(name="n", environment=SimpleNamespace(versions={}))
+    running: Any = SimpleNamespace(facts={"coarser_format": backend.coarser(launch)}, node=node, launch="l")
+    column = engine_facts(running, None).coarser_format
+    assert (column is None) == (coarser is None)
+    assert coarser is None or (column is not None and coarser in column)
+    (warning,) = trial_warnings(trial("a", 1, 0, 10.0, agreement=0.42, coarser_format=column))
+    assert (warning.kind.severity, "cannot be compared" in warning.kind.remedy) == (
+        ("severe", True) if coarser is None else ("warning", False)
+    )
+    assert coarser is None or coarser in warning.message
 
 
 def test_a_sound_run_raises_none(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ class Engine:
             "flags": self.backend.flags_on(self.launch),
             "environ": self.variables,
             "dtype": self._dtype(),
+            "coarser_format": self.backend.coarser(self.launch),
             "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,

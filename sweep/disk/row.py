@@ -57,6 +57,7 @@ class EngineFacts:
     launch: str | None  # of this start of the engine: replicates with one launch have its luck in common
     engine_version: str | None  # as the engine says it
     dtype: str | None  # number format that the engine computes in
+    coarser_format: str | None  # of weights or KV cache, declared coarser than the model's; null: none, or not known
     agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing
     quality_reference: str | None  # likewise of its log-probabilities
     versions: str  # of this program and of what the engine's environment holds, JSON

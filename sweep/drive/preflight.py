@@ -46,7 +46,7 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
 
 
 def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None) -> str | None:
-    """Return why a model or workload, as its file has it, cannot be fetched; None if it can, or nothing is known.
+    """Return why a model or workload cannot be fetched; None if it can, or nothing is known.
 
     Raises Outage if an index or a hub does not answer.
     """

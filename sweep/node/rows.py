@@ -161,6 +161,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
         launch=running.launch,
         engine_version=facts.get("engine_version"),
         dtype=facts.get("dtype"),
+        coarser_format=facts.get("coarser_format"),
         agreement_reference=facts.get("agreement_reference"),
         quality_reference=facts.get("quality_reference"),
         versions=json.dumps({**provenance.own_versions(), **node.environment.versions}),

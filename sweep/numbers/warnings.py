@@ -94,6 +94,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Check(NamedTuple):
     kind: WarningKind
     columns: tuple[str, ...]  # the function's parameters
+    required: tuple[str, ...]  # those without a default
     function: Callable[..., Any]
 
 
@@ -109,14 +110,16 @@ def register(
     def add(function: F) -> F:
         code = function.__name__.replace("_", "-")
         kind = WarningKind(code, severity, inspect.getdoc(function) or "", remedy, quantities, lowest_is_worst)
-        checks.append(Check(kind, tuple(inspect.signature(function).parameters), function))
+        parameters = inspect.signature(function).parameters
+        required = tuple(name for name in parameters if parameters[name].default is inspect.Parameter.empty)
+        checks.append(Check(kind, tuple(parameters), required, function))
         return function
 
     return add
 
 
 # Checks of one trial -------------------------------------------------------------------------------------------------
-# Their parameters are columns of the row; a check is not called where one of them is null.
+# Their parameters are columns of the row; a check is not called where one without a default is null.
 
 TRIAL_CHECKS: list[Check] = []
 _severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity) for severity in Severity)
@@ -125,13 +128,12 @@ _severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity) for severi
 def trial_warnings(row: Mapping[str, Any]) -> list[ResultWarning]:
     """The warnings about one trial; none if it is no result, which its outcome says."""
     warnings: list[ResultWarning] = []
-    for kind, parameters, function in TRIAL_CHECKS if row["outcome"] == "ok" else ():
-        values = [row.get(name) for name in parameters]
-        if any(value is None for value in values):
+    for check in TRIAL_CHECKS if row["outcome"] == "ok" else ():
+        if any(row.get(name) is None for name in check.required):
             continue
-        evidence = function(*values)
+        evidence = check.function(*(row.get(name) for name in check.columns))
         if evidence is not None:
-            warnings.append(ResultWarning(kind, evidence.figure, evidence.message, trials=(row["trial_id"],)))
+            warnings.append(ResultWarning(check.kind, evidence.figure, evidence.message, trials=(row["trial_id"],)))
     return warnings
 
 
@@ -149,9 +151,20 @@ def _share(part: float, total: float) -> float:
     " quantization and the engine's version.",
     lowest_is_worst=True,
 )
-def low_agreement(agreement: float) -> Evidence | None:
-    """Fewer than 90 % of the greedy tokens agree with the reference."""
-    return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if agreement < LOW_AGREEMENT else None
+def low_agreement(agreement: float, coarser_format: str | None = None) -> Evidence | None:
+    """Fewer than 90 % of the greedy tokens agree with the reference, and no coarser format explains it."""
+    low = agreement < LOW_AGREEMENT and coarser_format is None
+    return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if low else None
+
+
+@_warning(
+    "A coarser number format costs this much: quote it beside the speed.",
+    lowest_is_worst=True,
+)
+def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
+    """Fewer than 90 % of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
+    message = f"agreement {agreement:.0%} with the reference in {coarser_format}"
+    return Evidence(agreement, message) if agreement < LOW_AGREEMENT else None
 
 
 @_info(

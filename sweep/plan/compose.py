@@ -87,8 +87,8 @@ def compose_run(
 ) -> Composition:
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
 
-    `obstacle` says why a model or workload, as its file has it, cannot be fetched; None if it can. It raises Outage
-    where that is not known.
+    `obstacle` says why a model or workload, with the keys that are set, cannot be fetched; None if it can. It raises
+    Outage where that is not known.
 
     Raises:
         ConfigError: for anything that is not a valid request.
@@ -312,7 +312,9 @@ def _replace_unreachable(
     if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return
     part = options.load(group, name)
-    instead = part.get("instead")
+    instead, fields = part.get("instead"), locate(part["_target_"], group).model_fields
+    # Its own keys as they are set: dataset=FOLDER is a copy of a data set.
+    part |= {key: request.scalars[f"{group}.{key}"] for key in fields if f"{group}.{key}" in request.scalars}
     try:
         reason = obstacle(group, part, request.settings["cache_dir"]) if instead else None
     except Outage as error:

@@ -54,7 +54,7 @@ OF_A_LAUNCH = ("--port", "--host")  # flags of each launch of its own
 # Of an engine's facts: figures, places, and what has a name of its own here.
 NOT_COMPARED = {
     *("engine_version", "dtype", "command", "flags", "environ", "startup_seconds", "cold_ttft", "log", "reachable_by"),
-    *("below_gate", "replicas"),
+    *("below_gate", "replicas", "coarser_format"),  # the last follows from quantization and flags
 }
 ANSWER_FACTS = ("agreement", "quality")  # first parts of facts about its answers, which are figures
 NAMED_KINDS = (

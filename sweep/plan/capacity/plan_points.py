@@ -12,6 +12,7 @@ from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.wording import count, duration_text
 
 MOST_LOADS = 4  # loads of a warning
+LEAST_BATCHES = 2  # of a point, its replicates together
 
 
 class PlanPoint(NamedTuple):
@@ -56,8 +57,9 @@ def _tokenizer(deployment: Deployment, cache: Path) -> object:
 
 
 def capacity_warnings(plan: Plan, points: list[PlanPoint]) -> list[str]:
-    """Warn, one line each, of what memory cannot hold and of what cannot end within its limits."""
-    return [*_without_room(points), *_too_slow(points, plan.settings), *_too_few(plan)]
+    """Warn, one line each, of what memory cannot hold, what cannot end within its limits, and loads with too few
+    requests."""
+    return [*_without_room(points), *_too_slow(points, plan.settings), *_idle_users(plan), *_single_batches(plan)]
 
 
 def least_time(points: list[PlanPoint], hardware: str) -> list[str]:
@@ -115,7 +117,7 @@ def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
             yield f"deadline={settings.deadline}: the trials take at least {duration_text(total)} of one GPU"
 
 
-def _too_few(plan: Plan) -> list[str]:
+def _idle_users(plan: Plan) -> list[str]:
     """Warn of more users than requests: those without one make the load another than its name."""
     lines: dict[str, None] = {}
     for trial in plan.trials:
@@ -125,4 +127,22 @@ def _too_few(plan: Plan) -> list[str]:
                 f"load.concurrency={users}: {count(trial.num_requests, 'request')} for {users} users, of which "
                 "the rest have none: raise workload.num_requests"
             ] = None
+    return list(lines)
+
+
+def _single_batches(plan: Plan) -> list[str]:
+    """Warn of points with one batch in all their replicates.
+
+    Batches are counted as they are sent, also a first one that is discarded. An engine that is timed inside takes all
+    requests in one call: there the batch is what is measured.
+    """
+    lines: dict[str, None] = {}
+    for deployment in plan.deployments:
+        for trials in () if deployment.backend.timed_inside else deployment.points():
+            size = trials[0].load.size
+            if size and sum(trial.num_requests for trial in trials) // size < LEAST_BATCHES:
+                lines[
+                    f"load.batch_size={size}: workload.num_requests={trials[0].workload.num_requests} is 1 batch, and "
+                    "nothing shows how much batches differ: raise it, or replicates"
+                ] = None
     return list(lines)
