@@ -10,7 +10,7 @@ from typing import Any
 LADDER = "ladder"  # the axis whose value is the name of a ladder's step
 PARENT = "ladder_parent"  # the step that it stands on: said by the ladder itself
 TRIAL_MARK = "#"  # between a run and a trial's id: RUN#TRIAL
-REQUESTS = "workload.num_requests"  # how much is measured, seldom what is asked
+REQUEST_COUNT = "workload.num_requests"  # how much is measured, seldom what is asked
 
 Coordinates = Mapping[str, Any]  # dotted key -> value
 
@@ -32,7 +32,7 @@ def _telling(settings: Sequence[Coordinates]) -> list[str]:
     """The keys whose values differ, in the order in which they appear; of ladders, those that differ within a step."""
     keys = dict.fromkeys(key for mapping in settings for key in mapping if key != PARENT)
     varying = [key for key in keys if _differs(settings, key)]
-    others = [key for key in varying if key != REQUESTS]
+    others = [key for key in varying if key != REQUEST_COUNT]
     if _kinds(settings, others) == _kinds(settings, varying):  # zipped with another axis, e.g. the batch size
         varying = others
     if LADDER not in varying:
