@@ -7,7 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.results import RunResults
+from analysis.studies.answer import lacking
 from analysis.studies.findings import Beside, Judged, beside, judge_run
+from analysis.studies.ruling import Ruling
 from analysis.studies.tables import PublishedFinding, Study, all_studies, study_of
 
 
@@ -24,12 +26,13 @@ def catalogue() -> RenderableType:
 
 
 def own_table(study: Study, finding: PublishedFinding) -> str:
-    """Return how a study's own table stands to one of its findings: agrees, contradicts, or does not say."""
+    """Return how a study's own table stands to a finding: agrees, contradicts, or does not say; with the note on it."""
     table = study.tables.get(finding.experiments[0])
-    answer = finding.check.answer(table.exact) if table else None
-    if answer is None or answer.holds is None:
-        return "does not say"
-    return "agrees" if answer.holds else f"contradicts: {finding.note or answer.figures}"
+    answer = finding.check.answer(table.exact) if table else lacking("a table")
+    if answer.ruling is Ruling.FAILS:
+        return f"contradicts: {finding.note or answer.figures}"
+    says = "agrees" if answer.ruling is Ruling.HOLDS else "does not say"
+    return f"{says}: {finding.note}" if finding.note else says
 
 
 def run_findings(results: RunResults) -> RenderableType:
