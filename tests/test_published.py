@@ -1,6 +1,7 @@
 """The studies' tables and findings: against themselves, and against runs whose answer is known."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -542,6 +543,22 @@ def test_throughput_as_offered_is_not_ranked(tmp_path: Path) -> None:
     assert judged["step-7-fastest"].judgement == "not testable here"
     assert "ladder=7 seqs 512 with request_throughput that is not as offered" in judged["step-7-fastest"].figures
     assert judged["fp8-cache-faster"].judgement == "reproduced"
+
+
+def test_the_smaller_form_shows_its_own_ratios(tmp_path: Path, capsys: Any) -> None:
+    """Where nothing stands beside the published rows; the baseline is that of the experiment."""
+    rows = [
+        trial(backend, 8, replicate, speed * (1 + 0.01 * replicate), launch=f"{backend}-{replicate}")
+        for backend, speed in (("transformers", 10.0), ("vllm", 20.0))
+        for replicate in range(2)
+    ]
+    run_of(tmp_path / "small", rows, name="throughput_bound", baseline={"backend": "transformers"})
+    for form in ([], ["--markdown"]):
+        assert main(["studies", str(tmp_path / "small"), *form]) == 0
+        assert re.search(r"vllm, qa, 8 +(\| )?20.1 +(\| )?2.00 \(", capsys.readouterr().out)
+    run_of(tmp_path / "same", throughput_rows(), name="throughput_bound", baseline={"backend": "transformers"})
+    assert main(["studies", str(tmp_path / "same")]) == 0
+    assert "its own ratios" not in capsys.readouterr().out
 
 
 def test_the_studys_table_stands_beside_ours_as_ratios(tmp_path: Path) -> None:
