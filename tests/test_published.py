@@ -409,7 +409,9 @@ def test_a_range_holds_with_the_whole_interval() -> None:
         ({16: "ok 3", 128: "oom_run 3"}, Ruling.UNKNOWN),  # nobody ran 32
         ({16: "ok 3", 24: "hung 3", 32: "oom_run 3"}, Ruling.UNKNOWN),
         ({8: "oom_run 3", 16: "ok 3"}, Ruling.UNKNOWN),  # a loss below the largest is no limit
+        ({16: "ok 2, hung 1", 32: "oom_run 1, not run 2"}, Ruling.HOLDS),
         ({16: "ok 3", 32: "ok 1, oom_run 2"}, Ruling.UNKNOWN),
+        ({16: "ok 3", 32: "hung 1, oom_run 2"}, Ruling.UNKNOWN),
         ({16: "ok 2, oom_run 1", 32: "oom_run 3"}, Ruling.UNKNOWN),
     ],
 )
@@ -481,6 +483,58 @@ def test_the_best_of_a_comparison_is_ahead_of_all_of_it(tmp_path: Path) -> None:
     assert spread.answer(two).figures == "needs backend=c with speed"
     third = points("speed", {1: 3.0}, backend="c")
     assert spread.answer(pd.concat([two, third], ignore_index=True)).ruling is Ruling.FAILS
+
+
+@pytest.mark.parametrize(
+    ("finding", "row"),
+    [
+        ("best-throughput-vllm", ("vllm", "reasoning", 64, 2000.0, 0.6)),  # not at batch 128
+        ("best-throughput-vllm", ("vllm", "sentiment", 128, 2000.0, 0.6)),
+        ("best-ttft-tgi", ("tgi", "sentiment", 128, 200.0, 0.05)),  # not on QA
+    ],
+)
+def test_the_best_is_of_the_task_and_the_batch_that_the_finding_names(
+    finding: str, row: tuple[str, str, int, float, float], tmp_path: Path
+) -> None:
+    backend, workload, batch, speed, ttft = row
+    better = [
+        trial(backend, batch, replicate, speed, workload=workload, ttft_mean=ttft, launch=f"{backend}-{replicate}")
+        | {"trial_id": f"better-{replicate}", "settings": on("l4")}
+        for replicate in range(2)
+    ]
+    judged = judgements(run(tmp_path, "throughput_bound", [*throughput_rows(), *better]))
+    assert judged[finding].judgement == "not reproduced"
+
+
+def test_tgis_batch_of_128_is_judged_though_a_smaller_one_is_faster(tmp_path: Path) -> None:
+    faster = [
+        trial("tgi", 32, replicate, 900.0, workload="reasoning", launch=f"tgi-{replicate}")
+        | {"trial_id": f"smaller-{replicate}", "settings": on("l4")}
+        for replicate in range(2)
+    ]
+    judged = judgements(run(tmp_path, "throughput_bound", [*throughput_rows(), *faster]))
+    assert judged["tgi-below-baseline-on-reasoning"].judgement == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("backend", "sizes", "judgement"),
+    [
+        ("vllm_offline", (1, 2, 32), "reproduced"),
+        ("vllm_offline", (1, 2), "not testable here"),
+        ("vllm", (1, 2, 32), "not testable here"),
+    ],
+)
+def test_batches_of_1_and_2_are_not_1_to_32(
+    backend: str, sizes: tuple[int, ...], judgement: str, tmp_path: Path
+) -> None:
+    rows = [
+        trial(backend, size, replicate, 10.0 * size + 0.01 * replicate, launch=f"{replicate}")
+        for size in sizes
+        for replicate in range(2)
+    ]
+    judged = judgements(run(tmp_path, "batch_size", rows))["larger-batches-faster"]
+    assert judged.judgement == judgement
+    assert "claimed" not in judged.figures
 
 
 def test_a_further_setting_of_a_library_is_no_rival(tmp_path: Path) -> None:

@@ -201,9 +201,11 @@ class LinearCheck(FindingCheck):
         ]
         rise = ratio(along[-1], along[0])
         near = [each.between(1 / (1 + self.within), 1 + self.within) for each in beside]
-        farthest = max(beside, key=lambda each: abs(each.value - 1))
+        ruling = all_of([rise.above(1), *near])
+        deciding = [each for answer, each in zip(near, beside, strict=True) if answer is ruling] or beside
+        farthest = max(deciding, key=lambda each: abs(each.value - 1))
         return CheckAnswer(
-            all_of([rise.above(1), *near]),
+            ruling,
             f"{rise.shown} from {self.over} {at.iloc[0]:g} to {at.iloc[-1]:g}, between them {farthest.shown} of the"
             f" straight line (judged by: within {self.within:.0%})",
         )
@@ -317,9 +319,10 @@ class ColumnsCheck(FindingCheck):
             ratio(uncertain(point, self.column), uncertain(point, self.not_below)) for _, point in both.iterrows()
         ]
         below = both[both[self.column] < both[self.not_below]]
-        lowest = min(ratios, key=lambda each: each.value)
+        ruling = all_of(each.at_least(1) for each in ratios)
+        lowest = min((each for each in ratios if each.at_least(1) is ruling), key=lambda each: each.value)
         return CheckAnswer(
-            all_of(each.at_least(1) for each in ratios),
+            ruling,
             f"{self.column} below {self.not_below} in {len(below)} of {len(both)} points; lowest {lowest.shown}",
         )
 

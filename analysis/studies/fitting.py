@@ -1,5 +1,6 @@
 """The check of what fits in memory: by how the trials ended, which has no interval."""
 
+import re
 from typing import Literal
 
 import pandas as pd
@@ -7,8 +8,9 @@ import pandas as pd
 from analysis.studies.answer import CheckAnswer, FindingCheck, choice_text, lacking
 from analysis.studies.ruling import Ruling
 from analysis.studies.uncertain import Where, matching_points
+from analysis.summary import NOT_RUN
 
-OUT_OF_MEMORY = ("oom_load", "oom_run", "censored")
+OUT_OF_MEMORY = {"oom_load", "oom_run", "censored"}
 
 
 class FitsCheck(FindingCheck):
@@ -16,7 +18,7 @@ class FitsCheck(FindingCheck):
 
     Only sizes above the largest with a result count: a loss below it says nothing of memory. With `largest` the next
     planned size must have run out of memory too: if it ended otherwise, nothing shows that memory is the limit. A size
-    counts as lost, or as run, if all of its trials ended so.
+    with both, trials with a result and trials that ran out of memory, counts for neither.
     """
 
     kind: Literal["fits"]
@@ -48,12 +50,17 @@ class FitsCheck(FindingCheck):
 
 
 def _sizes(points: pd.DataFrame, over: str) -> tuple[set[float], set[float]]:
-    """Return the sizes of which all trials have a result, and those of which all ran out of memory."""
+    """Return the sizes that ran, all of whose points have a result, and those that were lost to memory."""
     if over not in points:
         return set(), set()
     # A published row has no outcomes, but says what did not fit.
-    outcomes = points.get("outcomes", pd.Series("ok", points.index)).fillna("ok").astype(str)
-    all_lost = outcomes.str.fullmatch(rf"({'|'.join(OUT_OF_MEMORY)})( \d+)?(, ({'|'.join(OUT_OF_MEMORY)}) \d+)*")
-    all_ran = outcomes.str.fullmatch(r"|ok( \d+)?")
+    outcomes = points.get("outcomes", pd.Series("ok", points.index)).fillna("ok").astype(str).map(_outcome_names)
+    all_ran = outcomes.map(lambda names: "ok" in names and not names & OUT_OF_MEMORY)
+    all_lost = outcomes.map(lambda names: bool(names & OUT_OF_MEMORY) and names <= {*OUT_OF_MEMORY, NOT_RUN})
     ran, lost = (answer.groupby(points[over]).all() for answer in (all_ran, all_lost))
     return set(ran.index[ran].astype(float)), set(lost.index[lost].astype(float))
+
+
+def _outcome_names(outcomes: str) -> set[str]:
+    """Return the outcomes of a point, as in "ok 2, hung 1", without their numbers."""
+    return {re.sub(r" \d+$", "", part) for part in outcomes.split(", ")}
