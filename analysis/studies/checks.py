@@ -1,100 +1,92 @@
-"""Checks of a finding on a table of points, be it the study's own or a run's: whether it holds, and the figures.
+"""Checks of a finding on a table of points, be it the study's own or a run's: the ruling, and the figures.
 
-A check of a run holds only if it does at the unfavourable ends of the intervals too: a difference that is not told
-apart is not reproduced. It gives None where the table lacks the points that it needs, or their figures an interval.
-What fits in memory is no figure: that goes by how the trials ended.
+A check of a run holds only if it does at the unfavourable ends of the intervals too, and fails only if it does at the
+favourable ones: between them it is open. It is unknown where the table lacks the points that it needs, or their figures
+an interval. Limits that a study does not state are ours, and an answer says by which it was judged.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise, permutations
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field
 
+from analysis.studies.answer import CheckAnswer, FindingCheck, absent, choice_text, lacking
+from analysis.studies.ruling import all_of, any_of
 from analysis.studies.uncertain import (
     Uncertain,
     Where,
     from_parts,
     matching_points,
     point_name,
+    points_of_any,
     points_with,
     ratio,
-    together,
     uncertain,
 )
-from sweep.config import Strict
 
-OUT_OF_MEMORY = ("oom_load", "oom_run", "censored")
-
-
-class CheckAnswer(NamedTuple):
-    """The result of a check: true if the finding holds in the table, and the figures that say so."""
-
-    holds: bool | None  # None: the table cannot tell
-    figures: str
-    measured: bool = True  # false: the table has not the points
-
-
-class FindingCheck(Strict):
-    """The base of all checks."""
-
-    def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        raise NotImplementedError
+Better = Literal["higher", "lower"]
 
 
 class SpreadCheck(FindingCheck):
-    """The largest figure over the smallest, among points that agree in `each`."""
+    """The largest figure over the smallest, among points that agree in `each`, of which all choices have one."""
 
     kind: Literal["spread"]
     column: str
     each: tuple[str, ...]
+    among: tuple[Where, ...]
     at_most: float
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        with_figure = points_with(points, self.column)
-        groups = (
-            [group for _, group in with_figure.groupby(list(self.each))] if _has_all(with_figure, self.each) else []
-        )
+        chosen = points_with(points_of_any(points, self.among), self.column)
+        groups = [group for _, group in chosen.groupby(list(self.each))] if _has_all(chosen, self.each) else []
+        for group in groups or [chosen]:
+            if missing := absent(group, self.among):
+                return lacking(f"{missing} with {self.column}")
         ratios = [
             ratio(*pair)
             for group in groups
             for pair in permutations([uncertain(point, self.column) for _, point in group.iterrows()], 2)
         ]
         if not ratios:
-            return _lacking(f"two points with {self.column}")
-        holds = together(each.at_most(self.at_most) for each in ratios)
-        deciding = max((each for each in ratios if each.at_most(self.at_most) is holds), key=lambda each: each.value)
-        return CheckAnswer(holds, f"up to {deciding.shown} apart (claimed: at most {self.at_most:g}x)")
+            return lacking(f"two points with {self.column} that agree in {', '.join(self.each)}")
+        answered = [(each.at_most(self.at_most), each) for each in ratios]
+        ruling = all_of(answer for answer, _ in answered)
+        deciding = max((each for answer, each in answered if answer is ruling), key=lambda each: each.value)
+        return CheckAnswer(ruling, f"up to {deciding.shown} apart (judged by: at most {self.at_most:g}x)")
 
 
 class BestCheck(FindingCheck):
-    """The point with the best figure is the expected one, ahead of every other by more than both intervals."""
+    """The point with the best figure is the expected one, ahead of every other by more than both intervals.
+
+    The others are the points of any choice in `among`, the study's own comparison, of which each needs one.
+    """
 
     kind: Literal["best"]
     column: str
-    better: Literal["higher", "lower"]
+    better: Better
     expected: Where
     where: Where = Field(default_factory=dict)
+    among: tuple[Where, ...]
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        ordered = points_with(matching_points(points, self.where), self.column)
-        if ordered.empty:
-            return _lacking(f"{_words({**self.where, **self.expected})} with {self.column}")
-        ordered = ordered.sort_values(self.column, ascending=self.better == "lower")
+        chosen = points_of_any(points_with(matching_points(points, self.where), self.column), self.among)
+        if missing := absent(chosen, [self.expected, *self.among]):
+            return lacking(f"{choice_text(self.where)}{': ' if self.where else ''}{missing} with {self.column}")
+        ordered = chosen.sort_values(self.column, ascending=self.better == "lower")
         expected = matching_points(ordered, self.expected)
         rivals = ordered.drop(expected.index)
-        if expected.empty or rivals.empty:
-            return _lacking(f"{_words({**self.where, **self.expected})} and another")
-        first = uncertain(expected.iloc[0], self.column)
-        named = [(point_name(rival), ratio(first, uncertain(rival, self.column))) for _, rival in rivals.iterrows()]
-        return _ahead(named, self.better)
+        if rivals.empty:
+            return lacking(f"{choice_text({**self.where, **self.expected})} and another")
+        return _ahead(_named(expected, self.column), _named(rivals, self.column), self.better)
 
 
 class RatioCheck(FindingCheck):
     """The ratio of one point to another that agrees with it in `same`; of several the one that `pick` says.
 
-    Where the largest is at most something, or the smallest at least, all of them are.
+    Where the largest is at most something, or the smallest at least, all of them are; where the largest is at least
+    something ("up to"), one of them is.
     """
 
     kind: Literal["ratio"]
@@ -120,42 +112,70 @@ class RatioCheck(FindingCheck):
             if all(numerator.get(key) == denominator.get(key) or key not in points for key in self.same)
         ]
         if not ratios:
-            return _lacking(f"{_words(self.of)} beside {_words(self.to)}")
-        order = min if self.pick == "smallest" else max
+            return lacking(f"{choice_text(self.of)} beside {choice_text(self.to)}")
+        answered = [(each.between(self.at_least, self.at_most), each) for each in ratios]
         claims_all = self.at_most is not None if self.pick == "largest" else self.at_least is not None
-        claimed = ratios if claims_all else [order(ratios, key=lambda each: each.value)]
-        answered = [(each.between(self.at_least, self.at_most), each) for each in claimed]
-        holds = together(answer for answer, _ in answered)
-        deciding = order((each for answer, each in answered if answer is holds), key=lambda each: each.value)
-        return CheckAnswer(holds, f"{deciding.shown} (claimed: {_range(self.at_least, self.at_most)})")
+        ruling = (all_of if claims_all else any_of)(answer for answer, _ in answered)
+        order = min if self.pick == "smallest" else max
+        deciding = order((each for answer, each in answered if answer is ruling), key=lambda each: each.value)
+        return CheckAnswer(ruling, f"{deciding.shown} ({_limits(self.at_least, self.at_most)})")
 
 
 class RisingCheck(FindingCheck):
-    """The figure at the largest value of `over`, over that at the smallest; each step between rises if above 1."""
+    """The figure at one end of `over` over that at the other is within limits, and each step between them rises."""
 
     kind: Literal["rising"]
     column: str
     over: str
     where: Where = Field(default_factory=dict)
-    at_least: float
+    ends: tuple[float, float]
+    at_least: float = Field(ge=1)
     at_most: float | None = None
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = points_with(matching_points(points, self.where), self.column)
-        if not _is_one_line(chosen, self.over, fewest=2):
-            return _lacking(f"several values of {self.over}, with one point each")
+        if self.over in chosen:
+            chosen = chosen[chosen[self.over].between(*self.ends)]
+        if not _is_one_line(chosen, self.over, self.ends):
+            return lacking(_line_text(self.where, self.over, self.ends))
         ordered = chosen.sort_values(self.over)
         along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
         names = [f"{value:g}" for value in ordered[self.over]]
         whole, steps = ratio(along[-1], along[0]), [ratio(after, before) for before, after in pairwise(along)]
         within = whole.between(self.at_least, self.at_most)
-        holds = together([within, *(step.above(1) for step in steps if self.at_least >= 1)])
-        figures = f"{whole.shown} from {self.over} {names[0]} to {names[-1]}"
-        figures += f" (claimed: {_range(self.at_least, self.at_most)})"
-        if within is not holds:  # a step decides
-            step, place = next((step, place) for place, step in enumerate(steps) if step.above(1) is holds)
+        ruling = all_of([within, *(step.above(1) for step in steps)])
+        figures = f"{whole.shown} from {self.over} {names[0]} to {names[-1]} ({_limits(self.at_least, self.at_most)})"
+        if within is not ruling:  # a step decides
+            step, place = next((step, place) for place, step in enumerate(steps) if step.above(1) is ruling)
             figures += f"; {step.shown} from {names[place]} to {names[place + 1]}"
-        return CheckAnswer(holds, figures)
+        return CheckAnswer(ruling, figures)
+
+
+class ConstantCheck(FindingCheck):
+    """The figure is the same at all values of `over`, three or more: each within limits of that at the smallest."""
+
+    kind: Literal["constant"]
+    column: str
+    over: str
+    where: Where = Field(default_factory=dict)
+    at_least: float
+    at_most: float
+
+    def answer(self, points: pd.DataFrame) -> CheckAnswer:
+        chosen = points_with(matching_points(points, self.where), self.column)
+        if not _is_one_line(chosen, self.over, fewest=3):
+            return lacking(_line_text(self.where, self.over))
+        ordered = chosen.sort_values(self.over)
+        first, *rest = [uncertain(point, self.column) for _, point in ordered.iterrows()]
+        sizes = [f"{value:g}" for value in ordered[self.over]]
+        compared = [(size, ratio(each, first)) for size, each in zip(sizes[1:], rest, strict=True)]
+        answered = [(each.between(self.at_least, self.at_most), size, each) for size, each in compared]
+        ruling = all_of(answer for answer, *_ in answered)
+        _, size, farthest = max(
+            (each for each in answered if each[0] is ruling), key=lambda each: abs(each[2].value - 1)
+        )
+        limits = _limits(self.at_least, self.at_most)
+        return CheckAnswer(ruling, f"{farthest.shown} from {self.over} {sizes[0]} to {size}, the farthest ({limits})")
 
 
 class LinearCheck(FindingCheck):
@@ -170,7 +190,7 @@ class LinearCheck(FindingCheck):
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = points_with(matching_points(points, self.where), self.column)
         if not _is_one_line(chosen, self.over, fewest=3):
-            return _lacking(f"three values of {self.over}, with one point each")
+            return lacking(_line_text(self.where, self.over))
         ordered = chosen.sort_values(self.over)
         at = ordered[self.over].astype(float)
         along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
@@ -181,16 +201,21 @@ class LinearCheck(FindingCheck):
         ]
         rise = ratio(along[-1], along[0])
         near = [each.between(1 / (1 + self.within), 1 + self.within) for each in beside]
-        farthest = max(beside, key=lambda each: abs(each.value - 1))
+        ruling = all_of([rise.above(1), *near])
+        deciding = [each for answer, each in zip(near, beside, strict=True) if answer is ruling] or beside
+        farthest = max(deciding, key=lambda each: abs(each.value - 1))
         return CheckAnswer(
-            together([rise.above(1), *near]),
+            ruling,
             f"{rise.shown} from {self.over} {at.iloc[0]:g} to {at.iloc[-1]:g}, between them {farthest.shown} of the"
-            f" straight line (claimed: within {self.within:.0%})",
+            f" straight line (judged by: within {self.within:.0%})",
         )
 
 
 class GainsCheck(FindingCheck):
-    """The gain of a line from one value of `over` to another is the largest of all, by more than the intervals."""
+    """The gain of a line from one value of `over` to another is the largest of all, by more than the intervals.
+
+    The lines are those of the choices in `among`, the study's own comparison, of which each needs both ends.
+    """
 
     kind: Literal["gains"]
     column: str
@@ -198,28 +223,37 @@ class GainsCheck(FindingCheck):
     ends: tuple[float, float]
     lines: tuple[str, ...]  # the columns that make a line, where the table has them
     expected: Where
-    where: Where = Field(default_factory=dict)
+    among: tuple[Where, ...]
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = points_with(matching_points(points, self.where), self.column)
-        lacking = _lacking(f"{_words(self.expected)} and another at {self.over} {self.ends[0]:g} and {self.ends[1]:g}")
+        chosen = points_of_any(points_with(points, self.column), self.among)
         lines = [column for column in self.lines if column in chosen]
         if not lines or not _has_all(chosen, [self.over]):
-            return lacking
-        gains: list[tuple[bool, str, Uncertain]] = []
-        for _, line in chosen.groupby(lines, dropna=False):
-            first, last = (line[line[self.over] == end] for end in self.ends)
-            if len(first) > 1 or len(last) > 1:  # a further axis: the ends may be of different settings
-                return _lacking(f"a single point of each {', '.join(lines)} at a {self.over}")
-            if len(first) == len(last) == 1:
-                gain = ratio(uncertain(last.iloc[0], self.column), uncertain(first.iloc[0], self.column))
-                gains.append((not matching_points(first, self.expected).empty, point_name(first.iloc[0][lines]), gain))
-        ours, rivals = ([gain for gain in gains if gain[0] is expected] for expected in (True, False))
+            return lacking(f"{self.column} at {self.over} {self.ends[0]:g} and {self.ends[1]:g}")
+        first, last = (chosen[chosen[self.over] == end] for end in self.ends)
+        for end, there in zip(self.ends, (first, last), strict=True):
+            if missing := absent(there, self.among):
+                return lacking(f"{missing} with {self.column} at {self.over} {end:g}")
+        if any(there.groupby(lines, dropna=False).size().gt(1).any() for there in (first, last)):
+            return lacking(f"a single point of each {', '.join(lines)} at a {self.over}")  # a further axis
+        gains = [
+            (not matching_points(line, self.expected).empty, gain)
+            for _, line in chosen.groupby(lines, dropna=False)
+            for gain in self._gains(line, lines)
+        ]
+        ours, rivals = ([gain for expected, gain in gains if expected is side] for side in (True, False))
+        ours.sort(key=lambda gain: gain[1].value, reverse=True)
         if not ours or not rivals:
-            return lacking
-        most = max((gain for *_, gain in ours), key=lambda gain: gain.value)
-        answer = _ahead([(name, ratio(most, gain)) for _, name, gain in rivals], "higher")
-        return answer._replace(figures=f"gains {most.shown}, {answer.figures}")
+            return lacking(f"{choice_text(self.expected)} and another at both ends of {self.over}")
+        answer = _ahead(ours, rivals, "higher")
+        return answer._replace(figures=f"gains {ours[0][1].shown}, {answer.figures}")
+
+    def _gains(self, line: pd.DataFrame, lines: list[str]) -> Iterable[tuple[str, Uncertain]]:
+        """Return the gain of a line with its name; none if it lacks an end."""
+        first, last = (line[line[self.over] == end] for end in self.ends)
+        if len(first) == len(last) == 1:
+            gain = ratio(uncertain(last.iloc[0], self.column), uncertain(first.iloc[0], self.column))
+            yield point_name(first.iloc[0][lines]), gain
 
 
 class RangeCheck(FindingCheck):
@@ -235,16 +269,12 @@ class RangeCheck(FindingCheck):
         with_figure = points_with(matching_points(points, self.where), self.column)
         chosen = [uncertain(point, self.column) for _, point in with_figure.iterrows()]
         if not chosen:
-            return _lacking(f"{_words(self.where)} with {self.column}")
-        holds = together(each.between(self.at_least, self.at_most) for each in chosen)
-        limits = [
-            f"{word} {limit:.4g}"
-            for word, limit in (("at least", self.at_least), ("at most", self.at_most))
-            if limit is not None
-        ]
+            return lacking(f"{choice_text(self.where)} with {self.column}")
+        ruling = all_of(each.between(self.at_least, self.at_most) for each in chosen)
         reasons = dict.fromkeys(each.reservation for each in chosen if each.reservation)
-        figures = ", ".join(f"{each.value:.4g}" for each in chosen)
-        return CheckAnswer(holds, f"{'; '.join([figures, *reasons])} (claimed: {' and '.join(limits)})")
+        figures = ", ".join(each.absolute for each in chosen)
+        limits = _limits(self.at_least, self.at_most, unit="")
+        return CheckAnswer(ruling, f"{'; '.join([figures, *reasons])} ({limits})")
 
 
 class PeakCheck(FindingCheck):
@@ -253,47 +283,25 @@ class PeakCheck(FindingCheck):
     kind: Literal["peak"]
     column: str
     over: str
+    where: Where = Field(default_factory=dict)
     at: float
+    beside: tuple[float, ...]  # the other values that the study names, each of which needs a result
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = points_with(points, self.column)
-        if (
-            not _has_all(chosen, [self.over])
-            or self.at not in set(chosen[self.over])
-            or chosen[self.over].nunique() < 2
-        ):
-            return _lacking(f"{self.over}={self.at:g} and another")
+        chosen = points_with(matching_points(points, self.where), self.column)
+        values = [self.at, *self.beside]
+        if not _has_all(chosen, [self.over]) or not set(values) <= set(chosen[self.over]):
+            return lacking(f"{self.column} at {self.over} {', '.join(f'{value:g}' for value in values)}")
         highest = chosen.sort_values(self.column, ascending=False)
-        claimed = uncertain(highest[highest[self.over] == self.at].iloc[0], self.column)
-        named = [
-            (f"{self.over} {point[self.over]:g}", ratio(claimed, uncertain(point, self.column)))
-            for _, point in highest[highest[self.over] != self.at].iterrows()
+        at_peak = highest[self.over] == self.at
+        rivals = [
+            (f"{self.over} {point[self.over]:g}", uncertain(point, self.column))
+            for _, point in highest[~at_peak].iterrows()
         ]
+        answer = _ahead(_named(highest[at_peak], self.column), rivals, "higher")
         best = highest.iloc[0]
-        answer = _ahead(named, "higher")
         highest_at = f"highest at {self.over} {best[self.over]:g}, {best[self.column]:.4g}"
         return answer._replace(figures=f"{highest_at}; at {self.at:g} {answer.figures}")
-
-
-class FitsCheck(FindingCheck):
-    """The largest size that has a result, where a larger one ran out of memory: by outcomes, which have no interval."""
-
-    kind: Literal["fits"]
-    where: Where
-    over: str
-    largest: float
-
-    def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = matching_points(points, self.where)
-        outcomes = chosen.get("outcomes", pd.Series("", chosen.index)).fillna("").astype(str)
-        lost = chosen[outcomes.str.contains("|".join(OUT_OF_MEMORY))]
-        if lost.empty or self.largest not in set(chosen[self.over]):
-            return _lacking(f"a size at which {_words(self.where)} ran out of memory, and {self.over}={self.largest:g}")
-        with_result = outcomes.eq("") | outcomes.str.contains(r"\bok\b")  # a published row says only what did not fit
-        fitted = chosen[with_result].drop(lost.index, errors="ignore")[self.over].max()
-        if pd.isna(fitted):
-            return _lacking(f"a size at which {_words(self.where)} has a result")
-        return CheckAnswer(bool(fitted == self.largest), f"largest that fitted: {fitted:g} (claimed: {self.largest:g})")
 
 
 class ColumnsCheck(FindingCheck):
@@ -306,25 +314,39 @@ class ColumnsCheck(FindingCheck):
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         both = points_with(points_with(points, self.column), self.not_below)
         if both.empty:
-            return _lacking(f"{self.column} and {self.not_below}")
+            return lacking(f"{self.column} and {self.not_below}")
         ratios = [
             ratio(uncertain(point, self.column), uncertain(point, self.not_below)) for _, point in both.iterrows()
         ]
         below = both[both[self.column] < both[self.not_below]]
-        lowest = min(ratios, key=lambda each: each.value)
+        ruling = all_of(each.at_least(1) for each in ratios)
+        lowest = min((each for each in ratios if each.at_least(1) is ruling), key=lambda each: each.value)
         return CheckAnswer(
-            together(each.at_least(1) for each in ratios),
+            ruling,
             f"{self.column} below {self.not_below} in {len(below)} of {len(both)} points; lowest {lowest.shown}",
         )
 
 
-def _ahead(rivals: Sequence[tuple[str, Uncertain]], better: Literal["higher", "lower"]) -> CheckAnswer:
-    """Whether the figure over that of each rival says that it is better; the figures are of the rival that decides."""
-    answers = [each.above(1) if better == "higher" else each.below(1) for _, each in rivals]
-    holds = together(answers)
-    deciding = [rival for rival, answer in zip(rivals, answers, strict=True) if answer is holds]
-    name, closest = min(deciding, key=lambda rival: rival[1].value if better == "higher" else -rival[1].value)
-    return CheckAnswer(holds, f"{closest.shown} that of {name}")
+def _named(points: pd.DataFrame, column: str) -> list[tuple[str, Uncertain]]:
+    return [(point_name(point), uncertain(point, column)) for _, point in points.iterrows()]
+
+
+def _ahead(
+    candidates: Sequence[tuple[str, Uncertain]], rivals: Sequence[tuple[str, Uncertain]], better: Better
+) -> CheckAnswer:
+    """Return whether one of the candidates, the best first, is better than all rivals, with the ratio that decides."""
+    answers = [_ahead_of_all(candidate, rivals, better) for _, candidate in candidates]
+    ruling = any_of(answer.ruling for answer in answers)
+    return next(answer for answer in answers if answer.ruling is ruling)
+
+
+def _ahead_of_all(candidate: Uncertain, rivals: Sequence[tuple[str, Uncertain]], better: Better) -> CheckAnswer:
+    named = [(name, ratio(candidate, rival)) for name, rival in rivals]
+    answers = [each.above(1) if better == "higher" else each.below(1) for _, each in named]
+    ruling = all_of(answers)
+    deciding = [each for each, answer in zip(named, answers, strict=True) if answer is ruling]
+    name, closest = min(deciding, key=lambda each: each[1].value if better == "higher" else -each[1].value)
+    return CheckAnswer(ruling, f"{closest.shown} that of {name}")
 
 
 def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
@@ -337,19 +359,19 @@ def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
     return all(column in points for column in columns)
 
 
-def _is_one_line(points: pd.DataFrame, over: str, fewest: int) -> bool:
-    """True if at least `fewest` values of a column have one point each, and none has several, of other settings."""
-    return over in points and points[over].nunique() == len(points) >= fewest
+def _is_one_line(points: pd.DataFrame, over: str, ends: Sequence[float] = (), fewest: int = 2) -> bool:
+    """True if at least `fewest` values of a column, and its ends, have one point each, and none has several."""
+    if over not in points or not set(ends) <= set(points[over]):
+        return False
+    return bool(points[over].nunique() == len(points) >= fewest)
 
 
-def _range(at_least: float | None, at_most: float | None) -> str:
-    ends = [f"at least {at_least:g}x"] if at_least is not None else []
-    return " and ".join([*ends, *([f"at most {at_most:g}x"] if at_most is not None else [])])
+def _line_text(where: Where, over: str, ends: Sequence[float] = ()) -> str:
+    values = f"{over} {' and '.join(f'{end:g}' for end in ends)}" if ends else f"three values of {over}"
+    return f"{choice_text(where)}{': ' if where else ''}{values}, with one point each"
 
 
-def _words(where: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in where.items())
-
-
-def _lacking(points: str) -> CheckAnswer:
-    return CheckAnswer(None, f"needs {points}", measured=False)
+def _limits(at_least: float | None, at_most: float | None, unit: str = "x") -> str:
+    """The limits that a check goes by as text: the study's, or ours where it states none."""
+    limits: list[tuple[str, Any]] = [("at least", at_least), ("at most", at_most)]
+    return f"judged by: {' and '.join(f'{word} {limit:.4g}{unit}' for word, limit in limits if limit is not None)}"

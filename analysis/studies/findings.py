@@ -1,16 +1,26 @@
 """The findings of a study judged on a run, and its table beside the run's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from analysis.results import RunResults
-from analysis.statistics.pooled import launches
+from analysis.studies.answer import CheckAnswer, choice_text, lacking
+from analysis.studies.ruling import Ruling
+from analysis.studies.run_points import HARDWARE, run_points
 from analysis.studies.tables import PublishedFinding, PublishedTable, Study, study_of
-from analysis.studies.uncertain import LAUNCHES, NAMING, matching_points
+from analysis.studies.uncertain import NAMING, matching_points
+from analysis.summary import merits
+from sweep.numbers.warnings import AS_OFFERED
 
-Judgement = Literal["reproduced", "not reproduced", "not testable here", "contradicted by its own table"]
+Judgement = Literal["reproduced", "not reproduced", "not decided", "not testable here", "contradicted by its own table"]
+JUDGEMENTS: dict[Ruling, Judgement] = {
+    Ruling.HOLDS: "reproduced",
+    Ruling.FAILS: "not reproduced",
+    Ruling.OPEN: "not decided",
+    Ruling.UNKNOWN: "not testable here",
+}
 
 
 class Judged(NamedTuple):
@@ -22,11 +32,14 @@ class Judged(NamedTuple):
 
 
 def judge_run(results: RunResults) -> list[Judged]:
-    """Return the judgements on the findings of the study that a run's experiment follows; none if it follows none."""
+    """Return the judgements on the findings of the study that a run's experiment follows; none if it follows none.
+
+    What is only as offered by an open loop is no engine's merit: it is left out, as in the summary's standings.
+    """
     study = study_of(results.run.name)
     if study is None:
         return []
-    points = _points(results)
+    points = merits(run_points(results))
     return [
         judge_finding(study, finding, results.run.name, points)
         for finding in study.findings
@@ -36,27 +49,39 @@ def judge_run(results: RunResults) -> list[Judged]:
 
 def judge_finding(study: Study, finding: PublishedFinding, experiment: str, points: pd.DataFrame) -> Judged:
     """Judge one finding: by the study's own table first, then by these points."""
-    measured = finding.check.answer(points)
+    measured = _measured(finding, points)
     published = study.tables.get(experiment)
-    if published is not None and finding.check.answer(published.exact).holds is False:
-        beside = f"; this run: {measured.figures}" if measured.measured else ""
-        return Judged(finding, "contradicted by its own table", f"{(finding.note or '').rstrip('.')}{beside}")
-    if measured.holds is None:
-        return Judged(finding, "not testable here", measured.figures)
-    return Judged(finding, "reproduced" if measured.holds else "not reproduced", measured.figures)
+    if published is not None and finding.check.answer(published.exact).ruling is Ruling.FAILS:
+        this_run = [f"this run: {measured.figures}"] if measured.measured else []
+        return Judged(finding, "contradicted by its own table", _joined([finding.note, *this_run]))
+    return Judged(finding, JUDGEMENTS[measured.ruling], _joined([measured.figures, finding.note]))
 
 
-def _points(results: RunResults) -> pd.DataFrame:
-    """The run's points with their launches; columns of objects that hold numbers as numbers."""
-    points = results.points.copy()
-    for column in points:
-        numbers = pd.to_numeric(points[column], errors="coerce")
-        if numbers.notna().any() and (numbers.notna() == points[column].notna()).all():
-            points[column] = numbers
-    launch = launches(results.run)
-    by_point = launch.groupby(results.layout.trials["point"].reindex(launch.index)).agg(frozenset)
-    of_points = by_point.reindex(range(len(points))).set_axis(points.index).rename(LAUNCHES)
-    return pd.concat([points, of_points], axis="columns")
+def _measured(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
+    """Return the answer of a run's points: unknown on hardware that the finding is not about or without its premise."""
+    if finding.hardware:
+        profiles = points.get(HARDWARE, pd.Series(dtype=object))
+        if not profiles.isin(finding.hardware).any():
+            present = ", ".join(sorted(profiles.dropna().unique())) or "an unknown one"
+            return lacking(f"hardware {' or '.join(finding.hardware)}, not {present}")
+        points = points[profiles.isin(finding.hardware) | profiles.isna()]  # what did not run was planned all the same
+    if finding.premise and (premise := finding.premise.answer(points)).ruling is not Ruling.HOLDS:
+        if not premise.measured:
+            return premise
+        where = choice_text(finding.premise.where)
+        return lacking(f"its premise, {finding.premise.column} of {where}: {premise.figures}")
+    answer = finding.check.answer(points)
+    if not answer.measured and finding.check.column in AS_OFFERED and _any_as_offered(points):
+        return answer._replace(figures=f"{answer.figures} that is not as offered")
+    return answer
+
+
+def _any_as_offered(points: pd.DataFrame) -> bool:
+    return "as_offered" in points and bool(points["as_offered"].eq(True).any())
+
+
+def _joined(parts: Iterable[str | None]) -> str:
+    return "; ".join(part.rstrip(".") for part in parts if part)
 
 
 class Beside(NamedTuple):
@@ -74,7 +99,7 @@ def beside(results: RunResults) -> list[Beside]:
     """Return the study's table beside the run's points."""
     study = study_of(results.run.name)
     table = study.tables.get(results.run.name) if study else None
-    return list(published_rows(table, _points(results))) if table else []
+    return list(published_rows(table, run_points(results))) if table else []
 
 
 def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Beside]:

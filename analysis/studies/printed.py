@@ -7,8 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.results import RunResults
+from analysis.studies.answer import lacking
 from analysis.studies.findings import Beside, Judged, beside, judge_run
+from analysis.studies.ruling import Ruling
+from analysis.studies.smaller_form import FIGURE, REFERENCES, SmallerPoint, ratio_reference, smaller_points
 from analysis.studies.tables import PublishedFinding, Study, all_studies, study_of
+
+SMALLER_FORM = "No point of this run stands beside a published row, as in the form without a GPU; its own ratios:"
 
 
 def catalogue() -> RenderableType:
@@ -24,12 +29,13 @@ def catalogue() -> RenderableType:
 
 
 def own_table(study: Study, finding: PublishedFinding) -> str:
-    """Return how a study's own table stands to one of its findings: agrees, contradicts, or does not say."""
+    """Return how a study's own table stands to a finding: agrees, contradicts, or does not say; with the note on it."""
     table = study.tables.get(finding.experiments[0])
-    answer = finding.check.answer(table.exact) if table else None
-    if answer is None or answer.holds is None:
-        return "does not say"
-    return "agrees" if answer.holds else f"contradicts: {finding.note or answer.figures}"
+    answer = finding.check.answer(table.exact) if table else lacking("a table")
+    if answer.ruling is Ruling.FAILS:
+        return f"contradicts: {finding.note or answer.figures}"
+    says = "agrees" if answer.ruling is Ruling.HOLDS else "does not say"
+    return f"{says}: {finding.note}" if finding.note else says
 
 
 def run_findings(results: RunResults) -> RenderableType:
@@ -50,6 +56,11 @@ def run_findings(results: RunResults) -> RenderableType:
         for row in rows:
             figures.add_row(*beside_cells(row))
         parts += [Text(""), figures]
+        if smaller := smaller_form(results, rows):
+            ratios = Table(*smaller_headings(results), box=None, pad_edge=False)
+            for point in smaller:
+                ratios.add_row(*smaller_cells(point))
+            parts += [Text(f"\n{SMALLER_FORM}"), ratios]
     return Group(*parts)
 
 
@@ -75,6 +86,22 @@ def beside_cells(row: Beside) -> list[str]:
     return [row.point, row.column, shown[0], shown[1], shown[2], shown[3]]
 
 
+def smaller_form(results: RunResults, rows: Iterable[Beside]) -> list[SmallerPoint]:
+    """Return a run's own points where none stands beside a study's rows: it has other batch sizes, steps or tasks."""
+    return list(smaller_points(results)) if all(row.measured is None for row in rows) else []
+
+
+def smaller_headings(results: RunResults) -> list[str]:
+    return ["measured here", FIGURE, REFERENCES[ratio_reference(results) or "vs_baseline"]]
+
+
+def smaller_cells(row: SmallerPoint) -> list[str]:
+    """A point of the smaller form as text: its throughput, and its ratio with the interval; – for what is not there."""
+    interval = "" if row.low is None or row.high is None else f" ({row.low:.2f} to {row.high:.2f})"
+    ratio = "–" if row.ratio is None else f"{row.ratio:.2f}{interval}"
+    return [row.point, f"{row.throughput:.4g}{', as offered' if row.as_offered else ''}", ratio]
+
+
 def markdown_lines(results: RunResults) -> Iterator[str]:
     """The judgements and the tables of a run as Markdown, line by line."""
     study = study_of(results.run.name)
@@ -87,6 +114,9 @@ def markdown_lines(results: RunResults) -> Iterator[str]:
     if rows := beside(results):
         yield ""
         yield from table_lines(rows)
+        if smaller := smaller_form(results, rows):
+            yield from ("", SMALLER_FORM, "", f"| {' | '.join(smaller_headings(results))} |", "|---|---|---|")
+            yield from (f"| {' | '.join(smaller_cells(point))} |" for point in smaller)
 
 
 def table_lines(rows: Iterable[Beside]) -> Iterator[str]:

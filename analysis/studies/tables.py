@@ -11,7 +11,7 @@ from pydantic import Field
 from analysis.studies.checks import (
     BestCheck,
     ColumnsCheck,
-    FitsCheck,
+    ConstantCheck,
     GainsCheck,
     LinearCheck,
     PeakCheck,
@@ -20,6 +20,7 @@ from analysis.studies.checks import (
     RisingCheck,
     SpreadCheck,
 )
+from analysis.studies.fitting import FitsCheck
 from sweep.config import Strict, validate
 
 STUDY_FILES = Path(__file__).parent / "data"
@@ -56,6 +57,7 @@ class PublishedFinding(Strict):
         | BestCheck
         | RatioCheck
         | RisingCheck
+        | ConstantCheck
         | LinearCheck
         | GainsCheck
         | RangeCheck
@@ -64,7 +66,9 @@ class PublishedFinding(Strict):
         | ColumnsCheck,
         Field(discriminator="kind"),
     ]
-    note: str | None = None  # about a contradiction with its own table
+    hardware: tuple[str, ...] = ()  # profiles that it is about, as it says what fits in memory; empty: any
+    premise: RangeCheck | None = None  # what it presupposes of a run; the study's own table is taken to fulfil it
+    note: str | None = None  # what stands beside the judgement: its own table, or what follows from our settings
 
 
 class Study(Strict):

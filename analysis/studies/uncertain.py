@@ -1,4 +1,4 @@
-"""Figures of points with the ends of their intervals, and what can be said of them for sure: yes, no, or not known.
+"""Figures of points with the ends of their intervals, and what they say of a limit: yes, no, open, or not known.
 
 The interval is that of a new launch. A point that was measured on one launch has none: its interval of these launches
 has no part for how much launches differ. By that one figures of the same launch are compared (over loads, say), and
@@ -7,16 +7,20 @@ has neither interval, as after a single replicate, nothing about its figure is s
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
+
+from analysis.studies.ruling import Ruling, all_of
 
 Where = dict[str, Any]
 NAMING = ("backend", "backend.quantization", "backend.slots", "ladder", "workload", "batch_size")
 """The columns by which a point is named in an answer."""
 LAUNCHES = "launches"
 """The column of a run's points with the launches that gave each its results."""
+MEMORY_LABEL = "memory_label"
+"""The column of a run's points with the kind of memory of each."""
 NOT_OF_A_NEW_LAUNCH = "no interval of a new launch, as after one launch each"
 
 
@@ -28,28 +32,34 @@ class Uncertain(NamedTuple):
     high: float
     launches: frozenset[int] | None = None  # that the interval is of; None if it has a part for a new launch
     lacking: str = ""  # why there is no interval, and of which point
+    memory: str | None = None  # the kind of memory that it is a figure of
 
-    def at_least(self, limit: float) -> bool | None:
-        """Return whether the unfavourable end is too; None without an interval."""
-        return None if math.isnan(self.low) else self.low >= limit
+    def at_least(self, limit: float) -> Ruling:
+        """Return whether it is no lower than a limit: yes or no with its whole interval, open with a part of it."""
+        return self._ruling(self.low >= limit, self.high < limit)
 
-    def at_most(self, limit: float) -> bool | None:
-        return None if math.isnan(self.high) else self.high <= limit
+    def at_most(self, limit: float) -> Ruling:
+        return self._ruling(self.high <= limit, self.low > limit)
 
-    def above(self, limit: float) -> bool | None:
-        return None if math.isnan(self.low) else self.low > limit
+    def above(self, limit: float) -> Ruling:
+        return self._ruling(self.low > limit, self.high <= limit)
 
-    def below(self, limit: float) -> bool | None:
-        return None if math.isnan(self.high) else self.high < limit
+    def below(self, limit: float) -> Ruling:
+        return self._ruling(self.high < limit, self.low >= limit)
 
-    def between(self, least: float | None, most: float | None) -> bool | None:
-        """Return whether both ends are within limits, of which there may be one."""
-        return together(
+    def between(self, least: float | None, most: float | None) -> Ruling:
+        """Return whether it is within limits, of which there may be one."""
+        return all_of(
             [
-                True if least is None else self.at_least(least),
-                True if most is None else self.at_most(most),
+                Ruling.HOLDS if least is None else self.at_least(least),
+                Ruling.HOLDS if most is None else self.at_most(most),
             ]
         )
+
+    def _ruling(self, holds: bool, fails: bool) -> Ruling:
+        if math.isnan(self.low) or math.isnan(self.high):
+            return Ruling.UNKNOWN
+        return Ruling.HOLDS if holds else Ruling.FAILS if fails else Ruling.OPEN
 
     @property
     def shown(self) -> str:
@@ -57,10 +67,19 @@ class Uncertain(NamedTuple):
         return f"{self.value:.2f}x{self.interval}"
 
     @property
+    def absolute(self) -> str:
+        """`0.31 (0.25 to 0.37)`, in the figure's own unit."""
+        return f"{self.value:.4g}{f' ({self.low:.4g} to {self.high:.4g})' if self.has_interval else ''}"
+
+    @property
     def interval(self) -> str:
-        known = not math.isnan(self.low) and self.low != self.high
-        parts = [f"{self.low:.2f} to {self.high:.2f}" if known else "", self.reservation]
+        parts = [f"{self.low:.2f} to {self.high:.2f}" if self.has_interval else "", self.reservation]
         return f" ({text})" if (text := ", ".join(filter(None, parts))) else ""
+
+    @property
+    def has_interval(self) -> bool:
+        """Return whether its ends are known and differ; those of a published figure do not."""
+        return not math.isnan(self.low) and self.low != self.high
 
     @property
     def reservation(self) -> str:
@@ -71,15 +90,18 @@ class Uncertain(NamedTuple):
 def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
     """A figure of a point with its interval."""
     value = float(point[column])
+    label = point.get(MEMORY_LABEL) if column.startswith("memory_") else None
+    memory = str(label) if pd.notna(label) else None
     for ends, launches in (
         (("new_launch_low", "new_launch_high"), None),
         (("ci_low", "ci_high"), point.get(LAUNCHES, frozenset())),
     ):
         low, high = (point.get(f"{column}_{end}") for end in ends)
         if low is not None and high is not None and pd.notna(low) and pd.notna(high):
-            return Uncertain(value, float(low), float(high), launches)
+            return Uncertain(value, float(low), float(high), launches, memory=memory)
     reason = "one replicate, no interval" if point.get("n") == 1 else "no interval"
-    return Uncertain(value, math.nan, math.nan, lacking=": ".join(filter(None, [point_name(point), reason])))
+    reason = ": ".join(filter(None, [point_name(point), reason]))
+    return Uncertain(value, math.nan, math.nan, lacking=reason, memory=memory)
 
 
 def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
@@ -94,13 +116,18 @@ def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
 
 
 def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Uncertain:
-    """A figure made of others: it has an interval if all of them have one of a new launch, or of the same launches."""
-    reasons = [part.lacking for part in parts if part.lacking]
+    """A figure made of others: it has an interval if all of them have one of a new launch, or of the same launches.
+
+    Memory that is reserved and memory that processes use are no figures of one kind: a figure of both has no interval.
+    """
+    kinds = sorted({part.memory for part in parts if part.memory})
+    reasons = [f"memory of different kinds: {', '.join(kinds)}"] if len(kinds) > 1 else []
+    reasons += [part.lacking for part in parts if part.lacking]
     if any(part.launches != parts[0].launches for part in parts):
         reasons.append(NOT_OF_A_NEW_LAUNCH)
     if reasons:
         return Uncertain(value, math.nan, math.nan, lacking=reasons[0])
-    return Uncertain(value, low, high, parts[0].launches)
+    return Uncertain(value, low, high, parts[0].launches, memory=parts[0].memory)
 
 
 def _divided(numerator: float, denominator: float) -> float:
@@ -108,14 +135,6 @@ def _divided(numerator: float, denominator: float) -> float:
     if denominator == 0:
         return math.inf if numerator > 0 else math.nan
     return numerator / denominator
-
-
-def together(answers: Iterable[bool | None]) -> bool | None:
-    """Return whether all are true: false if any is, else None if any is not known."""
-    answers = list(answers)
-    if False in answers:
-        return False
-    return None if None in answers else True
 
 
 def points_with(points: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -131,6 +150,14 @@ def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFr
         values = value if isinstance(value, list) else [value]
         points = points[points[column].isin(values)]
     return points
+
+
+def points_of_any(points: pd.DataFrame, among: Sequence[Where]) -> pd.DataFrame:
+    """The points of any of several choices; all if there is no choice."""
+    if not among:
+        return points
+    chosen = {label for where in among for label in matching_points(points, where).index}
+    return points[points.index.isin(chosen)]
 
 
 def point_name(point: "pd.Series[Any]") -> str:

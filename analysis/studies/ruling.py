@@ -1,0 +1,28 @@
+"""Rulings of a comparison with limits: figures have intervals, and an interval may have values on both sides."""
+
+from collections.abc import Iterable
+from enum import Enum
+
+
+class Ruling(Enum):
+    """What figures with intervals say of a claim."""
+
+    HOLDS = "holds with the whole interval"
+    FAILS = "the whole interval contradicts it"
+    OPEN = "the interval has values on both sides of a limit"
+    UNKNOWN = "points or their intervals are missing"
+
+
+def all_of(rulings: Iterable[Ruling]) -> Ruling:
+    """Return the ruling on a claim that holds if all of its parts do: one that fails is enough to contradict it."""
+    return _first_of((Ruling.FAILS, Ruling.UNKNOWN, Ruling.OPEN), rulings, Ruling.HOLDS)
+
+
+def any_of(rulings: Iterable[Ruling]) -> Ruling:
+    """Return the ruling on a claim that holds if one of its cases does: it is contradicted if all of them are."""
+    return _first_of((Ruling.HOLDS, Ruling.UNKNOWN, Ruling.OPEN), rulings, Ruling.FAILS)
+
+
+def _first_of(order: Iterable[Ruling], rulings: Iterable[Ruling], otherwise: Ruling) -> Ruling:
+    present = set(rulings)
+    return next((ruling for ruling in order if ruling in present), otherwise)

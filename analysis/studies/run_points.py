@@ -1,0 +1,43 @@
+"""The points of a run as the checks of findings need them: with launches, hardware and the kind of memory of each."""
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from analysis.results import RunResults
+from analysis.statistics.pooled import launches
+from analysis.studies.uncertain import LAUNCHES, MEMORY_LABEL
+
+HARDWARE = "hardware_profile"
+"""The column of a run's points with the hardware profile that each ran on; missing where none of its trials ran."""
+
+
+def run_points(results: RunResults) -> pd.DataFrame:
+    """Return a run's points with LAUNCHES, HARDWARE and MEMORY_LABEL; numbers in columns of objects become numbers."""
+    points = results.points.copy()
+    for column in points:
+        numbers = pd.to_numeric(points[column], errors="coerce")
+        if numbers.notna().any() and (numbers.notna() == points[column].notna()).all():
+            points[column] = numbers
+    trials = results.run.trials
+    columns = [
+        _by_point(results, launches(results.run), LAUNCHES, frozenset),
+        _by_point(results, trials["settings"].astype(object).map(_profile), HARDWARE, "first"),
+        _by_point(results, trials["memory_label"].astype(object), MEMORY_LABEL, "first"),
+    ]
+    return pd.concat([points, *(column.set_axis(points.index) for column in columns)], axis="columns")
+
+
+def _by_point(
+    results: RunResults, of_trials: "pd.Series[Any]", name: str, aggregate: str | type[frozenset[Any]]
+) -> "pd.Series[Any]":
+    """Aggregate a value of each trial to one of each point; missing where no trial has one."""
+    point = results.layout.trials["point"].reindex(of_trials.index)
+    return of_trials.groupby(point).agg(aggregate).reindex(range(len(results.points))).rename(name)
+
+
+def _profile(settings: str | None) -> str | None:
+    """Return the name of the hardware profile in a trial's settings; None if there is none."""
+    hardware = json.loads(settings).get("hardware") if isinstance(settings, str) else None
+    return hardware.get("name") if hardware else None

@@ -1,0 +1,45 @@
+"""The points of a run that nothing published stands beside, such as those of the smaller form without a GPU."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis.results import RunResults
+from analysis.studies.run_points import run_points
+from analysis.studies.uncertain import matching_points, point_name, points_with
+
+FIGURE = "output_throughput"
+REFERENCES = {"vs_parent": "× parent step", "vs_baseline": "× baseline"}
+"""The summary's ratios of a figure, and what each is to: a ladder has that to a step's parent."""
+
+
+class SmallerPoint(NamedTuple):
+    """A point's throughput in tokens/s, and its ratio to its baseline or to its parent step; None where it has none."""
+
+    point: str
+    throughput: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+    as_offered: bool
+
+
+def ratio_reference(results: RunResults) -> str | None:
+    """Return which of REFERENCES the run's own ratios are to; None if nothing in it is compared."""
+    return next((name for name in REFERENCES if f"{FIGURE}_{name}" in results.points), None)
+
+
+def smaller_points(results: RunResults) -> Iterator[SmallerPoint]:
+    """Return the points with a result, each with its ratio to `ratio_reference`."""
+    column = f"{FIGURE}_{ratio_reference(results)}"
+    points = points_with(run_points(results), FIGURE)
+    baseline = matching_points(points, results.run.baseline).index if results.run.baseline else ()
+    for label, point in points.iterrows():
+        ratio, low, high = (
+            float(point[name]) if pd.notna(point.get(name)) else None
+            for name in (column, f"{column}_ci_low", f"{column}_ci_high")
+        )
+        ratio = 1.0 if ratio is None and label in baseline else ratio
+        as_offered = bool(point.get("as_offered", False))
+        yield SmallerPoint(point_name(point), float(point[FIGURE]), ratio, low, high, as_offered)
