@@ -155,7 +155,7 @@ def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[s
     conditions = "; ".join(f"{key} {value}" for key, value in study.conditions.items())
     yield f"Source: {study.source}. Conditions: {conditions}."
     yield from ("", "```", *(f"sweep +experiment={name}" for name in study.experiments), "```", "")
-    yield from ("| finding | claim | its own table |", "|---|---|---|")
+    yield from ("| finding | claim | its own table, and notes |", "|---|---|---|")
     yield from (f"| `{each.name}` | {each.claim} | {own_table(study, each)} |" for each in study.findings)
     for name in study.experiments:
         if name not in runs and name in earlier:
@@ -194,11 +194,12 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
     yield from (
         "# The studies on a machine without a GPU",
         "",
-        "What each study's command prints at its end on a machine without a GPU, with small models: that",
-        "every engine runs, on the same weights, through the same client, into one table. It says nothing",
-        "about engines on GPUs, and on a few cores shared by engine, client and Ray the figures of one run",
-        "are rough: each says how busy the machine was. The time of the launches is all between their",
-        "submission and their end, with what had to be prepared first: environments, weights, references.",
+        "What each study's command prints at its end on a machine without a GPU, with small models: that its",
+        "engines run, within an experiment on the same weights, through the same client, into one table. It",
+        "says nothing about engines on GPUs, and on a few cores shared by engine, client and Ray the figures",
+        "of one run are rough: each says how busy the machine was. The time of the launches is all between",
+        "their submission and their end, with what had to be prepared first: environments, weights,",
+        "references. Virtual cores differ by the hour: on these the main job once took a third longer.",
         "`python scripts/studies.py` runs them all and writes this page.",
     )
     missing = [name for name in EXPERIMENTS if name not in runs and name not in earlier]

@@ -32,6 +32,10 @@ SHORT_WAIT = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}
 class Load(SimpleNamespace):
     duration = None
 
+    @property
+    def size(self):
+        return self.batch_size
+
     def columns(self):
         return {"batch_size": self.batch_size, "concurrency": None, "rate": None}
 
@@ -48,7 +52,13 @@ def trial(trial_id):
 
 def deployment(name, trials, unavailable=None):
     backend = SimpleNamespace(
-        name=name, launches=True, url=None, replicas=1, gpu_keys=(), price_per_million_tokens=None
+        name=name,
+        launches=True,
+        timed_inside=False,
+        url=None,
+        replicas=1,
+        gpu_keys=(),
+        price_per_million_tokens=None,
     )
     model = SimpleNamespace(name="tiny")
     return Deployment(name, backend, model, 0, None, [trial(t) for t in trials], unavailable)

@@ -35,8 +35,9 @@ def lacking(points: str) -> CheckAnswer:
 
 
 def choice_text(where: Mapping[str, Any]) -> str:
-    """Return a choice of points as text."""
-    return ", ".join(f"{key}={value}" for key, value in where.items())
+    """Return a choice of points as text; where several values will do, they are listed."""
+    texts = {key: " or ".join(map(str, value)) if isinstance(value, list) else value for key, value in where.items()}
+    return ", ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def absent(points: pd.DataFrame, among: Sequence[Where]) -> str:
