@@ -182,10 +182,12 @@ def _paths(folder: str | Path, kinds: Sequence[str] = ()) -> tuple[RunPaths, Loc
 
 def _frame(table: pa.Table) -> pd.DataFrame:
     """With all columns: a run of an older version lacks some, which are null, as anything unknown is."""
-    texts = table["percentiles"].unique().to_pylist() if "percentiles" in table.column_names else []
-    for name, type_ in run_files.trial_schema(_percentiles(texts)).items():
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(len(table), type_))
+    present = set(table.column_names)  # once: each look at the names makes a list of them all
+    texts = table["percentiles"].unique().to_pylist() if "percentiles" in present else []
+    schema = run_files.trial_schema(_percentiles(texts))
+    missing = [pa.field(name, type_) for name, type_ in schema.items() if name not in present]
+    whole = pa.schema([*table.schema, *missing], table.schema.metadata)
+    table = pa.Table.from_arrays([*table.columns, *(pa.nulls(len(table), each.type) for each in missing)], schema=whole)
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
     return frame
 

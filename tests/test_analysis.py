@@ -249,6 +249,7 @@ def test_the_largest_batch_is_told_of_each_length(tmp_path: Path) -> None:
     assert [(fit.task, fit.largest) for fit in fits(run, layout)] == [("qa, input tokens 64", None)]
 
 
+@pytest.mark.slow
 def test_of_many_lines_some_are_drawn(tmp_path: Path) -> None:
     rows = [
         trial("e", batch, 0, 10.0 + seqs, **{"backend.flags.max-num-seqs": seqs})

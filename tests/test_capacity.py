@@ -63,6 +63,7 @@ def test_a_duration_ends_a_trial_before_its_requests_do(plan):
     assert "ends it" not in plan(*paced, "hardware=l4", "trial_timeout=600", "load.duration=60")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l4", "t4", "a100-80g", "h100", "h200"])
 def test_a_profile_has_its_figures_and_their_sources(plan, name):
     output = plan("backend=vllm_offline", "model=opt-125m", "workload=synthetic", f"hardware={name}", "details=true")

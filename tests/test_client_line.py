@@ -172,6 +172,7 @@ def test_a_server_that_cannot_be_measured_is_invalid_with_the_remedy(
         assert part in row["reason"]
 
 
+@pytest.mark.slow
 def test_a_server_that_closes_without_saying_so_is_invalid_until_each_request_has_its_own(tmp_path: Path) -> None:
     with raw_server(http(STREAM), closes=True) as url:
         row, _ = run(tmp_path / "out", url, *FEW)

@@ -49,6 +49,7 @@ def with_trial_rows(paths: RunPaths) -> RunPaths:
     return paths
 
 
+@pytest.mark.slow
 def test_a_compacted_run_reads_as_before(paths, tmp_path):
     with_trial_rows(paths)
     before, tables = everything(paths), {file: read_table(file) for file in files_of(paths)}
@@ -71,6 +72,7 @@ def test_a_compacted_run_reads_as_before(paths, tmp_path):
         read_table(next(iter(tables)).parent.with_name("never-measured") / "requests.parquet")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_on_the_way_loses_nothing_and_goes_on(paths, monkeypatch):
     """Before, during and after: whatever file operation is the last one, all rows can be read."""
     with_trial_rows(paths)

@@ -254,6 +254,7 @@ def test_equal_prompts_under_way_share_one_answer():
                 assert len({each.partition("\r\n\r\n")[2] for each in answers}) == 1
 
 
+@pytest.mark.slow
 def test_a_flight_outlives_the_client_that_began_it_and_ends_with_the_last():
     with contextlib.ExitStack() as stack:
         behind = stack.enter_context(talkative(pause=0.3))

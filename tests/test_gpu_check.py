@@ -124,6 +124,7 @@ def test_results_are_kept_and_reported(ran, tmp_path):
     assert ran(made, "good").startswith("good: ok")
 
 
+@pytest.mark.slow
 def test_only_what_is_ok_is_done_and_the_untried_goes_first(ran, tmp_path, monkeypatch):
     """A section that fails, is cut off or cannot be made yet is tried again, but keeps none from its turn."""
     monkeypatch.setattr(gpu_check, "LIMIT", SHORT_LIMIT)
@@ -156,6 +157,7 @@ def test_what_makes_a_section_possible_is_asked_when_its_turn_comes(ran, tmp_pat
     assert outcomes(ran(made)) == {"install": "ok", "conformance": "ok"}
 
 
+@pytest.mark.slow
 def test_a_section_is_ended_within_ten_minutes_even_if_it_does_not_want_to(tmp_path, monkeypatch):
     assert gpu_check.LIMIT + gpu_check.GRACE < 600
     monkeypatch.setattr(gpu_check, "GRACE", 0.5)
@@ -188,6 +190,7 @@ def test_without_network_only_the_folder_of_wheels_is_used(tmp_path):
     assert json.loads(json.dumps(gpu_check.environ(tmp_path)))["HF_HUB_OFFLINE"] == "1"
 
 
+@pytest.mark.slow
 def test_wheels_are_fetched_with_their_locks(tmp_path, monkeypatch):
     """What is resolved where there is a network is a lock on the machine without."""
     (tmp_path / "offered").mkdir()

@@ -282,6 +282,7 @@ def test_intervals_hold_the_truth(cells: list[Cell]) -> None:
     assert max(cell.width for cell in shown) < 1.7
 
 
+@pytest.mark.slow
 def test_intervals_of_a_new_launch_hold_the_truth_and_those_over_requests_do_not(cells: list[Cell]) -> None:
     assert min(cell.coverage for cell in cells if cell.rule == "new launch, 5%" and cell.counts) > 0.90
     theirs = {(cell.rule, cell.figure, cell.requests): cell for cell in cells if cell.scenario == "lognormal"}

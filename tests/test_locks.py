@@ -204,6 +204,7 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 """
 
 
+@pytest.mark.slow
 def test_what_is_compiled_against_others_is_installed_after_them(index, tmp_path):
     """As flash-attn, whose build imports the environment's torch; and a module that compiles itself does it now."""
     files = {

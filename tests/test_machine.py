@@ -84,6 +84,7 @@ def network() -> Iterator[list[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_two_sweeps_on_one_machine_take_turns_and_the_second_names_the_first(
     tmp_path: Path, network: list[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_sweep_of_many_launches_lets_another_have_its_turn() -> None:
         assert int(process.stdout.readline()) == len(reports), "the other sweep goes on where it was"
 
 
+@pytest.mark.slow
 def test_who_waits_and_is_suspended_holds_nobody_up() -> None:
     with contextlib.ExitStack() as other:
         with lease.leased(["GPU-w"], "test", "", print, lambda: False):
@@ -176,6 +178,7 @@ def row_of(out: Path) -> dict[str, Any]:
 needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the client needs a core of its own")
 
 
+@pytest.mark.slow
 @needs_two_cores
 def test_a_process_of_somebody_else_on_the_engines_core_is_measured_named_and_warned_of(tmp_path: Path) -> None:
     command = ["workload.num_requests=4", "retry=in_run"]
@@ -187,6 +190,7 @@ def test_a_process_of_somebody_else_on_the_engines_core_is_measured_named_and_wa
     assert row["outcome"] != "ok" or "foreign-cpu" in row["warnings"]
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_get_quiet_gives_a_row_that_names_who(tmp_path: Path) -> None:
     with burner():
         process = start(tmp_path / "out", "quiet={foreign_cpu: 0.2, within: 0}", sharing="tests")
@@ -197,6 +201,7 @@ def test_a_node_that_does_not_get_quiet_gives_a_row_that_names_who(tmp_path: Pat
     assert re.search(r"not quiet within quiet.within=0 s; .+: process \d+ \(.+\) \d.\d\d cores", row["reason"])
 
 
+@pytest.mark.slow
 @needs_two_cores
 @pytest.mark.parametrize(("in_trial", "disturbed"), [(0.125, False), (0.625, True)])
 def test_quiet_waits_for_the_node_and_a_trial_that_is_disturbed_is_no_result(

@@ -299,6 +299,7 @@ def test_faults_by_rate_spare_the_others(tmp_path: Path) -> None:
     assert all(record.output_tokens == 5 for record in good)
 
 
+@pytest.mark.slow
 def test_total_time_out(tmp_path: Path) -> None:
     with simulated(itl={"mean": 0.2}) as (url, _):
         seen = run(url, tmp_path, 1, ClosedLoop(1), timeouts=SHORT, tokens=50)
@@ -440,6 +441,7 @@ def test_the_peak_memory_is_known_without_a_high_water_mark_in_proc(monkeypatch:
     assert _peak_memory() > 1 << 20
 
 
+@pytest.mark.slow
 def test_selfcheck_finds_what_the_client_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["selfcheck", "--streams", "4", "--itl", "0.05"])
     words = capsys.readouterr().out

@@ -519,6 +519,7 @@ def test_a_node_is_asked_before_anything_is_built_there(hub: Any, tmp_path: Path
     PathModel(name="m", path=str(folder)).reach(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_planning_knows_whether_a_repository_is_quantised(hub: Any, tmp_path: Path) -> None:
     """Without its weights. What is not known is the node's to say."""
     plain, other = (HubModel(name="m", repo=f"org/{name}") for name in ("model", "other"))

@@ -65,6 +65,7 @@ def test_an_index_that_fails_twice_costs_no_trial(online, tmp_path, capsys):
     assert "503 Service Unavailable" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["relock=true"]])
 def test_an_index_that_stays_away_halts_the_run(online, tmp_path, capsys, more):
     online.failures = 10**9
@@ -77,6 +78,7 @@ def test_an_index_that_stays_away_halts_the_run(online, tmp_path, capsys, more):
     assert not (tmp_path / "out").exists(), "no row, and nothing to explain"
 
 
+@pytest.mark.slow
 def test_an_answer_of_the_index_is_final(online, index, tmp_path, capsys):  # noqa: F811
     (index / "helper-2.0-py3-none-any.whl").unlink()
     assert command(tmp_path) == 0
@@ -140,6 +142,7 @@ def test_a_data_set_that_the_hub_refuses_is_replaced_as_before(night, tmp_path, 
     assert main([*night, "workload=stories"]) == 2, "asked for by name"
 
 
+@pytest.mark.slow
 def test_a_package_that_the_index_does_not_answer_for_is_not_replaced(online, tmp_path, capsys):
     package = f"_target_: sweep.inputs.package_model.PackageModel\nname: m\npackage: m==1.0\nsha256: '{'0' * 64}'\n"
     line = experiment(

@@ -28,6 +28,7 @@ def display_of() -> tuple[Display, io.StringIO]:
     return Display(36, 0, None, Console(file=output, width=200)), output
 
 
+@pytest.mark.slow
 def test_a_trial_shows_its_requests_while_it_runs(tmp_path, monkeypatch, capsys):
     """Through the whole command: 12 requests one after another of 0.3 s each, seen from the status that is written."""
     snapshots: list[dict[str, Any]] = []

@@ -39,6 +39,7 @@ def attempt_of(tmp_path, row):
     return RunPaths(tmp_path / "out").attempt(row["deployment_id"], row["attempt"])
 
 
+@pytest.mark.slow
 def test_two_replicas_are_one_deployment_behind_the_router(tmp_path):
     (row,) = rows_of(tmp_path, "backend.replicas=2")
     assert row["outcome"] in ("ok", "client_limited"), row["reason"]
@@ -54,6 +55,7 @@ def test_two_replicas_are_one_deployment_behind_the_router(tmp_path):
     assert not supervisor.marked(lambda environ: row["deployment_id"] in environ[supervisor.MARKER])
 
 
+@pytest.mark.slow
 def test_a_replica_that_dies_is_the_deployments_failure(tmp_path):
     over = threading.Event()
 

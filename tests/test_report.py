@@ -136,6 +136,7 @@ def test_the_command_that_runs_a_row_again_is_short_where_the_report_is_written(
     assert page_data([RunResults(run)])["points"]["again"] == ["sweep rerun results/night#1a2b"]
 
 
+@pytest.mark.slow
 def test_the_files_of_a_trial_are_linked_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of each trial, then the same with an engine that others launched, then put together with other trials'."""
     monkeypatch.chdir(tmp_path)

@@ -115,6 +115,7 @@ def test_a_damaged_file_is_named_and_skipped_and_an_older_one_read(tmp_path):
     assert result.table["tpot_p50"].isna().tolist() == [False, True]
 
 
+@pytest.mark.slow
 def test_a_plain_script_reads_them_without_a_guard_around_its_lines(tmp_path):
     run_with(tmp_path / "night", records_of(0), records_of(1))
     script = tmp_path / "plain.py"

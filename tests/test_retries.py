@@ -286,6 +286,7 @@ def test_failures_without_a_last_word_are_a_driver_that_died(capsys):
     assert supervisor.run() == 0
 
 
+@pytest.mark.slow
 def test_the_last_word_of_a_driver_is_that_of_its_own_process(tmp_path):
     """A failed trial ends it with 1; the same status from another process than the driver is no end."""
     out = tmp_path / "out"
@@ -312,6 +313,7 @@ def test_at_the_end_of_a_batch_job_the_next_job_is_asked_for(monkeypatch):
     assert Issued(1, 0).run() == 1
 
 
+@pytest.mark.slow
 def test_a_run_stops_before_its_batch_job_ends_and_asks_for_another(tmp_path, monkeypatch, capsys):
     command = [*TRIAL, f"out={tmp_path / 'out'}", f"deadline={datetime.now() + timedelta(hours=2):%H:%M}"]
     monkeypatch.setenv(JOB_END, str(int(time.time() + JOB_END_MARGIN - 60)))

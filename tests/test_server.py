@@ -227,6 +227,7 @@ def test_nothing_is_left_when_the_owner_gets_a_signal(owner, marker, number):
     assert until(lambda: living(marker) == [], 5)
 
 
+@pytest.mark.slow
 def test_the_janitor_clears_what_nobody_is_left_to_clear(owner, marker, launch):
     process, engine = owner
     os.kill(psutil.Process(engine).ppid(), signal.SIGKILL)

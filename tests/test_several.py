@@ -53,6 +53,7 @@ def test_runs_that_were_asked_the_same_share_a_task_and_a_shared_name_gets_the_r
     assert page["points"]["launches"] == [4] * 6
 
 
+@pytest.mark.slow
 def test_points_that_were_not_asked_the_same_never_share_a_task(tmp_path):
     """Two lengths of answers, other files of the same names, another machine, and another model."""
     longer = {**CONFIG, "workload": {"name": "qa", "output_tokens": 512}}
@@ -133,6 +134,7 @@ def test_a_machine_of_two_prices_is_one_for_each(tmp_path):
     assert page_of(tmp_path / "both", runs[0], same)["machines"] == ["NVIDIA L4"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_page_whose_links_lead_to_the_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("monday", "tues day"):
@@ -162,6 +164,7 @@ def test_the_command_writes_one_page_whose_links_lead_to_the_runs(tmp_path, monk
     assert table["run"].value_counts().to_dict() == {"monday": 6, "tues day": 6}
 
 
+@pytest.mark.slow
 def test_the_page_has_answer_verdicts_warnings_and_provenance_of_each_run(tmp_path):
     one = engines(tmp_path / "a", {"vllm": 100, "tgi": 90}, engine_version="1.0", attempt="1")
     two = engines(tmp_path / "b", {"vllm": 200, "tgi": 90}, engine_version="2.0", attempt="1", num_failed=5)
@@ -210,6 +213,7 @@ def test_what_an_engine_wrote_is_text_on_the_page_of_several(tmp_path):
     assert text.count("</script") == 2, "the data and the script"
 
 
+@pytest.mark.slow
 def test_all_rows_are_of_each_run(tmp_path, capsys):
     runs = []
     for name in "ab":

@@ -122,6 +122,7 @@ def test_a_driver_that_died_is_told_from_one_that_runs(run, words):
     assert "trial 3 of 4" not in lines(run)
 
 
+@pytest.mark.slow
 def test_the_command(run, tmp_path):
     def call(*arguments):
         return subprocess.run(

@@ -62,6 +62,7 @@ def plan(capsys, tmp_path, monkeypatch):
     return dry_run
 
 
+@pytest.mark.slow
 def test_the_baselines_largest_batches_are_the_published_ones(plan):
     """QA fits at 128; reasoning ends at 64, sentiment at 32, summaries at 16."""
     output = plan("+experiment=throughput_bound", "hardware=l4")
@@ -150,6 +151,7 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "hardware"), PUBLISHED)
 def test_the_published_form_is_what_the_study_says(plan, experiment, hardware):
     output = "\n".join(plan(f"+experiment={experiment}", f"hardware={hardware}", "details=true"))
@@ -247,6 +249,7 @@ def test_the_serving_studys_lengths(name):
         assert 505 <= max(lengths) <= 511
 
 
+@pytest.mark.slow
 def test_eight_steps_with_the_published_flags(plan):
     output = "\n".join(plan("+experiment=serving_ladder", "hardware=l4", "details=true"))
     commands = [line for line in output.splitlines() if line.startswith("  command:")]
@@ -468,6 +471,7 @@ def test_a_page_says_not_run_of_experiments_without_a_section_alone(tmp_path):
         written = sections(page)
 
 
+@pytest.mark.slow
 def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tmp_path, monkeypatch):
     """From an empty folder, in as many parts as there were; of a run that was begun otherwise there is no such time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -504,6 +508,7 @@ def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tm
     assert "the command took" not in studies.circumstances(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_a_studys_section_shows_the_figures_that_are_its_results(tmp_path, monkeypatch):
     """Throughput of all; memory against the batch, the study's Figure 2, of completion_batches alone."""

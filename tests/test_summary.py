@@ -170,6 +170,7 @@ def test_a_baseline_may_name_a_key_of_the_load(tmp_path: Path) -> None:
     assert "baseline-not-compared" not in warnings_of(run)
 
 
+@pytest.mark.slow
 def test_planned_trials_that_have_not_run_are_told(tmp_path: Path) -> None:
     rows = [trial("a", batch, index, 10.0 + index) for batch in (1, 8) for index in range(3)]
     run = run_of(tmp_path, rows[:1])

@@ -62,6 +62,7 @@ def of_type(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [record[kind] for record in found if record["type"] == kind]
 
 
+@pytest.mark.slow
 def test_offline_runs_can_be_read_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = Tracker(wandb(), "throughput_bound", tmp_path / "wandb")
     tracker.log_trial(ROW, TELEMETRY)
@@ -95,6 +96,7 @@ def test_none_starts_nothing(tmp_path: Path) -> None:
     assert _tracker(settings, RunPaths(tmp_path)) is None
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_means_offline_and_the_key_stays_out_of_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
