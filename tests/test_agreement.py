@@ -161,6 +161,7 @@ def test_what_an_engine_is_asked(serve, tokenizer):
     assert body["return_token_ids"]
 
 
+@pytest.mark.slow
 def test_a_position_at_which_the_engine_ends_is_left_out(serve, tokenizer):
     ended = compared(serve, tokenizer, Oracle({(1, 2, 10): 13}))
     assert (ended["agreement"], ended["agreement_positions"]) == (1.0, 7)
@@ -194,6 +195,7 @@ def test_text_is_tokenised_where_there_are_no_ids_and_unknown_keys_are_left_out(
     assert compared(serve, tokenizer, answer, token_ids=False)["agreement"] == 7 / 8
 
 
+@pytest.mark.slow
 def test_a_prefix_without_a_text_of_its_own_is_left_out_where_only_text_is_taken(serve, tokenizer):
     """Token 100 is read as two unknown words: after a difference behind it the engine cannot be asked to go on."""
     expected = Reference([[1, 2]], [[10, 100, 12]], TEXTS, LOGS, [], "transformers 9.9 float32")
@@ -270,6 +272,7 @@ class Hosted(Backend):
     log_probabilities_by = "host"
 
 
+@pytest.mark.slow
 def test_after_the_limit_nothing_more_is_asked(serve, tokenizer, monkeypatch):
     monkeypatch.setattr("sweep.node.answers.IN_FLIGHT", 2)
     twice = Reference(PROMPTS * 2, TOKENS * 2, TEXTS * 2, LOGS * 2, [13], "transformers 9.9 float32")
@@ -290,6 +293,7 @@ def test_after_the_limit_nothing_more_is_asked(serve, tokenizer, monkeypatch):
     assert sizes == {0.25: (8, 3), 300.0: (16, 6)}
 
 
+@pytest.mark.slow
 def test_quality_is_paired_by_token(serve, tokenizer):
     found = scored(serve, tokenizer, 0.1)
     assert found["quality"] == pytest.approx(math.exp(-0.1))
@@ -357,6 +361,7 @@ def test_an_engine_without_log_probabilities_has_no_quality(serve, tokenizer):
     assert (found["quality"], found["quality_reference"]) == (None, "none: x gives no log-probabilities of a text")
 
 
+@pytest.mark.slow
 def test_a_figure_below_the_gate_with_its_interval_is_said_and_no_other(serve, tokenizer):
     gate = {"quality": 0.98, "agreement": 0.95}
     below = scored(serve, tokenizer, 0.1, gate)["below_gate"]
@@ -521,6 +526,7 @@ def test_columns_that_were_changed_are_not_believed(monkeypatch, tmp_path, chang
     assert len(asked) == 2, "at the first attempt, and again at the third"
 
 
+@pytest.mark.slow
 def test_an_engine_surely_above_the_gate_is_not_asked_to_the_end(serve, tokenizer):
     prompts = [[1, number] for number in range(16)]
     expected = Reference(prompts, [[number + 20] * 48 for number in range(16)], TEXTS, LOGS, [13], "transformers")

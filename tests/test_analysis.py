@@ -184,6 +184,7 @@ def test_steps_of_a_ladder_go_by_their_name(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_single_configuration_can_be_drawn(tmp_path: Path) -> None:
     run = run_of(tmp_path, [trial("vllm", 4, 0, 10.0), trial("vllm", 4, 1, 12.0)])
     assert [one.name for one in figure_files.draw_all(run, arrange(run, summarise(run)))] == ["output_throughput"]

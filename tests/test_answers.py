@@ -111,6 +111,7 @@ def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
     assert "52% over" in none
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 2])
 def test_requests_that_are_counted_by_the_batch_make_no_task_of_their_own(tmp_path, capsys, runs):
     """As in the main job without a GPU: 4 requests one by one, 8 in a batch of 8."""
@@ -149,6 +150,7 @@ def test_the_best_of_several_equal_loads_must_lead_by_more(tmp_path, capsys, oth
     assert ("not told apart" in answer) is not named, answer
 
 
+@pytest.mark.slow
 def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_screen(tmp_path):
     engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, slo=json.dumps({"ttft": 0.38}))
     run = open_run(tmp_path / "a")
@@ -196,6 +198,7 @@ def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
     assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["model", "workload", "load"])
 def test_a_run_of_other_files_is_no_rival_and_one_of_unknown_files_is(tmp_path, capsys, part):
     """An endpoint's model and a row from before digests have none; with two files to choose from it is of neither."""

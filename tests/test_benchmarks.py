@@ -9,6 +9,7 @@ from benchmarks import resume
 PRINT_CACHE = [sys.executable, "-c", "import sys; print(sys.pycache_prefix, sys.dont_write_bytecode)"]
 
 
+@pytest.mark.slow
 def test_the_first_command_compiles_where_the_measured_ones_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first is started from a process of its own, which imports the module anew."""
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", "elsewhere")  # and restored after the test

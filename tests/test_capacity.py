@@ -81,6 +81,7 @@ def test_more_users_than_requests(plan):
     assert "load.concurrency=128: 64 requests for 128 users" in output
 
 
+@pytest.mark.slow
 def test_a_point_with_one_batch_in_all_its_replicates(plan):
     """64 requests are one batch of 128, two with two replicates; the offline engine is asked for all at once."""
     warning = "load.batch_size=128: workload.num_requests=64 is 1 batch, and nothing shows how much batches differ"

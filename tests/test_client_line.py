@@ -143,6 +143,7 @@ def raw_server(answer: bytes, closes: bool = False) -> Iterator[str]:
 FEW = ["load=closed", "load.concurrency=2", "workload.num_requests=20", "workload.output_tokens=3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "parts"),
     [

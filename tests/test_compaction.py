@@ -102,6 +102,7 @@ def test_a_run_that_is_killed_on_the_way_loses_nothing_and_goes_on(paths, monkey
     assert everything(paths) == before
 
 
+@pytest.mark.slow
 def test_only_what_was_written_right_is_removed(paths, monkeypatch):
     with_trial_rows(paths)
     before, number = everything(paths), len(files_of(paths))
@@ -112,6 +113,7 @@ def test_only_what_was_written_right_is_removed(paths, monkeypatch):
     assert everything(paths) == before
 
 
+@pytest.mark.slow
 def test_tables_of_other_columns_and_damaged_ones_do_not_hinder_it(paths):
     """What an older version wrote lacks columns, which stay lacking; what is damaged stays, and is named."""
     with_trial_rows(paths)
@@ -130,6 +132,7 @@ def test_tables_of_other_columns_and_damaged_ones_do_not_hinder_it(paths):
         analysis.requests(paths.out)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_damaged_after_it_was_put_into_a_compact_one_stays(paths, monkeypatch):
     """A run was killed between the two: what cannot be compared is not removed, and the run ends as usual."""
     with_trial_rows(paths)
@@ -145,6 +148,7 @@ def test_a_file_that_was_damaged_after_it_was_put_into_a_compact_one_stays(paths
     assert files_of(paths) == [damaged]
 
 
+@pytest.mark.slow
 def test_a_damaged_compact_file_is_named_and_its_trials_are_measured_again(paths):
     with_trial_rows(paths)
     rows = [row for row in run_files.read_trials(paths.trials) if row["outcome"] == "ok"]

@@ -132,6 +132,7 @@ def test_longer_answers_forbid_durations_but_not_tokens_a_second(tmp_path):
     assert [each.reason for each in compared] == ["", ""] + ["tokens: 16 and 32 output tokens a request"] * 2
 
 
+@pytest.mark.slow
 def test_percentiles_of_either_side_are_compared_like_the_default_ones(tmp_path, capsys):
     figures = {"percentiles": "50, 75", "ttft_p75": 0.1, "e2el_p75": 1.0, "output_tokens": 1600}
     reference = launches(tmp_path / "a", 100, 0.01, **figures)
@@ -148,6 +149,7 @@ def test_percentiles_of_either_side_are_compared_like_the_default_ones(tmp_path,
     assert "not comparable: one side has no figure" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_engines_and_changed_flags_are_compared_and_what_differs_is_named(tmp_path):
     reference = launches(tmp_path / "a", 100, 0.01)
     flags = {**CONFIG, "backend": {"name": "vllm", "flags": {"max-num-seqs": 16}}}
@@ -232,6 +234,7 @@ def repeated(folder: Path, speeds: list[float], **other: object) -> str:
 STEADY = (0.999, 1.0, 1.001)  # launches of a run, which lasts less long than the machine's moods
 
 
+@pytest.mark.slow
 def test_a_drift_from_run_to_run_is_no_alarm_where_the_noise_of_the_machine_is_known(tmp_path, capsys):
     """Launches that follow each other are alike, and blocks of three of them differ: no run by itself shows it."""
     moods = (1.0, 1.1, 1.0, 0.9, 1.0, 1.1, 0.95, 1.05)
@@ -288,6 +291,7 @@ def test_the_verdict_knows_the_direction():
     assert verdict(-0.01, 0.02, 0.03, "lower") is Finding.EQUAL
 
 
+@pytest.mark.slow
 def test_the_command_fails_only_for_a_loss_beyond_the_noise(tmp_path, capsys):
     reference = launches(tmp_path / "a", 100, 0.01)
     slower, noisy = launches(tmp_path / "b", 90, 0.01), launches(tmp_path / "c", 90, 0.3)
@@ -302,6 +306,7 @@ def test_the_command_fails_only_for_a_loss_beyond_the_noise(tmp_path, capsys):
     assert "change of" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_condition_that_could_not_be_judged_is_no_success(tmp_path, capsys):
     reference = launches(tmp_path / "a", 100, 0.01)
     fail = ["--fail-if", "output_throughput < -3%"]
@@ -333,6 +338,7 @@ def test_the_verdict_is_in_the_words_of_the_quantity(column, words):
     assert verdict_text(PointComparison("a", "b", "", quantity, Finding.UNDECIDED), 0.03) == "not told apart"
 
 
+@pytest.mark.slow
 def test_formats(tmp_path, capsys):
     reference, slower = launches(tmp_path / "a", 100, 0.01), launches(tmp_path / "b", 90, 0.01)
     assert main(["compare", reference, slower, "--format", "json", "--metric", "output_throughput"]) == 0

@@ -150,6 +150,7 @@ def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:
     assert "best" not in printed(run_of(tmp_path / "alone", alone), 120), "the best of nothing"
 
 
+@pytest.mark.slow
 def test_the_largest_gain_is_corrected_for_the_loads_that_it_was_chosen_from(tmp_path: Path) -> None:
     """Two engines are equal, and in one of 20 loads the gain is clear by itself: it may be chance."""
     chance = np.random.default_rng(1)
@@ -169,6 +170,7 @@ def test_the_largest_gain_is_corrected_for_the_loads_that_it_was_chosen_from(tmp
     assert "may be no difference" in card
 
 
+@pytest.mark.slow
 def test_with_one_launch_each_nothing_is_told_apart(tmp_path: Path) -> None:
     rows = [{**row, "launch": row["backend"]} for row in rows_of_three()]
     run = run_of(tmp_path, rows, baseline={"backend": "slow"})

@@ -326,6 +326,7 @@ def test_what_cannot_run_here_has_rows_without_being_submitted(tmp_path):
     assert exit_status(plan, ledger, interrupted=False) == 0
 
 
+@pytest.mark.slow
 def test_a_deadline_that_leaves_trials_is_no_interruption(tmp_path):
     """Nothing more is started once it has come; what cannot run here at all is not among what is left."""
     soon = (datetime.now() + timedelta(seconds=1)).isoformat()
@@ -340,6 +341,7 @@ def test_a_deadline_that_leaves_trials_is_no_interruption(tmp_path):
     assert exit_status(plan, ledger, result.interrupted, result.unfinished) == ISSUE_AGAIN
 
 
+@pytest.mark.slow
 def test_a_time_of_day_that_has_come_is_not_the_next_days_for_a_while(tmp_path, monkeypatch):
     """A loop that issues the command until it ends well must end in the morning."""
     plan = make_plan(deployment("a", ["1"]), deployment("b", ["2"]), deadline="08:00")

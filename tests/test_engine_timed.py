@@ -85,6 +85,7 @@ def test_stopping_ends_the_engines_work_too(target, library):
     assert again.records[0].error is None
 
 
+@pytest.mark.slow
 def test_the_counts_so_far_are_reported_while_requests_are_measured(target, library, monkeypatch):
     """Four requests in two batches of 30 steps, and a warm-up of as many, which is not counted."""
     monkeypatch.setattr(engine_timed, "PROGRESS_POLL", 0.15)
@@ -105,6 +106,7 @@ def test_a_stall_inside_an_engine(target, library):
     assert list(found.records.error) == [f"cancelled: {STALLED}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.0, 0.1])
 def test_steps_within_the_stall_timeout(target, library, step):
     library.step_seconds = step
@@ -126,6 +128,7 @@ def test_an_answer_without_a_token_is_an_error_as_on_the_wire(monkeypatch, token
     assert (error and error.partition(":")[0]) == kind
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_gone():
     target = Target("http://127.0.0.1:9", "tiny")
     found = engine_timed.measure(target, [], asked(1), Batch(batch_size=1).mode(1, 1))

@@ -250,6 +250,7 @@ def served(tmp_path):
         yield url
 
 
+@pytest.mark.slow
 def test_what_only_an_environments_own_index_has_is_resolved_with_the_users(served, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", served("helper", "2.0"))

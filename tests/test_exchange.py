@@ -18,6 +18,7 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("exchange") / "run", batches=(1, 8), workloads=("qa",)).out
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_as_vllm_bench_saves_it(tmp_path, run, capsys):
     assert main(["export", str(run), str(tmp_path)]) == 0
     results = analysis.open_results(run)

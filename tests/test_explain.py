@@ -157,6 +157,7 @@ def test_one_launch_gives_no_interval(tmp_path):
     assert all(math.isnan(part.share.low) for part in explanation.parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 0.02])
 def test_parts_of_no_change_at_all_have_no_share(tmp_path, spread):
     """Two knobs whose gains cancel, or are nothing, to the last digit: the run's report and figure are still made."""
@@ -225,6 +226,7 @@ def test_a_ladder_gives_ordered_shares_and_says_so(tmp_path):
     assert any("aside" in note for note in explanation.notes)
 
 
+@pytest.mark.slow
 def test_of_a_task_that_does_not_tell_the_reason_is_printed_beside_what_is_explained(tmp_path, capsys):
     settings = {f"{a}{b}": {KNOBS[0]: OFF_ON[0][a], KNOBS[1]: OFF_ON[1][b]} for a, b in ((0, 0), (0, 1), (1, 0))}
     also = [
@@ -241,6 +243,7 @@ def test_of_a_task_that_does_not_tell_the_reason_is_printed_beside_what_is_expla
     assert note in report_of(results.run)
 
 
+@pytest.mark.slow
 def test_the_command_prints_text_markdown_csv_and_json_and_the_report_has_it(tmp_path, capsys):
     results = factorial(tmp_path)
     assert main(["explain", str(tmp_path)]) == 0

@@ -39,6 +39,7 @@ def planned(capsys, facts: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
 
 
+@pytest.mark.slow
 def test_python_m_backends_is_the_same_command(capsys, monkeypatch, tmp_path):
     environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

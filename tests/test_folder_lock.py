@@ -57,6 +57,7 @@ def test_locks_of_one_node_let_no_driver_of_another_in(tmp_path, quick, no_flock
         refused(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_driver_that_died_on_another_node_is_waited_for_and_then_not(tmp_path, quick, no_flock, monkeypatch):
     lock = {"owner": "x", "who": "process 1 on another", "host": "another", "pid": 1, "began": 0.0, "beat": 1.0}
     (tmp_path / ".heartbeat").write_text(json.dumps(lock))
@@ -80,6 +81,7 @@ with sole_driver(pathlib.Path({str(tmp_path)!r})):
         assert time.monotonic() - begin < 10, "its time-out is 20 s"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beats", [True, False])
 def test_a_process_of_its_number_is_the_holder_only_if_it_beats(tmp_path, quick, no_flock, beats):
     """Another process has the number, or the clock was set, from which the start of a process is told."""
@@ -123,6 +125,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"null", b'{"host": 3}', b'{"owner": 1, "who": 2}'])
 def test_a_damaged_heartbeat_is_none(tmp_path, quick, content):
     (tmp_path / ".heartbeat").write_bytes(content)

@@ -71,6 +71,7 @@ def test_a_plain_answer_passes_with_its_status_and_headers(status):
     assert "transfer-encoding" not in answer.headers
 
 
+@pytest.mark.slow
 def test_the_command_passes_what_the_simulated_engine_says(tmp_path):
     """`sweep gateway` against the simulated engine: byte for byte, and no prompt in its log or its output."""
     log = tmp_path / "decisions.jsonl"
@@ -345,6 +346,7 @@ def test_odd_contents_are_the_engines_to_judge(content):
         assert behind.received[0].body == body
 
 
+@pytest.mark.slow
 def test_a_body_that_is_nested_too_deeply_is_400():
     statuses = set()
     with engine(say("a")) as behind, gateway(behind.url, cache={}) as url:
@@ -481,6 +483,7 @@ def test_a_full_disk_loses_the_log_and_no_request():
         assert metric(url, "gateway_failed_writes_total") == 3
 
 
+@pytest.mark.slow
 def test_ten_thousand_connections_at_once():
     """All stay open, and those that ask are answered."""
     raise_file_limit()

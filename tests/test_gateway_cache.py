@@ -242,6 +242,7 @@ def send(stack, url, content=ASK):
     return connection
 
 
+@pytest.mark.slow
 def test_equal_prompts_under_way_share_one_answer():
     for single_flight, results in ((True, ["miss"] + ["shared"] * 3), (False, ["miss"] * 4)):
         with contextlib.ExitStack() as stack:

@@ -167,6 +167,7 @@ def test_a_node_of_another_platform_does_not_measure_under_the_same_id(index, tm
     assert row["reason"] == f"environment tiny is locked for {here}, this node is linux-aarch64-cpu-python3.11"
 
 
+@pytest.mark.slow
 def test_what_is_installed_is_what_is_locked(index, tmp_path):
     """`helper==2.0` matches a build `2.0+cpu` of the index too: it would be measured under the id of the other."""
     spec = locks.locked(TINY, tmp_path / "cache", print)
@@ -177,6 +178,7 @@ def test_what_is_installed_is_what_is_locked(index, tmp_path):
         environments.prepare(spec, tmp_path / "cache", print)
 
 
+@pytest.mark.slow
 def test_equal_locks_are_one_environment_and_others_are_not(index, tmp_path):
     spec = locks.locked(TINY, tmp_path / "cache", print)
     reworded = EnvironmentSpec(name="tiny", requirements=("demo>=1", "helper"))

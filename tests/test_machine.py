@@ -142,6 +142,7 @@ def taking(device: str, launches: int) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_many_launches_lets_another_have_its_turn() -> None:
     with taking("GPU-y", launches=8) as process:
         assert process.stdout is not None
@@ -241,6 +242,7 @@ def test_quiet_waits_for_the_node_and_a_trial_that_is_disturbed_is_no_result(
         assert pd.isna(row["output_throughput"])
 
 
+@pytest.mark.slow
 def test_who_shares_the_machine_on_purpose_is_no_foreigner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign_module, "NAMED_PROCESSES", 1000)
     monkeypatch.setattr(foreign_module, "LEAST_NAMED", 0.0)

@@ -138,6 +138,7 @@ class Leaky(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_holds_what_an_endpoint_says_of_secrets(tmp_path, monkeypatch, capsys):
     """Through the whole command: the row, its reason, the requests, the ledger, the report and the terminal."""
     monkeypatch.setenv("ENDPOINT_KEY", "correct-horse-battery")

@@ -218,6 +218,7 @@ def test_processes_are_as_many_as_the_load_is_work_for(mode: Mode, cores: int, w
     assert measurement._parts("auto", mode, asked, set(range(cores))) == wanted
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_the_clock(tmp_path: Path) -> None:
     starts: list[float] = []
     due = array("d", [i * 0.004 for i in range(50)])
@@ -324,6 +325,7 @@ def test_an_engine_that_dies_of_memory(tmp_path: Path) -> None:
     assert all(error is not None for error in errors(seen))
 
 
+@pytest.mark.slow
 def test_should_stop_ends_the_trial_at_once(tmp_path: Path) -> None:
     begun = time.monotonic()
     due = array("d", [i * 0.01 for i in range(1000)])

@@ -295,6 +295,7 @@ streams = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(streams, st.integers(1, 9))
 def test_blocks_change_nothing(rows: list[Record], block: int) -> None:
     records, window = gather(*rows), Window(0.5, 3.0, "by hand")

@@ -61,6 +61,7 @@ class Sessions(Load):
         return SessionTurns(array("d", [0.02 * session for session in range(self.sessions)]), self.gap)
 
 
+@pytest.mark.slow
 def test_a_new_mode_is_one_class_and_a_load(tmp_path: Path) -> None:
     requests = [Request(f"r{index}", "x", 4) for index in range(2 * TURNS)]
     warmup = [Request(f"w{index}", "x", 1, phase="warmup") for index in range(2 * TURNS)]

@@ -124,6 +124,7 @@ def test_a_hub_that_fails_a_few_times_costs_no_trial_and_replaces_no_data_set(ni
     assert "the hub cannot be reached" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_hub_that_stays_away_halts_the_run_and_replaces_nothing(night, tmp_path, capsys):
     Hub.hiccups = 10**9
     assert main([*night, "patience=0.3"]) == 75
@@ -161,6 +162,7 @@ def test_a_package_that_the_index_does_not_answer_for_is_not_replaced(online, tm
     assert "model: small-llama (random weights) instead of m: cannot be fetched: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_commit_that_is_not_known_halts_the_run(hub, tmp_path, capsys):  # noqa: F811
     """Rows would get an id of `main`, under which no later command finds them."""
     line = [

@@ -97,6 +97,7 @@ def test_rounds_only_where_tokens_come_fast_and_one_by_one(
     run(story)
 
 
+@pytest.mark.slow
 def test_a_read_of_several_events_ends_the_rounds_for_a_while(slow_rounds: float) -> None:
     async def story(poller: Poller) -> None:
         one = Socket(poller)
@@ -125,6 +126,7 @@ def test_a_read_of_several_events_ends_the_rounds_for_a_while(slow_rounds: float
     run(story)
 
 
+@pytest.mark.slow
 def test_the_rounds_of_slow_streams_are_longer_until_one_was_quicker_than_it_looked(
     slow_rounds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

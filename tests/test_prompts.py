@@ -231,6 +231,7 @@ def test_a_data_set_of_several_parts_wants_one_named(copy: Path, tmp_path: Path)
     assert workload("tinystories", dataset=str(copy), config="more").requests(None, 8, seed=1)
 
 
+@pytest.mark.slow
 def test_the_completion_study_has_the_first_6000_of_the_validation_split(
     hub: Any,  # noqa: F811
     tmp_path: Path,

@@ -224,6 +224,7 @@ def judgements_of_figures(results: RunResults) -> set[str]:
     return {each.judgement for each in judge_run(results) if not isinstance(each.finding.check, FitsCheck)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_findings_need_intervals_and_hold_at_their_unfavourable_ends(experiment: str, tmp_path: Path) -> None:
     """The same figures: after one launch nothing is judged; close together all hold; far apart none is decided."""
@@ -601,6 +602,7 @@ def test_throughput_as_offered_is_not_ranked(tmp_path: Path) -> None:
     assert judged["fp8-cache-faster"].judgement == "reproduced"
 
 
+@pytest.mark.slow
 def test_the_smaller_form_shows_its_own_ratios(tmp_path: Path, capsys: Any) -> None:
     """Where nothing stands beside the published rows; the baseline is that of the experiment."""
     rows = [
@@ -652,6 +654,7 @@ def test_the_command_and_the_report_print_the_judgements(tmp_path: Path, capsys:
     assert main(["studies", str(tmp_path / "none")]) == 2
 
 
+@pytest.mark.slow
 def test_a_run_may_be_given_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     run(tmp_path / "results" / "night", "throughput_bound", throughput_rows())
     monkeypatch.chdir(tmp_path)

@@ -80,12 +80,14 @@ def test_a_replica_that_dies_is_the_deployments_failure(tmp_path):
     assert not supervisor.marked(lambda environ: row["deployment_id"] in environ[supervisor.MARKER])
 
 
+@pytest.mark.slow
 def test_a_replica_that_cannot_be_launched_is_named(tmp_path):
     (row,) = rows_of(tmp_path, "backend.replicas=3", "backend.die_at_launch=out_of_memory")
     assert row["outcome"] == "oom_load"
     assert row["reason"].startswith("replica 1 of 3: ")
 
 
+@pytest.mark.slow
 def test_replicas_start_side_by_side(tmp_path):
     marker = f"test/{os.getpid()}/replicas"
     launches = replica_launches(Launch(model=tmp_path, served_name="m", workdir=tmp_path / "attempt"), 2)
@@ -188,6 +190,7 @@ def test_what_cannot_be_is_refused_at_the_door(words, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_shares_are_averaged_and_all_else_is_added_up():
     names = {"kv_cache_usage": "use", "requests_running": "running", "ratio": "a / b"}
     first, second = "use 0.2\nrunning 3\na 1\nb 2\n", "use 0.6\nrunning 4\na 5\nb 6\n"

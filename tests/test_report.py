@@ -68,6 +68,7 @@ class _Reader(HTMLParser):
         self.text.append(data)
 
 
+@pytest.mark.slow
 def test_figures_are_written_twice_and_well_formed(run_folder: Path, output: str) -> None:
     names = ["pareto", "output_throughput", "speed_up", "ratio_forest", "ttft", "latency_distribution", "cost", "tpot"]
     names += ["kv_cache", "kv_cache_bytes", "memory", "throughput_timeline", "memory_timeline", "requests_timeline"]
@@ -86,6 +87,7 @@ def test_figures_are_written_twice_and_well_formed(run_folder: Path, output: str
     assert "TTFT p50 (ms)" in (run_folder / "figures" / "ttft.svg").read_text()
 
 
+@pytest.mark.slow
 def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str) -> None:
     text = (run_folder / "report.html").read_text()
     reader = _Reader()
@@ -208,6 +210,7 @@ def test_a_ratio_without_an_interval_says_whose_replicate_is_alone(tmp_path: Pat
     assert "<small>one replicate, no interval" not in text
 
 
+@pytest.mark.slow
 def test_the_steady_state_is_in_the_summary_and_the_report(tmp_path: Path) -> None:
     window = {"steady_begin": 1.0, "steady_output_throughput": 40.0, "steady_ttft_p50": 0.1, "steady_ttft_p99": 0.3}
     rows = [
@@ -227,6 +230,7 @@ def test_the_steady_state_is_in_the_summary_and_the_report(tmp_path: Path) -> No
     assert "No trial has a steady-state window: all figures are of whole runs. Most common reason: too short." in text
 
 
+@pytest.mark.slow
 def test_the_best_carries_its_warnings(tmp_path: Path) -> None:
     rows = [
         trial("a", 8, 0, 40.0, agreement=0.42),
@@ -268,6 +272,7 @@ def test_a_warning_marks_the_cells_and_rows_that_it_concerns(tmp_path: Path) -> 
     assert set(re.findall(r'href="#(warning-[a-z-]+)"', text)) <= set(re.findall(r'id="(warning-[a-z-]+)"', text))
 
 
+@pytest.mark.slow
 def test_what_a_mean_leaves_out_is_named(tmp_path: Path) -> None:
     rows = [trial("a", 8, 0, 10.0, batch_latency_mean=1.0, longest_gap_max=0.5)]
     names = ("Batch latency mean", "Longest gap max")

@@ -109,6 +109,7 @@ def test_out_of_memory_while_starting_is_an_outcome_of_its_own(launch, marker):
     assert caught.value.outcome is Outcome.OOM_LOAD
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_become_ready_in_time(launch, marker):
     backend = fake("--deaf", "--say", "loading weights", launch_timeout=0.6)
     with pytest.raises(server.LaunchError) as caught, server.running(backend, launch, marker=marker):
@@ -154,6 +155,7 @@ def test_another_port_is_taken_when_somebody_was_faster(launch, marker, tmp_path
         assert engine.alive()
 
 
+@pytest.mark.slow
 def test_an_answer_of_somebody_else_is_not_taken_for_the_engines(launch, marker, monkeypatch):
     with serving(Handler) as other:
         free = server.free_port()

@@ -76,6 +76,7 @@ def test_points_that_were_not_asked_the_same_never_share_a_task(tmp_path):
     assert page["tasks"] == ["qa, files of workload=e", "qa, files of workload=f"]
 
 
+@pytest.mark.slow
 def test_settings_that_read_alike_are_two_tasks_still(tmp_path):
     """Of an imported row a number may be a text."""
     configs = [json.dumps({**CONFIG, "workload": {"name": "qa", "output_tokens": tokens}}) for tokens in (64, "64")]
@@ -117,6 +118,7 @@ def test_a_point_without_a_result_is_in_the_task_of_its_run(tmp_path):
     assert sorted(page["points"]["outcomes"]) == ["", "", "hung 1", "hung 1"]
 
 
+@pytest.mark.slow
 def test_a_machine_of_two_prices_is_one_for_each(tmp_path):
     """A price that is set on the page replaces one of them: costs of both would follow the higher."""
     card = {"accelerator": "NVIDIA L4", "gpu_count": 1}
@@ -194,6 +196,7 @@ def test_the_page_has_answer_verdicts_warnings_and_provenance_of_each_run(tmp_pa
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failed", ["a", "b"])
 def test_a_run_without_a_result_is_shown_and_is_no_side_of_a_verdict(tmp_path, failed):
     speeds = {name: None if name == failed else 10.0 for name in "ab"}
@@ -205,6 +208,7 @@ def test_a_run_without_a_result_is_shown_and_is_no_side_of_a_verdict(tmp_path, f
     assert "No trial has a result" in html_of_several(both, tmp_path / "both")
 
 
+@pytest.mark.slow
 def test_what_an_engine_wrote_is_text_on_the_page_of_several(tmp_path):
     hostile = "</script><img src=x>"
     runs = [RunResults(run_of(tmp_path / name, [trial(hostile, 1, 0, 10.0)])) for name in "ab"]
@@ -250,6 +254,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys,
     assert not list(tmp_path.rglob("report.html"))
 
 
+@pytest.mark.slow
 def test_the_library_writes_it_too(tmp_path):
     runs = [analysis.open_results(engines(tmp_path / name, {"vllm": 100})) for name in "ab"]
     analysis.write_several(runs, tmp_path / "both")

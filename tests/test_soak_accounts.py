@@ -68,6 +68,7 @@ def test_a_trial_with_two_good_rows_is_doubled(storm, first):
     assert storm.watch.doubled() == (first == "ok")
 
 
+@pytest.mark.slow
 def test_what_is_left_is_named(storm, monkeypatch):
     monkeypatch.setattr(soak, "LEFT_WITHIN", 0.1)
     storm.on.leftovers = lambda: ["process 7"]

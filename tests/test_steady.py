@@ -227,6 +227,7 @@ def test_drift_after_the_window_is_measured() -> None:
     assert "drift-after-steady-state" in warning_codes({**row, "outcome": "ok", "trial_id": "t"})
 
 
+@pytest.mark.slow
 def test_an_even_trial_seldom_seems_to_drift() -> None:
     rng, drifted = np.random.default_rng(0), 0
     for _ in range(200):

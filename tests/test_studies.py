@@ -269,6 +269,7 @@ def test_eight_steps_with_the_published_flags(plan):
     assert "natural_text Poisson 50/s, at most 250 in flight: 500 requests" in output
 
 
+@pytest.mark.slow
 def test_completions_in_the_studys_formats_fit_but_for_the_baseline_at_64(plan):
     output = plan("+experiment=completion_batches", "hardware=a100-80g", "details=true")
     (warning,) = (line for line in output if line.startswith("warning:"))
@@ -280,6 +281,7 @@ def test_completions_in_the_studys_formats_fit_but_for_the_baseline_at_64(plan):
     assert "llamacpp llama-2-7b quantization=Q4_0 slots=1:" in text
 
 
+@pytest.mark.slow
 def test_one_untimed_request_of_warm_up(plan):
     output = "\n".join(plan("+experiment=request_count", "hardware=t4", "details=true"))
     assert "synthetic batches of 500: 500 requests after 1 of warm-up" in output
@@ -324,6 +326,7 @@ def test_the_plain_environment_where_an_extra_cannot_be_installed(monkeypatch, t
         environments.prepare_or_plain(resolved, tmp_path, lambda text: None)
 
 
+@pytest.mark.slow
 def test_best_against_best_and_the_wide_table(tmp_path):
     """The baseline ends at batch 16 in reasoning: its rival is best at 32, so best against best is another ratio."""
     make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
@@ -348,6 +351,7 @@ def test_no_best_against_best_where_both_are_best_at_the_same_load(tmp_path):
     assert best_gains(open_results(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_speed_ups_over_the_baseline_are_drawn_along_the_load(tmp_path):
     make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
     results = open_results(tmp_path)
@@ -372,6 +376,7 @@ def test_the_wide_table_leaves_out_latencies_by_the_engines_own_stamps(tmp_path:
         assert frame.loc[name, "transformers"] != "—"
 
 
+@pytest.mark.slow
 def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
     make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
     assert main(["report", str(tmp_path), "--metrics", "vllm"]) == 0
@@ -380,6 +385,7 @@ def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
     assert output.count("Total generated tokens") == 3  # side by side, and in each trial's block
 
 
+@pytest.mark.slow
 def test_the_full_block_of_a_load_with_a_rate_and_a_cap(capsys, tmp_path: Path):
     """Every line that `vllm bench serve` printed of the study's experiments, and what the load asked for."""
     paths = make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
@@ -404,6 +410,7 @@ def test_an_fp8_cache_without_calculated_scales_says_so(tmp_path: Path, dtype, s
     assert ("calculate-kv-scales" in facts.get("kv_scales", "")) == said
 
 
+@pytest.mark.slow
 def test_the_cache_and_the_queue_over_time(tmp_path: Path):
     """The baseline's KV cache in bytes, vLLM's as a share; vLLM's requests running and, dashed, waiting."""
     make_run(tmp_path, replicates=2, batches=(1, 16), workloads=("qa",))
@@ -529,6 +536,7 @@ def test_a_studys_section_shows_the_figures_that_are_its_results(tmp_path, monke
     assert copied.read_bytes() == (folders["completion_batches"] / "figures" / "memory.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_sections_of_experiments_that_were_not_run_are_kept(tmp_path):
     """Both pages: what an earlier run wrote stays, the catalogue above it is written anew."""
     page = tmp_path / "studies.md"

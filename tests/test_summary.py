@@ -48,6 +48,7 @@ def test_a_failed_trial_is_in_no_mean_but_in_the_table(tmp_path: Path) -> None:
     assert math.isnan(points.loc[16, "output_throughput"])
 
 
+@pytest.mark.slow
 def test_a_percentile_that_one_replicate_lost_to_failures_is_the_points_no_more(tmp_path: Path) -> None:
     """Of two replicates, one had more than 1 % failed: the other one's p99 alone would be of the luckier one."""
     known = {"ttft_mean": 0.1, "ttft_p50": 0.1, "ttft_p99": 0.2, "tpot_mean": 0.01, "tpot_p50": 0.01}

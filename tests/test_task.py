@@ -81,6 +81,7 @@ def test_a_driver_ends_what_its_predecessors_task_prepares(converting, marker):
     assert not programs(marker)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_stopped_gives_up_what_it_prepares(tmp_path, marker):
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()
@@ -109,6 +110,7 @@ class Silent(Backend):
         return ["sleep", "300"]
 
 
+@pytest.mark.slow
 def test_a_task_that_is_stopped_gives_up_its_launch(tmp_path, marker):
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()

@@ -21,6 +21,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_table_fits_the_terminal(run_folder: Path, width: int) -> None:
     text = printed(open_run(run_folder), width)
@@ -30,6 +31,7 @@ def test_table_fits_the_terminal(run_folder: Path, width: int) -> None:
         assert said in text, said  # nothing is left out of eleven points: it follows below
 
 
+@pytest.mark.slow
 def test_metrics_of_many_points_without_room_follow(tmp_path: Path) -> None:
     one = dict.fromkeys(("ttft_p50", "tpot_p50", "ttft_p99", "cost_per_million_tokens"), 0.1)
     memory = {"memory_peak_bytes": 2.0**30, "kv_cache_usage_max": 0.5}
@@ -89,6 +91,7 @@ def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
     assert "and 961 more trials with 961 other failures" in text
 
 
+@pytest.mark.slow
 def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
     speeds = {"plain": (10.0, 11.0), "alike": (10.2, 11.2), "fast": (30.0, 30.1)}
     rows = [trial(name, 8, index, speed) for name, both in speeds.items() for index, speed in enumerate(both)]
@@ -118,6 +121,7 @@ def test_launches_add_their_spread_to_the_interval_of_the_comparison(tmp_path: P
     assert math.isnan(once["agreement_new_launch_low"])
 
 
+@pytest.mark.slow
 def test_quality_stands_beside_agreement_with_the_interval_of_the_comparison(tmp_path: Path) -> None:
     """Both launches compared the same sample: their equal figures are no proof, the comparison's interval stays."""
     answers = {"agreement": 0.9, "agreement_low": 0.85, "agreement_high": 0.94}

@@ -59,6 +59,7 @@ class ExitingEngine:
         return "shutting down"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "exits_after", "outcome"),
     [

@@ -185,6 +185,7 @@ def test_a_mean_of_survivors_is_flagged(tmp_path: Path) -> None:
     assert warnings["missing-replicates"] == "2 of 3 replicates have a result [a, qa]"
 
 
+@pytest.mark.slow
 def test_answers_of_unequal_length_are_flagged(tmp_path: Path) -> None:
     long, short = {"output_tokens": 20_000}, {"output_tokens": 12_500}
     rows = [trial("a", 8, 0, 10.0, **long), trial("b", 8, 0, 10.0, **short, num_failed=0)]

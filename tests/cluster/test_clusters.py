@@ -92,6 +92,7 @@ def test_slurm_starts_the_driver_when_all_nodes_have_joined(tmp_path):
     assert not (tmp_path / "requeued").exists()
 
 
+@pytest.mark.slow
 def test_a_slurm_job_that_is_not_finished_is_requeued(tmp_path):
     slurm_stubs(tmp_path, 75)
     assert slurm_job(tmp_path) == 75

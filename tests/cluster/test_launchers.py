@@ -29,6 +29,7 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statuses", "ends_with", "issued"),
     [([75, 75, 0], 0, 3), ([2], 2, 1), ([130], 130, 1), ([75, 2, 0], 0, 3)],
