@@ -185,9 +185,8 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     present = set(table.column_names)  # once: each look at the names makes a list of them all
     texts = table["percentiles"].unique().to_pylist() if "percentiles" in present else []
     schema = run_files.trial_schema(_percentiles(texts))
-    missing = [pa.field(name, type_) for name, type_ in schema.items() if name not in present]
-    whole = pa.schema([*table.schema, *missing], table.schema.metadata)
-    table = pa.Table.from_arrays([*table.columns, *(pa.nulls(len(table), each.type) for each in missing)], schema=whole)
+    absent = pa.schema([(name, type_) for name, type_ in schema.items() if name not in present]).empty_table()
+    table = pa.concat_tables([table, absent], promote_options="default")
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
     return frame
 

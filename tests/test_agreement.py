@@ -620,5 +620,4 @@ def test_the_study_prints_the_head_of_its_page_and_its_cases_in_their_order():
     assert page.read_text().startswith(agreement_study.head())
     rows = re.findall(r"^\| (.+?) \| \d", page.read_text(), re.MULTILINE)
     assert rows
-    names = [case.name for case in CASES]
-    assert rows == sorted(rows, key=names.index), "also where a case has two rows: in full, and as a series"
+    assert rows == [case.name for case in CASES if case.name in rows]

@@ -12,6 +12,7 @@ import yaml
 from analysis.quantities import labelled_column
 from analysis.report.html import html
 from analysis.results import RunResults
+from analysis.studies.answer import choice_text
 from analysis.studies.checks import (
     BestCheck,
     ConstantCheck,
@@ -317,6 +318,10 @@ def points(column: str, figures: dict[float, float | tuple[float, float, float]]
         ends = {f"{column}_new_launch_low": low, f"{column}_new_launch_high": high}
         rows.append({"batch_size": size, column: value, **ends, **asked})
     return pd.DataFrame(rows)
+
+
+def test_a_choice_with_several_values_lists_them() -> None:
+    assert choice_text({"backend": ["tgi", "vllm"], "batch_size": 128}) == "backend=tgi or vllm, batch_size=128"
 
 
 def test_a_step_that_may_fall_is_no_rise() -> None:
