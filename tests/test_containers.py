@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +30,7 @@ from sweep.node.work import PreparedNode, RunningEngine
 from sweep.records import Outcome
 from tests.engines import conftest
 from tests.test_gpus import nvml as nvml
+from tests.test_server import until
 from tests.test_tgi import STAND_IN, asked, executable, measure
 from tests.test_tgi import model as model
 
@@ -91,12 +91,7 @@ def containers(folder: Path) -> list[int]:
 
 
 def gone(folder: Path, within: float = 8.0) -> bool:
-    deadline = time.monotonic() + within
-    while containers(folder):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+    return until(lambda: not containers(folder), within)
 
 
 def test_a_container_serves_and_is_removed(runtime, tmp_path, model):
@@ -190,7 +185,7 @@ def test_a_container_ends_with_its_owner_even_when_everything_is_killed(runtime,
             with contextlib.suppress(ProcessLookupError):  # it ended with the one before it
                 os.kill(pid, signal.SIGKILL)
         assert gone(tmp_path)
-        assert not engine.alive()
+        assert until(lambda: not engine.alive(), 2), "told a moment after the last process has ended"
 
 
 def test_a_failed_engine_is_told_in_its_own_words(runtime, tmp_path, model):
