@@ -74,7 +74,5 @@ def test_the_client_pays_for_no_import() -> None:
         text=True,
         check=True,
     ).stdout.split()
-    assert {name for name in found if name.split(".")[0] not in sys.stdlib_module_names} == {
-        "sweep",
-        "sweep.base.records",
-    }
+    ours = {"sweep", "sweep.base", "sweep.base.records"}
+    assert {name for name in found if name.split(".")[0] not in sys.stdlib_module_names} == ours
