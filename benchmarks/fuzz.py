@@ -24,7 +24,7 @@ from typing import Any
 
 import analysis
 from sweep.__main__ import main as sweep
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from tests.fuzz import HANG, Case, Finding, cases, check, command_line, complete, experiment, judge
 
 MEMORY = 6 << 30  # bytes

@@ -11,8 +11,8 @@ import sys
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments, locks
 from backends.prepare.uv import EnvironmentFailed
-from sweep.config import cache_directory
-from sweep.options import ConfigPath
+from sweep.base.config import cache_directory
+from sweep.base.options import ConfigPath
 
 PYTHONS = ("3.11", "3.12", "3.13")
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from tests.browser import Browser, missing, opened_browser
 
 IMAGES = ROOT / "docs" / "images"

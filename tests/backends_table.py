@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from backends.base import Backend
 from backends.installed import configured, names
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 
 DOCUMENT = ROOT / "docs" / "backends.md"
 BEGIN, END = "<!-- table: python -m tests.backends_table -->", "<!-- end of table -->"

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sweep.base.records import Record, Records, Sample
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.records import Record, Records, Sample
 
 ENGINES = {  # tokens/s at batch 1, exponent of its growth with the batch, seconds to the first token
     "transformers": (17.5, 0.62, 0.064),

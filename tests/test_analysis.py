@@ -16,11 +16,11 @@ from analysis.plotting.layout import MOST_LINES, arrange
 from analysis.quantities import labelled_column
 from analysis.summary import summarise
 from sweep.__main__ import main
+from sweep.base.records import Sample
+from sweep.base.wording import number
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import read_table
-from sweep.records import Sample
-from sweep.wording import number
 from tests.results import printed, report_of, run_of, trial
 from tests.synthetic_run import make_records, make_run
 

@@ -15,8 +15,8 @@ from backends.base import EnvironmentLock, EnvironmentSpec, Host
 from backends.prepare import environments
 from sweep import provenance
 from sweep.__main__ import main
-from sweep.config import ROOT, ConfigError, build
-from sweep.options import load_option
+from sweep.base.config import ROOT, ConfigError, build
+from sweep.base.options import load_option
 from tests import backends_table
 
 CPU = Host()

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sweep.__main__ import main
-from sweep.options import load_option
+from sweep.base.options import load_option
 
 QUIET = ["cluster=inline", "tracking=none", "dry_run=true", "agreement=false"]
 

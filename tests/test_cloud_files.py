@@ -11,7 +11,7 @@ from googleapiclient import discovery
 from googleapiclient.http import HttpMockSequence
 
 from sweep import provenance
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 
 FILES = ROOT / "scripts" / "cluster"
 SCALARS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": Mapping}

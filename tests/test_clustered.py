@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from sweep.numbers.clustered import ratio_of_likelihoods, share
 
 

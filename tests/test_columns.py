@@ -19,12 +19,12 @@ from analysis.results import RunResults
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.summary import SUMMARY_COLUMNS, key_columns
 from scripts import metrics_tables
-from sweep.config import ROOT
+from sweep.base.config import ROOT
+from sweep.base.records import Records
 from sweep.disk import row, run_files
 from sweep.disk.columns import TELEMETRY_FIELDS, request_columns, trial_columns
 from sweep.node.telemetry import Processes
 from sweep.numbers.quantity import columns
-from sweep.records import Records
 from tests.results import run_of, trial
 from tests.synthetic_run import make_run
 

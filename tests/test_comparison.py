@@ -12,7 +12,7 @@ from analysis.statistics.comparison import PRIOR_FREEDOM, Trials, comparison_blo
 from analysis.statistics.standings import Standing
 from analysis.summary import summarise
 from benchmarks import winners
-from sweep.wording import number
+from sweep.base.wording import number
 from tests.results import printed, report_of, run_of, trial, warnings_of
 
 

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from sweep.config import CONF, ConfigError, build
+from sweep.base.config import CONF, ConfigError, build
+from sweep.base.options import ConfigPath
 from sweep.drive.preflight import fetch_obstacle, surroundings
-from sweep.options import ConfigPath
 from sweep.plan.axes import PlanSpec
 from sweep.plan.command_line import parse_command_line
 from sweep.plan.compose import compose_run
@@ -521,7 +521,7 @@ def test_a_long_context_model_has_a_large_rope_base():
 @pytest.mark.parametrize("name", ["load/batch.yaml", "config.yaml"])
 def test_a_file_of_the_project_that_is_edited_counts_in_the_next_command(tmp_path, monkeypatch, name):
     folder = shutil.copytree(CONF, tmp_path / "conf", ignore=shutil.ignore_patterns("locks"))
-    monkeypatch.setattr("sweep.options.CONF", folder)
+    monkeypatch.setattr("sweep.base.options.CONF", folder)
     path = ConfigPath((folder,))
     before = path.compose("config", ["load='batch'"]).values
     text = (folder / name).read_text()

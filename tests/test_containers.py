@@ -22,12 +22,12 @@ from backends.launch.gpus import Gpu
 from backends.prepare import environments, fit, images, locks
 from backends.tgi import TGI
 from sweep.__main__ import main
-from sweep.config import Cluster
+from sweep.base.config import Cluster
+from sweep.base.records import Outcome
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.inputs.load import Batch
 from sweep.node import trial
 from sweep.node.work import PreparedNode, RunningEngine
-from sweep.records import Outcome
 from tests.engines import conftest
 from tests.test_gpus import nvml as nvml
 from tests.test_server import until

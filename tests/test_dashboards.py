@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from analysis.tracking import dashboards
-from sweep.config import ROOT
+from sweep.base.config import ROOT
+from sweep.base.records import Sample
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.records import Sample
 from tests import wandb_stub
 from tests.results import run_of, trial
 

@@ -14,16 +14,16 @@ from backends.base import Backend, EnvironmentSpec
 from backends.launch.gpus import Gpu
 from backends.prepare import environments
 from backends.prepare.build_once import exclusive
-from sweep.config import Cluster, Hardware, Settings, Tracking, build
+from sweep.base.config import Cluster, Hardware, Settings, Tracking, build
+from sweep.base.options import load_option
+from sweep.base.records import Outcome
 from sweep.inputs.load import Batch
 from sweep.inputs.model import ServedModel
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.workload import Workload
 from sweep.node import deployment
 from sweep.node.work import Work
-from sweep.options import load_option
 from sweep.plan.plan import Deployment, Trial
-from sweep.records import Outcome
 from tests.http_stub import serving
 
 L4 = Hardware(name="l4", platform="cuda", accelerator="L4", matches=("NVIDIA L4",))

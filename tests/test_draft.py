@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from backends.base import Backend, Launch
-from sweep.config import ConfigError, build
+from sweep.base.config import ConfigError, build
+from sweep.base.options import load_option
 from sweep.inputs.draft import draft_model
 from sweep.node import deployment
-from sweep.options import load_option
 from tests.test_model import COMMITS, Hub, folder, hub  # noqa: F401 - fixtures
 from tests.test_plan import planned
 

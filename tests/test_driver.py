@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from sweep.base.config import ISSUE_AGAIN, Halted, Settings
 from sweep.cli.run import exit_status
-from sweep.config import ISSUE_AGAIN, Halted, Settings
 from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import row_writer

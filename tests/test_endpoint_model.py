@@ -12,10 +12,10 @@ import analysis
 from backends.openai import OpenAI
 from backends.simulated import Simulated
 from sweep.__main__ import main
-from sweep.config import ConfigError, Hardware
+from sweep.base.config import ConfigError, Hardware
+from sweep.base.options import ConfigPath
 from sweep.drive.endpoint_model import with_model
 from sweep.node.rows import _cost
-from sweep.options import ConfigPath
 from sweep.plan.plan import hourly_price
 from tests.http_stub import serving
 from tests.simulated_engine import simulated

@@ -15,8 +15,8 @@ from backends.tables.table import FOLDER, EngineTable, file_text, load, spelling
 from scripts import engine_tables
 from scripts.engine_sources import PythonSource, Reading, Types, llamacpp
 from sweep.__main__ import main
-from sweep.config import ConfigError, build
-from sweep.options import load_option
+from sweep.base.config import ConfigError, build
+from sweep.base.options import load_option
 
 WITH_TABLES = [name for name in names() if configured(name).tables]
 # Each kind and version of engine that a backend runs: exllamav2 and exllamav3, vLLM for CUDA 13 and for CUDA 12.

@@ -6,13 +6,13 @@ from array import array
 
 import pytest
 
+from sweep.base.records import Outcome, Request
 from sweep.client.measurement import STALLED
 from sweep.client.modes import ClosedLoop, OpenLoop
 from sweep.client.wire import Target
 from sweep.inputs.load import Batch, Closed
 from sweep.node import engine_timed, verdict
 from sweep.numbers.summarise import summarise
-from sweep.records import Outcome, Request
 from tests.test_host import model  # noqa: F401 - a fixture
 from tests.test_host_continuous import Stepper, client  # noqa: F401 - a fixture
 

@@ -13,7 +13,7 @@ from backends.base import EnvironmentChoice, EnvironmentSpec, Host
 from backends.launch import task
 from backends.prepare import environments, fit, locks, pip_settings, uv
 from sweep.__main__ import main
-from sweep.options import ConfigPath
+from sweep.base.options import ConfigPath
 from tests.index_stub import make_wheel, serving_wheels
 
 

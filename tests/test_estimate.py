@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from sweep import provenance
-from sweep.config import FoundHardware, Hardware, Settings
+from sweep.base.config import FoundHardware, Hardware, Settings
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.plan.estimate import Assumed, History, estimate_run, kind_of

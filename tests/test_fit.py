@@ -11,7 +11,7 @@ from backends.base import EnvironmentSpec, Host
 from backends.prepare import fit
 from scripts import hosts_table
 from sweep.__main__ import main
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from sweep.provenance import EXECUTABLES
 
 DRIVERS, CAPABILITIES = ("550.54.15", "570", "580.65"), ("7.5", "8.0", "8.9", "9.0")

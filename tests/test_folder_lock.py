@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config import ISSUE_AGAIN, ROOT, ConfigError
+from sweep.base.config import ISSUE_AGAIN, ROOT, ConfigError
 from sweep.disk import folder_lock, object_store
 from sweep.disk.folder_lock import file_system, sole_driver
 from sweep.disk.ledger import Misplaced

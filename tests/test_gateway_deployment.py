@@ -13,6 +13,7 @@ import pytest
 from backends.base import Launch
 from backends.launch.server import LaunchError
 from sweep.__main__ import main
+from sweep.base.records import Record, Records, Request
 from sweep.client.wire import Target
 from sweep.disk.run_files import RunPaths, read_requests, read_trials, write_requests
 from sweep.gateway.process import GatewaySilent, RunningGateway, running_gateway
@@ -24,7 +25,6 @@ from sweep.numbers.quantities import gateway as quantities
 from sweep.numbers.selection import measured
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import trial_warnings
-from sweep.records import Record, Records, Request
 from tests.gateway_stand import engine
 from tests.simulated_engine import behind_tls, simulated
 

@@ -17,9 +17,9 @@ from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, LibrarySettings, PromptRow
 from backends.launch import container_options, server
 from backends.launch.gpus import Gpu
-from sweep.config import CONF, ConfigError, build
+from sweep.base.config import CONF, ConfigError, build
+from sweep.base.options import load_option
 from sweep.node.telemetry import EngineMetrics
-from sweep.options import load_option
 from tests.http_stub import page, serving
 
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"nvcc"}))

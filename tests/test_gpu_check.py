@@ -17,7 +17,7 @@ from backends.tables import check
 from scripts import gpu_check
 from sweep import provenance
 from sweep.__main__ import main
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
 from tests.engines.test_gpu_memory import BY_BATCH, TOO_LARGE, too_large
 from tests.index_stub import make_wheel
 

@@ -13,9 +13,9 @@ from analysis.statistics.intervals import PooledRequests, around_medians, over_r
 from analysis.summary import estimate, summarise
 from benchmarks.coverage import QUANTILES, Cell, median_study, steady_study, study
 from benchmarks.simulated_runs import simulate
+from sweep.base.records import Record, Records
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.records import Record, Records
 from tests.results import printed, report_of, run_of, trial
 
 INDEPENDENT = np.random.default_rng(5).lognormal(-2, 0.5, (4, 1600))  # s, of four replicates

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from sweep.base.records import Outcome
 from sweep.drive.launch_state import ENDED, TRANSITIONS, Action, LaunchState, Stage, Trigger
 from sweep.node.deployment import Placed
 from sweep.plan.plan import Deployment, Trial
-from sweep.records import Outcome
 
 NODE = Placed("n0", "10.0.0.1")
 OTHER = Placed("n1", "10.0.0.2")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
 from sweep.disk.entries.lines import sealed
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger, Misplaced

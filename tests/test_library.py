@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from analysis.statistics.intervals import Estimate
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from tests.synthetic_run import make_run
 from tests.test_explain import ladder
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from sweep.base.config import CONF, ConfigError, build
 from sweep.client.modes import ClosedLoop, OpenLoop
-from sweep.config import CONF, ConfigError, build
 from sweep.inputs.load import Batch, Closed, Constant, Gamma, Load, Poisson, Ramp, Trace
 
 MANY = 20_000

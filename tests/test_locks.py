@@ -19,10 +19,10 @@ from backends.installed import configured
 from backends.prepare import environments, locks, programs
 from sweep import provenance
 from sweep.__main__ import main
-from sweep.config import CONF, Cluster, Hardware, Settings, Tracking
+from sweep.base.config import CONF, Cluster, Hardware, Settings, Tracking
+from sweep.base.options import ConfigPath
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import preflight
-from sweep.options import ConfigPath
 from sweep.plan.packing import Node
 from tests.index_stub import make_wheel
 

@@ -16,14 +16,14 @@ import pytest
 
 import analysis
 from sweep.__main__ import main
-from sweep.config import ROOT
+from sweep.base.config import ROOT
+from sweep.base.records import Sample
 from sweep.node.machine import foreign as foreign_module
 from sweep.node.machine import lease, limits, quiet
 from sweep.node.machine.foreign import ForeignCpu
 from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.sharing import VARIABLE
 from sweep.numbers.summarise import figures
-from sweep.records import Sample
 
 LINE = ["backend=simulated", "backend.ttft.mean=0.1", "backend.itl.mean=0.02", "model=tiny-llama", "workload=synthetic"]
 LINE += ["workload.input_tokens=16", "workload.output_tokens=8", "workload.warmup_requests=0", "load=batch"]

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from sweep.__main__ import main
+from sweep.base.config import ROOT
+from sweep.base.options import ConfigPath
 from sweep.cli.commands import COMMANDS
-from sweep.config import ROOT
 from sweep.inputs import package_model
-from sweep.options import ConfigPath
 from sweep.provenance import own_versions
 
 INLINE = ["cluster=inline", "tracking=none"]

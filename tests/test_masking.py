@@ -10,11 +10,11 @@ import pytest
 from backends.base import Launch
 from backends.launch import server
 from sweep.__main__ import main
-from sweep.config import ConfigError, build
+from sweep.base.config import ConfigError, build
+from sweep.base.masking import is_secret, masked
+from sweep.base.options import load_option
 from sweep.disk.run_files import read_trials
-from sweep.masking import is_secret, masked
 from sweep.node.machine.sharing import VARIABLE
-from sweep.options import load_option
 from tests.http_stub import serving
 
 # Put together here, so that no file holds what looks like a key.

@@ -17,13 +17,13 @@ import pytest
 
 from backends.simulated_server.truth import Truth, read_log
 from sweep.__main__ import main
+from sweep.base.records import Request, Timeouts
 from sweep.client import measurement
 from sweep.client.job import Job
 from sweep.client.measurement import ClientDied, Measurement, measure
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.client.process import _peak_memory
 from sweep.client.wire import Target
-from sweep.records import Request, Timeouts
 from tests.simulated_engine import behind_tls, simulated
 
 SHORT = Timeouts(connect=1.0, first_token=0.5, between_tokens=0.3, total=2.0)
@@ -363,7 +363,7 @@ from pathlib import Path
 from sweep.client.measurement import measure
 from sweep.client.wire import Target
 from sweep.client.modes import ClosedLoop
-from sweep.records import Request
+from sweep.base.records import Request
 import os
 target = Target(os.environ["URL"], "m")
 measure(target, [], [Request("a", "b", 5)], ClosedLoop(1), folder=Path({str(tmp_path)!r}),

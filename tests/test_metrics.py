@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sweep.base.records import UNKNOWN, Outcome, Phase, Record, Records
 from sweep.node.verdict import outcome_of
 from sweep.numbers import chunks
 from sweep.numbers.chunks import tokens_per_bin, tokens_within
@@ -28,7 +29,6 @@ from sweep.numbers.quantity import declared
 from sweep.numbers.selection import Window, measured, succeeded, with_failures
 from sweep.numbers.summarise import gaps, summarise
 from sweep.numbers.vllm_flavour import vllm_flavour
-from sweep.records import UNKNOWN, Outcome, Phase, Record, Records
 
 Chunks = list[tuple[float, int]]  # arrival in s since the send, tokens
 

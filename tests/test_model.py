@@ -19,12 +19,12 @@ from tokenizers import Tokenizer
 
 from backends.prepare import checkpoints
 from scripts import train_tokenizer
-from sweep.config import CONF, ConfigError, build
+from sweep.base.config import CONF, ConfigError, build
+from sweep.base.options import load_option
 from sweep.inputs import hub as hub_module
 from sweep.inputs.model import HubModel, Model, PathModel, RandomModel, ServedModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
 from sweep.inputs.weights.random_weights import Architecture, encode, shapes, tensor, write_weights
-from sweep.options import load_option
 from tests.hub_stub import COMMITS, Hub
 
 NUMBERS: dict[str, Any] = {

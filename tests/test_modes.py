@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from sweep.base.records import Request
 from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.client.wire import Target
 from sweep.inputs.load import Load
-from sweep.records import Request
 from tests.simulated_engine import simulated
 
 TURNS = 3

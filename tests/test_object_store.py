@@ -17,7 +17,7 @@ import pytest
 
 import analysis
 from sweep.__main__ import main
-from sweep.config import ROOT, ConfigError, Halted
+from sweep.base.config import ROOT, ConfigError, Halted
 from sweep.disk import compaction, object_store, run_files
 from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials

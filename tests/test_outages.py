@@ -14,8 +14,9 @@ from backends.prepare import patience
 from backends.prepare.environments import EnvironmentFailed
 from backends.prepare.programs import ToolFailed
 from sweep.__main__ import main
+from sweep.base.config import Halted
+from sweep.base.outage import Outage
 from sweep.cli.run import exit_status
-from sweep.config import Halted
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import driver as drive_module
@@ -24,7 +25,6 @@ from sweep.drive.monitor import status
 from sweep.inputs import package_model
 from sweep.inputs.package_model import PackageModel
 from sweep.node.deployment import Completed, Finished, Placed, Prepared, Stalled, Unprepared
-from sweep.outage import Outage
 from tests.hub_stub import COMMITS, Hub
 from tests.test_driver import ByNode, deployment, drive, make_plan, new_driver, outcomes
 from tests.test_line import SIMULATED

@@ -12,7 +12,7 @@ import pytest
 
 from backends.launch import supervisor
 from backends.launch.server import REACHABLE_BY_ALL, REACHABLE_BY_OURS
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from tests.cluster.harness import SIMULATED
 from tests.results import committed_rows
 

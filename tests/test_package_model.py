@@ -12,11 +12,11 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from backends.prepare.checkpoints import file_digest
+from sweep.base.options import ConfigPath
 from sweep.inputs import package_model
 from sweep.inputs.package_model import PackageModel
 from sweep.inputs.weights.gguf_folder import LAYER, halves
 from sweep.inputs.weights.random_weights import encode
-from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
 
 HIDDEN, FFN, HEADS, KV_HEADS = 64, 96, 2, 1

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from backends import base
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
+from sweep.base.outage import Outage
 from sweep.disk.ledger import Ledger
 from sweep.inputs import hub
-from sweep.outage import Outage
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node

@@ -6,9 +6,9 @@ import pytest
 
 from backends.base import Host
 from backends.simulated import Simulated
-from sweep.config import Cluster, ConfigError, Hardware, Settings, Tracking, build
+from sweep.base.config import Cluster, ConfigError, Hardware, Settings, Tracking, build
+from sweep.base.options import load_option
 from sweep.drive import preflight
-from sweep.options import load_option
 from sweep.plan.packing import Node
 
 L4 = Node("n0", 4, 48, ("L4",), "n0")

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sweep.__main__ import main
+from sweep.base.records import Outcome, TrialProgress
 from sweep.drive.launch_state import LaunchState
 from sweep.drive.monitor.forecast import Forecast
 from sweep.drive.monitor.progress import Display, Usage, progress_text
@@ -17,7 +18,6 @@ from sweep.drive.monitor.status import StatusWriter
 from sweep.node.deployment import Placed
 from sweep.plan.estimate import Expected
 from sweep.plan.packing import Need, Node
-from sweep.records import Outcome, TrialProgress
 from tests.test_line import SIMULATED
 
 NODES = [Node("10.0.0.1", 0, 8, (), "n1"), Node("10.0.0.2", 0, 8, (), "n2")]

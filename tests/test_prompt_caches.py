@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from sweep.__main__ import main
+from sweep.base.records import Sample
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.inputs.workload import HEADER_WORDS, Synthetic, shared_prefix_share
 from sweep.numbers.quantities.prompt_cache import prefix_hit_rate
 from sweep.numbers.warnings import trial_warnings
-from sweep.records import Sample
 
 pytestmark = pytest.mark.slow
 

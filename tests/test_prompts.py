@@ -12,9 +12,9 @@ import pytest
 
 import analysis
 from sweep.__main__ import main
-from sweep.config import ConfigError, build
+from sweep.base.config import ConfigError, build
+from sweep.base.options import load_option
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from sweep.options import load_option
 from tests.test_compose import composed
 from tests.test_model import COMMITS, Hub, folder, hub  # noqa: F401  fixtures
 

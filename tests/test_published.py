@@ -30,7 +30,7 @@ from analysis.studies.printed import own_table
 from analysis.studies.ruling import Ruling
 from analysis.studies.tables import STUDY_FILES, Study, all_studies, study_of
 from sweep.__main__ import main
-from sweep.config import CONF
+from sweep.base.config import CONF
 from tests.results import run_of, trial
 
 CONTRADICTED = {

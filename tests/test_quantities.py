@@ -9,7 +9,7 @@ from analysis.load import open_run
 from analysis.quantities import labelled_column as labelled
 from scripts import metrics_tables
 from sweep.__main__ import main
-from sweep.config import PERCENTILES
+from sweep.base.config import PERCENTILES
 from sweep.disk import row, run_files
 from sweep.disk.run_files import RunPaths
 from sweep.numbers import quantity

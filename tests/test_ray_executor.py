@@ -13,13 +13,13 @@ import psutil
 import pytest
 from ray.exceptions import AuthenticationError, RayTaskError
 
+from sweep.base.config import ROOT, Cluster, Halted
+from sweep.base.records import TrialProgress
 from sweep.cluster import ray_environment, ray_executor
 from sweep.cluster.preemption import Preempted
-from sweep.config import ROOT, Cluster, Halted
 from sweep.disk.run_files import RunPaths
 from sweep.node.deployment import Beat, DiskFull, Lost, Measuring, NotStarted, Placed, State
 from sweep.plan.packing import Need, Node
-from sweep.records import TrialProgress
 
 
 class Stream:
@@ -227,7 +227,7 @@ def test_a_ray_in_place_always_asks_for_a_token_of_its_own(monkeypatch, mode):
 def test_a_ray_in_place_runs_its_tasks_at_the_priority_of_the_command():
     """Ray's own default is a niceness of 15: an engine would be measured on what other work leaves of the machine."""
     program = (
-        "import os; from sweep.config import Cluster; from sweep.cluster.ray_environment import prepare_ray; "
+        "import os; from sweep.base.config import Cluster; from sweep.cluster.ray_environment import prepare_ray; "
         "prepare_ray(Cluster(name='local', kind='local')); import ray; "
         "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000); "
         "print(os.nice(0), ray.get(ray.remote(lambda: os.nice(0)).remote(), timeout=300))"
@@ -241,7 +241,7 @@ def test_a_ray_in_place_runs_its_tasks_at_the_priority_of_the_command():
 
 IN_PLACE = """
 import sys
-from sweep.config import Cluster
+from sweep.base.config import Cluster
 from sweep.cluster.ray_environment import prepare_ray
 cluster = Cluster(name="local", kind="local")
 prepare_ray(cluster)

@@ -7,7 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.records import Outcome, Record, Records
+from sweep.base.records import Outcome, Record, Records
 
 chunks = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**16 - 1)), max_size=5)
 records = st.lists(
@@ -67,11 +67,14 @@ def test_every_outcome_is_done_or_tried_again() -> None:
 
 def test_the_client_pays_for_no_import() -> None:
     """The measuring process imports this file: no numpy, no pydantic, nothing of ours besides."""
-    code = "import sys; before = set(sys.modules); import sweep.records; print(*set(sys.modules) - before)"
+    code = "import sys; before = set(sys.modules); import sweep.base.records; print(*set(sys.modules) - before)"
     found = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '.'); {code}"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert {name for name in found if name.split(".")[0] not in sys.stdlib_module_names} == {"sweep", "sweep.records"}
+    assert {name for name in found if name.split(".")[0] not in sys.stdlib_module_names} == {
+        "sweep",
+        "sweep.base.records",
+    }

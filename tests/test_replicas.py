@@ -14,11 +14,11 @@ from backends.base import Launch
 from backends.launch import server, supervisor
 from backends.launch.replicas import replica_launches
 from sweep.__main__ import main
-from sweep.config import ConfigError, build
+from sweep.base.config import ConfigError, build
+from sweep.base.options import load_option
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.node import deployment
 from sweep.node.telemetry import EngineMetrics
-from sweep.options import load_option
 from tests.http_stub import page, serving
 from tests.test_plan import planned
 from tests.test_server import Fake, fake, living

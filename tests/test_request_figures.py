@@ -23,9 +23,9 @@ from analysis.plotting.figure_files import INK
 from analysis.report.page_data import as_block
 from analysis.report.slowest import slowest_requests
 from analysis.results import RunResults, open_results
+from sweep.base.records import Sample
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.records import Sample
 from tests.results import run_of, trial
 from tests.synthetic_run import make_records, make_run
 

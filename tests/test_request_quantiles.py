@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import analysis
+from sweep.base.records import Record, Records
 from sweep.disk import run_files
 from sweep.disk.request_figures import SERIES, RequestFigures, read_figures
 from sweep.disk.run_files import RunPaths
@@ -19,7 +20,6 @@ from sweep.numbers.quantities.latency import itl
 from sweep.numbers.quantity import declared
 from sweep.numbers.selection import measured
 from sweep.numbers.summarise import gaps, request_values
-from sweep.records import Record, Records
 from tests.results import trial
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,18 +13,18 @@ from types import SimpleNamespace
 import pytest
 
 from sweep.__main__ import main
+from sweep.base.config import ISSUE_AGAIN, ROOT, Halted
+from sweep.base.outage import is_outage
+from sweep.base.records import Outcome
 from sweep.cli import reissue
 from sweep.cli.run import exit_status
-from sweep.config import ISSUE_AGAIN, ROOT, Halted
 from sweep.disk.ledger import Ledger
 from sweep.disk.row import Verdict, _fault
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import driver
 from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN
 from sweep.node.deployment import Completed, Finished
-from sweep.outage import is_outage
 from sweep.plan.pending import final_failures, pending_launches
-from sweep.records import Outcome
 from tests.test_driver import ByNode, Scripted, deployment, drive, make_plan, outcomes, replicated
 from tests.test_line import SIMULATED
 

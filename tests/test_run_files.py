@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sweep.base.records import Record, Records, Sample
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import FOOTER_SEAL, read_table
-from sweep.records import Record, Records, Sample
 
 
 @pytest.fixture

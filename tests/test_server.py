@@ -15,7 +15,7 @@ import pytest
 
 from backends.base import Backend, Launch
 from backends.launch import server, supervisor
-from sweep.records import Outcome
+from sweep.base.records import Outcome
 from tests.fake_engine import Handler
 from tests.http_stub import serving
 

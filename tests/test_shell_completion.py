@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from sweep.__main__ import main
+from sweep.base.config import GROUPS, ROOT
+from sweep.base.options import ConfigPath
 from sweep.cli.commands import COMMANDS
 from sweep.cli.keys import keys_of
 from sweep.cli.shell_completion import SCRIPTS, candidates
-from sweep.config import GROUPS, ROOT
-from sweep.options import ConfigPath
 from sweep.plan.axes import flow
 
 OPTIONS = [(group, option) for group in GROUPS for option in ConfigPath().choices(group)]

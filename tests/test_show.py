@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweep.config import FoundHardware, Hardware
+from sweep.base.config import FoundHardware, Hardware
 from sweep.disk.ledger import Ledger
 from sweep.inputs.load import Poisson
 from sweep.plan import show

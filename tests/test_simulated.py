@@ -18,12 +18,12 @@ from backends.openai import OpenAI
 from backends.simulated import Simulated
 from backends.simulated_server.config import Config, Faults, Timing
 from backends.simulated_server.truth import read_log
+from sweep.base.config import ROOT, build
+from sweep.base.options import load_option
+from sweep.base.records import Request, Timeouts
 from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop
 from sweep.client.wire import Target
-from sweep.config import ROOT, build
-from sweep.options import load_option
-from sweep.records import Request, Timeouts
 from tests.simulated_engine import simulated
 
 

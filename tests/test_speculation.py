@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sweep.base.records import Sample
 from sweep.node.telemetry import EngineMetrics
 from sweep.numbers.quantities.memory import kv_cache_full_share
 from sweep.numbers.quantities.speculation import (
@@ -12,7 +13,6 @@ from sweep.numbers.quantities.speculation import (
     acceptance_rate,
     preemptions,
 )
-from sweep.records import Sample
 
 PAGE = """\
 # TYPE vllm:spec_decode_num_drafts_total counter

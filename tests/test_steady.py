@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sweep.base.records import UNKNOWN, Record, Records
 from sweep.numbers.chunks import Floats
 from sweep.numbers.selection import Window, measured
 from sweep.numbers.steady import SLACK, in_flight, mser, settled, stationary, steady_window, turned_over
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
-from sweep.records import UNKNOWN, Record, Records
 
 
 def record(sent: float, arrivals: Floats, batch: int = UNKNOWN, error: str | None = None) -> Record:

@@ -33,7 +33,9 @@ from backends.prepare import environments
 from scripts import studies
 from scripts.studies import EXPERIMENTS, measure, measurements_page, sections, studies_page, time_file
 from sweep.__main__ import main
-from sweep.config import CONF, build
+from sweep.base.config import CONF, build
+from sweep.base.options import load_option
+from sweep.base.wording import count
 from sweep.disk.run_files import read_trials, write_plan, write_trials
 from sweep.inputs import package_model
 from sweep.inputs.load import Batch
@@ -41,8 +43,6 @@ from sweep.inputs.prompts import Prompts
 from sweep.inputs.random_tokens import RandomTokens
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.inputs.workload import Draw
-from sweep.options import load_option
-from sweep.wording import count
 from tests.results import run_of, trial
 from tests.synthetic_run import make_run
 

@@ -14,7 +14,7 @@ from backends.base import Backend, Launch
 from backends.launch import server, supervisor, task
 from backends.prepare import checkpoints
 from backends.prepare.build_once import exclusive
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from sweep.node.deployment import clear_engines
 
 PATIENCE = 10.0  # s

@@ -6,10 +6,10 @@ import os
 import psutil
 import pytest
 
+from sweep.base.records import Sample
 from sweep.node import telemetry
 from sweep.node.telemetry import EngineMetrics, Processes, Sampler
 from sweep.numbers.summarise import figures
-from sweep.records import Sample
 from tests.http_stub import page, serving
 
 PAGE = """# TYPE vllm:kv_cache_usage_perc gauge

@@ -14,10 +14,10 @@ import pytest
 from backends.base import EnvironmentChoice, Host, Launch
 from backends.launch import server
 from backends.tgi import TGI
+from sweep.base.records import Outcome, Request
 from sweep.client import measurement, wire
 from sweep.inputs.load import Batch, Closed
 from sweep.node import verdict
-from sweep.records import Outcome, Request
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = [sys.executable, str(ROOT / "tests" / "tgi_stand_in.py")]

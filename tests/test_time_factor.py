@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from sweep.config import ConfigError
-from sweep.time_factor import time_factor
+from sweep.base.config import ConfigError
+from sweep.base.time_factor import time_factor
 
 PRINTED = """
 import json
-from sweep.config import Cluster
+from sweep.base.config import Cluster
 from sweep.cluster.ray_environment import prepare_ray
 prepare_ray(Cluster(name="local", kind="local"))
 from sweep.cluster import ray_executor

@@ -11,13 +11,13 @@ import pytest
 
 import analysis
 from sweep.__main__ import main
+from sweep.base.records import Record, Request
 from sweep.client.measurement import measure
 from sweep.client.modes import ClosedLoop
 from sweep.client.token_counts import settle
 from sweep.client.wire import Target
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER
 from sweep.numbers.summarise import summarise
-from sweep.records import Record, Request
 from tests.token_server import Script, token_server
 
 ASKED = 32

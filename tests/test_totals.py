@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sweep.config import DamagedFile
+from sweep.base.config import DamagedFile
 from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan

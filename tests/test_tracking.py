@@ -13,10 +13,10 @@ import pytest
 
 from analysis.tracking import process
 from analysis.tracking.tracker import Tracker, run_name, wandb_run
+from sweep.base.config import Tracking
+from sweep.base.records import Sample
 from sweep.cli.run import _tracker
-from sweep.config import Tracking
 from sweep.disk.run_files import RunPaths
-from sweep.records import Sample
 
 ROW = {
     "trial_id": "abc",

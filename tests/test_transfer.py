@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from sweep.base.config import ROOT
 from sweep.cluster import transfer
-from sweep.config import ROOT
 from sweep.disk.run_files import RunPaths
 from sweep.node.deployment import Files, Finished, State
 from sweep.node.work import Work

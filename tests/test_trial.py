@@ -7,7 +7,7 @@ import pytest
 
 from backends.base import Backend
 from backends.vllm import VLLM
-from sweep.config import Cluster, FoundHardware, Hardware, Settings, Tracking
+from sweep.base.config import Cluster, FoundHardware, Hardware, Settings, Tracking
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths

@@ -10,9 +10,9 @@ import pytest
 
 from analysis.results import RunResults
 from analysis.statistics.variance import variance_of_log
+from sweep.base.records import Records
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.records import Records
 from tests.results import printed, report_of, run_of, trial
 from tests.synthetic_run import make_records
 

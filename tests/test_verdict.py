@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from sweep.base.records import Outcome, Record, Records
 from sweep.client.measurement import ClientReport
 from sweep.node import verdict
 from sweep.node.verdict import limited, outcome_of
-from sweep.records import Outcome, Record, Records
 from tests.test_metrics import FAILED, WARMUP, A, gather, record
 
 

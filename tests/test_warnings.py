@@ -14,10 +14,10 @@ from analysis.load import open_run
 from analysis.results import RunResults
 from analysis.warnings import CHECKS, by_point
 from backends.base import Launch
-from sweep.config import build
+from sweep.base.config import build
+from sweep.base.options import load_option
 from sweep.node.rows import engine_facts
 from sweep.numbers.warnings import TRIAL_CHECKS, trial_warnings, warning_codes
-from sweep.options import load_option
 from tests.results import printed, report_of, run_of, trial, warnings_of
 
 KINDS = [check.kind for check in (*TRIAL_CHECKS, *CHECKS)]

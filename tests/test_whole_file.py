@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.whole_file import rename_whole, write_whole
+from sweep.base.whole_file import rename_whole, write_whole
 
 
 @pytest.mark.parametrize("content", ["é", "é".encode(), lambda path: path.write_text("é", encoding="utf-8")])
@@ -37,7 +37,7 @@ def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         assert not target.exists()
         flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
 
-    monkeypatch.setattr("sweep.whole_file.os.fsync", fsync)
+    monkeypatch.setattr("sweep.base.whole_file.os.fsync", fsync)
     folder = tmp_path / "partial"
     (folder / "deep").mkdir(parents=True)
     (folder / "a").write_text("")

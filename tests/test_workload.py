@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from sweep.config import CONF, ConfigError, build
+from sweep.base.config import CONF, ConfigError, build
+from sweep.base.options import load_option
+from sweep.base.records import UNKNOWN
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.inputs.workload import DATA, Draw, Recorded, Serving, Synthetic, Workload, exact_prompts
-from sweep.options import load_option
-from sweep.records import UNKNOWN
 
 TASKS = ("qa", "reasoning", "sentiment", "stories", "summarization")
 WORDS = (DATA / "words.txt").read_text().split()

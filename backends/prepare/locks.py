@@ -17,8 +17,8 @@ from pathlib import Path
 from backends.base import EnvironmentLock, EnvironmentSpec, Progress
 from backends.prepare import images
 from backends.prepare.uv import EnvironmentFailed, Uv
-from sweep.options import ConfigPath
-from sweep.whole_file import write_whole
+from sweep.base.options import ConfigPath
+from sweep.base.whole_file import write_whole
 
 HEADER = re.compile(r"# lock of (?P<environment>\S+) for (?P<target>\S+), requirements (?P<requirements>[0-9a-f]{16})$")
 TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # PyTorch's own indexes, as uv calls them

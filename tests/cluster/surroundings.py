@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sweep import time_factor
+from sweep.base import time_factor
 from tests.cluster.harness import Network, RayCluster, Sweep, netns, network_obstacle, pids_of, write_engine
 from tests.hub_stub import Hub
 

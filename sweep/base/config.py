@@ -31,11 +31,11 @@ from pydantic import (
     model_validator,
 )
 
-from sweep.records import Timeouts
+from sweep.base.records import Timeouts
 
 Configured = TypeVar("Configured", bound=BaseModel)
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command goes on with
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from sweep.config import CONF, ConfigError, one_of, shortened
+from sweep.base.config import CONF, ConfigError, one_of, shortened
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl

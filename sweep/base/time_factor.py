@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
 
 FACTOR_VARIABLE = "SWEEP_TIME_FACTOR"
 
