@@ -1,8 +1,8 @@
 """Lock the project's own environments: `python scripts/lock_environments.py [NAME...]` writes conf/environment/locks.
 
 Only what the package index alone resolves can be committed: say so to pip (PIP_CONFIG_FILE=/dev/null) where it knows
-other places. An environment keeps its lock until its requirements change; then only what they change moves. With --renew
-it gets the newest versions.
+other places. An environment keeps its lock until its requirements change; then it keeps the versions that still fit.
+With --renew it gets the newest ones.
 """
 
 import argparse
