@@ -187,6 +187,7 @@ def test_equal_locks_are_one_environment_and_others_are_not(index, tmp_path):
     assert not locks.needed(locks.with_lock(TINY, {locks.file_name(spec): locks.text(spec)}))
     assert locks.needed(locks.with_lock(TINY, {locks.file_name(spec): locks.text(reworded)})), "of other requirements"
     make_wheel(index, "helper", "2.1")
+    assert locks.resolve_lock(TINY, tmp_path / "cache", print, ["helper==2.0"]).lock == reworded.lock
     newer = locks.resolve_lock(TINY, tmp_path / "cache", print)
     assert environments.fingerprint(newer) != environments.fingerprint(spec)
 
@@ -273,6 +274,19 @@ def test_a_committed_lock_holds_exact_versions_and_nothing_of_a_machine(file):
     torch = locks.torch_build(pins)
     expected = {"cpu": ("cpu",), "cuda12": ("cpu", 12), "cuda13": (13,)}[file.name.split("-")[-2]]
     assert torch in (None, *expected)
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_a_locked_compiler_is_of_its_runtimes_cuda(file):
+    """CCCL's headers refuse any other (cuda_toolkit.h), so FlashInfer's first kernel would end the engine."""
+    toolkit = {
+        package: tuple(version.split(".")[:2])
+        for package, version in (pin.split("==") for pin in file.read_text().splitlines()[1:])
+        if re.fullmatch(r"nvidia-(cuda-nvcc|cuda-crt|cuda-cccl|nvvm|cuda-runtime)", package)
+    }
+    if len(toolkit) > 1:
+        assert len(set(toolkit.values())) == 1, toolkit
+    assert "nvidia-cuda-nvcc" not in toolkit or "nvidia-cuda-runtime" in toolkit
 
 
 def test_a_users_own_program_is_the_planned_one_on_every_node(tmp_path, monkeypatch):
