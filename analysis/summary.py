@@ -21,10 +21,10 @@ from analysis.statistics.pooled import point_figures, pooled_columns
 from analysis.statistics.ratios import Positions, against_baseline, against_parent
 from analysis.statistics.standings import standings
 from analysis.statistics.survivors import is_lost, without_lost
+from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
 from sweep.numbers.warnings import AS_OFFERED
-from sweep.records import LOAD_COLUMNS
 
 INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
 """Ends of the columns of a figure's intervals: of these launches, and of a new launch."""

@@ -16,6 +16,7 @@ from analysis.load import Run
 from analysis.plotting.layout import Layout, listed
 from analysis.statistics.pooled import of_endpoints
 from analysis.summary import planned_trials
+from sweep.base.wording import count
 from sweep.numbers.warnings import (
     E2EL,
     TRIAL_CHECKS,
@@ -27,7 +28,6 @@ from sweep.numbers.warnings import (
     register,
     trial_warnings,
 )
-from sweep.wording import count
 
 WIDE = 0.10  # half an interval over its mean
 UNEQUAL = 1.1  # most over fewest tokens in an answer

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from backends.base import Backend, EnvironmentSpec, Host, Platform
 from backends.prepare import environments, locks
-from sweep.config import ConfigError, build, one_of
-from sweep.options import ConfigPath, load_option
+from sweep.base.config import ConfigError, build, one_of
+from sweep.base.options import ConfigPath, load_option
 from sweep.provenance import EXECUTABLES
 
 EMULATED = ("driver", "capability", "glibc", "nvcc", "python")  # facts of a host that `sweep backends --on` takes

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from backends.launch import server
 from scripts import faults
 from sweep import provenance
-from sweep.config import ROOT, Settings
+from sweep.base.config import ROOT, Settings
 from sweep.drive.preflight import surroundings
 from sweep.node import agreement, answers
 from sweep.node.deployment import _prepare

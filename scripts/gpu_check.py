@@ -35,8 +35,8 @@ from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.launch import gpus
 from backends.prepare import environments, fit, locks
 from sweep import provenance
-from sweep.config import ROOT, ConfigError, cache_directory
-from sweep.options import load_option
+from sweep.base.config import ROOT, ConfigError, cache_directory
+from sweep.base.options import load_option
 
 LIMIT = 570.0  # s of a section's command: it has time to end within ten minutes
 GRACE = 25.0  # s to end in, once it is told to

@@ -17,7 +17,7 @@ from backends.base import Host
 from backends.launch import gpus
 from backends.prepare.fit import oldest
 from backends.prepare.sources import cpu_features
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 
 CITED = ("ray", "hydra-core", "httptools", "uvloop", "numpy", "pyarrow")  # libraries that could distort a measurement
 EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "mpirun", "text-generation-launcher")

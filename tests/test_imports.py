@@ -8,30 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis", "llm_sweep", "benchmarks")
-BASIS = {
-    "sweep.config",
-    "sweep.options",
-    "sweep.records",
-    "sweep.provenance",
-    "sweep.wording",
-    "sweep.labels",
-    "sweep.masking",
-    "sweep.whole_file",
-    "sweep.outage",
-    "sweep.time_factor",
-}
+BASIS = {"sweep.base", "sweep.provenance"}
 MAY_IMPORT: dict[str, set[str]] = {
-    # Data types and settings: everybody's.
-    "sweep.records": set(),
-    "sweep.config": {"sweep.records"},
-    "sweep.options": {"sweep.config"},  # everybody's: engines look up their environments, planning its points
-    "sweep.wording": set(),
-    "sweep.whole_file": set(),  # what writes results, and what prepares an engine, write complete files
-    "sweep.labels": set(),
-    "sweep.masking": set(),  # results, logs and reports are written without secrets
-    "sweep.outage": set(),  # what prepares an engine, and what judges a trial, tell outages from answers
-    "sweep.time_factor": {"sweep.config"},  # what waits for others does so for one factor of its time
-    "sweep.provenance": {"sweep.config", "backends"},  # what a host is, is said there
+    "sweep.base": set(),  # the ground: everybody's, and it imports nothing of ours
+    "sweep.provenance": {"sweep.base", "backends"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
     "sweep.numbers": BASIS,
     "sweep.disk": BASIS | {"sweep.numbers"},
@@ -60,9 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"sweep.numbers", "sweep.disk"}
     | {f"analysis.{name}" for name in ("headline", "load", "plotting.layout", "quantities", "results", "summary")},
     "analysis.explain": {  # from points to shares: no report, no figure
-        "sweep.config",
-        "sweep.labels",
-        "sweep.wording",
+        "sweep.base",
         "analysis.headline",
         "analysis.load",
         "analysis.plotting.layout",

@@ -21,7 +21,7 @@ from analysis.statistics.comparison import Trials
 from analysis.statistics.ratios import Positions, positions
 from analysis.statistics.standings import GPUS, question_columns
 from analysis.summary import merits
-from sweep.records import LOAD_COLUMNS
+from sweep.base.records import LOAD_COLUMNS
 
 if TYPE_CHECKING:
     from analysis.results import RunResults

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.load import Run
 from analysis.plotting.layout import SIZE, Layout
-from sweep.records import LOAD_COLUMNS
+from sweep.base.records import LOAD_COLUMNS
 
 OOM_OUTCOMES = ("oom_load", "oom_run")
 NOT_TRIED = "censored"  # because a smaller batch ran out

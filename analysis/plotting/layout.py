@@ -18,7 +18,7 @@ from analysis.load import Run
 from analysis.statistics.ratios import is_baseline
 from analysis.statistics.winners import best
 from analysis.summary import key_columns
-from sweep.records import LOAD_COLUMNS
+from sweep.base.records import LOAD_COLUMNS
 
 LOAD_LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
 SIZE = "load_size"  # the value of the one of LOAD_COLUMNS that a point has, if loads are of several kinds

@@ -40,9 +40,9 @@ from analysis.studies.findings import judge_run
 from analysis.studies.tables import study_of
 from analysis.summary import estimate, merits, planned_trials
 from analysis.warnings import concerning, grouped, scope
+from sweep.base.wording import number
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
-from sweep.wording import number
 
 INTERACTIVE = "pareto"  # the figure that the script draws
 

@@ -25,7 +25,7 @@ from analysis.statistics.intervals import around_medians
 from analysis.statistics.pooled import launches
 from analysis.statistics.survivors import bound
 from analysis.summary import INTERVAL_COLUMNS
-from sweep.labels import TRIAL_MARK
+from sweep.base.labels import TRIAL_MARK
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 

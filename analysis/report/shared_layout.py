@@ -16,7 +16,7 @@ from analysis.answers.asking import OF_A_LOAD, every_point, measured_points, nam
 from analysis.plotting.layout import LOAD_LABELS, SIZE, PointLayout
 from analysis.results import RunResults
 from analysis.statistics.standings import GPUS, question_columns
-from sweep.labels import short
+from sweep.base.labels import short
 
 VALUE_ALONE = ("model.name", "workload.name", "load.name", "machine")  # settings whose values speak for themselves
 

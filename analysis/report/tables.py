@@ -31,8 +31,8 @@ from analysis.statistics.survivors import bound
 from analysis.statistics.variance import shares_text
 from analysis.statistics.winners import best, tied_text
 from analysis.summary import estimate
+from sweep.base.wording import number
 from sweep.numbers.warnings import ResultWarning
-from sweep.wording import number
 
 WITH_INTERVAL = {*HEADLINE, *STEADY} - {"steady_num_requests", "steady_num_failed"}  # shown with an interval
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv

@@ -26,9 +26,9 @@ from analysis.statistics.variance import shares_text
 from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from analysis.summary import estimate
 from analysis.warnings import concerning, grouped, scope
+from sweep.base.records import UNMEASURED
+from sweep.base.wording import count, number
 from sweep.numbers.warnings import Severity
-from sweep.records import UNMEASURED
-from sweep.wording import count, number
 
 COLUMNS = (
     *HEADLINE,

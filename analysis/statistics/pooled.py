@@ -26,11 +26,11 @@ from analysis.statistics.intervals import (
     quantile_alone,
     without_intervals,
 )
+from sweep.base.records import UNKNOWN
 from sweep.disk.columns import written_columns
 from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
-from sweep.records import UNKNOWN
 
 REQUESTS_AT_ONCE = 400_000  # requests held at once: ten series of them are 32 MB
 GAPS_OF_A_REQUEST = 20  # that take as much memory as a request's series

@@ -17,11 +17,11 @@ from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
 from analysis.tracking import process
 from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
+from sweep.base.records import UNMEASURED
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, run_folder
 from sweep.disk.tables import read_if_whole
-from sweep.records import UNMEASURED
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,9 +10,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from sweep.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
-from sweep.options import PRIMARY, ConfigPath
-from sweep.wording import count
+from sweep.base.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
+from sweep.base.options import PRIMARY, ConfigPath
+from sweep.base.wording import count
 
 if TYPE_CHECKING:
     from analysis.load import Run
@@ -209,7 +209,7 @@ def summary(arguments: list[str]) -> int:
     from analysis.answers.deciding import answers
     from analysis.answers.output import ANSWER_FORMATS
     from analysis.answers.question import slo_of
-    from sweep.whole_file import write_whole
+    from sweep.base.whole_file import write_whole
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")

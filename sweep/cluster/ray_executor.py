@@ -31,10 +31,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from backends.base import Host
 from backends.launch.gpus import find_gpu
 from sweep import provenance
+from sweep.base.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
+from sweep.base.time_factor import FACTOR_VARIABLE, TIME_FACTOR, scaled
 from sweep.cluster import preemption
 from sweep.cluster.preemption import Preempted
 from sweep.cluster.transfer import carried
-from sweep.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
 from sweep.node.deployment import (
     Beat,
     Completed,
@@ -50,7 +51,6 @@ from sweep.node.deployment import (
 )
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, SlotKind
-from sweep.time_factor import FACTOR_VARIABLE, TIME_FACTOR, scaled
 
 RESULT_POLL = 0.5  # s
 HEARTBEAT = scaled(5.0)  # s

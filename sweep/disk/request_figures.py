@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sweep.config import DamagedFile
+from sweep.base.config import DamagedFile
 from sweep.disk.columns import written_columns
 from sweep.disk.tables import TableFile, opened_table
 from sweep.numbers.gap_histogram import GAP_BINS, Counts, count_gaps

@@ -22,18 +22,18 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from sweep import whole_file
-from sweep.config import PERCENTILES, ConfigError, shortened
-from sweep.config import DamagedFile as DamagedFile
+from sweep.base import whole_file
+from sweep.base.config import PERCENTILES, ConfigError, shortened
+from sweep.base.config import DamagedFile as DamagedFile
+from sweep.base.masking import masked_here
+from sweep.base.records import UNKNOWN, Records, Sample
 from sweep.disk import row as trial_row
 from sweep.disk.columns import derived_series
 from sweep.disk.entries import lines as lines_of
 from sweep.disk.tables import COMPACT, opened_table, read_table, write_sealed
-from sweep.masking import masked_here
 from sweep.numbers.quantities.tokens import buffered_share
 from sweep.numbers.quantity import is_buffered
 from sweep.numbers.selection import measured
-from sweep.records import UNKNOWN, Records, Sample
 
 Row = Mapping[str, Any]
 

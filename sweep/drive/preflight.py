@@ -13,11 +13,11 @@ from backends.launch.server import port_problem
 from backends.prepare import fit, locks
 from backends.prepare.environments import own_content, unusable
 from sweep import provenance
+from sweep.base.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
+from sweep.base.options import ConfigPath
 from sweep.cluster import ray_environment
-from sweep.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
 from sweep.drive.output_folder import check_writable
 from sweep.drive.run_locks import RunEnvironments
-from sweep.options import ConfigPath
 from sweep.plan.packing import Need, Node, infeasible
 from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings

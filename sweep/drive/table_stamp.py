@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from sweep import provenance
-from sweep.config import content_hash
+from sweep.base.config import content_hash
 from sweep.disk import run_files
 from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths

@@ -8,7 +8,8 @@ from backends.base import Backend
 from backends.launch.gpus import driver, find_gpu
 from backends.prepare import locks
 from sweep import provenance
-from sweep.config import NAMED_GROUPS, Settings
+from sweep.base.config import NAMED_GROUPS, Settings
+from sweep.base.records import PROTOCOL_VERSION, Fault, Outcome, Records
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Identity, TrialRow, Verdict, percentiles_of, percentiles_text
 from sweep.disk.run_files import RunPaths
@@ -20,7 +21,6 @@ from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere, hourly_price
-from sweep.records import PROTOCOL_VERSION, Fault, Outcome, Records
 
 # Settings of a run that cannot change what a trial measures, and those that a row has columns of.
 NOT_OF_A_ROW = {

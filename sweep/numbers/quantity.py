@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from sweep.config import PERCENTILES
+from sweep.base.config import PERCENTILES
 
 Value = float | int | str | bool | None
 Kind = Literal["latency", "throughput", "count", "cost", "memory", "energy", "validity"]

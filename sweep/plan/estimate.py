@@ -18,13 +18,13 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from sweep import provenance
-from sweep.config import DamagedFile, Durations, Hardware
+from sweep.base.config import DamagedFile, Durations, Hardware
+from sweep.base.records import Outcome
+from sweep.base.wording import count, duration_text
 from sweep.disk.tables import read_table
 from sweep.plan.packing import Need, Node
 from sweep.plan.plan import Deployment, Plan, Trial, config_text, elsewhere, hourly_price
 from sweep.plan.simulate import SimulatedRun, simulate
-from sweep.records import Outcome
-from sweep.wording import count, duration_text
 
 HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
 HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from analysis.reproduction import Noise
-from sweep.config import ConfigError, did_you_mean, first_line, shortened
+from sweep.base.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.rerun.circumstances import Circumstances
 
 

@@ -22,9 +22,9 @@ from backends.prepare import fit, locks
 from backends.prepare.fit import older
 from backends.prepare.sources import cpu_features
 from sweep import provenance
-from sweep.config import CONF, ROOT, build, cache_directory
-from sweep.options import load_option
-from sweep.records import Outcome
+from sweep.base.config import CONF, ROOT, build, cache_directory
+from sweep.base.options import load_option
+from sweep.base.records import Outcome
 from tests.engines import circuit
 
 CONTEXT = 512  # tokens that engines are told to make room for

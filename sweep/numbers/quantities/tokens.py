@@ -8,10 +8,10 @@ from collections import Counter
 
 import numpy as np
 
+from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, blocks, near, token_chunks
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import engine_answered, succeeded, total_tokens
-from sweep.records import UNKNOWN, Records
 
 FINISHES = {
     "stop": ("stop", "eos_token", "stop_sequence", "end_turn"),
