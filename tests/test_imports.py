@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
     "benchmarks": {"sweep", "analysis", "backends"},  # all of it is measured
 }
+# Imports that close a circle, yet to go: this list only shrinks.
+CIRCULAR = {
+    ("analysis.results", "analysis.answers.deciding"),
+    ("sweep.client.modes", "sweep.client.job"),
+    ("sweep.client.modes", "sweep.client.sender"),
+}
 MOST_FILES = 11  # of a room, beside its __init__
 COLLECTIONS = {  # one file each, found by being there
     "backends": "engines",
@@ -103,6 +110,14 @@ def test_imports_follow_the_rooms(path):
     allowed = MAY_IMPORT[room] | {room}
     foreign = {name for name in ours(path) if not any(name == r or name.startswith(r + ".") for r in allowed)}
     assert not foreign, f"{name_of(path)} must not import {foreign}"
+
+
+def test_no_modules_import_each_other():
+    imported = {name_of(path): ours(path) - {name_of(path)} for path in modules()}
+    for name, closing in CIRCULAR:
+        assert closing in imported[name], f"{name} does not import {closing} any more: remove the pair from CIRCULAR"
+        imported[name].remove(closing)
+    TopologicalSorter(imported).prepare()  # CycleError names the modules of a circle
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
