@@ -161,7 +161,7 @@ def _escaped(cell: str) -> str:
 def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
     return [
         f"failed: {condition.text}: {comparison.label} {comparison.ratio - 1:+.1%}"
-        f" ({comparison.low - 1:+.1%} to {comparison.high - 1:+.1%})"
+        f" ({comparison.all_low - 1:+.1%} to {comparison.all_high - 1:+.1%}, for all configurations at once)"
         for condition, comparison in failures(conditions, comparisons)
     ]
 

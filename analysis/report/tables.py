@@ -30,7 +30,6 @@ from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.standings import Standing
 from analysis.statistics.survivors import bound
 from analysis.statistics.variance import shares_text
-from analysis.statistics.winners import best, tied_text
 from sweep.base.wording import number
 from sweep.numbers.warnings import ResultWarning
 
@@ -139,25 +138,6 @@ def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarni
         shown = with_both_intervals(estimate(point, name), text)
     detail = shown.removeprefix(text).strip()
     return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
-
-
-def winners_table(results: RunResults) -> Table | None:
-    """A row for each comparison: the best of each quantity, with those not told apart from it."""
-    winners = best(results.points)
-    if not winners:
-        return None
-    quantities = list(dict.fromkeys(winner.quantity.column for winner in winners))
-    rows: dict[tuple[str, str], dict[str, Cell]] = {}
-    for winner in winners:
-        task = str(winner.point["panel"]), results.layout.load(winner.point)
-        detail = f"{tied_text(winner)} ({winner.compared} compared)" if len(winner.tied) else ""
-        rows.setdefault(task, {})[winner.quantity.column] = Cell(winner.point["line"], detail, best=not detail)
-    columns = [Heading(text, kind="text") for text in ("task", "load", *(label(name).short for name in quantities))]
-    cells = [
-        [Cell(panel), Cell(load), *(row.get(name, Cell("—")) for name in quantities)]
-        for (panel, load), row in rows.items()
-    ]
-    return Table(columns, cells[:LARGEST_TABLE], len(cells))
 
 
 def spread_table(results: RunResults) -> Table | None:

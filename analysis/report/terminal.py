@@ -24,8 +24,7 @@ from analysis.statistics.intervals import Estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import shares_text
-from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
-from analysis.warnings import concerning, grouped, scope
+from analysis.warnings import grouped, scope
 from sweep.base.records import UNMEASURED
 from sweep.base.wording import count, number
 from sweep.numbers.warnings import Severity
@@ -75,7 +74,6 @@ class Summary:
         if (results.points["n"] > 0).any():
             yield from _answers(results)
             yield from _results(results.layout, options.max_width)
-            yield _best(results)
             yield from _spreads(results)
             yield from _formats(results.formats)
         else:
@@ -269,29 +267,6 @@ def _versus(point: "pd.Series[Any]") -> str:
     """The ratio to the baseline, marked if it may be none."""
     uncertain = point[f"{RATIO}_ci_low"] <= 1 <= point[f"{RATIO}_ci_high"]
     return (MAYBE if uncertain else "") + times(point[RATIO])
-
-
-def _best(results: RunResults) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for _ in range(2):
-        table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # where: may break between words
-    winners = best(results.points)
-    many = [tally for tally in tallies(winners) if tally.comparisons > MOST_COMPARISONS]
-    for tally in many:
-        value = Text(f"in {count(tally.comparisons, 'comparison')}", style="green")
-        table.add_row(Text(f"best {tally.quantity.in_sentence}", style="bold"), value, Text(tally_text(tally)))
-    counted = {tally.quantity.column for tally in many}
-    for winner in (winner for winner in winners if winner.quantity.column not in counted):
-        labelled, mean, point = winner.quantity, winner.estimate, winner.point
-        value = Text(f"{with_both_intervals(mean, labelled.shown(mean.value))} {labelled.unit}", style="green")
-        where = Text(results.layout.describe(point))
-        if not winner.tied.empty:
-            where.append(f", {tied_text(winner)}", style="yellow")
-        for warning in concerning(results.warnings_at(point), labelled.column):
-            where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
-        table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), value, where)
-    return table
 
 
 def _spreads(results: RunResults) -> Iterator[Text]:
