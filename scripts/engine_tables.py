@@ -63,10 +63,8 @@ def pinned_version(pinned: Pinned) -> str:
 
 def patterns(backend: Backend) -> Iterator[str]:
     """The patterns by which an adapter reads its engine's log, without those that are for any engine."""
-    yield from (each for each in backend.oom_patterns if each not in Backend.oom_patterns)
-    yield from backend.noise_patterns
-    yield from filter(None, [backend.dtype_pattern])
-    yield from backend.choice_patterns.values()
+    yield from (*backend.log.out_of_memory, *backend.log.noise, *backend.log.choices.values())
+    yield from filter(None, [backend.log.dtype])
 
 
 def says(message: str, pattern: str) -> bool:
@@ -82,7 +80,7 @@ def _fill(message: str, pattern: str) -> int | None:
 
 def adapters(name: str) -> list[Backend]:
     """Return the backends of conf/backend that a table is for."""
-    return [backend for backend in map(configured, names()) if name in backend.tables]
+    return [backend for backend in map(configured, names()) if name in backend.flag_rules.tables]
 
 
 def messages(name: str, available: Iterable[str]) -> set[str]:

@@ -81,7 +81,7 @@ def engines() -> dict[str, str]:
     host, cache, contents = this_host.host(), cache_directory(None), {}
     for name in installed.names():
         backend = installed.configured(name)
-        if backend.launches and backend.computes_model and (host.gpus or backend.env.cpu):
+        if backend.launches and backend.traits.computes_model and (host.gpus or backend.env.cpu):
             contents[name], _ = installed.planned(backend, host, cache)
     return {name: content for name, content in contents.items() if content.startswith("environment ")}
 

@@ -106,7 +106,7 @@ def test_running_out_of_memory_is_said_and_deadly(tmp_path: Path) -> None:
         assert process.wait(5) == 1
         _, log = process.communicate()
     assert all(seen.records.error)
-    assert Simulated(name="simulated").ran_out_of_memory(log)
+    assert Simulated(name="simulated").log.ran_out_of_memory(log)
     assert "3 sequences, the limit is 2" in log
 
 
@@ -115,7 +115,7 @@ def test_dying_at_launch(how: str, memory: bool) -> None:
     command = [sys.executable, "-m", "backends.simulated_server", "--config", json.dumps({"die_at_launch": how})]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert ended.returncode == 1
-    assert Simulated(name="simulated").ran_out_of_memory(ended.stderr) is memory
+    assert Simulated(name="simulated").log.ran_out_of_memory(ended.stderr) is memory
 
 
 def test_the_backend_tells_the_server_everything(tmp_path: Path) -> None:
