@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import PositiveInt
 from tokenizers import Tokenizer
 
-from sweep.base.config import first_line
-from sweep.base.outage import Outage
+from sweep.config import first_line
 from sweep.inputs import hub
 from sweep.inputs.rows import FileRow, read_rows
 from sweep.inputs.workload import (
@@ -22,6 +21,7 @@ from sweep.inputs.workload import (
     encode_prompts,
     with_headers,
 )
+from sweep.outage import Outage
 
 PROMPT_COLUMNS = (
     "prompt",
