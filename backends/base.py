@@ -17,9 +17,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 
 from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
-from sweep.config import Strict
-from sweep.masking import secret_within
-from sweep.records import Api, BatchForm
+from sweep.base.config import Strict
+from sweep.base.masking import secret_within
+from sweep.base.records import Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host

@@ -21,7 +21,7 @@ from backends.base import (
     metrics,
 )
 from backends.prepare import checkpoints, environments, locks
-from sweep.records import BatchForm
+from sweep.base.records import BatchForm
 
 GGUF = "model.gguf"
 CONVERTER = EnvironmentChoice(cpu="gguf")  # the environment that llama.cpp's converter runs in

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backend, Launch, cli, metrics
 from backends.tables.flags import value_of
-from sweep.records import BatchForm
+from sweep.base.records import BatchForm
 
 
 class SGLang(Backend):

@@ -7,7 +7,7 @@ from pydantic import NonNegativeInt, PositiveFloat
 
 from backends.base import Abilities, Backend, EnvironmentChoice, Launch, cli, metrics
 from backends.simulated_server.config import Behaviour
-from sweep.records import BatchForm
+from sweep.base.records import BatchForm
 
 
 class Simulated(Behaviour, Backend):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backend, Launch, cli, metrics, without_secrets
-from sweep.records import BatchForm
+from sweep.base.records import BatchForm
 
 OPTIONS = "trtllm.yaml"  # in the attempt's folder
 OWN_OPTIONS = {

@@ -12,7 +12,7 @@ from pydantic import Field
 from backends.base import Abilities, Backend, EnvironmentChoice, Host, Launch, cli, metrics
 from backends.launch.server import free_port
 from backends.prepare.fit import RUNTIMES
-from sweep.records import Api
+from sweep.base.records import Api
 
 LAUNCHER = "text-generation-launcher"
 # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed", with colours on a terminal.

@@ -11,7 +11,7 @@ from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backen
 from backends.launch.replicas import shares
 from backends.prepare import checkpoints
 from backends.tables.flags import value_of
-from sweep.records import BatchForm
+from sweep.base.records import BatchForm
 
 # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")

@@ -20,7 +20,7 @@ from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 
 KNOBS = ("batching", "caching", "chunking", "graphs")
 TTFT, ITL, TOKENS, USERS, REQUESTS = 0.08, 0.02, 16, 4, 16

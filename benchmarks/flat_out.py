@@ -14,8 +14,8 @@ import sys
 import time
 from urllib.parse import urlsplit
 
+from sweep.base.records import Request
 from sweep.client.wire import Target, call, head
-from sweep.records import Request
 
 CONNECTIONS = 64
 REQUESTS = 60_000

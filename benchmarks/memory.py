@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from sweep.disk import run_files
 
 TOKENS, STREAMS = 128, 64

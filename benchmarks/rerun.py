@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backends.launch import supervisor
-from sweep.config import ROOT, build, cache_directory
+from sweep.base.config import ROOT, build, cache_directory
+from sweep.base.options import load_option
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.options import load_option
 from sweep.rerun.capsule import Capsule, parse_capsules
 from sweep.rerun.circumstances import changed_circumstances, circumstances
 from sweep.rerun.rows import capsules_of

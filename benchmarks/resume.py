@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from sweep.disk.entries.lines import sealed
 from sweep.disk.entries.texts import Texts
 from sweep.disk.ledger import Ledger

@@ -24,7 +24,7 @@ def drawn_records(seed: int, requests: int) -> Any:
     """Requests whose first chunk comes after about 50 ms, and each later one after about 20 ms."""
     import numpy as np
 
-    from sweep.records import UNKNOWN, Records
+    from sweep.base.records import UNKNOWN, Records
 
     chance, records = np.random.default_rng(seed), Records()
     gaps = chance.lognormal(9.9, 0.5, (requests, CHUNKS)).astype(np.float32)

@@ -30,8 +30,9 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from sweep.base.config import ROOT, Cluster
+from sweep.base.records import Outcome
 from sweep.cluster import ray_environment
-from sweep.config import ROOT, Cluster
 from sweep.disk.ledger import Ledger, ledger_entries
 from sweep.disk.run_files import RunPaths
 from sweep.drive.driver import Driver, RunResult
@@ -47,7 +48,6 @@ from sweep.plan.pending import find_pending
 from sweep.plan.plan import Deployment, Plan, Trial
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.simulate import simulate
-from sweep.records import Outcome
 from tests.cluster.harness import ENVIRONMENT, RayCluster
 
 NODES, GPUS, DEPLOYMENTS, REPLICATES = 4, 4, 200, 3

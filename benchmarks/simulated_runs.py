@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.steady import steady_window
-from sweep.records import UNKNOWN, Records
 
 FloatArray = NDArray[np.float64]
 

@@ -28,10 +28,10 @@ from backends.prepare import environments as environments
 from backends.prepare import locks
 from benchmarks.client import MARKS, VLLM_BENCH
 from benchmarks.documents import write_section
-from sweep.config import ROOT, build, cache_directory
+from sweep.base.config import ROOT, build, cache_directory
+from sweep.base.options import load_option
 from sweep.disk import run_files
 from sweep.numbers.vllm_flavour import vllm_flavour
-from sweep.options import load_option
 
 INPUT_TOKENS, OUTPUT_TOKENS = 128, 64
 ENGINE_CORE, CLIENT_CORE = 0, 1

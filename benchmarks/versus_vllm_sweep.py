@@ -23,10 +23,10 @@ from typing import Any
 from backends.base import EnvironmentChoice
 from backends.prepare import environments as environments
 from backends.prepare import locks
-from sweep.config import ROOT, build, cache_directory
+from sweep.base.config import ROOT, build, cache_directory
+from sweep.base.options import load_option
 from sweep.disk.ledger import ledger_entries
 from sweep.disk.run_files import read_trials
-from sweep.options import load_option
 
 SEQUENCES = (2, 4)  # max-num-seqs: one launch each
 CONCURRENCY = (1, 2, 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
 from tests.cluster.chaos import COMMANDS, EVERY, POINTS, Storm, storm
 from tests.cluster.harness import RayCluster, write_engine
 

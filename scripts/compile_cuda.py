@@ -16,7 +16,7 @@ from pathlib import Path
 from backends.base import EnvironmentChoice
 from backends.launch import task
 from backends.prepare import environments, locks
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
 
 COMPILED = ("llamacpp_cuda", "exllamav3")
 FAT_BINARY = b"\x50\xed\x55\xba"  # begins each of them

@@ -21,7 +21,7 @@ from backends.base import Backend
 from backends.installed import configured, names
 from backends.tables.table import FOLDER, EngineTable, file_text, load
 from scripts.engine_sources import READERS
-from sweep.options import ConfigPath
+from sweep.base.options import ConfigPath
 
 # For the placeholders of a message, tried one after the other.
 FILLS = ("torch.bfloat16", "1", "{'cudagraph_mode': <CUDAGraphMode.FULL: 2>}", "Prefill", "out of memory")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backends import installed
 from backends.prepare.fit import LEAST_DRIVER
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 
 DOCUMENT = ROOT / "docs" / "measurements" / "hosts.md"
 DRIVERS, CAPABILITIES, PYTHON = ("550", "570", "580"), ("7.5", "8.0", "8.9", "9.0"), "3.11"

@@ -1,7 +1,8 @@
 """Lock the project's own environments: `python scripts/lock_environments.py [NAME...]` writes conf/environment/locks.
 
 Only what the package index alone resolves can be committed: say so to pip (PIP_CONFIG_FILE=/dev/null) where it knows
-other places. An environment keeps its lock until its requirements change; with --renew it gets the newest versions.
+other places. An environment keeps its lock until its requirements change; then it keeps the versions that still fit.
+With --renew it gets the newest ones.
 """
 
 import argparse
@@ -10,8 +11,8 @@ import sys
 from backends.base import EnvironmentChoice, EnvironmentSpec
 from backends.prepare import environments, locks
 from backends.prepare.uv import EnvironmentFailed
-from sweep.config import cache_directory
-from sweep.options import ConfigPath
+from sweep.base.config import cache_directory
+from sweep.base.options import ConfigPath
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -36,13 +37,13 @@ def main() -> int:
         for spec in variants(name):
             if not options.renew and not locks.needed(locks.with_lock(spec, folder)):
                 continue
+            file = folder / locks.file_name(spec)
+            pins = file.read_text().splitlines()[1:] if file.is_file() and not options.renew else []
             try:
-                text = locks.text(locks.resolve_lock(spec, cache_directory(None), print))
+                file.write_text(locks.text(locks.resolve_lock(spec, cache_directory(None), print, pins)))
             except EnvironmentFailed as error:
                 print(f"not locked: {error}", file=sys.stderr)
                 status = 1
-            else:
-                (folder / locks.file_name(spec)).write_text(text)
     return status
 
 

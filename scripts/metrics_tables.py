@@ -13,7 +13,7 @@ from analysis.explain.output import EXPLANATION_COLUMNS
 from analysis.report.wide import WIDE_ROWS
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.summary import SUMMARY_COLUMNS
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from sweep.disk.columns import TELEMETRY_FIELDS, Meaning, request_columns, trial_columns
 from sweep.numbers.quantity import Quantity, columns, declared
 

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from sweep.config import ROOT
-from tests.browser import Browser, missing, opened_browser
+from sweep.base.config import ROOT
+from tests.support.browser import Browser, missing, opened_browser
 
 IMAGES = ROOT / "docs" / "images"
 

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
 from tests.cluster.slurm import SILENCE, Slurm, obstacle
 from tests.cluster.slurm_cases import CASES, Case, Ending
 

@@ -27,9 +27,9 @@ import analysis  # noqa: E402
 from analysis.studies.findings import published_rows  # noqa: E402
 from analysis.studies.printed import markdown_lines, own_table, repeated, run_conditions, table_lines  # noqa: E402
 from analysis.studies.tables import Study, all_studies  # noqa: E402
-from sweep.config import cache_directory  # noqa: E402
+from sweep.base.config import cache_directory  # noqa: E402
+from sweep.base.wording import count, duration_text  # noqa: E402
 from sweep.disk.ledger import ledger_entries  # noqa: E402
-from sweep.wording import count, duration_text  # noqa: E402
 
 STUDIES = ROOT / "docs" / "studies.md"
 MEASUREMENTS = ROOT / "docs" / "measurements" / "studies.md"

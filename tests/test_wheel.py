@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 
 FOLDERS = ("sweep", "backends", "analysis", "conf")
 TRIAL = (

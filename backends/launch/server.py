@@ -31,8 +31,8 @@ from backends.base import AMPERE, Backend, Launch
 from backends.launch import container_options, supervisor, task
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
-from sweep.masking import is_secret, masked, secret_values
-from sweep.records import Fault, Outcome
+from sweep.base.masking import is_secret, masked, secret_values
+from sweep.base.records import Fault, Outcome
 
 LOG = "engine.log"
 READY_POLL = 0.05  # s between two checks of an engine that is starting

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from backends.base import Progress
 from backends.launch import task
-from sweep.whole_file import rename_whole
+from sweep.base.whole_file import rename_whole
 
 
 def build_once(

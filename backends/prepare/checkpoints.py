@@ -18,7 +18,7 @@ from backends.base import Progress, cli
 from backends.launch import task
 from backends.prepare import environments, programs
 from backends.prepare.build_once import build_once
-from sweep.whole_file import write_whole
+from sweep.base.whole_file import write_whole
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
 CHECKPOINT_FORMAT = 1  # part of every digest: raise it when the same input comes to other weights

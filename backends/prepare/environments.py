@@ -19,8 +19,8 @@ from backends.prepare import fit, images, locks, programs, sources
 from backends.prepare.build_once import build_once
 from backends.prepare.uv import EnvironmentFailed as EnvironmentFailed
 from backends.prepare.uv import Uv
-from sweep.config import ConfigError, did_you_mean, validate
-from sweep.options import ConfigPath
+from sweep.base.config import ConfigError, did_you_mean, validate
+from sweep.base.options import ConfigPath
 
 ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated

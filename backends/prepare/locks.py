@@ -17,8 +17,8 @@ from pathlib import Path
 from backends.base import EnvironmentLock, EnvironmentSpec, Progress
 from backends.prepare import images
 from backends.prepare.uv import EnvironmentFailed, Uv
-from sweep.options import ConfigPath
-from sweep.whole_file import write_whole
+from sweep.base.options import ConfigPath
+from sweep.base.whole_file import write_whole
 
 HEADER = re.compile(r"# lock of (?P<environment>\S+) for (?P<target>\S+), requirements (?P<requirements>[0-9a-f]{16})$")
 TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # PyTorch's own indexes, as uv calls them
@@ -126,10 +126,12 @@ def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Enviro
     return resolve_lock(spec, cache_dir, progress) if needed(spec) else spec
 
 
-def resolve_lock(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
+def resolve_lock(
+    spec: EnvironmentSpec, cache_dir: Path, progress: Progress, preferred: Iterable[str] = ()
+) -> EnvironmentSpec:
     """Return the environment with a new lock, of what its indexes have today; the machine remembers it.
 
-    Raises EnvironmentFailed, in one line.
+    A `preferred` pin stays where the requirements allow it. Raises EnvironmentFailed, in one line.
     """
     folder = remembered(cache_dir)
     log = folder / f"{file_name(spec)}.log"
@@ -142,7 +144,8 @@ def resolve_lock(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> 
             pins: tuple[str, ...] = (images.by_digest(spec.image),)
         else:
             with tempfile.TemporaryDirectory() as work:
-                pins = _resolved(spec, Uv(spec.name, cache_dir, log, progress, spec.index), Path(work))
+                uv = Uv(spec.name, cache_dir, log, progress, spec.index)
+                pins = _resolved(spec, uv, Path(work), "\n".join(preferred))
         spec = spec.model_copy(update={"lock": EnvironmentLock(target=node_target(spec), pins=pins)})
         write_whole(folder / file_name(spec), text(spec))
     except OSError as error:
@@ -150,8 +153,9 @@ def resolve_lock(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> 
     return spec
 
 
-def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path) -> tuple[str, ...]:
+def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tuple[str, ...]:
     requirements, excluded, result = (work / name for name in ("requirements.in", "left-out.txt", "lock.txt"))
+    result.write_text(preferred)  # uv keeps the versions that its output file already has
     requirements.write_text("\n".join(spec.requirements) + "\n")
     excluded.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in spec.exclude))
     machine = node_target(spec).split("-")[1]
@@ -162,7 +166,7 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path) -> tuple[str, ...]:
     uv.pip("compile", *command)
     if spec.torch and not _fits(torch_build(_pins(result)), spec):
         # The user's own indexes have no such build: only now is PyTorch's asked.
-        result.unlink()
+        result.write_text(preferred)
         backend = "cpu" if spec.torch == "cpu" else TORCH_BACKENDS.get(spec.cuda, "auto")
         uv.pip("compile", *command, UV_TORCH_BACKEND=backend)
     return _pins(result)

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from backends.launch import task
 from backends.prepare.environments import EnvironmentFailed
-from sweep.config import ConfigError
-from sweep.outage import Outage, is_outage
-from sweep.time_factor import scaled
-from sweep.wording import duration_text
+from sweep.base.config import ConfigError
+from sweep.base.outage import Outage, is_outage
+from sweep.base.time_factor import scaled
+from sweep.base.wording import duration_text
 
 Provided = TypeVar("Provided")
 FIRST_PAUSE, LONGEST_PAUSE = scaled(1.0), scaled(60.0)  # s before the next try; doubled each time

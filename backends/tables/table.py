@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from sweep.config import Strict, nearest
+from sweep.base.config import Strict, nearest
 
 FOLDER = Path(__file__).resolve().parent
 # bool: a bare flag. size: 4096, 4k or auto. json: an object. any: a value of which nothing is known.

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from sweep.config import CONF, Cluster, Hardware, Settings, Tracking, locate
-from sweep.options import PRIMARY, ConfigPath
+from sweep.base.config import CONF, Cluster, Hardware, Settings, Tracking, locate
+from sweep.base.options import PRIMARY, ConfigPath
 
 CLASSES: dict[str, type[BaseModel]] = {"": Settings, "cluster": Cluster, "hardware": Hardware, "tracking": Tracking}
 KEY_LINE = re.compile(r"^( *)([\w-]+):(.*)$", re.MULTILINE)

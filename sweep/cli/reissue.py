@@ -13,15 +13,15 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from sweep.config import ISSUE_AGAIN, ConfigError, Settings, import_path
+from sweep.base.config import ISSUE_AGAIN, ConfigError, Settings, import_path
+from sweep.base.options import ConfigPath
+from sweep.base.time_factor import scaled
+from sweep.base.wording import duration_text
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.status import last_status
 from sweep.drive.output_folder import results_folder
 from sweep.drive.stop_control import STOP_SIGNALS, job_end, user_deadline
-from sweep.options import ConfigPath
 from sweep.plan.compose import compose_run
-from sweep.time_factor import scaled
-from sweep.wording import duration_text
 
 FIRST_PAUSE, LONGEST_PAUSE = scaled(10.0), scaled(600.0)  # s before the command is issued again; doubled each time
 WORKED = scaled(900.0)  # s that a command ran for, after which the next pause is the first again

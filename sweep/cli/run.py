@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from backends.launch import gpus
+from sweep.base.config import ISSUE_AGAIN, ConfigError, DamagedFile, Halted, Settings, first_line, shortened
+from sweep.base.options import ConfigPath
+from sweep.base.outage import DISK_FULL
+from sweep.base.records import Outcome
+from sweep.base.wording import count
 from sweep.cli.kept_summary import print_summary
 from sweep.cluster.inline_executor import InlineExecutor
-from sweep.config import ISSUE_AGAIN, ConfigError, DamagedFile, Halted, Settings, first_line, shortened
 from sweep.disk import object_store
 from sweep.disk.compaction import compact
 from sweep.disk.folder_lock import sole_driver
@@ -37,8 +41,6 @@ from sweep.drive.preflight import (
     surroundings,
 )
 from sweep.drive.run_locks import keep_locks, kept_locks
-from sweep.options import ConfigPath
-from sweep.outage import DISK_FULL
 from sweep.plan.compose import compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
@@ -47,8 +49,6 @@ from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
 from sweep.plan.show import make_console, print_plan
-from sweep.records import Outcome
-from sweep.wording import count
 
 LONGEST_SEARCH = 10.0  # s for the argument that an unforeseen error comes from
 

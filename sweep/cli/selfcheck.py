@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from backends.simulated_server.truth import Truth, read_log
+from sweep.base.config import ROOT
+from sweep.base.options import ConfigPath
+from sweep.base.records import Request
 from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop
 from sweep.client.wire import Target
-from sweep.config import ROOT
 from sweep.node.verdict import limited
 from sweep.numbers.quantile import quantile
-from sweep.options import ConfigPath
-from sweep.records import Request
 
 TTFT = 0.05  # s
 LASTS = 5.0  # s, about, that the check sends for

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from sweep.base.config import CONF, GROUPS
+from sweep.base.options import PRIMARY, ConfigPath
 from sweep.cli.keys import keys_of
-from sweep.config import CONF, GROUPS
-from sweep.options import PRIMARY, ConfigPath
 
 # Bash breaks words at `=`: what stands before the last one is on the line already.
 SCRIPTS = {

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
+from sweep.base.records import UNKNOWN, Timeouts
 from sweep.client import wire
 from sweep.client.modes import Mode
-from sweep.records import UNKNOWN, Timeouts
 
 ROW = struct.Struct("<IiqqqqIiiiqiiiii")
 """record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, reasoning_tokens,

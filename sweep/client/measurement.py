@@ -21,14 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 
+from sweep.base.config import import_path
+from sweep.base.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource, TrialProgress
 from sweep.client import wire
 from sweep.client.job import NO_REASONING, ROW, Job
 from sweep.client.modes import Mode
 from sweep.client.token_counts import settle
 from sweep.client.wire import Target
-from sweep.config import import_path
 from sweep.numbers.quantile import quantile
-from sweep.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource, TrialProgress
 
 HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop

@@ -6,12 +6,12 @@ import time
 from collections import deque
 from dataclasses import replace
 
+from sweep.base.records import UNKNOWN
 from sweep.client.clock import Alarm
 from sweep.client.job import Dispatch, Job, ResultFiles
 from sweep.client.pool import Pool
 from sweep.client.stamped_connection import StampedConnection
 from sweep.client.wire import Answer
-from sweep.records import UNKNOWN
 
 GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
 NEVER = 1 << 62  # ns

@@ -4,7 +4,7 @@ A server's usage may count tokens that were never sent (hidden reasoning), or no
 tokens that came, so that nothing generated before the first visible token makes those after it look faster.
 """
 
-from sweep.records import UNKNOWN, Record
+from sweep.base.records import UNKNOWN, Record
 
 TOLERANCE = 0.1  # by which a server's count may differ from that of the text
 

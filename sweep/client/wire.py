@@ -31,7 +31,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource
+from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource
 
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream

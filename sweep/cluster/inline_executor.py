@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Self
 
-from sweep.config import Halted
+from sweep.base.config import Halted
 from sweep.disk.ledger import LedgerRow
 from sweep.node.deployment import Beat, Completed, DiskFull, End, Event, Placed, clear_engines, stream_deployment
 from sweep.node.work import Work

@@ -11,7 +11,7 @@ own heartbeats.
 import os
 import secrets
 
-from sweep.config import Cluster
+from sweep.base.config import Cluster
 
 ALWAYS = {
     "RAY_memory_monitor_refresh_ms": "0",  # it kills trials for memory that others use

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
 from sweep.disk.object_store import Lock
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)

@@ -15,14 +15,14 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from pathlib import Path
 from typing import Any
 
-from sweep.config import DamagedFile, Halted
+from sweep.base.config import DamagedFile, Halted
+from sweep.base.records import Fault, Outcome
+from sweep.base.whole_file import write_whole
 from sweep.disk.entries.consistency import TableResults, trials_with_damaged_data
 from sweep.disk.entries.lines import entries, sealed
 from sweep.disk.entries.texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
-from sweep.records import Fault, Outcome
-from sweep.whole_file import write_whole
 
 LedgerRow = dict[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, above which it is written anew if most of its rows are superseded

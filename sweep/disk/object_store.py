@@ -26,14 +26,14 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from sweep.config import ConfigError, Halted, content_hash, first_line
+from sweep.base.config import ConfigError, Halted, content_hash, first_line
+from sweep.base.outage import Outage, is_outage
+from sweep.base.time_factor import scaled
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
 from sweep.disk.entries.lines import entries
 from sweep.disk.ledger import Misplaced, is_ledger_entry
 from sweep.disk.run_files import RunPaths
-from sweep.outage import Outage, is_outage
-from sweep.time_factor import scaled
 
 SCHEMES = ("s3", "gs", "gcs")
 LOCK_HEARTBEAT = scaled(5.0)  # s between heartbeats in the lock

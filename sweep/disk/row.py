@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
-from sweep.config import PERCENTILES
-from sweep.masking import masked_here
+from sweep.base.config import PERCENTILES
+from sweep.base.masking import masked_here
+from sweep.base.outage import is_outage
+from sweep.base.records import Fault, Outcome
 from sweep.numbers.quantity import OLD_PERCENTILES, PERFORMANCE, Value, columns
 from sweep.numbers.warnings import warning_codes
-from sweep.outage import is_outage
-from sweep.records import Fault, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

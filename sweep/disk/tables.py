@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.config import DamagedFile, first_line
+from sweep.base.config import DamagedFile, first_line
 
 ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
 FOOTER_SEAL = b"SWCR"  # before a checksum of four bytes and the footer

@@ -2,8 +2,8 @@
 
 import time
 
-from sweep.config import Halted
-from sweep.wording import count, duration_text
+from sweep.base.config import Halted
+from sweep.base.wording import count, duration_text
 
 DEPLOYMENTS = 2  # whose preparation fails in a row, with none between them that succeeds
 LONGEST_PAUSES = 4  # times the patience, after which the run stops and is to be issued again

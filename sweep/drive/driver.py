@@ -13,9 +13,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
+from sweep.base.config import Halted
+from sweep.base.masking import masked_here
+from sweep.base.records import Fault, Outcome
+from sweep.base.time_factor import scaled
+from sweep.base.wording import count, duration_text
 from sweep.cluster import transfer
 from sweep.cluster.node_health import NodeHealth
-from sweep.config import Halted
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow, Misplaced
 from sweep.disk.run_files import RunPaths
@@ -27,7 +31,6 @@ from sweep.drive.monitor.status import StatusWriter
 from sweep.drive.monitor.totals import TotalsWriter
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.stop_control import StopControl, StopLevel, job_end, user_deadline
-from sweep.masking import masked_here
 from sweep.node.deployment import (
     LAUNCH_FAULTS,
     Completed,
@@ -51,9 +54,6 @@ from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan, Trial, hourly_price
-from sweep.records import Fault, Outcome
-from sweep.time_factor import scaled
-from sweep.wording import count, duration_text
 
 MAX_LOSSES = 20  # of nodes and workers, per launch
 FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation has worked in this run

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from sweep.config import ConfigError, first_line, parent_mapping, shortened
-from sweep.options import ConfigPath
+from sweep.base.config import ConfigError, first_line, parent_mapping, shortened
+from sweep.base.options import ConfigPath
 from sweep.plan.command_line import parse_command_line
 
 TIMEOUT = 10.0  # s

@@ -8,9 +8,9 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from sweep.base.records import Outcome
 from sweep.node.deployment import Placed
 from sweep.plan.plan import Deployment, Trial
-from sweep.records import Outcome
 
 
 class Stage(Enum):

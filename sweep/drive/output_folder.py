@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sweep.config import ConfigError, Settings, cache_directory
+from sweep.base.config import ConfigError, Settings, cache_directory
 from sweep.disk import object_store
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from backends.prepare.patience import FAULTS, patiently
-from sweep.config import ConfigError, Halted, Settings
+from sweep.base.config import ConfigError, Halted, Settings
+from sweep.base.masking import masked_message, secret_values
+from sweep.base.outage import Outage, is_outage
 from sweep.drive.driver import FIRST_PATIENCE
 from sweep.inputs.hub import forget_outages
-from sweep.masking import masked_message, secret_values
-from sweep.outage import Outage, is_outage
 
 Planning = TypeVar("Planning")
 

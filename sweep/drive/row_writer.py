@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from sweep.base.records import UNMEASURED, Fault, Outcome, Sample
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.run_files import RunPaths
@@ -12,7 +13,6 @@ from sweep.drive.table_stamp import is_stamped, table_stamp, write_stamp
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.records import UNMEASURED, Fault, Outcome, Sample
 
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those

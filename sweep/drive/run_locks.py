@@ -6,11 +6,11 @@ from pathlib import Path
 
 from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.prepare import environments, locks
-from sweep.config import ConfigError, Settings, cache_directory
+from sweep.base.config import ConfigError, Settings, cache_directory
+from sweep.base.options import ConfigPath
+from sweep.base.outage import Outage, is_outage
 from sweep.disk import object_store
 from sweep.disk.run_files import RunPaths, write_whole
-from sweep.options import ConfigPath
-from sweep.outage import Outage, is_outage
 from sweep.plan.plan import Plan
 
 DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's own programs; ValueError: nodes differ

@@ -11,7 +11,7 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any
 
-from sweep.config import next_time
+from sweep.base.config import next_time
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.status import last_status
 

@@ -8,8 +8,8 @@ import zlib
 from contextlib import suppress
 from typing import Any
 
-from sweep import provenance
-from sweep.config import content_hash
+from sweep.base import provenance
+from sweep.base.config import content_hash
 from sweep.disk import run_files
 from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths

@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from sweep.config import ConfigError, parent_mapping, validate
+from sweep.base.config import ConfigError, parent_mapping, validate
+from sweep.base.options import ConfigPath
 from sweep.gateway.caching.embedding import load_embedder
 from sweep.gateway.server import Service
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
-from sweep.options import ConfigPath
 
 GROUP = "gateway"
 

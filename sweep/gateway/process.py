@@ -12,9 +12,9 @@ import httpx
 
 from backends.base import Backend, Launch
 from backends.launch import server
-from sweep.config import import_path
+from sweep.base.config import import_path
+from sweep.base.records import Fault, Outcome
 from sweep.gateway.settings import RESET_HEADER, RESET_VARIABLE, Gateway
-from sweep.records import Fault, Outcome
 
 DECISIONS = "decisions.jsonl"  # in the gateway's folder
 GATEWAY_TIMEOUT = 30.0  # s

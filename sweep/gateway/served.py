@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 from tokenizers import Tokenizer
 
+from sweep.base.records import Request
 from sweep.client import wire
-from sweep.records import Request
 
 MOST_COMPARED = 32  # hits: the engine has to answer each of them
 COMPARE_TIMEOUT = 120.0  # s, of one answer

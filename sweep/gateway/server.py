@@ -17,7 +17,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
 from sweep.gateway.app import GatewayApp
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.clipping import Clipper

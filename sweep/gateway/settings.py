@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from sweep.config import Strict
+from sweep.base.config import Strict
 
 RESET_HEADER = "x-gateway-reset-key"
 RESET_VARIABLE = "SWEEP_GATEWAY_RESET_KEY"  # environment variable: the key that a request to begin anew must have

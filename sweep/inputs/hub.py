@@ -26,9 +26,9 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this version of the hub raises errors of
 
 from backends.base import Progress
-from sweep.config import first_line
-from sweep.outage import Outage
-from sweep.whole_file import write_whole
+from sweep.base.config import first_line
+from sweep.base.outage import Outage
+from sweep.base.whole_file import write_whole
 
 RepoType = Literal["model", "dataset"]
 KEYS: dict[RepoType, tuple[str, str]] = {

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from sweep.base.config import ConfigError, Strict
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.config import ConfigError, Strict
 from sweep.inputs.rows import trace_columns
 
 Floats = NDArray[np.float64]

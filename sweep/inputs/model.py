@@ -23,7 +23,7 @@ from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
 from backends.prepare.checkpoints import is_quantised as folder_is_quantised
-from sweep.config import Strict, content_hash
+from sweep.base.config import Strict, content_hash
 from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, fetch_configuration, ignore, resolve_commit
 from sweep.inputs.shape import ModelShape
 from sweep.inputs.tokenizer import (

@@ -17,11 +17,11 @@ from backends.prepare import programs
 from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import file_digest
 from backends.prepare.pip_settings import UnreadableSettings, no_index, pip_settings, uv_settings
-from sweep.config import content_hash
+from sweep.base.config import content_hash
+from sweep.base.outage import Outage, is_outage
 from sweep.inputs.hub import ignore
 from sweep.inputs.model import Model, Percent, safe_name
 from sweep.inputs.weights import gguf_folder
-from sweep.outage import Outage, is_outage
 
 INDEX_TIMEOUT = "10"  # s, of each request to the index when only its answer counts
 

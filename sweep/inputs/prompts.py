@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Self
 from pydantic import PositiveInt
 from tokenizers import Tokenizer
 
-from sweep.config import first_line
+from sweep.base.config import first_line
+from sweep.base.outage import Outage
 from sweep.inputs import hub
 from sweep.inputs.rows import FileRow, read_rows
 from sweep.inputs.workload import (
@@ -21,7 +22,6 @@ from sweep.inputs.workload import (
     encode_prompts,
     with_headers,
 )
-from sweep.outage import Outage
 
 PROMPT_COLUMNS = (
     "prompt",

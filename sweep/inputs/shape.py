@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from sweep.config import Strict
+from sweep.base.config import Strict
 from sweep.inputs.weights.random_weights import Architecture
 
 

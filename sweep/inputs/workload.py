@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
-from sweep.config import Strict
+from sweep.base.config import Strict
+from sweep.base.records import UNKNOWN, Phase, Request
 from sweep.inputs.rows import TRACES, read_rows, trace_columns
-from sweep.records import UNKNOWN, Phase, Request
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = DATA / "words.txt"

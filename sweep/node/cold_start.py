@@ -4,10 +4,10 @@ import tempfile
 from pathlib import Path
 
 from backends.launch.server import Engine
+from sweep.base.records import LONGEST_TIMEOUT, Request, Timeouts
 from sweep.client.measurement import ClientDied, measure
 from sweep.client.modes import Lockstep
 from sweep.node.trial import target
-from sweep.records import LONGEST_TIMEOUT, Request, Timeouts
 
 PROMPT = "The first question after a launch is asked by itself, and its answer is one word:"
 

@@ -30,11 +30,14 @@ from backends.launch import server, supervisor, task
 from backends.launch.gpus import find_gpu, present
 from backends.launch.replicas import replica_launches
 from backends.launch.task import Stopped
+from backends.launch.this_host import host
 from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
 from backends.prepare.patience import patiently
+from sweep.base.config import Hardware, first_line
+from sweep.base.outage import DISK_FULL, Outage
+from sweep.base.records import Fault, Outcome, TrialProgress
 from sweep.client.measurement import ClientDied
-from sweep.config import Hardware, first_line
 from sweep.gateway.process import GatewaySilent, running_gateway
 from sweep.node import agreement, gpu_memory
 from sweep.node.cold_start import measure_cold_start
@@ -43,11 +46,8 @@ from sweep.node.machine.sharing import sharing_name
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
-from sweep.outage import DISK_FULL, Outage
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
-from sweep.provenance import host
-from sweep.records import Fault, Outcome, TrialProgress
 
 KILLED = "killed by signal"  # in an engine's exit_reason
 CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's

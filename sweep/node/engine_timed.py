@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 
+from sweep.base.records import MOST_TOKENS, Record, Records, Request, TrialProgress
 from sweep.client.measurement import STALLED, ClientReport, Measurement
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
 from sweep.numbers.selection import measured, was_sent
-from sweep.records import MOST_TOKENS, Record, Records, Request, TrialProgress
 
 ANSWER_POLL = 0.1  # s between two checks whether to stop
 PROGRESS_POLL = 2.0  # s between two questions for the counts so far and the latest token

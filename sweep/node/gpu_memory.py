@@ -8,7 +8,7 @@ import pynvml
 
 from backends.launch import gpus, task
 from backends.launch.server import LaunchError
-from sweep.records import Fault, Outcome
+from sweep.base.records import Fault, Outcome
 
 FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # a driver and a display hold some: up to the larger of the two counts as free
 

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backends.base import Backend
+from backends.launch import this_host
 from backends.launch.gpus import driver, find_gpu
 from backends.prepare import locks
-from sweep import provenance
-from sweep.config import NAMED_GROUPS, Settings
+from sweep.base import provenance
+from sweep.base.config import NAMED_GROUPS, Settings
+from sweep.base.records import PROTOCOL_VERSION, Fault, Outcome, Records
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Identity, TrialRow, Verdict, percentiles_of, percentiles_text
 from sweep.disk.run_files import RunPaths
@@ -20,7 +22,6 @@ from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere, hourly_price
-from sweep.records import PROTOCOL_VERSION, Fault, Outcome, Records
 
 # Settings of a run that cannot change what a trial measures, and those that a row has columns of.
 NOT_OF_A_ROW = {
@@ -165,7 +166,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
         agreement_reference=facts.get("agreement_reference"),
         quality_reference=facts.get("quality_reference"),
         versions=json.dumps({**provenance.own_versions(), **node.environment.versions}),
-        hardware=json.dumps({"node": node.name, **provenance.hardware()}),
+        hardware=json.dumps({"node": node.name, **this_host.hardware()}),
         driver=driver(),
         engine_facts=json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
         caches_reset=caches_reset,

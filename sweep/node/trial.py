@@ -15,7 +15,8 @@ from typing import Any
 
 from backends.base import Backend
 from backends.launch.server import Engine
-from sweep import provenance
+from sweep.base import provenance
+from sweep.base.records import Outcome, Request, Sample, TrialProgress
 from sweep.client import measurement, wire
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
@@ -35,7 +36,6 @@ from sweep.numbers.quantities.gateway import mark_gateway_answers
 from sweep.numbers.quantities.memory import memory_of
 from sweep.numbers.summarise import figures
 from sweep.plan.plan import Trial
-from sweep.records import Outcome, Request, Sample, TrialProgress
 
 
 def run_trial(

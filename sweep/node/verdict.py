@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sweep.base.config import Settings
+from sweep.base.records import Fault, Outcome, Records
 from sweep.client.measurement import STALLED, ClientReport, Measurement
-from sweep.config import Settings
 from sweep.disk.row import Verdict
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
@@ -16,7 +17,6 @@ from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
 from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
-from sweep.records import Fault, Outcome, Records
 
 TIMED_OUT = "trial_timeout"  # the reason to stop when a trial has reached its limit
 STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks

@@ -10,7 +10,7 @@ import psutil
 from backends.base import Launch
 from backends.launch.server import Engine
 from backends.prepare.environments import Environment
-from sweep.config import Settings, cache_directory
+from sweep.base.config import Settings, cache_directory
 from sweep.disk.run_files import RunPaths
 from sweep.gateway.process import RunningGateway
 from sweep.plan.plan import Deployment

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.records import UNKNOWN, Records
+from sweep.base.records import UNKNOWN, Records
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

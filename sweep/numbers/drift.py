@@ -8,11 +8,11 @@ than any tenth of it, and by LEAST_AFTER. Both are sought in the p50 and in the 
 
 import numpy as np
 
+from sweep.base.records import Records
 from sweep.numbers.chunks import Floats, Mask, as_floats
 from sweep.numbers.quantile import quantile
 from sweep.numbers.quantities.latency import e2el
 from sweep.numbers.selection import Window, sent_within, succeeded
-from sweep.records import Records
 
 TENTHS = 10
 FEWEST_IN_A_TENTH = 5  # requests

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, as_floats, token_times
-from sweep.records import UNKNOWN, Records
 
 
 class Window(NamedTuple):

@@ -20,12 +20,12 @@ there is one, the tokens per second of each batch, and no drain. `quantities.ste
 
 import numpy as np
 
+from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_per_bin
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.batches import batches
 from sweep.numbers.quantities.latency import e2el, service_e2el
 from sweep.numbers.selection import Window, measured, sent_within, succeeded, with_failures
-from sweep.records import UNKNOWN, Records
 
 LIFETIMES = 5  # of a slow request (p90) that a window holds at least
 LIGHTER_TAIL = 2.0  # p99 with what was cut off over that without it

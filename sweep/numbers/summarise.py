@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.config import PERCENTILES
+from sweep.base.config import PERCENTILES
+from sweep.base.records import Records
 from sweep.numbers.chunks import Block, Floats, Mask, blocks
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantity import Quantity, Value, declared, is_buffered
 from sweep.numbers.selection import Window, first_send, measured, sent_within, succeeded, with_failures
-from sweep.records import Records
 
 NO_WINDOW = Window(None, None, "not sought")
 

@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 
+from sweep.base.records import Records
 from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.latency import itl, service_e2el, service_ttft
 from sweep.numbers.quantity import Value
 from sweep.numbers.selection import divided, measured, per_second, succeeded, total_tokens
 from sweep.numbers.summarise import gaps
-from sweep.records import Records
 
 VLLM_VERSION = "0.32.0"  # of the vLLM in which these definitions were read
 

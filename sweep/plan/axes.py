@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from sweep.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of, shortened
+from sweep.base.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of, shortened
 from sweep.plan.command_line import MOST_PLANNED, Assignments, axis_values, is_point_key
 
 LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step that it stands on, as axes

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Transformer
 from hydra.errors import HydraException
 
-from sweep.config import POINT_GROUPS, ConfigError, shortened
+from sweep.base.config import POINT_GROUPS, ConfigError, shortened
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 

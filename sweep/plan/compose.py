@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweep.config import (
+from sweep.base.config import (
     GROUPS,
     POINT_GROUPS,
     RUN_GROUPS,
@@ -31,11 +31,11 @@ from sweep.config import (
     shortened,
     validate,
 )
+from sweep.base.options import PRIMARY, ConfigPath
+from sweep.base.outage import Outage
 from sweep.inputs.hub import REPOSITORY
 from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
-from sweep.options import PRIMARY, ConfigPath
-from sweep.outage import Outage
 from sweep.plan.axes import FORMS, PlanSpec, brief, flow, in_words
 from sweep.plan.command_line import (
     MOST_PLANNED,

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sweep.config import ConfigError, Settings
+from sweep.base.config import ConfigError, Settings
+from sweep.base.labels import dotted
+from sweep.base.outage import Outage
+from sweep.base.records import LOAD_COLUMNS
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.inputs.hub import COMMIT, resolve_outage
-from sweep.labels import dotted
-from sweep.outage import Outage
 from sweep.plan.estimate import UNKNOWN_LAUNCH, Assumed, History, RunEstimate, estimate_run
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.records import LOAD_COLUMNS
 
 POSITION = ("backend", "model", "workload", "load", "replicate", *LOAD_COLUMNS)
 MOST_DIFFERENCES = 3  # more are only counted

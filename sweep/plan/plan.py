@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backends.base import EnvironmentSpec
-from sweep.config import Hardware, Settings
-from sweep.records import LOAD_COLUMNS
+from sweep.base.config import Hardware, Settings
+from sweep.base.records import LOAD_COLUMNS
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 from backends.base import AMPERE, Backend, EnvironmentSpec
 from backends.prepare.fit import older
 from backends.tables import check
-from sweep.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
+from sweep.base.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
+from sweep.base.labels import labels
+from sweep.base.options import ConfigPath
+from sweep.base.outage import Outage
+from sweep.base.records import PROTOCOL_VERSION
 from sweep.gateway.settings import Gateway
 from sweep.inputs.draft import draft_model
-from sweep.labels import labels
-from sweep.options import ConfigPath
-from sweep.outage import Outage
 from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
-from sweep.records import PROTOCOL_VERSION
 
 ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
 # Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.

@@ -5,12 +5,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
+from sweep.base.wording import count
 from sweep.plan.capacity.footprint import planned_launch
 from sweep.plan.capacity.plan_points import plan_points
 from sweep.plan.capacity.point import SAMPLE, input_lengths
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.wording import count
 
 OUR_VARIABLE = "PYTHONPATH"  # how the engine's process finds our own code: it differs from machine to machine
 

@@ -9,12 +9,12 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from backends.prepare import locks
-from sweep.config import next_time
+from sweep.base.config import next_time
+from sweep.base.wording import count
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Deployment, Plan, elsewhere
-from sweep.wording import count
 
 MOST_TRIALS_LISTED = 200  # a larger plan is shown by deployment
 MOST_STARTS_LISTED = 8  # of a block

@@ -10,8 +10,8 @@ import zlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from analysis.reproduction import Noise
-from sweep.config import ConfigError, did_you_mean, first_line, shortened
+from analysis.compare.reproduction import Noise
+from sweep.base.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.rerun.circumstances import Circumstances
 
 

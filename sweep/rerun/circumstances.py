@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sweep.config import shortened
-from sweep.labels import dotted
+from sweep.base.config import shortened
+from sweep.base.labels import dotted
 
 Circumstances = dict[str, Any]
 

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from analysis.reproduction import FigureChange, Reproduction, figure_changes, finding
+from analysis.compare.reproduction import FigureChange, Reproduction, figure_changes, finding
+from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
+from sweep.base.options import ConfigPath
+from sweep.base.whole_file import write_whole
 from sweep.cli.run import Planned, execute_plan
-from sweep.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
 from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
 from sweep.drive.planning_outages import plan_patiently
 from sweep.drive.preflight import find_hardware, find_nodes, surroundings
-from sweep.options import ConfigPath
 from sweep.plan.command_line import is_point_key, parse_command_line
 from sweep.plan.compose import Composition, compose_run
 from sweep.plan.pending import REVISION, check_resolved
@@ -24,7 +25,6 @@ from sweep.plan.planning import make_plan
 from sweep.rerun.capsule import Capsule
 from sweep.rerun.circumstances import Difference, changed_circumstances, circumstances, difference_lines
 from sweep.rerun.rows import opened_rows
-from sweep.whole_file import write_whole
 
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.compare.reproduction import point_noise
 from analysis.load import RunNotFound
-from analysis.reproduction import point_noise
 from analysis.results import RunResults, open_results
 from analysis.statistics.variance import SPREAD_OF
 from backends.prepare import locks
-from sweep.config import ConfigError, first_line, shortened
+from sweep.base.config import ConfigError, first_line, shortened
+from sweep.base.labels import TRIAL_MARK
 from sweep.disk import object_store, run_files
 from sweep.disk.run_files import run_folder
 from sweep.disk.stored_run import LocalCopy
-from sweep.labels import TRIAL_MARK
 from sweep.rerun.capsule import Capsule, packed_lock, parse_capsules
 from sweep.rerun.circumstances import circumstances
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
 from tests.cluster.harness import RayCluster, Sweep
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from tests.cluster.harness import ENVIRONMENT, SIMULATED, Network, Sweep, free_port, network_obstacle, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")

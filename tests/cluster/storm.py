@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 from tests.cluster.harness import kill
 from tests.cluster.surroundings import FACTOR, Surroundings
 

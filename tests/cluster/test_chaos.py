@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
 from tests.cluster.chaos import COMMANDS, POINTS, storm
 from tests.cluster.harness import write_engine
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sweep.base.config import ROOT, cache_directory
 from sweep.cluster import preemption
-from sweep.config import ROOT, cache_directory
 from tests.cluster.harness import ENVIRONMENT, Node, RayCluster, Sweep, free_port, wait_until
-from tests.metadata_stub import metadata_server
-from tests.results import committed_rows
+from tests.support.metadata_stub import metadata_server
+from tests.support.results import committed_rows
 
 FILES = ROOT / "scripts" / "cluster"
 

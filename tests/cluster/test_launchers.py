@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweep.config import ROOT
+from sweep.base.config import ROOT
 
 FILES = ROOT / "scripts" / "cluster"
 # As the interpreter of a node: `sweep reissue` is the real one, and each `sweep run` ends with the next status.

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
 from tests.cluster import slurm_cases
 from tests.cluster.slurm import Slurm, obstacle
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import ray.util
 
-from sweep.config import cache_directory
+from sweep.base.config import cache_directory
 from tests.cluster.harness import RayCluster, Sweep, wait_until
 
 REFUSAL = "Failed to connect to GCS"

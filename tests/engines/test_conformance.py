@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from backends.launch import server
+from sweep.base.records import Outcome
 from sweep.node import answers
 from sweep.node.deployment import _reset_caches
 from sweep.node.telemetry import EngineMetrics
-from sweep.records import Outcome
 from tests.engines.conftest import CONTEXT, DTYPE, left_behind, stream
-from tests.gateway_stand import bodies, gateway, tee
+from tests.support.gateway_stand import bodies, gateway, tee
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

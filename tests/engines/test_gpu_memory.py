@@ -8,8 +8,8 @@ import pytest
 
 from backends.base import Backend
 from backends.launch import server
-from sweep.config import build
-from sweep.options import load_option
+from sweep.base.config import build
+from sweep.base.options import load_option
 from tests.engines.conftest import CONTEXT, GPUS, assert_oom_load, configured, here, stream
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600), pytest.mark.skipif(not GPUS, reason="no GPU")]

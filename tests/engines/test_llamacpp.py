@@ -11,7 +11,7 @@ import pytest
 
 from backends.base import EnvironmentChoice
 from backends.launch import server
-from sweep.records import Outcome
+from sweep.base.records import Outcome
 from tests.engines.conftest import configured, make_launch, stream
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sweep.config import DamagedFile
+from sweep.base.config import DamagedFile
+from sweep.base.records import Outcome
+from sweep.base.wording import count
 from sweep.disk.run_files import Row, RunPaths
 from sweep.disk.tables import compact_trials, read_table
-from sweep.records import Outcome
-from sweep.wording import count
 
 DONE_OUTCOMES = frozenset(outcome.value for outcome in Outcome if outcome.done)
 THREADS, BATCH = 16, 256  # files that one of them looks at in turn

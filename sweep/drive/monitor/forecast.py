@@ -11,12 +11,12 @@ from itertools import chain
 from statistics import fmean, median
 from typing import Any
 
+from sweep.base.records import UNMEASURED, Outcome, TrialProgress
 from sweep.drive.launch_state import LaunchState, Stage
 from sweep.plan.estimate import Expected, trial_seconds
 from sweep.plan.packing import Need, Node
 from sweep.plan.plan import Deployment, Trial
 from sweep.plan.simulate import simulate
-from sweep.records import UNMEASURED, Outcome, TrialProgress
 
 ESTIMATE_INTERVAL = 5.0  # s between two estimates
 SHARE = 0.02  # of the driver's time, at most, for them

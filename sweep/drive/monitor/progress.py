@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from sweep.records import LOAD_COLUMNS, Outcome, TrialProgress
-from sweep.wording import count, duration_text, number, time_left
+from sweep.base.records import LOAD_COLUMNS, Outcome, TrialProgress
+from sweep.base.wording import count, duration_text, number, time_left
 
 QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row: points that agree in them are compared
 

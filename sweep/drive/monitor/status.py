@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
+from sweep.base.records import Outcome, TrialProgress
+from sweep.base.time_factor import scaled
+from sweep.base.wording import count, duration_text, time_left
 from sweep.disk import object_store, run_files
 from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display, progress_text
 from sweep.drive.monitor.totals import Totals, count_anew, read_totals
-from sweep.records import Outcome, TrialProgress
-from sweep.time_factor import scaled
-from sweep.wording import count, duration_text, time_left
 
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sweep.config import first_line
+from sweep.base.config import first_line
+from sweep.base.records import Outcome
 from sweep.disk import run_files
 from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
 from sweep.plan.plan import Plan
-from sweep.records import Outcome
 
 COUNT_INTERVAL = 2.0  # s between two counts
 COUNT_SHARE = 0.02  # of the driver's time, at most, for them

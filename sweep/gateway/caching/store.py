@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
 from sweep.gateway.caching.answer import KeptAnswer
 from sweep.gateway.caching.cache import Entry
 from sweep.gateway.caching.keys import AnswerKey, Keys

@@ -19,7 +19,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from sweep.config import Strict
+from sweep.base.config import Strict
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sweep.config import Quiet
+from sweep.base.config import Quiet
+from sweep.base.records import Outcome
 from sweep.disk.row import Verdict
 from sweep.node.machine.foreign import Foreign
-from sweep.records import Outcome
 
 LOOK = 1.0  # s over which the share of the CPU is taken
 

@@ -3,7 +3,7 @@
 import os
 
 from backends.launch import supervisor
-from sweep.config import Cluster
+from sweep.base.config import Cluster
 
 VARIABLE = "SWEEP_SHARED_MACHINE"
 

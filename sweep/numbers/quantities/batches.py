@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, as_floats
 from sweep.numbers.quantities.latency import service_e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import per_second, succeeded
-from sweep.records import UNKNOWN, Records
 
 
 class Batches(NamedTuple):

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from sweep.base.records import Records
 from sweep.numbers.chunks import Mask
 from sweep.numbers.quantities.latency import e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import succeeded
-from sweep.records import Records
 
 Decisions = Sequence[Mapping[str, Any]]  # of the measured requests, as the gateway's log has them
 HITS = ("exact", "semantic")

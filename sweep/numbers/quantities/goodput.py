@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sweep.base.records import Records
 from sweep.numbers.chunks import Mask
 from sweep.numbers.quantities.latency import e2el, tpot, ttft
 from sweep.numbers.quantities.throughput import duration
 from sweep.numbers.quantities.tokens import buffered_share
 from sweep.numbers.quantity import is_buffered, quantity
 from sweep.numbers.selection import Window, sent_within, succeeded, total_tokens
-from sweep.records import Records
 
 Bounds = Mapping[str, float] | None  # s
 BOUNDED = {"ttft": ttft, "tpot": tpot, "e2el": e2el}

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sweep.base.records import Records
 from sweep.numbers.chunks import Block, Floats, Mask, as_floats, blocks, later_tokens, token_times
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import divided, succeeded
-from sweep.records import Records
 
 PER_REQUEST = {"unit": "s", "per": "request", "better": "lower"}
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from sweep.base.records import Records
 from sweep.numbers.chunks import Floats, Mask, as_floats
 from sweep.numbers.quantities.latency import service_e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import per_second, succeeded
-from sweep.records import Records
 
 KEPT_UP = 0.9  # of the rate that was offered: an engine that answers at more of it is not saturated
 

@@ -8,8 +8,8 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
+from sweep.base.records import Sample
 from sweep.numbers.quantity import quantity
-from sweep.records import Sample
 
 NEARLY_FULL = 0.95  # of the KV cache
 AFTER = 1.0  # s after the last token in which memory is still what it was

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sweep.base.records import UNKNOWN, Records, Sample
 from sweep.numbers.chunks import Mask
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import succeeded, total_tokens
-from sweep.records import UNKNOWN, Records, Sample
 
 HITS, QUERIES = "prefix_cache_hits_total", "prefix_cache_queries_total"
 

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 
+from sweep.base.records import Sample
 from sweep.numbers.quantities.prompt_cache import increase
 from sweep.numbers.quantity import quantity
-from sweep.records import Sample
 
 DRAFTS, DRAFTED = "spec_decode_drafts_total", "spec_decode_draft_tokens_total"
 ACCEPTED, ACCEPTED_AT = "spec_decode_accepted_tokens_total", "spec_decode_accepted_at_position_total"

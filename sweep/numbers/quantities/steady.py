@@ -6,11 +6,11 @@ arrived in it. All are null if there is no window.
 
 import numpy as np
 
+from sweep.base.records import Records
 from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_within, within
 from sweep.numbers.drift import drift_after, drift_within
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import Window, first_send, per_second, sent_within, succeeded, total_tokens
-from sweep.records import Records
 
 STARTUP_SHARE = 0.2  # share of a run above which its start-up transient is flagged: the whole-run figures then hide it
 IN_WINDOW = {"kind": "throughput", "better": "higher", "steady": True}

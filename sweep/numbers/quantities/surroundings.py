@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
+from sweep.base.records import Sample
 from sweep.numbers.quantities.memory import time_mean
 from sweep.numbers.quantities.prompt_cache import increase
 from sweep.numbers.quantity import quantity
-from sweep.records import Sample
 
 
 @quantity(unit="share", kind="validity", better="lower", label="Foreign CPU")

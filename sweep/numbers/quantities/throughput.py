@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 
+from sweep.base.records import Records
 from sweep.numbers.chunks import Mask, as_floats, token_chunks, tokens_per_bin
 from sweep.numbers.quantities.latency import service_e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import first_send, per_second, spans, succeeded, total_tokens
-from sweep.records import Records
 
 TOKEN_RATE = {"unit": "tokens/s", "kind": "throughput", "better": "higher"}
 COST = {"unit": "$/M tok", "kind": "cost", "better": "lower"}

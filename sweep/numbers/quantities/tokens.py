@@ -8,10 +8,10 @@ from collections import Counter
 
 import numpy as np
 
+from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, blocks, near, token_chunks
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import engine_answered, succeeded, total_tokens
-from sweep.records import UNKNOWN, Records
 
 FINISHES = {
     "stop": ("stop", "eos_token", "stop_sequence", "end_turn"),
@@ -76,13 +76,13 @@ def buffered_share(records: Records, mask: Mask) -> float | None:
     return together / events if events else None
 
 
-@quantity(unit="tokens/request", kind="count", per="request")
+@quantity(unit="tokens/request", kind="count", per="request", recorded_as="input_tokens")
 def input_length(records: Records) -> Floats:
     """input tokens of a request. Shape (requests,)."""
     return _known(records.input_tokens)
 
 
-@quantity(unit="tokens/request", kind="count", per="request")
+@quantity(unit="tokens/request", kind="count", per="request", recorded_as="output_tokens")
 def output_length(records: Records) -> Floats:
     """output tokens of a request, hidden reasoning included. Shape (requests,)."""
     return _known(records.output_tokens)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backends.base import Launch
-from sweep.config import Hardware
+from sweep.base.config import Hardware
 from sweep.inputs.shape import ModelShape
 from sweep.plan.plan import Deployment
 

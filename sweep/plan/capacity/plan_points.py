@@ -5,11 +5,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from sweep.config import Settings, cache_directory, next_time
+from sweep.base.config import Settings, cache_directory, next_time
+from sweep.base.wording import count, duration_text
 from sweep.plan.capacity.footprint import GIBIBYTE, planned_launch, sizes
 from sweep.plan.capacity.point import Demand, Lengths, lengths_of, measure
 from sweep.plan.plan import Deployment, Plan, Trial
-from sweep.wording import count, duration_text
 
 MOST_LOADS = 4  # loads of a warning
 LEAST_BATCHES = 2  # of a point, its replicates together

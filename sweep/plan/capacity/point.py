@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sweep.config import Hardware
+from sweep.base.config import Hardware
+from sweep.base.records import Request
+from sweep.base.wording import duration_text
 from sweep.plan.capacity.footprint import GIBIBYTE, RUNTIME, STEP_TOKENS, Sizes
 from sweep.plan.plan import Trial
-from sweep.records import Request
-from sweep.wording import duration_text
 
 CHARACTERS = 3.9  # of English text for a token of a vocabulary of 32,000
 SAMPLE = 200  # requests whose lengths are looked at

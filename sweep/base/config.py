@@ -1,0 +1,403 @@
+"""The schema of a configuration: the settings of a run, and objects built from `_target_` mappings.
+
+Everything a user typed is checked here, before anything starts. A mistake is a ConfigError: one line with the key, the
+value and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import math
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, time, timedelta
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from sweep.base.records import Timeouts
+
+Configured = TypeVar("Configured", bound=BaseModel)
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command goes on with
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
+_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
+ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
+MOST_ECHOED = 80  # characters of a value in a message
+MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
+LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
+UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys whose number may be larger
+PASSED_ON = dict[str, Any]  # the type of what an engine gets as it stands: its numbers may be bytes
+PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+NAMED_GROUPS = ("backend", "model", "workload", "load")  # of conf, each with a column of its own for the option's name
+POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # of conf: what a point of an experiment is made of
+RUN_GROUPS = ("hardware", "cluster", "tracking")  # of conf: the same for all points
+GROUPS = POINT_GROUPS + RUN_GROUPS
+
+
+class ConfigError(ValueError):
+    """Bad input, in one line that names the key, the value and what is allowed. Ends the command with status 2."""
+
+
+class Halted(Exception):
+    """The sweep cannot go on until somebody does what the message says; the same command goes on from here."""
+
+
+class DamagedFile(Exception):
+    """A file of a run that cannot be read, e.g. cut short. Names the file."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # which Ray pickles
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: cannot be read ({self.reason})"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type if it has none, as some of Ray's do."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shortened(value: object) -> str:
+    """A value for a message: one line of at most MOST_ECHOED characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= MOST_ECHOED else f"{text[: MOST_ECHOED - 3]}..."
+
+
+class Strict(BaseModel):
+    """A configuration object: unknown keys are refused, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Hardware(Strict):
+    """The hardware that a deployment is placed on, and its price per hour."""
+
+    name: str
+    platform: Literal["cpu", "cuda"]
+    accelerator: str | None = None  # Ray's accelerator type, e.g. "L4"; null: a CPU, or any GPU
+    matches: tuple[str, ...] = ()  # NVML's names of this GPU, for hardware=auto
+    price_per_hour: Price | None = None  # USD per accelerator (per machine on a CPU); null: no cost is reported
+    price_source: str | None = None
+    gpu_memory: PositiveFloat | None = None  # GiB of one accelerator, as NVML reports it
+    bandwidth: PositiveFloat | None = None  # GB/s of that memory
+    flops: dict[str, PositiveFloat] = {}  # TFLOP/s of dense matrix products of one accelerator, by number format
+    figures_source: str | None = None  # of memory, bandwidth and FLOP/s
+    cpus: PositiveInt | None = None  # of the machine that the price is for, as are the next
+    memory: PositiveFloat | None = None  # GiB
+
+    assumed: ClassVar[bool] = False  # picked by hardware=auto (FoundHardware)
+
+
+class FoundHardware(Hardware):
+    """The profile that hardware=auto picked: that of engines launched here, not of an endpoint somewhere else."""
+
+    assumed: ClassVar[bool] = True
+
+
+class SimulatedNodes(Strict):
+    """A cluster that is not there, for the question how long a plan would take on it."""
+
+    nodes: int = Field(gt=0, le=10_000)
+    gpus: int = Field(ge=0, le=10_000)  # of each node
+    accelerator: str | None = None  # None: what hardware asks for
+    cpus: PositiveInt = 64  # of each node
+    driver: str | None = None  # NVIDIA's on each node, e.g. "550"; None: new enough for everything
+    capability: str | None = None  # of its GPUs, e.g. "8.9"; None: likewise
+    seconds_per_trial: PositiveFloat | None = None  # assumed where earlier runs tell nothing; None: then it is unknown
+    seconds_per_launch: NonNegativeFloat = 60.0  # likewise
+
+
+class NodeType(Strict):
+    """A kind of node that an autoscaler can start."""
+
+    gpus: NonNegativeInt
+    cpus: PositiveInt
+    accelerator: str | None = None
+
+
+class Cluster(Strict):
+    """The place where deployments run: a Ray started in place, a Ray that is there, or this process."""
+
+    name: str
+    kind: Literal["local", "ray", "inline"]
+    address: str | None = None
+    labels: dict[str, str] = {}  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
+    node_types: tuple[NodeType, ...] | None = None  # that an autoscaler can start; None: as Ray's launcher's file says
+    wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
+    shared_machine: str | None = None  # a name, the same for sweeps and nodes that share a machine on purpose
+    simulate: SimulatedNodes | None = None  # with dry_run=true: a cluster for which to estimate the duration
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str | None) -> str | None:
+        """Refuse what Ray would try to reach for minutes."""
+        if address in (None, "auto"):
+            return address
+        match = ADDRESS.fullmatch(str(address))
+        if match is None or not 0 < int(match["port"]) < 1 << 16:
+            raise ValueError("allowed are HOST:PORT of a Ray head, and auto")
+        return address
+
+    @model_validator(mode="after")
+    def _address_has_effect(self) -> Self:
+        if self.address is not None and self.kind != "ray":
+            raise ValueError(f"address={self.address} has no effect with cluster={self.name}; allowed with cluster=ray")
+        return self
+
+
+class Tracking(Strict):
+    """The tracker of trials besides the files in `out`, if any."""
+
+    name: str
+    kind: Literal["none", "wandb"]
+    project: str = "sweep"
+    entity: str | None = None
+
+
+class Client(Strict):
+    """The measuring client."""
+
+    processes: PositiveInt | Literal["auto"] = "auto"
+    timeouts: Timeouts = Timeouts()
+
+
+class Quiet(Strict):
+    """The disturbance by others that a trial may have, and how long a node is waited for until it has less."""
+
+    foreign_cpu: float = Field(default=0.1, gt=0, le=1)  # of the engine's cores; others on its GPUs are never allowed
+    within: NonNegativeFloat = 600.0  # s
+
+
+class Durations(Strict):
+    """Durations of an experiment as it is written, s, for the estimate before any run of it."""
+
+    machine: str = Field(min_length=1)  # on which they were measured
+    set_up: NonNegativeFloat = 0.0  # of sweep itself
+    environments: NonNegativeFloat = 0.0  # of all engines
+    model: NonNegativeFloat = 0.0  # its weights fetched and converted
+    reference: NonNegativeFloat = 0.0  # the answers that engines are compared with
+    comparison: NonNegativeFloat = 0.0  # of one deployment's answers with them
+    launches: dict[str, NonNegativeFloat]  # of an engine, by the backend's name
+    trial: PositiveFloat  # the mean
+
+
+class Settings(Strict):
+    """Everything about a run that is not part of a point: none of it can change a trial's result, save where said."""
+
+    name: str = Field(pattern=r"^\w[\w .+-]*$")  # of the experiment; results go to results/<name>
+    out: str = Field(min_length=1)
+    hardware: Hardware
+    cluster: Cluster
+    tracking: Tracking
+    baseline: dict[str, Any] | None = None  # the point that others are compared with
+    replicates: int = Field(default=1, gt=0, le=10_000)
+    seed: NonNegativeInt = 0  # part of every trial's id, as it changes prompts and arrivals
+    dry_run: bool = False
+    details: bool = False
+    fresh: bool = False
+    relock: bool = False  # resolve the environments of all engines anew
+    retry: Literal["in_run", "next_run", "none"] = "in_run"  # where a failed trial has its next try
+    retry_failed: bool = False  # try again also what failed twice in the same words
+    patience: NonNegativeFloat = 1800.0  # s with a network, hub or disk that fails while a node is prepared
+    durations: dict[str, Durations] | None = None  # by the name of the hardware's profile
+    not_as_published: dict[str, tuple[str, ...]] = {}  # differences from the study on GPUs, with reasons: by backend
+    attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
+    stall_timeout: PositiveFloat = 600.0  # s without a token of any request, after which a trial is stopped as `hung`
+    trial_timeout: PositiveFloat | None = None  # s after which a trial is stopped; null: only `stall_timeout` does
+    deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
+    relaunch: Literal["auto", "once", "per_replicate"] = "auto"  # launches of a deployment: one, or one per replicate
+    max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
+    quiet: Quiet | None = None  # what others may do beside a trial; None: it is only measured
+    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
+    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
+    metrics: Literal["sweep", "vllm"] = "sweep"
+    report: bool = True  # write summary.csv, figures and report.html at the end; `sweep report` writes them later
+    agreement: bool = True  # compare each engine's greedy tokens with transformers', once for each deployment on a node
+    comparison_limit: PositiveFloat = 300.0  # s of either figure's comparison after which no further prompt is begun
+    gate: dict[Literal["quality", "agreement"], Annotated[float, Field(gt=0, le=1)]] | None = None  # least of each
+    cache_dir: str | None = None
+    telemetry_interval: PositiveFloat = 0.5  # s
+    client: Client = Client()
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _is_a_time(cls, deadline: Any) -> str | None:
+        if deadline is None:
+            return None
+        if isinstance(deadline, int):  # YAML's reading of 20:10 without quotes: 1210 minutes
+            raise ValueError('a time of day is to be quoted: "08:00"')
+        next_time(str(deadline), datetime.now())
+        return str(deadline)
+
+
+def next_time(text: str, now: datetime) -> datetime:
+    """The next "08:00" after `now`, or the instant of an ISO date and time; local. Raises ValueError for others."""
+    try:
+        if len(text) <= len("08:00:00"):
+            at = datetime.combine(now.date(), time.fromisoformat(text))
+            return at if at > now else at + timedelta(days=1)
+        return datetime.fromisoformat(text).astimezone().replace(tzinfo=None)
+    except ValueError:
+        raise ValueError("allowed are a time of day (08:00) and a date with a time (2026-11-22T08:00)") from None
+
+
+def cache_directory(setting: str | None) -> Path:
+    """Node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep."""
+    if setting:
+        return Path(setting).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
+
+
+def import_path() -> str:
+    """PYTHONPATH for a process that imports this code; an installed wheel's folders are on no path by themselves."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def content_hash(value: Any, length: int = 12) -> str:
+    """Hash of a JSON-able value that does not depend on the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping that has, or shall have, the last part of a dotted key.
+
+    Mappings on the way are copied into the settings, since others may share them.
+
+    Raises:
+        ConfigError: if a part of the key before the last is no mapping.
+    """
+    parents, mapping = key.split(".")[:-1], settings
+    for depth, name in enumerate(parents, start=1):
+        child = mapping.get(name)
+        if child is not None and not isinstance(child, Mapping):
+            raise ConfigError(f"{key}: {'.'.join(parents[:depth])} is a value and has no keys")
+        mapping[name] = dict(child or {})
+        mapping = mapping[name]
+    return mapping
+
+
+def locate(target: str, key: str) -> type[BaseModel]:
+    """The class that a `_target_` names. Raises ConfigError if there is no such module or class."""
+    module, _, name = target.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={target!r}: no such class ({error})") from None
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        raise ConfigError(f"{key}._target_={target!r}: not a configuration class")
+    return kind
+
+
+def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
+    """The object that the `_target_` mapping at `key` describes. Raises ConfigError if its class refuses a value."""
+    fields = dict(mapping)
+    target = fields.pop("_target_", None)
+    if not isinstance(target, str):
+        raise ConfigError(f"{key}._target_={target!r}: allowed is the dotted name of a class")
+    return validate(locate(target, key), fields, key)
+
+
+def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Configured:
+    """`kind(**fields)`. Raises ConfigError, naming the dotted key, its value and what is allowed."""
+    try:
+        built = kind.model_validate(dict(fields))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, kind, key)) from None
+    _refuse_odd_numbers(fields, built, key, LARGEST_NUMBER if key in ("", *GROUPS) else math.inf)
+    return built
+
+
+def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> None:
+    """Refuse as a number what pydantic takes for one: `true`, inf and nan; and numbers beyond any use."""
+    if isinstance(built, int | float) and not isinstance(built, bool):
+        if isinstance(typed, bool):
+            raise ConfigError(f"{key}={typed}: input should be a number")
+        if not math.isfinite(built):
+            raise ConfigError(f"{key}={typed}: input should be a finite number")
+        if abs(built) > largest and key.rpartition(".")[2] not in UNBOUNDED:
+            raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {largest:,}")
+    elif isinstance(typed, Mapping):
+        for part, value in typed.items():
+            if isinstance(built, BaseModel) and type(built).model_fields[part].annotation == PASSED_ON:
+                continue
+            inner = built.get(part) if isinstance(built, Mapping) else getattr(built, str(part), None)
+            _refuse_odd_numbers(value, inner, f"{key}.{part}".strip("."), largest)
+    elif isinstance(typed, list | tuple) and isinstance(built, list | tuple):
+        for value, inner in zip(typed, built, strict=False):
+            _refuse_odd_numbers(value, inner, key, largest)
+
+
+def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
+    # A key that does not exist explains why another one is missing.
+    first = min(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
+    where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
+    value = shortened(repr(first["input"]))
+    if first["type"] in UNKNOWN_KEY:
+        keys = _keys_at(kind, first["loc"][:-1])
+        name = where.rpartition(".")[2]
+        return f"{where}={value}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
+    if first["type"] == "missing":
+        return f"{where}: required, but not given"
+    # Of a key that takes one of several kinds there is an error for each.
+    siblings = [problem for problem in error.errors() if problem["loc"] and problem["loc"][:-1] == first["loc"][:-1]]
+    kinds = [problem["msg"] for problem in siblings if _PYDANTICS_OWN.search(str(problem["loc"][-1]))]
+    message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
+    if message.split()[0].istitle():  # not the name of a variable: HF_TOKEN
+        message = message[0].lower() + message[1:]
+    return f"{where}={value}: {message}"
+
+
+def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
+    """The keys of the model or dataclass that is found there; none where it is something else."""
+    for part in path:
+        kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
+        kind = next((part for part in typing.get_args(kind) if isinstance(part, type) and part is not type(None)), kind)
+    if not isinstance(kind, type):
+        return []
+    if issubclass(kind, BaseModel):
+        return list(kind.model_fields)
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
+    """The ConfigError for a value that is none of those allowed."""
+    return ConfigError(f"{key}={shortened(value)}: unknown; {did_you_mean(value, allowed)}")
+
+
+def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] = ()) -> str:
+    """The allowed names for an error message, after the one (also among `also`) nearest to a mistaken name."""
+    names = sorted(str(name) for name in allowed)
+    name = nearest(value, [*names, *also])
+    listed = ", ".join(names)
+    if len(listed) > MOST_ALLOWED:
+        listed = f"{listed[:MOST_ALLOWED].rpartition(', ')[0]}, ..."
+    return (f"did you mean {name}? " if name else "") + f"allowed: {listed}"
+
+
+def nearest(value: object, names: Iterable[str]) -> str | None:
+    """The name that a mistaken one was probably meant to be; None if none is near."""
+    return next(iter(difflib.get_close_matches(str(value), list(names), 1, cutoff=0.75)), None)

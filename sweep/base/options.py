@@ -1,0 +1,224 @@
+"""The options of the config groups, conf/<group>/<name>.yaml: ours and those in a user's own folders.
+
+Hydra composes every option, so a `defaults:` list works in each. Everyone may import this module: engines look up their
+environments, planning its points, and the command what `--help` lists.
+"""
+
+import copy
+import functools
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from sweep.base.config import CONF, ConfigError, one_of, shortened
+
+if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from omegaconf import DictConfig
+
+PRIMARY = "config"  # conf/config.yaml, which only the project itself has
+MOST_NODES = 100_000  # of a file, values and keys
+MOST_NESTED = 100  # brackets in a file of a user
+PROVIDER = "sweep"  # Hydra's word for the origin of a file
+
+Stamps = tuple[tuple[str, int, int], ...]  # files, with their times and sizes
+
+
+@dataclass(frozen=True)
+class ConfigPath:
+    """The folders that options are looked up in: the first that has an option counts."""
+
+    folders: tuple[Path, ...] = (CONF,)
+
+    @classmethod
+    def of_user(cls, user_folders: Sequence[str] = ()) -> "ConfigPath":
+        """The folders given, then ./conf, then the project's own.
+
+        A ./conf with a config.yaml is that of another program (or of this project) and is left out.
+
+        Raises:
+            ConfigError: for a given folder that does not exist, or that has a config.yaml.
+        """
+        if "" in user_folders:
+            raise ConfigError("--config-dir=: allowed is a folder like conf/")
+        folders = [Path(folder).expanduser().resolve() for folder in user_folders]
+        for folder in folders:
+            if not os.path.isdir(folder):  # False also for what cannot be a path: a name that is too long
+                raise ConfigError(f"--config-dir {shortened(folder)}: no such folder; allowed is one like conf/")
+            if (folder / f"{PRIMARY}.yaml").exists():
+                raise ConfigError(f"--config-dir {folder}: {PRIMARY}.yaml has no effect; put its keys in an experiment")
+            if not any(folder.glob("*/*.yaml")):
+                raise ConfigError(f"--config-dir {folder}: no option there; allowed is a folder with GROUP/NAME.yaml")
+        local = Path("conf").resolve()
+        if local.is_dir() and not (local / f"{PRIMARY}.yaml").exists():
+            folders.append(local)
+        return cls(tuple(dict.fromkeys([*folders, CONF])))
+
+    def choices(self, group: str) -> list[str]:
+        """The names of a group's options."""
+        return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
+
+    def origin(self, group: str, name: object) -> Path | None:
+        """The file of an option that is the user's; None for one of the project's."""
+        files = (folder / group / f"{name}.yaml" for folder in self.folders)
+        file = next((path for path in files if path.is_file()), None)
+        return None if file is None or file.is_relative_to(CONF) else file
+
+    def load(self, group: str, name: str) -> dict[str, Any]:
+        """One option, composed.
+
+        Raises:
+            ConfigError: if there is none of that name, or Hydra refuses it.
+        """
+        if name not in self.choices(group):
+            raise one_of(group, name, self.choices(group))
+        option = self.compose(None, [f"+{group}='{name}'"]).values[group]
+        assert isinstance(option, dict)
+        return {str(key): value for key, value in option.items()}
+
+    def compose(self, primary: str | None, overrides: Sequence[str]) -> "Composed":
+        """Compose a primary configuration and overrides of config groups with Hydra.
+
+        Raises:
+            ConfigError: with Hydra's complaint, in one line.
+        """
+        return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
+
+    def _stamps(self, overrides: Sequence[str]) -> Stamps:
+        """The stamps that change when a file does; those of experiments only where one is composed."""
+        files = [path for folder in self.folders for at in ("*.yaml", "*/*.yaml") for path in folder.glob(at)]
+        if not any(override.startswith("+experiment=") for override in overrides):
+            files = [path for path in files if path.parent.name != "experiment"]
+        files = [path for path in files if path.exists()]  # an editor's lock is a link to nothing
+        return tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in sorted(files))
+
+
+class Composed(NamedTuple):
+    """A composition by Hydra, as plain data in which nothing is interpolated."""
+
+    values: dict[str, Any]
+    choices: dict[str, Any]  # the option chosen of each group
+
+
+@functools.lru_cache(maxsize=256)
+def _composed(folders: tuple[Path, ...], stamps: Stamps, primary: str | None, overrides: tuple[str, ...]) -> Composed:
+    # Hydra is half of what `sweep --help` and `sweep status` would import.
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config, choices = _hydra_composition(folders, primary, list(overrides))
+        values = OmegaConf.to_container(config, resolve=False)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+        complaint = " ".join(str(error).partition("Config search path:")[0].split())
+        subject = overrides[0].lstrip("+").replace("'", "") if overrides else primary
+        raise ConfigError(f"{subject}: {complaint[:300]}") from None
+    assert isinstance(values, dict)
+    return Composed({str(key): value for key, value in values.items()}, choices)
+
+
+def _hydra_composition(
+    folders: tuple[Path, ...], primary: str | None, overrides: list[str]
+) -> tuple["DictConfig", dict[str, Any]]:
+    """Hydra's composition, and its choices, without Hydra's own settings: those are two thirds of the time."""
+    from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+    from hydra._internal.defaults_list import create_defaults_list
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    class Repository(CachingConfigRepository):  # type: ignore[misc]  # Hydra has no types
+        def __init__(self) -> None:  # without the copy of a repository that is made here anew
+            self.delegate = ConfigRepository(loader.get_search_path())
+            self.cache: dict[str, Any] = {}
+
+        def load_config(self, config_path: str) -> Any:
+            _refuse_endless_content(folders, config_path)
+            return super().load_config(config_path)
+
+    loader, parsed = _loader(folders), OverridesParser.create().parse_overrides(overrides)
+    repository = Repository()
+    defaults = create_defaults_list(repository, primary, parsed, prepend_hydra=False, skip_missing=False)
+    config = loader._compose_config_from_defaults_list(defaults.defaults, repository)
+    OmegaConf.set_struct(config, True)
+    loader._apply_overrides_to_config(defaults.config_overrides, config)
+    return config, dict(defaults.overrides.known_choices)
+
+
+def _refuse_endless_content(folders: Sequence[Path], option: str) -> None:
+    """Refuse a user's file that takes for ever.
+
+    Aliases may stand for more content than anybody writes, all of which Hydra would copy; and the time of reading
+    brackets within brackets grows with the square of their depth.
+    """
+    path = next((path for folder in folders if (path := folder / f"{option}.yaml").is_file()), None)
+    if path is None or path.is_relative_to(CONF):
+        return
+    text = path.read_text(errors="replace")
+    depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
+    if max(depths, default=0) > MOST_NESTED:
+        raise ConfigError(f"{option}.yaml: brackets within brackets more than {MOST_NESTED} deep")
+    if "&" in text and _expanded_size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
+        raise ConfigError(f"{option}.yaml: its aliases stand for more than {MOST_NODES:,} values")
+
+
+def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
+    """The nodes of a YAML document with a copy of what it stands for in the place of each alias."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST_NODES + 1  # of one that contains itself
+        parts = getattr(node, "value", ())
+        inner = [part for entry in parts for part in (entry if isinstance(entry, tuple) else (entry,))]
+        sizes[id(node)] = 1 + (0 if isinstance(parts, str) else sum(_expanded_size(part, sizes) for part in inner))
+    return sizes[id(node)]
+
+
+def _refuse_second_override(result: Any) -> None:
+    """Refuse a second override of a group in one defaults list: Hydra takes the first, and passes over the other."""
+    groups = Counter(entry.group for entry in result.defaults_list or () if entry.is_override())
+    if twice := [group for group, count in groups.items() if count > 1]:
+        raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} stands there twice; allowed is once")
+
+
+@functools.cache
+def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
+    """Hydra's loader of the files in these folders, which refuses settings of Hydra itself in them."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_repository import IConfigRepository
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra.core.default_element import ResultDefault
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult
+
+    class Loader(ConfigLoaderImpl):  # type: ignore[misc]  # Hydra has no types
+        def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+            result = super()._load_single_config(default, repo)
+            _refuse_second_override(result)
+            if result.provider == PROVIDER and "hydra" in result.config:
+                file = f"{default.config_path}.yaml"
+                raise ConfigError(f"hydra: unknown key in {file}; remove it: settings of Hydra have no effect here")
+            return result
+
+    # Hydra's public functions put the folder of the primary configuration before all others: the user's options could
+    # only add to ours.
+    Plugins.instance()
+    search = ConfigSearchPathImpl()
+    for folder in folders:
+        search.append(PROVIDER, f"file://{folder}")
+    search.append("schema", "structured://")
+    return Loader(search)
+
+
+def load_option(group: str, name: str) -> dict[str, Any]:
+    """One of the project's own options, composed.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    return ConfigPath().load(group, name)

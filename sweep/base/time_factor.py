@@ -1,0 +1,34 @@
+"""The one factor by which heartbeats, time-outs and back-offs between driver, nodes and stores are scaled.
+
+SWEEP_TIME_FACTOR=0.25 in the driver's environment makes them a quarter as long, on its nodes too: for tests that
+live through a night of faults in minutes. It scales nothing that belongs to a measurement, no setting of a command, and
+no time that work really takes, such as a connection or the end of an engine.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+
+from sweep.base.config import ConfigError
+
+FACTOR_VARIABLE = "SWEEP_TIME_FACTOR"
+
+
+def time_factor(environ: Mapping[str, str]) -> float:
+    """Return the factor of an environment, by default 1. Raises ConfigError for what is no factor."""
+    text = environ.get(FACTOR_VARIABLE, "1")
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
+        raise ConfigError(f"{FACTOR_VARIABLE}={text}: allowed is a number above 0")
+    return factor
+
+
+TIME_FACTOR = time_factor(os.environ)
+
+
+def scaled(seconds: float) -> float:
+    """Return the length of a heartbeat, a time-out or a back-off in this process, s."""
+    return seconds * TIME_FACTOR

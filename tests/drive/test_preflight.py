@@ -1,0 +1,128 @@
+"""What there is to run on, where it is a Ray cluster whose nodes may still be on their way."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from backends.base import Host
+from backends.simulated import Simulated
+from sweep.base.config import Cluster, ConfigError, Hardware, Settings, Tracking, build
+from sweep.base.options import load_option
+from sweep.drive import preflight
+from sweep.plan.packing import Node
+
+L4 = Node("n0", 4, 48, ("L4",), "n0")
+
+
+class Joining:
+    """A cluster whose node joins at the third look."""
+
+    def __init__(self, startable=()):
+        self.looks, self.startable = 0, list(startable)
+
+    def connect(self, cluster):
+        pass
+
+    def nodes(self, cluster):
+        self.looks += 1
+        return [L4] if self.looks >= 3 else []
+
+    def state_facts(self, nodes):
+        return nodes
+
+    def startable_nodes(self, cluster):
+        return self.startable
+
+
+def settings(**more):
+    return Settings(
+        name="test",
+        out="out",
+        hardware=Hardware(name="l4", platform="cuda", accelerator="L4"),
+        cluster=Cluster(name="ray", kind="ray"),
+        tracking=Tracking(name="none", kind="none"),
+        **more,
+    )
+
+
+@pytest.fixture
+def joining(monkeypatch):
+    cluster = Joining()
+    monkeypatch.setattr(preflight, "ray_schedule", lambda _: cluster)
+    monkeypatch.setattr(preflight, "NODE_POLL", 0.01)
+    return cluster
+
+
+def test_the_plan_waits_for_the_first_node(joining, capsys):
+    assert preflight.find_hardware(settings().cluster) == "l4", "not cpu, because there is no node"
+    assert "waiting for one, 15 min at most" in capsys.readouterr().err
+    joining.looks = 0
+    assert preflight.find_nodes(settings()) == [L4]
+
+
+def test_a_dry_run_and_a_cluster_that_can_grow_do_not_wait(joining):
+    assert preflight.find_nodes(settings(dry_run=True)) == []
+    joining.looks, joining.startable = 0, [L4._replace(node_id="")]
+    assert preflight.find_nodes(settings()) == joining.startable
+    assert joining.looks == 1
+
+
+@pytest.mark.parametrize("nodes", [[], [L4]])
+def test_a_node_that_is_not_there_now_is_the_drivers_to_wait_for(nodes):
+    """A node of eight GPUs may be rebooting. A dry run says that there is none."""
+    wide = SimpleNamespace(name="wide", gpu_count=8, gpu_keys=(), launches=False, unavailable=lambda host: None)
+    assert preflight.surroundings(settings(), nodes).unavailable(wide, "cuda") is None
+    assert preflight.surroundings(settings(dry_run=True), nodes).unavailable(wide, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("engine", "words", "remedy"),
+    [
+        ("vllm", {"flags": {"data_parallel_size": 2}}, "add one, or lower backend.flags.data-parallel-size"),
+        ("vllm", {"cuda_flags": {"pipeline-parallel-size": 2}}, "or lower backend.cuda_flags.pipeline-parallel-size"),
+        ("vllm", {"gpus": 2, "replicas": 2}, "add one, or lower backend.gpus or backend.replicas"),
+        ("sglang", {"gpus": 4, "flags": {"dp-size": 2, "enable-dp-attention": True}}, "add one, or lower backend.gpus"),
+    ],
+)
+def test_what_needs_too_many_gpus_is_told_the_keys_that_ask_for_them(engine, words, remedy):
+    backend = build({**load_option("backend", engine), **words}, "backend")
+    facts = Host(gpus=("L4",), driver="580", capability="8.9")
+    nodes = [L4._replace(gpus=1, facts=facts)]
+    said = preflight.surroundings(settings(dry_run=True), nodes).unavailable(backend, "cuda")
+    assert said is not None
+    assert said.endswith(remedy)
+
+
+def of_an_engine(kind, cache_dir, **env):
+    """Why a simulated engine cannot run on such a cluster."""
+    cluster = Cluster(name=kind, kind=kind, address="auto" if kind == "ray" else None)
+    asked = settings(cache_dir=str(cache_dir)).model_copy(
+        update={"cluster": cluster, "hardware": Hardware(name="cpu", platform="cpu")}
+    )
+    backend = Simulated(name="simulated", **({"env": env} if env else {}))
+    return preflight.surroundings(asked, [Node("n0", 0, 8, (), "n0")]).unavailable(backend, "cpu")
+
+
+@pytest.mark.parametrize("key", ["python", "binary"])
+def test_an_own_program_that_is_not_there_is_refused_where_it_would_run(tmp_path, key, monkeypatch):
+    monkeypatch.setattr(preflight, "ray_schedule", lambda _: SimpleNamespace(ask_nodes=lambda *arguments: {}))
+    for kind in ("inline", "local"):
+        with pytest.raises(ConfigError, match=f"^backend.env.{key}=/no/such: not an executable file; allowed"):
+            of_an_engine(kind, tmp_path, **{key: "/no/such"})
+    assert of_an_engine("ray", tmp_path, **{key: "/no/such"}) is None, "a node may have it"
+
+
+def test_a_cache_that_cannot_be_written_is_refused_and_none_is_made(tmp_path):
+    for kind in ("inline", "local"):
+        with pytest.raises(ConfigError, match=r"^cache_dir=/proc/none: cannot be written"):
+            of_an_engine(kind, "/proc/none")
+    assert of_an_engine("ray", "/proc/none") is None
+    assert of_an_engine("inline", tmp_path / "new" / "cache") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_endpoint_needs_no_program_and_no_cache_here(tmp_path):
+    attached = SimpleNamespace(name="there", gpus=1, launches=False, unavailable=lambda host: None)
+    inline = Cluster(name="inline", kind="inline")
+    asked = settings(cache_dir="/proc/none").model_copy(update={"cluster": inline})
+    assert preflight.surroundings(asked, [L4]).unavailable(attached, "cpu") is None
