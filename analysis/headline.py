@@ -1,7 +1,7 @@
 """The columns of a run's points: the headline figures, and those that say what was asked and what came of it."""
 
+from sweep.base.records import LOAD_COLUMNS
 from sweep.numbers.quantity import columns
-from sweep.records import LOAD_COLUMNS
 
 ASKED = ("model", "accelerator", "workload", "load", *LOAD_COLUMNS)
 """First parts of the columns that say what was asked, of what model on what GPU: equal for points to be compared."""

@@ -15,13 +15,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sweep.config import PERCENTILES, first_line
+from sweep.base.config import PERCENTILES, first_line
+from sweep.base.labels import dotted
 from sweep.disk import object_store, run_files
 from sweep.disk import row as trial_row
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.stored_run import LocalCopy
 from sweep.disk.tables import check_footer, read_table, warn_left_out
-from sweep.labels import dotted
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
 PARTS = ("backend", "model", "workload", "load")

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from sweep.config import PERCENTILES, ConfigError, did_you_mean
+from sweep.base.config import PERCENTILES, ConfigError, did_you_mean
+from sweep.base.wording import number
 from sweep.numbers.quantity import columns
-from sweep.wording import number
 
 _SCALES = {
     "bytes": ("GiB", 2.0**-30),

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
 from analysis.statistics.standings import Standing
-from sweep.config import PERCENTILES, ConfigError, one_of
+from sweep.base.config import PERCENTILES, ConfigError, one_of
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.compare.verdicts import PointComparison
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
 
 FORM = re.compile(r"\s*([\w.]+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
 

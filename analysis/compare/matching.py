@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.compare.sides import Side, TrialSettings
 from analysis.quantities import LabelledColumn
 from analysis.warnings import UNEQUAL, UNEQUAL_INPUTS
-from sweep.labels import labels
+from sweep.base.labels import labels
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
 QUESTION_PARTS = ("model", "workload", "load")  # what makes a question: their settings, and the files behind them

@@ -19,8 +19,8 @@ from analysis.compare.matching import configurations, machines
 from analysis.compare.ratio import Ratio, launch_of, logarithms
 from analysis.compare.sides import Side, side
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
-from sweep.config import ConfigError
-from sweep.wording import count
+from sweep.base.config import ConfigError
+from sweep.base.wording import count
 
 LONGEST_TURN = 2  # launches of one side in a row, where each replicate has both in random order
 FEWEST_COMPARISONS = 3  # of blocks: fewer would be an error that nobody knows

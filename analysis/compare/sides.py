@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.load import PARTS, Run, open_run
-from sweep.config import ConfigError, did_you_mean
+from sweep.base.config import ConfigError, did_you_mean
+from sweep.base.labels import dotted
 from sweep.disk.stored_run import run_place
-from sweep.labels import dotted
 
 SELECT = "@"  # between a run and the settings that select some of its points
 TrialSettings = dict[str, Any]  # dotted key -> value

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from analysis.exchange.tools import NAMED_PARTS, ImportedRow, rows_of
-from sweep.config import ConfigError, one_of
+from sweep.base.config import ConfigError, one_of
+from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.records import LOAD_COLUMNS
 
 OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
 

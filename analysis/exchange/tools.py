@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.config import ConfigError, first_line
+from sweep.base.config import ConfigError, first_line
 
 ImportedRow = dict[str, Any]
 CLOSED = "closed"

@@ -10,10 +10,10 @@ import pandas as pd
 
 from analysis.exchange.tools import EXPORTED, NAMED_PARTS
 from analysis.load import Run
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
 from analysis.vllm_figures import VLLMFigures
-from sweep import whole_file
-from sweep.records import LOAD_COLUMNS
+from sweep.base import whole_file
+from sweep.base.records import LOAD_COLUMNS
 
 SUMMARY = "summary.json"
 BURSTINESS = {"poisson": 1.0, "closed": 1.0, "batch": 1.0}  # as vLLM says it; it has no word for other arrivals

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.explain.decomposition import Change, Explanation, Part
-from sweep.wording import number
+from sweep.base.wording import number
 
 PART_HEADINGS = ("what", "set to", "gain", "95 % interval", "share", "95 % interval", "alone", "last")
 LADDER_HEADINGS = PART_HEADINGS[:1] + PART_HEADINGS[2:6]

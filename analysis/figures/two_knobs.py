@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from analysis.load import Run
 from analysis.plotting.figure_files import GRID, INK, PANEL, panels
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
 from analysis.summary import key_columns
-from sweep.wording import number
+from sweep.base.wording import number
 
 POSITION = 14
 MOST_MAPS = 8

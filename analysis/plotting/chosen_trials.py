@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.load import Run, trial_folder
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
+from sweep.base.records import Records
 from sweep.disk import run_files
 from sweep.disk.tables import read_if_whole
-from sweep.records import Records
 
 MOST_DRAWN_TRIALS = 48  # of which the requests are read
 MOST_REQUESTS = 50_000  # of one trial: a report is not to read gigabytes

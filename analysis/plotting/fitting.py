@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.load import Run
-from analysis.plotting.layout import SIZE, Layout
-from sweep.records import LOAD_COLUMNS
+from analysis.points import SIZE, Layout
+from sweep.base.records import LOAD_COLUMNS
 
 OOM_OUTCOMES = ("oom_load", "oom_run")
 NOT_TRIED = "censored"  # because a smaller batch ran out

@@ -22,9 +22,9 @@ from analysis.report.page_data import page_data
 from analysis.report.tables import answers_table, verdict_tables
 from analysis.report.trial_files import relative_path
 from analysis.results import RunResults
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
+from sweep.base.whole_file import write_whole
 from sweep.disk.run_files import RunPaths
-from sweep.whole_file import write_whole
 
 
 def write_several(runs: Sequence[RunResults], folder: Path) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 
 from analysis.plotting.chosen_trials import chosen_records
 from analysis.results import RunResults
+from sweep.base.records import UNKNOWN
 from sweep.numbers.chunks import as_floats
 from sweep.numbers.quantities.latency import e2el, ttft
 from sweep.numbers.selection import measured
-from sweep.records import UNKNOWN
 
 MOST_SLOW = 12  # requests that are shown
 MOST_SLOW_OF_A_TRIAL = 3

@@ -12,7 +12,7 @@ from analysis.quantities import setting
 from analysis.report.terminal import label
 from analysis.report.vllm_flavour import FIGURES
 from analysis.results import RunResults
-from sweep.wording import number
+from sweep.base.wording import number
 
 ENGINE_COLUMNS = (
     "acceptance_rate",

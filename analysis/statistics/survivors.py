@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.load import Run
+from sweep.base.wording import number
 from sweep.numbers.quantity import Statistic, columns
-from sweep.wording import number
 
 AT_LEAST_THE_WAIT = ("ttft", "e2el", "service_ttft", "service_e2el")
 """The series that are at least as long as a request waited that timed out without a token."""

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.studies.ruling import Ruling
 from analysis.studies.uncertain import Where, matching_points
-from sweep.config import Strict
+from sweep.base.config import Strict
 
 MOST_MISSING = 3  # of the missing choices
 

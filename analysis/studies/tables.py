@@ -21,7 +21,7 @@ from analysis.studies.checks import (
     SpreadCheck,
 )
 from analysis.studies.fitting import FitsCheck
-from sweep.config import Strict, validate
+from sweep.base.config import Strict, validate
 
 STUDY_FILES = Path(__file__).parent / "data"
 

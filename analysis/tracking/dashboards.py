@@ -17,8 +17,8 @@ from analysis.results import RunResults
 from analysis.tracking import process
 from analysis.tracking.sweep_run import SWEEP, best_lines
 from analysis.tracking.tracker import LONGEST_NAME
-from sweep.records import LOAD_COLUMNS
-from sweep.whole_file import write_whole
+from sweep.base.records import LOAD_COLUMNS
+from sweep.base.whole_file import write_whole
 
 WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # of a panel, in W&B's units; panels beside each other
 GROUPED_BY = ("backend", "model")  # what tells engines apart: runs of one value are one line, their mean

@@ -12,19 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-import pandas as pd
-
 from analysis.load import RunNotFound
 from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
 from analysis.tracking import process
 from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
-from sweep.config import ConfigError
+from sweep.base.config import ConfigError
+from sweep.base.records import UNMEASURED
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, run_folder
 from sweep.disk.tables import read_if_whole
-from sweep.records import UNMEASURED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,14 +125,9 @@ def _track_trials(settings: dict[str, Any], mode: str, results: RunResults) -> i
         present = {str(key): value for key, value in row.items() if not _is_missing(value)}
         trial = run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
         samples = read_if_whole(run_files.read_telemetry, trial.telemetry) or []  # some engines give none
-        process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=_warning_list)), samples)
+        process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=str)), samples)
     return len(ran)
 
 
-def _is_missing(cell: Any) -> bool:
-    return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
-
-
-def _warning_list(cell: Any) -> Any:
-    """Return an array of a list column (a trial's warnings) as the list that the tracker got during the run."""
-    return cell.tolist() if isinstance(cell, np.ndarray) else str(cell)
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or str(value) == "<NA>"

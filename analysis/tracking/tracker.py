@@ -20,9 +20,9 @@ from typing import Any
 
 from analysis.headline import HEADLINE
 from analysis.tracking import process
-from sweep.config import Tracking, import_path
+from sweep.base.config import Tracking, import_path
+from sweep.base.records import LOAD_COLUMNS, Sample
 from sweep.disk import row as trial_row
-from sweep.records import LOAD_COLUMNS, Sample
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from analysis.quantities import labelled_column
 from analysis.results import RunResults
 from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.variance import SPREAD_OF, Components
-from sweep.wording import count
+from sweep.base.wording import count
 
 RUN_FREEDOM = 4.0  # of the run's spread in that of one of its points
 NO_SPREAD = "one launch of each point does not show how much launches differ: measure with replicates=3 or more"
