@@ -5,7 +5,6 @@ import functools
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Any
 import psutil
 
 from backends.base import Host
-from backends.launch import gpus
+from backends.launch import gpus, task
 from backends.prepare.fit import oldest
 from backends.prepare.sources import cpu_features
 from sweep.base.config import ROOT
@@ -76,17 +75,6 @@ def gpu_names() -> tuple[str, ...]:
     return tuple(gpu.name for gpu in gpus.visible())
 
 
-@functools.cache
-def nvcc() -> str | None:
-    """The CUDA release of the compiler on PATH, e.g. "13.0"."""
-    try:
-        text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, timeout=30).stdout
-    except OSError:
-        return None
-    match = re.search(r"release (\d+\.\d+)", text)
-    return match[1] if match else None
-
-
 def hardware() -> dict[str, Any]:
     """This node: processor, cores, memory, GPUs, and how busy it was just now."""
     return {
@@ -118,7 +106,7 @@ def host() -> Host:
         executables=frozenset(name for name in EXECUTABLES if shutil.which(name)),
         driver=gpus.driver(),
         capability=oldest(gpu.capability for gpu in gpus.visible()),
-        nvcc=nvcc() if gpu_names() else None,
+        nvcc=task.cuda_release("nvcc") if gpu_names() else None,
         glibc=platform.libc_ver()[1] or None,
         python=".".join(platform.python_version_tuple()[:2]),
         machine=platform.machine(),
