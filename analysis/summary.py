@@ -49,6 +49,7 @@ SUMMARY_COLUMNS = {
     "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of an interval that holds for all that are compared"),
     "FIGURE_vs_…_all_low, FIGURE_vs_…_all_high": ("times", "ends of one that holds for all ratios of the run"),
     "FIGURE_standing": ("", "of a headline figure: best, not told apart from the best, or behind"),
+    "unpooled": ("", "the figures that are means over the trials, since the requests of one cannot be read"),
     "as_offered": ("", "whether its throughput is what an open loop asked for"),
     "steady_share": ("share", "of the trials with a result that have a steady-state window"),
     "lost_to_failures": ("", "the percentiles that fall on failed requests, with what is known of them in s"),
@@ -101,7 +102,8 @@ def summarise(run: Run) -> pd.DataFrame:
     answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
     launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
     where it is of requests, and `*_n` if some ok trials lack it; `as_offered`, whether its throughput is what an open
-    loop asked for, if there is one; `steady_share`, the share of ok trials with a steady-state window, if there is one;
+    loop asked for, if there is one; `unpooled`, the figures for which the requests could not be read; `steady_share`,
+    the share of ok trials with a steady-state window, if there is one;
     for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
     and `*_standing` among the points that were asked the same: best, not told apart from the best, or behind.
     """
@@ -122,10 +124,12 @@ def summarise(run: Run) -> pd.DataFrame:
     counts = measured.groupby(point).count()
     columns: dict[str, Any] = {}
     pooled = pooled_columns(run)
-    for name, figure in point_figures(run, measured, point).items():
+    figures_of_points, unpooled = point_figures(run, measured, point)
+    for name, figure in figures_of_points.items():
         columns |= _columns(name, figure, name in pooled)
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
+    columns["unpooled"] = unpooled
     if run.ok["below_saturation"].notna().any():
         as_offered = run.ok["below_saturation"].eq(True).fillna(False).reindex(trials.index, fill_value=False)
         columns["as_offered"] = as_offered.groupby(point).any()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sweep.__main__ import main as sweep
-from tests.corruptions import CORRUPTIONS, FILES, OTHERS, READERS, Finding, check
+from tests.support.corruptions import CORRUPTIONS, FILES, OTHERS, READERS, Finding, check
 
 COMMAND = [
     *("backend=simulated", "model=tiny-llama", "workload=synthetic", "workload.input_tokens=16"),

@@ -4,7 +4,7 @@
     python -m benchmarks.fuzz --write docs/measurements/fuzz.md --results FILE...
 
 A slice appends a line for each case to its results; `--write` makes the table of them. The cases and the verdicts of
-the documentation on them are in tests/fuzz.py. No case may use more than 6 GiB.
+the documentation on them are in tests/support/fuzz.py. No case may use more than 6 GiB.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from typing import Any
 import analysis
 from sweep.__main__ import main as sweep
 from sweep.base.config import ROOT
-from tests.fuzz import HANG, Case, Finding, cases, check, command_line, complete, experiment, judge
+from tests.support.fuzz import HANG, Case, Finding, cases, check, command_line, complete, experiment, judge
 
 MEMORY = 6 << 30  # bytes
 HEADER = """# Random input
 
 Made by `python -m benchmarks.fuzz` (seed {seed}): random command lines and experiment files through the command's entry
-function in one process, with `dry_run=true`, and some of both as processes of their own. The verdict on each is that of
-tests/fuzz.py, which is written from the documentation, not from the code that checks. *Nonsense* was accepted although
+function in one process, with `dry_run=true`, and some of both as processes of their own. tests/support/fuzz.py judges
+each; it is written from the documentation, not from the code that checks. *Nonsense* was accepted although
 the documentation refuses it; *refused wrongly* is the reverse; *untidy* is an error that is not one line which names
 the key, or echoes more than 80 characters of a value.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sweep.base.config import ROOT
-from tests.browser import Browser, missing, opened_browser
+from tests.support.browser import Browser, missing, opened_browser
 
 IMAGES = ROOT / "docs" / "images"
 

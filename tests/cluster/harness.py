@@ -26,7 +26,7 @@ from backends.launch import supervisor
 from sweep.base.config import ROOT
 from sweep.disk.ledger import ledger_entries
 from sweep.disk.run_files import read_trials
-from tests.results import committed_rows
+from tests.support.results import committed_rows
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=100000000"]
 ENVIRONMENT = {

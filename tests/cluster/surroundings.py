@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sweep.base import time_factor
 from tests.cluster.harness import Network, RayCluster, Sweep, netns, network_obstacle, pids_of, write_engine
-from tests.hub_stub import Hub
+from tests.support.hub_stub import Hub
 
 FREEZE, THAW = 0xC0045877, 0xC0045878  # ioctls of a file system: its writes wait from now on, and go on
 NODE_DISK = 96  # MiB, for a node's caches and outbox

@@ -12,8 +12,8 @@ import yaml
 from sweep.base.config import ROOT, cache_directory
 from sweep.cluster import preemption
 from tests.cluster.harness import ENVIRONMENT, Node, RayCluster, Sweep, free_port, wait_until
-from tests.metadata_stub import metadata_server
-from tests.results import committed_rows
+from tests.support.metadata_stub import metadata_server
+from tests.support.results import committed_rows
 
 FILES = ROOT / "scripts" / "cluster"
 

@@ -23,7 +23,7 @@ from backends.launch import server
 from backends.prepare import images
 from backends.tgi import TGI
 from sweep.inputs.load import Batch
-from tests.test_tgi import STAND_IN, asked, executable, measure
+from tests.backends.test_tgi import STAND_IN, asked, executable, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 MOUNTED = ("/usr", "/bin", "/lib", "/lib64")

@@ -19,7 +19,7 @@ from sweep.node import answers
 from sweep.node.deployment import _reset_caches
 from sweep.node.telemetry import EngineMetrics
 from tests.engines.conftest import CONTEXT, DTYPE, left_behind, stream
-from tests.gateway_stand import bodies, gateway, tee
+from tests.support.gateway_stand import bodies, gateway, tee
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

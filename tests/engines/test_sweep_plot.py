@@ -7,7 +7,7 @@ from uv import find_uv_bin
 
 from backends.installed import configured
 from sweep.__main__ import main
-from tests.synthetic_run import make_run
+from tests.support.synthetic_run import make_run
 
 pytestmark = pytest.mark.engine
 

@@ -1,0 +1,26 @@
+"""docs/library.md: each of its samples runs, one after the other, on runs of the names it uses."""
+
+import re
+from pathlib import Path
+
+from analysis.statistics.intervals import Estimate
+from sweep.base.config import ROOT
+from tests.explain.test_explain import ladder
+from tests.support.synthetic_run import make_run
+
+SAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
+
+
+def test_every_sample_of_the_document_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    make_run(tmp_path / "results" / "night", batches=(1, 4), workloads=("qa",))
+    ladder(tmp_path / "results" / "ladder")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for sample in SAMPLES:
+        exec(sample, names)
+    assert len(names["trials"])
+    assert len(names["requests"])
+    assert len(names["telemetry"])
+    assert isinstance(names["best"].figure, Estimate)  # type: ignore[attr-defined]
+    printed = capsys.readouterr().out
+    assert "ladder" in printed, "the last sample explains one"

@@ -1,0 +1,377 @@
+"""The answer to what a run was made for: who is best within the SLO, how sure, and what would decide a tie."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from analysis.answers.deciding import Spread, answers, remedy
+from analysis.answers.question import Candidate, bounds
+from analysis.figures.pareto import on_front
+from analysis.load import open_run
+from analysis.report.html import html
+from analysis.report.page_data import page_data
+from analysis.report.terminal import Summary
+from analysis.results import RunResults
+from analysis.statistics.comparison import Trials, fit, indistinguishable
+from analysis.statistics.intervals import Estimate
+from sweep.__main__ import main
+from tests.support.results import printed, report_of, rows_of, run_of, trial
+
+CONFIG = {"model": {"name": "m"}, "workload": {"name": "qa"}, "load": {"name": "batch"}}
+LATENCIES = ("ttft_p50", "ttft_p90", "ttft_p95", "ttft_p99")
+
+
+def engines(folder: Path, speeds: dict[str, float], launched: int = 4, spread: float = 0.01, **other: Any) -> str:
+    """A run of engines at two batch sizes, a launch for each replicate; what a launch adds is known."""
+    factors = np.exp(spread * np.array([1, -1, 1, -1, 1, -1]))
+    rows = [
+        trial(
+            backend,
+            batch,
+            replicate,
+            speed * batch * float(factors[replicate] if index % 2 else factors[(replicate * 3 + 1) // 2 % 6]),
+            launch=f"{backend}-{replicate}",
+            **{
+                "config": json.dumps(CONFIG),
+                "startup_seconds": 60.0,
+                "wall_seconds": 60.0,
+                **dict.fromkeys(LATENCIES, 0.05 * batch * 100 / speed),
+                **other,
+            },
+        )
+        for index, (backend, speed) in enumerate(speeds.items())
+        for batch in (1, 8)
+        for replicate in range(launched)
+    ]
+    run_of(folder, rows)
+    return str(folder)
+
+
+def summary(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["summary", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, spread=0.05)
+    first, *rest = summary(capsys, run).splitlines()
+    assert first == "tgi and vllm differ at none of 2 points in throughput"
+    assert all("is not told apart from vllm" in line for line in rest)
+    assert all("more launches of each would tell a difference of 3.0%, about" in line for line in rest)
+    answers = json.loads(summary(capsys, run, "--format", "json"))["answers"]
+    best = answers[0]["candidates"][0]
+    assert best["more_minutes"] == best["more_launches"] * 4  # 60 s to start and 60 s to run, of each of the two
+
+
+def test_of_three_two_that_are_alike_do_not_make_all_alike(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 100, "tgi": 100.2, "transformers": 20}, spread=0.05)
+    first = summary(capsys, run).splitlines()[0]
+    assert (
+        first == "None of 3 configurations is told apart from all others as the best at any of 2 points in throughput"
+    )
+
+
+def test_a_faster_engine_is_named_with_its_lead(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
+    first, *rest = summary(capsys, run).splitlines()
+    assert first == "vllm is the fastest at 2 of 2 points"
+    assert rest[0].startswith("qa, batch size 1: vllm (110 tokens/s")
+    assert "is the fastest; 1.10×" in rest[0]
+    assert "ahead of tgi (100 tokens/s" in rest[0]
+
+
+def test_with_a_price_the_cheapest_is_named(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 110}, cost_per_million_tokens=2.0)
+    other = engines(tmp_path / "b", {"tgi": 120}, cost_per_million_tokens=3.0)
+    first, *rest = summary(capsys, run, other).splitlines()
+    assert first == "vllm is the cheapest at 2 of 2 points"
+    assert all("is the cheapest; 1.50×" in line for line in rest)
+
+
+def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
+    """At batch 8 both are at their fastest; the latencies are 364 and 400 ms there, and 45 and 50 ms at batch 1."""
+    run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
+    only = summary(capsys, run, "--slo", "ttft=0.38")
+    assert "vllm is the fastest at 1 of 1 task" not in only
+    assert only.startswith("qa: vllm at batch size 8 (880 tokens/s")
+    assert "headroom 4%: TTFT p95 364 ms" in only
+    assert "ahead of tgi at batch size 1 (100 tokens/s" in only
+    alone = summary(capsys, run, "--slo", "ttft=0.048")
+    assert "alone meets TTFT p95 ≤ 48.0 ms of 2" in alone
+    none = summary(capsys, run, "--slo", "ttft=0.03")
+    assert "none of 2 configurations meets TTFT p95 ≤ 30.0 ms; the closest is vllm at batch size 1" in none
+    assert "52% over" in none
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [1, 2])
+def test_requests_that_are_counted_by_the_batch_make_no_task_of_their_own(tmp_path, capsys, runs):
+    """As in the main job without a GPU: 4 requests one by one, 8 in a batch of 8."""
+    settings = {count: {**CONFIG, "workload": {"name": "qa", "num_requests": count}} for count in (4, 8)}
+    for name in "ab"[:runs]:
+        rows = [
+            trial(
+                *(backend, batch, replicate, speed * batch * (1 + 0.01 * replicate)),
+                **{"workload.num_requests": count, "num_requests": count, "launch": f"{backend}-{replicate}"},
+                **{"config": json.dumps(settings[count]), **dict.fromkeys(LATENCIES, 0.05 * batch * 100 / speed)},
+            )
+            for backend, speed in (("vllm", 110), ("tgi", 100))
+            for batch, count in ((1, 4), (8, 8))
+            for replicate in range(3)
+        ]
+        run_of(tmp_path / name, rows)
+    answer = summary(capsys, *(str(tmp_path / name) for name in "ab"[:runs]), "--slo", "ttft=0.38")
+    first = "vllm" if runs == 1 else "vllm (a)"
+    assert answer.startswith(f"qa: {first} at batch size 8"), answer
+
+
+@pytest.mark.parametrize(("others", "named"), [(0.5, True), (1.0, False)])
+def test_the_best_of_several_equal_loads_must_lead_by_more(tmp_path, capsys, others, named):
+    """A lead of 3.3 standard errors is enough for one load (t of 4 degrees of freedom: 2.8), not for five."""
+    deviations = 0.01 * np.array([-2, -1, 0, 1, 2]) / np.sqrt(2.5)
+    lead = 3.3 * 0.01 / np.sqrt(5)
+    common = {"config": json.dumps(CONFIG), **dict.fromkeys(LATENCIES, 0.05)}
+    rows = [
+        trial("vllm", batch, index, speed * float(np.exp(lead + each)), launch=f"vllm-{index}", **common)
+        for batch, speed in ((1, 100), *((batch, 100 * others) for batch in (2, 4, 8, 16)))
+        for index, each in enumerate(deviations)
+    ]
+    rows += [trial("tgi", 1, index, 100, launch=f"tgi-{index}", **common) for index in range(5)]
+    run_of(tmp_path / "a", rows)
+    answer = summary(capsys, str(tmp_path / "a"), "--slo", "ttft=0.2")
+    assert ("not told apart" in answer) is not named, answer
+
+
+@pytest.mark.slow
+def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_screen(tmp_path):
+    engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, slo=json.dumps({"ttft": 0.38}))
+    run = open_run(tmp_path / "a")
+    text = " ".join(printed(run, 120).split())
+    assert text.startswith("qa: vllm at batch size 8 (880 tokens/s")
+    document = report_of(run)
+    assert document.index('id="answer"') < document.index('class="cards"')
+    (row,) = [cells for cells in rows_of(document) if cells[:2] == ["qa", "vllm at batch size 8"]]
+    assert row[3].startswith("4%")
+    assert row[4].startswith("tgi at batch size 1")
+    assert row[6] == "told apart from all others"
+
+
+def test_a_report_computes_its_answers_once(tmp_path, monkeypatch):
+    engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
+    calls = []
+    monkeypatch.setattr("analysis.results.answers", lambda runs: calls.append(runs) or answers(runs))
+    results = RunResults(open_run(tmp_path / "a"))
+    Console(width=120, file=io.StringIO()).print(Summary(results))
+    html(results, [])
+    assert len(calls) == 1
+
+
+def test_the_front_has_what_no_other_point_dominates():
+    x, y = np.array([1.0, 2.0, 3.0, 2.0, 3.0]), np.array([9.0, 8.0, 5.0, 7.0, 5.0])
+    assert list(on_front(x, y)) == [True, True, True, False, True]
+
+
+def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
+    out = summary(capsys, engines(tmp_path / "a", {"vllm": 200, "tgi": 100}, launched=1))
+    assert out.startswith("vllm and tgi were launched too seldom to tell who leads at any of 2 points")
+    assert "does not show how much launches differ; replicates=3 would, with relaunch=per_replicate" in out
+
+
+def test_runs_without_a_result_have_no_answer(tmp_path, capsys):
+    for name in "ab":
+        run_of(tmp_path / name, [trial("vllm", 1, 0, None)])
+    assert summary(capsys, str(tmp_path / "a"), str(tmp_path / "b")) == "no configuration has a result\n"
+
+
+def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 110})
+    longer = {**CONFIG, "workload": {"name": "qa", "output_tokens": 512}}
+    other = engines(tmp_path / "b", {"tgi": 50}, config=json.dumps(longer))
+    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["model", "workload", "load"])
+def test_a_run_of_other_files_is_no_rival_and_one_of_unknown_files_is(tmp_path, capsys, part):
+    """An endpoint's model and a row from before digests have none; with two files to choose from it is of neither."""
+    known = engines(tmp_path / "a", {"vllm": 110}, digests=json.dumps({part: "e", "lock": "1"}))
+    changed = engines(tmp_path / "b", {"tgi": 100}, digests=json.dumps({part: "f"}))
+    equal = engines(tmp_path / "c", {"tgi": 100}, digests=json.dumps({part: "e", "lock": "2"}))
+    unknown = engines(tmp_path / "d", {"llamacpp": 90})
+    assert summary(capsys, known, changed).startswith("At each of 4 points a single configuration has a result")
+    assert summary(capsys, known, equal).startswith("vllm is the fastest at 2 of 2 points")
+    assert summary(capsys, known, unknown).startswith("vllm is the fastest at 2 of 2 points")
+    assert summary(capsys, known, unknown, changed).startswith("At each of 6 points a single configuration")
+
+
+def test_engines_on_other_numbers_of_gpus_in_another_run_are_no_rivals(tmp_path, capsys):
+    texts = [json.dumps({**CONFIG, "backend": {"gpus": gpus}}) for gpus in (1, 8)]
+    run = engines(tmp_path / "a", {"vllm": 110}, config=texts[0])
+    other, equal = (
+        engines(tmp_path / name, {"tgi": 500}, config=text) for name, text in zip("bc", texts[::-1], strict=True)
+    )
+    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
+    assert summary(capsys, run, equal).startswith("tgi is the fastest at 2 of 2 points")
+
+
+def test_a_bound_is_on_a_percentile_that_the_run_has(tmp_path, capsys):
+    """600 requests would tell p99, which was not asked for: it is not taken for one that fell on failures."""
+    missing = {"ttft_p95": None, "ttft_p99": None, "ttft_mean": 0.3, "num_requests": 600}
+    run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, percentiles="50, 90", **missing)
+    assert "headroom 4%: TTFT p90 364 ms" in summary(capsys, run, "--slo", "ttft=0.38")
+
+
+@pytest.mark.parametrize(
+    ("percentiles", "requests", "judged"), [("50, 75, 98", 20, "p75"), ("50, 99.9", 2000, "p99_9"), (None, 20, "p90")]
+)
+def test_the_summary_and_the_page_judge_an_slo_by_the_same_percentile(tmp_path, percentiles, requests, judged):
+    """The highest that all trials have and 4 launches of so many requests can tell, whatever the default ones are."""
+    latencies = {f"ttft_{name}": 0.1 for name in ("p50", "p75", "p90", "p95", "p98", "p99", "p99_9")}
+    stated = {"percentiles": percentiles} if percentiles else {}
+    engines(tmp_path / "a", {"vllm": 110}, slo=json.dumps({"ttft": 0.2}), num_requests=requests, **stated, **latencies)
+    results = RunResults(open_run(tmp_path / "a"))
+    assert {answer.best.tightest.quantity.column for answer in results.answers} == {f"ttft_{judged}"}
+    page = page_data([results])
+    assert page["percentiles"]["usual"] == judged
+    names = (percentiles or "50, 90, 95, 99").replace(".", "_").split(", ")
+    assert page["percentiles"]["names"] == [f"p{name}" for name in names]
+
+
+def test_runs_of_other_percentiles_are_judged_by_one_that_all_have(tmp_path, capsys):
+    runs = [
+        engines(tmp_path / name, {"vllm": 110}, percentiles=percentiles, ttft_p75=0.1, ttft_p80=0.1, num_requests=600)
+        for name, percentiles in (("a", "50, 75"), ("b", "50, 80"))
+    ]
+    assert "TTFT p50" in summary(capsys, *runs, "--slo", "ttft=9")
+
+
+def test_however_many_launches_are_needed_are_stated():
+    model = fit(
+        np.exp([0.0, 2.0, -2.0, 0.0]), Trials(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.full(4, None)), 2
+    )
+    advised = remedy(model._replace(effects=np.zeros(2), variance=16.0), 1, Spread(0.0, 0), minutes=1.0)
+    exact = 2 * 16 * (1.96 + 1.28) ** 2 / np.log1p(0.03) ** 2
+    assert exact <= advised.replicates <= 1.03 * exact
+
+
+def test_engines_whose_whole_interval_is_within_the_margin_are_equal(tmp_path, capsys):
+    _, *rest = summary(capsys, engines(tmp_path / "a", {"vllm": 100, "tgi": 100.1}, spread=0.002)).splitlines()
+    assert all("is equal within 3% to" in line and "would" not in line for line in rest)
+
+
+def test_below_saturation_the_latency_decides(tmp_path, capsys):
+    run = engines(tmp_path / "a", {"vllm": 110}, below_saturation=True, e2el_p50=0.9)
+    other = engines(tmp_path / "b", {"tgi": 100}, below_saturation=True, e2el_p50=0.6)
+    assert "tgi (600 ms" in summary(capsys, run, other).splitlines()[1]
+
+
+def test_below_saturation_shorter_answers_win_nothing(tmp_path, capsys):
+    """Half as many tokens take half the time: a comparison of the two refuses them, and so does the answer."""
+    answered = {"below_saturation": True, "num_requests": 10, "num_failed": 0}
+    run = engines(tmp_path / "a", {"vllm": 110, "llamacpp": 100}, e2el_p50=0.9, output_tokens=1280, **answered)
+    other = engines(tmp_path / "b", {"tgi": 100}, e2el_p50=0.5, output_tokens=640, **answered)
+    lead, *rest = summary(capsys, run, other).splitlines()
+    assert "tgi is the fastest" not in lead
+    assert all(line.endswith("; not compared, since answers were shorter: tgi") for line in rest)
+    equal = engines(tmp_path / "c", {"tgi": 100}, e2el_p50=0.5, output_tokens=1240, **answered)
+    assert "tgi (500 ms" in summary(capsys, run, equal).splitlines()[1]
+
+
+def test_the_lead_says_where_one_alone_meets_the_slo(tmp_path, capsys):
+    """At one of three tasks both meet it, at one vLLM alone, and at one it was measured alone."""
+    runs = [
+        engines(
+            tmp_path / name,
+            {"vllm": 110} if name == "c" else {"vllm": 110, "tgi": 100},
+            config=json.dumps({**CONFIG, "workload": {"name": name}}),
+            slo=json.dumps({"ttft": limit}),
+        )
+        for name, limit in (("a", 0.38), ("b", 0.38), ("c", 0.38))
+    ]
+    rows = pq.read_table(tmp_path / "b" / "trials.parquet").to_pylist()
+    slow = dict.fromkeys(LATENCIES, 0.5)
+    run_of(tmp_path / "b", [{**row, **(slow if row["backend"] == "tgi" else {})} for row in rows])
+    lead = summary(capsys, *runs).splitlines()[0]
+    assert lead == (
+        "vllm (a) is the fastest at 1 of 1 task (at 1 more there is nothing to compare);"
+        " vllm (b) alone meets the SLO at 1 of 3 tasks"
+    )
+
+
+def test_a_configuration_of_several_runs_is_named_with_its_run_and_their_slos_must_agree(tmp_path, capsys):
+    runs = [
+        engines(tmp_path / name, {"vllm": speed}, slo=json.dumps({"ttft": limit}))
+        for name, speed, limit in (("a", 110, 0.38), ("b", 100, 0.5))
+    ]
+    out = summary(capsys, *runs)
+    assert out.startswith("vllm (a) is the fastest at 2 of 2 points")
+    assert "headroom" not in out
+
+
+def test_a_bound_is_met_surely_with_the_whole_interval_and_never_by_failed_requests():
+    (bound,) = bounds({"ttft": 0.2}, 1000)
+    assert bound.text == "TTFT p99 ≤ 200 ms"
+    assert bound.headroom(math.nan) == -math.inf
+    latencies = [Estimate(0.18, low, high, 3, math.nan, math.nan) for low, high in ((0.17, 0.19), (0.15, 0.21))]
+    sure, unsure = (Candidate("vllm", "", "a", latency, 0.1, bound, latency) for latency in latencies)
+    assert [sure.meets, sure.surely_meets] == [True, True]
+    assert [unsure.meets, unsure.surely_meets] == [True, False]
+
+
+def test_a_question_of_one_launch_borrows_the_spread_of_the_others():
+    model = fit(np.array([1.1, 1.0]), Trials(np.array([0, 1]), np.zeros(2, np.int64), np.full(2, None)), 2)
+    assert remedy(model, 1, Spread(0.0, 0), 1.0).launches == 0
+    assert remedy(model, 1, Spread(0.05**2 * 30, 30), 1.0).launches > 1
+
+
+def test_every_format_has_every_candidate(tmp_path, capsys):
+    run, file = engines(tmp_path / "a", {"vllm": 110, "tgi": 100}), tmp_path / "answer"
+    for name in ("csv", "parquet"):
+        assert summary(capsys, run, "--format", name, "--output", str(file)) == ""
+        frame = pd.read_csv(file) if name == "csv" else pd.read_parquet(file)
+        assert list(frame["configuration"]) == ["vllm", "tgi"] * 2
+        assert list(frame["verdict"]) == ["best", "behind"] * 2
+        assert list(frame["best_over_it"]) == pytest.approx([1, 1.1] * 2, rel=0.02)
+    assert "| qa, batch size 1 | tgi | — | 100 tokens/s" in summary(capsys, run, "--format", "markdown")
+    assert r"qa, batch size 8 & tgi & --- & 800 tokens/s" in summary(capsys, run, "--format", "latex")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--slo", "ttft"], "allowed is NAME=SECONDS"),
+        (["--slo", "itl=1"], "slo=itl"),
+        (["--slo", "ttft=-1"], "ttft must be a number of seconds above 0"),
+        (["--output", "/proc/none/answer"], "--output /proc/none/answer"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
+    assert main(["summary", engines(tmp_path / "a", {"vllm": 110}), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_launches_asked_for_do_tell_nine_times_in_ten():
+    """A difference of 5 % between two engines whose launches differ by 4 %."""
+    draws, difference, deviation = np.random.default_rng(3), np.log(1.05), 0.04
+
+    def model_of(launched: int):
+        point, replicate = np.repeat([0, 1], launched), np.tile(np.arange(launched), 2)
+        trials = Trials(point, replicate, np.array([f"{i}" for i in range(2 * launched)], object))
+        return fit(np.exp(draws.normal(0, deviation, 2 * launched) + difference * (point == 0)), trials, 2)
+
+    first = model_of(4)._replace(effects=np.array([difference, 0.0]), variance=deviation**2)
+    advised = remedy(first, 1, Spread(deviation**2 * 100, 100), minutes=2.0)
+    assert advised.difference == pytest.approx(0.05)
+    assert advised.minutes == 2 * advised.launches
+    decided = sum(not indistinguishable(model_of(advised.replicates), 0, "higher").any() for _ in range(400))
+    assert 0.85 < decided / 400 < 0.96

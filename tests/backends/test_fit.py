@@ -1,0 +1,185 @@
+"""What would be installed on nodes of every driver and GPU, through the commands: the fitting build, or why not."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from backends.base import EnvironmentSpec, Host
+from backends.launch.this_host import EXECUTABLES
+from backends.prepare import fit
+from scripts import hosts_table
+from sweep.__main__ import main
+from sweep.base.config import ROOT
+
+DRIVERS, CAPABILITIES = ("550.54.15", "570", "580.65"), ("7.5", "8.0", "8.9", "9.0")
+# Environment by backend with a driver before 580, and from then on; None: refused.
+ENVIRONMENTS = {
+    "ctranslate2": ("ctranslate2", "ctranslate2"),
+    "exllama": ("exllamav3_cuda12", "exllamav3"),
+    "llamacpp": ("llamacpp_cuda12", "llamacpp_cuda"),
+    "lmdeploy": ("lmdeploy_cuda12", "lmdeploy"),
+    "sglang": (None, "sglang"),
+    "tensorrt_llm": (None, "tensorrt_llm"),
+    "transformers": ("transformers_cuda12", "transformers"),
+    "transformers_4bit": ("transformers_cuda12", "transformers"),
+    "transformers_8bit": ("transformers_cuda12", "transformers"),
+    "transformers_cb": ("transformers_cuda12", "transformers"),
+    "vllm": (None, "vllm"),
+    "vllm_gptq": (None, "vllm"),
+    "vllm_offline": (None, "vllm"),
+}
+
+
+def planned(capsys, facts: str) -> dict[str, str]:
+    """The lines of `sweep backends --on`, by backend."""
+    assert main(["backends", "--on", facts]) == 0
+    return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.slow
+def test_python_m_backends_is_the_same_command(capsys, monkeypatch, tmp_path):
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "backends", "--on", "driver=550,capability=8.9"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ, check=True)
+    assert main(["backends", "--on", "driver=550,capability=8.9"]) == 0
+    assert answer.stdout == capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the document is for Python 3.11")
+def test_the_document_of_hosts_is_as_the_code_is():
+    assert hosts_table.DOCUMENT.read_text() == hosts_table.document(), "run: PYTHONPATH=. python scripts/hosts_table.py"
+
+
+def test_the_nodes_python_decides_the_lock(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "Python 3.10, CUDA 13 (not locked yet)" in planned(capsys, "driver=580,python=3.10")["vllm"]
+    assert "not locked yet" not in planned(capsys, "driver=580,python=3.12")["vllm"]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    old = not driver.startswith("580")
+    lines = planned(capsys, f"driver={driver},capability={capability},nvcc={12.4 if old else 13.0}")
+    for name, environments in ENVIRONMENTS.items():
+        expected = environments[0 if old else 1]
+        if name == "tensorrt_llm" and capability == "7.5" and not old:
+            assert lines[name].startswith("no: environment tensorrt_llm: its kernels need GPUs of compute")
+        elif expected is None:
+            assert "which needs NVIDIA driver 580 or newer, the node has" in lines[name]
+            assert "update the driver" in lines[name]
+        else:
+            assert lines[name].startswith(f"environment {expected}: ")
+            assert ("CUDA 12" if old or name == "ctranslate2" else "CUDA 13") in lines[name]
+    assert ("backend.env.cuda=vllm_cuda12" in lines["vllm"]) == old
+    assert ("backend.env.cuda=sglang_image" in lines["sglang"]) == old
+    image = "environment tgi: image ghcr.io/huggingface/text-generation-inference:3.3.7 (not locked yet)"
+    assert lines["tgi"] == image
+    assert ("torch 2.10.0" if old else "torch 2.13.0") in lines["transformers"]
+    assert "instead of environment transformers: built for CUDA 13" in lines["transformers"] or not old
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "words"),
+    [
+        ("driver=550,nvcc=13.0", "llamacpp", "no: environment llamacpp_cuda: built for CUDA 13"),
+        (
+            "driver=580,glibc=2.31",
+            "sglang",
+            "its wheels need glibc 2.34 or newer, the node has 2.31",
+        ),
+        ("driver=580,glibc=2.31", "vllm", "environment vllm: vllm 0.32.0, torch 2.13.0, CUDA 13"),
+        (
+            "driver=470",
+            "transformers",
+            "built for CUDA 13, which needs NVIDIA driver 580",
+        ),
+        ("capability=7.0", "vllm", "no: environment vllm: its kernels need GPUs of compute capability 7.5 or newer"),
+        (
+            "driver=580",
+            "tensorrt_llm",
+            "tensorrt-llm 1.2.1, Python 3.12, CUDA 13 (not locked yet: NVIDIA's guide also wants",
+        ),
+    ],
+)
+def test_other_facts_of_a_node(facts, name, words, capsys):
+    assert words in planned(capsys, facts)[name]
+
+
+@pytest.mark.parametrize("facts", ["drivers=550", "driver=new", "driver"])
+def test_bad_facts_are_one_line(facts, capsys):
+    assert main(["backends", "--on", facts]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_program_that_is_missing_is_said_with_its_remedy():
+    spec = EnvironmentSpec(name="x", requirements=("a",), needs={"mpirun": "install OpenMPI"})
+    assert fit.problem(spec, Host(gpus=("NVIDIA L4",))) == "needs mpirun on PATH: install OpenMPI"
+    assert fit.problem(spec, Host(executables=frozenset(EXECUTABLES))) is None
+
+
+def test_what_is_compiled_by_the_nodes_compiler_is_for_its_cuda():
+    spec = EnvironmentSpec(name="x", requirements=("a",), needs={"nvcc": "install it"})
+    node = Host(gpus=("NVIDIA L4",), executables=frozenset(EXECUTABLES), driver="550", nvcc="13.0")
+    assert "built for CUDA 13, which needs NVIDIA driver 580" in (fit.problem(spec, node) or "")
+    assert fit.problem(spec, dataclasses.replace(node, nvcc="12.4")) is None
+
+
+def test_torch_for_any_cuda_is_that_of_the_driver():
+    spec = EnvironmentSpec(name="mine", requirements=("torch",), torch="cuda")
+    for driver, cuda in (("570.1", 12), ("580", 13), (None, None)):
+        assert fit.for_driver(spec, Host(gpus=("NVIDIA L4",), driver=driver)).cuda == cuda
+
+
+def plan(tmp_path, capsys, *more: str, **node: str) -> str:
+    facts = "".join(f", {name}: '{value}'" for name, value in node.items())
+    simulated = f"cluster.simulate={{nodes: 1, gpus: 1, accelerator: L4{facts}}}"
+    common = ["model=tiny-llama", "workload=qa", "hardware=l4", "tracking=none", "dry_run=true", f"out={tmp_path}/out"]
+    assert main([*common, simulated, f"cache_dir={tmp_path}/cache", *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_plan_refuses_in_one_line_with_the_remedy(tmp_path, capsys):
+    text = plan(tmp_path, capsys, "backend=vllm", driver="550", capability="8.9")
+    (line,) = [line for line in text.splitlines() if "NVIDIA driver 580" in line]
+    assert "unavailable" in line
+    assert line.endswith("update the driver, or set backend.env.cuda=vllm_cuda12 or backend.env.cuda=vllm_image")
+
+
+def test_a_form_that_would_be_refused_too_is_not_advised(capsys):
+    """vLLM for CUDA 12 wants a driver from 525 on, its image one from 535 on."""
+    for driver, advised in (("550", "vllm_cuda12 or backend.env.cuda=vllm_image"), ("530", "vllm_cuda12"), ("470", "")):
+        line = planned(capsys, f"driver={driver},capability=8.9")["vllm"]
+        assert line.endswith(f"update the driver{', or set backend.env.cuda=' if advised else ''}{advised}"), line
+    assert "backend.env.cuda=llamacpp_image" in planned(capsys, "driver=550,nvcc=13.0")["llamacpp"]
+
+
+def test_the_plan_takes_the_build_that_fits_and_says_so(tmp_path, capsys):
+    text = plan(tmp_path, capsys, "backend=transformers", driver="570", capability="8.9")
+    assert "environment transformers_cuda12 instead of environment transformers: built for CUDA 13" in text
+    assert "unavailable" not in text
+    assert "cuda12" not in plan(tmp_path, capsys, "backend=transformers", driver="580", capability="8.9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["backend=vllm", "model.dtype=bfloat16"], "which the engine refuses: set model.dtype=float16"),
+        (["backend=vllm"], "have no bfloat16: the engine computes in float16"),  # random weights are stored in it
+        (["backend=sglang", "model.dtype=bfloat16"], "have no bfloat16: the engine computes in float16"),
+        (["backend=transformers", "model.dtype=bfloat16"], "the engine emulates it slowly"),
+        (["backend=transformers_4bit", "model.dtype=float16"], "the engine emulates it slowly"),
+        (["backend=vllm", "model.dtype=float16"], None),
+        (["backend=ctranslate2", "backend.quantization=bfloat16"], "which the engine refuses"),
+    ],
+)
+def test_bfloat16_on_a_gpu_without_it_is_said(arguments, words, tmp_path, capsys):
+    text = plan(tmp_path, capsys, *arguments, driver="580", capability="7.5")
+    assert words is None or words in text
+    assert ("have no bfloat16" in text) == (words is not None)
+    assert "have no bfloat16" not in plan(tmp_path, capsys, *arguments, driver="580", capability="8.0")

@@ -1,0 +1,260 @@
+"""The host with a library that is stepped, and a trial measured inside it: a fake whose tokens and order are known."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import httpx
+import pytest
+
+from backends.host import offline
+from backends.host.__main__ import LibraryServer
+from backends.host.http import serve_connections
+from backends.host.library import ContinuousLibrary, PromptRow, Step
+from backends.host.text import Tokenizer
+from tests.backends.test_host import VOCABULARY, model  # noqa: F401 - a fixture
+
+
+class Stepper:
+    """Each token is the one after the last; at most `slots` rows run at once; every step is kept."""
+
+    version = "9.9"
+    fails, fails_alone, refused = 310, 311, 312
+
+    def __init__(self, slots: int = 4, adds_any_time: bool = False) -> None:
+        self.slots = slots
+        self.adds_any_time = adds_any_time
+        self.rows: list[PromptRow] = []
+        self.last: dict[int, int] = {}
+        self.steps: list[int] = []
+        self.dropped = self.cleared = 0
+        self.step_seconds = 0.0
+
+    def add(self, row: PromptRow) -> None:
+        if self.refused in row.prompt:
+            raise ValueError("larger than the cache")
+        self.rows.append(row)
+        self.last[id(row)] = row.prompt[-1]
+
+    def step(self) -> Sequence[Step]:
+        time.sleep(self.step_seconds)
+        running = self.rows[: self.slots]
+        self.steps.append(len(running))
+        if any(self.fails in row.prompt for row in running):
+            raise RuntimeError("CUDA out of memory")
+        found = []
+        for row in running:
+            token = self.last[id(row)] = (self.last[id(row)] + 1) % VOCABULARY
+            failed = "this row only" if self.fails_alone in row.prompt else None
+            if failed or token in row.ends or len(row.tokens) + 1 >= row.max_tokens:
+                self.rows.remove(row)
+            found.append(Step(row, [token], failed))
+        return found
+
+    def drop(self, row: PromptRow) -> None:
+        if row in self.rows:
+            self.rows.remove(row)
+            self.dropped += 1
+
+    def memory(self) -> Mapping[str, float]:
+        return {"kv_cache_usage": 0.25}
+
+    def clear(self) -> None:
+        self.cleared += 1
+        self.rows.clear()
+
+
+@pytest.fixture(params=[False, True], ids=["own thread", "any time"])
+def library(request) -> Stepper:
+    return Stepper(adds_any_time=request.param)
+
+
+@pytest.fixture
+def client(model, library):  # noqa: F811
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    loop = asyncio.new_event_loop()
+    started = threading.Event()
+
+    async def main() -> None:
+        host = LibraryServer(library, Tokenizer(model), "tiny", None, 1)
+        async with await asyncio.start_server(serve_connections(host.handle), sock=listener):
+            started.set()
+            await asyncio.Future()
+
+    task = loop.create_task(main())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
+    thread.start()
+    started.wait(10)
+    with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20) as client:
+        yield client
+    loop.call_soon_threadsafe(task.cancel)
+    thread.join(10)
+
+
+def complete(client: httpx.Client, prompt: object, wanted: int) -> httpx.Response:
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": wanted, "ignore_eos": True, "return_token_ids": True}
+    return client.post("/v1/completions", json=body)
+
+
+def test_the_fake_is_such_a_library():
+    assert isinstance(Stepper(), ContinuousLibrary)
+
+
+def test_one_prompt_and_a_list_of_prompts(client):
+    answer = complete(client, [10], 3).json()
+    assert answer["choices"][0]["token_ids"] == [11, 12, 13]
+    answer = complete(client, [[10], [20, 30], [40]], 2).json()
+    assert [choice["token_ids"] for choice in answer["choices"]] == [[11, 12], [31, 32], [41, 42]]
+    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+
+
+def test_a_request_joins_those_that_run(client, library):
+    library.step_seconds = 0.01
+    first = threading.Thread(target=complete, args=(client, [10], 40))
+    first.start()
+    while not library.steps:
+        time.sleep(0.001)
+    assert complete(client, [100], 5).json()["usage"]["completion_tokens"] == 5
+    first.join()
+    assert 2 in library.steps  # both in one step
+    assert library.steps[0] == library.steps[-1] == 1
+    assert len(library.steps) == 40  # the long one was not held up
+
+
+def test_a_failed_step_fails_what_runs_and_the_library_begins_anew(client, library):
+    answer = complete(client, [Stepper.fails], 3)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "out_of_memory"
+    assert library.cleared == 1
+    assert complete(client, [10], 2).status_code == 200
+
+
+def test_a_failed_row_fails_its_call_alone(client):
+    answer = complete(client, [[10], [Stepper.fails_alone]], 5)
+    assert answer.status_code == 500
+    assert "this row only" in answer.text
+    assert complete(client, [10], 2).json()["choices"][0]["token_ids"] == [11, 12]
+
+
+def test_a_row_that_the_library_refuses_fails_its_call_alone(client):
+    answer = complete(client, [[10], [Stepper.refused]], 5)
+    assert answer.status_code == 500
+    assert "larger than the cache" in answer.text
+    assert complete(client, [10], 2).json()["choices"][0]["token_ids"] == [11, 12]
+
+
+def test_a_client_that_leaves_is_dropped(client, library):
+    library.step_seconds = 0.1  # long enough for a busy machine to notice
+    body = {"model": "tiny", "prompt": [10], "max_tokens": 50, "ignore_eos": True, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        next(answer.iter_lines())
+    deadline = time.monotonic() + 5
+    while not library.dropped:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(library.steps) < 40
+
+
+def test_metrics_have_the_librarys_own_readings(client):
+    assert "host_kv_cache_usage 0.25" in client.get("/metrics").text
+
+
+def measure(client: httpx.Client, prompts: list, order: dict, **more: object) -> dict:
+    requests = [{"prompt": prompt, "max_tokens": 3} for prompt in prompts]
+    body = {"warmup": [{"prompt": [5], "max_tokens": 1}], "requests": requests, "order": order} | more
+    answer = client.post("/measure", json={"ignore_eos": True, **body})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_trial_in_one_call(client, library):
+    before = time.monotonic_ns()
+    found = measure(client, [[10], [20, 30], [40]], {"batch_size": 2})
+    assert before < found["start_ns"] < time.monotonic_ns()
+    (warm,), records = found["warmup"], found["records"]
+    assert warm["released"] < 0
+    assert warm["scheduled"] is records[0]["scheduled"] is None, "without arrivals there is no schedule"
+    assert [record["input_tokens"] for record in records] == [1, 2, 1]
+    assert all(record["chunk_tokens"] == [1, 1, 1] and record["output_tokens"] == 3 for record in records)
+    assert all(record["finish_reason"] == "length" and record["error"] is None for record in records)
+    assert library.steps == [1, 2, 2, 2, 1, 1, 1]  # the warm-up, then batches that do not overlap
+    assert records[0]["released"] == records[1]["released"]
+    assert records[2]["released"] >= records[1]["released"] + records[1]["chunk_us"][-1] / 1e6 - 1e-6
+
+
+def test_a_trial_with_a_prompt_that_is_too_long_is_refused(client):
+    body = {"warmup": [], "requests": [{"prompt": [1] * 100, "max_tokens": 3}], "order": {"most_in_flight": 1}}
+    answer = client.post("/measure", json=body)
+    assert answer.status_code == 400
+    assert "64" in answer.text
+
+
+def test_a_trial_that_runs_out_of_memory(client):
+    body = {"warmup": [], "requests": [{"prompt": [Stepper.fails], "max_tokens": 3}], "order": {"most_in_flight": 1}}
+    answer = client.post("/measure", json=body)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "out_of_memory"
+    assert complete(client, [10], 2).status_code == 200
+
+
+def test_a_trial_whose_client_leaves_is_stopped(client, library):
+    library.step_seconds = 0.1
+    body = {
+        "warmup": [],
+        "requests": [{"prompt": [10], "max_tokens": 60}],
+        "order": {"batch_size": 1},
+        "ignore_eos": True,
+    }
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/measure", json=body, timeout=0.1)
+    deadline = time.monotonic() + 5
+    while not library.dropped:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    library.step_seconds = 0
+    assert complete(client, [10], 2).status_code == 200
+
+
+def rows(count: int) -> list[PromptRow]:
+    return [PromptRow([index], 2, frozenset()) for index in range(count)]
+
+
+def run(library: Stepper, count: int, order: offline.Order) -> list[offline.RowStamps]:
+    return offline.step_rows(library, rows(count), order, time.monotonic_ns(), threading.Event(), offline.RowProgress())
+
+
+def test_closed_keeps_so_many_in_flight():
+    library = Stepper(slots=100)
+    assert len(run(library, 7, offline.Order(most_in_flight=3))) == 7
+    assert library.steps == [3, 3, 3, 3, 1, 1]
+
+
+def test_open_releases_when_due_and_holds_back_at_the_cap():
+    library = Stepper(slots=100)
+    library.step_seconds = 0.01
+    due = [0.0, 0.0, 0.0, 0.1]
+    traces = run(library, 4, offline.Order(most_in_flight=2, arrivals=due))
+    assert [trace.scheduled for trace in traces] == due
+    assert traces[2].released > 0.015  # waited for the first two
+    assert 0.1 <= traces[3].released < 0.15
+    assert max(library.steps) == 2
+
+
+def test_a_duration_ends_the_releasing_and_drains():
+    library = Stepper()
+    library.step_seconds = 0.01
+    traces = run(library, 1000, offline.Order(most_in_flight=1, duration=0.1))
+    assert 2 <= len(traces) <= 8
+    assert all(sum(trace.chunk_tokens) == 2 for trace in traces)
+
+
+def test_records_are_plain_json():
+    library = Stepper()
+    found = offline.measure_rows(
+        library, rows(1), rows(2), offline.Order(most_in_flight=2), threading.Event(), offline.RowProgress()
+    )
+    assert json.loads(json.dumps(found)) == found

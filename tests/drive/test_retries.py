@@ -1,0 +1,341 @@
+"""Another try of what failed: at the run's tail, in the next run, elsewhere, and not for ever."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from sweep.__main__ import main
+from sweep.base.config import ISSUE_AGAIN, ROOT, Halted
+from sweep.base.outage import is_outage
+from sweep.base.records import Outcome
+from sweep.cli import reissue
+from sweep.cli.run import exit_status
+from sweep.disk.ledger import Ledger
+from sweep.disk.row import Verdict, _fault
+from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive import driver
+from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN
+from sweep.node.deployment import Completed, Finished
+from sweep.plan.pending import final_failures, pending_launches
+from tests.cli.test_line import SIMULATED
+from tests.drive.test_driver import ByNode, Scripted, deployment, drive, make_plan, outcomes, replicated
+
+TRIAL = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2"]
+
+
+class Answering(ByNode):
+    """Every trial's row is `answer(deployment, node)`: an outcome with its reason and fault."""
+
+    def events(self):
+        work, node_id = self.pending.popleft()
+        yield from self.start(work, node_id)
+        for trial in work.deployment.trials:
+            row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
+            yield work, Finished(trial, row | self.outcome(work.deployment.deployment_id, node_id))
+        yield work, Completed()
+
+
+def engines_own(words="no such quantization: q9", driver="580.1"):
+    return {"outcome": "launch_failed", "reason": words, "fault": "engine", "driver": driver}
+
+
+def test_what_failed_is_tried_once_more_when_nothing_else_is_left_and_elsewhere(tmp_path):
+    def outcome(name, node):
+        return "engine_crashed" if name == "a" and node == "n0" else "ok"
+
+    executor = ByNode(outcome, nodes=2)
+    plan = make_plan(*(deployment(name, [name]) for name in "abcd"), retry="in_run")
+    _, ledger = drive(plan, tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"ok"}
+    assert executor.placed[0] == ("a", "n0")
+    assert executor.placed[-1] == ("a", "n1"), "the last of all, and on the other node"
+    assert len(executor.placed) == 5
+    assert executor.driver.display.done == 4
+
+
+def test_a_busy_other_node_is_waited_for(tmp_path):
+    """The node on which it failed is free meanwhile."""
+
+    class Busy(ByNode):
+        def events(self):
+            kept = [entry for entry in self.pending if entry[0].deployment.deployment_id == "long"]
+            others = [entry for entry in self.pending if entry not in kept]
+            self.waited = getattr(self, "waited", 0) + (not others)
+            if others or self.waited > 3:
+                self.pending = type(self.pending)([*others, *kept])
+                yield from super().events()
+
+    executor = Busy(lambda name, node: "hung" if (name, node) == ("a", "n0") else "ok", nodes=2)
+    _, ledger = drive(make_plan(deployment("a", ["1"]), deployment("long", ["2"]), retry="in_run"), tmp_path, executor)
+    assert executor.placed == [("a", "n0"), ("long", "n1"), ("a", "n1")]
+    assert outcomes(ledger) == {"1": "ok", "2": "ok"}
+
+
+def test_the_only_node_has_the_second_try_too(tmp_path):
+    executor = Scripted({"a": [["ok", "engine_crashed"], ["ok"]]})
+    _, ledger = drive(make_plan(deployment("a", ["1", "2"]), retry="in_run"), tmp_path, executor)
+    assert executor.submitted == [("a", ["1", "2"]), ("a", ["2"])]
+    assert outcomes(ledger) == {"1": "ok", "2": "ok"}
+
+
+def test_each_has_one_more_try_and_no_third(tmp_path):
+    executor = ByNode(lambda name, node: "hung", nodes=3)
+    plan = make_plan(*(deployment(name, [name]) for name in "ab"), retry="in_run")
+    _, ledger = drive(plan, tmp_path, executor)
+    assert len(executor.placed) == 4
+    assert exit_status(plan, ledger, interrupted=False) == 1
+
+
+@pytest.mark.parametrize("retry", ["next_run", "none"])
+def test_no_second_try_in_the_run_where_that_is_not_asked_for(tmp_path, retry):
+    executor = Scripted({"a": [["hung"]]})
+    drive(make_plan(deployment("a", ["1"]), retry=retry), tmp_path, executor)
+    assert len(executor.submitted) == 1
+
+
+def test_replicates_that_were_not_even_tried_are_tried_at_the_tail(tmp_path):
+    executor = ByNode(lambda name, node: "launch_failed" if (name, node) == ("a", "n0") else "ok", nodes=2)
+    plan = make_plan(replicated("a", [1]), replicated("b", [1]), retry="in_run", relaunch="per_replicate")
+    _, ledger = drive(plan, tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"ok"}
+
+
+def test_the_same_answer_twice_is_final_for_the_next_run_too(tmp_path):
+    plan = make_plan(deployment("a", ["1"]), retry="in_run")
+    executor = Answering(lambda name, node: engines_own(), nodes=2)
+    drive(plan, tmp_path, executor)
+    assert len(executor.placed) == 2
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert pending_launches(plan, ledger) == []
+    assert final_failures(plan, ledger) == {"1"}
+    again = make_plan(deployment("a", ["1"]), retry_failed=True)
+    assert [launch.deployment_id for launch in pending_launches(again, ledger)] == ["a"]
+
+
+@pytest.mark.parametrize(("present", "runs"), [({"580.1"}, 0), ({"590.2"}, 1), ({"590.2", "580.1"}, 0), (None, 0)])
+def test_another_driver_on_the_nodes_opens_a_final_failure(tmp_path, present, runs):
+    plan = make_plan(deployment("a", ["1"]), retry="in_run")
+    drive(plan, tmp_path, Answering(lambda name, node: engines_own(), nodes=1))
+    assert len(pending_launches(plan, Ledger(tmp_path / "ledger.jsonl"), present)) == runs
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [engines_own("no such flag"), engines_own("out of handles")],
+        [engines_own(), {**engines_own(), "fault": "surroundings"}],
+        [engines_own(), engines_own(driver="590.2")],
+        [engines_own()],
+    ],
+    ids=["other words", "a failure of network, hub or disk", "another driver", "once"],
+)
+def test_what_is_not_the_same_answer_twice_is_not_final(tmp_path, rows):
+    plan, ledger = make_plan(deployment("a", ["1"])), Ledger(tmp_path / "ledger.jsonl")
+    for row in rows:
+        ledger.commit({"trial_id": "1", "deployment_id": "a", "attempt": "1", **row})
+    assert len(pending_launches(plan, ledger)) == 1
+
+
+def test_numbers_make_no_other_words(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for port in (40001, 40002):
+        row = engines_own(f"worker at port {port} died")
+        ledger.commit({"trial_id": "1", "deployment_id": "a", "attempt": "1", **row})
+    assert ledger.final("1")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "fault"),
+    [
+        ("ok", None, None),
+        ("oom_run", "out of memory", None),
+        ("launch_failed", "ValueError: no such quantization: q9 (exit status 1)", "engine"),
+        ("launch_failed", "OSError: [Errno 104] Connection reset by peer (exit status 1)", "surroundings"),
+        ("engine_crashed", "killed by signal 9", "surroundings"),
+        ("engine_crashed", "RuntimeError: assertion failed (exit status 1)", "engine"),
+        ("engine_crashed", "OSError: [Errno 28] No space left on device (exit status 1)", "surroundings"),
+        ("hung", "not finished within trial_timeout=3 s", "engine"),
+        ("invalid", "none of 4 requests completed; most common: status, 4 times, e.g. 'status: 503'", "engine"),
+        ("client_limited", "a client process used 99% of a core", "surroundings"),
+    ],
+)
+def test_the_fault_of_a_failure(outcome, reason, fault):
+    assert _fault(Verdict(outcome=Outcome(outcome), reason=reason)) == fault
+
+
+def test_words_of_answers_are_no_outage():
+    answers = (
+        "No solution found when resolving dependencies",
+        "is not in the hub",
+        "401 Client Error: gated",
+        "x==5020",
+    )
+    assert not any(map(is_outage, answers))
+    assert is_outage(ConnectionResetError(104, "Connection reset by peer"))
+    assert not is_outage(FileNotFoundError(2, "No such file"))
+
+
+# Through the whole command -------------------------------------------------------------------------------------------
+
+
+def dying_python(folder, *deaths):
+    """An interpreter that an engine's process dies in, at its launches of these numbers, killed or with an error."""
+    count, script = folder / "launches", folder / "python"
+    cases = "".join(f"{number}) {how} ;; " for number, how in deaths)
+    script.write_text(
+        f'#!/bin/bash\nif [ -n "$SWEEP_MARKER" ]; then echo >> {count}\n'
+        f'case $(wc -l < {count}) in {cases} esac; fi\nexec {sys.executable} "$@"\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    count.touch()
+    return f"backend.env.python={script}"
+
+
+KILLED, ERROR = "kill -9 $$", 'echo "ValueError: no such flag"; exit 1'
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_killed_is_tried_again_in_the_same_command(tmp_path):
+    """Killed at both launches of its attempt: without a second try the trial would end as it is."""
+    command = [*TRIAL, f"out={tmp_path / 'out'}", "attempts=1", dying_python(tmp_path, (1, KILLED))]
+    assert main([*command, "retry=next_run"]) == 1
+    assert [row["fault"] for row in read_trials(RunPaths(tmp_path / "out").trials)] == ["surroundings"]
+    (tmp_path / "launches").write_text("")
+    assert main([*command, f"out={tmp_path / 'other'}"]) == 0
+
+
+@pytest.mark.slow
+def test_a_bad_flag_is_final_after_its_second_try(tmp_path, capsys):
+    deaths = [(number, ERROR) for number in range(1, 99)]
+    command = [*TRIAL, f"out={tmp_path / 'out'}", "attempts=1", dying_python(tmp_path, *deaths)]
+    assert main(command) == 1
+    launches = lambda: len((tmp_path / "launches").read_text().splitlines())  # noqa: E731
+    assert launches() == 2
+    assert main(command) == 1, "finished, with failures"
+    assert launches() == 2, "nothing was launched"
+    assert "failed for good: 1 trial, twice in the same words; retry_failed=true" in capsys.readouterr().out
+    assert main([*command, "retry_failed=true"]) == 1
+    assert launches() == 3
+
+
+def test_a_run_that_had_to_stop_asks_to_be_issued_again(tmp_path, monkeypatch, capsys):
+    def halt(*arguments):
+        raise Halted("Ray's head has not answered for 40 s")
+
+    monkeypatch.setattr(driver.Driver, "_loop", halt)
+    assert main([*TRIAL, f"out={tmp_path / 'out'}"]) == ISSUE_AGAIN == 75
+    assert "stopped: Ray's head" in capsys.readouterr().err
+
+
+# Issuing again -------------------------------------------------------------------------------------------------------
+
+
+class Issued(reissue.Reissuer):
+    """Commands that end at once, with these statuses."""
+
+    def __init__(self, *statuses, deadline=None):
+        super().__init__([])
+        self.statuses, self.until, self.pauses, self.said_last = list(statuses), deadline, [], True
+
+    def _issue(self):
+        return self.statuses.pop(0)
+
+    def _deadline(self):
+        return self.until
+
+    def _ended(self):
+        return self.said_last
+
+    def _interrupted_within(self, seconds):
+        self.pauses.append(seconds)
+        return False
+
+
+@pytest.mark.parametrize(
+    ("statuses", "end", "issued"),
+    [
+        ([0], 0, 1),
+        ([1, 0], 1, 1),
+        ([2, 0], 2, 1),
+        ([130, 0], 130, 1),
+        ([75, 75, 0], 0, 3),
+        ([75, 1], 1, 2),
+        ([75, 2, 2, 0], 0, 4),
+        ([-9, 0], 0, 2),
+    ],
+    ids=["finished", "with failures", "bad input", "interrupted", "again", "then failures", "no Ray yet", "killed"],
+)
+def test_the_command_is_issued_again_on_75_alone(statuses, end, issued, capsys):
+    supervisor = Issued(*statuses)
+    assert supervisor.run() == end
+    assert len(supervisor.pauses) == issued - 1
+    assert supervisor.pauses == [10.0, 20.0, 40.0][: issued - 1], "with back-off"
+
+
+def test_failures_without_a_last_word_are_a_driver_that_died(capsys):
+    supervisor = Issued(1, 0)
+    supervisor.said_last = False
+    assert supervisor.run() == 0
+
+
+@pytest.mark.slow
+def test_the_last_word_of_a_driver_is_that_of_its_own_process(tmp_path):
+    """A failed trial ends it with 1; the same status from another process than the driver is no end."""
+    out = tmp_path / "out"
+    assert main([*TRIAL, f"out={out}"]) == 0
+    supervisor = reissue.Reissuer([*TRIAL, f"out={out}"])
+    supervisor.process = SimpleNamespace(pid=os.getpid())
+    assert supervisor._ended()
+    supervisor.process = SimpleNamespace(pid=1)
+    assert not supervisor._ended()
+    (out / "status.json").unlink()
+    assert not supervisor._ended()
+
+
+def test_it_ends_at_the_deadline_and_when_nothing_works_for_hours(monkeypatch):
+    assert Issued(75, 0, deadline=time.time() - 1).run() == 1
+    monkeypatch.setattr(reissue, "GIVEN_UP_AFTER", -1.0)
+    assert Issued(75, 0).run() == 1
+
+
+def test_at_the_end_of_a_batch_job_the_next_job_is_asked_for(monkeypatch):
+    monkeypatch.setenv(JOB_END, str(int(time.time() + JOB_END_MARGIN)))
+    assert Issued(75, 0).run() == 75
+    assert Issued(75, 0, deadline=time.time() - 1).run() == 1, "the user's own deadline ends it for good"
+    assert Issued(1, 0).run() == 1
+
+
+@pytest.mark.slow
+def test_a_run_stops_before_its_batch_job_ends_and_asks_for_another(tmp_path, monkeypatch, capsys):
+    command = [*TRIAL, f"out={tmp_path / 'out'}", f"deadline={datetime.now() + timedelta(hours=2):%H:%M}"]
+    monkeypatch.setenv(JOB_END, str(int(time.time() + JOB_END_MARGIN - 60)))
+    assert main(command) == ISSUE_AGAIN
+    assert "the time of this batch job passed" in capsys.readouterr().out
+    monkeypatch.setenv(JOB_END, str(int(time.time() + 3600)))
+    assert main(command) == 0, "the end of the job before is not taken for the user's deadline"
+
+
+@pytest.mark.slow
+def test_the_command_that_is_issued_is_the_whole_one_and_hears_signals(tmp_path):
+    """Bad input is printed once, by the command itself; a signal to the supervisor drains the command."""
+    command = [sys.executable, "-m", "sweep", "reissue"]
+    bad = subprocess.run([*command, "nope=1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stderr.count("error: ")) == (2, 1)
+    long = [*TRIAL, "workload.num_requests=2000", f"out={tmp_path / 'out'}"]
+    with subprocess.Popen([*command, *long], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        status = tmp_path / "out" / "status.json"
+        until = time.monotonic() + 60
+        while not (status.exists() and json.loads(status.read_text())["running"]) and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130

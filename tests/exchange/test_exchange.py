@@ -1,0 +1,195 @@
+"""The files of other tools: what we write in vLLM's form, and what others wrote, read as rows of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import analysis
+from analysis.exchange import tools, vllm_bench
+from sweep.__main__ import main
+from tests.support.synthetic_run import make_run
+
+FILES = Path(__file__).parent / "results"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("exchange") / "run", batches=(1, 8), workloads=("qa",)).out
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_as_vllm_bench_saves_it(tmp_path, run, capsys):
+    assert main(["export", str(run), str(tmp_path)]) == 0
+    results = analysis.open_results(run)
+    summaries = sorted(tmp_path.rglob("summary.json"))
+    assert f"{len(results.run.ok)} results of {len(summaries)} points" in capsys.readouterr().out
+    theirs = json.loads((FILES / "vllm_bench.json").read_text())
+    leave_out = {"rtfx", "request_goodput", "input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times"}
+    leave_out |= {"queue_times", "generated_texts", "errors"}
+    for summary in summaries:
+        every = json.loads(summary.read_text())
+        assert [json.loads(path.read_text()) for path in sorted(summary.parent.glob("run=*.json"))] == every
+        for result in every:
+            assert set(theirs) - leave_out <= set(result), sorted(set(theirs) - leave_out - set(result))
+    assert every[0]["output_throughput"] == pytest.approx(
+        results.vllm_figures[results.run.ok.index[-1]]["output_throughput"], rel=0.2
+    )
+
+
+def test_an_export_comes_back_point_by_point_and_says_who_measured(tmp_path, run):
+    assert main(["export", str(run), str(tmp_path / "files")]) == 0
+    files = sorted(map(str, (tmp_path / "files").rglob("summary.json")))
+    assert main(["import", *files, str(tmp_path / "back")]) == 0
+    rows, original = analysis.load(tmp_path / "back"), analysis.open_results(run).run.ok
+    assert len(rows) == len(original)
+    assert set(rows["client_stamp_source"]) == {"sweep export"}
+    names = ["backend", "model", "workload", "load", "batch_size"]
+    assert rows.groupby(names).size().to_dict() == original.groupby(names).size().to_dict()
+    assert len(analysis.open_results(tmp_path / "back").layout.points) == len(files)
+    for named in ("backend=tgi", "workload=other"):
+        assert main(["import", *files, str(tmp_path / named[:3]), named]) == 0
+        key, value = named.split("=")
+        assert set(analysis.load(tmp_path / named[:3])[key]) == {value}, "what the command says goes before the file"
+
+
+@pytest.mark.parametrize(
+    ("name", "tool", "median_ttft"),
+    [
+        ("vllm_bench.json", "vllm bench serve", 0.10040),
+        ("aiperf.json", "AIPerf 0.13.0", 0.09416),
+        ("guidellm.json", "GuideLLM 0.8.1", 0.10635),
+    ],
+)
+def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
+    """40 requests of 16 tokens, 4 at a time, of an engine with 50 ms to the first token and 10 ms to each later."""
+    assert main(["import", str(FILES / name), str(tmp_path / "out"), "model=tiny-llama"]) == 0
+    (row,) = analysis.load(tmp_path / "out").to_dict("records")
+    assert row["client_stamp_source"].startswith(tool)
+    assert (row["num_requests"], row["num_failed"], row["concurrency"]) == (40, 0, 4)
+    assert row["output_tokens"] == 640
+    assert row["ttft_p50"] == row["service_ttft_p50"] == pytest.approx(median_ttft, rel=0.01)
+    assert 0.05 < median_ttft < 0.15
+    assert row["tpot_p50"] == pytest.approx(0.01, rel=0.3)
+    assert median_ttft + 15 * 0.0095 < row["e2el_p99"] < 0.6
+    assert row["output_throughput"] == pytest.approx(640 / row["duration"], rel=0.01)
+
+
+def test_the_arrivals_of_an_open_loop_go_out_and_come_back(tmp_path):
+    """Bursty requests are not taken for Poisson's; the files of `vllm bench sweep` have a = in their names."""
+    content = json.loads((FILES / "vllm_bench.json").read_text()) | {"request_rate": 5.0}
+    files = []
+    for number, burstiness in enumerate((1.0, 0.5, 0.5)):
+        files.append(tmp_path / f"run={number}.json")
+        files[-1].write_text(json.dumps({**content, "burstiness": burstiness}))
+    assert main(["import", *map(str, files), str(tmp_path / "out"), "workload=qa"]) == 0
+    rows = analysis.load(tmp_path / "out")
+    assert list(rows["load"]) == ["poisson", "gamma", "gamma"]
+    assert list(rows["load.burstiness"][1:]) == [0.5, 0.5]
+    assert list(rows["replicate"]) == [0, 0, 1]
+    config = json.dumps({"load": {"name": "gamma", "rate": 5.0, "burstiness": 0.5}})
+    row = rows.iloc[1].to_dict() | {"config": config, "started_at": None, "num_requests": 40}
+    assert vllm_bench._result(row, {"request_rate": 5.0})["burstiness"] == 0.5
+    assert vllm_bench._result(row | {"config": None, "load": "constant"}, {})["burstiness"] is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "load", "rate", "burstiness"),
+    [
+        ({"type": "poisson", "rate": 10.0}, "poisson", 10, None),
+        ({"type": "gamma", "rate": 10.0, "smoothness": 0.5, "concurrency": 64}, "gamma", 10, 0.5),
+        ({"type": "fixed_schedule"}, "trace", None, None),
+    ],
+)
+def test_an_open_loop_of_aiperf_has_latencies_from_the_send_alone(tmp_path, phase, load, rate, burstiness):
+    """Its phases in an open loop, as its configuration declares them, in a file of a closed one."""
+    content = json.loads((FILES / "aiperf.json").read_text())
+    content["input_config"]["phases"] = [{"name": "profiling", "kind": "profiling", "requests": 40, **phase}]
+    (row,) = rows_of_content(tmp_path, content)
+    assert (row["load"], row["rate"], row.get("load.burstiness"), row["concurrency"]) == (load, rate, burstiness, None)
+    assert row["service_ttft_p50"] == pytest.approx(0.094, rel=0.01)
+    assert row["tpot_p50"] > 0
+    assert not any(name.startswith(("ttft", "e2el")) for name in row)
+
+
+def test_a_real_open_loop_of_aiperf_is_read_as_one():
+    """40 requests of 16 tokens, 10/s, of an engine with 50 ms to the first token and 10 ms to each later."""
+    (row,) = tools.rows_of(FILES / "aiperf_poisson.json")
+    assert (row["load"], row["rate"], row.get("concurrency")) == ("poisson", 10, None)
+    assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (40, 0, 640)
+    assert row["service_ttft_p50"] == pytest.approx(0.0511, abs=0.001)
+    assert row["service_e2el_p50"] == pytest.approx(0.2009, abs=0.001)
+    assert row["tpot_p50"] == pytest.approx(0.01, rel=0.01)
+    assert not any(name.startswith(("ttft", "e2el", "tpot_e2e")) for name in row)
+
+
+def test_an_open_loop_of_guidellm_has_its_latency_from_the_schedule_as_e2el():
+    """40 requests of 16 tokens, 10/s, of an engine with 50 ms to the first token and 10 ms to each later."""
+    (row,) = tools.rows_of(FILES / "guidellm_poisson.json")
+    assert (row["load"], row["rate"], row["concurrency"]) == ("poisson", 10, None)
+    assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (40, 0, 640)
+    assert row["service_e2el_p50"] == pytest.approx(0.2015, abs=0.001)
+    assert row["e2el_p50"] == pytest.approx(0.2067, abs=0.001), "it was sent later than scheduled"
+    assert row["service_ttft_p50"] == pytest.approx(0.0516, abs=0.001)
+    assert not any(name.startswith(("ttft", "tpot_e2e")) for name in row)
+
+
+def rows_of_content(folder, content):
+    file = folder / "result.json"
+    file.write_text(json.dumps(content))
+    return tools.rows_of(file)
+
+
+def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_path, capsys):
+    for name in ("mine", "theirs"):
+        assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / name)]) == 0
+    trials = tmp_path / "mine" / "trials.parquet"
+    rows = analysis.load(tmp_path / "mine").to_dict("records")
+    from sweep.disk import run_files
+
+    present = [{key: value for key, value in row.items() if value == value and value is not None} for row in rows]
+    own = {"client_stamp_source": "kernel", "config": json.dumps({"model": {"name": "tiny-llama", "seed": 3}})}
+    trials.unlink()
+    run_files.write_trials(run_files.RunPaths(tmp_path / "mine"), [{**row, "in_plan": True, **own} for row in present])
+    assert main(["compare", str(tmp_path / "mine"), str(tmp_path / "theirs"), "--format", "json"]) == 0
+    compared = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["comparisons"]
+    assert {each["verdict"] for each in compared} == {"not told apart"}
+    assert all("measured by kernel → vllm bench serve" in each["differences"] for each in compared)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "problem"),
+    [
+        ("vllm_bench.json", ("completed",), None, "KeyError: 'completed'"),
+        ("guidellm.json", ("benchmarks", 0, "metrics", "request_totals"), None, "KeyError: 'request_totals'"),
+        ("aiperf.json", ("input_config", "phases"), [], "IndexError"),
+        ("aiperf.json", ("benchmark_duration", "avg"), 0.0, "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, capsys, name, keys, value, problem):
+    content = json.loads((FILES / name).read_text())
+    *parents, last = keys
+    part = content
+    for key in parents:
+        part = part[key]
+    del part[last]
+    if value is not None:
+        part[last] = value
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
+    assert f"incomplete, or of another version of its tool ({problem}" in capsys.readouterr().err
+
+
+def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
+    assert "no result of vllm bench serve" in capsys.readouterr().err
+    for text in ("[]", "[1]", "7", "null"):
+        (tmp_path / "x.json").write_text(text)
+        assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
+        assert "no result of vllm bench serve" in capsys.readouterr().err
+    assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 0
+    assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 2
+    assert "a folder of its own" in capsys.readouterr().err
+    assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "x"), "output_throughput=9"]) == 2
+    assert "import=output_throughput" in capsys.readouterr().err

@@ -1,0 +1,278 @@
+"""A row run again from what it says of itself: capsules, what is named as different, and the verdict on figures."""
+
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.load import open_run
+from analysis.reproduction import Noise, Reproduction, figure_changes, finding, point_noise
+from analysis.results import RunResults
+from backends.base import EnvironmentLock, EnvironmentSpec
+from backends.prepare import locks
+from sweep.__main__ import main
+from sweep.disk import run_files
+from sweep.disk.run_files import RunPaths
+from sweep.rerun.capsule import parse_capsules
+from sweep.rerun.circumstances import (
+    FOREIGN,
+    LOAD_AVERAGE,
+    changed_circumstances,
+    circumstances,
+    difference_lines,
+)
+from sweep.rerun.rows import capsules_of
+from tests.cli.test_line import SIMULATED
+from tests.support.results import run_of, trial
+
+LOCK = "# lock of cpu for linux-x86_64-cpu-python3.11, requirements 0123456789abcdef\ntorch==2.13.0+cpu\n"
+NAME = "cpu.linux-x86_64-cpu-python3.11.txt"
+
+
+def row(replicate=0, throughput=100.0, **changed):
+    """A row of a real run, as far as a capsule needs it."""
+    facts = {
+        "command": ["/home/a/python", "-m", "vllm", "--model", "/home/a/models/m-123", "--port", "4242", "--eager"],
+        "environ": {"OMP_NUM_THREADS": "1"},
+        "max_model_len": 2048,
+        "chosen": {"attention": "flash"},
+        "startup_seconds": 3.0 + replicate,
+        "log": "/home/a/engine.log",
+    }
+    values = {
+        "experiment": "night",
+        "label": f"vllm m qa replicate {replicate}",
+        "seed": 7 + replicate,
+        "launch": f"launch {replicate}",
+        "started_at": f"2026-11-23T04:00:0{replicate}+00:00",
+        "ttft_p50": 20 / throughput if throughput else None,
+        "protocol": 5,
+        "commit": "3db6924b4999",
+        "driver": "570.86",
+        "accelerator": "NVIDIA L4",
+        "dtype": "bfloat16",
+        "engine_version": "0.32.0",
+        "config": json.dumps({"backend": {"name": "vllm"}, "model": {"name": "m"}, "workload": {"name": "qa"}}),
+        "settings": json.dumps({"relaunch": "per_replicate", "max_failed": 0.1}),
+        "digests": json.dumps({"model": "w1", "workload": "p1", "lock": f"{NAME} {locks.lock_digest(LOCK)}"}),
+        "versions": json.dumps({"torch": "2.13.0+cpu", "vllm": "0.32.0"}),
+        "hardware": json.dumps({"node": "a", "cpu": "EPYC", "cores": 2, "memory_bytes": 2**35, "gpus": ["NVIDIA L4"]}),
+        "engine_facts": json.dumps(facts),
+        "warnings": ["few-requests", "shared-machine"],
+    }
+    return {**trial("vllm", 8, replicate, throughput), **values, **changed}
+
+
+def rows(count=3, seed=1, spread=0.02):
+    chance = random.Random(seed)
+    return [row(replicate, 100 * chance.gauss(1, spread)) for replicate in range(count)]
+
+
+def edited(column, *path, value):
+    """A row's column of JSON with another value at a place in it."""
+    content = json.loads(row()[column])
+    *parents, last = path
+    mapping = content
+    for key in parents:
+        mapping = mapping[key]
+    mapping[last] = value
+    return {column: json.dumps(content)}
+
+
+COMMAND = json.loads(row()["engine_facts"])["command"]
+CHANGES = {
+    "flag eager": edited("engine_facts", "command", value=COMMAND[:-1]),
+    "flag max-num-seqs": edited("engine_facts", "command", value=[*COMMAND, "--max-num-seqs=4"]),
+    "flag model": edited("engine_facts", "command", 4, value="/elsewhere/m-456"),
+    "environment variable OMP_NUM_THREADS": edited("engine_facts", "environ", "OMP_NUM_THREADS", value="2"),
+    "engine's max_model_len": edited("engine_facts", "max_model_len", value=4096),
+    "engine's chosen.attention": edited("engine_facts", "chosen", "attention", value="eager"),
+    "weights": edited("digests", "model", value="w2"),
+    "prompts": edited("digests", "workload", value="p2"),
+    "lock": edited("digests", "lock", value=f"{NAME} 00"),
+    "version of torch": edited("versions", "torch", value="2.12.0+cpu"),
+    "GPU names": edited("hardware", "gpus", value=["NVIDIA H100"]),
+    "cores": edited("hardware", "cores", value=4),
+    "processor": edited("hardware", "cpu", value="Xeon"),
+    "memory": edited("hardware", "memory_bytes", value=2**34),
+    "machine": edited("hardware", "node", value="b"),
+    "setting max_failed": edited("settings", "max_failed", value=0.2),
+    "driver": {"driver": "580.1"},
+    "accelerator": {"accelerator": "NVIDIA H100"},
+    "number format": {"dtype": "float16"},
+    "engine version": {"engine_version": "0.33.0"},
+    "protocol version": {"protocol": 6},
+    "code commit": {"commit": "f68457c"},
+    "cores taken by other processes": {"foreign_cpu_share": 0.4},
+    "load average": edited("hardware", "load_average", value=22.0),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_planted_change_is_named_and_nothing_else(name):
+    differing = changed_circumstances(circumstances(row()), circumstances(row() | CHANGES[name]))
+    assert [difference.name for difference in differing] == [name]
+
+
+def test_what_differs_between_any_two_launches_is_not_named():
+    other = edited("engine_facts", "command", 6, value="9999") | {"foreign_cpu_share": 0.01}
+    assert not changed_circumstances(circumstances(row()), circumstances(row(1, seed=7) | other))
+
+
+def test_a_row_of_an_older_version_does_not_differ_in_what_it_does_not_say():
+    old = {name: value for name, value in row().items() if name != "settings"}
+    assert not changed_circumstances(circumstances(old), circumstances(row()))
+    defaults = circumstances(row(settings=json.dumps({"relaunch": "once"})))
+    assert [each.name for each in changed_circumstances(defaults, circumstances(row()))] == ["setting max_failed"]
+
+
+def test_a_run_of_an_older_version_has_a_capsule(tmp_path):
+    folder = write_run(tmp_path / "run", rows())
+    table = pq.read_table(folder / "trials.parquet").drop(["settings", "digests"])
+    pq.write_table(table, folder / "trials.parquet")
+    (capsule, *_) = capsules_of(str(folder))
+    assert capsule.lock_texts() == {NAME: LOCK}
+
+
+def test_many_differences_of_a_kind_are_counted():
+    versions = {"versions": json.dumps({f"part{number}": "2" for number in range(40)})}
+    lines = list(difference_lines(changed_circumstances(circumstances(row()), circumstances(row() | versions))))
+    assert lines[-1] == "version of: 30 more"
+    assert len(lines) == 13
+
+
+def write_run(folder, measured):
+    run_of(folder, measured)
+    paths = RunPaths(folder)
+    run_files.write_whole(paths, paths.locks / NAME, LOCK)
+    return folder
+
+
+def test_a_capsule_of_ten_lines_says_what_the_row_says(tmp_path):
+    (first, *_) = rows()
+    folder = write_run(tmp_path / "run", rows())
+    (capsule,) = capsules_of(f"{folder}#{first['trial_id']}")
+    text = capsule.text()
+    assert len(text.splitlines()) == 10
+    assert parse_capsules(text) == [capsule]
+    assert capsule.lock_texts() == {NAME: LOCK}
+    assert capsule.trial["seed"] == 7
+    assert capsule.figures["output_throughput"] == first["output_throughput"]
+    assert capsule.noise["output_throughput"].deviation == pytest.approx(0.02, rel=0.8)
+    assert [each.trial["replicate"] for each in capsules_of(str(folder))] == [0, 1, 2]
+
+
+def test_a_lock_that_was_replaced_is_still_the_row_s(tmp_path):
+    folder = write_run(tmp_path / "run", rows())
+    paths = RunPaths(folder)
+    run_files.write_whole(paths, paths.locks / "cpu.old.txt", LOCK)
+    run_files.write_whole(paths, paths.locks / NAME, LOCK.replace("2.13", "2.14"))
+    assert {each.lock_texts()[NAME] for each in capsules_of(str(folder))} == {LOCK}
+
+
+def test_a_lock_is_pinned_although_today_s_requirements_are_others():
+    spec = EnvironmentSpec(name="cpu", requirements=("torch",))
+    text = LOCK.replace("linux-x86_64-cpu-python3.11", locks.node_target(spec))
+    texts = {locks.file_name(spec): text}
+    assert locks.with_lock(spec, texts).lock is None
+    assert locks.pinned(spec, texts).lock == EnvironmentLock(
+        target=locks.node_target(spec), pins=("torch==2.13.0+cpu",)
+    )
+    assert locks.pinned(spec, {}).lock is None
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", [*rows(), row(3, None)])
+    trial_id = row()["trial_id"]
+    capsule = tmp_path / "capsule.txt"
+    (written,) = capsules_of(f"{folder}#{trial_id}")
+    cases = {
+        f"{folder}#ffffffff": "no such trial",
+        f"{folder}#": "after # comes a trial's id",
+        f"{folder}#vllm": "4 trials have ids that begin with it",
+        f"{folder}#vll": "at least 4 characters",
+        f"{folder}#{row(3, None)['trial_id']}": "is hung",
+        "http://bucket/run#123456": "allowed are a folder, s3://bucket/path",
+        str(tmp_path / "none"): "no run here",
+        "x" * 300: "File name too long",
+        written.text() + "flags: {}\n": "flags: no key of a capsule",
+        written.text().replace("seed", "sead"): "cannot be read",
+        written.text().partition("\n")[2]: "capsule: required, but not given",
+        written.text()[:-4]: "copy the whole line",
+        "\n": "is empty",
+    }
+    for source, expected in cases.items():
+        if "\n" in source:
+            capsule.write_text(source)
+        assert main(["rerun", str(capsule) if "\n" in source else source]) == 2, source
+        printed = capsys.readouterr().err
+        assert expected in printed
+        assert printed.count("\n") == 1
+
+
+def change(ratio, noise):
+    return figure_changes({"output_throughput": 100.0}, {"output_throughput": 100.0 * ratio}, noise)
+
+
+def test_the_verdict_is_by_the_noise_of_the_run():
+    noise = {"output_throughput": Noise(0.02, 6)}  # t(6) at 95 %: 2.447; times 0.02 times the root of two: 7.2 %
+    assert change(1.0, noise)[0].most == pytest.approx(0.0717, abs=0.0005)
+    assert finding(change(0.95, noise))[0] is Reproduction.REPRODUCED
+    result, reason = finding(change(0.90, noise))
+    assert result is Reproduction.DIFFERS
+    assert "throughput by -10.0%" in reason
+    assert finding(change(0.5, {}))[0] is Reproduction.UNKNOWN
+
+
+def test_one_launch_of_each_point_cannot_tell(tmp_path):
+    assert point_noise(RunResults(run_of(tmp_path, rows(1))), row()["trial_id"]) == {}
+    one_launch = [each | {"launch": "the same"} for each in rows()]
+    assert point_noise(RunResults(run_of(tmp_path / "one", one_launch)), row()["trial_id"]) == {}
+
+
+@pytest.mark.slow
+def test_equal_launches_seldom_differ(tmp_path):
+    """Of runs of three launches and one more of the same spread, at most one in eight is said to differ."""
+    differ = 0
+    for seed in range(60):
+        measured = [row(r, t) | {"trial_id": str(r)} for r, t in enumerate(spread_figures(seed))]
+        results = RunResults(run_of(tmp_path / str(seed), measured[:3]))
+        changes = figure_changes(measured[0], measured[3], point_noise(results, "0"))
+        differ += finding(changes)[0] is Reproduction.DIFFERS
+    assert differ <= 60 / 8
+
+
+def spread_figures(seed):
+    chance = random.Random(seed)
+    return [100 * chance.gauss(1, 0.05) for _ in range(4)]
+
+
+@pytest.mark.slow
+def test_rows_of_the_simulated_engine_are_run_again(tmp_path, capsys, monkeypatch):
+    """A whole run, then one capsule of it whose engine was given another setting."""
+    monkeypatch.chdir(tmp_path)
+    slow = ["backend.ttft.mean=0.6", "backend.itl.mean=0.1", "workload.num_requests=2", "load.batch_size=1"]
+    command = [*SIMULATED, *slow, "replicates=2", "relaunch=per_replicate", "max_failed=0.1"]
+    assert main([*command, f"out={tmp_path / 'run'}"]) == 0
+    assert main(["rerun", str(tmp_path / "run")]) in (0, 1)
+    (verdicts,) = (tmp_path / "results" / "rerun").glob("*/rerun.json")
+    first = json.loads(verdicts.read_text())
+    ours = [pair for each in first for pair in each["differences"] if pair["name"] not in (FOREIGN, LOAD_AVERAGE)]
+    assert len(first) == 2
+    assert ours == []
+    again = open_run(verdicts.parent).trials
+    measured = open_run(tmp_path / "run").trials
+    assert set(again.trial_id) == set(measured.trial_id)
+    (capsule, _) = capsules_of(str(tmp_path / "run"))
+    capsule.config["backend"]["itl"]["mean"] *= 3
+    (tmp_path / "capsule.txt").write_text(capsule.text())
+    capsys.readouterr()
+    assert main(["rerun", str(tmp_path / "capsule.txt")]) in (0, 1)  # two launches hardly show how they differ
+    assert "flag config.itl.mean: 0.1 → 0.3" in capsys.readouterr().out
+
+
+def test_a_key_of_the_point_is_refused(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", rows())
+    assert main(["rerun", str(folder), "backend.flags.x=1"]) == 2
+    assert "is the row's own" in capsys.readouterr().err
