@@ -4,7 +4,6 @@ import functools
 import os
 import platform
 import shutil
-import subprocess
 from typing import Any
 
 import psutil
