@@ -16,7 +16,8 @@ from analysis.headline import ASKED, HEADLINE, STEADY
 from analysis.load import Run
 from analysis.quantities import labelled_column
 from analysis.statistics.comparison import Trials
-from analysis.statistics.intervals import NO_ESTIMATE, Estimate, Interval
+from analysis.statistics.estimates import INTERVAL_COLUMNS, merits
+from analysis.statistics.intervals import Interval
 from analysis.statistics.pooled import point_figures, pooled_columns
 from analysis.statistics.ratios import Positions, against_baseline, against_parent
 from analysis.statistics.standings import standings
@@ -24,10 +25,6 @@ from analysis.statistics.survivors import is_lost, without_lost
 from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
-from sweep.numbers.warnings import AS_OFFERED
-
-INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
-"""Ends of the columns of a figure's intervals: of these launches, and of a new launch."""
 
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
 
@@ -171,23 +168,6 @@ def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     by = [column for column in ASKED if column in points]
     return by_engine.sort_values(by, kind="stable", ignore_index=True)
-
-
-def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
-    """A figure of the summary with its intervals."""
-    if column not in point:
-        return NO_ESTIMATE
-    n = int(point.get(f"{column}_n", point["n"]))
-    low, high, new_low, new_high = (point[f"{column}_{end}"] for end in INTERVAL_COLUMNS)
-    return Estimate(point[column], low, high, n, new_low, new_high)
-
-
-def merits(figures: pd.DataFrame) -> pd.DataFrame:
-    """Figures without those that are no engine's merit: what an open loop below saturation asked for."""
-    if "as_offered" not in figures:
-        return figures
-    as_offered = figures["as_offered"].eq(True)
-    return figures.assign(**{name: figures[name].mask(as_offered) for name in AS_OFFERED if name in figures})
 
 
 def _planned(run: Run, keys: list[str]) -> pd.DataFrame:

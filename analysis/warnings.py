@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.headline import HEADLINE
 from analysis.load import Run
-from analysis.plotting.layout import Layout, listed
+from analysis.points import Layout, listed
 from analysis.statistics.pooled import of_endpoints
 from analysis.summary import planned_trials
 from sweep.base.wording import count
