@@ -10,13 +10,13 @@ from backends.tables.table import EngineTable, load, spelling
 
 OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
-LOCAL = ("host", "hostname", "server-name")  # flags of an address: what an engine lets its caller do is local
+ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags of an address: what an engine lets its caller do is local
 
 # What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-OUT_OF_MEMORY = (  # in the log of any engine
+OUT_OF_MEMORY_PATTERNS = (  # in the log of any engine
     r"\b(CUDA|HIP|Triton)\b.*\bout of memory\b",  # torch's, ggml's, Triton's, NCCL's
     r"OutOfMemoryError",
     r"CUBLAS_STATUS_ALLOC_FAILED",
@@ -66,7 +66,7 @@ class FlagRules:
             meanings = self.meanings(key)
             if "trust-remote-code" in meanings or spelling(key).startswith("trust-remote"):
                 raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
-            if not set(LOCAL).isdisjoint(meanings):
+            if not set(ADDRESS_FLAGS).isdisjoint(meanings):
                 raise ValueError(f"flags.{key}: engines answer on loopback only")
             name = self.table.canonical(key) if self.table else key
             if name in spelt:
@@ -91,7 +91,7 @@ class LogReading:
     """How the engine's log is read. All but `prefix` are regular expressions to be found in it."""
 
     prefix: str = ""  # of a line, before its message: a regular expression for time, process, source file
-    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides OUT_OF_MEMORY
+    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides OUT_OF_MEMORY_PATTERNS
     noise: tuple[str, ...] = ()  # in error lines that only point to another: not why it failed
     dtype: str | None = None  # what "auto" came to; None: the stored weights' own
     choices: Mapping[str, str] = field(default_factory=dict)  # what it chose by itself, by the fact's name
@@ -102,7 +102,7 @@ class LogReading:
 
     def ran_out_of_memory(self, log: str) -> bool:
         """Return whether a log reports running out of memory."""
-        return any(re.search(pattern, log, re.IGNORECASE) for pattern in (*OUT_OF_MEMORY, *self.out_of_memory))
+        return any(re.search(pattern, log, re.IGNORECASE) for pattern in (*OUT_OF_MEMORY_PATTERNS, *self.out_of_memory))
 
     def failure_line(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""

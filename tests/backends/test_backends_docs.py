@@ -50,13 +50,16 @@ def test_the_worked_example_passes_the_check_of_names():
 
 
 def test_a_backend_that_is_added_has_a_row_without_another_list():
-    """The worked example's, which states nothing of itself but its library."""
+    """The worked example's, which states what it can do, and one without those statements."""
     source = dict(BLOCK.findall(backends_table.DOCUMENT.read_text()))["backends/parrot.py"]
     module: dict[str, Any] = {"__name__": "backends.parrot"}
     exec(source, module)
     row = dict(zip(backends_table.HEADINGS, backends_table.cells(module["Parrot"](name="parrot")), strict=True))
     assert (row["backend"], row["file"]) == ("parrot", "`backends/parrot.py`")
-    assert {row[name] for name in ("continuous batching", "beam search", "quantisations")} == {"–"}
+    traits = ("continuous batching", "beam search", "quantisations")
+    assert [row[name] for name in traits] == ["no", "no", "none"]
+    silent = backends_table.cells(module["Hosted"](name="silent"))
+    assert [silent[backends_table.HEADINGS.index(name)] for name in traits] == ["–"] * 3
 
 
 @pytest.mark.parametrize("host", [CPU, GPU], ids=["cpu", "gpu"])

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from backends.declarations import OUT_OF_MEMORY
+from backends.declarations import OUT_OF_MEMORY_PATTERNS
 from backends.installed import configured, names
 
 EVERY = [
@@ -68,7 +68,7 @@ def test_out_of_memory_is_recognised(name, line):
 def test_every_pattern_of_an_engine_has_a_line(name):
     """Those for any engine too; a pattern is a message of the engine's sources: see test_engine_tables."""
     lines = EVERY + [line for _, line in OF_ENGINE]
-    for pattern in (*OUT_OF_MEMORY, *configured(name).log.out_of_memory):
+    for pattern in (*OUT_OF_MEMORY_PATTERNS, *configured(name).log.out_of_memory):
         assert any(re.search(pattern, line, re.IGNORECASE) for line in lines), pattern
 
 
