@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": set(),
     "backends.__main__": {"sweep.__main__"},  # the same command under another name
     "backends": BASIS,  # shared types, options and whole files: one definition for both
-    "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
+    "backends.simulated_server": {"sweep.base.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
     "analysis": BASIS | {"sweep.numbers", "sweep.disk"},  # what the files hold and what their columns mean
     # From the files to figures of points: it renders nothing.

@@ -32,7 +32,7 @@ def two_l4s(monkeypatch):
     for function in (gpus.present, gpus.visible):
         monkeypatch.setattr(gpus, function.__name__, lambda: present)
     monkeypatch.setattr(gpus, "driver", lambda: "580.65")
-    monkeypatch.setattr(this_host, "nvcc", lambda: None)
+    monkeypatch.setattr(this_host.task, "cuda_release", lambda compiler: None)
 
 
 def names(folder: Path) -> list[str]:
