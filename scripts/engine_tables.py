@@ -58,7 +58,7 @@ def pinned_version(pinned: Pinned) -> str:
     """Return the version that conf/environment pins."""
     content = ConfigPath().load("environment", pinned.environment)
     requirements = [*content["requirements"], content.get("source", {}).get("sdist", "")]
-    return next(each.split("==")[1] for each in requirements if each.startswith(f"{pinned.distribution}=="))
+    return next(str(each).split("==")[1] for each in requirements if each.startswith(f"{pinned.distribution}=="))
 
 
 def patterns(backend: Backend) -> Iterator[str]:
@@ -137,13 +137,13 @@ def changes(old: EngineTable, new: EngineTable) -> Iterator[str]:
         yield from (f"- {kind}: {name}" for name in sorted(before - after))
         yield from (f"+ {kind}: {name}" for name in sorted(after - before))
     for name in sorted({*old.flags, *new.flags}):
-        before, after = old.flags.get(name), new.flags.get(name)
-        if before is None:
-            yield f"+ flags: {name}: {after}"
-        elif after is None:
+        meaning, successor = old.flags.get(name), new.flags.get(name)
+        if name not in old.flags:
+            yield f"+ flags: {name}: {successor}"
+        elif name not in new.flags:
             yield f"- flags: {name}"
-        elif before != after:
-            yield f"  flags: {name}: {before} became {after}"
+        elif meaning != successor:
+            yield f"  flags: {name}: {meaning} became {successor}"
 
 
 def main() -> int:

@@ -198,8 +198,8 @@ def run(
     log = folder / f"{section.name.replace(':', '-')}.log"
     afresh = ("fresh=true",) if section.out and before and before.outcome != "timeout" else ()
     with log.open("w") as file:
-        streams = {"stdout": file, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen((*section.command, *afresh), cwd=ROOT, env=environ(wheels), **streams)
+        command = (*section.command, *afresh)
+        process = subprocess.Popen(command, cwd=ROOT, env=environ(wheels), stdout=file, stderr=subprocess.STDOUT)
         try:
             outcome = "ok" if process.wait(limit or LIMIT) == 0 else "failed"
         except subprocess.TimeoutExpired:

@@ -38,7 +38,7 @@ def test_timings_have_the_mean_they_are_given() -> None:
     assert statistics.fmean(drawn) == pytest.approx(0.02, rel=0.05)
     assert statistics.median(drawn) < 0.017
     with pytest.raises(ValueError, match="should be 'constant', 'lognormal' or 'bursty'"):
-        Timing("uniform", 0.1)  # type: ignore[arg-type]
+        Timing("uniform", 0.1)
 
 
 def test_tokens_are_written_when_they_are_due(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_mistakes_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"ttft\.kind"):
         Simulated.model_validate({"name": "simulated", "ttft": {"kind": "uniform"}})
     with pytest.raises(ValidationError, match="memory_limits"):
-        Simulated(name="simulated", memory_limits=3)  # type: ignore[call-arg]
+        Simulated(name="simulated", memory_limits=3)
     with pytest.raises(ValidationError, match="NAME of an environment variable"):
         OpenAI(name="openai", url="http://h", api_key_env="sk-12")
     with pytest.raises(ValidationError, match="credentials"):
