@@ -220,7 +220,10 @@ def summary(arguments: list[str]) -> int:
     runs = [_opened(each, options.all) for each in options.runs]
     content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
     if options.output is None:
-        print(content.decode(), end="")
+        if options.format == "parquet":
+            sys.stdout.buffer.write(content)
+        else:
+            print(content.decode(), end="")
         return 0
     try:
         write_whole(options.output, content)

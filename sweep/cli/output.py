@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -62,7 +62,7 @@ class SafeConsole(Console):
     @property
     def file(self) -> IO[str]:
         stream: Any = super().file
-        return _Styled(stream) if isinstance(stream, _Stream) else stream
+        return stream if not isinstance(stream, _Stream) else cast("IO[str]", _Styled(stream))
 
     @file.setter
     def file(self, stream: IO[str]) -> None:
