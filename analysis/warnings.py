@@ -176,9 +176,9 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     width_of_all = points["output_throughput_ci_high"] - points["output_throughput_ci_low"]
     half = width_of_all / 2 / points["output_throughput"]  # as the tables show it
     by_launches = points.get("output_throughput_by_launches", points["n"].lt(0))
-    for point, width in half[half > WIDE].items():
-        source = ", from the launches' own figures" if by_launches.loc[point] else ""
-        yield Evidence(width, f"throughput known to ±{width:.0%} only{source}", points=(int(str(point)),))
+    for point in half.index[half > WIDE]:
+        source = ", from the launches' own figures" if by_launches[point] else ""
+        yield Evidence(half[point], f"throughput known to ±{half[point]:.0%} only{source}", points=(point,))
 
 
 @_warning(
