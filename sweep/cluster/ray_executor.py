@@ -37,19 +37,8 @@ from sweep.base.time_factor import FACTOR_VARIABLE, TIME_FACTOR, scaled
 from sweep.cluster import preemption
 from sweep.cluster.preemption import Preempted
 from sweep.cluster.transfer import carried
-from sweep.node.deployment import (
-    Beat,
-    Completed,
-    DiskFull,
-    End,
-    Event,
-    Lost,
-    Measuring,
-    NotStarted,
-    Placed,
-    clear_engines,
-    stream_deployment,
-)
+from sweep.node.deployment import DiskFull, clear_engines, stream_deployment
+from sweep.node.events import Beat, Completed, End, Event, Lost, Measuring, NotStarted, Placed
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, SlotKind
 
