@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from backends.declarations import Traits
 from sweep.base.config import FoundHardware, Hardware
 from sweep.disk.ledger import Ledger
 from sweep.inputs.load import Poisson
@@ -98,14 +99,6 @@ def test_a_large_plan_is_shown_by_deployment(ledger):
     assert "replicate" not in text
 
 
-@pytest.mark.parametrize(("columns", "width"), [("100", 100), (None, show.PIPE_WIDTH)])
-def test_the_width_without_a_terminal(monkeypatch, columns, width):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns:
-        monkeypatch.setenv("COLUMNS", columns)
-    assert show.make_console().width == width
-
-
 def test_what_cannot_run_here_is_not_to_run(ledger):
     text = shown(ledger, deployment("fedcba987654", ["dddddddddddd"], unavailable="needs a GPU"))
     assert "4 trials, 2 to run" in text
@@ -140,7 +133,7 @@ def workload(name, **tokens):
         (2048, {}, True),
         (6000, {}, False),
         (None, {}, False),
-        (2048, {"computes_model": False}, False),
+        (2048, {"traits": Traits(computes_model=False)}, False),
         (2048, {"launches": False}, False),
     ],
 )
@@ -151,7 +144,7 @@ def test_what_is_beyond_a_context_is_told_once_for_a_model(context, backend, war
         workload("longest", input_tokens=5000, output_tokens=64),
         workload("prompts of a file"),
     ]
-    engine = SimpleNamespace(**{"launches": True, "computes_model": True, **backend})
+    engine = SimpleNamespace(**{"launches": True, "traits": Traits(), **backend})
     model = SimpleNamespace(name="tiny", context=context)
     expected = show.beyond_context(
         SimpleNamespace(deployments=[SimpleNamespace(backend=engine, model=model, trials=trials, unavailable=None)] * 2)
