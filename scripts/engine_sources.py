@@ -49,10 +49,10 @@ class PythonSource:
     def __init__(self, folder: Path, package: str) -> None:
         self.folder, self.package = folder, package
 
-    def defining(self, name: str) -> ast.Module:
-        """The file that defines a class or function, wherever this version has it."""
-        definition = re.compile(rf"^\s*(?:class|def) {name}\b", re.MULTILINE)
-        for path in self._paths():
+    def defining(self, name: str, *under: str) -> ast.Module:
+        """The file that defines a class, or a function perhaps within one, wherever this version has it."""
+        definition = re.compile(rf"^(?:class|[ ]*def) {name}\b", re.MULTILINE)
+        for path in self._paths(*under):
             if definition.search(content := path.read_text()):
                 return ast.parse(content)
         raise SystemExit(f"error: {self.package}: no file defines {name}: its reader in engine_sources.py needs that")
@@ -313,7 +313,7 @@ def sglang(folder: Path) -> tuple[Reading, PythonSource]:
         for fields in _classes(tree).values():
             for name, annotation in fields.items():
                 _add_sglang_field(reading, name, annotation, types)
-    for call in _calls(source.defining("ServerArgs"), "add_argument"):
+    for call in _calls(source.defining("ServerArgs", "srt"), "add_argument"):
         _add_call(reading, call, types)
     reading.metrics = source.metrics("sglang:", "srt/observability")
     reading.routes = source.routes("srt/entrypoints/http_server.py", "srt/utils")
