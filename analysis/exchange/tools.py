@@ -17,7 +17,7 @@ from sweep.base.records import LOAD_COLUMNS
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
-TEXTS = (*NAMED_PARTS, "client_stamp_source")  # columns of a row; the others are figures
+NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # columns of a row; the others are figures
 EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not have
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
@@ -48,12 +48,12 @@ def rows_of(file: Path) -> list[ImportedRow]:
     return rows
 
 
-def _checked(row: ImportedRow) -> ImportedRow:
+def _plausible(row: ImportedRow) -> ImportedRow:
     """Return the row. Raises ValueError unless each name is a text and each figure a number from 0."""
     for column, cell in row.items():
         is_number = type(cell) in (int, float) and 0 <= cell < math.inf
-        if cell is not None and not (isinstance(cell, str) if column in TEXTS else is_number):
-            raise ValueError(f"{column}={cell!r}: expected {'a text' if column in TEXTS else 'a number from 0'}")
+        if cell is not None and not (isinstance(cell, str) if column in NAME_COLUMNS else is_number):
+            raise ValueError(f"{column}={cell!r}: expected {'a text' if column in NAME_COLUMNS else 'a number from 0'}")
     if row.get("num_failed", 0) > row.get("num_requests", math.inf):
         raise ValueError(f"num_requests={row['num_requests']}: expected at least the {row['num_failed']} that failed")
     return row
@@ -84,7 +84,7 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     ours = {key.removeprefix(EXPORTED): value for key, value in result.items() if key.startswith(EXPORTED)}
     if ours:
         ours["client_stamp_source"] = "sweep export"
-    _checked({key: cell for key, cell in ours.items() if key in (*TEXTS, *LOAD_COLUMNS)})
+    _plausible({key: cell for key, cell in ours.items() if key in (*NAME_COLUMNS, *LOAD_COLUMNS)})
     if not all(isinstance(cell, str | int | float) for cell in ours.values()):
         raise ValueError(f"{EXPORTED}*: expected texts and numbers")
     figures = {
@@ -97,7 +97,7 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         "total_throughput": result.get("total_token_throughput"),
         "request_throughput": result.get("request_throughput"),
     }
-    return _checked(row | figures) | ours
+    return _plausible(row | figures) | ours
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
@@ -124,7 +124,7 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
     tokens = [int(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
     requests = metrics["request_totals"]
     duration = times["request_end_time"] - times["request_start_time"]
-    return _checked(row | _totals(duration, int(requests["successful"]), int(requests["errored"]), tokens))
+    return _plausible(row | _totals(duration, int(requests["successful"]), int(requests["errored"]), tokens))
 
 
 def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
     tokens = [int(content[key]["avg"]) for key in ("total_isl", "total_osl")]
     failed = int((content.get("error_request_count") or {}).get("avg") or 0)
     totals = _totals(content["benchmark_duration"]["avg"], int(content["request_count"]["avg"]), failed, tokens)
-    return _checked(row | totals)
+    return _plausible(row | totals)
 
 
 def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:
