@@ -37,9 +37,9 @@ def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) 
     if slo is None:
         slo = shared_slo(runs)
     every = measured_points(runs)
-    decisions = [decision for group in every.groups(bool(slo)) if (decision := _decision(every, group, slo))]
-    spreads = _spreads(decisions)
-    return [_answer(every, decision, spreads) for decision in decisions]
+    rankings = [ranking for group in every.groups(bool(slo)) if (ranking := _ranked(every, group, slo))]
+    spreads = _spreads(rankings)
+    return [_answer(every, ranking, spreads) for ranking in rankings]
 
 
 def shared_slo(runs: Sequence[RunResults]) -> dict[str, float]:
@@ -48,7 +48,7 @@ def shared_slo(runs: Sequence[RunResults]) -> dict[str, float]:
     return json.loads(texts.pop()) if len(texts) == 1 else {}
 
 
-class Decision(NamedTuple):
+class Ranking(NamedTuple):
     """The candidates of a question, the best first, with the contest of their figures."""
 
     question: TaskQuestion
@@ -60,7 +60,7 @@ class Decision(NamedTuple):
     shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
 
 
-def _decision(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Decision | None:
+def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Ranking | None:
     """The candidates of a question by their standing; None if they have no figure."""
     quantity = objective(group, bool(slo))
     if quantity is None:
@@ -82,7 +82,7 @@ def _decision(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) ->
     meeting = [[pair for pair in pairs if pair[0].meets] for pairs in by_name.values() if pairs[0][0].meets]
     failing = [pairs[0][0] for pairs in by_name.values() if not pairs[0][0].meets]
     if not meeting:
-        return Decision(question, [], failing, [], None, np.zeros(0, np.int64), shorter)
+        return Ranking(question, [], failing, [], None, np.zeros(0, np.int64), shorter)
     points = [pairs[0][1] for pairs in meeting]
     if slo:  # each is the best of its loads: a comparison of its own, beside those at equal loads
         of_loads = [every.contests.of_points(quantity, [point for _, point in pairs], best=0) for pairs in meeting]
@@ -92,7 +92,7 @@ def _decision(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) ->
         whole, places = every.contests.shared(quantity, points)
     order = np.argsort(places != whole.best, kind="stable") if whole.won else np.arange(len(points))
     placed = _standings([meeting[index][0][0] for index in order], whole, places[order])
-    return Decision(question, placed, failing, [points[index] for index in order], whole, places[order], shorter)
+    return Ranking(question, placed, failing, [points[index] for index in order], whole, places[order], shorter)
 
 
 def best_choices(of_loads: Contest) -> int:
@@ -129,26 +129,26 @@ class Spread(NamedTuple):
     freedom: int
 
 
-def _spreads(decisions: Sequence[Decision]) -> dict[str, Spread]:
+def _spreads(rankings: Sequence[Ranking]) -> dict[str, Spread]:
     """By quantity, over all questions."""
     spreads: dict[str, Spread] = {}
-    for decision in decisions:
-        if decision.contest is not None and (model := decision.contest.model).freedom > 0:
-            column = decision.question.quantity.column
+    for ranking in rankings:
+        if ranking.contest is not None and (model := ranking.contest.model).freedom > 0:
+            column = ranking.question.quantity.column
             squares, freedom = spreads.get(column, Spread(0.0, 0))
             spreads[column] = Spread(squares + model.variance * model.freedom, freedom + model.freedom)
     return spreads
 
 
-def _answer(every: Measured, decision: Decision, spreads: Mapping[str, Spread]) -> TaskAnswer:
-    answer = TaskAnswer(decision.question, (*decision.meeting, *decision.failing), shorter=decision.shorter)
-    if not answer.tied or decision.contest is None:
+def _answer(every: Measured, ranking: Ranking, spreads: Mapping[str, Spread]) -> TaskAnswer:
+    answer = TaskAnswer(ranking.question, (*ranking.meeting, *ranking.failing), shorter=ranking.shorter)
+    if not answer.tied or ranking.contest is None:
         return answer
-    rival = next(index for index, each in enumerate(decision.meeting) if each.standing is Standing.TIED)
-    pair = [every.rows_of(decision.points[index], DURATIONS) for index in (0, rival)]
-    spread = spreads.get(decision.question.quantity.column, Spread(0.0, 0))
-    places = int(decision.places[0]), int(decision.places[rival])
-    return replace(answer, remedy=remedy(decision.contest, places, spread, minutes_a_launch(*pair)))
+    rival = next(index for index, each in enumerate(ranking.meeting) if each.standing is Standing.TIED)
+    pair = [every.rows_of(ranking.points[index], DURATIONS) for index in (0, rival)]
+    spread = spreads.get(ranking.question.quantity.column, Spread(0.0, 0))
+    places = int(ranking.places[0]), int(ranking.places[rival])
+    return replace(answer, remedy=remedy(ranking.contest, places, spread, minutes_a_launch(*pair)))
 
 
 def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: float) -> Remedy:

@@ -21,8 +21,8 @@ from analysis.report.terminal import (
     label,
     shown_columns,
     times,
-    with_both_intervals,
     with_ends,
+    with_interval,
 )
 from analysis.results import RunResults
 from analysis.statistics.estimates import estimate
@@ -135,7 +135,7 @@ def _measured(point: "pd.Series[Any]", name: str, warnings: Iterable[ResultWarni
     if name in REFERENCE_COLUMNS:
         shown = with_ends(estimate(point, name), text, label(name))
     elif name in WITH_INTERVAL:
-        shown = with_both_intervals(estimate(point, name), text)
+        shown = with_interval(estimate(point, name), text)
     detail = shown.removeprefix(text).strip()
     return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
