@@ -5,12 +5,11 @@
 
 from analysis.compare.conditions import Condition, condition, failures, unjudged
 from analysis.compare.noise import noise_of
-from analysis.compare.output import FORMATS, terminal_parts
+from analysis.compare.output import output
 from analysis.compare.sides import Side, side
 from analysis.compare.verdicts import MARGIN, Finding, PointComparison, comparisons
 
 __all__ = [
-    "FORMATS",
     "MARGIN",
     "Condition",
     "Finding",
@@ -20,7 +19,7 @@ __all__ = [
     "condition",
     "failures",
     "noise_of",
+    "output",
     "side",
-    "terminal_parts",
     "unjudged",
 ]
