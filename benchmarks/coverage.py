@@ -29,6 +29,7 @@ from analysis.statistics.intervals import (
     throughput,
     without_intervals,
 )
+from benchmarks.documents import markdown_table
 from benchmarks.simulated_runs import (
     SCENARIOS,
     FloatArray,
@@ -39,7 +40,7 @@ from benchmarks.simulated_runs import (
     stationary,
     steady_states,
 )
-from sweep import provenance
+from sweep.base import provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "coverage.md"
 REQUESTS = (64, 100, 500, 1500)
@@ -377,11 +378,11 @@ def _at(cell: Cell) -> str:
 
 def _table(chosen: Sequence[Cell]) -> str:
     scenarios = [scenario for scenario in SCENARIOS if any(cell.scenario == scenario for cell in chosen)]
-    lines = ["| " + " | ".join(["", *scenarios]) + " |", "|---" * (len(scenarios) + 1) + "|"]
+    rows = []
     for figure in dict.fromkeys(cell.figure for cell in chosen):
         cells = [[cell for cell in chosen if (cell.figure, cell.scenario) == (figure, each)] for each in scenarios]
-        lines.append("| " + " | ".join([figure, *map(_text, cells)]) + " |")
-    return "\n".join(lines)
+        rows.append([figure, *map(_text, cells)])
+    return "\n".join(markdown_table(" | ".join(["figure", *scenarios]), rows))
 
 
 def _text(cells: Sequence[Cell]) -> str:

@@ -14,7 +14,7 @@ from analysis.explain.decomposition import explanations
 from analysis.explain.design import Unexplained
 from analysis.explain.output import PartRow, gain_sentence, interaction_lines, parts_table, remarks
 from analysis.headline import HEADLINE, STEADY
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
 from analysis.quantities import setting
 from analysis.report.slowest import SlowRequest, slowest_requests
 from analysis.report.terminal import (
@@ -26,11 +26,11 @@ from analysis.report.terminal import (
     with_ends,
 )
 from analysis.results import RunResults
+from analysis.statistics.estimates import estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.standings import Standing
 from analysis.statistics.survivors import bound
 from analysis.statistics.variance import Components, shares_text
-from analysis.summary import estimate
 from analysis.table import NONE, Cell, Column, Table, view
 from sweep.base.wording import number
 from sweep.numbers.warnings import ResultWarning

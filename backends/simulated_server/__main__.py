@@ -55,7 +55,7 @@ class SimulatedServer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":
                 sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
-            ClientConnection(sock, self)
+            ClientConnection(sock, self.loop, lambda: self.offset, self.answer)
 
     def answer(self, connection: ClientConnection, url: bytes, body: bytes, request_id: bytes, arrival: int) -> None:
         path = url.partition(b"?")[0]

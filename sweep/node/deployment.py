@@ -30,6 +30,7 @@ from backends.launch import server, supervisor, task
 from backends.launch.gpus import find_gpu, present
 from backends.launch.replicas import replica_launches
 from backends.launch.task import Stopped
+from backends.launch.this_host import host
 from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
 from backends.prepare.patience import patiently
@@ -47,7 +48,6 @@ from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
-from sweep.provenance import host
 
 KILLED = "killed by signal"  # in an engine's exit_reason
 CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's

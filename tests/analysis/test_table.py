@@ -16,15 +16,6 @@ from analysis.report.page import TEMPLATES
 from analysis.table import Cell, Column, Line, Output, Table, csv_of, json_text, table_of, view
 
 WORDS = ["comparison", "engines-with-quite-long-names,", "max-num-batched-tokens=2048", "日本語の名前", "and", "others"]
-    "a",
-    "comparison",
-    "of",
-    "engines-with-quite-long-names,",
-    "max-num-batched-tokens=2048",
-    "日本語の名前",
-    "and",
-    "others",
-]
 ESCAPE = "\x1b[31m\x9b2J\u202e"
 HOSTILE = ["=1+1", "+cmd", "-x", "@sum", "\t=1", "\r=1", "a|b", "a\\|b", "<b>&", f"x{ESCAPE}", "two\nlines"]
 

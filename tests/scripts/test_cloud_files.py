@@ -10,7 +10,7 @@ import yaml
 from googleapiclient import discovery
 from googleapiclient.http import HttpMockSequence
 
-from sweep import provenance
+from sweep.base import provenance
 from sweep.base.config import ROOT
 
 FILES = ROOT / "scripts" / "cluster"
