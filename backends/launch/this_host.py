@@ -3,15 +3,13 @@
 import functools
 import os
 import platform
-import re
 import shutil
-import subprocess
 from typing import Any
 
 import psutil
 
 from backends.base import Host
-from backends.launch import gpus
+from backends.launch import gpus, task
 from backends.prepare.fit import oldest
 from backends.prepare.sources import cpu_features
 
@@ -21,17 +19,6 @@ EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "mpirun", "text-ge
 def gpu_names() -> tuple[str, ...]:
     """The GPUs that this process may use, as NVML names them; empty without a driver."""
     return tuple(gpu.name for gpu in gpus.visible())
-
-
-@functools.cache
-def nvcc() -> str | None:
-    """The CUDA release of the compiler on PATH, e.g. "13.0"."""
-    try:
-        text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, timeout=30).stdout
-    except OSError:
-        return None
-    match = re.search(r"release (\d+\.\d+)", text)
-    return match[1] if match else None
 
 
 def hardware() -> dict[str, Any]:
@@ -65,7 +52,7 @@ def host() -> Host:
         executables=frozenset(name for name in EXECUTABLES if shutil.which(name)),
         driver=gpus.driver(),
         capability=oldest(gpu.capability for gpu in gpus.visible()),
-        nvcc=nvcc() if gpu_names() else None,
+        nvcc=task.cuda_release("nvcc") if gpu_names() else None,
         glibc=platform.libc_ver()[1] or None,
         python=".".join(platform.python_version_tuple()[:2]),
         machine=platform.machine(),

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sweep.base.clock import StampClock
 from sweep.base.records import UNKNOWN, Api, Request, Timeouts
 from sweep.client import wire
-from sweep.client.clock import StampClock
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import PATIENT_READ_SIZE, READ_SIZE, Counters, ServerAddress, StampedConnection
 from sweep.client.wire import Answer, Target
@@ -599,7 +599,7 @@ def test_urls(url: str, path: str, address: tuple[str, int]) -> None:
     [
         (lambda: Target("ftp://h", "m"), "url='ftp://h'"),
         (lambda: Target("http://me:secret@h", "m"), "api_key_env"),
-        (lambda: Target("http://h", "m", api="grpc"), "api='grpc'"),  # type: ignore[arg-type]
+        (lambda: Target("http://h", "m", api="grpc"), "api='grpc'"),
         (lambda: Target("http://h", "m", api="chat", batch_form="list"), "batch_form='list'"),
         (lambda: Target("http://h", "m", headers={"a": "b\r\nc"}), "headers"),
         (lambda: wire.call(Target("http://h", "m"), [Request("a\r\nb", "x", 1)]), "request_id"),

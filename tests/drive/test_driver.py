@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from backends.declarations import Traits
 from sweep.base.config import ISSUE_AGAIN, Halted, Settings
 from sweep.cli.run import exit_status
 from sweep.disk.ledger import Ledger, Misplaced
@@ -19,7 +20,7 @@ from sweep.drive import row_writer
 from sweep.drive.driver import Driver
 from sweep.drive.launch_state import Stage
 from sweep.drive.monitor.progress import Display
-from sweep.node.deployment import Completed, Finished, Lost, NotStarted, Placed
+from sweep.node.events import Completed, Finished, Lost, NotStarted, Placed
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
 from sweep.plan.pending import find_pending, pending_launches
@@ -54,7 +55,7 @@ def deployment(name, trials, unavailable=None):
     backend = SimpleNamespace(
         name=name,
         launches=True,
-        timed_inside=False,
+        traits=Traits(),
         url=None,
         replicas=1,
         gpu_keys=(),

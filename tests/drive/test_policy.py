@@ -22,18 +22,19 @@ from sweep.base.outage import Outage
 from sweep.base.records import Fault, Outcome
 from sweep.cli.run import exit_status
 from sweep.client.measurement import STALLED
+from sweep.cluster.breaker import Breaker
 from sweep.disk import object_store
 from sweep.disk.ledger import Ledger
 from sweep.disk.row import TrialRow
 from sweep.disk.run_files import RunPaths
-from sweep.drive.breaker import Breaker
 from sweep.drive.launch_state import Stage
 from sweep.inputs import hub
 from sweep.inputs.load import Batch, Constant
 from sweep.inputs.model import ServedModel
 from sweep.inputs.workload import Workload
 from sweep.node import deployment, verdict
-from sweep.node.deployment import Completed, Failure, Finished, Lost, NotStarted, Unprepared
+from sweep.node.deployment import Failure
+from sweep.node.events import Completed, Finished, Lost, NotStarted, Unprepared
 from sweep.node.rows import identity
 from sweep.node.work import Work
 from sweep.plan.pending import pending_launches

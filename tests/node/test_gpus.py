@@ -12,7 +12,7 @@ from backends.launch import gpus, this_host
 from backends.launch.server import LaunchError
 from sweep.__main__ import main
 from sweep.disk.run_files import RunPaths, read_trials
-from sweep.node import deployment, gpu_memory
+from sweep.node.machine import cores, gpu_memory
 from sweep.node.machine.foreign import ForeignGpu
 from sweep.node.telemetry import Gpus, Sampler
 
@@ -204,10 +204,10 @@ def test_a_node_states_its_driver_gpus_and_system(nvml, monkeypatch):
 
 def test_cores_are_dealt_out_by_gpu(nvml, monkeypatch):
     nvml()
-    monkeypatch.setattr(deployment.os, "sched_getaffinity", lambda pid: set(range(16)))
-    assert deployment.split_cores(("GPU-bb",), 1) == ([8, 9, 10, 11, 12, 13, 14], {15})
-    assert len(deployment.split_cores(("MIG-cc",), 1)[0]) == 7
-    assert len(deployment.split_cores(("GPU-of-another",), 1)[0]) == 15
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: set(range(16)))
+    assert cores.split_cores(("GPU-bb",), 1) == ([8, 9, 10, 11, 12, 13, 14], {15})
+    assert len(cores.split_cores(("MIG-cc",), 1)[0]) == 7
+    assert len(cores.split_cores(("GPU-of-another",), 1)[0]) == 15
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def two_l4s(monkeypatch):
     for function in (gpus.present, gpus.visible):
         monkeypatch.setattr(gpus, function.__name__, lambda: present)
     monkeypatch.setattr(gpus, "driver", lambda: "580.65")
-    monkeypatch.setattr(this_host, "nvcc", lambda: None)
+    monkeypatch.setattr(this_host.task, "cuda_release", lambda compiler: None)
 
 
 def names(folder: Path) -> list[str]:
@@ -80,7 +80,7 @@ def test_what_asks_for_too_much_memory_is_made_of_the_engines_flags(name):
 
 def test_every_engine_is_asked_for_too_much_memory():
     backends = [installed.configured(name) for name in installed.names()]
-    launched = {backend.name for backend in backends if backend.launches and backend.computes_model}
+    launched = {backend.name for backend in backends if backend.launches and backend.traits.computes_model}
     assert {*TOO_LARGE, *BY_BATCH} == launched
 
 
