@@ -19,20 +19,20 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 KEY: dict[str, Any] = {"kind": "text", "key": True}  # words that say which row one is in
 NONE = "—"  # the cell of a figure that does not exist
 PIPED_WIDTH = 160  # characters of a table that no terminal bounds
-GAP = 2  # characters between two columns in the terminal
-NARROWEST = 12  # characters of a column of words, before the terminal's table breaks one
+COLUMN_GAP = 2  # characters between two columns in the terminal
+NARROWEST_WORDS = 12  # characters of a column of words, before the terminal's table breaks one
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings that a spreadsheet computes
 FORMATS = ("text", "markdown", "csv", "json")
-CODE = re.compile(r"(`[^`]*`)")  # of Markdown
+CODE_SPAN = re.compile(r"(`[^`]*`)")  # of Markdown
 
 
 class Cell(NamedTuple):
-    """What people read of a row in one column."""
+    """The text that people read of a row in one column."""
 
     text: str
     detail: str = ""  # beside it, muted: an interval
@@ -45,13 +45,13 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Column(Generic[Row]):
+class Column(Generic[Item]):
     """A column: what it is called and holds in files, and how people read it. Either half may be left out."""
 
     name: str = ""  # its key in CSV and JSON; `low, high` for a value of two; empty: people alone read it
     meaning: str = ""
-    value: Callable[[Row], Any] | None = None  # in data units; of several keys a tuple
-    cell: Callable[[Row], Cell | str] | None = None  # what people read; without it and without a kind, files alone
+    value: Callable[[Item], Any] | None = None  # in data units; of several keys a tuple
+    cell: Callable[[Item], Cell | str] | None = None  # what people read; without it and without a kind, files alone
     of_value: str = ""  # the unit of the value
     heading: str = ""  # over the cells; default: the name
     unit: str = ""  # of the cells
@@ -63,7 +63,7 @@ class Column(Generic[Row]):
         """The heading that people read."""
         return self.heading or self.name
 
-    def shown(self, row: Row) -> Cell:
+    def shown(self, row: Item) -> Cell:
         """Return what people read of a row."""
         if self.cell is None:
             value = self.value(row) if self.value else None
@@ -71,7 +71,7 @@ class Column(Generic[Row]):
         cell = self.cell(row)
         return cell if isinstance(cell, Cell) else Cell(cell)
 
-    def record(self, row: Row) -> dict[str, Any]:
+    def record(self, row: Item) -> dict[str, Any]:
         """Return what files hold of a row, by key; None for a number that does not exist."""
         if not self.name or self.value is None:
             return {}
@@ -80,23 +80,23 @@ class Column(Generic[Row]):
 
 
 def view(
-    heading: str, cell: Callable[[Row], Cell | str], unit: str = "", kind: str = "", key: bool = False
-) -> Column[Row]:
+    heading: str, cell: Callable[[Item], Cell | str], unit: str = "", kind: str = "", key: bool = False
+) -> Column[Item]:
     """A column that people alone read."""
     return Column(heading=heading, cell=cell, unit=unit, kind=kind, key=key)
 
 
 @dataclass(frozen=True)
-class Table(Generic[Row]):
+class Table(Generic[Item]):
     """Rows under declared columns."""
 
-    columns: Sequence[Column[Row]]
-    rows: Sequence[Row]
+    columns: Sequence[Column[Item]]
+    rows: Sequence[Item]
     title: str = ""
     points: int = 0  # of which the rows are the first
 
     @cached_property
-    def _visible(self) -> list[tuple[Column[Row], list[Cell]]]:
+    def _visible(self) -> list[tuple[Column[Item], list[Cell]]]:
         """The columns that people read, each with its cells: none without a figure in any row."""
         columns = [column for column in self.columns if column.cell or column.kind]
         cells = [[column.shown(row) for row in self.rows] for column in columns]
@@ -104,7 +104,7 @@ class Table(Generic[Row]):
         return [(column, texts) for column, texts in shown if not texts or any(cell.text != NONE for cell in texts)]
 
     @property
-    def headings(self) -> list[Column[Row]]:
+    def headings(self) -> list[Column[Item]]:
         """The columns that people read."""
         return [column for column, _ in self._visible]
 
@@ -114,7 +114,7 @@ class Table(Generic[Row]):
         return [[cells[index] for _, cells in self._visible] for index in range(len(self.rows))]
 
     def records(self) -> list[dict[str, Any]]:
-        """What files hold: a record a row."""
+        """Return the records that files hold, one a row."""
         return [
             {key: value for column in self.columns for key, value in column.record(row).items()} for row in self.rows
         ]
@@ -141,9 +141,11 @@ class Table(Generic[Row]):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table; columns that the width has no room for follow in further ones, behind the same keys."""
         if self.title:
-            yield Text(plain(self.title), style="bold")
-        heads = [[plain(column.title), *([plain(column.unit)] if column.unit else [])] for column in self.headings]
-        rows = [[Text(plain(str(cell)), style=cell.style) for cell in row] for row in self.body]
+            yield Text(one_line(self.title), style="bold")
+        heads = [
+            [one_line(column.title), *([one_line(column.unit)] if column.unit else [])] for column in self.headings
+        ]
+        rows = [[Text(one_line(str(cell)), style=cell.style) for cell in row] for row in self.body]
         sizes = [
             _Size(bool(column.kind), column.key, head, [row[index].plain for row in rows])
             for index, (column, head) in enumerate(zip(self.headings, heads, strict=True))
@@ -168,7 +170,7 @@ def _text_lines(
             piece = lines[place] if 0 <= place < len(lines) else Text()
             piece.rstrip()
             space = " " * (width - piece.cell_len)
-            line = Text.assemble(line, *((piece, space) if words else (space, piece)), " " * GAP)
+            line = Text.assemble(line, *((piece, space) if words else (space, piece)), " " * COLUMN_GAP)
         line.rstrip()
         yield line
 
@@ -181,7 +183,7 @@ class _Size:
         longest = max((cell_len(word) for text in (*head, *cells) for word in text.split()), default=1)
         self.most = max(longest, *map(cell_len, [*head, *cells] if words else cells), 1)
         self.unbroken = longest if words else self.most
-        self.least = self.unbroken if key or not words else min(longest, NARROWEST)
+        self.least = self.unbroken if key or not words else min(longest, NARROWEST_WORDS)
 
 
 def _panels(sizes: Sequence[_Size], width: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -200,7 +202,7 @@ def _panels(sizes: Sequence[_Size], width: int) -> Iterator[tuple[list[int], lis
 
 
 def _total(widths: Sequence[int]) -> int:
-    return sum(widths) + GAP * (len(widths) - 1)
+    return sum(widths) + COLUMN_GAP * (len(widths) - 1)
 
 
 def _widths(sizes: Sequence[_Size], width: int) -> list[int]:
@@ -221,12 +223,12 @@ class Line(NamedTuple):
     style: str = ""  # in the terminal; a bold one is bold in Markdown too
 
     def __rich__(self) -> Text:
-        return Text(plain(self.text), style=self.style)
+        return Text(one_line(self.text), style=self.style)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a command prints: lines and tables for people, one table for files."""
+    """The output of a command: lines and tables for people, one table for files."""
 
     parts: Sequence[Line | Table[Any]]
     table: Table[Any]
@@ -269,13 +271,18 @@ def markdown_lines(parts: Iterable[Line | Table[Any]]) -> Iterator[str]:
     """Yield sentences as a list, and tables under their titles."""
     for part in parts:
         if isinstance(part, Line):
-            text = _without_html(plain(part.text))
+            text = _without_html(one_line(part.text))
             yield f"- **{text}**" if "bold" in part.style else f"- {text}"
         else:
-            yield from ("", *([f"{_without_html(plain(part.title))}:", ""] if part.title else []), *part.markdown(), "")
+            yield from (
+                "",
+                *([f"{_without_html(one_line(part.title))}:", ""] if part.title else []),
+                *part.markdown(),
+                "",
+            )
 
 
-def table_of(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table[Sequence[object]]:
+def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table[Sequence[object]]:
     """A table of texts under headings."""
 
     def column(index: int, heading: str) -> Column[Sequence[object]]:
@@ -286,7 +293,7 @@ def table_of(headings: Sequence[str], rows: Iterable[Sequence[object]], title: s
 
 def meanings_table(meanings: Mapping[str, tuple[str, ...]], headings: Sequence[str]) -> Table[Sequence[object]]:
     """A table for documents: names as code, then what is said of each; a dash for what is empty."""
-    return table_of(headings, ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items()))
+    return text_table(headings, ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items()))
 
 
 def meanings(columns: Iterable[Column[Any]]) -> dict[str, tuple[str, str]]:
@@ -294,7 +301,7 @@ def meanings(columns: Iterable[Column[Any]]) -> dict[str, tuple[str, str]]:
     return {column.name: (column.of_value, column.meaning) for column in columns if column.name}
 
 
-def plain(text: str) -> str:
+def one_line(text: str) -> str:
     """A text in one line, its control characters as escapes: no terminal obeys it."""
     return CONTROL.sub(_escape, " ".join(re.split("[\n\r\t]+", text)))
 
@@ -306,11 +313,11 @@ def _escape(found: re.Match[str]) -> str:
 
 def markdown_cell(text: str) -> str:
     """A cell that ends no column and begins no HTML."""
-    return _without_html(re.sub(r"(\\*)\|", r"\1\1\\|", plain(text)))
+    return _without_html(re.sub(r"(\\*)\|", r"\1\1\\|", one_line(text)))
 
 
 def _without_html(text: str) -> str:
-    parts = CODE.split(text)
+    parts = CODE_SPAN.split(text)
     return "".join(part if part.startswith("`") else re.sub("<(?=[a-zA-Z/!?])", "&lt;", part) for part in parts)
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from analysis.table import table_of
+from analysis.table import text_table
 
 MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
 
 
 def markdown_table(headings: str, rows: Iterable[Iterable[object]]) -> list[str]:
     """The lines of a table in Markdown, whose headings are separated by ` | `."""
-    return table_of(headings.split(" | "), map(list, rows)).markdown()
+    return text_table(headings.split(" | "), map(list, rows)).markdown()
 
 
 def publish(lines: Iterable[str], document: Path | None = None, marks: tuple[str, str] = MARKS) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.table import table_of
+from analysis.table import text_table
 from sweep.base.config import cache_directory
 from tests.cluster.chaos import COMMANDS, EVERY, POINTS, Storm, storm
 from tests.cluster.harness import RayCluster, write_engine
@@ -37,11 +37,11 @@ def line(end: Storm) -> str:
     ok = f"{end.outcomes['ok']} of {TRIALS}"
     struck = f"{sum(end.killed.values())}: {killed}"
     row = (end.seed, end.commands, struck, end.lost, end.failed, ok, end.twice, f"{end.gone_after:.1f} s")
-    return table_of(HEADINGS, [(*row, f"{end.seconds:.0f} s")]).markdown()[-1]
+    return text_table(HEADINGS, [(*row, f"{end.seconds:.0f} s")]).markdown()[-1]
 
 
 def main(seeds: list[int]) -> None:
-    print(HEAD, *table_of(HEADINGS, []).markdown(), sep="\n", flush=True)
+    print(HEAD, *text_table(HEADINGS, []).markdown(), sep="\n", flush=True)
     for seed in seeds:
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder, RayCluster() as cluster:
             cache = cache_directory(None)

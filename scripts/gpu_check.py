@@ -30,7 +30,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from analysis.table import table_of
+from analysis.table import text_table
 from backends import installed, llamacpp
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.launch import gpus, this_host
@@ -270,7 +270,7 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
         result = results.get(section.name)
         cells = (result.outcome, f"{result.seconds:.0f} s", result.detail) if result else ("-", "", "")
         rows.append([section.name, *cells])
-    return "\n".join([*lines, "", *table_of(["section", "outcome", "time", "detail"], rows).markdown(), ""])
+    return "\n".join([*lines, "", *text_table(["section", "outcome", "time", "detail"], rows).markdown(), ""])
 
 
 def load_results(folder: Path) -> dict[str, Result]:

@@ -7,10 +7,10 @@ import inspect
 import sys
 from collections.abc import Mapping
 
-from analysis.answers.output import ANSWERS
-from analysis.compare.output import columns as comparison_columns
+from analysis.answers.output import ANSWER_COLUMNS
+from analysis.compare.output import comparison_columns
 from analysis.compare.verdicts import MARGIN
-from analysis.explain.output import PARTS
+from analysis.explain.output import PART_COLUMNS
 from analysis.report.wide import WIDE_ROWS
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.studies.printed import JUDGED
@@ -70,9 +70,9 @@ def column_tables() -> str:
         "requests.parquet": _recorded(request_columns()),
         "telemetry.parquet": _recorded(TELEMETRY_FIELDS),
         "summary.csv": _recorded(SUMMARY_COLUMNS),
-        "sweep summary --format csv, json": _recorded(meanings(ANSWERS)),
+        "sweep summary --format csv, json": _recorded(meanings(ANSWER_COLUMNS)),
         "sweep compare --format csv, json": _recorded(meanings(comparison_columns(MARGIN))),
-        "sweep explain --format csv, json": _recorded(meanings(PARTS)),
+        "sweep explain --format csv, json": _recorded(meanings(PART_COLUMNS)),
         "sweep studies RUN --format csv, json": _recorded(meanings(JUDGED)),
         "analysis.quantiles(folder).table": _recorded(QUANTILE_COLUMNS),
         "analysis.wide(results): the rows of each frame": _recorded(WIDE_ROWS),

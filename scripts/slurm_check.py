@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from analysis.table import table_of
+from analysis.table import text_table
 from sweep.base.config import cache_directory
 from tests.cluster.slurm import SILENCE, Slurm, obstacle
 from tests.cluster.slurm_cases import CASES, Case, Ending
@@ -28,7 +28,7 @@ def line(case: Case, end: Ending) -> str:
     ok = f"{end.outcomes['ok']} of {end.trials}"
     name = (case.act.__doc__ or "").rstrip(".")
     row = (name, end.state, end.status, end.requeued, ok, end.twice, end.nodes, f"{end.seconds:.0f} s")
-    return table_of(HEADINGS, [row]).markdown()[-1]
+    return text_table(HEADINGS, [row]).markdown()[-1]
 
 
 def main(names: list[str]) -> int:
@@ -40,7 +40,7 @@ def main(names: list[str]) -> int:
     failures = 0
     with Slurm() as slurm, tempfile.TemporaryDirectory(prefix="slurm-check-", dir="/tmp") as folder:
         print(HEAD.format(version=slurm.command("sinfo", "--version").capitalize()))
-        print(*table_of(HEADINGS, []).markdown(), sep="\n", flush=True)
+        print(*text_table(HEADINGS, []).markdown(), sep="\n", flush=True)
         for case in CASES:
             name = case.act.__name__
             if names and name not in names:

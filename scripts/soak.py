@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.table import table_of
+from analysis.table import text_table
 from sweep.base import provenance
 from sweep.base.config import cache_directory
 from tests.cluster.soak import LEFT_WITHIN, TRIALS_OF_LAUNCH, soak
@@ -80,9 +80,9 @@ def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     total += f"{sum(end['tracebacks'] for end in ends)} commands that ended with a traceback."
     machines = sorted({end["machine"] for end in ends})
     struck = ([fault.name, sum(end["faults"].get(fault.name, 0) for end in ends)] for fault in FAULTS)
-    storms = table_of(COLUMNS, map(line, ends)).markdown()
+    storms = text_table(COLUMNS, map(line, ends)).markdown()
     parts = [head, "", *storms, "", total, "", f"Machine: {'; '.join(machines)}.", ""]
-    return "\n".join([*parts, *table_of(["fault", "struck"], struck).markdown(), ""])
+    return "\n".join([*parts, *text_table(["fault", "struck"], struck).markdown(), ""])
 
 
 def measure(seed: int, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class AnswerRow(NamedTuple):
         return each.low, each.high, each.new_low, each.new_high
 
 
-def _headroom(row: AnswerRow) -> str:
+def _headroom_cell(row: AnswerRow) -> str:
     return f"{row.candidate.headroom:.0%}" if math.isfinite(row.candidate.headroom) else NONE
 
 
@@ -46,7 +46,7 @@ def _best_over_it(row: AnswerRow) -> str:
     return advantage(row.answer, row.candidate) if is_rival else NONE
 
 
-ANSWERS: tuple[Column[AnswerRow], ...] = (
+ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("question", "the task, and the load if it is asked for", lambda row: row.answer.question.title, **KEY),
     Column("run", "name of the configuration's run", lambda row: row.candidate.run),
     Column("rank", "place among the configurations of its question; 1 is the best", lambda row: row.rank),
@@ -63,7 +63,7 @@ ANSWERS: tuple[Column[AnswerRow], ...] = (
         "headroom",
         "left of the SLO's tightest bound; below 0 over it",
         lambda row: row.candidate.headroom,
-        _headroom,
+        _headroom_cell,
         "share",
     ),
     Column("best_over_it", BEST_OVER_IT, lambda row: row.candidate.ratio, _best_over_it, heading="best over it"),
@@ -82,9 +82,9 @@ ANSWERS: tuple[Column[AnswerRow], ...] = (
 """The columns of `sweep summary`, and of the candidates in its JSON."""
 
 
-def answers_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
+def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
     """All candidates, question by question."""
-    return Table(ANSWERS, [AnswerRow(each, *pair) for each in answers for pair in enumerate(each.candidates, 1)])
+    return Table(ANSWER_COLUMNS, [AnswerRow(each, *pair) for each in answers for pair in enumerate(each.candidates, 1)])
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:
@@ -93,12 +93,12 @@ def lines(answers: Sequence[TaskAnswer]) -> list[str]:
     return list(dict.fromkeys(filter(None, every))) or ["no configuration has a result"]
 
 
-def output(answers: Sequence[TaskAnswer]) -> Output:
-    """What `sweep summary` prints: the sentences, then the table."""
+def answers_output(answers: Sequence[TaskAnswer]) -> Output:
+    """Return what `sweep summary` prints: the sentences, then the table."""
     first, *sentences = lines(answers)
-    table = answers_table(answers)
+    table = candidates_table(answers)
     questions = [
-        {"question": each.question.title, "sentence": sentence(each), "candidates": answers_table([each]).records()}
+        {"question": each.question.title, "sentence": sentence(each), "candidates": candidates_table([each]).records()}
         for each in answers
     ]
     parts: list[Line | Table[AnswerRow]] = [Line(first, "bold green"), *map(Line, sentences), table]

@@ -5,7 +5,7 @@
 
 from analysis.compare.conditions import Condition, condition, failures, unjudged
 from analysis.compare.noise import noise_of
-from analysis.compare.output import output
+from analysis.compare.output import comparison_output
 from analysis.compare.sides import Side, side
 from analysis.compare.verdicts import MARGIN, Finding, PointComparison, comparisons
 
@@ -15,11 +15,11 @@ __all__ = [
     "Finding",
     "PointComparison",
     "Side",
+    "comparison_output",
     "comparisons",
     "condition",
     "failures",
     "noise_of",
-    "output",
     "side",
     "unjudged",
 ]

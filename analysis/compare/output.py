@@ -18,7 +18,7 @@ VERDICT_STYLES = {
     Finding.INCOMPARABLE: "dim",
 }
 MEAN = "geometric mean over the launches"
-INTERVAL = "95 % interval of the ratio, for all configurations at once"
+RATIO_INTERVAL = "95 % interval of the ratio, for all configurations at once"
 VERDICT = "faster, slower, equal within the margin, not told apart or not comparable, in the quantity's words"
 OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
 OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}
@@ -81,7 +81,7 @@ def _budget(comparison: PointComparison, change: float, launches: int) -> str:
     return f"{change:.0%} takes {count(launches, 'launch')} a side{time}"
 
 
-def columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
+def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
     """The columns of comparisons, in which a difference within the margin is none; `unit`: of the quantity compared."""
 
     def verdict(each: PointComparison) -> Cell:
@@ -95,7 +95,9 @@ def columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
         Column("reference_value", MEAN, lambda each: each.first, _first, "of `column`", "reference", unit),
         Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
         Column("ratio", "the other's over the reference's", lambda each: each.ratio, _ratio),
-        Column("ci_low, ci_high", INTERVAL, lambda each: (each.low, each.high), _interval, heading="95 % interval"),
+        Column(
+            "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95 % interval"
+        ),
         Column(
             "units",
             "pairs of launches, or launches of the side that has fewer",
@@ -129,7 +131,7 @@ def _ratio(each: PointComparison) -> str:
     return NONE if math.isnan(each.ratio) else f"{each.ratio:.3f}×"
 
 
-def _interval(each: PointComparison) -> str:
+def _ratio_range(each: PointComparison) -> str:
     return NONE if math.isnan(each.low) else f"{each.low:.3f} to {each.high:.3f}"
 
 
@@ -143,7 +145,7 @@ def tables(comparisons: Sequence[PointComparison], margin: float) -> list[Table[
     groups: dict[str, list[PointComparison]] = {}
     for each in comparisons:
         groups.setdefault(each.quantity.label + (f": {each.other}" if several else ""), []).append(each)
-    return [Table(columns(margin, group[0].quantity.unit), group, title) for title, group in groups.items()]
+    return [Table(comparison_columns(margin, group[0].quantity.unit), group, title) for title, group in groups.items()]
 
 
 def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
@@ -168,8 +170,8 @@ def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparis
     ]
 
 
-def output(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> Output:
-    """What `sweep compare` prints, the failures last."""
+def comparison_output(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> Output:
+    """Return what `sweep compare` prints, the failures last."""
     failed, not_judged = _failed(conditions, comparisons), unjudged(conditions, comparisons)
     changed = changes(comparisons)
     parts: list[Line | Table[PointComparison]] = [
@@ -180,7 +182,7 @@ def output(comparisons: Sequence[PointComparison], margin: float, conditions: Se
         *(Line(line, "bold red") for line in failed),
         *(Line(f"not judged: {line}", "bold yellow") for line in not_judged),
     ]
-    table = Table(columns(margin), comparisons)
+    table = Table(comparison_columns(margin), comparisons)
     return Output(parts, table, {"failed": failed, "not_judged": not_judged, "comparisons": table.records()})
 
 

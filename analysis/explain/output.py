@@ -59,7 +59,7 @@ class PartRow(NamedTuple):
     part: Part
 
 
-PARTS: tuple[Column[PartRow], ...] = (
+PART_COLUMNS: tuple[Column[PartRow], ...] = (
     Column("kind", "factorial or ladder", lambda row: row.explanation.kind),
     Column("task", "model, workload and load, as far as the run has several", lambda row: row.explanation.task),
     Column("column", "the explained column of trials.parquet", lambda row: row.explanation.quantity.column),
@@ -91,7 +91,7 @@ def parts_table(explanation: Explanation, title: str = "") -> Table[PartRow]:
     entries = [*(("part", part) for part in explanation.parts)]
     entries.append(("whole", Part(END, "", explanation.total, Change(1.0, math.nan, math.nan))))
     of_factorial = ("set to", "alone", "last") if explanation.kind == "ladder" else ()
-    columns = [column for column in PARTS if column.title not in of_factorial or column.value]
+    columns = [column for column in PART_COLUMNS if column.title not in of_factorial or column.value]
     return Table(columns, [PartRow(explanation, *entry) for entry in entries], title)
 
 
@@ -105,8 +105,8 @@ def interaction_lines(explanation: Explanation) -> list[str]:
     return [f"{label}: {_both(change)}" for label, change in explanation.interactions]
 
 
-def output(explanations: Sequence[Explanation]) -> Output:
-    """What `sweep explain` prints: the answers, a table each, and the notes."""
+def explanation_output(explanations: Sequence[Explanation]) -> Output:
+    """Return what `sweep explain` prints: the answers, a table each, and the notes."""
     parts: list[Line | Table[PartRow]] = [Line(gain_sentence(each), "bold") for each in explanations]
     rows: list[PartRow] = []
     for each in explanations:
@@ -116,4 +116,4 @@ def output(explanations: Sequence[Explanation]) -> Output:
         parts.append(table)
         if pairs:
             parts.append(Line(f"together × each alone: {'; '.join(interaction_lines(each))}", "dim"))
-    return Output([*parts, *(Line(note, "dim") for note in remarks(explanations))], Table(PARTS, rows))
+    return Output([*parts, *(Line(note, "dim") for note in remarks(explanations))], Table(PART_COLUMNS, rows))

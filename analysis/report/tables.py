@@ -36,7 +36,7 @@ from sweep.base.wording import number
 from sweep.numbers.warnings import ResultWarning
 
 WITH_INTERVAL = {*HEADLINE, *STEADY} - {"steady_num_requests", "steady_num_failed"}  # shown with an interval
-Point: TypeAlias = "pd.Series[Any]"  # a row of the summary
+PointRow: TypeAlias = "pd.Series[Any]"  # a row of the summary
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
 
 
@@ -46,7 +46,7 @@ def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
         view("question", lambda answer: answer.question.title, kind="text"),
         view("answer", _winner, kind="text"),
         view("its figure", lambda answer: figure(answer, answer.best) if answer.best else NONE),
-        view("headroom", _headroom),
+        view("headroom", _best_headroom),
         view("runner-up", _runner_up, kind="text"),
         view("ahead of it", lambda answer: advantage(answer, rival) if (rival := _rival(answer)) else NONE),
         view("how sure", _certainty, kind="text wide"),
@@ -64,7 +64,7 @@ def _winner(answer: TaskAnswer) -> Cell:
     return Cell(answer.best.full_name, best=answer.decided) if answer.best else Cell("none")
 
 
-def _headroom(answer: TaskAnswer) -> Cell:
+def _best_headroom(answer: TaskAnswer) -> Cell:
     if answer.best is None:
         return Cell(NONE)
     return Cell(f"{answer.best.headroom:.0%}", "" if answer.best.surely_meets else "not surely")
@@ -93,7 +93,7 @@ def verdict_tables(comparisons: Sequence[PointComparison]) -> list[Table[PointCo
     ]
 
 
-def points_table(results: RunResults) -> Table[Point] | None:
+def results_table(results: RunResults) -> Table[PointRow] | None:
     """The points, as far as they fit one table; None without a result. Without scripts it is all there is."""
     layout, points = results.layout, results.points
     if not points["n"].any():
@@ -112,15 +112,15 @@ def points_table(results: RunResults) -> Table[Point] | None:
     return _of_points(columns, points)
 
 
-def _of_points(columns: Sequence[Column[Point]], points: pd.DataFrame) -> Table[Point]:
+def _of_points(columns: Sequence[Column[PointRow]], points: pd.DataFrame) -> Table[PointRow]:
     return Table(columns, [point for _, point in points.head(LARGEST_TABLE).iterrows()], points=len(points))
 
 
-def _general(results: RunResults, point: Point) -> list[ResultWarning]:
+def _general(results: RunResults, point: PointRow) -> list[ResultWarning]:
     return [warning for warning in results.warnings_at(point) if not warning.kind.quantities]
 
 
-def _measured(point: Point, name: str, warnings: Iterable[ResultWarning]) -> Cell:
+def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> Cell:
     """A figure with its intervals; of a quantile that falls on failed requests, what is known of it."""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
     known = bound(point, name, label(name).scale)
@@ -161,7 +161,7 @@ def explained_tables(results: RunResults) -> tuple[list[Table[PartRow]], list[st
     return shown, remarks(explained) + (pairs if explained[0].interactions else [])
 
 
-def ladder_table(layout: Layout) -> Table[Point] | None:
+def ladder_table(layout: Layout) -> Table[PointRow] | None:
     """Each step against the one that it is on top of; None without a ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
@@ -177,14 +177,14 @@ def ladder_table(layout: Layout) -> Table[Point] | None:
     return _of_points(columns, layout.points[layout.points["ladder_parent"].notna()])
 
 
-def _gain(step: Point) -> Cell:
+def _gain(step: PointRow) -> Cell:
     if step["n"] == 0:
         return Cell("no result")
     gain = _ratio(step, "output_throughput_vs_parent")
     return gain if gain.text != NONE else Cell("the parent has no result here")
 
 
-def steady_table(results: RunResults) -> Table[Point] | None:
+def steady_table(results: RunResults) -> Table[PointRow] | None:
     """The figures without start and drain, of the points with a window; None if there is none."""
     points = results.points
     if "steady_share" not in points:
@@ -220,29 +220,29 @@ def _tokens(count: int | None) -> str:
     return NONE if count is None else f"{count:,}"
 
 
-def _column(name: str, results: RunResults) -> Column[Point]:
+def _column(name: str, results: RunResults) -> Column[PointRow]:
     """A measured quantity of a point, with the warnings that concern it."""
     title = heading(results.points, name)
     return view(title, lambda point: _measured(point, name, results.warnings_at(point)), label(name).unit)
 
 
-def _ratio_column(name: str, reference: str) -> Column[Point]:
+def _ratio_column(name: str, reference: str) -> Column[PointRow]:
     return view(label(name).short, lambda point: _ratio(point, f"{name}_vs_{reference}"), f"× {reference}")
 
 
-def _failed(point: Point) -> Cell:
+def _failed(point: PointRow) -> Cell:
     """The number of requests that failed in trials with a result."""
     return Cell(f"{point['failed']:,.0f}" if point["n"] else NONE)
 
 
-def _ratio(point: Point, column: str) -> Cell:
+def _ratio(point: PointRow, column: str) -> Cell:
     if pd.isna(point.get(column)):
         return Cell(NONE)
     low, high = number(point[f"{column}_ci_low"]), number(point[f"{column}_ci_high"])
     return Cell(times(point[column]), f"{low}–{high}" if "—" not in (low, high) else "")
 
 
-def _x_column(layout: Layout) -> list[Column[Point]]:
+def _x_column(layout: Layout) -> list[Column[PointRow]]:
     """The column of the x axis, where there is one."""
     axis = layout.x
     return [view(layout.x_label.lower(), lambda point: setting(point[axis]))] if axis else []

@@ -14,7 +14,7 @@ import wandb_workspaces.workspaces as workspaces
 from analysis.headline import HEADLINE
 from analysis.quantities import labelled_column
 from analysis.results import RunResults
-from analysis.table import table_of
+from analysis.table import text_table
 from analysis.tracking import process
 from analysis.tracking.sweep_run import SWEEP, best_lines
 from analysis.tracking.tracker import LONGEST_NAME
@@ -99,7 +99,7 @@ def best_table(results: RunResults) -> str:
     """The best engine of each task, in Markdown."""
     points = results.points
     rows = [[best.panel, best.line, f"{best.output_throughput:.4g}"] for best in best_lines(points)]
-    table = table_of(["task", "highest output throughput", "tokens/s"], rows).markdown()
+    table = text_table(["task", "highest output throughput", "tokens/s"], rows).markdown()
     measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
     note = "Intervals, warnings and failures are in the report of the sweep's run."
     return "\n".join([f"{measured} {note}", "", *table])

@@ -233,7 +233,7 @@ def summary(arguments: list[str]) -> int:
     loads; with one, each at the load at which it does best within the bounds.
     """
     from analysis.answers.deciding import answers
-    from analysis.answers.output import output
+    from analysis.answers.output import answers_output
     from analysis.answers.question import slo_of
 
     parser = Parser(summary)
@@ -241,7 +241,7 @@ def summary(arguments: list[str]) -> int:
     parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="of ttft, tpot, e2el; default: the run's slo")
     options = _printed(parser, arguments)
     runs = [_opened(each, options.all) for each in options.runs]
-    _print(output(answers(runs, options.slo and slo_of(options.slo))), options)
+    _print(answers_output(answers(runs, options.slo and slo_of(options.slo))), options)
     return 0
 
 
@@ -334,7 +334,7 @@ def compare(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from None
     margin = options.margin / 100
     compared = room.comparisons(sides, columns or None, margin, noise)
-    _print(room.output(compared, margin, conditions), options)
+    _print(room.comparison_output(compared, margin, conditions), options)
     if room.failures(conditions, compared):
         return 1
     return NOT_JUDGED if room.unjudged(conditions, compared) else 0
@@ -350,14 +350,14 @@ def explain(arguments: list[str]) -> int:
     to the whole; of a ladder they are those of its own order. A launch is the unit.
     """
     from analysis.explain.decomposition import EXPLAINED, explanations
-    from analysis.explain.output import output
+    from analysis.explain.output import explanation_output
 
     parser = Parser(explain)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
     options = _printed(parser, arguments)
     results = _opened(options.run, options.all)
-    _print(output(explanations(results.run, results.layout, options.metric or EXPLAINED)), options)
+    _print(explanation_output(explanations(results.run, results.layout, options.metric or EXPLAINED)), options)
     return 0
 
 

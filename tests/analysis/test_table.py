@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from analysis.report.page import TEMPLATES
-from analysis.table import Cell, Column, Line, Output, Table, csv_of, json_text, table_of, view
+from analysis.table import Cell, Column, Line, Output, Table, csv_of, json_text, text_table, view
 
 WORDS = ["comparison", "engines-with-quite-long-names,", "max-num-batched-tokens=2048", "日本語の名前", "and", "others"]
 ESCAPE = "\x1b[31m\x9b2J\u202e"
@@ -23,7 +23,7 @@ HOSTILE = ["=1+1", "+cmd", "-x", "@sum", "\t=1", "\r=1", "a|b", "a\\|b", "<b>&",
 def lines_of(table: Table[object], width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
     console.print(table)
-    return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
+    return console.file.getvalue().splitlines()
 
 
 def grid(numbers: int, words: list[str]) -> Table[object]:
@@ -58,12 +58,12 @@ def test_no_line_is_wider_than_the_terminal(words: list[str], width: int) -> Non
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_stays_a_text_in_every_format(text: str) -> None:
-    table = table_of(["name", "figure"], [[text, "-1.5"]])
+    table = text_table(["name", "figure"], [[text, "-1.5"]])
     head, rule, row = table.markdown()
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 3
     assert (head, rule) == ("| name | figure |", "|---|---|")
     assert "<b>" not in row
-    page = TEMPLATES.get_template("macros.html").module.table(table)  # type: ignore[attr-defined]
+    page = TEMPLATES.get_template("macros.html").module.table(table)
     assert "<b>" not in page
     assert not {"\x1b", "\x9b", "\u202e"} & set("".join([row, *lines_of(table, 80), page]))
     records: Table[str] = Table([Column("name", "", lambda row: row), Column("n", "", lambda row: -1.5)], [text])
@@ -94,7 +94,7 @@ def test_files_have_values_and_people_have_cells_with_units() -> None:
 
 
 def test_an_output_is_the_same_sentences_in_every_format() -> None:
-    table = table_of(["a"], [["1"]], title="Title")
+    table = text_table(["a"], [["1"]], title="Title")
     output = Output([Line("first", "bold"), table, Line("last <i>")], table)
     assert output.written("text") == "first\n\nTitle\na\n1\n\nlast <i>\n"
     assert output.written("markdown") == "- **first**\n\nTitle:\n\n| a |\n|---|\n| 1 |\n\n- last &lt;i>\n"

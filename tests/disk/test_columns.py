@@ -7,9 +7,9 @@ import psutil
 import pyarrow as pa
 
 import analysis
-from analysis.answers.output import ANSWERS
-from analysis.compare.output import columns as comparison_columns
-from analysis.explain.output import PARTS
+from analysis.answers.output import ANSWER_COLUMNS
+from analysis.compare.output import comparison_columns
+from analysis.explain.output import PART_COLUMNS
 from analysis.report import html
 from analysis.report.wide import WIDE_ROWS
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
@@ -30,7 +30,7 @@ def test_no_column_is_without_a_meaning():
     assert [name for name in row.schema() if name not in columns()] == list(trial_columns())
     assert set(run_files.requests_table(Records()).column_names) == set(request_columns())
     assert run_files.TELEMETRY_SCHEMA.names == list(TELEMETRY_FIELDS)
-    exported = [meanings(columns) for columns in (ANSWERS, comparison_columns(0.03), PARTS, JUDGED)]
+    exported = [meanings(columns) for columns in (ANSWER_COLUMNS, comparison_columns(0.03), PART_COLUMNS, JUDGED)]
     for declared in (trial_columns(), request_columns(), TELEMETRY_FIELDS, SUMMARY_COLUMNS, *exported):
         assert [name for name, (_, meaning) in declared.items() if not meaning] == []
 
