@@ -4,9 +4,7 @@ import csv
 import io
 import json
 import math
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
+
+from sweep.base.wording import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,6 @@ NONE = "—"  # the cell of a figure that does not exist
 PIPED_WIDTH = 160  # characters of a table that no terminal bounds
 COLUMN_GAP = 2  # characters between two columns in the terminal
 NARROWEST_WORDS = 12  # characters of a column of words, before the terminal's table breaks one
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings that a spreadsheet computes
 FORMATS = ("text", "markdown", "csv", "json")
 CODE_SPAN = re.compile(r"(`[^`]*`)")  # of Markdown
@@ -238,7 +237,7 @@ class Output:
         """The output in one of FORMATS."""
         match form:
             case "text":
-                console = Console(file=io.StringIO(), highlight=False)
+                console = Console(file=io.StringIO(), highlight=False, width=PIPED_WIDTH)
                 print_parts(self.parts, console)
                 return str(console.file.getvalue())  # type: ignore[attr-defined]
             case "markdown":
@@ -247,18 +246,16 @@ class Output:
                 return self.table.csv()
         return json_text(self.table.records() if self.data is None else self.data)
 
-    def print(self, form: str) -> None:
+    def print(self, form: str, console: Console) -> None:
         """Print it in one of FORMATS."""
         if form == "text":
-            print_parts(self.parts, Console(highlight=False))
+            print_parts(self.parts, console)
         else:
-            sys.stdout.write(self.written(form))
+            print(self.written(form), end="")
 
 
 def print_parts(parts: Iterable[Line | Table[Any]], console: Console) -> None:
-    """Print lines and tables. Where no terminal bounds them, lines stay whole and tables are wide."""
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPED_WIDTH
+    """Print lines and tables. Where no terminal bounds them, lines stay whole."""
     above: Line | Table[Any] | None = None
     for part in parts:
         if isinstance(part, Table) or isinstance(above, Table):
@@ -303,12 +300,7 @@ def meanings(columns: Iterable[Column[Any]]) -> dict[str, tuple[str, str]]:
 
 def one_line(text: str) -> str:
     """A text in one line, its control characters as escapes: no terminal obeys it."""
-    return CONTROL.sub(_escape, " ".join(re.split("[\n\r\t]+", text)))
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return printable(" ".join(re.split("[\n\r\t]+", text)))
 
 
 def markdown_cell(text: str) -> str:
@@ -325,7 +317,7 @@ def csv_cell(value: Any) -> Any:
     """A value for CSV: an apostrophe before a text that a spreadsheet would compute, unless it is a number."""
     if not isinstance(value, str):
         return value
-    text = re.sub(f"(?![\n\t]){CONTROL.pattern}", _escape, re.sub("\r\n?", "\n", value))
+    text = printable(re.sub("\r\n?", "\n", value))
     return f"'{text}" if value.startswith(FORMULA) and not _is_number(value) else text
 
 
@@ -343,9 +335,8 @@ def _is_number(text: str) -> bool:
 
 
 def json_text(data: Any) -> str:
-    """Data as JSON, its control characters as escapes."""
-    text = json.dumps(data, indent=2, ensure_ascii=False)
-    return re.sub(f"(?!\n){CONTROL.pattern}", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+    """Data as JSON in ASCII, without a control character."""
+    return json.dumps(data, indent=2).replace("\x7f", "\\u007f") + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, TypeAdapter, ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from sweep.base.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
 from sweep.base.options import PRIMARY, ConfigPath
 from sweep.base.wording import count
+from sweep.cli.output import make_console
 
 if TYPE_CHECKING:
     from analysis.load import Run
@@ -90,7 +90,7 @@ def _print(output: "Output", options: argparse.Namespace) -> None:
     from sweep.base.whole_file import write_whole
 
     if options.output is None:
-        output.print(options.format)
+        output.print(options.format, make_console(160))
         return
     try:
         write_whole(options.output, output.written(options.format))
@@ -161,7 +161,7 @@ def status(arguments: list[str]) -> int:
         lines = [status.status_json(state)] if options.json else status.render(state)
     except OSError as error:
         raise ConfigError(f"{run}: {first_line(error)}") from None
-    console = Console(highlight=False)
+    console = make_console()
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     return 0
@@ -198,7 +198,7 @@ def report(arguments: list[str]) -> int:
         )
     if options.output is not None:
         object_store.copy(run, options.output)
-    print_report(options.output or run_folder(run), Console(highlight=False), options.metrics, all_rows=options.all)
+    print_report(options.output or run_folder(run), make_console(), options.metrics, all_rows=options.all)
     return 0
 
 
@@ -273,7 +273,7 @@ def rerun(arguments: list[str]) -> int:
         return 0
     from sweep.rerun.command import run_again
 
-    console = Console(highlight=False)
+    console = make_console()
     return run_again(capsules, options.overrides, options.out, arguments, console, folders)
 
 
@@ -374,7 +374,7 @@ def backends(arguments: list[str]) -> int:
     from backends import installed
     from backends.launch import this_host
 
-    console, cache = Console(highlight=False), cache_directory(None)
+    console, cache = make_console(), cache_directory(None)
     plain = [argument for argument in arguments if argument not in ("-h", "--help")]
     match plain:
         case [] if plain != arguments:
@@ -598,10 +598,7 @@ def _print_keys(options: ConfigPath, group: str, option: str) -> None:
     table.add_column("what it means")
     for key in keys_of(options, group, option):
         table.add_row(key.name, flow(key.value), key.meaning or " | ".join(key.allowed))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    make_console(160, markup=False).print(table)
 
 
 def _checked(kind: Any, allowed: str) -> Callable[[str], Any]:
