@@ -323,8 +323,7 @@ def csv_cell(value: Any) -> Any:
 
 def csv_of(frame: "pd.DataFrame") -> str:
     """A frame as CSV, of which no cell is a formula."""
-    texts = frame.select_dtypes(["object", "string"])
-    return frame.assign(**{str(name): texts[name].map(csv_cell) for name in texts}).to_csv(index=False)
+    return frame.map(csv_cell).to_csv(index=False)
 
 
 def _is_number(text: str) -> bool:
