@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from analysis.load import Run
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
 
 
 def number_formats(run: Run, layout: Layout) -> dict[str, list[str]]:

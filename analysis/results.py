@@ -7,13 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.answers.deciding import answers
-from analysis.answers.question import TaskAnswer
 from analysis.failures import Losses, losses
 from analysis.formats import number_formats
 from analysis.load import Run, open_run
 from analysis.plotting.fitting import Fit, fits
-from analysis.plotting.layout import Layout, arrange
+from analysis.plotting.layout import arrange
+from analysis.points import Layout
 from analysis.statistics.variance import Components, components
 from analysis.summary import summarise
 from analysis.vllm_figures import VLLMFigures, vllm_figures
@@ -40,11 +39,6 @@ class RunResults:
     def points(self) -> pd.DataFrame:
         """The summary with the place of each point in the figures."""
         return self.layout.points
-
-    @cached_property
-    def answers(self) -> list[TaskAnswer]:
-        """The best configuration of each task, within the run's SLO."""
-        return answers([self])
 
     @cached_property
     def warnings(self) -> list[ResultWarning]:

@@ -16,7 +16,8 @@ from analysis.headline import ASKED, HEADLINE, STEADY
 from analysis.load import Run
 from analysis.quantities import labelled_column
 from analysis.statistics.comparison import Trials
-from analysis.statistics.intervals import NO_ESTIMATE, Estimate, Interval
+from analysis.statistics.estimates import INTERVAL_COLUMNS, merits
+from analysis.statistics.intervals import Interval
 from analysis.statistics.pooled import point_figures, pooled_columns
 from analysis.statistics.ratios import Positions, against_baseline, against_parent
 from analysis.statistics.standings import standings
@@ -24,10 +25,6 @@ from analysis.statistics.survivors import is_lost, without_lost
 from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
-from sweep.numbers.warnings import AS_OFFERED
-
-INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
-"""Ends of the columns of a figure's intervals: of these launches, and of a new launch."""
 
 NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
 
@@ -49,6 +46,7 @@ SUMMARY_COLUMNS = {
     "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of an interval that holds for all that are compared"),
     "FIGURE_vs_…_all_low, FIGURE_vs_…_all_high": ("times", "ends of one that holds for all ratios of the run"),
     "FIGURE_standing": ("", "of a headline figure: best, not told apart from the best, or behind"),
+    "unpooled": ("", "the figures that are means over the trials, since the requests of one cannot be read"),
     "as_offered": ("", "whether its throughput is what an open loop asked for"),
     "steady_share": ("share", "of the trials with a result that have a steady-state window"),
     "lost_to_failures": ("", "the percentiles that fall on failed requests, with what is known of them in s"),
@@ -101,7 +99,8 @@ def summarise(run: Run) -> pd.DataFrame:
     answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
     launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
     where it is of requests, and `*_n` if some ok trials lack it; `as_offered`, whether its throughput is what an open
-    loop asked for, if there is one; `steady_share`, the share of ok trials with a steady-state window, if there is one;
+    loop asked for, if there is one; `unpooled`, the figures for which the requests could not be read; `steady_share`,
+    the share of ok trials with a steady-state window, if there is one;
     for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
     and `*_standing` among the points that were asked the same: best, not told apart from the best, or behind.
     """
@@ -122,10 +121,12 @@ def summarise(run: Run) -> pd.DataFrame:
     counts = measured.groupby(point).count()
     columns: dict[str, Any] = {}
     pooled = pooled_columns(run)
-    for name, figure in point_figures(run, measured, point).items():
+    figures_of_points, unpooled = point_figures(run, measured, point)
+    for name, figure in figures_of_points.items():
         columns |= _columns(name, figure, name in pooled)
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
+    columns["unpooled"] = unpooled
     if run.ok["below_saturation"].notna().any():
         as_offered = run.ok["below_saturation"].eq(True).fillna(False).reindex(trials.index, fill_value=False)
         columns["as_offered"] = as_offered.groupby(point).any()
@@ -167,23 +168,6 @@ def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     by = [column for column in ASKED if column in points]
     return by_engine.sort_values(by, kind="stable", ignore_index=True)
-
-
-def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
-    """A figure of the summary with its intervals."""
-    if column not in point:
-        return NO_ESTIMATE
-    n = int(point.get(f"{column}_n", point["n"]))
-    low, high, new_low, new_high = (point[f"{column}_{end}"] for end in INTERVAL_COLUMNS)
-    return Estimate(point[column], low, high, n, new_low, new_high)
-
-
-def merits(figures: pd.DataFrame) -> pd.DataFrame:
-    """Figures without those that are no engine's merit: what an open loop below saturation asked for."""
-    if "as_offered" not in figures:
-        return figures
-    as_offered = figures["as_offered"].eq(True)
-    return figures.assign(**{name: figures[name].mask(as_offered) for name in AS_OFFERED if name in figures})
 
 
 def _planned(run: Run, keys: list[str]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.headline import HEADLINE
 from analysis.load import Run
-from analysis.plotting.layout import Layout, listed
+from analysis.points import Layout, listed
 from analysis.statistics.pooled import of_endpoints
 from analysis.summary import planned_trials
 from sweep.base.wording import count
@@ -120,6 +120,20 @@ def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
     for point in layout.points.index[(counts > 0) & (counts < planned)]:
         n, total = counts[point], planned[point]
         yield Evidence(n / total, f"{n} of {total} replicates have a result", points=(point,))
+
+
+@register(
+    CHECKS,
+    Severity.SEVERE,
+    "Restore the requests.parquet of its trials, or measure them again: a mean of percentiles is no percentile.",
+)
+def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """The point's figures are means of its trials' figures, since the requests of a trial cannot be read."""
+    measured = layout.placed(run.ok[run.ok["attempt"].notna()])  # imported rows never had requests
+    unpooled = layout.points["unpooled"]
+    for point in unpooled.index[unpooled.ne("") & unpooled.index.isin(measured["point"])]:
+        count_of = len(unpooled[point].split(", "))
+        yield Evidence(count_of, f"requests cannot be read: {count_of} figures are means over trials", points=(point,))
 
 
 @_warning(

@@ -30,7 +30,7 @@ from analysis.quantities import compared_column
 from analysis.statistics.intervals import CONFIDENCE
 from benchmarks.documents import write_section
 from benchmarks.paired_launches import AGAIN, PLANTED, REFERENCE, ROWS, read_rows
-from sweep import provenance
+from sweep.base import provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "compare.md"
 MARKS = ("<!-- tables: python -m benchmarks.compare -->", "<!-- end of tables -->")

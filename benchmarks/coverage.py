@@ -39,7 +39,7 @@ from benchmarks.simulated_runs import (
     stationary,
     steady_states,
 )
-from sweep import provenance
+from sweep.base import provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "coverage.md"
 REQUESTS = (64, 100, 500, 1500)

@@ -36,12 +36,12 @@ from numpy.typing import NDArray
 from backends.simulated_server.truth import read_log
 from benchmarks.documents import write_section
 from sweep.base.config import ROOT
+from sweep.base.provenance import commit
 from sweep.base.records import Request
 from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop
 from sweep.client.wire import Target
 from sweep.inputs.workload import WORDS
-from sweep.provenance import commit
 
 TTFT, ITL, TOKENS = 0.05, 0.02, 64
 CACHED = 10_000  # answers

@@ -35,13 +35,13 @@ from backends.prepare import environments as environments
 from backends.prepare import locks
 from sweep.base.config import ROOT, build, cache_directory
 from sweep.base.options import load_option
+from sweep.base.provenance import now
 from sweep.base.whole_file import write_whole
 from sweep.client.measurement import measure
 from sweep.inputs.load import Closed
 from sweep.inputs.workload import Synthetic
 from sweep.node.trial import target
 from sweep.numbers.summarise import summarise
-from sweep.provenance import now
 
 ROWS = Path(__file__).parents[1] / "docs" / "measurements" / "compare_launches.csv"
 REFERENCE, AGAIN = "reference", "again"  # the arms of one configuration

@@ -37,7 +37,7 @@ from sweep.disk.ledger import Ledger, ledger_entries
 from sweep.disk.run_files import RunPaths
 from sweep.drive.driver import Driver, RunResult
 from sweep.drive.monitor.progress import Display
-from sweep.node.deployment import Beat, Completed, Finished, Placed
+from sweep.node.events import Beat, Completed, Finished, Placed
 from sweep.node.rows import unmeasured_row
 from sweep.node.work import Work
 from sweep.numbers.quantity import columns

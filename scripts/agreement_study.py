@@ -24,9 +24,9 @@ from unittest.mock import Mock, patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backends.launch import server
+from backends.launch import server, this_host
 from scripts import faults
-from sweep import provenance
+from sweep.base import provenance
 from sweep.base.config import ROOT, Settings
 from sweep.drive.preflight import surroundings
 from sweep.node import agreement, answers
@@ -170,7 +170,7 @@ def head() -> str:
 
 def circumstances() -> str:
     """The commit, the machine and how busy it is: of this call of the script, which may have measured some cases."""
-    machine = provenance.hardware()
+    machine = this_host.hardware()
     text = f"These rows: commit {provenance.commit()}; {machine['cores']} cores of {machine['cpu']}; load average "
     return textwrap.fill(f"{text}{machine['load_average']:.1f} at the end.", WIDTH, break_on_hyphens=False)
 

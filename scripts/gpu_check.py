@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 
 from backends import installed, llamacpp
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform
-from backends.launch import gpus
+from backends.launch import gpus, this_host
 from backends.prepare import environments, fit, locks
-from sweep import provenance
+from sweep.base import provenance
 from sweep.base.config import ROOT, ConfigError, cache_directory
 from sweep.base.options import load_option
 
@@ -78,7 +78,7 @@ class Result:
 
 def engines() -> dict[str, str]:
     """What the environment of each backend holds, of those that are launched here in one of their own."""
-    host, cache, contents = provenance.host(), cache_directory(None), {}
+    host, cache, contents = this_host.host(), cache_directory(None), {}
     for name in installed.names():
         backend = installed.configured(name)
         if backend.launches and backend.computes_model and (host.gpus or backend.env.cpu):
@@ -88,7 +88,7 @@ def engines() -> dict[str, str]:
 
 def sections(folder: Path) -> list[Section]:
     """All sections for this machine, in order."""
-    on_gpu = bool(provenance.gpu_names())
+    on_gpu = bool(this_host.gpu_names())
     names = list(engines())
     pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # -q is in its settings: twice it says no counts
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
@@ -114,7 +114,7 @@ def sections(folder: Path) -> list[Section]:
 def _obstacle(name: str) -> str | None:
     """Why the engine of a backend cannot be launched now on this machine."""
     spec = _environment(installed.configured(name).env)
-    if problem := fit.problem(spec, provenance.host()):
+    if problem := fit.problem(spec, this_host.host()):
         return problem
     ready = environments.built(spec, cache_directory(None))
     return None if ready else f"environment {spec.name} is not installed yet: install:{name} comes first"
@@ -138,7 +138,7 @@ def _resets(name: str) -> bool:
 
 def _environment(choice: EnvironmentChoice, host: Host | None = None) -> EnvironmentSpec:
     """The environment that a machine takes, by default this one, with its lock if there is one."""
-    host = host or provenance.host()
+    host = host or this_host.host()
     on: Platform = "cuda" if (host.gpus and choice.cuda) or not choice.cpu else "cpu"
     spec = environments.resolve(choice, on, host=host)
     return locks.with_lock(spec, *locks.committed(), locks.remembered(cache_directory(None)))
@@ -178,7 +178,7 @@ def _two_gpus(folder: Path) -> Section:
 
 def environ(wheels: Path | None) -> dict[str, str]:
     """The environment of every section: on the GPU if there is one, and without network given a folder of wheels."""
-    settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if provenance.gpu_names() else "cpu"}
+    settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if this_host.gpu_names() else "cpu"}
     if wheels is not None:
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "HF_HUB_OFFLINE": "1", "UV_OFFLINE": "1"}
         settings |= {**offline, "PIP_CONFIG_FILE": os.devnull}
@@ -253,7 +253,7 @@ def energy(out: Path, row: Mapping[str, Any]) -> str:
 
 def report(folder: Path, listed: Sequence[Section]) -> str:
     """The report of all results so far: the machine, the versions, and a line for each section."""
-    host, machine, results = provenance.host(), provenance.hardware(), load_results(folder)
+    host, machine, results = this_host.host(), this_host.hardware(), load_results(folder)
     made = [results[section.name] for section in listed if section.name in results]
     commits = ", ".join(dict.fromkeys(result.commit or "unknown" for result in made))
     times = sorted(result.time[:16].replace("T", " ") for result in made)
@@ -364,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.wheels is None:
             parser.error("--fetch: needs --wheels DIR")
         try:
-            host = installed.host_like(options.on) if options.on else provenance.host()
+            host = installed.host_like(options.on) if options.on else this_host.host()
         except ConfigError as error:
             parser.error(str(error))
         return fetch(options.sections, options.wheels.absolute(), host)

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sweep import provenance
+from sweep.base import provenance
 from sweep.base.config import cache_directory
 from tests.cluster.soak import LEFT_WITHIN, TRIALS_OF_LAUNCH, soak
 from tests.cluster.storm import FAULTS

@@ -2,16 +2,16 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis", "llm_sweep", "benchmarks")
-BASIS = {"sweep.base", "sweep.provenance"}
+BASIS = {"sweep.base"}
 MAY_IMPORT: dict[str, set[str]] = {
     "sweep.base": set(),  # the ground: everybody's, and it imports nothing of ours
-    "sweep.provenance": {"sweep.base", "backends"},  # what a host is, is said there
     # Each room may import itself, and the rooms named here.
     "sweep.numbers": BASIS,
     "sweep.disk": BASIS | {"sweep.numbers"},
@@ -32,28 +32,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": set(),
     "backends.__main__": {"sweep.__main__"},  # the same command under another name
     "backends": BASIS,  # shared types, options and whole files: one definition for both
-    "backends.simulated_server": {"sweep.client.clock"},  # it reads the kernel's stamps as the client does
+    "backends.simulated_server": {"sweep.base.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment
     "analysis": BASIS | {"sweep.numbers", "sweep.disk"},  # what the files hold and what their columns mean
     # From the files to figures of points: it renders nothing.
     "analysis.statistics": BASIS
     | {"sweep.numbers", "sweep.disk"}
-    | {f"analysis.{name}" for name in ("headline", "load", "plotting.layout", "quantities", "results", "summary")},
+    | {f"analysis.{name}" for name in ("headline", "load", "points", "quantities")},
     "analysis.explain": {  # from points to shares: no report, no figure
         "sweep.base",
         "analysis.headline",
         "analysis.load",
-        "analysis.plotting.layout",
+        "analysis.points",
         "analysis.quantities",
         "analysis.statistics",
     },
     # What a run was made for, from what its tables are made of: it renders nothing.
     "analysis.answers": BASIS
     | {"sweep.numbers", "sweep.disk"}
-    | {f"analysis.{name}" for name in ("compare", "headline", "plotting.layout")}
-    | {f"analysis.{name}" for name in ("quantities", "results", "statistics", "summary")},
+    | {f"analysis.{name}" for name in ("compare", "headline", "points")}
+    | {f"analysis.{name}" for name in ("quantities", "results", "statistics")},
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
     "benchmarks": {"sweep", "analysis", "backends"},  # all of it is measured
+}
+# Imports that close a circle, yet to go: this list only shrinks.
+CIRCULAR = {
+    ("sweep.client.modes", "sweep.client.job"),
+    ("sweep.client.modes", "sweep.client.sender"),
 }
 MOST_FILES = 11  # of a room, beside its __init__
 COLLECTIONS = {  # one file each, found by being there
@@ -104,6 +109,14 @@ def test_imports_follow_the_rooms(path):
     allowed = MAY_IMPORT[room] | {room}
     foreign = {name for name in ours(path) if not any(name == r or name.startswith(r + ".") for r in allowed)}
     assert not foreign, f"{name_of(path)} must not import {foreign}"
+
+
+def test_no_modules_import_each_other():
+    imported = {name_of(path): ours(path) - {name_of(path)} for path in modules()}
+    for name, closing in CIRCULAR:
+        assert closing in imported[name], f"{name} does not import {closing} any more: remove the pair from CIRCULAR"
+        imported[name].remove(closing)
+    TopologicalSorter(imported).prepare()  # CycleError names the modules of a circle
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)

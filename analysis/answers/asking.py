@@ -1,12 +1,10 @@
 """The points of one run or several, with the trials behind them, and the questions in which they are rivals."""
 
-from __future__ import annotations  # RunResults is made of what is here
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,16 +13,14 @@ from analysis.answers.question import common_percentiles
 from analysis.compare.matching import QUESTION_PREFIXES, machines, question_digests
 from analysis.compare.sides import trial_settings
 from analysis.headline import ASKED
-from analysis.plotting.layout import SIZE, Layout
+from analysis.points import SIZE, Layout
 from analysis.quantities import LabelledColumn, labelled_column
+from analysis.results import RunResults
 from analysis.statistics.comparison import Trials
+from analysis.statistics.estimates import merits
 from analysis.statistics.ratios import Positions, positions
 from analysis.statistics.standings import GPUS, question_columns
-from analysis.summary import merits
 from sweep.base.records import LOAD_COLUMNS
-
-if TYPE_CHECKING:
-    from analysis.results import RunResults
 
 COST, THROUGHPUT, LATENCY = "cost_per_million_tokens", "output_throughput", "e2el_p50"
 OF_A_LOAD = frozenset([*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOAD_COLUMNS)])
@@ -111,7 +107,7 @@ def placed_trials(runs: Sequence[RunResults]) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def names_with_runs(points: pd.DataFrame) -> pd.Series[str]:
+def names_with_runs(points: pd.DataFrame) -> "pd.Series[str]":
     """The names of the points of several runs: one that several have gets the run's."""
     several = points.groupby("name")["order"].transform("nunique") > 1
     return points["name"].where(~several, points["name"] + " (" + points["run"] + ")")

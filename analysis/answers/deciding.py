@@ -5,13 +5,11 @@ configurations are named, whatever their number, and whatever the number of load
 What would decide a tie follows from the spread between launches that is left after pairing.
 """
 
-from __future__ import annotations  # RunResults has its answers
-
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,13 +20,11 @@ from analysis.compare.matching import BY_OUTPUT, have_shorter_answers
 from analysis.compare.ratio import Ratio, smallest_change
 from analysis.compare.verdicts import DURATIONS, MARGIN, minutes_a_launch
 from analysis.quantities import LabelledColumn
+from analysis.results import RunResults
 from analysis.statistics.comparison import BlockModel, comparisons_with_best, differences, fit, indistinguishable
+from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.standings import Standing
-from analysis.summary import estimate
-
-if TYPE_CHECKING:
-    from analysis.results import RunResults
 
 SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts in that of one
 ANSWERED = ("output_tokens", "num_requests", "num_failed")  # columns behind the tokens of an answer
@@ -112,7 +108,7 @@ def best_choices(model: BlockModel, quantity: LabelledColumn) -> int:
     return 1 + int(indistinguishable(model, 0, quantity.better or "higher").sum()) if len(model.n) > 1 else 1
 
 
-def _candidate(point: pd.Series[Any], question: TaskQuestion) -> Candidate:
+def _candidate(point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
     figure = estimate(point, question.quantity.column)
     any_load = bool(question.bounds) and bool(point["by_load"])
     candidate = Candidate(str(point["name"]), str(point["at"]) if any_load else "", str(point["run"]), figure)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.answers.question import Candidate, Remedy, TaskAnswer
 from analysis.compare.verdicts import MARGIN
-from analysis.plotting.layout import listed
+from analysis.points import listed
 from sweep.base.wording import count, duration_text, number
 
 MOST_IN_SENTENCE = 3  # configurations in a sentence

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from analysis.compare.conditions import Condition, failures, unjudged
 from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
-from analysis.plotting.layout import listed
+from analysis.points import listed
 from sweep.base.wording import count, duration_text
 
 LONGEST_WORD = 24  # characters of a label in a terminal; a longer word is cut

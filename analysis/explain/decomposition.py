@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.explain.contrasts import difference, interactions, shapley
 from analysis.explain.design import Factorial, Ladder, Unexplained, designs
 from analysis.load import Run
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
 from analysis.quantities import LabelledColumn, compared_column
 from analysis.statistics.comparison import BlockModel, Trials, fit
 from analysis.statistics.intervals import FloatArray

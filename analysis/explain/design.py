@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.headline import ASKED
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
 from analysis.statistics.ratios import is_baseline
 from sweep.base.config import ConfigError
 from sweep.base.labels import LADDER, PARENT, short

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from analysis.load import Run, telemetry
 from analysis.plotting.drawing import load_axis
 from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
-from analysis.plotting.layout import Layout
 from analysis.plotting.timeline import GIB
+from analysis.points import Layout
 
 POSITION = 44
 MOST_TELEMETRY = 200  # trials whose telemetry is read

@@ -5,9 +5,7 @@ several kinds of load each panel has its own. A figure has room for a limited nu
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -15,77 +13,13 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.headline import ASKED
 from analysis.load import Run
+from analysis.points import LOAD_LABELS, SIZE, Layout, spaced
 from analysis.statistics.ratios import is_baseline
 from analysis.statistics.winners import best
 from analysis.summary import key_columns
 from sweep.base.records import LOAD_COLUMNS
 
-LOAD_LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
-SIZE = "load_size"  # the value of the one of LOAD_COLUMNS that a point has, if loads are of several kinds
 MOST_LINES = 21  # distinguishable by colour, marker and dash
-MOST_PANELS = 24
-MOST_LISTED = 12  # lines in a sentence
-
-
-@dataclass(frozen=True)
-class PointLayout:
-    """The names of points: each has a line, a panel and a place on the x axis."""
-
-    points: pd.DataFrame  # the summary, with `line` and `panel`
-    lines: list[str]  # in the plan's order: a line looks the same in every figure of a run
-    x: str | None  # the column of points and placed trials that is the x axis; None if nothing numeric varies
-    x_labels: dict[str, str]  # label of x by panel; a panel whose load has no size (a trace) has none
-
-    def load(self, point: "pd.Series[Any]") -> str:
-        """The value of x at a point, e.g. `batch size 8`; empty if nothing numeric varies."""
-        label = self.x_labels.get(point["panel"])
-        if not self.x or not label or pd.isna(point[self.x]):
-            return ""
-        return f"{label[0].lower()}{label[1:]} {point[self.x]:g}"
-
-    @property
-    def x_label(self) -> str:
-        """The labels of x in all panels, e.g. `Batch size or concurrency`; empty if there is none."""
-        first, *rest = dict.fromkeys(self.x_labels.values()) or [""]
-        return " or ".join([first, *(label.lower() for label in rest)])
-
-    def describe(self, point: "pd.Series[Any]") -> str:
-        """A point in a few words, e.g. `vllm, qa, batch size 8`."""
-        return ", ".join(part for part in (point["line"], point["panel"], self.load(point)) if part)
-
-
-@dataclass(frozen=True)
-class Layout(PointLayout):
-    """The place of each point of a run in its figures."""
-
-    trials: pd.DataFrame  # `line`, `panel` and `point` (its position) of each trial, by the index of the run's trials
-    zipped: list[str]  # the numeric columns whose value follows from x in each workload and load: zipped axes
-    coloured: list[str]  # the lines that are drawn, each in a colour of its own: at most MOST_LINES
-
-    def axis(self, panel: str) -> str:
-        """The label of a panel's x axis."""
-        points = self.points[self.points["panel"] == panel]
-        label = self.x_labels.get(panel)
-        same = ("workload.num_requests",) if label == "Request count" else ()
-        zipped = [_spaced(key) for key in self.zipped if points[key].nunique() > 1 and key not in same]
-        return self.x_labels.get(panel, "") + (f" (with {', '.join(zipped)})" if zipped else "")
-
-    @cached_property
-    def panels(self) -> list[str]:
-        return sorted(self.points["panel"].unique())
-
-    @property
-    def visible_panels(self) -> list[str]:
-        return self.panels[:MOST_PANELS]
-
-    def placed(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """Some trials of the run, with their `line`, `panel` and `point`."""
-        return trials.join(self.trials)
-
-    def visible(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """The trials that a figure has room for."""
-        placed = self.placed(trials)
-        return placed[placed["line"].isin(self.coloured) & placed["panel"].isin(self.visible_panels)]
 
 
 def arrange(run: Run, points: pd.DataFrame) -> Layout:
@@ -162,7 +96,7 @@ def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
     """The label of x by panel, for panels in which some point has x."""
     labels: dict[str, str] = {}
     for column in LOAD_COLUMNS if x == SIZE else [x]:
-        label = LOAD_LABELS.get(column, _spaced(column).capitalize())
+        label = LOAD_LABELS.get(column, spaced(column).capitalize())
         if x == "batch_size" and _one_batch(points):
             label = "Request count"
         for panel in points.loc[points[column].notna(), "panel"].unique():
@@ -184,7 +118,7 @@ def _differs(values: Any) -> bool:
 def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:
     """The name of each point: `first` and the ladder's step by value alone, other columns as key=value."""
     columns = [key for key in columns if key != first]
-    prefixes = ["" if key == "ladder" else f"{_spaced(key)}=" for key in columns]
+    prefixes = ["" if key == "ladder" else f"{spaced(key)}=" for key in columns]
 
     def name(values: Iterable[Any]) -> str:
         parts = [f"{prefix}{value}" for prefix, value in zip(prefixes, values, strict=True) if pd.notna(value)]
@@ -192,13 +126,3 @@ def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:
 
     rest = map(name, points[columns].astype(object).itertuples(index=False, name=None))
     return [", ".join(filter(None, (str(value), suffix))) for value, suffix in zip(points[first], rest, strict=True)]
-
-
-def listed(lines: Sequence[str]) -> str:
-    """Lines joined for a sentence: if there are many, the first ones and the number of the rest."""
-    more = len(lines) - MOST_LISTED
-    return ", ".join(lines) if more <= 1 else f"{', '.join(lines[:MOST_LISTED])} and {more:,} others"
-
-
-def _spaced(key: str) -> str:
-    return key.rpartition(".")[2].replace("_", " ")

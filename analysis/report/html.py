@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
+from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
 from analysis.headline import HEADLINE
 from analysis.plotting.drawing import MOST_REPLICATES
@@ -32,13 +33,13 @@ from analysis.report.tables import (
 )
 from analysis.report.terminal import times
 from analysis.results import RunResults
-from analysis.statistics.best_gains import best_gains
+from analysis.statistics.estimates import estimate, merits
 from analysis.statistics.intervals import CONFIDENCE, Estimate
 from analysis.statistics.survivors import bounds_text
 from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from analysis.studies.findings import judge_run
 from analysis.studies.tables import study_of
-from analysis.summary import estimate, merits, planned_trials
+from analysis.summary import planned_trials
 from analysis.warnings import concerning, grouped, scope
 from sweep.base.wording import number
 from sweep.disk import run_files
@@ -99,12 +100,13 @@ def _findings(results: RunResults) -> dict[str, Any]:
     run, layout, counts = results.run, results.layout, results.points["n"]
     replicates = len(layout.visible(run.ok))
     reasons = run.ok["steady_method"].dropna().mode()
+    answered = answers([results])
     return {
         "run": run,
         "layout": layout,
         "results": results,
-        "answer": lead(results.answers),
-        "answers": answers_table(results.answers),
+        "answer": lead(answered),
+        "answers": answers_table(answered),
         "cards": list(_cards(results)),
         "warnings": warned([("", results)]),
         "tables": results_tables(results),
@@ -184,10 +186,6 @@ def _cards(results: RunResults) -> Iterator[Card]:
             if labelled.better is not None and not math.isnan(estimate(measured.iloc[0], labelled.column).value):
                 yield _figure_card(results, labelled.label, measured.iloc[0], labelled)
     yield from _gain_cards(results)
-    for gain in best_gains(results)[:1]:
-        if gain.ratio > 1:
-            detail = f"at equal load at most {times(gain.equal)}"
-            yield Card("Largest gain, best against best", times(gain.ratio), "of baseline", gain.where, detail, [])
 
 
 def _figure_card(

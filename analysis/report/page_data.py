@@ -21,10 +21,10 @@ from analysis.report.shared_layout import shared_layout
 from analysis.report.terminal import label
 from analysis.report.trial_files import FileLink, file_links, relative_path
 from analysis.results import RunResults
+from analysis.statistics.estimates import INTERVAL_COLUMNS
 from analysis.statistics.intervals import around_medians
 from analysis.statistics.pooled import launches
 from analysis.statistics.survivors import bound
-from analysis.summary import INTERVAL_COLUMNS
 from sweep.base.labels import TRIAL_MARK
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.answers.asking import OF_A_LOAD, every_point, measured_points, names_with_runs, title
-from analysis.plotting.layout import LOAD_LABELS, SIZE, PointLayout
+from analysis.points import LOAD_LABELS, SIZE, PointLayout
 from analysis.results import RunResults
 from analysis.statistics.standings import GPUS, question_columns
 from sweep.base.labels import short

@@ -13,7 +13,7 @@ from analysis.explain.decomposition import explanations
 from analysis.explain.design import Unexplained
 from analysis.explain.output import gain_sentence, interaction_lines, remarks, rows
 from analysis.headline import HEADLINE, STEADY
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
 from analysis.quantities import setting
 from analysis.report.slowest import slowest_requests
 from analysis.report.terminal import (
@@ -25,12 +25,12 @@ from analysis.report.terminal import (
     with_ends,
 )
 from analysis.results import RunResults
+from analysis.statistics.estimates import estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.standings import Standing
 from analysis.statistics.survivors import bound
 from analysis.statistics.variance import shares_text
 from analysis.statistics.winners import best, tied_text
-from analysis.summary import estimate
 from sweep.base.wording import number
 from sweep.numbers.warnings import ResultWarning
 

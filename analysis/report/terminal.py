@@ -11,20 +11,20 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis.answers.deciding import answers
 from analysis.answers.output import lines as answer_lines
 from analysis.failures import Losses
 from analysis.headline import HEADLINE
 from analysis.plotting.fitting import Fit
-from analysis.plotting.layout import Layout, listed
+from analysis.points import Layout, listed
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
-from analysis.statistics.best_gains import BestGain, best_gains
+from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import Estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import shares_text
 from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
-from analysis.summary import estimate
 from analysis.warnings import concerning, grouped, scope
 from sweep.base.records import UNMEASURED
 from sweep.base.wording import count, number
@@ -76,7 +76,6 @@ class Summary:
             yield from _answers(results)
             yield from _results(results.layout, options.max_width)
             yield _best(results)
-            yield from _best_gains(results)
             yield from _spreads(results)
             yield from _formats(results.formats)
         else:
@@ -89,7 +88,7 @@ class Summary:
 
 def _answers(results: RunResults) -> Iterator[Text]:
     """The sentence that is true of all questions, then those of the first few."""
-    first, *rest = answer_lines(results.answers)
+    first, *rest = answer_lines(answers([results]))
     yield Text(first, style="bold green")
     for line in rest[:MOST_ANSWERS]:
         yield Text(f"  {line}")
@@ -293,18 +292,6 @@ def _best(results: RunResults) -> Table:
             where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
         table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), value, where)
     return table
-
-
-def _best_gains(results: RunResults) -> Iterator[Text]:
-    """A line for each workload: the largest gain of best against best, and the same engine's at equal load."""
-    gains: dict[str, BestGain] = {}
-    for gain in best_gains(results):
-        gains.setdefault(gain.panel, gain)
-    if gains:
-        yield Text("best against best, at different loads:", style="bold")
-    for gain in list(gains.values())[:MOST_POINTS]:
-        line = Text("  ").append(times(gain.ratio), style="green").append(f" {gain.where}")
-        yield line.append(f"; at equal load at most {times(gain.equal)}", style="dim")
 
 
 def _spreads(results: RunResults) -> Iterator[Text]:

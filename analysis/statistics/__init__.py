@@ -1,1 +1,1 @@
-"""Computes the figures of points with their intervals, and compares points: by ratio, by rank, best against best."""
+"""Computes the figures of points with their intervals, and compares points: by ratio and by rank."""

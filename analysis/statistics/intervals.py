@@ -212,6 +212,12 @@ class PooledGaps(PooledRequests):
         return _whole(value, _ends(self.sorted_gaps, q, halves, self.total), self.effective_n)
 
 
+def quantile_alone(values: FloatArray, q: float) -> Interval:
+    """The q-quantile of a point's values, which are too many for an interval. Shape (1,)."""
+    value, nothing = np.array([np.quantile(values, q)], np.float64), np.full(1, np.nan)
+    return Interval(value, nothing, nothing, nothing, nothing, nothing)
+
+
 def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArray[np.int64]) -> Iterable[FloatArray]:
     """The ends of a quantile's intervals: the order statistics at half of an interval of its share from it."""
     return (_between(ordered, (q + sign * half) * n - 0.5, n) for half in halves for sign in (-1, 1))

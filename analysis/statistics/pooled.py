@@ -1,8 +1,8 @@
 """The figures of a run's points with their intervals, from the requests of all replicates of a point together.
 
 A quantile of few requests is too low on average, and so is the mean of such quantiles. So the requests of a point's
-trials are pooled, and the gaps of these requests. They are read for some points at a time; a point with a trial whose
-requests cannot be read falls back on the trials' own figures, and has no interval of a quantile.
+trials are pooled, and the gaps of these requests. They are read for some points at a time. A point with a trial whose
+requests cannot be read falls back on the means of its trials' own figures, has no interval of a quantile, and says so.
 """
 
 import json
@@ -18,15 +18,23 @@ from numpy.typing import NDArray
 
 from analysis.load import Run, trial_folder
 from analysis.statistics import intervals
-from analysis.statistics.intervals import FloatArray, Interval, PooledGaps, PooledRequests, without_intervals
+from analysis.statistics.intervals import (
+    FloatArray,
+    Interval,
+    PooledGaps,
+    PooledRequests,
+    quantile_alone,
+    without_intervals,
+)
 from sweep.base.records import UNKNOWN
+from sweep.disk.columns import written_columns
 from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
 
 REQUESTS_AT_ONCE = 400_000  # requests held at once: ten series of them are 32 MB
 GAPS_OF_A_REQUEST = 20  # that take as much memory as a request's series
-MOST_GAPS = 8_000_000  # of a point, or its requests times the most gaps of one: beyond, they are not pooled
+MOST_GAPS = 8_000_000  # of a point, or its requests times the most gaps of one: beyond, they have no interval
 OF_A_TRIAL = (
     "trial_id",
     "deployment_id",
@@ -63,8 +71,8 @@ class _Point(NamedTuple):
     launches: list[int]
 
 
-def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, Interval]:
-    """Each measured column of all points.
+def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[str, Interval], list[str]]:
+    """Return each measured column of all points, and for each point the columns that should be pooled and are not.
 
     Args:
         run: the measurements.
@@ -90,10 +98,13 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
     for name, statistic in pooled.items():
         if statistic.name != "mean":  # of few requests such an interval does not hold (docs/measurements/coverage.md)
             figures[name] = without_intervals(figures[name])
+    unpooled = {name: np.isfinite(figures[name].value) for name in [*pooled, *(THROUGHPUTS.keys() & figures.keys())]}
     for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], ok_launches, pooled):
         for name, interval, chosen in _figures(points, pooled, figures.keys()):
+            positions = [point.number for point in chosen]
+            unpooled[name][positions] = False
             for column, values in zip(figures[name], interval, strict=True):
-                column[[point.number for point in chosen]] = values
+                column[positions] = values
     unsettled = np.zeros(count, np.bool_)
     unsettled[point[measured.index.get_indexer(run.ok.index[run.ok["steady_begin"].isna()])]] = True
     for name in rates & figures.keys() | {name for name, statistic in pooled.items() if statistic.steady}:
@@ -110,7 +121,7 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> dict[str, I
         if {name, f"{name}_low", f"{name}_high"} <= {*measured}:
             ends = measured[[f"{name}_low", f"{name}_high"]].groupby(point).mean().to_numpy(np.float64).T
             figures[name] = _with_comparison_interval(figures[name], *ends)
-    return figures
+    return figures, [", ".join(name for name in unpooled if unpooled[name][number]) for number in range(count)]
 
 
 def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
@@ -180,7 +191,7 @@ def _parts(
 ) -> Iterator[list[_Point]]:
     """The points of which all requests can be read, some at a time."""
     quantities = {statistic.quantity.name: statistic.quantity for statistic in pooled.values()}
-    series = sorted(name for name, quantity in quantities.items() if quantity.per == "request")
+    series = {name: quantity.request_column for name, quantity in quantities.items() if quantity.per == "request"}
     of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
     part, requests = list[_Point](), 0
     ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
@@ -206,16 +217,15 @@ def _parts(
         yield part
 
 
-def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str], of_gaps: Mapping[str, Any]) -> Values | None:
+def _read(run: Run, row: "pd.Series[Any]", series: Mapping[str, str], of_gaps: Mapping[str, Any]) -> Values | None:
     """The measured requests of a trial; None if they are missing or damaged, or not those that its row is about.
 
     The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last.
     """
-    names = list(dict.fromkeys([*series, *OF_A_REQUEST]))
     chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(row["itl_mean"]) else []
-    path = trial_folder(run, row) / "requests.parquet"
-    table = read_if_whole(read_table, path, [*names, *chunks, "phase", "batch", "error"])
-    if table is None or not {*names, *chunks} <= set(table.column_names):
+    needed = written_columns([*series.values(), *OF_A_REQUEST, *chunks, "phase", "batch", "error"])
+    table = read_if_whole(read_table, trial_folder(run, row) / "requests.parquet", needed)
+    if table is None or not set(needed) <= set(table.column_names):  # damaged, or of an older version
         return None
     batch = table["batch"].fill_null(UNKNOWN).to_numpy()
     mask = pc.equal(table["phase"], "measured").to_numpy()
@@ -223,7 +233,8 @@ def _read(run: Run, row: "pd.Series[Any]", series: Sequence[str], of_gaps: Mappi
         mask &= batch != 0
     if mask.sum() != row["num_requests"]:
         return None
-    values = {name: table[name].to_numpy()[mask].astype(np.float64) for name in names}
+    sources = {**series, **{name: name for name in OF_A_REQUEST}}
+    values = {name: table[column].to_numpy()[mask].astype(np.float64) for name, column in sources.items()}
     values |= {"took": values["service_e2el"], "batch": batch[mask].astype(np.float64)}
     values["failed"] = table["error"].is_valid().to_numpy()[mask].astype(np.float64)
     if row["client_stamp_source"] == "engine":  # its latencies leave out the way to the client
@@ -280,14 +291,24 @@ def _figures_of_gaps(
     points: list[_Point], name: str, statistics: Sequence[Statistic]
 ) -> Iterator[tuple[str, Interval, list[_Point]]]:
     for point in points:
-        replicates = [trial.get(name, np.empty((0, 0))) for trial in point.trials]
-        shape = (1, len(replicates), *np.max([each.shape for each in replicates], axis=0))
-        if not all(each.size for each in replicates) or np.prod(shape) > MOST_GAPS:
+        launched = [
+            (launch, trial[name])
+            for launch, trial in zip(point.launches, point.trials, strict=True)
+            if name in trial and trial[name].size
+        ]
+        if not launched:
+            continue
+        replicates = [gaps for _, gaps in launched]
+        shape = (1, len(replicates), *np.max([gaps.shape for gaps in replicates], axis=0))
+        if np.prod(shape) > MOST_GAPS:
+            pooled_gaps = np.concatenate([gaps[~np.isnan(gaps)] for gaps in replicates])
+            for statistic in statistics:
+                yield statistic.column, quantile_alone(pooled_gaps, _rank(statistic)), [point]
             continue
         filled = np.full(shape, np.nan, np.float32)
-        for index, each in enumerate(replicates):
-            filled[0, index, : each.shape[0], : each.shape[1]] = each
-        pool = PooledGaps(filled, list(pd.factorize(np.array(point.launches))[0]))
+        for index, gaps in enumerate(replicates):
+            filled[0, index, : gaps.shape[0], : gaps.shape[1]] = gaps
+        pool = PooledGaps(filled, list(pd.factorize(np.array([launch for launch, _ in launched]))[0]))
         for statistic in statistics:
             yield statistic.column, pool.quantile(_rank(statistic)), [point]
 

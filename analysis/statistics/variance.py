@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Run, trial_folder
-from analysis.plotting.layout import Layout
+from analysis.points import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
+from sweep.disk.columns import written_columns
 from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.quantity import columns
 
@@ -152,7 +153,7 @@ def _request_variance(run: Run, trials: pd.DataFrame, column: str) -> float:
 
 def _variances(run: Run, trials: pd.DataFrame, column: str) -> Iterator[float]:
     for _, row in trials[trials["attempt"].notna()].iterrows():
-        names = ["phase", "error", "batch", "sent", "e2el", "output_tokens", "ttft", "tpot"]
+        names = written_columns(["phase", "error", "batch", "sent", "e2el", "output_tokens", "ttft", "tpot"])
         table = read_if_whole(read_table, trial_folder(run, row) / "requests.parquet", names)
         if table is not None:
             requests = table.to_pandas()

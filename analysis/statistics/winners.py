@@ -8,9 +8,9 @@ import pandas as pd
 
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, labelled_column
+from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import CONFIDENCE, Estimate
 from analysis.statistics.standings import Standing, question_columns
-from analysis.summary import estimate
 
 MOST_LINES_NAMED = 3  # points in a sentence
 MOST_COMPARISONS = 3  # of which each is reported by itself; more are counted

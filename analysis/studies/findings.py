@@ -6,12 +6,12 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from analysis.results import RunResults
+from analysis.statistics.estimates import merits
 from analysis.studies.answer import CheckAnswer, choice_text, lacking
 from analysis.studies.ruling import Ruling
 from analysis.studies.run_points import HARDWARE, run_points
 from analysis.studies.tables import PublishedFinding, PublishedTable, Study, study_of
 from analysis.studies.uncertain import NAMING, matching_points
-from analysis.summary import merits
 from sweep.numbers.warnings import AS_OFFERED
 
 Judgement = Literal["reproduced", "not reproduced", "not decided", "not testable here", "contradicted by its own table"]

@@ -6,7 +6,6 @@ by the marker in their environment; `running` calls it before each launch.
 """
 
 import contextlib
-import fnmatch
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +28,10 @@ import psutil
 
 from backends.base import AMPERE, Backend, Launch
 from backends.launch import container_options, supervisor, task
+from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environment, telling_variables
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
-from sweep.base.masking import is_secret, masked, secret_values
+from sweep.base.masking import masked, secret_values
 from sweep.base.records import Fault, Outcome
 
 LOG = "engine.log"
@@ -42,27 +42,8 @@ GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an eng
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 65536
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
-# For every engine: models are local folders, so the hub is not needed; no telemetry; and process titles must not
-# overwrite the memory behind /proc/PID/environ, since stray processes are identified by their environment.
-ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
-# Of this process's environment, for every engine; its backend names more (`inherits`), as may a user (`env.inherit`).
-INHERITED = (
-    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*"),
-    *("LANG", "LANGUAGE", "LC_*", "TZ", "TERM"),
-    *("CUDA_*", "NVIDIA_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "NCCL_*", "GLOO_*", "UCX_*", "HIP_*", "HSA_*", "ROCM_*"),
-    *("OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*", "MALLOC_*", "GLIBC_TUNABLES"),
-    *("CC", "CXX", "CPATH", "LIBRARY_PATH"),  # of the compiler that Triton and torch call: a cluster's modules set them
-    *("TORCH*", "PYTORCH_*", "TRITON_*", "TOKENIZERS_*", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
-    "SWEEP_SHARED_MACHINE",
-)
-# Of an engine's environment, what says where it runs, and nothing of how.
-OF_THE_PLACE = (
-    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "TERM", "VIRTUAL_ENV"),
-    *("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "SWEEP_*"),
-)
 REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
 REACHABLE_BY_OURS = "this sweep: its network namespace has no interface but loopback"
-INHERITED_BY_RUNTIMES = ("DOCKER_*", "CONTAINER_*", "CONTAINERS_*", "PODMAN_*", "APPTAINER*", "SINGULARITY*", "DBUS_*")
 
 
 class LaunchError(Exception):
@@ -100,8 +81,8 @@ class Engine:
 
     def _start(self) -> None:
         self.command = self.backend.command(self.launch)
-        environ = _environ(self.backend, self.launch, self.marker)
-        self.variables = _telling_variables(environ)
+        environ = engine_environment(self.backend, self.launch, self.marker)
+        self.variables = telling_variables(environ)
         if self.launch.image:
             # With its marker what runs in the container counts as the engine's, also for whoever looks for leftovers.
             marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)}
@@ -540,50 +521,9 @@ def _port_is_foreign(engine: Engine) -> bool:
     return False
 
 
-def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
-    """The variables of this process that an engine gets: those of INHERITED and these, unless they hold a secret.
-
-    A name ends with * for all that begin so. Secrets pass only under their full name, and not by INHERITED.
-    """
-    patterns, full = (*INHERITED, *names), set(names)
-    return {
-        name: value
-        for name, value in task.clean_environment().items()
-        if name in full or (any(fnmatch.fnmatchcase(name, each) for each in patterns) and not is_secret(name, value))
-    }
-
-
-def _environ(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
-    """The environment of an engine: the variables that it may inherit, and its own."""
-    return {
-        **inherited_environment(
-            (*backend.inherits, *backend.env.inherit, *(INHERITED_BY_RUNTIMES if launch.image else ()))
-        ),
-        "PYTHONUNBUFFERED": "1",
-        **ENGINE_ENVIRON,
-        **task.activated(launch.python),
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them, by whose numbers GPUs are handed out
-        "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
-        **backend.environment(launch),
-        supervisor.MARKER: marker,
-        supervisor.OWNER: supervisor.this_process(),
-    }
-
-
 def _reachable_by() -> str:
     """Return who can use an engine's routes, also the administrative ones: only an own network keeps others out."""
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
-
-
-def _telling_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that may change how an engine computes: all but those of the place, and secrets."""
-    ours = {supervisor.MARKER, supervisor.OWNER}
-    return {
-        name: value
-        for name, value in sorted(environ.items())
-        if name not in ours and not any(fnmatch.fnmatchcase(name, each) for each in OF_THE_PLACE)
-        if not is_secret(name, value)
-    }
 
 
 def _oom_kills() -> int:

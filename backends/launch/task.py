@@ -4,7 +4,9 @@ They run under a supervisor, as engines do: none of their processes remains when
 or when its own process dies.
 """
 
+import functools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -43,8 +45,31 @@ def clean_environment(**settings: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | settings
 
 
+@functools.cache
+def cuda_release(compiler: str) -> str | None:
+    """Return the CUDA release of an nvcc, e.g. "13.0"; None if it does not run."""
+    try:
+        report = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout
+    except OSError:
+        return None
+    match = re.search(r"release (\d+\.\d+)", report)
+    return match[1] if match else None
+
+
+def _toolkit(compiler: Path) -> Path:
+    """Return the user's CUDA toolkit if its release is that of an environment's compiler, else the environment's own.
+
+    Engines compile against the headers of the environment's runtime, which refuse a compiler of another release.
+    """
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if home := os.environ.get(variable):
+            release = cuda_release(str(Path(home) / "bin" / "nvcc"))
+            return Path(home) if release and release == cuda_release(str(compiler)) else compiler.parents[1]
+    return compiler.parents[1]
+
+
 def activated(python: str) -> dict[str, str]:
-    """Return what activating an interpreter's environment sets, and where its own CUDA compiler is, if it has one."""
+    """Return what activating an interpreter's environment sets, and a CUDA toolkit for it if it has a compiler."""
     if not os.path.isabs(python):
         return {}
     folder = Path(python).parent
@@ -52,8 +77,9 @@ def activated(python: str) -> dict[str, str]:
     if (folder.parent / "pyvenv.cfg").exists():
         environ["VIRTUAL_ENV"] = str(folder.parent)
         if compiler := next(folder.parent.glob("lib/python*/site-packages/nvidia/*/bin/nvcc"), None):
-            environ["CUDA_HOME"] = str(compiler.parents[1])
-            paths.append(str(compiler.parent))
+            toolkit = _toolkit(compiler)
+            environ["CUDA_HOME"] = str(toolkit)
+            paths.append(str(toolkit / "bin"))
     if (extensions := folder.parent / EXTENSIONS).exists():  # compiled against this environment's torch
         environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     return {**environ, "PATH": os.pathsep.join([*paths, os.environ.get("PATH", os.defpath)])}

@@ -17,7 +17,7 @@ from backends.simulated_server.answers import plain_answer
 from backends.simulated_server.config import Config
 from backends.simulated_server.connection import ClientConnection
 from backends.simulated_server.engine import SimulatedEngine
-from sweep.client.clock import STAMP_OPTION, realtime_minus_monotonic
+from sweep.base.clock import STAMP_OPTION, realtime_minus_monotonic
 
 APIS = {b"/v1/completions": "completions", b"/v1/chat/completions": "chat", b"/generate_stream": "tgi"}
 
@@ -55,7 +55,7 @@ class SimulatedServer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":
                 sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
-            ClientConnection(sock, self)
+            ClientConnection(sock, self.loop, lambda: self.offset, self.answer)
 
     def answer(self, connection: ClientConnection, url: bytes, body: bytes, request_id: bytes, arrival: int) -> None:
         path = url.partition(b"?")[0]

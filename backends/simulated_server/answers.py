@@ -4,13 +4,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from backends.simulated_server.engine import EngineSequence
+from typing import Any, Protocol
 
 WORD = " word"
 DONE = b"data: [DONE]\n\n"
+
+
+class SequenceCounts(Protocol):
+    """One prompt's progress, as far as an answer tells it."""
+
+    index: int
+    input_tokens: int
+    max_tokens: int
+    made: int
 
 
 @dataclass(slots=True)
@@ -30,7 +36,7 @@ class Dialect:
             return b""
         return self._event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
-    def token(self, sequence: "EngineSequence", count: int) -> bytes:
+    def token(self, sequence: SequenceCounts, count: int) -> bytes:
         """One event of `count` tokens, which `sequence.made` already includes."""
         finish = "length" if sequence.made >= sequence.max_tokens else None
         if self.api == "tgi":
@@ -40,7 +46,7 @@ class Dialect:
         choice |= {"delta": {"content": text}} if self.api == "chat" else {"text": text}
         return self._event([choice], [sequence] if self.running_usage else [])
 
-    def closing(self, sequences: Sequence["EngineSequence"]) -> bytes:
+    def closing(self, sequences: Sequence[SequenceCounts]) -> bytes:
         if self.api == "tgi":
             return b""
         return (self._event([], sequences) if self.include_usage else b"") + DONE
@@ -50,7 +56,7 @@ class Dialect:
             return _sse({"error": message, "error_type": "generation"})
         return _sse({"error": {"message": message, "type": "InternalServerError", "code": 500}}) + DONE
 
-    def _event(self, choices: list[dict[str, Any]], counted: Sequence["EngineSequence"] = ()) -> bytes:
+    def _event(self, choices: list[dict[str, Any]], counted: Sequence[SequenceCounts] = ()) -> bytes:
         """One event with these choices, and with the token usage of the sequences `counted`, if any."""
         kind, prefix = ("chat.completion.chunk", "chatcmpl") if self.api == "chat" else ("text_completion", "cmpl")
         content: dict[str, Any] = {"id": f"{prefix}-{self.request_id}", "object": kind, "created": self.created}
@@ -61,7 +67,7 @@ class Dialect:
             content["usage"] = {"prompt_tokens": prompt, "total_tokens": total, "completion_tokens": completion}
         return _sse(content)
 
-    def _tgi_token(self, sequence: "EngineSequence", finish: str | None) -> bytes:
+    def _tgi_token(self, sequence: SequenceCounts, finish: str | None) -> bytes:
         details = None
         if finish:
             details = {"finish_reason": finish, "generated_tokens": sequence.made, "seed": None}

@@ -4,15 +4,11 @@ import asyncio
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import httptools
 
 from backends.simulated_server.answers import plain_answer
-
-if TYPE_CHECKING:
-    from backends.simulated_server.__main__ import SimulatedServer
-    from backends.simulated_server.engine import SimulatedCall
 
 TRICKLE_EVERY = 0.05  # s between the single bytes of a trickling answer
 
@@ -20,15 +16,22 @@ TRICKLE_EVERY = 0.05  # s between the single bytes of a trickling answer
 class ClientConnection:
     """Stamps requests as they are read, and never blocks on writes."""
 
-    def __init__(self, sock: socket.socket, server: "SimulatedServer") -> None:
-        self.sock, self.server = sock, server
-        self.call: SimulatedCall | None = None
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        offset: Callable[[], int],  # ns of the kernel's stamps before the monotonic clock
+        on_request: "Callable[[ClientConnection, bytes, bytes, bytes, int], None]",  # url, body, id, arrival
+    ) -> None:
+        self.sock, self.loop = sock, loop
+        self.offset, self.on_request = offset, on_request
+        self.on_close: Callable[[], None] = lambda: None
         self._unsent = bytearray()
         self._parser = httptools.HttpRequestParser(self)
         self._arrival = 0
         self._url, self._request_id, self._body = b"", b"", b""
         self._trickle: asyncio.TimerHandle | None = None
-        server.loop.add_reader(sock.fileno(), self._readable)
+        loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
         try:
@@ -43,7 +46,7 @@ class ClientConnection:
         self._arrival = time.monotonic_ns()
         if ancillary:
             seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
-            self._arrival = seconds * 1_000_000_000 + nanoseconds - self.server.offset
+            self._arrival = seconds * 1_000_000_000 + nanoseconds - self.offset()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -65,7 +68,7 @@ class ClientConnection:
             return
         if sent < len(data):
             self._unsent += data[sent:]
-            self.server.loop.add_writer(self.sock.fileno(), self._writable)
+            self.loop.add_writer(self.sock.fileno(), self._writable)
 
     def _writable(self) -> None:
         try:
@@ -76,14 +79,14 @@ class ClientConnection:
             self.close()
             return
         if not self._unsent:
-            self.server.loop.remove_writer(self.sock.fileno())
+            self.loop.remove_writer(self.sock.fileno())
 
     def trickle(self, data: bytes) -> None:
         """Send these bytes, then blanks one by one until the client disconnects."""
         if self.sock.fileno() < 0:
             return
         self.write(data)
-        self._trickle = self.server.loop.call_later(TRICKLE_EVERY, self.trickle, b" ")
+        self._trickle = self.loop.call_later(TRICKLE_EVERY, self.trickle, b" ")
 
     def reset(self) -> None:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -94,12 +97,10 @@ class ClientConnection:
             return
         if self._trickle:
             self._trickle.cancel()
-        self.server.loop.remove_reader(self.sock.fileno())
-        self.server.loop.remove_writer(self.sock.fileno())
+        self.loop.remove_reader(self.sock.fileno())
+        self.loop.remove_writer(self.sock.fileno())
         self.sock.close()
-        call, self.call = self.call, None
-        if call is not None:
-            self.server.engine.drop(call)
+        self.on_close()
 
     # -- callbacks of the parser
 
@@ -117,4 +118,4 @@ class ClientConnection:
         self._body += data
 
     def on_message_complete(self) -> None:
-        self.server.answer(self, self._url, self._body, self._request_id, self._arrival)
+        self.on_request(self, self._url, self._body, self._request_id, self._arrival)

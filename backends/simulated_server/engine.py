@@ -11,21 +11,20 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from backends.simulated_server.answers import STREAM_HEAD, Dialect, busy, chunk, plain_answer
 from backends.simulated_server.config import Config
+from backends.simulated_server.connection import ClientConnection
 from backends.simulated_server.truth import Truth, log_line
-
-if TYPE_CHECKING:
-    from backends.simulated_server.connection import ClientConnection
 
 
 @dataclass(slots=True, eq=False)
 class SimulatedCall:
     """One HTTP call: its connection, its sequences and its fault, if any."""
 
-    connection: "ClientConnection"
+    connection: ClientConnection
     dialect: Dialect
     request_id: bytes
     arrival: int  # ns
@@ -33,6 +32,7 @@ class SimulatedCall:
     unfinished: int  # number of sequences
     sequences: "list[EngineSequence]" = field(default_factory=list)
     started: bool = False
+    open: bool = True  # False: answered, failed, or its client has disconnected
 
     def opening(self) -> bytes:
         """The HTTP head and the events before the first token; empty after the first call."""
@@ -79,7 +79,7 @@ class SimulatedEngine:
     # -- admission
 
     def submit(
-        self, connection: "ClientConnection", api: str, body: dict[str, Any], request_id: bytes, arrival: int
+        self, connection: ClientConnection, api: str, body: dict[str, Any], request_id: bytes, arrival: int
     ) -> None:
         """Accept a request for tokens, to be answered at the configured times."""
         if self.config.always_500:
@@ -101,7 +101,8 @@ class SimulatedEngine:
         running_usage = bool(options.get("continuous_usage_stats"))
         name = request_id.decode("latin-1")
         dialect = Dialect(api, self.model, name, int(time.time()), bool(options.get("include_usage")), running_usage)
-        call = connection.call = SimulatedCall(connection, dialect, request_id, arrival, fault, len(prompts))
+        call = SimulatedCall(connection, dialect, request_id, arrival, fault, len(prompts))
+        connection.on_close = partial(self.drop, call)
         if fault == "hang":
             return
         for index, tokens in enumerate(prompts):
@@ -122,8 +123,8 @@ class SimulatedEngine:
         """Start waiting sequences while there is room; `first_due` applies to a request that has just arrived."""
         while self.waiting and self._room() > 0:
             sequence = self.waiting.popleft()
-            if sequence.call.connection.call is not sequence.call:
-                continue  # its client has gone
+            if not sequence.call.open:
+                continue
             if first_due is None:
                 first_due = time.monotonic() + self.config.ttft.mean
             self.running += 1
@@ -146,6 +147,7 @@ class SimulatedEngine:
 
     def drop(self, call: SimulatedCall) -> None:
         """Remove the sequences of a client that has disconnected."""
+        call.open = False
         for sequence in call.sequences:
             if sequence.running:
                 self._leave(sequence)
@@ -208,7 +210,7 @@ class SimulatedEngine:
             call.unfinished -= 1
             if not call.unfinished:
                 data += chunk(call.dialect.closing(call.sequences)) + b"0\r\n\r\n"
-                call.connection.call = None
+                call.open = False
         if self.log:
             sequence.writes.append(time.monotonic_ns())
         call.connection.write(data)
@@ -243,7 +245,7 @@ class SimulatedEngine:
                 self._leave(other)
         if fault == "error_event":
             data = call.opening() + chunk(call.dialect.error("simulated failure")) + b"0\r\n\r\n"
-            connection.call = None
+            call.open = False
             connection.write(data)
         elif fault == "reset":
             connection.reset()

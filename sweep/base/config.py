@@ -136,6 +136,7 @@ class NodeType(Strict):
     gpus: NonNegativeInt
     cpus: PositiveInt
     accelerator: str | None = None
+    driver: str | None = None  # NVIDIA's on it, e.g. "580"; None: known when it has joined
 
 
 class Cluster(Strict):

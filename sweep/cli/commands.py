@@ -380,7 +380,7 @@ def backends(arguments: list[str]) -> int:
                                     it are glibc=2.31, nvcc=12.4 and python=3.12
     """
     from backends import installed
-    from sweep import provenance
+    from backends.launch import this_host
 
     console, cache = Console(highlight=False), cache_directory(None)
     plain = [argument for argument in arguments if argument not in ("-h", "--help")]
@@ -388,13 +388,13 @@ def backends(arguments: list[str]) -> int:
         case [] if plain != arguments:
             print(f"{Parser(backends).description}")
         case []:
-            installed.show(provenance.host(), cache, console)
+            installed.show(this_host.host(), cache, console)
             where = f"environments are in {cache / 'environments'}; to move them, set cache_dir=DIR or XDG_CACHE_HOME"
             console.print(where, markup=False, soft_wrap=True)
         case ["--on", facts]:
             installed.show_plan(installed.host_like(facts), cache, console)
         case ["install", *names] if names and plain == arguments:
-            return installed.install(names, provenance.host(), cache, console)
+            return installed.install(names, this_host.host(), cache, console)
         case [name] if name in ConfigPath.of_user().choices("backend"):
             _print_keys(ConfigPath.of_user(), "backend", name)
         case _:
@@ -561,7 +561,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         print(TOP.format(commands="\n".join(lines), choices=_choices(ConfigPath.of_user())))
         return 0
     if first == "--version":
-        from sweep import provenance
+        from sweep.base import provenance
 
         commit = provenance.commit()
         print(f"sweep {provenance.own_versions()['sweep']}" + (f" ({commit})" if commit else ""))

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sweep import provenance
+from sweep.base import provenance
 from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_whole
 

@@ -26,6 +26,7 @@ from sweep.base.records import UNKNOWN, BatchForm, Phase, Record, Records, Reque
 from sweep.client import wire
 from sweep.client.job import NO_REASONING, ROW, Job, Row
 from sweep.client.modes import Mode
+from sweep.client.process_count import process_count
 from sweep.client.token_counts import settle
 from sweep.client.wire import Target
 from sweep.numbers.quantile import quantile
@@ -35,8 +36,6 @@ STOP_WITHIN = 60.0  # s for the client to write down its results, once it has be
 STALLED = "stall_timeout"  # the reason to stop when no token of any request comes
 PROGRESS_REPORTS = 5  # of each process within the stall timeout, unless that is more than one a second
 TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
-STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
-TOKENS_A_PROCESS = 40_000  # a second, likewise
 
 
 class ClientDied(RuntimeError):
@@ -118,7 +117,7 @@ def measure(
     if target.api_key_env and target.api_key_env not in os.environ:
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
-    parts = _parts(processes, mode, requests, cpus)
+    parts = process_count(processes, mode, requests, cpus)
     keeps_texts = count_tokens is not None
     every = min(1.0, (stall_timeout or math.inf) / PROGRESS_REPORTS)
     job = Job(target, timeouts or Timeouts(), mode, parts, cpus, keeps_texts, every)
@@ -134,28 +133,6 @@ def measure(
 
 
 # -- the job folder
-
-
-def _parts(processes: int | Literal["auto"], mode: Mode, requests: Sequence[Request], cpus: set[int] | None) -> int:
-    """The number of client processes: never more than streams."""
-    streams = min(mode.most_in_flight() or len(requests), len(requests))
-    if mode.one_process or streams <= 1:
-        return 1
-    if processes == "auto":
-        return min(_busy_processes(mode, requests), len(cpus or os.sched_getaffinity(0)))
-    if processes < 1:
-        raise ValueError(f"client.processes={processes}: allowed are 'auto' and whole numbers from 1")
-    return min(processes, streams)
-
-
-def _busy_processes(mode: Mode, requests: Sequence[Request]) -> int:
-    """The processes that the load keeps busy: by its streams and, where requests come by the clock, by its tokens."""
-    by_streams = -(-(mode.most_in_flight() or len(requests)) // STREAMS_A_PROCESS)
-    seconds = mode.last_arrival()
-    if seconds is None:
-        return by_streams
-    tokens = sum(request.output_tokens for request in requests)
-    return min(by_streams, 1 + int(tokens / max(seconds, 1.0) / TOKENS_A_PROCESS))
 
 
 def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests: Sequence[Request]) -> BatchForm:

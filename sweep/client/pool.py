@@ -6,9 +6,9 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+from sweep.base.clock import StampClock
 from sweep.base.records import Timeouts
 from sweep.client import wire
-from sweep.client.clock import StampClock
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import Counters, ServerAddress, StampedConnection
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import uvloop
 
-from sweep.client.clock import Alarm, StampClock
+from sweep.base.clock import Alarm, StampClock
 from sweep.client.job import Job, ResultFiles
 from sweep.client.poller import Poller
 from sweep.client.pool import Pool

@@ -6,8 +6,8 @@ import time
 from collections import deque
 from dataclasses import replace
 
+from sweep.base.clock import Alarm
 from sweep.base.records import UNKNOWN
-from sweep.client.clock import Alarm
 from sweep.client.job import Job, ResultFiles
 from sweep.client.modes import Dispatch
 from sweep.client.pool import Pool

@@ -18,7 +18,7 @@ from typing import Any
 
 import httptools
 
-from sweep.client.clock import STAMP_OPTION, StampClock
+from sweep.base.clock import STAMP_OPTION, StampClock
 from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 

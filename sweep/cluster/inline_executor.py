@@ -8,7 +8,8 @@ from typing import Self
 
 from sweep.base.config import Halted
 from sweep.disk.ledger import LedgerRow
-from sweep.node.deployment import Beat, Completed, DiskFull, End, Event, Placed, clear_engines, stream_deployment
+from sweep.node.deployment import DiskFull, clear_engines, stream_deployment
+from sweep.node.events import Beat, Completed, End, Event, Placed
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node
 

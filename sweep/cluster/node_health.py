@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sweep.node.deployment import Placed
+from sweep.node.events import Placed
 
 
 class Review(NamedTuple):

@@ -11,6 +11,7 @@ elsewhere, and a task ends itself and its engine.
 
 import functools
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -29,26 +30,15 @@ from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from backends.base import Host
+from backends.launch import this_host
 from backends.launch.gpus import find_gpu
-from sweep import provenance
 from sweep.base.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
 from sweep.base.time_factor import FACTOR_VARIABLE, TIME_FACTOR, scaled
 from sweep.cluster import preemption
 from sweep.cluster.preemption import Preempted
 from sweep.cluster.transfer import carried
-from sweep.node.deployment import (
-    Beat,
-    Completed,
-    DiskFull,
-    End,
-    Event,
-    Lost,
-    Measuring,
-    NotStarted,
-    Placed,
-    clear_engines,
-    stream_deployment,
-)
+from sweep.node.deployment import DiskFull, clear_engines, stream_deployment
+from sweep.node.events import Beat, Completed, End, Event, Lost, Measuring, NotStarted, Placed
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, SlotKind
 
@@ -133,8 +123,8 @@ def nodes(cluster: Cluster) -> list[Node]:
 def state_facts(living: Sequence[Node]) -> list[Node]:
     """Return the nodes with what each says of itself: driver, GPUs, C library; nothing if it does not answer."""
     asked_now = [node for node in living if node.node_id not in _facts]
-    _facts.update(ask_nodes(provenance.host, asked_now))
-    return [node._replace(facts=_facts.get(node.node_id)) for node in living]
+    _facts.update(ask_nodes(this_host.host, asked_now))
+    return [node._replace(facts=_facts.get(node.node_id, node.facts)) for node in living]
 
 
 def ask_nodes(function: Callable[..., Any], living: Sequence[Node], *arguments: Any) -> dict[str, Any]:
@@ -164,17 +154,30 @@ def _matches_label(value: str | None, selector: str) -> bool:
 def startable_nodes(cluster: Cluster) -> list[Node]:
     """Return the nodes that an autoscaler could start, one of each type; none without an autoscaler.
 
-    Ray has no call for this: they come from cluster.node_types, else from the file of Ray's launcher on the head.
+    Ray has no call for this: they come from cluster.node_types, else from the file of Ray's launcher on the head. The
+    driver of one that is not started yet is the one that its type states, or the name of its image.
     """
     if cluster.node_types is not None:
-        kinds = [(kind.gpus, kind.cpus, (kind.accelerator,) if kind.accelerator else ()) for kind in cluster.node_types]
+        kinds = [
+            (kind.gpus, kind.cpus, (kind.accelerator,) if kind.accelerator else (), "", Host(driver=kind.driver))
+            for kind in cluster.node_types
+        ]
         return [Node(f"autoscaler: node type {index}", *kind) for index, kind in enumerate(kinds)]
-    try:
-        types = yaml.safe_load(LAUNCHER_CONFIG.read_text()).get("available_node_types", {})
-    except FileNotFoundError:
+    if not LAUNCHER_CONFIG.exists():
         return []
-    resources = {name: kind["resources"] for name, kind in types.items() if kind.get("max_workers", 1)}
-    return [_node(f"autoscaler: {name}", each) for name, each in resources.items()]
+    types = yaml.safe_load(LAUNCHER_CONFIG.read_text()).get("available_node_types", {})
+    return [
+        _node(f"autoscaler: {name}", kind["resources"])._replace(facts=Host(driver=_image_driver(kind)))
+        for name, kind in types.items()
+        if kind.get("max_workers", 1)
+    ]
+
+
+def _image_driver(kind: Mapping[str, Any]) -> str | None:
+    """Return the driver in the name of a node type's image, as Google names its own: ...-nvidia-580."""
+    disks = kind.get("node_config", {}).get("disks", ())
+    images = [disk.get("initializeParams", {}).get("sourceImage", "") for disk in disks]
+    return next((match[1] for image in images if (match := re.search(r"-nvidia-(\d+)", image))), None)
 
 
 def _node(address: str, resources: Mapping[str, float], node_id: str = "") -> Node:

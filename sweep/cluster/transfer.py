@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.node.deployment import Event, Files, Finished
+from sweep.node.events import Event, Files, Finished
 from sweep.node.work import Work
 
 MARK = ".attempt"

@@ -5,10 +5,10 @@ Those of trials.parquet stand beside the fields of `sweep.disk.row`; quantities 
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sweep.disk import row
-from sweep.numbers.quantity import declared
+from sweep.numbers.quantity import Quantity, declared
 
 Meaning = tuple[str, str]  # unit, "" of none; what it is
 
@@ -64,5 +64,20 @@ def trial_columns() -> dict[str, Meaning]:
 
 def request_columns() -> dict[str, Meaning]:
     """The columns of requests.parquet: stamps and counts, and the series derived from them."""
-    series = {each.name: (each.unit, each.formula) for each in declared() if each.per == "request" and each.unit == "s"}
-    return {**REQUEST_FIELDS, **series}
+    return {**REQUEST_FIELDS, **{series.name: (series.unit, series.formula) for series in derived_series()}}
+
+
+def derived_series() -> list[Quantity]:
+    """The series per request with a column of their own in requests.parquet; the others are recorded as counts."""
+    return [quantity for quantity in declared() if quantity.per == "request" and not quantity.recorded_as]
+
+
+def written_columns(names: Iterable[str]) -> list[str]:
+    """Return the names, without repetition, of columns that a reader needs of requests.parquet.
+
+    Raises:
+        KeyError: for a column that is never written. A reader that asks for it would find every file incomplete.
+    """
+    if never := sorted(set(names) - request_columns().keys()):
+        raise KeyError(f"requests.parquet: no column {', '.join(never)} is ever written")
+    return list(dict.fromkeys(names))

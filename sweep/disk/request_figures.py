@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sweep.base.config import DamagedFile
+from sweep.disk.columns import written_columns
 from sweep.disk.tables import TableFile, opened_table
 from sweep.numbers.gap_histogram import GAP_BINS, Counts, count_gaps
 
@@ -45,7 +46,7 @@ def _add_group(
 ) -> None:
     """Add a row group. A column that an older version did not write is unknown."""
     available = set(file.names)
-    columns = ["phase", "error", "chunk_us", *SERIES]
+    columns = written_columns(["phase", "error", "chunk_us", *SERIES])
     if "chunk_tokens" in available and not file.smallest(group, "chunk_tokens"):  # some are 0, or may be
         columns.append("chunk_tokens")
     table = file.group(group, columns, use_threads=False)

@@ -28,10 +28,11 @@ from sweep.base.config import DamagedFile as DamagedFile
 from sweep.base.masking import masked_here
 from sweep.base.records import UNKNOWN, Records, Sample
 from sweep.disk import row as trial_row
+from sweep.disk.columns import derived_series
 from sweep.disk.entries import lines as lines_of
 from sweep.disk.tables import COMPACT, opened_table, read_table, write_sealed
 from sweep.numbers.quantities.tokens import buffered_share
-from sweep.numbers.quantity import declared, is_buffered
+from sweep.numbers.quantity import is_buffered
 from sweep.numbers.selection import measured
 
 Row = Mapping[str, Any]
@@ -181,9 +182,11 @@ def requests_table(records: Records) -> pa.Table:
 def _derived(records: Records) -> dict[str, pa.Array]:
     """The times of each request, null where they are in the row."""
     buffered = is_buffered(buffered_share(records, measured(records)))
-    series = [each for each in declared() if each.per == "request" and each.unit == "s"]
     nothing = np.full(len(records), math.nan)
-    return {each.name: _seconds(nothing if each.spaced and buffered else each.function(records)) for each in series}
+    return {
+        series.name: _seconds(nothing if series.spaced and buffered else series.function(records))
+        for series in derived_series()
+    }
 
 
 def _lists(offsets: Any, values: Any) -> pa.Array:

@@ -19,11 +19,11 @@ from sweep.base.records import Fault, Outcome
 from sweep.base.time_factor import scaled
 from sweep.base.wording import count, duration_text
 from sweep.cluster import transfer
+from sweep.cluster.breaker import Breaker
 from sweep.cluster.node_health import NodeHealth
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow, Misplaced
 from sweep.disk.run_files import RunPaths
-from sweep.drive.breaker import Breaker
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.monitor.forecast import Forecast
 from sweep.drive.monitor.progress import Display, Usage
@@ -31,8 +31,8 @@ from sweep.drive.monitor.status import StatusWriter
 from sweep.drive.monitor.totals import TotalsWriter
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.stop_control import StopControl, StopLevel, job_end, user_deadline
-from sweep.node.deployment import (
-    LAUNCH_FAULTS,
+from sweep.node.deployment import LAUNCH_FAULTS, engine_failed, smaller_batches
+from sweep.node.events import (
     Completed,
     End,
     Event,
@@ -47,8 +47,6 @@ from sweep.node.deployment import (
     Stalled,
     State,
     Unprepared,
-    engine_failed,
-    smaller_batches,
 )
 from sweep.node.work import Work
 from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible

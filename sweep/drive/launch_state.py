@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from sweep.base.records import Outcome
-from sweep.node.deployment import Placed
+from sweep.node.events import Placed
 from sweep.plan.plan import Deployment, Trial
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
+from backends.launch import this_host
 from backends.launch.server import port_problem
 from backends.prepare import fit, locks
 from backends.prepare.environments import own_content, unusable
-from sweep import provenance
 from sweep.base.config import Cluster, ConfigError, Settings, SimulatedNodes, build, cache_directory
 from sweep.base.options import ConfigPath
 from sweep.cluster import ray_environment
@@ -29,20 +29,31 @@ _empty_clusters: set[str | None] = set()  # by address: each is waited for once
 
 def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
     """Return the profile for hardware=auto, by the GPUs of this machine or of the cluster."""
-    profiles = options.choices("hardware")
     if cluster.simulate is not None:
-        profile = (cluster.simulate.accelerator or "gpu").lower() if cluster.simulate.gpus else "cpu"
-        return profile if profile in profiles else "gpu"
+        if not cluster.simulate.gpus:
+            return "cpu"
+        return _profile((), [cluster.simulate.accelerator or ""], options) or "gpu"
     if cluster.kind == "ray":
-        nodes = _cluster_nodes(cluster, cluster.wait_for_nodes)
-        accelerators = {name for node in nodes for name in node.accelerators if node.gpus}
-        matches = (name.lower() for name in sorted(accelerators) if name.lower() in profiles)
-        return next(matches, None) or ("gpu" if any(node.gpus for node in nodes) else "cpu")
-    names = provenance.gpu_names()
-    if not names:
-        return "cpu"
-    matching = (name for name in profiles if names[0] in options.load("hardware", name).get("matches", []))
-    return next(matching, "gpu")
+        nodes = ray_schedule(cluster).state_facts(_cluster_nodes(cluster, cluster.wait_for_nodes))
+        nodes = [node for node in nodes if node.gpus]
+        names = sorted({name for node in nodes if node.facts for name in node.facts.gpus})
+        accelerators = sorted({name for node in nodes for name in node.accelerators})
+        return _profile(names, accelerators, options) or ("gpu" if nodes else "cpu")
+    names = list(this_host.gpu_names()[:1])
+    return _profile(names, (), options) or ("gpu" if names else "cpu")
+
+
+def _profile(names: Sequence[str], accelerators: Sequence[str], options: ConfigPath) -> str | None:
+    """Return the profile for GPUs by NVML's names for them, or without one by Ray's; None if none fits.
+
+    Ray calls an A100 of 40 GB and one of 80 GB the same, so a node's own statement counts first.
+    """
+    profiles = {name: options.load("hardware", name) for name in options.choices("hardware")}
+    if names:
+        return next((key for name in names for key in profiles if name in profiles[key].get("matches", ())), None)
+    own = (name.lower() for name in accelerators if name.lower() in profiles)
+    by_kind = (key for name in accelerators for key in profiles if profiles[key].get("accelerator") == name)
+    return next(own, None) or next(by_kind, None)
 
 
 def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None) -> str | None:
@@ -77,7 +88,7 @@ def assume_machine(settings: Settings) -> Settings:
     cluster, hardware = settings.cluster, settings.hardware
     if not settings.dry_run or cluster.kind == "ray" or cluster.simulate is not None or hardware.platform != "cuda":
         return settings
-    names = provenance.gpu_names()
+    names = this_host.gpu_names()
     if set(names) & set(hardware.matches) or (names and not hardware.accelerator):
         return settings
     machine = SimulatedNodes(nodes=1, gpus=1, cpus=hardware.cpus or 64)
@@ -96,15 +107,16 @@ def find_nodes(settings: Settings) -> list[Node]:
         nodes = _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
         stated: list[Node] = ray_schedule(settings.cluster).state_facts(nodes)
         return stated
-    gpus = provenance.gpu_names()
+    gpus = this_host.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
     accelerators, cores = (*profile, *sorted(set(gpus))), len(os.sched_getaffinity(0))
-    return [Node("this machine", len(gpus), cores, accelerators, facts=provenance.host())]
+    return [Node("this machine", len(gpus), cores, accelerators, facts=this_host.host())]
 
 
 def drivers_of(nodes: Sequence[Node]) -> set[str] | None:
-    """Return the versions of the nodes' GPU drivers; None where none is known."""
-    return {node.facts.driver for node in nodes if node.facts and node.facts.driver} or None
+    """Return the versions of the GPU drivers that nodes have stated; None where none has."""
+    stated = [node.facts for node in nodes if node.facts and node.facts.machine]  # and no node type or simulated node
+    return {facts.driver for facts in stated if facts.driver} or None
 
 
 def surroundings(
@@ -233,7 +245,7 @@ def _check_own_programs(choice: EnvironmentChoice) -> None:
 
 def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if settings.cluster.kind != "ray" and settings.cluster.simulate is None:
-        return provenance.host()
+        return this_host.host()
     gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
@@ -242,7 +254,7 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
     return Host(
         gpus=gpus,
-        executables=frozenset(provenance.EXECUTABLES),
+        executables=frozenset(this_host.EXECUTABLES),
         # An engine is planned for all nodes alike, so the oldest counts.
         driver=fit.oldest(each.driver for each in facts),
         capability=fit.oldest(each.capability for each in facts),

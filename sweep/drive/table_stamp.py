@@ -8,7 +8,7 @@ import zlib
 from contextlib import suppress
 from typing import Any
 
-from sweep import provenance
+from sweep.base import provenance
 from sweep.base.config import content_hash
 from sweep.disk import run_files
 from sweep.disk.entries.lines import sealed, unsealed

@@ -25,7 +25,9 @@ from tokenizers import Tokenizer
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
 from backends.launch import task
-from backends.launch.server import ENGINE_ENVIRON, Engine, inherited_environment
+from backends.launch.engine_environment import ENGINE_ENVIRON, inherited_environment
+from backends.launch.server import Engine
+from backends.launch.this_host import host
 from backends.prepare import environments, locks
 from backends.prepare.build_once import build_once
 from sweep.base.config import ROOT, content_hash, first_line
@@ -37,7 +39,6 @@ from sweep.node import answers
 from sweep.node.work import Work
 from sweep.numbers import clustered
 from sweep.numbers.clustered import Bounded
-from sweep.provenance import host
 
 AGREEMENT_VERSION = 4  # part of the cache's key: raise it when the reference is made in another way
 PROMPTS = 22  # story openings that every engine continues, besides its own trials' requests

@@ -21,121 +21,42 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
 from backends.base import Backend, Launch, Progress
 from backends.launch import server, supervisor, task
-from backends.launch.gpus import find_gpu, present
+from backends.launch.gpus import find_gpu
 from backends.launch.replicas import replica_launches
 from backends.launch.task import Stopped
+from backends.launch.this_host import host
 from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
 from backends.prepare.patience import patiently
 from sweep.base.config import Hardware, first_line
 from sweep.base.outage import DISK_FULL, Outage
-from sweep.base.records import Fault, Outcome, TrialProgress
+from sweep.base.records import Fault, Outcome
 from sweep.client.measurement import ClientDied
 from sweep.gateway.process import GatewaySilent, running_gateway
-from sweep.node import agreement, gpu_memory
+from sweep.node import agreement
 from sweep.node.cold_start import measure_cold_start
-from sweep.node.machine import lease
+from sweep.node.events import Beat, Emit, Event, Finished, Measuring, Note, Prepared, Stalled, State, Unprepared
+from sweep.node.machine import gpu_memory, lease
+from sweep.node.machine.cores import split_cores
 from sweep.node.machine.sharing import sharing_name
 from sweep.node.rows import engine_facts, unmeasured_row
 from sweep.node.trial import run_trial
 from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
-from sweep.provenance import host
 
 KILLED = "killed by signal"  # in an engine's exit_reason
-CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's
 RESET_ATTEMPTS = 5  # a finished request's memory may be freed a moment after its last token
 RESET_PAUSE = 0.2  # s between them
 LAUNCH_ID = 12  # characters
 LAUNCH_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.OOM_LOAD)
 ENGINE_FAULTS = (*LAUNCH_FAULTS, Outcome.ENGINE_CRASHED, Outcome.HUNG)
-
-
-class Placed(NamedTuple):
-    """The deployment has begun on a node."""
-
-    node_id: str
-    address: str
-
-
-class State(NamedTuple):
-    """The deployment's present activity, in a few words."""
-
-    text: str
-
-
-class Measuring(NamedTuple):
-    """The requests of the trial that runs, so far."""
-
-    progress: TrialProgress
-
-
-class Note(NamedTuple):
-    """A message about the trial that runs, to be known before it is over."""
-
-    text: str
-
-
-class Stalled(NamedTuple):
-    """The node cannot be prepared for an outage; it is tried again."""
-
-    reason: str
-
-
-class Prepared(NamedTuple):
-    """The node has all that the engine needs."""
-
-
-class Unprepared(NamedTuple):
-    """The outage has outlasted the patience: the trials have no row."""
-
-    reason: str
-
-
-class Finished(NamedTuple):
-    """A trial has its row."""
-
-    trial: Trial
-    row: dict[str, Any]
-
-
-class Files(NamedTuple):
-    """Files of this attempt that the driver cannot see, by their path under `out`."""
-
-    files: Mapping[str, bytes]
-
-
-class Beat(NamedTuple):
-    """A heartbeat: nothing new, but alive."""
-
-
-class Completed(NamedTuple):
-    """The deployment's task ended by itself."""
-
-
-class Lost(NamedTuple):
-    """The deployment's task did not complete: its node or worker was lost, or our own code failed."""
-
-    reason: str  # one line
-    error: str | None = None  # the traceback, where our own code failed
-
-
-class NotStarted(NamedTuple):
-    """A living node did not start the deployment: other jobs of the same cluster keep it busy."""
-
-    reason: str  # one line
-
-
-Event = Placed | State | Measuring | Note | Stalled | Prepared | Unprepared | Finished | Files | Beat
-End = Completed | Lost | NotStarted
-Emit = Callable[[Event], None]
 
 
 class DiskFull(Exception):
@@ -473,24 +394,6 @@ def clear_engines(marker: str) -> int:
         if owner.isdecimal() and int(owner) != os.getpid() and supervisor.start_time(int(owner)) == started:
             supervisor.send([int(owner)], signal.SIGKILL)
     return len(server.clear_leftovers(stale))
-
-
-def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tuple[list[int], set[int]]:
-    """The cores of the engine and of the measuring client, apart where there are two or more.
-
-    The client has one for each of its `processes` but no more than the engine; by itself one in eight of them all. With
-    GPUs the node may hold other deployments beside this one: its cores are dealt out by GPU.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    indexes = [gpu.number for gpu in filter(None, map(find_gpu, gpus))]
-    if indexes and len(set(indexes)) == len(gpus):  # parts of one GPU (MIG) have no cores of their own
-        share = len(cores) // max(len(present()), max(indexes) + 1)
-        if share >= 2:
-            cores = [core for index in indexes for core in cores[index * share : (index + 1) * share]]
-    if len(cores) < 2:
-        return cores, set(cores)
-    clients = max(1, len(cores) // CORES_PER_CLIENT_CORE if processes == "auto" else min(processes, len(cores) // 2))
-    return cores[:-clients], set(cores[-clients:])
 
 
 def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emit) -> Failure | None:

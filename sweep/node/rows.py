@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backends.base import Backend
+from backends.launch import this_host
 from backends.launch.gpus import driver, find_gpu
 from backends.prepare import locks
-from sweep import provenance
+from sweep.base import provenance
 from sweep.base.config import NAMED_GROUPS, Settings
 from sweep.base.records import PROTOCOL_VERSION, Fault, Outcome, Records
 from sweep.disk import run_files
@@ -165,7 +166,7 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
         agreement_reference=facts.get("agreement_reference"),
         quality_reference=facts.get("quality_reference"),
         versions=json.dumps({**provenance.own_versions(), **node.environment.versions}),
-        hardware=json.dumps({"node": node.name, **provenance.hardware()}),
+        hardware=json.dumps({"node": node.name, **this_host.hardware()}),
         driver=driver(),
         engine_facts=json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
         caches_reset=caches_reset,

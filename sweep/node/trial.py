@@ -15,7 +15,7 @@ from typing import Any
 
 from backends.base import Backend
 from backends.launch.server import Engine
-from sweep import provenance
+from sweep.base import provenance
 from sweep.base.records import Outcome, Request, Sample, TrialProgress
 from sweep.client import measurement, wire
 from sweep.disk import run_files

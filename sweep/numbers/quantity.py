@@ -47,6 +47,12 @@ class Quantity:
     steady: bool = False  # a figure over the steady state
     spaced: bool = False  # rests on the time between the events of an answer: null where they were buffered
     headline: Mapping[str, int] = field(default_factory=dict)  # statistic, "" of a figure -> rank among the headlines
+    recorded_as: str | None = None  # column of requests.parquet with a request's value; None: the name
+
+    @property
+    def request_column(self) -> str:
+        """The column of requests.parquet with each request's value of a series per request."""
+        return self.recorded_as or self.name
 
     @property
     def module(self) -> str:

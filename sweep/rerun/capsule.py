@@ -10,7 +10,7 @@ import zlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from analysis.reproduction import Noise
+from analysis.compare.reproduction import Noise
 from sweep.base.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.rerun.circumstances import Circumstances
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from analysis.reproduction import FigureChange, Reproduction, figure_changes, finding
+from analysis.compare.reproduction import FigureChange, Reproduction, figure_changes, finding
 from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole

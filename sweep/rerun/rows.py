@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.compare.reproduction import point_noise
 from analysis.load import RunNotFound
-from analysis.reproduction import point_noise
 from analysis.results import RunResults, open_results
 from analysis.statistics.variance import SPREAD_OF
 from backends.prepare import locks

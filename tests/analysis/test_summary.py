@@ -11,9 +11,10 @@ import pytest
 import analysis
 from analysis.load import open_run
 from analysis.results import open_results
+from analysis.statistics.estimates import estimate
 from analysis.statistics.ratios import baseline_points
 from analysis.statistics.winners import best
-from analysis.summary import estimate, summarise
+from analysis.summary import summarise
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from tests.plan.test_plan import planned

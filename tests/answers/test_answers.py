@@ -1,6 +1,5 @@
 """The answer to what a run was made for: who is best within the SLO, how sure, and what would decide a tie."""
 
-import io
 import json
 import math
 from pathlib import Path
@@ -10,15 +9,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from analysis.answers.deciding import Spread, answers, remedy
 from analysis.answers.question import Candidate, bounds
 from analysis.figures.pareto import on_front
 from analysis.load import open_run
-from analysis.report.html import html
 from analysis.report.page_data import page_data
-from analysis.report.terminal import Summary
 from analysis.results import RunResults
 from analysis.statistics.comparison import Trials, fit, indistinguishable
 from analysis.statistics.intervals import Estimate
@@ -164,16 +160,6 @@ def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_scr
     assert row[6] == "told apart from all others"
 
 
-def test_a_report_computes_its_answers_once(tmp_path, monkeypatch):
-    engines(tmp_path / "a", {"vllm": 110, "tgi": 100})
-    calls = []
-    monkeypatch.setattr("analysis.results.answers", lambda runs: calls.append(runs) or answers(runs))
-    results = RunResults(open_run(tmp_path / "a"))
-    Console(width=120, file=io.StringIO()).print(Summary(results))
-    html(results, [])
-    assert len(calls) == 1
-
-
 def test_the_front_has_what_no_other_point_dominates():
     x, y = np.array([1.0, 2.0, 3.0, 2.0, 3.0]), np.array([9.0, 8.0, 5.0, 7.0, 5.0])
     assert list(on_front(x, y)) == [True, True, True, False, True]
@@ -238,7 +224,7 @@ def test_the_summary_and_the_page_judge_an_slo_by_the_same_percentile(tmp_path, 
     stated = {"percentiles": percentiles} if percentiles else {}
     engines(tmp_path / "a", {"vllm": 110}, slo=json.dumps({"ttft": 0.2}), num_requests=requests, **stated, **latencies)
     results = RunResults(open_run(tmp_path / "a"))
-    assert {answer.best.tightest.quantity.column for answer in results.answers} == {f"ttft_{judged}"}
+    assert {answer.best.tightest.quantity.column for answer in answers([results])} == {f"ttft_{judged}"}
     page = page_data([results])
     assert page["percentiles"]["usual"] == judged
     names = (percentiles or "50, 90, 95, 99").replace(".", "_").split(", ")

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from backends.base import EnvironmentSpec, Host
+from backends.launch.this_host import EXECUTABLES
 from backends.prepare import fit
 from scripts import hosts_table
 from sweep.__main__ import main
 from sweep.base.config import ROOT
-from sweep.provenance import EXECUTABLES
 
 DRIVERS, CAPABILITIES = ("550.54.15", "570", "580.65"), ("7.5", "8.0", "8.9", "9.0")
 # Environment by backend with a driver before 580, and from then on; None: refused.

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from backends.base import Backend, Launch
-from backends.launch import server, supervisor
+from backends.launch import server, supervisor, task
 from sweep.base.records import Outcome
 from tests.support.fake_engine import Handler
 from tests.support.http_stub import serving
@@ -346,24 +346,51 @@ def test_flags_that_would_open_a_machine_are_refused(flag, said):
         Fake(name="fake", flags={flag: "0.0.0.0"})
 
 
+def program(file: Path, output: str = "") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/sh\necho '{output}'\n")
+    file.chmod(0o755)
+    return file
+
+
+def environment_with_compiler(folder: Path) -> tuple[Path, Path]:
+    """Make what an installed environment with a CUDA compiler has; return its interpreter and compiler."""
+    compiler = folder / "lib" / "python3.11" / "site-packages" / "nvidia" / "cu13" / "bin" / "nvcc"
+    program(compiler, "Cuda compilation tools, release 13.0, V13.0.88")
+    python = program(folder / "bin" / "ninja").with_name("python")
+    (folder / "pyvenv.cfg").write_text("")
+    python.symlink_to(sys.executable)
+    return python, compiler
+
+
 def test_an_engine_runs_as_in_its_activated_environment(tmp_path, marker, monkeypatch):
     """Without ninja on PATH vLLM switches FlashInfer off without an error; its environment has one."""
-    environment = tmp_path / "environment"
-    compiler = environment / "lib" / "python3.11" / "site-packages" / "nvidia" / "cu13" / "bin" / "nvcc"
-    for program in (environment / "bin" / "ninja", compiler):
-        program.parent.mkdir(parents=True, exist_ok=True)
-        program.write_text("#!/bin/sh\n")
-        program.chmod(0o755)
-    (environment / "pyvenv.cfg").write_text("")
-    python = environment / "bin" / "python"
-    python.symlink_to(sys.executable)
+    python, compiler = environment_with_compiler(tmp_path / "environment")
     monkeypatch.setenv("PATH", str(tmp_path / "a-system-without-ninja"))
     monkeypatch.setenv("VIRTUAL_ENV", "/of/the/orchestrator")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
     launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path / "attempt", python=str(python))
     with server.running(fake(), launch, marker=marker) as engine:
         environ = psutil.Process(engine.pid).environ()
-    assert shutil.which("ninja", path=environ["PATH"]) == str(environment / "bin" / "ninja")
+    assert shutil.which("ninja", path=environ["PATH"]) == str(python.with_name("ninja"))
     assert shutil.which("nvcc", path=environ["PATH"]) == str(compiler)
-    assert environ["VIRTUAL_ENV"] == str(environment)
+    assert environ["VIRTUAL_ENV"] == str(python.parents[1])
     assert environ["CUDA_HOME"] == str(compiler.parents[1])
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+@pytest.mark.parametrize(("release", "fits"), [("13.0", True), ("13.5", False), ("12.8", False), (None, False)])
+def test_a_users_cuda_toolkit_is_used_where_its_release_fits(tmp_path, monkeypatch, variable, release, fits):
+    """Of the environment's headers; one of another release ends the first kernel's compilation."""
+    python, compiler = environment_with_compiler(tmp_path / "environment")
+    toolkit = tmp_path / "cuda"
+    if release:
+        program(toolkit / "bin" / "nvcc", f"Cuda compilation tools, release {release}, V{release}.1")
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(toolkit))
+    environ = task.activated(str(python))
+    assert environ["CUDA_HOME"] == str(toolkit if fits else compiler.parents[1])
+    assert shutil.which("nvcc", path=environ["PATH"]) == f"{environ['CUDA_HOME']}/bin/nvcc"

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from backends.base import Launch
-from backends.launch import server
+from backends.launch.engine_environment import engine_environment
 from sweep.__main__ import main
 from sweep.base.config import ConfigError, build
 from sweep.base.masking import is_secret, masked
@@ -102,7 +102,7 @@ def environment_of(monkeypatch, variables, **settings):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     backend = build({**load_option("backend", "vllm"), "env": settings}, "backend")
-    return server._environ(backend, Launch(model=Path("m"), served_name="m", workdir=Path()), "marker")
+    return engine_environment(backend, Launch(model=Path("m"), served_name="m", workdir=Path()), "marker")
 
 
 def test_an_engine_inherits_what_it_needs_and_nothing_else(monkeypatch):

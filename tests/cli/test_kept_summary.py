@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from sweep import provenance
+from sweep.base import provenance
 from sweep.cli.kept_summary import print_summary
 from sweep.disk.run_files import RunPaths
 

@@ -18,11 +18,11 @@ import pytest
 from backends.simulated_server.truth import Truth, read_log
 from sweep.__main__ import main
 from sweep.base.records import Request, Timeouts
-from sweep.client import measurement
 from sweep.client.job import Job
 from sweep.client.measurement import ClientDied, Measurement, measure
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.client.process import _peak_memory
+from sweep.client.process_count import process_count
 from sweep.client.wire import Target
 from tests.support.simulated_engine import behind_tls, simulated
 
@@ -215,7 +215,7 @@ def test_warm_up_longer_than_the_arrivals_repeats_them(tmp_path: Path) -> None:
 )
 def test_processes_are_as_many_as_the_load_is_work_for(mode: Mode, cores: int, wanted: int) -> None:
     asked = [Request(f"r{i}", "x", 10) for i in range(len(mode.arrivals) if isinstance(mode, OpenLoop) else 3000)]
-    assert measurement._parts("auto", mode, asked, set(range(cores))) == wanted
+    assert process_count("auto", mode, asked, set(range(cores))) == wanted
 
 
 @pytest.mark.slow
@@ -362,6 +362,7 @@ def test_the_client_ends_with_its_parent(tmp_path: Path) -> None:
 from pathlib import Path
 from sweep.client.measurement import measure
 from sweep.client.wire import Target
+from sweep.client.process_count import process_count
 from sweep.client.modes import ClosedLoop
 from sweep.base.records import Request
 import os

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sweep.base.clock import StampClock
 from sweep.base.records import UNKNOWN, Api, Request, Timeouts
 from sweep.client import wire
-from sweep.client.clock import StampClock
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import PATIENT_READ_SIZE, READ_SIZE, Counters, ServerAddress, StampedConnection
 from sweep.client.wire import Answer, Target

@@ -1,7 +1,7 @@
 """A bad node is told from a bad deployment."""
 
 from sweep.cluster.node_health import NodeHealth
-from sweep.node.deployment import Placed
+from sweep.node.events import Placed
 
 N1, N2 = Placed("n1", "10.0.0.1"), Placed("n2", "10.0.0.2")
 

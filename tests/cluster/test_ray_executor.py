@@ -18,7 +18,8 @@ from sweep.base.records import TrialProgress
 from sweep.cluster import ray_environment, ray_executor
 from sweep.cluster.preemption import Preempted
 from sweep.disk.run_files import RunPaths
-from sweep.node.deployment import Beat, DiskFull, Lost, Measuring, NotStarted, Placed, State
+from sweep.node.deployment import DiskFull
+from sweep.node.events import Beat, Lost, Measuring, NotStarted, Placed, State
 from sweep.plan.packing import Need, Node
 
 

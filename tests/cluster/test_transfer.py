@@ -11,7 +11,7 @@ import pytest
 from sweep.base.config import ROOT
 from sweep.cluster import transfer
 from sweep.disk.run_files import RunPaths
-from sweep.node.deployment import Files, Finished, State
+from sweep.node.events import Files, Finished, State
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment
 

@@ -7,6 +7,7 @@ import psutil
 import pyarrow as pa
 
 import analysis
+from analysis.answers.deciding import answers
 from analysis.answers.output import ANSWER_COLUMNS, answer_records
 from analysis.compare import comparisons, side
 from analysis.compare.output import COMPARISON_COLUMNS
@@ -79,7 +80,7 @@ def test_every_column_of_an_export_is_declared(tmp_path):
     ]
     ladder = RunResults(run_of(tmp_path / "ladder", steps))
     for records, declared in (
-        (answer_records(results.answers), ANSWER_COLUMNS),
+        (answer_records(answers([results])), ANSWER_COLUMNS),
         (comparison_records(comparisons(sides), 0.03), COMPARISON_COLUMNS),
         (explanation_records(explanations(ladder.run, ladder.layout)), EXPLANATION_COLUMNS),
     ):

@@ -19,7 +19,7 @@ from sweep.drive import row_writer
 from sweep.drive.driver import Driver
 from sweep.drive.launch_state import Stage
 from sweep.drive.monitor.progress import Display
-from sweep.node.deployment import Completed, Finished, Lost, NotStarted, Placed
+from sweep.node.events import Completed, Finished, Lost, NotStarted, Placed
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
 from sweep.plan.pending import find_pending, pending_launches

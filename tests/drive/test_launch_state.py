@@ -6,7 +6,7 @@ import pytest
 
 from sweep.base.records import Outcome
 from sweep.drive.launch_state import ENDED, TRANSITIONS, Action, LaunchState, Stage, Trigger
-from sweep.node.deployment import Placed
+from sweep.node.events import Placed
 from sweep.plan.plan import Deployment, Trial
 
 NODE = Placed("n0", "10.0.0.1")

@@ -17,14 +17,14 @@ from sweep.__main__ import main
 from sweep.base.config import Halted
 from sweep.base.outage import Outage
 from sweep.cli.run import exit_status
+from sweep.cluster.breaker import Breaker
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import driver as drive_module
-from sweep.drive.breaker import Breaker
 from sweep.drive.monitor import status
 from sweep.inputs import package_model
 from sweep.inputs.package_model import PackageModel
-from sweep.node.deployment import Completed, Finished, Placed, Prepared, Stalled, Unprepared
+from sweep.node.events import Completed, Finished, Placed, Prepared, Stalled, Unprepared
 from tests.cli.test_line import SIMULATED
 from tests.drive.test_driver import ByNode, deployment, drive, make_plan, new_driver, outcomes
 from tests.inputs.test_model import folder, hub  # noqa: F401 - fixtures

@@ -6,7 +6,7 @@ import pytest
 
 from backends.base import Host
 from backends.simulated import Simulated
-from sweep.base.config import Cluster, ConfigError, Hardware, Settings, Tracking, build
+from sweep.base.config import Cluster, ConfigError, Hardware, Settings, SimulatedNodes, Tracking, build
 from sweep.base.options import load_option
 from sweep.drive import preflight
 from sweep.plan.packing import Node
@@ -65,6 +65,37 @@ def test_a_dry_run_and_a_cluster_that_can_grow_do_not_wait(joining):
     joining.looks, joining.startable = 0, [L4._replace(node_id="")]
     assert preflight.find_nodes(settings()) == joining.startable
     assert joining.looks == 1
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "names", "profile"),
+    [
+        (("A100",), (), "a100-80g"),  # Ray's name for it
+        (("A100",), ("NVIDIA A100-SXM4-80GB",), "a100-80g"),
+        (("A100",), ("NVIDIA A100-SXM4-40GB",), "gpu"),  # which Ray calls the same
+        (("T4",), ("Tesla T4",), "t4"),
+        (("H100",), (), "h100"),
+        (("L40S",), (), "gpu"),
+    ],
+)
+def test_the_profile_of_a_clusters_gpus_is_found(joining, accelerators, names, profile):
+    facts = Host(gpus=names, driver="580")
+    joining.startable = [Node("n0", 4, 48, accelerators, facts=facts), Node("head", 0, 8, ())]
+    assert preflight.find_hardware(Cluster(name="ray", kind="ray")) == profile
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accelerator", "profile"), [(1, "A100", "a100-80g"), (1, None, "gpu"), (0, None, "cpu")]
+)
+def test_the_profile_of_simulated_nodes_is_found(gpus, accelerator, profile):
+    nodes = SimulatedNodes(nodes=1, gpus=gpus, accelerator=accelerator)
+    assert preflight.find_hardware(Cluster(name="ray", kind="ray", simulate=nodes)) == profile
+
+
+def test_a_driver_that_no_node_has_stated_is_not_one_of_theirs():
+    """A node type's decides what is planned, but not whether a final failure is retried."""
+    stated = Host(driver="580.95.05", machine="x86_64")
+    assert preflight.drivers_of([L4._replace(facts=stated), L4._replace(facts=Host(driver="580"))]) == {"580.95.05"}
 
 
 @pytest.mark.parametrize("nodes", [[], [L4]])

@@ -15,7 +15,7 @@ from sweep.drive.launch_state import LaunchState
 from sweep.drive.monitor.forecast import Forecast
 from sweep.drive.monitor.progress import Display, Usage, progress_text
 from sweep.drive.monitor.status import StatusWriter
-from sweep.node.deployment import Placed
+from sweep.node.events import Placed
 from sweep.plan.estimate import Expected
 from sweep.plan.packing import Need, Node
 from tests.cli.test_line import SIMULATED

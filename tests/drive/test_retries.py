@@ -23,7 +23,7 @@ from sweep.disk.row import Verdict, _fault
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import driver
 from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN
-from sweep.node.deployment import Completed, Finished
+from sweep.node.events import Completed, Finished
 from sweep.plan.pending import final_failures, pending_launches
 from tests.cli.test_line import SIMULATED
 from tests.drive.test_driver import ByNode, Scripted, deployment, drive, make_plan, outcomes, replicated

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweep import provenance
+from sweep.base import provenance
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials

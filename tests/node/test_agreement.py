@@ -25,8 +25,8 @@ from backends.prepare import environments, locks, patience
 from backends.simulated import Simulated
 from scripts import agreement_study
 from scripts.agreement_study import CASES
-from sweep import provenance
 from sweep.__main__ import main
+from sweep.base import provenance
 from sweep.inputs.model import PathModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.node import agreement, deployment

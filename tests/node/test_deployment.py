@@ -22,6 +22,7 @@ from sweep.inputs.model import ServedModel
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.workload import Workload
 from sweep.node import deployment
+from sweep.node.machine import cores as node_cores
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Trial
 from tests.support.http_stub import serving
@@ -230,8 +231,8 @@ def test_caches_are_reset_before_each_try_of_a_trial(monkeypatch, fresh, resets)
     [(1, "auto", 1, 1), (2, "auto", 1, 1), (2, 4, 1, 1), (12, "auto", 11, 1), (16, "auto", 14, 2), (16, 4, 12, 4)],
 )
 def test_the_client_has_a_core_for_each_of_its_processes(monkeypatch, cores, processes, engine, client):
-    monkeypatch.setattr(deployment.os, "sched_getaffinity", lambda pid: set(range(cores)))
-    engines, clients = deployment.split_cores((), processes)
+    monkeypatch.setattr(node_cores.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    engines, clients = node_cores.split_cores((), processes)
     assert (len(engines), len(clients)) == (engine, client)
     assert cores == 1 or not set(engines) & clients
 

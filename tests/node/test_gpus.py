@@ -8,12 +8,11 @@ import psutil
 import pynvml
 import pytest
 
-from backends.launch import gpus
+from backends.launch import gpus, this_host
 from backends.launch.server import LaunchError
-from sweep import provenance
 from sweep.__main__ import main
 from sweep.disk.run_files import RunPaths, read_trials
-from sweep.node import deployment, gpu_memory
+from sweep.node.machine import cores, gpu_memory
 from sweep.node.machine.foreign import ForeignGpu
 from sweep.node.telemetry import Gpus, Sampler
 
@@ -191,13 +190,13 @@ def test_the_users_choice_of_gpus_is_respected(setting, uuids, nvml, monkeypatch
     if setting is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
     assert [gpu.uuid for gpu in gpus.visible()] == uuids
-    assert len(provenance.host().gpus) == len(uuids)
+    assert len(this_host.host().gpus) == len(uuids)
 
 
 def test_a_node_states_its_driver_gpus_and_system(nvml, monkeypatch):
     nvml()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    host = provenance.host()
+    host = this_host.host()
     assert (host.driver, host.capability) == ("580.65.06", "8.0"), "the least of its GPUs"
     assert host.glibc.startswith("2.")
     assert host.python.startswith("3.")
@@ -205,10 +204,10 @@ def test_a_node_states_its_driver_gpus_and_system(nvml, monkeypatch):
 
 def test_cores_are_dealt_out_by_gpu(nvml, monkeypatch):
     nvml()
-    monkeypatch.setattr(deployment.os, "sched_getaffinity", lambda pid: set(range(16)))
-    assert deployment.split_cores(("GPU-bb",), 1) == ([8, 9, 10, 11, 12, 13, 14], {15})
-    assert len(deployment.split_cores(("MIG-cc",), 1)[0]) == 7
-    assert len(deployment.split_cores(("GPU-of-another",), 1)[0]) == 15
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: set(range(16)))
+    assert cores.split_cores(("GPU-bb",), 1) == ([8, 9, 10, 11, 12, 13, 14], {15})
+    assert len(cores.split_cores(("MIG-cc",), 1)[0]) == 7
+    assert len(cores.split_cores(("GPU-of-another",), 1)[0]) == 15
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweep import provenance
+from backends.launch import this_host
 from sweep.base.config import FoundHardware, Hardware, Settings
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
@@ -156,7 +156,7 @@ def test_launches_are_of_the_same_flags_and_the_same_kind_of_device():
 )
 def test_accelerators_have_the_names_that_rows_give_them(monkeypatch, hardware, gpus, launches, named):
     """As `trial` writes them: a GPU by the profile's name or by its own, nothing of an endpoint somewhere else."""
-    monkeypatch.setattr(provenance, "gpu_names", lambda: ("NVIDIA H200",))
+    monkeypatch.setattr(this_host, "gpu_names", lambda: ("NVIDIA H200",))
     one = deployment("a", trial("1", 8), gpus=gpus)
     one.backend.launches = launches
     other = deployment("a", trial("another replicate", 8))

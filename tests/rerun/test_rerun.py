@@ -6,8 +6,8 @@ import random
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.compare.reproduction import Noise, Reproduction, figure_changes, finding, point_noise
 from analysis.load import open_run
-from analysis.reproduction import Noise, Reproduction, figure_changes, finding, point_noise
 from analysis.results import RunResults
 from backends.base import EnvironmentLock, EnvironmentSpec
 from backends.prepare import locks

@@ -1,6 +1,8 @@
 """The files for Google Cloud and KubeRay, held against the APIs that read them: offline, by these APIs' own schemas."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
@@ -10,8 +12,10 @@ import yaml
 from googleapiclient import discovery
 from googleapiclient.http import HttpMockSequence
 
-from sweep import provenance
-from sweep.base.config import ROOT
+from sweep.__main__ import main
+from sweep.base import provenance
+from sweep.base.config import ROOT, Cluster
+from sweep.cluster import ray_executor
 
 FILES = ROOT / "scripts" / "cluster"
 SCALARS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": Mapping}
@@ -95,6 +99,49 @@ def test_the_spot_variant_is_valid_too(cluster, compute):
 
 def test_the_head_has_the_client_that_starts_its_nodes(cluster):
     assert any("scripts/setup '.[gcp]'" in command for command in cluster["setup_commands"])
+
+
+# Drivers -------------------------------------------------------------------------------------------------------------
+
+
+EXPERIMENTS = re.findall(r"`(\w+)`", re.search(r"\| experiment \| .*?\n\n", (ROOT / "README.md").read_text(), re.S)[0])
+
+
+def drivers(name: str, monkeypatch) -> set[str]:
+    """The drivers of the GPU nodes that a file would start, as a plan reads them before there are any."""
+    node_types = None
+    if name == "kuberay-rayjob.yaml":
+        words = shlex.split(yaml.safe_load((FILES / name).read_text())["spec"]["entrypoint"])
+        (types,) = (word for word in words if word.startswith("cluster.node_types="))
+        node_types = yaml.safe_load(types.partition("=")[2])
+    monkeypatch.setattr(ray_executor, "LAUNCHER_CONFIG", FILES / name)
+    nodes = ray_executor.startable_nodes(Cluster(name="ray", kind="ray", node_types=node_types))
+    assert [node for node in nodes if node.gpus]
+    return {node.facts.driver for node in nodes if node.gpus}
+
+
+def refused_for_the_driver(experiment: str, driver: str, capsys) -> list[str]:
+    """The lines of a dry run on nodes with this driver that say that an engine cannot run with it."""
+    nodes = f"cluster.simulate={{nodes: 1, gpus: 4, driver: '{driver}', capability: '8.9'}}"
+    main(["run", f"+experiment={experiment}", "hardware=l4", "dry_run=true", "tracking=none", nodes])
+    output = capsys.readouterr().out
+    assert f"plan {experiment}: " in output
+    return [line for line in output.splitlines() if line.startswith("unavailable: ") and "driver" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gcp-l4.yaml", "kuberay-rayjob.yaml"])
+def test_a_clusters_nodes_have_a_driver_for_every_backend_of_the_experiments(name, monkeypatch, capsys):
+    (driver,) = drivers(name, monkeypatch)
+    assert len(EXPERIMENTS) >= 9
+    refused = {experiment: refused_for_the_driver(experiment, driver, capsys) for experiment in EXPERIMENTS}
+    assert not {experiment: lines for experiment, lines in refused.items() if lines}
+
+
+def test_an_older_driver_is_refused_before_a_node_has_started(capsys):
+    """The file had 570 once, and vllm was unavailable on it."""
+    lines = refused_for_the_driver("throughput_bound", "570", capsys)
+    assert [line.split()[1] for line in lines] == ["vllm"]
 
 
 # KubeRay -------------------------------------------------------------------------------------------------------------

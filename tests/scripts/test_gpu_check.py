@@ -10,13 +10,13 @@ import pytest
 
 from backends import installed
 from backends.base import EnvironmentSpec
-from backends.launch import gpus
+from backends.launch import gpus, this_host
 from backends.launch.gpus import Gpu
 from backends.prepare import locks
 from backends.tables import check
 from scripts import gpu_check
-from sweep import provenance
 from sweep.__main__ import main
+from sweep.base import provenance
 from sweep.base.config import cache_directory
 from tests.engines.test_gpu_memory import BY_BATCH, TOO_LARGE, too_large
 from tests.support.index_stub import make_wheel
@@ -32,7 +32,7 @@ def two_l4s(monkeypatch):
     for function in (gpus.present, gpus.visible):
         monkeypatch.setattr(gpus, function.__name__, lambda: present)
     monkeypatch.setattr(gpus, "driver", lambda: "580.65")
-    monkeypatch.setattr(provenance, "nvcc", lambda: None)
+    monkeypatch.setattr(this_host.task, "cuda_release", lambda compiler: None)
 
 
 def names(folder: Path) -> list[str]:

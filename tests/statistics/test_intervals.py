@@ -9,8 +9,9 @@ import pytest
 
 import analysis
 from analysis.results import open_results
+from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import PooledRequests, around_medians, over_replicates, throughput
-from analysis.summary import estimate, summarise
+from analysis.summary import summarise
 from benchmarks.coverage import QUANTILES, Cell, median_study, steady_study, study
 from benchmarks.simulated_runs import simulate
 from sweep.base.records import Record, Records

@@ -76,13 +76,13 @@ def buffered_share(records: Records, mask: Mask) -> float | None:
     return together / events if events else None
 
 
-@quantity(unit="tokens/request", kind="count", per="request")
+@quantity(unit="tokens/request", kind="count", per="request", recorded_as="input_tokens")
 def input_length(records: Records) -> Floats:
     """input tokens of a request. Shape (requests,)."""
     return _known(records.input_tokens)
 
 
-@quantity(unit="tokens/request", kind="count", per="request")
+@quantity(unit="tokens/request", kind="count", per="request", recorded_as="output_tokens")
 def output_length(records: Records) -> Floats:
     """output tokens of a request, hidden reasoning included. Shape (requests,)."""
     return _known(records.output_tokens)

@@ -1,0 +1,28 @@
+"""The figures of a point as the summary has them: each with its intervals, and whether it is the engine's merit."""
+
+from typing import Any
+
+import pandas as pd
+
+from analysis.statistics.intervals import NO_ESTIMATE, Estimate
+from sweep.numbers.warnings import AS_OFFERED
+
+INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
+"""Ends of the columns of a figure's intervals: of these launches, and of a new launch."""
+
+
+def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
+    """A figure of the summary with its intervals."""
+    if column not in point:
+        return NO_ESTIMATE
+    n = int(point.get(f"{column}_n", point["n"]))
+    low, high, new_low, new_high = (point[f"{column}_{end}"] for end in INTERVAL_COLUMNS)
+    return Estimate(point[column], low, high, n, new_low, new_high)
+
+
+def merits(figures: pd.DataFrame) -> pd.DataFrame:
+    """Figures without those that are no engine's merit: what an open loop below saturation asked for."""
+    if "as_offered" not in figures:
+        return figures
+    as_offered = figures["as_offered"].eq(True)
+    return figures.assign(**{name: figures[name].mask(as_offered) for name in AS_OFFERED if name in figures})

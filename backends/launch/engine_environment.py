@@ -1,0 +1,69 @@
+"""The variables that an engine inherits from this process, and those that it gets."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+
+from backends.base import Backend, Launch
+from backends.launch import supervisor, task
+from sweep.base.masking import is_secret
+
+# For every engine: models are local folders, so the hub is not needed; no telemetry; and process titles must not
+# overwrite the memory behind /proc/PID/environ, since stray processes are identified by their environment.
+ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
+# Of this process's environment, for every engine; its backend names more (`inherits`), as may a user (`env.inherit`).
+INHERITED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*"),
+    *("LANG", "LANGUAGE", "LC_*", "TZ", "TERM"),
+    *("CUDA_*", "NVIDIA_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "NCCL_*", "GLOO_*", "UCX_*", "HIP_*", "HSA_*", "ROCM_*"),
+    *("OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*", "MALLOC_*", "GLIBC_TUNABLES"),
+    *("CC", "CXX", "CPATH", "LIBRARY_PATH"),  # of the compiler that Triton and torch call: a cluster's modules set them
+    *("TORCH*", "PYTORCH_*", "TRITON_*", "TOKENIZERS_*", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
+    "SWEEP_SHARED_MACHINE",
+)
+# Of an engine's environment, what says where it runs, and nothing of how.
+OF_THE_PLACE = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "TERM", "VIRTUAL_ENV"),
+    *("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "SWEEP_*"),
+)
+INHERITED_BY_RUNTIMES = ("DOCKER_*", "CONTAINER_*", "CONTAINERS_*", "PODMAN_*", "APPTAINER*", "SINGULARITY*", "DBUS_*")
+
+
+def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
+    """The variables of this process that an engine gets: those of INHERITED and these, unless they hold a secret.
+
+    A name ends with * for all that begin so. Secrets pass only under their full name, and not by INHERITED.
+    """
+    patterns, full = (*INHERITED, *names), set(names)
+    return {
+        name: value
+        for name, value in task.clean_environment().items()
+        if name in full or (any(fnmatch.fnmatchcase(name, each) for each in patterns) and not is_secret(name, value))
+    }
+
+
+def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
+    """The environment of an engine: the variables that it may inherit, and its own."""
+    return {
+        **inherited_environment(
+            (*backend.inherits, *backend.env.inherit, *(INHERITED_BY_RUNTIMES if launch.image else ()))
+        ),
+        "PYTHONUNBUFFERED": "1",
+        **ENGINE_ENVIRON,
+        **task.activated(launch.python),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them, by whose numbers GPUs are handed out
+        "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
+        **backend.environment(launch),
+        supervisor.MARKER: marker,
+        supervisor.OWNER: supervisor.this_process(),
+    }
+
+
+def telling_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that may change how an engine computes: all but those of the place, and secrets."""
+    ours = {supervisor.MARKER, supervisor.OWNER}
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if name not in ours and not any(fnmatch.fnmatchcase(name, each) for each in OF_THE_PLACE)
+        if not is_secret(name, value)
+    }

@@ -1,0 +1,60 @@
+"""The provenance of a number: the code, versions and time that a result must cite."""
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import subprocess
+from datetime import UTC, datetime
+
+from sweep.base.config import ROOT
+
+CITED = ("ray", "hydra-core", "httptools", "uvloop", "numpy", "pyarrow")  # libraries that could distort a measurement
+
+
+def now() -> str:
+    """The present as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of this code, with `+` when files differ from it; outside a git checkout SWEEP_COMMIT, or None."""
+    if not (ROOT / ".git").exists():
+        return os.environ.get("SWEEP_COMMIT") or None  # of an image
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    try:
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git here, or no commit yet
+
+
+def program_version() -> str | None:
+    """The commit and the version of this code; None if they do not tell what it does: in a checkout with a file that
+    was changed or added, or among sources without one.
+    """
+    sources = (ROOT / "pyproject.toml").exists()
+    changed = changed_files() if (ROOT / ".git").exists() else ""
+    if changed != "" or (commit() or "").endswith("+") or (sources and commit() is None):
+        return None
+    return f"{commit()} {own_versions()['sweep']}"
+
+
+@functools.cache
+def changed_files() -> str | None:
+    """The files that differ from the commit or are not in it, as git lists them; None if it cannot."""
+    try:
+        answer = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    except OSError:
+        return None
+    return answer.stdout if answer.returncode == 0 else None
+
+
+@functools.cache
+def own_versions() -> dict[str, str]:
+    """Versions of this tool and of the libraries that take part in measuring."""
+    versions = {"sweep": "source"}
+    for name in ("sweep", *CITED):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version("llm-sweep" if name == "sweep" else name)
+    return versions

@@ -1,0 +1,26 @@
+"""The cores of a node: those of the engine, and those of the measuring client."""
+
+import os
+from typing import Literal
+
+from backends.launch.gpus import find_gpu, present
+
+CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's
+
+
+def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tuple[list[int], set[int]]:
+    """The cores of the engine and of the measuring client, apart where there are two or more.
+
+    The client has one for each of its `processes` but no more than the engine; by itself one in eight of them all. With
+    GPUs the node may hold other deployments beside this one: its cores are dealt out by GPU.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    indexes = [gpu.number for gpu in filter(None, map(find_gpu, gpus))]
+    if indexes and len(set(indexes)) == len(gpus):  # parts of one GPU (MIG) have no cores of their own
+        share = len(cores) // max(len(present()), max(indexes) + 1)
+        if share >= 2:
+            cores = [core for index in indexes for core in cores[index * share : (index + 1) * share]]
+    if len(cores) < 2:
+        return cores, set(cores)
+    clients = max(1, len(cores) // CORES_PER_CLIENT_CORE if processes == "auto" else min(processes, len(cores) // 2))
+    return cores[:-clients], set(cores[-clients:])
