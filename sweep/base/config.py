@@ -88,6 +88,8 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    removed: ClassVar[Mapping[str, str]] = {}  # keys of versions before 0.2.0, and what holds in their place
+
 
 Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -358,8 +360,11 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
     value = shortened(repr(first["input"]))
     if first["type"] in UNKNOWN_KEY:
-        keys = _keys_at(kind, first["loc"][:-1])
+        owner = _owner_at(kind, first["loc"][:-1])
         name = where.rpartition(".")[2]
+        if instead := getattr(owner, "removed", {}).get(name):
+            return f"{where}={value}: this key was removed in 0.2.0; {instead}"
+        keys = _keys_of(owner)
         return f"{where}={value}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
     if first["type"] == "missing":
         return f"{where}: required, but not given"
@@ -372,11 +377,16 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     return f"{where}={value}: {message}"
 
 
-def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
-    """The keys of the model or dataclass that is found there; none where it is something else."""
+def _owner_at(kind: Any, path: Sequence[int | str]) -> Any:
+    """Return the model or dataclass whose keys are at this path of a model."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
         kind = next((part for part in typing.get_args(kind) if isinstance(part, type) and part is not type(None)), kind)
+    return kind
+
+
+def _keys_of(kind: Any) -> list[str]:
+    """Return the keys of a model or dataclass; none of anything else."""
     if not isinstance(kind, type):
         return []
     if issubclass(kind, BaseModel):

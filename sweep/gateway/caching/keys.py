@@ -26,10 +26,10 @@ class AnswerKey(NamedTuple):
 
 
 class Keys:
-    """Makes keys with a secret of its own: whoever reads a cache's file finds neither prompts nor API keys in it."""
+    """Makes keys with a secret of its own: a dump of the process's memory tells nobody which prompts were asked."""
 
-    def __init__(self, secret: bytes | None = None) -> None:
-        self.secret = secret or secrets.token_bytes(SECRET_BYTES)
+    def __init__(self) -> None:
+        self.secret = secrets.token_bytes(SECRET_BYTES)
 
     def of(self, call: Call) -> AnswerKey | None:
         """The key of a request; None if no answer to it may be kept: it is not deterministic, or asks for none."""
