@@ -20,9 +20,7 @@ from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
 
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
-TABLE_STAMP = (
-    ".trials.json"  # beside trials.parquet, what it was made from: making it again takes seconds for many rows
-)
+TABLE_STAMP = ".trials.json"  # what trials.parquet was made from: making it again takes seconds for many rows
 
 
 class TrialTracker(Protocol):
@@ -122,10 +120,8 @@ class RowWriter:
         """
         program, settings = provenance.program_version(), self.plan.settings
         try:
-            ledger, files = (
-                self.paths.ledger.stat(),
-                [path.read_bytes() for path in (self.paths.plan, self.paths.trials)],
-            )
+            ledger = self.paths.ledger.stat()
+            checksums = [zlib.crc32(path.read_bytes()) for path in (self.paths.plan, self.paths.trials)]
         except FileNotFoundError:
             return None
         if program is None:
@@ -133,7 +129,7 @@ class RowWriter:
         backends = [deployment.backend for deployment in self.plan.deployments]
         prices = [[hourly_price(backend, settings.hardware), backend.price_per_million_tokens] for backend in backends]
         inputs = [program, ledger.st_size, ledger.st_mtime_ns, settings.model_dump(mode="json"), prices]
-        return {"inputs": content_hash(inputs), "checksums": [zlib.crc32(content) for content in files]}
+        return {"inputs": content_hash(inputs), "checksums": checksums}
 
     def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
         """Return whether the table on disk was made from this; a table without a valid stamp is made again."""
