@@ -208,41 +208,44 @@ class Durations(Strict):
 
 
 class Settings(Strict):
-    """Everything about a run that is not part of a point: none of it can change a trial's result, save where said."""
+    """Everything about a run that is not part of a point: none of it can change a trial's result, save where said.
 
-    name: str = Field(pattern=r"^\w[\w .+-]*$")  # of the experiment; results go to results/<name>
+    The comments in conf/config.yaml explain the keys.
+    """
+
+    name: str = Field(pattern=r"^\w[\w .+-]*$")
     out: str = Field(min_length=1)
     hardware: Hardware
     cluster: Cluster
     tracking: Tracking
-    baseline: dict[str, Any] | None = None  # the point that others are compared with
+    baseline: dict[str, Any] | None = None
     replicates: int = Field(default=1, gt=0, le=10_000)
-    seed: NonNegativeInt = 0  # part of every trial's id, as it changes prompts and arrivals
+    seed: NonNegativeInt = 0
     dry_run: bool = False
     details: bool = False
     fresh: bool = False
-    relock: bool = False  # resolve the environments of all engines anew
-    retry: Literal["in_run", "next_run", "none"] = "in_run"  # where a failed trial has its next try
-    retry_failed: bool = False  # try again also what failed twice in the same words
-    patience: NonNegativeFloat = 1800.0  # s with a network, hub or disk that fails while a node is prepared
-    durations: dict[str, Durations] | None = None  # by the name of the hardware's profile
+    relock: bool = False
+    retry: Literal["in_run", "next_run", "none"] = "in_run"
+    retry_failed: bool = False
+    patience: NonNegativeFloat = 1800.0
+    durations: dict[str, Durations] | None = None
     not_as_published: dict[str, tuple[str, ...]] = {}  # differences from the study on GPUs, with reasons: by backend
-    attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
-    stall_timeout: PositiveFloat = 600.0  # s without a token of any request, after which a trial is stopped as `hung`
-    trial_timeout: PositiveFloat | None = None  # s after which a trial is stopped; null: only `stall_timeout` does
-    deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
-    relaunch: Literal["auto", "once", "per_replicate"] = "auto"  # launches of a deployment: one, or one per replicate
-    max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
-    quiet: Quiet | None = None  # what others may do beside a trial; None: it is only measured
-    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
-    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
+    attempts: PositiveInt = 3
+    stall_timeout: PositiveFloat = 600.0
+    trial_timeout: PositiveFloat | None = None
+    deadline: str | None = None
+    relaunch: Literal["auto", "once", "per_replicate"] = "auto"
+    max_failed: float = Field(default=0.05, ge=0, lt=1)
+    quiet: Quiet | None = None
+    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None
+    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
-    report: bool = True  # write summary.csv, figures and report.html at the end; `sweep report` writes them later
-    agreement: bool = True  # compare each engine's greedy tokens with transformers', once for each deployment on a node
-    comparison_limit: PositiveFloat = 300.0  # s of either figure's comparison after which no further prompt is begun
-    gate: dict[Literal["quality", "agreement"], Annotated[float, Field(gt=0, le=1)]] | None = None  # least of each
+    report: bool = True
+    agreement: bool = True
+    comparison_limit: PositiveFloat = 300.0
+    gate: dict[Literal["quality", "agreement"], Annotated[float, Field(gt=0, le=1)]] | None = None
     cache_dir: str | None = None
-    telemetry_interval: PositiveFloat = 0.5  # s
+    telemetry_interval: PositiveFloat = 0.5
     client: Client = Client()
 
     @field_validator("deadline", mode="before")

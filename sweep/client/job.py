@@ -23,7 +23,7 @@ SPILL = 1 << 16  # chunks kept in memory before they go to the files
 TEXTS = 64  # answers of a trial whose text is kept where the server counts the tokens: to check its count
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     """A request's results as `ROW` packs them. Times are in ns, UNKNOWN if the request was never sent.
 
     The chunks and the text of a row are the next ones of their files. A text index is -1 where there is no text.
@@ -125,7 +125,7 @@ class ResultFiles:
     def add(self, dispatch: Dispatch, answer: wire.Answer, first_record: int) -> None:
         """Write down a call that has ended."""
         for number, stream in enumerate(answer.streams):
-            row = Row(
+            row = PackedRow(
                 record=first_record + number,
                 batch=dispatch.batch,
                 scheduled=dispatch.scheduled,

@@ -24,7 +24,7 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 from sweep.base.config import import_path
 from sweep.base.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource, TrialProgress
 from sweep.client import wire
-from sweep.client.job import NO_REASONING, ROW, Job, Row
+from sweep.client.job import NO_REASONING, ROW, Job, PackedRow
 from sweep.client.modes import Mode
 from sweep.client.process_count import process_count
 from sweep.client.token_counts import settle
@@ -345,7 +345,7 @@ def _read_records(
             files.append(_Part(rows, us, tokens, answers, json.loads((folder / f"texts.{index}.json").read_text())))
             chunk = answer = 0
             for offset in range(0, len(rows), ROW.size):
-                row = Row(*ROW.unpack_from(rows, offset))
+                row = PackedRow(*ROW.unpack_from(rows, offset))
                 number = row.record
                 parts_of[number], rows_of[number], chunks_of[number], answers_of[number] = index, offset, chunk, answer
                 chunk += row.chunks
@@ -380,7 +380,7 @@ def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens
 
 def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: int) -> tuple[Record, str | None]:
     """A record as the client wrote it down, and the text of the answer where it was kept."""
-    row = Row(*ROW.unpack_from(part.rows, place.row))
+    row = PackedRow(*ROW.unpack_from(part.rows, place.row))
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
     us.frombytes(part.us.read(row.chunks * us.itemsize))
