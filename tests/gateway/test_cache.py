@@ -15,7 +15,7 @@ from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import Embedder
 from sweep.gateway.caching.flight import Flight
-from sweep.gateway.caching.keys import AnswerKey, Keys, is_deterministic
+from sweep.gateway.caching.keys import IGNORED_HEADERS, IGNORED_PREFIX, AnswerKey, is_deterministic, key_of
 from sweep.gateway.call import Call
 from sweep.gateway.settings import Cache
 from tests.gateway.test_gateway import (
@@ -30,6 +30,7 @@ from tests.gateway.test_gateway import (
     wait_for,
 )
 from tests.support.gateway_stand import STREAM_HEAD, engine, gateway, plain
+from tests.support.simulated_engine import ROOT
 
 PRIME, NEAR, OTHER = "Is 7 prime?", "Is 8 prime?", "Who wrote Hamlet?"
 ASK = {"model": "m", "prompt": PRIME, "max_tokens": 3, "temperature": 0, "stream": True}
@@ -167,12 +168,24 @@ def test_no_answer_crosses_models_or_parameters(change):
         assert [result(post(url, ask)) for ask in (ASK, ASK | change)] == ["miss", "miss"]
 
 
-@pytest.mark.parametrize("header", ["authorization", "x-api-key", "api-key", "cookie"])
-def test_no_answer_crosses_api_keys(header):
+@pytest.mark.parametrize(
+    "header", ["authorization", "x-api-key", "cookie", "x-goog-api-key", "X-Auth-Token", "Remote-User", "anything"]
+)
+def test_no_answer_crosses_headers(header):
     with talkative() as behind, gateway(behind.url, cache={"threshold": 0}) as url:
         keys = ["Bearer a", "Bearer b", "Bearer a"]
         assert [result(post(url, ASK, **{header: key})) for key in keys] == ["miss", "miss", "exact"]
         assert result(post(url, ASK)) == "miss", "nor to those without one"
+        assert [call.headers.get(header.lower()) for call in behind.received] == ["Bearer a", "Bearer b", None]
+
+
+def test_an_answer_crosses_the_headers_that_docs_gateway_exempts():
+    exempt = re.search(r"Exempt are (.*?)\.", (ROOT / "docs/gateway.md").read_text(), re.DOTALL)
+    names = [name.replace("*", "Retry-Count") for name in re.findall(r"`(.*?)`", exempt[1])]
+    assert {name.lower().encode() for name in names} == IGNORED_HEADERS | {IGNORED_PREFIX + b"retry-count"}
+    with talkative() as behind, gateway(behind.url, cache={"threshold": 0}) as url:
+        asked = [post(url, ASK, **dict.fromkeys(names, each)) for each in ("a", "b")]
+    assert [result(answer) for answer in asked] == ["miss", "exact"]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +227,7 @@ def test_what_is_not_deterministic_passes():
 )
 def test_other_directives_of_cache_control_do_not_pass_the_cache(directives, is_kept):
     call = Call(COMPLETIONS, [(b"cache-control", directives)], b"", ASK)
-    assert (Keys().of(call) is not None) == is_kept
+    assert (key_of(call) is not None) == is_kept
 
 
 def test_token_ids_are_compared_exactly():

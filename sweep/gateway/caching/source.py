@@ -8,7 +8,7 @@ from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, Hit
 from sweep.gateway.caching.embedding import Embedder, Vector
 from sweep.gateway.caching.flight import Ask, Flight
-from sweep.gateway.caching.keys import AnswerKey, Keys
+from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.call import Call, Headers
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Cache
@@ -23,7 +23,6 @@ class AnswerSource:
         self.settings, self.metrics, self.clock = settings, metrics, clock
         self._embedder = None if settings.mode == "exact" else Embedder()
         self._cache = AnswerCache(settings, self._embedder.dimensions if self._embedder else 0, clock)
-        self.keys = Keys()
         self._flights: dict[AnswerKey, Flight] = {}
         metrics.entries.set(0)
 
