@@ -115,7 +115,7 @@ def as_json(answers: Sequence[TaskAnswer]) -> bytes:
         {"question": answer.question.title, "sentence": sentence(answer), "candidates": answer_records([answer])}
         for answer in answers
     ]
-    return (json.dumps({"lead": lead(answers), "answers": questions}, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps({"lead": lead(answers), "answers": questions}, indent=2) + "\n").encode()
 
 
 def _parquet(answers: Sequence[TaskAnswer]) -> bytes:

@@ -1,6 +1,15 @@
 """Numbers, counts and durations as people read them."""
 
 import math
+import re
+
+# Of a terminal: all controls but tab and line end, those of the writing direction, and Unicode's own line ends.
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters as Python writes them: an engine's log must not control a terminal."""
+    return CONTROLS.sub(lambda control: ascii(control[0])[1:-1], text)
 
 
 def number(value: float) -> str:
