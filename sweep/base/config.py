@@ -90,6 +90,11 @@ class Strict(BaseModel):
 
     removed: ClassVar[Mapping[str, str]] = {}  # keys of versions before 0.2.0, and what holds in their place
 
+    @classmethod
+    def removal(cls, key: str) -> str | None:
+        """Return the reason why a key of an older version is refused; None for any other key."""
+        return f"this key was removed in 0.2.0; {cls.removed[key]}" if key in cls.removed else None
+
 
 Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -213,6 +218,8 @@ class Settings(Strict):
     The comments in conf/config.yaml explain the keys.
     """
 
+    removed: ClassVar[Mapping[str, str]] = {"not_as_published": "write study_differences"}
+
     name: str = Field(pattern=r"^\w[\w .+-]*$")
     out: str = Field(min_length=1)
     hardware: Hardware
@@ -229,7 +236,7 @@ class Settings(Strict):
     retry_failed: bool = False
     patience: NonNegativeFloat = 1800.0
     durations: dict[str, Durations] | None = None
-    not_as_published: dict[str, tuple[str, ...]] = {}  # differences from the study on GPUs, with reasons: by backend
+    study_differences: dict[str, tuple[str, ...]] = {}  # differences from the study on GPUs, with reasons: by backend
     attempts: PositiveInt = 3
     stall_timeout: PositiveFloat = 600.0
     trial_timeout: PositiveFloat | None = None
@@ -365,8 +372,8 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     if first["type"] in UNKNOWN_KEY:
         owner = _owner_at(kind, first["loc"][:-1])
         name = where.rpartition(".")[2]
-        if instead := getattr(owner, "removed", {}).get(name):
-            return f"{where}={value}: this key was removed in 0.2.0; {instead}"
+        if isinstance(owner, type) and issubclass(owner, Strict) and (reason := owner.removal(name)):
+            return f"{where}={value}: {reason}"
         keys = _keys_of(owner)
         return f"{where}={value}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
     if first["type"] == "missing":

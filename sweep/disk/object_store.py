@@ -23,9 +23,9 @@ from sweep.base.outage import Outage, is_outage
 from sweep.base.time_factor import scaled
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
-from sweep.disk.entries.lines import entries
 from sweep.disk.heartbeat_lock import Lock, stop_at_once
 from sweep.disk.ledger import Misplaced, is_ledger_entry
+from sweep.disk.ledger_lines.checksums import entries
 from sweep.disk.run_files import RunPaths
 
 SCHEMES = ("s3", "gs", "gcs")

@@ -10,8 +10,8 @@ from sweep.base import provenance
 from sweep.base.config import content_hash
 from sweep.base.records import UNMEASURED, Fault, Outcome, Sample
 from sweep.disk import run_files
-from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger, LedgerRow
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row

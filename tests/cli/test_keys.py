@@ -9,4 +9,4 @@ def test_every_setting_is_explained_in_the_yaml_alone():
     """What conf/config.yaml does not have, experiments write, and the class explains."""
     unexplained = {key.name for key in keys_of(ConfigPath.of_user([])) if not key.meaning}
     assert not unexplained
-    assert _meanings_of_fields(Settings).keys() == {"not_as_published"}
+    assert _meanings_of_fields(Settings).keys() == {"study_differences"}

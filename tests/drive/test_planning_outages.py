@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from backends.prepare import patience
+from backends.prepare import retry
 from sweep.__main__ import main
 from sweep.disk import heartbeat_lock, object_store
 from sweep.disk.run_files import RunPaths, read_trials
@@ -33,7 +33,7 @@ ONCE = [
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Pauses of a machine that has no time; uv asks each question once, so that the outage is the run's to wait for."""
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(planning_outages, "FIRST_PATIENCE", 60.0)
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
 
