@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.answers.question import Candidate, TaskAnswer
 from analysis.answers.sentences import advantage, figure, lead, sentence
+from sweep.base.wording import spreadsheet_cell
 
 ANSWER_HEADINGS = ("question", "configuration", "load", "figure", "headroom", "best over it", "verdict")
 LATEX_SPECIAL = {"\\": r"\textbackslash{}", **{each: f"\\{each}" for each in "&%$#_{}"}}
@@ -127,7 +128,7 @@ def _parquet(answers: Sequence[TaskAnswer]) -> bytes:
 ANSWER_FORMATS: dict[str, Callable[[Sequence[TaskAnswer]], bytes]] = {
     "text": lambda answers: ("\n".join(lines(answers)) + "\n").encode(),
     "markdown": answers_markdown,
-    "csv": lambda answers: frame(answers).to_csv(index=False).encode(),
+    "csv": lambda answers: frame(answers).map(spreadsheet_cell).to_csv(index=False).encode(),
     "parquet": _parquet,
     "latex": latex,
     "json": as_json,
