@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.answers.question import Candidate, TaskAnswer
 from analysis.answers.sentences import advantage, figure, lead, sentence
+from sweep.base.wording import spreadsheet_cell
 
 ANSWER_HEADINGS = ("question", "configuration", "load", "figure", "headroom", "best over it", "verdict")
 LATEX_SPECIAL = {"\\": r"\textbackslash{}", **{each: f"\\{each}" for each in "&%$#_{}"}}
@@ -115,7 +116,7 @@ def as_json(answers: Sequence[TaskAnswer]) -> bytes:
         {"question": answer.question.title, "sentence": sentence(answer), "candidates": answer_records([answer])}
         for answer in answers
     ]
-    return (json.dumps({"lead": lead(answers), "answers": questions}, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps({"lead": lead(answers), "answers": questions}, indent=2) + "\n").encode()
 
 
 def _parquet(answers: Sequence[TaskAnswer]) -> bytes:
@@ -127,7 +128,7 @@ def _parquet(answers: Sequence[TaskAnswer]) -> bytes:
 ANSWER_FORMATS: dict[str, Callable[[Sequence[TaskAnswer]], bytes]] = {
     "text": lambda answers: ("\n".join(lines(answers)) + "\n").encode(),
     "markdown": answers_markdown,
-    "csv": lambda answers: frame(answers).to_csv(index=False).encode(),
+    "csv": lambda answers: frame(answers).map(spreadsheet_cell).to_csv(index=False).encode(),
     "parquet": _parquet,
     "latex": latex,
     "json": as_json,

@@ -19,6 +19,7 @@ from sweep.base.outage import DISK_FULL
 from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.cli.kept_summary import print_summary
+from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import object_store
 from sweep.disk.compaction import compact
@@ -48,7 +49,7 @@ from sweep.plan.pending import PendingWork, check_resolved, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
-from sweep.plan.show import make_console, print_plan
+from sweep.plan.show import PIPE_WIDTH, print_plan
 
 LONGEST_SEARCH = 10.0  # s for the argument that an unforeseen error comes from
 
@@ -72,7 +73,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
         Outage: if an object store for the results gave no answer.
     """
     plan, nodes, paths, assumption = planned
-    settings, console = plan.settings, make_console()
+    settings, console = plan.settings, make_console(PIPE_WIDTH)
     check_out(paths.out)
     if assumption:
         console.print(assumption, soft_wrap=True)
