@@ -51,7 +51,15 @@ class VLLM(Backend):
             "hf-overrides": OTHER_CONFIGURATION,
             "load-format=dummy": RANDOM_WEIGHTS,
         },
-        parallel=("data-parallel-size", "pipeline-parallel-size"),
+        beyond=(
+            *("nnodes", "node-rank", "master-addr", "headless", "device-ids", "data-parallel-backend=ray"),
+            *("distributed-executor-backend=ray", "distributed-executor-backend=external_launcher"),
+            *(f"data-parallel-{part}" for part in ("rank", "start-rank", "size-local", "address")),
+            *(f"data-parallel-{part}-lb" for part in ("external", "hybrid", "multi-port-external")),
+        ),
+        parallel=("data-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size"),
+        folded="speculative-config",
+        short={"spec-method": "method", "spec-model": "model", "spec-tokens": "num_speculative_tokens"},
         draft="speculative-config.model",
         draft_revision="speculative-config.revision",
     )
