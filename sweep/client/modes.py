@@ -1,9 +1,9 @@
 """The mode of a load: what is sent when. Each mode is one class.
 
-The planner builds a mode (see `sweep.inputs.load`); the measuring process gets it pickled, and its `Sender` follows it.
-The Sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `Sender.at`, and `ended`
-whenever an answer is over; in each of them the mode sends calls with `Sender.send` or `Sender.send_next`. A Sender
-follows a copy of its own, so a mode may keep state in fields that its constructor does not take.
+The planner builds a mode (see `sweep.inputs.load`); the measuring process gets it pickled, and its sender follows it.
+The sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `at`, and `ended`
+whenever an answer is over; in each of them the mode sends calls with `send` or `send_next`. A sender follows a copy of
+its own, so a mode may keep state in fields that its constructor does not take.
 
 The instant that a call is sent for becomes the Record's `released`: when its slot, user or batch was free. Only a mode
 that `has_schedule` sets its `scheduled` too, from which latencies count, and may release it later, at its cap.
@@ -15,11 +15,40 @@ from __future__ import annotations  # array[float] cannot be written at run time
 
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+
+from sweep.base.records import UNKNOWN
 
 if TYPE_CHECKING:
-    from sweep.client.job import Dispatch
-    from sweep.client.sender import Sender
+    from collections.abc import Sized
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """One HTTP call on its way. Times are in ns."""
+
+    index: int  # in its phase
+    number: int  # in the job
+    scheduled: int  # when it should have left; UNKNOWN where the mode has no schedule
+    released: int  # when it was allowed to leave
+    batch: int = UNKNOWN
+    given_up: int = field(init=False)  # when nothing more was awaited; stands for `sent` where nothing was ever sent
+
+    def __post_init__(self) -> None:
+        self.given_up = self.released
+
+
+class CallSender(Protocol):
+    """The part of `sweep.client.sender.Sender` that a mode uses."""
+
+    start: int  # ns
+    indices: range  # of the calls that this process sends
+
+    @property
+    def in_flight(self) -> Sized: ...
+    def at(self, instant: int, index: int) -> None: ...
+    def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int: ...
+    def send_next(self, instant: int, batch: int = UNKNOWN) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -47,15 +76,15 @@ class Mode:
         """The share of one of several client processes, which sends every `parts`-th request from `part` on."""
         return self
 
-    def begin(self, sender: Sender) -> None:
+    def begin(self, sender: CallSender) -> None:
         """Put the first instants on the timeline; the clock starts at `sender.start`."""
         raise NotImplementedError
 
-    def due(self, sender: Sender, instant: int, index: int) -> None:
+    def due(self, sender: CallSender, instant: int, index: int) -> None:
         """Send what was put on the timeline for this instant, with this index. Times in ns."""
         raise NotImplementedError
 
-    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+    def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
         """Send, or put on the timeline, what follows upon the end of an answer."""
 
 
@@ -74,19 +103,19 @@ class Lockstep(Mode):
     def batch(self) -> int:
         return self.batch_size
 
-    def begin(self, sender: Sender) -> None:
+    def begin(self, sender: CallSender) -> None:
         sender.at(sender.start, 0)
 
-    def due(self, sender: Sender, instant: int, index: int) -> None:
+    def due(self, sender: CallSender, instant: int, index: int) -> None:
         self._send_batch(sender, instant, 0)
 
-    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+    def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
         if instant > self._latest_end:
             self._latest_end = instant
         if not sender.in_flight:
             self._send_batch(sender, self._latest_end, dispatch.batch + 1)
 
-    def _send_batch(self, sender: Sender, instant: int, batch: int) -> None:
+    def _send_batch(self, sender: CallSender, instant: int, batch: int) -> None:
         prompts = 0  # a call may hold several, up to the whole batch
         while prompts < self.batch_size and (more := sender.send_next(instant, batch)):
             prompts += more
@@ -110,15 +139,15 @@ class ClosedLoop(Mode):
         offsets = None if self.offsets is None else self.offsets[part::parts]
         return replace(self, concurrency=_part_of(self.concurrency, part, parts), offsets=offsets)
 
-    def begin(self, sender: Sender) -> None:
+    def begin(self, sender: CallSender) -> None:
         for user in range(self.concurrency):
             offset = 0.0 if self.offsets is None else self.offsets[user]
             sender.at(sender.start + int(offset * 1e9), user)
 
-    def due(self, sender: Sender, instant: int, index: int) -> None:
+    def due(self, sender: CallSender, instant: int, index: int) -> None:
         sender.send_next(instant)
 
-    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+    def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
         pause = int(self.think[dispatch.index % len(self.think)] * 1e9) if self.think else 0
         if pause > 0:
             sender.at(instant + pause, dispatch.index)
@@ -147,14 +176,14 @@ class OpenLoop(Mode):
     def split(self, part: int, parts: int) -> Self:
         return self if self.cap is None else replace(self, cap=_part_of(self.cap, part, parts))
 
-    def begin(self, sender: Sender) -> None:
+    def begin(self, sender: CallSender) -> None:
         self._expect(sender, sender.indices.start)
 
-    def due(self, sender: Sender, instant: int, index: int) -> None:
+    def due(self, sender: CallSender, instant: int, index: int) -> None:
         sender.send(index, instant)
         self._expect(sender, index + sender.indices.step)
 
-    def _expect(self, sender: Sender, index: int) -> None:
+    def _expect(self, sender: CallSender, index: int) -> None:
         if index in sender.indices:
             rounds, position = divmod(index, len(self.arrivals))
             sender.at(sender.start + int((rounds * self.arrivals[-1] + self.arrivals[position]) * 1e9), index)

@@ -101,12 +101,6 @@ class _Builder:
                 f"gateway={gateway.built.name}: passes completions and chat, and {backend.built.name} {speaks}; "
                 "allowed is gateway=none"
             )
-        cache = gateway.built.cache if front is not None else None
-        if cache is not None and cache.path is not None:
-            raise ConfigError(
-                f"gateway.cache.path={cache.path}: each trial begins with an empty cache, so none is read or kept; "
-                "remove the key, or measure a sweep gateway of your own as backend=openai"
-            )
         return self._deployment(backend, model, front, self._draft(backend.built))
 
     def add(

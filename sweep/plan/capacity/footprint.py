@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from backends.base import Launch
 from sweep.base.config import Hardware
-from sweep.inputs.shape import ModelShape
+from sweep.inputs.model_shape import ModelShape
 from sweep.plan.plan import Deployment
 
 GIBIBYTE = 2**30
