@@ -30,7 +30,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.cli": {"sweep", "analysis", "backends"},  # the commands: a run ends with its report
     "sweep.__main__": BASIS | {"sweep.cli"},
     "sweep": set(),
-    "backends.__main__": {"sweep.__main__"},  # the same command under another name
     "backends": BASIS,  # shared types, options and whole files: one definition for both
     "backends.simulated_server": {"sweep.base.clock"},  # it reads the kernel's stamps as the client does
     "backends.host": set(),  # runs in the engine's environment

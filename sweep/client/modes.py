@@ -15,12 +15,12 @@ from __future__ import annotations  # array[float] cannot be written at run time
 
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from sweep.base.records import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence, Sized
+    from collections.abc import Sized
 
 
 @dataclass(slots=True)
@@ -68,10 +68,6 @@ class Mode:
         """Requests that leave together and may go as one call with a list of prompts; None: each goes by itself."""
         return None
 
-    def due_in_time(self) -> Sequence[float]:
-        """The times at which requests are due within the duration, s from the start; none without a schedule."""
-        return ()
-
     def last_arrival(self) -> float | None:
         """The time at which the last request is due, s from the start; None where that depends on the answers."""
         return None
@@ -79,12 +75,6 @@ class Mode:
     def split(self, part: int, parts: int) -> Self:
         """The share of one of several client processes, which sends every `parts`-th request from `part` on."""
         return self
-
-    def without_client(self) -> dict[str, Any]:
-        """The fields of `backends.host.offline.Order`, for an engine that is timed inside; ValueError if it cannot."""
-        raise ValueError(
-            "an engine that is measured in its own process cannot run this load: choose another load or backend"
-        )
 
     def begin(self, sender: CallSender) -> None:
         """Put the first instants on the timeline; the clock starts at `sender.start`."""
@@ -112,9 +102,6 @@ class Lockstep(Mode):
 
     def batch(self) -> int:
         return self.batch_size
-
-    def without_client(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "duration": self.duration}
 
     def begin(self, sender: CallSender) -> None:
         sender.at(sender.start, 0)
@@ -152,11 +139,6 @@ class ClosedLoop(Mode):
         offsets = None if self.offsets is None else self.offsets[part::parts]
         return replace(self, concurrency=_part_of(self.concurrency, part, parts), offsets=offsets)
 
-    def without_client(self) -> dict[str, Any]:
-        if any(self.think or ()) or any(self.offsets or ()):
-            raise ValueError("an engine that is measured in its own process needs load.think_time=0 and load.stagger=0")
-        return {"most_in_flight": self.concurrency, "duration": self.duration}
-
     def begin(self, sender: CallSender) -> None:
         for user in range(self.concurrency):
             offset = 0.0 if self.offsets is None else self.offsets[user]
@@ -188,17 +170,11 @@ class OpenLoop(Mode):
     def most_in_flight(self) -> int | None:
         return self.cap
 
-    def due_in_time(self) -> Sequence[float]:
-        return [due for due in self.arrivals if self.duration is None or due < self.duration]
-
     def last_arrival(self) -> float | None:
         return self.arrivals[-1] if self.arrivals else None
 
     def split(self, part: int, parts: int) -> Self:
         return self if self.cap is None else replace(self, cap=_part_of(self.cap, part, parts))
-
-    def without_client(self) -> dict[str, Any]:
-        return {"arrivals": list(self.arrivals), "most_in_flight": self.cap, "duration": self.duration}
 
     def begin(self, sender: CallSender) -> None:
         self._expect(sender, sender.indices.start)

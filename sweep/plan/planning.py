@@ -110,6 +110,9 @@ class _Builder:
         workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
         load.built.count(workload.built.num_requests)  # a trace that is too short says so here
         load.built.check_pairing(workload.built)
+        if deployment.backend.traits.timed_inside and load.built.mode(1, 0).batch() is None:
+            problem = f"{deployment.backend.name} is timed inside its own process, in lockstep batches"
+            raise ConfigError(f"load={load.built.name}: {problem}; expected load=batch")
         anew = launched_per_replicate(self.settings, len(self.deployments)) and deployment.backend.launches
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)
