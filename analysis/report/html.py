@@ -225,7 +225,8 @@ def _interval(mean: Estimate, scale: float = 1.0) -> str:
     texts = [f"{ends} for {' and '.join(names)}" for ends, names in named.items()]
     if not texts:
         return "one replicate, no interval" if mean.n == 1 else "requests too few or too dependent for an interval"
-    return f"{CONFIDENCE:.0%} interval {', '.join(texts)}, n\u00a0=\u00a0{mean.n}"
+    source = ", from the launches' own figures" if mean.by_launches else ""
+    return f"{CONFIDENCE:.0%} interval {', '.join(texts)}{source}, n\u00a0=\u00a0{mean.n}"
 
 
 def _ratio_interval(ratio: Estimate) -> str:
