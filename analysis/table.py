@@ -257,7 +257,7 @@ class Output:
 def print_parts(parts: Iterable[Line | Table[Any]], console: Console) -> None:
     """Print lines and tables. Where no terminal bounds them, lines stay whole."""
     above: Line | Table[Any] | None = None
-    for part in parts:
+    for part in (each for each in parts if isinstance(each, Line) or each.rows):
         if isinstance(part, Table) or isinstance(above, Table):
             console.print()
         console.print(part, soft_wrap=isinstance(part, Line) and not console.is_terminal)
@@ -270,7 +270,7 @@ def markdown_lines(parts: Iterable[Line | Table[Any]]) -> Iterator[str]:
         if isinstance(part, Line):
             text = _without_html(one_line(part.text))
             yield f"- **{text}**" if "bold" in part.style else f"- {text}"
-        else:
+        elif part.rows:
             yield from (
                 "",
                 *([f"{_without_html(one_line(part.title))}:", ""] if part.title else []),

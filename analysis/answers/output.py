@@ -9,7 +9,7 @@ from analysis.answers.sentences import advantage, figure, lead, sentence
 from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
-BY_LAUNCHES = "true if the intervals are from the launches' own figures: the requests give none"
+WITHOUT_REQUESTS = "true if the intervals are from the launches' own figures: the requests give none"
 BEST_OVER_IT = "the best's figure over its own, as it is: of a cost, 0.8 is 20 % less"
 
 
@@ -76,7 +76,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("more_minutes", "to run those launches; best only", lambda row: row.remedy[0], of_value="min"),
     Column("bound", "the SLO's tightest bound", lambda row: getattr(row.candidate.tightest, "text", None)),
     Column("n", "replicates", lambda row: row.candidate.figure.n),
-    Column("by_launches", BY_LAUNCHES, lambda row: row.candidate.figure.by_launches),
+    Column("by_launches", WITHOUT_REQUESTS, lambda row: row.candidate.figure.by_launches),
     Column("verdict", "best, behind, not told apart from the best, …", lambda row: row.standing, kind="text"),
     Column("more_launches", "of each, that would decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
     Column("sentence", "the answer; best only", lambda row: sentence(row.answer) if row.rank == 1 else None),
