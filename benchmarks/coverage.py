@@ -2,9 +2,9 @@
 
 `python -m benchmarks.coverage [SCENARIO ...]` gives simulated replicates (simulated_runs.py) to the functions that
 summarise a run (analysis/statistics/intervals.py, analysis/statistics/comparison.py): arrays that no writer wrote,
-which written.py checks against those of a run's files. It replaces their cells in docs/measurements/coverage.csv, and writes
-the tables of docs/measurements/coverage.md from it, so that it can be done in parts. `--quick` prints a few cells and
-writes nothing.
+which written.py checks against those of a run's files. It replaces their cells in docs/measurements/coverage.csv, and
+writes the tables of docs/measurements/coverage.md from it, so that it can be done in parts. `--quick` prints a few
+cells and writes nothing.
 """
 
 import argparse
