@@ -5,9 +5,9 @@
 The launches are those of docs/measurements/compare_launches.csv (paired_launches.py) of a real llama.cpp. A pair is two
 launches back to back: of one configuration (A/A), or of a planted slow-down and the nearest launch without. Comparisons
 of as many pairs as the command asks for are drawn in whole pairs, with replacement: without it, the half of all pairs
-would differ less from their mean than fresh ones do. They are judged by the functions that the command uses, and beside
-them stands the power of the same test by its formula. The tables are written to docs/measurements/compare.md, between
-its marks.
+would differ less from their mean than fresh ones do. They are judged by the functions that the command uses, as rows
+that no run wrote (written.py compares runs on disk), and beside them stands the power of the same test by its formula.
+The tables are written to docs/measurements/compare.md, between its marks.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate have a drift of
 DRIFT in common. `false winners`: of equal engines one is named the best alone. `false ratios`: of equal engines some
 ratio to the first has an interval without 1. `named`: one that is FASTER is named, alone. The functions are those that
-the summary and the report use.
+the summary and the report use, with arrays that no writer wrote: written.py names winners from a run's files.
 
 A second table is of answers within an SLO, where each engine is taken at the best of its loads, on a plateau: all its
 loads are equal, and their trials differ by SPREAD besides. `uncorrected`: as if nobody had chosen the load. The last
