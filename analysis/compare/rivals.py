@@ -11,7 +11,7 @@ from analysis.compare.questions import conditions
 from analysis.compare.sides import Side
 from analysis.load import Run, in_plan
 from analysis.quantities import LabelledColumn
-from analysis.statistics.comparison import Contest, Positions, Trials, contest, fit
+from analysis.statistics.comparison import Contest, Positions, contest, fit, trials_of
 from analysis.statistics.standings import Contests, joined, run_contests
 from analysis.summary import key_columns
 
@@ -83,8 +83,5 @@ def alone(match: Match, quantity: LabelledColumn) -> Contest:
     """The contest of the two sides of a match, and nobody else."""
     trials = pd.concat([match.first, match.second], ignore_index=True)
     point = np.repeat([0, 1], [len(match.first), len(match.second)])
-    launch = trials["launch"].astype(object)
-    paired = Trials(
-        point, trials["replicate"].fillna(0).to_numpy(np.int64), launch.where(launch.notna(), None).to_numpy(object)
-    )
-    return contest(fit(trials[quantity.column].to_numpy(np.float64, na_value=np.nan), paired, 2), quantity.better)
+    figures = trials[quantity.column].to_numpy(np.float64, na_value=np.nan)
+    return contest(fit(figures, trials_of(trials, point), 2), quantity.better)

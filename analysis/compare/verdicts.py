@@ -57,7 +57,6 @@ class PointComparison:
     all_low: float = math.nan  # of the interval that holds for all configurations at once
     all_high: float = math.nan
     units: int = 0
-    paired: bool = True
     smallest: float = math.nan  # relative change that as many launches find with a probability of 90 %
     in_minutes: tuple[float, ...] = ()  # likewise, in MINUTES of launches of both sides
     launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: not known

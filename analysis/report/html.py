@@ -23,7 +23,7 @@ from analysis.report.tables import (
     answers_table,
     explained_tables,
     ladder_table,
-    results_tables,
+    results_table,
     slowest_table,
     spread_table,
     steady_table,
@@ -31,10 +31,12 @@ from analysis.report.tables import (
 from analysis.results import RunResults
 from analysis.statistics.survivors import bounds_text
 from analysis.studies.findings import judge_run
+from analysis.studies.printed import JUDGED
 from analysis.studies.tables import study_of
 from analysis.summary import planned_trials
+from analysis.table import Table, csv_of
 from analysis.warnings import grouped, scope
-from sweep.base.wording import number, spreadsheet_cell
+from sweep.base.wording import number
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 
@@ -50,8 +52,7 @@ def write_all(results: RunResults) -> None:
     run = results.run
     if run.copy is not None:
         raise ValueError("a report of a run in an object store needs a folder: sweep report URL --output FOLDER")
-    table = summary_table(results).map(spreadsheet_cell)
-    run_files.write_whole(run.paths, run.paths.summary, table.to_csv(index=False))
+    run_files.write_whole(run.paths, run.paths.summary, csv_of(summary_table(results)))
     figures = draw_all(run, results.layout)
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
@@ -91,8 +92,8 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "answer": lead(answered),
         "answers": answers_table(answered),
         "warnings": warned([("", results)]),
-        "tables": results_tables(results),
-        "findings": judge_run(results),
+        "points": results_table(results),
+        "findings": Table(JUDGED, judgements) if (judgements := judge_run(results)) else None,
         "study": study_of(run.name),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),

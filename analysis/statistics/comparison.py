@@ -14,6 +14,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
@@ -36,6 +37,13 @@ class Trials(NamedTuple):
     def select(self, chosen: NDArray[np.bool_] | Positions) -> "Trials":
         """Some of the trials."""
         return Trials(self.point[chosen], self.replicate[chosen], self.launch[chosen])
+
+
+def trials_of(rows: pd.DataFrame, point: Positions) -> Trials:
+    """The trials of some rows; without a replicate one is the first."""
+    launch = rows["launch"].astype(object)
+    replicate = rows["replicate"].fillna(0).to_numpy(np.int64)
+    return Trials(point, replicate, launch.where(launch.notna(), None).to_numpy(object))
 
 
 def comparison_blocks(trials: Trials) -> Positions:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from analysis.headline import ASKED
 from analysis.load import Run
 from analysis.quantities import LabelledColumn
-from analysis.statistics.comparison import Contest, Positions, Trials, contest, fit, positions
+from analysis.statistics.comparison import Contest, Positions, Trials, contest, fit, positions, trials_of
 from analysis.statistics.intervals import FloatArray
 from analysis.statistics.survivors import without_lost
 from sweep.numbers.warnings import AS_OFFERED
@@ -156,16 +156,12 @@ def contests_of(run: Run, question: Positions, point: Positions, figures: pd.Dat
         figures: of these trials, by which they are compared; without what a point has lost (`without_lost`).
     """
     ok, count = run.ok, len(question)
-    launch = ok["launch"].astype(object)
-    trials = Trials(
-        point, ok["replicate"].fillna(0).to_numpy(np.int64), launch.where(launch.notna(), None).to_numpy(object)
-    )
     offered = ok["below_saturation"].eq(True).fillna(False).to_numpy(np.bool_)
     answered = (ok["num_requests"] - ok["num_failed"]).astype("float64")
     tokens = (ok["output_tokens"].astype("float64") / answered.where(answered > 0)).groupby(point).mean()
     return Contests(
         question,
-        trials,
+        trials_of(ok, point),
         figures.astype("float64"),
         np.bincount(point[offered], minlength=count) > 0,
         np.asarray(tokens.reindex(range(count)), np.float64),

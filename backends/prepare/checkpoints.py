@@ -147,8 +147,8 @@ def execute(
     try:
         programs.run(["nice", "-n", "10", *command], settings, log, report)
     except programs.ToolFailed as failure:
-        message = (failure.lines or ["no output"])[-1][:500]
-        raise ConversionFailed(f"{title} failed (exit status {failure.status}): {message}; log: {log}") from None
+        reason = f"{title} failed (exit status {failure.status}): {failure.last[:500]}"
+        raise ConversionFailed(f"{reason}; log: {log}") from None
 
 
 def versions(python: str, *distributions: str) -> str:

@@ -336,5 +336,4 @@ def _run(name: str, command: list[str], environ: Mapping[str, str], log: Path) -
     try:
         programs.run(command, environ, log)
     except programs.ToolFailed as failure:
-        last = failure.lines[-1] if failure.lines else "no output"
-        raise EnvironmentFailed(f"environment {name} cannot be built: {last}; log: {log}") from None
+        raise EnvironmentFailed(f"environment {name} cannot be built: {failure.last}; log: {log}") from None

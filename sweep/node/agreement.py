@@ -33,7 +33,7 @@ from backends.prepare.build_once import build_once
 from sweep.base.config import ROOT, content_hash, first_line
 from sweep.base.outage import Outage, is_outage
 from sweep.base.whole_file import write_whole
-from sweep.disk.entries.lines import sealed, unsealed
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.inputs.workload import DATA
 from sweep.node import answers
 from sweep.node.work import Work

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from backends.prepare import patience
+from backends.prepare import retry
 from sweep.__main__ import main
-from sweep.disk import object_store
+from sweep.disk import heartbeat_lock, object_store
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import planning_outages
 from sweep.inputs import package_model
@@ -33,7 +33,7 @@ ONCE = [
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Pauses of a machine that has no time; uv asks each question once, so that the outage is the run's to wait for."""
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(planning_outages, "FIRST_PATIENCE", 60.0)
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
 
@@ -229,7 +229,7 @@ def test_a_store_that_does_not_answer_refuses_a_dry_run(commands, lost, capsys, 
 
 @pytest.mark.parametrize("name", ["run", "rerun"])
 def test_a_store_that_does_not_answer_at_the_start_is_no_bad_input(commands, lost, capsys, name):
-    lost(object_store.Lock.NAME)
+    lost(heartbeat_lock.Lock.NAME)
     assert main(commands[name]) == 75
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"stopped: out={STORE}: AWS Error NETWORK_CONNECTION")
