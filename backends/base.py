@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
 from sweep.base.config import Strict
+from sweep.base.exits import LIBRARY_OUTAGES, Exit
 from sweep.base.masking import secret_within
 from sweep.base.records import Api, BatchForm
 
@@ -217,6 +218,7 @@ class Backend(Strict):
         r"MemoryError",
         r"std::bad_alloc",
     )
+    outage_patterns: ClassVar[tuple[str, ...]] = (LIBRARY_OUTAGES.pattern, r"killed by sig", r"signal 9\b")
     choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
     choice_flags: ClassVar[tuple[str, ...]] = ()  # those of its flags that `version_path` has as it settled them
     noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
@@ -456,6 +458,12 @@ class Backend(Strict):
     def ran_out_of_memory(self, log: str) -> bool:
         """Return whether the engine's log reports running out of memory."""
         return any(re.search(pattern, log, re.IGNORECASE) for pattern in self.oom_patterns)
+
+    def exit_told_by(self, words: str) -> Exit:
+        """Return what the engine's own words tell of its end: an outage, or the signal that killed a part of it."""
+        killed = re.search(r"killed by signal\b ?(\d*)", words, re.IGNORECASE)
+        outage = any(re.search(pattern, words, re.IGNORECASE) for pattern in self.outage_patterns)
+        return Exit(signal=int(killed[1] or 0) if killed else None, words=words, outage=outage)
 
     def failure_line(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""

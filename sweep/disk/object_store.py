@@ -27,13 +27,14 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sweep.base.config import ConfigError, Halted, content_hash, first_line
-from sweep.base.outage import Outage, is_outage
+from sweep.base.exits import Outage
 from sweep.base.time_factor import scaled
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
 from sweep.disk.entries.lines import entries
 from sweep.disk.ledger import Misplaced, is_ledger_entry
 from sweep.disk.run_files import RunPaths
+from sweep.drive import policy
 
 SCHEMES = ("s3", "gs", "gcs")
 LOCK_HEARTBEAT = scaled(5.0)  # s between heartbeats in the lock
@@ -63,7 +64,7 @@ def store_error(place: str, error: OSError) -> ValueError:
 
     `place` is as it was typed, e.g. "out=s3://bucket/run".
     """
-    return (Outage if is_outage(error) else ConfigError)(f"{place}: {first_line(error)}")
+    return (Outage if policy.is_waited_for(error) else ConfigError)(f"{place}: {first_line(error)}")
 
 
 def staging_folder(url: str, cache_dir: Path) -> Path:

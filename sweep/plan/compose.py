@@ -31,8 +31,8 @@ from sweep.base.config import (
     shortened,
     validate,
 )
+from sweep.base.exits import Outage
 from sweep.base.options import PRIMARY, ConfigPath
-from sweep.base.outage import Outage
 from sweep.inputs.hub import REPOSITORY
 from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from backends.base import Backend, Launch
 from backends.launch.server import running
 from backends.openai import OpenAI
-from backends.prepare import environments, locks, patience
+from backends.prepare import environments, locks
 from backends.simulated import Simulated
 from scripts import agreement_study
 from scripts.agreement_study import CASES
@@ -441,7 +441,7 @@ def test_an_outage_of_the_reference_is_waited_for(monkeypatch, tmp_path, tokeniz
         return vars(EXPECTED)
 
     monkeypatch.setattr(agreement, "_compute", compute)
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sweep.drive.policy.FIRST_PAUSE", 0.01)
     its = run_of(Backend(name="x"), tokenizer, cache_dir=str(tmp_path))
     its.patience = 60.0
     states: list[object] = []
