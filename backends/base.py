@@ -1,6 +1,7 @@
 """A backend: how one kind of engine is installed, launched, health-checked and read.
 
-A concrete backend is one file here and one YAML under conf/backend.
+A concrete backend is one file here and one YAML under conf/backend: four records (see `declarations`), the fields that
+a user may set, and a few methods.
 """
 
 import hashlib
@@ -10,15 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from backends.tables.flags import value_of, with_value
-from backends.tables.table import EngineTable, load, spelling
+from backends.declarations import FlagRules, LogReading, Traits, Wire
+from backends.tables.table import EngineTable
 from sweep.base.config import Strict
-from sweep.base.exits import LIBRARY_OUTAGES, Exit
 from sweep.base.masking import secret_within
 from sweep.base.records import Api, BatchForm
 
@@ -27,22 +27,14 @@ QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in 
 TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
 
 FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # of a backend
-# A key of vLLM's requests; one of SGLang's answers on its own route; a path of our host; llama.cpp's grammars of token
-# ids, which make it generate the text.
-LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", "token_grammar"]
 Platform = Literal["cpu", "cuda"]
 AMPERE = "8.0"  # the first compute capability with bfloat16
 
 Runtime = Literal["docker", "podman", "apptainer"]
 Progress = Callable[[str], None]  # told, in a few words, what is being done just now
 
-# What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
-ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
 COARSE_FLAG = re.compile(r"^(kv[-_]?cache[-_]dtype|cache[-_]type[-_][kv]|quant(ization|ize|_policy))$")
 WIDE_FORMATS = {"auto", "none", "f32", "f16", "bf16", "float", "float32", "float16", "bfloat16", "half"}
-OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
-RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
-ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 
 
 class SourceBuild(Strict):
@@ -173,56 +165,13 @@ class TokenPrices(Strict):
     output: NonNegativeFloat
 
 
-class Abilities(NamedTuple):
-    """The abilities of an engine that nothing here depends on: a reader of docs/backends.md chooses by them."""
-
-    continuous_batching: bool
-    beam_search: bool
-    quantisations: str  # of the weights and of the KV cache
-
-
 class Backend(Strict):
     """The adapter for one kind of engine. Subclasses add fields and override what differs."""
 
-    # What the engine is, whatever its configuration.
-    needs_gpu: ClassVar[bool] = False  # there is no build of it for a CPU
-    reserves_memory: ClassVar[bool] = False  # takes a pool at launch: what it holds says nothing about what it needs
-    timed_inside: ClassVar[bool] = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
-    most_gpus: ClassVar[int | None] = None  # that one engine can use; None: as many as its tensor-parallel size says
-    parallel_flags: ClassVar[tuple[str, ...]] = ()  # flags that multiply the GPUs of an engine: data, pipeline
-    draft_flag: ClassVar[str | None] = None  # that names a draft model, "flag" or "flag.key" of a JSON object
-    draft_revision_flag: ClassVar[str | None] = None  # and its revision
-    computes_model: ClassVar[bool] = True  # False: its answers are no model's, so there is nothing to compare
-    dtype_pattern: ClassVar[str | None] = None  # how its log says what "auto" came to; None: to the stored weights' own
-    log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = None  # of a text's tokens; None: by none
-    ids_asked_by: ClassVar[dict[str, Any]] = {"return_token_ids": True}  # the key that makes answers have token ids
-    before_ampere: ClassVar[Literal["emulates", "refuses", "float16"]] = "emulates"  # bfloat16, on GPUs without it
-    special_shown_by: ClassVar[dict[str, Any]] = {}  # the keys that make answers have special tokens in their text
-    attachable: ClassVar[bool] = False  # may be given the `url` of one that runs already
-    distribution: ClassVar[str | None] = None  # the Python distribution whose version is the engine's
-    tables: ClassVar[tuple[str, ...]] = ()  # of backends/tables: its flags, metrics, routes and messages
-    newer: ClassVar[Mapping[str, str]] = {}  # flags and series missing in the pinned version: the first that has them
-    option_tables: ClassVar[Mapping[str, str]] = {}  # of its fields that hold the engine's own options: their tables
-    inherits: ClassVar[tuple[str, ...]] = ()  # variables of this machine that it reads, besides INHERITED
-    own_flags: ClassVar[Mapping[str, str]] = {}  # flags that only sweep sets: the key to set instead of each
-    own_values: ClassVar[Mapping[str, str]] = {}  # values of a flag, "flag=value", for which the same holds
-    version_path: ClassVar[str] = "/version"  # where it serves a JSON object with its "version"
-    ready_path: ClassVar[str] = "/health"  # answers with status 200 once it is ready
-    oom_patterns: ClassVar[tuple[str, ...]] = (  # in its log, where it ran out of memory
-        r"\b(CUDA|HIP|Triton)\b.*\bout of memory\b",  # torch's, ggml's, Triton's, NCCL's
-        r"OutOfMemoryError",
-        r"CUBLAS_STATUS_ALLOC_FAILED",
-        r"not enough memory",
-        r"DefaultCPUAllocator: can't allocate memory",
-        r"Cannot allocate memory",
-        r"MemoryError",
-        r"std::bad_alloc",
-    )
-    outage_patterns: ClassVar[tuple[str, ...]] = (LIBRARY_OUTAGES.pattern, r"killed by sig", r"signal 9\b")
-    choice_patterns: ClassVar[Mapping[str, str]] = {}  # how its log says what it chose by itself, by the fact's name
-    choice_flags: ClassVar[tuple[str, ...]] = ()  # those of its flags that `version_path` has as it settled them
-    noise_patterns: ClassVar[tuple[str, ...]] = ()  # error lines that only point to another: not why it failed
-    abilities: ClassVar[Abilities | None] = None  # None: not stated
+    flag_rules: ClassVar[FlagRules] = FlagRules()
+    log: ClassVar[LogReading] = LogReading()
+    wire: ClassVar[Wire] = Wire()
+    traits: ClassVar[Traits] = Traits()
 
     name: str
     env: EnvironmentChoice = Field(default_factory=EnvironmentChoice)  # its environment: {cpu, cuda, python, binary}
@@ -292,24 +241,7 @@ class Backend(Strict):
     @field_validator(*FLAG_KEYS)
     @classmethod
     def _in_one_spelling(cls, flags: dict[str, Any]) -> dict[str, Any]:
-        """The flags as the engine spells them: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
-        spelt: dict[str, Any] = {}
-        for key, value in flags.items():
-            name = cls.table().canonical(key) if cls.tables else key
-            for full in cls.table().meanings(key) if cls.tables else [spelling(key)]:
-                if full == "trust-remote-code" or spelling(key).startswith("trust-remote"):
-                    raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
-                if full in ("host", "hostname", "server-name"):  # what an engine lets its caller do is local
-                    raise ValueError(f"flags.{key}: engines answer on loopback only")
-            if name in spelt:
-                raise ValueError(f"flags.{key}: given twice, in two spellings")
-            spelt[name] = value
-        return spelt
-
-    @classmethod
-    def table(cls) -> EngineTable:
-        """The engine's flags, metrics, routes and messages; of several kinds or versions, the first's."""
-        return load(cls.tables[0])
+        return cls.flag_rules.in_one_spelling(flags)
 
     @property
     def launches(self) -> bool:
@@ -327,11 +259,11 @@ class Backend(Strict):
         return {
             f"backend.{'flags' if name in self.flags else 'cuda_flags'}.{name}": int(size)
             for name, size in self.flags_for("cuda").items()
-            if not flags.isdisjoint(self._meanings(name)) and str(size).isdecimal()
+            if not flags.isdisjoint(self.flag_rules.meanings(name)) and str(size).isdecimal()
         }
 
     def _multiplying_flags(self) -> tuple[str, ...]:
-        return self.parallel_flags
+        return self.flag_rules.parallel
 
     @property
     def gpu_count(self) -> int:
@@ -350,7 +282,7 @@ class Backend(Strict):
 
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what is allowed, for fields that do not go together."""
-        if self.url is not None and not self.attachable:
+        if self.url is not None and not self.traits.attachable:
             raise ValueError(
                 f"backend.url={self.url}: {self.name} is launched here; allowed with backend=openai, which attaches"
             )
@@ -358,7 +290,7 @@ class Backend(Strict):
             raise ValueError(
                 f"backend.api={self.api}: takes one prompt per call; allowed with backend.batch_form=streams"
             )
-        if self.most_gpus is not None and self.gpus > self.most_gpus:
+        if self.traits.most_gpus is not None and self.gpus > self.traits.most_gpus:
             raise ValueError(
                 f"backend.gpus={self.gpus}: {self.name} computes on one GPU; allowed is 1 "
                 f"(for several engines behind one URL: backend.replicas={self.gpus})"
@@ -367,31 +299,26 @@ class Backend(Strict):
             raise ValueError(f"backend.replicas={self.replicas}: {problem}; allowed is 1")
         for group in FLAG_KEYS:
             for name, value in getattr(self, group).items():
-                if setter := self._set_by(name, value):
+                if setter := self.flag_rules.setter(name, value):
                     raise ValueError(f"backend.{group}.{name}={value}: only sweep sets it; set {setter} instead")
 
     def _single(self) -> str | None:
         """Return why there cannot be several of these behind a router; None if there can."""
         if not self.launches:
             return f"{self.url} is launched by others"
-        if self.timed_inside:
+        if self.traits.timed_inside:
             return f"{self.name} is timed inside its own process"
         if self.api == "tgi":
             return f"the router passes completions and chat, and {self.name} speaks tgi"
         return None if self.port is None else f"they cannot share backend.port={self.port}"
 
-    def _set_by(self, name: str, value: object) -> str | None:
-        """Return the key that sets what a flag, perhaps abbreviated, would set behind the row's back."""
-        own = {**self.own_flags, **self.own_values}
-        meanings = [form for each in self._meanings(name) for form in (each, f"{each}={value}")]
-        return next((own[each] for each in meanings if each in own), None)
-
-    def _meanings(self, name: str) -> list[str]:
-        return self.table().meanings(name) if self.tables else [spelling(name)]
-
     def command(self, launch: Launch) -> list[str]:
         """The command line that starts the engine in the foreground."""
         raise NotImplementedError
+
+    def flag_arguments(self, launch: Launch, ours: Mapping[str, Any]) -> list[str]:
+        """Return our settings and the user's flags, which override them, as command-line arguments."""
+        return cli({**ours, **self.flags_on(launch)}, self.flag_rules.table)
 
     def environment(self, launch: Launch) -> dict[str, str]:
         """Environment variables that the engine gets besides the inherited ones."""
@@ -401,7 +328,7 @@ class Backend(Strict):
         """Return why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
         if self.launches and host.platform != "linux":
             return f"{self.name} can be launched on Linux only: run sweep on Linux, or in a Linux container"
-        if self.needs_gpu and self.launches and not host.gpus:
+        if self.traits.needs_gpu and self.launches and not host.gpus:
             return (
                 f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine that runs "
                 "elsewhere with backend=openai backend.url=http://HOST:PORT"
@@ -455,32 +382,6 @@ class Backend(Strict):
         """Return the share of a GPU's memory that it takes at the launch; None: what it needs as it needs it."""
         return None
 
-    def ran_out_of_memory(self, log: str) -> bool:
-        """Return whether the engine's log reports running out of memory."""
-        return any(re.search(pattern, log, re.IGNORECASE) for pattern in self.oom_patterns)
-
-    def exit_told_by(self, words: str) -> Exit:
-        """Return what the engine's own words tell of its end: an outage, or the signal that killed a part of it."""
-        killed = re.search(r"killed by signal\b ?(\d*)", words, re.IGNORECASE)
-        outage = any(re.search(pattern, words, re.IGNORECASE) for pattern in self.outage_patterns)
-        return Exit(signal=int(killed[1] or 0) if killed else None, words=words, outage=outage)
-
-    def failure_line(self, log: str) -> str:
-        """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
-        lines = [line for line in map(self.message, log.splitlines()) if line]
-        noise = re.compile("|".join(self.noise_patterns) or "(?!)")
-        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not noise.search(line)]
-        if not errors:
-            return lines[-1] if lines else ""
-        last = lines[errors[-1]]
-        if ANNOUNCES.search(last):  # pydantic says on the next lines what was wrong
-            last += " " + " ".join(lines[errors[-1] + 1 :][:2]).partition(" [type=")[0]
-        return last
-
-    def message(self, line: str) -> str:
-        """One log line without the engine's own prefix (time, process, source file)."""
-        return line.strip()
-
     def flags_for(self, platform: Platform) -> dict[str, Any]:
         """The flags of a platform, and over them those that were given for any."""
         return (self.cuda_flags if platform == "cuda" else self.cpu_flags) | self.flags
@@ -488,18 +389,11 @@ class Backend(Strict):
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         """All flags of a launch; a draft model that they name is where this node has it."""
         flags = self.flags_for("cuda" if launch.gpus else "cpu")
-        if launch.draft is None or self.draft_flag is None:
-            return flags
-        if self.draft_revision_flag is not None:
-            flags = with_value(flags, self.draft_revision_flag, None)
-        return with_value(flags, self.draft_flag, str(launch.draft))
+        return flags if launch.draft is None else self.flag_rules.with_draft(flags, str(launch.draft))
 
     def draft(self, platform: Platform) -> tuple[str, str | None] | None:
         """Return the draft model that the flags name, a repository or a folder, with its revision; None without one."""
-        flags = self.flags_for(platform)
-        name = value_of(flags, self.draft_flag) if self.draft_flag else None
-        revision = value_of(flags, self.draft_revision_flag) if self.draft_revision_flag else None
-        return None if name is None else (str(name), None if revision is None else str(revision))
+        return self.flag_rules.draft_model(self.flags_for(platform))
 
 
 def without_secrets(named: dict[str, Any]) -> dict[str, Any]:
@@ -530,7 +424,7 @@ class Hosted(Backend):
     """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
-    special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False}
+    wire = Wire(show_special={"skip_special_tokens": False})
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"

@@ -1,10 +1,12 @@
 """CTranslate2's generator, served by the host on weights that its own converter made. Static batches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from backends.base import QUEUE, WIDE_FORMATS, Abilities, Hosted, Launch, cli, metrics
+from backends.base import QUEUE, WIDE_FORMATS, Hosted, Launch, cli, metrics
+from backends.declarations import FlagRules, LogReading, Traits
 from backends.prepare import checkpoints
 
 Quantization = Literal[
@@ -20,27 +22,30 @@ class CTranslate2(Hosted):
     launch fails with CTranslate2's own words. On a CPU, for instance, bfloat16 weights compute in float32.
     """
 
-    quantization: Quantization = "float32"
-    compute_type: Quantization | None = None  # None: that of the weights
+    flag_rules = FlagRules(
+        tables=("ctranslate2",),
+        set_by={
+            "model-path": "model",
+            "device": "hardware",
+            "device-index": "hardware",
+            "compute-type": "backend.compute_type",
+        },
+    )
+    log = LogReading(out_of_memory=(r"mkl_malloc: failed to allocate memory",))
+    wire = replace(Hosted.wire, log_probabilities="host")
+    traits = Traits(
+        distribution="ctranslate2",
+        inherits=("CT2_*",),
+        most_gpus=1,
+        before_ampere="refuses",
+        continuous_batching=False,
+        beam_search=True,
+        quantisations="int8, int16, float16, bfloat16",
+    )
 
     library = "backends.host.libraries.ctranslate2_library"
-    most_gpus = 1
-    before_ampere = "refuses"
-    distribution = "ctranslate2"
-    abilities = Abilities(continuous_batching=False, beam_search=True, quantisations="int8, int16, float16, bfloat16")
-    inherits = ("CT2_*",)
-    tables = ("ctranslate2",)
-    own_flags: ClassVar[dict[str, str]] = {
-        "model-path": "model",
-        "device": "hardware",
-        "device-index": "hardware",
-        "compute-type": "backend.compute_type",
-    }
-    log_probabilities_by = "host"
-    oom_patterns = (
-        *Hosted.oom_patterns,
-        r"mkl_malloc: failed to allocate memory",
-    )
+    quantization: Quantization = "float32"
+    compute_type: Quantization | None = None  # None: that of the weights
     metric_names: dict[str, str] = metrics("host_", *QUEUE)
 
     def in_bfloat16(self, dtype: str) -> bool:

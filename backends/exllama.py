@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from backends.base import QUEUE, TORCH_MEMORY, Abilities, Hosted, Launch, cli, metrics
+from backends.base import QUEUE, TORCH_MEMORY, Hosted, Launch, cli, metrics
+from backends.declarations import FlagRules, LogReading, Traits
 from backends.launch import task
 from backends.prepare import checkpoints
 
@@ -17,29 +19,34 @@ class ExLlama(Hosted):
     the two it is: V3 with `checkpoint: exl3`; V2 with `checkpoint: gptq`, as in the study that V1 was used in.
     """
 
-    needs_gpu = True
-    reserves_memory = True
-    log_probabilities_by = "host"
+    flag_rules = FlagRules(
+        tables=("exllamav3", "exllamav2"),
+        set_by={
+            "model": "model",
+            "tokenizer": "model.tokenizer",
+            "cache": "backend.cache_tokens",
+            "cache-tokens": "backend.cache_tokens",
+        },
+    )
+    log = LogReading(out_of_memory=(r"Insufficient VRAM (in split )?for model and cache",))
+    wire = replace(Hosted.wire, log_probabilities="host")
+    traits = Traits(
+        distribution="exllamav3",
+        inherits=("EXLLAMA_*",),
+        needs_gpu=True,
+        reserves_memory=True,
+        continuous_batching=True,
+        beam_search=False,
+        quantisations="V3: EXL3; V2: GPTQ, EXL2",
+    )
 
     library = "backends.host.libraries.exllama_library"
-    inherits = ("EXLLAMA_*",)
-    tables = ("exllamav3", "exllamav2")
-    own_flags: ClassVar[dict[str, str]] = {
-        "model": "model",
-        "tokenizer": "model.tokenizer",
-        "cache": "backend.cache_tokens",
-        "cache-tokens": "backend.cache_tokens",
-    }
-    distribution = "exllamav3"
-    abilities = Abilities(continuous_batching=True, beam_search=False, quantisations="V3: EXL3; V2: GPTQ, EXL2")
     checkpoint: Literal["exl3", "gptq"] | None = "exl3"  # made of the model's weights unless they are quantised
     bits: float = Field(default=4.0, ge=1, le=8)  # per weight in EXL3
     group_size: PositiveInt = 128  # weights that share a scale in GPTQ
     cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
-
-    oom_patterns = (*Hosted.oom_patterns, r"Insufficient VRAM (in split )?for model and cache")
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
         return {"cache_tokens": self.cache_tokens, **super().flags_on(launch)}

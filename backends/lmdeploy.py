@@ -1,8 +1,9 @@
 """LMDeploy's OpenAI server. Written from its source (0.18.0), which has no CPU build to run here."""
 
-from typing import Any, ClassVar
+from typing import Any
 
-from backends.base import OTHER_CONFIGURATION, Abilities, Backend, Launch, cli, metrics
+from backends.base import Backend, Launch, metrics
+from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Traits
 
 
 class LMDeploy(Backend):
@@ -11,29 +12,39 @@ class LMDeploy(Backend):
     It takes no token ids; a list of prompts it answers one prompt after the other, so batches go as streams.
     """
 
-    needs_gpu = True
-    reserves_memory = True
-    draft_flag = "speculative-draft-model"
-    before_ampere = "float16"
-
-    distribution = "lmdeploy"
-    abilities = Abilities(
+    flag_rules = FlagRules(
+        tables=("lmdeploy",),
+        set_by={
+            "server-port": "backend.port",
+            "model-name": "model.served_name",
+            "dtype": "backend.dtype",
+            "session-len": "model.max_model_len",
+            "tp": "backend.gpus",
+            "dp": "backend.replicas",
+            "revision": "model.revision",
+            "hf-overrides": OTHER_CONFIGURATION,
+        },
+        draft="speculative-draft-model",
+    )
+    log = LogReading(
+        out_of_memory=(r"\bout of memory at \S+/\S+", r"No enough gpu memory"),  # TurboMind's
+        choices={  # it says little unless flags.log-level is INFO, which also logs every prompt
+            "engine": r"Fallback to (pytorch) engine because",
+            "missing": r"For higher performance, please install (FlashAttention-3)",
+            "backend_config": r"updated backend_config=(.+)",
+        },
+    )
+    traits = Traits(
+        distribution="lmdeploy",
+        inherits=("LMDEPLOY_*", "TM_*"),
+        needs_gpu=True,
+        before_ampere="float16",
+        reserves_memory=True,
         continuous_batching=True,
         beam_search=False,
         quantisations="AWQ, GPTQ, SmoothQuant W8A8, fp8; KV: int8, int4",
     )
-    inherits = ("LMDEPLOY_*", "TM_*")
-    tables = ("lmdeploy",)
-    own_flags: ClassVar[dict[str, str]] = {
-        "server-port": "backend.port",
-        "model-name": "model.served_name",
-        "dtype": "backend.dtype",
-        "session-len": "model.max_model_len",
-        "tp": "backend.gpus",
-        "dp": "backend.replicas",
-        "revision": "model.revision",
-        "hf-overrides": OTHER_CONFIGURATION,
-    }
+
     token_ids: bool = False
     metric_names: dict[str, str] = metrics(
         "lmdeploy:",
@@ -44,18 +55,6 @@ class LMDeploy(Backend):
         spec_decode_draft_tokens_total="spec_decode_num_draft_tokens_total",
         spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
     )
-    oom_patterns = (
-        *Backend.oom_patterns,
-        r"\bout of memory at \S+/\S+",  # TurboMind's
-        r"No enough gpu memory",
-    )
-
-    # It says little unless flags.log-level is INFO, which also logs every prompt.
-    choice_patterns: ClassVar[dict[str, str]] = {
-        "engine": r"Fallback to (pytorch) engine because",
-        "missing": r"For higher performance, please install (FlashAttention-3)",
-        "backend_config": r"updated backend_config=(.+)",
-    }
 
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {
@@ -67,7 +66,7 @@ class LMDeploy(Backend):
             "tp": self.gpus,
         }
         serve = [launch.python, "-m", "lmdeploy", "serve", "api_server", str(launch.model)]
-        return [*serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
+        return [*serve, *self.flag_arguments(launch, arguments)]
 
     def facts(self, launch: Launch) -> dict[str, Any]:
         flags = self.flags_on(launch)

@@ -5,12 +5,13 @@ import os
 from pydantic import field_validator
 
 from backends.base import Backend, Host
+from backends.declarations import Traits
 
 
 class OpenAI(Backend):
     """The address of the endpoint and its way of being asked; the model is the name that it serves."""
 
-    attachable = True
+    traits = Traits(attachable=True)
 
     url: str  # http(s)://host[:port][/base], with or without /v1
     api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere

@@ -1,8 +1,9 @@
 """SGLang's OpenAI server. Written from its source (0.5.23), which has no CPU build to run here."""
 
-from typing import Any, ClassVar
+from typing import Any
 
-from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backend, Launch, cli, metrics
+from backends.base import Backend, Launch, metrics
+from backends.declarations import OTHER_CONFIGURATION, RANDOM_WEIGHTS, FlagRules, LogReading, Traits, Wire
 from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
@@ -10,41 +11,65 @@ from sweep.base.records import BatchForm
 class SGLang(Backend):
     """Flags are those of `python -m sglang.launch_server`."""
 
-    needs_gpu = True
-    reserves_memory = True
-    draft_flag = "speculative-draft-model-path"
-    draft_revision_flag = "speculative-draft-model-revision"
-    parallel_flags = ("dp-size", "pp-size")
-    before_ampere = "float16"
-    version_path = "/server_info"
-    log_probabilities_by = "input_token_logprobs"
-
-    distribution = "sglang"
-    abilities = Abilities(
+    flag_rules = FlagRules(
+        tables=("sglang",),
+        set_by={
+            "model-path": "model",
+            "served-model-name": "model.served_name",
+            "port": "backend.port",
+            "dtype": "backend.dtype",
+            "context-length": "model.max_model_len",
+            "tp-size": "backend.gpus",
+            "config": "backend.flags",
+            "tokenizer-path": "model.tokenizer",
+            "revision": "model.revision",
+            "json-model-override-args": OTHER_CONFIGURATION,
+            "decrypted-config-file": OTHER_CONFIGURATION,
+            "load-format=dummy": RANDOM_WEIGHTS,
+        },
+        parallel=("dp-size", "pp-size"),
+        draft="speculative-draft-model-path",
+        draft_revision="speculative-draft-model-revision",
+        settled=(
+            "attention-backend",
+            "prefill-attention-backend",
+            "decode-attention-backend",
+            "sampling-backend",
+            "disable-cuda-graph",
+            "disable-overlap-schedule",
+            "chunked-prefill-size",
+            "kv-cache-dtype",
+            "page-size",
+            "max-running-requests",
+        ),
+    )
+    log = LogReading(
+        out_of_memory=(
+            r"Not enough memory\. Please try to increase --mem-fraction-static",
+            r"\b(Prefill|Decode) out of memory",
+            r"alloc_req_slots runs out of memory",
+        ),
+        noise=(r"Received sigquit from a child process",),
+        choices={
+            "graph_batch_sizes": r"Capture .+ end\. bs=(.+), elapsed=",
+            "graph_capture_seconds": r"Capture .+ end\. bs=.+, elapsed=([\d.]+) s",
+        },
+    )
+    # Ready once the server's own warm-up request is answered; /health_generate would sleep a second before it answers.
+    wire = Wire(ready_path="/ready", version_path="/server_info", log_probabilities="input_token_logprobs")
+    traits = Traits(
+        distribution="sglang",
+        inherits=("SGLANG_*", "SGL_*", "FLASHINFER_*"),
+        needs_gpu=True,
+        before_ampere="float16",
+        reserves_memory=True,
         continuous_batching=True,
         beam_search=False,
         quantisations="GPTQ, AWQ, compressed-tensors, fp8, bitsandbytes, GGUF; KV: fp8",
     )
-    inherits = ("SGLANG_*", "SGL_*", "FLASHINFER_*")
-    tables = ("sglang",)
-    own_flags: ClassVar[dict[str, str]] = {
-        "model-path": "model",
-        "served-model-name": "model.served_name",
-        "port": "backend.port",
-        "dtype": "backend.dtype",
-        "context-length": "model.max_model_len",
-        "tp-size": "backend.gpus",
-        "config": "backend.flags",
-        "tokenizer-path": "model.tokenizer",
-        "revision": "model.revision",
-        "json-model-override-args": OTHER_CONFIGURATION,
-        "decrypted-config-file": OTHER_CONFIGURATION,
-    }
-    own_values: ClassVar[dict[str, str]] = {"load-format=dummy": RANDOM_WEIGHTS}
+
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    # True once the server's own warm-up request is answered; /health_generate would sleep a second before it answers.
-    ready_path = "/ready"
     reset_paths: tuple[str, ...] = ("/flush_cache",)  # its radix cache; 400 while requests run
     metric_names: dict[str, str] = metrics(
         "sglang:",
@@ -57,30 +82,6 @@ class SGLang(Backend):
         spec_decode_accept_length="spec_accept_length",
         spec_decode_accept_rate="spec_accept_rate",
     )
-    oom_patterns = (
-        *Backend.oom_patterns,
-        r"Not enough memory\. Please try to increase --mem-fraction-static",
-        r"\b(Prefill|Decode) out of memory",
-        r"alloc_req_slots runs out of memory",
-    )
-    # Of its answer to `version_path`, whose fields are its flags after every decision of its own.
-    choice_flags = (
-        "attention-backend",
-        "prefill-attention-backend",
-        "decode-attention-backend",
-        "sampling-backend",
-        "disable-cuda-graph",
-        "disable-overlap-schedule",
-        "chunked-prefill-size",
-        "kv-cache-dtype",
-        "page-size",
-        "max-running-requests",
-    )
-    choice_patterns: ClassVar[dict[str, str]] = {
-        "graph_batch_sizes": r"Capture .+ end\. bs=(.+), elapsed=",
-        "graph_capture_seconds": r"Capture .+ end\. bs=.+, elapsed=([\d.]+) s",
-    }
-    noise_patterns = (r"Received sigquit from a child process",)
 
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {
@@ -94,7 +95,7 @@ class SGLang(Backend):
             "tp-size": self.gpus,
             "enable-metrics": True,
         }
-        return [launch.python, "-m", "sglang.launch_server", *cli({**arguments, **self.flags_on(launch)}, self.table())]
+        return [launch.python, "-m", "sglang.launch_server", *self.flag_arguments(launch, arguments)]
 
     def _multiplying_flags(self) -> tuple[str, ...]:
         if value_of(self.flags_for("cuda"), "enable-dp-attention"):  # is within the tensor-parallel GPUs

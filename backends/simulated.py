@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pydantic import NonNegativeInt, PositiveFloat
 
-from backends.base import Abilities, Backend, EnvironmentChoice, Launch, cli, metrics
+from backends.base import Backend, EnvironmentChoice, Launch, cli, metrics
+from backends.declarations import Traits
 from backends.simulated_server.config import Behaviour
 from sweep.base.records import BatchForm
 
@@ -13,8 +14,7 @@ from sweep.base.records import BatchForm
 class Simulated(Behaviour, Backend):
     """An engine that answers by the clock, without a model."""
 
-    computes_model = False
-    abilities = Abilities(continuous_batching=True, beam_search=False, quantisations="none")
+    traits = Traits(computes_model=False, continuous_batching=True, beam_search=False, quantisations="none")
 
     fault_seed: NonNegativeInt = 0  # seed of the choice of these requests
     truth_log: bool = False  # write true times to truth.log in the attempt's folder

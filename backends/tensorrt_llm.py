@@ -1,11 +1,12 @@
 """TensorRT-LLM's `trtllm-serve`. Written from its source (1.2 and 1.3), which has no CPU build to run here."""
 
 import json
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, field_validator
 
-from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backend, Launch, cli, metrics, without_secrets
+from backends.base import Backend, Launch, metrics, without_secrets
+from backends.declarations import OTHER_CONFIGURATION, RANDOM_WEIGHTS, FlagRules, LogReading, Traits
 from sweep.base.records import BatchForm
 
 OPTIONS = "trtllm.yaml"  # in the attempt's folder
@@ -29,36 +30,34 @@ class TensorRTLLM(Backend):
     Those of 1.2 are times of requests only: of the KV cache and the queue its page says nothing before 1.3.
     """
 
-    needs_gpu = True
-    reserves_memory = True
-    parallel_flags = ("pp-size",)
-
-    options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
-    distribution = "tensorrt-llm"
-    abilities = Abilities(
+    flag_rules = FlagRules(
+        tables=("tensorrt_llm",),
+        newer=dict.fromkeys(("served-model-name", "kv_cache_usage", "requests_running", "requests_waiting"), "1.3"),
+        set_by={
+            "port": "backend.port",
+            "served-model-name": "model.served_name",
+            "max-seq-len": "model.max_model_len",
+            "tp-size": "backend.gpus",
+            "config": "backend.options",
+            "extra-llm-api-options": "backend.options",
+            "tokenizer": "model.tokenizer",
+            "custom-tokenizer": "model.tokenizer",
+            "revision": "model.revision",
+        },
+        parallel=("pp-size",),
+    )
+    log = LogReading(out_of_memory=(r"Executor creation failed due to insufficient GPU memory",))
+    traits = Traits(
+        distribution="tensorrt-llm",
+        inherits=("TRTLLM_*", "TLLM_*", "OMPI_*", "PMIX_*"),
+        needs_gpu=True,
+        reserves_memory=True,
         continuous_batching=True,
         beam_search=True,
         quantisations="ModelOpt fp8, NVFP4, W4A16 AWQ, W4A8; KV: fp8, NVFP4",
     )
-    inherits = ("TRTLLM_*", "TLLM_*", "OMPI_*", "PMIX_*")
-    tables = ("tensorrt_llm",)
-    newer: ClassVar[dict[str, str]] = {
-        "served-model-name": "1.3",
-        "kv_cache_usage": "1.3",
-        "requests_running": "1.3",
-        "requests_waiting": "1.3",
-    }
-    own_flags: ClassVar[dict[str, str]] = {
-        "port": "backend.port",
-        "served-model-name": "model.served_name",
-        "max-seq-len": "model.max_model_len",
-        "tp-size": "backend.gpus",
-        "config": "backend.options",
-        "extra-llm-api-options": "backend.options",
-        "tokenizer": "model.tokenizer",
-        "custom-tokenizer": "model.tokenizer",
-        "revision": "model.revision",
-    }
+
+    options: dict[str, Any] = Field(default={"return_perf_metrics": True, "enable_iter_perf_stats": True})
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metrics_path: str | None = "/prometheus/metrics"
@@ -68,8 +67,6 @@ class TensorRTLLM(Backend):
         requests_running="num_requests_running",
         requests_waiting="num_requests_waiting",
     )
-
-    oom_patterns = (*Backend.oom_patterns, r"Executor creation failed due to insufficient GPU memory")
 
     @field_validator("options")
     @classmethod
@@ -94,7 +91,7 @@ class TensorRTLLM(Backend):
             "extra_llm_api_options": str(options),
         }
         serve = [launch.python, "-m", "tensorrt_llm.commands.serve", "serve", str(launch.model)]
-        return [*serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
+        return [*serve, *self.flag_arguments(launch, arguments)]
 
     def _options(self) -> dict[str, Any]:
         """The options, without the reuse of earlier prompts' blocks unless it is asked for: nothing can reset it."""

@@ -4,21 +4,18 @@ It has no ignore_eos and takes no token ids, so an answer may be shorter than as
 second, and read `finish_reason`. TGI itself cuts requests above 1,024 new tokens into chunks and queues each anew.
 """
 
-import re
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
-from backends.base import Abilities, Backend, EnvironmentChoice, Host, Launch, cli, metrics
+from backends.base import Backend, EnvironmentChoice, Host, Launch, metrics
+from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.launch.server import free_port
 from backends.prepare.fit import RUNTIMES
 from sweep.base.records import Api
 
 LAUNCHER = "text-generation-launcher"
-# "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed", with colours on a terminal.
-PREFIX = re.compile(r"^(\x1b\[[\d;]*m)*\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|DEBUG)\s+[\w:{}=\"]+:\s*")
 MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, and would answer a trial from the one before
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
 
@@ -26,29 +23,38 @@ POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
 class TGI(Backend):
     """Flags are those of text-generation-launcher."""
 
-    attachable = True
-    needs_gpu = True
-    reserves_memory = True
-    version_path = "/info"
-    inherits = ("FLASHINFER_*", "ATTENTION", "PREFIX_CACHING")
-    abilities = Abilities(
+    flag_rules = FlagRules(
+        tables=("tgi",),
+        set_by={
+            "model-id": "model",
+            "port": "backend.port",
+            "dtype": "backend.dtype",
+            "max-input-tokens": "model.max_model_len",
+            "max-input-length": "model.max_model_len",
+            "max-total-tokens": "model.max_model_len",
+            "num-shard": "backend.gpus",
+            "sharded": "backend.gpus",
+            "revision": "model.revision",
+            "tokenizer-config-path": "model.tokenizer",
+        },
+    )
+    log = LogReading(
+        # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed"
+        prefix=r"^\d{4}-\d\d-\d\dT\S+Z\s+(INFO|WARN|ERROR|DEBUG)\s+[\w:{}=\"]+:\s*",
+        out_of_memory=(r"NotEnoughMemory\(", r"You need to decrease `?--max-batch-prefill-tokens"),
+        noise=(r"^Error: (Shard|Webserver)", r"[Ss]hard \d+ (crashed|failed)", r"^Shard .* failed"),
+        choices={"attention": r"Using attention (\w+)", "prefix_caching": r"Prefix caching (\w+)"},
+    )
+    wire = Wire(version_path="/info")
+    traits = Traits(
+        inherits=("FLASHINFER_*", "ATTENTION", "PREFIX_CACHING"),
+        attachable=True,
+        needs_gpu=True,
+        reserves_memory=True,
         continuous_batching=True,
         beam_search=False,
         quantisations="GPTQ, AWQ, EXL2, Marlin, bitsandbytes, EETQ, fp8; KV: fp8",
     )
-    tables = ("tgi",)
-    own_flags: ClassVar[dict[str, str]] = {
-        "model-id": "model",
-        "port": "backend.port",
-        "dtype": "backend.dtype",
-        "max-input-tokens": "model.max_model_len",
-        "max-input-length": "model.max_model_len",
-        "max-total-tokens": "model.max_model_len",
-        "num-shard": "backend.gpus",
-        "sharded": "backend.gpus",
-        "revision": "model.revision",
-        "tokenizer-config-path": "model.tokenizer",
-    }
 
     env: EnvironmentChoice = EnvironmentChoice(cuda="tgi")
 
@@ -61,20 +67,6 @@ class TGI(Backend):
         kv_cache_usage="batch_current_max_tokens / tgi_batch_max_total_tokens",  # reserved, of its budget of tokens
         requests_running="batch_current_size",
         requests_waiting="queue_size",
-    )
-    oom_patterns = (
-        *Backend.oom_patterns,
-        r"NotEnoughMemory\(",
-        r"You need to decrease `?--max-batch-prefill-tokens",
-    )
-    choice_patterns: ClassVar[dict[str, str]] = {
-        "attention": r"Using attention (\w+)",
-        "prefix_caching": r"Prefix caching (\w+)",
-    }
-    noise_patterns = (
-        r"^Error: (Shard|Webserver)",
-        r"[Ss]hard \d+ (crashed|failed)",
-        r"^Shard .* failed",
     )
 
     def unavailable(self, host: Host) -> str | None:
@@ -97,12 +89,9 @@ class TGI(Backend):
             "master-port": free_port(),
             "shard-uds-path": f"/tmp/tgi-{launch.port}",
         }
-        return [
-            launch.binary or LAUNCHER,
-            *cli({**self._arguments(launch), **own_ports, **self.flags_on(launch)}, self.table()),
-        ]
+        return [launch.binary or LAUNCHER, *self.flag_arguments(launch, {**self._model_arguments(launch), **own_ports})]
 
-    def _arguments(self, launch: Launch) -> dict[str, Any]:
+    def _model_arguments(self, launch: Launch) -> dict[str, Any]:
         longest = launch.max_model_len
         return {
             "model-id": str(launch.model),
@@ -124,6 +113,3 @@ class TGI(Backend):
         dtype = {"dtype": None} if launch.dtype == "auto" else {}
         cached = (MEMORYLESS | self.environ)["PREFIX_CACHING"].lower() in ("1", "true") if self.launches else None
         return {**dtype, "prefix_cache": cached, "quantization": self.flags_on(launch).get("quantize")}
-
-    def message(self, line: str) -> str:
-        return COLOUR.sub("", PREFIX.sub("", line.strip())).strip()

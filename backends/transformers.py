@@ -1,8 +1,10 @@
 """Hugging Face transformers as people first use it: `model.generate` on left-padded static batches. The baseline."""
 
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
-from backends.base import OTHER_CONFIGURATION, Abilities, Hosted, Launch, LogProbabilitiesBy
+from backends.base import Hosted, Launch
+from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Traits
 
 
 class Transformers(Hosted):
@@ -12,22 +14,29 @@ class Transformers(Hosted):
     batching. `flags: {quantization_config: {load_in_8bit: true}}` quantises with bitsandbytes while loading.
     """
 
-    inherits = ("TRANSFORMERS_*", "BNB_*", "BITSANDBYTES_*")
+    flag_rules = FlagRules(
+        set_by={
+            "dtype": "backend.dtype",
+            "torch-dtype": "backend.dtype",
+            "device-map": "hardware",
+            "revision": "model.revision",
+            "config": OTHER_CONFIGURATION,
+            **dict.fromkeys(("pretrained-model-name-or-path", "gguf-file", "subfolder", "state-dict"), "model"),
+        }
+    )
+    # bitsandbytes logs the lack of a faster kernel as an error, and goes on.
+    log = LogReading(noise=(r"Failed to load CPU gemm_4bit_forward",))
+    wire = replace(Hosted.wire, log_probabilities="host")
+    traits = Traits(
+        distribution="transformers",
+        inherits=("TRANSFORMERS_*", "BNB_*", "BITSANDBYTES_*"),
+        most_gpus=1,
+        continuous_batching=False,
+        beam_search=True,
+        quantisations="bitsandbytes int8, nf4, fp4",
+    )
+
     library = "backends.host.libraries.transformers_library"
-    most_gpus = 1
-    distribution = "transformers"
-    abilities = Abilities(continuous_batching=False, beam_search=True, quantisations="bitsandbytes int8, nf4, fp4")
-    own_flags: ClassVar[dict[str, str]] = {
-        "dtype": "backend.dtype",
-        "torch-dtype": "backend.dtype",
-        "device-map": "hardware",
-        "revision": "model.revision",
-        "config": OTHER_CONFIGURATION,
-        **dict.fromkeys(("pretrained-model-name-or-path", "gguf-file", "subfolder", "state-dict"), "model"),
-    }
-    log_probabilities_by: ClassVar[LogProbabilitiesBy | None] = "host"
-    # bitsandbytes says so of a faster kernel that it would like to have, and goes on.
-    noise_patterns = (r"Failed to load CPU gemm_4bit_forward",)
 
     def in_bfloat16(self, dtype: str) -> bool:
         config = self.flags.get("quantization_config") or {}

@@ -1,6 +1,7 @@
 """Continuous batching by transformers itself (`generate_batch`'s manager), streaming every request token by token."""
 
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 from pydantic import Field, PositiveFloat
 
@@ -13,9 +14,10 @@ class TransformersCB(Transformers):
     here: left to itself, the manager takes what the machine has.
     """
 
-    reserves_memory = True
-    option_tables: ClassVar[dict[str, str]] = {"scheduler": "transformers_cb", "cpu_scheduler": "transformers_cb"}
-    abilities = Transformers.abilities._replace(continuous_batching=True, beam_search=False)
+    flag_rules = replace(
+        Transformers.flag_rules, option_tables=dict.fromkeys(("scheduler", "cpu_scheduler"), "transformers_cb")
+    )
+    traits = replace(Transformers.traits, reserves_memory=True, continuous_batching=True, beam_search=False)
 
     library = "backends.host.libraries.transformers_cb_library"
     cpu_kv_cache_gib: PositiveFloat = 0.25

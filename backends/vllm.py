@@ -1,20 +1,17 @@
 """vLLM's own OpenAI server, on CUDA or, in its CPU build, on a CPU."""
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from backends.base import OTHER_CONFIGURATION, RANDOM_WEIGHTS, Abilities, Backend, Host, Launch, cli, metrics
+from backends.base import Backend, Host, Launch, metrics
+from backends.declarations import OTHER_CONFIGURATION, RANDOM_WEIGHTS, FlagRules, LogReading, Traits, Wire
 from backends.launch.replicas import shares
 from backends.prepare import checkpoints
 from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
-
-# "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
-PREFIX = re.compile(r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?")
 
 NO_KV_SCALES = "those of the checkpoint, else 1.0: --calculate-kv-scales is not in vLLM 0.32"
 
@@ -37,42 +34,71 @@ class VLLM(Backend):
     With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
     """
 
-    reserves_memory = True
-    special_shown_by: ClassVar[dict[str, Any]] = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
-    before_ampere = "refuses"
-    log_probabilities_by = "prompt_logprobs"
-    draft_flag = "speculative-config.model"
-    draft_revision_flag = "speculative-config.revision"
-    parallel_flags = ("data-parallel-size", "pipeline-parallel-size")
-    dtype_pattern = r"\bdtype=torch\.(\w+), max_seq_len="
-
-    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
-    group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
-    cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
-
-    distribution = "vllm"
-    abilities = Abilities(
+    flag_rules = FlagRules(
+        tables=("vllm", "vllm_cuda12"),
+        set_by={
+            "model": "model",
+            "served-model-name": "model.served_name",
+            "port": "backend.port",
+            "dtype": "backend.dtype",
+            "max-model-len": "model.max_model_len",
+            "tensor-parallel-size": "backend.gpus",
+            "config": "backend.flags",
+            "tokenizer": "model.tokenizer",
+            "tokenizer-revision": "model.tokenizer_revision",
+            "revision": "model.revision",
+            "hf-config-path": OTHER_CONFIGURATION,
+            "hf-overrides": OTHER_CONFIGURATION,
+            "load-format=dummy": RANDOM_WEIGHTS,
+        },
+        parallel=("data-parallel-size", "pipeline-parallel-size"),
+        draft="speculative-config.model",
+        draft_revision="speculative-config.revision",
+    )
+    log = LogReading(
+        # "(EngineCore pid=4711) ERROR 11-21 12:00:00 [core.py:1136] ValueError: …": process, level, time, source file.
+        prefix=r"^(\(.*? pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:.]+ \[[^\]]*\] ?)?",
+        out_of_memory=(
+            r"on kv cache allocation is less than requested memory for kv",
+            r"No available memory for the cache blocks",
+            r"larger than the available KV cache memory",
+            r"is less than desired GPU memory utilization",
+            r"is less than the engine's budget",
+        ),
+        noise=(r"See root cause above", r"EngineCore failed to start", r"EngineDeadError"),
+        dtype=r"\bdtype=torch\.(\w+), max_seq_len=",
+        choices={
+            "attention_backend": r"Using (\w+) attention backend out of",
+            "model_runner": r"\b[Uu]sing (?:the )?(V\d) [Mm]odel [Rr]unner",
+            "kv_cache_layout": r"Using (\w+) KV cache layout",
+            "kv_cache_tokens": r"KV cache size: ([\d,]+) tokens",
+            "kv_cache_gib": r"Available KV cache memory: ([\d.]+) GiB",  # of each GPU
+            "kv_cache_dtype": r"\bkv_cache_dtype=([\w.]+), device_config=",
+            "enforce_eager": r"\benforce_eager=(\w+), ",
+            "cudagraph_mode": r"\bcompilation_config=\{.*'cudagraph_mode': <CUDAGraphMode\.(\w+):",
+            "chunked_prefill": r"\benable_chunked_prefill=(\w+), ",
+            "graph_capture_seconds": r"Graph capturing finished in (\d+) secs",
+            "async_scheduling": r"Async scheduling is (disabled)",
+            "flashinfer": r"FlashInfer kernels are (disabled)",
+        },
+    )
+    wire = Wire(
+        show_special={"skip_special_tokens": False, "spaces_between_special_tokens": False},
+        log_probabilities="prompt_logprobs",
+    )
+    traits = Traits(
+        distribution="vllm",
+        inherits=("VLLM_*", "FLASHINFER_*"),
+        before_ampere="refuses",
+        reserves_memory=True,
         continuous_batching=True,
         beam_search=True,
         quantisations="GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8",
     )
-    inherits = ("VLLM_*", "FLASHINFER_*")
-    tables = ("vllm", "vllm_cuda12")
-    own_flags: ClassVar[dict[str, str]] = {
-        "model": "model",
-        "served-model-name": "model.served_name",
-        "port": "backend.port",
-        "dtype": "backend.dtype",
-        "max-model-len": "model.max_model_len",
-        "tensor-parallel-size": "backend.gpus",
-        "config": "backend.flags",
-        "tokenizer": "model.tokenizer",
-        "tokenizer-revision": "model.tokenizer_revision",
-        "revision": "model.revision",
-        "hf-config-path": OTHER_CONFIGURATION,
-        "hf-overrides": OTHER_CONFIGURATION,
-    }
-    own_values: ClassVar[dict[str, str]] = {"load-format=dummy": RANDOM_WEIGHTS}
+
+    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
+    group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
+    cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # served in vLLM's development mode only: see `environment`
@@ -89,29 +115,6 @@ class VLLM(Backend):
         spec_decode_accepted_tokens_total="spec_decode_num_accepted_tokens_total",
         spec_decode_accepted_at_position_total="spec_decode_num_accepted_tokens_per_pos_total",
     )
-    oom_patterns = (
-        *Backend.oom_patterns,
-        r"on kv cache allocation is less than requested memory for kv",
-        r"No available memory for the cache blocks",
-        r"larger than the available KV cache memory",
-        r"is less than desired GPU memory utilization",
-        r"is less than the engine's budget",
-    )
-    choice_patterns: ClassVar[dict[str, str]] = {
-        "attention_backend": r"Using (\w+) attention backend out of",
-        "model_runner": r"\b[Uu]sing (?:the )?(V\d) [Mm]odel [Rr]unner",
-        "kv_cache_layout": r"Using (\w+) KV cache layout",
-        "kv_cache_tokens": r"KV cache size: ([\d,]+) tokens",
-        "kv_cache_gib": r"Available KV cache memory: ([\d.]+) GiB",  # of each GPU
-        "kv_cache_dtype": r"\bkv_cache_dtype=([\w.]+), device_config=",
-        "enforce_eager": r"\benforce_eager=(\w+), ",
-        "cudagraph_mode": r"\bcompilation_config=\{.*'cudagraph_mode': <CUDAGraphMode\.(\w+):",
-        "chunked_prefill": r"\benable_chunked_prefill=(\w+), ",
-        "graph_capture_seconds": r"Graph capturing finished in (\d+) secs",
-        "async_scheduling": r"Async scheduling is (disabled)",
-        "flashinfer": r"FlashInfer kernels are (disabled)",
-    }
-    noise_patterns = (r"See root cause above", r"EngineCore failed to start", r"EngineDeadError")
 
     def unavailable(self, host: Host) -> str | None:
         """As for every engine; vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first request."""
@@ -139,7 +142,7 @@ class VLLM(Backend):
             "tensor-parallel-size": self.gpus if launch.gpus else 1,
         }
         serve += [str(launch.model)] if launch.gpus else []
-        return [launch.python, "-m", *serve, *cli({**arguments, **self.flags_on(launch)}, self.table())]
+        return [launch.python, "-m", *serve, *self.flag_arguments(launch, arguments)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
         # Without development mode there is no /reset_prefix_cache. That mode also serves /collective_rpc (methods of
@@ -170,6 +173,3 @@ class VLLM(Backend):
         if str(flags.get("kv-cache-dtype", "auto")).startswith("fp8"):
             facts["kv_scales"] = NO_KV_SCALES
         return facts | checkpoints.method(launch.model)
-
-    def message(self, line: str) -> str:
-        return PREFIX.sub("", line.strip()).strip()

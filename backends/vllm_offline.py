@@ -1,11 +1,14 @@
 """vLLM's engine in the host's own process: prompts of exact length as token ids, no HTTP while the clock runs."""
 
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 from pydantic import Field
 
-from backends.base import FLAG_KEYS, OTHER_CONFIGURATION, Hosted, Launch
+from backends.base import FLAG_KEYS, Hosted, Launch
 from backends.vllm import VLLM, speculation, utilisation
+
+SERVER_ONLY = ("served-model-name", "port", "config")  # of vLLM's flags that only sweep sets
 
 
 class VLLMOffline(Hosted):
@@ -15,41 +18,26 @@ class VLLMOffline(Hosted):
     A trial is one control call with all its requests; the Records hold the engine's own stamps.
     """
 
-    timed_inside = True
-    draft_flag = VLLM.draft_flag
-    draft_revision_flag = VLLM.draft_revision_flag
-    parallel_flags = ("pipeline-parallel-size",)
-    log_probabilities_by = "host"
-    reserves_memory = True
-    before_ampere = VLLM.before_ampere
-    dtype_pattern = VLLM.dtype_pattern
+    flag_rules = replace(
+        VLLM.flag_rules,
+        tables=("vllm_offline", "vllm_offline_cuda12"),
+        # No server: neither its name nor its port, but the flags that only its Python interface has.
+        set_by={
+            **{flag: key for flag, key in VLLM.flag_rules.set_by.items() if flag not in SERVER_ONLY},
+            "model-weights": "model",
+            "disable-log-stats": "backend.metric_names",
+        },
+        parallel=("pipeline-parallel-size",),
+    )
+    log = VLLM.log
+    wire = replace(Hosted.wire, log_probabilities="host")
+    traits = replace(VLLM.traits, timed_inside=True)
 
     library = "backends.host.libraries.vllm_offline_library"
     detokenize: bool = True  # make the text of the answers too, which nothing here reads
     multiprocessing: bool = True  # V1's engine core in a process of its own, beside the one that feeds it
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
-    distribution = "vllm"
-    abilities = VLLM.abilities
-    inherits = VLLM.inherits
-    tables = ("vllm_offline", "vllm_offline_cuda12")
-    own_flags: ClassVar[dict[str, str]] = {
-        "model": "model",
-        "model-weights": "model",
-        "dtype": "backend.dtype",
-        "max-model-len": "model.max_model_len",
-        "tensor-parallel-size": "backend.gpus",
-        "disable-log-stats": "backend.metric_names",
-        "tokenizer": "model.tokenizer",
-        "tokenizer-revision": "model.tokenizer_revision",
-        "revision": "model.revision",
-        "hf-config-path": OTHER_CONFIGURATION,
-        "hf-overrides": OTHER_CONFIGURATION,
-    }
-    own_values = VLLM.own_values
     reset_paths: tuple[str, ...] = ("/reset_caches",)
-    oom_patterns = VLLM.oom_patterns
-    choice_patterns = VLLM.choice_patterns
-    noise_patterns = VLLM.noise_patterns
     metric_names: dict[str, str] = Field(
         default={ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()}
     )
@@ -58,7 +46,7 @@ class VLLMOffline(Hosted):
         super().check()
         for group in FLAG_KEYS:
             for name, size in getattr(self, group).items():
-                if "data-parallel-size" in self._meanings(name) and str(size) not in ("None", "1"):
+                if "data-parallel-size" in self.flag_rules.meanings(name) and str(size) not in ("None", "1"):
                     raise ValueError(
                         f"backend.{group}.{name}={size}: its host's process has one engine; allowed is 1 (for several "
                         f"ranks behind one URL: backend=vllm backend.flags.data-parallel-size={size})"
@@ -83,6 +71,3 @@ class VLLMOffline(Hosted):
     def facts(self, launch: Launch) -> dict[str, Any]:
         options = {"detokenize": self.detokenize, "multiprocessing": self.multiprocessing}
         return {**VLLM(name=self.name, flags=self.flags_on(launch)).facts(launch), **options}
-
-    def message(self, line: str) -> str:
-        return VLLM(name=self.name).message(line)

@@ -123,8 +123,8 @@ def _references(work: Work, launch: Any, runs: int, first: int) -> Iterator[agre
             whole = _known(agreement.reference(work, launch, lambda text: None))
         tokens, values = iter(whole.tokens), iter(whole.log_probabilities)
         for asked, passages in jobs:
-            own = {"tokens": list(islice(tokens, len(asked))), "log_probabilities": list(islice(values, len(passages)))}
-            yield replace(whole, prompts=asked, texts=passages, **own)
+            own_tokens, own_values = list(islice(tokens, len(asked))), list(islice(values, len(passages)))
+            yield replace(whole, prompts=asked, texts=passages, tokens=own_tokens, log_probabilities=own_values)
 
 
 def _job_of(work: Work, run: int) -> tuple[list[list[int]], list[list[int]]]:

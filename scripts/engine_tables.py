@@ -58,15 +58,13 @@ def pinned_version(pinned: Pinned) -> str:
     """Return the version that conf/environment pins."""
     content = ConfigPath().load("environment", pinned.environment)
     requirements = [*content["requirements"], content.get("source", {}).get("sdist", "")]
-    return next(each.split("==")[1] for each in requirements if each.startswith(f"{pinned.distribution}=="))
+    return next(str(each).split("==")[1] for each in requirements if each.startswith(f"{pinned.distribution}=="))
 
 
 def patterns(backend: Backend) -> Iterator[str]:
     """The patterns by which an adapter reads its engine's log, without those that are for any engine."""
-    yield from (each for each in backend.oom_patterns if each not in Backend.oom_patterns)
-    yield from backend.noise_patterns
-    yield from filter(None, [backend.dtype_pattern])
-    yield from backend.choice_patterns.values()
+    yield from (*backend.log.out_of_memory, *backend.log.noise, *backend.log.choices.values())
+    yield from filter(None, [backend.log.dtype])
 
 
 def says(message: str, pattern: str) -> bool:
@@ -82,7 +80,7 @@ def _fill(message: str, pattern: str) -> int | None:
 
 def adapters(name: str) -> list[Backend]:
     """Return the backends of conf/backend that a table is for."""
-    return [backend for backend in map(configured, names()) if name in backend.tables]
+    return [backend for backend in map(configured, names()) if name in backend.flag_rules.tables]
 
 
 def messages(name: str, available: Iterable[str]) -> set[str]:
@@ -139,13 +137,13 @@ def changes(old: EngineTable, new: EngineTable) -> Iterator[str]:
         yield from (f"- {kind}: {name}" for name in sorted(before - after))
         yield from (f"+ {kind}: {name}" for name in sorted(after - before))
     for name in sorted({*old.flags, *new.flags}):
-        before, after = old.flags.get(name), new.flags.get(name)
-        if before is None:
-            yield f"+ flags: {name}: {after}"
-        elif after is None:
+        meaning, successor = old.flags.get(name), new.flags.get(name)
+        if name not in old.flags:
+            yield f"+ flags: {name}: {successor}"
+        elif name not in new.flags:
             yield f"- flags: {name}"
-        elif before != after:
-            yield f"  flags: {name}: {before} became {after}"
+        elif meaning != successor:
+            yield f"  flags: {name}: {meaning} became {successor}"
 
 
 def main() -> int:

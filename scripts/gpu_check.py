@@ -81,7 +81,7 @@ def engines() -> dict[str, str]:
     host, cache, contents = this_host.host(), cache_directory(None), {}
     for name in installed.names():
         backend = installed.configured(name)
-        if backend.launches and backend.computes_model and (host.gpus or backend.env.cpu):
+        if backend.launches and backend.traits.computes_model and (host.gpus or backend.env.cpu):
             contents[name], _ = installed.planned(backend, host, cache)
     return {name: content for name, content in contents.items() if content.startswith("environment ")}
 
@@ -198,8 +198,8 @@ def run(
     log = folder / f"{section.name.replace(':', '-')}.log"
     afresh = ("fresh=true",) if section.out and before and before.outcome != "timeout" else ()
     with log.open("w") as file:
-        streams = {"stdout": file, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen((*section.command, *afresh), cwd=ROOT, env=environ(wheels), **streams)
+        command = (*section.command, *afresh)
+        process = subprocess.Popen(command, cwd=ROOT, env=environ(wheels), stdout=file, stderr=subprocess.STDOUT)
         try:
             outcome = "ok" if process.wait(limit or LIMIT) == 0 else "failed"
         except subprocess.TimeoutExpired:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -253,7 +254,7 @@ def launch_time(folder: Path) -> str:
 def command_time(folder: Path) -> Iterator[str]:
     """The time of the command from its start to its end; nothing if some part of the run was not timed."""
     timed = time_file(folder)
-    parts = json.loads(timed.read_text()) if timed.is_file() else [None]
+    parts: list[Any] = json.loads(timed.read_text()) if timed.is_file() else [None]
     if None in parts:
         return
     minutes, seconds = divmod(round(sum(part["seconds"] for part in parts)), 60)

@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, how many files one has, and README's picture of them. A design rule is a test."""
+"""The rooms: who may import whom, how many files one has, their picture in CONTRIBUTING. A rule is a test."""
 
 import ast
 import re
@@ -68,7 +68,7 @@ COLLECTIONS = {  # one file each, found by being there
     "analysis.figures": "figures",
     "benchmarks": "measurements",
 }
-FOLDER = re.compile(r"^    ( *)(\w+)/  +\w", re.MULTILINE)  # a line of README's picture
+FOLDER = re.compile(r"^    ( *)(\w+)/  +\w", re.MULTILINE)  # a line of the picture
 
 
 def modules():
@@ -148,8 +148,8 @@ def test_a_room_says_what_it_is_and_is_small(room):
     assert len(files) <= MOST_FILES or room in COLLECTIONS, files
 
 
-def test_the_picture_in_the_readme_is_the_listing():
-    picture = (ROOT / "README.md").read_text().partition("The folders:\n")[2].partition("\n\nA quantity")[0]
+def test_the_picture_of_the_rooms_is_the_listing():
+    picture = (ROOT / "CONTRIBUTING.md").read_text().partition("The folders:\n")[2].partition("\n\nA quantity")[0]
     listed, parents = [], []
     for indent, name in FOLDER.findall(picture):
         parents = [*parents[: len(indent) // 4], name]

@@ -33,7 +33,6 @@ SHARED = {
     "load": "the entry of each of the host's libraries, and of the analysis",
     "draw": "the entry of each figure",
     "POSITION": "the place of each figure",
-    "PREFIX": "the prefix of each engine's log lines, next to its backend",
     "FOLDER": "both sides of a conversion: the backend writes what the library reads in another environment",
     "CTranslate2": "a backend, and its library on the host",
     "ExLlama": "a backend, and its library on the host",

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import pandas as pd
+
 from analysis.load import RunNotFound
 from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
@@ -125,9 +128,14 @@ def _track_trials(settings: dict[str, Any], mode: str, results: RunResults) -> i
         present = {str(key): value for key, value in row.items() if not _is_missing(value)}
         trial = run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
         samples = read_if_whole(run_files.read_telemetry, trial.telemetry) or []  # some engines give none
-        process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=str)), samples)
+        process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=_warning_list)), samples)
     return len(ran)
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or value != value or str(value) == "<NA>"
+def _is_missing(cell: Any) -> bool:
+    return pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
+
+
+def _warning_list(cell: Any) -> Any:
+    """Return an array of a list column (a trial's warnings) as the list that the tracker got during the run."""
+    return cell.tolist() if isinstance(cell, np.ndarray) else str(cell)

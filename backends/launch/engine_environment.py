@@ -45,7 +45,7 @@ def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[st
     """The environment of an engine: the variables that it may inherit, and its own."""
     return {
         **inherited_environment(
-            (*backend.inherits, *backend.env.inherit, *(INHERITED_BY_RUNTIMES if launch.image else ()))
+            (*backend.traits.inherits, *backend.env.inherit, *(INHERITED_BY_RUNTIMES if launch.image else ()))
         ),
         "PYTHONUNBUFFERED": "1",
         **ENGINE_ENVIRON,

@@ -115,7 +115,7 @@ class Engine:
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
         """Return whether this launch has logged running out of memory after position `since`; it may have survived."""
-        return self.backend.ran_out_of_memory(self.log_tail(1000, since))
+        return self.backend.log.ran_out_of_memory(self.log_tail(1000, since))
 
     def exit_reason(self) -> str:
         """One line on how an engine that is no longer alive ended, with its own error message."""
@@ -137,11 +137,11 @@ class Engine:
 
     def words(self) -> str:
         """The engine's own error message."""
-        return self.backend.failure_line(self.log_tail(1000))[:500]
+        return self.backend.log.failure_line(self.log_tail(1000))[:500]
 
     def exit(self) -> Exit:
         """How an engine that is no longer alive ended."""
-        told, status = self.backend.exit_told_by(self.words()), self.exit_status
+        told, status = self.backend.log.exit_told_by(self.words()), self.exit_status
         if status is None:
             return replace(told, cause=Cause.SUPERVISOR)
         return replace(told, signal=-status) if status < 0 else replace(told, status=status)
@@ -171,9 +171,9 @@ class Engine:
 
     def facts(self) -> dict[str, Any]:
         """Facts that a result must cite: engine version, command, flags, dtype, versions, startup time, context."""
-        info = self._get(self.backend.version_path)
+        info = self._get(self.backend.wire.version_path)
         models = self._get("/v1/models").get("data") or [{}]
-        named = self._versions.get(self.backend.distribution or "")
+        named = self._versions.get(self.backend.traits.distribution or "")
         return {
             "engine_version": info.get("version") or named,
             "command": self.command,
@@ -289,9 +289,9 @@ class Engine:
 
     def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
         """The engine's own choices (attention backend, graphs, scheduler), from its log and its answer."""
-        text, patterns = self._log_text(), self.backend.choice_patterns.items()
+        text, patterns = self._log_text(), self.backend.log.choices.items()
         logged = {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
-        settled = {name: info.get(name.replace("-", "_")) for name in self.backend.choice_flags}
+        settled = {name: info.get(name.replace("-", "_")) for name in self.backend.flag_rules.settled}
         return logged | {name.replace("-", "_"): str(value) for name, value in settled.items() if value is not None}
 
     def _dtype(self) -> str | None:
@@ -300,15 +300,15 @@ class Engine:
             return self.launch.dtype
         if not self.backend.launches:
             return None
-        if self.backend.dtype_pattern:
-            match = re.search(self.backend.dtype_pattern, self._log_text())
+        if self.backend.log.dtype:
+            match = re.search(self.backend.log.dtype, self._log_text())
             return match[1] if match else None
         try:
             config = json.loads((self.launch.model / "config.json").read_text())
         except (OSError, ValueError):
             return None
         stored = config.get("dtype") or config.get("torch_dtype")
-        if stored == "bfloat16" and self.backend.before_ampere == "float16" and self._before_ampere():
+        if stored == "bfloat16" and self.backend.traits.before_ampere == "float16" and self._before_ampere():
             return "float16"
         return str(stored) if stored else None
 
@@ -474,14 +474,14 @@ class _Start:
         engine = self.engine
         words = engine.words()
         reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {words}"
-        exit = replace(engine.backend.exit_told_by(words), cause=Cause.NOT_READY)
+        exit = replace(engine.backend.log.exit_told_by(words), cause=Cause.NOT_READY)
         return LaunchError(Outcome.LAUNCH_TIMEOUT, engine.named(reason), exit, engine.log_tail())
 
 
 def _answers(engine: Engine, client: httpx.Client) -> bool:
     """Return whether an engine says that it is ready."""
     try:
-        return client.get(engine.url + engine.backend.ready_path).status_code == 200
+        return client.get(engine.url + engine.backend.wire.ready_path).status_code == 200
     except httpx.TransportError:
         return False
 

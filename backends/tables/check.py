@@ -36,13 +36,13 @@ def _tables_of_fields(
     """Yield the tables of an engine that is launched, each with the backend's fields that it is for."""
     if backend.launches and (table := table_of(backend, environment)):
         yield table, FLAG_KEYS
-    for key, name in backend.option_tables.items():
+    for key, name in backend.flag_rules.option_tables.items():
         yield load(name), (key,)
 
 
 def table_of(backend: Backend, environment: EnvironmentSpec | None) -> EngineTable | None:
     """Return the table of the engine and version that an environment has; of several, the first if it has none."""
-    tables = [load(name) for name in backend.tables]
+    tables = [load(name) for name in backend.flag_rules.tables]
     present = {pin.partition("==")[0] for pin in _pins(environment)}
     of_engine = [table for table in tables if present & set(table.distributions)] or tables
     of_version = [table for table in of_engine if _same_version(environment, table)]

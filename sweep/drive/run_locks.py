@@ -45,7 +45,7 @@ class RunEnvironments:
         if key not in self.composed:
             try:
                 spec = self._chosen(backend.env, backend, platform, self.host)
-                if backend.computes_model and (spec.python or spec.binary):
+                if backend.traits.computes_model and (spec.python or spec.binary):
                     spec = spec.model_copy(update={"content": self.digest_programs(spec)})
                 self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, platform)})
             except ConfigError:  # a mistyped name is bad input, not an engine that is unavailable
@@ -119,7 +119,7 @@ class RunEnvironments:
         return locks.with_lock(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))
 
     def _key(self, backend: Backend, platform: str) -> EnvironmentKey:
-        return backend.env, platform, backend.features(), backend.computes_model
+        return backend.env, platform, backend.features(), backend.traits.computes_model
 
 
 def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:

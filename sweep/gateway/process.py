@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from backends.base import Backend, Launch
+from backends.declarations import Traits
 from backends.launch import server
 from sweep.base.config import import_path
 from sweep.base.exits import Cause, Exit, Failed
@@ -24,7 +25,7 @@ GATEWAY_TIMEOUT = 30.0  # s
 class GatewayProcess(Backend):
     """The gateway's process, as engines are described."""
 
-    computes_model = False
+    traits = Traits(computes_model=False)
 
     name: str = "gateway"
     to: tuple[str, ...]  # URLs of the engines

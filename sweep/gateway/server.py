@@ -58,6 +58,10 @@ class PatientProtocol(HttpToolsProtocol):
         extensions: dict[str, Any] = {"gateway.connection": self}
         self.scope["extensions"] = extensions
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._has_head:  # later it is a trailer, which a proxy in front has not checked (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._has_head = True
         super().on_headers_complete()

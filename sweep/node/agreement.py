@@ -80,7 +80,7 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     backend, model = work.deployment.backend, work.deployment.model
     if not work.settings.agreement:
         return "none: agreement=false"
-    if not backend.computes_model:
+    if not backend.traits.computes_model:
         return "none: this engine computes no model"
     if not backend.launches:
         return "none: the weights of a running endpoint are not known"
@@ -197,7 +197,7 @@ def compare(
         return {"agreement": None, "agreement_reference": expected, "quality": None, "quality_reference": expected}
     progress("comparing the engine's answers with the reference")
     columns = _judged("agreement", "positions", expected.made_by, partial(_agreement, work, engine, expected))
-    if engine.backend.log_probabilities_by is None:
+    if engine.backend.wire.log_probabilities is None:
         reason = f"none: {engine.backend.name} gives no log-probabilities of a text"
         columns |= {"quality": None, "quality_reference": reason}
     else:

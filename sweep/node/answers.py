@@ -128,7 +128,7 @@ def completions(http: httpx.Client, engine: Engine, prompts: Any, tokens: int) -
     backend = engine.backend
     body = {"model": engine.launch.served_name, "prompt": prompts, "max_tokens": tokens, "temperature": 0}
     body |= backend.extra_body | ({"ignore_eos": True} if backend.ignores_eos else {})
-    response = http.post("/v1/completions", json=body | backend.ids_asked_by)
+    response = http.post("/v1/completions", json={**body, **backend.wire.show_ids})
     if response.status_code in (400, 422):  # an engine that has no such key
         response = http.post("/v1/completions", json=body)
     choices = sorted(response.raise_for_status().json()["choices"], key=lambda choice: choice.get("index", 0))
@@ -172,7 +172,7 @@ def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]], limit: flo
 
 
 def _of_texts(http: httpx.Client, engine: Engine, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-    by = engine.backend.log_probabilities_by
+    by = engine.backend.wire.log_probabilities
     if by == "host":
         answer = http.post("/log_probabilities", json={"texts": texts}).raise_for_status().json()
         return [list(map(float, values)) for values in answer["log_probabilities"]]

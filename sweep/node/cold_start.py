@@ -17,7 +17,7 @@ def measure_cold_start(engine: Engine, cpus: set[int], stall_timeout: float = LO
 
     None if others launched it, if it is timed inside, or if it gave no answer: the trials will say why.
     """
-    if not engine.backend.launches or engine.backend.timed_inside:
+    if not engine.backend.launches or engine.backend.traits.timed_inside:
         return None
     with tempfile.TemporaryDirectory(prefix="sweep-cold-") as folder:
         first = Request("cold-start", PROMPT, 1)

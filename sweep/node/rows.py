@@ -195,7 +195,7 @@ def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping
         percentiles=work.settings.percentiles,
         price_per_hour=price,
         gpu_count=gpu_count,
-        reserves_memory=backend.reserves_memory,
+        reserves_memory=backend.traits.reserves_memory,
         **inputs,
     )
     return values | {"cost_per_million_tokens": _cost(backend, {**values, "gpu_count": gpu_count}, price)}

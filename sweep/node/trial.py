@@ -149,7 +149,7 @@ def _measure(
         if running.gateway is not None:
             running.gateway.reset()  # what the warm-up asked is not to be answered from the cache
 
-    measure = engine_timed.measure if work.deployment.backend.timed_inside else measurement.measure
+    measure = engine_timed.measure if work.deployment.backend.traits.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         return measure(
             target(running.engine, trial.workload.ignore_eos, running.url),
@@ -222,7 +222,7 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None) -> wire.Tar
         url=url or engine.url,
         model=engine.launch.served_name,
         ignore_eos=ignore_eos and backend.ignores_eos,
-        extra_body={**(backend.special_shown_by if ignore_eos else {}), **backend.extra_body},
+        extra_body={**(backend.wire.show_special if ignore_eos else {}), **backend.extra_body},
         **{name: getattr(backend, name) for name in shared},
     )
 

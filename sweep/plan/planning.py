@@ -95,8 +95,8 @@ class _Builder:
         if backend.built.replicas > 1 and not isinstance(gateway.built, Gateway):
             gateway = self._part("gateway", self.options.load("gateway", ROUTER))
         front = gateway if isinstance(gateway.built, Gateway) else None
-        if front is not None and (backend.built.api == "tgi" or backend.built.timed_inside):
-            speaks = "is timed inside" if backend.built.timed_inside else "speaks tgi"
+        if front is not None and (backend.built.api == "tgi" or backend.built.traits.timed_inside):
+            speaks = "is timed inside" if backend.built.traits.timed_inside else "speaks tgi"
             raise ConfigError(
                 f"gateway={gateway.built.name}: passes completions and chat, and {backend.built.name} {speaks}; "
                 "allowed is gateway=none"
@@ -159,7 +159,7 @@ class _Builder:
             built.check()
             digest = built.digest(self.cache)
         except ValueError as error:
-            raise _unusable(error, f"backend.flags.{engine.draft_flag}={draft[0]}: {error}") from None
+            raise _unusable(error, f"backend.flags.{engine.flag_rules.draft}={draft[0]}: {error}") from None
         return _Part(built.pinned(self.cache), digest, content_hash([digest]))
 
     def _deployment(
@@ -211,9 +211,9 @@ def bfloat16(engine: Backend, model: Any, capability: str | None) -> tuple[str |
     if not older(capability, AMPERE) or not (asked_for or by_itself):
         return None, ()
     problem = f"{engine.name} {model.name}: GPUs of compute capability {capability} have no bfloat16"
-    if asked_for and engine.before_ampere == "refuses":
+    if asked_for and engine.traits.before_ampere == "refuses":
         return f"{problem}, which the engine refuses: set model.dtype=float16 (or the engine's own format)", ()
-    if engine.before_ampere == "emulates":
+    if engine.traits.before_ampere == "emulates":
         return None, (f"{problem}: the engine emulates it slowly; model.dtype=float16 avoids that",)
     return None, (f"{problem}: the engine computes in float16",)
 

@@ -172,7 +172,7 @@ def beyond_context(plan: Plan) -> list[str]:
     for deployment in plan.deployments:
         backend, model = deployment.backend, deployment.model
         context = getattr(model, "context", None)
-        if deployment.unavailable or context is None or not (backend.launches and backend.computes_model):
+        if deployment.unavailable or context is None or not (backend.launches and backend.traits.computes_model):
             continue
         for workload in {id(trial.workload): trial.workload for trial in deployment.trials}.values():
             inputs, outputs = workload.longest_request()

@@ -21,6 +21,6 @@ def test_every_sample_of_the_document_runs(tmp_path: Path, monkeypatch, capsys) 
     assert len(names["trials"])
     assert len(names["requests"])
     assert len(names["telemetry"])
-    assert isinstance(names["best"].figure, Estimate)  # type: ignore[attr-defined]
+    assert isinstance(names["best"].figure, Estimate)
     printed = capsys.readouterr().out
     assert "ladder" in printed, "the last sample explains one"

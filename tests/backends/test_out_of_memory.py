@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from backends.declarations import OUT_OF_MEMORY_PATTERNS
 from backends.installed import configured, names
 
 EVERY = [
@@ -60,18 +61,18 @@ ENGINES = sorted({name for name, _ in OF_ENGINE} | {"transformers", "transformer
 
 @pytest.mark.parametrize(("name", "line"), [*((name, line) for name in ENGINES for line in EVERY), *OF_ENGINE])
 def test_out_of_memory_is_recognised(name, line):
-    assert configured(name).ran_out_of_memory(f"loading\n{line}\n")
+    assert configured(name).log.ran_out_of_memory(f"loading\n{line}\n")
 
 
 @pytest.mark.parametrize("name", [name for name in names() if configured(name).launches])
 def test_every_pattern_of_an_engine_has_a_line(name):
     """Those for any engine too; a pattern is a message of the engine's sources: see test_engine_tables."""
     lines = EVERY + [line for _, line in OF_ENGINE]
-    for pattern in configured(name).oom_patterns:
+    for pattern in (*OUT_OF_MEMORY_PATTERNS, *configured(name).log.out_of_memory):
         assert any(re.search(pattern, line, re.IGNORECASE) for line in lines), pattern
 
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("line", HARMLESS)
 def test_other_lines_are_not(name, line):
-    assert not configured(name).ran_out_of_memory(f"loading\n{line}\n")
+    assert not configured(name).log.ran_out_of_memory(f"loading\n{line}\n")

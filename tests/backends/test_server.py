@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from backends.base import Backend, Launch
+from backends.declarations import LogReading
 from backends.launch import server, supervisor, task
 from sweep.base.records import Outcome
 from tests.support.fake_engine import Handler
@@ -311,7 +312,7 @@ def test_an_endpoint_that_somebody_else_runs_is_only_asked(launch, marker):
     ],
 )
 def test_last_words_are_the_last_error(log, words):
-    assert Backend(name="x").failure_line(log) == words
+    assert LogReading().failure_line(log) == words
 
 
 def test_a_gpu_is_released_only_when_its_memory_is_back(launch, marker, monkeypatch):

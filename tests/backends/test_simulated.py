@@ -38,7 +38,7 @@ def test_timings_have_the_mean_they_are_given() -> None:
     assert statistics.fmean(drawn) == pytest.approx(0.02, rel=0.05)
     assert statistics.median(drawn) < 0.017
     with pytest.raises(ValueError, match="should be 'constant', 'lognormal' or 'bursty'"):
-        Timing("uniform", 0.1)  # type: ignore[arg-type]
+        Timing("uniform", 0.1)
 
 
 def test_tokens_are_written_when_they_are_due(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_running_out_of_memory_is_said_and_deadly(tmp_path: Path) -> None:
         assert process.wait(5) == 1
         _, log = process.communicate()
     assert all(seen.records.error)
-    assert Simulated(name="simulated").ran_out_of_memory(log)
+    assert Simulated(name="simulated").log.ran_out_of_memory(log)
     assert "3 sequences, the limit is 2" in log
 
 
@@ -115,7 +115,7 @@ def test_dying_at_launch(how: str, memory: bool) -> None:
     command = [sys.executable, "-m", "backends.simulated_server", "--config", json.dumps({"die_at_launch": how})]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert ended.returncode == 1
-    assert Simulated(name="simulated").ran_out_of_memory(ended.stderr) is memory
+    assert Simulated(name="simulated").log.ran_out_of_memory(ended.stderr) is memory
 
 
 def test_the_backend_tells_the_server_everything(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_mistakes_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"ttft\.kind"):
         Simulated.model_validate({"name": "simulated", "ttft": {"kind": "uniform"}})
     with pytest.raises(ValidationError, match="memory_limits"):
-        Simulated(name="simulated", memory_limits=3)  # type: ignore[call-arg]
+        Simulated(name="simulated", memory_limits=3)
     with pytest.raises(ValidationError, match="NAME of an environment variable"):
         OpenAI(name="openai", url="http://h", api_key_env="sk-12")
     with pytest.raises(ValidationError, match="credentials"):

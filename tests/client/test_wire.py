@@ -599,7 +599,7 @@ def test_urls(url: str, path: str, address: tuple[str, int]) -> None:
     [
         (lambda: Target("ftp://h", "m"), "url='ftp://h'"),
         (lambda: Target("http://me:secret@h", "m"), "api_key_env"),
-        (lambda: Target("http://h", "m", api="grpc"), "api='grpc'"),  # type: ignore[arg-type]
+        (lambda: Target("http://h", "m", api="grpc"), "api='grpc'"),
         (lambda: Target("http://h", "m", api="chat", batch_form="list"), "batch_form='list'"),
         (lambda: Target("http://h", "m", headers={"a": "b\r\nc"}), "headers"),
         (lambda: wire.call(Target("http://h", "m"), [Request("a\r\nb", "x", 1)]), "request_id"),

@@ -37,6 +37,8 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # else whatever else runs on the machine starves the workers alone
     "OMP_NUM_THREADS": "1",
 }
+# Each of pytest's processes has a loopback subnet of its own, so that two clusters stand beside each other.
+SUBNET = f"127.0.{40 + int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))}"
 JOINS_WITHIN = 240.0  # s; a machine that others use too
 SIMULATED = (
     "backend=simulated",
@@ -119,7 +121,7 @@ class RayCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
         self.environment = {**os.environ, **ENVIRONMENT}
         self.port = free_port()
-        subnet = "10.77.0" if network else "127.0.0"
+        subnet = "10.77.0" if network else SUBNET
         prefixes = prefixes or (network.prefixes() if network else [[]] * nodes)
         environments = environments or [{}] * nodes
         head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]

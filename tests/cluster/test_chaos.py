@@ -12,7 +12,7 @@ from tests.cluster.harness import write_engine
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_chaos(cluster, tmp_path, seed):
     engine = write_engine(tmp_path / "engine", sys.executable)
     cache = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))

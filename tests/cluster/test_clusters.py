@@ -11,7 +11,7 @@ import yaml
 
 from sweep.base.config import ROOT, cache_directory
 from sweep.cluster import preemption
-from tests.cluster.harness import ENVIRONMENT, Node, RayCluster, Sweep, free_port, wait_until
+from tests.cluster.harness import ENVIRONMENT, SUBNET, Node, RayCluster, Sweep, free_port, wait_until
 from tests.support.metadata_stub import metadata_server
 from tests.support.results import committed_rows
 
@@ -122,7 +122,7 @@ def test_a_node_without_the_results_folder_sends_its_files(lone_head, tmp_path, 
     if subprocess.run([*hide, "true"], check=False, capture_output=True).returncode:
         pytest.skip("no right to make a mount namespace")
     joins = [f"--address={lone_head.address}", "--num-cpus=1"]
-    lone_head.nodes.append(Node(lone_head, "127.0.0.2", joins, hide))
+    lone_head.nodes.append(Node(lone_head, f"{SUBNET}.2", joins, hide))
     lone_head.wait()
     cache = Path(f"{tmp_path}-cache")
     try:
@@ -147,7 +147,7 @@ def test_a_spot_machine_with_its_notice_is_left_at_once(lone_head, tmp_path):
     with metadata_server() as metadata:
         joins = [f"--address={lone_head.address}", "--num-cpus=1"]
         spot = ["env", f"{preemption.METADATA_HOST}={metadata.host}"]
-        lone_head.nodes = [Node(lone_head, "127.0.0.2", joins, []), Node(lone_head, "127.0.0.3", joins, spot)]
+        lone_head.nodes = [Node(lone_head, f"{SUBNET}.2", joins, []), Node(lone_head, f"{SUBNET}.3", joins, spot)]
         lone_head.wait()
         grid = ("backend.itl.mean=0.05,0.055", "load.batch_size=1,2", "backend.ttft.mean=0.5")
         cache = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
@@ -155,10 +155,10 @@ def test_a_spot_machine_with_its_notice_is_left_at_once(lone_head, tmp_path):
         wait_until(lambda: metadata.asked.is_set() or not sweep.running(), 120, "the spot machine measures")
         metadata.preempted.set()
         assert sweep.wait() == 0, sweep.said()
-    assert "127.0.0.3: the machine is about to be taken away" in sweep.said()
+    assert f"{SUBNET}.3: the machine is about to be taken away" in sweep.said()
     assert sweep.measured() == {"ok": 4}
     placed = [entry["node"] for entry in sweep.ledger() if entry["event"] == "attempt_placed"]
-    assert placed.count("127.0.0.3") == 1, "nothing more is started there"
+    assert placed.count(f"{SUBNET}.3") == 1, "nothing more is started there"
 
 
 def _on(address):

@@ -123,6 +123,7 @@ def test_ray_dies_under_the_driver(sweep_of, victim):
     completes(sweep)
 
 
+@pytest.mark.xdist_group("network")
 def test_a_node_that_falls_silent(sweep_of):
     """Its link is cut: it is given up within a minute, and by then has ended its engine itself."""
     try:

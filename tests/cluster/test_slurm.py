@@ -11,6 +11,7 @@ from tests.cluster.slurm import Slurm, obstacle
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("network")
 @pytest.mark.timeout(900)  # with the installation of Slurm; the rest takes two to five minutes
 def test_a_job_on_two_nodes_survives_the_loss_of_one(tmp_path):
     """scontrol takes one node down while both measure: the job goes on with the other, and every trial is ok."""

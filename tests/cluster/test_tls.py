@@ -9,7 +9,7 @@ import pytest
 import ray.util
 
 from sweep.base.config import cache_directory
-from tests.cluster.harness import RayCluster, Sweep, wait_until
+from tests.cluster.harness import SUBNET, RayCluster, Sweep, wait_until
 
 REFUSAL = "Failed to connect to GCS"
 
@@ -35,8 +35,9 @@ def write_certificates(folder, *addresses):
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
 @pytest.mark.timeout(600)
 def test_a_sweep_on_an_encrypted_ray(tmp_path, monkeypatch):
-    # Of 127.0.0.1, where the head is, Ray makes the machine's own address.
-    variables = write_certificates(tmp_path, "127.0.0.1", "127.0.0.2", ray.util.get_node_ip_address())
+    # Ray replaces a loopback address by the machine's own.
+    addresses = (f"{SUBNET}.1", f"{SUBNET}.2", "127.0.0.1", ray.util.get_node_ip_address())
+    variables = write_certificates(tmp_path, *addresses)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with RayCluster(nodes=1) as cluster:

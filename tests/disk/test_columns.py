@@ -1,4 +1,4 @@
-"""docs/columns.md names every column that a run's files have, and README's sample is right."""
+"""docs/columns.md names every column that a run's files have, and the sample of docs/results.md is right."""
 
 import re
 
@@ -96,9 +96,9 @@ def test_every_column_of_an_export_is_declared(tmp_path):
     assert set(frame.index) <= axes | WIDE_ROWS.keys()
 
 
-def test_the_sample_in_the_readme_runs_and_averages_no_tasks(tmp_path):
+def test_the_sample_of_the_results_page_runs_and_averages_no_tasks(tmp_path):
     make_run(tmp_path / "results" / "throughput_bound", batches=(1, 8), workloads=("qa", "sentiment"))
-    (sample,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (sample,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
     lines = [line for line in sample.splitlines() if line]
     assignment = "table = "
     sample = "\n".join(assignment + line if line.startswith("ok.groupby") else line for line in lines)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from backends.declarations import Traits
 from sweep.base.config import ISSUE_AGAIN, Halted, Settings
 from sweep.cli.run import exit_status
 from sweep.disk.ledger import Ledger, Misplaced
@@ -54,7 +55,7 @@ def deployment(name, trials, unavailable=None):
     backend = SimpleNamespace(
         name=name,
         launches=True,
-        timed_inside=False,
+        traits=Traits(),
         url=None,
         replicas=1,
         gpu_keys=(),

@@ -98,8 +98,8 @@ def test_a_price_is_no_part_of_a_trials_id():
 
 
 @pytest.mark.slow
-def test_the_quickstart_of_the_readme_with_key_chat_and_price_runs(tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_documents_example_with_key_chat_and_price_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "endpoints.md").read_text()
     (block,) = (each for each in re.findall(r"(?:^    .+\n)+", text, re.MULTILINE) if "ENDPOINT_KEY" in each)
     assert len(block.splitlines()) <= 10
     monkeypatch.setenv("ENDPOINT_KEY", KEY)

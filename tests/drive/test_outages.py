@@ -196,9 +196,9 @@ def test_status_tells_of_the_pause(tmp_path):
 def test_patience_is_short_until_something_has_worked(tmp_path):
     paths = RunPaths(tmp_path)
     driver = new_driver(make_plan(deployment("a", ["1"])), paths, Ledger(paths.ledger), Outages(nodes=1, lasts=0))
-    assert driver._patience == 120.0
+    assert policy.patience(driver.plan.settings, driver.breaker.worked) == 120.0
     driver.breaker.prepared("a")
-    assert driver._patience == 1800.0
+    assert policy.patience(driver.plan.settings, driver.breaker.worked) == 1800.0
 
 
 def test_the_breaker_opens_at_the_second_deployment_and_closes_with_any_success():

@@ -50,7 +50,7 @@ def here() -> list[str]:
     for path in sorted((CONF / "backend").glob("*.yaml")):
         backend = configured("backend", path.stem)
         has_environment = getattr(backend.env, PLATFORM) or backend.env.python or backend.env.binary
-        real = backend.launches and backend.computes_model and has_environment
+        real = backend.launches and backend.traits.computes_model and has_environment
         if real and not backend.unavailable(HOST) and (PLATFORM == "cpu" or runs_here(backend)):
             names.append(path.stem)
     return names

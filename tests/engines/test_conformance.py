@@ -150,7 +150,7 @@ def test_a_prompt_over_the_context_is_an_error_and_the_engine_lives_on(engine):
 
 def test_log_probabilities_of_a_text_are_those_of_its_tokens(engine, backend):
     """Every token after the first has one, and the engine's own greedy answer is likelier than another text."""
-    if backend.log_probabilities_by is None:
+    if backend.wire.log_probabilities is None:
         pytest.skip("gives no log-probabilities of a text")
     prompt = [5, 6, 7, 8]
     with httpx.Client(base_url=engine.url, timeout=60, trust_env=False) as http:

@@ -20,7 +20,7 @@ from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
 from sweep.gateway.caching.embedding import WordLlamaEmbedder, load_embedder
 from sweep.gateway.caching.flight import Flight
-from sweep.gateway.caching.keys import AnswerKey, Keys, is_deterministic
+from sweep.gateway.caching.keys import IGNORED_HEADERS, IGNORED_PREFIX, AnswerKey, Keys, is_deterministic
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.caching.store import AnswerStore
 from sweep.gateway.call import Call
@@ -176,12 +176,24 @@ def test_no_answer_crosses_models_or_parameters(change):
         assert [result(post(url, ask)) for ask in (ASK, ASK | change)] == ["miss", "miss"]
 
 
-@pytest.mark.parametrize("header", ["authorization", "x-api-key", "api-key", "cookie"])
-def test_no_answer_crosses_api_keys(header):
+@pytest.mark.parametrize(
+    "header", ["authorization", "x-api-key", "cookie", "x-goog-api-key", "X-Auth-Token", "Remote-User", "anything"]
+)
+def test_no_answer_crosses_headers(header):
     with talkative() as behind, gateway(behind.url, cache={"threshold": 0}) as url:
         keys = ["Bearer a", "Bearer b", "Bearer a"]
         assert [result(post(url, ASK, **{header: key})) for key in keys] == ["miss", "miss", "exact"]
         assert result(post(url, ASK)) == "miss", "nor to those without one"
+        assert [call.headers.get(header.lower()) for call in behind.received] == ["Bearer a", "Bearer b", None]
+
+
+def test_an_answer_crosses_the_headers_that_docs_gateway_exempts():
+    exempt = re.search(r"Exempt are (.*?)\.", (ROOT / "docs/gateway.md").read_text(), re.DOTALL)
+    names = [name.replace("*", "Retry-Count") for name in re.findall(r"`(.*?)`", exempt[1])]
+    assert {name.lower().encode() for name in names} == IGNORED_HEADERS | {IGNORED_PREFIX + b"retry-count"}
+    with talkative() as behind, gateway(behind.url, cache={"threshold": 0}) as url:
+        asked = [post(url, ASK, **dict.fromkeys(names, each)) for each in ("a", "b")]
+    assert [result(answer) for answer in asked] == ["miss", "exact"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sweep.gateway.clipping import clip_text
 from sweep.gateway.engines import EngineState, Router, raise_file_limit
 from sweep.gateway.settings import RESET_HEADER
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from tests.support.gateway_stand import RESET, STREAM_HEAD, engine, gateway, plain, stream
+from tests.support.gateway_stand import RESET, STREAM_HEAD, chunked, engine, gateway, plain, stream
 from tests.support.simulated_engine import ROOT, simulated
 
 # A stream with all that a rewriting proxy would spoil: odd spaces, comments, other line ends, half characters.
@@ -360,6 +360,23 @@ def test_a_malformed_head_is_400():
     with gateway("http://127.0.0.1:9") as url, connection_to(url) as connection:
         connection.sendall(b"NONSENSE\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("pause", [0, 0.3], ids=["in one packet", "after the head"])
+def test_a_trailer_is_no_header(pause):
+    """Whatever a proxy in front checks or sets (authorization, X-Forwarded-User) cannot be added behind its back."""
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nX-First: 1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    body = chunked(json.dumps(ASK).encode()).removesuffix(b"\r\n")
+    with engine(stream(b"data: [DONE]\n\n")) as behind, gateway(behind.url) as url, connection_to(url) as connection:
+        for _ in range(2):  # the second on the same connection
+            connection.sendall(head)
+            time.sleep(pause)
+            connection.sendall(body + b"Authorization: Bearer evil\r\nX-Forwarded-User: root\r\n\r\n")
+            assert b" 200 OK" in read_answer(connection)
+    for call in behind.received:
+        assert call.content == ASK
+        assert call.headers["x-first"] == "1"
+        assert not {"authorization", "x-forwarded-user"} & set(call.headers)
 
 
 def test_an_oversized_body_is_413():

@@ -36,7 +36,7 @@ def test_poisson_gaps_are_exponential_and_independent(seed: int) -> None:
 
 def test_poisson_total_varies_as_it_should() -> None:
     """Rescaling to the nominal total, as vLLM does, makes this variance 0; clipping, as vidur does, the mean wrong."""
-    ends = np.array([Poisson(rate=1).mode(400, seed).arrivals[-1] for seed in range(300)])  # type: ignore[index]
+    ends = np.array([Poisson(rate=1).mode(400, seed).arrivals[-1] for seed in range(300)])
     assert ends.mean() == pytest.approx(400, abs=4 * 20 / np.sqrt(300))
     assert ends.std() == pytest.approx(np.sqrt(400), rel=0.15)
     longest = max(gaps(Poisson(rate=1), seed, 1000).max() for seed in SEEDS)
@@ -101,7 +101,7 @@ def test_closed_loop() -> None:
     assert mode.think.tolist() == [0.5] * 6
     exponential = Closed(concurrency=4, think_time=0.5, think_distribution="exponential").mode(MANY, seed=0)
     assert stats.kstest(np.asarray(exponential.think), stats.expon(scale=0.5).cdf).pvalue > 0.001
-    assert Closed(concurrency=2).mode(2, 0).offsets.tolist() == [0, 0]  # type: ignore[union-attr]
+    assert Closed(concurrency=2).mode(2, 0).offsets.tolist() == [0, 0]
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.booleans())
@@ -171,8 +171,8 @@ def test_trace_is_replayed_as_it_is(tmp_path: Path, name: str, text: str, fields
     load = Trace(path=str(path), **fields)
     load.check()
     assert load.count(2) == 2
-    assert load.mode(3, seed=9).arrivals.tolist() == pytest.approx([0, 0.5, 2.0])  # type: ignore[union-attr]
-    assert load.mode(2, seed=1).arrivals.tolist() == pytest.approx([0, 0.5])  # type: ignore[union-attr]
+    assert load.mode(3, seed=9).arrivals.tolist() == pytest.approx([0, 0.5, 2.0])
+    assert load.mode(2, seed=1).arrivals.tolist() == pytest.approx([0, 0.5])
 
 
 def test_trace_in_nanoseconds_keeps_its_precision(tmp_path: Path) -> None:

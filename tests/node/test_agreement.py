@@ -19,6 +19,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from backends.base import Backend, Launch
+from backends.declarations import Wire
 from backends.launch.server import running
 from backends.openai import OpenAI
 from backends.prepare import environments, locks
@@ -245,7 +246,7 @@ def test_tgis_own_route(serve, tokenizer):
 class Scored(Backend):
     """A backend that gives log-probabilities as vLLM does."""
 
-    log_probabilities_by = "prompt_logprobs"
+    wire = Wire(log_probabilities="prompt_logprobs")
 
 
 def scored(serve, tokenizer, loss: float, gate: dict | None = None, **fields) -> dict:
@@ -269,7 +270,7 @@ def scored(serve, tokenizer, loss: float, gate: dict | None = None, **fields) ->
 class Hosted(Backend):
     """A backend that gives log-probabilities as our host does."""
 
-    log_probabilities_by = "host"
+    wire = Wire(log_probabilities="host")
 
 
 @pytest.mark.slow
@@ -305,7 +306,7 @@ def test_quality_is_paired_by_token(serve, tokenizer):
 class Generating(Backend):
     """A backend that generates the text that it is to score, as llama.cpp does."""
 
-    log_probabilities_by = "token_grammar"
+    wire = Wire(log_probabilities="token_grammar")
 
 
 @pytest.mark.parametrize("extra", [0, 1], ids=["the text", "another token"])

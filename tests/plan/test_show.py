@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from backends.declarations import Traits
 from sweep.base.config import FoundHardware, Hardware
 from sweep.disk.ledger import Ledger
 from sweep.inputs.load import Poisson
@@ -140,7 +141,7 @@ def workload(name, **tokens):
         (2048, {}, True),
         (6000, {}, False),
         (None, {}, False),
-        (2048, {"computes_model": False}, False),
+        (2048, {"traits": Traits(computes_model=False)}, False),
         (2048, {"launches": False}, False),
     ],
 )
@@ -151,7 +152,7 @@ def test_what_is_beyond_a_context_is_told_once_for_a_model(context, backend, war
         workload("longest", input_tokens=5000, output_tokens=64),
         workload("prompts of a file"),
     ]
-    engine = SimpleNamespace(**{"launches": True, "computes_model": True, **backend})
+    engine = SimpleNamespace(**{"launches": True, "traits": Traits(), **backend})
     model = SimpleNamespace(name="tiny", context=context)
     expected = show.beyond_context(
         SimpleNamespace(deployments=[SimpleNamespace(backend=engine, model=model, trials=trials, unavailable=None)] * 2)

@@ -80,7 +80,7 @@ def test_what_asks_for_too_much_memory_is_made_of_the_engines_flags(name):
 
 def test_every_engine_is_asked_for_too_much_memory():
     backends = [installed.configured(name) for name in installed.names()]
-    launched = {backend.name for backend in backends if backend.launches and backend.computes_model}
+    launched = {backend.name for backend in backends if backend.launches and backend.traits.computes_model}
     assert {*TOO_LARGE, *BY_BATCH} == launched
 
 

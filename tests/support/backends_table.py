@@ -27,19 +27,19 @@ HEADINGS = (
 
 def cells(backend: Backend) -> tuple[str, ...]:
     """One row of the table."""
-    name, can = backend.name, backend.abilities
+    name, traits = backend.name, backend.traits
     if not backend.launches:
         return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"
     return (
         name,
         _file(backend),
-        "engine's own stamps" if backend.timed_inside else "yes",
+        "engine's own stamps" if traits.timed_inside else "yes",
         "list of prompts" if backend.batch_form == "list" else "simultaneous streams",
-        _yes(can.continuous_batching) if can else NOT_STATED,
-        _yes(can.beam_search) if can else NOT_STATED,
+        _yes(traits.continuous_batching),
+        _yes(traits.beam_search),
         _metric(backend),
-        can.quantisations if can else NOT_STATED,
-        _yes(backend.needs_gpu or not _runs_on_cpu(backend)),
+        traits.quantisations or NOT_STATED,
+        _yes(traits.needs_gpu or not _runs_on_cpu(backend)),
     )
 
 
@@ -53,13 +53,13 @@ def _file(backend: Backend) -> str:
 
 def _metric(backend: Backend) -> str:
     """The KV cache's metric: its use, its size, or only the device's memory."""
-    if "kv_cache_usage" in backend.metric_names.keys() - backend.newer.keys():
+    if "kv_cache_usage" in backend.metric_names.keys() - backend.flag_rules.newer.keys():
         return "usage"
     return "bytes" if "kv_cache_bytes" in backend.metric_names else "memory only"
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _yes(trait: bool | None) -> str:
+    return NOT_STATED if trait is None else "yes" if trait else "no"
 
 
 def table() -> str:

@@ -12,9 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sweep.base.records import Record, Records, Sample
+from rich.console import Console
+
+from sweep.base import provenance
+from sweep.base.records import Outcome, Record, Records, Sample
 from sweep.disk import run_files
+from sweep.disk.ledger import Ledger
+from sweep.disk.row import Observation, TrialRow, Verdict
 from sweep.disk.run_files import RunPaths
+from sweep.drive.monitor.progress import Display
+from sweep.drive.row_writer import RowWriter
+from sweep.node.rows import coordinates, identity, trial_quantities
+from sweep.node.work import Work
+from sweep.plan.plan import Plan
 
 ENGINES = {  # tokens/s at batch 1, exponent of its growth with the batch, seconds to the first token
     "transformers": (17.5, 0.62, 0.064),
@@ -81,6 +91,41 @@ def make_completion_batches(out: Path, replicates: int = 2) -> RunPaths:
     run_files.write_plan(paths, [{**experiment, "baseline": {"backend": "transformers"}}])
     run_files.write_trials(paths, rows)
     return paths
+
+
+def finish_run(plan: Plan, paths: RunPaths) -> list[str]:
+    """Write the run of a plan as its driver would, without an engine: made-up stamps, one trial of many out of memory.
+
+    Returns the ids of the trials that ran.
+    """
+    run_files.write_plan(paths, plan.entries("sweep"))
+    ledger = Ledger(paths.ledger)
+    rows = RowWriter(plan, paths, ledger, Display(len(plan.trials), 0, None, Console(quiet=True)), None)
+    ran = []
+    for speed, deployment in enumerate(plan.deployments, start=2):
+        work = Work(deployment, plan.settings, str(paths.out), "1", tuple(plan.axes))
+        for index, trial in enumerate(deployment.trials):
+            if deployment.unavailable:
+                rows.commit_unmeasured(deployment, trial, "1", {"outcome": "unavailable", "reason": "no engine here"})
+                continue
+            ran.append(trial.trial_id)
+            if index == 3:
+                rows.commit_unmeasured(deployment, trial, "1", {"outcome": "oom_run", "reason": "out of memory"})
+                continue
+            batch = int(trial.load.size or 4)
+            records = make_records(min(trial.workload.num_requests, 2 * batch), batch, 8, 0.05 * batch, 0.05 / speed)
+            row = TrialRow(
+                identity=identity(work, trial),
+                verdict=Verdict(outcome=Outcome.OK, ended_at=provenance.now()),
+                axes=coordinates(trial, work.axes),
+                observation=Observation("kernel", "", "[]"),
+                measured=trial_quantities(work, trial, records, {"shared_prefix_share": 0.5}),
+            ).flat()
+            run_files.write_requests(paths.trial(deployment.deployment_id, "1", trial.trial_id), records)
+            rows.commit(deployment, trial, row)
+    rows.write_table()
+    ledger.close()
+    return ran
 
 
 def _completion(library: str, batch: int, replicate: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Server(BaseHTTPRequestHandler):
             self.keep.runs.setdefault(run, {})["summary"] = json.loads(line)
 
     def upload(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/storage/{name}"  # type: ignore[attr-defined]
+        return f"http://127.0.0.1:{self.server.server_port}/storage/{name}"
 
     def gql_Viewer(self, values: dict[str, Any]) -> Any:
         teams = {"edges": [{"node": {"name": ENTITY}}]}

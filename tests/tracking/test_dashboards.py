@@ -11,11 +11,15 @@ import pytest
 
 from analysis.tracking import dashboards
 from sweep.base.config import ROOT
+from sweep.base.options import ConfigPath
 from sweep.base.records import Sample
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
+from sweep.plan.compose import compose_run
+from sweep.plan.planning import Surroundings, make_plan
 from tests.support import wandb_stub
 from tests.support.results import run_of, trial
+from tests.support.synthetic_run import finish_run
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +136,29 @@ def test_without_a_login_the_workspace_lies_in_the_folder(tmp_path: Path) -> Non
         for panel in section["panels"]
     }
     assert kinds == {"Run History Line Plot", "Bar Chart"}
+
+
+@pytest.mark.parametrize("experiment", ConfigPath().choices("experiment"))
+def test_a_finished_run_of_each_shipped_experiment_is_sent(tmp_path: Path, experiment: str) -> None:
+    out = tmp_path / "run"
+    arguments = [f"+experiment={experiment}", "replicates=1", "cluster=inline", f"out={out}"]
+    plan = make_plan(compose_run(arguments, lambda cluster: "cpu"), Surroundings(lambda *_: "lock", lambda *_: None))
+    ran = finish_run(plan, RunPaths(out))
+    with wandb_stub.server() as (address, kept):
+        done = published(tmp_path, "sweep", "wandb", str(out), WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert kept.unknown == []
+    token = (out / "wandb" / "run-ids").read_text()
+    assert set(kept.runs) == {f"{token}-{name}" for name in (*ran, "sweep")}
+    warned = [row for row in run_files.read_trials(out / "trials.parquet") if row["warnings"]]
+    assert any(len(row["warnings"]) > 1 for row in warned)
+    for row in warned:
+        assert kept.runs[f"{token}-{row['trial_id']}"]["summary"]["warnings"] == row["warnings"]
+    workspace, report = (json.loads(view["spec"]) for view in kept.views.values())
+    tasks = sorted({row["workload"] for row in warned})
+    assert list(section_titles(workspace)) == tasks
+    assert all(section_titles(workspace).values())
+    assert report["blocks"]
 
 
 def sweep_of_one_trial(folder: Path, **environ: str) -> "subprocess.CompletedProcess[str]":

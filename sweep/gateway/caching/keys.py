@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 
 from sweep.gateway.call import Call
 
-CREDENTIALS = frozenset(
-    (b"authorization", b"api-key", b"x-api-key", b"cookie", b"openai-organization", b"openai-project")
+# Headers that decide neither who asks nor what is answered. Every other header may be a credential.
+IGNORED_HEADERS = frozenset(
+    (
+        *(b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"user-agent"),
+        *(b"x-request-id", b"traceparent", b"tracestate"),
+    )
 )
+IGNORED_PREFIX = b"x-stainless-"  # OpenAI's libraries describe themselves, and count their retries
 SINGLE = ("n", "best_of")  # answers to one request
 UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control; others may begin with `no-` too
 CHANGED_BY_PROMPT = ("echo", "prompt_logprobs", "use_beam_search")  # the answer has the prompt in it, or is no sampling
@@ -36,15 +41,18 @@ class Keys:
         question = call.question
         if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
             return None
-        credentials = sorted((name, value) for name, value in call.headers if name in CREDENTIALS)
-        context = [call.path, call.context(), [[name.hex(), value.hex()] for name, value in credentials]]
-        text = _ENCODER.encode([context, question.is_text])
+        headers = sorted((name.hex(), value.hex()) for name, value in call.headers if not _is_ignored(name))
+        text = _ENCODER.encode([call.path, call.context(), headers, question.is_text])
         content = json.dumps(question.parts) if question.parts else question.text
         return AnswerKey(self._digest(text), self._digest(content))
 
     def _digest(self, text: str) -> bytes:
         data = text.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, digest_size=DIGEST_BYTES, key=self.secret).digest()
+
+
+def _is_ignored(header: bytes) -> bool:
+    return header in IGNORED_HEADERS or header.startswith(IGNORED_PREFIX)
 
 
 def _bypasses_cache(call: Call) -> bool:

@@ -138,7 +138,7 @@ def _single_batches(plan: Plan) -> list[str]:
     """
     lines: dict[str, None] = {}
     for deployment in plan.deployments:
-        for trials in () if deployment.backend.timed_inside else deployment.points():
+        for trials in () if deployment.backend.traits.timed_inside else deployment.points():
             size = trials[0].load.size
             if size and sum(trial.num_requests for trial in trials) // size < LEAST_BATCHES:
                 lines[

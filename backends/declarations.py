@@ -1,0 +1,156 @@
+"""What a backend's class declares of its engine, whatever its configuration: four records, each declared once."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from backends.tables.flags import value_of, with_value
+from backends.tables.table import EngineTable, load, spelling
+from sweep.base.exits import LIBRARY_OUTAGES, Exit
+
+OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
+RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
+ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags of an address: what an engine lets its caller do is local
+
+# What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
+ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
+ANNOUNCES = re.compile(r"\d+ validation errors? for ")
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+OUT_OF_MEMORY_PATTERNS = (  # in the log of any engine
+    r"\b(CUDA|HIP|Triton)\b.*\bout of memory\b",  # torch's, ggml's, Triton's, NCCL's
+    r"OutOfMemoryError",
+    r"CUBLAS_STATUS_ALLOC_FAILED",
+    r"not enough memory",
+    r"DefaultCPUAllocator: can't allocate memory",
+    r"Cannot allocate memory",
+    r"MemoryError",
+    r"std::bad_alloc",
+)
+OUTAGE_PATTERNS = (LIBRARY_OUTAGES.pattern, r"killed by sig", r"signal 9\b")  # in what any engine says of its end
+
+# A key of vLLM's requests; one of SGLang's answers on its own route; a path of our host; llama.cpp's grammars of token
+# ids, which make it generate the text.
+LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", "token_grammar"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlagRules:
+    """The engine's own flags: which it has, which of them only sweep sets, and which tell sweep something."""
+
+    tables: tuple[str, ...] = ()  # of backends/tables, one for each version or kind; the first is the pinned one
+    option_tables: Mapping[str, str] = field(default_factory=dict)  # the same, by the backend's field of such options
+    newer: Mapping[str, str] = field(default_factory=dict)  # missing in the pinned version: the first that has it
+    set_by: Mapping[str, str] = field(default_factory=dict)  # "flag" or "flag=value" of sweep's: the key to set instead
+    parallel: tuple[str, ...] = ()  # multiply the GPUs of an engine: data, pipeline
+    draft: str | None = None  # names a draft model, "flag" or "flag.key" of a JSON object
+    draft_revision: str | None = None  # and its revision
+    settled: tuple[str, ...] = ()  # that `Wire.version_path` has as the engine settled them
+
+    @property
+    def table(self) -> EngineTable | None:
+        """The pinned version's flags, metrics, routes and messages; None without tables."""
+        return load(self.tables[0]) if self.tables else None
+
+    def meanings(self, name: str) -> list[str]:
+        """Return the flags that a name may stand for, in one spelling."""
+        return self.table.meanings(name) if self.table else [spelling(name)]
+
+    def setter(self, name: str, value: object) -> str | None:
+        """Return the key that sets what a flag, perhaps abbreviated, would set behind the row's back."""
+        forms = [form for flag in self.meanings(name) for form in (flag, f"{flag}={value}")]
+        return next((self.set_by[form] for form in forms if form in self.set_by), None)
+
+    def in_one_spelling(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the flags as the engine spells them: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
+        spelt: dict[str, Any] = {}
+        for key, value in flags.items():
+            meanings = self.meanings(key)
+            if "trust-remote-code" in meanings or spelling(key).startswith("trust-remote"):
+                raise ValueError(f"flags.{key}: running code that comes with a model is not supported")
+            if not set(ADDRESS_FLAGS).isdisjoint(meanings):
+                raise ValueError(f"flags.{key}: engines answer on loopback only")
+            name = self.table.canonical(key) if self.table else key
+            if name in spelt:
+                raise ValueError(f"flags.{key}: given twice, in two spellings")
+            spelt[name] = value
+        return spelt
+
+    def draft_model(self, flags: Mapping[str, Any]) -> tuple[str, str | None] | None:
+        """Return the draft model that flags name, a repository or a folder, with its revision; None without one."""
+        model, revision = (value_of(flags, flag) if flag else None for flag in (self.draft, self.draft_revision))
+        return None if model is None else (str(model), None if revision is None else str(revision))
+
+    def with_draft(self, flags: dict[str, Any], folder: str) -> dict[str, Any]:
+        """Return the flags with their draft model in this folder."""
+        for flag, value in ((self.draft_revision, None), (self.draft, folder)):
+            flags = with_value(flags, flag, value) if flag else flags
+        return flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogReading:
+    """How the engine's log is read. All but `prefix` are regular expressions to be found in it."""
+
+    prefix: str = ""  # of a line, before its message: a regular expression for time, process, source file
+    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides OUT_OF_MEMORY_PATTERNS
+    outages: tuple[str, ...] = ()  # where its end was the surroundings' doing, besides OUTAGE_PATTERNS
+    noise: tuple[str, ...] = ()  # in error lines that only point to another: not why it failed
+    dtype: str | None = None  # what "auto" came to; None: the stored weights' own
+    choices: Mapping[str, str] = field(default_factory=dict)  # what it chose by itself, by the fact's name
+
+    def message(self, line: str) -> str:
+        """Return one line without the engine's own prefix, and without colours."""
+        return re.sub(self.prefix, "", COLOUR.sub("", line).strip(), count=1).strip()
+
+    def ran_out_of_memory(self, log: str) -> bool:
+        """Return whether a log reports running out of memory."""
+        return any(re.search(pattern, log, re.IGNORECASE) for pattern in (*OUT_OF_MEMORY_PATTERNS, *self.out_of_memory))
+
+    def exit_told_by(self, words: str) -> Exit:
+        """Return what the engine's own words tell of its end: an outage, or the signal that killed a part of it."""
+        killed = re.search(r"killed by signal\b ?(\d*)", words, re.IGNORECASE)
+        outage = any(re.search(pattern, words, re.IGNORECASE) for pattern in (*OUTAGE_PATTERNS, *self.outages))
+        return Exit(signal=int(killed[1] or 0) if killed else None, words=words, outage=outage)
+
+    def failure_line(self, log: str) -> str:
+        """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
+        lines = [line for line in map(self.message, log.splitlines()) if line]
+        noise = re.compile("|".join(self.noise) or "(?!)")
+        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not noise.search(line)]
+        if not errors:
+            return lines[-1] if lines else ""
+        last = lines[errors[-1]]
+        if ANNOUNCES.search(last):  # pydantic says on the next lines what was wrong
+            last += " " + " ".join(lines[errors[-1] + 1 :][:2]).partition(" [type=")[0]
+        return last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """How the engine is asked, besides what its YAML says: paths, and keys of requests."""
+
+    ready_path: str = "/health"  # answers with status 200 once it is ready
+    version_path: str = "/version"  # serves a JSON object with its "version"
+    show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers have ids
+    show_special: Mapping[str, Any] = field(default_factory=dict)  # make answers' text show special tokens
+    log_probabilities: LogProbabilitiesBy | None = None  # of a text's tokens; None: it gives none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What the engine is and can do."""
+
+    distribution: str | None = None  # the Python distribution whose version is the engine's
+    inherits: tuple[str, ...] = ()  # variables of this machine that it reads, besides INHERITED
+    attachable: bool = False  # may be given the `url` of one that runs already
+    needs_gpu: bool = False  # there is no build of it for a CPU
+    most_gpus: int | None = None  # that one engine can use; None: as many as its tensor-parallel size says
+    before_ampere: Literal["emulates", "refuses", "float16"] = "emulates"  # bfloat16, on GPUs without it
+    reserves_memory: bool = False  # takes a pool at launch: what it holds says nothing about what it needs
+    timed_inside: bool = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
+    computes_model: bool = True  # False: its answers are no model's, so there is nothing to compare
+    # For readers of docs/backends.md, who choose by them; None: not stated.
+    continuous_batching: bool | None = None
+    beam_search: bool | None = None
+    quantisations: str | None = None  # of the weights and of the KV cache

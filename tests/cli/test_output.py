@@ -1,0 +1,54 @@
+"""Output whose reader goes away: the run goes on, and every command ends with its own status, without a word."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweep.base.config import ROOT
+from sweep.disk.run_files import read_trials
+from tests.cli.test_line import SIMULATED
+from tests.support.results import run_of, trial
+
+pytestmark = pytest.mark.slow
+
+COMMAND = [sys.executable, "-m", "sweep"]
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty], ids=["pipe", "terminal"])
+def test_a_run_whose_reader_is_gone_goes_on_to_its_end(tmp_path, opened):
+    """`| tee` that is killed, ssh that drops: every trial is measured, and the report is written."""
+    out, (reader, writer) = tmp_path / "out", opened()
+    line = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", "replicates=6", f"out={out}"]
+    with subprocess.Popen([*COMMAND, *line], cwd=ROOT, stdout=writer, stderr=writer, start_new_session=True) as process:
+        os.close(writer)
+        printed = b""
+        while b"[1/6" not in printed:
+            printed += os.read(reader, 65536)
+        os.close(reader)
+        status = process.wait(200)
+    outcomes = [row["outcome"] for row in read_trials(out / "trials.parquet")]
+    assert len(outcomes) == 6
+    assert set(outcomes) <= {"ok", "client_limited"}  # the latter on a busy machine
+    assert status == int(set(outcomes) != {"ok"})
+    assert json.loads((out / "status.json").read_text())["ended"]
+    assert (out / "report.html").exists()
+
+
+def test_a_command_whose_reader_is_gone_ends_with_its_own_status(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    run_of(tmp_path / "run", [trial("vllm", 1, 0, 100.0)])
+    reader, writer = os.pipe()
+    os.close(reader)
+    for arguments, stderr, status in (
+        (["summary", run], subprocess.PIPE, 0),
+        (["status", run], writer, 0),
+        (["nope=1"], writer, 2),
+    ):
+        process = subprocess.run([*COMMAND, *arguments], cwd=ROOT, stdout=writer, stderr=stderr)
+        assert (process.returncode, process.stderr or b"") == (status, b""), arguments
+    os.close(writer)
