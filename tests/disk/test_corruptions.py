@@ -138,7 +138,7 @@ def test_a_ledger_is_written_anew_when_most_of_it_is_superseded(tmp_path, monkey
     assert [row["attempt"] for row in again.superseded] == ["1", "2"], "results are kept"
     assert Ledger(tmp_path / "ledger.jsonl", write=False).superseded == again.superseded
     reread = Ledger(tmp_path / "ledger.jsonl", write=False)
-    assert (reread.rows, reread.answers) == (ledger.rows, ledger.answers)
+    assert (reread.rows, reread.histories) == (ledger.rows, ledger.histories)
 
 
 def test_a_sealed_line_reads_as_it_was():
