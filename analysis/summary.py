@@ -41,6 +41,7 @@ SUMMARY_COLUMNS = {
     "FIGURE_ci_low, FIGURE_ci_high": ("as FIGURE", "ends of its 95 % interval of these launches"),
     "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95 % interval of a new launch"),
     "FIGURE_effective_n": ("requests", "independent requests that say as much as those behind the figure"),
+    "FIGURE_by_launches": ("", "whether these intervals are from the launches' own figures: the requests give none"),
     "FIGURE_n": ("trials", "with a value, where some with a result have none"),
     "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline figure: its ratio to the baseline, or parent"),
     "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of an interval that holds for all that are compared"),
@@ -98,9 +99,10 @@ def summarise(run: Run) -> pd.DataFrame:
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
     answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
     launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
-    where it is of requests, and `*_n` if some ok trials lack it; `as_offered`, whether its throughput is what an open
-    loop asked for, if there is one; `unpooled`, the figures for which the requests could not be read; `steady_share`,
-    the share of ok trials with a steady-state window, if there is one;
+    where it is of requests, `*_by_launches` where an interval is from the launches' own figures, and `*_n` if some ok
+    trials lack it; `as_offered`, whether its throughput is what an open loop asked for, if there is one; `unpooled`,
+    the figures for which the requests could not be read; `steady_share`, the share of ok trials with a steady-state
+    window, if there is one;
     for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
     and `*_standing` among the points that were asked the same: best, not told apart from the best, or behind.
     """
@@ -124,6 +126,8 @@ def summarise(run: Run) -> pd.DataFrame:
     figures_of_points, unpooled = point_figures(run, measured, point)
     for name, figure in figures_of_points.items():
         columns |= _columns(name, figure, name in pooled)
+        if figure.by_launches.any():
+            columns[f"{name}_by_launches"] = figure.by_launches
         if (counts[name].gt(0) & counts[name].lt(points["n"])).any():
             columns[f"{name}_n"] = counts[name]
     columns["unpooled"] = unpooled

@@ -164,7 +164,8 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
 
 
 @_warning(
-    "More replicates narrow it: the second and the third above all, later ones by the root of their number.",
+    "More replicates narrow it: the second and the third above all, later ones by the root of their number. Where it is"
+    " from the launches, more requests a trial give an interval of their own.",
     ("output_throughput",),
 )
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -174,8 +175,10 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
         return
     width_of_all = points["output_throughput_ci_high"] - points["output_throughput_ci_low"]
     half = width_of_all / 2 / points["output_throughput"]  # as the tables show it
-    for point, width in half[half > WIDE].items():
-        yield Evidence(width, f"throughput known to ±{width:.0%} only", points=(int(str(point)),))
+    by_launches = points.get("output_throughput_by_launches", points["n"].lt(0))
+    for point in half.index[half > WIDE]:
+        source = ", from the launches' own figures" if by_launches[point] else ""
+        yield Evidence(half[point], f"throughput known to ±{half[point]:.0%} only{source}", points=(point,))
 
 
 @_warning(

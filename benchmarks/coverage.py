@@ -23,7 +23,6 @@ from analysis.statistics.intervals import (
     Interval,
     PooledGaps,
     PooledRequests,
-    around_medians,
     over_replicates,
     t,
     throughput,
@@ -42,15 +41,14 @@ from benchmarks.simulated_runs import (
 from sweep.base import provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "coverage.md"
-REQUESTS = (64, 100, 500, 1500)
+REQUESTS = (8, 24, 64, 100, 500, 1500)  # of the first two the intervals are from the launches' own figures
 REPLICATES = (1, 2, 3, 5, 10)
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LAUNCHES = (3, 5, 10)
 BETWEEN_LAUNCHES = (0.02, 0.05)
 STEADY_REQUESTS = (1500,)  # fewer often hold no steady state
-STUDIES = ("whole", "ratios", "steady", "medians")  # parts, which can be run one by one
+STUDIES = ("whole", "ratios", "steady")  # parts, which can be run one by one
 FEW_REPLICATES = (3, 5)  # of steady states, which take long
-FEW_REQUESTS = (8, 24, 64)  # of medians, whose intervals are from the launches' own
 FEWEST_OF_GAPS, GAP_REPLICATES = 500, 3  # requests and replicates
 TRUTH = 4_000_000  # latencies, for the true figure
 VALUES_AT_ONCE = 100_000  # so that a processor's cache holds the arrays
@@ -108,7 +106,7 @@ def over_requests(runs: Runs) -> Figures:
 
 def _of_one_interval(value: FloatArray, low: FloatArray, high: FloatArray) -> Interval:
     """A figure whose rule knows one interval, of these launches and of a new one."""
-    return Interval(value, low, high, low, high, np.full_like(value, np.nan))
+    return Interval(value, low, high, low, high, np.full_like(value, np.nan), np.zeros(value.shape, np.bool_))
 
 
 def steady(runs: Runs, states: FloatArray) -> Figures:
@@ -123,15 +121,6 @@ def steady(runs: Runs, states: FloatArray) -> Figures:
         states[..., 2].ravel(), repetition, launch, repetitions, FEWEST_FOR_STEADY_RATES
     )
     return {name: without_intervals(figure, unsettled) for name, figure in figures.items()}
-
-
-def launch_medians(runs: Runs) -> Figures:
-    """The intervals of a median of few requests, which the report's figure shows: from the launches' own medians."""
-    repetitions, replicates = runs.latency.shape[:2]
-    pooled = np.quantile(runs.latency.reshape(repetitions, -1), 0.5, axis=-1)
-    medians = np.quantile(runs.latency, 0.5, axis=-1).ravel()
-    repetition = np.repeat(np.arange(repetitions), replicates)
-    return {"p50": around_medians(pooled, medians, repetition, np.arange(medians.size))}
 
 
 def ratios(runs: Runs) -> Figures:
@@ -274,18 +263,6 @@ def study(
                 yield from design.cells("independent requests", runs, over_requests, truth)
 
 
-def median_study(
-    scenario: str, requests: Sequence[int] = FEW_REQUESTS, repetitions: int = 2000, seed: int = 1
-) -> Iterator[Cell]:
-    """The medians of few requests, with 0, 2 and 5 % between launches."""
-    replicates = [count for count in REPLICATES if count > 1]
-    runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
-    for n, spread, count in itertools.product(requests, (0.0, *BETWEEN_LAUNCHES), replicates):
-        truth = _truth(runs.latency[:, :n], _rate(runs, n, spread), spread)
-        design = Design(scenario, n, count, repetitions, spread)
-        yield from design.cells(f"medians, {spread:.0%}", runs, launch_medians, truth)
-
-
 def ratio_study(
     scenario: str, requests: Sequence[int] = REQUESTS, repetitions: int = 2000, seed: int = 1
 ) -> Iterator[Cell]:
@@ -334,10 +311,6 @@ GROUPS = {
     },
     **{
         f"ratio, {spread:.0%}": f"## Ratios of two engines, {spread:.0%} between launches"
-        for spread in (0.0, *BETWEEN_LAUNCHES)
-    },
-    **{
-        f"medians, {spread:.0%}": f"## Medians of few requests, {spread:.0%} between launches"
         for spread in (0.0, *BETWEEN_LAUNCHES)
     },
     "AIPerf": "## AIPerf's rule: Student's t over the runs' own figures",
@@ -426,7 +399,6 @@ def main() -> None:
     parser.add_argument("--steady", action="store_true", help="the steady states only")
     parser.add_argument("--whole", action="store_true", help="the whole runs only")
     parser.add_argument("--ratios", action="store_true", help="the ratios of two engines only")
-    parser.add_argument("--medians", action="store_true", help="the medians of few requests only")
     parser.add_argument("--requests", nargs="*", type=int, default=REQUESTS, help="of a whole run")
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
@@ -449,8 +421,6 @@ def _job(job: tuple[str, str, Sequence[int], bool]) -> list[Cell]:
             return list(study(scenario, requests, rival_rules=rival_rules))
         case "ratios":
             return list(ratio_study(scenario, requests))
-        case "medians":
-            return list(median_study(scenario))
     return list(steady_study(scenario))
 
 

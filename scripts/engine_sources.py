@@ -49,16 +49,29 @@ class PythonSource:
     def __init__(self, folder: Path, package: str) -> None:
         self.folder, self.package = folder, package
 
-    def tree(self, path: str) -> ast.Module:
-        return ast.parse((self.folder / self.package / path).read_text())
+    def defining(self, name: str, *under: str) -> ast.Module:
+        """The file that defines a class, or a function perhaps within one, wherever this version has it."""
+        definition = re.compile(rf"^(?:class|[ ]*def) {name}\b", re.MULTILINE)
+        for path in self._paths(*under):
+            if definition.search(content := path.read_text()):
+                return ast.parse(content)
+        raise SystemExit(f"error: {self.package}: no file defines {name}: its reader in engine_sources.py needs that")
 
     def trees(self, *under: str) -> Iterator[ast.Module]:
-        for top in under or (".",):
-            folder = self.folder / self.package / top
-            paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]
-            for path in paths:
-                if under or not SKIPPED.search(str(path.relative_to(self.folder))):
-                    yield ast.parse(path.read_text())
+        """These files and folders; where a version has none of them any more, the whole package."""
+        return (ast.parse(path.read_text()) for path in self._paths(*under))
+
+    def _paths(self, *under: str) -> Iterator[Path]:
+        package = self.folder / self.package
+        if present := [package / top for top in under if (package / top).exists()]:
+            for top in present:
+                yield from sorted(top.rglob("*.py")) if top.is_dir() else [top]
+            return
+        if under:
+            print(f"{self.package}: {', '.join(under)} not there: all of it is read", file=sys.stderr)
+        yield from (
+            path for path in sorted(package.rglob("*.py")) if not SKIPPED.search(str(path.relative_to(self.folder)))
+        )
 
     def constants(self, *under: str) -> dict[str, ast.expr]:
         """The module-level names of these files, for choices that are lists elsewhere."""
@@ -239,17 +252,12 @@ def _fields(tree: ast.AST, name: str) -> dict[str, ast.expr]:
     return {}
 
 
-VLLM_ARGUMENTS = "engine/arg_utils.py"
-VLLM_FRONTENDS = ("entrypoints/launchers/cli_args.py", "entrypoints/openai/cli_args.py")  # the second until 0.19
-
-
 def vllm(folder: Path) -> tuple[Reading, PythonSource]:
     """`vllm serve`: `add_argument("--x", **kwargs["x"])`, where kwargs are made of the fields of a config class."""
     source = PythonSource(folder, "vllm")
     types = Types(source.constants("config", "engine", "entrypoints", "model_executor/layers/quantization", "v1"))
     classes = {name: fields for tree in source.trees("config") for name, fields in _classes(tree).items()}
-    path = next(each for each in VLLM_FRONTENDS if (folder / "vllm" / each).exists())
-    reading, tree, frontend = Reading(), source.tree(VLLM_ARGUMENTS), source.tree(path)
+    reading, tree, frontend = Reading(), source.defining("EngineArgs"), source.defining("FrontendArgs")
     configs = dict(re.findall(r"^\s*(\w+) = get_kwargs\((\w+)\)", ast.unparse(tree), re.MULTILINE))
     sizes = _size_fields(tree)
     for call in _calls(tree, "add_argument"):
@@ -290,7 +298,7 @@ def vllm_offline(folder: Path) -> tuple[Reading, PythonSource]:
     """The fields of EngineArgs."""
     source = PythonSource(folder, "vllm")
     types = Types(source.constants("config", "engine", "model_executor/layers/quantization"))
-    fields = _fields(source.tree(VLLM_ARGUMENTS), "EngineArgs")
+    fields = _fields(source.defining("EngineArgs"), "EngineArgs")
     kinds = {name: types.of_annotation(annotation) for name, annotation in fields.items()}
     metrics = {name.removeprefix("vllm:") for name in source.metrics("vllm:", "v1")}
     return Reading(flags=kinds, metrics={f"host_{name}" for name in metrics}), source
@@ -305,7 +313,7 @@ def sglang(folder: Path) -> tuple[Reading, PythonSource]:
         for fields in _classes(tree).values():
             for name, annotation in fields.items():
                 _add_sglang_field(reading, name, annotation, types)
-    for call in _calls(source.tree("srt/server_args.py"), "add_argument"):
+    for call in _calls(source.defining("ServerArgs", "srt"), "add_argument"):
         _add_call(reading, call, types)
     reading.metrics = source.metrics("sglang:", "srt/observability")
     reading.routes = source.routes("srt/entrypoints/http_server.py", "srt/utils")
@@ -334,8 +342,9 @@ def lmdeploy(folder: Path) -> tuple[Reading, "CompiledSource"]:
     source = PythonSource(folder, "lmdeploy")
     types = Types(source.constants("cli"))
     reading = Reading()
-    helpers = {node.name: node for node in ast.walk(source.tree("cli/utils.py")) if isinstance(node, ast.FunctionDef)}
-    for function in ast.walk(source.tree("cli/serve.py")):
+    tree = source.defining("ArgumentHelper")
+    helpers = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for function in ast.walk(source.defining("add_parser_api_server")):
         if not (isinstance(function, ast.FunctionDef) and function.name == "add_parser_api_server"):
             continue
         for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
@@ -348,13 +357,13 @@ def lmdeploy(folder: Path) -> tuple[Reading, "CompiledSource"]:
     return reading, CompiledSource(folder, "lmdeploy")  # TurboMind is compiled
 
 
-def generator_arguments(package: str, path: str, name: str) -> Callable[[Path], tuple[Reading, PythonSource]]:
+def generator_arguments(package: str, name: str) -> Callable[[Path], tuple[Reading, PythonSource]]:
     """A reader of ExLlama's: the arguments of its generator, which the host passes on."""
 
     def read(folder: Path) -> tuple[Reading, PythonSource]:
         source = PythonSource(folder, package)
         reading, types = Reading(), Types({})
-        for node in ast.walk(source.tree(path)):
+        for node in ast.walk(source.defining(name)):
             if isinstance(node, ast.ClassDef) and node.name == name:
                 init = next(part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
                 arguments = [*init.args.args[1:], *init.args.kwonlyargs]
@@ -365,12 +374,12 @@ def generator_arguments(package: str, path: str, name: str) -> Callable[[Path], 
     return read
 
 
-def fields_of(package: str, path: str, name: str) -> Callable[[Path], tuple[Reading, PythonSource]]:
+def fields_of(package: str, name: str) -> Callable[[Path], tuple[Reading, PythonSource]]:
     """A reader of the fields of a dataclass."""
 
     def read(folder: Path) -> tuple[Reading, PythonSource]:
         source, types = PythonSource(folder, package), Types({})
-        fields = _fields(source.tree(path), name)
+        fields = _fields(source.defining(name), name)
         return Reading(flags={key: types.of_annotation(kind) for key, kind in fields.items()}), source
 
     return read
@@ -407,17 +416,21 @@ class CppSource:
     """The C++ files of an unpacked source distribution."""
 
     def __init__(self, folder: Path, *under: str) -> None:
-        self.files = {
-            path.name: path.read_text(errors="replace")
+        self.files = [
+            path.read_text(errors="replace")
             for top in under
             for path in sorted((folder / top).rglob("*"))
             if path.suffix in (".cpp", ".h", ".c", ".cu", ".cuh")
-        }
+        ]
+
+    def having(self, text: str) -> str:
+        """The files with this text, wherever this version has them."""
+        return "\n".join(content for content in self.files if text in content)
 
     @cached_property
     def messages(self) -> list[str]:
         texts = []
-        for content in self.files.values():
+        for content in self.files:
             joined = re.sub(r'"\s*\n\s*"', "", content)
             texts += [json_like.replace("\\n", " ") for json_like in re.findall(r'"((?:[^"\\\n]|\\.)*)"', joined)]
         return texts
@@ -432,7 +445,7 @@ def llamacpp(folder: Path) -> tuple[Reading, CppSource]:
     """`llama-server`: every option of common/arg.cpp that is the server's, and its routes and metrics."""
     source = CppSource(folder / "vendor/llama.cpp", "common", "tools/server", "ggml/src", "src")
     reading = Reading()
-    for option in source.files["arg.cpp"].split(OPTION)[1:]:
+    for option in source.having(OPTION).split(OPTION)[1:]:
         examples, excluded = (re.search(rf"set_{word}\(\{{([^}}]*)\}}", option) for word in ("examples", "excludes"))
         if examples and not re.search(r"LLAMA_EXAMPLE_(COMMON|SERVER)\b", examples[1]):
             continue
@@ -444,7 +457,7 @@ def llamacpp(folder: Path) -> tuple[Reading, CppSource]:
         names = [re.findall(r'"([^"]+)"', group) for group in NAMES.findall(option.split("](common_params")[0])]
         for group in names:
             reading.add(group, kind)
-    tasks, server = source.files["server-task.cpp"], source.files["server.cpp"]
+    tasks, server = source.having("llamacpp:"), source.having("ctx_http.")
     reading.metrics = {f"llamacpp:{name}" for name in re.findall(r'\{\s*"([a-z_]+)",\s*"[A-Z]', tasks)}
     reading.metrics |= set(re.findall(r"llamacpp:\w+", tasks))
     reading.routes = set(re.findall(r'ctx_http\.(?:get|post) ?\(\s*"(/[^"]*)"', server))
@@ -460,7 +473,7 @@ READERS: dict[str, Callable[[Path], tuple[Reading, Any]]] = {
     "lmdeploy": lmdeploy,
     "llamacpp": llamacpp,
     "ctranslate2": ctranslate2,
-    "exllamav2": generator_arguments("exllamav2", "generator/dynamic.py", "ExLlamaV2DynamicGenerator"),
-    "transformers_cb": fields_of("transformers", "generation/configuration_utils.py", "ContinuousBatchingConfig"),
-    "exllamav3": generator_arguments("exllamav3", "generator/generator.py", "Generator"),
+    "exllamav2": generator_arguments("exllamav2", "ExLlamaV2DynamicGenerator"),
+    "transformers_cb": fields_of("transformers", "ContinuousBatchingConfig"),
+    "exllamav3": generator_arguments("exllamav3", "Generator"),
 }

@@ -21,7 +21,7 @@ from sweep.base.config import (
 from sweep.base.exits import Outage
 from sweep.base.masking import masked_message, secret_values
 from sweep.cli.commands import dispatch
-from sweep.cli.output import outlive_readers
+from sweep.cli.output import replace_streams
 
 # Objects between two searches for cycles: a plan or a ledger of many trials is millions of objects that are in none.
 COLLECT_EVERY = 100_000
@@ -30,7 +30,7 @@ LONG_WORD = re.compile(r"\S{256,}")  # no path: those are echoed whole
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; its exit status."""
-    outlive_readers()
+    replace_streams()
     warnings.showwarning = _show_warning
     gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
     try:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.answers.question import Candidate, TaskAnswer
 from analysis.answers.sentences import advantage, figure, lead, sentence
+from sweep.base.wording import spreadsheet_cell
 
 ANSWER_HEADINGS = ("question", "configuration", "load", "figure", "headroom", "best over it", "verdict")
 LATEX_SPECIAL = {"\\": r"\textbackslash{}", **{each: f"\\{each}" for each in "&%$#_{}"}}
@@ -69,6 +70,7 @@ def _candidate_record(answer: TaskAnswer, candidate: Candidate, place: int) -> d
         **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
         "bound": candidate.tightest.text if candidate.tightest else None,
         "n": candidate.figure.n,
+        "by_launches": candidate.figure.by_launches,
         "verdict": standing_text(candidate),
         "more_launches": remedy.launches if remedy and remedy.launches else None,
         "sentence": sentence(answer) if place == 0 else None,
@@ -115,7 +117,7 @@ def as_json(answers: Sequence[TaskAnswer]) -> bytes:
         {"question": answer.question.title, "sentence": sentence(answer), "candidates": answer_records([answer])}
         for answer in answers
     ]
-    return (json.dumps({"lead": lead(answers), "answers": questions}, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps({"lead": lead(answers), "answers": questions}, indent=2) + "\n").encode()
 
 
 def _parquet(answers: Sequence[TaskAnswer]) -> bytes:
@@ -127,7 +129,7 @@ def _parquet(answers: Sequence[TaskAnswer]) -> bytes:
 ANSWER_FORMATS: dict[str, Callable[[Sequence[TaskAnswer]], bytes]] = {
     "text": lambda answers: ("\n".join(lines(answers)) + "\n").encode(),
     "markdown": answers_markdown,
-    "csv": lambda answers: frame(answers).to_csv(index=False).encode(),
+    "csv": lambda answers: frame(answers).map(spreadsheet_cell).to_csv(index=False).encode(),
     "parquet": _parquet,
     "latex": latex,
     "json": as_json,
@@ -150,6 +152,7 @@ ANSWER_COLUMNS = {
     "more_minutes": ("min", "of the launches that would tell; of the best alone"),
     "bound": ("", "the tightest bound of the SLO"),
     "n": ("", "replicates"),
+    "by_launches": ("", "whether the intervals are from the launches' own figures: the requests give none"),
     "verdict": ("", "best, behind, not told apart from the best, misses the SLO, …"),
     "more_launches": ("", "launches of each that would tell, nine times in ten; of the best alone"),
     "sentence": ("", "the answer; of the best alone"),

@@ -15,7 +15,7 @@ from rich.text import Text
 from analysis.compare.conditions import Condition, failures, unjudged
 from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
 from analysis.points import listed
-from sweep.base.wording import count, duration_text
+from sweep.base.wording import count, duration_text, spreadsheet_cell
 
 LONGEST_WORD = 24  # characters of a label in a terminal; a longer word is cut
 MOST_CHANGE = 10.0  # a larger change is printed as 'over 1000 %'
@@ -214,7 +214,7 @@ def _as_csv(comparisons: Sequence[PointComparison], margin: float, conditions: S
     every = records(comparisons, margin)
     writer = csv.DictWriter(output, list(every[0]) if every else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(every)
+    writer.writerows({column: spreadsheet_cell(cell) for column, cell in row.items()} for row in every)
     return output.getvalue()
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sweep.base.config import ConfigError, first_line
+from sweep.base.records import LOAD_COLUMNS
 
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
+NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # columns of a row; the others are figures
 EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not have
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
@@ -46,6 +48,17 @@ def rows_of(file: Path) -> list[ImportedRow]:
     return rows
 
 
+def _plausible(row: ImportedRow) -> ImportedRow:
+    """Return the row. Raises ValueError unless each name is a text and each figure a number from 0."""
+    for column, cell in row.items():
+        is_number = type(cell) in (int, float) and 0 <= cell < math.inf
+        if cell is not None and not (isinstance(cell, str) if column in NAME_COLUMNS else is_number):
+            raise ValueError(f"{column}={cell!r}: expected {'a text' if column in NAME_COLUMNS else 'a number from 0'}")
+    if row.get("num_failed", 0) > row.get("num_requests", math.inf):
+        raise ValueError(f"num_requests={row['num_requests']}: expected at least the {row['num_failed']} that failed")
+    return row
+
+
 def _rows(content: Any) -> list[ImportedRow]:
     """The results in the JSON of a file; none if it is of no tool that is known."""
     results = content if isinstance(content, list) else [content]  # a summary.json of `vllm bench sweep` has several
@@ -71,7 +84,10 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     ours = {key.removeprefix(EXPORTED): value for key, value in result.items() if key.startswith(EXPORTED)}
     if ours:
         ours["client_stamp_source"] = "sweep export"
-    return row | {
+    _plausible({key: cell for key, cell in ours.items() if key in (*NAME_COLUMNS, *LOAD_COLUMNS)})
+    if not all(isinstance(cell, str | int | float) for cell in ours.values()):
+        raise ValueError(f"{EXPORTED}*: expected texts and numbers")
+    figures = {
         "duration": result.get("duration"),
         "num_requests": int(result["completed"]) + failed,
         "num_failed": failed,
@@ -80,8 +96,8 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         "output_throughput": result.get("output_throughput"),
         "total_throughput": result.get("total_token_throughput"),
         "request_throughput": result.get("request_throughput"),
-        **ours,
     }
+    return _plausible(row | figures) | ours
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
@@ -108,7 +124,7 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
     tokens = [int(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
     requests = metrics["request_totals"]
     duration = times["request_end_time"] - times["request_start_time"]
-    return row | _totals(duration, int(requests["successful"]), int(requests["errored"]), tokens)
+    return _plausible(row | _totals(duration, int(requests["successful"]), int(requests["errored"]), tokens))
 
 
 def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -142,7 +158,8 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
             _add_series(row, name, content[key], {"ms": 1e-3, "sec": 1.0}[content[key]["unit"]])
     tokens = [int(content[key]["avg"]) for key in ("total_isl", "total_osl")]
     failed = int((content.get("error_request_count") or {}).get("avg") or 0)
-    return row | _totals(content["benchmark_duration"]["avg"], int(content["request_count"]["avg"]), failed, tokens)
+    totals = _totals(content["benchmark_duration"]["avg"], int(content["request_count"]["avg"]), failed, tokens)
+    return _plausible(row | totals)
 
 
 def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:

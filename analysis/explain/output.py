@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.explain.decomposition import Change, Explanation, Part
-from sweep.base.wording import number
+from sweep.base.wording import number, spreadsheet_cell
 
 PART_HEADINGS = ("what", "set to", "gain", "95 % interval", "share", "95 % interval", "alone", "last")
 LADDER_HEADINGS = PART_HEADINGS[:1] + PART_HEADINGS[2:6]
@@ -145,7 +145,7 @@ def _as_csv(explanations: Sequence[Explanation]) -> str:
     every = explanation_records(explanations)
     writer = csv.DictWriter(output, list(every[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(every)
+    writer.writerows({column: spreadsheet_cell(cell) for column, cell in row.items()} for row in every)
     return output.getvalue()
 
 

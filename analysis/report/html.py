@@ -41,7 +41,7 @@ from analysis.studies.findings import judge_run
 from analysis.studies.tables import study_of
 from analysis.summary import planned_trials
 from analysis.warnings import concerning, grouped, scope
-from sweep.base.wording import number
+from sweep.base.wording import number, spreadsheet_cell
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 
@@ -68,7 +68,8 @@ def write_all(results: RunResults) -> None:
     run = results.run
     if run.copy is not None:
         raise ValueError("a report of a run in an object store needs a folder: sweep report URL --output FOLDER")
-    run_files.write_whole(run.paths, run.paths.summary, summary_table(results).to_csv(index=False))
+    table = summary_table(results).map(spreadsheet_cell)
+    run_files.write_whole(run.paths, run.paths.summary, table.to_csv(index=False))
     figures = draw_all(run, results.layout)
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
@@ -225,7 +226,8 @@ def _interval(mean: Estimate, scale: float = 1.0) -> str:
     texts = [f"{ends} for {' and '.join(names)}" for ends, names in named.items()]
     if not texts:
         return "one replicate, no interval" if mean.n == 1 else "requests too few or too dependent for an interval"
-    return f"{CONFIDENCE:.0%} interval {', '.join(texts)}, n\u00a0=\u00a0{mean.n}"
+    source = ", from the launches' own figures" if mean.by_launches else ""
+    return f"{CONFIDENCE:.0%} interval {', '.join(texts)}{source}, n\u00a0=\u00a0{mean.n}"
 
 
 def _ratio_interval(ratio: Estimate) -> str:

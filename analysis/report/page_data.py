@@ -22,7 +22,6 @@ from analysis.report.terminal import label
 from analysis.report.trial_files import FileLink, file_links, relative_path
 from analysis.results import RunResults
 from analysis.statistics.estimates import INTERVAL_COLUMNS
-from analysis.statistics.intervals import around_medians
 from analysis.statistics.pooled import launches
 from analysis.statistics.survivors import bound
 from sweep.base.labels import TRIAL_MARK
@@ -41,7 +40,6 @@ ALSO = (  # after the headline and the percentiles of what an SLO bounds
     "agreement",
     "quality",
 )
-MEDIANS = tuple(f"{name}_p50" for name in BOUNDED)  # of requests, which each trial has of its own
 RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
@@ -68,7 +66,7 @@ def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[st
         "prices": [None if pd.isna(price) else float(price) for price in machines.drop_duplicates("name")["price"]],
         "slo": {name: limit for name, limit in shared_slo(runs).items() if name in BOUNDED},
         "percentiles": _bounded_columns(rows, points),
-        "quantities": list(_quantities(points, rows, gpus, _percentiles(runs))),
+        "quantities": list(_quantities(points, gpus, _percentiles(runs))),
         "files": [[link.title, link.path] for link in files],
         "points": {
             "task": [tasks.index(panel) for panel in points["panel"]],
@@ -100,7 +98,7 @@ def as_block(data: Any) -> Markup:
 
 def _result_rows(runs: Sequence[RunResults]) -> pd.DataFrame:
     """What is read of the trials with a result, with `point` and `launch_number`: a row is wide."""
-    columns = ["point", "accelerator", "gpu_count", "price_per_hour", "percentiles", *MEDIANS]
+    columns = ["point", "accelerator", "gpu_count", "price_per_hour", "percentiles"]
     return placed_trials(runs)[columns].assign(
         launch_number=np.concatenate([launches(results.run) for results in runs])
     )
@@ -110,9 +108,7 @@ def _percentiles(runs: Sequence[RunResults]) -> list[float]:
     return sorted({percentile for results in runs for percentile in results.run.percentiles})
 
 
-def _quantities(
-    points: pd.DataFrame, rows: pd.DataFrame, gpus: Any, percentiles: Sequence[float]
-) -> Iterator[dict[str, Any]]:
+def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -> Iterator[dict[str, Any]]:
     """The measured quantities that some point has, with two that are made of them and the ratios to the baseline."""
     count = np.maximum(gpus, 1)
     if "output_throughput" in points:
@@ -120,15 +116,13 @@ def _quantities(
         unit = "tokens/s per GPU" if gpus.max(initial=0) > 0 else "tokens/s"
         name = "Throughput per GPU" if gpus.max(initial=0) > 0 else "Throughput of the machine"
         declared = _declared(PER_GPU, name, unit, "higher", ends)
-        yield {**declared, "fewer": _fewer(points, "output_throughput")}
+        yield {**declared, **_intervals(points, "output_throughput")}
     if "tpot_p50" in points and points["tpot_p50"].gt(0).any():
         times = [points[f"tpot_p50{end}"] for end in INTERVAL_ENDS]
         value, low, high, new_low, new_high = (1 / each.where(each > 0) for each in times)
         ends = [value, high, low, new_high, new_low]
         declared = _declared(USER_SPEED, "Speed per user (1 / TPOT p50)", "tokens/s", "higher", ends)
-        low, high, new_low, new_high = (1 / end for end in _around_medians(points, rows, "tpot_p50"))
-        medians = _medians([high, low, new_high, new_low])
-        yield {**declared, **medians, "short": "Speed per user", "fewer": _fewer(points, "tpot_p50")}
+        yield {**declared, **_intervals(points, "tpot_p50"), "short": "Speed per user"}
     with_failures = points[points["failed"] > 0]
     for labelled in _measured_columns(points, percentiles):
         ends = [points[f"{labelled.column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
@@ -138,10 +132,7 @@ def _quantities(
             if (text := bound(point, labelled.column, labelled.scale)) and text[0] != "—"
         }
         declared = _declared(labelled.column, labelled.label, labelled.unit, labelled.better, ends)
-        medians = {}
-        if labelled.column in MEDIANS:
-            medians = _medians([end * labelled.scale for end in _around_medians(points, rows, labelled.column)])
-        yield {**declared, **medians, "short": labelled.short, "lost": lost, "fewer": _fewer(points, labelled.column)}
+        yield {**declared, **_intervals(points, labelled.column), "short": labelled.short, "lost": lost}
     for name in (name for name in RATIOS if f"{name}_vs_baseline" in points):
         compared, column = label(name), f"{name}_vs_baseline"
         ends = [points[column], points[f"{column}_ci_low"], points[f"{column}_ci_high"]]
@@ -158,30 +149,15 @@ def _declared(
     return {"key": key, "label": label, "short": label, "unit": unit, "better": better, "lost": {}, **columns}
 
 
-def _around_medians(points: pd.DataFrame, rows: pd.DataFrame, column: str) -> list["pd.Series[float]"]:
-    """For points whose requests give no interval: its ends from the replicates' own medians, then of a new launch.
-
-    Where a point's requests give one, these ends are NaN.
-    """
-    point, launch = (rows[name].to_numpy(np.int64) for name in ("point", "launch_number"))
-    figures = around_medians(points[column].to_numpy(np.float64), rows[column].to_numpy(np.float64), point, launch)
-    return [
-        pd.Series(ends, points.index).where(points[f"{column}_{end}"].isna())
-        for ends, end in zip(figures[1:5], INTERVAL_COLUMNS, strict=True)
-    ]
-
-
-def _medians(ends: Sequence["pd.Series[float]"]) -> dict[str, list[float | int | None]]:
-    names = ("medianLow", "medianHigh", "medianNewLow", "medianNewHigh")
-    return {name: _rounded(values) for name, values in zip(names, ends, strict=True)}
-
-
-def _fewer(points: pd.DataFrame, column: str) -> dict[int, int]:
-    """The number of replicates behind a figure, of the points where fewer have it than have a result."""
-    if f"{column}_n" not in points:
-        return {}
-    counts = points.loc[points[f"{column}_n"].lt(points["n"]), f"{column}_n"]
-    return {int(str(index)): int(n) for index, n in counts.items()}
+def _intervals(points: pd.DataFrame, column: str) -> dict[str, Any]:
+    """Which points' intervals are by launches, and the replicates behind a figure where fewer have it than a result."""
+    by_launches = points.get(f"{column}_by_launches", pd.Series(False, points.index))
+    counts = points.get(f"{column}_n", points["n"])
+    fewer = counts[counts.lt(points["n"])]
+    return {
+        "byLaunches": [int(index) for index in np.flatnonzero(by_launches)],
+        "fewer": {int(str(index)): int(n) for index, n in fewer.items()},
+    }
 
 
 def _launches(points: pd.DataFrame, rows: pd.DataFrame) -> list[int]:

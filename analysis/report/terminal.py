@@ -56,7 +56,9 @@ BATCH_COLUMNS = (
 )
 RATIO = "output_throughput_vs_baseline"
 MAYBE = "≈"  # before a ratio whose interval includes 1
+BY_LAUNCHES = "*"  # after an interval
 INTERVALS = "± half the 95% interval of these launches; summary.csv and the report also have that of a new launch"
+FROM_LAUNCHES = f"{BY_LAUNCHES} from the launches' own figures: the requests are too few, or too dependent"
 ANSWER_INTERVALS = "(a to b): the 95% interval of the comparison with the reference"
 GAP = 2  # characters between columns
 MOST_ANSWERS = 12  # questions: the rest is in `sweep summary`
@@ -151,6 +153,8 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
     if points.get("output_throughput_ci_low", points["n"].astype("float64") * float("nan")).notna().any():
         yield Text(INTERVALS, style="dim")
+    if points.get("output_throughput_by_launches", points["n"].lt(0)).any():
+        yield Text(FROM_LAUNCHES, style="dim")
     if any(f"{name}_ci_low" in points and points[f"{name}_ci_low"].notna().any() for name in REFERENCE_COLUMNS):
         yield Text(ANSWER_INTERVALS, style="dim")
     if left_out := len(layout.points) - len(points):
@@ -245,19 +249,19 @@ def with_ends(figure: Estimate, shown: str, labelled: LabelledColumn) -> str:
 
 def with_interval(mean: Estimate, shown: str) -> str:
     """`538 ±3%`, of these launches; without the interval where there is none."""
-    return f"{shown} {_half_width(mean.relative_half_width)}".rstrip()
+    return f"{shown} {_half_width(mean.relative_half_width, mean.by_launches)}".rstrip()
 
 
 def with_both_intervals(mean: Estimate, shown: str) -> str:
     """`538 ±3% (new launch ±8%)`; without an interval that there is not."""
-    new = _half_width(mean.new_relative_half_width)
+    new = _half_width(mean.new_relative_half_width, mean.by_launches)
     return with_interval(mean, shown) + (f" (new launch {new})" if new else "")
 
 
-def _half_width(half: float) -> str:
+def _half_width(half: float, by_launches: bool) -> str:
     if math.isnan(half):
         return ""
-    return f"±{half:.0%}" if half >= 0.01 else "±<1%"
+    return (f"±{half:.0%}" if half >= 0.01 else "±<1%") + BY_LAUNCHES * by_launches
 
 
 def times(ratio: float) -> str:

@@ -17,7 +17,7 @@ def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
         return NO_ESTIMATE
     n = int(point.get(f"{column}_n", point["n"]))
     low, high, new_low, new_high = (point[f"{column}_{end}"] for end in INTERVAL_COLUMNS)
-    return Estimate(point[column], low, high, n, new_low, new_high)
+    return Estimate(point[column], low, high, n, new_low, new_high, bool(point.get(f"{column}_by_launches", False)))
 
 
 def merits(figures: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 The requests of a replicate are not independent: they share a queue. So the variance of a figure is estimated from
 batches of successive requests, with the correlation between the batches ("batch means"), and there is no interval where
-that correlation is too strong for the length of the replicates. docs/metrics.md has the formulas and their sources,
+that correlation is too strong for the length of the replicates. Where the requests give none, a median, a mean or a
+throughput has Student's t over the launches' own figures. docs/metrics.md has the formulas and their sources,
 docs/measurements/coverage.md how often the intervals hold.
 
 Every function works along the last axes and may have any in front of them, so that the coverage study is of the very
@@ -35,6 +36,10 @@ FEWEST_FOR_STEADY_RATES = 5  # replicates for the interval of a steady state's t
 DOUBTFUL = 2.2  # dependence from which replicates are trusted more than batches, if there are ENOUGH of them
 ENOUGH = 5
 LONGEST_DRAIN = 0.15  # of a replicate's duration, as a standard deviation, for the interval of a throughput
+FEWEST_IN_ALL = 50  # requests for the interval of a throughput or a mean: fewer may miss what is slow once in fifty
+FEWEST_CARRIERS = 5.0  # requests that make up the variance of the latencies: of fewer a mean is chance
+SMALLEST_GROWTH = 1e-6  # of a share within a step, below which it counts as flat
+RARE = 0.15  # of a replicate's total: a slowest request that adds less does not matter, however few are like it
 
 
 class Interval(NamedTuple):
@@ -46,6 +51,7 @@ class Interval(NamedTuple):
     new_low: FloatArray  # of a new launch
     new_high: FloatArray
     effective_n: FloatArray  # independent requests, or replicates of a figure that is not of requests
+    by_launches: NDArray[np.bool_]  # the requests give no interval: the ends are from the launches' own figures
 
 
 def t(freedom: FloatArray | float) -> FloatArray:
@@ -62,6 +68,7 @@ class Estimate(NamedTuple):
     n: int
     new_low: float = math.nan  # of a new launch
     new_high: float = math.nan
+    by_launches: bool = False  # the ends are from the launches' own figures, since the requests give none
 
     @property
     def relative_half_width(self) -> float:
@@ -128,14 +135,24 @@ class PooledRequests:
         below = (self.values <= value[..., None, None]).astype(np.float64)
         enough = beyond >= BEYOND * _hidden_variance(self.length) * max(1, 3 / self.replicates)
         halves = (np.where(enough, each, np.nan) for each in self._halves(below, q * (1 - q)))
-        return _whole(value, _ends(self.sorted, q, halves, self.n), self.effective_n)
+        figure = _whole(value, _ends(self.sorted, q, halves, self.n), self.effective_n)
+        if q != 0.5:
+            return figure
+        return _by_launches(figure, _medians(self.values, self.lengths), self.launches, ~(enough & self._long_enough))
 
     def mean(self) -> Interval:
         """The mean of the requests; its interval is of the logarithm, since means of latencies are skewed."""
         values = np.where(self.present, self.values, 0.0)
         value = values.sum((-2, -1)) / self.n
         halves = (np.where(self.n >= FEWEST_FOR_MEAN, half, np.nan) for half in self._halves(values))
-        return _relative(value, (half / value for half in halves), self.effective_n)
+        figure = _relative(value, (half / value for half in halves), self.effective_n)
+        few = (self.n >= FEWEST_IN_ALL) & ((self.n < FEWEST_FOR_MEAN) | ~self._long_enough)
+        usual = few & ~_rests_on_few(self.values, self.n, value * self.length)
+        return _by_launches(figure, values.sum(-1) / self.lengths, self.launches, usual)
+
+    @property
+    def _long_enough(self) -> NDArray[np.bool_]:
+        return np.asarray(self.lengths.min(-1) >= FEWEST_IN_A_REPLICATE, np.bool_)
 
     def _halves(self, values: FloatArray, variance: float | None = None) -> tuple[FloatArray, FloatArray]:
         """Half of the intervals of the mean of the values (0 after the last); NaN where there is none.
@@ -145,11 +162,10 @@ class PooledRequests:
         parts, seen = self._parts(values)
         factor = np.maximum(self._factor(parts, seen, BATCHES), 1.0) * _hidden_variance(self.length)
         half = t(BATCHES[0] * self.replicates - 1) * np.sqrt(factor * (seen if variance is None else variance) / self.n)
-        enough = self.lengths.min(-1) >= FEWEST_IN_A_REPLICATE
         hidden = 1 + HIDDEN_DEPENDENCE / np.maximum(self.length, HIDE_MOST_DEPENDENCE)
         half, new = _at_least(half, parts.sum(-1), self.launches, self.dependence * hidden > DOUBTFUL)
-        sound = enough & (self.dependence * hidden < min(MOST_DEPENDENCE, self.replicates))
-        sound_new = enough & (self.dependence_within * hidden < MOST_DEPENDENCE)
+        sound = self._long_enough & (self.dependence * hidden < min(MOST_DEPENDENCE, self.replicates))
+        sound_new = self._long_enough & (self.dependence_within * hidden < MOST_DEPENDENCE)
         return np.where(sound, half, np.nan), np.where(sound_new, new, np.nan)
 
     def _parts(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -209,13 +225,70 @@ class PooledGaps(PooledRequests):
         value = np.where((q <= 0.5) | (beyond >= FEWEST_BEYOND), value, np.nan)
         enough = beyond >= BEYOND * _hidden_variance(self.length) * max(1, 3 / self.replicates)
         halves = (np.where(enough, each, np.nan) for each in self._halves(excess))
-        return _whole(value, _ends(self.sorted_gaps, q, halves, self.total), self.effective_n)
+        figure = _whole(value, _ends(self.sorted_gaps, q, halves, self.total), self.effective_n)
+        if q != 0.5:
+            return figure
+        gaps = self.gaps.reshape(*self.gaps.shape[:-2], -1)
+        return _by_launches(figure, _medians(gaps, self.sizes.sum(-1)), self.launches, ~(enough & self._long_enough))
 
 
 def quantile_alone(values: FloatArray, q: float) -> Interval:
     """The q-quantile of a point's values, which are too many for an interval. Shape (1,)."""
     value, nothing = np.array([np.quantile(values, q)], np.float64), np.full(1, np.nan)
-    return Interval(value, nothing, nothing, nothing, nothing, nothing)
+    return _whole(value, [nothing] * 4, nothing)
+
+
+def _medians(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
+    """The median of each replicate. Shape (..., R)."""
+    return _between(np.sort(values, -1), np.asarray(0.5 * (lengths - 1), np.float64), lengths)
+
+
+def _by_launches(
+    figure: Interval, own: FloatArray, launches: Sequence[int] | None, usable: NDArray[np.bool_]
+) -> Interval:
+    """A figure with intervals from the launches' own figures where its requests are too few.
+
+    Student's t over the logarithms of the replicates' own figures, and over launches, with NEW_LAUNCH_MARGIN, about the
+    figure of all requests. A median of few requests is hardly biased, as a quantile near the end is. There is no
+    interval where the own figures do not differ at all, or one is missing.
+
+    Args:
+        own: each replicate's own figure. Shape (..., R).
+        usable: where the requests are too few, and yet show how much the figure varies.
+    """
+    count = own.shape[-1]
+    missing = np.asarray(np.isnan(figure.low) & np.isfinite(figure.value) & usable, np.bool_)
+    if count < FEWEST_REPLICATES or not missing.any():
+        return figure
+    logs = np.log(np.where((own > 0) & np.isfinite(own), own, np.nan))
+    parts = (logs - logs.mean(-1, keepdims=True)) / count
+    half = t(count - 1.0) * _error(parts) * NEW_LAUNCH_MARGIN
+    missing &= half > 0
+    members = _members(launches, count)
+    new = np.full_like(half, np.nan)
+    if members.shape[-1] > 1:
+        new = np.maximum(half, t(members.shape[-1] - 1.0) * _error(parts @ members) * NEW_LAUNCH_MARGIN)
+    ends = _relative(figure.value, (half, new), figure.effective_n)
+    low, high, new_low, new_high = (np.where(missing, *pair) for pair in zip(ends[1:5], figure[1:5], strict=True))
+    return Interval(figure.value, low, high, new_low, new_high, figure.effective_n, missing)
+
+
+def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
+    """Which launch each replicate is of, as ones: a sum over replicates becomes one over launches. Shape (R, L)."""
+    return np.eye(replicates) if launches is None else np.eye(max(launches) + 1)[list(launches)]
+
+
+def _rests_on_few(values: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
+    """Whether a few requests make most of the variance, and the slowest adds much to a replicate's total.
+
+    Then the next replicate may have one more of them, or none, and how often is not known from so few. Shape (...).
+    """
+    flat = values.reshape(*values.shape[:-2], -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = (flat - (np.nansum(flat, -1) / n)[..., None]) ** 2
+        carriers = np.nansum(squares, -1) ** 2 / np.nansum(squares**2, -1)
+        excess = np.fmax.reduce(flat, -1) - _medians(flat, n)
+    return np.asarray((carriers < FEWEST_CARRIERS) & (excess > RARE * total), np.bool_)
 
 
 def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArray[np.int64]) -> Iterable[FloatArray]:
@@ -269,7 +342,7 @@ def _at_least(
     half = np.maximum(half, special.ndtri((1 + CONFIDENCE) / 2) * _error(parts))
     if count >= ENOUGH:
         half = np.where(doubtful, np.maximum(half, t(count - 1.0) * _error(parts)), half)
-    members = np.eye(count) if launches is None else np.eye(max(launches) + 1)[list(launches)]
+    members = _members(launches, count)
     if members.shape[-1] < 2:
         return half, nothing
     new = t(members.shape[-1] - 1.0) * _error(parts @ members) * NEW_LAUNCH_MARGIN
@@ -319,8 +392,11 @@ def throughput(
     half = t(max(replicates - 1.0, 1) * BATCHES[0]) * np.sqrt(np.fmax(variance, drain / replicates))
     parts = (sums[..., -1] - duration * value[..., None]) / total[..., None]
     halves = _at_least(half, parts, launches, False)
-    enough = (lengths.min(-1) >= BATCHES[0]) & (drain < LONGEST_DRAIN**2)
-    return _relative(value, (np.where(enough, half, np.nan) for half in halves), lengths.sum(-1) * 1.0)
+    n = lengths.sum(-1)
+    usual = (n >= FEWEST_IN_ALL) & (drain < LONGEST_DRAIN**2) & ~_rests_on_few(latency, n, seconds / replicates)
+    enough = usual & (lengths.min(-1) >= BATCHES[0])
+    figure = _relative(value, (np.where(enough, half, np.nan) for half in halves), n * 1.0)
+    return _by_launches(figure, sums[..., -1] / duration, launches, usual)
 
 
 def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
@@ -339,9 +415,18 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
     steps = np.diff(ends, axis=-1, prepend=0.0)
     remaining = np.clip(1 - places / n, 0, 1) * steps
     finished = np.clip(np.cumsum(remaining, -1) / remaining.sum(-1, keepdims=True), 0, 1)
-    unfinished = 1 - finished ** np.maximum(flying, 1.0)[..., None]  # of the slowest of c, at the end of each step
-    mean = (unfinished * steps).sum(-1)
-    return np.asarray(np.maximum(2 * (unfinished * steps * ends).sum(-1) - mean**2, 0))
+    c = np.maximum(flying, 1.0)[..., None]
+    # The share that has ended grows linearly within a step, and F^c of the slowest of c is integrated over it exactly:
+    # where latencies are alike, the first step is nearly all of the time.
+    before = np.concatenate([np.zeros_like(finished[..., :1]), finished[..., :-1]], -1)
+    growth = np.maximum(finished - before, SMALLEST_GROWTH)
+    shares, squares = ((finished**power - before**power) / (power * growth) for power in (c + 1, c + 2))
+    later = (finished ** (c + 1) - squares) / ((c + 1) * growth)  # the part of it in a step's later half
+    steep = finished - before > SMALLEST_GROWTH
+    shares, later = (np.where(steep, *pair) for pair in ((shares, finished**c), (later, finished**c / 2)))
+    mean = (steps * (1 - shares)).sum(-1)
+    square = 2 * (steps * ((ends - steps) * (1 - shares) + steps * (0.5 - later))).sum(-1)
+    return np.asarray(np.maximum(square - mean**2, 0))
 
 
 def over_replicates(
@@ -375,38 +460,17 @@ def over_replicates(
         relative = _relative(value, (half / scale, new / scale), n)
     ends = (end for each in (half, new) for end in (np.maximum(value - each, 0), value + each))
     plain = _whole(value, ends, n)
-    return Interval(*(np.where(smallest > 0, *pair) for pair in zip(relative, plain, strict=True)))
-
-
-def around_medians(
-    value: FloatArray, medians: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64]
-) -> Interval:
-    """The medians of points whose requests are too few for batches, with intervals from their replicates' own medians.
-
-    Student's t over the logarithms of the replicates' own, and over launches, about the median of all requests
-    together, with NEW_LAUNCH_MARGIN. A median of few requests is hardly biased, as a quantile near the end is, so it
-    should cover (`benchmarks.coverage --medians` studies that); it is wider than batches are where those have enough.
-    There is none where own medians do not differ at all, or one is missing.
-
-    Args:
-        value: of each point. Shape (points,).
-        medians: of all replicates of all points. Shape (replicates,).
-        point: of each replicate, the number of its point.
-        launch: of each replicate, the number of its launch.
-    """
-    count = len(value)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        logs = np.log(np.where(medians > 0, medians, np.nan))
-        n = np.bincount(point, minlength=count).astype(np.float64)
-        parts = (logs - (np.bincount(point, logs, count) / n)[point]) / n[point]
-        halves = [np.where(half > 0, half * NEW_LAUNCH_MARGIN, np.nan) for half in _over(parts, point, launch, count)]
-        return _relative(value, halves, n)
+    pairs = zip(relative[1:5], plain[1:5], strict=True)
+    low, high, new_low, new_high = (np.where(smallest > 0, *pair) for pair in pairs)
+    return Interval(plain.value, low, high, new_low, new_high, n, plain.by_launches)
 
 
 def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) -> Interval:
     """A figure without its intervals, or without those of some points."""
     low, high, new_low, new_high = (np.where(where, np.nan, end) for end in figure[1:5])
-    return Interval(figure.value, low, high, new_low, new_high, figure.effective_n)
+    return Interval(
+        figure.value, low, high, new_low, new_high, figure.effective_n, figure.by_launches & ~np.asarray(where)
+    )
 
 
 def _over(
@@ -440,7 +504,8 @@ def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArra
     these, new = (shown & np.isfinite(begin) & np.isfinite(end) for begin, end in ((low, high), (new_low, new_high)))
     low, high = np.where(these, low, np.nan), np.where(these, high, np.nan)
     new_low, new_high = np.where(new, new_low, np.nan), np.where(new, new_high, np.nan)
-    return Interval(np.where(shown, value, np.nan), low, high, new_low, new_high, effective_n)
+    by_launches = np.zeros(np.shape(value), np.bool_)
+    return Interval(np.where(shown, value, np.nan), low, high, new_low, new_high, effective_n, by_launches)
 
 
 def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> FloatArray:

@@ -96,8 +96,10 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
     }
     pooled = {name: statistic for name, statistic in pooled.items() if name in figures}
     for name, statistic in pooled.items():
-        if statistic.name != "mean":  # of few requests such an interval does not hold (docs/measurements/coverage.md)
-            figures[name] = without_intervals(figures[name])
+        figure = figures[name]  # until the requests are read, of the trials' own
+        if statistic.name not in ("mean", "p50"):  # of few requests it does not hold (docs/measurements/coverage.md)
+            figure = without_intervals(figure)
+        figures[name] = figure._replace(by_launches=np.isfinite(figure.low))
     unpooled = {name: np.isfinite(figures[name].value) for name in [*pooled, *(THROUGHPUTS.keys() & figures.keys())]}
     for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], ok_launches, pooled):
         for name, interval, chosen in _figures(points, pooled, figures.keys()):
@@ -139,7 +141,7 @@ def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArra
     """
     new_low = np.maximum(figure.value - np.hypot(figure.value - figure.new_low, figure.value - low), 0)
     new_high = figure.value + np.hypot(figure.new_high - figure.value, high - figure.value)
-    return Interval(figure.value, low, high, new_low, new_high, figure.effective_n)
+    return figure._replace(low=low, high=high, new_low=new_low, new_high=new_high)
 
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":
@@ -180,6 +182,7 @@ def _per(hourly: FloatArray, throughput: Interval) -> Interval:
             hourly / throughput.new_high,
             hourly / throughput.new_low,
             throughput.effective_n,
+            throughput.by_launches,
         )
 
 

@@ -1,6 +1,7 @@
 """The GPUs of this node through NVML, named as CUDA_VISIBLE_DEVICES names them: by index or by UUID.
 
-Readings that a GPU does not support are left out (a virtual one may hide power); every other NVML error is raised.
+Readings that a GPU or its driver does not support are left out (a virtual one may hide power); every other NVML error
+is raised.
 """
 
 import functools
@@ -119,7 +120,10 @@ def readings(handle: Any) -> Iterator[tuple[str, float]]:
         yield "gpu_power_watts", milliwatts / 1000
     if (megahertz := _supported(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))) is not None:
         yield "gpu_clock_hz", megahertz * 1e6
-    if (reasons := _supported(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))) is not None:
+    reasons = _supported(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    if reasons is None:  # drivers before 535 have them under an older name
+        reasons = _supported(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+    if reasons is not None:
         yield "gpu_thermal_limit", float(bool(reasons & THERMAL_REASONS))
         yield "gpu_power_limit", float(bool(reasons & POWER_REASONS))
 
@@ -133,5 +137,5 @@ def compute_processes(handle: Any) -> dict[int, int]:
 def _supported(query: Callable[[], Any]) -> Any:
     try:
         return query()
-    except pynvml.NVMLError_NotSupported:
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
         return None

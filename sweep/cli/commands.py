@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, TypeAdapter, ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from sweep.base.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
 from sweep.base.options import PRIMARY, ConfigPath
 from sweep.base.wording import count
+from sweep.cli.output import make_console
 
 if TYPE_CHECKING:
     from analysis.load import Run
@@ -135,7 +135,7 @@ def status(arguments: list[str]) -> int:
         lines = [status.status_json(state)] if options.json else status.render(state)
     except OSError as error:
         raise ConfigError(f"{run}: {first_line(error)}") from None
-    console = Console(highlight=False)
+    console = make_console()
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     return 0
@@ -172,7 +172,7 @@ def report(arguments: list[str]) -> int:
         )
     if options.output is not None:
         object_store.copy(run, options.output)
-    print_report(options.output or run_folder(run), Console(highlight=False), options.metrics, all_rows=options.all)
+    print_report(options.output or run_folder(run), make_console(), options.metrics, all_rows=options.all)
     return 0
 
 
@@ -220,8 +220,10 @@ def summary(arguments: list[str]) -> int:
     runs = [_opened(each, options.all) for each in options.runs]
     content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
     if options.output is None:
-        sys.stdout.buffer.write(content)
-        sys.stdout.flush()
+        if options.format == "parquet":
+            sys.stdout.buffer.write(content)
+        else:
+            print(content.decode(), end="")
         return 0
     try:
         write_whole(options.output, content)
@@ -258,7 +260,7 @@ def rerun(arguments: list[str]) -> int:
         return 0
     from sweep.rerun.command import run_again
 
-    console = Console(highlight=False)
+    console = make_console()
     return run_again(capsules, options.overrides, options.out, arguments, console, folders)
 
 
@@ -270,9 +272,7 @@ def studies(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
     options = _of_all_rows(parser, arguments)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 200
+    console = make_console(200, markup=False)
     if options.run is None:
         console.print(printed.catalogue())
         return 0
@@ -329,7 +329,7 @@ def compare(arguments: list[str]) -> int:
     margin = options.margin / 100
     compared = room.comparisons(sides, columns or None, margin, noise)
     if options.format == "text":
-        console = Console(highlight=False)
+        console = make_console()
         for part in room.terminal_parts(compared, margin, conditions):
             console.print(part, soft_wrap=not isinstance(part, Table))
     else:
@@ -361,9 +361,7 @@ def explain(arguments: list[str]) -> int:
     if options.format != "text":
         print(EXPLANATION_FORMATS[options.format](explained), end="")
         return 0
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
+    console = make_console(160)
     for part in terminal_tables(explained):
         console.print(part, soft_wrap=not isinstance(part, Table))
     return 0
@@ -382,7 +380,7 @@ def backends(arguments: list[str]) -> int:
     from backends import installed
     from backends.launch import this_host
 
-    console, cache = Console(highlight=False), cache_directory(None)
+    console, cache = make_console(), cache_directory(None)
     plain = [argument for argument in arguments if argument not in ("-h", "--help")]
     match plain:
         case [] if plain != arguments:
@@ -606,10 +604,7 @@ def _print_keys(options: ConfigPath, group: str, option: str) -> None:
     table.add_column("what it means")
     for key in keys_of(options, group, option):
         table.add_row(key.name, flow(key.value), key.meaning or " | ".join(key.allowed))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    make_console(160, markup=False).print(table)
 
 
 def _checked(kind: Any, allowed: str) -> Callable[[str], Any]:

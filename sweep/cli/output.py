@@ -1,11 +1,21 @@
-"""Standard output and error that outlive their reader: no command ends because `head`, `tee` or an ssh session did."""
+"""Standard output and error that outlive their reader, and that no text of an engine's or a run's can control.
+
+No command ends because `head`, `tee` or an ssh session did. A terminal's control characters stand as `\\x1b`, except
+those that a console writes to style its own output.
+"""
 
 import errno
 import io
 import os
 import stat
 import sys
-from typing import Any
+from collections.abc import Iterable
+from typing import IO, Any, cast
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from sweep.base.wording import printable
 
 READER_GONE = {errno.EPIPE, errno.ESHUTDOWN, errno.ECONNRESET}  # a pipe's reader, or the other end of a socket
 
@@ -26,18 +36,62 @@ class _Descriptor(io.FileIO):
         return super().write(content)
 
 
-def outlive_readers() -> None:
-    """Replace this process's standard streams by such, through which print, rich, warnings and logging all write."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None or stream is not getattr(sys, f"__{name}__"):
+class _Stream(io.TextIOWrapper):
+    """A standard stream: text that is written to it cannot control the terminal."""
+
+    def write(self, text: str, /) -> int:
+        return super().write(printable(text))
+
+
+class _Styled:
+    """The same stream for a console, which writes the terminal's own language."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self.stream = stream
+
+    def write(self, text: str, /) -> int:
+        return io.TextIOWrapper.write(self.stream, text)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.stream, attribute)
+
+
+class SafeConsole(Console):
+    """A console on which the text that it shows cannot control the terminal."""
+
+    @property
+    def file(self) -> IO[str]:
+        stream: Any = super().file
+        return stream if not isinstance(stream, _Stream) else cast("IO[str]", _Styled(stream))
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as any console, with control characters escaped in whatever text there is."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def make_console(width: int | None = None, markup: bool = True) -> SafeConsole:
+    """Return a console; `width` holds where there is no terminal and no COLUMNS."""
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return SafeConsole(highlight=False, markup=markup, width=None if has_width else width)
+
+
+def replace_streams() -> None:
+    """Replace this process's standard streams, through which print, rich, warnings and logging all write."""
+    for attribute in ("stdout", "stderr"):
+        stream = getattr(sys, attribute)
+        if stream is None or stream is not getattr(sys, f"__{attribute}__"):
             continue  # closed, or somebody else's: a test's, a notebook's
         raw = _Descriptor(stream.fileno(), "wb", closefd=False)
-        lasting = io.TextIOWrapper(
+        replacement = _Stream(
             raw if stream.write_through else io.BufferedWriter(raw),
             stream.encoding,
-            stream.errors,
+            "backslashreplace",  # a locale's own characters are no reason to fail
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        setattr(sys, name, lasting)
+        setattr(sys, attribute, replacement)

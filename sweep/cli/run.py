@@ -1,5 +1,6 @@
 """One run of the command, from its arguments to the report: compose, plan, check, run, report."""
 
+import errno
 import functools
 import os
 import shlex
@@ -30,6 +31,7 @@ from sweep.base.masking import masked_message, secret_values
 from sweep.base.options import ConfigPath
 from sweep.base.wording import count
 from sweep.cli.kept_summary import print_summary
+from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import object_store
 from sweep.disk.compaction import compact
@@ -60,7 +62,7 @@ from sweep.plan.pending import PendingWork, check_resolved, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
-from sweep.plan.show import make_console, print_plan
+from sweep.plan.show import PIPE_WIDTH, print_plan
 
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
@@ -87,7 +89,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
         Outage: if an object store for the results gave no answer.
     """
     plan, nodes, paths, assumption = planned
-    settings, console = plan.settings, make_console()
+    settings, console = plan.settings, make_console(PIPE_WIDTH)
     check_out(paths.out)
     if assumption:
         console.print(assumption, soft_wrap=True)
@@ -166,6 +168,8 @@ def traced(arguments: Sequence[str]) -> Iterator[None]:
     except (ConfigError, DamagedFile, Halted, Outage):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was typed
+            raise ConfigError(f"{shortened(error.filename)}: {os.strerror(error.errno)}") from None
         text = masked_message(f"sweep {shlex.join(arguments)}\n{traceback.format_exc()}", secret_values(os.environ))
         problem = f"an error of sweep itself: {type(error).__name__}: {shortened(first_line(error))}"
         raise Unforeseen(f"{problem}; traceback: {_error_file(text)}") from error

@@ -36,6 +36,7 @@ from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, To
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
+NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
 REASONING = ("reasoning_content", "reasoning")  # keys of a delta for the text of a reasoning model before its answer
@@ -563,7 +564,10 @@ class Answer:
             error += f" retry_after={self._retry_after[:40]}"
         if self.status in REDIRECTS and self._location:
             return f"{error} redirects to {self._location[:200]}; {_direct_address(self._location, PATHS[self.api])}"
-        return f"{error} {_message(self._carry)}".rstrip()
+        message = _message(self._carry)
+        if self.api == "chat" and "chat template" in message.lower().replace("_", " "):
+            error += f" {NO_TEMPLATE}:"
+        return f"{error} {message}".rstrip()
 
 
 def _fields(event: bytes) -> tuple[bytes, bytes]:

@@ -246,10 +246,9 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
     """Launch the engine and run all pending trials on it. None if it did not fail."""
     backend, versions = work.deployment.backend, node.environment.versions
     try:
-        if node.launch.gpus:
-            emit(State("waiting for GPU memory"))
-            gpu_memory.wait_until_free(node.launch.gpus)
+        _wait_for_gpu_memory(node, emit)
         expected = _reference(work, node, emit)
+        _wait_for_gpu_memory(node, emit)  # the reference's too, or it would count as free when the engine has ended
         emit(Prepared())
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         launches = replica_launches(node.launch, backend.replicas)
@@ -262,6 +261,12 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
                 return _run_trials(work, RunningEngine(node, engines, facts, launch, gateway), pending, emit)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.exit, error.log_tail)
+
+
+def _wait_for_gpu_memory(node: PreparedNode, emit: Emit) -> None:
+    if node.launch.gpus:
+        emit(State("waiting for GPU memory"))
+        gpu_memory.wait_until_free(node.launch.gpus)
 
 
 def _first_facts(

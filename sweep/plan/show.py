@@ -1,7 +1,5 @@
 """The plan as printed: the trials to run and why, those unavailable here, warnings and the expected cost."""
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -21,12 +19,6 @@ MOST_STARTS_LISTED = 8  # of a block
 FEW_REQUESTS = 0.5  # of the requested duration: random arrivals of a few dozen hardly ever all come before
 FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and the system
 PIPE_WIDTH = 160  # characters, where there is no terminal and no COLUMNS
-
-
-def make_console() -> Console:
-    """Return a console as wide as the terminal, or wide enough for the tables where there is none."""
-    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if has_width else PIPE_WIDTH)
 
 
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:

@@ -135,7 +135,8 @@ def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
     assert ax.get_lines()[0].get_xydata().tolist()[:2] == [[1.0, pytest.approx(2.0)], [8.0, pytest.approx(9.0)]]
     crosses = [line for line in ax.get_lines() if line.get_marker() == "x"]
     assert crosses[0].get_xdata().tolist() == [32.0]  # no result there
-    assert ax.collections[-1].get_offsets()[:, 1].tolist() == pytest.approx([1.0, 3.0, 8.0, 10.0])  # the replicates
+    (replicates,) = (dots for dots in ax.collections if len(dots.get_offsets()) == 4)
+    assert replicates.get_offsets()[:, 1].tolist() == pytest.approx([1.0, 3.0, 8.0, 10.0])
 
 
 def test_a_whisker_that_is_cut_at_the_edge_ends_in_an_arrowhead(tmp_path: Path) -> None:

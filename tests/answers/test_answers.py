@@ -110,7 +110,7 @@ def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 2])
 def test_requests_that_are_counted_by_the_batch_make_no_task_of_their_own(tmp_path, capsys, runs):
-    """As in the main job without a GPU: 4 requests one by one, 8 in a batch of 8."""
+    """As in the main job without a GPU: fewer requests one by one than in batches of 8."""
     settings = {count: {**CONFIG, "workload": {"name": "qa", "num_requests": count}} for count in (4, 8)}
     for name in "ab"[:runs]:
         rows = [

@@ -13,7 +13,7 @@ from backends.installed import configured, names
 from backends.tables import check
 from backends.tables.table import FOLDER, EngineTable, file_text, load, spelling
 from scripts import engine_tables
-from scripts.engine_sources import PythonSource, Reading, Types, llamacpp
+from scripts.engine_sources import PythonSource, Reading, Types, llamacpp, vllm
 from sweep.__main__ import main
 from sweep.base.config import ConfigError, build
 from sweep.base.options import load_option
@@ -317,6 +317,46 @@ def test_python_sources_are_read(tmp_path):
     assert source.routes() == {"/health"}
     assert "no room for {} tokens" in source.messages
     assert engine_tables.says("no room for {} tokens", r"room for \d+ tokens")
+
+
+VLLM_SOURCES = {
+    "config/a.py": "class CacheConfig:\n    block_size: int = 16\n",
+    "ARGUMENTS/arg_utils.py": """
+class EngineArgs:
+    block_size: int = 16
+    def add_cli_args(parser):
+        cache_kwargs = get_kwargs(CacheConfig)
+        group.add_argument("--block-size", **cache_kwargs["block_size"])
+""",
+    "FRONTEND/cli_args.py": """
+class BaseFrontendArgs:
+    log_stats: bool = False
+class FrontendArgs(BaseFrontendArgs):
+    root_path: str | None = None
+""",
+    "SERVED/api.py": '@router.get("/health")\ndef health(): ...\n',
+}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"ARGUMENTS": "engine", "FRONTEND": "entrypoints/openai", "SERVED": "entrypoints"},
+        {"ARGUMENTS": "engine", "FRONTEND": "entrypoints/common", "SERVED": "entrypoints"},  # as of 0.33
+        {"ARGUMENTS": "arguments", "FRONTEND": "serve/cli", "SERVED": "serve"},
+    ],
+)
+def test_a_file_that_a_version_moved_is_found(tmp_path, places):
+    for name, content in VLLM_SOURCES.items():
+        top, _, file = name.partition("/")
+        path = tmp_path / "vllm" / places.get(top, top) / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    reading, _ = vllm(tmp_path)
+    assert reading.flags == {"block-size": "int", "log-stats": "bool", "no-log-stats": "bool", "root-path": "str"}
+    assert reading.routes == {"/health"}
+    with pytest.raises(SystemExit, match="vllm: no file defines ServerArgs"):
+        PythonSource(tmp_path, "vllm").defining("ServerArgs")
 
 
 ARGUMENTS = """

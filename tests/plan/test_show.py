@@ -99,14 +99,6 @@ def test_a_large_plan_is_shown_by_deployment(ledger):
     assert "replicate" not in text
 
 
-@pytest.mark.parametrize(("columns", "width"), [("100", 100), (None, show.PIPE_WIDTH)])
-def test_the_width_without_a_terminal(monkeypatch, columns, width):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns:
-        monkeypatch.setenv("COLUMNS", columns)
-    assert show.make_console().width == width
-
-
 def test_what_cannot_run_here_is_not_to_run(ledger):
     text = shown(ledger, deployment("fedcba987654", ["dddddddddddd"], unavailable="needs a GPU"))
     assert "4 trials, 2 to run" in text

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,22 +21,23 @@ from sweep.disk.run_files import RunPaths
 from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise as row_of
 from tests.statistics.test_intervals import records_of, run_with_gaps
-from tests.support.results import run_of, trial, warnings_of
+from tests.support.results import printed, run_of, trial, warnings_of
 
 REPLICATES = np.random.default_rng(8).lognormal(-2, 0.5, (3, 21))  # s; an odd number of requests has a middle one
 SERIES = ("ttft", "e2el", "input_length", "output_length")
 
 
-def write_run(folder: Path, replicates: np.ndarray) -> None:
-    """Write a run of one point whose rows have every column that a measured trial has."""
+def write_run(folder: Path, replicates: np.ndarray, engine: str = "a") -> list[dict[str, Any]]:
+    """Write a run of one point whose rows have every column that a measured trial has; return the rows."""
     rows = []
     for index, latencies in enumerate(replicates):
         records = records_of(latencies)
-        row = trial("a", 8, index, 10.0, attempt=f"{index}", launch=f"l{index}")
+        row = trial(engine, 8, index, 10.0, attempt=f"{index}", launch=f"{engine}{index}")
         row |= row_of(records, window=steady_window(records))
         run_files.write_requests(RunPaths(folder).trial(row["deployment_id"], row["attempt"], row["trial_id"]), records)
         rows.append(row)
     run_of(folder, rows)
+    return rows
 
 
 def requests_on_disk(folder: Path) -> pd.DataFrame:
@@ -128,3 +130,20 @@ def test_more_gaps_than_an_interval_takes_are_pooled_without_one(
     assert point["itl_p50"] == pytest.approx(np.quantile(all_gaps, 0.5), rel=1e-3)
     assert math.isnan(point["itl_p50_ci_low"])
     assert point["unpooled"] == ""
+
+
+def test_a_small_run_has_intervals_from_its_launches_and_says_so(tmp_path: Path) -> None:
+    other = write_run(tmp_path, 2 * REPLICATES[:, :18], "b")
+    run_of(tmp_path, [*write_run(tmp_path, REPLICATES[:, :18]), *other])
+    analysis.write_all(analysis.open_results(tmp_path))
+    point, _ = pd.read_csv(tmp_path / "summary.csv").to_dict("records")
+    for name in ("ttft_p50", "e2el_mean", "output_throughput"):
+        assert point[f"{name}_by_launches"], name
+        assert point[f"{name}_ci_low"] < point[name] < point[f"{name}_ci_high"]
+    own = np.log(np.median(REPLICATES[:, :18], axis=1))
+    half = 1.1 * 4.302653 * own.std(ddof=1) / math.sqrt(3)  # Student's t of two degrees of freedom
+    assert math.log(point["ttft_p50_ci_high"] / point["ttft_p50"]) == pytest.approx(half, rel=1e-4)
+    screen = printed(open_run(tmp_path), 120)
+    assert "%*" in screen
+    assert "* from the launches' own figures" in screen
+    assert "over launches" in screen

@@ -159,7 +159,7 @@ def test_the_published_form_is_what_the_study_says(plan, experiment, hardware):
 
 
 CPU_FORMS = {  # by experiment: the model, the replicates, and each point as the details of a dry run have it
-    "throughput_bound": ("smollm2", 3, ["qa batches of 1: 4 ", "qa batches of 8: 8 ", "mixed batches of 8: 8 "]),
+    "throughput_bound": ("smollm2", 3, ["qa batches of 1: 20 ", "qa batches of 8: 24 ", "mixed batches of 8: 24 "]),
     "latency_bound": ("small-llama", 2, ["qa batches of 1: 8 ", "sentiment batches of 1: 8 "]),
     "kv_cache": ("tiny-llama", 1, ["reasoning 1 users: 24 ", "reasoning 8 users: 24 "]),
     "batch_size": ("tiny-llama", 2, [f"synthetic batches of {size}: 32 " for size in (1, 2, 4, 8, 16, 32)]),

@@ -45,18 +45,13 @@ function figure(key, index, part = "value") {
 function interval(key, index) {
   if (key === SIZE || state.interval === "none") return null;
   const fresh = state.interval === "new" && quantities.get(key)?.newLow;
-  return rangeOf(key, index, fresh ? "newLow" : "low", fresh ? "newHigh" : "high") ?? medianInterval(key, index);
-}
-
-// Of a median of few requests: from the medians of the launches, where the requests themselves give no interval.
-function medianInterval(key, index) {
-  if (key === SIZE || state.interval === "none") return null;
-  return state.interval === "new" ? rangeOf(key, index, "medianNewLow", "medianNewHigh") : rangeOf(key, index, "medianLow", "medianHigh");
-}
-
-function rangeOf(key, index, lowPart, highPart) {
-  const low = figure(key, index, lowPart), high = figure(key, index, highPart);
+  const low = figure(key, index, fresh ? "newLow" : "low"), high = figure(key, index, fresh ? "newHigh" : "high");
   return low === null || high === null ? null : [low, high];
+}
+
+// Whether the interval is from the launches' own figures, since the requests give none.
+function isByLaunches(key, index) {
+  return interval(key, index) !== null && Boolean(quantities.get(key).byLaunches?.includes(index));
 }
 
 function isPriced() {
@@ -98,7 +93,7 @@ function shownInterval(key, index) {
 
 // The interval of a figure for a reader, or the reason why there is none; empty where intervals are not shown.
 function intervalOrReason(key, index) {
-  const source = medianInterval(key, index) ? ", over the launches' medians" : "";
+  const source = isByLaunches(key, index) ? ", from the launches' own figures" : "";
   return (shownInterval(key, index) && shownInterval(key, index) + source) || (lacksInterval(key, index) ? `no interval: ${reasonWithoutInterval(key, index)}` : "");
 }
 

@@ -90,20 +90,20 @@ function drawFigure(inView) {
   const remarks = {
     cut: visible.some((index) => isCut(state.x, x, index) || isCut(state.y, y, index)),
     bare: visible.some((index) => lacksInterval(state.x, index) || lacksInterval(state.y, index)),
-    ofMedians: visible.some((index) => medianInterval(state.x, index) || medianInterval(state.y, index)),
+    byLaunches: visible.some((index) => isByLaunches(state.x, index) || isByLaunches(state.y, index)),
   };
   byId("figure-note").textContent = figureNote(front, without, remarks);
 }
 
-// The last: an interval that goes on beyond the axes, a figure without one, one from the launches' medians.
-function figureNote(front, without, { cut, bare, ofMedians }) {
+// The last: an interval that goes on beyond the axes, a figure without one, one from the launches' own figures.
+function figureNote(front, without, { cut, bare, byLaunches }) {
   const whiskers = { these: "Whiskers: 95 % interval of these launches.", new: "Whiskers: 95 % interval of a new launch.", none: "" };
   const better = { higher: "higher is better", lower: "lower is better" };
   const direction = [["↕", state.y], ["↔", state.x]].map(([arrow, key]) => [arrow, better[quantities.get(key)?.better]]).filter((pair) => pair[1]);
   return [
     direction.map((pair) => pair.join(" ")).join(", ") + (direction.length ? "." : ""),
     whiskers[state.interval],
-    ofMedians ? "That of a p50 of few requests is from the launches' own medians." : "",
+    byLaunches ? "Where the requests are too few, it is from the launches' own figures." : "",
     cut ? "An arrowhead: it goes on beyond the figure." : "",
     bare ? "No whisker in a direction: that figure has no interval; point at the mark for the reason." : "",
     front.length > 1 ? "Grey band: Pareto front; no other point is as good in both figures." : "",
