@@ -301,6 +301,11 @@ class Backend(Strict):
             for name, value in getattr(self, group).items():
                 if setter := self.flag_rules.setter(name, value):
                     raise ValueError(f"backend.{group}.{name}={value}: only sweep sets it; set {setter} instead")
+                if self.flag_rules.reaches_beyond(name, value):
+                    raise ValueError(
+                        f"backend.{group}.{name}={value}: leaves the node or the GPUs that this deployment is leased; "
+                        "for more GPUs of its node set backend.gpus or backend.replicas"
+                    )
 
     def _single(self) -> str | None:
         """Return why there cannot be several of these behind a router; None if there can."""

@@ -1,7 +1,9 @@
 """What a backend's class declares of its engine, whatever its configuration: four records, each declared once."""
 
+import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,7 +44,10 @@ class FlagRules:
     option_tables: Mapping[str, str] = field(default_factory=dict)  # the same, by the backend's field of such options
     newer: Mapping[str, str] = field(default_factory=dict)  # missing in the pinned version: the first that has it
     set_by: Mapping[str, str] = field(default_factory=dict)  # "flag" or "flag=value" of sweep's: the key to set instead
-    parallel: tuple[str, ...] = ()  # multiply the GPUs of an engine: data, pipeline
+    beyond: tuple[str, ...] = ()  # "flag" or "flag=value" that reaches other nodes or GPUs than those that are leased
+    parallel: tuple[str, ...] = ()  # multiply the GPUs of an engine: data, pipeline, context
+    folded: str | None = None  # takes a JSON object, whose keys may be flags too: dotted ones, and those of `short`
+    short: Mapping[str, str] = field(default_factory=dict)  # flags that are a key of `folded` each
     draft: str | None = None  # names a draft model, "flag" or "flag.key" of a JSON object
     draft_revision: str | None = None  # and its revision
     settled: tuple[str, ...] = ()  # that `Wire.version_path` has as the engine settled them
@@ -56,10 +61,16 @@ class FlagRules:
         """Return the flags that a name may stand for, in one spelling."""
         return self.table.meanings(name) if self.table else [spelling(name)]
 
+    def _forms(self, name: str, value: object) -> list[str]:
+        return [form for flag in self.meanings(name) for form in (flag, f"{flag}={value}")]
+
     def setter(self, name: str, value: object) -> str | None:
         """Return the key that sets what a flag, perhaps abbreviated, would set behind the row's back."""
-        forms = [form for flag in self.meanings(name) for form in (flag, f"{flag}={value}")]
-        return next((self.set_by[form] for form in forms if form in self.set_by), None)
+        return next((self.set_by[form] for form in self._forms(name, value) if form in self.set_by), None)
+
+    def reaches_beyond(self, name: str, value: object) -> bool:
+        """Return whether a flag leads to other nodes or GPUs than the deployment's own."""
+        return value not in (None, False) and not set(self.beyond).isdisjoint(self._forms(name, value))
 
     def in_one_spelling(self, flags: Mapping[str, Any]) -> dict[str, Any]:
         """Return the flags as the engine spells them: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
@@ -74,7 +85,43 @@ class FlagRules:
             if name in spelt:
                 raise ValueError(f"flags.{key}: given twice, in two spellings")
             spelt[name] = value
-        return spelt
+        return self._with_one_object(spelt)
+
+    def _with_one_object(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """Return the flags with `folded` as a mapping, whether its keys came as JSON, dotted or as short flags."""
+        keys: dict[str, Any] = {}
+        others: dict[str, Any] = {}
+        for flag, value in flags.items():
+            parts = self._keys_of_object(flag, value)
+            if twice := next((key for key in parts if key in keys), None):
+                raise ValueError(f"flags.{flag}: {twice} is given twice, in two spellings")
+            keys |= parts
+            others |= {} if parts else {flag: value}
+        if not keys:
+            return flags
+        assert self.folded is not None
+        nested: dict[str, Any] = {}
+        for path, value in keys.items():
+            *outer, last = path.split(".")
+            inner = nested
+            for key in outer:
+                inner = inner.setdefault(key, {})
+            inner[last] = value
+        return {**others, self.table.canonical(self.folded) if self.table else self.folded: nested}
+
+    def _keys_of_object(self, flag: str, value: Any) -> dict[str, Any]:
+        """Return the keys of `folded` that a flag sets; empty for any other, and where it is left out."""
+        head, _, path = flag.partition(".")
+        if spelling(flag) in self.short and value is not None:
+            return {self.short[spelling(flag)]: value}
+        if self.folded is None or spelling(head) != self.folded:
+            return {}
+        if path:
+            return {path: value}
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = json.loads(value)
+        return dict(value) if isinstance(value, Mapping) else {}
 
     def draft_model(self, flags: Mapping[str, Any]) -> tuple[str, str | None] | None:
         """Return the draft model that flags name, a repository or a folder, with its revision; None without one."""

@@ -46,6 +46,7 @@ class LlamaCpp(Backend):
             **dict.fromkeys(("hf-repo", "hf-file", "model-url", "docker-repo", "models-dir", "models-preset"), "model"),
             "override-kv": OTHER_CONFIGURATION,
         },
+        beyond=("rpc",),  # which computes on other machines
     )
     log = LogReading(
         # "0.00.123.456 E srv    load_model: failed to load …": seconds since its start, level, part.

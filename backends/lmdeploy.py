@@ -24,6 +24,10 @@ class LMDeploy(Backend):
             "revision": "model.revision",
             "hf-overrides": OTHER_CONFIGURATION,
         },
+        beyond=(
+            *("nnodes", "node-rank", "dist-init-addr", "proxy-url", "distributed-executor-backend=ray"),
+            *("role=Prefill", "role=Decode"),
+        ),
         draft="speculative-draft-model",
     )
     log = LogReading(

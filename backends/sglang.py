@@ -27,6 +27,10 @@ class SGLang(Backend):
             "decrypted-config-file": OTHER_CONFIGURATION,
             "load-format=dummy": RANDOM_WEIGHTS,
         },
+        beyond=(
+            *("nnodes", "node-rank", "dist-init-addr", "base-gpu-id", "gpu-id-step", "use-ray"),
+            *("disaggregation-mode=prefill", "disaggregation-mode=decode"),
+        ),
         parallel=("dp-size", "pp-size"),
         draft="speculative-draft-model-path",
         draft_revision="speculative-draft-model-revision",

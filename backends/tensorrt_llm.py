@@ -44,7 +44,8 @@ class TensorRTLLM(Backend):
             "custom-tokenizer": "model.tokenizer",
             "revision": "model.revision",
         },
-        parallel=("pp-size",),
+        beyond=("disagg-cluster-uri", "server-role", "metadata-server-config-file"),
+        parallel=("pp-size", "cp-size"),
     )
     log = LogReading(out_of_memory=(r"Executor creation failed due to insufficient GPU memory",))
     traits = Traits(

@@ -37,6 +37,7 @@ class TGI(Backend):
             "revision": "model.revision",
             "tokenizer-config-path": "model.tokenizer",
         },
+        beyond=("ngrok",),  # which serves it to the internet
     )
     log = LogReading(
         # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed"

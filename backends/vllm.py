@@ -51,7 +51,15 @@ class VLLM(Backend):
             "hf-overrides": OTHER_CONFIGURATION,
             "load-format=dummy": RANDOM_WEIGHTS,
         },
-        parallel=("data-parallel-size", "pipeline-parallel-size"),
+        beyond=(
+            *("nnodes", "node-rank", "master-addr", "headless", "device-ids", "data-parallel-backend=ray"),
+            *("distributed-executor-backend=ray", "distributed-executor-backend=external_launcher"),
+            *(f"data-parallel-{part}" for part in ("rank", "start-rank", "size-local", "address")),
+            *(f"data-parallel-{part}-lb" for part in ("external", "hybrid", "multi-port-external")),
+        ),
+        parallel=("data-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size"),
+        folded="speculative-config",
+        short={"spec-method": "method", "spec-model": "model", "spec-tokens": "num_speculative_tokens"},
         draft="speculative-config.model",
         draft_revision="speculative-config.revision",
     )
@@ -96,7 +104,7 @@ class VLLM(Backend):
         quantisations="GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8",
     )
 
-    checkpoint: Literal["gptq", "awq", "ct-int8", "ct-w4a16"] | None = None  # checkpoint made of the model's weights
+    checkpoint: Literal["gptq", "ct-int8"] | None = None  # checkpoint made of the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
     batch_form: BatchForm = "list"
@@ -120,7 +128,7 @@ class VLLM(Backend):
         """As for every engine; vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first request."""
         features = host.cpu_features or frozenset()
         lacking = not host.gpus and "avx2" in features and "avx512f" not in features
-        if lacking and self.checkpoint in {"gptq", "awq", "ct-w4a16"}:
+        if lacking and self.checkpoint == "gptq":
             return f"{self.name} has 4-bit kernels for CPUs with AVX-512 only: use checkpoint=ct-int8, or a GPU"
         return super().unavailable(host)
 

@@ -27,7 +27,8 @@ class VLLMOffline(Hosted):
             "model-weights": "model",
             "disable-log-stats": "backend.metric_names",
         },
-        parallel=("pipeline-parallel-size",),
+        beyond=tuple(flag for flag in VLLM.flag_rules.beyond if flag != "headless"),
+        parallel=("pipeline-parallel-size", "prefill-context-parallel-size"),
     )
     log = VLLM.log
     wire = replace(Hosted.wire, log_probabilities="host")

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweep.base.config import ROOT
-from sweep.disk.entries.lines import sealed
-from sweep.disk.entries.texts import Texts
 from sweep.disk.ledger import Ledger
+from sweep.disk.ledger_lines.checksums import sealed
+from sweep.disk.ledger_lines.shared_texts import Texts
 from sweep.disk.run_files import RunPaths, read_plan
 from sweep.drive.monitor.totals import count_anew, write_totals
 

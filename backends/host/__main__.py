@@ -42,7 +42,7 @@ class LibraryServer:
         self.tokenizer = tokenizer
         self.name = name
         self.context = context or tokenizer.context or sys.maxsize
-        self.progress = offline.RowProgress()  # of `measure`
+        self.trial = offline.OfflineTrial()  # of `measure`
         loop = asyncio.get_running_loop()
         self.batches: BatchQueue | ContinuousQueue = (
             ContinuousQueue(library, loop)
@@ -67,7 +67,8 @@ class LibraryServer:
             case "POST", "/measure":
                 await self.measure(query.json(), connection)
             case "GET", "/progress":
-                await connection.answer(self.progress.answer())
+                counts = {"generated": self.batches.generated_tokens, "counts": self.trial.counts()}
+                await connection.answer(counts)
             case "POST", "/log_probabilities":
                 await self.log_probabilities(query.json(), connection)
             case "POST", "/reset_caches":
@@ -106,18 +107,15 @@ class LibraryServer:
         if not isinstance(batches, ContinuousQueue):
             raise HTTPError(404, "this library cannot be measured inside", "NotFoundError")
         ignore = {"ignore_eos": body.get("ignore_eos")}
-        warmup, rows = (
-            [row for request in body[phase] for row in self.call(request | ignore).rows]
+        warmup, measured = (
+            offline.lockstep(
+                [row for request in body[phase] for row in self.call(request | ignore).rows], body["batch_size"]
+            )
             for phase in ("warmup", "requests")
         )
-        order = offline.Order(**body["order"])
-        stopped, progress = threading.Event(), self.progress
-        await self.exclusively(
-            batches,
-            connection,
-            lambda: offline.measure_rows(batches.library, warmup, rows, order, stopped, progress),
-            stopped,
-        )
+        self.trial = trial = offline.OfflineTrial(warmup, measured, body.get("duration"))
+        stopped = threading.Event()
+        await self.exclusively(batches, connection, lambda: trial.run(batches, stopped), stopped)
 
     async def log_probabilities(self, body: dict[str, Any], connection: HostConnection) -> None:
         """{"texts": token ids} -> {"log_probabilities": of each text's tokens after its first}; asked for when idle."""

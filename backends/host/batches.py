@@ -41,6 +41,7 @@ class HostedCall:
     """One HTTP request: its rows, and the events of each step, (row, token) pairs, until None."""
 
     rows: list[PromptRow]
+    released: int | None = None  # ns of CLOCK_MONOTONIC, of a call that is timed here: it gets no events of tokens
     events: "asyncio.Queue[Sequence[tuple[int, int]] | GenerationFailed | None]" = field(default_factory=asyncio.Queue)
 
     def abort(self) -> None:

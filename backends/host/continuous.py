@@ -4,6 +4,8 @@ The event loop's thread adds rows directly where the library allows it: a reques
 """
 
 import asyncio
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ class ContinuousQueue(CallQueue):
     def submit(self, call: HostedCall) -> None:
         with self.changed:
             if self.library.adds_any_time and not self.work:
-                self._add(call)
+                self._begin(call)
                 self.changed.notify()
             else:
                 super().submit(call)
@@ -44,19 +46,47 @@ class ContinuousQueue(CallQueue):
             self.work.append(work)
             self.changed.notify()
 
+    def run_batches(self, calls: Sequence[HostedCall], duration: float | None, stopped: threading.Event) -> None:
+        """Run timed calls one after the other, from a function that runs `exclusively`.
+
+        None begins after `duration` s, nor once `stopped` is set, which ends the one in flight. Raises whatever the
+        library raises, and RuntimeError where a single row fails.
+        """
+        begin = time.monotonic_ns()
+        for call in calls:
+            if stopped.is_set() or (duration is not None and time.monotonic_ns() - begin >= duration * 1e9):
+                return
+            call.released = time.monotonic_ns()
+            try:
+                self._add(call)
+                while self.running:
+                    self._deliver(self.library.step())
+                    if stopped.is_set():
+                        call.abort()
+                    self._drop_aborted()
+            finally:
+                self.running.clear()
+            if any(row.finish_reason == "abort" for row in call.rows) and not stopped.is_set():
+                raise RuntimeError("a row of the batch failed by itself")
+
+    def _begin(self, call: HostedCall) -> None:
+        """Add a call's rows to the library; a refused row fails its own call only. The caller holds the lock."""
+        try:
+            self._add(call)
+        except Exception as error:  # noqa: BLE001 - a library's exception is the answer to this call
+            call.abort()
+            self._send(call, GenerationFailed(f"{type(error).__name__}: {error}"))
+
     def _add(self, call: HostedCall) -> None:
-        """Add a call's rows to the library; the caller holds the lock."""
         for index, row in enumerate(call.rows):
             if row.done:
                 continue
             self.running[id(row)] = RowPlace(call, index, row)  # before `add`: its first token may come at once
             try:
                 self.library.add(row)
-            except Exception as error:  # noqa: BLE001 - a refused row fails its own call only
+            except Exception:
                 del self.running[id(row)]
-                call.abort()
-                self._send(call, GenerationFailed(f"{type(error).__name__}: {error}"))
-                return
+                raise
             self.prompt_tokens += len(row.prompt)
 
     def _advance(self) -> None:
@@ -82,7 +112,7 @@ class ContinuousQueue(CallQueue):
                 if self.work and not self.running:
                     return self.work[0]
                 while self.waiting and not self.work:
-                    self._add(self.waiting.popleft())
+                    self._begin(self.waiting.popleft())
                 if self.running:
                     return None
                 self.changed.wait()
@@ -93,7 +123,8 @@ class ContinuousQueue(CallQueue):
             self._end(place, None)
 
     def _deliver(self, steps: Sequence[Step]) -> None:
-        """Send each call its tokens of this step in one event."""
+        """Send each call its tokens of this step in one event, or stamp them where the call is timed."""
+        now = time.monotonic_ns()
         events: dict[int, tuple[HostedCall, list[tuple[int, int]]]] = {}
         ended: list[tuple[RowPlace, GenerationFailed | None]] = []
         for row, tokens, error in steps:
@@ -101,17 +132,20 @@ class ContinuousQueue(CallQueue):
             if place is None or row.finish_reason:  # aborted meanwhile: `_drop_aborted` takes it from the library
                 continue
             pairs = events.setdefault(id(place.call), (place.call, []))[1]
+            before = len(row.tokens)
             for token in tokens:
                 if not row.done:
                     row.take(token)
                     self.generated_tokens += 1
                     pairs.append((place.index, token))
+            if place.call.released is not None and len(row.tokens) > before:
+                row.stamps.append((now, len(row.tokens) - before))
             if error is not None:
                 ended.append((place, GenerationFailed(error)))
             elif row.done:
                 ended.append((place, None))
         for call, pairs in events.values():
-            if pairs:
+            if pairs and call.released is None:
                 self._send(call, pairs)
         with self.changed:
             for place, failed in ended:

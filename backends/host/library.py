@@ -28,6 +28,7 @@ class PromptRow:
     max_tokens: int
     ends: frozenset[int]  # token ids that end it; empty where EOS is ignored
     tokens: list[int] = field(default_factory=list)
+    stamps: list[tuple[int, int]] = field(default_factory=list)  # (ns, tokens) of each step, of a call that is timed
     finish_reason: str | None = None  # "stop", "length", or "abort" when the client has disconnected
 
     @property

@@ -148,7 +148,7 @@ def execute(
     try:
         programs.run(["nice", "-n", "10", *command], settings, log, report)
     except programs.ToolFailed as failure:
-        message = (failure.lines or ["no output"])[-1][:500]
+        message = failure.last[:500]
         problem = f"{title} failed (exit status {failure.status}): {message}; log: {log}"
         raise ConversionFailed(problem, programs.printed(message)) from None
 

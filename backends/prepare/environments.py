@@ -337,6 +337,5 @@ def _run(name: str, command: list[str], environ: Mapping[str, str], log: Path) -
     try:
         programs.run(command, environ, log)
     except programs.ToolFailed as failure:
-        last = failure.lines[-1] if failure.lines else "no output"
-        problem = f"environment {name} cannot be built: {last}; log: {log}"
-        raise EnvironmentFailed(problem, programs.printed(last)) from None
+        problem = f"environment {name} cannot be built: {failure.last}; log: {log}"
+        raise EnvironmentFailed(problem, programs.printed(failure.last)) from None

@@ -98,9 +98,8 @@ def pull_image(spec: EnvironmentSpec, image: str, cache_dir: Path, progress: Pro
         try:
             programs.run([program, "pull", *arguments], environ or task.clean_environment(), log)
         except programs.ToolFailed as failure:
-            message = failure.lines[-1] if failure.lines else "no output"
-            problem = f"environment {spec.name}: {image} cannot be pulled: {message}; log: {log}"
-            raise EnvironmentFailed(problem, programs.printed(message)) from None
+            problem = f"environment {spec.name}: {image} cannot be pulled: {failure.last}; log: {log}"
+            raise EnvironmentFailed(problem, programs.printed(failure.last)) from None
 
     if program == "apptainer":
         build_once(sif(image, cache_dir), lambda path: pull(str(path), f"docker://{image}"), image, progress)

@@ -72,28 +72,16 @@ def lock_digest(content: str) -> str:
     return hashlib.sha256(pins.encode()).hexdigest()[:16]
 
 
-def pinned(spec: EnvironmentSpec, texts: Mapping[str, str]) -> EnvironmentSpec:
-    """Return the environment with the lock under its name in these texts, whatever requirements it was resolved from.
-
-    Without such a lock, or with one for another platform, the environment is as it was.
-    """
-    if not needed(spec):
-        return spec
-    header, *pins = texts.get(file_name(spec), "").splitlines() or [""]
-    match = HEADER.match(header)
-    if match is None or match["target"] != node_target(spec):
-        return spec
-    return spec.model_copy(update={"lock": EnvironmentLock(target=match["target"], pins=tuple(pins))})
-
-
-def with_lock(spec: EnvironmentSpec, *places: Path | Mapping[str, str]) -> EnvironmentSpec:
+def with_lock(
+    spec: EnvironmentSpec, *places: Path | Mapping[str, str], any_requirements: bool = False
+) -> EnvironmentSpec:
     """Return the environment with the first lock of it in folders, or in texts by file name; else as it is.
 
-    A lock of other requirements under the same name does not count.
+    A lock for another platform does not count, nor one of other requirements unless `any_requirements` is set.
     """
     if not needed(spec):
         return spec
-    if spec.image and images.DIGEST.match(spec.image):
+    if spec.image and images.DIGEST.match(spec.image) and not any_requirements:
         return spec.model_copy(update={"lock": EnvironmentLock(target=node_target(spec), pins=(spec.image,))})
     name = file_name(spec)
     for place in places:
@@ -103,7 +91,8 @@ def with_lock(spec: EnvironmentSpec, *places: Path | Mapping[str, str]) -> Envir
             content = place.get(name, "")
         header, *pins = content.splitlines() or [""]
         match = HEADER.match(header)
-        if match and (match["target"], match["requirements"]) == (node_target(spec), _requirements(spec)):
+        fits = match and (any_requirements or match["requirements"] == _requirements(spec))
+        if match and fits and match["target"] == node_target(spec):
             return spec.model_copy(update={"lock": EnvironmentLock(target=match["target"], pins=tuple(pins))})
     return spec
 

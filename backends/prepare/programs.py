@@ -19,8 +19,8 @@ class ToolFailed(Exception):
     """A program ended with an error; `lines` are the last ones that it printed, empty ones left out."""
 
     def __init__(self, status: int, lines: list[str]) -> None:
-        super().__init__(f"exit status {status}: {lines[-1] if lines else 'no output'}")
-        self.status, self.lines = status, lines
+        self.status, self.lines, self.last = status, lines, lines[-1] if lines else "no output"
+        super().__init__(f"exit status {status}: {self.last}")
 
 
 def printed(words: str) -> Exit:

@@ -45,10 +45,9 @@ class EngineTable(Strict):
         return {**self.aliases, **{spelling(name): name for name in self.flags}}
 
     def canonical(self, name: str) -> str:
-        """Return a flag in the style of the engine's, with dashes or underscores; an alias stays what it is."""
+        """Return a flag as the engine first calls it, in its style, with dashes or underscores."""
         first, dot, rest = name.partition(".")  # vLLM takes the keys of JSON flags one by one
-        full = self.names.get(spelling(first))
-        if full is not None and spelling(full) == spelling(first):
+        if full := self.names.get(spelling(first)):
             return full + dot + rest
         style = "_" if sum("_" in flag for flag in self.flags) > sum("-" in flag for flag in self.flags) else "-"
         return spelling(first).replace("-", style) + dot + rest

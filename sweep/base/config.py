@@ -93,6 +93,13 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    removed: ClassVar[Mapping[str, str]] = {}  # keys of versions before 0.2.0, and what holds in their place
+
+    @classmethod
+    def removal(cls, key: str) -> str | None:
+        """Return the reason why a key of an older version is refused; None for any other key."""
+        return f"this key was removed in 0.2.0; {cls.removed[key]}" if key in cls.removed else None
+
 
 Price = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -211,41 +218,46 @@ class Durations(Strict):
 
 
 class Settings(Strict):
-    """Everything about a run that is not part of a point: none of it can change a trial's result, save where said."""
+    """Everything about a run that is not part of a point: none of it can change a trial's result, save where said.
 
-    name: str = Field(pattern=r"^\w[\w .+-]*$")  # of the experiment; results go to results/<name>
+    The comments in conf/config.yaml explain the keys.
+    """
+
+    removed: ClassVar[Mapping[str, str]] = {"not_as_published": "write study_differences"}
+
+    name: str = Field(pattern=r"^\w[\w .+-]*$")
     out: str = Field(min_length=1)
     hardware: Hardware
     cluster: Cluster
     tracking: Tracking
-    baseline: dict[str, Any] | None = None  # the point that others are compared with
+    baseline: dict[str, Any] | None = None
     replicates: int = Field(default=1, gt=0, le=10_000)
-    seed: NonNegativeInt = 0  # part of every trial's id, as it changes prompts and arrivals
+    seed: NonNegativeInt = 0
     dry_run: bool = False
     details: bool = False
     fresh: bool = False
-    relock: bool = False  # resolve the environments of all engines anew
-    retry: Literal["in_run", "next_run", "none"] = "in_run"  # where a failed trial has its next try
-    retry_failed: bool = False  # try again also what failed twice in the same words
-    patience: NonNegativeFloat = 1800.0  # s with a network, hub or disk that fails while a node is prepared
-    durations: dict[str, Durations] | None = None  # by the name of the hardware's profile
-    not_as_published: dict[str, tuple[str, ...]] = {}  # differences from the study on GPUs, with reasons: by backend
-    attempts: PositiveInt = 3  # launches of one deployment in one run of the command, if its engine keeps dying
-    stall_timeout: PositiveFloat = 600.0  # s without a token of any request, after which a trial is stopped as `hung`
-    trial_timeout: PositiveFloat | None = None  # s after which a trial is stopped; null: only `stall_timeout` does
-    deadline: str | None = None  # "08:00", or a date and time: nothing starts that is not expected to end by then
-    relaunch: Literal["auto", "once", "per_replicate"] = "auto"  # launches of a deployment: one, or one per replicate
-    max_failed: float = Field(default=0.05, ge=0, lt=1)  # share of failed requests above which a trial is invalid
-    quiet: Quiet | None = None  # what others may do beside a trial; None: it is only measured
-    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None  # s, for goodput
-    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)  # in rows
+    relock: bool = False
+    retry: Literal["in_run", "next_run", "none"] = "in_run"
+    retry_failed: bool = False
+    patience: NonNegativeFloat = 1800.0
+    durations: dict[str, Durations] | None = None
+    study_differences: dict[str, tuple[str, ...]] = {}  # differences from the study on GPUs, with reasons: by backend
+    attempts: PositiveInt = 3
+    stall_timeout: PositiveFloat = 600.0
+    trial_timeout: PositiveFloat | None = None
+    deadline: str | None = None
+    relaunch: Literal["auto", "once", "per_replicate"] = "auto"
+    max_failed: float = Field(default=0.05, ge=0, lt=1)
+    quiet: Quiet | None = None
+    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None
+    percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
-    report: bool = True  # write summary.csv, figures and report.html at the end; `sweep report` writes them later
-    agreement: bool = True  # compare each engine's greedy tokens with transformers', once for each deployment on a node
-    comparison_limit: PositiveFloat = 300.0  # s of either figure's comparison after which no further prompt is begun
-    gate: dict[Literal["quality", "agreement"], Annotated[float, Field(gt=0, le=1)]] | None = None  # least of each
+    report: bool = True
+    agreement: bool = True
+    comparison_limit: PositiveFloat = 300.0
+    gate: dict[Literal["quality", "agreement"], Annotated[float, Field(gt=0, le=1)]] | None = None
     cache_dir: str | None = None
-    telemetry_interval: PositiveFloat = 0.5  # s
+    telemetry_interval: PositiveFloat = 0.5
     client: Client = Client()
 
     @field_validator("deadline", mode="before")
@@ -363,8 +375,11 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
     value = shortened(repr(first["input"]))
     if first["type"] in UNKNOWN_KEY:
-        keys = _keys_at(kind, first["loc"][:-1])
+        owner = _owner_at(kind, first["loc"][:-1])
         name = where.rpartition(".")[2]
+        if isinstance(owner, type) and issubclass(owner, Strict) and (reason := owner.removal(name)):
+            return f"{where}={value}: {reason}"
+        keys = _keys_of(owner)
         return f"{where}={value}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
     if first["type"] == "missing":
         return f"{where}: required, but not given"
@@ -377,11 +392,16 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
     return f"{where}={value}: {message}"
 
 
-def _keys_at(kind: Any, path: Sequence[int | str]) -> list[str]:
-    """The keys of the model or dataclass that is found there; none where it is something else."""
+def _owner_at(kind: Any, path: Sequence[int | str]) -> Any:
+    """Return the model or dataclass whose keys are at this path of a model."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
         kind = next((part for part in typing.get_args(kind) if isinstance(part, type) and part is not type(None)), kind)
+    return kind
+
+
+def _keys_of(kind: Any) -> list[str]:
+    """Return the keys of a model or dataclass; none of anything else."""
     if not isinstance(kind, type):
         return []
     if issubclass(kind, BaseModel):

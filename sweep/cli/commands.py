@@ -498,7 +498,7 @@ def import_(arguments: list[str]) -> int:
     KEY=VALUE says what the file does not know, in the words of the run that it is compared with. Each row says which
     tool measured it, in `client_stamp_source`, and so does a comparison.
     """
-    from analysis.exchange.others import import_files
+    from analysis.exchange.imported_run import import_files
 
     parser = Parser(import_)
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path)

@@ -30,7 +30,6 @@ from sweep.base.exits import Outage
 from sweep.base.masking import masked_message, secret_values
 from sweep.base.options import ConfigPath
 from sweep.base.wording import count
-from sweep.cli.kept_summary import print_summary
 from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import object_store
@@ -219,7 +218,11 @@ def _run_locked(
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
     moved = _put_together(paths, console, mirror)  # first: the report links to the files where they stay
     rebuild = plan.settings.report and (changed or moved or _is_stale(paths))
-    print_report(paths.out, console, plan.settings.metrics, rebuild)
+    if rebuild or changed or pending.launches:
+        print_report(paths.out, console, plan.settings.metrics, rebuild)
+    else:
+        console.print(f"nothing to do; sweep summary {paths.out}", markup=False, soft_wrap=True)
+        _print_place_of_report(paths, console)
     for line in tracker.publish(paths.out) if tracker is not None else ():
         console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
@@ -291,27 +294,23 @@ def print_report(
     Raises:
         ConfigError: if there is no run, or its files are damaged.
     """
-    paths = RunPaths(folder)
+    import analysis  # pandas, scipy: not for a command with nothing to do
 
-    def summarise() -> None:
-        import analysis  # pandas, scipy: not to print what is kept
+    try:
+        results = analysis.open_results(folder, all_rows)
+        if rebuild:
+            analysis.write_all(results)
+    except (analysis.RunNotFound, analysis.DamagedFile) as error:
+        raise ConfigError(str(error)) from None
+    console.print(analysis.Summary(results))
+    for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
+        for table in render(results):
+            console.print(table)
+    _print_place_of_report(RunPaths(folder), console)
 
-        try:
-            results = analysis.open_results(folder, all_rows)
-            if rebuild:
-                analysis.write_all(results)
-        except (analysis.RunNotFound, analysis.DamagedFile) as error:
-            raise ConfigError(str(error)) from None
-        console.print(analysis.Summary(results))
-        for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
-            for table in render(results):
-                console.print(table)
 
-    if all_rows:
-        summarise()
-    else:
-        print_summary(paths, console, metrics, summarise, rebuild)
-    where = f"none is up to date; sweep report {folder} writes it" if _is_stale(paths) else paths.report
+def _print_place_of_report(paths: RunPaths, console: Console) -> None:
+    where = f"none is up to date; sweep report {paths.out} writes it" if _is_stale(paths) else paths.report
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 
 

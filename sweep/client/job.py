@@ -11,35 +11,40 @@ from array import array
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from sweep.base.records import UNKNOWN, Timeouts
 from sweep.client import wire
-from sweep.client.modes import Mode
+from sweep.client.modes import Dispatch, Mode
 
 ROW = struct.Struct("<IiqqqqIiiiqiiiii")
-"""record, batch, scheduled, released, sent, ended (ns), chunks, input_tokens, output_tokens, reasoning_tokens,
-answer_us (or NO_REASONING; -1: no answer followed it), bytes of text (-1: not kept), token_source, finish_reason, error
-(indices of the text table, -1: none), cached_tokens. scheduled is -1 without a schedule; released, sent and ended are
--1 of a request that was never sent. A row's chunks and text are the next ones of their files."""
-
+NO_REASONING = -2  # as a row's `answer_us`
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
-NO_REASONING = -2
 TEXTS = 64  # answers of a trial whose text is kept where the server counts the tokens: to check its count
 
 
-class Dispatch:
-    """One HTTP call on its way: when it should have left and when it was allowed to. Times in ns.
+class PackedRow(NamedTuple):
+    """A request's results as `ROW` packs them. Times are in ns, UNKNOWN if the request was never sent.
 
-    `scheduled` is UNKNOWN where the mode has no schedule.
+    The chunks and the text of a row are the next ones of their files. A text index is -1 where there is no text.
     """
 
-    __slots__ = ("batch", "given_up", "index", "number", "released", "scheduled")
-
-    def __init__(self, index: int, number: int, scheduled: int, released: int, batch: int = UNKNOWN) -> None:
-        self.index, self.number = index, number  # in its phase, and in the job
-        self.scheduled, self.released = scheduled, released
-        self.batch = batch
-        self.given_up = released  # when nothing more was awaited; stands for `sent` where nothing was ever sent
+    record: int
+    batch: int
+    scheduled: int  # UNKNOWN without a schedule
+    released: int
+    sent: int
+    ended: int
+    chunks: int
+    input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    answer_us: int  # UNKNOWN if no answer followed the reasoning
+    text_bytes: int  # UNKNOWN if the text was not kept
+    token_source: int  # this and the next two: indices of the text table
+    finish_reason: int
+    error: int
+    cached_tokens: int
 
 
 @dataclass
@@ -120,25 +125,25 @@ class ResultFiles:
     def add(self, dispatch: Dispatch, answer: wire.Answer, first_record: int) -> None:
         """Write down a call that has ended."""
         for number, stream in enumerate(answer.streams):
-            error = answer.error_of(stream)
-            self._row_bytes += ROW.pack(
-                first_record + number,
-                dispatch.batch,
-                dispatch.scheduled,
-                dispatch.released,
-                answer.sent or dispatch.given_up,
-                answer.completed or dispatch.given_up,
-                len(stream.chunk_us),
-                stream.input_tokens,
-                stream.total,
-                stream.reasoning_tokens,
-                NO_REASONING if stream.answer_us is None else stream.answer_us,
-                UNKNOWN if stream.text is None else self._answers.write(stream.text),
-                self._text(stream.source),
-                self._text(stream.finish_reason),
-                self._text(error),
-                stream.cached_tokens,
+            row = PackedRow(
+                record=first_record + number,
+                batch=dispatch.batch,
+                scheduled=dispatch.scheduled,
+                released=dispatch.released,
+                sent=answer.sent or dispatch.given_up,
+                ended=answer.completed or dispatch.given_up,
+                chunks=len(stream.chunk_us),
+                input_tokens=stream.input_tokens,
+                output_tokens=stream.total,
+                reasoning_tokens=stream.reasoning_tokens,
+                answer_us=NO_REASONING if stream.answer_us is None else stream.answer_us,
+                text_bytes=UNKNOWN if stream.text is None else self._answers.write(stream.text),
+                token_source=self._text(stream.source),
+                finish_reason=self._text(stream.finish_reason),
+                error=self._text(answer.error_of(stream)),
+                cached_tokens=stream.cached_tokens,
             )
+            self._row_bytes += ROW.pack(*row)
             self._chunk_us.extend(stream.chunk_us)
             self._chunk_tokens.extend(stream.chunk_tokens)
         if len(self._chunk_us) > SPILL or len(self._row_bytes) > SPILL * 8:

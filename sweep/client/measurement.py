@@ -25,7 +25,7 @@ from sweep.base.config import import_path
 from sweep.base.exits import Cause, Exit, Failed
 from sweep.base.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource, TrialProgress
 from sweep.client import wire
-from sweep.client.job import NO_REASONING, ROW, Job
+from sweep.client.job import NO_REASONING, ROW, Job, PackedRow
 from sweep.client.modes import Mode
 from sweep.client.process_count import process_count
 from sweep.client.token_counts import settle
@@ -126,8 +126,9 @@ def measure(
     supervisor = _Supervisor(should_stop, on_start, on_warm, stall_timeout, _Counts(len(requests), on_progress))
     with _clients(folder, parts) as clients:
         finals = supervisor.until_done(clients)
-    texts = count_tokens, target.ignore_eos
-    records = _read_records(folder, parts, [*warmup, *requests], len(warmup), supervisor.start, *texts)
+    records = _read_records(
+        folder, parts, [*warmup, *requests], len(warmup), supervisor.start, count_tokens, target.ignore_eos
+    )
     cores = len(cpus or os.sched_getaffinity(0))
     return Measurement(records, _report(folder, finals, target, supervisor.stopped, cores), supervisor.start / 1e9)
 
@@ -348,10 +349,11 @@ def _read_records(
             files.append(_Part(rows, us, tokens, answers, json.loads((folder / f"texts.{index}.json").read_text())))
             chunk = answer = 0
             for offset in range(0, len(rows), ROW.size):
-                row = ROW.unpack_from(rows, offset)
-                parts_of[row[0]], rows_of[row[0]], chunks_of[row[0]], answers_of[row[0]] = index, offset, chunk, answer
-                chunk += row[6]
-                answer += max(0, row[11])
+                row = PackedRow(*ROW.unpack_from(rows, offset))
+                number = row.record
+                parts_of[number], rows_of[number], chunks_of[number], answers_of[number] = index, offset, chunk, answer
+                chunk += row.chunks
+                answer += max(0, row.text_bytes)
         for begin in range(0, len(requests), TEXTS_AT_ONCE):
             some = [
                 _record(
@@ -382,36 +384,34 @@ def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens
 
 def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: int) -> tuple[Record, str | None]:
     """A record as the client wrote it down, and the text of the answer where it was kept."""
-    row = ROW.unpack_from(part.rows, place.row)
-    _, batch, scheduled, released, sent, ended, chunks, input_tokens, output_tokens = row[:9]
-    reasoning_tokens, answer_us, size, source, finish, error, cached_tokens = row[9:]
+    row = PackedRow(*ROW.unpack_from(part.rows, place.row))
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
-    us.frombytes(part.us.read(chunks * us.itemsize))
+    us.frombytes(part.us.read(row.chunks * us.itemsize))
     part.tokens.seek(place.chunk * tokens.itemsize)
-    tokens.frombytes(part.tokens.read(chunks * tokens.itemsize))
+    tokens.frombytes(part.tokens.read(row.chunks * tokens.itemsize))
     record = Record(
         request_id=request.request_id,
         phase=phase,
-        scheduled=_since(scheduled, start),
-        released=_or_nan(_since(released, start)),
-        sent=_or_nan(_since(sent, start)),
-        ended=_since(ended, start),
+        scheduled=_since(row.scheduled, start),
+        released=_or_nan(_since(row.released, start)),
+        sent=_or_nan(_since(row.sent, start)),
+        ended=_since(row.ended, start),
         chunk_us=us,
         chunk_tokens=tokens,
-        input_tokens=input_tokens if input_tokens >= 0 else request.input_tokens,
-        output_tokens=output_tokens,
-        batch=batch,
-        finish_reason=part.texts[finish] if finish >= 0 else None,
-        error=part.texts[error] if error >= 0 else None,
-        token_source=cast("TokenSource", part.texts[source]),
+        input_tokens=row.input_tokens if row.input_tokens >= 0 else request.input_tokens,
+        output_tokens=row.output_tokens,
+        batch=row.batch,
+        finish_reason=part.texts[row.finish_reason] if row.finish_reason >= 0 else None,
+        error=part.texts[row.error] if row.error >= 0 else None,
+        token_source=cast("TokenSource", part.texts[row.token_source]),
         asked_input_tokens=request.input_tokens,
         asked_output_tokens=request.output_tokens,
-        hidden_tokens=reasoning_tokens if answer_us == NO_REASONING else 0,  # else they came as well
-        first_answer=answer_us / 1e6 if answer_us >= 0 else None,
-        cached_tokens=cached_tokens,
+        hidden_tokens=row.reasoning_tokens if row.answer_us == NO_REASONING else 0,  # else they came as well
+        first_answer=row.answer_us / 1e6 if row.answer_us >= 0 else None,
+        cached_tokens=row.cached_tokens,
     )
-    return record, _answer_text(part, place, size)
+    return record, _answer_text(part, place, row.text_bytes)
 
 
 def _since(instant: int, start: int) -> float | None:

@@ -1,9 +1,9 @@
 """The mode of a load: what is sent when. Each mode is one class.
 
-The planner builds a mode (see `sweep.inputs.load`); the measuring process gets it pickled, and its `Sender` follows it.
-The Sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `Sender.at`, and `ended`
-whenever an answer is over; in each of them the mode sends calls with `Sender.send` or `Sender.send_next`. A Sender
-follows a copy of its own, so a mode may keep state in fields that its constructor does not take.
+The planner builds a mode (see `sweep.inputs.load`); the measuring process gets it pickled, and its sender follows it.
+The sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `at`, and `ended`
+whenever an answer is over; in each of them the mode sends calls with `send` or `send_next`. A sender follows a copy of
+its own, so a mode may keep state in fields that its constructor does not take.
 
 The instant that a call is sent for becomes the Record's `released`: when its slot, user or batch was free. Only a mode
 that `has_schedule` sets its `scheduled` too, from which latencies count, and may release it later, at its cap.
@@ -15,13 +15,40 @@ from __future__ import annotations  # array[float] cannot be written at run time
 
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+
+from sweep.base.records import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sized
 
-    from sweep.client.job import Dispatch
-    from sweep.client.sender import Sender
+
+@dataclass(slots=True)
+class Dispatch:
+    """One HTTP call on its way. Times are in ns."""
+
+    index: int  # in its phase
+    number: int  # in the job
+    scheduled: int  # when it should have left; UNKNOWN where the mode has no schedule
+    released: int  # when it was allowed to leave
+    batch: int = UNKNOWN
+    given_up: int = field(init=False)  # when nothing more was awaited; stands for `sent` where nothing was ever sent
+
+    def __post_init__(self) -> None:
+        self.given_up = self.released
+
+
+class CallSender(Protocol):
+    """The part of `sweep.client.sender.Sender` that a mode uses."""
+
+    start: int  # ns
+    indices: range  # of the calls that this process sends
+
+    @property
+    def in_flight(self) -> Sized: ...
+    def at(self, instant: int, index: int) -> None: ...
+    def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int: ...
+    def send_next(self, instant: int, batch: int = UNKNOWN) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -41,10 +68,6 @@ class Mode:
         """Requests that leave together and may go as one call with a list of prompts; None: each goes by itself."""
         return None
 
-    def due_in_time(self) -> Sequence[float]:
-        """The times at which requests are due within the duration, s from the start; none without a schedule."""
-        return ()
-
     def last_arrival(self) -> float | None:
         """The time at which the last request is due, s from the start; None where that depends on the answers."""
         return None
@@ -53,21 +76,15 @@ class Mode:
         """The share of one of several client processes, which sends every `parts`-th request from `part` on."""
         return self
 
-    def without_client(self) -> dict[str, Any]:
-        """The fields of `backends.host.offline.Order`, for an engine that is timed inside; ValueError if it cannot."""
-        raise ValueError(
-            "an engine that is measured in its own process cannot run this load: choose another load or backend"
-        )
-
-    def begin(self, sender: Sender) -> None:
+    def begin(self, sender: CallSender) -> None:
         """Put the first instants on the timeline; the clock starts at `sender.start`."""
         raise NotImplementedError
 
-    def due(self, sender: Sender, instant: int, index: int) -> None:
+    def due(self, sender: CallSender, instant: int, index: int) -> None:
         """Send what was put on the timeline for this instant, with this index. Times in ns."""
         raise NotImplementedError
 
-    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+    def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
         """Send, or put on the timeline, what follows upon the end of an answer."""
 
 
@@ -86,22 +103,19 @@ class Lockstep(Mode):
     def batch(self) -> int:
         return self.batch_size
 
-    def without_client(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "duration": self.duration}
-
-    def begin(self, sender: Sender) -> None:
+    def begin(self, sender: CallSender) -> None:
         sender.at(sender.start, 0)
 
-    def due(self, sender: Sender, instant: int, index: int) -> None:
+    def due(self, sender: CallSender, instant: int, index: int) -> None:
         self._send_batch(sender, instant, 0)
 
-    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+    def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
         if instant > self._latest_end:
             self._latest_end = instant
         if not sender.in_flight:
             self._send_batch(sender, self._latest_end, dispatch.batch + 1)
 
-    def _send_batch(self, sender: Sender, instant: int, batch: int) -> None:
+    def _send_batch(self, sender: CallSender, instant: int, batch: int) -> None:
         prompts = 0  # a call may hold several, up to the whole batch
         while prompts < self.batch_size and (more := sender.send_next(instant, batch)):
             prompts += more
@@ -125,20 +139,15 @@ class ClosedLoop(Mode):
         offsets = None if self.offsets is None else self.offsets[part::parts]
         return replace(self, concurrency=_part_of(self.concurrency, part, parts), offsets=offsets)
 
-    def without_client(self) -> dict[str, Any]:
-        if any(self.think or ()) or any(self.offsets or ()):
-            raise ValueError("an engine that is measured in its own process needs load.think_time=0 and load.stagger=0")
-        return {"most_in_flight": self.concurrency, "duration": self.duration}
-
-    def begin(self, sender: Sender) -> None:
+    def begin(self, sender: CallSender) -> None:
         for user in range(self.concurrency):
             offset = 0.0 if self.offsets is None else self.offsets[user]
             sender.at(sender.start + int(offset * 1e9), user)
 
-    def due(self, sender: Sender, instant: int, index: int) -> None:
+    def due(self, sender: CallSender, instant: int, index: int) -> None:
         sender.send_next(instant)
 
-    def ended(self, sender: Sender, dispatch: Dispatch, instant: int) -> None:
+    def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
         pause = int(self.think[dispatch.index % len(self.think)] * 1e9) if self.think else 0
         if pause > 0:
             sender.at(instant + pause, dispatch.index)
@@ -161,26 +170,20 @@ class OpenLoop(Mode):
     def most_in_flight(self) -> int | None:
         return self.cap
 
-    def due_in_time(self) -> Sequence[float]:
-        return [due for due in self.arrivals if self.duration is None or due < self.duration]
-
     def last_arrival(self) -> float | None:
         return self.arrivals[-1] if self.arrivals else None
 
     def split(self, part: int, parts: int) -> Self:
         return self if self.cap is None else replace(self, cap=_part_of(self.cap, part, parts))
 
-    def without_client(self) -> dict[str, Any]:
-        return {"arrivals": list(self.arrivals), "most_in_flight": self.cap, "duration": self.duration}
-
-    def begin(self, sender: Sender) -> None:
+    def begin(self, sender: CallSender) -> None:
         self._expect(sender, sender.indices.start)
 
-    def due(self, sender: Sender, instant: int, index: int) -> None:
+    def due(self, sender: CallSender, instant: int, index: int) -> None:
         sender.send(index, instant)
         self._expect(sender, index + sender.indices.step)
 
-    def _expect(self, sender: Sender, index: int) -> None:
+    def _expect(self, sender: CallSender, index: int) -> None:
         if index in sender.indices:
             rounds, position = divmod(index, len(self.arrivals))
             sender.at(sender.start + int((rounds * self.arrivals[-1] + self.arrivals[position]) * 1e9), index)

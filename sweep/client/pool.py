@@ -9,7 +9,6 @@ from typing import Any
 from sweep.base.clock import StampClock
 from sweep.base.records import Timeouts
 from sweep.client import wire
-from sweep.client.job import Job
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import Counters, ServerAddress, StampedConnection
 
@@ -19,16 +18,23 @@ ADDRESS_TIMEOUT = 3.0  # s to try one of a name's several addresses
 class Pool:
     """Open connections. The one used last is used next: it is the warmest."""
 
-    def __init__(self, job: Job, loop: asyncio.AbstractEventLoop, stamps: StampClock, counters: Counters) -> None:
+    def __init__(
+        self,
+        target: wire.Target,
+        timeouts: Timeouts,
+        loop: asyncio.AbstractEventLoop,
+        stamps: StampClock,
+        counters: Counters,
+    ) -> None:
         self._loop, self._stamps, self._counters = loop, stamps, counters
         self.poller = Poller(loop)
-        self._address = _resolve(job.target, job.timeouts)
+        self._address = _resolve(target, timeouts)
         self.opened = 0  # connections ever made; each is used again and again
         self.free: list[StampedConnection] = []
         self.on_done: Callable[[StampedConnection, wire.Answer], None]  # set by the Sender that is at work
 
     async def open(self, count: int) -> None:
-        """Have `count` connections open; those that cannot be opened now are tried again when they are used."""
+        """Have `count` connections open; one that cannot be opened now is retried when it is used."""
         fresh = [self._new() for _ in range(count - self.opened)]
         self.free.extend(fresh)
         for begin in range(0, len(fresh), 64):  # a server's backlog may be as short as 128

@@ -57,7 +57,7 @@ class MeasuringProcess:
     async def measure(self) -> None:
         os.set_blocking(0, False)
         self.loop.add_reader(0, self._read_messages)
-        pool = Pool(self.job, self.loop, self.stamps, self.counters)
+        pool = Pool(self.job.target, self.job.timeouts, self.loop, self.stamps, self.counters)
         await pool.open(self._first_connections())
         self._tick(pool.poller)
         warmup, measured = self.job.warmup_calls, self.job.calls - self.job.warmup_calls

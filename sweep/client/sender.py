@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from sweep.base.clock import Alarm
 from sweep.base.records import UNKNOWN
-from sweep.client.job import Dispatch, Job, ResultFiles
+from sweep.client.job import Job, ResultFiles
+from sweep.client.modes import Dispatch
 from sweep.client.pool import Pool
 from sweep.client.stamped_connection import StampedConnection
 from sweep.client.wire import Answer
@@ -21,8 +22,7 @@ SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on r
 class Sender:
     """One phase, from `begin(start)` until `finished` is done. See `modes` for what decides when a call leaves.
 
-    A mode uses `start`, `indices`, `in_flight`, `at`, `send` and `send_next`. A call that is due while as many are in
-    flight as the mode allows waits in the backlog for a slot.
+    A call that is due while as many are in flight as the mode allows waits in the backlog for a slot.
     """
 
     def __init__(

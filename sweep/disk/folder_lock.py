@@ -1,15 +1,14 @@
 """The lock of a results folder: one driver at a time, whatever its file system makes of locks.
 
-The kernel's lock on `.lock` is at once and is given back with its holder. But some file systems have none, on others
-it holds on one node only, and the file may be deleted. So the driver also rewrites `.heartbeat`, as it does a lock in
-an object store: on this host its process is looked for; of one on another host no heartbeat for LOCK_TIMEOUT s is the
-end.
+The kernel's lock on `.lock` takes effect immediately and is released when its holder exits. But some file systems have
+no locks, on others they hold on one node only, and the file may be deleted. So the driver also rewrites `.heartbeat`,
+as it does a lock in an object store. A holder on this host is looked up by its process; a holder on another host is
+dead after `heartbeat_lock.LOCK_TIMEOUT` seconds without a heartbeat.
 """
 
 import errno
 import fcntl
 import os
-import signal
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import Any
 import psutil
 
 from sweep.base.config import ConfigError
-from sweep.disk.object_store import Lock
+from sweep.disk.heartbeat_lock import Lock, stop_at_once
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
@@ -100,7 +99,8 @@ def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[He
         if problem is not None:
             if problem not in NO_LOCKS:
                 raise heartbeat.refusal()
-            notify(f"out={out}: its file system has no locks ({os.strerror(problem)}): the heartbeat alone keeps it")
+            why = os.strerror(problem)
+            notify(f"out={out}: file locks are not supported here ({why}); using the heartbeat file only")
         heartbeat.acquire(notify, contested=problem is not None or file_system(out) not in LOCAL)
         heartbeat.keep(lambda: _taken_over(out, notify))
         try:
@@ -131,5 +131,4 @@ def file_system(folder: Path) -> str:
 
 def _taken_over(out: Path, notify: Callable[[str], None]) -> None:
     notify(f"out={out}: another driver has taken over: stopping now")
-    for _ in range(2):  # the second signal stops immediately
-        os.kill(os.getpid(), signal.SIGTERM)
+    stop_at_once()

@@ -3,7 +3,7 @@
 `ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
 crash is ignored; any other line that does not hold is set aside in `ledger.damaged.jsonl`, and its trial is measured
-again. Bulky texts are lines of their own, which rows name by a digest (`sweep.disk.entries.texts`).
+again. Bulky texts are lines of their own, which rows name by a digest (`sweep.disk.ledger_lines.shared_texts`).
 """
 
 import errno
@@ -18,9 +18,9 @@ from typing import Any
 from sweep.base.config import DamagedFile, Halted
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
-from sweep.disk.entries.consistency import TableResults, trials_with_damaged_data
-from sweep.disk.entries.lines import entries, sealed
-from sweep.disk.entries.texts import TEXT_ENTRY, Texts, digest_of, is_stored
+from sweep.disk.ledger_lines.checksums import entries, sealed
+from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damaged_data
+from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.policy import History

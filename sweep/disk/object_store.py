@@ -3,24 +3,16 @@
 The ledger tells what has changed: for every entry that the driver appends, the files that it refers to are uploaded
 first, then that piece of the ledger, then trials.parquet. So every entry of the store's ledger has its files there, and
 a driver on another machine can resume from it. Objects cannot be appended to, so the ledger is stored in pieces.
-
-The lock against a second driver is an object that its holder rewrites every HEARTBEAT seconds, also during uploads; a
-lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver.
 """
 
-import json
-import os
 import shutil
-import signal
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, Self
+from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
@@ -31,15 +23,13 @@ from sweep.base.exits import Outage
 from sweep.base.time_factor import scaled
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
-from sweep.disk.entries.lines import entries
+from sweep.disk.heartbeat_lock import Lock, stop_at_once
 from sweep.disk.ledger import Misplaced, is_ledger_entry
+from sweep.disk.ledger_lines.checksums import entries
 from sweep.disk.run_files import RunPaths
 from sweep.drive import policy
 
 SCHEMES = ("s3", "gs", "gcs")
-LOCK_HEARTBEAT = scaled(5.0)  # s between heartbeats in the lock
-LOCK_TIMEOUT = scaled(20.0)  # s without a heartbeat after which the holder of a lock is considered dead
-LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just written counts as ours
 LEDGER_POLL = 1.0  # s between reads of the ledger
 PIECE = 1 << 20  # bytes of ledger after which a new object is started
 PATIENCE = scaled(300.0)  # s for which the last upload of a run is retried
@@ -148,112 +138,6 @@ class ObjectStore:
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(one, names))
-
-
-class LockStore(Protocol):
-    """A place for small named contents."""
-
-    url: str
-
-    def read(self, name: str) -> bytes | None: ...
-    def write(self, name: str, content: bytes) -> None: ...
-    def delete(self, name: str) -> None: ...
-
-
-class Lock:
-    """The object that marks a run in a store as one driver's."""
-
-    NAME = ".lock"
-
-    def __init__(self, store: LockStore) -> None:
-        self.store = store
-        self.owner = uuid.uuid4().hex
-        self.ended = threading.Event()
-        self.thread: threading.Thread | None = None
-        self.last_beat = time.monotonic(), time.time()
-
-    def acquire(self, notify: Callable[[str], None], contested: bool = True) -> None:
-        """Take the lock; a dead driver's expires. Raises ConfigError if a driver that is alive holds it.
-
-        `contested`: two drivers may do so at the same time.
-        """
-        lock = self._read()
-        if lock and not self.expired(lock, notify):
-            raise self.refusal()
-        self.beat()
-        if contested:
-            time.sleep(LOCK_POLL)  # if two drivers wrote at the same time, the last one holds it
-            if not self.ours():
-                raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
-
-    def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
-        """Return whether the holder is dead: its lock does not change for LOCK_TIMEOUT s."""
-        notify(f"{self.store.url} is locked by {lock['who']}: waiting {LOCK_TIMEOUT:.0f} s for its heartbeat")
-        until = time.monotonic() + LOCK_TIMEOUT
-        while time.monotonic() < until:
-            time.sleep(LOCK_POLL)
-            now = self._read()
-            if now and now != lock:
-                return False
-        return True
-
-    def refusal(self) -> ConfigError:
-        """Return the error of a second driver, which names the first."""
-        holder = (self._read() or {}).get("who", "process unknown")
-        return ConfigError(f"out={self.store.url}: a sweep is running there ({holder})")
-
-    def keep(self, taken: Callable[[], None]) -> None:
-        """Start a thread that sends heartbeats; it calls `taken` if another driver takes the lock."""
-        self.thread = threading.Thread(target=self._keep, args=(taken,), name="lock", daemon=True)
-        self.thread.start()
-
-    def _keep(self, taken: Callable[[], None]) -> None:
-        while not self.ended.wait(LOCK_HEARTBEAT):
-            with suppress(OSError):  # the mirror meets the same error and reports it
-                if not self.ours():
-                    return taken()
-                self.beat()
-
-    def ours(self) -> bool:
-        return (self._read() or {}).get("owner") == self.owner
-
-    def check(self) -> None:
-        """Raise Misplaced if another driver took over while this process stood still, as with a frozen machine.
-
-        Nothing is asked while heartbeats are sent. Either clock may have stood still with the process.
-        """
-        monotonic, wall = self.last_beat
-        silent = max(time.monotonic() - monotonic, time.time() - wall)
-        if silent > 2 * LOCK_HEARTBEAT and not self.ours():
-            raise Misplaced(f"out={self.store.url}: another driver has taken over: nothing more is written here")
-
-    def beat(self) -> None:
-        self.store.write(self.NAME, json.dumps(self.describe_holder()).encode())
-        self.last_beat = time.monotonic(), time.time()
-
-    def describe_holder(self) -> dict[str, Any]:
-        """Return the content of the lock."""
-        who = f"process {os.getpid()} on {socket.gethostname()}"
-        return {"owner": self.owner, "who": who, "beat": time.time()}
-
-    def end(self) -> None:
-        """Stop the heartbeats."""
-        self.ended.set()
-        if self.thread is not None:
-            self.thread.join()
-
-    def release(self) -> None:
-        self.end()
-        if self.ours():
-            self.store.delete(self.NAME)
-
-    def _read(self) -> dict[str, Any] | None:
-        content = self.store.read(self.NAME)
-        try:
-            lock = json.loads(content or b"null")
-        except ValueError:
-            lock = None
-        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # a damaged one is none
 
 
 class Mirror:
@@ -382,8 +266,7 @@ class Mirror:
     def _taken_over(self) -> None:
         self.notify(f"{self.store.url} was taken over by another driver: stopping now")
         self.closed.set()  # the store now belongs to the other driver
-        for _ in range(2):  # the second signal stops immediately
-            os.kill(os.getpid(), signal.SIGTERM)
+        stop_at_once()
 
     def sync(self) -> None:
         """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError.

@@ -29,7 +29,7 @@ from sweep.base.masking import masked_here
 from sweep.base.records import UNKNOWN, Records, Sample
 from sweep.disk import row as trial_row
 from sweep.disk.columns import derived_series
-from sweep.disk.entries import lines as lines_of
+from sweep.disk.ledger_lines import checksums
 from sweep.disk.tables import COMPACT, opened_table, read_table, write_sealed
 from sweep.numbers.quantities.tokens import buffered_share
 from sweep.numbers.quantity import is_buffered
@@ -369,7 +369,7 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
     """Write plan.jsonl, one JSON object a line; what it says is `Plan.entries`."""
     first, *others = entries
-    lines = [lines_of.sealed({**first, "lines": 1 + len(others)}), *map(lines_of.sealed, others)]
+    lines = [checksums.sealed({**first, "lines": 1 + len(others)}), *map(checksums.sealed, others)]
     write_whole(paths, paths.plan, b"".join(lines))
 
 
@@ -397,7 +397,7 @@ def _plan_entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]
         raise DamagedFile(path, f"line {number}: {problem}")
 
     expected, number = None, 0
-    for entry in lines_of.entries(lines, _is_of_plan, refuse):
+    for entry in checksums.entries(lines, _is_of_plan, refuse):
         number += 1
         expected = expected or entry.pop("lines", None)
         yield entry

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from backends.prepare.patience import FAULTS, patiently
+from backends.prepare.retry import FAULTS, patiently
 from sweep.base.config import ConfigError, Halted, Settings
 from sweep.base.exits import Outage
 from sweep.base.masking import masked_message, secret_values

@@ -1,22 +1,27 @@
 """The rows of a run: durable in the ledger as they come, then in trials.parquet, on the display and at the tracker."""
 
 import time
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
+from sweep.base import provenance
+from sweep.base.config import content_hash
 from sweep.base.exits import Exit
 from sweep.base.records import UNMEASURED, Outcome, Sample
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display
-from sweep.drive.table_stamp import is_stamped, table_stamp, write_stamp
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
-from sweep.plan.plan import Deployment, Plan, Trial
+from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
 
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
 WRITE_SHARE = 0.02  # of the driver's time, at most, for those
+TABLE_STAMP = ".trials.json"  # what trials.parquet was made from: making it again takes seconds for many rows
 
 
 class TrialTracker(Protocol):
@@ -102,12 +107,36 @@ class RowWriter:
             for trial in deployment.trials
             if (row := self.ledger.rows.get(trial.trial_id)) is not None
         ]
-        if not (recompute and is_stamped(self.paths, table_stamp(self.plan, self.paths))):
+        if not (recompute and self._is_stamped(self._stamp())):
             self.changed |= run_files.write_trials(self.paths, TableRows(self.plan, planned, self._other_rows()))
-            if recompute:
-                write_stamp(self.paths, table_stamp(self.plan, self.paths))
+            if recompute and (stamp := self._stamp()):
+                run_files.write_whole(self.paths, self.paths.out / TABLE_STAMP, sealed(stamp))
         now = time.monotonic()
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
+
+    def _stamp(self) -> dict[str, Any] | None:
+        """Return what the table would be made from now, and the checksum of the one on disk.
+
+        None without a table, or if the code that makes it is unknown: files differ from their commit.
+        """
+        program, settings = provenance.program_version(), self.plan.settings
+        try:
+            ledger = self.paths.ledger.stat()
+            checksums = [zlib.crc32(path.read_bytes()) for path in (self.paths.plan, self.paths.trials)]
+        except FileNotFoundError:
+            return None
+        if program is None:
+            return None
+        backends = [deployment.backend for deployment in self.plan.deployments]
+        prices = [[hourly_price(backend, settings.hardware), backend.price_per_million_tokens] for backend in backends]
+        inputs = [program, ledger.st_size, ledger.st_mtime_ns, settings.model_dump(mode="json"), prices]
+        return {"inputs": content_hash(inputs), "checksums": checksums}
+
+    def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
+        """Return whether the table on disk was made from this; a table without a valid stamp is made again."""
+        with suppress(FileNotFoundError, ValueError):
+            return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == (stamp, True)
+        return False
 
     def _other_rows(self) -> list[LedgerRow]:
         """Rows of other plans, and of trials measured again: by a command with other settings, or after a change."""

@@ -115,7 +115,7 @@ class RunEnvironments:
 
     def _found(self, spec: EnvironmentSpec) -> EnvironmentSpec:
         if self.pinned:
-            spec = locks.pinned(spec, self.kept_locks)
+            spec = locks.with_lock(spec, self.kept_locks, any_requirements=True)
         return locks.with_lock(spec, self.kept_locks, *locks.committed(self.options), locks.remembered(self.cache))
 
     def _key(self, backend: Backend, platform: str) -> EnvironmentKey:

@@ -7,6 +7,7 @@ import json
 import time
 
 from sweep.gateway.caching.cache import Hit
+from sweep.gateway.caching.keys import key_of
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.call import QUESTION_KEYS, Headers, Receive, Refused, Scope, Send, read_call
 from sweep.gateway.clipping import Clipper
@@ -128,7 +129,7 @@ class GatewayApp:
         call, clipped = self.clipper.clip(call)
         decision.input_before, decision.input_after, decision.output_before, decision.output_after = clipped
         notes = [(b"x-gateway-clipped", clipped.header)] if clipped.header else []
-        key = self.source.keys.of(call) if self.source is not None else None
+        key = key_of(call) if self.source is not None else None
         if self.source is None or key is None:
             decision.cache = "off" if self.source is None else "uncacheable"
             await self._pass_on(await self.engines.answer(call), notes, exchange)

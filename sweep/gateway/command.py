@@ -10,7 +10,6 @@ import yaml
 
 from sweep.base.config import ConfigError, parent_mapping, validate
 from sweep.base.options import ConfigPath
-from sweep.gateway.caching.embedding import load_embedder
 from sweep.gateway.server import Service
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
@@ -37,11 +36,6 @@ def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
             load_tokenizer(arguments.tokenizer)
         except ValueError as error:
             raise ConfigError(f"--tokenizer {arguments.tokenizer}: {error}") from None
-    if settings.cache is not None and settings.cache.mode == "semantic":
-        try:
-            load_embedder(settings.cache.embedder)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
     key = os.environ.get(RESET_VARIABLE, "")
     to = tuple(arguments.to)
     return Service(settings, to, arguments.host, arguments.port, arguments.tokenizer, arguments.log, key)

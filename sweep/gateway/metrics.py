@@ -45,7 +45,7 @@ class Metrics:
         self._clipped = Counter("gateway_clipped_requests", "Requests that were clipped", registry=self.registry)
         self.retries = Counter("gateway_retries", "Further tries of requests", registry=self.registry)
         self.entries = Gauge("gateway_cache_entries", "Answers in the cache", registry=self.registry)
-        self.failed_writes = Counter("gateway_failed_writes", "Lines and answers not written", registry=self.registry)
+        self.failed_writes = Counter("gateway_failed_writes", "Lines of the log not written", registry=self.registry)
         self._up = Gauge("gateway_engine_up", "1 if the engine is healthy", ["engine"], registry=self.registry)
         self._busy = Gauge("gateway_engine_requests", "Requests under way", ["engine"], registry=self.registry)
         self._lag = Histogram(

@@ -121,8 +121,6 @@ class Service:
             for task in tasks:
                 task.cancel()
             engines.close()
-            if source is not None:
-                source.close()
 
     async def serve(self, on_ready: Callable[[str, uvicorn.Server], None] | None = None) -> None:
         """Serve; `on_ready` gets the URL, and the server to stop."""

@@ -1,6 +1,7 @@
 """The gateway's settings: what `gateway:` in an experiment, and `sweep gateway`, can say."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -21,15 +22,18 @@ class Clip(Strict):
 class Cache(Strict):
     """The cache of answers to deterministic requests."""
 
+    removed: ClassVar[Mapping[str, str]] = {
+        "embedder": "wordllama finds similar prompts",
+        "eviction": "the least recently served answer goes first",
+        "path": "the cache is in memory only",
+    }
+
     mode: Literal["semantic", "exact"] = "semantic"  # exact: answers to the same prompt only
     threshold: float = Field(default=0.95, ge=0, le=1)  # cosine similarity above which another prompt's answer serves
-    embedder: str = "wordllama"  # or the name or folder of a sentence-transformers model
-    capacity: PositiveInt = 10_000  # answers
-    eviction: Literal["lru", "fifo"] = "lru"  # which answer goes when it is full: least recently served, or oldest
+    capacity: PositiveInt = 10_000  # answers; beyond it the least recently served one goes
     ttl: PositiveFloat | None = 3600.0  # s after which an answer is stale; null: never
     single_flight: bool = True  # equal prompts under way share one answer
     event_interval: NonNegativeFloat = 0.001  # s between the events of a cached stream; 0: as fast as the client reads
-    path: str | None = None  # file that keeps the answers when the gateway stops; null: memory only
 
 
 class NoGateway(Strict):
@@ -43,7 +47,7 @@ class Gateway(Strict):
 
     name: str = "gateway"
     clip: Clip = Clip()  # upper bounds on the tokens of a request: {input_tokens, keep, output_tokens}
-    cache: Cache | None = None  # of answers: {mode, threshold, embedder, capacity, …}; null: none
+    cache: Cache | None = None  # of answers: {mode, threshold, capacity, …}; null: none
     routing: Literal["round_robin", "least_busy", "prefix"] = "least_busy"  # how one of several engines is chosen
     retries: int = Field(default=2, ge=0)  # further tries of a request that no engine has begun to answer
     health_interval: PositiveFloat = 2.0  # s between the checks of each engine

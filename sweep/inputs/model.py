@@ -25,7 +25,7 @@ from backends.prepare.checkpoints import file_digest
 from backends.prepare.checkpoints import is_quantised as folder_is_quantised
 from sweep.base.config import Strict, content_hash
 from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, fetch_configuration, ignore, resolve_commit
-from sweep.inputs.shape import ModelShape
+from sweep.inputs.model_shape import ModelShape
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
     TOKENIZER_FILES,

@@ -34,7 +34,7 @@ from backends.prepare.programs import printed
 from sweep.base.config import ROOT, content_hash, first_line
 from sweep.base.exits import Failed, Outage
 from sweep.base.whole_file import write_whole
-from sweep.disk.entries.lines import sealed, unsealed
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.drive import policy
 from sweep.inputs.workload import DATA
 from sweep.node import answers

@@ -32,7 +32,7 @@ from backends.launch.task import Stopped
 from backends.launch.this_host import host
 from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
-from backends.prepare.patience import patiently
+from backends.prepare.retry import patiently
 from sweep.base.config import Hardware, first_line
 from sweep.base.exits import Cause, Exit, Outage, exit_of
 from sweep.base.records import Outcome

@@ -19,7 +19,6 @@ from sweep.base.records import MOST_TOKENS, Record, Records, Request, TrialProgr
 from sweep.client.measurement import STALLED, ClientReport, Measurement
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
-from sweep.numbers.selection import measured, was_sent
 
 ANSWER_POLL = 0.1  # s between two checks whether to stop
 PROGRESS_POLL = 2.0  # s between two questions for the counts so far and the latest token
@@ -39,31 +38,36 @@ def measure(
     on_progress: Callable[[TrialProgress], None] = lambda progress: None,
     **client: object,
 ) -> Measurement:
-    """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests when the mode says.
+    """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests, in lockstep batches.
 
     `on_start` is called when the engine is asked: when its warm-up is over, only it knows. `on_progress` is called with
     the counts so far while requests are measured. The measuring client's own arguments (`client`) have no meaning here.
     Every request ends with an error when `should_stop` gives a reason, when no token has come for `stall_timeout` s,
-    when the engine fails, and in a mode that needs a client.
+    and when the engine fails.
     """
+    batch = mode.batch()
+    assert batch is not None, "the plan refuses other loads"
     body: dict[str, Any] = {
         "warmup": [_request(request) for request in warmup],
         "requests": [_request(request) for request in requests],
         "ignore_eos": target.ignore_eos,
+        "batch_size": batch,
+        "duration": mode.duration,
     }
-    answer: dict[str, Any] = {}
-    problem: str | None
-    try:
-        body["order"] = mode.without_client()
-    except ValueError as error:
-        problem = f"protocol: {error}"
-    else:
-        on_start(time.monotonic())
-        answer, problem = asyncio.run(_ask(target.url.rstrip("/"), body, should_stop, stall_timeout, on_progress))
-    records = _records(answer, [*warmup, *requests], len(warmup), mode, problem)
-    sent = int((measured(records) & was_sent(records)).sum()) if problem is None else 0
-    due = records.phase.count("measured")
-    return Measurement(records, _report(due, sent, problem), answer.get("start_ns", 0) / 1e9)
+    on_start(time.monotonic())
+    answer, problem = asyncio.run(_ask(target.url.rstrip("/"), body, should_stop, stall_timeout, on_progress))
+    if problem is not None:
+        records = Records()
+        for request in [*warmup, *requests]:
+            records.append(Record(request.request_id, request.phase, None, 0.0, 0.0, error=problem))
+        return Measurement(records, _report(len(requests), 0, problem), 0.0)
+    start = answer["records"][0]["released"]  # ns
+    records = Records()
+    for phase, rows in ((warmup, answer["warmup"]), (requests, answer["records"])):
+        for index, (request, row) in enumerate(zip(phase, rows, strict=False)):  # none for what was never due
+            records.append(_record(request, row, index // batch, start))
+    sent = len(answer["records"])
+    return Measurement(records, _report(sent, sent, None), start / 1e9)
 
 
 def _request(request: Request) -> dict[str, Any]:
@@ -80,16 +84,18 @@ async def _ask(
     """Return the host's answer, or the reason why there is none. Closing the connection stops the host."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(f"{url}/measure", json=body))
-        looked = time.monotonic()
-        most_silent = stall_timeout or math.inf
+        looked = changed = time.monotonic()
+        most_silent, generated = stall_timeout or math.inf, None
         while not (await asyncio.wait([call], timeout=ANSWER_POLL))[0]:
             reason = should_stop()
             if reason is None and time.monotonic() - looked > min(PROGRESS_POLL, most_silent / 2):
                 looked = time.monotonic()
-                silent, counts = await _progress(http, url)
-                reason = STALLED if silent > most_silent else None
-                if counts is not None:
-                    on_progress(TrialProgress(**counts, total=len(body["requests"])))
+                state = await _progress(http, url)
+                if state is None or state["generated"] != generated:
+                    changed, generated = looked, state and state["generated"]
+                reason = STALLED if looked - changed > most_silent else None
+                if state and state["counts"] is not None:
+                    on_progress(TrialProgress(**state["counts"], total=len(body["requests"])))
             if reason is not None:
                 call.cancel()
                 await asyncio.wait([call])
@@ -111,61 +117,38 @@ async def _ask(
     return {}, f"engine: {message}" if answer.status_code == 500 else f"status: {answer.status_code} {message}"
 
 
-async def _progress(http: httpx.AsyncClient, url: str) -> tuple[float, dict[str, Any] | None]:
-    """The time since the latest token, and the counts of the measured requests; None during the warm-up.
+async def _progress(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:
+    """The tokens that the host has generated, and the counts of the measured requests, null during the warm-up.
 
-    0.0 and None where the host gives no answer, which the call itself will report.
+    None where the host gives no answer, which the call itself will report.
     """
     try:
         answer = await http.get(f"{url}/progress", timeout=PROGRESS_TIMEOUT)
     except httpx.HTTPError:
-        return 0.0, None
-    if answer.status_code != 200:
-        return 0.0, None
-    state = answer.json()
-    return float(state["seconds_since_token"]), state["counts"]
+        return None
+    return dict(answer.json()) if answer.status_code == 200 else None
 
 
-def _records(
-    answer: dict[str, Any], requests: Sequence[Request], warmup: int, mode: Mode, problem: str | None
-) -> Records:
-    records = Records()
-    if problem is not None:
-        for request in requests:
-            records.append(Record(request.request_id, request.phase, None, 0.0, 0.0, error=problem))
-        return records
-    for phase, rows in ((requests[:warmup], answer["warmup"]), (requests[warmup:], answer["records"])):
-        for request, row in zip(phase, rows, strict=False):  # requests that were never due have no row
-            records.append(_record(request, row, mode.batch()))
-    rows = len(answer["records"])
-    for request, due in zip(requests[warmup + rows :], mode.due_in_time()[rows:], strict=False):
-        error = "unsent: due, and still waiting for a slot when load.duration was over"
-        records.append(Record(request.request_id, request.phase, due, math.nan, math.nan, error=error))
-    return records
-
-
-def _record(request: Request, row: dict[str, Any], batch: int | None) -> Record:
-    record = Record(
+def _record(request: Request, row: dict[str, Any], batch: int, start: int) -> Record:
+    released = (row["released"] - start) / 1e9
+    return Record(
         request.request_id,
         request.phase,
-        row["scheduled"],
-        row["released"],
-        row["released"],
-        array("I", row["chunk_us"]),
-        array("H", [min(tokens, MOST_TOKENS) for tokens in row["chunk_tokens"]]),
+        None,
+        released,
+        released,
+        array("I", [round((at - row["released"]) / 1e3) for at, _ in row["stamps"]]),
+        array("H", [min(tokens, MOST_TOKENS) for _, tokens in row["stamps"]]),
         row["input_tokens"],
         row["output_tokens"],
         finish_reason=row["finish_reason"],
-        error=row["error"],
+        # As on the wire: no answer is no success.
+        error=None if row["output_tokens"] else "empty: the engine ended it without a token",
         token_source="ids",  # the engine's own
         asked_input_tokens=request.input_tokens,
         asked_output_tokens=request.output_tokens,
+        batch=batch,
     )
-    if record.error is None and record.output_tokens == 0:
-        record.error = "empty: the engine ended it without a token"  # as on the wire: no answer is no success
-    if batch is not None:
-        record.batch = row["index"] // batch
-    return record
 
 
 def _report(offered: int, sent: int, problem: str | None) -> ClientReport:

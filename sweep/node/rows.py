@@ -27,7 +27,7 @@ from sweep.plan.plan import Deployment, Trial, config_text, elsewhere, hourly_pr
 # Settings of a run that cannot change what a trial measures, and those that a row has columns of.
 NOT_OF_A_ROW = {
     *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
-    *("retry", "retry_failed", "patience", "durations", "not_as_published", "attempts", "deadline", "relaunch"),
+    *("retry", "retry_failed", "patience", "durations", "study_differences", "attempts", "deadline", "relaunch"),
     *("slo", "percentiles", "metrics", "cache_dir"),
 }
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backends.launch import gpus
 from sweep.base.records import Sample
-from sweep.node.machine.foreign import ForeignCpu, ForeignGpu
+from sweep.node.machine.foreign_processes import ForeignCpu, ForeignGpu
 
 Reading = tuple[str, str, float]  # series, device, value
 FINEST = 0.25  # s between readings in a trial's first 5 s; a page costs vLLM 4 ms of a core, so 1.6 % of it

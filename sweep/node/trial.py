@@ -24,7 +24,7 @@ from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
 from sweep.gateway.served import served_equal
 from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
-from sweep.node.machine.foreign import Foreign, ForeignCpu, ForeignGpu
+from sweep.node.machine.foreign_processes import Foreign, ForeignCpu, ForeignGpu
 from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.quiet import not_quiet, or_disturbed
 from sweep.node.machine.sharing import sharing_name

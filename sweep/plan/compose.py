@@ -376,7 +376,8 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
         if key == "experiment":
             raise ConfigError(f"{where}its first line must be `# @package _global_`, or its keys are without effect")
         if key not in TOP_LEVEL:
-            raise ConfigError(f"{where}{key}={brief(value)}: unknown key; {did_you_mean(key, TOP_LEVEL)}")
+            reason = Settings.removal(key) or f"unknown key; {did_you_mean(key, TOP_LEVEL)}"
+            raise ConfigError(f"{where}{key}={brief(value)}: {reason}")
         if key in GROUPS and not isinstance(value, Mapping):
             raise ConfigError(
                 f"{where}{key}={brief(value)}: choose an option under defaults, `- override /{key}: NAME`"
@@ -385,7 +386,8 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
     dotted = [f"{group}.{name}" for group in fields for name in fields[group]]
     for key in line.typed:
         if key.split(".")[0] not in TOP_LEVEL:
-            raise ConfigError(f"key={key}: unknown; {did_you_mean(key, {*TOP_LEVEL, 'experiment'}, dotted)}")
+            reason = Settings.removal(key) or f"unknown; {did_you_mean(key, {*TOP_LEVEL, 'experiment'}, dotted)}"
+            raise ConfigError(f"key={key}: {reason}")
     for key in line.axes:
         if not is_point_key(key):
             values = shortened(",".join(str(value) for value in line.axes[key]))

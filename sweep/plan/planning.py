@@ -101,12 +101,6 @@ class _Builder:
                 f"gateway={gateway.built.name}: passes completions and chat, and {backend.built.name} {speaks}; "
                 "allowed is gateway=none"
             )
-        cache = gateway.built.cache if front is not None else None
-        if cache is not None and cache.path is not None:
-            raise ConfigError(
-                f"gateway.cache.path={cache.path}: each trial begins with an empty cache, so none is read or kept; "
-                "remove the key, or measure a sweep gateway of your own as backend=openai"
-            )
         return self._deployment(backend, model, front, self._draft(backend.built))
 
     def add(
@@ -116,6 +110,9 @@ class _Builder:
         workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
         load.built.count(workload.built.num_requests)  # a trace that is too short says so here
         load.built.check_pairing(workload.built)
+        if deployment.backend.traits.timed_inside and load.built.mode(1, 0).batch() is None:
+            problem = f"{deployment.backend.name} is timed inside its own process, in lockstep batches"
+            raise ConfigError(f"load={load.built.name}: {problem}; expected load=batch")
         anew = launched_per_replicate(self.settings, len(self.deployments)) and deployment.backend.launches
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sweep.base.config import cache_directory
 from sweep.base.wording import count
+from sweep.plan.capacity.demand import SAMPLE, input_lengths
 from sweep.plan.capacity.footprint import planned_launch
 from sweep.plan.capacity.plan_points import plan_points
-from sweep.plan.capacity.point import SAMPLE, input_lengths
 from sweep.plan.plan import Deployment, Plan, Trial
 
 OUR_VARIABLE = "PYTHONPATH"  # how the engine's process finds our own code: it differs from machine to machine
@@ -24,7 +24,7 @@ def point_details(plan: Plan) -> Iterator[str]:
         platform = plan.settings.hardware.platform
         yield from (f"  {line}" for line in _engine(deployment, platform))
         if platform == "cuda":
-            departures = plan.settings.not_as_published.get(deployment.backend.name, ())
+            departures = plan.settings.study_differences.get(deployment.backend.name, ())
             yield from (f"  not as published: {reason}" for reason in departures)
         for trials in deployment.points():
             label = trials[0].describe_point()

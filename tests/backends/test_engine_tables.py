@@ -164,6 +164,82 @@ def test_a_flag_that_puts_another_model_under_the_rows_name_is_refused(backend, 
         built.check()
 
 
+REACHING = [(name, flag) for name in WITH_TABLES for flag in configured(name).flag_rules.beyond]
+
+
+@pytest.mark.parametrize(("name", "flag"), REACHING)
+def test_a_flag_that_leaves_the_node_or_the_lease_is_refused(name, flag):
+    """By any of its names that an engine has, and not where it is left out."""
+    flag, _, value = flag.partition("=")
+    rules = configured(name).flag_rules
+    tables = [load(each) for each in rules.tables]
+    assert any(spelling(flag) in table.names for table in tables), "it is the engine's"
+    for spelt in {flag, *(alias for alias, its in rules.table.aliases.items() if spelling(its) == flag)}:
+        with pytest.raises(ValueError, match=r"^backend\.flags\..*leaves the node or the GPUs .* set backend\.gpus"):
+            build({**load_option("backend", name), "flags": {spelt: value or 1}}, "backend").check()
+    build({**load_option("backend", name), "flags": {flag: None if not value else "other"}}, "backend").check()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "gpus"),
+    [
+        ("vllm", {"prefill-context-parallel-size": 2}, 2),
+        ("vllm", {"prefill_context_parallel_size": 2, "pipeline-parallel-size": 3, "data_parallel_size": 2}, 12),
+        ("vllm", {"decode-context-parallel-size": 2}, 1),  # within the tensor-parallel GPUs
+        ("vllm_offline", {"prefill_context_parallel_size": 2}, 2),
+        ("tensorrt_llm", {"cp_size": 2, "pp-size": 2}, 4),
+        ("sglang", {"data-parallel-size": 2, "pipeline-parallel-size": 2}, 4),  # aliases
+        ("sglang", {"attn-cp-size": 2, "ep": 2}, 1),
+    ],
+)
+def test_every_flag_that_multiplies_gpus_is_counted(name, flags, gpus):
+    assert build({**load_option("backend", name), "flags": flags}, "backend").gpu_count == gpus
+
+
+SUFFIX = {"method": "suffix", "num_speculative_tokens": 8}
+EAGLE = {"method": "eagle", "model": "org/draft", "revision": "v2"}
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm_offline"])
+@pytest.mark.parametrize(
+    ("flags", "config"),
+    [
+        ({"speculative-config": SUFFIX}, SUFFIX),
+        ({"speculative_config": json.dumps(SUFFIX)}, SUFFIX),
+        ({"speculative-config.method": "suffix", "speculative_config.num_speculative_tokens": 8}, SUFFIX),
+        ({"spec-method": "suffix", "spec_tokens": 8}, SUFFIX),
+        ({"spec-method": "suffix", "speculative-config": {"num_speculative_tokens": 8}}, SUFFIX),
+        ({"spec-method": "eagle", "spec-model": "org/draft", "speculative-config.revision": "v2"}, EAGLE),
+        ({"speculative-config": json.dumps(EAGLE)}, EAGLE),
+        ({"speculative-config.a.b": 1, "speculative-config.a.c": 2}, {"a": {"b": 1, "c": 2}}),
+    ],
+)
+def test_every_spelling_of_speculation_means_the_same(name, flags, config, tmp_path):
+    backend = build({**load_option("backend", name), "flags": flags}, "backend")
+    key = "speculative-config" if name == "vllm" else "speculative_config"
+    assert backend.flags == {key: config}
+    assert backend.features() == ((config["method"],) if "method" in config else ())
+    assert backend.draft("cuda") == (("org/draft", "v2") if config == EAGLE else None)
+    launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path, gpus=("0",), draft=tmp_path / "draft")
+    line = " ".join(backend.command(launch))
+    assert ("org/draft" in line, str(tmp_path / "draft") in line) == (False, config == EAGLE), "it is offline"
+
+
+def test_a_key_of_speculation_that_is_given_twice_is_refused():
+    for flags in ({"spec-method": "suffix", "speculative-config": SUFFIX}, {"spec_method": "a", "spec-method": "b"}):
+        with pytest.raises(ConfigError, match="given twice, in two spellings"):
+            build({**load_option("backend", "vllm"), "flags": flags}, "backend")
+    assert build({**load_option("backend", "vllm"), "flags": {"spec-method": None}}, "backend").features() == ()
+
+
+def test_speculation_in_any_spelling_brings_its_distribution_and_has_one_id(tmp_path, capsys):
+    flag = "backend.flags.speculative-config={method: suffix, num_speculative_tokens: 8}"
+    short = ("backend.flags.spec-method=suffix", "backend.flags.spec-tokens=8")
+    assert ids(capsys, tmp_path, "backend=vllm", flag) == ids(capsys, tmp_path, "backend=vllm", *short) != set()
+    assert main(plan("backend=vllm", *short, f"out={tmp_path}", "details=true")) == 0
+    assert "environment cpu+suffix" in capsys.readouterr().out
+
+
 def test_a_load_format_of_real_weights_is_the_engines_own():
     build({**load_option("backend", "vllm"), "flags": {"load-format": "safetensors"}}, "backend").check()
 

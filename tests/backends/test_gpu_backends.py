@@ -564,7 +564,6 @@ def test_the_dtype_of_a_row_is_the_one_that_a_gpu_without_bfloat16_gets(name, ca
     ("checkpoint", "features", "runs"),
     [
         ("gptq", {"avx2"}, False),
-        ("ct-w4a16", {"avx2"}, False),
         ("gptq", {"avx2", "avx512f"}, True),
         ("ct-int8", {"avx2"}, True),
         ("gptq", {"asimd"}, True),  # ARM has kernels of its own

@@ -1,7 +1,6 @@
 """The host with a library that is stepped, and a trial measured inside it: a fake whose tokens and order are known."""
 
 import asyncio
-import json
 import socket
 import threading
 import time
@@ -10,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import httpx
 import pytest
 
-from backends.host import offline
 from backends.host.__main__ import LibraryServer
 from backends.host.http import serve_connections
 from backends.host.library import ContinuousLibrary, PromptRow, Step
@@ -163,54 +161,46 @@ def test_metrics_have_the_librarys_own_readings(client):
     assert "host_kv_cache_usage 0.25" in client.get("/metrics").text
 
 
-def measure(client: httpx.Client, prompts: list, order: dict, **more: object) -> dict:
-    requests = [{"prompt": prompt, "max_tokens": 3} for prompt in prompts]
-    body = {"warmup": [{"prompt": [5], "max_tokens": 1}], "requests": requests, "order": order} | more
-    answer = client.post("/measure", json={"ignore_eos": True, **body})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+def body(*prompts: list, tokens: int = 3, **more: object) -> dict:
+    requests = [{"prompt": prompt, "max_tokens": tokens} for prompt in prompts]
+    return {"warmup": [], "requests": requests, "batch_size": 2, "ignore_eos": True} | more
 
 
 def test_a_trial_in_one_call(client, library):
     before = time.monotonic_ns()
-    found = measure(client, [[10], [20, 30], [40]], {"batch_size": 2})
-    assert before < found["start_ns"] < time.monotonic_ns()
-    (warm,), records = found["warmup"], found["records"]
-    assert warm["released"] < 0
-    assert warm["scheduled"] is records[0]["scheduled"] is None, "without arrivals there is no schedule"
+    warmup = [{"prompt": [5], "max_tokens": 1}]
+    answer = client.post("/measure", json=body([10], [20, 30], [40], warmup=warmup)).json()
+    (warm,), records = answer["warmup"], answer["records"]
+    assert before < warm["released"] < records[0]["released"] < time.monotonic_ns()
     assert [record["input_tokens"] for record in records] == [1, 2, 1]
-    assert all(record["chunk_tokens"] == [1, 1, 1] and record["output_tokens"] == 3 for record in records)
-    assert all(record["finish_reason"] == "length" and record["error"] is None for record in records)
+    assert all([tokens for _, tokens in record["stamps"]] == [1, 1, 1] for record in records)
+    assert all(record["output_tokens"] == 3 and record["finish_reason"] == "length" for record in records)
     assert library.steps == [1, 2, 2, 2, 1, 1, 1]  # the warm-up, then batches that do not overlap
     assert records[0]["released"] == records[1]["released"]
-    assert records[2]["released"] >= records[1]["released"] + records[1]["chunk_us"][-1] / 1e6 - 1e-6
+    assert records[2]["released"] >= records[1]["stamps"][-1][0]
+    assert client.get("/progress").json()["counts"].items() >= {"sent": 3, "done": 3, "tokens": 9}.items()
 
 
-def test_a_trial_with_a_prompt_that_is_too_long_is_refused(client):
-    body = {"warmup": [], "requests": [{"prompt": [1] * 100, "max_tokens": 3}], "order": {"most_in_flight": 1}}
-    answer = client.post("/measure", json=body)
-    assert answer.status_code == 400
-    assert "64" in answer.text
-
-
-def test_a_trial_that_runs_out_of_memory(client):
-    body = {"warmup": [], "requests": [{"prompt": [Stepper.fails], "max_tokens": 3}], "order": {"most_in_flight": 1}}
-    answer = client.post("/measure", json=body)
-    assert answer.status_code == 500
-    assert answer.json()["error"]["type"] == "out_of_memory"
+@pytest.mark.parametrize(
+    ("prompt", "status", "kind", "message"),
+    [
+        ([1] * 100, 400, "BadRequestError", "64"),
+        ([Stepper.fails], 500, "out_of_memory", "out of memory"),
+        ([Stepper.refused], 500, "internal_error", "larger than the cache"),
+        ([Stepper.fails_alone], 500, "internal_error", "a row of the batch failed"),
+    ],
+)
+def test_a_trial_that_fails_is_no_result(client, prompt, status, kind, message):
+    answer = client.post("/measure", json=body([10], prompt))
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+    assert message in answer.text
     assert complete(client, [10], 2).status_code == 200
 
 
 def test_a_trial_whose_client_leaves_is_stopped(client, library):
     library.step_seconds = 0.1
-    body = {
-        "warmup": [],
-        "requests": [{"prompt": [10], "max_tokens": 60}],
-        "order": {"batch_size": 1},
-        "ignore_eos": True,
-    }
     with pytest.raises(httpx.ReadTimeout):
-        client.post("/measure", json=body, timeout=0.1)
+        client.post("/measure", json=body([10], tokens=60), timeout=0.1)
     deadline = time.monotonic() + 5
     while not library.dropped:
         assert time.monotonic() < deadline
@@ -219,42 +209,8 @@ def test_a_trial_whose_client_leaves_is_stopped(client, library):
     assert complete(client, [10], 2).status_code == 200
 
 
-def rows(count: int) -> list[PromptRow]:
-    return [PromptRow([index], 2, frozenset()) for index in range(count)]
-
-
-def run(library: Stepper, count: int, order: offline.Order) -> list[offline.RowStamps]:
-    return offline.step_rows(library, rows(count), order, time.monotonic_ns(), threading.Event(), offline.RowProgress())
-
-
-def test_closed_keeps_so_many_in_flight():
-    library = Stepper(slots=100)
-    assert len(run(library, 7, offline.Order(most_in_flight=3))) == 7
-    assert library.steps == [3, 3, 3, 3, 1, 1]
-
-
-def test_open_releases_when_due_and_holds_back_at_the_cap():
-    library = Stepper(slots=100)
+def test_a_duration_begins_no_further_batch_and_drains(client, library):
     library.step_seconds = 0.01
-    due = [0.0, 0.0, 0.0, 0.1]
-    traces = run(library, 4, offline.Order(most_in_flight=2, arrivals=due))
-    assert [trace.scheduled for trace in traces] == due
-    assert traces[2].released > 0.015  # waited for the first two
-    assert 0.1 <= traces[3].released < 0.15
-    assert max(library.steps) == 2
-
-
-def test_a_duration_ends_the_releasing_and_drains():
-    library = Stepper()
-    library.step_seconds = 0.01
-    traces = run(library, 1000, offline.Order(most_in_flight=1, duration=0.1))
-    assert 2 <= len(traces) <= 8
-    assert all(sum(trace.chunk_tokens) == 2 for trace in traces)
-
-
-def test_records_are_plain_json():
-    library = Stepper()
-    found = offline.measure_rows(
-        library, rows(1), rows(2), offline.Order(most_in_flight=2), threading.Event(), offline.RowProgress()
-    )
-    assert json.loads(json.dumps(found)) == found
+    answer = client.post("/measure", json=body(*[[10]] * 100, duration=0.1)).json()
+    assert 4 <= len(answer["records"]) <= 8  # two a batch of 30 ms
+    assert all(record["output_tokens"] == 3 for record in answer["records"])

@@ -59,8 +59,8 @@ def test_flags_go_over_what_we_choose_and_follow_the_device(launch):
     found = options(backend, launch)
     assert backend.command(launch).count("--ctx-size") == 1
     assert found["--ctx-size"] == "100"
-    assert "--no-webui" in found
-    assert "--n-gpu-layers" not in found
+    assert "--no-ui" in found, "as llama-server first calls it"
+    assert "--gpu-layers" not in found
 
 
 def test_an_unknown_quantization_is_refused_with_those_that_are_not():

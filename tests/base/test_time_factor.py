@@ -16,13 +16,12 @@ from sweep.base.config import Cluster
 from sweep.cluster.ray_environment import prepare_ray
 prepare_ray(Cluster(name="local", kind="local"))
 from sweep.cluster import ray_executor
-from sweep.drive import policy
 from sweep.cli import reissue
-from sweep.disk import object_store
-
+from sweep.disk import heartbeat_lock, object_store
+from sweep.drive import policy
 from sweep.drive.monitor import status
 print(json.dumps([policy.FIRST_PAUSE, policy.LONGEST_PAUSE, reissue.FIRST_PAUSE, reissue.GIVEN_UP_AFTER,
-    object_store.LOCK_HEARTBEAT, object_store.LOCK_TIMEOUT, object_store.PATIENCE, object_store.RETRY,
+    heartbeat_lock.LOCK_HEARTBEAT, heartbeat_lock.LOCK_TIMEOUT, object_store.PATIENCE, object_store.RETRY,
     ray_executor.HEARTBEAT, ray_executor.HEARTBEAT_TIMEOUT, ray_executor.START_TIMEOUT, ray_executor.LOSS_BACKOFF,
     ray_executor.SILENT_NODE_BACKOFF, policy.FIRST_PATIENCE, policy.QUARANTINE_WAIT,
     status.DRIVER_TIMEOUT]))

@@ -186,6 +186,20 @@ def test_without_a_report_the_end_says_how_to_get_one(tmp_path, capsys):
     assert f"report: {out / 'report.html'}" in capsys.readouterr().out
 
 
+def test_a_command_with_nothing_to_do_says_so_and_what_shows_its_results(tmp_path, capsys, monkeypatch):
+    """It reads no results; but what differs, as another SLO, is shown at once."""
+    command = [*SIMULATED, "retry=none", f"out={tmp_path / 'out'}"]
+    status = main(command)  # 1 if a busy machine delayed the client
+    assert "nothing to do" not in capsys.readouterr().out
+    with monkeypatch.context() as unread:
+        unread.setattr("analysis.open_results", None)
+        assert main(command) == status
+    last = f"nothing to do; sweep summary {tmp_path / 'out'}\nreport: {tmp_path / 'out' / 'report.html'}\n"
+    assert capsys.readouterr().out.endswith(last)
+    assert main([*command, "slo={ttft: 5}"]) == status
+    assert "nothing to do" not in capsys.readouterr().out
+
+
 def test_zero_completions_are_never_a_zero_throughput(tmp_path):
     out = tmp_path / "out"
     assert main([*SIMULATED, "backend.always_500=true", f"out={out}"]) == 1

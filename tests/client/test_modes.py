@@ -147,13 +147,3 @@ def test_a_mode_survives_the_way_to_its_process(mode: Mode) -> None:
     again = pickle.loads(pickle.dumps(mode))
     assert again == mode
     assert type(again) is type(mode)
-
-
-def test_an_engine_timed_inside_is_told_conditions_or_that_it_needs_a_client() -> None:
-    assert Lockstep(4, duration=9.0).without_client() == {"batch_size": 4, "duration": 9.0}
-    assert ClosedLoop(3, array("d", [0.0])).without_client() == {"most_in_flight": 3, "duration": None}
-    order = {"arrivals": [0.0, 1.0], "most_in_flight": None, "duration": None}
-    assert OpenLoop(array("d", [0, 1])).without_client() == order
-    for mode in (ClosedLoop(1, offsets=array("d", [1.0])), SessionTurns(array("d", [0]), 1.0)):
-        with pytest.raises(ValueError, match="an engine that is measured in its own process"):
-            mode.without_client()

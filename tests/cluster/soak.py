@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
-from sweep.disk.entries.texts import Texts
+from sweep.disk.ledger_lines.shared_texts import Texts
 from sweep.inputs.model import RandomModel
 from sweep.inputs.weights.random_weights import Architecture
 from tests.cluster.harness import wait_until

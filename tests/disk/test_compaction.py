@@ -13,7 +13,7 @@ import analysis
 from analysis.load import trial_folder
 from sweep.__main__ import main
 from sweep.disk import compaction, run_files
-from sweep.disk.entries.consistency import trials_with_damaged_data
+from sweep.disk.ledger_lines.consistency import trials_with_damaged_data
 from sweep.disk.request_figures import RequestFigures, read_figures
 from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.tables import opened_table, read_table

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from sweep.__main__ import main
-from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.object_store import Mirror
 from sweep.disk.run_files import RunPaths, read_trials
 from tests.cli.test_line import SIMULATED

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sweep.base.config import ISSUE_AGAIN, ROOT, ConfigError
-from sweep.disk import folder_lock, object_store
+from sweep.disk import folder_lock, heartbeat_lock
 from sweep.disk.folder_lock import file_system, sole_driver
 from sweep.disk.ledger import Misplaced
 from tests.cli.test_line import SIMULATED
@@ -26,9 +26,9 @@ LONG = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", "replicates=
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(object_store, "LOCK_TIMEOUT", 1.0)
-    monkeypatch.setattr(object_store, "LOCK_POLL", 0.1)
-    monkeypatch.setattr(object_store, "LOCK_HEARTBEAT", 0.2)
+    monkeypatch.setattr(heartbeat_lock, "LOCK_TIMEOUT", 1.0)
+    monkeypatch.setattr(heartbeat_lock, "LOCK_POLL", 0.1)
+    monkeypatch.setattr(heartbeat_lock, "LOCK_HEARTBEAT", 0.2)
 
 
 def refused(out):
@@ -144,7 +144,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, quick, monkeypatch, numb
     notes = []
     with sole_driver(tmp_path, notes.append):
         assert notes == [
-            f"out={tmp_path}: its file system has no locks ({os.strerror(number)}): the heartbeat alone keeps it"
+            f"out={tmp_path}: file locks are not supported here ({os.strerror(number)}); using the heartbeat file only"
         ]
         refused(tmp_path)
 

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from sweep.base.config import ConfigError
-from sweep.disk.entries.lines import sealed
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger, Misplaced
+from sweep.disk.ledger_lines.checksums import sealed
 from sweep.disk.run_files import RunPaths, read_trials, write_trial, write_trials
 from sweep.drive.monitor.totals import COUNTED_COLUMNS
 from tests.support.results import committed_rows

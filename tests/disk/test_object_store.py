@@ -18,7 +18,7 @@ import pytest
 import analysis
 from sweep.__main__ import main
 from sweep.base.config import ROOT, ConfigError, Halted
-from sweep.disk import compaction, object_store, run_files
+from sweep.disk import compaction, heartbeat_lock, object_store, run_files
 from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.disk.tables import read_table
@@ -75,9 +75,9 @@ def put(url):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(object_store, "LOCK_TIMEOUT", 3.0)
-    monkeypatch.setattr(object_store, "LOCK_HEARTBEAT", 0.5)
-    monkeypatch.setattr(object_store, "LOCK_POLL", 0.1)
+    monkeypatch.setattr(heartbeat_lock, "LOCK_TIMEOUT", 3.0)
+    monkeypatch.setattr(heartbeat_lock, "LOCK_HEARTBEAT", 0.5)
+    monkeypatch.setattr(heartbeat_lock, "LOCK_POLL", 0.1)
     monkeypatch.setattr(object_store, "LEDGER_POLL", 0.1)
 
 
@@ -116,7 +116,7 @@ def test_a_row_in_the_store_has_its_files_there(s3, quick, tmp_path):
         ledger.end_attempt("d1", "1", "done")
         (tmp_path / "report.html").write_text("<html>")
     assert {"report.html", "deployments/d1/1/t1/requests.parquet"} <= set(objects(url))
-    assert object_store.Lock.NAME not in objects(url), "the lock is released"
+    assert heartbeat_lock.Lock.NAME not in objects(url), "the lock is released"
 
 
 def test_an_answer_is_drawn_from_runs_in_a_store(s3, tmp_path, capsys):
@@ -315,7 +315,7 @@ def test_a_mirror_that_stood_still_uploads_nothing_once_another_has_taken_over(s
     frozen = object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print)
     frozen.lock.acquire(print)
     write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
-    object_store.Lock(object_store.ObjectStore(url)).beat()
+    heartbeat_lock.Lock(object_store.ObjectStore(url)).beat()
     frozen.lock.last_beat = time.monotonic() - 60, time.time() - 60
     with pytest.raises(Misplaced, match="another driver has taken over"):
         frozen.sync()
@@ -375,27 +375,27 @@ def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
     def slow(store, folder, files):
         if list(files):
             begun.set()
-            time.sleep(2 * object_store.LOCK_TIMEOUT)
+            time.sleep(2 * heartbeat_lock.LOCK_TIMEOUT)
 
     with object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print):
         monkeypatch.setattr(object_store.ObjectStore, "upload", slow)
         write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
         assert begun.wait(20)
         with pytest.raises(ConfigError, match="a sweep is running there"):
-            object_store.Lock(object_store.ObjectStore(url)).acquire(print)
+            heartbeat_lock.Lock(object_store.ObjectStore(url)).acquire(print)
         monkeypatch.undo()
 
 
 def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path, monkeypatch):
     url, sent, said = "s3://bucket/run-k", [], []
-    monkeypatch.setattr(object_store.os, "kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr(heartbeat_lock.os, "kill", lambda pid, number: sent.append((pid, number)))
     with object_store.Mirror(object_store.ObjectStore(url), tmp_path, said.append):
-        object_store.Lock(object_store.ObjectStore(url)).beat()  # as if this one had been silent for long
+        heartbeat_lock.Lock(object_store.ObjectStore(url)).beat()  # as if this one had been silent for long
         wait_until(lambda: sent)
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
     assert sent == [(os.getpid(), signal.SIGTERM)] * 2
     assert said == [f"{url} was taken over by another driver: stopping now"]
-    assert list(objects(url)) == [object_store.Lock.NAME]
+    assert list(objects(url)) == [heartbeat_lock.Lock.NAME]
 
 
 class Refusing(object_store.ObjectStore):
@@ -406,7 +406,7 @@ class Refusing(object_store.ObjectStore):
         self.times = times
 
     def write(self, name, content):
-        if name != object_store.Lock.NAME and self.times:
+        if name != heartbeat_lock.Lock.NAME and self.times:
             self.times -= 1
             raise OSError("503 slow down")
         super().write(name, content)
@@ -420,7 +420,7 @@ def test_the_last_upload_is_tried_again(s3, quick, tmp_path, monkeypatch):
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
     object_store.copy(url, tmp_path / "copy")
     assert set(Ledger(tmp_path / "copy" / "ledger.jsonl", write=False).rows) == {"t1"}
-    assert object_store.Lock.NAME not in objects(url)
+    assert heartbeat_lock.Lock.NAME not in objects(url)
 
 
 def test_an_incomplete_store_is_no_success(s3, quick, tmp_path, monkeypatch):

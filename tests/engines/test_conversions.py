@@ -37,9 +37,9 @@ def read(folder: Path, file: str = "model.safetensors") -> dict[str, np.ndarray]
     return found
 
 
-def nibbles(packed: np.ndarray, axis: int, order: tuple[int, ...] = tuple(range(8))) -> np.ndarray:
-    """The eight numbers in each int32, unfolded along an axis; `order[i]` is where number i of them sits."""
-    parts = [(packed.view(np.uint32) >> np.uint32(4 * place)) & 15 for place in order]
+def nibbles(packed: np.ndarray, axis: int) -> np.ndarray:
+    """The eight numbers in each int32, unfolded along an axis."""
+    parts = [(packed.view(np.uint32) >> np.uint32(4 * place)) & 15 for place in range(8)]
     stacked = np.stack(parts, axis=axis + 1).astype(np.float64)
     shape = list(packed.shape)
     shape[axis] *= 8
@@ -52,21 +52,8 @@ def gptq(part) -> np.ndarray:
     return ((nibbles(part("qweight"), 0) - zeros[groups]) * part("scales").astype(np.float64)[groups]).T
 
 
-def awq(part) -> np.ndarray:
-    order = (0, 4, 1, 5, 2, 6, 3, 7)  # the inverse of AutoAWQ's 0 2 4 6 1 3 5 7
-    steps, zeros = nibbles(part("qweight"), 1, order), nibbles(part("qzeros"), 1, order)
-    groups = np.arange(len(steps)) // GROUP
-    return ((steps - zeros[groups]) * part("scales").astype(np.float64)[groups]).T
-
-
 def ct_int8(part) -> np.ndarray:
     return part("weight").astype(np.float64) * part("weight_scale")
-
-
-def ct_w4a16(part) -> np.ndarray:
-    steps = nibbles(part("weight_packed"), 1) - 8
-    assert tuple(part("weight_shape")) == steps.shape
-    return steps * np.repeat(part("weight_scale").astype(np.float64), GROUP, axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +63,7 @@ def python(environments) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "dequantise", "steps"),
-    [("gptq", gptq, 14), ("awq", awq, 15), ("ct-int8", ct_int8, 254), ("ct-w4a16", ct_w4a16, 14)],
+    [("gptq", gptq, 14), ("ct-int8", ct_int8, 254)],
 )
 def test_quantised_weights_are_the_nearest_steps(model, python, kind, dequantise, steps):
     backend = configured("backend", "vllm_gptq").model_copy(update={"checkpoint": kind})
@@ -86,18 +73,13 @@ def test_quantised_weights_are_the_nearest_steps(model, python, kind, dequantise
     found = dequantise(lambda name: after[f"{LAYER}.{name}"])
     width = original.shape[1] if kind == "ct-int8" else GROUP
     grouped = original.reshape(len(original), -1, width)
-    if kind == "awq":
-        spread = np.maximum(grouped.max(2), 0) - np.minimum(grouped.min(2), 0)
-    else:
-        spread = 2 * np.abs(grouped).max(2)
-    step = spread / steps
-    # Half a step by rounding; with zero points the end that is rounded away costs up to half a step more. Scales are
-    # float16: 2^-11 of as many as half the steps.
-    allowed = (0.5 + (0.5 if kind == "awq" else 0) + steps * 2**-11) * step
+    step = 2 * np.abs(grouped).max(2) / steps
+    # Half a step by rounding. Scales are float16: 2^-11 of as many as half the steps.
+    allowed = (0.5 + steps * 2**-11) * step
     error = np.abs(found - original).reshape(grouped.shape)
     assert (error <= allowed[:, :, None] + 1e-9).all()
     assert error.max() > 0
-    half = kind in ("gptq", "awq")
+    half = kind == "gptq"
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.input_layernorm.weight"):
         assert np.array_equal(after[name].astype(np.float32), before[name].astype(np.float16 if half else np.float32))
     assert (
@@ -109,7 +91,6 @@ def test_quantised_weights_are_the_nearest_steps(model, python, kind, dequantise
     )
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"] in (
         "gptq",
-        "awq",
         "compressed-tensors",
     )
     assert (

@@ -4,13 +4,8 @@ import asyncio
 import contextlib
 import json
 import re
-import resource
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -18,13 +13,10 @@ import pytest
 
 from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, NearestVectors
-from sweep.gateway.caching.embedding import WordLlamaEmbedder, load_embedder
+from sweep.gateway.caching.embedding import Embedder
 from sweep.gateway.caching.flight import Flight
-from sweep.gateway.caching.keys import IGNORED_HEADERS, IGNORED_PREFIX, AnswerKey, Keys, is_deterministic
-from sweep.gateway.caching.source import AnswerSource
-from sweep.gateway.caching.store import AnswerStore
+from sweep.gateway.caching.keys import IGNORED_HEADERS, IGNORED_PREFIX, AnswerKey, is_deterministic, key_of
 from sweep.gateway.call import Call
-from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Cache
 from tests.gateway.test_gateway import (
     CHAT,
@@ -37,7 +29,7 @@ from tests.gateway.test_gateway import (
     request_bytes,
     wait_for,
 )
-from tests.support.gateway_stand import RESET, STREAM_HEAD, engine, gateway, plain
+from tests.support.gateway_stand import STREAM_HEAD, engine, gateway, plain
 from tests.support.simulated_engine import ROOT
 
 PRIME, NEAR, OTHER = "Is 7 prime?", "Is 8 prime?", "Who wrote Hamlet?"
@@ -235,7 +227,7 @@ def test_what_is_not_deterministic_passes():
 )
 def test_other_directives_of_cache_control_do_not_pass_the_cache(directives, is_kept):
     call = Call(COMPLETIONS, [(b"cache-control", directives)], b"", ASK)
-    assert (Keys().of(call) is not None) == is_kept
+    assert (key_of(call) is not None) == is_kept
 
 
 def test_token_ids_are_compared_exactly():
@@ -426,14 +418,15 @@ def entry(number, vector=None):
     return Entry(AnswerKey(b"context", b"%d" % number), vector, answer, stored_at=float(number))
 
 
-def test_the_least_recently_served_or_the_oldest_makes_room():
-    for eviction, gone in (("lru", b"1"), ("fifo", b"0")):
-        cache = AnswerCache(Cache(capacity=3, eviction=eviction, ttl=None), 4)
-        for number in range(3):
-            cache.add(entry(number))
-        assert cache.same(AnswerKey(b"context", b"0"))
-        assert [each.key.question for each in cache.add(entry(3))] == [gone]
-        assert len(cache) == 3
+def test_the_least_recently_served_makes_room():
+    cache = AnswerCache(Cache(capacity=3, ttl=None), 4)
+    for number in range(3):
+        cache.add(entry(number))
+    assert cache.same(AnswerKey(b"context", b"0"))
+    cache.add(entry(3))
+    remaining = {number for number in range(4) if cache.same(AnswerKey(b"context", b"%d" % number))}
+    assert remaining == {0, 2, 3}
+    assert len(cache) == 3
 
 
 def test_an_answer_is_stale_after_its_time():
@@ -486,7 +479,7 @@ def test_the_nearest_is_found_exactly_after_any_removal():
 
 
 def test_the_default_embedder_knows_near_misses_as_near():
-    embedder = load_embedder("wordllama")
+    embedder = Embedder()
     prime, near, other = (embedder.embed(text) for text in (PRIME, NEAR, OTHER))
     assert embedder.dimensions == 256
     assert float(prime @ near) == pytest.approx(0.907, abs=0.01)
@@ -499,8 +492,8 @@ def test_a_vector_is_the_same_whatever_words_were_seen_before(monkeypatch):
     """Also when the words remembered are too many, and are forgotten in the middle of a text."""
     monkeypatch.setattr("sweep.gateway.caching.embedding.REMEMBERED_WORDS", 5)
     text = "the river rose in the night and by morning the bridge was gone"
-    vectors = [WordLlamaEmbedder().embed(text)]
-    embedder = WordLlamaEmbedder()
+    vectors = [Embedder().embed(text)]
+    embedder = Embedder()
     for before in ("", "in the night", "a b c d e", text, text):
         embedder.embed(before)
         vectors.append(embedder.embed(text))
@@ -509,142 +502,3 @@ def test_a_vector_is_the_same_whatever_words_were_seen_before(monkeypatch):
     vectors.append(tokens / np.linalg.norm(tokens))
     for vector in vectors:
         assert vector == pytest.approx(vectors[0], abs=1e-6)
-
-
-def test_another_embedder_that_is_missing_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="pip install sentence-transformers"):
-        load_embedder("all-MiniLM-L6-v2")
-
-
-def test_an_embedder_of_sentence_transformers_is_used_by_its_name(monkeypatch):
-    class SentenceTransformer:
-        def __init__(self, name):
-            assert name == "lengths"
-
-        def get_sentence_embedding_dimension(self):
-            return 2
-
-        def encode(self, text):
-            return np.array([len(text), 1.0])
-
-    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=SentenceTransformer))
-    cache = {"embedder": "lengths", "threshold": 0.9999}
-    with talkative() as behind, gateway(behind.url, cache=cache) as url:
-        results = [result(post(url, ASK | {"prompt": prompt})) for prompt in ("a" * 9, "b" * 9, "c")]
-    assert results == ["miss", "semantic", "miss"]
-
-
-# -- on disk
-
-
-def test_answers_outlive_the_gateway_and_hold_no_secret(tmp_path):
-    path = tmp_path / "answers"
-    settings = {"cache": {"path": str(path), "threshold": 0.8}}
-    secret = {"authorization": "Bearer sk-very-secret"}
-    with talkative() as behind:
-        with gateway(behind.url, **settings) as url:
-            post(url, ASK, **secret)
-        with gateway(behind.url, **settings) as url:
-            again, near = post(url, ASK, **secret), post(url, ASK | {"prompt": NEAR}, **secret)
-            stranger = post(url, ASK)
-            httpx.post(f"{url}/gateway/reset", headers=RESET)
-            after = post(url, ASK, **secret)
-    assert [result(each) for each in (again, near, stranger, after)] == ["exact", "semantic", "miss", "miss"]
-    assert text_of(again) == " answer 0"
-    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
-    assert b"sk-very-secret" not in content
-    assert PRIME.encode() not in content
-    assert oct(path.stat().st_mode)[-3:] == "600"
-
-
-def questions_on_disk(path):
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        return [row[0] for row in connection.execute("select question from answers order by stored_at")]
-
-
-def test_the_file_has_what_the_cache_has(tmp_path):
-    path, metrics = str(tmp_path / "answers"), Metrics()
-
-    def loaded(capacity, oldest=0.0):
-        store = AnswerStore(path, "exact", metrics)
-        numbers = [each.key.question for each in store.load(capacity, oldest)]
-        store.close()
-        assert questions_on_disk(path) == numbers
-        return numbers
-
-    store = AnswerStore(path, "exact", metrics)
-    for number in range(5):
-        store.add(entry(number), [entry(0)] if number == 4 else [], oldest=0.0)
-    store.close()
-    assert loaded(10) == [b"1", b"2", b"3", b"4"], "the oldest goes first"
-    assert loaded(10, oldest=2.0) == [b"2", b"3", b"4"], "what is stale is not read"
-    assert loaded(2) == [b"3", b"4"], "the latest are read"
-    store = AnswerStore(path, "exact", metrics)
-    store.clear()
-    store.close()
-    assert loaded(10) == []
-
-
-def test_stale_answers_leave_the_file_with_the_next_that_is_written(tmp_path):
-    path, now = str(tmp_path / "answers"), [100.0]
-    settings = Cache(path=path, mode="exact", ttl=10)
-
-    async def answered(source, *prompts):
-        for prompt in prompts:
-            content = ASK | {"prompt": prompt}
-            call = Call(COMPLETIONS, [], b"", content)
-            key = source.keys.of(call)
-            if (await source.find(call, key))[0] is None:
-                flight, _ = source.board(call, key, None, complete)
-                with contextlib.closing(await flight.join()) as answer:
-                    _ = [chunk async for chunk in parts_of(answer)]
-
-    async def complete():
-        return ScriptedAnswer(b'data: {"choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n', b"")
-
-    def remaining(*prompts):
-        source = AnswerSource(settings, Metrics(), lambda: now[0])
-        asyncio.run(answered(source, *prompts))
-        source.close()
-        return len(questions_on_disk(path))
-
-    assert remaining("one", "two") == 2
-    now[0] = 105.0
-    assert remaining("three") == 3
-    now[0] = 111.0
-    assert remaining("one") == 2, "one anew, and three"
-    now[0] = 200.0
-    assert remaining() == 0
-
-
-def test_a_cache_of_another_embedder_is_not_read(tmp_path):
-    path = str(tmp_path / "answers")
-    with talkative() as behind:
-        with gateway(behind.url, cache={"path": path}) as url:
-            post(url, ASK)
-        with gateway(behind.url, cache={"path": path, "mode": "exact"}) as url:
-            assert result(post(url, ASK)) == "miss"
-
-
-@pytest.mark.slow
-def test_the_command_serves_on_when_the_disk_is_full(tmp_path):
-    """`sweep gateway gateway=cache` whose files may not grow: answers are kept in memory, losses counted."""
-    path = tmp_path / "answers"
-    sqlite3.connect(path).close()
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    with talkative() as behind:
-        command = [sys.executable, "-m", "sweep", "gateway", "--to", behind.url, "--port", "0", "gateway=cache"]
-        command += [f"gateway.cache.path={path}", "gateway.cache.mode=exact"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=limit)
-        try:
-            url = process.stdout.readline().split()[2].rstrip(",")
-            prompts = [f"{number} " * 100 for number in range(60)]
-            assert {result(post(url, ASK | {"prompt": prompt})) for prompt in prompts} == {"miss"}
-            assert {result(post(url, ASK | {"prompt": prompt})) for prompt in prompts} == {"exact"}
-            wait_for(lambda: metric(url, "gateway_failed_writes_total") > 0)
-        finally:
-            process.terminate()
-            process.communicate()

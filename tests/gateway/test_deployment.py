@@ -18,7 +18,7 @@ from sweep.client.wire import Target
 from sweep.disk.run_files import RunPaths, read_requests, read_trials, write_requests
 from sweep.gateway.process import GatewaySilent, RunningGateway, running_gateway
 from sweep.gateway.served import served_equal
-from sweep.gateway.settings import Clip, Gateway
+from sweep.gateway.settings import Cache, Clip, Gateway
 from sweep.inputs.prompts import Paraphrases
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.numbers.quantities import gateway as quantities
@@ -174,12 +174,14 @@ def test_a_gateway_that_cannot_be_reset_is_named(tmp_path):
         RunningGateway(process).reset()
 
 
-def test_a_persistent_cache_is_refused_for_trials_and_left_alone(tmp_path, capsys):
-    path = tmp_path / "answers"
-    path.write_bytes(b"mine")
-    assert main([*QUICK, "gateway=cache", f"gateway.cache.path={path}", f"out={tmp_path / 'out'}"]) == 2
-    assert f"gateway.cache.path={path}: each trial begins with an empty cache" in capsys.readouterr().err
-    assert path.read_bytes() == b"mine"
+@pytest.mark.parametrize("option", ["path=/tmp/answers", "eviction=fifo", "embedder=all-MiniLM-L6-v2"])
+def test_a_removed_key_of_the_cache_says_so(tmp_path, capsys, option):
+    key, _, value = option.partition("=")
+    line = f"gateway.cache.{key}={value!r}: this key was removed in 0.2.0; {Cache.removed[key]}\n"
+    assert main([*QUICK, "gateway=cache", f"gateway.cache.{option}", f"out={tmp_path / 'out'}"]) == 2
+    assert capsys.readouterr().err.endswith(line)
+    assert main(["gateway", "--to", "http://x", "gateway=cache", f"gateway.cache.{option}"]) == 2
+    assert capsys.readouterr().err.endswith(line)
 
 
 def test_an_endpoint_with_a_certificate_of_its_own_is_reached_through_the_gateway(tmp_path):

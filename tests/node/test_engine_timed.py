@@ -1,16 +1,15 @@
 """A trial of an engine that is timed inside, from the orchestrator's side: against the host with a known library."""
 
 import itertools
-import math
-from array import array
 
 import pytest
 
+from sweep.__main__ import main
 from sweep.base.records import Outcome, Request
 from sweep.client.measurement import STALLED
-from sweep.client.modes import ClosedLoop, OpenLoop
+from sweep.client.modes import Lockstep
 from sweep.client.wire import Target
-from sweep.inputs.load import Batch, Closed
+from sweep.inputs.load import Batch
 from sweep.node import engine_timed, verdict
 from sweep.numbers.summarise import summarise
 from tests.backends.test_host import model  # noqa: F401 - a fixture
@@ -50,7 +49,7 @@ def test_records_of_lockstep_batches(target, library):
 
 
 def test_the_report_certifies_the_engines_own_stamps(target):
-    found = engine_timed.measure(target, [], asked(4), Closed(concurrency=2).mode(4, 1))
+    found = engine_timed.measure(target, [], asked(4), Batch(batch_size=2).mode(4, 1))
     assert found.report.stamp_source == "engine"
     assert (found.report.offered, found.report.sent, found.report.processes) == (4, 4, 0)
     assert verdict.limited(found.report, found.records) is None
@@ -116,11 +115,11 @@ def test_steps_within_the_stall_timeout(target, library, step):
 
 @pytest.mark.parametrize(("tokens", "kind"), [(1, None), (0, "empty")])
 def test_an_answer_without_a_token_is_an_error_as_on_the_wire(monkeypatch, tokens, kind):
-    answer = {"index": 0, "scheduled": 0.0, "released": 0.0, "chunk_us": [9] * tokens, "chunk_tokens": [1] * tokens}
-    answer |= {"input_tokens": 3, "output_tokens": tokens, "finish_reason": "stop", "error": None}
+    answer = {"released": 1, "stamps": [[9000, 1]] * tokens}
+    answer |= {"input_tokens": 3, "output_tokens": tokens, "finish_reason": "stop"}
 
     async def ask(*arguments: object) -> tuple[dict, None]:
-        return {"warmup": [], "records": [answer], "start_ns": 1}, None
+        return {"warmup": [], "records": [answer]}, None
 
     monkeypatch.setattr(engine_timed, "_ask", ask)
     mode = Batch(batch_size=1).mode(1, 1)
@@ -148,27 +147,16 @@ def test_after_a_broken_connection_the_engines_death_is_waited_for():
     assert found.records[0].error.startswith("closed: ")
 
 
-def test_there_are_no_users_who_think(target):
-    mode = ClosedLoop(1, think=array("d", [0.5]))
-    found = engine_timed.measure(target, [], asked(1), mode)
-    assert "load.think_time=0" in found.records[0].error
-
-
 def test_requests_that_were_never_due_have_no_record(target, library):
     library.step_seconds = 0.02
-    mode = ClosedLoop(1, duration=0.1)
-    found = engine_timed.measure(target, [], asked(100), mode)
+    found = engine_timed.measure(target, [], asked(100), Lockstep(1, duration=0.1))
     assert 1 <= len(found.records) < 10
     assert found.report.sent == len(found.records)
     assert found.report.offered == found.report.sent, "nothing else was due"
 
 
-def test_what_was_due_and_never_released_is_a_failure(target, library):
-    library.step_seconds = 0.02
-    mode = OpenLoop(array("d", [i * 0.005 for i in range(100)]), cap=1, duration=0.1)
-    found = engine_timed.measure(target, [], asked(100), mode)
-    unsent = [record for record in found.records if math.isnan(record.sent)]
-    assert len(found.records) == found.report.offered == 20
-    assert 10 < len(unsent) == found.report.offered - found.report.sent
-    assert all(record.error.startswith("unsent: ") for record in unsent)
-    assert [record.scheduled for record in unsent] == pytest.approx(mode.arrivals[20 - len(unsent) : 20])
+@pytest.mark.parametrize("load", ["closed", "poisson"])
+def test_the_plan_refuses_loads_without_batches(load, capsys, tmp_path):
+    command = ["run", "backend=vllm_offline", "workload=qa", f"load={load}", "dry_run=true", f"out={tmp_path}"]
+    assert main([*command, "hardware=cpu", "cluster=inline"]) == 2
+    assert f"load={load}: vllm_offline is timed inside its own process" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from backends.launch.server import LaunchError
 from sweep.__main__ import main
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.node.machine import cores, gpu_memory
-from sweep.node.machine.foreign import ForeignGpu
+from sweep.node.machine.foreign_processes import ForeignGpu
 from sweep.node.telemetry import Gpus, Sampler
 
 GIB = 2**30

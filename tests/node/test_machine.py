@@ -18,9 +18,9 @@ import analysis
 from sweep.__main__ import main
 from sweep.base.config import ROOT
 from sweep.base.records import Sample
-from sweep.node.machine import foreign as foreign_module
+from sweep.node.machine import foreign_processes as foreign_module
 from sweep.node.machine import lease, limits, quiet
-from sweep.node.machine.foreign import ForeignCpu
+from sweep.node.machine.foreign_processes import ForeignCpu
 from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.sharing import VARIABLE
 from sweep.numbers.summarise import figures

@@ -115,6 +115,7 @@ def test_a_flag_that_is_not_in_the_yaml_passes_through():
         (["+experiment=nope"], "experiment=nope: unknown; allowed: .*throughput_bound"),
         (["backend=nope"], "backend=nope: unknown; allowed: .*vllm"),
         (["nope=1"], "key=nope: unknown; allowed: .*replicates"),
+        (["not_as_published={}"], "key=not_as_published: this key was removed in 0.2.0; write study_differences"),
         (["replicates=0"], "replicates=0: .*greater than"),
         (["seed=1,2"], "seed=1,2: takes one value"),
         (["load.batch_size"], "load.batch_size: not an override"),

@@ -6,9 +6,7 @@ quantised; embeddings, norms and the output head keep their precision. One file 
 
 Formats, each as the library writes it that it comes from:
     gptq       4-bit, symmetric, groups along the inputs (AutoGPTQ's "gptq" checkpoint format)
-    awq        4-bit with zero points, groups along the inputs (AutoAWQ's "gemm" version)
     ct-int8    int8 weights per output channel, int8 activations per token (compressed-tensors "int-quantized")
-    ct-w4a16   4-bit, symmetric, groups along the inputs (compressed-tensors "pack-quantized")
 """
 
 import argparse
@@ -16,7 +14,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +28,14 @@ Tensors = dict[str, Tensor]
 BLOCK_LINEAR = re.compile(r"\.(layers|h|blocks)\.\d+\..+\.weight$")
 INDEX = "model.safetensors.index.json"  # which file a tensor is in, where there are several
 SMALLEST_SCALE = 1e-8
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # place in the int32, from its low bits up, is taken by this column of eight
 CALIBRATION_SAMPLES = 128
 
 
-def pack_int4(values: Tensor, axis: int, order: Sequence[int] = range(8)) -> Tensor:
-    """Eight numbers of 0..15 along `axis` into each int32, the first of `order` in its lowest bits."""
+def pack_int4(values: Tensor, axis: int) -> Tensor:
+    """Eight numbers of 0..15 along `axis` into each int32, the first in its lowest bits."""
     groups = values.movedim(axis, 0).to(torch.int64)
     groups = groups.reshape(groups.shape[0] // 8, 8, *groups.shape[1:])
-    packed = sum(groups[:, column] << (4 * place) for place, column in enumerate(order))
+    packed = sum(groups[:, column] << (4 * column) for column in range(8))
     signed = torch.where(packed >= 2**31, packed - 2**32, packed)
     return signed.to(torch.int32).movedim(0, axis).contiguous()
 
@@ -60,43 +57,15 @@ def gptq(weight: Tensor, group: int) -> Tensors:
     }
 
 
-def awq(weight: Tensor, group: int) -> Tensors:
-    """weight (out, in) -> qweight (in, out/8), scales (groups, out), qzeros (groups, out/8): scale * (q - zero)."""
-    grouped = weight.T.reshape(-1, group, weight.shape[0])
-    low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)  # zero itself must be among the steps
-    scales = ((high - low) / 15).clamp(min=SMALLEST_SCALE).half()
-    zeros = torch.round(-low / scales.float()).clamp(0, 15)
-    steps = torch.round(grouped / scales.float()[:, None] + zeros[:, None])
-    return {
-        "qweight": pack_int4(steps.clamp(0, 15).reshape(weight.T.shape), 1, AWQ_ORDER),
-        "scales": scales,
-        "qzeros": pack_int4(zeros, 1, AWQ_ORDER),
-    }
-
-
 def ct_int8(weight: Tensor, group: int) -> Tensors:
     """weight (out, in) -> weight int8 (out, in), weight_scale (out, 1). There are no groups."""
     scales = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=SMALLEST_SCALE)
     return {"weight": torch.round(weight / scales).clamp(-128, 127).to(torch.int8), "weight_scale": scales}
 
 
-def ct_w4a16(weight: Tensor, group: int) -> Tensors:
-    """weight (out, in) -> weight_packed (out, in/8), weight_scale (out, groups), weight_shape: scale * (q - 8)."""
-    grouped = weight.reshape(weight.shape[0], -1, group)
-    scales = (grouped.abs().amax(2) / 7).clamp(min=SMALLEST_SCALE).half()
-    steps = torch.round(grouped / scales.float()[:, :, None]) + 8
-    return {
-        "weight_packed": pack_int4(steps.clamp(0, 15).reshape(weight.shape), axis=1),
-        "weight_scale": scales,
-        "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
-    }
-
-
 QUANTISE: Mapping[str, Callable[[Tensor, int], Tensors]] = {
     "gptq": gptq,
-    "awq": awq,
     "ct-int8": ct_int8,
-    "ct-w4a16": ct_w4a16,
 }
 
 
@@ -105,19 +74,12 @@ def description(kind: str, group: int) -> dict[str, Any]:
     if kind == "gptq":
         about = {"quant_method": "gptq", "checkpoint_format": "gptq", "desc_act": False, "sym": True, "lm_head": False}
         return {**about, "bits": 4, "group_size": group}
-    if kind == "awq":
-        return {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": group, "zero_point": True}
-    symmetric = {"type": "int", "symmetric": True}
-    if kind == "ct-int8":
-        form = "int-quantized"
-        weights = {**symmetric, "num_bits": 8, "strategy": "channel", "dynamic": False}
-        activations = {**symmetric, "num_bits": 8, "strategy": "token", "dynamic": True}
-    else:
-        form, activations = "pack-quantized", None
-        weights = {**symmetric, "num_bits": 4, "strategy": "group", "group_size": group, "dynamic": False}
+    eight_bits = {"type": "int", "symmetric": True, "num_bits": 8}
+    weights = {**eight_bits, "strategy": "channel", "dynamic": False}
+    activations = {**eight_bits, "strategy": "token", "dynamic": True}
     return {
         "quant_method": "compressed-tensors",
-        "format": form,
+        "format": "int-quantized",
         "quantization_status": "compressed",
         "ignore": ["lm_head"],
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": activations}},
@@ -155,10 +117,10 @@ def _shards(model: Path) -> list[Path]:
 
 def _converted(name: str, tensor: Tensor, kind: str, group: int) -> Tensors:
     if tensor.ndim != 2 or not BLOCK_LINEAR.search(name):
-        # GPTQ's and AWQ's kernels compute in float16, and so must the rest.
-        return {name: tensor.half() if kind in ("gptq", "awq") and tensor.is_floating_point() else tensor}
+        # GPTQ's kernels compute in float16, and so must the rest.
+        return {name: tensor.half() if kind == "gptq" and tensor.is_floating_point() else tensor}
     outputs, inputs = tensor.shape
-    if kind != "ct-int8" and (inputs % group or outputs % 8):
+    if kind == "gptq" and (inputs % group or outputs % 8):
         raise ValueError(f"{name}: {outputs} x {inputs} does not divide into groups of {group} inputs and 8 outputs")
     layer = name.removesuffix("weight")
     return {layer + part: value for part, value in QUANTISE[kind](tensor.float(), group).items()}

@@ -21,7 +21,7 @@ from sweep.base.records import Outcome, TrialProgress
 from sweep.base.time_factor import scaled
 from sweep.base.wording import count, duration_text, time_left
 from sweep.disk import object_store, run_files
-from sweep.disk.entries.lines import sealed, unsealed
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display, progress_text
 from sweep.drive.monitor.totals import Totals, count_anew, read_totals

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from sweep.base.config import first_line
 from sweep.base.records import Outcome
 from sweep.disk import run_files
-from sweep.disk.entries.lines import sealed, unsealed
 from sweep.disk.ledger import Ledger
+from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.policy import FAILED
 from sweep.plan.plan import Plan

@@ -43,15 +43,6 @@ class KeptAnswer:
             renamed = part.replace(b'"%b"' % old, b'"%b"' % new, 1) if old else part
             yield _CREATED.sub(rb"\g<1>" + now, renamed, count=1)
 
-    def dump(self) -> str:
-        """The answer as JSON."""
-        return json.dumps({**vars(self), "parts": [part.decode("latin-1") for part in self.parts]})
-
-    @staticmethod
-    def parse(text: str) -> "KeptAnswer":
-        fields = json.loads(text)
-        return KeptAnswer(**{**fields, "parts": tuple(part.encode("latin-1") for part in fields["parts"])})
-
 
 def complete_answer(status: int, headers: Headers, chunks: Sequence[bytes], origin: str) -> KeptAnswer | None:
     """The answer of an engine, whose body has come to its end; None if it is not one to serve again.

@@ -1,4 +1,4 @@
-"""The answers in memory: by key, and by the nearness of their questions; the oldest or least used make room."""
+"""The answers in memory: by key, and by the nearness of their questions; the least recently served make room."""
 
 import time
 from collections import OrderedDict
@@ -100,20 +100,17 @@ class AnswerCache:
             self.remove(entry)
         return None
 
-    def add(self, entry: Entry) -> list[Entry]:
-        """Keep an answer; returns those that had to go for it."""
-        removed = []
+    def add(self, entry: Entry) -> None:
+        """Keep an answer; when the cache is full, the least recently served one goes."""
         if (old := self._entries.get(entry.key)) is not None:
             self.remove(old)  # its key stays in use
         while len(self._entries) >= self.settings.capacity:
-            removed.append(next(iter(self._entries.values())))
-            self.remove(removed[-1])
+            self.remove(next(iter(self._entries.values())))
         self._entries[entry.key] = entry
         if entry.vector is not None:
             if entry.key.context not in self._contexts:
                 self._contexts[entry.key.context] = NearestVectors(self.dimensions)
             self._contexts[entry.key.context].add(entry)
-        return removed
 
     def remove(self, entry: Entry) -> None:
         del self._entries[entry.key]
@@ -132,6 +129,5 @@ class AnswerCache:
         return self.settings.ttl is not None and self.clock() - entry.stored_at > self.settings.ttl
 
     def _hit(self, entry: Entry, similarity: float, exact: bool) -> Hit:
-        if self.settings.eviction == "lru":
-            self._entries.move_to_end(entry.key)
+        self._entries.move_to_end(entry.key)
         return Hit(entry, similarity, exact)

@@ -1,10 +1,8 @@
-"""Embedders: a text as a vector of length one, so that the product of two is their cosine similarity."""
+"""The embedder: a text as a vector of length one, so that the product of two is their cosine similarity."""
 
-import functools
 import logging
 import math
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +13,13 @@ PIECE_LENGTH = 200  # characters that are tokenized at once: the time that this 
 REMEMBERED_WORDS = 16384  # whose vectors stand close together; beyond that all are forgotten
 FIRST_WORDS = 1024  # of a matrix that grows
 LONGEST_REMEMBERED = 40  # characters of such a word
-SHIPPED = "wordllama"
 
 
-class Embedder(Protocol):
-    """Makes vectors of texts. Called from one thread at a time, but not always from the same."""
+class Embedder:
+    """wordllama's static vectors of tokens, averaged: 256 dimensions, weights in the package itself, no torch.
 
-    dimensions: int
-
-    def embed(self, text: str) -> Vector: ...
-
-
-class WordLlamaEmbedder:
-    """Static vectors of tokens, averaged: 256 dimensions, weights in the package itself, no torch."""
+    Called from one thread at a time, but not always from the same.
+    """
 
     def __init__(self) -> None:
         handlers, level = list(logging.root.handlers), logging.root.level
@@ -82,30 +74,6 @@ class WordLlamaEmbedder:
     def _ids(self, word: str) -> list[int]:
         pieces = [word[begin : begin + PIECE_LENGTH] for begin in range(0, len(word), PIECE_LENGTH)]
         return [i for piece in pieces for i in self._tokenizer.encode(piece, add_special_tokens=False).ids]
-
-
-class SentenceEmbedder:
-    """A model of sentence-transformers, which has to be installed."""
-
-    def __init__(self, name: str) -> None:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError:
-            raise ValueError(
-                f"gateway.cache.embedder={name}: needs sentence-transformers (pip install sentence-transformers); "
-                f"without it, {SHIPPED}"
-            ) from None
-        self._model: Any = SentenceTransformer(name)
-        self.dimensions = int(self._model.get_sentence_embedding_dimension())
-
-    def embed(self, text: str) -> Vector:
-        return _unit(np.asarray(self._model.encode(text), np.float32))
-
-
-@functools.cache
-def load_embedder(name: str) -> Embedder:
-    """The embedder of that name. Raises ValueError if it cannot be loaded."""
-    return WordLlamaEmbedder() if name == SHIPPED else SentenceEmbedder(name)
 
 
 def _unit(vector: Vector) -> Vector:

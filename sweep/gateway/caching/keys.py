@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import secrets
 from typing import Any, NamedTuple
 
 from sweep.gateway.call import Call
@@ -18,7 +17,6 @@ IGNORED_PREFIX = b"x-stainless-"  # OpenAI's libraries describe themselves, and 
 SINGLE = ("n", "best_of")  # answers to one request
 UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control; others may begin with `no-` too
 CHANGED_BY_PROMPT = ("echo", "prompt_logprobs", "use_beam_search")  # the answer has the prompt in it, or is no sampling
-SECRET_BYTES = 32
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 DIGEST_BYTES = 20
 
@@ -30,25 +28,18 @@ class AnswerKey(NamedTuple):
     question: bytes
 
 
-class Keys:
-    """Makes keys with a secret of its own: whoever reads a cache's file finds neither prompts nor API keys in it."""
+def key_of(call: Call) -> AnswerKey | None:
+    """Return the key of a request; None if no answer to it may be kept: it is not deterministic, or asks for none."""
+    question = call.question
+    if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
+        return None
+    headers = sorted((name.hex(), value.hex()) for name, value in call.headers if not _is_ignored(name))
+    text = _ENCODER.encode([call.path, call.context(), headers, question.is_text])
+    return AnswerKey(_digest(text), _digest(json.dumps(question.parts) if question.parts else question.text))
 
-    def __init__(self, secret: bytes | None = None) -> None:
-        self.secret = secret or secrets.token_bytes(SECRET_BYTES)
 
-    def of(self, call: Call) -> AnswerKey | None:
-        """The key of a request; None if no answer to it may be kept: it is not deterministic, or asks for none."""
-        question = call.question
-        if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
-            return None
-        headers = sorted((name.hex(), value.hex()) for name, value in call.headers if not _is_ignored(name))
-        text = _ENCODER.encode([call.path, call.context(), headers, question.is_text])
-        content = json.dumps(question.parts) if question.parts else question.text
-        return AnswerKey(self._digest(text), self._digest(content))
-
-    def _digest(self, text: str) -> bytes:
-        data = text.encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(data, digest_size=DIGEST_BYTES, key=self.secret).digest()
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
 def _is_ignored(header: bytes) -> bool:

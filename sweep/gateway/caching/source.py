@@ -1,16 +1,14 @@
 """The cache as the gateway's application uses it: find, join, remember."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 
 from sweep.gateway.caching.answer import complete_answer
 from sweep.gateway.caching.cache import AnswerCache, Entry, Hit
-from sweep.gateway.caching.embedding import Vector, load_embedder
+from sweep.gateway.caching.embedding import Embedder, Vector
 from sweep.gateway.caching.flight import Ask, Flight
-from sweep.gateway.caching.keys import AnswerKey, Keys
-from sweep.gateway.caching.store import AnswerStore
+from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.call import Call, Headers
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Cache
@@ -23,20 +21,10 @@ class AnswerSource:
 
     def __init__(self, settings: Cache, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.metrics, self.clock = settings, metrics, clock
-        self._embedder = None if settings.mode == "exact" else load_embedder(settings.embedder)
+        self._embedder = None if settings.mode == "exact" else Embedder()
         self._cache = AnswerCache(settings, self._embedder.dimensions if self._embedder else 0, clock)
-        embedder = settings.embedder if self._embedder else settings.mode
-        self._store = None if settings.path is None else AnswerStore(settings.path, embedder, metrics)
-        self.keys = Keys() if self._store is None else self._store.keys
         self._flights: dict[AnswerKey, Flight] = {}
-        for entry in () if self._store is None else self._store.load(settings.capacity, self._oldest):
-            self._cache.add(entry)
-        metrics.entries.set(len(self._cache))
-
-    @property
-    def _oldest(self) -> float:
-        """The time at which an answer was stored that is about to be stale, s since the epoch."""
-        return -math.inf if self.settings.ttl is None else self.clock() - self.settings.ttl
+        metrics.entries.set(0)
 
     async def find(self, call: Call, key: AnswerKey) -> tuple[Hit | None, Vector | None]:
         """The answer to this question or to one that is similar enough; and this question's vector, if it was made."""
@@ -71,18 +59,10 @@ class AnswerSource:
         return flight, False
 
     def _remember(self, entry: Entry) -> None:
-        removed = self._cache.add(entry)
+        self._cache.add(entry)
         self.metrics.entries.set(len(self._cache))
-        if self._store is not None:
-            self._store.add(entry, removed, self._oldest)
 
     def clear(self) -> None:
         """Forget all answers."""
         self._cache.clear()
         self.metrics.entries.set(0)
-        if self._store is not None:
-            self._store.clear()
-
-    def close(self) -> None:
-        if self._store is not None:
-            self._store.close()

@@ -8,7 +8,7 @@ from typing import Any
 from sweep.base.config import Quiet
 from sweep.base.records import Outcome
 from sweep.disk.row import Verdict
-from sweep.node.machine.foreign import Foreign
+from sweep.node.machine.foreign_processes import Foreign
 
 LOOK = 1.0  # s over which the share of the CPU is taken
 

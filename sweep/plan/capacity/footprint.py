@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from backends.base import Launch
 from sweep.base.config import Hardware
-from sweep.inputs.shape import ModelShape
+from sweep.inputs.model_shape import ModelShape
 from sweep.plan.plan import Deployment
 
 GIBIBYTE = 2**30
@@ -29,7 +29,6 @@ BITS = {
     "bitsandbytes": 4.5,
     "gptq": 4.25,
     "awq": 4.25,
-    "ct-w4a16": 4.25,
     "q8": 8.5,
     "q6": 6.6,
     "q5": 5.5,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from sweep.base.config import Settings, cache_directory, next_time
 from sweep.base.wording import count, duration_text
+from sweep.plan.capacity.demand import Demand, Lengths, lengths_of, measure
 from sweep.plan.capacity.footprint import GIBIBYTE, planned_launch, sizes
-from sweep.plan.capacity.point import Demand, Lengths, lengths_of, measure
 from sweep.plan.plan import Deployment, Plan, Trial
 
 MOST_LOADS = 4  # loads of a warning

@@ -39,6 +39,7 @@ def commit(plan, paths, index):
 def tables_made(plan, paths, monkeypatch):
     made = []
     monkeypatch.setattr(row_writer.run_files, "write_trials", lambda *of: made.append(of) or WRITE_TRIALS(*of))
+    run_files.write_plan(paths, plan.entries("sweep"))
     RowWriter(plan, paths, Ledger(paths.ledger), None, None).write_table()
     return len(made)
 
