@@ -5,7 +5,7 @@
 Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate have a drift of
 DRIFT in common. `false winners`: of equal engines one is named the best alone. `false ratios`: of equal engines some
 ratio to the first has an interval without 1. `named`: one that is FASTER is named, alone. The functions are those that
-the summary and the report use.
+the summary and the report use, with arrays that no writer wrote: written.py names winners from a run's files.
 
 A second table is of answers within an SLO, where each engine is taken at the best of its loads, on a plateau: all its
 loads are equal, and their trials differ by SPREAD besides. `uncorrected`: as if nobody had chosen the load. The last
@@ -24,6 +24,7 @@ import numpy as np
 from analysis.answers.deciding import best_choices
 from analysis.quantities import compared_column
 from analysis.statistics.comparison import Trials, differences, fit, indistinguishable
+from benchmarks.documents import markdown_table, publish
 
 SPREAD = 0.02  # standard deviation between launches of one engine, of logarithms
 DRIFT = 0.02  # of all engines between replicates
@@ -121,18 +122,21 @@ def main(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     began = time.perf_counter()
     cells = [study(*cell, sweeps=chosen.sweeps, seed=chosen.seed, uneven=chosen.uneven) for cell in CELLS]
-    print("| engines | replicates | false winners | of two far ahead | false ratios | 10 % faster, named |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for cell in cells:
         of_two = f"{cell.false_of_two:.1%}" if cell.engines > 2 else "the same"
-        rates = f"{cell.false_winners:.1%} | {of_two} | {cell.false_ratios:.1%} | {cell.named:.1%}"
-        print(f"| {cell.engines} | {cell.replicates} | {rates} |")
+        rates = f"{cell.false_winners:.1%}", of_two, f"{cell.false_ratios:.1%}", f"{cell.named:.1%}"
+        rows.append([cell.engines, cell.replicates, *rates])
+    headings = "engines | replicates | false winners | of two far ahead | false ratios | 10 % faster, named"
+    publish([*markdown_table(headings, rows), ""])
     of_loads = [study_of_loads(loads, each, chosen.sweeps, chosen.seed) for loads in LOADS for each in LOAD_REPLICATES]
-    print("\n| loads of each engine | replicates | false winners, uncorrected | false winners | 10 % faster, named |")
-    print("|---|---|---|---|---|")
-    for each in of_loads:
-        rates = f"{each.uncorrected:.1%} | {each.false_winners:.1%} | {each.named:.1%}"
-        print(f"| {', '.join(map(str, each.loads))} | {each.replicates} | {rates} |")
+    rows = [
+        [", ".join(map(str, each.loads)), each.replicates]
+        + [f"{share:.1%}" for share in (each.uncorrected, each.false_winners, each.named)]
+        for each in of_loads
+    ]
+    headings = "loads of each engine | replicates | false winners, uncorrected | false winners | 10 % faster, named"
+    publish(markdown_table(headings, rows))
     results: list[dict[str, object]] = [cell._asdict() for cell in cells] + [each._asdict() for each in of_loads]
     print(json.dumps([*results, {"seconds": time.perf_counter() - began}]))
 

@@ -46,12 +46,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "analysis.points",
         "analysis.quantities",
         "analysis.statistics",
+        "analysis.table",
     },
     # What a run was made for, from what its tables are made of: it renders nothing.
     "analysis.answers": BASIS
     | {"sweep.numbers", "sweep.disk"}
     | {f"analysis.{name}" for name in ("compare", "headline", "points")}
-    | {f"analysis.{name}" for name in ("quantities", "results", "statistics")},
+    | {f"analysis.{name}" for name in ("quantities", "results", "statistics", "table")},
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
     "benchmarks": {"sweep", "analysis", "backends"},  # all of it is measured
 }

@@ -25,11 +25,10 @@ from analysis.report.tables import (
     answers_table,
     explained_tables,
     ladder_table,
-    results_tables,
+    results_table,
     slowest_table,
     spread_table,
     steady_table,
-    winners_table,
 )
 from analysis.report.terminal import times
 from analysis.results import RunResults
@@ -38,10 +37,12 @@ from analysis.statistics.intervals import CONFIDENCE, Estimate
 from analysis.statistics.survivors import bounds_text
 from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from analysis.studies.findings import judge_run
+from analysis.studies.printed import JUDGED
 from analysis.studies.tables import study_of
 from analysis.summary import planned_trials
+from analysis.table import Table, csv_of
 from analysis.warnings import concerning, grouped, scope
-from sweep.base.wording import number, spreadsheet_cell
+from sweep.base.wording import number
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 
@@ -68,8 +69,7 @@ def write_all(results: RunResults) -> None:
     run = results.run
     if run.copy is not None:
         raise ValueError("a report of a run in an object store needs a folder: sweep report URL --output FOLDER")
-    table = summary_table(results).map(spreadsheet_cell)
-    run_files.write_whole(run.paths, run.paths.summary, table.to_csv(index=False))
+    run_files.write_whole(run.paths, run.paths.summary, csv_of(summary_table(results)))
     figures = draw_all(run, results.layout)
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
@@ -110,9 +110,8 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "answers": answers_table(answered),
         "cards": list(_cards(results)),
         "warnings": warned([("", results)]),
-        "tables": results_tables(results),
-        "winners": winners_table(results),
-        "findings": judge_run(results),
+        "points": results_table(results),
+        "findings": Table(JUDGED, judgements) if (judgements := judge_run(results)) else None,
         "study": study_of(run.name),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),

@@ -110,7 +110,7 @@ def _warnings(results: RunResults) -> Iterator[Text | Padding]:
         yield Padding(Text(warning.kind.remedy, style="dim"), (0, 0, 0, 4))
 
 
-class Column(NamedTuple):
+class TextColumn(NamedTuple):
     """A column of the table; its heading may have two lines."""
 
     heading: str
@@ -138,7 +138,7 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
     if versus:
         place = len({*BATCH_COLUMNS} & {*columns}) if "batch_latency_mean" in columns else 1
-        metrics.insert(place, Column("vs\nbaseline", versus))
+        metrics.insert(place, TextColumn("vs\nbaseline", versus))
     texts, numbers, title = _identity(layout, points)
     yield Text(title, style="bold")
     if _width(texts + numbers + metrics) > width:  # names are broken between words, never within one
@@ -161,27 +161,27 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
 
-def _width(columns: list[Column]) -> int:
+def _width(columns: list[TextColumn]) -> int:
     return sum(column.width + GAP for column in columns)
 
 
-def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[Column], str]:
+def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[TextColumn], list[TextColumn], str]:
     """The columns that tell points apart, in words and in numbers, and the title: what all have in common."""
-    texts, numbers, common = [Column("engine", list(points["line"]))], [], []
+    texts, numbers, common = [TextColumn("engine", list(points["line"]))], [], []
     if points["panel"].nunique() > 1:
-        texts.append(Column("workload", list(points["panel"])))
+        texts.append(TextColumn("workload", list(points["panel"])))
     else:
         common.append(points["panel"].iloc[0])
     if layout.x:
         heading = layout.x_label.lower().replace(" ", "\n", 1)
-        numbers.append(Column(heading, [setting(value) for value in points[layout.x]]))
+        numbers.append(TextColumn(heading, [setting(value) for value in points[layout.x]]))
     counts = points.loc[points["n"] > 0, "n"]
     if counts.nunique() > 1:
-        numbers.append(Column("n", [str(n) for n in points["n"]]))
+        numbers.append(TextColumn("n", [str(n) for n in points["n"]]))
     else:
         common.append(f"{counts.iloc[0]} replicates" if counts.iloc[0] > 1 else "one replicate")
     if points["failed"].gt(0).any():
-        numbers.append(Column("requests\nfailed", [share_of_failures(point) for _, point in points.iterrows()]))
+        numbers.append(TextColumn("requests\nfailed", [share_of_failures(point) for _, point in points.iterrows()]))
     else:
         common.append("no request failed")
     return texts, numbers, ", ".join(common)
@@ -192,7 +192,7 @@ def share_of_failures(point: "pd.Series[Any]") -> str:
     return f"{point['failed']:,.0f} of {point['requests'] + point['failed']:,.0f}" if point["n"] else "—"
 
 
-def _table(texts: list[Column], numbers: list[Column], panels: list[str]) -> Table:
+def _table(texts: list[TextColumn], numbers: list[TextColumn], panels: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in texts:
         table.add_column(column.heading, overflow="fold", width=column.width)
@@ -214,10 +214,10 @@ def heading(points: pd.DataFrame, column: str) -> str:
     return label(column).short + left_out(column, points)
 
 
-def _metric(points: pd.DataFrame, column: str) -> Column:
+def _metric(points: pd.DataFrame, column: str) -> TextColumn:
     labelled = label(column)
     lines = [*heading(points, column).split(), labelled.unit]
-    return Column("\n".join(lines), [_cell(point, column) for _, point in points.iterrows()])
+    return TextColumn("\n".join(lines), [_cell(point, column) for _, point in points.iterrows()])
 
 
 def label(column: str) -> LabelledColumn:
