@@ -1,5 +1,6 @@
 """A run summarised once: what its tables, its figures and its report are made of."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.failures import Losses, losses
-from analysis.formats import number_formats
 from analysis.load import Run, open_run
 from analysis.plotting.fitting import Fit, fits
 from analysis.plotting.layout import arrange
 from analysis.points import Layout
+from analysis.statistics.standings import Contests
 from analysis.statistics.variance import Components, components
-from analysis.summary import summarise
+from analysis.summary import summary_and_contests
 from analysis.vllm_figures import VLLMFigures, vllm_figures
 from analysis.warnings import by_point, result_warnings
 from sweep.numbers.warnings import ResultWarning
@@ -26,10 +27,19 @@ class RunResults:
 
     run: Run
 
-    @cached_property
+    @property
     def summary(self) -> pd.DataFrame:
         """The points, as in summary.csv."""
-        return summarise(self.run)
+        return self._summarised[0]
+
+    @property
+    def contests(self) -> Contests:
+        """How any two of the points compare, by any measured figure."""
+        return self._summarised[1]
+
+    @cached_property
+    def _summarised(self) -> tuple[pd.DataFrame, Contests]:
+        return summary_and_contests(self.run)
 
     @cached_property
     def layout(self) -> Layout:
@@ -78,3 +88,23 @@ class RunResults:
 def open_results(folder: str | Path, all_rows: bool = False) -> RunResults:
     """The results of the run in a folder or at a URL, of its present plan or all; raises as `load` does."""
     return RunResults(open_run(folder, all_rows))
+
+
+def number_formats(run: Run, layout: Layout) -> dict[str, list[str]]:
+    """The lines measured in each number format, e.g. `bfloat16, bitsandbytes nf4`: a speed means little without it."""
+    ok = layout.placed(run.ok)[["line", "dtype", "engine_facts"]].drop_duplicates()
+    formats: dict[str, list[str]] = {}
+    for line, dtype, facts in ok.astype(object).itertuples(index=False, name=None):
+        lines = formats.setdefault(_format(dtype, json.loads(facts) if isinstance(facts, str) else {}), [])
+        if line not in lines:
+            lines.append(line)
+    return formats
+
+
+def _format(dtype: Any, facts: dict[str, Any]) -> str:
+    """The data type of the computation, the quantisation of the weights, and its method if known."""
+    quantisation, method = facts.get("quantization"), facts.get("quantization_method")
+    if quantisation and method:
+        quantisation = f"{quantisation} (made by {method})"
+    parts = [part for part in (dtype, quantisation) if isinstance(part, str) and part]
+    return ", ".join(dict.fromkeys(parts)) or "unknown"

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import psutil
 import pyarrow.parquet as pq
 
+from analysis.table import text_table
 from backends.simulated_server.truth import Truth, read_log
 from benchmarks.documents import write_section
 from sweep.client.process import PRIORITY
@@ -349,7 +350,7 @@ def line(row: Row, client: str, runs: Sequence[Run]) -> str:
         f"{len(result.answers) / result.duration:,.0f}",
         str(result.failed),
     ]
-    return "| " + " | ".join(cells) + " |"
+    return text_table(HEADER, [cells]).markdown()[-1]
 
 
 MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
@@ -424,7 +425,7 @@ def main() -> None:
     cores = server_core, client_core
     if server_core >= client_core:
         parser.error("--cores: the client's must be the higher one")
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    lines = text_table(HEADER, []).markdown()
     compared: list[str] = []
     load: list[float] = []
     print("\n".join(lines), flush=True)

@@ -5,13 +5,13 @@
 The launches are those of docs/measurements/compare_launches.csv (paired_launches.py) of a real llama.cpp. A pair is two
 launches back to back: of one configuration (A/A), or of a planted slow-down and the nearest launch without. Comparisons
 of as many pairs as the command asks for are drawn in whole pairs, with replacement: without it, the half of all pairs
-would differ less from their mean than fresh ones do. They are judged by the functions that the command uses, and beside
-them stands the power of the same test by its formula. The tables are written to docs/measurements/compare.md, between
-its marks.
+would differ less from their mean than fresh ones do. They are judged by the functions that the command uses, as rows
+that no run wrote (written.py compares runs on disk), and beside them stands the power of the same test by its formula.
+The tables are written to docs/measurements/compare.md, between its marks.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -24,11 +24,11 @@ from analysis.compare.conditions import condition
 from analysis.compare.matching import Match
 from analysis.compare.noise import FEWEST_COMPARISONS, MachineNoise
 from analysis.compare.output import reach
-from analysis.compare.ratio import CHANCES
 from analysis.compare.verdicts import PointComparison, point_comparison
 from analysis.quantities import compared_column
 from analysis.statistics.intervals import CONFIDENCE
-from benchmarks.documents import write_section
+from analysis.statistics.power import CHANCES
+from benchmarks.documents import markdown_table, publish
 from benchmarks.paired_launches import AGAIN, PLANTED, REFERENCE, ROWS, read_rows
 from sweep.base import provenance
 
@@ -81,7 +81,7 @@ def drawn(sides: Pairs, random: np.random.Generator, launched: int) -> PointComp
 
 def compared(first: pd.DataFrame, second: pd.DataFrame, noise: MachineNoise | None = None) -> PointComparison:
     """The command's comparison of two sides."""
-    return point_comparison("reference", "other", Match("llamacpp", first, second), QUANTITY, noise=noise)
+    return point_comparison(("reference", "other"), Match("llamacpp", first, second), QUANTITY, noise=noise)
 
 
 def power(sides: Pairs, launched: int) -> float:
@@ -110,48 +110,40 @@ def alarms(comparisons: Sequence[PointComparison]) -> str:
     return f"{failed} ({failed / len(comparisons):.1%})"
 
 
-def table_of_arms(frame: pd.DataFrame) -> Iterator[str]:
+def table_of_arms(frame: pd.DataFrame) -> list[str]:
     """What was measured of each arm."""
-    columns = (
-        "arm",
-        "launches",
-        "stopped for",
-        "median, tokens/s",
-        "pairs",
-        "they differ by",
-        "ratio",
-        "95 % interval",
-    )
-    yield f"| {' | '.join(columns)} |"
-    yield "|---|---|---|---|---|---|---|---|"
+    headings = "arm | launches | stopped for | median, tokens/s | pairs | they differ by | ratio | 95 % interval"
+    table = []
     for name in (REFERENCE, AGAIN, *PLANTED):
         rows = arm(frame, name)
-        of_pairs = "— | — | — | —"
+        of_pairs = ["—"] * 4
         if name != REFERENCE:
             sides = pairs(frame, name)
             each = compared(*sides)
             deviation = np.log(sides.second[QUANTITY.column] / sides.first[QUANTITY.column]).std(ddof=1)
-            of_pairs = f"{each.units} | {deviation:.1%} | {each.ratio:.3f} | {each.low:.3f} to {each.high:.3f}"
+            of_pairs = [str(each.units), f"{deviation:.1%}", f"{each.ratio:.3f}", f"{each.low:.3f} to {each.high:.3f}"]
         median = rows["output_throughput"].median()
-        yield f"| {name} | {len(rows)} | {rows['stopped_share'].mean():.1%} | {median:.1f} | {of_pairs} |"
+        table.append([name, len(rows), f"{rows['stopped_share'].mean():.1%}", f"{median:.1f}", *of_pairs])
+    return markdown_table(headings, table)
 
 
-def table_of_pairs(frame: pd.DataFrame, all_pairs: PointComparison, count: int) -> Iterator[str]:
+def table_of_pairs(frame: pd.DataFrame, all_pairs: PointComparison, count: int) -> list[str]:
     """Alarms in pairs, at the budgets that the command prints of the whole study."""
-    yield f"| {count} comparisons, in pairs | launches a side | minutes | fail the build | by the formula |"
-    yield "|---|---|---|---|---|"
+    headings = f"{count} comparisons, in pairs | launches a side | minutes | fail the build | by the formula"
+    table = []
     for name, launched in zip(PLANTED, all_pairs.launches, strict=True):
         for other, title in ((AGAIN, "A/A"), (name, name)):
             sides, random = pairs(frame, other), np.random.default_rng(launched)
             failed = alarms([drawn(sides, random, launched) for _ in range(count)])
             minutes = launched * all_pairs.launch_minutes
-            yield f"| {title} | {launched} | {minutes:.1f} | {failed} | {power(sides, launched):.1%} |"
+            table.append([title, launched, f"{minutes:.1f}", failed, f"{power(sides, launched):.1%}"])
+    return markdown_table(headings, table)
 
 
-def table_of_pilots(frame: pd.DataFrame, count: int) -> Iterator[str]:
+def table_of_pilots(frame: pd.DataFrame, count: int) -> list[str]:
     """Slow-downs found at the budgets that few A/A pairs print, which know the spread less well."""
-    yield f"| {count} pilots of A/A pairs | asked for, for 10 % | found | asked for, for 20 % | found |"
-    yield "|---|---|---|---|---|"
+    headings = f"{count} pilots of A/A pairs | asked for, for 10 % | found | asked for, for 20 % | found"
+    table = []
     alike, slower = pairs(frame, AGAIN), [pairs(frame, name) for name in PLANTED]
     for size in PILOTS:
         random = np.random.default_rng(size)
@@ -164,7 +156,8 @@ def table_of_pilots(frame: pd.DataFrame, count: int) -> Iterator[str]:
                 f" {np.quantile(budget, 0.75):.0f})",
                 f"{np.mean(alarms_met):.1%}",
             ]
-        yield f"| {' | '.join(row)} |"
+        table.append(row)
+    return markdown_table(headings, table)
 
 
 def last_series(frame: pd.DataFrame) -> pd.DataFrame:
@@ -176,10 +169,10 @@ def last_series(frame: pd.DataFrame) -> pd.DataFrame:
     return alike.assign(replicate=range(len(alike)), seed=range(len(alike)))
 
 
-def table_of_runs(frame: pd.DataFrame, count: int) -> Iterator[str]:
+def table_of_runs(frame: pd.DataFrame, count: int) -> list[str]:
     """Alarms between runs one after the other, of the second half of a series; the first half is for the noise."""
-    yield f"| {count} A/A comparisons, one run after the other | launches a side | fail the build | with `--noise` |"
-    yield "|---|---|---|---|"
+    headings = f"{count} A/A comparisons, one run after the other | launches a side | fail the build | with `--noise`"
+    table = []
     alike = last_series(frame)
     half = len(alike) // 2
     noise = MachineNoise("the first half", [alike.iloc[:half]])
@@ -187,7 +180,8 @@ def table_of_runs(frame: pd.DataFrame, count: int) -> Iterator[str]:
         if 2 * FEWEST_COMPARISONS * launched > half:
             break
         failed = (alarms(one_after_the_other(alike.iloc[half:], launched, count, each)) for each in (None, noise))
-        yield f"| Welch's test | {launched} | {' | '.join(failed)} |"
+        table.append(["by replicate", launched, *failed])
+    return markdown_table(headings, table)
 
 
 def conditions(frame: pd.DataFrame) -> str:
@@ -223,9 +217,7 @@ def main() -> None:
     parser.add_argument("--launches", type=Path, default=ROWS, help="others than the document's are only printed")
     options = parser.parse_args()
     lines = tables(launches(options.launches), options.draws)
-    print("\n".join(lines))
-    if options.launches == ROWS:
-        write_section(DOCUMENT, MARKS, ["", *lines, ""])
+    publish(["", *lines, ""], DOCUMENT if options.launches == ROWS else None, MARKS)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from benchmarks.documents import markdown_table
 from sweep.__main__ import main as sweep
 from tests.support.corruptions import CORRUPTIONS, FILES, OTHERS, READERS, Finding, check
 
@@ -34,8 +35,6 @@ content that a reader took for something else than what was written. *Silent*: c
 file and did not name it. *Long*: commands that refused in more, or less, than one line (besides a warning that names
 what is left out). *Named*: corruptions of which some command named the file.
 
-| file | read by | in part by | corruptions | damaged | tracebacks | believed | silent | long | named |
-|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -46,12 +45,12 @@ def table(findings: Iterable[Finding]) -> str:
         counted = {column: getattr(finding, column) for column in COLUMNS}
         lengths = {name: len(value) if isinstance(value, tuple) else int(value) for name, value in counted.items()}
         rows.setdefault(finding.file, Counter()).update(corruptions=1, **lengths)
-    header = HEADER.format(ways=len(CORRUPTIONS))
-    lines = []
+    cells = []
     for file, counts in rows.items():
         commands = [", ".join(readers.get(file, ())) for readers in (READERS, OTHERS)]
-        lines.append(" | ".join([f"| {file}", *commands, *(str(counts[each]) for each in ("corruptions", *COLUMNS))]))
-    return header + "".join(f"{line} |\n" for line in lines)
+        cells.append([file, *commands, *(counts[each] for each in ("corruptions", *COLUMNS))])
+    headings = " | ".join(["file", "read by", "in part by", "corruptions", *COLUMNS])
+    return "\n".join([HEADER.format(ways=len(CORRUPTIONS)), *markdown_table(headings, cells), ""])
 
 
 def _findings(folder: Path) -> Iterator[Finding]:

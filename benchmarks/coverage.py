@@ -1,9 +1,10 @@
 """Coverage of the intervals of a summary, by simulation: how often the true figure lies in them, and how wide they are.
 
 `python -m benchmarks.coverage [SCENARIO ...]` gives simulated replicates (simulated_runs.py) to the functions that
-summarise a run (analysis/statistics/intervals.py, analysis/statistics/comparison.py), replaces their cells in
-docs/measurements/coverage.csv, and writes the tables of docs/measurements/coverage.md from it, so that it can be done
-in parts. `--quick` prints a few cells and writes nothing.
+summarise a run (analysis/statistics/intervals.py, analysis/statistics/comparison.py): arrays that no writer wrote,
+which written.py checks against those of a run's files. It replaces their cells in docs/measurements/coverage.csv, and
+writes the tables of docs/measurements/coverage.md from it, so that it can be done in parts. `--quick` prints a few
+cells and writes nothing.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binom
 
-from analysis.statistics.comparison import Trials, differences, fit
+from analysis.statistics.comparison import Trials, contest, fit
 from analysis.statistics.intervals import (
     FEWEST_FOR_STEADY_RATES,
     Interval,
@@ -28,8 +29,10 @@ from analysis.statistics.intervals import (
     throughput,
     without_intervals,
 )
+from benchmarks.documents import markdown_table
 from benchmarks.simulated_runs import (
     SCENARIOS,
+    STATIONARY,
     FloatArray,
     Runs,
     gaps,
@@ -135,9 +138,9 @@ def ratios(runs: Runs) -> Figures:
     figures = {}
     for name, each in values.items():
         pairs = np.concatenate([each, np.roll(each, 1, axis=0)], axis=1)
-        logs = [differences(fit(pair, trials, 2), [0], [1]) for pair in pairs]
-        ratio, half = (np.array([log[part][0] for log in logs]) for part in (0, 1))
-        figures[name] = _of_one_interval(np.exp(ratio), np.exp(ratio - half), np.exp(ratio + half))
+        figures[name] = _of_one_interval(
+            *np.array([contest(fit(pair, trials, 2), None).ratios([0], [1])[:, 0] for pair in pairs]).T
+        )
     return figures
 
 
@@ -247,6 +250,7 @@ def study(
     repetitions: int = 2000,
     seed: int = 1,
     rival_rules: bool = True,
+    figures: Callable[[Runs], Figures] = ours,
 ) -> Iterator[Cell]:
     """Every cell of a scenario: of these launches and of a new launch, and under the rules of others."""
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
@@ -254,7 +258,7 @@ def study(
         truth = _truth(runs.latency[:, :n], _rate(runs, n, spread), spread)
         for count in [each for each in (LAUNCHES if spread else REPLICATES) if each in replicates]:
             design = Design(scenario, n, count, repetitions, spread)
-            yield from design.cells(_rule(spread), runs, ours, truth)
+            yield from design.cells(_rule(spread), runs, figures, truth)
             if count == GAP_REPLICATES and n >= FEWEST_OF_GAPS and spread < max(BETWEEN_LAUNCHES):
                 yield from design.cells(_rule(spread), runs, of_gaps, truth)
             if rival_rules and not spread:
@@ -350,11 +354,11 @@ def _at(cell: Cell) -> str:
 
 def _table(chosen: Sequence[Cell]) -> str:
     scenarios = [scenario for scenario in SCENARIOS if any(cell.scenario == scenario for cell in chosen)]
-    lines = ["| " + " | ".join(["", *scenarios]) + " |", "|---" * (len(scenarios) + 1) + "|"]
+    rows = []
     for figure in dict.fromkeys(cell.figure for cell in chosen):
         cells = [[cell for cell in chosen if (cell.figure, cell.scenario) == (figure, each)] for each in scenarios]
-        lines.append("| " + " | ".join([figure, *map(_text, cells)]) + " |")
-    return "\n".join(lines)
+        rows.append([figure, *map(_text, cells)])
+    return "\n".join(markdown_table(" | ".join(["figure", *scenarios]), rows))
 
 
 def _text(cells: Sequence[Cell]) -> str:
@@ -421,7 +425,7 @@ def _job(job: tuple[str, str, Sequence[int], bool]) -> list[Cell]:
             return list(study(scenario, requests, rival_rules=rival_rules))
         case "ratios":
             return list(ratio_study(scenario, requests))
-    return list(steady_study(scenario))
+    return list(steady_study(scenario)) if scenario in STATIONARY else []
 
 
 if __name__ == "__main__":

@@ -1,7 +1,28 @@
-"""The part of a document that a benchmark writes, between two marks."""
+"""What a benchmark prints, and the part of a document that it writes between two marks."""
 
 from collections.abc import Iterable
 from pathlib import Path
+
+from analysis.table import text_table
+
+MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
+
+
+def markdown_table(headings: str, rows: Iterable[Iterable[object]]) -> list[str]:
+    """The lines of a table in Markdown, whose headings are separated by ` | `."""
+    return text_table(headings.split(" | "), map(list, rows)).markdown()
+
+
+def publish(lines: Iterable[str], document: Path | None = None, marks: tuple[str, str] = MARKS) -> None:
+    """Print these lines, and write them between two marks of a document, which stay.
+
+    Raises:
+        ValueError: if the document lacks one of the marks.
+    """
+    lines = list(lines)
+    print("\n".join(lines))
+    if document is not None:
+        write_section(document, marks, lines)
 
 
 def write_section(document: Path, marks: tuple[str, str], lines: Iterable[str]) -> None:

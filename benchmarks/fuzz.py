@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import analysis
+from benchmarks.documents import markdown_table
 from sweep.__main__ import main as sweep
 from sweep.base.config import ROOT
 from tests.support.fuzz import HANG, Case, Finding, cases, check, command_line, complete, experiment, judge
@@ -36,9 +37,8 @@ each; it is written from the documentation, not from the code that checks. *Nons
 the documentation refuses it; *refused wrongly* is the reverse; *untidy* is an error that is not one line which names
 the key, or echoes more than 80 characters of a value.
 
-| cases | n | accepted | refused | traceback | over {hang} s | nonsense | refused wrongly | untidy | slowest, s |
-|---|---|---|---|---|---|---|---|---|---|
 """
+HEADINGS = f"n | accepted | refused | traceback | over {HANG} s | nonsense | refused wrongly | untidy | slowest, s"
 
 
 def in_process(case: Case, folder: Path) -> Finding:
@@ -77,10 +77,8 @@ def table(rows: Sequence[dict[str, Any]], seed: int) -> str:
             slowest[kind] = max(slowest[kind], row["seconds"])
     columns = ("n", "accepted", "refused", "traceback", "hang", "nonsense", "wrongly", "untidy")
     kinds = [*sorted(kind for kind in counts if kind != "all"), "all"]
-    lines = [
-        f"| {kind} | {' | '.join(str(counts[kind][c]) for c in columns)} | {slowest[kind]:.1f} |" for kind in kinds
-    ]
-    return HEADER.format(seed=seed, hang=HANG) + "\n".join(lines) + "\n"
+    cells = ([kind, *(counts[kind][column] for column in columns), f"{slowest[kind]:.1f}"] for kind in kinds)
+    return "\n".join([HEADER.format(seed=seed), *markdown_table(f"cases | {HEADINGS}", cells), ""])
 
 
 def _column(row: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.simulated_server.truth import read_log
-from benchmarks.documents import write_section
+from benchmarks.documents import markdown_table, publish
 from sweep.base.config import ROOT
 from sweep.base.provenance import commit
 from sweep.base.records import Request
@@ -165,10 +165,7 @@ def figures(result: Measurement, log: Path, lag: float | None) -> Figures:
 
 def table(loads: list[Load], repeats: int, seconds: float) -> list[str]:
     """The lines of the table: medians of the runs' figures."""
-    lines = [
-        "| streams | form | added TTFT p50 / p99, ms | added E2E p50 / p99, ms | ITL error p99, ms | loop lag p99, ms |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
+    rows = []
     for load in loads:
         runs = {form: [run(load, settings, seconds) for _ in range(repeats)] for form, settings in FORMS.items()}
         for form, results in runs.items():
@@ -178,10 +175,13 @@ def table(loads: list[Load], repeats: int, seconds: float) -> list[str]:
             gaps = 1e3 * float(np.median([np.percentile(each.gaps, 99) for each in results]))
             lags = [each.loop_lag_p99 for each in results if each.loop_lag_p99 is not None]
             lag = f"{1e3 * float(np.median(lags)):.1f}" if lags else "–"
-            pairs = "– | –" if form == "direct" else "{:.2f} / {:.2f} | {:.2f} / {:.2f}".format(*added)
-            lines.append(f"| {load.name} | {form} | {pairs} | {gaps:.2f} | {lag} |")
-            print(lines[-1], flush=True)
-    return lines
+            pairs = [f"{added[index]:.2f} / {added[index + 1]:.2f}" for index in (0, 2)]
+            rows.append([load.name, form, *(["–"] * 2 if form == "direct" else pairs), f"{gaps:.2f}", lag])
+            print(*rows[-1], file=sys.stderr, flush=True)
+    headings = (
+        "streams | form | added TTFT p50 / p99, ms | added E2E p50 / p99, ms | ITL error p99, ms | loop lag p99, ms"
+    )
+    return markdown_table(headings, rows)
 
 
 def _added(results: list[Figures], direct: list[Figures], series: str, share: float) -> float:
@@ -216,9 +216,7 @@ def main() -> None:
     before = os.getloadavg()[0]
     lines = table(loads, options.repeats, options.seconds)
     lines += ["", *textwrap.wrap(circumstances(before), 120)]
-    print("\n".join(lines))
-    if options.write:
-        write_section(options.write, MARKS, lines)
+    publish(lines, options.write, MARKS)
 
 
 if __name__ == "__main__":

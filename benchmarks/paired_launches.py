@@ -6,9 +6,9 @@ A block holds two launches of one configuration, one after the other, and before
 PLANTED, in random order: every launch of a planted slow-down is next to one without, as close as those two are to each
 other. All launches of a block get the same prompts. An engine that is slowed down is stopped for that share of the time
 (duty_cycle.py); the others have the same process beside them, which stops nothing. Every launch is a row of
-docs/measurements/compare_launches.csv, written when its block is complete: run it again, and it goes on there. (Its
-first 100 blocks have the slow-downs in every second block only, and anywhere in it.) `python -m benchmarks.compare`
-judges them.
+docs/measurements/compare_launches.csv, made by `summarise` and no run's writer, when its block is complete: run it
+again, and it goes on there. (Its first 100 blocks have the slow-downs in every second block only, and anywhere in it.)
+`python -m benchmarks.compare` judges them.
 """
 
 import argparse

@@ -20,11 +20,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from backends.launch import supervisor
+from benchmarks.documents import markdown_table, publish
 from sweep.base.config import ROOT, build, cache_directory
 from sweep.base.options import load_option
 from sweep.disk import run_files
@@ -134,14 +135,13 @@ def _engines_of(owner: int) -> list[int]:
     )
 
 
-def slowed_rows(folder: Path, share: float) -> Iterator[str]:
+def slowed_rows(folder: Path, share: float) -> list[str]:
     """The verdicts on a real engine that is as it was, and on one that is slowed down."""
     folder = folder.absolute()
     run = folder / "run"
     if sweep([*OF_LLAMACPP, f"out={run}"], folder):
         raise SystemExit(f"the run of llama.cpp failed: {folder / 'output.txt'}")
-    yield "| engine | " + " | ".join(f"{column}, changes (noise)" for column in PER_ROW) + " | verdicts |"
-    yield "|---" * (len(PER_ROW) + 2) + "|"
+    rows = []
     for name in ("as it was", f"stopped for {share:.0%} of the time"):
         again = folder / f"again-{name.partition(' ')[0]}"
         rerun = ["rerun", str(run), "--out", str(again)]
@@ -151,7 +151,8 @@ def slowed_rows(folder: Path, share: float) -> Iterator[str]:
         verdicts = json.loads((again / "rerun.json").read_text())
         results = Counter(each["result"] for each in verdicts)
         cells = [_changes(verdicts, column) for column in PER_ROW]
-        yield f"| {name} | {' | '.join(cells)} | {', '.join(f'{n} {result}' for result, n in results.items())} |"
+        rows.append([name, *cells, ", ".join(f"{n} {result}" for result, n in results.items())])
+    return markdown_table(" | ".join(["engine", *(f"{each}, changes (noise)" for each in PER_ROW), "verdicts"]), rows)
 
 
 def _changes(verdicts: Sequence[Mapping[str, Any]], column: str) -> str:
@@ -187,12 +188,12 @@ def rows_again(run: Path, folder: Path, replicate: int | None) -> list[dict[str,
 
 def rows_table(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A row of Markdown for each trial, and the sentence about all."""
-    yield "| trial | " + " | ".join(f"{column}, change (noise)" for column in PER_ROW) + " | verdict |"
-    yield "|---" * (len(PER_ROW) + 2) + "|"
+    rows = []
     for each in verdicts:
         figures = {figure["column"]: figure for figure in each["figures"]}
-        cells = [_figure(figures.get(column)) for column in PER_ROW]
-        yield f"| {each['label']} | {' | '.join(cells)} | {each['result']} |"
+        rows.append([each["label"], *(_figure(figures.get(column)) for column in PER_ROW), each["result"]])
+    headings = " | ".join(["trial", *(f"{column}, change (noise)" for column in PER_ROW), "verdict"])
+    yield from markdown_table(headings, rows)
     differ = sum(each["result"] == "differs" for each in verdicts)
     unknown = sum(each["result"] == "cannot tell" for each in verdicts)
     yield f"\n{differ} of {len(verdicts)} rows differ; of {unknown} it cannot be said."
@@ -298,9 +299,8 @@ def _rerun(
 
 def planted_table(plants: Sequence[Plant]) -> Iterator[str]:
     """A row of Markdown for each planted change."""
-    yield "| planted | where | named |"
-    yield "|---|---|---|"
-    yield from (f"| {each.change} | {each.where} | {each.expected if each.is_named else 'no'} |" for each in plants)
+    rows = ([each.change, each.where, each.expected if each.is_named else "no"] for each in plants)
+    yield from markdown_table("planted | where | named", rows)
     yield f"\n{sum(each.is_named for each in plants)} of {len(plants)} planted changes are named."
 
 
@@ -316,13 +316,13 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
     if options.kind == "rows":
-        lines = rows_table(rows_again(options.run, options.folder, options.replicate))
+        lines: Iterable[str] = rows_table(rows_again(options.run, options.folder, options.replicate))
     elif options.kind == "slowed":
         lines = slowed_rows(options.folder, options.share)
     else:
         launched = list(planted_for_real(options.folder))
         lines = planted_table([*launched, *planted_in_rows(options.folder / "run")])
-    print("\n".join(lines))
+    publish(lines)
 
 
 if __name__ == "__main__":

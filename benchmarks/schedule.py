@@ -30,6 +30,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from benchmarks.documents import markdown_table, publish
 from sweep.base.config import ROOT, Cluster
 from sweep.base.records import Outcome
 from sweep.cluster import ray_environment
@@ -107,8 +108,7 @@ def makespan(mean_seconds: float, deployments: int, replicates: int) -> dict[str
 
 def blocks_policy() -> dict[str, Any]:
     """Simulated makespans of random plans: a launch for each replicate in blocks, and one launch for all replicates."""
-    print("| deployments | GPUs each | replicates | launch per replicate, worst (mean) | one launch, over that |")
-    print("|---|---|---|---|---|")
+    rows = []
     designs = [(count, sizes) for count in (200, 31, 7) for sizes in ((1,), (1, 2, 4))]
     worst = {}
     for count, sizes in designs:
@@ -126,10 +126,10 @@ def blocks_policy() -> dict[str, Any]:
             ratios.append(spread.makespan / spread.bound)
             against.append(simulate(whole, _nodes(NODES, GPUS)).makespan / spread.makespan)
         worst[f"{count} of {sizes}"] = max(ratios)
-        sizes_text = ", ".join(map(str, sizes))
-        print(
-            f"| {count} | {sizes_text} | {REPLICATES} | {max(ratios):.2f} ({mean(ratios):.2f}) | {mean(against):.2f} |"
-        )
+        spread_text = f"{max(ratios):.2f} ({mean(ratios):.2f})"
+        rows.append([count, ", ".join(map(str, sizes)), REPLICATES, spread_text, f"{mean(against):.2f}"])
+    headings = "deployments | GPUs each | replicates | launch per replicate, worst (mean) | one launch, over that"
+    publish(markdown_table(headings, rows))
     return worst
 
 

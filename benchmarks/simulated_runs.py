@@ -1,4 +1,4 @@
-"""Simulated replicates of known timing, for the coverage study: queues and users, steady states, and gaps."""
+"""Simulated replicates of known timing, for the studies: queues, users and batches, steady states, and gaps."""
 
 from array import array
 from typing import Any, NamedTuple
@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.base.records import UNKNOWN, Records
+from sweep.base.records import REQUEST_COLUMNS, UNKNOWN, Records
 from sweep.numbers.steady import steady_window
 
 FloatArray = NDArray[np.float64]
 
 SLOTS = 16
 LOADS = {f"load {load}": load for load in (0.3, 0.5, 0.7, 0.85, 0.9)}
-SCENARIOS = ("lognormal", "2 % slow", *LOADS)
+FEW_USERS = {"4 users": 4, "4 users, 2 % slow": 4}
+BATCH = 8  # requests of a lockstep batch, which take as long as the batch but for a little
+STATIONARY = ("lognormal", "2 % slow", *LOADS)  # of which long runs are studied
+SCENARIOS = (*STATIONARY, *FEW_USERS, "batches of 8")
 SLOW = 20.0
 SLOW_SHARE = 0.02
 TOKENS = 4  # of an answer, evenly over its service
@@ -28,6 +31,10 @@ class Runs(NamedTuple):
     latency: NDArray[Any]
     service: NDArray[Any]  # the end of the latency, without the wait for a slot
 
+    def of(self, *index: int) -> "Runs":
+        """Some of the runs, or one."""
+        return Runs(*(np.asarray(values[index], np.float64) for values in self))
+
     def part(self, runs: slice, n: int) -> "Runs":
         """The first n requests of some runs: what comes later does not change them."""
         return Runs(*(values[runs, :n].astype(np.float64) for values in self))
@@ -40,10 +47,14 @@ class Runs(NamedTuple):
 def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
     """A queue of SLOTS slots, first in, first out; without a load, a user in each slot whose answers are independent.
 
-    Service takes lognormal(0.5) times of mean 1; in "2 % slow" lognormal(0.25), and SLOW times as long in 2 of 100.
+    Service takes lognormal(0.5) times of mean 1; where 2 % are slow lognormal(0.25), and SLOW times as long in 2 of
+    100. In batches the next begins when the last answer is there, and what they have in common is lognormal(0.1).
     """
     chance = np.random.default_rng([seed, SCENARIOS.index(scenario)])
-    free, clock, each = np.zeros((runs, SLOTS)), np.zeros(runs), np.arange(runs)
+    if scenario == "batches of 8":
+        return _batches(runs, n, chance)
+    slots = FEW_USERS.get(scenario, SLOTS)
+    free, clock, each = np.zeros((runs, slots)), np.zeros(runs), np.arange(runs)
     sent, latency, service = (np.empty((n, runs), np.float32) for _ in range(3))
     for index in range(n):
         slot = free.argmin(1)
@@ -59,8 +70,20 @@ def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
     return Runs(sent.T, latency.T, service.T)
 
 
+def _batches(runs: int, n: int, chance: np.random.Generator) -> Runs:
+    count = -(-n // BATCH)
+    common = np.exp(0.1 * chance.standard_normal((runs, count, 1)))
+    latency = (common * np.exp(0.02 * chance.standard_normal((runs, count, BATCH)))).astype(np.float32)
+    longest = latency.max(-1)
+    longest[:, -1] = latency[:, -1, : n - (count - 1) * BATCH].max(-1)
+    begins = np.cumsum(longest, -1, dtype=np.float64) - longest
+    sent = np.repeat(begins, BATCH, -1)[:, :n].astype(np.float32)
+    latency = latency.reshape(runs, -1)[:, :n]
+    return Runs(sent, latency, latency)
+
+
 def _service(scenario: str, runs: int, chance: np.random.Generator) -> FloatArray:
-    if scenario == "2 % slow":
+    if scenario.endswith("2 % slow"):
         slow = np.where(chance.random(runs) < SLOW_SHARE, SLOW, 1.0)
         return np.asarray(slow * np.exp(0.25 * chance.standard_normal(runs)))
     return np.exp(0.5 * chance.standard_normal(runs) - 0.125)
@@ -80,28 +103,34 @@ def stationary(scenario: str, runs: int, seed: int) -> tuple[FloatArray, float]:
 def steady_states(runs: Runs) -> FloatArray:
     """Begin, end and throughput (requests) of each run's steady state, as a trial's is found; NaN without. (runs, 3)"""
     states = np.full((len(runs.sent), 3), np.nan)
-    for state, sent, latency, service in zip(states, *runs, strict=True):
-        since = (latency - service)[:, None] + service[:, None] * (np.arange(TOKENS) + 1) / TOKENS
-        window = steady_window(_records(sent, since))
+    for index, state in enumerate(states):
+        run = runs.of(index)
+        since = (run.latency - run.service)[:, None] + run.service[:, None] * (np.arange(TOKENS) + 1) / TOKENS
+        window = steady_window(records_of(run))
         if window.begin is not None and window.end is not None:
-            arrived = sent[:, None] + since
+            arrived = run.sent[:, None] + since
             tokens = ((arrived > window.begin) & (arrived <= window.end)).sum()
             state[:] = window.begin, window.end, tokens / TOKENS / (window.end - window.begin)
     return states
 
 
-def _records(sent: FloatArray, since: FloatArray) -> Records:
-    """Requests with a token at each time since their send."""
-    n = len(sent)
+def records_of(run: Runs) -> Records:
+    """The requests of one run as a client records them, with a token after each part of their service."""
+    n = len(run.sent)
+    since = (run.latency - run.service)[:, None] + run.service[:, None] * (np.arange(TOKENS) + 1) / TOKENS
     records = Records()
-    records.request_id, records.phase, records.error = [""] * n, ["measured"] * n, [None] * n
-    records.batch = array("i", [UNKNOWN]) * n
-    records.scheduled = array("d", [np.nan]) * n
-    records.sent = records.released = array("d", sent.tobytes())
-    records.ended = array("d", (sent + since[:, -1]).tobytes())
-    records.output_tokens = records.streamed_tokens = array("i", [TOKENS]) * n
+    records.request_id, records.phase = [f"r{index}" for index in range(n)], ["measured"] * n
+    records.error, records.finish_reason, records.token_source = [None] * n, ["length"] * n, ["ids"] * n
+    records.scheduled = records.first_answer = array("d", [np.nan]) * n
+    records.sent = records.released = array("d", run.sent.tobytes())
+    records.ended = array("d", (run.sent + since[:, -1]).tobytes())
+    counts = {"input_tokens": TOKENS, "output_tokens": TOKENS, "asked_input_tokens": TOKENS}
+    counts |= {"asked_output_tokens": TOKENS, "streamed_tokens": TOKENS, "hidden_tokens": 0}
+    for name in (name for name, code in REQUEST_COLUMNS.items() if code == "i"):
+        setattr(records, name, array("i", [counts.get(name, UNKNOWN)]) * n)
+    records.gateway_answer = array("b", bytes(n))
     records.offsets = array("q", range(0, (n + 1) * TOKENS, TOKENS))
-    records.chunk_us = array("I", (since * 1e6).astype(np.uint32).tobytes())
+    records.chunk_us = array("I", np.rint(since * 1e6).astype(np.uint32).tobytes())
     records.chunk_tokens = array("H", [1]) * (n * TOKENS)
     return records
 

@@ -27,7 +27,7 @@ from backends.launch import server
 from backends.prepare import environments as environments
 from backends.prepare import locks
 from benchmarks.client import MARKS, VLLM_BENCH
-from benchmarks.documents import write_section
+from benchmarks.documents import markdown_table, publish
 from sweep.base.config import ROOT, build, cache_directory
 from sweep.base.options import load_option
 from sweep.disk import run_files
@@ -129,22 +129,17 @@ def _execute(command: Sequence[str], folder: Path, allowed: tuple[int, ...] = (0
 
 def table(runs: Mapping[int, tuple[list[Run], list[Run]]]) -> list[str]:
     """Markdown lines: each figure by both clients, their difference, and the noise of the difference."""
-    lines = [
-        "| users | figure | sweep | vllm bench serve | difference | its noise | agree |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for concurrency, both in runs.items():
         for name, label in FIGURES.items():
             mine, other = ([run[name] for run in runs_of_client] for runs_of_client in both)
             mean = statistics.mean(other)
             difference = statistics.mean(mine) - mean
             noise = (statistics.variance(mine) / len(mine) + statistics.variance(other) / len(other)) ** 0.5
-            lines.append(
-                f"| {concurrency} | {label} | {_spread(mine)} | {_spread(other)} "
-                f"| {difference:+.2f} ({difference / mean:+.1%}) | {noise:.2f} ({noise / mean:.1%}) "
-                f"| {'yes' if abs(difference) <= 2 * noise else 'no'} |"
-            )
-    return lines
+            texts = f"{difference:+.2f} ({difference / mean:+.1%})", f"{noise:.2f} ({noise / mean:.1%})"
+            agrees = "yes" if abs(difference) <= 2 * noise else "no"
+            rows.append([concurrency, label, _spread(mine), _spread(other), *texts, agrees])
+    return markdown_table("users | figure | sweep | vllm bench serve | difference | its noise | agree", rows)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -173,8 +168,7 @@ def main() -> None:
             runs[concurrency] = both
             print("\n".join(table({concurrency: both})), flush=True)
     lines = [*table(runs), "", f"vLLM {version}, {options.runs} runs of each, {options.requests} requests per user."]
-    if options.write:
-        write_section(options.write, MARKS, lines)
+    publish(lines, options.write, MARKS)
 
 
 if __name__ == "__main__":

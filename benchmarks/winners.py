@@ -5,7 +5,7 @@
 Each engine has one launch in each replicate. Launches differ by SPREAD, and all engines of a replicate have a drift of
 DRIFT in common. `false winners`: of equal engines one is named the best alone. `false ratios`: of equal engines some
 ratio to the first has an interval without 1. `named`: one that is FASTER is named, alone. The functions are those that
-the summary and the report use.
+the summary and the report use, with arrays that no writer wrote: written.py names winners from a run's files.
 
 A second table is of answers within an SLO, where each engine is taken at the best of its loads, on a plateau: all its
 loads are equal, and their trials differ by SPREAD besides. `uncorrected`: as if nobody had chosen the load. The last
@@ -23,7 +23,8 @@ import numpy as np
 
 from analysis.answers.deciding import best_choices
 from analysis.quantities import compared_column
-from analysis.statistics.comparison import Trials, differences, fit, indistinguishable
+from analysis.statistics.comparison import Trials, contest, fit
+from benchmarks.documents import markdown_table, publish
 
 SPREAD = 0.02  # standard deviation between launches of one engine, of logarithms
 DRIFT = 0.02  # of all engines between replicates
@@ -73,7 +74,7 @@ def study_of_loads(loads: tuple[int, ...], replicates: int, sweeps: int, seed: i
             of_engines.append(logs[np.argsort(-logs.mean(axis=1))])
         best = np.array([logs[0] for logs in of_engines])
         of_loads = [fit(np.exp(logs.ravel()), trials_of(len(logs), replicates), len(logs)) for logs in of_engines]
-        choices = sum(best_choices(model, quantity) for model in of_loads)
+        choices = sum(best_choices(contest(model, quantity.better, best=0)) for model in of_loads)
         faster = np.where(np.arange(len(loads)) == 0, np.log(FASTER), 0.0)[:, None]
         counts += [
             _winner(best, trials) is not None,
@@ -104,13 +105,13 @@ def _winner(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: T
     """The engine that is named the best alone."""
     best = int(np.argmax(logs.mean(axis=1)))
     model = fit(np.exp(logs.ravel()), trials, len(logs))
-    return None if indistinguishable(model, best, "higher", choices).any() else best
+    return best if contest(model, "higher", choices, best).won else None
 
 
 def _ratio_without_one(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials) -> bool:
     others = range(1, len(logs))
-    difference, half = differences(fit(np.exp(logs.ravel()), trials, len(logs)), others, [0] * len(others))
-    return bool((np.abs(difference) > half).any())
+    _, low, high = contest(fit(np.exp(logs.ravel()), trials, len(logs)), "higher").ratios(others, [0] * len(others))
+    return bool(((low > 1) | (high < 1)).any())
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -121,18 +122,21 @@ def main(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     began = time.perf_counter()
     cells = [study(*cell, sweeps=chosen.sweeps, seed=chosen.seed, uneven=chosen.uneven) for cell in CELLS]
-    print("| engines | replicates | false winners | of two far ahead | false ratios | 10 % faster, named |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for cell in cells:
         of_two = f"{cell.false_of_two:.1%}" if cell.engines > 2 else "the same"
-        rates = f"{cell.false_winners:.1%} | {of_two} | {cell.false_ratios:.1%} | {cell.named:.1%}"
-        print(f"| {cell.engines} | {cell.replicates} | {rates} |")
+        rates = f"{cell.false_winners:.1%}", of_two, f"{cell.false_ratios:.1%}", f"{cell.named:.1%}"
+        rows.append([cell.engines, cell.replicates, *rates])
+    headings = "engines | replicates | false winners | of two far ahead | false ratios | 10 % faster, named"
+    publish([*markdown_table(headings, rows), ""])
     of_loads = [study_of_loads(loads, each, chosen.sweeps, chosen.seed) for loads in LOADS for each in LOAD_REPLICATES]
-    print("\n| loads of each engine | replicates | false winners, uncorrected | false winners | 10 % faster, named |")
-    print("|---|---|---|---|---|")
-    for each in of_loads:
-        rates = f"{each.uncorrected:.1%} | {each.false_winners:.1%} | {each.named:.1%}"
-        print(f"| {', '.join(map(str, each.loads))} | {each.replicates} | {rates} |")
+    rows = [
+        [", ".join(map(str, each.loads)), each.replicates]
+        + [f"{share:.1%}" for share in (each.uncorrected, each.false_winners, each.named)]
+        for each in of_loads
+    ]
+    headings = "loads of each engine | replicates | false winners, uncorrected | false winners | 10 % faster, named"
+    publish(markdown_table(headings, rows))
     results: list[dict[str, object]] = [cell._asdict() for cell in cells] + [each._asdict() for each in of_loads]
     print(json.dumps([*results, {"seconds": time.perf_counter() - began}]))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from analysis.table import text_table
 from sweep.base.config import cache_directory
 from tests.cluster.chaos import COMMANDS, EVERY, POINTS, Storm, storm
 from tests.cluster.harness import RayCluster, write_engine
@@ -27,22 +28,20 @@ no attempt runs. The same command is issued again until all trials are ok, at mo
 Made by `scripts/chaos.py`. `lost`: attempts that lost their node or worker. `again`: rows that were not ok, whose
 trials were measured again. `ok`: trials with exactly one row, which is ok. `twice`: trials with two good rows. `gone`:
 how long after the last command's end no engine process was left on the host (more than 30 s fails the seed).
-
-| seed | commands | killed | lost | again | ok | twice | gone | time |
-|---|---|---|---|---|---|---|---|---|"""
+"""
+HEADINGS = ("seed", "commands", "killed", "lost", "again", "ok", "twice", "gone", "time")
 
 
 def line(end: Storm) -> str:
     killed = ", ".join(f"{count} {kind}" for kind, count in sorted(end.killed.items()))
     ok = f"{end.outcomes['ok']} of {TRIALS}"
-    return (
-        f"| {end.seed} | {end.commands} | {sum(end.killed.values())}: {killed} | {end.lost} | {end.failed} "
-        f"| {ok} | {end.twice} | {end.gone_after:.1f} s | {end.seconds:.0f} s |"
-    )
+    struck = f"{sum(end.killed.values())}: {killed}"
+    row = (end.seed, end.commands, struck, end.lost, end.failed, ok, end.twice, f"{end.gone_after:.1f} s")
+    return text_table(HEADINGS, [(*row, f"{end.seconds:.0f} s")]).markdown()[-1]
 
 
 def main(seeds: list[int]) -> None:
-    print(HEAD, flush=True)
+    print(HEAD, *text_table(HEADINGS, []).markdown(), sep="\n", flush=True)
     for seed in seeds:
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder, RayCluster() as cluster:
             cache = cache_directory(None)

@@ -30,6 +30,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from analysis.table import text_table
 from backends import installed, llamacpp
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.launch import gpus, this_host
@@ -264,14 +265,12 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
     lines += [f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB of memory"]
     lines += [f"- {', '.join(f'{name} {value}' for name, value in facts.items() if value)}"]
     lines += [f"- {name}: {contents}" for name, contents in engines().items()]
-    lines += ["", "| section | outcome | time | detail |", "|---|---|---|---|"]
+    rows = []
     for section in listed:
         result = results.get(section.name)
-        cells = (
-            (result.outcome, f"{result.seconds:.0f} s", result.detail.replace("|", "/")) if result else ("-", "", "")
-        )
-        lines.append(f"| {' | '.join([section.name, *cells])} |")
-    return "\n".join(lines) + "\n"
+        cells = (result.outcome, f"{result.seconds:.0f} s", result.detail) if result else ("-", "", "")
+        rows.append([section.name, *cells])
+    return "\n".join([*lines, "", *text_table(["section", "outcome", "time", "detail"], rows).markdown(), ""])
 
 
 def load_results(folder: Path) -> dict[str, Result]:

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Mapping
 
 from analysis.answers.output import ANSWER_COLUMNS
-from analysis.compare.output import COMPARISON_COLUMNS
-from analysis.explain.output import EXPLANATION_COLUMNS
+from analysis.compare.output import comparison_columns
+from analysis.compare.verdicts import MARGIN
+from analysis.explain.output import PART_COLUMNS
 from analysis.report.wide import WIDE_ROWS
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
+from analysis.studies.printed import JUDGED
 from analysis.summary import SUMMARY_COLUMNS
+from analysis.table import Column, Table, meanings, meanings_table, view
 from sweep.base.config import ROOT
 from sweep.disk.columns import TELEMETRY_FIELDS, Meaning, request_columns, trial_columns
 from sweep.numbers.quantity import Quantity, columns, declared
@@ -20,7 +23,7 @@ from sweep.numbers.quantity import Quantity, columns, declared
 METRICS_DOCUMENT = ROOT / "docs" / "metrics.md"
 BEGIN, END = "<!-- tables: python scripts/metrics_tables.py -->", "<!-- end of tables -->"
 COLUMNS_DOCUMENT = ROOT / "docs" / "columns.md"
-METRICS_HEADINGS = ("quantity", "unit", "kind", "better", "columns", "formula")
+COLUMN_HEADINGS = ("column", "unit", "kind", "what it is, or its formula")
 
 
 def tables() -> str:
@@ -31,18 +34,23 @@ def tables() -> str:
     return "\n\n".join(_markdown_table(module, quantities) for module, quantities in modules.items())
 
 
+QUANTITIES: tuple[Column[Quantity], ...] = (
+    view("quantity", lambda quantity: f"`{quantity.name}`"),
+    view("unit", lambda quantity: quantity.unit or "–"),
+    view("kind", lambda quantity: quantity.kind),
+    view("better", lambda quantity: quantity.better or "–"),
+    view("columns", lambda quantity: _statistics(quantity)),
+    view("formula", lambda quantity: quantity.formula),
+)
+
+
 def _markdown_table(module: str, quantities: list[Quantity]) -> str:
-    rows = [METRICS_HEADINGS, ("---",) * len(METRICS_HEADINGS), *map(_cells, quantities)]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{inspect.getdoc(sys.modules[module])}\n\n{lines}"
+    return "\n".join([f"{inspect.getdoc(sys.modules[module])}\n", *Table(QUANTITIES, quantities).markdown()])
 
 
-def _cells(quantity: Quantity) -> tuple[str, ...]:
+def _statistics(quantity: Quantity) -> str:
     columns = "itself" if quantity.per is None else f"statistics per {quantity.per}"
-    if quantity.event:
-        columns += ", also `steady_*`"
-    formula = quantity.formula.replace("|", "\\|")
-    return f"`{quantity.name}`", quantity.unit or "–", quantity.kind, quantity.better or "–", columns, formula
+    return f"{columns}, also `steady_*`" if quantity.event else columns
 
 
 def column_tables() -> str:
@@ -62,25 +70,20 @@ def column_tables() -> str:
         "requests.parquet": _recorded(request_columns()),
         "telemetry.parquet": _recorded(TELEMETRY_FIELDS),
         "summary.csv": _recorded(SUMMARY_COLUMNS),
-        "sweep summary --format csv, parquet, json": _recorded(ANSWER_COLUMNS),
-        "sweep compare --format csv, json": _recorded(COMPARISON_COLUMNS),
-        "sweep explain --format csv, json": _recorded(EXPLANATION_COLUMNS),
+        "sweep summary --format csv, json": _recorded(meanings(ANSWER_COLUMNS)),
+        "sweep compare --format csv, json": _recorded(meanings(comparison_columns(MARGIN))),
+        "sweep explain --format csv, json": _recorded(meanings(PART_COLUMNS)),
+        "sweep studies RUN --format csv, json": _recorded(meanings(JUDGED)),
         "analysis.quantiles(folder).table": _recorded(QUANTILE_COLUMNS),
         "analysis.wide(results): the rows of each frame": _recorded(WIDE_ROWS),
     }
-    return "\n\n".join(f"## {name}\n\n{_columns_table(of_file)}" for name, of_file in files.items())
+    tables = {name: "\n".join(meanings_table(of_file, COLUMN_HEADINGS).markdown()) for name, of_file in files.items()}
+    return "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
 
 
 def _recorded(meanings: Mapping[str, Meaning]) -> dict[str, tuple[str, str, str]]:
     """Columns that are of no quantity have no kind."""
     return {name: (unit, "", meaning) for name, (unit, meaning) in meanings.items()}
-
-
-def _columns_table(of_file: Mapping[str, tuple[str, str, str]]) -> str:
-    rows = [("column", "unit", "kind", "what it is, or its formula"), ("---",) * 4]
-    for name, (unit, kind, meaning) in of_file.items():
-        rows.append((f"`{name}`", unit or "–", kind or "–", meaning.replace("|", "\\|")))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def with_tables(text: str, content: str = "") -> str:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from analysis.table import text_table
 from sweep.base.config import cache_directory
 from tests.cluster.slurm import SILENCE, Slurm, obstacle
 from tests.cluster.slurm_cases import CASES, Case, Ending
@@ -18,18 +19,16 @@ Made by `scripts/slurm-check`: {{version}} on one machine, with two nodes in net
 
 `requeued`: how often Slurm started the job again. `ok`: trials of the plan whose row is ok. `twice`: trials with more
 than one good row. `nodes`: those on which a trial ran. After each case no engine was left on the machine within 30 s.
-
-| case | state of the job | status | requeued | ok | twice | nodes | time |
-|---|---|---|---|---|---|---|---|"""
+"""
+HEADINGS = ("case", "state of the job", "status", "requeued", "ok", "twice", "nodes", "time")
 
 
 def line(case: Case, end: Ending) -> str:
     """Return a line of the table."""
     ok = f"{end.outcomes['ok']} of {end.trials}"
-    return (
-        f"| {(case.act.__doc__ or '').rstrip('.')} | {end.state} | {end.status} | {end.requeued} | {ok} | {end.twice} "
-        f"| {end.nodes} | {end.seconds:.0f} s |"
-    )
+    name = (case.act.__doc__ or "").rstrip(".")
+    row = (name, end.state, end.status, end.requeued, ok, end.twice, end.nodes, f"{end.seconds:.0f} s")
+    return text_table(HEADINGS, [row]).markdown()[-1]
 
 
 def main(names: list[str]) -> int:
@@ -40,7 +39,8 @@ def main(names: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # nodes and networks are taken away
     failures = 0
     with Slurm() as slurm, tempfile.TemporaryDirectory(prefix="slurm-check-", dir="/tmp") as folder:
-        print(HEAD.format(version=slurm.command("sinfo", "--version").capitalize()), flush=True)
+        print(HEAD.format(version=slurm.command("sinfo", "--version").capitalize()))
+        print(*text_table(HEADINGS, []).markdown(), sep="\n", flush=True)
         for case in CASES:
             name = case.act.__name__
             if names and name not in names:

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from analysis.table import text_table
 from sweep.base import provenance
 from sweep.base.config import cache_directory
 from tests.cluster.soak import LEFT_WITHIN, TRIALS_OF_LAUNCH, soak
@@ -41,28 +42,25 @@ left {left:g} s after the end. `every`: mean seconds between faults. `attempts l
 that ran again elsewhere. `best`: how long the best schedule in hindsight takes, which knows how long each launch will
 run and when nodes are away. `idle`: the share of the time of the nodes that were there which brought no row (recovery,
 launches that were lost, waits, the restarts of the driver, its report); `best idle`: the same of that schedule.
-`driver`: its resident memory at a quarter and at the end of its longest command, and the rows between.
-
-| {columns} |
-|{rule}|"""
+`driver`: its resident memory at a quarter and at the end of its longest command, and the rows between."""
 COLUMNS = (
     *("seed", "nodes", "trials", "ok", "client", "lost", "doubled", "leaked", "faults", "every", "commands"),
     *("attempts lost", "time", "best", "idle", "best idle", "driver"),
 )
 
 
-def line(end: dict[str, Any]) -> str:
+def line(end: dict[str, Any]) -> list[object]:
     memory = end["memory"]
     driver = f"{memory[0]:.0f} → {memory[1]:.0f} MiB, {memory[2]:.0f} rows" if memory else "too short"
     client = end["client_limited"]
     lost = end["lost"] if end["complete"] else "not known"
     trials = f"{end['trials']}" if end["complete"] else f"{end['measured']} of {end['trials']}: the time was over"
-    return (
-        f"| {end['seed']} | {end['nodes']} | {trials} | {end['measured'] - client} | {client} | {lost} "
-        f"| {end['doubled']} | {len(end['leaked'])} | {sum(end['faults'].values())} | {end['every']:g} s "
-        f"| {end['commands']} | {end['lost_attempts']} | {end['seconds']:.0f} s | {end['best_seconds']:.0f} s "
-        f"| {end['idle']:.0%} | {end['best_idle']:.0%} | {driver} |"
-    )
+    return [
+        *(end["seed"], end["nodes"], trials, end["measured"] - client, client, lost, end["doubled"]),
+        *(len(end["leaked"]), sum(end["faults"].values()), f"{end['every']:g} s", end["commands"]),
+        *(end["lost_attempts"], f"{end['seconds']:.0f} s", f"{end['best_seconds']:.0f} s"),
+        *(f"{end['idle']:.0%}", f"{end['best_idle']:.0%}", driver),
+    ]
 
 
 def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
@@ -74,8 +72,6 @@ def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
         patience=40 * FACTOR,
         outage=arguments.outage,
         left=LEFT_WITHIN,
-        columns=" | ".join(COLUMNS),
-        rule="---|" * (len(COLUMNS) - 1) + "---",
         commit=f" at {', '.join(commits)}" if commits else "",
     )
     measured = sum(end["measured"] for end in ends)
@@ -83,11 +79,10 @@ def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     total += f"{sum(end['doubled'] for end in ends)} doubled, {sum(len(end['leaked']) for end in ends)} leaked, "
     total += f"{sum(end['tracebacks'] for end in ends)} commands that ended with a traceback."
     machines = sorted({end["machine"] for end in ends})
-    struck = "\n".join(
-        f"| {fault.name} | {sum(end['faults'].get(fault.name, 0) for end in ends)} |" for fault in FAULTS
-    )
-    rows = "\n".join(line(end) for end in ends)
-    return f"{head}\n{rows}\n\n{total}\n\nMachine: {'; '.join(machines)}.\n\n| fault | struck |\n|---|---|\n{struck}\n"
+    struck = ([fault.name, sum(end["faults"].get(fault.name, 0) for end in ends)] for fault in FAULTS)
+    storms = text_table(COLUMNS, map(line, ends)).markdown()
+    parts = [head, "", *storms, "", total, "", f"Machine: {'; '.join(machines)}.", ""]
+    return "\n".join([*parts, *text_table(["fault", "struck"], struck).markdown(), ""])
 
 
 def measure(seed: int, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:

@@ -26,8 +26,9 @@ import pandas as pd  # noqa: E402
 
 import analysis  # noqa: E402
 from analysis.studies.findings import published_rows  # noqa: E402
-from analysis.studies.printed import markdown_lines, own_table, repeated, run_conditions, table_lines  # noqa: E402
+from analysis.studies.printed import BESIDE, CATALOGUE, CatalogueRow, repeated, run_conditions, run_parts  # noqa: E402
 from analysis.studies.tables import Study, all_studies  # noqa: E402
+from analysis.table import Table, markdown_lines  # noqa: E402
 from sweep.base.config import cache_directory  # noqa: E402
 from sweep.base.wording import count, duration_text  # noqa: E402
 from sweep.disk.ledger import ledger_entries  # noqa: E402
@@ -156,8 +157,7 @@ def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[s
     conditions = "; ".join(f"{key} {value}" for key, value in study.conditions.items())
     yield f"Source: {study.source}. Conditions: {conditions}."
     yield from ("", "```", *(f"sweep +experiment={name}" for name in study.experiments), "```", "")
-    yield from ("| finding | claim | its own table, and notes |", "|---|---|---|")
-    yield from (f"| `{each.name}` | {each.claim} | {own_table(study, each)} |" for each in study.findings)
+    yield from Table(CATALOGUE, [CatalogueRow(study, each) for each in study.findings]).markdown()
     for name in study.experiments:
         if name not in runs and name in earlier:
             yield from ("", *earlier[name])
@@ -166,14 +166,14 @@ def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[s
             yield from ("", f"### {name}", "", "Not run on the machine that wrote this page.")
             if name in study.tables:
                 yield ""
-                yield from table_lines(published_rows(study.tables[name], pd.DataFrame()))
+                yield from Table(BESIDE, list(published_rows(study.tables[name], pd.DataFrame()))).markdown()
             if name in study.without_figures:
                 yield from ("", repeated(study, name))
             continue
         results = analysis.open_results(runs[name])
         conditions = run_conditions(results)
         yield from ("", f"### {name}", "", f"{conditions[0].upper()}{conditions[1:]}; {circumstances(runs[name])}", "")
-        yield from markdown_lines(results)
+        yield from markdown_lines(run_parts(results))
         for figure, caption in SHOWN.items():
             if figure in FIGURES.get(name, MAIN_FIGURE) and (copied := copy_figure(runs[name], name, figure)):
                 yield from ("", f"![{caption} of {name}]({copied})")

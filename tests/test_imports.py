@@ -9,9 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis", "llm_sweep", "benchmarks")
-BASIS = {"sweep.base"}
+BASIS = {"sweep.base", "sweep.drive.policy"}  # the ground, and what all ask who meet a failure: it imports that alone
 MAY_IMPORT: dict[str, set[str]] = {
     "sweep.base": set(),  # the ground: everybody's, and it imports nothing of ours
+    "sweep.drive.policy": {"sweep.base"},
     # Each room may import itself, and the rooms named here.
     "sweep.numbers": BASIS,
     "sweep.disk": BASIS | {"sweep.numbers"},
@@ -45,12 +46,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "analysis.points",
         "analysis.quantities",
         "analysis.statistics",
+        "analysis.table",
     },
     # What a run was made for, from what its tables are made of: it renders nothing.
     "analysis.answers": BASIS
     | {"sweep.numbers", "sweep.disk"}
     | {f"analysis.{name}" for name in ("compare", "headline", "points")}
-    | {f"analysis.{name}" for name in ("quantities", "results", "statistics")},
+    | {f"analysis.{name}" for name in ("quantities", "results", "statistics", "table")},
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
     "benchmarks": {"sweep", "analysis", "backends"},  # all of it is measured
 }

@@ -1,80 +1,92 @@
-"""Answers as tables and files: a frame of all candidates, and Markdown, CSV, Parquet, LaTeX and JSON of it."""
+"""Answers as text and files: the sentences, and a table of all candidates."""
 
-import io
-import json
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import pandas as pd
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from analysis.answers.question import Candidate, TaskAnswer
 from analysis.answers.sentences import advantage, figure, lead, sentence
-from sweep.base.wording import spreadsheet_cell
+from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
-ANSWER_HEADINGS = ("question", "configuration", "load", "figure", "headroom", "best over it", "verdict")
-LATEX_SPECIAL = {"\\": r"\textbackslash{}", **{each: f"\\{each}" for each in "&%$#_{}"}}
-LATEX_SPECIAL |= {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\le$", "—": "---"}
-
-
-def standing_text(candidate: Candidate) -> str:
-    """`best`, `not told apart from the best`, `behind` or `misses the SLO`."""
-    return str(candidate.standing) if candidate.meets else "misses the SLO"
+NEW = "new_launch"
+WITHOUT_REQUESTS = "true if the intervals are from the launches' own figures: the requests give none"
+BEST_OVER_IT = "the best's figure over its own, as it is: of a cost, 0.8 is 20 % less"
 
 
-def answer_cells(answer: TaskAnswer, candidate: Candidate) -> tuple[str, ...]:
-    """The cells of a candidate, as ANSWER_HEADINGS."""
-    headroom = "—" if not math.isfinite(candidate.headroom) else f"{candidate.headroom:.0%}"
-    ratio = "—" if math.isnan(candidate.ratio) or candidate is answer.best else advantage(answer, candidate)
-    return (
-        answer.question.title,
-        candidate.name,
-        candidate.load or "—",
-        figure(answer, candidate),
-        headroom,
-        ratio,
-        standing_text(candidate),
-    )
+class AnswerRow(NamedTuple):
+    """A candidate, and the answer that it stands in; `rank` 1 is the best."""
+
+    answer: TaskAnswer
+    rank: int
+    candidate: Candidate
+
+    @property
+    def standing(self) -> str:
+        """`best`, `not told apart from the best`, `behind` or `misses the SLO`."""
+        return str(self.candidate.standing) if self.candidate.meets else "misses the SLO"
+
+    @property
+    def remedy(self) -> tuple[float | None, int | None]:
+        """The minutes and the launches that would decide a tie, beside the best alone."""
+        remedy = self.answer.remedy if self.rank == 1 else None
+        return (remedy.minutes, remedy.launches or None) if remedy else (None, None)
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The interval of its figure for these launches, then for a fresh one."""
+        each = self.candidate.figure
+        return each.low, each.high, each.new_low, each.new_high
 
 
-def answer_records(answers: Sequence[TaskAnswer]) -> list[dict[str, Any]]:
-    """One record a candidate, in data units; null where there is no figure."""
-    return [
-        _candidate_record(answer, candidate, place)
-        for answer in answers
-        for place, candidate in enumerate(answer.candidates)
-    ]
+def _headroom_cell(row: AnswerRow) -> str:
+    return f"{row.candidate.headroom:.0%}" if math.isfinite(row.candidate.headroom) else NONE
 
 
-def _candidate_record(answer: TaskAnswer, candidate: Candidate, place: int) -> dict[str, Any]:
-    remedy = answer.remedy if place == 0 else None
-    numbers = {
-        "value": candidate.figure.value,
-        "ci_low": candidate.figure.low,
-        "ci_high": candidate.figure.high,
-        "new_launch_low": candidate.figure.new_low,
-        "new_launch_high": candidate.figure.new_high,
-        "headroom": candidate.headroom,
-        "best_over_it": candidate.ratio,
-        "best_over_it_ci_low": candidate.low,
-        "best_over_it_ci_high": candidate.high,
-        "more_minutes": remedy.minutes if remedy else math.nan,
-    }
-    return {
-        "question": answer.question.title,
-        "run": candidate.run,
-        "rank": place + 1,
-        "configuration": candidate.name,
-        "load": candidate.load or None,
-        "column": answer.question.quantity.column,
-        **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-        "bound": candidate.tightest.text if candidate.tightest else None,
-        "n": candidate.figure.n,
-        "by_launches": candidate.figure.by_launches,
-        "verdict": standing_text(candidate),
-        "more_launches": remedy.launches if remedy and remedy.launches else None,
-        "sentence": sentence(answer) if place == 0 else None,
-    }
+def _best_over_it(row: AnswerRow) -> str:
+    is_rival = row.candidate is not row.answer.best and not math.isnan(row.candidate.ratio)
+    return advantage(row.answer, row.candidate) if is_rival else NONE
+
+
+ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
+    Column("question", "the task, and the load if it is asked for", lambda row: row.answer.question.title, **KEY),
+    Column("run", "name of the configuration's run", lambda row: row.candidate.run),
+    Column("rank", "place among the configurations of its question; 1 is the best", lambda row: row.rank),
+    Column("configuration", "the engine, with the settings that vary", lambda row: row.candidate.name, **KEY),
+    Column("load", "the load that an SLO lets it choose", lambda row: row.candidate.load or None, kind="text"),
+    Column("column", "the deciding column of trials.parquet", lambda row: row.answer.question.quantity.column),
+    Column("value", "mean over the replicates", lambda row: row.candidate.figure.value, of_value="of `column`"),
+    view("figure", lambda row: figure(row.answer, row.candidate)),
+    Column("ci_low, ci_high", "95 % interval for these launches", lambda row: row.ends[:2], of_value="of `column`"),
+    Column(
+        f"{NEW}_low, {NEW}_high", "95 % interval for a fresh launch", lambda row: row.ends[2:], of_value="of `column`"
+    ),
+    Column(
+        "headroom",
+        "left of the SLO's tightest bound; below 0 over it",
+        lambda row: row.candidate.headroom,
+        _headroom_cell,
+        "share",
+    ),
+    Column("best_over_it", BEST_OVER_IT, lambda row: row.candidate.ratio, _best_over_it, heading="best over it"),
+    Column(
+        "best_over_it_ci_low, best_over_it_ci_high",
+        "95 % interval of that ratio, for all rivals at once",
+        lambda row: (row.candidate.low, row.candidate.high),
+    ),
+    Column("more_minutes", "to run those launches; best only", lambda row: row.remedy[0], of_value="min"),
+    Column("bound", "the SLO's tightest bound", lambda row: getattr(row.candidate.tightest, "text", None)),
+    Column("n", "replicates", lambda row: row.candidate.figure.n),
+    Column("by_launches", WITHOUT_REQUESTS, lambda row: row.candidate.figure.by_launches),
+    Column("verdict", "best, behind, not told apart from the best, …", lambda row: row.standing, kind="text"),
+    Column("more_launches", "of each, that would decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
+    Column("sentence", "the answer; best only", lambda row: sentence(row.answer) if row.rank == 1 else None),
+)
+"""The columns of `sweep summary`, and of the candidates in its JSON."""
+
+
+def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
+    """All candidates, question by question."""
+    return Table(ANSWER_COLUMNS, [AnswerRow(each, *pair) for each in answers for pair in enumerate(each.candidates, 1)])
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:
@@ -83,78 +95,13 @@ def lines(answers: Sequence[TaskAnswer]) -> list[str]:
     return list(dict.fromkeys(filter(None, every))) or ["no configuration has a result"]
 
 
-def frame(answers: Sequence[TaskAnswer]) -> pd.DataFrame:
-    """The records as a frame, whose numbers are numbers also where all are missing."""
-    return pd.DataFrame(answer_records(answers)).convert_dtypes() if answers else pd.DataFrame()
-
-
-def answers_markdown(answers: Sequence[TaskAnswer]) -> bytes:
-    """The sentences, then the table."""
-    head, *rest = lines(answers)
-    rows = [answer_cells(answer, candidate) for answer in answers for candidate in answer.candidates]
-    table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in [ANSWER_HEADINGS, *rows]]
-    table.insert(1, f"|{'---|' * len(ANSWER_HEADINGS)}")
-    parts = [f"**{head}**", "", *(f"- {line}" for line in rest), *([""] if rest else []), *table]
-    return ("\n".join(parts) + "\n").encode()
-
-
-def latex(answers: Sequence[TaskAnswer]) -> bytes:
-    """The table as a tabular, its caption's sentence before it as a comment."""
-    rows = [answer_cells(answer, candidate) for answer in answers for candidate in answer.candidates]
-    body = [" & ".join(map(_latex_text, row)) + r" \\" for row in rows]
-    head = " & ".join(map(_latex_text, ANSWER_HEADINGS)) + r" \\"
-    parts = [f"% {lines(answers)[0]}", rf"\begin{{tabular}}{{{'lllrrrl'}}}", r"\hline", head, r"\hline", *body]
-    return ("\n".join([*parts, r"\hline", r"\end{tabular}"]) + "\n").encode()
-
-
-def _latex_text(text: str) -> str:
-    return "".join(LATEX_SPECIAL.get(character, character) for character in text)
-
-
-def as_json(answers: Sequence[TaskAnswer]) -> bytes:
-    """The lead, and each question with its sentence and its candidates."""
+def answers_output(answers: Sequence[TaskAnswer]) -> Output:
+    """Return what `sweep summary` prints: the sentences, then the table."""
+    first, *sentences = lines(answers)
+    table = candidates_table(answers)
     questions = [
-        {"question": answer.question.title, "sentence": sentence(answer), "candidates": answer_records([answer])}
-        for answer in answers
+        {"question": each.question.title, "sentence": sentence(each), "candidates": candidates_table([each]).records()}
+        for each in answers
     ]
-    return (json.dumps({"lead": lead(answers), "answers": questions}, indent=2) + "\n").encode()
-
-
-def _parquet(answers: Sequence[TaskAnswer]) -> bytes:
-    buffer = io.BytesIO()
-    frame(answers).to_parquet(buffer, index=False)
-    return buffer.getvalue()
-
-
-ANSWER_FORMATS: dict[str, Callable[[Sequence[TaskAnswer]], bytes]] = {
-    "text": lambda answers: ("\n".join(lines(answers)) + "\n").encode(),
-    "markdown": answers_markdown,
-    "csv": lambda answers: frame(answers).map(spreadsheet_cell).to_csv(index=False).encode(),
-    "parquet": _parquet,
-    "latex": latex,
-    "json": as_json,
-}
-"""The contents of a file of each format."""
-
-ANSWER_COLUMNS = {
-    "question": ("", "the task, and the load where it is a part of the question"),
-    "run": ("", "name of the run that the configuration is of"),
-    "rank": ("", "place among the configurations of its question; 1 is the best"),
-    "configuration": ("", "the engine, with the settings that tell it from the others"),
-    "load": ("", "the load at which it is taken, where an SLO lets it choose"),
-    "column": ("", "the column of trials.parquet by which the question is decided"),
-    "value": ("of `column`", "its mean over the replicates"),
-    "ci_low, ci_high": ("of `column`", "95 % interval of these launches"),
-    "new_launch_low, new_launch_high": ("of `column`", "95 % interval of the mean of further launches"),
-    "headroom": ("share", "what is left of the tightest bound of the SLO; below 0 over it"),
-    "best_over_it": ("", "the best's figure over its own, as it is: of a cost, 0.8 is 20 % less"),
-    "best_over_it_ci_low, best_over_it_ci_high": ("", "95 % interval of that ratio, for all rivals at once"),
-    "more_minutes": ("min", "of the launches that would tell; of the best alone"),
-    "bound": ("", "the tightest bound of the SLO"),
-    "n": ("", "replicates"),
-    "by_launches": ("", "whether the intervals are from the launches' own figures: the requests give none"),
-    "verdict": ("", "best, behind, not told apart from the best, misses the SLO, …"),
-    "more_launches": ("", "launches of each that would tell, nine times in ten; of the best alone"),
-    "sentence": ("", "the answer; of the best alone"),
-}
-"""The columns of `sweep summary --format csv|parquet` and the candidates of `json`, for docs/columns.md."""
+    parts: list[Line | Table[AnswerRow]] = [Line(first, "bold green"), *map(Line, sentences), table]
+    return Output(parts, table, {"lead": lead(answers), "answers": questions})

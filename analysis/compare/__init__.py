@@ -5,22 +5,21 @@
 
 from analysis.compare.conditions import Condition, condition, failures, unjudged
 from analysis.compare.noise import noise_of
-from analysis.compare.output import FORMATS, terminal_parts
+from analysis.compare.output import comparison_output
 from analysis.compare.sides import Side, side
 from analysis.compare.verdicts import MARGIN, Finding, PointComparison, comparisons
 
 __all__ = [
-    "FORMATS",
     "MARGIN",
     "Condition",
     "Finding",
     "PointComparison",
     "Side",
+    "comparison_output",
     "comparisons",
     "condition",
     "failures",
     "noise_of",
     "side",
-    "terminal_parts",
     "unjudged",
 ]

@@ -1,31 +1,25 @@
-"""A comparison as people and scripts read it: a table in the terminal, Markdown for a pull request, CSV and JSON."""
+"""A comparison as people and scripts read it: lines and a table for each quantity, and all comparisons as records."""
 
-import csv
-import io
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Sequence
 
 from analysis.compare.conditions import Condition, failures, unjudged
 from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
 from analysis.points import listed
-from sweep.base.wording import count, duration_text, spreadsheet_cell
+from analysis.table import KEY, NONE, Cell, Column, Line, Output, Table
+from sweep.base.wording import count, duration_text
 
-LONGEST_WORD = 24  # characters of a label in a terminal; a longer word is cut
 MOST_CHANGE = 10.0  # a larger change is printed as 'over 1000 %'
-HEADINGS = ("configuration", "reference", "other", "ratio", "95 % interval", "n", "verdict")
 VERDICT_STYLES = {
     Finding.FASTER: "green",
     Finding.SLOWER: "red",
     Finding.UNDECIDED: "yellow",
     Finding.INCOMPARABLE: "dim",
 }
+MEAN = "geometric mean over the launches"
+RATIO_INTERVAL = "95 % interval of the ratio (docs/metrics.md)"
+VERDICT = "faster, slower, equal within the margin, not told apart or not comparable, in the quantity's words"
 OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
 OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}
 
@@ -87,28 +81,70 @@ def _budget(comparison: PointComparison, change: float, launches: int) -> str:
     return f"{change:.0%} takes {count(launches, 'launch')} a side{time}"
 
 
-def cells(comparison: PointComparison, margin: float) -> tuple[str, ...]:
-    """The cells of a comparison, as HEADINGS."""
-    each = comparison
-    return (
-        each.label,
-        each.quantity.shown(each.first),
-        each.quantity.shown(each.second),
-        "—" if math.isnan(each.ratio) else f"{each.ratio:.3f}×",
-        "—" if math.isnan(each.low) else f"{each.low:.3f} to {each.high:.3f}",
-        count(each.units, "pair" if each.paired else "launch") if each.units else "—",
-        verdict_text(each, margin),
-    )
+def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
+    """The columns of comparisons, in which a difference within the margin is none; `unit`: of the quantity compared."""
+
+    def verdict(each: PointComparison) -> Cell:
+        return Cell(verdict_text(each, margin), style=VERDICT_STYLES.get(each.verdict, ""))
+
+    return [
+        Column("reference", "the first RUN, as it was typed", lambda each: each.reference),
+        Column("other", "the run compared with it", lambda each: each.other),
+        Column("configuration", "its settings that vary in the run", lambda each: each.label, **KEY),
+        Column("column", "the compared column of trials.parquet", lambda each: each.quantity.column),
+        Column("reference_value", MEAN, lambda each: each.first, _first, "of `column`", "reference", unit),
+        Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
+        Column("ratio", "the other's over the reference's", lambda each: each.ratio, _ratio),
+        Column(
+            "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95 % interval"
+        ),
+        Column(
+            "units",
+            "pairs of launches, or launches of the side that has fewer",
+            lambda each: each.units,
+            _units,
+            heading="n",
+        ),
+        Column("verdict", VERDICT, lambda each: verdict_text(each, margin), verdict, kind="text"),
+        Column("reason", "why it is not comparable, or has no interval", lambda each: each.reason or None),
+        Column(
+            "smallest_change",
+            "that so many launches find, nine times in ten",
+            lambda each: each.smallest,
+            of_value="share",
+        ),
+        Column("noise", "the machine's, of `--noise`", lambda each: each.noise or None),
+        Column("differences", "settings and versions that differ", lambda each: "; ".join(each.differences) or None),
+    ]
 
 
-def by_table(comparisons: Sequence[PointComparison]) -> dict[str, list[PointComparison]]:
-    """The comparisons under the title of their table: a quantity of one side."""
+def _first(each: PointComparison) -> str:
+    return each.quantity.shown(each.first)
+
+
+def _second(each: PointComparison) -> str:
+    return each.quantity.shown(each.second)
+
+
+def _ratio(each: PointComparison) -> str:
+    return NONE if math.isnan(each.ratio) else f"{each.ratio:.3f}×"
+
+
+def _ratio_range(each: PointComparison) -> str:
+    return NONE if math.isnan(each.low) else f"{each.low:.3f} to {each.high:.3f}"
+
+
+def _units(each: PointComparison) -> str:
+    return count(each.units, "launch") if each.units else NONE
+
+
+def tables(comparisons: Sequence[PointComparison], margin: float) -> list[Table[PointComparison]]:
+    """A table for each quantity of each side, under its name."""
     several = len({each.other for each in comparisons}) > 1
-    tables: dict[str, list[PointComparison]] = {}
+    groups: dict[str, list[PointComparison]] = {}
     for each in comparisons:
-        title = f"{each.quantity.label}, {each.quantity.unit}" + (f": {each.other}" if several else "")
-        tables.setdefault(title, []).append(each)
-    return tables
+        groups.setdefault(each.quantity.label + (f": {each.other}" if several else ""), []).append(each)
+    return [Table(comparison_columns(margin, group[0].quantity.unit), group, title) for title, group in groups.items()]
 
 
 def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
@@ -120,143 +156,36 @@ def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> li
     return [f"{reason} ({listed(list(dict.fromkeys(labels)))})" for reason, labels in reasons.items()]
 
 
-def _table(title: str, comparisons: Sequence[PointComparison], margin: float) -> Table:
-    """The comparisons of one quantity as a table for the terminal."""
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    configuration, *figures, verdict_heading = HEADINGS
-    # In a narrow terminal both texts wrap, but no word that fits is cut.
-    longest = max(len(word) for text in (configuration, *(each.label for each in comparisons)) for word in text.split())
-    result.add_column(configuration, min_width=min(longest, LONGEST_WORD), overflow="fold")
-    for heading in figures:
-        result.add_column(heading, justify="right", no_wrap=True)
-    result.add_column(verdict_heading)
-    for each in comparisons:
-        *rest, verdict = cells(each, margin)
-        result.add_row(*map(Text, rest), Text(verdict, style=VERDICT_STYLES.get(each.verdict, "")))
-    return result
-
-
 def changes(comparisons: Sequence[PointComparison]) -> list[str]:
     """The settings and versions in which the engines of the sides differ, once."""
     return list(dict.fromkeys(difference for each in comparisons for difference in each.differences))
 
 
-def markdown(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
-    """For a pull request: the failures, what was not judged, the tally, and the table."""
-    lines = [f"**{line}**" for line in [*_failed(conditions, comparisons), *_not_judged(conditions, comparisons)]]
-    lines += [f"- {line}" for line in headline(comparisons, margin)]
-    if changed := changes(comparisons):
-        lines.append(f"- differs: {'; '.join(changed)}")
-    lines += [f"- {reason}" for reason in verdict_reasons(comparisons, margin)]
-    for title, group in by_table(comparisons).items():
-        lines += ["", f"{title}:", "", f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-        lines += [f"| {' | '.join(_escaped(cell) for cell in cells(each, margin))} |" for each in group]
-    return "\n".join([*lines, "", *reach(comparisons)]).rstrip() + "\n"
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|")
-
-
 def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
     return [
         f"failed: {condition.text}: {comparison.label} {comparison.ratio - 1:+.1%}"
-        f" ({comparison.low - 1:+.1%} to {comparison.high - 1:+.1%})"
+        f" ({comparison.all_low - 1:+.1%} to {comparison.all_high - 1:+.1%}, for all configurations at once)"
         for condition, comparison in failures(conditions, comparisons)
     ]
 
 
-def _not_judged(conditions: Sequence[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
-    return [f"not judged: {line}" for line in unjudged(conditions, comparisons)]
-
-
-def terminal_parts(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> list[Any]:
-    """The lines and tables that the terminal prints, the tally first."""
+def comparison_output(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> Output:
+    """Return what `sweep compare` prints, the failures last."""
+    failed, not_judged = _failed(conditions, comparisons), unjudged(conditions, comparisons)
     changed = changes(comparisons)
-    return [
-        *(Text(line, style="bold") for line in headline(comparisons, margin)),
-        *([Text(f"differs: {'; '.join(changed)}", style="dim")] if changed else []),
-        *(_table(title, group, margin) for title, group in by_table(comparisons).items()),
-        *(Text(line, style="dim") for line in verdict_reasons(comparisons, margin)),
-        *(Text(line, style="dim") for line in reach(comparisons)),
-        *(Text(line, style="bold red") for line in _failed(conditions, comparisons)),
-        *(Text(line, style="bold yellow") for line in _not_judged(conditions, comparisons)),
+    parts: list[Line | Table[PointComparison]] = [
+        *(Line(line, "bold") for line in headline(comparisons, margin)),
+        *([Line(f"differs: {'; '.join(changed)}", "dim")] if changed else []),
+        *tables(comparisons, margin),
+        *(Line(line, "dim") for line in (*verdict_reasons(comparisons, margin), *reach(comparisons))),
+        *(Line(line, "bold red") for line in failed),
+        *(Line(f"not judged: {line}", "bold yellow") for line in not_judged),
     ]
-
-
-def records(comparisons: Sequence[PointComparison], margin: float) -> list[dict[str, Any]]:
-    """One record a comparison: data units, null where there is no figure."""
-    return [
-        {
-            "reference": each.reference,
-            "other": each.other,
-            "configuration": each.label,
-            "column": each.quantity.column,
-            "reference_value": _number(each.first),
-            "other_value": _number(each.second),
-            "ratio": _number(each.ratio),
-            "ci_low": _number(each.low),
-            "ci_high": _number(each.high),
-            "units": each.units,
-            "paired": each.paired,
-            "verdict": verdict_text(each, margin),
-            "reason": each.reason or None,
-            "smallest_change": _number(each.smallest),
-            "noise": each.noise or None,
-            "differences": "; ".join(each.differences) or None,
-        }
-        for each in comparisons
-    ]
-
-
-def _as_csv(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
-    output = io.StringIO()
-    every = records(comparisons, margin)
-    writer = csv.DictWriter(output, list(every[0]) if every else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({column: spreadsheet_cell(cell) for column, cell in row.items()} for row in every)
-    return output.getvalue()
-
-
-def _as_json(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> str:
-    judged = {"failed": _failed(conditions, comparisons), "not_judged": unjudged(conditions, comparisons)}
-    return json.dumps({**judged, "comparisons": records(comparisons, margin)}, indent=2) + "\n"
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    table = Table(comparison_columns(margin), comparisons)
+    return Output(parts, table, {"failed": failed, "not_judged": not_judged, "comparisons": table.records()})
 
 
 def _percent(change: float) -> str:
     if change > MOST_CHANGE:
         return f"over {MOST_CHANGE:.0%}"
     return f"{change:.1%}" if change < 0.1 else f"{change:.0%}"
-
-
-FORMATS: dict[str, Callable[[Sequence[PointComparison], float, Sequence[Condition]], str]] = {
-    "markdown": markdown,
-    "csv": _as_csv,
-    "json": _as_json,
-}
-"""The formats besides the terminal's."""
-
-COMPARISON_COLUMNS = {
-    "reference": ("", "the first RUN, as it was written"),
-    "other": ("", "the one that is compared with it"),
-    "configuration": ("", "the settings that tell it from the run's others"),
-    "column": ("", "the column of trials.parquet that is compared"),
-    "reference_value, other_value": ("of `column`", "geometric mean over the launches"),
-    "ratio": ("", "the other's over the reference's"),
-    "ci_low, ci_high": ("", "95 % interval of the ratio, for all configurations at once"),
-    "units": ("", "pairs of launches, or launches of the side that has fewer"),
-    "paired": ("", "whether launches are paired by the replicate in which both sent the same prompts"),
-    "verdict": (
-        "",
-        "faster, slower, equal within the margin, not told apart or not comparable, in the quantity's words",
-    ),
-    "reason": ("", "why it is not comparable, or has no interval"),
-    "smallest_change": ("share", "that so many launches find, nine times in ten"),
-    "noise": ("", "the machine's, of `--noise`"),
-    "differences": ("", "settings and versions in which the engines differ"),
-}
-"""The columns of `sweep compare --format csv` and the comparisons of `json`, for docs/columns.md."""

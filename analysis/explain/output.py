@@ -1,21 +1,13 @@
-"""An explanation as people and scripts read it: a table in the terminal, Markdown, CSV and JSON."""
+"""An explanation as people and scripts read it: sentences, a table of its parts, and all of them as records."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from analysis.explain.decomposition import NO_CHANGE, Change, Explanation, Part
+from analysis.table import KEY, Column, Line, Output, Table, view
+from sweep.base.wording import number
 
-from analysis.explain.decomposition import Change, Explanation, Part
-from sweep.base.wording import number, spreadsheet_cell
-
-PART_HEADINGS = ("what", "set to", "gain", "95 % interval", "share", "95 % interval", "alone", "last")
-LADDER_HEADINGS = PART_HEADINGS[:1] + PART_HEADINGS[2:6]
 END = "all together"
 
 
@@ -59,20 +51,48 @@ def _both(change: Change) -> str:
     return factor(change) + (f" ({interval})" if interval != "—" else "")
 
 
-def part_cells(part: Part, kind: str) -> tuple[str, ...]:
-    """The cells of a part, as PART_HEADINGS or LADDER_HEADINGS."""
-    gain, share = part.gain, part.share
-    figures = (factor(gain), _range(gain, number), share_text(share), _range(share, _percent))
-    if kind == "ladder":
-        return (part.name, *figures)
-    return (part.name, part.change, *figures, _both(part.alone), _both(part.last))
+class PartRow(NamedTuple):
+    """A part of an explanation, the whole, or an interaction of two knobs."""
+
+    explanation: Explanation
+    entry: str
+    part: Part
 
 
-def rows(explanation: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The headings and the rows of an explanation's table, the whole last."""
-    together = Part(END, "", explanation.total, Change(1.0, math.nan, math.nan))
-    headings = LADDER_HEADINGS if explanation.kind == "ladder" else PART_HEADINGS
-    return headings, [part_cells(part, explanation.kind) for part in (*explanation.parts, together)]
+PART_COLUMNS: tuple[Column[PartRow], ...] = (
+    Column("kind", "factorial or ladder", lambda row: row.explanation.kind),
+    Column("task", "model, workload and load, as far as the run has several", lambda row: row.explanation.task),
+    Column("column", "the explained column of trials.parquet", lambda row: row.explanation.quantity.column),
+    Column("against", "what the whole gain is measured from", lambda row: row.explanation.begin),
+    Column("entry", "part (a knob, a step, the engine), whole or interaction (of two knobs)", lambda row: row.entry),
+    Column("name", "the part's; for an interaction both knobs", lambda row: row.part.name, heading="what", **KEY),
+    Column("change", "what the knob was set to", lambda row: row.part.change or None),
+    view("set to", lambda row: row.part.change, kind="text"),
+    Column("gain", "times; those of the parts multiply to the whole", lambda row: row.part.gain.value),
+    Column("gain_ci_low, gain_ci_high", "95 % interval, for all parts at once", lambda row: row.part.gain[1:]),
+    view("gain", lambda row: factor(row.part.gain)),
+    view("95 % interval", lambda row: _range(row.part.gain, number)),
+    Column("share", "of the whole's logarithm; those of the parts add up to 1", lambda row: row.part.share.value),
+    Column("share_ci_low, share_ci_high", "likewise", lambda row: row.part.share[1:]),
+    view("share", lambda row: share_text(row.part.share)),
+    view("95 % interval", lambda row: _range(row.part.share, _percent)),
+    Column("alone", "times, of the knob with all others off; null if not measured", lambda row: row.part.alone.value),
+    Column("alone_ci_low, alone_ci_high", "95 % interval, for all parts at once", lambda row: row.part.alone[1:]),
+    view("alone", lambda row: _both(row.part.alone)),
+    Column("last", "times, of the knob with all others on; likewise", lambda row: row.part.last.value),
+    Column("last_ci_low, last_ci_high", "likewise", lambda row: row.part.last[1:]),
+    view("last", lambda row: _both(row.part.last)),
+)
+"""The columns of `sweep explain`."""
+
+
+def parts_table(explanation: Explanation, title: str = "") -> Table[PartRow]:
+    """An explanation's parts, the whole last."""
+    entries = [*(("part", part) for part in explanation.parts)]
+    entries.append(("whole", Part(END, "", explanation.total, Change(1.0, math.nan, math.nan))))
+    of_factorial = ("set to", "alone", "last") if explanation.kind == "ladder" else ()
+    columns = [column for column in PART_COLUMNS if column.title not in of_factorial or column.value]
+    return Table(columns, [PartRow(explanation, *entry) for entry in entries], title)
 
 
 def remarks(explanations: Sequence[Explanation]) -> list[str]:
@@ -85,93 +105,15 @@ def interaction_lines(explanation: Explanation) -> list[str]:
     return [f"{label}: {_both(change)}" for label, change in explanation.interactions]
 
 
-def terminal_tables(explanations: Sequence[Explanation]) -> list[Any]:
-    """The lines and tables that the terminal prints, the answers first."""
-    parts: list[Any] = [Text(gain_sentence(each), style="bold") for each in explanations]
+def explanation_output(explanations: Sequence[Explanation]) -> Output:
+    """Return what `sweep explain` prints: the answers, a table each, and the notes."""
+    parts: list[Line | Table[PartRow]] = [Line(gain_sentence(each), "bold") for each in explanations]
+    rows: list[PartRow] = []
     for each in explanations:
-        headings, table_rows = rows(each)
-        title = f"{each.task}: {each.quantity.label}, against {each.begin}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for index, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
-        for row in table_rows:
-            table.add_row(*map(Text, row))
+        table = parts_table(each, f"{each.task}: {each.quantity.label}, against {each.begin}")
+        pairs = [Part(label, "", change, NO_CHANGE) for label, change in each.interactions]
+        rows += [*table.rows, *(PartRow(each, "interaction", pair) for pair in pairs)]
         parts.append(table)
-        if each.interactions:
-            parts.append(Text(f"together × each alone: {'; '.join(interaction_lines(each))}", style="dim"))
-    return [*parts, *(Text(note, style="dim") for note in remarks(explanations))]
-
-
-def as_markdown(explanations: Sequence[Explanation]) -> str:
-    """The answers, a table each, and the notes."""
-    lines = [f"- {gain_sentence(each)}" for each in explanations]
-    for each in explanations:
-        headings, table_rows = rows(each)
-        lines += ["", f"{each.task}: {each.quantity.label}, against {each.begin}:", ""]
-        lines += [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table_rows]
-        if each.interactions:
-            lines += ["", f"Together × each alone: {'; '.join(interaction_lines(each))}"]
-    return "\n".join([*lines, "", *(f"{note}." for note in remarks(explanations))]).rstrip() + "\n"
-
-
-def explanation_records(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
-    """One record a part, the whole and the interactions included; null where there is no figure."""
-    return [
-        {"kind": each.kind, "task": each.task, "column": each.quantity.column, "against": each.begin, **record}
-        for each in explanations
-        for record in _entries(each)
-    ]
-
-
-def _entries(each: Explanation) -> list[dict[str, Any]]:
-    none = Change(math.nan, math.nan, math.nan)
-    total = Part(END, "", each.total, Change(1.0, math.nan, math.nan))
-    entries = [(part, "part") for part in each.parts] + [(total, "whole")]
-    entries += [(Part(label, "", change, none), "interaction") for label, change in each.interactions]
-    return [
-        {"entry": entry, "name": part.name, "change": part.change or None}
-        | {
-            f"{name}{end}": value if math.isfinite(value) else None
-            for name in ("gain", "share", "alone", "last")
-            for end, value in zip(("", "_ci_low", "_ci_high"), getattr(part, name), strict=True)
-        }
-        for part, entry in entries
-    ]
-
-
-def _as_csv(explanations: Sequence[Explanation]) -> str:
-    output = io.StringIO()
-    every = explanation_records(explanations)
-    writer = csv.DictWriter(output, list(every[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({column: spreadsheet_cell(cell) for column, cell in row.items()} for row in every)
-    return output.getvalue()
-
-
-def _as_json(explanations: Sequence[Explanation]) -> str:
-    return json.dumps(explanation_records(explanations), indent=2) + "\n"
-
-
-EXPLANATION_FORMATS: dict[str, Callable[[Sequence[Explanation]], str]] = {
-    "markdown": as_markdown,
-    "csv": _as_csv,
-    "json": _as_json,
-}
-"""The formats besides the terminal's."""
-
-EXPLANATION_COLUMNS = {
-    "kind": ("", "factorial or ladder"),
-    "task": ("", "model, workload and load, as far as the run has several"),
-    "column": ("", "the column of trials.parquet that is explained"),
-    "against": ("", "what the whole gain is measured from"),
-    "entry": ("", "part (a knob, a step, the engine), whole or interaction (of two knobs)"),
-    "name": ("", "of the part; of an interaction both knobs"),
-    "change": ("", "what the knob was set to"),
-    "gain": ("", "times; those of the parts multiply to the whole"),
-    "share": ("share", "of the whole's logarithm; those of the parts add up to 1"),
-    "alone": ("", "times, of the knob with all others off; null where that was not measured"),
-    "last": ("", "times, of the knob with all others on; likewise"),
-    "gain_ci_low, gain_ci_high, share_ci_low, …": ("", "95 % interval of each of these four, for all parts at once"),
-}
-"""The columns of `sweep explain --format csv` and `json`, for docs/columns.md."""
+        if pairs:
+            parts.append(Line(f"together × each alone: {'; '.join(interaction_lines(each))}", "dim"))
+    return Output([*parts, *(Line(note, "dim") for note in remarks(explanations))], Table(PART_COLUMNS, rows))

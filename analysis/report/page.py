@@ -18,6 +18,7 @@ from analysis.points import listed
 from analysis.report.page_data import as_block
 from analysis.report.tables import LARGEST_TABLE
 from analysis.statistics.intervals import CONFIDENCE
+from analysis.table import one_line
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
@@ -41,7 +42,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
-TEMPLATES.filters["code_marked"] = code_marked
+TEMPLATES.filters |= {"code_marked": code_marked, "one_line": one_line}
 TEMPLATES.globals |= {
     "confidence": f"{CONFIDENCE:.0%}",
     "largest_table": LARGEST_TABLE,

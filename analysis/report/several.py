@@ -22,9 +22,9 @@ from analysis.report.page_data import page_data
 from analysis.report.tables import answers_table, verdict_tables
 from analysis.report.trial_files import relative_path
 from analysis.results import RunResults
+from analysis.table import csv_of
 from sweep.base.config import ConfigError
 from sweep.base.whole_file import write_whole
-from sweep.base.wording import spreadsheet_cell
 from sweep.disk.run_files import RunPaths
 
 
@@ -40,7 +40,7 @@ def write_several(runs: Sequence[RunResults], folder: Path) -> None:
     tables = [summary_table(results) for results in runs]
     for table, name in zip(tables, run_names(runs), strict=True):
         table.insert(0, "run", name)
-    write_whole(paths.summary, pd.concat(tables, ignore_index=True).map(spreadsheet_cell).to_csv(index=False))
+    write_whole(paths.summary, csv_of(pd.concat(tables, ignore_index=True)))
     write_whole(paths.report, html_of_several(runs, folder))
 
 

@@ -24,8 +24,7 @@ from analysis.statistics.intervals import Estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import shares_text
-from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
-from analysis.warnings import concerning, grouped, scope
+from analysis.warnings import grouped, scope
 from sweep.base.records import UNMEASURED
 from sweep.base.wording import count, number
 from sweep.numbers.warnings import Severity
@@ -77,7 +76,6 @@ class Summary:
         if (results.points["n"] > 0).any():
             yield from _answers(results)
             yield from _results(results.layout, options.max_width)
-            yield _best(results)
             yield from _spreads(results)
             yield from _formats(results.formats)
         else:
@@ -110,7 +108,7 @@ def _warnings(results: RunResults) -> Iterator[Text | Padding]:
         yield Padding(Text(warning.kind.remedy, style="dim"), (0, 0, 0, 4))
 
 
-class Column(NamedTuple):
+class TextColumn(NamedTuple):
     """A column of the table; its heading may have two lines."""
 
     heading: str
@@ -138,7 +136,7 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
     versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
     if versus:
         place = len({*BATCH_COLUMNS} & {*columns}) if "batch_latency_mean" in columns else 1
-        metrics.insert(place, Column("vs\nbaseline", versus))
+        metrics.insert(place, TextColumn("vs\nbaseline", versus))
     texts, numbers, title = _identity(layout, points)
     yield Text(title, style="bold")
     if _width(texts + numbers + metrics) > width:  # names are broken between words, never within one
@@ -161,27 +159,27 @@ def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
         yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
 
 
-def _width(columns: list[Column]) -> int:
+def _width(columns: list[TextColumn]) -> int:
     return sum(column.width + GAP for column in columns)
 
 
-def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[Column], list[Column], str]:
+def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[TextColumn], list[TextColumn], str]:
     """The columns that tell points apart, in words and in numbers, and the title: what all have in common."""
-    texts, numbers, common = [Column("engine", list(points["line"]))], [], []
+    texts, numbers, common = [TextColumn("engine", list(points["line"]))], [], []
     if points["panel"].nunique() > 1:
-        texts.append(Column("workload", list(points["panel"])))
+        texts.append(TextColumn("workload", list(points["panel"])))
     else:
         common.append(points["panel"].iloc[0])
     if layout.x:
         heading = layout.x_label.lower().replace(" ", "\n", 1)
-        numbers.append(Column(heading, [setting(value) for value in points[layout.x]]))
+        numbers.append(TextColumn(heading, [setting(value) for value in points[layout.x]]))
     counts = points.loc[points["n"] > 0, "n"]
     if counts.nunique() > 1:
-        numbers.append(Column("n", [str(n) for n in points["n"]]))
+        numbers.append(TextColumn("n", [str(n) for n in points["n"]]))
     else:
         common.append(f"{counts.iloc[0]} replicates" if counts.iloc[0] > 1 else "one replicate")
     if points["failed"].gt(0).any():
-        numbers.append(Column("requests\nfailed", [share_of_failures(point) for _, point in points.iterrows()]))
+        numbers.append(TextColumn("requests\nfailed", [share_of_failures(point) for _, point in points.iterrows()]))
     else:
         common.append("no request failed")
     return texts, numbers, ", ".join(common)
@@ -192,7 +190,7 @@ def share_of_failures(point: "pd.Series[Any]") -> str:
     return f"{point['failed']:,.0f} of {point['requests'] + point['failed']:,.0f}" if point["n"] else "—"
 
 
-def _table(texts: list[Column], numbers: list[Column], panels: list[str]) -> Table:
+def _table(texts: list[TextColumn], numbers: list[TextColumn], panels: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in texts:
         table.add_column(column.heading, overflow="fold", width=column.width)
@@ -214,10 +212,10 @@ def heading(points: pd.DataFrame, column: str) -> str:
     return label(column).short + left_out(column, points)
 
 
-def _metric(points: pd.DataFrame, column: str) -> Column:
+def _metric(points: pd.DataFrame, column: str) -> TextColumn:
     labelled = label(column)
     lines = [*heading(points, column).split(), labelled.unit]
-    return Column("\n".join(lines), [_cell(point, column) for _, point in points.iterrows()])
+    return TextColumn("\n".join(lines), [_cell(point, column) for _, point in points.iterrows()])
 
 
 def label(column: str) -> LabelledColumn:
@@ -252,12 +250,6 @@ def with_interval(mean: Estimate, shown: str) -> str:
     return f"{shown} {_half_width(mean.relative_half_width, mean.by_launches)}".rstrip()
 
 
-def with_both_intervals(mean: Estimate, shown: str) -> str:
-    """`538 ±3% (new launch ±8%)`; without an interval that there is not."""
-    new = _half_width(mean.new_relative_half_width, mean.by_launches)
-    return with_interval(mean, shown) + (f" (new launch {new})" if new else "")
-
-
 def _half_width(half: float, by_launches: bool) -> str:
     if math.isnan(half):
         return ""
@@ -273,29 +265,6 @@ def _versus(point: "pd.Series[Any]") -> str:
     """The ratio to the baseline, marked if it may be none."""
     uncertain = point[f"{RATIO}_ci_low"] <= 1 <= point[f"{RATIO}_ci_high"]
     return (MAYBE if uncertain else "") + times(point[RATIO])
-
-
-def _best(results: RunResults) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for _ in range(2):
-        table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # where: may break between words
-    winners = best(results.points)
-    many = [tally for tally in tallies(winners) if tally.comparisons > MOST_COMPARISONS]
-    for tally in many:
-        value = Text(f"in {count(tally.comparisons, 'comparison')}", style="green")
-        table.add_row(Text(f"best {tally.quantity.in_sentence}", style="bold"), value, Text(tally_text(tally)))
-    counted = {tally.quantity.column for tally in many}
-    for winner in (winner for winner in winners if winner.quantity.column not in counted):
-        labelled, mean, point = winner.quantity, winner.estimate, winner.point
-        value = Text(f"{with_both_intervals(mean, labelled.shown(mean.value))} {labelled.unit}", style="green")
-        where = Text(results.layout.describe(point))
-        if not winner.tied.empty:
-            where.append(f", {tied_text(winner)}", style="yellow")
-        for warning in concerning(results.warnings_at(point), labelled.column):
-            where.append(f", {warning.message}", style=STYLES[warning.kind.severity])
-        table.add_row(Text(f"best {labelled.in_sentence}", style="bold"), value, where)
-    return table
 
 
 def _spreads(results: RunResults) -> Iterator[Text]:

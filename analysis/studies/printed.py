@@ -1,10 +1,7 @@
-"""The studies in words: the catalogue of their findings, and what a run says of them, for terminal and Markdown."""
+"""The studies in words and tables: the catalogue of their findings, and what a run says of them."""
 
-from collections.abc import Iterable, Iterator
-
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from analysis.results import RunResults
 from analysis.studies.answer import lacking
@@ -12,20 +9,52 @@ from analysis.studies.findings import Beside, Judged, beside, judge_run
 from analysis.studies.ruling import Ruling
 from analysis.studies.smaller_form import FIGURE, REFERENCES, SmallerPoint, ratio_reference, smaller_points
 from analysis.studies.tables import PublishedFinding, Study, all_studies, study_of
+from analysis.table import KEY, Column, Line, Output, Table, view
 
 SMALLER_FORM = "No point of this run stands beside a published row, as in the form without a GPU; its own ratios:"
+JUDGED: tuple[Column[Judged], ...] = (
+    Column("finding", "its name", lambda row: row.finding.name),
+    Column(
+        "claim", "what the study says", lambda row: row.finding.claim, heading="published finding", kind="text wide"
+    ),
+    Column("judgement", "what this run says", lambda row: row.judgement, kind="text"),
+    Column("figures", "why", lambda row: row.figures, kind="text wide"),
+)
+BESIDE: tuple[Column[Beside], ...] = (
+    view("point", lambda row: row.point, **KEY),
+    view("figure", lambda row: row.column, **KEY),
+    view("published", lambda row: _digits(row.published)),
+    view("× baseline", lambda row: _digits(row.published_ratio)),
+    view("here", lambda row: _digits(row.measured)),
+    view("× baseline", lambda row: _digits(row.measured_ratio)),
+)
 
 
-def catalogue() -> RenderableType:
+class CatalogueRow(NamedTuple):
+    """A finding, and how its study's own table stands to it."""
+
+    study: Study
+    finding: PublishedFinding
+
+
+CATALOGUE: tuple[Column[CatalogueRow], ...] = (
+    Column("study", "", lambda row: row.study.name),
+    Column("finding", "", lambda row: row.finding.name, **KEY),
+    Column("claim", "", lambda row: row.finding.claim, kind="text"),
+    Column("its_own_table", "", lambda row: own_table(*row), heading="its own table", kind="text"),
+)
+
+
+def catalogue() -> Output:
     """Every study with its findings, and those that its own table contradicts."""
-    parts: list[RenderableType] = []
+    parts: list[Line | Table[CatalogueRow]] = []
+    rows: list[CatalogueRow] = []
     for study in all_studies():
-        parts.append(Text(f"{study.title}\n  {study.asked}\n  {', '.join(study.experiments)}", style="bold"))
-        table = Table("finding", "claim", "its own table", box=None, pad_edge=False, header_style="bold")
-        for finding in study.findings:
-            table.add_row(finding.name, finding.claim, own_table(study, finding))
-        parts += [table, Text("")]
-    return Group(*parts)
+        parts += [Line(study.title, "bold"), Line(study.asked), Line(f"experiments: {', '.join(study.experiments)}")]
+        of_study = [CatalogueRow(study, finding) for finding in study.findings]
+        parts.append(Table(CATALOGUE, of_study))
+        rows += of_study
+    return Output(parts, Table(CATALOGUE, rows))
 
 
 def own_table(study: Study, finding: PublishedFinding) -> str:
@@ -38,30 +67,29 @@ def own_table(study: Study, finding: PublishedFinding) -> str:
     return f"{says}: {finding.note}" if finding.note else says
 
 
-def run_findings(results: RunResults) -> RenderableType:
+def run_findings(results: RunResults) -> Output:
     """A run's judgements, and the study's table beside its points."""
-    study = study_of(results.run.name)
+    study, judged = study_of(results.run.name), Table(JUDGED, judge_run(results))
     if study is None:
         named = ", ".join(experiment for each in all_studies() for experiment in each.experiments)
-        return Text(f"{results.run.name}: follows no published study; those that do: {named}")
-    table = Table("finding", "judgement", "figures", box=None, pad_edge=False, header_style="bold")
-    for judged in judge_run(results):
-        table.add_row(judged.finding.claim, judged.judgement, judged.figures)
+        return Output([Line(f"{results.run.name}: follows no published study; those that do: {named}")], judged)
     conditions = "; ".join(f"{key}: {value}" for key, value in study.conditions.items())
-    parts: list[RenderableType] = [Text(study.title, style="bold"), Text(f"there: {conditions}")]
-    parts.append(Text(run_conditions(results)))
-    parts.append(Text(repeated(study, results.run.name)) if results.run.name in study.without_figures else table)
-    if rows := beside(results):
-        figures = Table("point", "figure", "published", "× baseline", "here", "× baseline", box=None, pad_edge=False)
-        for row in rows:
-            figures.add_row(*beside_cells(row))
-        parts += [Text(""), figures]
+    parts = [Line(study.title, "bold"), Line(f"there: {conditions}"), Line(run_conditions(results))]
+    return Output([*parts, *run_parts(results)], judged)
+
+
+def run_parts(results: RunResults) -> list[Line | Table[Any]]:
+    """The judgements on a run, and the tables of its points."""
+    study, rows, parts = study_of(results.run.name), beside(results), list[Line | Table[Any]]()
+    if study is not None and results.run.name in study.without_figures:
+        parts.append(Line(repeated(study, results.run.name)))
+    elif judgements := judge_run(results):
+        parts.append(Table(JUDGED, judgements))
+    if rows:
+        parts.append(Table(BESIDE, rows))
         if smaller := smaller_form(results, rows):
-            ratios = Table(*smaller_headings(results), box=None, pad_edge=False)
-            for point in smaller:
-                ratios.add_row(*smaller_cells(point))
-            parts += [Text(f"\n{SMALLER_FORM}"), ratios]
-    return Group(*parts)
+            parts += [Line(SMALLER_FORM), Table(smaller_columns(results), smaller)]
+    return parts
 
 
 def repeated(study: Study, experiment: str) -> str:
@@ -79,11 +107,8 @@ def run_conditions(results: RunResults) -> str:
     return f"here: {'; '.join(value for value in values if not value.endswith(': '))}"
 
 
-def beside_cells(row: Beside) -> list[str]:
-    """A row of the table beside, as text; – for what is not there."""
-    values = (row.published, row.published_ratio, row.measured, row.measured_ratio)
-    shown = ["–" if value is None else f"{value:.4g}" for value in values]
-    return [row.point, row.column, shown[0], shown[1], shown[2], shown[3]]
+def _digits(figure: float | None) -> str:
+    return "–" if figure is None else f"{figure:.4g}"
 
 
 def smaller_form(results: RunResults, rows: Iterable[Beside]) -> list[SmallerPoint]:
@@ -91,35 +116,15 @@ def smaller_form(results: RunResults, rows: Iterable[Beside]) -> list[SmallerPoi
     return list(smaller_points(results)) if all(row.measured is None for row in rows) else []
 
 
-def smaller_headings(results: RunResults) -> list[str]:
-    return ["measured here", FIGURE, REFERENCES[ratio_reference(results) or "vs_baseline"]]
+def smaller_columns(results: RunResults) -> Sequence[Column[SmallerPoint]]:
+    """The columns of the smaller form: its throughput, and the ratio with its interval."""
+    return (
+        view("measured here", lambda row: row.point, **KEY),
+        view(FIGURE, lambda row: f"{row.throughput:.4g}{', as offered' if row.as_offered else ''}"),
+        view(REFERENCES[ratio_reference(results) or "vs_baseline"], _smaller_ratio),
+    )
 
 
-def smaller_cells(row: SmallerPoint) -> list[str]:
-    """A point of the smaller form as text: its throughput, and its ratio with the interval; – for what is not there."""
+def _smaller_ratio(row: SmallerPoint) -> str:
     interval = "" if row.low is None or row.high is None else f" ({row.low:.2f} to {row.high:.2f})"
-    ratio = "–" if row.ratio is None else f"{row.ratio:.2f}{interval}"
-    return [row.point, f"{row.throughput:.4g}{', as offered' if row.as_offered else ''}", ratio]
-
-
-def markdown_lines(results: RunResults) -> Iterator[str]:
-    """The judgements and the tables of a run as Markdown, line by line."""
-    study = study_of(results.run.name)
-    if study is not None and results.run.name in study.without_figures:
-        yield repeated(study, results.run.name)
-    judgements: list[Judged] = judge_run(results)
-    if judgements:
-        yield from ("| published finding | judgement | figures |", "|---|---|---|")
-        yield from (f"| {each.finding.claim} | {each.judgement} | {each.figures} |" for each in judgements)
-    if rows := beside(results):
-        yield ""
-        yield from table_lines(rows)
-        if smaller := smaller_form(results, rows):
-            yield from ("", SMALLER_FORM, "", f"| {' | '.join(smaller_headings(results))} |", "|---|---|---|")
-            yield from (f"| {' | '.join(smaller_cells(point))} |" for point in smaller)
-
-
-def table_lines(rows: Iterable[Beside]) -> Iterator[str]:
-    """A study's table beside a run's as Markdown, line by line."""
-    yield from ("| point | figure | published | × baseline | here | × baseline |", "|---|---|---|---|---|---|")
-    yield from (f"| {' | '.join(beside_cells(row))} |" for row in rows)
+    return "–" if row.ratio is None else f"{row.ratio:.2f}{interval}"

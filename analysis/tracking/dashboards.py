@@ -14,6 +14,7 @@ import wandb_workspaces.workspaces as workspaces
 from analysis.headline import HEADLINE
 from analysis.quantities import labelled_column
 from analysis.results import RunResults
+from analysis.table import text_table
 from analysis.tracking import process
 from analysis.tracking.sweep_run import SWEEP, best_lines
 from analysis.tracking.tracker import LONGEST_NAME
@@ -97,12 +98,11 @@ def _title(column: str) -> str:
 def best_table(results: RunResults) -> str:
     """The best engine of each task, in Markdown."""
     points = results.points
-    lines = [f"| {best.panel} | {best.line} | {best.output_throughput:.4g} |" for best in best_lines(points)]
-    head = ["| task | highest output throughput | tokens/s |", "|---|---|---|"]
+    rows = [[best.panel, best.line, f"{best.output_throughput:.4g}"] for best in best_lines(points)]
+    table = text_table(["task", "highest output throughput", "tokens/s"], rows).markdown()
     measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
-    return "\n".join(
-        [f"{measured} Intervals, warnings and failures are in the report of the sweep's run.", "", *head, *lines]
-    )
+    note = "Intervals, warnings and failures are in the report of the sweep's run."
+    return "\n".join([f"{measured} {note}", "", *table])
 
 
 def view_of(made: workspaces.Workspace) -> dict[str, Any]:

@@ -2,18 +2,9 @@
 
 import math
 import re
-from typing import Any
 
 # Of a terminal: all controls but tab and line end, those of the writing direction, and Unicode's own line ends.
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
-
-
-FORMULA = re.compile(r"[=+@\t\r-]")  # the beginnings that a spreadsheet takes for a formula
-
-
-def spreadsheet_cell(cell: Any) -> Any:
-    """Return a cell for CSV: a text such as `=HYPERLINK(…)` gets an apostrophe, so that no spreadsheet runs it."""
-    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,7 @@ from sweep.cli.output import make_console
 if TYPE_CHECKING:
     from analysis.load import Run
     from analysis.results import RunResults
+    from analysis.table import Output
 
 TOP = """\
 usage: sweep COMMAND ...
@@ -70,6 +71,31 @@ def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace
     parser.add_argument("--all", action="store_true", help=shown)
     typed = {"all=true": ["--all"], "all=false": []}
     return parser.parse_intermixed_args([part for argument in arguments for part in typed.get(argument, [argument])])
+
+
+def _printed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command that prints an Output: also its format, and the file that it may go to."""
+    from analysis.table import FORMATS
+
+    parser.add_argument("--format", metavar="FORMAT", default="text", help=f"{', '.join(FORMATS)}; default: text")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
+    options = _of_all_rows(parser, arguments)
+    if options.format not in FORMATS:
+        raise ConfigError(f"--format {options.format}: expected one of {', '.join(FORMATS)}")
+    return options
+
+
+def _print(output: "Output", options: argparse.Namespace) -> None:
+    """Print an output in the format of the options, or write it to their file."""
+    from sweep.base.whole_file import write_whole
+
+    if options.output is None:
+        output.print(options.format, make_console(160))
+        return
+    try:
+        write_whole(options.output, output.written(options.format))
+    except OSError as error:
+        raise ConfigError(f"--output {options.output}: {first_line(error)}") from None
 
 
 def _name_others(*runs: "Run") -> None:
@@ -207,28 +233,15 @@ def summary(arguments: list[str]) -> int:
     loads; with one, each at the load at which it does best within the bounds.
     """
     from analysis.answers.deciding import answers
-    from analysis.answers.output import ANSWER_FORMATS
+    from analysis.answers.output import answers_output
     from analysis.answers.question import slo_of
-    from sweep.base.whole_file import write_whole
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
     parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="of ttft, tpot, e2el; default: the run's slo")
-    parser.add_argument("--format", choices=list(ANSWER_FORMATS), default="text")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
-    options = _of_all_rows(parser, arguments)
+    options = _printed(parser, arguments)
     runs = [_opened(each, options.all) for each in options.runs]
-    content = ANSWER_FORMATS[options.format](answers(runs, options.slo and slo_of(options.slo)))
-    if options.output is None:
-        if options.format == "parquet":
-            sys.stdout.buffer.write(content)
-        else:
-            print(content.decode(), end="")
-        return 0
-    try:
-        write_whole(options.output, content)
-    except OSError as error:
-        raise ConfigError(f"--output {options.output}: {first_line(error)}") from None
+    _print(answers_output(answers(runs, options.slo and slo_of(options.slo))), options)
     return 0
 
 
@@ -270,17 +283,11 @@ def studies(arguments: list[str]) -> int:
 
     parser = Parser(studies)
     parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
-    parser.add_argument("--markdown", action="store_true", help="as Markdown")
-    options = _of_all_rows(parser, arguments)
-    console = make_console(200, markup=False)
-    if options.run is None:
-        console.print(printed.catalogue())
-        return 0
-    results = _opened(options.run, options.all)
+    parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)
+    options = _printed(parser, arguments)
     if options.markdown:
-        print("\n".join(printed.markdown_lines(results)))
-    else:
-        console.print(printed.run_findings(results))
+        raise ConfigError("--markdown: expected --format markdown")
+    _print(printed.run_findings(_opened(options.run, options.all)) if options.run else printed.catalogue(), options)
     return 0
 
 
@@ -314,8 +321,7 @@ def compare(arguments: list[str]) -> int:
     parser.add_argument("--margin", type=percentage, default=100 * room.MARGIN, help="%% that is no difference (3)")
     parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
     parser.add_argument("--noise", metavar="RUN", help="launches of one configuration on the same machine (A/A)")
-    parser.add_argument("--format", choices=["text", *room.FORMATS], default="text")
-    options = _of_all_rows(parser, arguments)
+    options = _printed(parser, arguments)
     if len(options.runs) < 2:
         raise ConfigError("RUN: two or more are compared, e.g. sweep compare results/monday results/tuesday")
     conditions = [room.condition(text) for text in options.fail_if]
@@ -328,12 +334,7 @@ def compare(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from None
     margin = options.margin / 100
     compared = room.comparisons(sides, columns or None, margin, noise)
-    if options.format == "text":
-        console = make_console()
-        for part in room.terminal_parts(compared, margin, conditions):
-            console.print(part, soft_wrap=not isinstance(part, Table))
-    else:
-        print(room.FORMATS[options.format](compared, margin, conditions), end="")
+    _print(room.comparison_output(compared, margin, conditions), options)
     if room.failures(conditions, compared):
         return 1
     return NOT_JUDGED if room.unjudged(conditions, compared) else 0
@@ -349,21 +350,14 @@ def explain(arguments: list[str]) -> int:
     to the whole; of a ladder they are those of its own order. A launch is the unit.
     """
     from analysis.explain.decomposition import EXPLAINED, explanations
-    from analysis.explain.output import EXPLANATION_FORMATS, terminal_tables
+    from analysis.explain.output import explanation_output
 
     parser = Parser(explain)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
-    parser.add_argument("--format", choices=["text", *EXPLANATION_FORMATS], default="text")
-    options = _of_all_rows(parser, arguments)
+    options = _printed(parser, arguments)
     results = _opened(options.run, options.all)
-    explained = explanations(results.run, results.layout, options.metric or EXPLAINED)
-    if options.format != "text":
-        print(EXPLANATION_FORMATS[options.format](explained), end="")
-        return 0
-    console = make_console(160)
-    for part in terminal_tables(explained):
-        console.print(part, soft_wrap=not isinstance(part, Table))
+    _print(explanation_output(explanations(results.run, results.layout, options.metric or EXPLAINED)), options)
     return 0
 
 

@@ -7,18 +7,15 @@ import psutil
 import pyarrow as pa
 
 import analysis
-from analysis.answers.deciding import answers
-from analysis.answers.output import ANSWER_COLUMNS, answer_records
-from analysis.compare import comparisons, side
-from analysis.compare.output import COMPARISON_COLUMNS
-from analysis.compare.output import records as comparison_records
-from analysis.explain.decomposition import explanations
-from analysis.explain.output import EXPLANATION_COLUMNS, explanation_records
+from analysis.answers.output import ANSWER_COLUMNS
+from analysis.compare.output import comparison_columns
+from analysis.explain.output import PART_COLUMNS
 from analysis.report import html
 from analysis.report.wide import WIDE_ROWS
-from analysis.results import RunResults
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
+from analysis.studies.printed import JUDGED
 from analysis.summary import SUMMARY_COLUMNS, key_columns
+from analysis.table import meanings
 from scripts import metrics_tables
 from sweep.base.config import ROOT
 from sweep.base.records import Records
@@ -26,7 +23,6 @@ from sweep.disk import row, run_files
 from sweep.disk.columns import TELEMETRY_FIELDS, request_columns, trial_columns
 from sweep.node.telemetry import Processes
 from sweep.numbers.quantity import columns
-from tests.support.results import run_of, trial
 from tests.support.synthetic_run import make_run
 
 
@@ -34,8 +30,9 @@ def test_no_column_is_without_a_meaning():
     assert [name for name in row.schema() if name not in columns()] == list(trial_columns())
     assert set(run_files.requests_table(Records()).column_names) == set(request_columns())
     assert run_files.TELEMETRY_SCHEMA.names == list(TELEMETRY_FIELDS)
-    for meanings in (trial_columns(), request_columns(), TELEMETRY_FIELDS, SUMMARY_COLUMNS):
-        assert all(meaning for _, meaning in meanings.values()), [name for name in meanings if not meanings[name][1]]
+    exported = [meanings(columns) for columns in (ANSWER_COLUMNS, comparison_columns(0.03), PART_COLUMNS, JUDGED)]
+    for declared in (trial_columns(), request_columns(), TELEMETRY_FIELDS, SUMMARY_COLUMNS, *exported):
+        assert [name for name, (_, meaning) in declared.items() if not meaning] == []
 
 
 def test_the_document_is_up_to_date_and_has_every_column():
@@ -70,24 +67,7 @@ def test_every_column_of_a_summary_is_declared(tmp_path, monkeypatch):
 
 
 def test_every_column_of_an_export_is_declared(tmp_path):
-    """Names of one meaning stand together, and a list that ends in … goes on in the same way."""
     results = analysis.open_results(make_run(tmp_path / "run", batches=(1, 8), workloads=("qa",)).out)
-    sides = [side(f"{tmp_path / 'run'}@backend={name}") for name in ("transformers", "vllm")]
-    steps = [
-        trial("vllm", 8, launch, speed, launch=f"{step}{launch}", ladder=step, ladder_parent=parent)
-        for step, parent, speed in (("one", None, 100), ("two", "one", 150))
-        for launch in range(3)
-    ]
-    ladder = RunResults(run_of(tmp_path / "ladder", steps))
-    for records, declared in (
-        (answer_records(answers([results])), ANSWER_COLUMNS),
-        (comparison_records(comparisons(sides), 0.03), COMPARISON_COLUMNS),
-        (explanation_records(explanations(ladder.run, ladder.layout)), EXPLANATION_COLUMNS),
-    ):
-        names = [name for names in declared for name in names.split(", ") if name != "…"]
-        assert records
-        assert [name for name in records[0] if name not in names and not name.endswith(("_ci_low", "_ci_high"))] == []
-        assert [name for name in names if name not in records[0]] == []
     quantiles = analysis.quantiles(tmp_path / "run").table
     patterns = [name.replace("pN", r"p\d+") for names in QUANTILE_COLUMNS for name in names.split(", ")]
     assert all(any(re.fullmatch(pattern, name) for pattern in patterns) for name in quantiles)

@@ -95,6 +95,7 @@ def test_every_series_per_request_is_read_from_a_written_column(tmp_path: Path) 
     assert {quantity.request_column for quantity in series} <= set(request_columns())
 
 
+@pytest.mark.filterwarnings("ignore:left out")
 @pytest.mark.parametrize("harm", ["missing", "damaged", "shorter"])
 def test_a_point_without_its_requests_says_so(tmp_path: Path, harm: str) -> None:
     write_run(tmp_path, REPLICATES)

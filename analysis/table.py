@@ -1,0 +1,342 @@
+"""A table whose columns are declared once: for the terminal, Markdown, CSV, JSON, HTML and the documents."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from sweep.base.wording import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Item = TypeVar("Item")
+KEY: dict[str, Any] = {"kind": "text", "key": True}  # words that say which row one is in
+NONE = "—"  # the cell of a figure that does not exist
+PIPED_WIDTH = 160  # characters of a table that no terminal bounds
+COLUMN_GAP = 2  # characters between two columns in the terminal
+NARROWEST_WORDS = 12  # characters of a column of words, before the terminal's table breaks one
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings that a spreadsheet computes
+FORMATS = ("text", "markdown", "csv", "json")
+CODE_SPAN = re.compile(r"(`[^`]*`)")  # of Markdown
+
+
+class Cell(NamedTuple):
+    """The text that people read of a row in one column."""
+
+    text: str
+    detail: str = ""  # beside it, muted: an interval
+    best: bool = False
+    warnings: Sequence[Any] = ()  # marks in HTML
+    style: str = ""  # in the terminal
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.detail}" if self.detail else self.text
+
+
+@dataclass(frozen=True)
+class Column(Generic[Item]):
+    """A column: what it is called and holds in files, and how people read it. Either half may be left out."""
+
+    name: str = ""  # its key in CSV and JSON; `low, high` for a value of two; empty: people alone read it
+    meaning: str = ""
+    value: Callable[[Item], Any] | None = None  # in data units; of several keys a tuple
+    cell: Callable[[Item], Cell | str] | None = None  # what people read; without it and without a kind, files alone
+    of_value: str = ""  # the unit of the value
+    heading: str = ""  # over the cells; default: the name
+    unit: str = ""  # of the cells
+    kind: str = ""  # `text` or `text wide`; else numbers, which no line break divides
+    key: bool = False  # repeated where a table is divided, since it says which row one is in
+
+    @property
+    def title(self) -> str:
+        """The heading that people read."""
+        return self.heading or self.name
+
+    def shown(self, row: Item) -> Cell:
+        """Return what people read of a row."""
+        if self.cell is None:
+            value = self.value(row) if self.value else None
+            return Cell(NONE if value is None else str(value))
+        cell = self.cell(row)
+        return cell if isinstance(cell, Cell) else Cell(cell)
+
+    def record(self, row: Item) -> dict[str, Any]:
+        """Return what files hold of a row, by key; None for a number that does not exist."""
+        if not self.name or self.value is None:
+            return {}
+        names, value = self.name.split(", "), self.value(row)
+        return dict(zip(names, map(_finite, value if len(names) > 1 else (value,)), strict=True))
+
+
+def view(
+    heading: str, cell: Callable[[Item], Cell | str], unit: str = "", kind: str = "", key: bool = False
+) -> Column[Item]:
+    """A column that people alone read."""
+    return Column(heading=heading, cell=cell, unit=unit, kind=kind, key=key)
+
+
+@dataclass(frozen=True)
+class Table(Generic[Item]):
+    """Rows under declared columns."""
+
+    columns: Sequence[Column[Item]]
+    rows: Sequence[Item]
+    title: str = ""
+    points: int = 0  # of which the rows are the first
+
+    @cached_property
+    def _visible(self) -> list[tuple[Column[Item], list[Cell]]]:
+        """The columns that people read, each with its cells: none without a figure in any row."""
+        columns = [column for column in self.columns if column.cell or column.kind]
+        cells = [[column.shown(row) for row in self.rows] for column in columns]
+        shown = zip(columns, cells, strict=True)
+        return [(column, texts) for column, texts in shown if not texts or any(cell.text != NONE for cell in texts)]
+
+    @property
+    def headings(self) -> list[Column[Item]]:
+        """The columns that people read."""
+        return [column for column, _ in self._visible]
+
+    @property
+    def body(self) -> list[list[Cell]]:
+        """The cells that people read, row by row."""
+        return [[cells[index] for _, cells in self._visible] for index in range(len(self.rows))]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records that files hold, one a row."""
+        return [
+            {key: value for column in self.columns for key, value in column.record(row).items()} for row in self.rows
+        ]
+
+    def csv(self) -> str:
+        """The records as CSV, of which no cell is a formula."""
+        output = io.StringIO()
+        writer = csv.writer(output, lineterminator="\n")
+        writer.writerow(name for column in self.columns if column.name for name in column.name.split(", "))
+        writer.writerows(map(csv_cell, record.values()) for record in self.records())
+        return output.getvalue()
+
+    def json(self) -> str:
+        """The records as JSON."""
+        return json_text(self.records())
+
+    def markdown(self) -> list[str]:
+        """The lines of the table in Markdown, units beside the headings."""
+        names = [f"{column.title} ({column.unit})" if column.unit else column.title for column in self.headings]
+        cells = ([str(cell) for cell in row] for row in self.body)
+        head, *rows = (f"| {' | '.join(map(markdown_cell, row))} |" for row in [names, *cells])
+        return [head, "|" + "---|" * len(names), *rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table; columns that the width has no room for follow in further ones, behind the same keys."""
+        if self.title:
+            yield Text(one_line(self.title), style="bold")
+        heads = [
+            [one_line(column.title), *([one_line(column.unit)] if column.unit else [])] for column in self.headings
+        ]
+        rows = [[Text(one_line(str(cell)), style=cell.style) for cell in row] for row in self.body]
+        sizes = [
+            _Size(bool(column.kind), column.key, head, [row[index].plain for row in rows])
+            for index, (column, head) in enumerate(zip(self.headings, heads, strict=True))
+        ]
+        for panel, widths in _panels(sizes, options.max_width):
+            columns = [(index, width, sizes[index].words) for index, width in zip(panel, widths, strict=True)]
+            yield from _text_lines([Text("\n".join(head), style="bold") for head in heads], columns, console, head=True)
+            for row in rows:
+                yield from _text_lines(row, columns, console)
+
+
+def _text_lines(
+    cells: Sequence[Text], columns: Sequence[tuple[int, int, bool]], console: Console, head: bool = False
+) -> Iterator[Text]:
+    """Yield the lines of a row; `columns`: index, width, and if it has words. A head stands at the foot."""
+    wrapped = [cells[index].wrap(console, width, overflow="fold") for index, width, _ in columns]
+    height = max(map(len, wrapped))
+    for number in range(height):
+        line = Text()
+        for (_, width, words), lines in zip(columns, wrapped, strict=True):
+            place = number - (height - len(lines) if head else 0)
+            piece = lines[place] if 0 <= place < len(lines) else Text()
+            piece.rstrip()
+            space = " " * (width - piece.cell_len)
+            line = Text.assemble(line, *((piece, space) if words else (space, piece)), " " * COLUMN_GAP)
+        line.rstrip()
+        yield line
+
+
+class _Size:
+    """How wide a column of the terminal may be: `least` and at most `most`; `unbroken` breaks no word."""
+
+    def __init__(self, words: bool, key: bool, head: Sequence[str], cells: Sequence[str]) -> None:
+        self.words, self.key = words, key
+        longest = max((cell_len(word) for text in (*head, *cells) for word in text.split()), default=1)
+        self.most = max(longest, *map(cell_len, [*head, *cells] if words else cells), 1)
+        self.unbroken = longest if words else self.most
+        self.least = self.unbroken if key or not words else min(longest, NARROWEST_WORDS)
+
+
+def _panels(sizes: Sequence[_Size], width: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the columns that stand beside each other, with their widths: as many as the width has room for."""
+    keys = [index for index, size in enumerate(sizes) if size.key]
+    pending = [index for index, size in enumerate(sizes) if not size.key]
+    while pending or keys:
+        fitting = len(pending)
+        while fitting > 1 and _total([sizes[index].least for index in keys + pending[:fitting]]) > width:
+            fitting -= 1
+        panel = sorted(keys + pending[:fitting])
+        yield panel, _widths([sizes[index] for index in panel], width)
+        pending = pending[fitting:]
+        if not pending:
+            return
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + COLUMN_GAP * (len(widths) - 1)
+
+
+def _widths(sizes: Sequence[_Size], width: int) -> list[int]:
+    """Return the widths of columns: no word broken if there is room, then no line; narrowed where there is none."""
+    widths = [size.least for size in sizes]
+    while _total(widths) > width and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    for targets in ([size.unbroken for size in sizes], [size.most for size in sizes]):
+        while _total(widths) < width and (short := [i for i, most in enumerate(targets) if widths[i] < most]):
+            widths[min(short, key=widths.__getitem__)] += 1
+    return widths
+
+
+class Line(NamedTuple):
+    """A sentence before or after a table."""
+
+    text: str
+    style: str = ""  # in the terminal; a bold one is bold in Markdown too
+
+    def __rich__(self) -> Text:
+        return Text(one_line(self.text), style=self.style)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output of a command: lines and tables for people, one table for files."""
+
+    parts: Sequence[Line | Table[Any]]
+    table: Table[Any]
+    data: Any = None  # of JSON; default: the table's records
+
+    def written(self, form: str) -> str:
+        """The output in one of FORMATS."""
+        match form:
+            case "text":
+                console = Console(file=io.StringIO(), highlight=False, width=PIPED_WIDTH)
+                print_parts(self.parts, console)
+                return str(console.file.getvalue())  # type: ignore[attr-defined]
+            case "markdown":
+                return "\n".join(markdown_lines(self.parts)).strip("\n") + "\n"
+            case "csv":
+                return self.table.csv()
+        return json_text(self.table.records() if self.data is None else self.data)
+
+    def print(self, form: str, console: Console) -> None:
+        """Print it in one of FORMATS."""
+        if form == "text":
+            print_parts(self.parts, console)
+        else:
+            print(self.written(form), end="")
+
+
+def print_parts(parts: Iterable[Line | Table[Any]], console: Console) -> None:
+    """Print lines and tables. Where no terminal bounds them, lines stay whole."""
+    above: Line | Table[Any] | None = None
+    for part in (each for each in parts if isinstance(each, Line) or each.rows):
+        if isinstance(part, Table) or isinstance(above, Table):
+            console.print()
+        console.print(part, soft_wrap=isinstance(part, Line) and not console.is_terminal)
+        above = part
+
+
+def markdown_lines(parts: Iterable[Line | Table[Any]]) -> Iterator[str]:
+    """Yield sentences as a list, and tables under their titles."""
+    for part in parts:
+        if isinstance(part, Line):
+            text = _without_html(one_line(part.text))
+            yield f"- **{text}**" if "bold" in part.style else f"- {text}"
+        elif part.rows:
+            yield from (
+                "",
+                *([f"{_without_html(one_line(part.title))}:", ""] if part.title else []),
+                *part.markdown(),
+                "",
+            )
+
+
+def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table[Sequence[object]]:
+    """A table of texts under headings."""
+
+    def column(index: int, heading: str) -> Column[Sequence[object]]:
+        return view(heading or " ", lambda row: str(row[index]), kind="text")
+
+    return Table([column(*pair) for pair in enumerate(headings)], list(rows), title)
+
+
+def meanings_table(meanings: Mapping[str, tuple[str, ...]], headings: Sequence[str]) -> Table[Sequence[object]]:
+    """A table for documents: names as code, then what is said of each; a dash for what is empty."""
+    return text_table(headings, ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items()))
+
+
+def meanings(columns: Iterable[Column[Any]]) -> dict[str, tuple[str, str]]:
+    """Name -> unit and meaning of the columns that files have."""
+    return {column.name: (column.of_value, column.meaning) for column in columns if column.name}
+
+
+def one_line(text: str) -> str:
+    """A text in one line, its control characters as escapes: no terminal obeys it."""
+    return printable(" ".join(re.split("[\n\r\t]+", text)))
+
+
+def markdown_cell(text: str) -> str:
+    """A cell that ends no column and begins no HTML."""
+    return _without_html(re.sub(r"(\\*)\|", r"\1\1\\|", one_line(text)))
+
+
+def _without_html(text: str) -> str:
+    parts = CODE_SPAN.split(text)
+    return "".join(part if part.startswith("`") else re.sub("<(?=[a-zA-Z/!?])", "&lt;", part) for part in parts)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for CSV: an apostrophe before a text that a spreadsheet would compute, unless it is a number."""
+    if not isinstance(value, str):
+        return value
+    text = printable(re.sub("\r\n?", "\n", value))
+    return f"'{text}" if value.startswith(FORMULA) and not _is_number(value) else text
+
+
+def csv_of(frame: "pd.DataFrame") -> str:
+    """A frame as CSV, of which no cell is a formula."""
+    return frame.map(csv_cell).to_csv(index=False)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def json_text(data: Any) -> str:
+    """Data as JSON in ASCII, without a control character."""
+    return json.dumps(data, indent=2).replace("\x7f", "\\u007f") + "\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
