@@ -195,6 +195,7 @@ def _parts(
     """The points of which all requests can be read, some at a time."""
     quantities = {statistic.quantity.name: statistic.quantity for statistic in pooled.values()}
     series = {name: quantity.request_column for name, quantity in quantities.items() if quantity.per == "request"}
+    latencies = [name for name in series if quantities[name].kind == "latency"]
     of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
     part, requests = list[_Point](), 0
     ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
@@ -202,7 +203,7 @@ def _parts(
     for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
         for _, row in ok.iterrows():
-            values = None if pd.isna(row["attempt"]) else _read(run, row, series, of_gaps)
+            values = None if pd.isna(row["attempt"]) else _read(run, row, series, latencies, of_gaps)
             if values is None:
                 break
             trials.append(values)
@@ -220,7 +221,9 @@ def _parts(
         yield part
 
 
-def _read(run: Run, row: "pd.Series[Any]", series: Mapping[str, str], of_gaps: Mapping[str, Any]) -> Values | None:
+def _read(
+    run: Run, row: "pd.Series[Any]", series: Mapping[str, str], latencies: Sequence[str], of_gaps: Mapping[str, Any]
+) -> Values | None:
     """The measured requests of a trial; None if they are missing or damaged, or not those that its row is about.
 
     The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last.
@@ -241,7 +244,7 @@ def _read(run: Run, row: "pd.Series[Any]", series: Mapping[str, str], of_gaps: M
     values |= {"took": values["service_e2el"], "batch": batch[mask].astype(np.float64)}
     values["failed"] = table["error"].is_valid().to_numpy()[mask].astype(np.float64)
     if row["client_stamp_source"] == "engine":  # its latencies leave out the way to the client
-        values |= {name: np.full_like(values[name], np.nan) for name in series}
+        values |= {name: np.full_like(values[name], np.nan) for name in latencies}
     order = np.argsort(values["sent"], kind="stable")
     values = {name: column[order] for name, column in values.items()}
     if chunks:

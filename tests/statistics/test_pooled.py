@@ -81,6 +81,15 @@ def test_a_points_figures_are_those_of_its_requests_on_disk_through_the_command(
     check_summary(tmp_path)
 
 
+def test_a_point_timed_inside_the_engine_has_its_lengths_pooled_and_no_latency(tmp_path: Path) -> None:
+    run_of(tmp_path, [row | {"client_stamp_source": "engine"} for row in write_run(tmp_path, REPLICATES)])
+    point = summarise(open_run(tmp_path)).iloc[0]
+    assert point["output_length_mean"] == requests_on_disk(tmp_path)["output_tokens"].mean()
+    assert "ttft_p50" not in point
+    assert point["unpooled"] == ""
+    assert "unpooled-statistics" not in warnings_of(open_run(tmp_path))
+
+
 def test_a_reader_can_only_ask_for_columns_that_are_written() -> None:
     assert set(run_files.requests_table(Records()).column_names) == set(request_columns())
     with pytest.raises(KeyError, match="no column input_length is ever written"):
