@@ -1,8 +1,6 @@
 """What would be installed on nodes of every driver and GPU, through the commands: the fitting build, or why not."""
 
 import dataclasses
-import os
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +10,6 @@ from backends.launch.this_host import EXECUTABLES
 from backends.prepare import fit
 from scripts import hosts_table
 from sweep.__main__ import main
-from sweep.base.config import ROOT
 
 DRIVERS, CAPABILITIES = ("550.54.15", "570", "580.65"), ("7.5", "8.0", "8.9", "9.0")
 # Environment by backend with a driver before 580, and from then on; None: refused.
@@ -37,16 +34,6 @@ def planned(capsys, facts: str) -> dict[str, str]:
     """The lines of `sweep backends --on`, by backend."""
     assert main(["backends", "--on", facts]) == 0
     return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-
-
-@pytest.mark.slow
-def test_python_m_backends_is_the_same_command(capsys, monkeypatch, tmp_path):
-    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    command = [sys.executable, "-m", "backends", "--on", "driver=550,capability=8.9"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ, check=True)
-    assert main(["backends", "--on", "driver=550,capability=8.9"]) == 0
-    assert answer.stdout == capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the document is for Python 3.11")

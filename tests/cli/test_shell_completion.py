@@ -41,7 +41,8 @@ def test_a_key_has_the_value_and_the_meaning_of_its_yaml_else_of_its_class():
 
 
 @pytest.mark.parametrize("arguments", [["backends", "llamacpp"], ["run", "backend=llamacpp", "--help"]])
-def test_help_of_a_backend_lists_its_keys(capsys, arguments):
+def test_help_of_a_backend_lists_its_keys(capsys, monkeypatch, arguments):
+    monkeypatch.setenv("COLUMNS", "200")  # no wrapping
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "backend.launch_timeout" in printed

@@ -13,7 +13,7 @@ from analysis.exchange import tools, vllm_bench
 from sweep.__main__ import main
 from tests.support.synthetic_run import make_run
 
-FILES = Path(__file__).parent / "results"
+FILES = Path(__file__).parent / "recorded"
 
 
 @pytest.fixture(scope="module")

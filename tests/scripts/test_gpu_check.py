@@ -114,7 +114,7 @@ def test_results_are_kept_and_reported(ran, tmp_path):
     text = (tmp_path / "report.md").read_text()
     for line in (
         r"\| good \| ok \| \d+ s \| 12 passed \|",
-        r"\| bad \| failed \| \d+ s \| a / b \|",
+        r"\| bad \| failed \| \d+ s \| a \\\| b \|",
         r"\| home \| ok \| \d+ s \| ~/\.cache \|",
         r"\| none \| skipped \| 0 s \| 1 GPUs",
         r"- vllm: environment vllm: vllm 0\.32\.0",
