@@ -208,7 +208,7 @@ class Backend(Strict):
     @model_validator(mode="after")
     def _has_one_price(self) -> Self:
         if self.price_per_hour and self.price_per_million_tokens:
-            raise ValueError("price_per_hour and price_per_million_tokens: allowed is one of them")
+            raise ValueError("price_per_hour and price_per_million_tokens: expected one of them")
         if (self.price_per_hour or self.price_per_million_tokens) and self.launches:
             raise ValueError(
                 "price_per_hour and price_per_million_tokens: allowed at an endpoint; the price of a machine that "
@@ -221,7 +221,7 @@ class Backend(Strict):
     def _is_http(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        allowed = "allowed is http(s)://host[:port][/base]"
+        allowed = "expected http(s)://host[:port][/base]"
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -281,7 +281,7 @@ class Backend(Strict):
         return ()
 
     def check(self) -> None:
-        """Raise ValueError, in one line that names the key and what is allowed, for fields that do not go together."""
+        """Raise ValueError, naming the key and what was expected in one line, for fields that do not go together."""
         if self.url is not None and not self.traits.attachable:
             raise ValueError(
                 f"backend.url={self.url}: {self.name} is launched here; allowed with backend=openai, which attaches"
@@ -292,11 +292,11 @@ class Backend(Strict):
             )
         if self.traits.most_gpus is not None and self.gpus > self.traits.most_gpus:
             raise ValueError(
-                f"backend.gpus={self.gpus}: {self.name} computes on one GPU; allowed is 1 "
+                f"backend.gpus={self.gpus}: {self.name} computes on one GPU; expected 1 "
                 f"(for several engines behind one URL: backend.replicas={self.gpus})"
             )
         if self.replicas > 1 and (problem := self._single()):
-            raise ValueError(f"backend.replicas={self.replicas}: {problem}; allowed is 1")
+            raise ValueError(f"backend.replicas={self.replicas}: {problem}; expected 1")
         for group in FLAG_KEYS:
             for name, value in getattr(self, group).items():
                 if setter := self.flag_rules.setter(name, value):

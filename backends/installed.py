@@ -132,7 +132,7 @@ def host_like(text: str) -> Host:
         if name not in EMULATED:
             raise one_of("--on", name, EMULATED)
         if not re.fullmatch(r"\d+(\.\d+)*", value):
-            raise ConfigError(f"--on {name}={value}: allowed is a version, e.g. {name}=8.9")
+            raise ConfigError(f"--on {name}={value}: expected a version, e.g. {name}=8.9")
         facts[name] = value
     return Host(gpus=("GPU",), executables=frozenset(EXECUTABLES), **facts)
 

@@ -23,7 +23,7 @@ class OpenAI(Backend):
     @classmethod
     def _is_a_name(cls, name: str | None) -> str | None:
         if name is not None and not name.isidentifier():
-            raise ValueError("allowed is the NAME of an environment variable, never the key itself")
+            raise ValueError("expected the NAME of an environment variable, never the key itself")
         return name
 
     def unavailable(self, host: Host) -> str | None:

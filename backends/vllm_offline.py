@@ -49,7 +49,7 @@ class VLLMOffline(Hosted):
             for name, size in getattr(self, group).items():
                 if "data-parallel-size" in self.flag_rules.meanings(name) and str(size) not in ("None", "1"):
                     raise ValueError(
-                        f"backend.{group}.{name}={size}: its host's process has one engine; allowed is 1 (for several "
+                        f"backend.{group}.{name}={size}: its host's process has one engine; expected 1 (for several "
                         f"ranks behind one URL: backend=vllm backend.flags.data-parallel-size={size})"
                     )
 

@@ -371,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listed = sections(folder)
     unknown = set(options.sections) - {section.name for section in listed}
     if unknown:
-        parser.error(f"no section {min(unknown)}; allowed: {', '.join(section.name for section in listed)}")
+        parser.error(f"no section {min(unknown)}; expected: {', '.join(section.name for section in listed)}")
     if options.list:
         for section in listed:
             obstacle = section.obstacle()

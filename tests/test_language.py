@@ -22,7 +22,7 @@ OPENERS = ("What", "Whether", "How", "Of")
 # Written so that this file does not hold the phrases itself.
 PHRASES = re.compile(
     r"cannot be ha[d]|is another tha[n]|are other tha[n]|for want o[f]|has the fac[e]|the same fac[e]|of who[m] "
-    r"|cannot be tol[d]\b|is said (once|alou[d])",
+    r"|cannot be tol[d]\b|is said (once|alou[d])|allowe[d] (is|are)\b",
     re.IGNORECASE,
 )
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

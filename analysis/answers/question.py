@@ -65,7 +65,7 @@ def slo_of(text: str) -> dict[str, float]:
         pairs = [pair.split("=") for pair in text.split(",")]
         slo = {name.strip(): float(value) for name, value in pairs}
     except ValueError:
-        raise ConfigError(f"slo={text}: allowed is NAME=SECONDS,... of ttft, tpot and e2el") from None
+        raise ConfigError(f"slo={text}: expected NAME=SECONDS,... of ttft, tpot and e2el") from None
     for name in slo:
         if name not in BOUNDED:
             raise one_of("slo", name, list(BOUNDED))

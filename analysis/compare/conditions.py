@@ -41,7 +41,7 @@ def condition(text: str) -> Condition:
         ConfigError: unless it is a column, < or >, and a percentage: below 0 after <, above 0 after >.
     """
     parts = FORM.fullmatch(text)
-    allowed = 'allowed is a column, < or >, and a percentage, e.g. "output_throughput < -3%" or "ttft_p99 > 5%"'
+    allowed = 'expected a column, < or >, and a percentage, e.g. "output_throughput < -3%" or "ttft_p99 > 5%"'
     if parts is None:
         raise ConfigError(f"fail-if={text}: {allowed}")
     column, sign, percentage = parts[1], parts[2], float(parts[3]) / 100

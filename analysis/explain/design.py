@@ -82,7 +82,7 @@ def designs(layout: Layout, baseline: dict[str, Any]) -> list[Factorial | Ladder
     if not every:
         raise Unexplained(
             "nothing to explain: this run has neither a ladder nor an engine's settings with two values each; "
-            "allowed are e.g. +experiment=decomposition and +experiment=serving_ladder (docs/explaining.md)"
+            "expected e.g. +experiment=decomposition and +experiment=serving_ladder (docs/explaining.md)"
         )
     return every
 
@@ -128,7 +128,7 @@ def _factorials(task: str, group: pd.DataFrame, layout: Layout, baseline: dict[s
         if not knobs:
             continue
         if len(knobs) > MOST_KNOBS:
-            raise Unexplained(f"{engine}: {len(knobs)} settings vary; allowed are at most {MOST_KNOBS}")
+            raise Unexplained(f"{engine}: {len(knobs)} settings vary; expected at most {MOST_KNOBS}")
         rest = [int(index) for index in compared if index not in points.index]
         notes = [f"{len(rest)} points of {baseline['backend']}: none is the baseline"] if len(rest) > 1 else []
         yield Factorial(
@@ -145,7 +145,7 @@ def _knob(key: str, column: "pd.Series[Any]", baseline: dict[str, Any]) -> Knob:
     values = list(dict.fromkeys(map(_value, column)))
     if len(values) > 2:
         raise Unexplained(
-            f"{key} has the values {', '.join(map(_setting_text, values))}: a knob is off or on, allowed are two"
+            f"{key} has the values {', '.join(map(_setting_text, values))}: a knob is off or on, expected two"
         )
     if key in baseline and _value(baseline[key]) == values[1]:
         values.reverse()

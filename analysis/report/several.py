@@ -36,7 +36,7 @@ def write_several(runs: Sequence[RunResults], folder: Path) -> None:
     """
     paths = RunPaths(folder)
     if paths.trials.exists():
-        raise ConfigError(f"--output {folder}: a run is there, with a report of its own; allowed is another folder")
+        raise ConfigError(f"--output {folder}: a run is there, with a report of its own; expected another folder")
     tables = [summary_table(results) for results in runs]
     for table, name in zip(tables, run_names(runs), strict=True):
         table.insert(0, "run", name)

@@ -518,7 +518,7 @@ def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            return f"backend.port={port}: {os.strerror(error.errno or 0)}; allowed: a free port, or null for any"
+            return f"backend.port={port}: {os.strerror(error.errno or 0)}; expected: a free port, or null for any"
     return None
 
 

@@ -49,7 +49,7 @@ class Faults:
 
     def __post_init__(self) -> None:
         if self.total > 1:
-            raise ValueError(f"the shares add up to {self.total:g}: allowed is 1")
+            raise ValueError(f"the shares add up to {self.total:g}: expected 1")
 
     @property
     def total(self) -> float:

@@ -78,7 +78,7 @@ class EngineTable(Strict):
 
 
 def _refused(flag: Flag, value: Any) -> str | None:
-    """Return what is allowed, in words, if the value is not."""
+    """Return what was expected, in words, if the value is not."""
     if isinstance(flag, list):
         return None if str(value) in flag else ", ".join(flag)
     match flag.removesuffix("+"):

@@ -1,7 +1,7 @@
 """The schema of a configuration: the settings of a run, and objects built from `_target_` mappings.
 
 Everything a user typed is checked here, before anything starts. A mistake is a ConfigError: one line with the key, the
-value and what is allowed.
+value and what was expected.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ GROUPS = POINT_GROUPS + RUN_GROUPS
 
 
 class ConfigError(ValueError):
-    """Bad input, in one line that names the key, the value and what is allowed. Ends the command with status 2."""
+    """Bad input, in one line that names the key, the value and what was expected. Ends the command with status 2."""
 
 
 class Halted(Exception):
@@ -171,7 +171,7 @@ class Cluster(Strict):
             return address
         match = ADDRESS.fullmatch(str(address))
         if match is None or not 0 < int(match["port"]) < 1 << 16:
-            raise ValueError("allowed are HOST:PORT of a Ray head, and auto")
+            raise ValueError("expected HOST:PORT of a Ray head, and auto")
         return address
 
     @model_validator(mode="after")
@@ -279,7 +279,7 @@ def next_time(text: str, now: datetime) -> datetime:
             return at if at > now else at + timedelta(days=1)
         return datetime.fromisoformat(text).astimezone().replace(tzinfo=None)
     except ValueError:
-        raise ValueError("allowed are a time of day (08:00) and a date with a time (2026-11-22T08:00)") from None
+        raise ValueError("expected a time of day (08:00) and a date with a time (2026-11-22T08:00)") from None
 
 
 def cache_directory(setting: str | None) -> Path:
@@ -335,12 +335,12 @@ def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
     fields = dict(mapping)
     target = fields.pop("_target_", None)
     if not isinstance(target, str):
-        raise ConfigError(f"{key}._target_={target!r}: allowed is the dotted name of a class")
+        raise ConfigError(f"{key}._target_={target!r}: expected the dotted name of a class")
     return validate(locate(target, key), fields, key)
 
 
 def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Configured:
-    """`kind(**fields)`. Raises ConfigError, naming the dotted key, its value and what is allowed."""
+    """`kind(**fields)`. Raises ConfigError, naming the dotted key, its value and what was expected."""
     try:
         built = kind.model_validate(dict(fields))
     except ValidationError as error:
@@ -357,7 +357,7 @@ def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> Non
         if not math.isfinite(built):
             raise ConfigError(f"{key}={typed}: input should be a finite number")
         if abs(built) > largest and key.rpartition(".")[2] not in UNBOUNDED:
-            raise ConfigError(f"{key}={shortened(typed)}: allowed are numbers of at most {largest:,}")
+            raise ConfigError(f"{key}={shortened(typed)}: expected numbers of at most {largest:,}")
     elif isinstance(typed, Mapping):
         for part, value in typed.items():
             if isinstance(built, BaseModel) and type(built).model_fields[part].annotation == PASSED_ON:
@@ -421,7 +421,7 @@ def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] =
     listed = ", ".join(names)
     if len(listed) > MOST_ALLOWED:
         listed = f"{listed[:MOST_ALLOWED].rpartition(', ')[0]}, ..."
-    return (f"did you mean {name}? " if name else "") + f"allowed: {listed}"
+    return (f"did you mean {name}? " if name else "") + f"expected: {listed}"
 
 
 def nearest(value: object, names: Iterable[str]) -> str | None:

@@ -47,15 +47,15 @@ class ConfigPath:
             ConfigError: for a given folder that does not exist, or that has a config.yaml.
         """
         if "" in user_folders:
-            raise ConfigError("--config-dir=: allowed is a folder like conf/")
+            raise ConfigError("--config-dir=: expected a folder like conf/")
         folders = [Path(folder).expanduser().resolve() for folder in user_folders]
         for folder in folders:
             if not os.path.isdir(folder):  # False also for what cannot be a path: a name that is too long
-                raise ConfigError(f"--config-dir {shortened(folder)}: no such folder; allowed is one like conf/")
+                raise ConfigError(f"--config-dir {shortened(folder)}: no such folder; expected one like conf/")
             if (folder / f"{PRIMARY}.yaml").exists():
                 raise ConfigError(f"--config-dir {folder}: {PRIMARY}.yaml has no effect; put its keys in an experiment")
             if not any(folder.glob("*/*.yaml")):
-                raise ConfigError(f"--config-dir {folder}: no option there; allowed is a folder with GROUP/NAME.yaml")
+                raise ConfigError(f"--config-dir {folder}: no option there; expected a folder with GROUP/NAME.yaml")
         local = Path("conf").resolve()
         if local.is_dir() and not (local / f"{PRIMARY}.yaml").exists():
             folders.append(local)
@@ -183,7 +183,7 @@ def _refuse_second_override(result: Any) -> None:
     """Refuse a second override of a group in one defaults list: Hydra takes the first, and passes over the other."""
     groups = Counter(entry.group for entry in result.defaults_list or () if entry.is_override())
     if twice := [group for group, count in groups.items() if count > 1]:
-        raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} stands there twice; allowed is once")
+        raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} stands there twice; expected once")
 
 
 @functools.cache

@@ -99,7 +99,7 @@ class Timeouts:
         for field_ in fields(self):
             value = getattr(self, field_.name)
             if not 0 < value <= LONGEST_TIMEOUT:
-                raise ValueError(f"{field_.name}={value}: allowed are 0 < s <= {LONGEST_TIMEOUT}")
+                raise ValueError(f"{field_.name}={value}: expected 0 < s <= {LONGEST_TIMEOUT}")
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ def time_factor(environ: Mapping[str, str]) -> float:
     except ValueError:
         factor = math.nan
     if not 0 < factor < math.inf:
-        raise ConfigError(f"{FACTOR_VARIABLE}={text}: allowed is a number above 0")
+        raise ConfigError(f"{FACTOR_VARIABLE}={text}: expected a number above 0")
     return factor
 
 

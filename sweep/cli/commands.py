@@ -194,7 +194,7 @@ def report(arguments: list[str]) -> int:
         return 0
     if object_store.is_url(run) != (options.output is not None):
         raise ConfigError(
-            f"RUN={run}: allowed are a folder, and a run in an object store with --output FOLDER for its copy"
+            f"RUN={run}: expected a folder, and a run in an object store with --output FOLDER for its copy"
         )
     if options.output is not None:
         object_store.copy(run, options.output)
@@ -458,7 +458,7 @@ def copy(arguments: list[str]) -> int:
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = parser.parse_args(arguments)
     if not object_store.is_url(options.url):
-        raise ConfigError(f"URL={options.url}: allowed are s3://bucket/path and gs://bucket/path")
+        raise ConfigError(f"URL={options.url}: expected s3://bucket/path and gs://bucket/path")
     object_store.copy(options.url, options.folder)
     return 0
 
@@ -608,6 +608,6 @@ def _checked(kind: Any, allowed: str) -> Callable[[str], Any]:
         try:
             return TypeAdapter(kind).validate_strings(text)
         except ValidationError:
-            raise argparse.ArgumentTypeError(f"{text}: allowed are {allowed}") from None
+            raise argparse.ArgumentTypeError(f"{text}: expected {allowed}") from None
 
     return read

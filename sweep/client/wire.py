@@ -71,11 +71,11 @@ class Target:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"url={self.url!r}: allowed is http(s)://host[:port][/path]")
+            raise ValueError(f"url={self.url!r}: expected http(s)://host[:port][/path]")
         if parts.username or parts.password:
             raise ValueError("url: holds credentials; give the name of an environment variable as api_key_env instead")
         if self.api not in PATHS:
-            raise ValueError(f"api={self.api!r}: allowed are {', '.join(PATHS)}")
+            raise ValueError(f"api={self.api!r}: expected {', '.join(PATHS)}")
         if self.batch_form == "list" and self.api != "completions":
             raise ValueError(f"batch_form='list' with api={self.api!r}: only completions takes a list of prompts")
         for name, value in self.headers.items():
@@ -120,7 +120,7 @@ def call(target: Target, requests: Sequence[Request]) -> bytes:
     """The rest of one HTTP call, from its x-request-id on: one request, or a lockstep batch as a list of prompts."""
     first = requests[0]
     if not _REQUEST_ID.fullmatch(first.request_id):
-        raise ValueError(f"request_id={first.request_id!r}: allowed are letters, digits and ._:/-")
+        raise ValueError(f"request_id={first.request_id!r}: expected letters, digits and ._:/-")
     for request in requests:
         if not target.token_ids and not isinstance(request.prompt, str):
             raise ValueError(f"request {request.request_id}: this backend takes no token ids; give the prompt as text")

@@ -85,7 +85,7 @@ def _refuse_dead_address(cluster: Cluster) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        problem = f"nothing listens there ({error}); allowed: HOST:PORT of a Ray head, or auto"
+        problem = f"nothing listens there ({error}); expected: HOST:PORT of a Ray head, or auto"
         raise ConfigError(f"cluster.address={address}: {problem}") from None
 
 

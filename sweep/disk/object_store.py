@@ -75,7 +75,7 @@ class ObjectStore:
         """
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
-            raise ConfigError(f"out={url}: allowed are a folder, s3://bucket/path and gs://bucket/path")
+            raise ConfigError(f"out={url}: expected a folder, s3://bucket/path and gs://bucket/path")
         if parts.password or set(parse_qs(parts.query)) & set(SECRETS):
             shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
             raise ConfigError(f"out={shown}: the URL holds a secret; set it in the environment")
@@ -337,7 +337,7 @@ def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True
     """
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder}: there are files in it; allowed is a new folder")
+            raise ConfigError(f"{folder}: there are files in it; expected a new folder")
         _copy_into(folder, ObjectStore(url), only)
     except OSError as error:
         raise store_error(url, error) from None

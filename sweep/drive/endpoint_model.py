@@ -26,7 +26,7 @@ def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
     if line.experiment or "model" in line.typed or endpoint_keys & line.axes.keys() or not isinstance(choice, str):
         return list(arguments)
     if choice not in options.choices("backend"):
-        return list(arguments)  # planning says what is allowed
+        return list(arguments)  # planning says what was expected
     settings = {"backend": options.load("backend", choice)}
     for key in line.scalars:
         if key.startswith("backend."):

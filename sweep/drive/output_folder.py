@@ -33,7 +33,7 @@ def results_folder(settings: Settings) -> Path:
         return object_store.staging_folder(settings.out, cache_directory(settings.cache_dir))
     if INSIDE_A_JOB in os.environ and not Path(settings.out).is_absolute():
         allowed = "an absolute path on a disk that stays, s3://bucket/path and gs://bucket/path"
-        raise ConfigError(f"out={settings.out}: a Ray job's folder is deleted with the job; allowed are {allowed}")
+        raise ConfigError(f"out={settings.out}: a Ray job's folder is deleted with the job; expected {allowed}")
     return Path(settings.out).absolute()
 
 
@@ -50,12 +50,12 @@ def check_writable(key: str, folder: Path) -> Path:
     try:
         existing = next(path for path in [folder, *folder.parents] if path.exists())
         if not existing.is_dir():
-            raise ConfigError(f"{key}={folder}: {existing} is not a folder; allowed is one that can be written")
+            raise ConfigError(f"{key}={folder}: {existing} is not a folder; expected one that can be written")
         probe = existing / f".sweep-probe-{socket.gethostname()}-{time.monotonic_ns()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        problem = f"cannot be written ({error.strerror}); allowed is a folder that can be written"
+        problem = f"cannot be written ({error.strerror}); expected a folder that can be written"
         raise ConfigError(f"{key}={folder}: {problem}") from None
     return existing
 

@@ -240,7 +240,7 @@ def _check_own_programs(choice: EnvironmentChoice) -> None:
     for key, program in (("python", choice.python), ("binary", choice.binary)):
         if program and shutil.which(program) is None:
             allowed = "the path of one, or its name on PATH"
-            raise ConfigError(f"backend.env.{key}={program}: not an executable file; allowed: {allowed}")
+            raise ConfigError(f"backend.env.{key}={program}: not an executable file; expected: {allowed}")
 
 
 def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:

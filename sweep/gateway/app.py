@@ -201,7 +201,7 @@ class GatewayApp:
                 kept = [pair for pair in headers if pair[0].lower() != b"content-length"]
                 await exchange.answer(status, kept, body)
             elif path in QUESTION_KEYS:
-                raise Refused(405, f"{method}: allowed is POST", [(b"allow", b"POST")])
+                raise Refused(405, f"{method}: expected POST", [(b"allow", b"POST")])
             else:
                 raise Refused(404, f"no such path; the gateway serves {', '.join(QUESTION_KEYS)} and /v1/models")
         except Refused as refusal:

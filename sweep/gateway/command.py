@@ -27,7 +27,7 @@ def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
     for url in arguments.to:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ConfigError(f"--to {url}: allowed is http(s)://host[:port]")
+            raise ConfigError(f"--to {url}: expected http(s)://host[:port]")
     if settings.clip.input_tokens is not None and arguments.tokenizer is None:
         limit = settings.clip.input_tokens
         raise ConfigError(f"gateway.clip.input_tokens={limit}: needs the model's tokenizer; add --tokenizer FOLDER")
@@ -47,14 +47,14 @@ def _settings(overrides: Sequence[str], options: ConfigPath) -> Gateway:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or key.split(".")[0] != GROUP:
-            raise ConfigError(f"{override}: allowed are gateway=NAME and gateway.KEY=VALUE")
+            raise ConfigError(f"{override}: expected gateway=NAME and gateway.KEY=VALUE")
         try:
             typed[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"{override}: its value is not YAML") from None
     fields = options.load(GROUP, str(typed.pop(GROUP, "clip")))
     if fields.pop("_target_", None) != f"{Gateway.__module__}.{Gateway.__qualname__}":
-        raise ConfigError("gateway=none: is no gateway; allowed are the others of sweep run --help")
+        raise ConfigError("gateway=none: is no gateway; expected the others of sweep run --help")
     settings = {GROUP: fields}
     for key, value in typed.items():
         parent_mapping(settings, key)[key.rpartition(".")[2]] = value

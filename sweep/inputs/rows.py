@@ -44,9 +44,9 @@ def read_rows(path: Path, key: str, or_else: str = "", first: int | None = None)
     `or_else` are other values that are allowed in place of a path.
     """
     if path.suffix not in READERS:
-        raise ValueError(f"{key}: {_problem(path)}; allowed is a file ending in {', '.join(READERS)}{or_else}")
+        raise ValueError(f"{key}: {_problem(path)}; expected a file ending in {', '.join(READERS)}{or_else}")
     if not path.is_file():
-        raise ValueError(f"{key}: no such file; allowed is a file ending in {', '.join(READERS)}{or_else}")
+        raise ValueError(f"{key}: no such file; expected a file ending in {', '.join(READERS)}{or_else}")
     return _parse_rows(path, key, path.stat().st_mtime_ns, first)
 
 
@@ -59,11 +59,11 @@ def _parse_rows(path: Path, key: str, changed: int, first: int | None) -> list[F
     try:
         rows = list(islice(READERS[path.suffix](path), first))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{key}: {error.reason} at byte {error.start}; allowed is UTF-8") from None
+        raise ValueError(f"{key}: {error.reason} at byte {error.start}; expected UTF-8") from None
     except (ValueError, OSError, ArrowException, csv.Error) as error:
         raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
     if not rows:
-        raise ValueError(f"{key}: is empty; allowed is at least one line")
+        raise ValueError(f"{key}: is empty; expected at least one line")
     return rows
 
 
@@ -90,9 +90,9 @@ def _json(path: Path) -> Iterator[FileRow]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig") or "[]")
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error}); allowed is a list of mappings") from None
+        raise ValueError(f"not JSON ({error}); expected a list of mappings") from None
     if not isinstance(content, list):
-        raise ValueError("not a list; allowed is a list of mappings")
+        raise ValueError("not a list; expected a list of mappings")
     return (_mapping(row, f"entry {number}") for number, row in enumerate(content, 1))
 
 

@@ -39,7 +39,7 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
         allowed = "a folder or repository that has one"
-        raise ValueError(f"model.tokenizer={folder}: has no tokenizer.json; allowed is {allowed}")
+        raise ValueError(f"model.tokenizer={folder}: has no tokenizer.json; expected {allowed}")
     # GPT-2 and OPT repositories have these two files and no tokenizer.json.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -96,7 +96,7 @@ class Workload(Strict):
     unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
 
     def check(self) -> None:
-        """Raise ValueError, in one line that names the key and what is allowed, if a file is invalid."""
+        """Raise ValueError, in one line that names the key and what was expected, if a file is invalid."""
 
     def digest(self, cache_dir: Path) -> str:
         """Return what identifies the content of the prompts. Raises ValueError if it cannot be read."""
@@ -211,7 +211,7 @@ class Serving(Synthetic):
     def check(self) -> None:
         for key in ("input_tokens", "output_tokens"):
             if self.longest is not None and self.longest < getattr(self, key):
-                raise ValueError(f"workload.longest={self.longest}: allowed is at least {key}, {getattr(self, key)}")
+                raise ValueError(f"workload.longest={self.longest}: expected at least {key}, {getattr(self, key)}")
 
 
 class Recorded(_ExactLengths):
@@ -238,12 +238,12 @@ class Recorded(_ExactLengths):
         columns = trace_columns(rows[0])
         if columns is None:
             allowed = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
-            raise ValueError(f"{key}: has no columns of lengths; allowed: {allowed}")
+            raise ValueError(f"{key}: has no columns of lengths; expected: {allowed}")
         pairs = [(_length(row.get(columns.input_tokens)), _length(row.get(columns.output_tokens))) for row in rows]
         for number, pair in enumerate(pairs, 1):
             if 0 in pair:
                 names = f"{columns.input_tokens}, {columns.output_tokens}"
-                raise ValueError(f"{key}: row {number}; allowed are whole numbers from 1 in {names}")
+                raise ValueError(f"{key}: row {number}; expected whole numbers from 1 in {names}")
         return pairs
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
@@ -270,7 +270,7 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
     lead, vocabulary, special = ("", _word_list(), 0) if tokenizer is None else _plain_words(tokenizer)
     if min(lengths) <= special:
         allowed = f"at least {special + 1}, as the tokenizer adds {special}"
-        raise ValueError(f"workload.input_tokens={min(lengths)}: allowed is {allowed}")
+        raise ValueError(f"workload.input_tokens={min(lengths)}: expected {allowed}")
     sizes = [length - special for length in lengths]
     texts = _word_lists(vocabulary, [size + SPARE_WORDS for size in sizes], draw, unique)
     for _ in range(ROUNDS):

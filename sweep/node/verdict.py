@@ -239,7 +239,7 @@ def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
         mean = float(np.mean(turnaround(records)[mask]))
         return (
             f"the client took {mean * 1e3:.2f} ms (mean) from an answer to the next send, {share:.2%} of its users' "
-            f"time (allowed: {LARGEST_TURNAROUND_SHARE:.0%})"
+            f"time (limit: {LARGEST_TURNAROUND_SHARE:.0%})"
         )
     lags = np.sort(lag(records)[mask] - BURST_COST * _left_before(records, mask))
     # Of few requests the p99 is next to the largest lag. One late request is an accident of the machine; two are a
@@ -247,7 +247,7 @@ def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
     late = min(quantile(lags, 0.99), float(lags[-2:][0]))
     if late <= allowed:
         return None
-    return f"requests were sent {late * 1e3:.1f} ms late (p99; allowed: {allowed * 1e3:.1f} ms)"
+    return f"requests were sent {late * 1e3:.1f} ms late (p99; limit: {allowed * 1e3:.1f} ms)"
 
 
 def _chunks_apart(records: Records, mask: Mask) -> float:

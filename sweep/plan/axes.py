@@ -26,7 +26,7 @@ class LadderStep(Strict):
 
 
 class PlanSpec(Strict):
-    """The keys of an experiment that say which points it has. Errors quote a key's description as what is allowed."""
+    """The keys of an experiment that say which points it has. Errors quote a key's description as what was expected."""
 
     grid: Assignments = Field(default_factory=dict, description="{axis: values}")
     zip: list[Assignments] = Field(default_factory=list, description="{axis: values}, or a list of those")
@@ -51,7 +51,7 @@ class PlanSpec(Strict):
             plan = cls.model_validate(dict(fields))
         except ValidationError as error:
             key = str(error.errors()[0]["loc"][0])
-            raise ConfigError(f"{under}{key}={brief(fields[key])}: allowed is {FORMS[key]}") from None
+            raise ConfigError(f"{under}{key}={brief(fields[key])}: expected {FORMS[key]}") from None
         plan._check_keys(under)
         return plan
 
@@ -60,7 +60,7 @@ class PlanSpec(Strict):
         in_steps = {key for step in self.ladder for key in step.set}
         counts = Counter(key for group in (self.grid, *self.zip, in_steps) for key in group)
         if twice := [key for key, count in counts.items() if count > 1]:
-            raise ConfigError(f"{under}{twice[0]}: an axis in two of grid, zip and ladder; allowed is one of them")
+            raise ConfigError(f"{under}{twice[0]}: an axis in two of grid, zip and ladder; expected one of them")
         axes += [("ladder.set", step.set) for step in self.ladder]
         conditions = [(f"when.{key}", condition) for key, condition in self.when.items()]
         conditions += [("exclude", pattern) for pattern in self.exclude]
@@ -114,7 +114,7 @@ class PlanSpec(Strict):
             factors.append(list(self._steps()))
         if (product := math.prod(map(len, factors))) > MOST_PLANNED:
             lengths = ", ".join(f"{key} ({len(values)})" for key, values in self.values().items())
-            raise ConfigError(f"{lengths}: {product:,} combinations; allowed are at most {MOST_PLANNED:,}")
+            raise ConfigError(f"{lengths}: {product:,} combinations; expected at most {MOST_PLANNED:,}")
         keys: set[str] = set()
         for combination in itertools.product(*factors):
             assignments = {key: value for part in combination for key, value in part.items()}

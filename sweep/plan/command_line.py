@@ -54,7 +54,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         axes.pop(key, None)
         if key == "experiment":
             if override.is_sweep_override():
-                raise ConfigError(f"{typed}: one experiment a command; allowed is the name of one")
+                raise ConfigError(f"{typed}: one experiment a command; expected the name of one")
             experiment = str(override.value())
         elif override.is_sweep_override():
             axes[key] = _sweep_values(override, argument)
@@ -89,11 +89,11 @@ def _parse_override(argument: str) -> Override:
         raise ConfigError(f"{typed}: {first_line(error)}") from None
     except HydraException:
         if argument.startswith("-"):
-            raise ConfigError(f"{typed}: no such option; allowed are --help and key=value (dry_run=true)") from None
+            raise ConfigError(f"{typed}: no such option; expected --help and key=value (dry_run=true)") from None
         quoting = "a value with brackets or letters beyond ASCII is quoted, \"key='value'\""
         raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None
     if override.package is not None:
-        raise ConfigError(f"{typed}: a package (@{override.package}) is not supported; allowed is key=value")
+        raise ConfigError(f"{typed}: a package (@{override.package}) is not supported; expected key=value")
     if override.type == OverrideType.DEL:
         raise ConfigError(f"{typed}: deleting a key is not supported; set a value, or drop points with exclude")
     return override
@@ -104,7 +104,7 @@ def _sweep_values(override: Override, argument: str) -> list[Any]:
     try:
         values = list(itertools.islice(override.sweep_iterator(transformer=Transformer.identity), MOST_PLANNED + 1))
     except (HydraException, ArithmeticError, ValueError):  # the latter are those of range()
-        raise ConfigError(f"{typed}: allowed are a list (1,2), range(), choice() and glob-free sweeps") from None
+        raise ConfigError(f"{typed}: expected a list (1,2), range(), choice() and glob-free sweeps") from None
     if len(values) > MOST_PLANNED:
-        raise ConfigError(f"{typed}: too many values; allowed are at most {MOST_PLANNED:,}")
+        raise ConfigError(f"{typed}: too many values; expected at most {MOST_PLANNED:,}")
     return values

@@ -120,7 +120,7 @@ def compose_run(
     _check_conditions(request, published, typed, composer.options)
     coordinates = list(plan.expand({**request.chosen, **request.scalars}))
     if (trials := len(coordinates) * settings.replicates) > MOST_PLANNED:
-        raise ConfigError(f"replicates={settings.replicates}: {trials:,} trials; allowed are at most {MOST_PLANNED:,}")
+        raise ConfigError(f"replicates={settings.replicates}: {trials:,} trials; expected at most {MOST_PLANNED:,}")
     points = [composer.point(request, assignments) for assignments in coordinates]
     if not points:
         raise ConfigError("exclude: drops every point of the experiment; at least one must remain")
@@ -194,7 +194,7 @@ class _Composer:
                 if not isinstance(config[group].get(key), str):
                     meant = "the dotted name of a class" if key == "_target_" else "a name"
                     value = shortened(repr(config[group].get(key)))
-                    raise ConfigError(f"{group}={chosen[group]}: {key}={value}: allowed is {meant}")
+                    raise ConfigError(f"{group}={chosen[group]}: {key}={value}: expected {meant}")
         if served is not None:
             config["model"]["name"] = chosen["model"] = served
         if file is not None:
@@ -363,7 +363,8 @@ def _check_baseline(
     axes = {axis for assignments in coordinates for axis in assignments}
     for key, value in (baseline or {}).items():
         if key not in axes:
-            raise ConfigError(f"baseline.{key}: not an axis of this plan; allowed: {', '.join(sorted(axes)) or 'none'}")
+            expected = ", ".join(sorted(axes)) or "none"
+            raise ConfigError(f"baseline.{key}: not an axis of this plan; expected: {expected}")
         values = [assignments[key] for assignments in coordinates if key in assignments]
         if value not in values + ([] if typed else before.values().get(key, [])):
             raise one_of(f"baseline.{key}", value, {str(other) for other in values})

@@ -99,7 +99,7 @@ class _Builder:
             speaks = "is timed inside" if backend.built.traits.timed_inside else "speaks tgi"
             raise ConfigError(
                 f"gateway={gateway.built.name}: passes completions and chat, and {backend.built.name} {speaks}; "
-                "allowed is gateway=none"
+                "expected gateway=none"
             )
         return self._deployment(backend, model, front, self._draft(backend.built))
 

@@ -43,7 +43,7 @@ def parse_capsules(text: str) -> list[Capsule]:
     """Read capsules with empty lines between them; raises ConfigError if there is none, or one cannot be read."""
     parts = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
     if not parts:
-        raise ConfigError("capsule: is empty; allowed are the lines that sweep rerun RUN#TRIAL --capsule prints")
+        raise ConfigError("capsule: is empty; expected the lines that sweep rerun RUN#TRIAL --capsule prints")
     return [parse_capsule(part) for part in parts]
 
 

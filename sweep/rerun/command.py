@@ -152,7 +152,7 @@ def _settings_today(
     first, typed = capsules[0], parse_command_line(overrides).typed
     if key := next(filter(is_point_key, typed), None):
         groups = ", ".join(POINT_GROUPS)
-        raise ConfigError(f"{key}={typed[key]}: is the row's own; allowed are keys of a run, none of {groups}")
+        raise ConfigError(f"{key}={typed[key]}: is the row's own; expected keys of a run, none of {groups}")
     if other := next((each for each in capsules if each.settings != first.settings), None):
         names = f"{other.capsule} and {first.capsule}"
         raise ConfigError(f"{names}: were measured with different settings; run them again one by one")
@@ -179,7 +179,7 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
         platform = {"cpu": "a CPU", "cuda": "a GPU"}
         raise ConfigError(
             f"{capsule.capsule}: was measured on {platform[profile.platform]} ({profile.name}), and this machine has "
-            f"{platform[present.platform]} ({present.name}); allowed is the same platform, e.g. hardware={profile.name}"
+            f"{platform[present.platform]} ({present.name}); expected the same platform, e.g. hardware={profile.name}"
         )
     same_gpu = not profile.matches or profile.name == present.name
     return profile if profile.platform == present.platform and same_gpu else present

@@ -59,7 +59,7 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
     except RunNotFound:
         raise ConfigError(f"{run}: no run here (there is no trials.parquet)") from None
     if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
-        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: is {outcome}; allowed is a trial with a result")
+        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: is {outcome}; expected a trial with a result")
     lock_texts = {path.name: path.read_text() for path in run_files.RunPaths(folder).locks.glob("*.txt")}
     axes = _coordinates(folder)
     places = _places(everything.run.trials)
@@ -74,7 +74,7 @@ def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
     exact = trials[trials["trial_id"] == trial_id]
     matches = exact if len(exact) else trials[trials["trial_id"].str.startswith(trial_id)]
     ids = matches["trial_id"].unique()
-    problem = "no such trial; allowed is an id of its trials.parquet" if not len(ids) else ""
+    problem = "no such trial; expected an id of its trials.parquet" if not len(ids) else ""
     if exact.empty and len(trial_id) < FEWEST_CHARACTERS:
         problem = f"too short; give at least {FEWEST_CHARACTERS} characters of a trial's id"
     elif len(ids) > 1:

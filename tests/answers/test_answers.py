@@ -335,7 +335,7 @@ def test_every_format_has_every_candidate(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--slo", "ttft"], "allowed is NAME=SECONDS"),
+        (["--slo", "ttft"], "expected NAME=SECONDS"),
         (["--format", "latex"], "--format latex: expected one of text, markdown, csv, json"),
         (["--slo", "itl=1"], "slo=itl"),
         (["--slo", "ttft=-1"], "ttft must be a number of seconds above 0"),

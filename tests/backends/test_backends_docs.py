@@ -143,7 +143,7 @@ def test_what_an_engine_is_is_no_key_of_the_users(name):
     for key in INTERNALS:
         with pytest.raises(ConfigError, match=f"^backend.{key}=1: unknown key; ") as error:
             build({**load_option("backend", name), key: 1}, "backend")
-        assert not set(INTERNALS) & set(str(error.value).partition("allowed: ")[2].split(", "))
+        assert not set(INTERNALS) & set(str(error.value).partition("expected: ")[2].split(", "))
     assert isinstance(backend.traits, Traits)
 
 

@@ -183,7 +183,7 @@ def test_shipped_environments_resolve():
 
 
 def test_unknown_names_are_told_with_what_is_known():
-    with pytest.raises(ValueError, match=r"backend.env.cpu=nope: no such environment; allowed: .*cpu"):
+    with pytest.raises(ValueError, match=r"backend.env.cpu=nope: no such environment; expected: .*cpu"):
         environments.resolve(EnvironmentChoice(cpu="nope"), "cpu")
     with pytest.raises(ValueError, match=r"backend.env.cuda names no environment"):
         environments.resolve(EnvironmentChoice(cpu="cpu"), "cuda")
@@ -304,7 +304,7 @@ def test_small_downloads_are_reported_together(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("backend.env.cpu=nope", "backend.env.cpu=nope: no such environment; allowed: "),
+        ("backend.env.cpu=nope", "backend.env.cpu=nope: no such environment; expected: "),
         ("hardware.price_per_hour=inf", "hardware.price_per_hour=inf: "),
     ],
 )

@@ -49,7 +49,7 @@ def test_only_completions_takes_a_list_of_prompts(name, api):
 def test_an_endpoint_that_cannot_be_is_refused_in_one_line(name, url):
     with pytest.raises(ConfigError, match=r"^backend.url='[^\n]*$") as refused:
         configured(name, url=url)
-    assert "allowed is http(s)://host[:port][/base]" in str(refused.value) or "credentials" in str(refused.value)
+    assert "expected http(s)://host[:port][/base]" in str(refused.value) or "credentials" in str(refused.value)
     assert configured(name, url="https://[::1]:8443/base/").url == "https://[::1]:8443/base"
 
 

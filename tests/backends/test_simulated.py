@@ -129,7 +129,7 @@ def test_the_backend_tells_the_server_everything(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_refused() -> None:
-    with pytest.raises(ValidationError, match="add up to 1.2: allowed is 1"):
+    with pytest.raises(ValidationError, match="add up to 1.2: expected 1"):
         Simulated.model_validate({"name": "simulated", "faults": {"reset": 0.6, "hang": 0.6}})
     with pytest.raises(ValidationError, match=r"faults\.resets"):
         Simulated.model_validate({"name": "simulated", "faults": {"resets": 0.6}})

@@ -30,7 +30,7 @@ print(json.dumps([policy.FIRST_PAUSE, policy.LONGEST_PAUSE, reissue.FIRST_PAUSE,
 
 @pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "fast", ""])
 def test_what_is_no_factor_is_refused(text):
-    with pytest.raises(ConfigError, match=rf"^SWEEP_TIME_FACTOR={text}: allowed is a number above 0$"):
+    with pytest.raises(ConfigError, match=rf"^SWEEP_TIME_FACTOR={text}: expected a number above 0$"):
         time_factor({"SWEEP_TIME_FACTOR": text})
 
 

@@ -28,7 +28,7 @@ def no_measurement(monkeypatch):
 def test_an_option_out_of_range_is_refused(option, value, allowed, capsys):
     assert main(["selfcheck", option, value]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{option}: {value}: allowed are {allowed}" in line
+    assert f"{option}: {value}: expected {allowed}" in line
 
 
 @pytest.mark.parametrize(("override", "named"), [("+experiment=nope", "nope"), ("foo=1", "foo")])

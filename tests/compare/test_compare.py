@@ -356,7 +356,7 @@ def test_formats(tmp_path, capsys):
         (["RUN@batch=1"], "batch is no setting of this run"),
         (["RUN", "--metric", "outcome"], "metric=outcome: no measured quantity"),
         (["RUN", "--fail-if", "output_throughput < 3%"], "a loss is negative after <"),
-        (["RUN", "--fail-if", "output_throughput below 3"], "allowed is a column"),
+        (["RUN", "--fail-if", "output_throughput below 3"], "expected a column"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):

@@ -179,7 +179,7 @@ def test_a_report_of_a_stored_run_lies_beside_its_copy(s3, tmp_path, capsys):
     for arguments, message in (
         ([url], "with --output FOLDER"),
         ([url, "--output", str(copy)], "there are files in it"),
-        ([str(copy), "--output", str(tmp_path / "new")], "allowed are a folder"),
+        ([str(copy), "--output", str(tmp_path / "new")], "expected a folder"),
     ):
         assert main(["report", *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -199,7 +199,7 @@ def test_a_copy_needs_a_folder_of_its_own(s3, tmp_path, capsys, monkeypatch):
     assert main(["copy", one, str(copy)]) == 0
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     assert main(["copy", two, str(copy)]) == 2
-    assert f"error: {copy}: there are files in it; allowed is a new folder\n" in capsys.readouterr().err
+    assert f"error: {copy}: there are files in it; expected a new folder\n" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
 
@@ -437,7 +437,7 @@ def test_an_incomplete_store_is_no_success(s3, quick, tmp_path, monkeypatch):
     ("url", "word"),
     [
         ("s3://no-such-bucket/run", "NO_SUCH_BUCKET|NoSuchBucket|does not exist|no-such-bucket"),
-        ("ftp://bucket/run", "allowed are a folder, s3://bucket/path and gs://bucket/path"),
+        ("ftp://bucket/run", "expected a folder, s3://bucket/path and gs://bucket/path"),
         ("s3://key:secret@bucket/run", "the URL holds a secret"),
         ("s3://bucket/run?secret_key=abc", "the URL holds a secret"),
     ],

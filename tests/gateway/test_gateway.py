@@ -541,7 +541,7 @@ def test_a_gateway_without_a_key_is_never_reset():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "127.0.0.1:8000"], "--to 127.0.0.1:8000: allowed is http(s)://host[:port]"),
+        (["--to", "127.0.0.1:8000"], "--to 127.0.0.1:8000: expected http(s)://host[:port]"),
         (["--to", "http://x", "gateway.clip.input_tokens=5"], "--tokenizer FOLDER"),
         (["--to", "http://x", "gateway.clip.keep=middle"], "gateway.clip.keep"),
         (["--to", "http://x", "gateway.clp=5"], "did you mean clip"),

@@ -249,7 +249,7 @@ def test_shipped_loads_are_valid(path: Path, tmp_path: Path) -> None:
         ({"_target_": "sweep.inputs.load.Ramp", "rate_from": 1, "rate_to": 0}, "load.rate_to=0"),
         ({"_target_": "sweep.inputs.load.Poisson", "rate": 1, "duration": 0}, "load.duration=0"),
         ({"_target_": "sweep.inputs.load.Trace", "path": "???"}, "required: a file of arrival times"),
-        ({"_target_": "sweep.inputs.load.Poisson", "rate": 1, "qps": 2}, "load.qps=2: unknown key; allowed: .*rate"),
+        ({"_target_": "sweep.inputs.load.Poisson", "rate": 1, "qps": 2}, "load.qps=2: unknown key; expected: .*rate"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(fields: dict[str, Any], said: str) -> None:

@@ -186,8 +186,8 @@ def test_another_tokenizer_is_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"head_dim": 31}, "head_dim=31: allowed is an even number"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads=3: allowed is a divisor of 4 heads"),
+        ({"head_dim": 31}, "head_dim=31: expected an even number"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3: expected a divisor of 4 heads"),
         ({"intermediate_size": 0}, "intermediate_size=0: input should be greater than 0"),
         ({"num_hidden_layers": 0}, "model.architecture.num_hidden_layers=0: input should be greater than 0"),
         ({"hidden": 3}, "model.architecture.hidden=3: unknown key"),
@@ -203,7 +203,7 @@ def test_impossible_architectures_are_refused(changed: dict[str, int], message: 
 
 def test_a_vocabulary_smaller_than_its_tokenizer_is_refused() -> None:
     small = TINY.model_copy(update={"architecture": Architecture(**NUMBERS | {"vocab_size": 4000})})
-    with pytest.raises(ValueError, match=r"^model.architecture.vocab_size=4000: allowed is at least the 4096 tokens"):
+    with pytest.raises(ValueError, match=r"^model.architecture.vocab_size=4000: expected at least the 4096 tokens"):
         small.check()
 
 
@@ -266,7 +266,7 @@ def test_a_folder_without_a_tokenizer_is_refused_at_the_door(folder: Path, tmp_p
         PathModel(name="x", path=str(bare)),
     )
     for model in refused:
-        with pytest.raises(ValueError, match=r"^model.tokenizer=.*/bare: has no tokenizer.json; allowed is"):
+        with pytest.raises(ValueError, match=r"^model.tokenizer=.*/bare: has no tokenizer.json; expected"):
             model.check()
     PathModel(name="x", path=str(bare), tokenizer=str(SHIPPED_TOKENIZER)).check()
 
@@ -484,7 +484,7 @@ def test_a_gated_model_needs_the_token_of_the_environment(
         (
             "org/model",
             "v3",
-            r"^model\.revision=v3: not in org/model; allowed is a branch, tag or commit of it$",
+            r"^model\.revision=v3: not in org/model; expected a branch, tag or commit of it$",
         ),
         ("org/nowhere", "main", r"^model\.repo=org/nowhere@main: 401 .*\(a gated model needs HF_TOKEN\)$"),
     ],
@@ -542,5 +542,5 @@ def test_what_was_fetched_is_reached_without_the_hub(hub: Any, tmp_path: Path) -
 
 
 def test_a_repository_has_two_names() -> None:
-    with pytest.raises(ValueError, match=r"^model.repo=llama: allowed is organisation/name"):
+    with pytest.raises(ValueError, match=r"^model.repo=llama: expected organisation/name"):
         HubModel(name="m", repo="llama").check()

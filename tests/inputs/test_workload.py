@@ -166,7 +166,7 @@ def test_a_tokenizer_without_words_is_refused() -> None:
 
 
 def test_no_prompt_is_shorter_than_its_special_tokens(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match=r"^workload.input_tokens=1: allowed is at least 2, as the tokenizer adds 1$"):
+    with pytest.raises(ValueError, match=r"^workload.input_tokens=1: expected at least 2, as the tokenizer adds 1$"):
         shipped("synthetic", input_tokens=1).requests(tokenizer, 1, seed=1)
 
 
@@ -253,7 +253,7 @@ def test_a_digest_covers_the_file(tmp_path: Path) -> None:
 def test_a_prompt_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     file = tmp_path / "latin.jsonl"
     file.write_bytes('{"prompt": "caf\u00e9"}\n'.encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"^workload\.file={file}: .* at byte 15; allowed is UTF-8$"):
+    with pytest.raises(ValueError, match=rf"^workload\.file={file}: .* at byte 15; expected UTF-8$"):
         shipped("prompts", file=str(file)).check()
 
 
@@ -262,13 +262,13 @@ def test_a_prompt_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     [
         (
             None,
-            "no such file; allowed is a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet, or one of paraph",
+            "no such file; expected a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet, or one of paraph",
         ),
         ("", "is empty"),
         ("\n", "is empty"),
         ('{"prompt": "a"}\nnonsense\n', "line 2 is not a JSON mapping"),
         ("[1]\n", "line 1 is not a JSON mapping"),
-        ('{"prompt": "a"}\n{"prompt": ""}\n', "row 2 has no prompt; allowed is text in a column prompt, text, que"),
+        ('{"prompt": "a"}\n{"prompt": ""}\n', "row 2 has no prompt; expected text in a column prompt, text, que"),
     ],
 )
 def test_a_bad_prompt_file_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
@@ -291,11 +291,11 @@ def test_bad_recorded_lengths_are_refused(tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps(bad))
         with pytest.raises(
-            ValueError, match=r"^workload.file=.*(no columns of lengths|row 1; allowed are whole numbers from 1)"
+            ValueError, match=r"^workload.file=.*(no columns of lengths|row 1; expected whole numbers from 1)"
         ):
             Recorded(name="r", file=str(file)).check()
     file.write_text('{"input_tokens": 3, "output_tokens": 1}\n{"input_tokens": 3}\n')
-    with pytest.raises(ValueError, match=r"^workload.file=.*row 2; allowed are whole numbers from 1"):
+    with pytest.raises(ValueError, match=r"^workload.file=.*row 2; expected whole numbers from 1"):
         Recorded(name="r", file=str(file)).check()
 
 
@@ -319,7 +319,7 @@ def test_bad_values_are_refused_in_one_line(name: str, changed: dict[str, Any], 
 
 
 def test_a_longest_length_below_the_mean_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^workload.longest=300: allowed is at least input_tokens, 365$"):
+    with pytest.raises(ValueError, match=r"^workload.longest=300: expected at least input_tokens, 365$"):
         shipped("serving", longest=300).check()
 
 

@@ -178,7 +178,7 @@ def test_a_client_that_keeps_its_users_waiting_is_limited_by_the_share_of_their_
     assert limited(report(cpu=0.6), closed(0.0099)) is None
     message = limited(report(cpu=0.6), closed(0.0105))
     assert message is not None
-    assert "10.50 ms (mean) from an answer to the next send, 1.04% of its users' time (allowed: 1%)" in message
+    assert "10.50 ms (mean) from an answer to the next send, 1.04% of its users' time (limit: 1%)" in message
     assert "client.processes" in message
     assert "idle" in (limited(report(cpu=0.2), closed(0.02)) or "")
     short = [record(i * 0.01, [(0.009, 1)], scheduled=math.nan, released=i * 0.01 - 0.0004) for i in range(50)]

@@ -112,9 +112,9 @@ def test_a_flag_that_is_not_in_the_yaml_passes_through():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["+experiment=nope"], "experiment=nope: unknown; allowed: .*throughput_bound"),
-        (["backend=nope"], "backend=nope: unknown; allowed: .*vllm"),
-        (["nope=1"], "key=nope: unknown; allowed: .*replicates"),
+        (["+experiment=nope"], "experiment=nope: unknown; expected: .*throughput_bound"),
+        (["backend=nope"], "backend=nope: unknown; expected: .*vllm"),
+        (["nope=1"], "key=nope: unknown; expected: .*replicates"),
         (["not_as_published={}"], "key=not_as_published: this key was removed in 0.2.0; write study_differences"),
         (["replicates=0"], "replicates=0: .*greater than"),
         (["seed=1,2"], "seed=1,2: takes one value"),
@@ -208,7 +208,7 @@ def test_what_the_refusal_says_to_add_sets_the_value():
 def test_a_when_of_another_shape_is_refused(backend, when):
     with pytest.raises(ConfigError) as error:
         composed(f"backend={backend}", "backend.slots=8", f"when={when}")
-    assert str(error.value) == f"when={when}: allowed is {{key: {{axis: value}}}}"
+    assert str(error.value) == f"when={when}: expected {{key: {{axis: value}}}}"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_when_of_another_shape_is_refused(backend, when):
 def test_a_plan_of_another_shape_is_refused(plan, allowed):
     with pytest.raises(ConfigError) as error:
         composed("backend=vllm", plan)
-    assert str(error.value) == f"{plan}: allowed is {allowed}"
+    assert str(error.value) == f"{plan}: expected {allowed}"
 
 
 @pytest.mark.parametrize(
@@ -239,29 +239,29 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("zip={wrkload.input_tokens: [1, 2]}", "zip.wrkload.input_tokens: an axis is a key of backend,"),
         ("exclude=[{batch_size: 4}]", "exclude.batch_size: an axis is a key of backend,"),
         ("when={load.batch_size: {bakend: vllm}}", "when.load.batch_size.bakend: an axis is a key of backend,"),
-        ("exclude=[{backend.nope: 1}]", "backend.nope=1: no axis of this plan; allowed: backend, gateway, load,"),
+        ("exclude=[{backend.nope: 1}]", "backend.nope=1: no axis of this plan; expected: backend, gateway, load,"),
         (
             "when={load.batch_size: {load.rate: 1}}",
-            "load.rate=1: no axis of this plan; allowed: backend, gateway, load,",
+            "load.rate=1: no axis of this plan; expected: backend, gateway, load,",
         ),
-        ("without_gpu={grid: 3}", "without_gpu.grid=3: allowed is {axis: values}"),
+        ("without_gpu={grid: 3}", "without_gpu.grid=3: expected {axis: values}"),
         ("replicates=1000000", "replicates=1000000: input should be less than or equal to 10000"),
         ("name=../x", "name='../x': string should match"),
         ("out=", "out='': string should have at least 1 character"),
-        ("hardware=foo", "hardware=foo: unknown; allowed: a100-80g, auto, cpu, gpu, h100, h200, l4, t4"),
+        ("hardware=foo", "hardware=foo: unknown; expected: a100-80g, auto, cpu, gpu, h100, h200, l4, t4"),
         ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: one experiment a command"),
         ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
         (
             "client.timeouts.totl=3",
-            "client.timeouts.totl=3: unknown key; did you mean total? allowed: ",
+            "client.timeouts.totl=3: unknown key; did you mean total? expected: ",
         ),
         ("client.timeouts.connect=5000", "client.timeouts={'connect': 5000, "),
         ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
         (
             "cluster.simulate={nods: 2}",
-            "cluster.simulate.nods=2: unknown key; did you mean nodes? allowed: accelerator, capability, cpus, driver,",
+            "cluster.simulate.nods=2: unknown key; did you mean nodes? expected: accelerator, capability, cpus,",
         ),
-        ("--dry-run", "--dry-run: no such option; allowed are --help and key=value (dry_run=true)"),
+        ("--dry-run", "--dry-run: no such option; expected --help and key=value (dry_run=true)"),
     ],
 )
 def test_what_is_mistyped_is_refused_in_its_own_words(typed, said):
@@ -281,9 +281,9 @@ def test_ladder_steps_may_be_excluded_and_conditions_may_speak_of_them():
     [
         (
             "{backend: transfromers}",
-            "baseline.backend=transfromers: unknown; did you mean transformers? allowed: tgi, transformers, vllm",
+            "baseline.backend=transfromers: unknown; did you mean transformers? expected: tgi, transformers, vllm",
         ),
-        ("{load.batch_size: 3}", "baseline.load.batch_size=3: unknown; allowed: 1, 2"),
+        ("{load.batch_size: 3}", "baseline.load.batch_size=3: unknown; expected: 1, 2"),
     ],
 )
 def test_a_baseline_that_is_no_value_of_its_axis_is_refused(baseline, said):
@@ -296,7 +296,7 @@ def test_a_baseline_that_is_no_value_of_its_axis_is_refused(baseline, said):
 
 def test_the_experiments_own_baseline_may_be_left_out_and_one_that_is_asked_for_may_not():
     assert composed("+experiment=latency_bound", "backend=vllm").settings.baseline == {"backend": "transformers"}
-    with pytest.raises(ConfigError, match=r"baseline\.backend=transformers: unknown; allowed: vllm"):
+    with pytest.raises(ConfigError, match=r"baseline\.backend=transformers: unknown; expected: vllm"):
         composed("+experiment=latency_bound", "backend=vllm", "baseline.backend=transformers")
 
 
@@ -310,12 +310,12 @@ def test_ten_thousand_points_are_expanded_in_seconds():
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("backend=vlm", "backend=vlm: unknown; did you mean vllm? allowed: ctranslate2,"),
+        ("backend=vlm", "backend=vlm: unknown; did you mean vllm? expected: ctranslate2,"),
         ("model=tiny-lama", "model=tiny-lama: unknown; did you mean tiny-llama?"),
-        ("replicats=3", "key=replicats: unknown; did you mean replicates? allowed: agreement,"),
-        ("batch_size=4", "key=batch_size: unknown; did you mean load.batch_size? allowed: agreement,"),
+        ("replicats=3", "key=replicats: unknown; did you mean replicates? expected: agreement,"),
+        ("batch_size=4", "key=batch_size: unknown; did you mean load.batch_size? expected: agreement,"),
         ("lod.batch_size=4", "key=lod.batch_size: unknown; did you mean load.batch_size?"),
-        ("exclude=[{load.batch_size: 3}]", "load.batch_size=3: unknown; allowed: 1, 2"),
+        ("exclude=[{load.batch_size: 3}]", "load.batch_size=3: unknown; expected: 1, 2"),
     ],
 )
 def test_the_nearest_name_is_suggested(typed, message):
@@ -344,7 +344,7 @@ def experiment(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("replicats: 3", "experiment=my: replicats=3: unknown key; did you mean replicates? allowed: agreement,"),
+        ("replicats: 3", "experiment=my: replicats=3: unknown key; did you mean replicates? expected: agreement,"),
         ('deadlin: "08:00"', "experiment=my: deadlin=08:00: unknown key; did you mean deadline?"),
         ("hydra: {job: {chdir: true}}", "experiment=my: hydra: unknown key in experiment/my.yaml; remove it: settings"),
         ("gird: {load.batch_size: [1, 2]}", "experiment=my: gird={load.batch_size: [1, 2]}: unknown key; did you mean"),
@@ -357,13 +357,13 @@ def experiment(tmp_path):
         ("grid: {load.batchsize: [1]}", "load.batchsize=1: unknown key; did you mean batch_size?"),
         ("without_gpu: {replicats: 1}", "without_gpu=replicats: unknown; did you mean replicates?"),
         ("without_gpu: {grid: {lod.batch_size: [1]}}", "without_gpu.grid.lod.batch_size: an axis is a key of backend,"),
-        ("without_gpu: {without_gpu: {}}", "without_gpu=without_gpu: unknown; allowed: "),
-        ("without_gpu: {zip: 3}", "without_gpu.zip=3: allowed is {axis: values}, or a list of those"),
+        ("without_gpu: {without_gpu: {}}", "without_gpu=without_gpu: unknown; expected: "),
+        ("without_gpu: {zip: 3}", "without_gpu.zip=3: expected {axis: values}, or a list of those"),
         ("when: {load.batch_sise: {load: b}}\ngrid: {load.batch_size: [1]}", "when.load.batch_sise: no axis of this"),
         ("exclude: [{backend: vlm}]", "backend=vlm: unknown; did you mean vllm?"),
         ("exclude: [{load.rate: 3}]", "load.rate=3: no axis of this plan; "),
         ("backend: vllm", "experiment=my: backend=vllm: choose an option under defaults, `- override /backend: NAME`"),
-        ("hardware: {prise: 3}", "hardware.prise=3: unknown key; allowed: accelerator,"),
+        ("hardware: {prise: 3}", "hardware.prise=3: unknown key; expected: accelerator,"),
         ("replicates: true", "replicates=True: input should be a number"),
         ("percentiles: []", "percentiles=[]: tuple should have at least 1 item"),
         ("slo: {ttft: true}", "slo.ttft=True: input should be a number"),
@@ -402,9 +402,9 @@ def test_what_was_replaced_is_said_without_python(experiment):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("name: mine", "model=mine: _target_=None: allowed is the dotted name of a class"),
-        ("_target_: 3\nname: mine", "model=mine: _target_=3: allowed is"),
-        ("_target_: sweep.inputs.model.HubModel\nrepo: a/b", "model=mine: name=None: allowed is a name"),
+        ("name: mine", "model=mine: _target_=None: expected the dotted name of a class"),
+        ("_target_: 3\nname: mine", "model=mine: _target_=3: expected"),
+        ("_target_: sweep.inputs.model.HubModel\nrepo: a/b", "model=mine: name=None: expected a name"),
     ],
 )
 def test_an_option_without_class_or_name_is_refused(experiment, model, message):
@@ -478,7 +478,7 @@ def test_folders_of_the_user(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=message):
             ConfigPath.of_user([folder])
-    with pytest.raises(ConfigError, match="model=nope: unknown; allowed: .*tiny-llama"):
+    with pytest.raises(ConfigError, match="model=nope: unknown; expected: .*tiny-llama"):
         ConfigPath().load("model", "nope")
 
 

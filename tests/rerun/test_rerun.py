@@ -193,7 +193,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         f"{folder}#vllm": "4 trials have ids that begin with it",
         f"{folder}#vll": "at least 4 characters",
         f"{folder}#{row(3, None)['trial_id']}": "is hung",
-        "http://bucket/run#123456": "allowed are a folder, s3://bucket/path",
+        "http://bucket/run#123456": "expected a folder, s3://bucket/path",
         str(tmp_path / "none"): "no run here",
         "x" * 300: "File name too long",
         written.text() + "flags: {}\n": "flags: no key of a capsule",

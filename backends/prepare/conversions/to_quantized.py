@@ -111,7 +111,7 @@ def _shards(model: Path) -> list[Path]:
         return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     single = model / "model.safetensors"
     if not single.is_file():
-        raise ValueError(f"{model} has no model.safetensors: allowed is a model with its weights in that format")
+        raise ValueError(f"{model} has no model.safetensors: expected a model with its weights in that format")
     return [single]
 
 

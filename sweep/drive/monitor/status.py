@@ -124,7 +124,7 @@ def read(out: Path) -> Status:
             messages += damage
     except (FileNotFoundError, NotADirectoryError):
         allowed = "a results folder, or the name of one under results/"
-        raise ConfigError(f"{out}: no run there; allowed: {allowed}") from None
+        raise ConfigError(f"{out}: no run there; expected: {allowed}") from None
     return Status(totals, driver, str(paths.deployments), messages, problem)
 
 

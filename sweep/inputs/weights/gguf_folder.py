@@ -38,7 +38,7 @@ def write_folder(file: Path, folder: Path, progress: Callable[[float], None]) ->
     facts = _Facts(reader)
     if facts["general.architecture"] != "llama" or facts["tokenizer.ggml.model"] != "gpt2":
         kind = f"{facts['general.architecture']} with a {facts['tokenizer.ggml.model']} tokenizer"
-        raise ValueError(f"{file.name}: {kind}; allowed is a Llama with a byte-level BPE")
+        raise ValueError(f"{file.name}: {kind}; expected a Llama with a byte-level BPE")
     folder.mkdir()
     tied = not any(tensor.name == "output.weight" for tensor in reader.tensors)
     ends = {f"{kind}_token_id": facts[f"tokenizer.ggml.{name}_token_id"] for kind, name in _ENDS.items()}
@@ -92,7 +92,7 @@ def _write_tokenizer(facts: _Facts, folder: Path) -> None:
     tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     split = facts["tokenizer.ggml.pre"]
     if split not in SPLITS:
-        raise ValueError(f"tokenizer.ggml.pre={split}: allowed is {', '.join(SPLITS)}")
+        raise ValueError(f"tokenizer.ggml.pre={split}: expected {', '.join(SPLITS)}")
     merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
     bytes_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

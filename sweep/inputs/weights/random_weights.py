@@ -58,9 +58,9 @@ class Architecture(Strict):
     def _fits(self) -> "Architecture":
         heads = self.num_attention_heads
         if heads % self.num_key_value_heads:
-            raise ValueError(f"num_key_value_heads={self.num_key_value_heads}: allowed is a divisor of {heads} heads")
+            raise ValueError(f"num_key_value_heads={self.num_key_value_heads}: expected a divisor of {heads} heads")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim}: allowed is an even number, for rotary embedding")
+            raise ValueError(f"head_dim={self.head_dim}: expected an even number, for rotary embedding")
         return self
 
     @property

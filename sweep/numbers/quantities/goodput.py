@@ -56,7 +56,7 @@ def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
         return None
     for name, bound in slo.items():
         if name not in BOUNDED:
-            raise ValueError(f"slo.{name}={bound}: unknown; allowed: {', '.join(BOUNDED)}")
+            raise ValueError(f"slo.{name}={bound}: unknown; expected: {', '.join(BOUNDED)}")
         met = BOUNDED[name](records) <= bound
         good &= met | (np.asarray(records.streamed_tokens) == 1) if name == "tpot" else met
     return good
