@@ -138,7 +138,7 @@ def of_an_engine(kind, cache_dir, **env):
 def test_an_own_program_that_is_not_there_is_refused_where_it_would_run(tmp_path, key, monkeypatch):
     monkeypatch.setattr(preflight, "ray_schedule", lambda _: SimpleNamespace(ask_nodes=lambda *arguments: {}))
     for kind in ("inline", "local"):
-        with pytest.raises(ConfigError, match=f"^backend.env.{key}=/no/such: not an executable file; allowed"):
+        with pytest.raises(ConfigError, match=f"^backend.env.{key}=/no/such: not an executable file; expected"):
             of_an_engine(kind, tmp_path, **{key: "/no/such"})
     assert of_an_engine("ray", tmp_path, **{key: "/no/such"}) is None, "a node may have it"
 

@@ -373,7 +373,7 @@ def experiment(tmp_path):
         ("replicates: 2\nreplicates: 3", "experiment=my: while constructing a mapping in "),
         ("defaults: vllm", "experiment=my: Invalid defaults list in 'experiment/my'"),
         ("grid: {load.batch_size: 'range(1,1000000000)'}", "load.batch_size=range(1,1000000000): too many values;"),
-        ("replicates: 10000\ngrid: {load.batch_size: 'range(1,100)'}", "replicates=10000: 990,000 trials; allowed"),
+        ("replicates: 10000\ngrid: {load.batch_size: 'range(1,100)'}", "replicates=10000: 990,000 trials; expected"),
         ("grid: {load.batch_size: 'range(0,999)', workload.num_requests: 'range(0,999)'}", "load.batch_size (999), "),
     ],
 )  # fmt: skip
