@@ -121,7 +121,7 @@ class RayCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
         self.environment = {**os.environ, **ENVIRONMENT}
         self.port = free_port()
-        subnet = "10.77.0" if network else SUBNET
+        subnet = network.subnet if network else SUBNET
         prefixes = prefixes or (network.prefixes() if network else [[]] * nodes)
         environments = environments or [{}] * nodes
         head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
@@ -171,23 +171,24 @@ class RayCluster:
 
 
 class Network:
-    """Network namespaces n0, n1, ... at 10.77.0.2, .3, ..., each with a link to a bridge of this host at 10.77.0.1."""
+    """Network namespaces n0, n1, ... at .2, .3, ... of a free subnet, each linked to a bridge of this host at .1."""
 
     def __init__(self, size: int) -> None:
         self.names = [f"sweep{os.getpid()}n{index}" for index in range(size)]
         self.bridge = f"swp{os.getpid()}"
+        self.subnet = free_subnet()
         self.cut_off: set[int] = set()
 
     def __enter__(self) -> "Network":
         """Create the network; raises subprocess.CalledProcessError without permission to create namespaces."""
         ip("link", "add", self.bridge, "type", "bridge")
-        ip("addr", "add", "10.77.0.1/24", "dev", self.bridge)
+        ip("addr", "add", f"{self.subnet}.1/24", "dev", self.bridge)
         ip("link", "set", self.bridge, "up")
         for index, name in enumerate(self.names):
             ip("netns", "add", name)
             ip("link", "add", self.link(index), "type", "veth", "peer", "name", "eth0", "netns", name)
             ip("link", "set", self.link(index), "master", self.bridge, "up")
-            for arguments in (f"addr add 10.77.0.{index + 2}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            for arguments in (f"addr add {self.subnet}.{index + 2}/24 dev eth0", "link set eth0 up", "link set lo up"):
                 ip("-n", name, *arguments.split())
         return self
 
@@ -223,6 +224,12 @@ def network_obstacle(*programs: str) -> str | None:
     links = "ip link add bridge0 type bridge && ip link add veth0 type veth peer name veth1"
     tried = subprocess.run(["unshare", "--net", "sh", "-c", links], capture_output=True, text=True, check=False)
     return f"no network namespaces here: {' '.join(tried.stderr.split())}" if tried.returncode else None
+
+
+def free_subnet() -> str:
+    """Return the first three numbers of a subnet that no link has: a run that was killed leaves its bridge behind."""
+    taken = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return next(f"10.77.{number}" for number in range(256) if f"10.77.{number}.1" not in taken)
 
 
 def ip(*arguments: str) -> None:

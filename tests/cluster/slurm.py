@@ -24,7 +24,7 @@ SILENCE = 20  # s after which slurmctld takes a node that does not answer for do
 CONFIGURATION = """\
 ClusterName=sweep
 FirstJobId={first_job}
-SlurmctldHost={host}(10.77.0.1)
+SlurmctldHost={host}({subnet}.1)
 SlurmctldPort={controller}
 SlurmUser=root
 SlurmdUser=root
@@ -71,7 +71,7 @@ def _install() -> None:
 
 
 class Slurm:
-    """A Slurm whose nodes n1, n2, ... are at 10.77.0.2, .3, ...; the controller is at 10.77.0.1."""
+    """A Slurm whose nodes n1, n2, ... are at .2, .3, ... of its network; the controller is at .1."""
 
     def __init__(self, size: int = 2) -> None:
         self.network = Network(size)
@@ -115,12 +115,13 @@ class Slurm:
     def _start(self) -> None:
         host = os.uname().nodename.partition(".")[0]
         nodes = [
-            f"NodeName={name} NodeHostname={host} NodeAddr=10.77.0.{index + 2} Port={free_port()} CPUs={os.cpu_count()}"
-            " Gres=gpu:l4:4 State=UNKNOWN"
+            f"NodeName={name} NodeHostname={host} NodeAddr={self.network.subnet}.{index + 2} Port={free_port()}"
+            f" CPUs={os.cpu_count()} Gres=gpu:l4:4 State=UNKNOWN"
             for index, name in enumerate(self.names)
         ]
         configuration = CONFIGURATION.format(
             host=host,
+            subnet=self.network.subnet,
             controller=free_port(),
             first_job=os.getpid(),
             folder=self.folder,

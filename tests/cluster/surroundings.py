@@ -157,7 +157,7 @@ class Surroundings:
         with contextlib.ExitStack() as stack:
             self._mount_results(stack)
             self.network = stack.enter_context(Network(self.size))
-            self.hub = HubServer("10.77.0.1")
+            self.hub = HubServer(f"{self.network.subnet}.1")
             stack.callback(lambda: self.hub.stop())
             surroundings = self._environment()
             self.cluster = stack.enter_context(
@@ -178,7 +178,10 @@ class Surroundings:
             yield self
 
     def _environment(self) -> dict[str, str]:
-        own = {time_factor.FACTOR_VARIABLE: str(FACTOR), "HF_ENDPOINT": f"http://10.77.0.1:{self.hub.port}"}
+        own = {
+            time_factor.FACTOR_VARIABLE: str(FACTOR),
+            "HF_ENDPOINT": f"http://{self.network.subnet}.1:{self.hub.port}",
+        }
         return own | {"HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_DOWNLOAD_TIMEOUT": "3", "HF_HUB_DISABLE_XET": "1"}
 
     def _mount_results(self, stack: contextlib.ExitStack) -> None:
