@@ -42,6 +42,7 @@ KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended; in a
 GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an engine that has ended
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 65536
+GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is gone, or of a server that is starting
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
 REACHABLE_BY_OURS = "this sweep: its network namespace has no interface but loopback"
@@ -51,7 +52,7 @@ class LaunchError(Exception):
     """An engine did not become ready."""
 
     def __init__(self, outcome: Outcome, reason: str, exit: Exit, log_tail: str = "") -> None:
-        super().__init__(f"{outcome}: {reason}")
+        super().__init__(reason)
         self.exit = exit
         self.outcome = outcome  # launch_failed, launch_timeout or oom_load
         self.reason = reason  # one line, with the engine's own error message
@@ -354,6 +355,22 @@ class AttachedEngine(Engine):
         self._last_reachable = time.monotonic()
         return True
 
+    def outage(self) -> str | None:
+        """Return why the endpoint serves nothing now; None if it answers, whatever it says.
+
+        A proxy before it, Docker's too, accepts connections while the server behind is gone.
+        """
+        if not self.alive():
+            return "accepts no connections"
+        try:
+            with httpx.Client(verify=self.backend.verify_tls) as client:
+                status = client.get(f"{self.url}/v1/models", timeout=10).status_code
+        except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError):
+            return "closes connections without an answer"
+        except httpx.HTTPError:  # its certificate, or its silence, which requests will meet too
+            return None
+        return f"answers with status {status}" if status in GATEWAY_ERRORS else None
+
     def exit_reason(self) -> str:
         return f"{self.url} accepts no connections"
 
@@ -399,8 +416,8 @@ def running_together(
         return
     clear_leftovers()
     fixed = backend.port or launches[0].port
-    if fixed and (problem := port_problem(fixed, launches[0].host)):
-        raise LaunchError(Outcome.LAUNCH_FAILED, problem, Exit(Cause.PORT))
+    if fixed and (error := _bind_error(fixed, launches[0].host)):
+        raise LaunchError(Outcome.LAUNCH_FAILED, _port_message(fixed, error), Exit(Cause.PORT, errno=error.errno))
     starts: list[_Start] = []
     try:
         for launch in launches:
@@ -419,9 +436,8 @@ def running_together(
 
 def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
     endpoint = AttachedEngine(backend, launch)
-    if not endpoint.alive():
-        refused = f"backend.url={backend.url}: accepts no connections"
-        raise LaunchError(Outcome.LAUNCH_FAILED, refused, endpoint.exit())
+    if problem := endpoint.outage():
+        raise LaunchError(Outcome.LAUNCH_FAILED, f"backend.url={backend.url}: {problem}", endpoint.exit())
     return endpoint
 
 
@@ -468,7 +484,9 @@ class _Start:
         killed = engine.exit_status in KILLED_STATUSES and _oom_kills() > self.oom_kills
         memory = killed or engine.ran_out_of_memory()
         outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
-        return LaunchError(outcome, engine.exit_reason(), engine.exit(), engine.log_tail())
+        taken = not memory and PORT_TAKEN.search(engine.log_tail(1000))
+        exit = replace(engine.exit(), cause=Cause.PORT) if taken else engine.exit()
+        return LaunchError(outcome, engine.exit_reason(), exit, engine.log_tail())
 
     def _timeout(self) -> LaunchError:
         engine = self.engine
@@ -513,12 +531,21 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
     """One line on why an engine cannot use this port; None if it can."""
+    error = _bind_error(port, host)
+    return _port_message(port, error) if error else None
+
+
+def _port_message(port: int, error: OSError) -> str:
+    return f"backend.port={port}: {os.strerror(error.errno or 0)}; expected: a free port, or null for any"
+
+
+def _bind_error(port: int, host: str) -> OSError | None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
         try:
             probe.bind((host, port))
         except OSError as error:
-            return f"backend.port={port}: {os.strerror(error.errno or 0)}; expected: a free port, or null for any"
+            return error
     return None
 
 

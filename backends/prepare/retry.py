@@ -14,23 +14,31 @@ Provided = TypeVar("Provided")
 FAULTS = (EnvironmentFailed, OSError, ValueError)
 
 
-def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Callable[[str], None]) -> Provided:
-    """Return what `prepare` does, tried again for `patience` s after its first outage, each of which is reported.
+def patiently(
+    prepare: Callable[[], Provided],
+    patience: float,
+    on_outage: Callable[[str], None],
+    pause: Callable[[float], None] | None = None,
+    faults: tuple[type[Exception], ...] = FAULTS,
+) -> Provided:
+    """Return what `prepare` does, retried for `patience` s after its first outage. Each outage is reported.
+
+    `pause` sleeps, and may return early. Errors outside `faults` are raised at once.
 
     Raises:
         Outage: when the time is over.
         EnvironmentFailed, OSError, ValueError: at once, for failures that are answers, and for a full disk.
     """
-    until, pause = None, None
+    until, seconds = None, None
     while True:
         try:
             return prepare()
-        except FAULTS as error:
+        except faults as error:
             if not policy.is_waited_for(error):
                 raise
             until = until or time.monotonic() + patience
             if time.monotonic() >= until:
                 raise Outage(f"{error} (tried for {duration_text(patience)})") from error
             on_outage(str(error))
-        pause = policy.next_pause(pause)
-        task.pause(min(pause, until - time.monotonic()))
+        seconds = policy.next_pause(seconds)
+        (pause or task.pause)(min(seconds, until - time.monotonic()))

@@ -116,7 +116,12 @@ def execute_plan(planned: "Planned", command: str) -> int:
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command, lock.check)
         with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
-            return _run_locked(plan, paths, nodes, console, command, lock.check, mirror)
+
+            def check() -> None:
+                lock.check()
+                mirror.lock.check()
+
+            return _run_locked(plan, paths, nodes, console, command, check, mirror)
 
 
 @contextmanager
@@ -230,7 +235,7 @@ def _run_locked(
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
         console.print(f"interrupted: {with_row} of {count(len(plan.trials), 'trial')} finished; {remedy}")
     elif result.unfinished:
-        console.print(f"deadline: {count(result.unfinished, 'trial')} not finished; {remedy}")
+        console.print(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
 
 

@@ -23,7 +23,7 @@ from sweep.base.exits import Outage
 from sweep.base.time_factor import scaled
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
-from sweep.disk.heartbeat_lock import Lock, stop_at_once
+from sweep.disk.heartbeat_lock import Lock
 from sweep.disk.ledger import Misplaced, is_ledger_entry
 from sweep.disk.ledger_lines.checksums import entries
 from sweep.disk.run_files import RunPaths
@@ -162,7 +162,7 @@ class Mirror:
         pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # uploads must not delay the lock's heartbeat
         try:
             self.lock.acquire(self.notify)
-            self.lock.keep(self._taken_over)
+            self.lock.keep()
             self._fetch_ledger()
         except OSError as error:
             self.lock.end()
@@ -187,7 +187,7 @@ class Mirror:
         until = time.monotonic() + PATIENCE
         while True:
             try:
-                if self.lock.ours():  # else another driver has taken over, as was reported
+                if not self.lock.taken and self.lock.ours():
                     self._upload_all()
                     self.lock.release()
                 return None
@@ -262,11 +262,6 @@ class Mirror:
                 return
             except OSError as error:
                 self._failed(error)
-
-    def _taken_over(self) -> None:
-        self.notify(f"{self.store.url} was taken over by another driver: stopping now")
-        self.closed.set()  # the store now belongs to the other driver
-        stop_at_once()
 
     def sync(self) -> None:
         """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError.

@@ -287,8 +287,11 @@ class Driver:
             case Prepared():
                 if (pause := self.breaker.prepared(launch.launch_key)) is not None:
                     self.display.log(f"resumed after {duration_text(pause)}: preparation works again")
-            case Unprepared(text):
-                state.unprepared = text
+            case Unprepared(text, postponed):
+                state.unprepared = event
+                if postponed:
+                    trials = f"{count(len(state.pending_trials), 'trial')} left for the next run of the command"
+                    self.display.log(f"{launch.describe_launch()}: {text}; {trials}")
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():
@@ -304,7 +307,7 @@ class Driver:
         self.forecast.finished(work.deployment, event.trial, row)
         outcome = Outcome(row["outcome"])
         state.finish(event.trial.trial_id, outcome)
-        if state.node and outcome in policy.NODE_FAULTS:
+        if state.node and outcome in policy.NODE_FAULTS and not policy.was_interrupted(row):
             self.nodes.record_failure(work.deployment.deployment_id, state.node)
         elif state.node and outcome is Outcome.OK:
             self.nodes.record_success(state.node)
@@ -315,10 +318,11 @@ class Driver:
         self.packer.release(launch.launch_key)
         self.breaker.end(launch.launch_key)
         self.display.remove(launch.launch_key)
-        reason = "done" if isinstance(end, Completed) else end.reason
-        self.ledger.end_attempt(launch.deployment_id, work.attempt, reason)
+        ending = "done" if isinstance(end, Completed) else end.reason
+        self.ledger.end_attempt(launch.deployment_id, work.attempt, ending)
         if isinstance(end, Completed):
-            self._carry_out(state, state.ended(self.breaker.opened is not None), state.unprepared)
+            reason = state.unprepared.reason if state.unprepared else None
+            self._carry_out(state, state.ended(self.breaker.opened is not None), reason)
             self._conclude(launch.deployment_id)
             if state.unprepared:
                 self.breaker.check(self.plan.settings.patience)

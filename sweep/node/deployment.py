@@ -121,16 +121,17 @@ def run_deployment(
 
     An engine that died, hung or answered nothing is launched again for the trials after it. All of them end after
     `settings.attempts` such failures with no good trial in between, or after two launches that fail for one reason.
+    A launch is waited for while its endpoint is gone, or others hold its port or its GPUs' memory.
     """
     pending = _Pending(work, stop, draining)
 
     def prepared() -> PreparedNode | None:
         # Without GPUs it would disturb who measures on this machine; with GPUs, theirs would idle meanwhile.
         with _lease(work, gpus, pending, emit) if not gpus else nullcontext(True) as leased:
-            return _prepare(work, gpus, emit) if leased else None
+            return _prepare(work, gpus, emit) if leased and pending.next() else None
 
     try:
-        node = patiently(prepared, work.patience, _outage_reporter(emit))
+        node = patiently(prepared, work.patience, _outage_reporter(emit), pending.pause)
     except Outage as error:
         emit(Unprepared(str(error)))
         return
@@ -144,14 +145,21 @@ def run_deployment(
         return
     if node is None:
         return
-    emit(Prepared())
+    if work.deployment.backend.launches:
+        emit(Prepared())
     _end_contradicted(work, pending.trials, emit)
     failures: list[Failure] = []
-    while pending.next():
+
+    def launch() -> Failure | None:
         with _lease(work, gpus, pending, emit) as leased:
-            if not leased:
-                return
-            failure = _one_launch(work, node, pending, emit)
+            return _one_launch(work, node, pending, emit) if leased else None
+
+    while pending.next():
+        try:
+            failure = patiently(launch, work.patience, _outage_reporter(emit), pending.pause, (Outage,))
+        except Outage as error:
+            emit(Unprepared(str(error), postponed=True))
+            return
         if failure is None or failure.good:
             failures.clear()
         if failure is not None:
@@ -185,10 +193,10 @@ def _outage_reporter(emit: Emit) -> Callable[[str], None]:
     def report(reason: str) -> None:
         nonlocal first
         if first:
-            emit(Note(f"{reason}; it is tried again"))
+            emit(Note(f"{reason}; retrying"))
         first = False
         emit(Stalled(reason))
-        emit(State(f"waiting to prepare the node again: {reason}"))
+        emit(State(f"waiting: {reason}"))
 
     return report
 
@@ -232,6 +240,12 @@ class _Pending:
         remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < remaining), None)
 
+    def pause(self, seconds: float) -> None:
+        """Sleep while a trial may still start."""
+        until = time.monotonic() + seconds
+        while (remaining := until - time.monotonic()) > 0 and self.next():
+            task.pause(min(remaining, 1.0))
+
 
 def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -> Failure | None:
     """Launch the engine and run all pending trials on it. None if it did not fail."""
@@ -240,10 +254,10 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         _wait_for_gpu_memory(node, emit)
         expected = _reference(work, node, emit)
         _wait_for_gpu_memory(node, emit)  # the reference's too, or it would count as free when the engine has ended
-        emit(Prepared())
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         launches = replica_launches(node.launch, backend.replicas)
         with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
+            emit(Prepared())
             facts = _first_facts(work, node, engines, expected, emit)
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             tokenizer = functools.partial(work.deployment.model.tokenizer_folder, work.cache)
@@ -251,6 +265,9 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             with running_gateway(work.deployment.gateway, engines, folder, tokenizer, work.marker) as gateway:
                 return _run_trials(work, RunningEngine(node, engines, facts, launch, gateway), pending, emit)
     except server.LaunchError as error:
+        if policy.is_unavailable(error.exit):
+            raise Outage(error.reason) from error
+        emit(Prepared())
         return Failure(error.outcome, error.reason, error.exit, error.log_tail)
 
 
@@ -397,7 +414,7 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
             _censor(work, trial, pending.trials, emit)
         elif failure := _failure(row, good):
             return failure
-        if not running.alive():
+        if not running.alive() or policy.was_interrupted(row):
             return None
         good = good or row["outcome"] == Outcome.OK
     return None

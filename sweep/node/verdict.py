@@ -32,6 +32,7 @@ BURST = 0.01  # s within which requests count as due at the same time
 EXIT_WITHIN = 5.0  # s after a trial within which an engine that serves no more has to exit
 SERVERS_OWN = ("status", "engine")  # kinds of errors whose detail the server says
 NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # beginnings of the errors that a dying engine leaves
+GONE = ("connect:", "reset:", "closed:", "status: 502", "status: 503", "status: 504")  # as an endpoint's proxy says it
 
 
 def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: Mapping[Path, int]) -> Verdict:
@@ -40,7 +41,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     `logged` is how far each engine's log went before the trial: what it said of memory earlier is no part of this one.
     """
     requests = judge_requests(result.records, max_failed=work.settings.max_failed)
-    if requests.outcome is not Outcome.OK and _lacks_service(result.records):
+    if requests.outcome is not Outcome.OK and _share_without_service(result.records, NO_SERVICE):
         _await_exit(running)
     gateway, dead = running.gateway, running.dead()
     log = (dead or running.engine).log_tail()
@@ -66,7 +67,10 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
             outcome = Outcome.OOM_RUN
         else:
             outcome = Outcome.HUNG if only_timeouts(result.records) else Outcome.INVALID
-        exit = requests.exit if work.deployment.backend.launches else Exit(Cause.ENDPOINT)
+        exit = requests.exit
+        if not work.deployment.backend.launches:
+            gone = _share_without_service(result.records, GONE) == 1
+            exit = Exit(Cause.UNREACHABLE if gone else Cause.ENDPOINT)
         return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
     if has_fixed_length(work, trial) and (reason := other_length(result.records)):
         return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
@@ -79,10 +83,11 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     return Verdict(outcome=Outcome.OK)
 
 
-def _lacks_service(records: Records) -> bool:
-    """Return whether any measured request ended as those of a dying engine do."""
-    errors = (error for error, chosen in zip(records.error, measured(records), strict=True) if chosen)
-    return any(error is not None and error.startswith(NO_SERVICE) for error in errors)
+def _share_without_service(records: Records, errors: tuple[str, ...]) -> float:
+    """Return the share of the measured requests that were sent whose error begins like one of these."""
+    mask = measured(records) & was_sent(records)
+    failed = (error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
+    return sum(error.startswith(errors) for error in failed) / max(1, int(mask.sum()))
 
 
 def _await_exit(running: RunningEngine) -> None:

@@ -386,15 +386,17 @@ def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
-def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path, monkeypatch):
-    url, sent, said = "s3://bucket/run-k", [], []
-    monkeypatch.setattr(heartbeat_lock.os, "kill", lambda pid, number: sent.append((pid, number)))
-    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, said.append):
+def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path):
+    url = "s3://bucket/run-k"
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, print) as mirror:
+        object_store.ObjectStore(url).delete(heartbeat_lock.Lock.NAME)  # a missing lock is written again
+        wait_until(lambda: heartbeat_lock.Lock.NAME in objects(url))
+        mirror.lock.check()
         heartbeat_lock.Lock(object_store.ObjectStore(url)).beat()  # as if this one had been silent for long
-        wait_until(lambda: sent)
+        wait_until(lambda: mirror.lock.taken)
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
-    assert sent == [(os.getpid(), signal.SIGTERM)] * 2
-    assert said == [f"{url} was taken over by another driver: stopping now"]
+        with pytest.raises(Misplaced, match=f"out={url}: another driver has taken over"):
+            mirror.lock.check()
     assert list(objects(url)) == [heartbeat_lock.Lock.NAME]
 
 

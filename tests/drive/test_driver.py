@@ -562,22 +562,6 @@ def test_losses_are_not_blamed_on_a_node(tmp_path):
     assert not executor.driver.nodes.failures
 
 
-def test_an_attempt_that_was_never_placed_has_no_node(tmp_path):
-    class Unplaced(Scripted):
-        def events(self):
-            if len(self.submitted) == 1:
-                yield self.pending[0], Placed("n0", "n0")
-            else:
-                assert driver.states["a"].node is None, "it is not where its last attempt was"
-            yield from super().events()
-
-    paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
-    executor = Unplaced({"a": [[Lost("node died")], ["ok"]]})
-    driver = new_driver(make_plan(deployment("a", ["1"])), paths, ledger, executor)
-    driver.run()
-    assert len(executor.submitted) == 2
-
-
 def test_what_still_runs_on_a_node_when_it_is_quarantined_is_moved_at_its_end(tmp_path):
     """Of two trials on the bad node the first has failed when others make the node bad: both count elsewhere."""
 

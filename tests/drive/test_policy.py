@@ -170,11 +170,12 @@ def unreachable_endpoint():
 
 
 @pytest.mark.parametrize("fails", [refused_port, unreachable_endpoint])
-def test_a_launch_that_its_surroundings_refuse_is_their_fault(monkeypatch, fails):
+def test_a_launch_that_its_surroundings_refuse_is_their_fault_and_is_waited_for(fails):
     with pytest.raises(server.LaunchError) as caught:
         fails()
-    row = row_of_launch(caught.value, monkeypatch)
-    assert (row["outcome"], row["fault"]) == ("launch_failed", "surroundings")
+    assert policy.fault_of(caught.value.outcome, caught.value.exit) == "surroundings"
+    assert policy.is_unavailable(caught.value.exit)
+    assert not policy.is_unavailable(Exit(Cause.PORT, errno=errno.EACCES)), "a port that may not be used"
 
 
 def row_of_trial(end, engine=None, launches=True, gateway=None, **reported):
@@ -277,7 +278,7 @@ def test_whose_fault_a_preparation_is(monkeypatch, raised, outcome, fault):
     def prepare(*arguments):
         raise raised
 
-    monkeypatch.setattr(deployment, "patiently", lambda prepared, patience, report: prepared())
+    monkeypatch.setattr(deployment, "patiently", lambda prepared, *arguments: prepared())
     monkeypatch.setattr(deployment, "_prepare", prepare)
     (finished,) = run_on_node(work_of(trial()))
     assert (finished.row["outcome"], finished.row["fault"]) == (outcome, fault)
