@@ -74,58 +74,46 @@ def flags(line: list[str]) -> dict[str, str]:
     return {flag: "" if value.startswith("--") else value for flag, value in pairs if flag.startswith("--")}
 
 
-def test_sglang(launch):
-    line = configured("sglang", gpus=2, flags={"mem-fraction-static": 0.8, "disable-radix-cache": True}).command(launch)
-    assert line[:3] == ["/env/bin/python", "-m", "sglang.launch_server"]
-    assert flags(line[3:]) == {
-        "--model-path": "/models/llama",
-        "--served-model-name": "llama",
-        "--host": "127.0.0.1",
-        "--port": "8123",
-        "--dtype": "float16",
-        "--random-seed": "7",
-        "--context-length": "4096",
-        "--tp-size": "2",
-        "--enable-metrics": "",
-        "--mem-fraction-static": "0.8",
-        "--disable-radix-cache": "",
-    }
+COMMANDS = {
+    "sglang": (
+        {"mem-fraction-static": 0.8, "disable-radix-cache": True},
+        "sglang.launch_server --model-path /models/llama --served-model-name llama --host 127.0.0.1 --port 8123 "
+        "--dtype float16 --random-seed 7 --context-length 4096 --tp-size 2 --enable-metrics --mem-fraction-static 0.8 "
+        "--disable-radix-cache",
+    ),
+    "lmdeploy": (
+        {"backend": "pytorch", "model-format": "awq"},
+        "lmdeploy serve api_server /models/llama --server-name 127.0.0.1 --server-port 8123 --model-name llama "
+        "--dtype float16 --session-len 4096 --tp 2 --backend pytorch --model-format awq",
+    ),
+    "tensorrt_llm": (
+        {"max_batch_size": 64},
+        "tensorrt_llm.commands.serve serve /models/llama --host 127.0.0.1 --port 8123 --max_seq_len 4096 --tp_size 2 "
+        "--extra_llm_api_options OPTIONS --max_batch_size 64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_line(name, launch):
+    given, command = COMMANDS[name]
+    line = " ".join(configured(name, gpus=2, flags=given).command(launch))
+    options = launch.workdir / "trtllm.yaml"
+    assert line.replace(str(options), "OPTIONS") == f"/env/bin/python -m {command}"
+    if name == "tensorrt_llm":
+        assert json.loads(options.read_text()) == {
+            "return_perf_metrics": True,
+            "enable_iter_perf_stats": True,
+            "dtype": "float16",
+            "kv_cache_config": {"enable_block_reuse": False},  # or a trial would be answered from the one before
+        }
 
 
 def test_lmdeploy(launch):
-    backend = configured("lmdeploy", gpus=2, flags={"backend": "pytorch", "model-format": "awq"})
-    line = backend.command(launch)
-    assert line[:6] == ["/env/bin/python", "-m", "lmdeploy", "serve", "api_server", "/models/llama"]
-    assert flags(line[6:]) == {
-        "--server-name": "127.0.0.1",
-        "--server-port": "8123",
-        "--model-name": "llama",
-        "--dtype": "float16",
-        "--session-len": "4096",
-        "--tp": "2",
-        "--backend": "pytorch",
-        "--model-format": "awq",
-    }
+    backend = configured("lmdeploy", flags={"model-format": "awq"})
     assert not backend.token_ids
     assert backend.batch_form == "streams"
     assert backend.facts(launch) == {"prefix_cache": False, "quantization": "awq"}
-
-
-def test_tensorrt_llm(launch):
-    line = configured("tensorrt_llm", gpus=2, flags={"max_batch_size": 64}).command(launch)
-    assert line[:5] == ["/env/bin/python", "-m", "tensorrt_llm.commands.serve", "serve", "/models/llama"]
-    found = flags(line[5:])
-    options = json.loads(Path(found.pop("--extra_llm_api_options")).read_text())
-    assert options == {"return_perf_metrics": True, "enable_iter_perf_stats": True, "dtype": "float16"} | {
-        "kv_cache_config": {"enable_block_reuse": False}  # or a trial would be answered from the one before
-    }
-    assert found == {
-        "--host": "127.0.0.1",
-        "--port": "8123",
-        "--max_seq_len": "4096",
-        "--tp_size": "2",
-        "--max_batch_size": "64",
-    }
 
 
 def test_exllama(launch):
