@@ -204,7 +204,7 @@ class Ended(Protocol):
 
 
 def launches_again(failures: Sequence[Ended], attempts: int) -> bool:
-    """Return whether an engine is launched again for the other trials, after failures with no good trial between them."""
+    """Return whether an engine is launched again for the other trials, after failures without a good trial between."""
     if failures[-1].outcome is Outcome.OOM_LOAD or len(failures) >= attempts:
         return False
     repeated = {(end.outcome, without_numbers(f"{end.exit.cause} {end.exit.words}")) for end in failures[-2:]}
