@@ -49,7 +49,7 @@ def judge_run(results: RunResults) -> list[Judged]:
 
 def judge_finding(study: Study, finding: PublishedFinding, experiment: str, points: pd.DataFrame) -> Judged:
     """Judge one finding: by the study's own table first, then by these points."""
-    measured = _measured(finding, points)
+    measured = _judged(finding, points)
     published = study.tables.get(experiment)
     if published is not None and finding.check.answer(published.exact).ruling is Ruling.FAILS:
         this_run = [f"this run: {measured.figures}"] if measured.measured else []
@@ -57,7 +57,7 @@ def judge_finding(study: Study, finding: PublishedFinding, experiment: str, poin
     return Judged(finding, JUDGEMENTS[measured.ruling], _joined([measured.figures, finding.note]))
 
 
-def _measured(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
+def _judged(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
     """Return the answer of a run's points: unknown on hardware that the finding is not about or without its premise."""
     if finding.hardware:
         profiles = points.get(HARDWARE, pd.Series(dtype=object))

@@ -40,7 +40,7 @@ class Uncertain(NamedTuple):
     launches: frozenset[int] | None = None  # that the interval is of; None if it has a part for a new launch
     lacking: str = ""  # why there is no interval, and of which point
     memory: str | None = None  # the kind of memory that it is a figure of
-    measured: "Measured | None" = None  # of a point of a run
+    measured: "PointFigure | None" = None  # of a point of a run
 
     def at_least(self, limit: float) -> Ruling:
         """Return whether it is no lower than a limit: yes or no with its whole interval, open with a part of it."""
@@ -95,7 +95,7 @@ class Uncertain(NamedTuple):
         return self.lacking or ("" if self.launches is None else "of these launches")
 
 
-class Measured(NamedTuple):
+class PointFigure(NamedTuple):
     """A figure of a point of a run, by which it is compared with another."""
 
     contests: Contests
@@ -103,17 +103,17 @@ class Measured(NamedTuple):
     place: int
 
 
-def _measured(point: "pd.Series[Any]", column: str) -> Measured | None:
+def _point_figure(point: "pd.Series[Any]", column: str) -> PointFigure | None:
     contests, place = point.get(PLACE, (None, 0))
     quantity = labelled_column(column)
     if contests is None or quantity is None or column not in contests.figures:
         return None
-    return Measured(contests, quantity, place)
+    return PointFigure(contests, quantity, place)
 
 
 def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
     """A figure of a point with its interval."""
-    value, measured = float(point[column]), _measured(point, column)
+    value, measured = float(point[column]), _point_figure(point, column)
     label = point.get(MEMORY_LABEL) if column.startswith("memory_") else None
     memory = str(label) if pd.notna(label) else None
     for ends, launches in (
