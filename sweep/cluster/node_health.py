@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sweep.drive.policy import is_suspect
+from sweep.drive.policy import DEPLOYMENTS
 from sweep.node.events import Placed
 
 
@@ -42,7 +42,10 @@ class NodeHealth:
     def suspects(self) -> set[str]:
         """Return the nodes that are to blame for the deployments that failed on them and on no other."""
         nodes = set().union(*self.failures.values())
-        return {node_id for node_id in nodes if is_suspect(len(self.failed_only_on(node_id)), node_id in self.broken)}
+        return {node_id for node_id in nodes if self.failed_only_on(node_id) and self._is_suspect(node_id)}
+
+    def _is_suspect(self, node_id: str) -> bool:
+        return node_id in self.broken or len(self.failed_only_on(node_id)) >= DEPLOYMENTS
 
     def review(self, has_nodes_besides: Callable[[set[str]], bool]) -> Review:
         """Quarantine suspects while another node remains, and restore nodes that are no longer suspect."""

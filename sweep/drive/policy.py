@@ -36,8 +36,8 @@ An engine is launched again on its node (`launches_again`) and over a deployment
 import errno
 import re
 import signal
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from sweep.base.config import Settings
 from sweep.base.exits import Blame, Cause, Exit, exit_of
@@ -98,7 +98,7 @@ ENGINE_SIGNALS = {  # a program's own doing; others are sent to it
 
 
 def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
-    """Whose fault a failure is; None of what is none."""
+    """Return whose fault a failure is; None of what is none."""
     fault = RULES[outcome].fault
     of_others = was_killed(exit) or exit.cause in SURROUNDINGS or is_outage(exit) or exit.blames == Blame.NODE
     return Fault.SURROUNDINGS if fault is Fault.ENGINE and of_others else fault
@@ -138,7 +138,7 @@ def patience(settings: Settings, worked: bool) -> float:
 
 
 def next_pause(last: float | None) -> float:
-    """The pause before the next try, s."""
+    """Return the pause before the next try, s."""
     return FIRST_PAUSE if last is None else min(2 * last, LONGEST_PAUSE)
 
 
@@ -171,16 +171,10 @@ def engine_answer(row: Cells) -> str | None:
     None also for what the machine's user can mend: nobody has to say that it is mended.
     """
     exit = _stored_exit(row)
-    if row.get("fault") != Fault.ENGINE or Outcome(row["outcome"]) not in FAILED:
+    if row.get("fault") != Fault.ENGINE or (exit is not None and exit.blames == Blame.USER):
         return None
-    if exit is not None and exit.blames == Blame.USER:
-        return None
-    return f"{row['outcome']} under driver {row.get('driver')}: {_repeated(row)}"
-
-
-def _repeated(row: Cells) -> str:
-    exit = _stored_exit(row)
-    return without_numbers(row.get("reason") or "" if exit is None else " ".join((exit.cause, exit.words)))
+    words = f"{exit.cause} {exit.words}" if exit is not None else row.get("reason") or ""
+    return f"{row['outcome']} under driver {row.get('driver')}: {without_numbers(words)}"
 
 
 def _stored_exit(row: Cells) -> Exit | None:
@@ -188,7 +182,7 @@ def _stored_exit(row: Cells) -> Exit | None:
 
 
 def without_numbers(words: str) -> str:
-    """Words without what differs from one time to the next: ports, process ids, times."""
+    """Return words without what differs from one time to the next: ports, process ids, times."""
     return re.sub(r"[0-9]+", "", words)
 
 
@@ -213,16 +207,17 @@ def needs_run(
 # On a node ------------------------------------------------------------------------------------------------------------
 
 
-class Ended(Protocol):
-    """A launch that ended before its trials did."""
+class Failure(NamedTuple):
+    """The end of a launch before its trials had run, which is their outcome if its engine is not launched again."""
 
-    @property
-    def outcome(self) -> Outcome: ...
-    @property
-    def exit(self) -> Exit: ...
+    outcome: Outcome
+    reason: str  # for people
+    exit: Exit
+    log_tail: str | None = None
+    good: bool = False  # trials succeeded before
 
 
-def launches_again(failures: Sequence[Ended], attempts: int) -> bool:
+def launches_again(failures: Sequence[Failure], attempts: int) -> bool:
     """Return whether an engine is launched again for the other trials, after failures without a good trial between."""
     last = failures[-1]
     if last.outcome is Outcome.OOM_LOAD or last.exit.blames == Blame.NODE or len(failures) >= attempts:
@@ -238,31 +233,16 @@ def engine_failed(row: Cells) -> bool:
     return RULES[Outcome(row["outcome"])].of_engine or answered_none
 
 
-class Sized(Protocol):
-    """A trial, as far as memory is concerned."""
-
-    @property
-    def workload(self) -> Any: ...
-    @property
-    def load(self) -> Any: ...
+def censored(pending: Iterable[Any], out_of_memory: Collection[Any]) -> list[tuple[Any, str]]:
+    """Return the trials that would run out of memory too, each with the reason: smaller batches of it have."""
+    smaller = ((trial, _smaller_batches(out_of_memory, trial)) for trial in pending)
+    return [(trial, f"{other.load.describe()} already ran out of memory") for trial, other in smaller if other]
 
 
-AnyTrial = TypeVar("AnyTrial", bound=Sized)
-
-
-def censored(pending: Iterable[AnyTrial], out_of_memory: Iterable[Sized]) -> list[tuple[AnyTrial, str]]:
-    """The trials that would run out of memory too, each with the reason: smaller batches of their workload have."""
-    return [
-        (trial, f"{smaller.load.describe()} already ran out of memory")
-        for trial in pending
-        for smaller in [next((other for other in out_of_memory if _smaller_batches(other, trial)), None)]
-        if smaller is not None
-    ]
-
-
-def _smaller_batches(trial: Sized, larger: Sized) -> bool:
-    size, larger_size = trial.load.size, larger.load.size
-    return bool(size and larger_size and size < larger_size and trial.workload == larger.workload)
+def _smaller_batches(trials: Iterable[Any], larger: Any) -> Any:
+    """Return the first trial of the same workload in smaller batches; None without one."""
+    alike = (trial for trial in trials if trial.workload == larger.workload and trial.load.size and larger.load.size)
+    return next((trial for trial in alike if trial.load.size < larger.load.size), None)
 
 
 # In the driver --------------------------------------------------------------------------------------------------------
@@ -283,7 +263,7 @@ def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
 
 
 def most_losses(of_ours: bool, settings: Settings) -> int:
-    """The losses that end a launch: of nodes and workers, or of errors of ours."""
+    """Return the number of losses that ends a launch: of nodes and workers, or of errors of ours."""
     return settings.attempts if of_ours else MAX_LOSSES
 
 
@@ -293,19 +273,9 @@ def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHist
 
 
 def node_is_broken(row: Cells) -> bool:
-    """Return whether a failed row's engine told that its node is broken."""
+    """Return whether a failed row's engine says that its node is broken."""
     exit = _stored_exit(row)
     return exit is not None and exit.blames == Blame.NODE
-
-
-def is_suspect(failed_only_there: int, broken: bool = False) -> bool:
-    """Return whether a node is to blame for the deployments that failed on it and on no other; if `broken`, for one."""
-    return failed_only_there >= (1 if broken else DEPLOYMENTS)
-
-
-def pauses(failing: int) -> bool:
-    """Return whether a run pauses when so many deployments in a row cannot be prepared."""
-    return failing >= DEPLOYMENTS
 
 
 def longest_pause(patience: float, worked: bool) -> float:

@@ -12,10 +12,7 @@ import pytest
 
 from backends.installed import configured
 from backends.launch import server
-from backends.prepare import images, retry
-from backends.prepare.environments import EnvironmentFailed
-from backends.tables.causes import cause_table
-from sweep.base.exits import exit_of
+from backends.tables.causes import cause_table, told
 from sweep.base.records import Outcome
 from sweep.drive import policy
 
@@ -73,20 +70,8 @@ def test_a_log_tells_outcome_fault_cause_and_remedy(case):
 
 
 @cases("prepare")
-def test_a_registrys_limit_is_waited_for(case, monkeypatch, tmp_path):
+def test_a_registrys_limit_is_an_outage(case):
     (line,) = case["lines"]
-    words = re.search(r"cannot be pulled: (.*); log", line)[1]
-
-    def fail(*arguments):
-        raise images.programs.ToolFailed(1, [words])
-
-    monkeypatch.setattr(images.programs, "run", fail)
-    monkeypatch.setattr(images, "runtime", lambda spec: "docker")
-    with pytest.raises(EnvironmentFailed) as caught:
-        images.pull_image(SimpleNamespace(name="tgi"), "a/b@sha256:0", tmp_path, print)
-    exit = exit_of(caught.value)
-    assert policy.is_waited_for(caught.value)
-    assert re.search(case["right_cause"], exit.words)
-    assert re.search(case["right_remedy_hint"], cause_table().find_remedy(exit.words))
-    with pytest.raises(retry.Outage):
-        retry.patiently(lambda: (_ for _ in ()).throw(caught.value), 0.0, lambda reason: None)
+    assert policy.is_outage(told(line))
+    assert re.search(case["right_cause"], line)
+    assert re.search(case["right_remedy_hint"], cause_table().find_remedy(line))

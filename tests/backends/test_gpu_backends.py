@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from backends.base import Backend, Host, Launch
-from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, LibrarySettings, PromptRow
 from backends.launch import container_options, server
 from backends.launch.gpus import Gpu
@@ -123,6 +122,8 @@ def test_exllama(launch):
     assert found["--library"] == "backends.host.libraries.exllama_library"
     assert found["--device"] == "cuda"
     assert json.loads(found["--flags"]) == {"cache_tokens": 65536, "max_batch_size": 32}
+    facts = configured("exllama").facts(launch)
+    assert (facts["substitute_for"], facts["quantization"]) == ("ExLlama V1", "exl3 4 bits")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -407,11 +408,7 @@ def test_exllama_drop_clear_and_memory(library):
     library.drop(row)
     library.drop(row)
     assert len(library.generator.cancelled) == 1
-    assert library.memory() == {
-        "kv_cache_usage": 0.2,
-        "allocated_memory_bytes": 5.0,
-        "reserved_memory_bytes": 7.0,
-    }
+    assert library.memory() == {"kv_cache_usage": 0.2, "allocated_memory_bytes": 5.0, "reserved_memory_bytes": 7.0}
     library.clear()
     assert library.generator.jobs == []
     assert library.rows == {}
@@ -463,13 +460,6 @@ def test_vllm_offline_is_the_engine_that_others_measure(launch):
     bare = configured("vllm_offline", detokenize=False, multiprocessing=False)
     assert bare.environment(launch)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert '"detokenize": false' in " ".join(bare.command(launch))
-
-
-def test_exllama_says_what_it_stands_for(launch):
-    facts = configured("exllama").facts(launch)
-    assert facts["substitute_for"] == "ExLlama V1"
-    assert facts["quantization"] == "exl3 4 bits"
-    assert isinstance(configured("exllama"), ExLlama)
 
 
 SETTLED = {"version": "0.5.23", "attention_backend": "fa3", "disable_cuda_graph": False, "kv_cache_dtype": "auto"}

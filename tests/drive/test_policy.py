@@ -32,12 +32,12 @@ from sweep.disk.row import TrialRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive import policy
 from sweep.drive.launch_state import Stage
+from sweep.drive.policy import Failure
 from sweep.inputs import hub, rows
 from sweep.inputs.load import Batch, Constant
 from sweep.inputs.model import ServedModel
 from sweep.inputs.workload import Workload
 from sweep.node import deployment, verdict
-from sweep.node.deployment import Failure
 from sweep.node.events import Completed, Finished, Lost, NotStarted, Unprepared
 from sweep.node.rows import identity
 from sweep.node.work import Work
@@ -345,7 +345,7 @@ uv       | Failed to fetch https://index/vllm: HTTP status client error (403 For
 uv       | failed to write to file: No space left on device (os error 28)                    | wait
 docker   | dial tcp: lookup registry-1.docker.io: Temporary failure in name resolution       | wait
 docker   | manifest unknown: manifest unknown                                                | answer
-docker   | toomanyrequests: You have reached your pull rate limit: Too Many Requests         | wait
+docker   | toomanyrequests: You have reached your unauthenticated pull rate limit.           | wait
 hub      | 403                                                                               | answer
 hub      | 404                                                                               | answer
 hub      | 408                                                                               | wait
