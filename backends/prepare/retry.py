@@ -21,13 +21,9 @@ def patiently(
     pause: Callable[[float], None] | None = None,
     faults: tuple[type[Exception], ...] = FAULTS,
 ) -> Provided:
-    """Return what `prepare` does, retried for `patience` s after its first outage. Each outage is reported.
+    """Return what `prepare` does, retrying for `patience` s while it is an outage, then Outage; other errors pass.
 
-    `pause` sleeps, and may return early. Errors outside `faults` are raised at once.
-
-    Raises:
-        Outage: when the time is over.
-        EnvironmentFailed, OSError, ValueError: at once, for failures that are answers, and for a full disk.
+    `pause` sleeps, and may return early.
     """
     until, seconds = None, None
     while True:
