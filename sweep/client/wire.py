@@ -36,6 +36,7 @@ from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, To
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
+LONGEST_ANSWER = 4, 64  # times the tokens asked for, and tokens: a longer answer is one that does not end
 NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
@@ -43,7 +44,8 @@ REASONING = ("reasoning_content", "reasoning")  # keys of a delta for the text o
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_NUMBER = re.compile(rb"\s*(\d+)")
+_NUMBER = re.compile(rb"\s*(\d{1,9})(?!\d)")
+LARGEST_COUNT = 10**9  # tokens: no usage says as many, and records have 32 bits
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
 _COMPRESSED = (
@@ -273,6 +275,7 @@ class Answer:
     prompts: InitVar[int] = 1
     patient_until: int = 0  # tokens before which the answer cannot end with the next event
     keeps_text: InitVar[bool] = False  # for its tokens to be counted afterwards
+    limit: int = LARGEST_COUNT  # tokens of all streams, with more of which it is over
     streams: list[Stream] = field(init=False)
     sent: int = 0  # ns, when the first byte of the request was written
     completed: int = 0  # ns, arrival of the end of the body; 0: it never came
@@ -320,6 +323,13 @@ class Answer:
 
     def body(self, data: bytes, arrived: int) -> None:
         """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
+        try:
+            self._take(data, arrived)
+        except Exception as error:  # noqa: BLE001 - this answer's failure, whatever its server sent
+            self._shape = None
+            self.fail(f"protocol: {type(error).__name__}: {str(error)[:LARGEST_MESSAGE]}")
+
+    def _take(self, data: bytes, arrived: int) -> None:
         if self._shape and not self._carry and self._short_cut(data, arrived):
             return
         if self._carry:
@@ -352,6 +362,11 @@ class Answer:
             event += b"\n\n"
             if not (self._shape and self._short_cut(event, arrived)):
                 self._parse(event, arrived)
+
+    @property
+    def is_endless(self) -> bool:
+        """True once it has several times the tokens asked for."""
+        return self.tokens > self.limit
 
     def complete(self, arrived: int) -> None:
         """The body has ended as HTTP wants it."""
@@ -495,19 +510,19 @@ class Answer:
         elif len(choices) == 1 and 0 <= (choices[0].get("index") or 0) < len(self.streams):
             stream = self.streams[choices[0].get("index") or 0]
         else:
-            self._sum = number if not choices and isinstance(number, int) else self._sum
+            self._sum = _token_count(number) if not choices and isinstance(number, int) else self._sum
             return
         if isinstance(usage.get("prompt_tokens"), int):
-            stream.input_tokens = usage["prompt_tokens"]
+            stream.input_tokens = _token_count(usage["prompt_tokens"])
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
-            stream.cached_tokens = details["cached_tokens"]
+            stream.cached_tokens = _token_count(details["cached_tokens"])
         final = not choices or stream.finish_reason is not None  # until then it is a running count
         if final and isinstance(number, int):
-            stream.output_tokens = number
+            stream.output_tokens = _token_count(number)
         details = usage.get("completion_tokens_details")
         if isinstance(details, dict) and isinstance(details.get("reasoning_tokens"), int):
-            stream.reasoning_tokens = details["reasoning_tokens"]
+            stream.reasoning_tokens = _token_count(details["reasoning_tokens"])
 
     def _share_sum(self) -> None:
         """Give each prompt of a list its share of the call's count, by its events, where no count was its own."""
@@ -527,8 +542,10 @@ class Answer:
         details = content.get("details") or {}
         if details or content.get("generated_text") is not None:
             stream.finish_reason = str(details.get("finish_reason") or "unknown")
-            stream.output_tokens = details.get("generated_tokens", UNKNOWN)
-            stream.input_tokens = details.get("input_length", UNKNOWN)
+            if "generated_tokens" in details:
+                stream.output_tokens = _token_count(details["generated_tokens"])
+            if "input_length" in details:
+                stream.input_tokens = _token_count(details["input_length"])
             self.ended = True
         elif content.get("token"):
             self._learn(event, "text", b"token")
@@ -595,8 +612,16 @@ def _direct_address(location: str, path: str) -> str:
 
 def _number(event: bytes, key: bytes) -> int:
     match = _NUMBER.match(event, event.rfind(key) + len(key))
-    assert match is not None  # asked only of events of a shape that has it
+    if match is None:
+        raise ValueError(f"expected a count after {key.decode()}")
     return int(match[1])
+
+
+def _token_count(number: Any) -> int:
+    """Return a count of tokens. Raises ValueError for anything that is none."""
+    if not isinstance(number, int) or not 0 <= number < LARGEST_COUNT:
+        raise ValueError(f"expected a count of tokens, not {str(number)[:40]}")
+    return number
 
 
 def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
@@ -617,7 +642,11 @@ def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: 
         stream.by_ids = True
         return len(ids), b'"token_ids":'
     count = usage.get("completion_tokens")
-    if isinstance(count, int) and (stream.running_count or stream.ahead or not stream.chunk_us):
+    if (
+        isinstance(count, int)
+        and _token_count(count) >= 0
+        and (stream.running_count or stream.ahead or not stream.chunk_us)
+    ):
         tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
         return stream.reconciled(tokens, text), b'"completion_tokens":'
     return (1 if text else 0), b""

@@ -96,6 +96,14 @@ def test_events_of_their_own_are_not_buffered(tmp_path: Path) -> None:
     assert set(row.warnings) <= {"few-requests", "uncommitted-code", "shared-timestamps"}
 
 
+def test_an_answer_that_does_not_end_is_over_as_a_failed_request(tmp_path: Path) -> None:
+    """Eight tokens were asked for, and 100,000 come: only the time-out of an hour ended that."""
+    requests, script = [Request("r", "say", 8)], Script(tokens=100_000, ttft=0.01, itl=0.001)
+    with token_server(script) as url:
+        result = measure(Target(url, "m"), [], requests, ClosedLoop(1), folder=tmp_path / "job")
+    assert result.records.error == ["protocol: 65 tokens without an end; the request asked for far fewer"]
+
+
 # -- who counts
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httptools
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from sweep.base.clock import StampClock
 from sweep.base.records import UNKNOWN, Api, Request, Timeouts
 from sweep.client import wire
+from sweep.client.job import ResultFiles
+from sweep.client.modes import Dispatch
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import PATIENT_READ_SIZE, READ_SIZE, Counters, ServerAddress, StampedConnection
 from sweep.client.wire import Answer, Target
@@ -345,6 +348,29 @@ def test_a_model_without_a_chat_template_is_named_with_the_remedy(api: Api) -> N
     assert answer.error is not None
     assert ("set backend.api=completions" in answer.error) == (api == "chat")
     assert "tokenizer does not define one" in answer.error
+
+
+COUNTS = [-5, -1, 10**9, 10**300, float("nan"), "7", [1], True]
+
+
+@pytest.mark.parametrize("count", COUNTS, ids=str)
+@pytest.mark.parametrize("key", ["completion_tokens", "prompt_tokens", "cached", "reasoning", "tgi"])
+def test_a_malformed_count_fails_its_request_and_never_the_measuring_process(
+    tmp_path: Path, key: str, count: Any
+) -> None:
+    """-5 in a running usage ended the process, and with it the timings of all other requests."""
+    usage: dict[str, Any] = {"prompt_tokens": 3, "completion_tokens": 2}
+    details = {"cached": "prompt_tokens_details", "reasoning": "completion_tokens_details"}.get(key, key)
+    usage[details] = {f"{key}_tokens": count} if details != key else count
+    last = {"token": {"text": " b"}, "details": TGI_END | {"generated_tokens": count}}
+    content = last if key == "tgi" else completion(" b") | {"usage": usage}
+    events = [completion(" a") | {"usage": {"completion_tokens": 1}}, content, completion("", finish="stop")]
+    pieces = [sse(event) for event in (events[1:2] if key == "tgi" else events)]
+    answer = read("tgi" if key == "tgi" else "completions", 1, [*pieces, sse("[DONE]")])
+    ResultFiles(tmp_path, 0).add(Dispatch(0, 0, 0, 0), answer, 0)
+    assert answer.error is None or answer.error.startswith("protocol: ")
+    if isinstance(count, int) and count < 0:
+        assert answer.error is not None
 
 
 def test_an_event_without_end_is_refused() -> None:
