@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -127,6 +128,13 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     assert no_lease(("GPU-x",), "") is None
 
 
+@pytest.mark.parametrize("name", ["sweep-lease-taking", "sweep-lease/GPU-v/01234567/1/nobody"])
+def test_a_name_that_any_process_may_bind_stops_nobody(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as foreign:
+        foreign.bind(b"\0" + name.encode())
+        assert no_lease(("GPU-v",), "") is None
+
+
 @contextlib.contextmanager
 def taking(device: str, launches: int) -> Iterator["subprocess.Popen[str]"]:
     """The process of another sweep, with launches of 0.3 s one after the other on a device. It prints its reports."""
@@ -152,7 +160,8 @@ def test_a_sweep_of_many_launches_lets_another_have_its_turn() -> None:
             reports = [process.stdout.readline()]
             while reports[-1].strip().isdecimal():
                 reports.append(process.stdout.readline())
-        assert reports[-1] == f"waiting for process {os.getpid()} (sweep test), which measures on GPU-y\n"
+        holder = f"process {os.getpid()} (sweep test), which measures on GPU-y"
+        assert reports[-1] == f"waiting for {holder}; to go on now, stop that process\n"
         assert len(reports) <= 4, "it comes between two of the next launches"
         assert int(process.stdout.readline()) == len(reports), "the other sweep goes on where it was"
 
