@@ -142,7 +142,7 @@ def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
     counts = launched.groupby("point")[["launch", "replicate"]].nunique()
     for point in counts.index[(counts["launch"] < counts["replicate"]) & counts.index.isin(compared)]:
         launches, replicates = counts.loc[point]
-        message = f"{replicates} replicates on {count(int(launches), 'launch')}: not told apart from the others"
+        message = f"{replicates} replicates on {count(int(launches), 'launch')}: the comparison is a tie"
         yield Evidence(launches / replicates, message, points=(int(point),))
 
 

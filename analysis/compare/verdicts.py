@@ -35,7 +35,7 @@ class Finding(StrEnum):
     FASTER = "better"
     SLOWER = "worse"
     EQUAL = "equal"
-    UNDECIDED = "not told apart"
+    UNDECIDED = "tie"
     INCOMPARABLE = "not comparable"
 
 

@@ -230,8 +230,8 @@ def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
     if missing:
         return f"{where}: no result with {' and with '.join(missing)} of {len(design.knobs)} knobs on"
     return (
-        f"{where}: {len(measured)} of {2 ** len(design.knobs)} combinations have a result, which do not tell the "
-        "knobs' shares from their interactions; measure the others, or the half with an even number of knobs on"
+        f"{where}: {len(measured)} of {2 ** len(design.knobs)} combinations have a result, too few to separate "
+        "the knobs' shares; measure the others, or the half with an even number of knobs on"
     )
 
 

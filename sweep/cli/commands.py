@@ -32,8 +32,8 @@ usage: sweep COMMAND ...
 {choices}
 
 sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a backend; sweep --version.
-Exit status: 0 finished; 1 finished, and trials failed; 75 issue the same command again: the run had to stop, or the
-deadline left trials pending; 2 bad input; 130 interrupted.
+Exit status: 0 finished; 1 finished, and trials failed; 2 bad input; 75 issue the same command again; 130 interrupted.
+Status 75 means that the run had to stop, or that the deadline left trials pending.
 sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
 RUN_HELP = "a results folder, its name under results/, or s3://bucket/run"
 NOT_JUDGED = 3  # exit status of `compare`: no --fail-if is met, and one was decided nowhere or not everywhere

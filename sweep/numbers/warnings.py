@@ -362,8 +362,8 @@ def own_token_count(token_source: str) -> Evidence | None:
 
 
 @_warning(
-    "Either model.tokenizer is not that of the served model, or the server counts tokens that are not in its answers"
-    " (with ignore_eos, end tokens are not in the text): else compare requests/s and end-to-end latencies instead.",
+    "Either model.tokenizer belongs to another model, or the server counts tokens that its answers lack (with"
+    " ignore_eos, end tokens are not in the text). Otherwise compare requests/s and end-to-end latencies.",
     (*TOKEN_COLUMNS, *STREAMED),
 )
 def token_counts_differ(recounted_share: float, token_source: str) -> Evidence | None:

@@ -71,16 +71,16 @@ def steady_num_failed(records: Records, mask: Mask, window: Window) -> int | Non
 
 @quantity(unit="", kind="validity", steady=True)
 def steady_drift(records: Records, mask: Mask, window: Window) -> float | None:
-    """e2el in the second half of the window / in the first, where every tenth of the one is above every tenth of the
-    other and their p50 or p90 differ by 10 %; null without drift.
+    """e2el in the second half of the window / in the first; null unless p50 or p90 differ by 10 % and every tenth of
+    one half is above every tenth of the other.
     """
     return drift_within(records, mask, window)
 
 
 @quantity(unit="", kind="validity", better="lower", steady=True)
 def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """e2el of the requests sent after the window / of those in it, where their p50 or p90 is above that of every tenth
-    of the window and 25 % above its own; null without drift.
+    """e2el of the requests sent after the window / of the window's requests; null unless their p50 or p90 is 25 % above
+    the window's and above every tenth of the window.
     """
     return drift_after(records, mask, window)
 
