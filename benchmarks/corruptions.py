@@ -31,9 +31,9 @@ with a result; a compact file is that of a copy whose tables were put together.
 
 *Damaged*: the file no longer holds, by its checksums or its form. The other corruptions left the content as it was
 (CRLF at the end of a line, a cut in what a reader leaves out anyway). *Tracebacks*: commands that ended with one.
-*Believed*: content that a reader took for something else than what was written. *Silent*: commands that read the whole of a damaged
-file and did not name it. *Long*: commands that refused in more, or less, than one line (besides a warning that names
-what is left out). *Named*: corruptions of which some command named the file.
+*Believed*: content that a reader took for something else than what was written. *Silent*: commands that read the
+whole of a damaged file and did not name it. *Long*: commands that refused in more, or less, than one line (besides a
+warning that names what is left out). *Named*: corruptions of which some command named the file.
 
 """
 

@@ -142,8 +142,9 @@ def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterat
         "between engines or settings is testable after a single launch. A finding about the loads of one launch",
         "uses the interval of these launches, and says so. Without an interval, as after a single replicate, a",
         "finding is not testable. Outcomes decide what fits in memory. The studies' own tables have no intervals",
-        "and are judged by their figures. The tables and their sources are data, `analysis/studies/data`. The runs",
-        "beside them are of the small forms of a machine without a GPU. Only ratios can be compared, and",
+        "and are judged by their figures. A ratio of two points has the same interval as in the report and the",
+        "summary ([metrics](metrics.md#comparisons)). The tables and their sources are data, `analysis/studies/data`.",
+        "The runs beside them are of the small forms of a machine without a GPU. Only ratios can be compared, and",
         "most findings need the study's hardware. `python scripts/studies.py` writes this page.",
     )
     for study in all_studies():

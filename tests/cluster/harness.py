@@ -209,7 +209,6 @@ class Network:
         self.cut_off.add(index)
 
     def mend(self, index: int) -> None:
-        """Undo `cut`."""
         ip("link", "set", self.link(index), "up")
         self.cut_off.discard(index)
 
@@ -314,7 +313,6 @@ class Sweep:
         return self.run_name or "no run yet"
 
     def marked(self) -> list[int]:
-        """Engines, their children and supervisors."""
         name = self.name()
         return supervisor.marked(lambda environ: environ[supervisor.MARKER].startswith(f"{name}/"))
 

@@ -155,14 +155,12 @@ class Slurm:
             )
 
     def start_node(self, name: str) -> None:
-        """Start a node's slurmd in its namespace."""
         namespace = (
             f"--net=/run/netns/{self.network.names[self.names.index(name)]}"  # keeps /sys, unlike `ip netns exec`
         )
         self._daemon(name, ["nsenter", namespace, "slurmd", "-D", "-N", name])
 
     def kill(self, name: str) -> None:
-        """Kill a daemon."""
         daemon = self.daemons.pop(name)
         daemon.kill()
         daemon.wait()
@@ -184,12 +182,10 @@ class Slurm:
         return [psutil.Process(int(pid)) for pid in answer.stdout.split() if psutil.pid_exists(int(pid))]
 
     def command(self, *words: str) -> str:
-        """Return what one of Slurm's commands prints."""
         answer = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False)
         return answer.stdout.strip()
 
     def states(self) -> set[str]:
-        """Return the states of the nodes."""
         return set(self.command("sinfo", "--Node", "--noheader", "--format=%T").split())
 
     def submit(self, folder: Path, *arguments: str, options: tuple[str, ...] = (), cache: Path) -> "Job":
@@ -214,16 +210,13 @@ class Job:
 
     @property
     def sweep(self) -> Sweep:
-        """The files of its sweep."""
         return Sweep(self.results / "run", cache=self.folder)
 
     def facts(self) -> dict[str, str]:
-        """Return what Slurm says of the job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.slurm.command("scontrol", "show", "job", self.number)))
 
     @property
     def state(self) -> str:
-        """Its state, such as RUNNING."""
         return self.facts().get("JobState", "")
 
     @property
@@ -244,7 +237,6 @@ class Job:
         return len(self.sweep.committed())
 
     def log(self) -> str:
-        """Return what the job has printed."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"*{self.number}*.log")))
 
     def cancel(self) -> None:

@@ -29,7 +29,6 @@ class Ending(NamedTuple):
 
 
 def _nodes(job: Job) -> set[str]:
-    """Return the nodes on which attempts started."""
     return {entry["node"] for entry in job.sweep.ledger() if entry["event"] == "attempt_placed"}
 
 
@@ -80,7 +79,6 @@ def _kill(slurm: Slurm, job: Job, node: str, program: str, log: str) -> None:
 
 
 def no_fault(slurm: Slurm, folder: Path, cache: Path) -> Ending:
-    """One node."""
     begin = time.monotonic()
     return ending(slurm.submit(folder, *SHORT, options=("--nodes=1", "--time=20"), cache=cache), begin)
 
@@ -152,7 +150,6 @@ def failed_trials(slurm: Slurm, folder: Path, cache: Path) -> Ending:
 
 
 def cancelled(slurm: Slurm, folder: Path, cache: Path) -> Ending:
-    """`scancel` while trials run."""
     return _run(slurm, folder, cache, Job.cancel, *LONG)
 
 

@@ -90,7 +90,6 @@ def _full_disk(on: Surroundings, chance: random.Random) -> Strike | None:
 
 
 def _slow_disk(on: Surroundings, chance: random.Random) -> Strike | None:
-    """Writes wait for most of each second."""
     index, seconds = chance.randrange(on.size), chance.uniform(0.5, 2) * PATIENCE
     if on.cluster.nodes[index].raylet() is None:
         return None
@@ -130,7 +129,6 @@ def _head(on: Surroundings, chance: random.Random) -> Strike | None:
 
 
 def _second_driver(on: Surroundings, chance: random.Random) -> Strike | None:
-    """Somebody issues the command that is running."""
     if not _driver(on):
         return None
     command = [sys.executable, *on.sweep.program, *on.sweep.arguments]

@@ -17,7 +17,6 @@ Answer = list[dict[str, Any]]
 
 
 def generate(model: Any, tokenizer: Any, prompts: list[str], count: int) -> Answer:
-    """One left-padded batch."""
     encoded = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
         found = model.generate(

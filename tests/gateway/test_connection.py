@@ -19,8 +19,6 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 def write(data, then_close=False):
-    """A script that answers with these bytes."""
-
     def script(connection, request):
         connection.sendall(data)
         if then_close:

@@ -181,7 +181,6 @@ STORIES = [{"text": f"Once there was a bear called number {number}."} for number
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A folder laid out as roneneldan/TinyStories is."""
     data = tmp_path / "TinyStories" / "data"
     data.mkdir(parents=True)
     write(data / "train-00000-of-00001-aaaa.parquet", [{"text": "of the other split"}])

@@ -24,7 +24,6 @@ def trials_of(engines: int, replicates: int, shared: bool = False) -> Trials:
 
 
 def differences(model: BlockModel, above: list[int], below: list[int]) -> tuple[Any, Any]:
-    """By Sidak, for so many pairs."""
     return model.contrasts(model.pairs(above, below), model.sidak(len(above)))
 
 

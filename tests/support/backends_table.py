@@ -26,7 +26,6 @@ HEADINGS = (
 
 
 def cells(backend: Backend) -> tuple[str, ...]:
-    """One row of the table."""
     name, traits = backend.name, backend.traits
     if not backend.launches:
         return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"
@@ -69,7 +68,6 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """A document with its table made anew."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"

@@ -113,7 +113,6 @@ def gateway(*urls: str, log: Any = None, tokenizer: Any = None, **settings: Any)
 
 
 def chunked(*parts: bytes) -> bytes:
-    """A body's parts in HTTP's chunked form."""
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
 
@@ -130,7 +129,6 @@ def stream(*events: bytes) -> Script:
 
 
 def plain(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> Script:
-    """A script that answers with one body."""
     head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nX-Engine: yes\r\n\r\n" % (status, kind, len(body))
     return lambda connection, request: connection.sendall(head + body)
 

@@ -55,7 +55,6 @@ def committed_rows(ledger: Path) -> list[dict[str, Any]]:
 
 
 def printed(run: Run, width: int) -> str:
-    """The terminal's summary, checked to fit."""
     console = Console(width=width)
     with console.capture() as output:
         console.print(Summary(RunResults(run)))

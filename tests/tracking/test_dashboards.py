@@ -162,7 +162,6 @@ def test_a_finished_run_of_each_shipped_experiment_is_sent(tmp_path: Path, exper
 
 
 def sweep_of_one_trial(folder: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
-    """The whole command, on the simulated engine."""
     line = ["backend=simulated", "model=tiny-llama", "workload=qa", "workload.output_tokens=4", "load.batch_size=4"]
     line += ["workload.num_requests=4", "backend.ttft.mean=0.2", "cluster=inline", "hardware=cpu", "tracking=wandb"]
     done = published(folder, "sweep", *line, "out=run", "name=alone", **environ)
