@@ -366,7 +366,6 @@ def netns(pid: int) -> str:
 
 
 def pids_of(argument: str) -> list[int]:
-    """Processes with this word on their command line."""
     pids = []
     for process in psutil.process_iter(["cmdline"]):
         if argument in (process.info["cmdline"] or []):

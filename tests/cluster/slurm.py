@@ -176,7 +176,6 @@ class Slurm:
                 process.kill()
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Return the processes that run on a node."""
         namespace = self.network.names[self.names.index(name)]
         answer = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
         return [psutil.Process(int(pid)) for pid in answer.stdout.split() if psutil.pid_exists(int(pid))]
@@ -221,19 +220,15 @@ class Job:
 
     @property
     def restarts(self) -> int:
-        """The number of times that it was requeued."""
         return int(self.facts().get("Restarts", 0))
 
     def ended(self) -> bool:
-        """Return whether the job will not run any more."""
         return self.state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
     def exit_status(self) -> int:
-        """Return the exit status of the batch script."""
         return int(self.facts()["ExitCode"].partition(":")[0])
 
     def rows(self) -> int:
-        """Return the number of trials that have ended."""
         return len(self.sweep.committed())
 
     def log(self) -> str:

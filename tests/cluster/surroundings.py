@@ -198,7 +198,6 @@ class Surroundings:
         return [*self.network.prefixes()[index], "sh", "-c", script, "node", str(self.cache), hidden]
 
     def _seen_by(self, index: int, path: Path) -> Path:
-        """Return a path as this node sees it."""
         return Path(f"/proc/{self.cluster.nodes[index].process.pid}/root{path}")
 
     def leftovers(self) -> list[str]:

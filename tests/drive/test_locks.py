@@ -408,7 +408,6 @@ def test_unlike_nodes_are_refused_in_one_line():
 
 
 def of_a_cluster(platform):
-    """The settings of a dry run on one."""
     return Settings(
         name="t",
         out="out",

@@ -52,7 +52,6 @@ def pauses(monkeypatch):
 
 
 def failing(*errors):
-    """A preparation that fails so, and then works."""
     left = list(errors)
 
     def prepare():

@@ -87,7 +87,6 @@ class Circuit:
 
     @cached_property
     def distance(self) -> int:
-        """Places in which two codewords differ at the least."""
         return int((self.code[1:] < 0).sum(axis=1).min())
 
     @cached_property
@@ -147,7 +146,6 @@ class Circuit:
         return scale * np.eye(self.width)
 
     def _quiet(self, weights: Array, rows: int) -> Array:
-        """The first rows, which the circuit reads with."""
         weights[:rows] *= CIRCUIT_NOISE
         return weights[:rows]
 

@@ -105,7 +105,6 @@ def serve():
 
 
 def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: object) -> SimpleNamespace:
-    """As much of a Work as agreement looks at."""
     model = SimpleNamespace(
         name="tiny",
         comparable=True,

@@ -10,7 +10,6 @@ TEXT, MARK = 4.5, 3.0  # ratios that WCAG 2.2 AA asks for (1.4.3, 1.4.11)
 
 
 def colours(scheme: str) -> dict[str, str]:
-    """The variables of a scheme by name, as #rrggbb."""
     start = STYLE.index("prefers-color-scheme: dark") if scheme == "dark" else 0
     block = STYLE[STYLE.index(":root", start) :].partition("}")[0]
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))

@@ -27,7 +27,6 @@ SHORT_LIMIT = 8.0  # s: a section that only prints ends within it on a busy mach
 
 @pytest.fixture
 def two_l4s(monkeypatch):
-    """A machine with two GPUs and a new driver."""
     present = tuple(Gpu(f"GPU-{number}", number, "NVIDIA L4", "8.9") for number in range(2))
     for function in (gpus.present, gpus.visible):
         monkeypatch.setattr(gpus, function.__name__, lambda: present)

@@ -70,7 +70,6 @@ def throughput_rows(vllm: float = 1143.0, replicates: int = 2, hardware: str = "
 
 
 def on(hardware: str) -> str:
-    """The settings of a trial on this hardware."""
     return json.dumps({"hardware": {"name": hardware}})
 
 

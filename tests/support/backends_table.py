@@ -62,7 +62,6 @@ def _yes(trait: bool | None) -> str:
 
 
 def table() -> str:
-    """The table in Markdown, one row a backend."""
     rows: list[Sequence[str]] = [HEADINGS, ["---"] * len(HEADINGS), *(cells(configured(name)) for name in names())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

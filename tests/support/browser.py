@@ -63,7 +63,6 @@ class Browser:
         self._post(f"{self.session}/url", url=page.as_uri() + fragment)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value that a script returns in the page."""
         return self._post(f"{self.session}/execute/sync", script=script, args=list(arguments))
 
     def keys(self, *pressed: str) -> None:

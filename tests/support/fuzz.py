@@ -520,7 +520,6 @@ def complete(case: Case, folder: Path) -> list[str]:
 
 
 def check(case: Case, folder: Path) -> Finding:
-    """Run a case in this process and judge it."""
     arguments, output, error = complete(case, folder), io.StringIO(), io.StringIO()
     previous = signal.signal(signal.SIGALRM, _hang)
     signal.alarm(HANG)
@@ -572,7 +571,6 @@ def _hang(*arguments: object) -> None:
 
 
 def hydra(value: Any) -> str:
-    """A value as it stands on a command line."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}: {hydra(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):

@@ -60,7 +60,6 @@ class ScriptedEngine:
 
 @contextlib.contextmanager
 def engine(script: Script) -> Iterator[ScriptedEngine]:
-    """A scripted engine for the length of the block."""
     scripted = ScriptedEngine(script)
 
     class Handler(socketserver.BaseRequestHandler):
