@@ -22,7 +22,7 @@ class AnswerRow(NamedTuple):
 
     @property
     def standing(self) -> str:
-        """`best`, `tied with the best`, `behind` or `misses the SLO`."""
+        """`best`, `not told apart from the best`, `behind` or `misses the SLO`."""
         return str(self.candidate.standing) if self.candidate.meets else "misses the SLO"
 
     @property
@@ -77,7 +77,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("bound", "the SLO's tightest bound", lambda row: getattr(row.candidate.tightest, "text", None)),
     Column("n", "replicates", lambda row: row.candidate.figure.n),
     Column("by_launches", WITHOUT_REQUESTS, lambda row: row.candidate.figure.by_launches),
-    Column("verdict", "best, behind, tied with the best, …", lambda row: row.standing, kind="text"),
+    Column("verdict", "best, behind, not told apart from the best, …", lambda row: row.standing, kind="text"),
     Column("more_launches", "of each, that would decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
     Column("sentence", "the answer; best only", lambda row: sentence(row.answer) if row.rank == 1 else None),
 )

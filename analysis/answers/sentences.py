@@ -13,7 +13,7 @@ MOST_IN_SENTENCE = 3  # configurations in a sentence
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
-    """The sentence that is true of all answers: who leads, and where; empty without answers."""
+    """The sentence that is true of all answers: who is told apart from the others, and where; empty without answers."""
     if len(answers) == 1:
         return sentence(answers[0])
     noun = "task" if answers and answers[0].question.bounds else "point"
@@ -43,13 +43,13 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
         if any(math.isfinite(each.low) for answer in contested for each in answer.tied):
             # Of three, two may be alike and both far ahead of the third.
             subject = subject if few else f"None of {len(names)} configurations"
-            verb = "differ at none of" if few else "clearly leads at any of"
+            verb = "differ at none of" if few else "is told apart from all others as the best at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"
     named = [
         f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)
     ]
     undecided = len(contested) - wins.total()
-    rest = f"; {undecided} tied" if undecided else ""
+    rest = f"; at {undecided} the best is not told apart from another" if undecided else ""
     more = f" and {count(len(wins) - MOST_IN_SENTENCE, 'other')}" if len(wins) > MOST_IN_SENTENCE else ""
     return f"{', '.join(named)}{more} of {where}{rest}{others}"
 
@@ -83,7 +83,7 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
     names = [f"{each.full_name} ({figure(answer, each)})" for each in answer.tied[:MOST_IN_SENTENCE]]
     more = f" and {len(answer.tied) - MOST_IN_SENTENCE} more" if len(answer.tied) > MOST_IN_SENTENCE else ""
     equal = all(each.low > 1 - MARGIN and each.high < 1 + MARGIN for each in answer.tied)
-    verdict = f"is equal within {MARGIN:.0%} to" if equal else "ties with"
+    verdict = f"is equal within {MARGIN:.0%} to" if equal else "is not told apart from"
     decisive = f": {remedy_text(answer.remedy)}" if answer.remedy and not equal else ""
     return f"{shown} {verdict} {', '.join(names)}{more}{decisive}"
 
@@ -92,7 +92,7 @@ def _unmet(answer: TaskAnswer) -> str:
     closest, total = answer.candidates[0], len(answer.candidates)
     none = f"none of {count(total, 'configuration')} meets {_slo(answer)}"
     if closest.tightest is None or closest.latency is None or math.isinf(closest.headroom):
-        return f"{none}: too many requests failed, or the latency is unknown"
+        return f"{none}: too many requests failed, or the latency is not known"
     bound = closest.tightest.quantity
     return (
         f"{none}; the closest is {closest.full_name}: {bound.short} "
@@ -124,7 +124,7 @@ def remedy_text(remedy: Remedy) -> str:
     minutes = "" if math.isnan(remedy.minutes) else f", about {duration_text(60 * remedy.minutes)}"
     size = f"{remedy.difference:.1%}" if remedy.difference < 0.1 else f"{remedy.difference:.0%}"
     more = "1 more launch" if remedy.launches == 1 else f"{remedy.launches:,} more launches"
-    return f"{more} of each would separate a difference of {size}{minutes} (replicates={remedy.replicates})"
+    return f"{more} of each would tell a difference of {size}{minutes} (replicates={remedy.replicates})"
 
 
 def _headroom(candidate: Candidate) -> str:

@@ -29,7 +29,7 @@ class Standing(StrEnum):
     """A point's standing among those that were asked the same."""
 
     BEST = "best"
-    TIED = "tied with the best"
+    TIED = "not told apart from the best"
     BEHIND = "behind"
 
 

@@ -97,7 +97,7 @@ def _codes(values: "pd.Series[Any]") -> "np.ndarray[tuple[int], np.dtype[np.int6
 
 
 def _mivque(logs: FloatArray, point: Any, factors: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """The variance of each factor that the design separates from the earlier factors, and notes on the others."""
+    """The variance of each factor that the design tells apart from those before it, and notes on the others."""
     in_points = np.bincount(point)
     residuals = logs - (np.bincount(point, logs) / in_points)[point]
     kept_factors: dict[str, Any] = {}
@@ -107,9 +107,9 @@ def _mivque(logs: FloatArray, point: Any, factors: dict[str, Any]) -> tuple[dict
         system = _expected_squares(point, in_points, [*kept_factors.values(), codes])
         scale = np.sqrt(np.outer(np.diag(system), np.diag(system)))
         if system[-1, -1] <= NOT_ESTIMABLE:
-            notes.append(f"{name}: unknown (one {name} for all replicates of a point)")
+            notes.append(f"{name}: not known (one {name} for all replicates of a point)")
         elif len(system) > 1 and np.linalg.det(system / scale) < NOT_ESTIMABLE:
-            notes.append(f"{name}: cannot be separated from {names[-1]} (one {names[-1]} in each {name})")
+            notes.append(f"{name}: not told apart from {names[-1]} (one {names[-1]} in each {name})")
             names[-1] = f"{name} and {names[-1]}"
         else:
             kept_factors[name] = codes

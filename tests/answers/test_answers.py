@@ -62,8 +62,8 @@ def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(
     run = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, spread=0.05)
     first, *rest = summary(capsys, run).splitlines()
     assert first == "tgi and vllm differ at none of 2 points in throughput"
-    assert all("ties with vllm" in line for line in rest)
-    assert all("more launches of each would separate a difference of 3.0%, about" in line for line in rest)
+    assert all("is not told apart from vllm" in line for line in rest)
+    assert all("more launches of each would tell a difference of 3.0%, about" in line for line in rest)
     answers = json.loads(summary(capsys, run, "--format", "json"))["answers"]
     best = answers[0]["candidates"][0]
     assert best["more_minutes"] == best["more_launches"] * 4  # 60 s to start and 60 s to run, of each of the two
@@ -72,7 +72,9 @@ def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(
 def test_of_three_two_that_are_alike_do_not_make_all_alike(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 100, "tgi": 100.2, "transformers": 20}, spread=0.05)
     first = summary(capsys, run).splitlines()[0]
-    assert first == "None of 3 configurations clearly leads at any of 2 points in throughput"
+    assert (
+        first == "None of 3 configurations is told apart from all others as the best at any of 2 points in throughput"
+    )
 
 
 def test_a_faster_engine_is_named_with_its_lead(tmp_path, capsys):
@@ -143,7 +145,7 @@ def test_the_best_of_several_equal_loads_must_lead_by_more(tmp_path, capsys, oth
     rows += [trial("tgi", 1, index, 100, launch=f"tgi-{index}", **common) for index in range(5)]
     run_of(tmp_path / "a", rows)
     answer = summary(capsys, str(tmp_path / "a"), "--slo", "ttft=0.2")
-    assert (" ties with " in answer) is not named, answer
+    assert ("not told apart" in answer) is not named, answer
 
 
 @pytest.mark.slow

@@ -209,6 +209,7 @@ class Network:
         self.cut_off.add(index)
 
     def mend(self, index: int) -> None:
+        """Undo `cut`."""
         ip("link", "set", self.link(index), "up")
         self.cut_off.discard(index)
 
@@ -313,6 +314,7 @@ class Sweep:
         return self.run_name or "no run yet"
 
     def marked(self) -> list[int]:
+        """Engines, their children and supervisors."""
         name = self.name()
         return supervisor.marked(lambda environ: environ[supervisor.MARKER].startswith(f"{name}/"))
 
@@ -366,6 +368,7 @@ def netns(pid: int) -> str:
 
 
 def pids_of(argument: str) -> list[int]:
+    """Processes with this word on their command line."""
     pids = []
     for process in psutil.process_iter(["cmdline"]):
         if argument in (process.info["cmdline"] or []):

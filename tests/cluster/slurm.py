@@ -155,12 +155,14 @@ class Slurm:
             )
 
     def start_node(self, name: str) -> None:
+        """Start a node's slurmd in its namespace."""
         namespace = (
             f"--net=/run/netns/{self.network.names[self.names.index(name)]}"  # keeps /sys, unlike `ip netns exec`
         )
         self._daemon(name, ["nsenter", namespace, "slurmd", "-D", "-N", name])
 
     def kill(self, name: str) -> None:
+        """Kill a daemon."""
         daemon = self.daemons.pop(name)
         daemon.kill()
         daemon.wait()
@@ -176,15 +178,18 @@ class Slurm:
                 process.kill()
 
     def processes(self, name: str) -> list[psutil.Process]:
+        """Return the processes that run on a node."""
         namespace = self.network.names[self.names.index(name)]
         answer = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
         return [psutil.Process(int(pid)) for pid in answer.stdout.split() if psutil.pid_exists(int(pid))]
 
     def command(self, *words: str) -> str:
+        """Return what one of Slurm's commands prints."""
         answer = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False)
         return answer.stdout.strip()
 
     def states(self) -> set[str]:
+        """Return the states of the nodes."""
         return set(self.command("sinfo", "--Node", "--noheader", "--format=%T").split())
 
     def submit(self, folder: Path, *arguments: str, options: tuple[str, ...] = (), cache: Path) -> "Job":
@@ -209,29 +214,37 @@ class Job:
 
     @property
     def sweep(self) -> Sweep:
+        """The files of its sweep."""
         return Sweep(self.results / "run", cache=self.folder)
 
     def facts(self) -> dict[str, str]:
+        """Return what Slurm says of the job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.slurm.command("scontrol", "show", "job", self.number)))
 
     @property
     def state(self) -> str:
+        """Its state, such as RUNNING."""
         return self.facts().get("JobState", "")
 
     @property
     def restarts(self) -> int:
+        """The number of times that it was requeued."""
         return int(self.facts().get("Restarts", 0))
 
     def ended(self) -> bool:
+        """Return whether the job will not run any more."""
         return self.state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
     def exit_status(self) -> int:
+        """Return the exit status of the batch script."""
         return int(self.facts()["ExitCode"].partition(":")[0])
 
     def rows(self) -> int:
+        """Return the number of trials that have ended."""
         return len(self.sweep.committed())
 
     def log(self) -> str:
+        """Return what the job has printed."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"*{self.number}*.log")))
 
     def cancel(self) -> None:

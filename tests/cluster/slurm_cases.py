@@ -29,6 +29,7 @@ class Ending(NamedTuple):
 
 
 def _nodes(job: Job) -> set[str]:
+    """Return the nodes on which attempts started."""
     return {entry["node"] for entry in job.sweep.ledger() if entry["event"] == "attempt_placed"}
 
 
@@ -79,6 +80,7 @@ def _kill(slurm: Slurm, job: Job, node: str, program: str, log: str) -> None:
 
 
 def no_fault(slurm: Slurm, folder: Path, cache: Path) -> Ending:
+    """One node."""
     begin = time.monotonic()
     return ending(slurm.submit(folder, *SHORT, options=("--nodes=1", "--time=20"), cache=cache), begin)
 
@@ -150,6 +152,7 @@ def failed_trials(slurm: Slurm, folder: Path, cache: Path) -> Ending:
 
 
 def cancelled(slurm: Slurm, folder: Path, cache: Path) -> Ending:
+    """`scancel` while trials run."""
     return _run(slurm, folder, cache, Job.cancel, *LONG)
 
 

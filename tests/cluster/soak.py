@@ -211,6 +211,7 @@ class Soak:
                 self.memory.append(Memory(now, command, len(self.watch.rows), resident / (1 << 20)))
 
     def _revive(self) -> None:
+        """Bring back dead nodes, and note which are away."""
         if time.monotonic() - self.revived_at < REVIVE:
             return
         self.revived_at = time.monotonic()
@@ -250,6 +251,7 @@ class Soak:
         return sum(outcome in GOOD for outcome in last.values()) >= self.trials
 
     def calm(self) -> None:
+        """End all faults, and the command if it runs."""
         while self.pending:
             self._end_next()
         process = self.on.sweep.process

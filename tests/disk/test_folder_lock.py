@@ -182,6 +182,7 @@ def test_the_file_system_is_that_of_the_mount(tmp_path):
 
 @contextlib.contextmanager
 def running(out, stdout=subprocess.PIPE):
+    """A sweep that has its first row."""
     command = [sys.executable, "-m", "sweep", "run", *LONG, f"out={out}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=subprocess.STDOUT, text=True) as process:
         until = time.monotonic() + 60

@@ -240,6 +240,7 @@ def test_token_ids_are_compared_exactly():
 
 
 def send(stack, url, content=ASK):
+    """A connection on which a request has been sent."""
     connection = stack.enter_context(connection_to(url))
     connection.sendall(request_bytes(content))
     return connection

@@ -71,7 +71,6 @@ class Browser:
         self._post(f"{self.session}/actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
 
     def pointer(self, x: int, y: int) -> None:
-        """The pointer, moved to a place of the visible page."""
         move = {"type": "pointerMove", "duration": 0, "x": x, "y": y}
         self._post(f"{self.session}/actions", actions=[{"type": "pointer", "id": "mouse", "actions": [move]}])
 

@@ -176,8 +176,6 @@ def tee(url: str) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def bodies(connections: list[bytes]) -> list[bytes]:
-    """The bodies of the answers on some connections, without HTTP's framing."""
-
     class Bodies:
         def __init__(self) -> None:
             self.parts: list[bytes] = []

@@ -18,7 +18,6 @@ from sweep.disk.run_files import RunPaths
 
 
 def trial(backend: str, batch: int, replicate: int, throughput: float | None, **other: Any) -> dict[str, Any]:
-    """A row whose interval can be worked out with a pencil."""
     return {
         "trial_id": f"{backend}-{batch}-{replicate}-{len(other)}",
         "deployment_id": backend,
