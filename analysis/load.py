@@ -61,7 +61,7 @@ class Run:
 
     @property
     def baseline(self) -> dict[str, Any]:
-        """Column -> value of the points that others are compared with; empty if there is none."""
+        """Column -> value of the points that others are compared with; empty without one."""
         return dict(self.experiment.get("baseline") or {})
 
     @cached_property

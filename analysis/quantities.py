@@ -44,7 +44,7 @@ class LabelledColumn:
         return self.short if acronym else self.short[:1].lower() + self.short[1:]
 
     def shown(self, value: float) -> str:
-        """A value with three significant digits, without its unit; an em dash if there is none."""
+        """A value with three significant digits, without its unit; an em dash without one."""
         return number(value * self.scale)
 
 

@@ -108,7 +108,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
     the figures for which the requests could not be read; `steady_share`, the share of ok trials with a steady-state
     window, if there is one;
     for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
-    and `*_standing` among the points that were asked the same: best, not told apart from the best, or behind.
+    and `*_standing` among the points of one task and load: best, not told apart from the best, or behind.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)
@@ -149,7 +149,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
 
 
 def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
-    """`<headline>_standing` of each point, by its figure; null where nothing else was asked the same."""
+    """`<headline>_standing` of each point, by its figure; null where its task and load have no other point."""
     quantities = [labelled_column(headline) for headline in HEADLINE if headline in contests.figures]
     columns = {
         f"{quantity.column}_standing": contests.standings(quantity, figures[quantity.column].to_numpy(np.float64))

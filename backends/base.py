@@ -118,7 +118,7 @@ def metrics(prefix: str, *names: str, **renamed: str) -> Any:
 
 @dataclass(frozen=True)
 class Host:
-    """The facts of a node by which a backend decides that it cannot run there. What is None is not known."""
+    """The facts of a node by which a backend decides that it cannot run there. What is None is unknown."""
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
@@ -356,7 +356,7 @@ class Backend(Strict):
         """Return why weights cannot be made for an engine in an image, with the remedy, in one line; None if they can.
 
         A conversion runs outside the image, where the engine's libraries are missing. `is_quantised` says whether the
-        model's weights are stored quantised, None where that is not known.
+        model's weights are stored quantised, None where that is unknown.
         """
         return None
 

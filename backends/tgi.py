@@ -1,7 +1,7 @@
 """Text Generation Inference: in its image, by its own launcher, or attached to where it runs already.
 
 It has no ignore_eos and takes no token ids, so an answer may be shorter than asked for: compare it by tokens per
-second, and read `finish_reason`. TGI itself cuts requests above 1,024 new tokens into chunks and queues each anew.
+second, and read `finish_reason`. TGI itself cuts requests above 1,024 new tokens into chunks and queues each again.
 """
 
 from typing import Any

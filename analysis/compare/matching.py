@@ -34,7 +34,7 @@ class Match:
     obstacle: str = ""  # the reason for not comparing them at all
 
     def obstacle_of(self, compared: LabelledColumn) -> str:
-        """The reason for not comparing the sides by this column; empty if there is none."""
+        """The reason for not comparing the sides by this column; empty without one."""
         for counted, affected, most in (
             ("output", BY_OUTPUT, UNEQUAL),
             ("input", BY_INPUT, UNEQUAL_INPUTS),

@@ -42,7 +42,7 @@ def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
 def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[str, str]]) -> list[str]:
     """The settings of each point as JSON, with the digests of a part of which several are known with these settings.
 
-    With one alone, a point whose digest is not known is taken to have it, as a comparison of two runs takes it.
+    With one alone, a point whose digest is unknown is taken to have it, as a comparison of two runs takes it.
     """
     texts = [_settings_text(each) for each in settings]
     known: dict[tuple[str, str], set[str]] = {}

@@ -59,8 +59,8 @@ class PointComparison:
     units: int = 0
     smallest: float = math.nan  # relative change that as many launches find with a probability of 90 %
     in_minutes: tuple[float, ...] = ()  # likewise, in MINUTES of launches of both sides
-    launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: not known
-    launch_minutes: float = 0.0  # that one launch of each side takes; 0: not known
+    launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: unknown
+    launch_minutes: float = 0.0  # that one launch of each side takes; 0: unknown
     noise: str = ""  # the machine's, where it was measured apart
     differences: tuple[str, ...] = ()
 

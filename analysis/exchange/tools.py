@@ -21,7 +21,7 @@ NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # columns of a row; the ot
 EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not have
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
-OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, where there is one; these tools from the send
+OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, if there is one; these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
     name: name for name in ("p50", "p90", "p95", "p99")
 }
@@ -206,6 +206,6 @@ def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
 
 
 def _positive(value: Any) -> float | None:
-    """A rate; None where there is none, which is written as infinite."""
+    """A rate; None where missing, which is written as infinite."""
     number = math.inf if value is None else float(value)
     return number if 0 < number < math.inf else None

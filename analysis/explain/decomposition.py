@@ -25,7 +25,7 @@ WIDEST_SHARE = 50.0  # beyond which a share says nothing
 
 
 class Change(NamedTuple):
-    """A factor, or a share, with the ends of its 95 % interval; NaN where there is none."""
+    """A factor, or a share, with the ends of its 95 % interval; NaN where missing."""
 
     value: float
     low: float
@@ -117,7 +117,7 @@ class _Launches:
 
 
 class _Model(NamedTuple):
-    """A design's points in the contest of all that were asked the same."""
+    """A design's points in the contest of all of one task and load."""
 
     contest: Contest
     places: Positions
@@ -239,7 +239,7 @@ def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
 
 
 def _padded(weights: FloatArray, model: _Model) -> FloatArray:
-    """Weights of the combinations with a zero for the baseline, where there is one."""
+    """Weights of the combinations with a zero for the baseline, if there is one."""
     return np.pad(weights, ((0, 0), (0, len(model.places) - weights.shape[1])))
 
 

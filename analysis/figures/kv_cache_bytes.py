@@ -47,7 +47,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _peaks(run: Run, trials: pd.DataFrame) -> "pd.Series[float]":
-    """The most bytes of KV cache of each trial, in GiB; NaN where they are not known."""
+    """The most bytes of KV cache of each trial, in GiB; NaN where they are unknown."""
     samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
     if samples.empty:
         return pd.Series(math.nan, trials.index)
@@ -60,7 +60,7 @@ def _peaks(run: Run, trials: pd.DataFrame) -> "pd.Series[float]":
 
 
 def pool_bytes(trial: "pd.Series[Any]") -> float:
-    """The bytes of KV cache that a trial's engine had room for, over all its GPUs; NaN where that is not known."""
+    """The bytes of KV cache that a trial's engine had room for, over all its GPUs; NaN where that is unknown."""
     config, facts = (
         json.loads(text) if isinstance(text := trial.get(name), str) else {} for name in ("config", "engine_facts")
     )

@@ -146,7 +146,7 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
 
 
 def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The quantities, each with the tested ratio of pairs that were asked the same, where one direction is better.
+    """The quantities, each with the tested ratio of pairs of one task and load, where one direction is better.
 
     On one machine throughput per GPU differs as throughput does.
     """

@@ -73,6 +73,6 @@ def _verdicts(named: dict[str, RunResults]) -> dict[str, Any]:
 
 
 def _report_link(results: RunResults, folder: Path) -> str:
-    """The address of the run's own report; empty if there is none on this disk."""
+    """The address of the run's own report; empty without one on this disk."""
     report = results.run.paths.report
     return quote(relative_path(report, folder)) if results.run.copy is None and report.exists() else ""

@@ -1,4 +1,4 @@
-"""Comparisons of points that were asked the same: paired by replicate, and corrected for their number.
+"""Comparisons of points of one task and load: paired by replicate, and corrected for their number.
 
 The logarithm of a figure is modelled as point + block + error (a randomised block design). A block is a replicate: in
 it all engines get the same prompts and arrivals, at about the same time, so what is peculiar to a replicate cancels.
@@ -178,7 +178,7 @@ def comparisons_with_best(points: int, choices: int) -> float:
 
 
 class Ratio(NamedTuple):
-    """A figure over another, with the ends of its 95 % interval; NaN where there is none."""
+    """A figure over another, with the ends of its 95 % interval; NaN where missing."""
 
     value: float
     low: float = math.nan
@@ -186,7 +186,7 @@ class Ratio(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """Points that were asked the same, compared by one figure: each ratio of two has one interval, and one verdict.
+    """Points of one task and load, compared by one figure: each ratio of two has one interval, and one verdict.
 
     The intervals hold for all pairs at once (Tukey). A point whose differences from all others exceed Sidak's
     intervals, of these comparisons alone, has won; its ratios have the intervals by which it did.

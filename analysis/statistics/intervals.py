@@ -44,7 +44,7 @@ RARE = 0.15  # of a replicate's total: a slowest request that adds less does not
 
 
 class Interval(NamedTuple):
-    """A figure with the ends of its two 95 % intervals; NaN where there is none."""
+    """A figure with the ends of its two 95 % intervals; NaN where missing."""
 
     value: FloatArray
     low: FloatArray  # of these launches
@@ -151,7 +151,7 @@ class PooledRequests:
         return np.asarray(self.lengths.min(-1) >= FEWEST_IN_A_REPLICATE, np.bool_)
 
     def _halves(self, values: FloatArray, variance: float | None = None) -> tuple[FloatArray, FloatArray]:
-        """Half of the intervals of the mean of the values (0 after the last); NaN where there is none.
+        """Half of the intervals of the mean of the values (0 after the last); NaN where missing.
 
         `variance` is that of one of them where it is known.
         """
@@ -277,7 +277,7 @@ def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
 def _rests_on_few(values: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
     """Whether a few requests make most of the variance, and the slowest adds much to a replicate's total.
 
-    Then the next replicate may have one more of them, or none, and how often is not known from so few. Shape (...).
+    Then the next replicate may have one more of them, or none, and how often is unknown from so few. Shape (...).
     """
     flat = values.reshape(*values.shape[:-2], -1)
     with np.errstate(invalid="ignore", divide="ignore"):

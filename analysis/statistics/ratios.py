@@ -55,7 +55,7 @@ def _ratios(contests: Contests, partners: Sequence[int | None], name: str) -> pd
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
-    """For each point the position of the one it is compared with; None where there is none, or no single one.
+    """For each point the position of the one it is compared with; None where missing, or no single one.
 
     It must have been asked the same (workload and load), and be as alike as can be in everything else that the baseline
     does not name.

@@ -85,7 +85,7 @@ def _joined(parts: Iterable[str | None]) -> str:
 
 
 class Beside(NamedTuple):
-    """A published figure and the run's, each also as a ratio to its own baseline; None where there is none."""
+    """A published figure and the run's, each also as a ratio to its own baseline; None where missing."""
 
     point: str
     column: str
@@ -130,6 +130,6 @@ KEY_COLUMNS = (*NAMING, "workload.input_tokens")
 
 
 def _point(points: pd.DataFrame, where: dict[str, Any], column: str) -> "pd.Series[Any] | None":
-    """The one point with these values and a figure; None if there is none, or if there are several."""
+    """The one point with these values and a figure; None without one, or with several."""
     figures = points_with(matching_points(points, where), column)
     return figures.iloc[0] if len(figures) == 1 else None

@@ -1,4 +1,4 @@
-"""Figures of points with the ends of their intervals, and what they say of a limit: yes, no, open, or not known.
+"""Figures of points with the ends of their intervals, and what they say of a limit: yes, no, open, or unknown.
 
 The interval is that of a new launch. A point that was measured on one launch has none: its interval of these launches
 has no part for how much launches differ. By that one figures of the same launch are compared (over loads, say), and
@@ -32,7 +32,7 @@ NOT_OF_A_NEW_LAUNCH = "no interval of a new launch, as after one launch each"
 
 
 class Uncertain(NamedTuple):
-    """A figure, or a ratio of two, with the ends of its interval; NaN where there is none."""
+    """A figure, or a ratio of two, with the ends of its interval; NaN where missing."""
 
     value: float
     low: float
@@ -91,7 +91,7 @@ class Uncertain(NamedTuple):
 
     @property
     def reservation(self) -> str:
-        """Say that the interval is of these launches, or why there is none; empty if it is of a new launch."""
+        """Say that the interval is of these launches, or why it is missing; empty if it is of a new launch."""
         return self.lacking or ("" if self.launches is None else "of these launches")
 
 

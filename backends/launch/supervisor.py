@@ -89,7 +89,7 @@ def send(pids: list[int], number: int) -> None:
 
 
 def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list[int]:
-    """SIGKILL the processes that `find` returns until there are none; return what is stuck in the kernel `within` s."""
+    """SIGKILL the processes that `find` returns until none is left; return what is stuck in the kernel `within` s."""
     deadline = time.monotonic() + within
     while (pids := find()) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
@@ -100,7 +100,7 @@ def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list
 def reap() -> dict[int, int]:
     """Collect ended children: {pid: exit status, negative = the signal that killed it}."""
     ended: dict[int, int] = {}
-    with contextlib.suppress(ChildProcessError):  # there is none any more
+    with contextlib.suppress(ChildProcessError):  # none is left
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
             ended[child[0]] = os.waitstatus_to_exitcode(child[1])
     return ended

@@ -22,7 +22,7 @@ from backends.prepare.uv import Uv
 from sweep.base.config import ConfigError, did_you_mean, validate
 from sweep.base.options import ConfigPath
 
-ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
+ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built again
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
 
 
@@ -118,7 +118,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
     content = spec.model_dump(
         mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
     )
-    # Only where they are, so that what was built without them is not built anew.
+    # Only where they are, so that what was built without them is not built again.
     content |= {key: value for key, value in (("content", spec.content), ("image", spec.image)) if value}
     if spec.source and spec.source.architectures is None:
         del content["source"]["architectures"]

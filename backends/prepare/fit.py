@@ -13,7 +13,7 @@ LEAST_CAPABILITY = {12: "5.0", 13: "7.5"}  # of GPUs that the libraries of a CUD
 
 
 def older(version: str | None, least: str | None) -> bool:
-    """Return whether a version is older than the least one; False if either is not known."""
+    """Return whether a version is older than the least one; False if either is unknown."""
     return version is not None and least is not None and numbers(version) < numbers(least)
 
 

@@ -163,7 +163,7 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tupl
 
 
 def _fits(build: str | int | None, spec: EnvironmentSpec) -> bool:
-    """Return whether a build of torch (None: there is none) is of the kind that the environment asks for."""
+    """Return whether a build of torch (None: without one) is of the kind that the environment asks for."""
     if build is None or spec.torch == "cpu":
         return build in (None, "cpu")
     return build == spec.cuda if spec.cuda else build != "cpu"
@@ -175,7 +175,7 @@ def _pins(file: Path) -> tuple[str, ...]:
 
 
 def torch_build(pins: Iterable[str]) -> str | int | None:
-    """Return the build of torch in a resolution: "cpu", the CUDA major, or None if there is none."""
+    """Return the build of torch in a resolution: "cpu", the CUDA major, or None."""
     versions = dict(pin.split("==", 1) for pin in pins if "==" in pin)
     if "torch" not in versions:
         return None

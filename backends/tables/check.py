@@ -50,7 +50,7 @@ def table_of(backend: Backend, environment: EnvironmentSpec | None) -> EngineTab
 
 
 def engine_version(environment: EnvironmentSpec | None, table: EngineTable) -> str | None:
-    """Return the version of the engine that will run; None where it is not known before the launch."""
+    """Return the version of the engine that will run; None where it is unknown before the launch."""
     if environment is None:
         return table.version  # none can be composed here: the pinned one is meant
     if environment.image:

@@ -66,6 +66,6 @@ class Alarm:
     def _expired(self) -> None:
         try:
             os.read(self._fd, 8)
-        except BlockingIOError:  # set anew between expiry and this call
+        except BlockingIOError:  # set again between expiry and this call
             return
         self._callback()

@@ -28,7 +28,7 @@ WORKED = scaled(900.0)  # s that a command ran for, after which the next pause i
 GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s of commands that all stopped early, after which it is given up
 BAD_INPUT = 2
 TRIALS_FAILED = 1  # also what Ray ends this process with, without a word to it, when it finds itself broken
-INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so for ever
+INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so forever
 
 
 def _print_error(text: str) -> None:

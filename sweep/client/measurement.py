@@ -415,7 +415,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
 
 
 def _since(instant: int, start: int) -> float | None:
-    """Seconds from the start to an instant in ns; None where it is not known."""
+    """Seconds from the start to an instant in ns; None where it is unknown."""
     return None if instant == UNKNOWN else (instant - start) / 1e9
 
 

@@ -90,7 +90,7 @@ def _refuse_dead_address(cluster: Cluster) -> None:
 
 
 def connect(cluster: Cluster) -> None:
-    """Start a Ray in place, or join the one that is there. Raises ConfigError if there is none."""
+    """Start a Ray in place, or join the one that is there. Raises ConfigError if it is missing."""
     if ray.is_initialized():
         return
     _refuse_dead_address(cluster)

@@ -26,7 +26,7 @@ from sweep.disk.tables import read_table
 from sweep.drive.policy import TrialHistory
 
 LedgerRow = dict[str, Any]
-COMPACT_BYTES = 1 << 20  # of a ledger, above which it is written anew if most of its rows are superseded
+COMPACT_BYTES = 1 << 20  # of a ledger, above which it is rewritten if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
 TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # what each kind of entry has
@@ -59,7 +59,7 @@ class Ledger:
     ) -> None:
         """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder.
 
-        `compact` allows the file to be written anew: not where it is mirrored piece by piece. With `columns` only these
+        `compact` allows the file to be rewritten: not where it is mirrored piece by piece. With `columns` only these
         of a row are kept, and raw data is not looked for: to read, not to write. `guard` raises Misplaced when the
         folder has become another driver's.
         """
@@ -111,7 +111,7 @@ class Ledger:
         return True
 
     def _text_of_trial(self, row: LedgerRow, column: str) -> str | None:
-        """Return a text of a row from the trial's own file; None if there is none that can be read."""
+        """Return a text of a row from the trial's own file; None without a readable one."""
         path = RunPaths(self.path.parent).trial(row["deployment_id"], row["attempt"], row["trial_id"]).trial
         try:
             values = read_table(path, [column]).to_pydict().get(column)
@@ -131,7 +131,7 @@ class Ledger:
         return [f"{damage}; what only they held is measured again", *self._losses]
 
     def _compact(self) -> None:
-        """Write the file anew, without what later lines replace; lines that do not hold go to a file of their own."""
+        """Rewrite the file, without what later lines replace; lines that do not hold go to a file of their own."""
         if self.set_aside:
             with self.path.with_name("ledger.damaged.jsonl").open("ab") as file:
                 file.writelines(line.rstrip(b"\n") + b"\n" for _, line, _ in self.set_aside)

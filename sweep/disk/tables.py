@@ -2,7 +2,7 @@
 
 The tables of many short trials are put together at a run's end (`sweep.disk.compaction`). A trial's table keeps its
 path: where there is no such file, its rows are read from the compact file that has them. Every function that reads a
-file raises FileNotFoundError if there is none, and DamagedFile if it is not whole.
+file raises FileNotFoundError if it is missing, and DamagedFile if it is not whole.
 """
 
 import itertools
@@ -67,7 +67,7 @@ class TableFile:
         return self.file.read(columns)
 
     def smallest(self, index: int, column: str) -> int | None:
-        """The smallest value in a row group of a column (its first leaf), by the file's footer; None if not known."""
+        """The smallest value in a row group of a column (its first leaf), by the file's footer; None if unknown."""
         if self.place and not self.place.rows:
             return None
         group = self.file.metadata.row_group(self.groups[index])
@@ -90,7 +90,7 @@ def warn_left_out(error: DamagedFile) -> None:
 
 
 def read_if_whole(read: Callable[..., Contents], path: Path, *arguments: Any) -> Contents | None:
-    """Read a file of the run by a function; None if there is none, or if it is damaged, which a warning says."""
+    """Read a file of the run by a function; None if it is missing or damaged, which a warning says."""
     try:
         return read(path, *arguments)
     except FileNotFoundError:
@@ -179,7 +179,7 @@ _INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never cha
 
 
 def compact_place(path: Path) -> Place | None:
-    """The place in a compact file of the table that a trial's path names; None if there is none.
+    """The place in a compact file of the table that a trial's path names, or None.
 
     Raises:
         DamagedFile: if it is in none that can be read, and one of them cannot.
@@ -201,7 +201,7 @@ def compact_place(path: Path) -> Place | None:
 def compact_trials(folder: Path, stem: str) -> tuple[set[str], bool]:
     """Return the keys (deployment/attempt/trial) of the tables in a folder's compact files of one kind.
 
-    Also whether one of these files is damaged, so that it is not known what it has.
+    Also whether one of these files is damaged, so that it is unknown what it has.
     """
     folder, kind = folder.absolute(), f"{stem}-"
     damage = _read_indexes(folder)
@@ -210,7 +210,7 @@ def compact_trials(folder: Path, stem: str) -> tuple[set[str], bool]:
 
 
 def _read_indexes(folder: Path) -> list[DamagedFile]:
-    """Read the footers of the compact files that are not known yet; return those that cannot be read."""
+    """Read the footers of the compact files still unknown; return those that cannot be read."""
     damage = []
     for file in sorted(folder.glob("*.parquet")):
         if file in _INDEXES:

@@ -82,7 +82,7 @@ class RunEnvironments:
         return self._key(backend, platform) in self.locked
 
     def fingerprint(self, backend: Backend, platform: str) -> str:
-        """Return the fingerprint of an environment, or why there is none."""
+        """Return the fingerprint of an environment, or why it has none."""
         key = self._key(backend, platform)
         state = key, key in self.locked
         if state not in self.fingerprints:

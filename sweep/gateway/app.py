@@ -208,7 +208,7 @@ class GatewayApp:
             await exchange.answer(refusal.status, [*JSON, *refusal.headers], refusal.body)
 
     async def _reset(self, scope: Scope, exchange: Exchange) -> None:
-        """Start anew: for the trials of a benchmark, which know the key that the gateway was started with.
+        """Start again: for the trials of a benchmark, which know the key that the gateway was started with.
 
         An address would not do: a proxy on this machine has this machine's, whoever its client is.
         """

@@ -12,7 +12,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-# Of one connection only (RFC 9110, 7.6.1), or set anew for the engine's.
+# Of one connection only (RFC 9110, 7.6.1), or set again for the engine's.
 HOP_BY_HOP = frozenset(
     (
         b"connection",

@@ -218,7 +218,7 @@ class EngineConnections:
         """A connection on which the answer to a request has begun; to be given to `release`.
 
         Raises:
-            OSError: if there is none, or it does not begin.
+            OSError: if it is missing, or it does not begin.
         """
         head = self._head(method, path, headers, body)
         connection = self._idle_connection() or await self._connect()

@@ -25,7 +25,7 @@ def served_equal(
 ) -> float | None:
     """The share of token positions at which the cache's answer to a similar question is the engine's own greedy one.
 
-    Of up to `MOST_COMPARED` hits, evenly spaced; None without hits, or where the tokenizer is not known.
+    Of up to `MOST_COMPARED` hits, evenly spaced; None without hits, or where the tokenizer is unknown.
     """
     hits = [each for each in requests if decisions.get(each.request_id, {}).get("cache") == "semantic"]
     if not hits or tokenizer is None:

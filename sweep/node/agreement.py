@@ -73,7 +73,7 @@ class ReferenceFailed(Failed, ValueError):
 
 
 def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
-    """Return the tokens that the model of a deployment should give, or in a few words why they are not known.
+    """Return the tokens that the model of a deployment should give, or in a few words why they are unknown.
 
     Called before an engine is launched: it uses its GPUs, cores and memory. Raises Outage.
     """
@@ -119,7 +119,7 @@ def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _workloads(work: Work) -> Iterator[Any]:
-    """Those of the deployment's trials whose requests can be made anew: behind a header they are not the measured."""
+    """Those of the deployment's trials whose requests can be made again: behind a header they are not the measured."""
     return (trial.workload for trial in work.deployment.trials if trial.workload.unique_header)
 
 

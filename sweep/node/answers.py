@@ -114,7 +114,7 @@ def _ask(
 
 
 def _round_trip(tokenizer: Tokenizer, ids: list[int]) -> str | None:
-    """The text that an engine would read as these tokens; None if there is none."""
+    """The text that an engine would read as these tokens, or None."""
     text = str(tokenizer.decode(ids))
     return text if tokenizer.encode(text).ids == ids else None
 

@@ -108,7 +108,7 @@ def near(block: Block) -> Mask:
 
 
 def later_tokens(records: Records) -> Floats:
-    """Streamed tokens of each request that came after its first arrival; NaN if that is not known. Shape (requests,).
+    """Streamed tokens of each request that came after its first arrival; NaN if that is unknown. Shape (requests,).
 
     The first arrival is the first chunk with those that came together with it.
     """

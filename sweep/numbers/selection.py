@@ -63,13 +63,13 @@ def sent_within(records: Records, mask: Mask, window: Window) -> Mask:
 
 
 def total_tokens(counts: "array[int]", mask: Mask) -> int | None:
-    """Σ tokens of the requests in the mask; None if there are none, or the count of one of them is unknown."""
+    """Σ tokens of the requests in the mask; None without any, or the count of one of them is unknown."""
     chosen = np.asarray(counts)[mask]
     return None if chosen.size == 0 or np.any(chosen == UNKNOWN) else int(chosen.sum(dtype=np.int64))
 
 
 def first_send(records: Records, mask: Mask) -> float:
-    """The first send of the requests in the mask, s from the trial's start; infinite if there is none."""
+    """The first send of the requests in the mask, s from the trial's start; infinite without any."""
     return float(np.nanmin(as_floats(records.sent)[mask], initial=np.inf))
 
 
@@ -88,6 +88,6 @@ def per_second(count: float | None, seconds: float | None) -> float | None:
 
 
 def divided(times: Floats, tokens: NDArray[Any]) -> Floats:
-    """times / tokens, NaN where there are none. Shape of both."""
+    """times / tokens, NaN where missing. Shape of both."""
     quotient: Floats = np.divide(times, tokens, out=np.full_like(times, np.nan), where=tokens > 0)
     return quotient

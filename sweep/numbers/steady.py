@@ -1,4 +1,4 @@
-"""The steady state of a trial: the part of it that is detected to be stationary, or None if there is none.
+"""The steady state of a trial: the part of it that is detected to be stationary, or None.
 
 The window
   * begins when the load has turned over once, that is, when as many requests have ended as are typically in flight. The
@@ -40,7 +40,7 @@ CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson &
 
 
 def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
-    """Detect the steady state of a trial's measured requests; `method` names the method, or why there is none."""
+    """Detect the steady state of a trial's measured requests; `method` names the method, or why not."""
     mask = measured(records, discard_first_batch)
     if not (mask & succeeded(records)).any():
         return _none("no request succeeded")
@@ -154,7 +154,7 @@ def _time_since(events: Floats, at: Floats) -> Floats:
 
 
 def settled(series: list[Floats], means_of: int, typical: int, load: Floats | None = None) -> slice | None:
-    """The observations in which every series is in steady state, None if there are none.
+    """The observations in which every series is in steady state, or None.
 
     Args:
         series: one or more of the same length, in order of time.

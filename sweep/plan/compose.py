@@ -89,11 +89,11 @@ def compose_run(
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
 
     `obstacle` says why a model or workload, with the keys that are set, cannot be fetched; None if it can. It raises
-    Outage where that is not known.
+    Outage where that is unknown.
 
     Raises:
         ConfigError: for anything that is not a valid request.
-        Outage: if it is not known whether a model or data set can be fetched, except in a dry run.
+        Outage: if it is unknown whether a model or data set can be fetched, except in a dry run.
     """
     composer = _Composer(parse_command_line(arguments), options or ConfigPath())
     line, base = composer.line, composer.base

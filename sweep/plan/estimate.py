@@ -157,7 +157,7 @@ class Expected(NamedTuple):
         return {t.trial_id: self.trials[t.trial_id] for t in launch.trials if t.trial_id in self.trials}
 
     def first_result(self, launch: Deployment) -> float:
-        """Return the seconds until its shortest trial ends, counting what is not known as 0."""
+        """Return the seconds until its shortest trial ends, counting what is unknown as 0."""
         shortest = min((self.trials.get(trial.trial_id, 0.0) for trial in launch.trials), default=0.0)
         return self.launches.get(launch.launch_key, 0.0) + shortest
 

@@ -30,7 +30,7 @@ class Node(NamedTuple):
     cpus: int
     accelerators: tuple[str, ...]
     node_id: str = ""
-    facts: Host | None = None  # None: not known, as of a node that an autoscaler has yet to start
+    facts: Host | None = None  # None: unknown, as of a node that an autoscaler has yet to start
 
 
 class Queue(NamedTuple):

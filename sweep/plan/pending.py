@@ -51,7 +51,7 @@ def find_pending(
 ) -> PendingWork:
     """Find the trials to run, the reasons, and their expected duration on these nodes.
 
-    `drivers` are the GPU drivers of the nodes that there are, None where they are not known: a failure that was final
+    `drivers` are the GPU drivers of the nodes that there are, None where they are unknown: a failure that was final
     under another one is not.
 
     Raises:

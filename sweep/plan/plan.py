@@ -182,7 +182,7 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 
 def hourly_price(backend: Any, hardware: Hardware) -> float | None:
-    """Return USD per GPU and hour of an engine: an endpoint's own, else its hardware's; None if not known."""
+    """Return USD per GPU and hour of an engine: an endpoint's own, else its hardware's; None if unknown."""
     if not backend.launches and (backend.price_per_hour or backend.price_per_million_tokens):
         price: float | None = backend.price_per_hour
         return price

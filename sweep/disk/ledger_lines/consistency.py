@@ -37,7 +37,7 @@ class TableResults:
     def describe_losses(self, rows: Iterable[Row], keep_table: bool) -> list[str]:
         """Return a line about the results that these rows of the ledger lack, if there are any.
 
-        With `keep_table` the table is copied, for it will be made anew. Of a damaged table the line says so.
+        With `keep_table` the table is copied, for it will be made again. Of a damaged table the line says so.
         """
         attempts = {(row["trial_id"], row["attempt"]) for row in rows}
         trials = {trial_id for trial_id, _ in attempts}

@@ -137,7 +137,7 @@ class Display:
 
 
 class Leaders:
-    """The highest mean throughput so far among points that are asked the same: never across tasks or loads.
+    """The highest mean throughput so far among points of one task and load: never across tasks or loads.
 
     Nothing is said of points below saturation, whose throughput is what the load asked for, nor of one without a rival.
     """

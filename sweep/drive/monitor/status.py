@@ -89,7 +89,7 @@ class Status(NamedTuple):
     driver: dict[str, Any] | None  # its last status.json
     log: str  # where the logs of failed engines are
     messages: list[str]  # about damaged lines of the ledger
-    problem: str | None = None  # with status.json: it is not known whether a driver runs
+    problem: str | None = None  # with status.json: it is unknown whether a driver runs
 
     @property
     def alive(self) -> bool:
@@ -107,7 +107,7 @@ def is_alive(driver: Mapping[str, Any] | None) -> bool:
 
 
 def read(out: Path) -> Status:
-    """Read the status of a run from its files. Raises ConfigError if there is none."""
+    """Read the status of a run from its files. Raises ConfigError if it is missing."""
     paths = RunPaths(out)
     driver, problem, messages = None, None, list[str]()
     try:
@@ -146,7 +146,7 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
 
 
 def last_status(paths: RunPaths, consequence: str, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the status that the last driver left here, None without one or if it is damaged: it is written anew.
+    """Return the status that the last driver left here, None without one or if it is damaged: it is rewritten.
 
     `notify` is told of damage, with the `consequence` for whoever asks.
     """

@@ -2,7 +2,7 @@
 
 The driver writes them to OUT/totals.json, with the sizes and times of the files that they were counted in, so that
 `sweep status` of 100,000 trials reads a small file instead of a gigabyte. Where they do not hold, because the driver
-was killed after its last row or a file was changed, the status counts anew.
+was killed after its last row or a file was changed, the status counts again.
 """
 
 import time

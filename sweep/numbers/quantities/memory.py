@@ -1,6 +1,6 @@
 """The engine's memory in the telemetry (`samples`) over the measured time: `duration` s from `begin`.
 
-Memory figures include the readings shortly after that time, or, if there are none in or after it, those from before: an
+Memory figures include the readings shortly after that time, or, without any in or after it, those from before: an
 engine keeps its memory. KV-cache use ends with the requests, so only readings in that time count.
 """
 

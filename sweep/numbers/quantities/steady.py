@@ -30,7 +30,7 @@ def steady_end(window: Window) -> float | None:
 
 @quantity(unit="", kind="validity", type=str, steady=True)
 def steady_method(window: Window) -> str:
-    """the rule by which the window was found, or why there is none."""
+    """the rule by which the window was found, or why not."""
     return window.method
 
 
