@@ -182,7 +182,7 @@ def _paths(folder: str | Path, kinds: Sequence[str] = ()) -> tuple[RunPaths, Loc
     copy = LocalCopy(str(folder), kinds) if object_store.is_url(str(folder)) else None
     paths = RunPaths(copy.folder if copy else Path(folder))
     if not paths.trials.is_file():
-        raise RunNotFound(f"{folder}: no run here (there is no trials.parquet)")
+        raise RunNotFound(f"{folder}: no run here (trials.parquet is missing)")
     return paths, copy
 
 

@@ -64,7 +64,7 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
 
 
 def bounds_text(point: "pd.Series[Any]", percentiles: Iterable[float]) -> str:
-    """The quantiles that a point has lost, with what is known of them in s: `tpot_p99; ttft_p99 ≥ 1.50`."""
+    """The quantiles that a point has lost, with their known bounds in s: `tpot_p99; ttft_p99 ≥ 1.50`."""
     names = [name for name in columns(percentiles) if name in point] if point["failed"] else []
     bounds = {name: bound(point, name, 1.0) for name in names}
     return "; ".join(f"{name} {known[0]}".removesuffix(" —") for name, known in bounds.items() if known is not None)

@@ -41,10 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
-    parser.add_argument("--entity", help="team or user; default: that of the run, else the login's own")
-    parser.add_argument(
-        "--no-trials", dest="trials", action="store_false", help="not the trials: they are there already"
-    )
+    parser.add_argument("--entity", help="team or user; default: the run's, else the login's")
+    parser.add_argument("--no-trials", dest="trials", action="store_false", help="not the trials: W&B has them already")
     options = parser.parse_args(arguments)
     os.environ.setdefault("WANDB_SILENT", "true")
     folder = run_folder(options.run)

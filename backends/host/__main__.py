@@ -105,7 +105,7 @@ class LibraryServer:
         """Measure a trial in one call (see `offline`); only a library with `step` can do that."""
         batches = self.batches
         if not isinstance(batches, ContinuousQueue):
-            raise HTTPError(404, "this library cannot be measured inside", "NotFoundError")
+            raise HTTPError(404, "this library does not support in-process timing", "NotFoundError")
         ignore = {"ignore_eos": body.get("ignore_eos")}
         warmup, measured = (
             offline.lockstep(

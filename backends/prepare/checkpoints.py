@@ -104,7 +104,7 @@ def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) ->
 def not_made(setting: str, lacking: str, instead: str = "") -> str:
     """The reason, with the remedy, why the weights of a setting are not made for an engine in an image."""
     why = f"not made for an engine in an image, since conversions run outside it, without {lacking}"
-    return f"{setting}: {why}; choose an environment that is no image{instead}"
+    return f"{setting}: {why}; choose an environment that is not an image{instead}"
 
 
 def is_quantised(model: Path) -> bool:

@@ -183,7 +183,7 @@ def _refuse_second_override(result: Any) -> None:
     """Refuse a second override of a group in one defaults list: Hydra takes the first, and passes over the other."""
     groups = Counter(entry.group for entry in result.defaults_list or () if entry.is_override())
     if twice := [group for group, count in groups.items() if count > 1]:
-        raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} stands there twice; expected once")
+        raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} is listed twice; list it once")
 
 
 @functools.cache

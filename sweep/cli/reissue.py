@@ -102,7 +102,7 @@ class Reissuer:
         settings = self._settings()
         if settings is None or self.process is None:
             return True
-        consequence = "whether the command ended by itself is not known, so it is issued again"
+        consequence = "it is unknown whether the command ended by itself, so it is issued again"
         status = last_status(RunPaths(results_folder(settings)), consequence, _print_error) or {}
         return bool(status.get("ended")) and status.get("pid") == self.process.pid
 

@@ -32,7 +32,7 @@ def trial_columns() -> dict[str, Meaning]:
     fields = [field for part in ROW_PARTS for field in _commented_fields(part)]
     meanings = {name: (_UNITS.get(name, ""), meaning) for name, meaning in fields}
     meanings["warnings"] = ("", "codes of what makes the result doubtful (docs/warnings.md)")
-    meanings["in_plan"] = ("", "whether the present plan of the folder has it")
+    meanings["in_plan"] = ("", "whether the folder's current plan has it")
     return meanings
 
 

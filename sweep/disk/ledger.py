@@ -128,7 +128,7 @@ class Ledger:
         trials = sorted({trial_id for _, line, _ in self.set_aside if (trial_id := _trial_of(line))})
         named = f" (trials {', '.join(trials[:MOST_DAMAGE_NAMED])})" if trials else ""
         damage = f"{self.path}: damaged in line {numbers}{more}{named}: {self.set_aside[0][2]}"
-        return [f"{damage}; what only they held is measured again", *self._losses]
+        return [f"{damage}; rows that only they held are measured again", *self._losses]
 
     def _compact(self) -> None:
         """Rewrite the file, without what later lines replace; lines that do not hold go to a file of their own."""

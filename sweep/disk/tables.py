@@ -1,7 +1,7 @@
 """The Parquet files of a run: written with checksums, read part by part, also those that lie in a compact file.
 
 The tables of many short trials are put together at a run's end (`sweep.disk.compaction`). A trial's table keeps its
-path: where there is no such file, its rows are read from the compact file that has them. Every function that reads a
+path: where the file is missing, its rows are read from the compact file that has them. Every function that reads a
 file raises FileNotFoundError if it is missing, and DamagedFile if it is not whole.
 """
 

@@ -378,7 +378,7 @@ class Driver:
                 continue
             self.display.done -= reopened
             trials = count(reopened, "failed trial")
-            self.display.log(f"{state.launch.describe_launch()}: another try of {trials}")
+            self.display.log(f"{state.launch.describe_launch()}: retrying {trials}")
             launches = self.by_deployment[state.launch.deployment_id]
             self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
 

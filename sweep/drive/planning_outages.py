@@ -47,4 +47,4 @@ def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings
 
 def _print_outage(reason: str) -> None:
     text = masked_message(" ".join(reason.split()), secret_values(os.environ))
-    print(f"planning: {text}; it is tried again", file=sys.stderr, flush=True)
+    print(f"planning: {text}; retrying", file=sys.stderr, flush=True)

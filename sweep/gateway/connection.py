@@ -148,7 +148,7 @@ class EngineConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self.fail(EngineFailed("what the engine answers is no HTTP"))
+            self.fail(EngineFailed("the engine's answer is not HTTP"))
             return
         if not self._has_head:
             self._head_size += len(data)
@@ -272,7 +272,7 @@ class EngineConnections:
         head = b"\r\n".join(lines)
         line_ends = len(lines) + 2  # the first line has another in it, and the last two
         if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
-            raise Refused(400, "a header of the request has the end of a line in it")
+            raise Refused(400, "a header of the request contains a line break")
         return head
 
 

@@ -115,7 +115,7 @@ def running_gateway(
         return
     tokenizer = None if settings.clip.input_tokens is None else tokenizer_folder()
     if settings.clip.input_tokens is not None and tokenizer is None:
-        reason = "gateway.clip.input_tokens: the model's tokenizer is not known; set model.tokenizer"
+        reason = "gateway.clip.input_tokens: the model's tokenizer is unknown; set model.tokenizer"
         raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, Exit(Cause.NO_TOKENIZER))
     # Not the engine's own launch with changes: that may be in a container, which has no gateway in it.
     engine_launch = engines[0].launch

@@ -154,7 +154,7 @@ class RandomModel(Model):
     def check(self) -> None:
         super().check()
         if self.tokenizer and not self._tokenizer_path:
-            raise ValueError(f"model.tokenizer={self.tokenizer}: allowed for random weights is a folder that exists")
+            raise ValueError(f"model.tokenizer={self.tokenizer}: expected an existing folder for random weights")
         size = load_tokenizer(self._own_tokenizer(Path())).get_vocab_size()
         if (vocabulary := self.architecture.vocab_size) < size:
             allowed = f"at least the {size} tokens of its tokenizer"
@@ -297,7 +297,7 @@ class ServedModel(Model):
         return None
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        raise ValueError(f"model={self.name}: only a name; allowed to launch is a model of conf/model")
+        raise ValueError(f"model={self.name}: only a name; expected a model of conf/model to launch")
 
 
 @lru_cache  # many deployments of a plan have one model

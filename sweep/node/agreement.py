@@ -83,7 +83,7 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     if not backend.traits.computes_model:
         return "none: this engine computes no model"
     if not backend.launches:
-        return "none: the weights of a running endpoint are not known"
+        return "none: the weights of a running endpoint are unknown"
     if not model.comparable:
         return "none: on random weights agreement says nothing"
     try:
@@ -143,7 +143,7 @@ def _compute(
 ) -> dict[str, Any]:
     """Return the fields of a Reference, from a process of its own in an environment with transformers."""
     # An engine that needs no Python at all (llama.cpp) is compared with it too: report what the time is spent on.
-    why = "for transformers, which engines are compared with; agreement=false leaves it out"
+    why = "for transformers, the reference for agreement; agreement=false leaves it out"
     python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
     folder = model.prepare(cache, progress)
     progress(f"computing the reference answers of {model.name}")

@@ -185,7 +185,7 @@ def _outage_reporter(emit: Emit) -> Callable[[str], None]:
     def report(reason: str) -> None:
         nonlocal first
         if first:
-            emit(Note(f"{reason}; it is tried again"))
+            emit(Note(f"{reason}; retrying"))
         first = False
         emit(Stalled(reason))
         emit(State(f"waiting to prepare the node again: {reason}"))

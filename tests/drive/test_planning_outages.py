@@ -71,7 +71,7 @@ def test_an_index_that_stays_away_halts_the_run(online, tmp_path, capsys, more):
     assert command(tmp_path, "patience=2", *more) == 75
     *told, last = capsys.readouterr().err.splitlines()
     assert told, "the first failure is always reported"
-    assert all(line.endswith("; it is tried again") for line in told)
+    assert all(line.endswith("; retrying") for line in told)
     assert last.startswith("stopped: planning: environment tiny cannot be resolved: ")
     assert last.endswith("(tried for 2 s); run the same command again to continue")
     assert not (tmp_path / "out").exists(), "no row, and nothing to explain"

@@ -202,7 +202,7 @@ def test_with_a_login_a_sweep_ends_with_all_of_it_on_the_server(tmp_path: Path) 
 def test_a_folder_without_a_run_is_bad_input(tmp_path: Path) -> None:
     done = published(tmp_path, "sweep", "wandb", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: {tmp_path}: no run here (there is no trials.parquet)"
+    assert done.stderr.strip() == f"error: {tmp_path}: no run here (trials.parquet is missing)"
 
 
 def test_a_server_that_refuses_is_one_line(tmp_path: Path) -> None:

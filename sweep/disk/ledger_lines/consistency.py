@@ -92,7 +92,7 @@ def trials_with_damaged_data(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
 def _cut_short(path: str) -> bool | None:
     """Return whether a Parquet file is truncated: its last bytes must be the footer's length and "PAR1".
 
-    None if there is no such file.
+    None if the file is missing.
     """
     try:
         with open(path, "rb", buffering=0) as file:

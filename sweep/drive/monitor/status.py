@@ -229,7 +229,7 @@ def _failed_requests(totals: Totals) -> list[str]:
 def _driver(status: Status) -> str:
     driver = status.driver
     if driver is None:
-        return f"not known whether a driver runs: {status.problem}" if status.problem else "never started"
+        return f"unknown whether a driver runs: {status.problem}" if status.problem else "never started"
     process = f"process {driver['pid']} on {driver['host']}"
     if not status.alive:
         age = duration_text(time.time() - driver["at"])

@@ -11,7 +11,7 @@ function bounds() {
   });
 }
 
-// The least share of a bound that is left at a point: 1 without bounds, -∞ where a latency is not known.
+// The least share of a bound that is left at a point: 1 without bounds, -∞ where a latency is unknown.
 function tightest(index, limits) {
   let least = { headroom: Infinity, bound: null, surely: true };
   for (const bound of limits) {
@@ -89,7 +89,7 @@ function verdict(entries) {
   if (!entries.length) return "No point in view has that figure.";
   if (!meeting.length) {
     const nearest = entries[0];
-    const over = Number.isFinite(nearest.headroom) ? `${nearest.bound.text}: ${percent(-nearest.headroom)} over` : "a latency is not known";
+    const over = Number.isFinite(nearest.headroom) ? `${nearest.bound.text}: ${percent(-nearest.headroom)} over` : "a latency is unknown";
     const who = entries.length > 1 ? `None of ${entries.length} configurations meets the SLO; the closest is` : "The only configuration does not meet the SLO:";
     return `${who} ${points.name[nearest.index]} (${over}).`;
   }
