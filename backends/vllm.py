@@ -29,9 +29,9 @@ def utilisation(flags: Mapping[str, Any]) -> float:
 
 
 class VLLM(Backend):
-    """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`).
+    """Flags are options of `vllm serve`, as it spells them (`max-num-seqs: 256`).
 
-    With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
+    With a `checkpoint` the model's weights are quantised on first use, unless they are quantised already.
     """
 
     flag_rules = FlagRules(
@@ -125,7 +125,9 @@ class VLLM(Backend):
     )
 
     def unavailable(self, host: Host) -> str | None:
-        """As for every engine; vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first request."""
+        """As for every engine; also, vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first
+        request.
+        """
         features = host.cpu_features or frozenset()
         lacking = not host.gpus and "avx2" in features and "avx512f" not in features
         if lacking and self.checkpoint == "gptq":

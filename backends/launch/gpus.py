@@ -46,7 +46,7 @@ def present() -> tuple[Gpu, ...]:
 def visible() -> tuple[Gpu, ...]:
     """The GPUs that $CUDA_VISIBLE_DEVICES leaves to this process, in its order; all without it.
 
-    Its numbers are taken by PCI bus. As in CUDA, the first entry that is no GPU ends the list.
+    Its numbers follow the PCI bus order. As in CUDA, the first entry that is not a GPU ends the list.
     """
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None or not present():

@@ -29,7 +29,7 @@ GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver ca
 
 
 def status_field(pid: int, number: int) -> str | None:
-    """A field of /proc/PID/stat, by its number from 4 on; None if there is no such process or it is a zombie."""
+    """A field of /proc/PID/stat, by its number from 4 on; None if the process is gone or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *fields = file.read().rpartition(")")[2].split()
@@ -39,7 +39,7 @@ def status_field(pid: int, number: int) -> str | None:
 
 
 def start_time(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None if there is no such process or it is a zombie."""
+    """Start time of a process in clock ticks since boot; None if the process is gone or a zombie."""
     return status_field(pid, 22)
 
 
@@ -53,7 +53,7 @@ def this_process() -> str:
 
 
 def process_environment(pid: int) -> dict[str, str]:
-    """The environment a process was started with; empty if it is gone or not ours to read."""
+    """The environment a process was started with; empty if it is gone or unreadable."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             entries = file.read().split(b"\0")

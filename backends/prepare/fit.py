@@ -27,7 +27,7 @@ def oldest(versions: Iterable[str | None]) -> str | None:
 
 
 def problem(spec: EnvironmentSpec, host: Host) -> str | None:
-    """Return why what an environment holds does not run on a node, in a few words; None if nothing is against it."""
+    """Return why the content of an environment does not run on a node, in a few words, or None."""
     runtimes = {spec.runtime} if spec.runtime else set(RUNTIMES)
     if spec.image and not runtimes & host.executables:
         return f"no {' or '.join(sorted(runtimes))} on PATH: install it, with NVIDIA's container toolkit"
@@ -54,7 +54,7 @@ def problem(spec: EnvironmentSpec, host: Host) -> str | None:
 
 
 def choose(specs: Sequence[EnvironmentSpec], host: Host | None) -> EnvironmentSpec:
-    """Return the first environment that runs on a node, which says what it is taken instead of; else the first."""
+    """Return the first environment that runs on a node, which says what it replaces; otherwise the first."""
     if host is None:
         return specs[0]
     problems = [problem(spec, host) for spec in specs]
@@ -72,9 +72,9 @@ def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def refusal(spec: EnvironmentSpec, host: Host, forms: Iterable[EnvironmentSpec]) -> str | None:
-    """Return the problem of an environment on a node with its remedy, in one line; None without one.
+    """Return why an environment does not run on a node, with the remedy, in one line, or None.
 
-    `forms` are the environments of the same engine in other forms: those that do run on the node are named.
+    `forms` are the environments of the same engine in other forms: the message names those that run on the node.
     """
     reason = problem(spec, host)
     if reason is None:

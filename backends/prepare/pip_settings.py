@@ -36,7 +36,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def uv_settings(pip: Mapping[str, str], index: Sequence[str] = ()) -> dict[str, str]:
-    """Translate pip's settings into uv's environment variables, with an environment's own indexes besides.
+    """Translate pip's settings into uv's environment variables, adding an environment's own indexes.
 
     Local folders that do not exist are omitted.
     """

@@ -1,4 +1,4 @@
-"""Patience with outages: what prepares a node is retried, with back-off, as long as no answer comes."""
+"""Patience with outages: preparation is retried, with back-off, as long as no answer comes."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ FAULTS = (EnvironmentFailed, OSError, ValueError)
 
 
 def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Callable[[str], None]) -> Provided:
-    """Return what `prepare` does, retried for `patience` s after its first outage, each of which is reported.
+    """Return the result of `prepare`, retried for `patience` s after its first outage; each outage is reported.
 
     Raises:
         Outage: when the time is over.

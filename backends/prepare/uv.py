@@ -22,7 +22,7 @@ class EnvironmentFailed(Failed):
 
 
 class Uv:
-    """uv for one environment: its output goes to `log`, the lines that tell how far it is to the user too.
+    """uv for one environment: its output goes to `log`, and progress lines also to the user.
 
     Raises EnvironmentFailed where the user's settings of pip cannot be read.
     """
