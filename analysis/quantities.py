@@ -1,4 +1,4 @@
-"""The labels of measured columns, their unit on a label, and which way is better: as their quantity is declared.
+"""The labels of measured columns, their unit on a label, and which direction is better, as their quantity declares.
 
 Data are in seconds, bytes and shares; only labels are in ms, GiB and %.
 """
@@ -49,7 +49,7 @@ class LabelledColumn:
 
 
 def setting(value: Any) -> str:
-    """A number that was asked for, as it was: 8, 0.5; an em dash where it was not."""
+    """Format a requested number as given (8, 0.5); a dash if it was not set."""
     return "—" if pd.isna(value) else f"{value:g}"
 
 

@@ -83,7 +83,9 @@ def _budget(comparison: PointComparison, change: float, launches: int) -> str:
 
 
 def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
-    """The columns of comparisons, in which a difference within the margin is none; `unit`: of the quantity compared."""
+    """The columns of comparisons, in which a difference within the margin counts as equal; `unit`: the compared
+    quantity's.
+    """
 
     def verdict(each: PointComparison) -> Cell:
         return Cell(verdict_text(each, margin), style=VERDICT_STYLES.get(each.verdict, ""))

@@ -1,7 +1,7 @@
 """KV cache at most over a trial, in GiB: as the engine reports it, or its share of a pool of known size.
 
-The pool of an engine on a CPU is set (`backend.cpu_kv_cache_gib`); on a GPU it is what the engine says at its launch
-that it has, times the GPUs of the deployment. An engine that reports a share of a pool of unknown size is left out.
+On a CPU the size of an engine's pool is set (`backend.cpu_kv_cache_gib`); on a GPU the engine states it at its launch,
+and it counts for each GPU of the deployment. An engine that reports a share of a pool of unknown size is left out.
 """
 
 import json
@@ -23,7 +23,7 @@ MOST_TELEMETRY = 200  # trials whose telemetry is read
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw the largest reading of a replicate of each point along the load; None without a load or readings."""
+    """Draw the largest reading of any replicate of each point along the load; None without a load or readings."""
     if layout.x is None:
         return None
     trials = (

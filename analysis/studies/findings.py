@@ -24,7 +24,7 @@ JUDGEMENTS: dict[Ruling, Judgement] = {
 
 
 class Judged(NamedTuple):
-    """A finding with what a run says of it."""
+    """A finding with a run's judgement on it."""
 
     finding: PublishedFinding
     judgement: Judgement
@@ -32,9 +32,9 @@ class Judged(NamedTuple):
 
 
 def judge_run(results: RunResults) -> list[Judged]:
-    """Return the judgements on the findings of the study that a run's experiment follows; none if it follows none.
+    """Return the judgements on the findings of the study that a run's experiment follows; empty without a study.
 
-    What is only as offered by an open loop is no engine's merit: it is left out, as in the summary's standings.
+    Figures set by an open loop show no merit of the engine: they are left out, as in the summary's standings.
     """
     study = study_of(results.run.name)
     if study is None:
@@ -103,7 +103,7 @@ def beside(results: RunResults) -> list[Beside]:
 
 
 def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Beside]:
-    """Return the rows of a published table beside these points; there may be none."""
+    """Return the rows of a published table beside these points; possibly empty."""
     published = table.frame
     for row in table.rows:
         where = {key: value for key, value in row.items() if key in KEY_COLUMNS}

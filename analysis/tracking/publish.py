@@ -1,6 +1,6 @@
 """Sends a finished run to W&B from its files: its trials, the sweep as a whole, a workspace and a report.
 
-Equal ids replace what was sent before, so it may be repeated; without a login all of it stays offline.
+Equal ids replace earlier uploads, so it may be repeated; without a login everything stays offline.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def publish(folder: Path, project: str | None, entity: str | None, trials: bool = True) -> list[str]:
-    """Send a run to W&B, or write it for later; return what became of it, line by line."""
+    """Send a run to W&B, or write it for later; return the outcome, line by line."""
     results = open_results(folder)
     paths = results.run.paths
     if not (paths.report.exists() and paths.summary.exists()):
@@ -100,7 +100,7 @@ def sync_line(tracking: Path) -> str:
 
 
 def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:
-    """The project of the command line, else the one that the run was tracked in."""
+    """The project of the command line, otherwise the one that tracked the run."""
     file = results.run.paths.tracking / "destination.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {
