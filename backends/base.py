@@ -281,7 +281,7 @@ class Backend(Strict):
         return ()
 
     def check(self) -> None:
-        """Raise ValueError for fields that contradict each other, with one line naming the key and what was expected."""
+        """Raise ValueError for fields that contradict each other, in one line naming the key and what was expected."""
         if self.url is not None and not self.traits.attachable:
             raise ValueError(
                 f"backend.url={self.url}: {self.name} is launched here; allowed with backend=openai, which attaches"
@@ -361,7 +361,7 @@ class Backend(Strict):
         return None
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        """Facts that a result must cite in addition to version and command line, e.g. whether the prefix cache is on."""
+        """Facts to cite in addition to version and command line, e.g. whether the prefix cache is on."""
         return {}
 
     def coarser(self, launch: Launch) -> str | None:

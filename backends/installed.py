@@ -66,7 +66,7 @@ def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
 
 
 def contents(backend: Backend, spec: EnvironmentSpec) -> str:
-    """Return the contents of an environment in a few words: the engine, torch and its CUDA, and whether it is locked."""
+    """Return an environment's contents in a few words: the engine, torch and its CUDA, and whether it is locked."""
     if spec.name == "own":
         return "your own"
     pins = spec.lock.pins if spec.lock else ()

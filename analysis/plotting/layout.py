@@ -63,7 +63,7 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
 
 
 def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) -> list[str]:
-    """All lines; if there are too many, those with the best figures, the baseline's, and an even choice of the others."""
+    """All lines; if there are too many, those with the best figures, the baseline's, and evenly chosen others."""
     if len(lines) <= MOST_LINES:
         return lines
     standings = points[[name for name in points if str(name).endswith("_standing")]]

@@ -319,7 +319,7 @@ def _commands(results: RunResults) -> list[str]:
 
 
 def _place_typed_here(run: Run) -> str:
-    """The run's folder relative to where the report was written, where its reader types; otherwise in full, or its URL."""
+    """The run's folder relative to where its writer, and so its reader, types; otherwise in full, or its URL."""
     if run.copy is not None:
         return str(run.place)
     absolute = run.paths.out.absolute()
