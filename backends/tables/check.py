@@ -11,10 +11,7 @@ from backends.tables.table import EngineTable, load
 
 
 def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None:
-    """Return why the engine would not start with these flags, in one line, or None as far as is known.
-
-    Nothing is refused for another version than the table's: `warnings` names what the table lacks.
-    """
+    """Return why the table's version would not start with these flags, in one line; None if it would."""
     same = (each for each in _tables_of_fields(backend, environment) if _same_version(environment, each[0]))
     return next((problem for table, groups in same for problem in _problems(backend, table, groups)), None)
 
