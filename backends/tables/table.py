@@ -53,7 +53,7 @@ class EngineTable(Strict):
         return spelling(first).replace("-", style) + dot + rest
 
     def meanings(self, name: str) -> list[str]:
-        """Return the flags that a name may stand for, in one spelling: itself, its alias's, and flags it abbreviates."""
+        """Return the flags that a name may stand for, in one spelling: itself, its alias's, those it abbreviates."""
         return [spelling(each) for each in (name, self.names.get(spelling(name), name), *self.abbreviated(name))]
 
     def abbreviated(self, name: str) -> list[str]:

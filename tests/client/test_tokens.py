@@ -46,7 +46,6 @@ def sweep(
 def job(
     folder: Path, script: Script, tokens: int = ASKED, count_tokens: Any = None, api: Any = "completions"
 ) -> dict[str, Any]:
-    """The quantities of what the measuring client alone sees of six requests."""
     requests = [Request(f"r{number}", "say", tokens) for number in range(6)]
     with token_server(script) as url:
         target = Target(url, "m", api, continuous_usage=True)

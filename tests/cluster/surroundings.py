@@ -201,7 +201,6 @@ class Surroundings:
         return Path(f"/proc/{self.cluster.nodes[index].process.pid}/root{path}")
 
     def leftovers(self) -> list[str]:
-        """Return the processes that should be gone when no command runs."""
         networks = {netns(node.process.pid) for node in self.cluster.nodes}
         clients = [pid for pid in pids_of("sweep.client.process") if netns(pid) in networks]
         return [f"process {pid}" for pid in [*self.sweep.marked(), *clients]]

@@ -192,7 +192,6 @@ def test_the_launches_that_a_pilot_asks_for_find_the_change_nine_times_in_ten(si
 
 
 def pilot(draws: np.random.Generator, deviation: float, size: int) -> Error:
-    """The error that so many pairs of equal launches show."""
     differences = draws.normal(0, deviation, size)
     return Error(differences.std(ddof=1) / np.sqrt(size), size - 1, size)
 

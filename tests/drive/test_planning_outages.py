@@ -202,7 +202,6 @@ def lost(monkeypatch):
 
 @pytest.fixture
 def commands(tmp_path):
-    """A run and a rerun with results in the store, by name."""
     point = [*ONCE, "model=tiny-llama", "workload=synthetic"]
     anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)
     (trial,) = make_plan(compose_run(point, lambda cluster: "cpu"), anywhere).trials

@@ -19,7 +19,6 @@ from sweep.drive.monitor.progress import Display
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of four trials: one done, one failed, two left."""
     paths = RunPaths(tmp_path / "night")
     trial = {"kind": "trial", "deployment_id": "d1"}
     entries = [

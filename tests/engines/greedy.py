@@ -40,7 +40,6 @@ def singly(model: Any, tokenizer: Any, prompts: list[str], count: int) -> Answer
 
 
 def without_a_layers_attention(model: Any, tokenizer: Any, prompt: str, count: int) -> list[list[int]]:
-    """Tokens with the attention of one layer switched off, for each layer."""
     found = []
     for layer in model.model.layers:
         weight = layer.self_attn.o_proj.weight

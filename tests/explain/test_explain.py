@@ -106,7 +106,6 @@ def test_combinations_that_do_not_tell_are_refused_with_the_reason(tmp_path):
 
 
 def two_by_two(folder, **run):
-    """Two knobs of an engine, and what a run has besides."""
     rows = [
         trial("vllm", 8, launch, 100.0 * (1 + a) * (1.1 + 0.01 * launch) ** b, launch=f"{a}{b}{launch}")
         | {"trial_id": f"{a}{b}{launch}", KNOBS[0]: OFF_ON[0][a], KNOBS[1]: OFF_ON[1][b], "ttft_mean": 0.1}

@@ -51,7 +51,6 @@ def measure(*line: str) -> "pd.Series[Any]":
 
 
 def write(path: Path, content: Any) -> Path:
-    """Write rows, or text as it is, in the format of the file's ending."""
     if isinstance(content, str):
         path.write_text(content)
     elif path.suffix == ".jsonl":
