@@ -1,6 +1,6 @@
 """The clocks of the measuring process: kernel receive stamps on CLOCK_MONOTONIC, and an alarm that is not rounded.
 
-Everything the client writes down is in ns of CLOCK_MONOTONIC, which all processes of a machine share.
+All of the client's stamps are in ns of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""The same command issued again as long as it asks for it, with exit status 75: a night's supervisor.
+"""A supervisor for the night: issues the same command again as long as its exit status is 75.
 
-A driver that had to stop (Ray gone, a full disk, a process killed) leaves a run that the same command goes on with.
-Failed trials, bad input and interrupts are ends; so is a deadline that has passed. At the end of a batch job the status
-75 is passed on: the next job continues.
+A driver that had to stop (Ray gone, a full disk, a process killed) leaves a run that the same command continues. Failed
+trials, bad input, interrupts and a passed deadline end it. At the end of a batch job the status 75 is passed on: the
+next job continues.
 """
 
 import os
@@ -36,7 +36,7 @@ def _print_error(text: str) -> None:
 
 
 class Reissuer:
-    """Issues a command line until it has ended for good."""
+    """Issues a command line until it has finished for good."""
 
     def __init__(self, arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
         self.arguments, self.config_dirs = list(arguments), list(config_dirs)

@@ -55,7 +55,7 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
 
 @contextmanager
 def _local_folder(outbox: Path) -> Iterator[Path]:
-    """Create a folder for this attempt and remove it afterwards, with those whose owners were killed."""
+    """Create a folder for this attempt and remove it afterwards, with folders whose owners were killed."""
     outbox.mkdir(parents=True, exist_ok=True)
     paths = RunPaths(outbox)
     paths.clear_staging()

@@ -1,7 +1,7 @@
-"""`sweep status RUN`: what is done, what runs where, what failed and why, and how long it will take.
+"""`sweep status RUN`: what is done, what runs where, what failed and why, and how long the rest will take.
 
-RUN is a results folder, its name under results/, or the URL of an object store. It reads what the driver leaves on
-disk, so it works from another terminal while the sweep runs, and in the morning when nothing runs any more.
+RUN is a results folder, its name under results/, or the URL of an object store. It reads the driver's files, so it
+works from another terminal while the sweep runs, and in the morning when nothing runs any more.
 """
 
 import json
@@ -148,7 +148,7 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
 def last_status(paths: RunPaths, consequence: str, notify: Callable[[str], None]) -> dict[str, Any] | None:
     """Return the status that the last driver left here, None without one or if it is damaged: it is rewritten.
 
-    `notify` is told of damage, with the `consequence` for whoever asks.
+    `notify` gets a message about damage, with the `consequence` for the caller.
     """
     try:
         return read_status_file(paths)
@@ -199,7 +199,7 @@ def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def status_json(status: Status) -> str:
-    """A status for scripts: trials by outcome, failures, and what the driver last wrote about itself."""
+    """A status for scripts: trials by outcome, failures, and the driver's last own status."""
     driver = {key: value for key, value in (status.driver or {}).items() if key != "summary"}
     content = {
         "name": status.totals.name,
@@ -214,7 +214,7 @@ def status_json(status: Status) -> str:
 
 
 def _failed_requests(totals: Totals) -> list[str]:
-    """The requests that failed in trials with a result; nothing if none has one."""
+    """The failed requests in trials with a result; empty without such a trial."""
     if not totals.results:
         return []
     trials = totals.failed_requests

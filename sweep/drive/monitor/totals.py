@@ -29,7 +29,7 @@ COUNTED_COLUMNS = frozenset(
 
 
 class Totals(NamedTuple):
-    """What has become of the trials of a plan."""
+    """The trials of a plan by outcome."""
 
     name: str
     trials: int
@@ -65,7 +65,7 @@ def count_trials(
 
 
 def _failure(row: Mapping[str, Any]) -> str:
-    """Return the reason and the path of the log; an unavailable trial has none."""
+    """Return the reason and the path of the log; an unavailable trial has no log."""
     log = "" if row["outcome"] == Outcome.UNAVAILABLE else f" [{row['deployment_id']}/{row['attempt']}/engine.log]"
     return f"{row.get('reason') or 'no reason given'}{log}"
 
