@@ -23,7 +23,8 @@ OPENERS = ("What", "Whether", "How", "Of")
 # Written so that this file does not hold the phrases itself.
 PHRASES = re.compile(
     r"cannot be ha[d]|is another tha[n]|are other tha[n]|for want o[f]|has the fac[e]|the same fac[e]|of who[m] "
-    r"|cannot be tol[d]\b|is said (once|alou[d])|allowe[d] (is|are)\b",
+    r"|cannot be tol[d]\b|is said (once|alou[d])|allowe[d] (is|are)\b|trie[d] again|another tr[y]\b|for eve[r]\b"
+    r"|thric[e]\b|such a on[e]\b|stands ther[e]\b|(None|empty|NaN|0) (if|where) there (is|are) non[e]\b",
     re.IGNORECASE,
 )
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -49,7 +49,7 @@ class PackedRow(NamedTuple):
 
 @dataclass
 class Job:
-    """The calls of one trial, numbered: the warm-up's first, then the measured ones. `open` reads one process's part."""
+    """The calls of one trial, numbered: the warm-up's, then the measured ones. `open` reads one process's part."""
 
     target: wire.Target
     timeouts: Timeouts

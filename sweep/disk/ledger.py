@@ -100,7 +100,7 @@ class Ledger:
         return num_rows
 
     def _holds(self, entry: dict[str, Any]) -> bool:
-        """Return whether an entry is valid, and has its texts. Raises ValueError, with the problem, if a text is lost."""
+        """Return whether an entry is valid and has its texts. Raises ValueError, with the problem, for a lost text."""
         if not is_ledger_entry(entry):
             return False
         for column, digest in self._texts.missing(entry["row"]) if entry["event"] == "trial" else ():

@@ -38,7 +38,7 @@ def sweep(
     with ExitStack() as stack:
         urls = [stack.enter_context(token_server(script)) for script in scripts]
         command = [*COMMAND, *load, f"backend.url={','.join(urls)}", *overrides, f"out={folder / 'out'}"]
-        # As a user would: a trial that a busy machine spoilt (client_limited) is tried again by the same command.
+        # As a user would: a trial that a busy machine spoilt (client_limited) is retried by the same command.
         assert status in (main(command) for _ in range(1 if status else 3))
     return next(analysis.load(folder / "out").itertuples())
 

@@ -76,7 +76,7 @@ def command(tmp_path: Path, *more: str) -> int:
 
 
 def measure(tmp_path: Path, *more: str) -> None:
-    """Run the command; a trial that a busy machine spoilt (client_limited) is tried again by the same one."""
+    """Run the command; a trial that a busy machine spoilt (client_limited) is retried by the same one."""
     status = command(tmp_path, *more)
     for _ in range(5):
         status = status and command(tmp_path)

@@ -59,7 +59,7 @@ def test_an_index_that_fails_twice_costs_no_trial(online, tmp_path, capsys):
     (row,) = rows(tmp_path)
     assert row["outcome"] == "ok"
     said = capsys.readouterr().err
-    assert said.count("it is tried again") == 2
+    assert said.count("; retrying") == 2
     assert "planning: environment tiny cannot be resolved: " in said
     assert "503 Service Unavailable" in said
 
@@ -82,7 +82,7 @@ def test_an_answer_of_the_index_is_final(online, index, tmp_path, capsys):  # no
     (index / "helper-2.0-py3-none-any.whl").unlink()
     assert command(tmp_path) == 0
     assert [row["outcome"] for row in rows(tmp_path)] == ["unavailable"]
-    assert "tried again" not in capsys.readouterr().err
+    assert "retrying" not in capsys.readouterr().err
 
 
 def experiment(tmp_path, text, **options):

@@ -125,7 +125,7 @@ def test_results_are_kept_and_reported(ran, tmp_path):
 
 @pytest.mark.slow
 def test_only_what_is_ok_is_done_and_the_untried_goes_first(ran, tmp_path, monkeypatch):
-    """A section that fails, is cut off or cannot be made yet is tried again, but keeps none from its turn."""
+    """A section that fails, is cut off or cannot be made yet is retried, but keeps none from its turn."""
     monkeypatch.setattr(gpu_check, "LIMIT", SHORT_LIMIT)
     there = tmp_path / "compiled"
     compiles = f"import os, time; os.path.exists({str(there)!r}) or time.sleep(600)"
