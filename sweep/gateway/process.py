@@ -108,7 +108,7 @@ def running_gateway(
 
     Raises LaunchError.
 
-    `tokenizer_folder` gives that of the served model, None where it is unknown; only a bound on the input needs it.
+    `tokenizer_folder` returns the served model's tokenizer, None if it is unknown; only a bound on the input needs it.
     """
     if settings is None:
         yield None

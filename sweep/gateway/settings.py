@@ -1,4 +1,4 @@
-"""The gateway's settings: what `gateway:` in an experiment, and `sweep gateway`, can say."""
+"""The gateway's settings, for `gateway:` in an experiment and for `sweep gateway`."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal

@@ -102,7 +102,7 @@ def write_totals(paths: RunPaths, totals: Totals) -> None:
 
 
 def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
-    """Return the totals that the driver has written, if they are of the present plan and ledger; None if not.
+    """Return the driver's last totals if they belong to the present plan and ledger, or None.
 
     While the driver is alive its latest rows may be missing.
 
@@ -129,7 +129,7 @@ def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
 
 
 def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
-    """Count the trials of a plan in its ledger; return also a line about what is damaged in it.
+    """Count the trials of a plan in its ledger; also return a line about damage in it.
 
     Raises:
         FileNotFoundError, NotADirectoryError: if there is no plan.
@@ -156,7 +156,7 @@ def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
 
 
 def _stamps(paths: RunPaths) -> dict[str, list[int]] | None:
-    """Return size and time of the last change of the plan and the ledger; None without one of them."""
+    """Return size and modification time of the plan and the ledger; None without one of them."""
     try:
         return {"plan": _stamp(paths.plan), "ledger": _stamp(paths.ledger)}
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """A GGUF file of a Llama to a folder in Hugging Face layout: weights dequantised once, config and tokenizer.
 
-The weights are stored in bfloat16, so every engine starts from the same numbers whatever format it then makes of them.
+The weights are stored in bfloat16, so every engine starts from the same numbers whatever its own format.
 """
 
 import json
