@@ -1,6 +1,6 @@
-"""Which requests of a trial a figure is about, and sums and spans over them.
+"""Selects the requests of a trial that a figure covers, and computes sums and spans over them.
 
-A mask says it, of shape (requests,): `measured` leaves out the warm-up, `succeeded` what failed.
+A mask of shape (requests,) selects them: `measured` leaves out the warm-up, `succeeded` failed requests.
 """
 
 from array import array
@@ -33,18 +33,18 @@ def succeeded(records: Records) -> Mask:
 
 
 def was_sent(records: Records) -> Mask:
-    """The requests that were sent, and not only due while others held all slots. Shape (requests,)."""
+    """The requests that were sent, not only due while others held all slots. Shape (requests,)."""
     return ~np.isnan(as_floats(records.sent))
 
 
 def engine_answered(records: Records) -> Mask:
-    """The requests that succeeded and whose answer came from the engine as it was made. Shape (requests,)."""
+    """The successful requests whose answer came from the engine as it was made. Shape (requests,)."""
     by_gateway: Mask = np.asarray(records.gateway_answer, np.bool_)
     return succeeded(records) & ~by_gateway
 
 
 def with_failures(values: Floats, failed: Mask) -> Floats:
-    """The values of a latency for each request, infinite for those that failed: they are slower than any other.
+    """The values of a latency for each request, infinite for failed ones: they are slower than any other.
 
     Without them a quantile would be of the survivors, and the slowest requests often do not survive. Shape of both.
     """
@@ -83,7 +83,7 @@ def spans(records: Records, mask: Mask) -> tuple[Floats, Floats]:
 
 
 def per_second(count: float | None, seconds: float | None) -> float | None:
-    """count / seconds: every throughput. None where there was nothing to count."""
+    """count / seconds: every throughput. None without anything to count."""
     return count / seconds if count and seconds else None
 
 

@@ -53,7 +53,7 @@ def steady_window(records: Records, discard_first_batch: bool = False) -> Window
 
 
 def too_short(records: Records, mask: Mask, length: float) -> str | None:
-    """Why a window of that many seconds may hold no slow request; None if it is long enough."""
+    """Why a window of so many seconds may hold no slow request; None if it is long enough."""
     lasted = statistics(with_failures(e2el(records), ~succeeded(records))[mask], (90,))
     p90, longest = lasted["p90"], lasted["max"]
     if p90 is None or longest is None:
@@ -172,7 +172,7 @@ def settled(series: list[Floats], means_of: int, typical: int, load: Floats | No
 
 
 def cooled_down(load: Floats, means_of: int, slack: float) -> int:
-    """The index of the observation where the load begins to cool down, else the number of observations."""
+    """The index of the observation where the load begins to cool down, or the number of observations."""
     end = load.size - mser(load[::-1], means_of, slack)
     return end if end < load.size and load[end:].mean() < load[:end].mean() else load.size
 

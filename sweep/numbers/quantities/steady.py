@@ -58,13 +58,13 @@ def steady_request_throughput(records: Records, mask: Mask, window: Window) -> f
 
 @quantity(unit="requests", kind="count", type=int, steady=True, label="Requests", headline={"": -1})
 def steady_num_requests(records: Records, mask: Mask, window: Window) -> int | None:
-    """measured requests sent in the window, failed ones included: those that the `steady_*` latencies are of."""
+    """measured requests sent in the window, failed ones included, on which the `steady_*` latencies rest."""
     return int(sent_within(records, mask, window).sum()) or None
 
 
 @quantity(unit="requests", kind="count", type=int, better="lower", steady=True, label="Failed", headline={"": 0})
 def steady_num_failed(records: Records, mask: Mask, window: Window) -> int | None:
-    """those of them that failed."""
+    """failed requests among them."""
     inside = sent_within(records, mask, window)
     return int((inside & ~succeeded(records)).sum()) if inside.any() else None
 
