@@ -81,7 +81,6 @@ def publish(folder: Path, project: str | None, entity: str | None, trials: bool 
 
 
 def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str]:
-    """Save workspace and report, or write the workspace."""
     from analysis.tracking import dashboards  # the library takes seconds to import
 
     tracking = results.run.paths.tracking

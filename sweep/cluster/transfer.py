@@ -67,7 +67,6 @@ def _local_folder(outbox: Path) -> Iterator[Path]:
 
 
 def _take_files(out: Path, folder: Path) -> Files:
-    """Read and delete all files in a folder."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     files = Files({path.relative_to(out).as_posix(): path.read_bytes() for path in paths})
     for path in paths:

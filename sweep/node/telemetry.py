@@ -103,7 +103,7 @@ class Processes:
 
 
 class Gpus:
-    """Memory, utilisation, power, clock and limits of the deployment's GPUs, and other processes that compute on them."""
+    """Memory, utilisation, power, clock and limits of the deployment's GPUs, and other processes on them."""
 
     def __init__(self, devices: Sequence[str], foreign: ForeignGpu | None = None) -> None:
         self.name = "nvml"

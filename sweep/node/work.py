@@ -52,7 +52,7 @@ class Work:
 
 @dataclass(frozen=True)
 class PreparedNode:
-    """A node with everything that the engine needs: its environment, its weights, and cores for it and for the client."""
+    """A node with everything the engine needs: its environment, its weights, and cores for it and for the client."""
 
     launch: Launch
     environment: Environment

@@ -268,7 +268,6 @@ def _settings(settings: Mapping[str, Any], line: CommandLine, hardware: Hardware
 
 
 def _with_typed(settings: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
-    """Settings with those that were typed."""
     config = dict(settings)
     for key, value in line.scalars.items():
         if not is_point_key(key) and key not in (*FORMS, *RUN_GROUPS):

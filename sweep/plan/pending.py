@@ -194,5 +194,5 @@ def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
 
 
 def content_digests(deployment: Deployment, trial: Trial) -> dict[str, str]:
-    """Return hashes of the files behind a trial's configuration: the weights, the data set, our own part of an engine."""
+    """Return hashes of the files behind a trial's configuration: weights, data set, our own part of an engine."""
     return {**deployment.content, **trial.content}

@@ -131,7 +131,6 @@ def _write_weights(reader: GGUFReader, config: dict[str, Any], folder: Path, pro
 
 
 def _name(name: str) -> str:
-    """Hugging Face's name of a tensor."""
     match name.split("."):
         case ["blk", layer, part, "weight"] if part in LAYER:
             return f"model.layers.{layer}.{LAYER[part]}.weight"

@@ -22,7 +22,7 @@ def expected_prefix_hit_rate(shared_prefix_share: float | None) -> float | None:
 
 @quantity(unit="share", kind="validity", label="Prefix hits")
 def prefix_hit_rate(samples: Sequence[Sample], begin: float, input_tokens: int | None) -> float | None:
-    """by the engine's counters: cached input tokens / input tokens that were looked up, or otherwise all input tokens."""
+    """by the engine's counters: cached input tokens / input tokens that were looked up, or all input tokens."""
     hits, queries = increase(samples, begin, HITS), increase(samples, begin, QUERIES)
     asked_for = input_tokens if queries is None else queries
     return None if hits is None or not asked_for else hits / asked_for

@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
 
     @property
     def launches(self) -> bool:
-        """Return whether weights and cache fit before the first request: for one sequence, or in a share of the memory."""
+        """Return whether weights and cache fit before the first request: for one sequence, or in a memory share."""
         if self.shared:
             return (self.room or 0.0) >= self.context
         return self.weights + RUNTIME + (self.room or 0.0) * self.per_token <= self.memory
