@@ -120,7 +120,7 @@ class Engine:
         return "\n".join(masked(text, self._secrets).splitlines()[-lines:])
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
-        """Return whether this launch has logged running out of memory after position `since`; it may have survived."""
+        """Return whether this launch has logged an out-of-memory error after position `since`; it may have survived."""
         return self.backend.log.ran_out_of_memory(self.log_tail(1000, since))
 
     def exit_reason(self) -> str:
@@ -288,7 +288,7 @@ class Engine:
             self.exit_status = message.get("exit", self.exit_status)
 
     def _log_text(self) -> str:
-        """All that this launch has logged; the file may hold earlier ones."""
+        """Everything that this launch has logged; the file may hold earlier launches."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
@@ -326,7 +326,7 @@ class Engine:
         return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
-        """The JSON object that the engine serves at `path`; empty if it serves none."""
+        """The JSON object that the engine serves at `path`, or an empty one."""
         key = os.environ.get(self.backend.api_key_env or "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -339,7 +339,7 @@ class Engine:
 
 
 class AttachedEngine(Engine):
-    """An endpoint that someone else runs: nothing is launched, watched or ended; there is no log and no process."""
+    """An endpoint that someone else runs: sweep launches, watches and ends nothing; it has no log and no process."""
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
         super().__init__(backend, launch, marker="", versions={})
@@ -420,8 +420,8 @@ def running_together(
         return
     clear_leftovers()
     fixed = backend.port or launches[0].port
-    if fixed and (error := _bind_error(fixed, launches[0].host)):
-        raise LaunchError(Outcome.LAUNCH_FAILED, _port_message(fixed, error), Exit(Cause.PORT, errno=error.errno))
+    if fixed and (problem := port_problem(fixed, launches[0].host)):
+        raise LaunchError(Outcome.LAUNCH_FAILED, problem, Exit(Cause.PORT))
     starts: list[_Start] = []
     try:
         for launch in launches:
@@ -446,7 +446,7 @@ def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
 
 
 class _Start:
-    """The start of an engine, tried on another port where its own is taken meanwhile."""
+    """The start of an engine, retried on another port if its own is taken meanwhile."""
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self._fixed = backend.port or launch.port
@@ -462,7 +462,7 @@ class _Start:
         self.is_ready = False
 
     def ready(self, client: httpx.Client) -> bool:
-        """Return whether the engine answers. Raises LaunchError, also when one that was ready has died."""
+        """Return whether the engine answers. Raises LaunchError, also if an engine that was ready has died."""
         engine = self.engine
         if not engine.alive():
             if self._attempts and PORT_TAKEN.search(engine.log_tail(1000)):
@@ -539,7 +539,7 @@ def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now. If it is taken before the engine listens, `running` tries another one."""
+    """A port that is free now. If it is taken before the engine listens, `running` tries another."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -547,22 +547,13 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
-    """One line on why an engine cannot use this port; None if it can."""
-    error = _bind_error(port, host)
-    return _port_message(port, error) if error else None
-
-
-def _port_message(port: int, error: OSError) -> str:
-    return f"backend.port={port}: {os.strerror(error.errno or 0)}; expected: a free port, or null for any"
-
-
-def _bind_error(port: int, host: str) -> OSError | None:
+    """One line on why an engine cannot use this port, or None."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
         try:
             probe.bind((host, port))
         except OSError as error:
-            return error
+            return f"backend.port={port}: {os.strerror(error.errno or 0)}; expected: a free port, or null for any"
     return None
 
 
@@ -582,11 +573,13 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 
 def _reachable_by() -> str:
-    """Return who can use an engine's routes, also the administrative ones: only an own network keeps others out."""
+    """Return who can reach an engine's routes, administrative ones included: only a network of its own keeps others
+    out.
+    """
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 
 def _oom_kills() -> int:
-    """Number of processes that the kernel has killed for lack of memory since boot."""
+    """Number of processes that the kernel has killed since boot because memory ran out."""
     match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     return int(match[1]) if match else 0

@@ -111,7 +111,7 @@ def was_killed(exit: Exit) -> bool:
 
 
 def is_outage(exit: Exit) -> bool:
-    """Return whether a network, a hub or a disk failed before it gave an answer, so that another try may succeed."""
+    """Return whether a network, a hub or a disk failed before it gave an answer, so that a retry may succeed."""
     if exit.http is not None:
         return no_answer(exit.http)
     return exit.outage or exit.errno in OUTAGE_ERRORS or exit.cause in (Cause.OUTAGE, Cause.UNREACHABLE)
@@ -119,7 +119,7 @@ def is_outage(exit: Exit) -> bool:
 
 def is_unavailable(exit: Exit) -> bool:
     """Return whether a launch, or a trial, ended because others held what it needs, or an endpoint was gone."""
-    return exit.cause in (Cause.UNREACHABLE, Cause.PORT, Cause.GPU_MEMORY) and exit.errno in (None, errno.EADDRINUSE)
+    return exit.cause in (Cause.UNREACHABLE, Cause.PORT, Cause.GPU_MEMORY)
 
 
 def was_interrupted(row: Cells) -> bool:
@@ -139,7 +139,7 @@ FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation h
 
 
 def is_waited_for(error: BaseException) -> bool:
-    """Return whether what prepares a node, or a plan, is tried again after an error."""
+    """Return whether what prepares a node, or a plan, is retried after an error."""
     return is_outage(exit_of(error))
 
 
@@ -281,7 +281,7 @@ def most_losses(of_ours: bool, settings: Settings) -> int:
 
 
 def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHistory) -> bool:
-    """Return whether a failed trial has another try when nothing else is left to start."""
+    """Return whether a failed trial is retried when nothing else is left to start."""
     return settings.retry == "in_run" and outcome in FAILED and not history.final
 
 

@@ -298,7 +298,7 @@ def _first_facts(
 
 
 def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Reference | str:
-    """Return the reference answers, or why there are none; an outage is waited for."""
+    """Return the reference answers, or why they are missing; an outage is waited for."""
 
     def reference() -> agreement.Reference | str:
         return agreement.reference(work, node.launch, lambda text: emit(State(text)))

@@ -54,7 +54,6 @@ def pauses(monkeypatch):
 
 
 def failing(*errors):
-    """A preparation that fails so, and then works."""
     left = list(errors)
 
     def prepare():

@@ -182,7 +182,6 @@ def test_a_launch_that_its_surroundings_refuse_is_their_fault_and_is_waited_for(
         fails()
     assert policy.fault_of(caught.value.outcome, caught.value.exit) == "surroundings"
     assert policy.is_unavailable(caught.value.exit)
-    assert not policy.is_unavailable(Exit(Cause.PORT, errno=errno.EACCES)), "a port that may not be used"
 
 
 def row_of_trial(end, engine=None, launches=True, gateway=None, **reported):
