@@ -305,8 +305,7 @@ def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
 
     Mappings on the way are copied into the settings, since others may share them.
 
-    Raises:
-        ConfigError: if a part of the key before the last is no mapping.
+    Raises ConfigError if a part of the key before the last is no mapping.
     """
     parents, mapping = key.split(".")[:-1], settings
     for depth, name in enumerate(parents, start=1):

@@ -43,8 +43,7 @@ class ConfigPath:
 
         A ./conf with a config.yaml is that of another program (or of this project) and is left out.
 
-        Raises:
-            ConfigError: for a given folder that does not exist, or that has a config.yaml.
+        Raises ConfigError for a given folder that does not exist, or that has a config.yaml.
         """
         if "" in user_folders:
             raise ConfigError("--config-dir=: expected a folder like conf/")
@@ -72,11 +71,7 @@ class ConfigPath:
         return None if file is None or file.is_relative_to(CONF) else file
 
     def load(self, group: str, name: str) -> dict[str, Any]:
-        """One option, composed.
-
-        Raises:
-            ConfigError: if the name is unknown, or Hydra refuses it.
-        """
+        """One option, composed. Raises ConfigError if the name is unknown, or Hydra refuses it."""
         if name not in self.choices(group):
             raise one_of(group, name, self.choices(group))
         option = self.compose(None, [f"+{group}='{name}'"]).values[group]
@@ -216,9 +211,5 @@ def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
 
 
 def load_option(group: str, name: str) -> dict[str, Any]:
-    """One of the project's own options, composed.
-
-    Raises:
-        ConfigError: if the name is unknown.
-    """
+    """One of the project's own options, composed. Raises ConfigError if the name is unknown."""
     return ConfigPath().load(group, name)

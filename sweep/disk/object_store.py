@@ -69,9 +69,7 @@ class ObjectStore:
     def __init__(self, url: str) -> None:
         """Open it with the environment's credentials.
 
-        Raises:
-            ConfigError: if it is no store, or holds a secret.
-            Outage: if it gave no answer.
+        Raises ConfigError if it is no store, or holds a secret; Outage if it gave no answer.
         """
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
@@ -155,9 +153,8 @@ class Mirror:
     def __enter__(self) -> Self:
         """Take the lock and bring the folder up to date.
 
-        Raises:
-            ConfigError: if another driver has the lock, or the store cannot be used.
-            Outage: if the store gave no answer.
+        Raises ConfigError if another driver has the lock, or the store cannot be used; Outage if the store gave no
+        answer.
         """
         pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # uploads must not delay the lock's heartbeat
         try:
@@ -326,9 +323,7 @@ def _has(path: Path, size: int) -> bool:
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
     """Copy a run from a store to a new folder, or an empty one, its ledger in one piece.
 
-    Raises:
-        ConfigError: if the folder has files, or the store cannot be read.
-        Outage: if the store gave no answer.
+    Raises ConfigError if the folder has files, or the store cannot be read; Outage if the store gave no answer.
     """
     try:
         if folder.exists() and any(folder.iterdir()):

@@ -108,8 +108,7 @@ class RunPaths:
 def run_folder(run: str | Path) -> Path:
     """The folder of a run, which a user gives as a path or as its name under results/.
 
-    Raises:
-        ConfigError: for what cannot be the name of a folder, such as the address of an object store.
+    Raises ConfigError for what cannot be the name of a folder, such as the address of an object store.
     """
     if "://" in str(run):
         needed = "this command needs a folder: sweep copy URL FOLDER brings a run here"

@@ -19,9 +19,7 @@ class LocalCopy:
     def __init__(self, url: str, kinds: Sequence[str] = ()) -> None:
         """Copy the tables of all trials, and files of these kinds: `requests`, `telemetry`, `locks`.
 
-        Raises:
-            ConfigError: if the store cannot be read.
-            Outage: if it gave no answer.
+        Raises ConfigError if the store cannot be read; Outage if it gave no answer.
         """
         self.url = url
         parent = tempfile.mkdtemp(prefix="sweep-run-")

@@ -182,8 +182,7 @@ _INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never cha
 def compact_place(path: Path) -> Place | None:
     """The place in a compact file of the table that a trial's path names, or None.
 
-    Raises:
-        DamagedFile: if it is in none that can be read, and one of them cannot.
+    Raises DamagedFile if it is in none that can be read, and one of them cannot.
     """
     if len(path.parts) < 5:
         return None

@@ -114,8 +114,7 @@ class Driver:
     def run(self) -> RunResult:
         """Run the pending work until none is left or the run is to stop.
 
-        Raises:
-            Halted: if the sweep cannot go on; all rows so far are safe.
+        Raises Halted if the sweep cannot go on; all rows so far are safe.
         """
         try:
             for state in self.states.values():

@@ -18,8 +18,7 @@ TIMEOUT = 10.0  # s
 def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
     """A command line with the model of its endpoint, if it has an endpoint but neither model nor experiment.
 
-    Raises:
-        ConfigError: if the endpoint cannot be asked, or serves several models.
+    Raises ConfigError if the endpoint cannot be asked, or serves several models.
     """
     line = parse_command_line(arguments)
     choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}

@@ -103,8 +103,7 @@ class LaunchState:
     def advance(self, trigger: Trigger) -> Action:
         """Enter the next stage; the action is the caller's to carry out.
 
-        Raises:
-            ValueError: if the trigger cannot occur in this stage.
+        Raises ValueError if the trigger cannot occur in this stage.
         """
         if (self.stage, trigger) not in TRANSITIONS:
             raise ValueError(f"{self.launch.launch_key}: {trigger.name} in stage {self.stage.name}")

@@ -126,9 +126,8 @@ def _message_question(message: dict[str, Any]) -> Question | None:
 async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float) -> Call:
     """Read a request for tokens.
 
-    Raises:
-        Refused: for a body that is too large, too slow or no request.
-        ConnectionError: if the client left before it was complete.
+    Raises Refused for a body that is too large, too slow or no request; ConnectionError if the client left before it
+    was complete.
     """
     headers: Headers = scope["headers"]
     try:

@@ -58,8 +58,7 @@ def run_trial(
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
-    Raises:
-        client.ClientDied: if the measuring process ended without its results.
+    Raises client.ClientDied if the measuring process ended without its results.
     """
     salt = salt if trial.workload.unique_header else None
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}

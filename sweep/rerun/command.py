@@ -79,9 +79,7 @@ def run_again(
     Returns:
         0 if all are reproduced, or nothing shows it; 1 if one differs; else the status of a run that did not finish.
 
-    Raises:
-        ConfigError: for what cannot be run again here.
-        Halted: for an outage that lasts.
+    Raises ConfigError for what cannot be run again here; Halted for an outage that lasts.
     """
     options = ConfigPath.of_user(config_dirs)
     with traced(["rerun", *command]):
@@ -92,17 +90,13 @@ def run_again(
     status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
     if status not in (0, 1) or planned.plan.settings.dry_run:
         return status
-    rows = {row["seed_and_config"]: row for row in map(_keyed, opened_rows(planned.paths.out))}
+    rows = {_key(json.loads(row["config"]), row): row for row in opened_rows(planned.paths.out)}
     every = [_verdict(each, rows[_key(_pinned(each), each.trial)]) for each in capsules]
     write_whole(planned.paths.out / VERDICTS, json.dumps([each.record() for each in every], indent=1) + "\n")
     for verdict in every:
         for line in verdict.lines():
             console.print(line, markup=False, soft_wrap=True)
     return 1 if any(verdict.failed for verdict in every) else 0
-
-
-def _keyed(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "seed_and_config": _key(json.loads(row["config"]), row)}
 
 
 def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
@@ -123,9 +117,7 @@ def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
 def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath) -> Planned:
     """Plan the trials of capsules: their configuration, seeds and locks, and this machine.
 
-    Raises:
-        ConfigError: for what cannot be planned here, or together.
-        Outage: if an index or a hub gave no answer.
+    Raises ConfigError for what cannot be planned here, or together; Outage if an index or a hub gave no answer.
     """
     settings = _settings_today(capsules, overrides, out, options)
     nodes, paths = find_nodes(settings), RunPaths(results_folder(settings))

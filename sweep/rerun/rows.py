@@ -28,8 +28,7 @@ FEWEST_CHARACTERS = 4  # of a trial's id, where only its beginning is given
 def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
     """The capsules of RUN#TRIAL, of all results of RUN, or the one in a file; `content` is that of standard input.
 
-    Raises:
-        ConfigError: for what is none of them, a missing trial, or one without a result.
+    Raises ConfigError for what is none of them, a missing trial, or one without a result.
     """
     if content is not None:
         return parse_capsules(content)

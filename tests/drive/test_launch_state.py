@@ -57,35 +57,11 @@ def test_a_loss_retries_the_pending_trials_with_the_one_that_ran_last():
     assert pending(state) == ["3", "2"], "this attempt had not started: nothing ran"
 
 
-@pytest.mark.parametrize("in_our_code", [False, True])
-def test_losses_and_errors_have_limits_of_their_own(in_our_code):
-    state = state_of("1")
-    for _ in range(2):
-        running(state)
-        assert state.lost(in_our_code, limit=3) is Action.REQUEUE
-    running(state)
-    assert state.lost(not in_our_code, limit=3) is Action.REQUEUE, "the first of its kind"
-    running(state)
-    assert state.lost(in_our_code, limit=3) is Action.RECORD_INVALID
-    assert state.stage is Stage.GIVEN_UP
-
-
 def test_a_loss_after_the_last_row_is_an_end():
     state = running(state_of("1"))
     state.finish("1", Outcome.HUNG)
     assert state.lost(in_our_code=False, limit=1) is Action.NOTHING
     assert state.stage is Stage.DONE
-
-
-def test_a_node_that_does_not_start_it_costs_time_and_no_loss():
-    state = state_of("1")
-    state.submitted("1")
-    assert state.not_started(now=100.0, patience=60.0) is Action.REQUEUE
-    state.submitted("2")
-    assert state.not_started(now=160.0, patience=60.0) is Action.REQUEUE
-    state.submitted("3")
-    assert state.not_started(now=160.1, patience=60.0) is Action.RECORD_UNAVAILABLE
-    assert (state.stage, state.losses) == (Stage.UNAVAILABLE, 0)
 
 
 def test_a_start_ends_the_wait():
@@ -104,28 +80,6 @@ def test_an_attempt_has_no_node_until_it_starts():
     state.lost(in_our_code=False, limit=20)
     state.submitted("2")
     assert (state.node, state.attempt) == (None, "2")
-
-
-def test_what_failed_on_a_quarantined_node_is_retried_once():
-    state = running(state_of("1", "2", "3"))
-
-    def faults(trial_id, outcome):
-        return outcome is Outcome.LAUNCH_FAILED
-
-    state.finish("1", Outcome.OK)
-    state.finish("2", Outcome.LAUNCH_FAILED)
-    state.finish("3", Outcome.OOM_RUN)
-    assert state.reopen(faults) == (0, Action.NOTHING), "it still runs there"
-    state.advance(Trigger.COMPLETE)
-    assert state.reopen(faults) == (1, Action.REQUEUE)
-    assert pending(state) == ["2"]
-    assert state.trials_without_row == 0, "the failed trial keeps its row until it has another"
-    running(state, OTHER)
-    state.finish("2", Outcome.LAUNCH_FAILED)
-    state.advance(Trigger.COMPLETE)
-    assert pending(state) == []
-    assert state.reopen(faults) == (0, Action.NOTHING), "once"
-    assert state.stage is Stage.DONE
 
 
 def test_a_pending_deployment_retries_its_failed_trials_too_and_is_queued_once():

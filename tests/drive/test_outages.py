@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import stat
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -238,21 +237,6 @@ def test_an_open_breaker_stops_the_run_at_once_only_where_nothing_has_worked():
 
 
 # Through the whole command -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_one_reset_connection_costs_no_trial(tmp_path, capsys):
-    """The interpreter's first question fails, as over a network disk: the deployment had eight launch_failed before."""
-    script, asked = tmp_path / "python", tmp_path / "asked"
-    reset = "ConnectionResetError: [Errno 104] Connection reset by peer"
-    script.write_text(
-        f'#!/bin/bash\nif [ "$1" = -P ] && [ ! -e {asked} ]; then touch {asked}; echo "{reset}" >&2; exit 1; fi\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    assert main([*TRIALS, f"backend.env.python={script}", f"out={tmp_path / 'out'}"]) == 0
-    assert {row["outcome"] for row in read_trials(RunPaths(tmp_path / "out").trials)} == {"ok"}
-    assert f"{reset}; retrying" in capsys.readouterr().out, "at once"
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The lease on GPUs, or on the CPU of a machine: one launch at a time measures on each, whoever's sweep it belongs to.
 
-A lease is a socket that listens under an abstract name. So it is one per host and network namespace, every user sees it,
+A lease is a socket that listens under an abstract name. It is one per host and network namespace, every user sees it,
 and it ends with its process. Whoever takes one looks again: of two that take it at once both let go. A waiting process
 has such a name too, and a later one lets it go first: a sweep of many launches must not keep others from theirs. A bare
 name decides nothing, and the kernel says which process listens.
