@@ -261,12 +261,8 @@ def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
     walk = iter(rows)
     for begin in range(0, max(1, len(rows)), PART_ROWS):
         part = list(itertools.islice(walk, PART_ROWS))
-        yield _trials_part(part, schema, {name: column[begin : begin + len(part)] for name, column in typed.items()})
-
-
-def _trials_part(rows: Sequence[Row], schema: Mapping[str, pa.DataType], axes: Mapping[str, pa.Array]) -> pa.Table:
-    columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in schema.items()}
-    return pa.table({**columns, **axes})
+        columns = {name: _column(name, [row.get(name) for row in part], type_) for name, type_ in schema.items()}
+        yield pa.table(columns | {name: column[begin : begin + len(part)] for name, column in typed.items()})
 
 
 def _column(name: str, values: Sequence[Any], type_: pa.DataType | None = None) -> pa.Array:

@@ -14,18 +14,10 @@ Headers = list[tuple[bytes, bytes]]
 
 # Of one connection only (RFC 9110, 7.6.1), or set again for the engine's.
 HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"expect",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    )
+    {
+        *(b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
+        *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    }
 )
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: of prompts or token ids

@@ -140,16 +140,12 @@ def _settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain_row(frame_row: "pd.Series[Any]", places: "pd.Series[Any]") -> dict[str, Any]:
     """A row of a frame as Python has it, without what is missing, and with its `place` in its launch."""
-    values = {str(name): value for name, value in frame_row.items() if not _missing(value)}
+    values = {str(name): value for name, value in frame_row.items() if np.ndim(value) or pd.notna(value)}
     row = {
         name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value for name, value in values.items()
     }
     place = places.get(frame_row.name)
     return row if place is None or pd.isna(place) else {**row, "place": int(place)}
-
-
-def _missing(value: Any) -> bool:
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def _locks(reference: str | None, texts: Mapping[str, str]) -> dict[str, str]:

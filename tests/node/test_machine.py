@@ -51,16 +51,8 @@ def start(
     """The command in a process of its own, that shares this machine under this name, or with none."""
     environ = {key: value for key, value in os.environ.items() if key != VARIABLE}
     environ |= {VARIABLE: sharing} if sharing else {}
-    command = [
-        *prefix,
-        sys.executable,
-        "-m",
-        "sweep",
-        *LINE,
-        *arguments,
-        f"out={out}",
-        *([f"name={name}"] if name else []),
-    ]
+    named = [f"name={name}"] if name else []
+    command = [*prefix, sys.executable, "-m", "sweep", *LINE, *arguments, f"out={out}", *named]
     return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
