@@ -44,6 +44,7 @@ KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended; in a
 GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an engine that has ended
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 2**18
+LOG_PART = 2**20  # bytes of a log's begin, and of its end, in which an engine's choices are looked for
 LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
 GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is gone, or of a server that is starting
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
@@ -293,7 +294,9 @@ class Engine:
             return ""
         with self.log.open("rb") as file:
             file.seek(self._log_begin)
-            return file.read().decode(errors="replace")
+            head = file.read(LOG_PART)
+            file.seek(max(file.tell(), self.log_position() - LOG_PART))
+            return (head + file.read(LOG_PART)).decode(errors="replace")
 
     def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
         """The engine's own choices (attention backend, graphs, scheduler), from its log and its answer."""
@@ -363,10 +366,7 @@ class AttachedEngine(Engine):
         return True
 
     def outage(self) -> str | None:
-        """Return why the endpoint serves nothing now; None if it answers, whatever it says.
-
-        A proxy before it, Docker's too, accepts connections while the server behind is gone.
-        """
+        """Return why the endpoint serves nothing now, though a proxy before it may accept connections; else None."""
         if not self.alive():
             return "accepts no connections"
         try:

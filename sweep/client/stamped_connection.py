@@ -283,7 +283,7 @@ class StampedConnection:
         except httptools.HttpParserError as error:
             self.abandon(f"protocol: {_in_one_line(error)}")
             return
-        if answer.is_endless and not self._answered:
+        if answer.tokens > answer.limit and not self._answered:
             self.abandon(f"protocol: {answer.tokens} tokens without an end; the request asked for far fewer")
             return
         if answer.chunks - before > 1 and (len(answer.streams) == 1 or answer.shared != shared):

@@ -363,11 +363,6 @@ class Answer:
             if not (self._shape and self._short_cut(event, arrived)):
                 self._parse(event, arrived)
 
-    @property
-    def is_endless(self) -> bool:
-        """True once it has several times the tokens asked for."""
-        return self.tokens > self.limit
-
     def complete(self, arrived: int) -> None:
         """The body has ended as HTTP wants it."""
         self.completed = arrived

@@ -14,6 +14,9 @@ from analysis.compare.reproduction import Noise
 from sweep.base.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.rerun.circumstances import Circumstances
 
+LARGEST_LOCK = 1 << 20  # bytes; a lock of 1,000 distributions has 30,000
+PIN = re.compile(r"[\w.-]+==[\w.+!-]+|\S+@sha256:[0-9a-f]{64}|#.*|")  # or an image by its digest; no address, no option
+
 
 @dataclass(frozen=True)
 class Capsule:
@@ -35,8 +38,8 @@ class Capsule:
         return "".join(f"{name}: {json.dumps(value)}\n" for name, value in asdict(self).items())
 
     def lock_texts(self) -> dict[str, str]:
-        """The content of the locks, by the names of their files."""
-        return {name: zlib.decompress(base64.b64decode(content)).decode() for name, content in self.locks.items()}
+        """The content of the locks, by the names of their files. Raises ValueError if they are more than pins."""
+        return {name: _unpacked_lock(name, content) for name, content in self.locks.items()}
 
 
 def parse_capsules(text: str) -> list[Capsule]:
@@ -71,6 +74,16 @@ def parse_capsule(text: str) -> Capsule:
     except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
         raise ConfigError(f"capsule: cannot be read ({type(error).__name__}: {first_line(error)})") from None
     return capsule
+
+
+def _unpacked_lock(name: str, content: str) -> str:
+    lock = zlib.decompressobj().decompress(base64.b64decode(content), LARGEST_LOCK + 1).decode()
+    if len(lock) > LARGEST_LOCK:
+        raise ValueError(f"lock {shortened(name)} has more than {LARGEST_LOCK} bytes")
+    for line in lock.splitlines():
+        if not PIN.fullmatch(line):
+            raise ValueError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")
+    return lock
 
 
 def packed_lock(text: str) -> str:

@@ -1,6 +1,7 @@
 """The command: errors at the door, what dry_run prints, and that it starts nothing."""
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -76,6 +77,28 @@ def test_a_folder_without_permission_is_refused(capsys, tmp_path):
 def test_a_full_disk_is_refused(capsys, out, monkeypatch):
     monkeypatch.setattr("sweep.drive.output_folder.MIN_FREE_BYTES", 1 << 60)
     assert "MiB free on its disk" in refused(capsys, *SMALL, f"out={out}")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "/run/summary.csv"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "/run/summary.csv"), 75),
+        (UnicodeEncodeError("utf-8", "\udcdc", 0, 1, "surrogates not allowed"), 2),
+    ],
+    ids=["read-only", "full", "locale"],
+)
+def test_an_error_of_the_system_is_one_line_in_every_command(capsys, monkeypatch, error, status):
+    """`sweep report` of a run on a disk that one may only read ended in a traceback."""
+
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("sweep.__main__.dispatch", fail)
+    assert main(["report", "run"]) == status
+    printed = capsys.readouterr().err
+    assert str(error) in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_fixed_port_that_is_taken_is_refused(capsys, out):

@@ -26,16 +26,8 @@ from sweep.drive import preflight
 from sweep.plan.packing import Node
 from tests.support.index_stub import make_wheel
 
-TRIAL = [
-    "model=tiny-llama",
-    "workload=synthetic",
-    "workload.input_tokens=8",
-    "workload.output_tokens=4",
-    "workload.num_requests=2",
-    "workload.warmup_requests=0",
-    "cluster=inline",
-    "tracking=none",
-]
+TRIAL = ["model=tiny-llama", "workload=synthetic", "workload.input_tokens=8", "workload.output_tokens=4"]
+TRIAL += ["workload.num_requests=2", "workload.warmup_requests=0", "cluster=inline", "tracking=none"]
 
 
 @pytest.fixture

@@ -47,16 +47,8 @@ def test_a_price_that_is_set_or_dropped_later_reaches_the_rows(was, price, assum
 
 
 def test_the_client_gets_what_the_backend_says_of_its_endpoint():
-    dialect = {
-        "api": "chat",
-        "batch_form": "streams",
-        "continuous_usage": True,
-        "token_ids": False,
-        "extra_body": {"top_k": 1},
-        "headers": {"x-team": "a"},
-        "api_key_env": "KEY",
-        "verify_tls": False,
-    }
+    dialect = {"api": "chat", "batch_form": "streams", "continuous_usage": True, "token_ids": False}
+    dialect |= {"extra_body": {"top_k": 1}, "headers": {"x-team": "a"}, "api_key_env": "KEY", "verify_tls": False}
     backend = Backend(name="x", url="http://elsewhere/v1", ignores_eos=False, **dialect)
     engine = SimpleNamespace(url="http://host:1", backend=backend, launch=SimpleNamespace(served_name="m"))
     facts = {"url": "http://host:1", "model": "m", "ignore_eos": False}

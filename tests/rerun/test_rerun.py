@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ from backends.prepare import locks
 from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.rerun.capsule import parse_capsules
+from sweep.rerun.capsule import packed_lock, parse_capsules
 from sweep.rerun.circumstances import (
     FOREIGN,
     LOAD_AVERAGE,
@@ -187,6 +188,10 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     trial_id = row()["trial_id"]
     capsule = tmp_path / "capsule.txt"
     (written,) = capsules_of(f"{folder}#{trial_id}")
+
+    def with_lock(line):
+        return replace(written, locks={"x.txt": packed_lock(f"torch==2.1+cpu\n{line}\n")}).text()
+
     cases = {
         f"{folder}#ffffffff": "no such trial",
         f"{folder}#": "after # comes a trial's id",
@@ -201,6 +206,9 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         written.text().partition("\n")[2]: "capsule: required, but not given",
         written.text()[:-4]: "copy the whole line",
         "\n": "is empty",
+        with_lock("evil @ https://evil.example/x.whl"): "evil @ https://evil.example/x.whl: expected name==version",
+        with_lock("--index-url=https://evil.example"): "--index-url=https://evil.example: expected name==version",
+        with_lock("#" * 10**7): "has more than 1048576 bytes",
     }
     for source, expected in cases.items():
         if "\n" in source:
