@@ -36,7 +36,7 @@ from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, To
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
-LONGEST_ANSWER = 4, 64  # times the tokens asked for, and tokens: a longer answer is one that does not end
+ENDLESS = 4, 64  # times the tokens asked for, and tokens: a longer answer is one that does not end
 NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up

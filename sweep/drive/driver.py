@@ -289,8 +289,7 @@ class Driver:
             case Unprepared(text, postponed):
                 state.unprepared = event
                 if postponed:
-                    trials = f"{count(len(state.pending_trials), 'trial')} left for the next run of the command"
-                    self.display.log(f"{launch.describe_launch()}: {text}; {trials}")
+                    self.display.log(f"{launch.describe_launch()}: {text}; left for the next run of the command")
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():

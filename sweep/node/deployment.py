@@ -414,9 +414,7 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
         pending.trials.remove(trial)
         emit(Finished(trial, row))
         if row["outcome"] == Outcome.OOM_RUN:
-            for larger, reason in policy.censored(pending.trials, [trial]):
-                pending.trials.remove(larger)
-                emit(Finished(larger, unmeasured_row(work, larger, Outcome.CENSORED, reason)))
+            _censor(work, trial, pending.trials, emit)
         elif failure := _failure(row, good):
             return failure
         if not running.alive() or policy.was_interrupted(row):
@@ -506,6 +504,13 @@ def _reset(url: str) -> str | None:
         if answer.is_success and '"success":false' not in answer.text.replace(" ", ""):
             return None
     return problem
+
+
+def _censor(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
+    """End the trials that would run out of memory too, after one that did."""
+    for other, reason in policy.censored(pending, [trial]):
+        pending.remove(other)
+        emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
 
 
 def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
