@@ -319,8 +319,8 @@ class Driver:
         ending = "done" if isinstance(end, Completed) else end.reason
         self.ledger.end_attempt(launch.deployment_id, work.attempt, ending)
         if isinstance(end, Completed):
-            reason = state.unprepared.reason if state.unprepared else None
-            self._carry_out(state, state.ended(self.breaker.opened is not None), reason)
+            action = state.ended(self.breaker.opened is not None)
+            self._carry_out(state, action, state.unprepared and state.unprepared.reason)
             self._conclude(launch.deployment_id)
             if state.unprepared:
                 self.breaker.check(self.plan.settings.patience)

@@ -67,9 +67,8 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
             outcome = Outcome.OOM_RUN
         else:
             outcome = Outcome.HUNG if only_timeouts(result.records) else Outcome.INVALID
-        exit = requests.exit
+        exit, gone = requests.exit, _share_without_service(result.records, GONE) == 1
         if not work.deployment.backend.launches:
-            gone = _share_without_service(result.records, GONE) == 1
             exit = Exit(Cause.UNREACHABLE if gone else Cause.ENDPOINT)
         return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
     if has_fixed_length(work, trial) and (reason := other_length(result.records)):

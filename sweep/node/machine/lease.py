@@ -28,7 +28,6 @@ POLL = 0.5  # s between two looks at a lease that another process has
 GIVE_WAY = 4 * POLL  # s for which a free device is left to who waits for it, who may be suspended
 REPORT_AGAIN = 60.0  # s between two reports of the wait
 SOCKET_NAME_BYTES = 100  # bytes of an abstract name
-QUESTIONS = 16  # connections that wait at a lease, which nobody accepts
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -138,5 +137,5 @@ def _bound(name: bytes) -> Iterator[bool]:
                 raise
             yield False
             return
-        lease.listen(QUESTIONS)
+        lease.listen(16)  # questions of others wait here; nobody accepts them
         yield True
