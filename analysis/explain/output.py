@@ -101,7 +101,7 @@ def remarks(explanations: Sequence[Explanation]) -> list[str]:
 
 
 def interaction_lines(explanation: Explanation) -> list[str]:
-    """Each pair of knobs with how many factor more they bring together than each alone."""
+    """Each pair of knobs with the factor of both together over the product of each alone."""
     return [f"{label}: {_both(change)}" for label, change in explanation.interactions]
 
 

@@ -425,7 +425,7 @@ def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
     AS_OFFERED,
 )
 def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Evidence | None:
-    """An open loop below saturation: its throughput and its cost are what the load asked for."""
+    """An open loop below saturation: the load, not the engine, sets its throughput and cost."""
     return Evidence(offered_rate, f"as offered, {offered_rate:.3g} requests/s") if below_saturation else None
 
 
