@@ -377,7 +377,7 @@ class Backend(Strict):
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
 
     def weight_format(self, launch: Launch) -> str | None:
-        """Return the format in which weights are stored, as the engine calls it; None means the compute format."""
+        """Return the format of the stored weights, as the engine calls it; None means the compute format."""
         stored = self.facts(launch).get("quantization")
         return None if stored is None else str(stored)
 
