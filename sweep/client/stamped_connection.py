@@ -283,8 +283,8 @@ class StampedConnection:
         except httptools.HttpParserError as error:
             self.abandon(f"protocol: {_in_one_line(error)}")
             return
-        if answer.tokens > answer.limit and not self._answered:
-            self.abandon(f"protocol: {answer.tokens} tokens without an end; the request asked for far fewer")
+        if answer.chunks > answer.limit and not self._answered:
+            self.abandon(f"protocol: {answer.chunks} events without an end; the request asked for far fewer tokens")
             return
         if answer.chunks - before > 1 and (len(answer.streams) == 1 or answer.shared != shared):
             self._counters.multi_event_reads += 1

@@ -36,7 +36,7 @@ from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, To
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
-ENDLESS = 4, 64  # times the tokens asked for, and tokens: a longer answer is one that does not end
+ENDLESS = 4, 64  # times the tokens asked for, and token events at least: more is an answer that does not end
 NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
@@ -275,7 +275,7 @@ class Answer:
     prompts: InitVar[int] = 1
     patient_until: int = 0  # tokens before which the answer cannot end with the next event
     keeps_text: InitVar[bool] = False  # for its tokens to be counted afterwards
-    limit: int = LARGEST_COUNT  # tokens of all streams, with more of which it is over
+    limit: int = LARGEST_COUNT  # token events of all streams, with more of which it is over
     streams: list[Stream] = field(init=False)
     sent: int = 0  # ns, when the first byte of the request was written
     completed: int = 0  # ns, arrival of the end of the body; 0: it never came
