@@ -7,10 +7,7 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class LMDeploy(Backend):
-    """Flags are those of `lmdeploy serve api_server` (`backend: pytorch` is its other engine, TurboMind its first).
-
-    It takes no token ids; a list of prompts it answers one prompt after the other, so batches go as streams.
-    """
+    """Flags are those of `lmdeploy serve api_server`; it answers a list one by one, so batches are streams."""
 
     flag_rules = FlagRules(
         tables=("lmdeploy",),

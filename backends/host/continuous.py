@@ -44,11 +44,7 @@ class ContinuousQueue(CallQueue):
             self.changed.notify()
 
     def run_batches(self, calls: Sequence[HostedCall], duration: float | None, stopped: threading.Event) -> None:
-        """Run timed calls one after the other, from a function that runs `exclusively`.
-
-        None begins after `duration` s, nor once `stopped` is set, which ends the one in flight. Raises whatever the
-        library raises, and RuntimeError where a single row fails.
-        """
+        """Run timed calls in turn, `exclusively`, for `duration` s or until `stopped`. Raises if a row fails."""
         begin = time.monotonic_ns()
         for call in calls:
             if stopped.is_set() or (duration is not None and time.monotonic_ns() - begin >= duration * 1e9):

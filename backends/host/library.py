@@ -69,11 +69,7 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class ContinuousLibrary(Protocol):
-    """A loaded model with its own scheduler: rows join and leave at any step.
-
-    It may have `reset_caches() -> bool`, which clears its cache of earlier prompts while no row runs.
-    One thread calls all of it but `memory`, and, where `adds_any_time` says so, `add` and `drop`.
-    """
+    """A loaded model with its own scheduler, called by one thread; it may have `reset_caches() -> bool`."""
 
     version: str
     adds_any_time: bool  # `add` and `drop` may be called by other threads, also while `step` waits

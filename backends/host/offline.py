@@ -1,8 +1,4 @@
-"""A trial measured inside the engine's process: lockstep batches that are all here before the clock starts.
-
-They take the way of every call through the queue (`ContinuousQueue.run_batches`), with no HTTP while the clock runs.
-Each step's tokens get one stamp, taken when `step` returns, on CLOCK_MONOTONIC, which a node's processes share.
-"""
+"""A trial measured inside the engine's process: lockstep batches, all here before the clock starts, without HTTP."""
 
 import threading
 import time

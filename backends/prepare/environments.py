@@ -191,6 +191,14 @@ def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress)
         raise
 
 
+def is_there(spec: EnvironmentSpec, cache_dir: Path) -> bool:
+    """Return whether an environment is complete on this machine, as far as that can be said."""
+    try:
+        return not locks.needed(spec) and built(spec, cache_dir) is not None
+    except EnvironmentFailed:
+        return False
+
+
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
     """Return the environment if it is complete, else None. Raises EnvironmentFailed for the user's own that fails."""
     if spec.image:
@@ -277,10 +285,7 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
 
 
 def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progress: Progress) -> None:
-    """Import what compiles itself when it is imported: now, not within a launch.
-
-    What is compiled lies beside the environment until it is complete, so a build that was killed goes on.
-    """
+    """Import what compiles itself at import: now, not within a launch; a build that was killed goes on."""
     if not spec.imports:
         return
     extensions = folder.with_suffix(".extensions")

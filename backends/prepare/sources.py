@@ -1,9 +1,4 @@
-"""Engines that no package index has as a program: compiled once, into the environment that they belong to.
-
-The source comes out of a source distribution, fetched by the environment's own pip (so with the user's indexes); the
-tools (cmake, ninja) are requirements of that environment. It is for the CPU and GPUs it is built on: `machine` tells
-those apart. A build that was killed goes on where it was: its files are beside the environment until it is complete.
-"""
+"""Engines that no package index has as a program: compiled once into their environment, for its CPU and GPUs."""
 
 import hashlib
 import json
@@ -68,11 +63,7 @@ def architectures() -> str:
 
 
 def complete_toolkit(folder: Path) -> None:
-    """Make the CUDA compiler that an environment brings as NVIDIA's distributions what compilers and CMake expect.
-
-    The distributions hold libraries by their full names only (libcudart.so.13), in `lib`: linkers look for
-    libcudart.so, and torch in `lib64`.
-    """
+    """Give a CUDA compiler from NVIDIA's wheels what linkers (libcudart.so) and torch (lib64) expect."""
     for compiler in folder.glob("lib/python*/site-packages/nvidia/*/bin/nvcc"):
         libraries = compiler.parents[1] / "lib"
         for library in libraries.glob("lib*.so.*"):

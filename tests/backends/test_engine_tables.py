@@ -244,11 +244,8 @@ def test_speculation_in_any_spelling_brings_its_distribution_and_has_one_id(tmp_
     assert "environment cpu+suffix" in capsys.readouterr().out
 
 
-def test_a_load_format_of_real_weights_is_the_engines_own():
+def test_random_weights_are_a_models():
     build({**load_option("backend", "vllm"), "flags": {"load-format": "safetensors"}}, "backend").check()
-
-
-def test_an_option_of_tensorrt_llm_puts_no_random_weights_under_the_rows_name():
     with pytest.raises(ConfigError, match=r"options\.load_format=dummy: set a model with random weights"):
         build({**load_option("backend", "tensorrt_llm"), "options": {"load_format": "dummy"}}, "backend")
 

@@ -103,7 +103,6 @@ def test_its_pool_is_a_share_of_the_memory_that_it_may_use(tmp_path, model):
     ("fields", "host", "words"),
     [
         ({}, Host(executables=frozenset({"docker"})), "CUDA GPU"),
-        ({}, Host(gpus=("NVIDIA L4",)), "no docker, podman, apptainer on PATH"),
         ({}, Host(gpus=("NVIDIA L4",), executables=frozenset({"docker"})), None),
         ({"env": {"binary": "/opt/tgi"}}, Host(gpus=("NVIDIA L4",)), None),
         ({"url": "http://127.0.0.1:3000"}, Host(), None),

@@ -98,4 +98,4 @@ class VLLMOffline:
         print("host: the engine's requests are dropped", file=sys.stderr)
 
     def reset_caches(self) -> bool:
-        return bool(self.engine.reset_prefix_cache())
+        return bool(self.engine.reset_prefix_cache(reset_connector=True))
