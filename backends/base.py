@@ -434,7 +434,7 @@ class Hosted(Backend):
     """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
-    wire = Wire(show_special={"skip_special_tokens": False})
+    wire = Wire(show_special={"skip_special_tokens": False}, samples=False)
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"

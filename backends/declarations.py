@@ -196,6 +196,7 @@ class Wire:
     version_path: str = "/version"  # serves a JSON object with its "version"
     show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers have ids
     show_special: Mapping[str, Any] = field(default_factory=dict)  # make answers' text show special tokens
+    samples: bool = True  # by a request's temperature; False: it decodes greedily
     log_probabilities: LogProbabilitiesBy | None = None  # of a text's tokens; None: it gives none
 
 

@@ -23,6 +23,7 @@ from sweep.base.config import ConfigError, did_you_mean, validate
 from sweep.base.options import ConfigPath
 
 ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
+NOT_INSTALLED = {"environ", "environ_older_driver", "disk_gb"}  # fields that say nothing of what is there
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
 
 
@@ -120,7 +121,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
     if spec.source and spec.source.architectures is None:
         del content["source"]["architectures"]
     if spec.lock is None:
-        content |= {"spec": spec.model_dump(mode="json"), "target": locks.node_target(spec)}
+        content |= {"spec": spec.model_dump(mode="json", exclude=NOT_INSTALLED), "target": locks.node_target(spec)}
     content["format"] = ENVIRONMENT_FORMAT
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

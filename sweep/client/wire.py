@@ -62,6 +62,7 @@ class Target:
     batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
     continuous_usage: bool = False  # ask for usage in every chunk
     token_ids: bool = True  # takes prompts as token ids
+    temperature: float = 0  # of sampling; 0: greedy decoding
     ignore_eos: bool = False  # send ignore_eos, so that every answer has exactly the tokens asked for
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to each body; null takes a key out
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
@@ -145,7 +146,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     content: dict[str, Any] = {
         "model": target.model,
         "max_tokens": limit,
-        "temperature": 0,
+        "temperature": target.temperature or 0,
         "stream": True,
         "stream_options": options,
     }
@@ -166,7 +167,8 @@ def _tgi_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     if not isinstance(request.prompt, str):
         raise ValueError(f"request {request.request_id}: TGI takes text, not token ids")
     # do_sample is true by default where parameters leave it out; details carry the counts. TGI has no ignore_eos.
-    parameters = {"max_new_tokens": request.output_tokens, "do_sample": False, "details": True}
+    sampled = {"temperature": target.temperature} if target.temperature else {}
+    parameters = {"max_new_tokens": request.output_tokens, "do_sample": bool(sampled), **sampled, "details": True}
     return {"inputs": request.prompt, "parameters": parameters}
 
 

@@ -267,6 +267,14 @@ def test_two_spellings_of_a_flag_are_one(tmp_path, capsys):
         build({**load_option("backend", "vllm"), "flags": {"max-num-seqs": 1, "max_num_seqs": 2}}, "backend")
 
 
+def test_a_temperature_is_an_axis_of_the_workload(tmp_path, capsys):
+    greedy = ids(capsys, tmp_path, "backend=vllm")
+    assert ids(capsys, tmp_path, "backend=vllm", "workload.temperature=0") == greedy
+    assert greedy < ids(capsys, tmp_path, "backend=vllm", "workload.temperature=0,0.8")
+    assert main(plan("backend=transformers", "workload.temperature=0.8", f"out={tmp_path}")) == 2
+    assert "workload.temperature=0.8: transformers decodes greedily; expected 0" in capsys.readouterr().err
+
+
 def own_environment(tmp_path: Path, version: str) -> str:
     """The interpreter of an environment of the user's own, with this vLLM."""
     (tmp_path / "env/bin").mkdir(parents=True)
