@@ -1,8 +1,7 @@
 """The lifetime of an engine as a `with` block: started, ready, watched, and gone afterwards however the block ends.
 
-The engine's processes belong to a supervisor (see `supervisor`), which kills them when this process closes its lease
-or dies. If the supervisor is killed together with this process, `clear_leftovers` identifies the remaining processes
-by the marker in their environment; `running` calls it before each launch.
+Its processes belong to a supervisor (see `supervisor`), which kills them when this process closes its lease or dies. If
+both are killed, `clear_leftovers`, called before each launch, knows them by the marker in their environment.
 """
 
 import contextlib

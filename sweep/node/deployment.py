@@ -247,10 +247,10 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         launches = replica_launches(node.launch, backend.replicas)
         with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
-            if not all(engine.shows_on_gpus() for engine in engines):
-                reason = "ready, but its GPUs show neither its process nor more memory: it computes elsewhere"
-                return Failure(Outcome.INVALID, reason, Exit(Cause.CONTRADICTION), engines[0].log_tail())
             facts = _first_facts(work, node, engines, expected, emit)
+            if not all(engine.shows_on_gpus() for engine in engines):  # after an answer: some load at the first request
+                reason = "it answers, but its GPUs show neither its process nor more memory: it computes elsewhere"
+                return Failure(Outcome.INVALID, reason, Exit(Cause.CONTRADICTION), engines[0].log_tail())
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             tokenizer = functools.partial(work.deployment.model.tokenizer_folder, work.cache)
             folder = node.launch.workdir / "gateway"

@@ -89,6 +89,7 @@ def test_an_engine_that_its_gpus_do_not_show_is_no_measurement_of_them(monkeypat
     monkeypatch.setattr(deployment.gpu_memory, "wait_until_free", lambda gpus: None)
     monkeypatch.setattr(deployment.server, "running_together", lambda *arguments, **more: nullcontext((engine,)))
     monkeypatch.setattr(deployment, "replica_launches", lambda launch, replicas: [launch])
+    monkeypatch.setattr(deployment, "_first_facts", lambda *arguments: {})
     place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=("GPU-a",)))
     backend = SimpleNamespace(launches=True, url=None, replicas=1)
     run = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker", patience=0.0)
