@@ -8,11 +8,18 @@ from typing import Any, NamedTuple
 import pynvml
 
 from sweep.base.config import ConfigError
+from sweep.base.exits import Blame, Exit
 
 LEAST_CONTEXT = 64 * 2**20  # bytes; CUDA's context alone takes more
 # Reasons for a lower clock, by NVML's bits.
 THERMAL_REASONS = pynvml.nvmlClocksEventReasonSwThermalSlowdown | pynvml.nvmlClocksEventReasonHwThermalSlowdown
 POWER_REASONS = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
+
+
+class BrokenDriver(ConfigError):
+    """NVML's error about a driver that is there and does not work."""
+
+    exit = Exit("broken driver", blames=Blame.NODE)
 
 
 class Memory(NamedTuple):
@@ -33,7 +40,7 @@ class Gpu(NamedTuple):
 
 @functools.cache
 def present() -> tuple[Gpu, ...]:
-    """The GPUs of this machine by PCI bus; empty without a driver. Raises ConfigError if a driver is broken."""
+    """The GPUs of this machine by PCI bus; empty without a driver. Raises BrokenDriver."""
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
@@ -42,7 +49,7 @@ def present() -> tuple[Gpu, ...]:
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
             return ()
         remedy = "reboot, or reload NVIDIA's driver" if "ismatch" in str(error) else "see whether nvidia-smi works"
-        raise ConfigError(f"NVML: {error}; {remedy}, or set CUDA_VISIBLE_DEVICES= to go on without GPUs") from None
+        raise BrokenDriver(f"NVML: {error}; {remedy}, or set CUDA_VISIBLE_DEVICES= to go on without GPUs") from None
     return tuple(_describe(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount()))
 
 

@@ -118,12 +118,6 @@ def test_unavailable_with_the_remedy(fields, host, words):
         assert "\n" not in said
 
 
-def test_a_url_attaches():
-    backend = TGI(name="tgi", url="http://127.0.0.1:3000")
-    assert not backend.launches
-    assert TGI(name="tgi", url=None).launches
-
-
 # -- the wire, on the stand-in
 
 

@@ -11,7 +11,10 @@ import pytest
 from backends.launch import gpus, this_host
 from backends.launch.server import LaunchError
 from sweep.__main__ import main
+from sweep.base.exits import exit_of
+from sweep.base.records import Outcome
 from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive.policy import fault_of
 from sweep.node.machine import cores, gpu_memory
 from sweep.node.machine.foreign_processes import ForeignGpu
 from sweep.node.telemetry import Gpus, Sampler
@@ -130,6 +133,9 @@ def test_a_driver_that_is_broken_is_not_taken_for_none(nvml, capsys, monkeypatch
     """Ubuntu's unattended upgrade leaves libraries of another version than the loaded driver's."""
     fake = nvml()
     fake.broken = pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    with pytest.raises(gpus.BrokenDriver) as broken:
+        gpus.find_gpu("0")
+    assert fault_of(Outcome.LAUNCH_FAILED, exit_of(broken.value)) == "surroundings"  # of a node: another is tried
     assert main(["backends"]) == 2
     error = capsys.readouterr().err
     assert "NVML: RM has detected an NVML/RM version mismatch" in error
