@@ -1,4 +1,4 @@
-"""CTranslate2's generator, served by the host on weights that its own converter made. Static batches."""
+"""CTranslate2's generator, served by the host, on weights that CTranslate2's own converter made. Static batches."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,7 +52,7 @@ class CTranslate2(Hosted):
         return {**ours, **super().flags_on(launch)}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """The model's folder without its weights, and in it a folder with those of CTranslate2."""
+        """The model's folder without its weights, with a folder of CTranslate2's weights in it."""
 
         def convert(folder: Path) -> None:
             output = {"output_dir": folder / FOLDER, "quantization": self.quantization, "low_cpu_mem_usage": True}

@@ -16,7 +16,7 @@ POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
 
 
 class TGI(Backend):
-    """Flags are those of text-generation-launcher."""
+    """Flags are options of text-generation-launcher."""
 
     flag_rules = FlagRules(
         tables=("tgi",),

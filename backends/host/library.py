@@ -80,7 +80,7 @@ class ContinuousLibrary(Protocol):
     def step(self) -> Sequence[Step]:
         """Decode greedily until any row has new tokens; called only while there are unfinished rows.
 
-        An empty answer means none yet. A token that ends its row is among the tokens. Raises if nothing can go on.
+        An empty answer means no tokens yet. A token that ends its row is included. Raises if nothing can continue.
         """
 
     def drop(self, row: PromptRow) -> None:

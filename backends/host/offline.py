@@ -18,7 +18,7 @@ def lockstep(rows: Sequence[PromptRow], size: int) -> list[HostedCall]:
 
 @dataclass
 class OfflineTrial:
-    """The batches of a trial, the warm-up's and the measured ones."""
+    """The batches of a trial: the warm-up's and the measured ones."""
 
     warmup: Sequence[HostedCall] = ()
     measured: Sequence[HostedCall] = ()
@@ -31,7 +31,7 @@ class OfflineTrial:
         return {"warmup": _records(self.warmup), "records": _records(self.measured)}
 
     def counts(self) -> dict[str, Any] | None:
-        """Return the counts of the measured rows so far; None before them. Another thread runs them meanwhile."""
+        """Return the counts of the measured rows so far, or None before them. Another thread runs them meanwhile."""
         rows = [row for call in self.measured if call.released is not None for row in call.rows]
         if not rows:
             return None

@@ -53,7 +53,7 @@ def command(runtime: str, name: str, arguments: list[str], token: Path | None = 
 
 
 def remove(runtime: str, name: str) -> None:
-    """Remove the container of this name, silently if there is none."""
+    """Remove the container of this name, silently if it is gone."""
     if runtime != "apptainer":
         silent = subprocess.DEVNULL
         subprocess.run([runtime, "rm", "--force", name], stdout=silent, stderr=silent, check=False)

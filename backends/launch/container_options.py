@@ -39,19 +39,19 @@ def _docker(launch: Launch, passed: Iterable[str]) -> list[str]:
 
 
 def _apptainer(launch: Launch) -> list[str]:
-    """Apptainer has the host's network, environment and cores by itself; CUDA_VISIBLE_DEVICES pins GPUs there too."""
+    """Apptainer uses the host's network, environment and cores by default; CUDA_VISIBLE_DEVICES pins GPUs there too."""
     binds = [f"--bind={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
     return [*(["--nv"] if launch.gpus else []), "--no-home", "--writable-tmpfs", *binds, *_cache_variables(launch)]
 
 
 def _cache_variables(launch: Launch) -> list[str]:
-    """Options that lead engines to the mounted cache, whoever the container's user is; FlashInfer has its own."""
+    """Variables that point engines to the mounted cache, whoever the container's user is; FlashInfer has its own."""
     names = ("XDG_CACHE_HOME", "FLASHINFER_WORKSPACE_BASE") if launch.image_cache else ()
     return [f"--env={name}={launch.image_cache}" for name in names]
 
 
 def _cdi(gpu: str) -> str:
-    """The GPU's name in NVIDIA's device interface, which counts as NVML does; a part of a GPU goes by its UUID."""
+    """The GPU's name in NVIDIA's device interface, which numbers GPUs as NVML does; a part of a GPU has its UUID."""
     found_gpu = None if gpu.startswith("MIG-") else find_gpu(gpu)
     return str(found_gpu.number) if found_gpu else gpu
 
@@ -67,11 +67,11 @@ def _mounts(launch: Launch) -> list[tuple[str, str, str]]:
 
 
 def folders(model: Path) -> list[Path]:
-    """The folders to mount for a model folder: itself, and the targets of its links (the hub's cache has some)."""
+    """The folders to mount for a model folder: itself, and the targets of its links (as in the hub's cache)."""
     linked = {path.resolve().parent for path in model.iterdir() if path.is_symlink()} if model.is_dir() else set()
     return [model.absolute(), *sorted(linked - {model.resolve()})]
 
 
 def hub_token() -> dict[str, str]:
-    """The variable with the user's token for the hub, which the wrapper hands on as a file; empty without one."""
+    """The variable with the user's hub token, which the wrapper passes on as a file; empty without a token."""
     return {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}

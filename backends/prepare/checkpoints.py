@@ -90,7 +90,7 @@ def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) ->
 def not_made(setting: str, lacking: str, instead: str = "") -> str:
     """The reason, with the remedy, why the weights of a setting are not made for an engine in an image."""
     why = f"not made for an engine in an image, since conversions run outside it, without {lacking}"
-    return f"{setting}: {why}; choose an environment that is no image{instead}"
+    return f"{setting}: {why}; choose an environment that is not an image{instead}"
 
 
 def is_quantised(model: Path) -> bool:
@@ -99,13 +99,13 @@ def is_quantised(model: Path) -> bool:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """Return how this folder was made; empty for one that is no conversion."""
+    """Return how this folder was made; empty if it is not a conversion."""
     path = folder / NOTE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def method(folder: Path) -> dict[str, str]:
-    """Return the fact by which method a checkpoint of ours was quantised, if it says so."""
+    """Return a fact: the method by which our checkpoint was quantised, if it is recorded."""
     made = note(folder).get("method")
     return {"quantization_method": made} if made else {}
 
@@ -113,7 +113,7 @@ def method(folder: Path) -> dict[str, str]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment; `path`: what it can import besides. Raises ConversionFailed."""
+    """Run conversions/<program>.py in an environment; `path` holds its further imports. Raises ConversionFailed."""
     root = Path(__file__).resolve().parents[2]
     command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
@@ -140,7 +140,7 @@ def execute(
 
 
 def versions(python: str, *distributions: str) -> str:
-    """Return exact versions of these in an environment, in one line; those that it does not have are omitted."""
+    """Return exact versions of these in an environment, in one line; missing ones are omitted."""
     installed = environments.installed(python)
     return " ".join(f"{name} {installed[name]}" for name in distributions if name in installed)
 

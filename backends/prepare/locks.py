@@ -87,7 +87,7 @@ def with_lock(
 
 
 def committed(options: ConfigPath | None = None) -> list[Path]:
-    """The folders of the locks that lie beside the environments: the user's own before the project's."""
+    """The folders with committed locks, beside the environments: the user's own before the project's."""
     return [folder / "environment" / "locks" for folder in (options or ConfigPath()).folders]
 
 
@@ -146,7 +146,7 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tupl
 
 
 def _fits(build: str | int | None, spec: EnvironmentSpec) -> bool:
-    """Return whether a build of torch (None: there is none) is of the kind that the environment asks for."""
+    """Return whether a build of torch (None: no torch) is of the kind that the environment asks for."""
     if build is None or spec.torch == "cpu":
         return build in (None, "cpu")
     return build == spec.cuda if spec.cuda else build != "cpu"
@@ -158,7 +158,7 @@ def _pins(file: Path) -> tuple[str, ...]:
 
 
 def torch_build(pins: Iterable[str]) -> str | int | None:
-    """Return the build of torch in a resolution: "cpu", the CUDA major, or None if there is none."""
+    """Return the build of torch in a resolution: "cpu", the CUDA major, or None."""
     versions = dict(pin.split("==", 1) for pin in pins if "==" in pin)
     if "torch" not in versions:
         return None

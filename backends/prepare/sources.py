@@ -43,7 +43,7 @@ def build_program(source: SourceBuild, folder: Path, environ: Mapping[str, str],
 
 
 def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict[str, str | bool]:
-    """CMake's options on a CPU with these features, None: on this one; and for this machine's GPUs."""
+    """CMake's options for a CPU with these features (None: this CPU), and for this machine's GPUs."""
     chosen, present = dict(source.options), cpu_features() if features is None else features
     for feature, more in source.cpu_options.items():
         if feature in present:
@@ -131,7 +131,7 @@ def _cmake(value: str | bool) -> str:
 
 
 def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Run a tool. Of ninja's lines ("[12/210] …") one now and then goes to the user too."""
+    """Run a tool. The user sees some of ninja's lines ("[12/210] …")."""
     reported = time.monotonic()
 
     def report(line: str) -> None:

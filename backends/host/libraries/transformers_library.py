@@ -93,7 +93,7 @@ class Transformers:
             self.cache = None
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text but the first, given those before it."""
+        """The log-probability of each token after the first, given the tokens before it, for each text."""
         values = []
         with torch.inference_mode():
             for text in texts:

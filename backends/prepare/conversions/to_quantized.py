@@ -100,7 +100,7 @@ def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
 
 
 def _shards(model: Path) -> list[Path]:
-    """The files of a model's weights: those that its index names, where there are several."""
+    """The files of a model's weights: its index names them if it has several."""
     index = model / INDEX
     if index.is_file():
         return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
