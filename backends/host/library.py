@@ -78,10 +78,7 @@ class ContinuousLibrary(Protocol):
         """Take a row in; it ends by itself at `row.max_tokens` or one of `row.ends`."""
 
     def step(self) -> Sequence[Step]:
-        """Decode greedily until any row has new tokens; called only while there are unfinished rows.
-
-        An empty answer means no tokens yet. A token that ends its row is included. Raises if nothing can continue.
-        """
+        """Decode greedily until any row has new tokens, its last included; an empty answer means none yet."""
 
     def drop(self, row: PromptRow) -> None:
         """Stop generating for this row. Does nothing if it has ended."""

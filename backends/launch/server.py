@@ -555,9 +555,7 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 
 def _reachable_by() -> str:
-    """Return who can reach an engine's routes, administrative ones included: only a network of its own keeps others
-    out.
-    """
+    """Return who can reach an engine's routes: only a network of its own keeps others out."""
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 

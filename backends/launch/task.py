@@ -53,11 +53,7 @@ def cuda_release(compiler: str) -> str | None:
 
 
 def _toolkit(compiler: Path) -> Path:
-    """Return the user's CUDA toolkit if it has the release of an environment's compiler, otherwise the environment's
-    own.
-
-    Engines compile against the headers of the environment's runtime, which refuse a compiler of another release.
-    """
+    """Return the user's CUDA toolkit if it has the release of an environment's compiler, which headers demand."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             release = cuda_release(str(Path(home) / "bin" / "nvcc"))

@@ -1,7 +1,4 @@
-"""Environments of engines: built once per node on first use, by uv, content-addressed, never the orchestrator's own.
-
-A lock (`locks`) defines its content: equal locks are equal environments, on every node.
-"""
+"""Environments of engines, built once per node by uv: equal locks are equal environments, on every node."""
 
 import hashlib
 import json
@@ -49,14 +46,7 @@ def resolve(
     features: Iterable[str] = (),
     host: Host | None = None,
 ) -> EnvironmentSpec:
-    """Return the environment chosen for a platform, without a lock; the user's own interpreter or binary takes
-    precedence.
-
-    It includes the optional distributions of `features` and of the choice's extras. Of several builds it is the first
-    that runs on `host`.
-
-    Raises ValueError if none is named, and ConfigError if the named one does not exist; both name the key.
-    """
+    """Return the first build of a chosen environment that runs on `host`; the user's own program takes precedence."""
     if choice.image:
         python = choice.python or "python3"
         spec = EnvironmentSpec(
