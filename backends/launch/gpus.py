@@ -118,7 +118,7 @@ def used_memory(gpus: Sequence[str]) -> int:
     return sum(reading.used for reading in map(memory, devices.values()) if reading is not None)
 
 
-def show(gpus: Sequence[str], pids: Collection[int], before: int) -> bool:
+def gpus_show(gpus: Sequence[str], pids: Collection[int], before: int) -> bool:
     """Return whether GPUs show one of these processes, or more memory in use; True where that cannot be read."""
     try:
         devices = list(handles(gpus).values())

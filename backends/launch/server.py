@@ -29,7 +29,7 @@ import psutil
 from backends.base import AMPERE, Backend, Launch
 from backends.launch import container_options, supervisor, task
 from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environment, telling_variables
-from backends.launch.gpus import find_gpu, show, used_memory
+from backends.launch.gpus import find_gpu, gpus_show, used_memory
 from backends.prepare.fit import older
 from backends.tables.causes import cause_table
 from sweep.base.exits import Cause, Exit
@@ -167,7 +167,7 @@ class Engine:
         """Return whether its GPUs show it; True where it has none, or computes nothing."""
         if not self.launch.gpus or not self.backend.traits.computes_model:
             return True
-        return show(self.launch.gpus, {process.pid for process in self.processes()}, self._gpu_memory)
+        return gpus_show(self.launch.gpus, {process.pid for process in self.processes()}, self._gpu_memory)
 
     def processes_known(self) -> bool:
         """Return whether `processes` has them all: False for a container that runs as another user."""

@@ -121,9 +121,10 @@ def _hub_cache(cache_dir: Path) -> Path:
     return Path(constants.HF_HUB_CACHE) if is_set else cache_dir / "hub"
 
 
-def is_fetched(repo: str, cache_dir: Path) -> bool:
-    """Return whether any revision of a model is in the hub's cache on this machine."""
-    return (_hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type="model") / "refs").is_dir()
+def is_fetched(repo: str, cache_dir: Path, kind: RepoType = "model", commit: str = "*") -> bool:
+    """Return whether files of a repository, of this commit or of any, are in the hub's cache on this machine."""
+    folder = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type=kind)
+    return any(folder.glob(f"snapshots/{commit}/*"))
 
 
 def _is_answer(error: Exception) -> bool:
@@ -194,7 +195,7 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
         return last or revision
     _unanswered.pop((repo, revision, kind), None)
     commit = str(info.sha)
-    if info.gated and _fetched_commit(repo, revision, cache_dir, kind) != commit:
+    if info.gated and not is_fetched(repo, cache_dir, kind, commit):
         _check_access(info, kind)
     if commits.get(key) != commit:
         with contextlib.suppress(OSError):  # a cache that this node may not write to: the hub is asked again

@@ -159,7 +159,7 @@ def test_a_driver_that_is_broken_is_not_taken_for_none(nvml, capsys, monkeypatch
 )
 def test_a_gpu_shows_an_engine_by_its_process_or_by_memory(nvml, before, used, pids, shown):
     nvml(_0=[used])
-    assert gpus.show(["0"], pids, before) is shown
+    assert gpus.gpus_show(["0"], pids, before) is shown
 
 
 def test_it_waits_until_the_memory_is_back(nvml):
