@@ -153,14 +153,14 @@ def substituted(plan: Plan) -> list[str]:
 
 def little_disk(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Warn of nodes whose disk has less room than the engines and weights that are still to be written there."""
+    free = {node.address: node.facts.free_disk for node in nodes if node.facts and node.facts.free_disk is not None}
     cache, launched = cache_directory(plan.settings.cache_dir), [d for d in plan.deployments if not d.unavailable]
-    specs = {d.environment.name: d.environment for d in launched if d.environment is not None}
-    engines = sum(
-        spec.disk_gb or 0.0 for spec in specs.values() if spec.disk_gb and not environments.is_there(spec, cache)
-    )
+    if not free:
+        return []
+    specs = {d.environment.name: d.environment for d in launched if d.environment and d.environment.disk_gb}
+    engines = sum(spec.disk_gb or 0.0 for spec in specs.values() if not environments.is_there(spec, cache))
     models = {d.model.name: d.model for d in launched if d.backend.launches}
     weights = sum(model.missing_bytes(cache) for model in models.values()) / 1e9
-    free = {node.address: node.facts.free_disk for node in nodes if node.facts and node.facts.free_disk is not None}
     return [
         f"{address}: {room / 1e9:.1f} GB of disk are free, and about {engines:g} GB of engines and {weights:.1f} GB of "
         "weights are to be written; make space, or choose another disk with cache_dir"
