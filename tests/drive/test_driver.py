@@ -48,7 +48,8 @@ class Load(SimpleNamespace):
 
 
 def trial(trial_id):
-    return Trial(trial_id, SimpleNamespace(name="qa", num_requests=1), Load(name="batch", batch_size=1), 0, 1, {}, {})
+    workload = SimpleNamespace(name="qa", num_requests=1, notes=lambda cache: [])
+    return Trial(trial_id, workload, Load(name="batch", batch_size=1), 0, 1, {}, {})
 
 
 def deployment(name, trials, unavailable=None):
