@@ -250,7 +250,7 @@ class Stories(Serving):
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         path = _shipped(self.file)
         assert path is not None
-        stories = [str(row["text"]) for row in read_rows(path, "workload.file")]
+        stories = [str(row["prompt"]) for row in read_rows(path, "workload.file")]
         inputs, outputs = map(list, zip(*self.lengths(draw), strict=True))
         shortest = min(encoded_lengths(stories, tokenizer))
         texts = []
