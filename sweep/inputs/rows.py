@@ -38,10 +38,15 @@ TRACES = (
 
 
 def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
+<<<<<<< HEAD
     """Return the columns of the trace that a row is of, by the names of its lengths; None for unknown ones."""
     columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
     bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id"))
     return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian's traces have Mooncake's names, and seconds
+=======
+    """Return the columns of the trace that a row is of, by the names of its lengths; None if they are unknown."""
+    return next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
+>>>>>>> main
 
 
 def whole_number(cell: Any) -> int | None:
