@@ -7,14 +7,14 @@ import pandas as pd
 
 from analysis.results import RunResults
 from analysis.statistics.pooled import launches
-from analysis.studies.uncertain import LAUNCHES, MEMORY_LABEL
+from analysis.studies.uncertain import LAUNCHES, MEMORY_LABEL, PLACE
 
 HARDWARE = "hardware_profile"
 """The column of a run's points with the hardware profile that each ran on; missing where none of its trials ran."""
 
 
 def run_points(results: RunResults) -> pd.DataFrame:
-    """Return a run's points with LAUNCHES, HARDWARE and MEMORY_LABEL; numbers in columns of objects become numbers."""
+    """Return a run's points with LAUNCHES, HARDWARE, MEMORY_LABEL and PLACE; columns of numbers are numbers."""
     points = results.points.copy()
     for column in points:
         numbers = pd.to_numeric(points[column], errors="coerce")
@@ -25,6 +25,7 @@ def run_points(results: RunResults) -> pd.DataFrame:
         _by_point(results, launches(results.run), LAUNCHES, frozenset),
         _by_point(results, trials["settings"].astype(object).map(_profile), HARDWARE, "first"),
         _by_point(results, trials["memory_label"].astype(object), MEMORY_LABEL, "first"),
+        pd.Series([(results.contests, place) for place in range(len(points))], name=PLACE, dtype=object),
     ]
     return pd.concat([points, *(column.set_axis(points.index) for column in columns)], axis="columns")
 
@@ -32,12 +33,12 @@ def run_points(results: RunResults) -> pd.DataFrame:
 def _by_point(
     results: RunResults, of_trials: "pd.Series[Any]", name: str, aggregate: str | type[frozenset[Any]]
 ) -> "pd.Series[Any]":
-    """Aggregate a value of each trial to one of each point; missing where no trial has one."""
+    """Aggregate a value of each trial to one of each point; missing if no trial has one."""
     point = results.layout.trials["point"].reindex(of_trials.index)
     return of_trials.groupby(point).agg(aggregate).reindex(range(len(results.points))).rename(name)
 
 
 def _profile(settings: str | None) -> str | None:
-    """Return the name of the hardware profile in a trial's settings; None if there is none."""
+    """Return the name of the hardware profile in a trial's settings, or None."""
     hardware = json.loads(settings).get("hardware") if isinstance(settings, str) else None
     return hardware.get("name") if hardware else None

@@ -10,15 +10,12 @@ from pydantic import Field
 
 from analysis.studies.checks import (
     BestCheck,
-    ColumnsCheck,
     ConstantCheck,
     GainsCheck,
-    LinearCheck,
-    PeakCheck,
+    OnceCheck,
     RangeCheck,
     RatioCheck,
     RisingCheck,
-    SpreadCheck,
 )
 from analysis.studies.fitting import FitsCheck
 from sweep.base.config import Strict, validate
@@ -27,7 +24,7 @@ STUDY_FILES = Path(__file__).parent / "data"
 
 
 class PublishedTable(Strict):
-    """The rows that a study prints for one experiment, in the units of trials.parquet; rounded as they were."""
+    """The rows that a study prints for one experiment, in the units of trials.parquet, rounded as printed."""
 
     baseline: dict[str, Any]  # the row that the others are compared with
     same: tuple[str, ...]  # columns in which a row and its baseline agree
@@ -39,7 +36,9 @@ class PublishedTable(Strict):
 
     @property
     def exact(self) -> pd.DataFrame:
-        """The rows with each figure as both ends of its interval: published ones have none, and count as they are."""
+        """The rows with each figure as both ends of its interval: published figures have no interval, and count
+        exactly.
+        """
         figures = self.frame
         numbers = figures.select_dtypes("number")
         ends = {f"{name}_new_launch_{end}": numbers[name] for name in numbers for end in ("low", "high")}
@@ -47,23 +46,13 @@ class PublishedTable(Strict):
 
 
 class PublishedFinding(Strict):
-    """A claim of a study, and the check that tells from a table of points whether it holds there."""
+    """A claim of a study, and the check that decides it on a table of points."""
 
     name: str
     claim: str
     experiments: tuple[str, ...]
     check: Annotated[
-        SpreadCheck
-        | BestCheck
-        | RatioCheck
-        | RisingCheck
-        | ConstantCheck
-        | LinearCheck
-        | GainsCheck
-        | RangeCheck
-        | PeakCheck
-        | FitsCheck
-        | ColumnsCheck,
+        BestCheck | RatioCheck | RisingCheck | ConstantCheck | GainsCheck | RangeCheck | FitsCheck | OnceCheck,
         Field(discriminator="kind"),
     ]
     hardware: tuple[str, ...] = ()  # profiles that it is about, as it says what fits in memory; empty: any
@@ -98,5 +87,5 @@ def all_studies() -> tuple[Study, ...]:
 
 
 def study_of(experiment: str) -> Study | None:
-    """Return the study that an experiment follows; None if it follows none."""
+    """Return the study that an experiment follows, or None."""
     return next((study for study in all_studies() if experiment in study.experiments), None)
