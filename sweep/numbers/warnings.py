@@ -6,7 +6,7 @@ compare trials or points are in `analysis.warnings`.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -62,6 +62,10 @@ class WarningKind:
     remedy: str
     quantities: tuple[str, ...]  # the columns that it concerns; empty if it concerns all
     lowest_is_worst: bool
+
+    def concerns(self, columns: Collection[str]) -> bool:
+        """Return whether it is about any of these columns."""
+        return not self.quantities or not {*self.quantities}.isdisjoint(columns)
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,10 @@ TRIAL_CHECKS: list[Check] = []
 _severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity) for severity in Severity)
 
 
-def trial_warnings(row: Mapping[str, Any]) -> list[ResultWarning]:
+def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECKS) -> list[ResultWarning]:
     """The warnings about one trial; none if it is no result, which its outcome says."""
     warnings: list[ResultWarning] = []
-    for check in TRIAL_CHECKS if row["outcome"] == "ok" else ():
+    for check in checks if row["outcome"] == "ok" else ():
         if any(row.get(name) is None for name in check.required):
             continue
         evidence = check.function(*(row.get(name) for name in check.columns))
