@@ -12,7 +12,7 @@ from analysis.statistics.comparison import PRIOR_FREEDOM, BlockModel, Trials, co
 from analysis.statistics.standings import Standing
 from analysis.summary import summarise
 from benchmarks import winners
-from tests.support.results import printed, report_of, rows_of, run_of, trial, warnings_of
+from tests.support.results import printed, run_of, trial, warnings_of
 
 
 def trials_of(engines: int, replicates: int, shared: bool = False) -> Trials:
@@ -119,16 +119,6 @@ def rows_of_three(**other: Any) -> list[dict[str, Any]]:
         for name, speeds in SPEEDS.items()
         for index, speed in enumerate(speeds)
     ]
-
-
-def test_report_and_terminal_name_those_that_cannot_be_told_apart(tmp_path: Path) -> None:
-    run = run_of(tmp_path, rows_of_three(), baseline={"backend": "slow"})
-    standing = summarise(run).set_index("backend")["output_throughput_standing"]
-    assert dict(standing) == {"fast": Standing.BEST, "alike": Standing.TIED, "slow": Standing.BEHIND}
-    text = " ".join(printed(run, 120).split())
-    assert "qa: fast (30.1 tokens/s ±1%) is equal within 3% to alike (30.0 tokens/s ±3%)" in text
-    (answer,) = [cells for cells in rows_of(report_of(run)) if cells[:2] == ["qa", "fast"]]
-    assert answer[3].startswith("alike")
 
 
 def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:
