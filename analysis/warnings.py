@@ -18,15 +18,7 @@ from analysis.statistics.pooled import of_endpoints
 from analysis.statistics.standings import UNEQUAL, warnings_of_trials
 from analysis.summary import planned_trials
 from sweep.base.wording import count
-from sweep.numbers.warnings import (
-    E2EL,
-    TTFT_COLUMNS,
-    Check,
-    Evidence,
-    ResultWarning,
-    Severity,
-    register,
-)
+from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
 
 WIDE = 0.10  # half an interval over its mean
 UNEQUAL_INPUTS = 1.05  # most over fewest tokens in a prompt: a chat template may add a few
@@ -135,9 +127,7 @@ def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(count_of, f"requests cannot be read: {count_of} figures are means over trials", points=(point,))
 
 
-@_warning(
-    "Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.",
-)
+@_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.")
 def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Replicates that are compared with other engines' were measured on one launch."""
     standings = _derived(layout, "standing")

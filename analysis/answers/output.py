@@ -79,14 +79,8 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("bound", "the SLO's tightest bound", lambda row: getattr(row.candidate.tightest, "text", None)),
     Column("n", "replicates", lambda row: row.candidate.figure.n),
     Column("by_launches", WITHOUT_REQUESTS, lambda row: row.candidate.figure.by_launches),
-    Column(
-        "verdict", "best, behind, not told apart from the best, not ranked, …", lambda row: row.standing, kind="text"
-    ),
-    Column(
-        "warnings",
-        "codes of those about its figure, the most serious first",
-        lambda row: ";".join(row.candidate.codes) or None,
-    ),
+    Column("verdict", "best, behind, not ranked, …", lambda row: row.standing, kind="text"),
+    Column("warnings", "codes, the most serious first", lambda row: ";".join(row.candidate.codes) or None),
     Column("more_launches", "of each, that would decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
     Column("sentence", "the answer; best only", lambda row: sentence(row.answer) if row.rank == 1 else None),
 )
@@ -95,11 +89,8 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
 
 def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
     """All candidates, question by question."""
-    rows = [
-        AnswerRow(answer, rank, candidate)
-        for answer in answers
-        for rank, candidate in [*enumerate(answer.candidates, 1), *((None, each) for each in answer.barred)]
-    ]
+    ranks = [[*enumerate(each.candidates, 1), *((None, barred) for barred in each.barred)] for each in answers]
+    rows = [AnswerRow(each, *pair) for each, pairs in zip(answers, ranks, strict=True) for pair in pairs]
     return Table(ANSWER_COLUMNS, rows)
 
 

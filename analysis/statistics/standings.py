@@ -68,10 +68,7 @@ class Contests:
         return [code for code, concerned in severe if not concerned or not {*concerned}.isdisjoint(columns)]
 
     def ranked(self, quantity: LabelledColumn, points: Positions) -> NDArray[np.bool_]:
-        """Which of the points of a question can be best.
-
-        Those without a severe warning about the figure, and neither as offered nor done sooner by shorter answers.
-        """
+        """Which points of a question can be best: not barred, as offered, nor done sooner by shorter answers."""
         ranked = np.array([not self.barred([quantity.column], int(point)) for point in points], np.bool_)
         ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED))
         if quantity.quantity in BY_OUTPUT and len(points):
@@ -174,14 +171,9 @@ def warnings_of_trials(trials: pd.DataFrame, checks: Sequence[Check] = TRIAL_CHE
 def contests_of(
     run: Run, question: Positions, point: Positions, figures: pd.DataFrame, unpooled: Sequence[str] = ()
 ) -> Contests:
-    """The contests of a run's points.
+    """The contests of a run's points by their questions, and by figures of the trials that no point has lost.
 
-    Args:
-        run: the measurements.
-        question: of each point.
-        point: of each trial with a result.
-        figures: of these trials, by which they are compared; without what a point has lost (`without_lost`).
-        unpooled: of each point, the figures for which the requests could not be read.
+    `point` is of each trial with a result; `unpooled` the figures of each point whose requests could not be read.
     """
     ok, count = run.ok, len(question)
     offered = ok["below_saturation"].eq(True).fillna(False).to_numpy(np.bool_)
@@ -225,8 +217,8 @@ def joined(parts: Sequence[Contests], question: Positions) -> Contests:
         np.concatenate([part.as_offered for part in parts]),
         np.concatenate([part.answer_tokens for part in parts]),
         {
-            int(begin) + point: codes
-            for part, begin in zip(parts, begins, strict=False)
+            int(at) + point: codes
+            for part, at in zip(parts, begins, strict=False)
             for point, codes in part.severe.items()
         },
     )
