@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from analysis.answers.question import Candidate, Remedy, TaskAnswer
 from analysis.compare.verdicts import MARGIN
 from analysis.points import listed
-from analysis.quantities import LabelledColumn
-from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 
 MOST_IN_SENTENCE = 3  # configurations in a sentence
-BY_LAUNCHES = "*"  # after an interval
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
@@ -118,15 +115,11 @@ def _unmet(answer: TaskAnswer) -> str:
 
 
 def figure(answer: TaskAnswer, candidate: Candidate) -> str:
-    """`538 tokens/s, 524–552`, of these launches; `524–552 over launches` where the requests give no interval."""
-    quantity, ends = answer.question.quantity, range_text(candidate.figure, answer.question.quantity, " over launches")
-    return f"{quantity.shown(candidate.figure.value)} {quantity.unit}" + (f", {ends}" if ends else "")
-
-
-def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
-    """`46.0–61.9`, with a mark if it is from the launches' own figures; empty without an interval."""
-    ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
-    return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
+    """`538 tokens/s ±3%`, of these launches; `±3% over launches` where the requests give no interval."""
+    half = candidate.figure.relative_half_width
+    text = f"{answer.question.quantity.shown(candidate.figure.value)} {answer.question.quantity.unit}"
+    source = " over launches" if candidate.figure.by_launches else ""
+    return text if math.isnan(half) else text + (f" ±{half:.0%}" if half >= 0.01 else " ±<1%") + source
 
 
 def advantage(answer: TaskAnswer, candidate: Candidate) -> str:

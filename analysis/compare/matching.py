@@ -49,14 +49,13 @@ class Match:
 
     def warnings_about(self, compared: LabelledColumn) -> list[WarningKind]:
         """The warnings about the trials' figures of this column, not mere notes."""
-        kinds = [kind for kind in self._kinds if kind.concerns([compared.column])]
-        return [kind for kind in kinds if kind.severity is not Severity.INFO]
+        return [each for each in self._kinds if each.severity is not Severity.INFO and each.concerns([compared.column])]
 
     @cached_property
     def _kinds(self) -> list[WarningKind]:
         """The kinds of warnings about the trials of both sides."""
-        of_trials = (alike for side in (self.first, self.second) for alike in warnings_of_trials(side))
-        return list(dict.fromkeys(warning.kind for alike in of_trials for warning in alike))
+        alike = [*warnings_of_trials(self.first), *warnings_of_trials(self.second)]
+        return list(dict.fromkeys(warning.kind for warnings in alike for warning in warnings))
 
 
 def match(first: Side, second: Side) -> list[Match]:

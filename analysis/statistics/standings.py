@@ -25,7 +25,6 @@ GPUS = "backend.gpus"  # of one engine: configurations on several and on one are
 UNEQUAL = 1.1  # most over fewest tokens in an answer, beyond which durations are not compared
 BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities that longer answers change
 SEVERE_CHECKS = [check for check in TRIAL_CHECKS if check.kind.severity is Severity.SEVERE]
-UNPOOLED = "unpooled-statistics"
 
 Severe = dict[int, dict[str, tuple[str, ...]]]  # by point: code -> the columns that it concerns; none: all
 
@@ -185,7 +184,7 @@ def contests_of(
             severe.setdefault(int(index), {})[warning.code] = warning.kind.quantities
     for index in np.unique(point[ok["attempt"].notna()]) if any(unpooled) else ():  # imported rows have no requests
         if percentiles := tuple(name for name in unpooled[index].split(", ") if name and name not in THROUGHPUTS):
-            severe.setdefault(int(index), {})[UNPOOLED] = percentiles
+            severe.setdefault(int(index), {})["unpooled-statistics"] = percentiles
     return Contests(
         question,
         trials_of(ok, point),

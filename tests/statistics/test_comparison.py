@@ -141,11 +141,6 @@ def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_with_one_launch_each_nothing_is_told_apart(tmp_path: Path) -> None:
-    rows = [{**row, "launch": row["backend"]} for row in rows_of_three()]
-    run = run_of(tmp_path, rows, baseline={"backend": "slow"})
+    run = run_of(tmp_path, [{**row, "launch": row["backend"]} for row in rows_of_three()])
     assert warnings_of(run)["shared-launches"].startswith("3 replicates on 1 launch: the comparison is a tie")
-    assert "shared-launches" not in warnings_of(run_of(tmp_path / "apart", rows_of_three()))
-    points = summarise(run).set_index("backend")
-    assert points.loc["slow", "output_throughput_standing"] == Standing.TIED
-    assert math.isnan(points.loc["fast", "output_throughput_vs_baseline_ci_low"])
-    assert points.loc["fast", "output_throughput_vs_baseline"] == pytest.approx(1.5, rel=0.01)
+    assert summarise(run).set_index("backend").loc["slow", "output_throughput_standing"] == Standing.TIED

@@ -79,9 +79,7 @@ def test_one_ratio_has_one_interval_in_terminal_page_compare_summary_studies_and
     assert verdicts == ("ahead", "faster", "behind")
 
 
-def test_a_severe_warning_takes_the_crown_wherever_there_is_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_severe_warning_takes_the_crown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The fastest of three gives other answers than the model: it is listed apart, and the next one wins."""
     rows = [
         trial(name, batch, launch, speed * (1 + 0.01 * launch), launch=f"{name}{launch}", agreement=agreement)
@@ -111,9 +109,7 @@ def test_a_severe_warning_takes_the_crown_wherever_there_is_one(
     assert {points.index[pair[0]][0] for pair in tested["tested"]} == {"vllm"}
 
 
-def test_a_warning_stands_beside_the_sentence_that_it_affects(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_warning_stands_beside_its_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         trial(name, 8, launch, speed, launch=f"{name}{launch}", num_failed=failed, ttft_p50=1.0)
         for name, speed, failed in (("vllm", 120.0, 1), ("tgi", 100.0, 0))
