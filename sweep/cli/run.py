@@ -67,10 +67,8 @@ from sweep.plan.show import PIPE_WIDTH, print_plan
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
 
-    Raises:
-        ConfigError: for bad input, before anything is launched.
-        Halted: for an outage that lasts.
-        Unforeseen: for an error of ours while planning.
+    Raises ConfigError for bad input, before anything is launched; Halted for an outage that lasts; Unforeseen for an
+    error of ours while planning.
     """
     with traced(arguments):
         arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
@@ -83,9 +81,8 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
 def execute_plan(planned: "Planned", command: str) -> int:
     """Run what is planned, or print it if it is a dry run; return the exit status. `command` is what was typed.
 
-    Raises:
-        ConfigError: for what cannot be run, before anything is launched.
-        Outage: if an object store for the results gave no answer.
+    Raises ConfigError for what cannot be run, before anything is launched; Outage if an object store for the results
+    gave no answer.
     """
     plan, nodes, paths, assumption = planned
     settings, console = plan.settings, make_console(PIPE_WIDTH)
@@ -106,9 +103,9 @@ def execute_plan(planned: "Planned", command: str) -> int:
                 console.print(line, markup=False, soft_wrap=True)
         return 0
     if settings.details:
-        raise ConfigError("details=true: prints every point of a plan; allowed with dry_run=true")
+        raise ConfigError("details=true: prints every point of a plan; needs dry_run=true")
     if settings.cluster.simulate is not None:
-        raise ConfigError("cluster.simulate: a simulated cluster runs nothing; allowed with dry_run=true")
+        raise ConfigError("cluster.simulate: a simulated cluster runs nothing; needs dry_run=true")
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
@@ -151,7 +148,7 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
         assumption = f"{here}: planned for one machine with {machine}, as conf/hardware has it"
     nodes = find_nodes(settings)
     if settings.relock and settings.dry_run:
-        raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
+        raise ConfigError("relock=true: asks the package index, which a dry run does not; needs dry_run=false")
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     plan = make_plan(replace(composition, settings=settings), facts)
@@ -291,8 +288,7 @@ def print_report(
 
     `all_rows`: of everything that was measured there, not of the present plan alone.
 
-    Raises:
-        ConfigError: if there is no run, or its files are damaged.
+    Raises ConfigError if there is no run, or its files are damaged.
     """
     import analysis  # pandas, scipy: not for a command with nothing to do
 

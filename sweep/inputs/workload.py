@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from sweep.base.config import Strict
 from sweep.base.records import UNKNOWN, Phase, Request
-from sweep.inputs.rows import TRACES, read_rows, trace_columns
+from sweep.inputs.rows import TraceRows, omissions, read_trace
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = DATA / "words.txt"
@@ -109,6 +109,10 @@ class Workload(Strict):
     def fetched(self, cache_dir: Path) -> Self:
         """Return this workload with all that its requests are made from on this machine."""
         return self
+
+    def notes(self, cache_dir: Path) -> list[str]:
+        """Return what the plan says about the file, e.g. of rows that are left out."""
+        return []
 
     def meanings(self) -> dict[str, str]:
         """Each prompt with the name of what it means: prompts of one meaning have the same answer. Empty if unknown."""
@@ -222,9 +226,14 @@ class Recorded(_ExactLengths):
 
     file: str  # path of a file with input_tokens and output_tokens in each row, or of a trace: docs/experiments.md
     order: Literal["file", "random"] = "file"
+    skip_unsendable: bool = False  # leave rows without lengths out, e.g. of failed requests; false: refuse the file
 
     def check(self) -> None:
         self._pairs()
+
+    def notes(self, cache_dir: Path) -> list[str]:
+        lengths, faults = self._trace()
+        return omissions(self.file, len(lengths) + len(faults), faults)
 
     def digest(self, cache_dir: Path) -> str:
         return content_digest(Path(self.file).expanduser())
@@ -232,32 +241,17 @@ class Recorded(_ExactLengths):
     def longest_request(self) -> tuple[int, int]:
         return max(self._pairs()[: None if self.order == "random" else self.num_requests], key=sum)
 
+    def _trace(self) -> TraceRows:
+        return read_trace(Path(self.file).expanduser(), f"workload.file={self.file}", self.skip_unsendable)
+
     def _pairs(self) -> list[tuple[int, int]]:
-        key = f"workload.file={self.file}"
-        rows = read_rows(Path(self.file).expanduser(), key)
-        columns = trace_columns(rows[0])
-        if columns is None:
-            allowed = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
-            raise ValueError(f"{key}: has no columns of lengths; expected: {allowed}")
-        pairs = [(_length(row.get(columns.input_tokens)), _length(row.get(columns.output_tokens))) for row in rows]
-        for number, pair in enumerate(pairs, 1):
-            if 0 in pair:
-                names = f"{columns.input_tokens}, {columns.output_tokens}"
-                raise ValueError(f"{key}: row {number}; expected whole numbers from 1 in {names}")
-        return pairs
+        return self._trace().lengths
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         pairs = self._pairs()
         if self.order == "random":
             return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
         return [pairs[i % len(pairs)] for i in range(draw.count)]
-
-
-def _length(value: Any) -> int:
-    """Return a length in tokens as a file has it; 0 if it is none."""
-    if isinstance(value, str):
-        return int(value) if value.isdigit() else 0
-    return value if type(value) is int and value > 0 else 0
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
