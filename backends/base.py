@@ -1,15 +1,11 @@
-"""A backend: how one kind of engine is installed, launched, health-checked and read.
-
-A concrete backend is one file here and one YAML under conf/backend: four records (see `declarations`), the fields that
-a user may set, and a few methods.
-"""
+"""A backend: how one kind of engine is installed, launched, health-checked and read; see docs/backends.md."""
 
 import hashlib
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -20,7 +16,7 @@ from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.tables.table import EngineTable
 from sweep.base.config import Strict
 from sweep.base.masking import secret_within
-from sweep.base.records import Api, BatchForm
+from sweep.base.records import TYPED_APIS, Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
@@ -75,8 +71,11 @@ class EnvironmentSpec(Strict):
     glibc: str = "2.28"  # the oldest that its wheels run with
     capability: str | None = None  # the oldest GPUs that its kernels run on, e.g. "8.0"; None = any that its CUDA has
     note: str | None = None  # what an installation needs besides, where a program cannot check it
-    needs: dict[str, str] = Field(default_factory=dict)  # programs that must be on PATH, and how to install them
+    needs: dict[str, str] = Field(default_factory=dict)  # programs (or Python.h) that must be there, and the remedy
     driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None = that of its CUDA major
+    environ: dict[str, str] = Field(default_factory=dict)  # variables of its engine
+    environ_older_driver: dict[str, str] = Field(default_factory=dict)  # further ones with a driver older than its CUDA
+    disk_gb: float | None = None  # GB that it takes on a node's disk, about
     substitutes: str | None = None  # why it is taken in place of the one named for any GPU; set when it is chosen
     index: tuple[str, ...] = ()  # package indexes that it needs besides the user's own
     optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements, by feature of an engine
@@ -129,6 +128,7 @@ class Host:
     glibc: str | None = None  # e.g. "2.36"
     python: str | None = None  # e.g. "3.11"
     machine: str | None = None  # its architecture, e.g. "x86_64"
+    free_disk: int | None = None  # bytes, where its cache is
     cpu_features: frozenset[str] | None = None  # as /proc/cpuinfo has them, e.g. "avx512f"
 
 
@@ -151,6 +151,7 @@ class Launch:
     gpus: tuple[str, ...] = ()  # ids as CUDA_VISIBLE_DEVICES wants them; empty on a CPU
     threads: int = 1  # CPU threads the engine may use
     cpus: tuple[int, ...] = ()  # cores that its processes are bound to; empty = all
+    environ: Mapping[str, str] = field(default_factory=dict)  # of the environment, for the engine
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
@@ -189,7 +190,7 @@ class Backend(Strict):
     headers: dict[str, str] = Field(default_factory=dict)  # added to every request's HTTP headers; not for secrets
 
     # What the client must know to talk to it.
-    api: Api = "completions"  # completions | chat | tgi: the protocol of the requests
+    api: Api = "completions"  # completions | chat | responses | messages | tgi: the protocol of the requests
     batch_form: BatchForm = "streams"  # list | streams: a batch is one call with a list of prompts, or many streams
     token_ids: bool = True  # whether the engine accepts prompts as token ids
     continuous_usage: bool = False  # whether the engine accepts stream_options.continuous_usage_stats
@@ -204,6 +205,12 @@ class Backend(Strict):
     reset_paths: tuple[str, ...] = ()  # paths to POST to between trials, which clear the engine's prompt caches
     metrics_path: str | None = "/metrics"  # path of the engine's Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric: the engine's name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_the_api(cls, fields: Any) -> Any:
+        without = dict.fromkeys(("token_ids", "ignores_eos", "continuous_usage"), False)
+        return fields | without if isinstance(fields, dict) and fields.get("api") in TYPED_APIS else fields
 
     @model_validator(mode="after")
     def _has_one_price(self) -> Self:
@@ -242,6 +249,11 @@ class Backend(Strict):
     @classmethod
     def _in_one_spelling(cls, flags: dict[str, Any]) -> dict[str, Any]:
         return cls.flag_rules.in_one_spelling(flags)
+
+    @property
+    def resets(self) -> tuple[str, ...]:
+        """The paths that make it forget all earlier trials; none where something would remember them all the same."""
+        return self.reset_paths
 
     @property
     def launches(self) -> bool:
@@ -311,8 +323,8 @@ class Backend(Strict):
             return f"{self.url} is launched by others"
         if self.traits.timed_inside:
             return f"{self.name} is timed inside its own process"
-        if self.api == "tgi":
-            return f"the router passes completions and chat, and {self.name} speaks tgi"
+        if self.api in ("tgi", *TYPED_APIS):
+            return f"the router passes completions and chat, and {self.name} speaks {self.api}"
         return None if self.port is None else f"they cannot share backend.port={self.port}"
 
     def command(self, launch: Launch) -> list[str]:
@@ -332,9 +344,10 @@ class Backend(Strict):
         if self.launches and host.platform != "linux":
             return f"{self.name} can be launched on Linux only: run sweep on Linux, or in a Linux container"
         if self.traits.needs_gpu and self.launches and not host.gpus:
+            attach = "backend.url" if self.traits.attachable else "backend=openai backend.url"
             return (
                 f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine that runs "
-                "elsewhere with backend=openai backend.url=http://HOST:PORT"
+                f"elsewhere with {attach}=http://HOST:PORT"
             )
         return None
 
@@ -343,11 +356,7 @@ class Backend(Strict):
         return (dtype if self.dtype == "auto" else self.dtype) == "bfloat16"
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """The weights to load for a model folder in Hugging Face layout: the folder itself, or a conversion.
-
-        A conversion is made once per node, cached by content under `cache_dir`; `python` is the interpreter of the
-        engine's environment. Raises ValueError or OSError, in one line, if it cannot be made.
-        """
+        """The folder to load: the model's own, or a conversion, made once by `python`. Raises ValueError or OSError."""
         return model
 
     def gpus_unused(self, log: str) -> str | None:
@@ -357,11 +366,7 @@ class Backend(Strict):
         return next((line for line in lines if unused.search(line)), None)
 
     def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
-        """Return why weights cannot be made for an engine in an image, with the remedy, in one line, or None.
-
-        A conversion runs outside the image, where the engine's libraries are missing. `is_quantised` says whether the
-        model's weights are stored quantised; None means unknown.
-        """
+        """Return why an engine in an image gets no weights, with the remedy; None if it does, or that is unknown."""
         return None
 
     def facts(self, launch: Launch) -> dict[str, Any]:
@@ -433,7 +438,7 @@ class Hosted(Backend):
     """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
-    wire = Wire(show_special={"skip_special_tokens": False})
+    wire = Wire(show_special={"skip_special_tokens": False}, samples=False)
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"

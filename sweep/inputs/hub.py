@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -57,7 +57,7 @@ def fetch(
 ) -> Path:
     """Return a snapshot with the named files, or all that an engine needs; from the cache if the hub cannot be reached.
 
-    With `peek` only a small file is fetched, which shows whether the rest may be.
+    With `peek` only a small file is fetched, which shows whether the others may be fetched.
     """
     api = _hub()
     options: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "ignore_patterns": NOT_NEEDED}
@@ -80,7 +80,9 @@ def fetch(
 
 
 def fetch_configuration(repo: str, revision: str, cache_dir: Path) -> Path | None:
-    """Return a model's config.json, from the cache if the hub does not answer planning in time; None without either."""
+    """Return a model's config.json, from the cache if the hub does not answer in time for planning; None without
+    either.
+    """
     at: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "etag_timeout": RESOLVE_TIMEOUT}
     try:
         return Path(_hub().hf_hub_download(repo, "config.json", **at))
@@ -93,9 +95,9 @@ def fetch_dataset(
 ) -> Path:
     """Return a snapshot with the chosen files of a data set; from the cache if the hub cannot be reached.
 
-    `pattern` matches the names of all that may be chosen: an earlier download counts only if nothing of it is missing.
+    `pattern` matches the names of all possible files: an earlier download counts only if none of them is missing.
 
-    Raises ValueError in one line if the hub refuses it, or if it is neither there nor here: Outage if that may pass.
+    Raises ValueError in one line if the hub refuses it, or if neither hub nor machine has it; Outage if that may pass.
     """
     api = _hub()
     options: Any = {"repo_type": "dataset", "revision": revision, "cache_dir": _hub_cache(cache_dir)}
@@ -116,13 +118,19 @@ def fetch_dataset(
 
 
 def _hub_cache(cache_dir: Path) -> Path:
-    """Hugging Face's own cache where HF_HOME or HF_HUB_CACHE name one, else one under `cache_dir`."""
+    """Hugging Face's own cache if HF_HOME or HF_HUB_CACHE name one, otherwise one under `cache_dir`."""
     is_set = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
     return Path(constants.HF_HUB_CACHE) if is_set else cache_dir / "hub"
 
 
+def is_fetched(repo: str, cache_dir: Path, kind: RepoType = "model", commit: str = "*") -> bool:
+    """Return whether files of a repository, of this commit or of any, are in the hub's cache on this machine."""
+    folder = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type=kind)
+    return any(folder.glob(f"snapshots/{commit}/*"))
+
+
 def _is_answer(error: Exception) -> bool:
-    """Return whether an error is the hub's answer, and not that it could not be reached or had an error itself."""
+    """Return whether an error is the hub's answer, rather than a failure to reach it or its own error."""
     return isinstance(error, HfHubHTTPError) and not policy.no_answer(error.response.status_code)
 
 
@@ -156,19 +164,21 @@ def _bar(repo: str, progress: Progress) -> type[Any]:
 
 
 def ignore(text: str) -> None:
-    """Drop the progress of what takes no time."""
+    """Drop the progress of quick steps."""
 
 
 def _hub() -> HfApi:
-    """Return the hub that the environment names, with the token from there only: one in a HOME is not this run's."""
+    """Return the hub that the environment names, with the token from the environment only: one in a HOME is not this
+    run's.
+    """
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN") or False)
 
 
 @lru_cache
 def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "model") -> str:
-    """Return the commit of a revision: from the hub; else as it was last time; else the revision itself.
+    """Return the commit of a revision: from the hub, else the last known one, else the revision itself.
 
-    Raises ValueError if the hub has no such repository or revision and never had: one that was renamed or closed since
+    Raises ValueError if the hub has no such repository or revision and never had. One that was renamed or closed since
     keeps its digest, so that existing results stay valid.
     """
     if COMMIT.fullmatch(revision):
@@ -178,7 +188,7 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
     key = f"{os.environ.get('HF_ENDPOINT', '')} {'' if kind == 'model' else f'{kind}s/'}{repo}@{revision}"
     last = commits.get(key) or _fetched_commit(repo, revision, cache_dir, kind)
     try:
-        commit = _ask_commit(repo, revision, kind, patient=last is None)
+        info = _ask_commit(repo, revision, kind, patient=last is None)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         if key not in commits:
             raise _refused(repo, revision, error, kind) from None
@@ -188,6 +198,9 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
             _unanswered[repo, revision, kind] = first_line(error)
         return last or revision
     _unanswered.pop((repo, revision, kind), None)
+    commit = str(info.sha)
+    if info.gated and not is_fetched(repo, cache_dir, kind, commit):
+        _check_access(info, kind)
     if commits.get(key) != commit:
         with contextlib.suppress(OSError):  # a cache that this node may not write to: the hub is asked again
             write_whole(remembered, json.dumps(commits | {key: commit}, indent=1))
@@ -208,12 +221,29 @@ def forget_outages() -> None:
     _unanswered.clear()
 
 
-def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> str:
-    """Return the hub's answer, with retries if `patient`: where nothing else has the commit, ids depend on it."""
+def _check_access(info: Any, kind: RepoType) -> None:
+    """Raise ValueError if the hub refuses the files of a gated repository, whose list it shows to everybody."""
+    api, (group, key) = _hub(), KEYS[kind]
+    name = next((file.rfilename for file in info.siblings or []), "config.json")
+    url = hf_hub_url(info.id, name, repo_type=kind, revision=info.sha, endpoint=api.endpoint)
+    try:
+        api.get_hf_file_metadata(url=url, timeout=RESOLVE_TIMEOUT)
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+        if _is_answer(error):
+            licence = f"{api.endpoint}/{'' if kind == 'model' else 'datasets/'}{info.id}"
+            token = "the account of HF_TOKEN has no access" if api.token else "HF_TOKEN is not set"
+            raise ValueError(
+                f"{group}.{key}={info.id}: the {kind} is gated, and {token}; accept its licence at {licence} and "
+                "export HF_TOKEN"
+            ) from None
+
+
+def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> Any:
+    """Return the hub's answer, with retries if `patient`: if nothing else has the commit, ids depend on it."""
     pauses = _pauses(os.environ.get("HF_ENDPOINT", "")) if patient else iter(())
     while True:
         try:
-            return str(_hub().repo_info(repo, revision=revision, repo_type=kind, timeout=RESOLVE_TIMEOUT).sha)
+            return _hub().repo_info(repo, revision=revision, repo_type=kind, timeout=RESOLVE_TIMEOUT)
         except (HfHubHTTPError, httpx.TransportError) as error:
             if _is_answer(error) or (pause := next(pauses, None)) is None:
                 raise

