@@ -33,6 +33,7 @@ from sweep.numbers.warnings import (
 WIDE = 0.10  # half an interval over its mean
 UNEQUAL_INPUTS = 1.05  # most over fewest tokens in a prompt: a chat template may add a few
 MOST_NAMED = 3  # points in a sentence
+OF_FIGURES = ("few-requests", "few-steady-requests")  # about figures that the trials have, and their point may not
 CHECKS: list[Check] = []
 _warning = partial(register, CHECKS, Severity.WARNING)
 
@@ -45,11 +46,18 @@ def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
         replace(warning, points=(row["point"],))
         for row in rows.where(rows.notna(), None).to_dict("records")
         for warning in trial_warnings({str(name): value for name, value in row.items()})
+        if warning.code not in OF_FIGURES or _has_some(layout.points, row["point"], warning.kind.quantities)
     ]
     for check in CHECKS:
         warnings += [ResultWarning(check.kind, *evidence) for evidence in check.function(run, layout)]
     order = {severity: index for index, severity in enumerate(Severity)}
     return sorted(warnings, key=lambda warning: order[warning.kind.severity])
+
+
+def _has_some(points: pd.DataFrame, point: int, columns: Iterable[str]) -> bool:
+    """Return whether a point has one of these figures, unless none of them was measured at all."""
+    measured = [column for column in columns if column in points]
+    return not measured or bool(points.loc[point, measured].notna().any())
 
 
 def grouped(warnings: Iterable[ResultWarning]) -> list[ResultWarning]:
@@ -199,9 +207,15 @@ def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _unequal(ok: pd.DataFrame, column: str, most: float, text: str) -> Iterator[Evidence]:
-    """The questions in which one engine's mean number of tokens is more than `most` times another's."""
+    """The questions in which one engine's mean number of tokens is more than `most` times another's.
+
+    A replicate has prompts of its own, so an engine counts by those that another has a result of too.
+    """
     tokens = (ok[column] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
-    means = tokens.groupby([ok["question"], ok["line"]], dropna=False).mean().dropna().groupby(level=0)
+    shared = [ok["question"], ok["replicate"]]
+    lines = ok["line"].where(tokens.notna()).groupby(shared, dropna=False).transform("nunique")
+    relative = (tokens / tokens.groupby(shared, dropna=False).transform("mean"))[lines > 1]
+    means = relative.groupby([ok["question"], ok["line"]], dropna=False).mean().dropna().groupby(level=0)
     ratios = means.max() / means.min()
     for question, ratio in ratios[ratios > most].items():
         points = tuple(ok.loc[ok["question"] == question, "point"].unique())

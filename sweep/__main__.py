@@ -35,10 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
     try:
         return dispatch(arguments)
-    except ConfigError as error:
-        print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
-        return 2
-    except DamagedFile as error:
+    except (ConfigError, DamagedFile) as error:
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return 2
     except Unforeseen as error:

@@ -36,6 +36,7 @@ FEWEST_FOR_STEADY_RATES = 5  # replicates for the interval of a steady state's t
 DOUBTFUL = 2.2  # dependence from which replicates are trusted more than batches, if there are ENOUGH of them
 ENOUGH = 5
 LONGEST_DRAIN = 0.15  # of a replicate's duration, as a standard deviation, for the interval of a throughput
+LAUNCHES_FOR_INTERVAL = 3  # whose own figures give an interval: two that are 1 % apart would give one of ±9 %
 FEWEST_IN_ALL = 50  # requests for the interval of a throughput or a mean: fewer may miss what is slow once in fifty
 FEWEST_CARRIERS = 5.0  # requests that make up the variance of the latencies: of fewer a mean is chance
 SMALLEST_GROWTH = 1e-6  # of a share within a step, below which it counts as flat
@@ -253,7 +254,7 @@ def _by_launches(
     """
     count = own.shape[-1]
     missing = np.asarray(np.isnan(figure.low) & np.isfinite(figure.value) & usable, np.bool_)
-    if count < FEWEST_REPLICATES or not missing.any():
+    if count < LAUNCHES_FOR_INTERVAL or not missing.any():
         return figure
     logs = np.log(np.where((own > 0) & np.isfinite(own), own, np.nan))
     parts = (logs - logs.mean(-1, keepdims=True)) / count
@@ -261,7 +262,7 @@ def _by_launches(
     missing &= half > 0
     members = _members(launches, count)
     new = np.full_like(half, np.nan)
-    if members.shape[-1] > 1:
+    if members.shape[-1] >= LAUNCHES_FOR_INTERVAL:
         new = np.maximum(half, t(members.shape[-1] - 1.0) * _error(parts @ members) * NEW_LAUNCH_MARGIN)
     ends = _relative(figure.value, (half, new), figure.effective_n)
     low, high, new_low, new_high = (np.where(missing, *pair) for pair in zip(ends[1:5], figure[1:5], strict=True))

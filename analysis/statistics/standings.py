@@ -53,6 +53,7 @@ class Contests:
     as_offered: NDArray[np.bool_]  # of each point: its throughput is what an open loop asked for
     answer_tokens: FloatArray  # of each point, in an answer; NaN where unknown
     _contests: dict[tuple[str, tuple[int, ...]], Contest] = field(default_factory=dict, repr=False)
+    _ranked: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
     _rows: list[list[Positions]] = field(default_factory=list, repr=False)
 
     def ranked(self, quantity: LabelledColumn, points: Positions) -> NDArray[np.bool_]:
@@ -123,10 +124,11 @@ class Contests:
         return [*groups.values(), *_families(pairs, across)]
 
     def _ranked_of_all(self, quantity: LabelledColumn) -> NDArray[np.bool_]:
-        ranked = np.ones(len(self.question), np.bool_)
-        for members in by_question(self.question):
-            ranked[members] = self.ranked(quantity, members)
-        return ranked
+        if quantity.column not in self._ranked:
+            ranked = self._ranked[quantity.column] = np.ones(len(self.question), np.bool_)
+            for members in by_question(self.question):
+                ranked[members] = self.ranked(quantity, members)
+        return self._ranked[quantity.column]
 
     def standings(self, quantity: LabelledColumn, shown: FloatArray) -> list[str | None]:
         """The standing of each point by its figure, as it is shown; None where nothing else was asked the same."""

@@ -6,7 +6,7 @@ an interval. Limits that a study does not state are ours, and an answer says by 
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise, permutations
+from itertools import pairwise
 from typing import Any, Literal
 
 import pandas as pd
@@ -27,34 +27,6 @@ from analysis.studies.uncertain import (
 )
 
 Better = Literal["higher", "lower"]
-
-
-class SpreadCheck(FindingCheck):
-    """The largest figure over the smallest, among points that agree in `each`, of which all choices have one."""
-
-    kind: Literal["spread"]
-    column: str
-    each: tuple[str, ...]
-    among: tuple[Where, ...]
-    at_most: float
-
-    def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = points_with(points_of_any(points, self.among), self.column)
-        groups = [group for _, group in chosen.groupby(list(self.each))] if _has_all(chosen, self.each) else []
-        for group in groups or [chosen]:
-            if missing := absent(group, self.among):
-                return lacking(f"{missing} with {self.column}")
-        ratios = [
-            ratio(*pair)
-            for group in groups
-            for pair in permutations([uncertain(point, self.column) for _, point in group.iterrows()], 2)
-        ]
-        if not ratios:
-            return lacking(f"two points with {self.column} that agree in {', '.join(self.each)}")
-        answered = [(each.at_most(self.at_most), each) for each in ratios]
-        ruling = all_of(answer for answer, _ in answered)
-        deciding = max((each for answer, each in answered if answer is ruling), key=lambda each: each.value)
-        return CheckAnswer(ruling, f"up to {deciding.shown} apart (judged by: at most {self.at_most:g}x)")
 
 
 class BestCheck(FindingCheck):
@@ -95,11 +67,14 @@ class RatioCheck(FindingCheck):
     to: Where
     same: tuple[str, ...]
     pick: Literal["largest", "smallest", "best"]
+    among: tuple[Where, ...] = ()  # the choices of which each needs a point
     at_least: float | None = None
     at_most: float | None = None
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         with_figure = points_with(points, self.column)
+        if missing := absent(with_figure, self.among):
+            return lacking(f"{missing} with {self.column}")
         numerators, denominators = matching_points(with_figure, self.of), matching_points(with_figure, self.to)
         # The best of each, whatever it agrees in: throughput against throughput. A run without a result has no column.
         if self.pick == "best" and not with_figure.empty:
@@ -107,9 +82,10 @@ class RatioCheck(FindingCheck):
             denominators = denominators.nlargest(1, self.column)
         ratios = [
             ratio(uncertain(numerator, self.column), uncertain(denominator, self.column))
-            for _, numerator in numerators.iterrows()
-            for _, denominator in denominators.iterrows()
-            if all(numerator.get(key) == denominator.get(key) or key not in points for key in self.same)
+            for place, numerator in numerators.iterrows()
+            for other, denominator in denominators.iterrows()
+            if place != other
+            and all(numerator.get(key) == denominator.get(key) or key not in points for key in self.same)
         ]
         if not ratios:
             return lacking(f"{choice_text(self.of)} beside {choice_text(self.to)}")
@@ -178,39 +154,6 @@ class ConstantCheck(FindingCheck):
         return CheckAnswer(ruling, f"{farthest.shown} from {self.over} {sizes[0]} to {size}, the farthest ({limits})")
 
 
-class LinearCheck(FindingCheck):
-    """The figure rises with `over` along a straight line through its ends, no point farther off it than `within`."""
-
-    kind: Literal["linear"]
-    column: str
-    over: str
-    where: Where = Field(default_factory=dict)
-    within: float  # of the figure
-
-    def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = points_with(matching_points(points, self.where), self.column)
-        if not _is_one_line(chosen, self.over, fewest=3):
-            return lacking(_line_text(self.where, self.over))
-        ordered = chosen.sort_values(self.over)
-        at = ordered[self.over].astype(float)
-        along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
-        shares = (at - at.iloc[0]) / (at.iloc[-1] - at.iloc[0])
-        beside = [
-            ratio(figure, _on_line(along[0], along[-1], share))
-            for figure, share in zip(along[1:-1], shares[1:-1], strict=True)
-        ]
-        rise = ratio(along[-1], along[0])
-        near = [each.between(1 / (1 + self.within), 1 + self.within) for each in beside]
-        ruling = all_of([rise.above(1), *near])
-        deciding = [each for answer, each in zip(near, beside, strict=True) if answer is ruling] or beside
-        farthest = max(deciding, key=lambda each: abs(each.value - 1))
-        return CheckAnswer(
-            ruling,
-            f"{rise.shown} from {self.over} {at.iloc[0]:g} to {at.iloc[-1]:g}, between them {farthest.shown} of the"
-            f" straight line (judged by: within {self.within:.0%})",
-        )
-
-
 class GainsCheck(FindingCheck):
     """The gain of a line from one value of `over` to another is the largest of all, by more than the intervals.
 
@@ -277,54 +220,46 @@ class RangeCheck(FindingCheck):
         return CheckAnswer(ruling, f"{'; '.join([figures, *reasons])} ({limits})")
 
 
-class PeakCheck(FindingCheck):
-    """The best figure over a column is at one value, ahead of every other by more than both intervals."""
+class OnceCheck(FindingCheck):
+    """A claim that one finding makes: a function of the points."""
 
-    kind: Literal["peak"]
-    column: str
-    over: str
-    where: Where = Field(default_factory=dict)
-    at: float
-    beside: tuple[float, ...]  # the other values that the study names, each of which needs a result
+    kind: Literal["once"]
+    claim: Literal["exllama_memory_is_linear", "peak_is_not_below_mean"]
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        chosen = points_with(matching_points(points, self.where), self.column)
-        values = [self.at, *self.beside]
-        if not _has_all(chosen, [self.over]) or not set(values) <= set(chosen[self.over]):
-            return lacking(f"{self.column} at {self.over} {', '.join(f'{value:g}' for value in values)}")
-        highest = chosen.sort_values(self.column, ascending=False)
-        at_peak = highest[self.over] == self.at
-        rivals = [
-            (f"{self.over} {point[self.over]:g}", uncertain(point, self.column))
-            for _, point in highest[~at_peak].iterrows()
-        ]
-        answer = _ahead(_named(highest[at_peak], self.column), rivals, "higher")
-        best = highest.iloc[0]
-        highest_at = f"highest at {self.over} {best[self.over]:g}, {best[self.column]:.4g}"
-        return answer._replace(figures=f"{highest_at}; at {self.at:g} {answer.figures}")
+        return {"exllama_memory_is_linear": exllama_memory_is_linear, "peak_is_not_below_mean": peak_is_not_below_mean}[
+            self.claim
+        ](points)
 
 
-class ColumnsCheck(FindingCheck):
-    """One column is nowhere below another."""
+def exllama_memory_is_linear(points: pd.DataFrame, within: float = 0.1) -> CheckAnswer:
+    """The memory rises with the batch, and no size is farther off the straight line through the ends than `within`."""
+    chosen = points_with(matching_points(points, {"backend": "exllama"}), "memory_mean_bytes")
+    if not _is_one_line(chosen, "batch_size", fewest=3):
+        return lacking(_line_text({"backend": "exllama"}, "batch_size"))
+    ordered = chosen.sort_values("batch_size")
+    sizes = ordered["batch_size"].astype(float)
+    first, *between, last = [uncertain(point, "memory_mean_bytes") for _, point in ordered.iterrows()]
+    shares = (sizes - sizes.iloc[0]) / (sizes.iloc[-1] - sizes.iloc[0])
+    beside = [ratio(each, _on_line(first, last, share)) for each, share in zip(between, shares[1:-1], strict=True)]
+    rise = ratio(last, first)
+    ruling = all_of([rise.above(1), *(each.between(1 / (1 + within), 1 + within) for each in beside)])
+    farthest = max(beside, key=lambda each: abs(each.value - 1))
+    figures = f"{rise.shown} from batch_size {sizes.iloc[0]:g} to {sizes.iloc[-1]:g}, between them {farthest.shown}"
+    return CheckAnswer(ruling, f"{figures} of the straight line (judged by: within {within:.0%})")
 
-    kind: Literal["columns"]
-    column: str
-    not_below: str
 
-    def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        both = points_with(points_with(points, self.column), self.not_below)
-        if both.empty:
-            return lacking(f"{self.column} and {self.not_below}")
-        ratios = [
-            ratio(uncertain(point, self.column), uncertain(point, self.not_below)) for _, point in both.iterrows()
-        ]
-        below = both[both[self.column] < both[self.not_below]]
-        ruling = all_of(each.at_least(1) for each in ratios)
-        lowest = min((each for each in ratios if each.at_least(1) is ruling), key=lambda each: each.value)
-        return CheckAnswer(
-            ruling,
-            f"{self.column} below {self.not_below} in {len(below)} of {len(both)} points; lowest {lowest.shown}",
-        )
+def peak_is_not_below_mean(points: pd.DataFrame) -> CheckAnswer:
+    """The peak of output throughput is at no point below its mean."""
+    names = "peak_output_throughput", "output_throughput"
+    both = points_with(points_with(points, names[0]), names[1])
+    if both.empty:
+        return lacking(" and ".join(names))
+    ratios = [ratio(*(uncertain(point, name) for name in names)) for _, point in both.iterrows()]
+    ruling = all_of(each.at_least(1) for each in ratios)
+    lowest = min((each for each in ratios if each.at_least(1) is ruling), key=lambda each: each.value)
+    below = sum(each.value < 1 for each in ratios)
+    return CheckAnswer(ruling, f"{names[0]} below {names[1]} in {below} of {len(both)} points; lowest {lowest.shown}")
 
 
 def _named(points: pd.DataFrame, column: str) -> list[tuple[str, Uncertain]]:

@@ -11,7 +11,7 @@ from analysis.studies.answer import CheckAnswer, choice_text, lacking
 from analysis.studies.ruling import Ruling
 from analysis.studies.run_points import HARDWARE, run_points
 from analysis.studies.tables import PublishedFinding, PublishedTable, Study, study_of
-from analysis.studies.uncertain import NAMING, matching_points
+from analysis.studies.uncertain import NAMING, matching_points, points_with, ratio, uncertain
 from sweep.numbers.warnings import AS_OFFERED
 
 Judgement = Literal["reproduced", "not reproduced", "not decided", "not testable here", "contradicted by its own table"]
@@ -49,7 +49,7 @@ def judge_run(results: RunResults) -> list[Judged]:
 
 def judge_finding(study: Study, finding: PublishedFinding, experiment: str, points: pd.DataFrame) -> Judged:
     """Judge one finding: by the study's own table first, then by these points."""
-    measured = _measured(finding, points)
+    measured = _judged(finding, points)
     published = study.tables.get(experiment)
     if published is not None and finding.check.answer(published.exact).ruling is Ruling.FAILS:
         this_run = [f"this run: {measured.figures}"] if measured.measured else []
@@ -57,7 +57,7 @@ def judge_finding(study: Study, finding: PublishedFinding, experiment: str, poin
     return Judged(finding, JUDGEMENTS[measured.ruling], _joined([measured.figures, finding.note]))
 
 
-def _measured(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
+def _judged(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
     """Return the answer of a run's points: unknown on hardware that the finding is not about or without its premise."""
     if finding.hardware:
         profiles = points.get(HARDWARE, pd.Series(dtype=object))
@@ -111,20 +111,25 @@ def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Besi
         name = ", ".join(str(value) for value in where.values())
         for column, value in row.items():
             if column not in (*KEY_COLUMNS, "outcomes"):
-                reference = _figure(published, baseline, column)
-                figures = [_figure(points, place, column) for place in (where, baseline)]
-                yield Beside(name, column, value, _over(value, reference), figures[0], _over(figures[0], figures[1]))
+                reference = _point(published, baseline, column)
+                measured, ours = (_point(points, place, column) for place in (where, baseline))
+                yield Beside(
+                    name,
+                    column,
+                    value,
+                    None if reference is None else value / float(reference[column]),
+                    None if measured is None else float(measured[column]),
+                    None
+                    if measured is None or ours is None
+                    else ratio(uncertain(measured, column), uncertain(ours, column)).value,
+                )
 
 
 KEY_COLUMNS = (*NAMING, "workload.input_tokens")
 """The columns of published tables that say what was asked; all others are figures."""
 
 
-def _figure(points: pd.DataFrame, where: dict[str, Any], column: str) -> float | None:
-    """The figure of the one point with these values; None if there is none, or if there are several."""
-    figures = matching_points(points, where)[column].dropna() if column in points else pd.Series(dtype=float)
-    return float(figures.iloc[0]) if len(figures) == 1 else None
-
-
-def _over(figure: float | None, reference: float | None) -> float | None:
-    return None if figure is None or reference is None else float(figure) / reference
+def _point(points: pd.DataFrame, where: dict[str, Any], column: str) -> "pd.Series[Any] | None":
+    """The one point with these values and a figure; None if there is none, or if there are several."""
+    figures = points_with(matching_points(points, where), column)
+    return figures.iloc[0] if len(figures) == 1 else None

@@ -7,14 +7,14 @@ import pandas as pd
 
 from analysis.results import RunResults
 from analysis.statistics.pooled import launches
-from analysis.studies.uncertain import LAUNCHES, MEMORY_LABEL
+from analysis.studies.uncertain import LAUNCHES, MEMORY_LABEL, PLACE
 
 HARDWARE = "hardware_profile"
 """The column of a run's points with the hardware profile that each ran on; missing where none of its trials ran."""
 
 
 def run_points(results: RunResults) -> pd.DataFrame:
-    """Return a run's points with LAUNCHES, HARDWARE and MEMORY_LABEL; numbers in columns of objects become numbers."""
+    """Return a run's points with LAUNCHES, HARDWARE, MEMORY_LABEL and PLACE; columns of numbers are numbers."""
     points = results.points.copy()
     for column in points:
         numbers = pd.to_numeric(points[column], errors="coerce")
@@ -25,6 +25,7 @@ def run_points(results: RunResults) -> pd.DataFrame:
         _by_point(results, launches(results.run), LAUNCHES, frozenset),
         _by_point(results, trials["settings"].astype(object).map(_profile), HARDWARE, "first"),
         _by_point(results, trials["memory_label"].astype(object), MEMORY_LABEL, "first"),
+        pd.Series([(results.contests, place) for place in range(len(points))], name=PLACE, dtype=object),
     ]
     return pd.concat([points, *(column.set_axis(points.index) for column in columns)], axis="columns")
 

@@ -10,15 +10,12 @@ from pydantic import Field
 
 from analysis.studies.checks import (
     BestCheck,
-    ColumnsCheck,
     ConstantCheck,
     GainsCheck,
-    LinearCheck,
-    PeakCheck,
+    OnceCheck,
     RangeCheck,
     RatioCheck,
     RisingCheck,
-    SpreadCheck,
 )
 from analysis.studies.fitting import FitsCheck
 from sweep.base.config import Strict, validate
@@ -53,17 +50,7 @@ class PublishedFinding(Strict):
     claim: str
     experiments: tuple[str, ...]
     check: Annotated[
-        SpreadCheck
-        | BestCheck
-        | RatioCheck
-        | RisingCheck
-        | ConstantCheck
-        | LinearCheck
-        | GainsCheck
-        | RangeCheck
-        | PeakCheck
-        | FitsCheck
-        | ColumnsCheck,
+        BestCheck | RatioCheck | RisingCheck | ConstantCheck | GainsCheck | RangeCheck | FitsCheck | OnceCheck,
         Field(discriminator="kind"),
     ]
     hardware: tuple[str, ...] = ()  # profiles that it is about, as it says what fits in memory; empty: any

@@ -4,6 +4,9 @@ The interval is that of a new launch. A point that was measured on one launch ha
 has no part for how much launches differ. By that one figures of the same launch are compared (over loads, say), and
 this is said; between launches nothing is sure then, as between engines or settings of one launch each. Where a point
 has neither interval, as after a single replicate, nothing about its figure is sure.
+
+A ratio of two points of a run has the interval that it has everywhere (`statistics.standings.Contests`). One of other
+figures, or of points that no launches pair, is from the unfavourable ends of both to the favourable ones.
 """
 
 import math
@@ -12,6 +15,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.quantities import LabelledColumn, labelled_column
+from analysis.statistics.standings import Contests
 from analysis.studies.ruling import Ruling, all_of
 
 Where = dict[str, Any]
@@ -19,6 +24,8 @@ NAMING = ("backend", "backend.quantization", "backend.slots", "ladder", "workloa
 """The columns by which a point is named in an answer."""
 LAUNCHES = "launches"
 """The column of a run's points with the launches that gave each its results."""
+PLACE = "contests_and_place"
+"""The column of a run's points with the contests that all of them are in, and the place of each."""
 MEMORY_LABEL = "memory_label"
 """The column of a run's points with the kind of memory of each."""
 NOT_OF_A_NEW_LAUNCH = "no interval of a new launch, as after one launch each"
@@ -33,6 +40,7 @@ class Uncertain(NamedTuple):
     launches: frozenset[int] | None = None  # that the interval is of; None if it has a part for a new launch
     lacking: str = ""  # why there is no interval, and of which point
     memory: str | None = None  # the kind of memory that it is a figure of
+    measured: "PointFigure | None" = None  # of a point of a run
 
     def at_least(self, limit: float) -> Ruling:
         """Return whether it is no lower than a limit: yes or no with its whole interval, open with a part of it."""
@@ -87,9 +95,25 @@ class Uncertain(NamedTuple):
         return self.lacking or ("" if self.launches is None else "of these launches")
 
 
+class PointFigure(NamedTuple):
+    """A figure of a point of a run, by which it is compared with another."""
+
+    contests: Contests
+    quantity: LabelledColumn
+    place: int
+
+
+def _point_figure(point: "pd.Series[Any]", column: str) -> PointFigure | None:
+    contests, place = point.get(PLACE, (None, 0))
+    quantity = labelled_column(column)
+    if contests is None or quantity is None or column not in contests.figures:
+        return None
+    return PointFigure(contests, quantity, place)
+
+
 def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
     """A figure of a point with its interval."""
-    value = float(point[column])
+    value, measured = float(point[column]), _point_figure(point, column)
     label = point.get(MEMORY_LABEL) if column.startswith("memory_") else None
     memory = str(label) if pd.notna(label) else None
     for ends, launches in (
@@ -98,21 +122,28 @@ def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
     ):
         low, high = (point.get(f"{column}_{end}") for end in ends)
         if low is not None and high is not None and pd.notna(low) and pd.notna(high):
-            return Uncertain(value, float(low), float(high), launches, memory=memory)
+            return Uncertain(value, float(low), float(high), launches, memory=memory, measured=measured)
     reason = "one replicate, no interval" if point.get("n") == 1 else "no interval"
     reason = ": ".join(filter(None, [point_name(point), reason]))
-    return Uncertain(value, math.nan, math.nan, lacking=reason, memory=memory)
+    return Uncertain(value, math.nan, math.nan, lacking=reason, memory=memory, measured=measured)
 
 
 def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
-    """The ratio of two figures: its interval is from the unfavourable ends of both to the favourable ones."""
-    return from_parts(
+    """The ratio of two figures."""
+    of_ends = from_parts(
         _divided(numerator.value, denominator.value),
         _divided(numerator.low, denominator.high),
         _divided(numerator.high, denominator.low),
         numerator,
         denominator,
     )
+    first, second = numerator.measured, denominator.measured
+    if first is None or second is None or first.quantity != second.quantity:
+        return of_ends
+    value, low, high = map(float, first.contests.ratios(first.quantity, [(first.place, second.place)])[:, 0])
+    if numerator.memory != denominator.memory or not (math.isfinite(low) and math.isfinite(high)):
+        return of_ends
+    return Uncertain(value, low, high, numerator.launches and of_ends.launches, memory=numerator.memory)
 
 
 def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Uncertain:

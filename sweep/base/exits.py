@@ -75,7 +75,7 @@ class Exit:
 
     @classmethod
     def restored(cls, stored: str) -> Self:
-        """The exit that was stored so."""
+        """Return the exit that was stored so."""
         return cls(**json.loads(stored))
 
 
@@ -95,7 +95,7 @@ class Outage(Failed, ValueError):
 
 
 def exit_of(error: BaseException) -> Exit:
-    """The exit that an error tells: its own, the system's, a server's, else a library's words.
+    """Return the exit that an error tells: its own, the system's, a server's, else a library's words.
 
     Words of ours tell nothing. An error of ours has the exit of the one from which it was raised, else only its place.
     """
@@ -117,7 +117,7 @@ def exit_of(error: BaseException) -> Exit:
 
 
 def _place_of_ours(error: BaseException) -> str | None:
-    """The function of ours that raised an error; None where a library did."""
+    """Return the function of ours that raised an error; None where a library did."""
     if isinstance(error, OSError):  # which we raise with a number alone
         return None
     traceback, place = error.__traceback__, ""

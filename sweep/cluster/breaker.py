@@ -24,7 +24,7 @@ class Breaker:
         """Note a failure of a launch that tries again; return whether it opens the breaker."""
         self.preparing.add(launch)
         self.failing[deployment_id] = reason
-        if self.opened is not None or not policy.pauses(len(self.failing)):
+        if self.opened is not None or len(self.failing) < policy.DEPLOYMENTS:
             return False
         self.opened = time.monotonic()
         return True

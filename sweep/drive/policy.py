@@ -32,8 +32,8 @@ An engine is launched again on its node (`launches_again`) and over a deployment
 
 import errno
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from sweep.base.config import Settings
 from sweep.base.exits import Cause, Exit, exit_of
@@ -91,7 +91,7 @@ TRY_LATER = (408, 429)  # time-out, too many requests: no answer either
 
 
 def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
-    """Whose fault a failure is; None of what is none."""
+    """Return whose fault a failure is; None of what is none."""
     fault = RULES[outcome].fault
     if fault is Fault.ENGINE and (exit.signal is not None or exit.cause in SURROUNDINGS or is_outage(exit)):
         return Fault.SURROUNDINGS
@@ -127,7 +127,7 @@ def patience(settings: Settings, worked: bool) -> float:
 
 
 def next_pause(last: float | None) -> float:
-    """The pause before the next try, s."""
+    """Return the pause before the next try, s."""
     return FIRST_PAUSE if last is None else min(2 * last, LONGEST_PAUSE)
 
 
@@ -158,18 +158,15 @@ def engine_answer(row: Cells) -> str | None:
 
     It is the check that failed and what the engine printed; of a row from before exits were stored, its reason.
     """
-    if row.get("fault") != Fault.ENGINE or Outcome(row["outcome"]) not in FAILED:
+    if row.get("fault") != Fault.ENGINE:
         return None
-    return f"{row['outcome']} under driver {row.get('driver')}: {_repeated(row)}"
-
-
-def _repeated(row: Cells) -> str:
     exit = Exit.restored(row["exit"]) if row.get("exit") else None
-    return without_numbers(row.get("reason") or "" if exit is None else " ".join((exit.cause, exit.words)))
+    words = f"{exit.cause} {exit.words}" if exit is not None else row.get("reason") or ""
+    return f"{row['outcome']} under driver {row.get('driver')}: {without_numbers(words)}"
 
 
 def without_numbers(words: str) -> str:
-    """Words without what differs from one time to the next: ports, process ids, times."""
+    """Return words without what differs from one time to the next: ports, process ids, times."""
     return re.sub(r"[0-9]+", "", words)
 
 
@@ -194,16 +191,17 @@ def needs_run(
 # On a node ------------------------------------------------------------------------------------------------------------
 
 
-class Ended(Protocol):
-    """A launch that ended before its trials did."""
+class Failure(NamedTuple):
+    """The end of a launch before its trials had run, which is their outcome if its engine is not launched again."""
 
-    @property
-    def outcome(self) -> Outcome: ...
-    @property
-    def exit(self) -> Exit: ...
+    outcome: Outcome
+    reason: str  # for people
+    exit: Exit
+    log_tail: str | None = None
+    good: bool = False  # trials succeeded before
 
 
-def launches_again(failures: Sequence[Ended], attempts: int) -> bool:
+def launches_again(failures: Sequence[Failure], attempts: int) -> bool:
     """Return whether an engine is launched again for the other trials, after failures without a good trial between."""
     if failures[-1].outcome is Outcome.OOM_LOAD or len(failures) >= attempts:
         return False
@@ -218,31 +216,16 @@ def engine_failed(row: Cells) -> bool:
     return RULES[Outcome(row["outcome"])].of_engine or answered_none
 
 
-class Sized(Protocol):
-    """A trial, as far as memory is concerned."""
-
-    @property
-    def workload(self) -> Any: ...
-    @property
-    def load(self) -> Any: ...
+def censored(pending: Iterable[Any], out_of_memory: Collection[Any]) -> list[tuple[Any, str]]:
+    """Return the trials that would run out of memory too, each with the reason: smaller batches of it have."""
+    smaller = ((trial, _smaller_batches(out_of_memory, trial)) for trial in pending)
+    return [(trial, f"{other.load.describe()} already ran out of memory") for trial, other in smaller if other]
 
 
-AnyTrial = TypeVar("AnyTrial", bound=Sized)
-
-
-def censored(pending: Iterable[AnyTrial], out_of_memory: Iterable[Sized]) -> list[tuple[AnyTrial, str]]:
-    """The trials that would run out of memory too, each with the reason: smaller batches of their workload have."""
-    return [
-        (trial, f"{smaller.load.describe()} already ran out of memory")
-        for trial in pending
-        for smaller in [next((other for other in out_of_memory if _smaller_batches(other, trial)), None)]
-        if smaller is not None
-    ]
-
-
-def _smaller_batches(trial: Sized, larger: Sized) -> bool:
-    size, larger_size = trial.load.size, larger.load.size
-    return bool(size and larger_size and size < larger_size and trial.workload == larger.workload)
+def _smaller_batches(trials: Iterable[Any], larger: Any) -> Any:
+    """Return the first trial of the same workload in smaller batches; None without one."""
+    alike = (trial for trial in trials if trial.workload == larger.workload and trial.load.size and larger.load.size)
+    return next((trial for trial in alike if trial.load.size < larger.load.size), None)
 
 
 # In the driver --------------------------------------------------------------------------------------------------------
@@ -263,23 +246,13 @@ def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
 
 
 def most_losses(of_ours: bool, settings: Settings) -> int:
-    """The losses that end a launch: of nodes and workers, or of errors of ours."""
+    """Return the number of losses that ends a launch: of nodes and workers, or of errors of ours."""
     return settings.attempts if of_ours else MAX_LOSSES
 
 
 def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHistory) -> bool:
     """Return whether a failed trial has another try when nothing else is left to start."""
     return settings.retry == "in_run" and outcome in FAILED and not history.final
-
-
-def is_suspect(failed_only_there: int) -> bool:
-    """Return whether a node is to blame for the deployments that failed on it and on no other."""
-    return failed_only_there >= DEPLOYMENTS
-
-
-def pauses(failing: int) -> bool:
-    """Return whether a run pauses when so many deployments in a row cannot be prepared."""
-    return failing >= DEPLOYMENTS
 
 
 def longest_pause(patience: float, worked: bool) -> float:

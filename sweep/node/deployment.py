@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 
@@ -38,6 +38,7 @@ from sweep.base.exits import Cause, Exit, Outage, exit_of
 from sweep.base.records import Outcome
 from sweep.client.measurement import ClientDied
 from sweep.drive import policy
+from sweep.drive.policy import Failure
 from sweep.gateway.process import GatewaySilent, running_gateway
 from sweep.node import agreement
 from sweep.node.cold_start import measure_cold_start
@@ -215,16 +216,6 @@ def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], s
             if content != planned[group]:
                 return f"the content of the {group} differs from the plan: {content}, not {planned[group]}"
     return None
-
-
-class Failure(NamedTuple):
-    """The reason to launch an engine again, which is the outcome of the pending trials if that is not done."""
-
-    outcome: Outcome
-    reason: str
-    exit: Exit
-    log_tail: str | None = None
-    good: bool = False  # trials succeeded before
 
 
 class _Pending:
@@ -497,7 +488,7 @@ def _reset(url: str) -> str | None:
 
 def _censor(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
     """End the trials that would run out of memory too, after one that did."""
-    for other, reason in policy.censored(list(pending), [trial]):
+    for other, reason in policy.censored(pending, [trial]):
         pending.remove(other)
         emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
 

@@ -32,12 +32,12 @@ from sweep.disk.row import TrialRow
 from sweep.disk.run_files import RunPaths
 from sweep.drive import policy
 from sweep.drive.launch_state import Stage
+from sweep.drive.policy import Failure
 from sweep.inputs import hub, rows
 from sweep.inputs.load import Batch, Constant
 from sweep.inputs.model import ServedModel
 from sweep.inputs.workload import Workload
 from sweep.node import deployment, verdict
-from sweep.node.deployment import Failure
 from sweep.node.events import Completed, Finished, Lost, NotStarted, Unprepared
 from sweep.node.rows import identity
 from sweep.node.work import Work

@@ -186,6 +186,16 @@ def test_a_mean_of_survivors_is_flagged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_engines_are_compared_by_the_prompts_that_both_answered(tmp_path: Path) -> None:
+    """Replicates have prompts of their own, here up to a third longer: an engine with one of three is not unequal."""
+    lengths = {0: 3000, 1: 3500, 2: 4000}
+    rows = [trial("a", 8, index, 10.0, input_tokens=tokens) for index, tokens in lengths.items()]
+    fewer = trial("b", 8, 2, 10.0, input_tokens=lengths[2])
+    assert "unequal-inputs" not in warnings_of(run_of(tmp_path / "alike", [*rows, fewer]))
+    more = {**fewer, "input_tokens": 4400}
+    assert "up to 1.10 times" in warnings_of(run_of(tmp_path / "more", [*rows, more]))["unequal-inputs"]
+
+
 def test_answers_of_unequal_length_are_flagged(tmp_path: Path) -> None:
     long, short = {"output_tokens": 20_000}, {"output_tokens": 12_500}
     rows = [trial("a", 8, 0, 10.0, **long), trial("b", 8, 0, 10.0, **short, num_failed=0)]

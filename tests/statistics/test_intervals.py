@@ -141,7 +141,7 @@ def test_a_median_of_few_requests_has_an_interval_from_the_launches_by_hand() ->
     one_launch = PooledRequests(np.array([[1.0], [2.0], [4.0]]), launches=[0, 0, 0]).quantile(0.5)
     assert np.isfinite(one_launch.low)
     assert np.isnan(one_launch.new_low)
-    for own in ([1.0, 1.0, 1.0], [1.0, np.inf, 2.0], [1.0, 0.0, 2.0], [1.0]):
+    for own in ([1.0, 1.0, 1.0], [1.0, np.inf, 2.0], [1.0, 0.0, 2.0], [1.0, 2.0]):
         assert np.isnan(PooledRequests(np.array(own)[:, None]).quantile(0.5)[1:5]).all(), own
 
 

@@ -153,6 +153,8 @@ def test_a_small_run_has_intervals_from_its_launches_and_says_so(tmp_path: Path)
     own = np.log(np.median(REPLICATES[:, :18], axis=1))
     half = 1.1 * 4.302653 * own.std(ddof=1) / math.sqrt(3)  # Student's t of two degrees of freedom
     assert math.log(point["ttft_p50_ci_high"] / point["ttft_p50"]) == pytest.approx(half, rel=1e-4)
+    assert math.isnan(point["e2el_p99"])
+    assert "few-requests" not in str(point["warnings"]), "it is about figures that the point does not have"
     screen = printed(open_run(tmp_path), 120)
     assert "%*" in screen
     assert "* from the launches' own figures" in screen
