@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +33,7 @@ from sweep.node import agreement, deployment
 from sweep.node.agreement import Reference
 from tests.engines import circuit
 from tests.engines.conftest import CACHE, configured, make_launch
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
 
 VOCABULARY = {f"t{index}": index for index in range(100)} | {"two words": 100}
 PROMPTS, TOKENS = [[1, 2], [3, 4]], [[10, 11, 12, 14], [20, 21, 22, 23]]
@@ -87,16 +86,11 @@ def serve():
     servers = contextlib.ExitStack()
 
     def start(answer: Callable[[str, dict], tuple[int, dict]]) -> str:
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Stub):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 status, found = answer(self.path, body)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(found).encode())
-
-            def log_message(self, *arguments: object) -> None:
-                return
+                self.reply(status, json.dumps(found).encode())
 
         return servers.enter_context(serving(Handler))
 

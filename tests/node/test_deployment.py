@@ -4,7 +4,6 @@ import sys
 import threading
 import time
 from collections import deque
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +25,7 @@ from sweep.node import deployment
 from sweep.node.machine import cores as node_cores
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Trial
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
 
 L4 = Hardware(name="l4", platform="cuda", accelerator="L4", matches=("NVIDIA L4",))
 ANY = Hardware(name="gpu", platform="cuda")
@@ -169,19 +168,14 @@ def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
         assert time.monotonic() - begin < 5.0
 
 
-class Caches(BaseHTTPRequestHandler):
+class Caches(Stub):
     """Answers a POST with the next of `answers`: the last one again and again."""
 
     answers: list[tuple[int, str]]
 
     def do_POST(self):
         status, text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *arguments):
-        pass
+        self.reply(status, text.encode())
 
 
 @pytest.mark.parametrize(
