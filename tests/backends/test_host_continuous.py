@@ -14,6 +14,7 @@ from backends.host.http import serve_connections
 from backends.host.library import ContinuousLibrary, PromptRow, Step
 from backends.host.text import Tokenizer
 from tests.backends.test_host import VOCABULARY, model  # noqa: F401 - a fixture
+from tests.support.waiting import wait_until
 
 
 class Stepper:
@@ -114,8 +115,7 @@ def test_a_request_joins_those_that_run(client, library):
     library.step_seconds = 0.01
     first = threading.Thread(target=complete, args=(client, [10], 40))
     first.start()
-    while not library.steps:
-        time.sleep(0.001)
+    wait_until(lambda: library.steps, poll=0.001)
     assert complete(client, [100], 5).json()["usage"]["completion_tokens"] == 5
     first.join()
     assert 2 in library.steps  # both in one step
@@ -150,10 +150,7 @@ def test_a_client_that_leaves_is_dropped(client, library):
     body = {"model": "tiny", "prompt": [10], "max_tokens": 50, "ignore_eos": True, "stream": True}
     with client.stream("POST", "/v1/completions", json=body) as answer:
         next(answer.iter_lines())
-    deadline = time.monotonic() + 5
-    while not library.dropped:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: library.dropped, 5)
     assert len(library.steps) < 40
 
 
@@ -201,10 +198,7 @@ def test_a_trial_whose_client_leaves_is_stopped(client, library):
     library.step_seconds = 0.1
     with pytest.raises(httpx.ReadTimeout):
         client.post("/measure", json=body([10], tokens=60), timeout=0.1)
-    deadline = time.monotonic() + 5
-    while not library.dropped:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: library.dropped, 5)
     library.step_seconds = 0
     assert complete(client, [10], 2).status_code == 200
 

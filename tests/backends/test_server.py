@@ -19,6 +19,7 @@ from backends.launch import server, supervisor, task
 from sweep.base.records import Outcome
 from tests.support.fake_engine import Handler
 from tests.support.http_stub import serving
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,13 +53,6 @@ def marker(tmp_path):
 
 def living(marker: str) -> list[int]:
     return supervisor.marked(lambda environ: environ[supervisor.MARKER] == marker)
-
-
-def until(condition, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 def test_is_ready_then_gone_with_all_its_processes(launch, marker):
@@ -171,18 +165,18 @@ def test_the_death_of_the_main_process_is_noticed_at_once(launch, marker):
     with server.running(fake(), launch, marker=marker) as engine:
         os.kill(engine.pid, signal.SIGKILL)
         begin = time.monotonic()
-        assert until(lambda: not engine.alive(), 2)
+        wait_until(lambda: not engine.alive(), 2)
         assert time.monotonic() - begin < 1
         assert engine.exit_status == -9
         assert engine.exit_reason() == "starting (killed by signal 9)"
         # What it leaves is cleared without waiting for the end of the block.
-        assert until(lambda: engine.processes() == [], 5)
+        wait_until(lambda: engine.processes() == [], 5)
 
 
 def test_the_death_of_the_supervisor_takes_the_engine_along(launch, marker):
     with server.running(fake(), launch, marker=marker) as engine:
         os.kill(psutil.Process(engine.pid).ppid(), signal.SIGKILL)
-        assert until(lambda: not engine.alive(), 2)
+        wait_until(lambda: not engine.alive(), 2)
         assert "supervisor" in engine.exit_reason()
     assert living(marker) == []
 
@@ -219,7 +213,7 @@ def test_nothing_is_left_when_the_owner_is_killed(owner, marker):
     process, _ = owner
     assert len(living(marker)) == 3  # with the supervisor
     process.kill()
-    assert until(lambda: living(marker) == [], 5)
+    wait_until(lambda: living(marker) == [], 5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -227,7 +221,7 @@ def test_nothing_is_left_when_the_owner_gets_a_signal(owner, marker, number):
     process, _ = owner
     process.send_signal(number)
     process.wait(10)
-    assert until(lambda: living(marker) == [], 5)
+    wait_until(lambda: living(marker) == [], 5)
 
 
 @pytest.mark.slow
@@ -236,10 +230,9 @@ def test_the_janitor_clears_what_nobody_is_left_to_clear(owner, marker, launch):
     os.kill(psutil.Process(engine).ppid(), signal.SIGKILL)
     process.kill()
     process.wait()
-    assert until(lambda: not psutil.pid_exists(engine))
-    time.sleep(0.5)
-    left = living(marker)
-    assert len(left) == 1  # the helper that ignores SIGTERM and belongs to nobody any more
+    wait_until(lambda: not psutil.pid_exists(engine))
+    # The helper that ignores SIGTERM belongs to nobody any more.
+    wait_until(lambda: len(living(marker)) == 1)
     with server.running(fake(), launch, marker=f"{marker}/next") as engine:
         assert living(marker) == []
         assert engine.alive()
@@ -276,7 +269,7 @@ def test_an_engine_is_bound_to_its_cores_and_hidden_from_other_gpus(launch, mark
 def test_other_children_of_the_owner_are_left_alone(launch, marker):
     with subprocess.Popen(["sleep", "0.1"]) as child:
         with server.running(fake(), launch, marker=marker):
-            time.sleep(0.2)
+            wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
         assert child.wait() == 0  # its status was not taken away
 
 

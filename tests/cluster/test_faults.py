@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from sweep.disk.ledger import Ledger
-from tests.cluster.harness import Network, RayCluster, kill, netns, wait_until, write_engine
+from tests.cluster.harness import Network, RayCluster, kill, netns, write_engine
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 

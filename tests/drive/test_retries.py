@@ -20,6 +20,7 @@ from sweep.drive import driver
 from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN
 from tests.cli.test_line import SIMULATED
 from tests.drive.test_driver import ByNode, Scripted, deployment, drive, make_plan, outcomes, replicated
+from tests.support.waiting import wait_until
 
 TRIAL = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2"]
 
@@ -226,9 +227,7 @@ def test_the_command_that_is_issued_is_the_whole_one_and_hears_signals(tmp_path)
     long = [*TRIAL, "workload.num_requests=2000", f"out={tmp_path / 'out'}"]
     with subprocess.Popen([*command, *long], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         status = tmp_path / "out" / "status.json"
-        until = time.monotonic() + 60
-        while not (status.exists() and json.loads(status.read_text())["running"]) and time.monotonic() < until:
-            time.sleep(0.1)
+        wait_until(lambda: status.exists() and json.loads(status.read_text())["running"], 60)
         process.send_signal(signal.SIGHUP)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)

@@ -19,6 +19,7 @@ from sweep.gateway.settings import RESET_HEADER
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from tests.support.gateway_stand import RESET, STREAM_HEAD, chunked, engine, gateway, plain, stream
 from tests.support.simulated_engine import ROOT, simulated
+from tests.support.waiting import wait_until
 
 # A stream with all that a rewriting proxy would spoil: odd spaces, comments, other line ends, half characters.
 EVENTS = (
@@ -204,10 +205,10 @@ def test_the_least_busy_engine_gets_the_next():
         async def both():
             async with httpx.AsyncClient() as client:
                 first = asyncio.ensure_future(client.post(url + COMPLETIONS, json=ASK))
-                await asyncio.sleep(0.1)
-                if not busy.received:  # the idle one had the first turn
-                    first = asyncio.ensure_future(client.post(url + COMPLETIONS, json=ASK))
-                    await asyncio.sleep(0.1)
+                while not busy.received:
+                    await asyncio.sleep(0.01)
+                    if first.done():  # the idle one had the first turn
+                        first = asyncio.ensure_future(client.post(url + COMPLETIONS, json=ASK))
                 more = [(await client.post(url + COMPLETIONS, json=ASK)).json()["engine"] for _ in range(4)]
                 await first
                 return more
@@ -426,7 +427,7 @@ def test_a_client_that_does_not_read_loses_its_engine(monkeypatch, tmp_path):
         connection_to(url) as client,
     ):
         client.sendall(request_bytes(ASK))
-        wait_for(lambda: closed)
+        wait_until(lambda: closed)
     assert decisions(log)[0]["status"] == 499
 
 
@@ -441,18 +442,11 @@ def test_a_client_that_leaves_takes_its_request_with_it(tmp_path):
     with engine(slow) as behind, gateway(behind.url, log=log) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url + COMPLETIONS, json=ASK, timeout=0.3)
-        wait_for(lambda: gone)
+        wait_until(lambda: gone)
         assert gone == [True]
-        wait_for(log.read_text)
+        wait_until(log.read_text)
         assert decisions(log)[0]["status"] == 499
     assert len(behind.received) == 1
-
-
-def wait_for(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_an_engine_that_dies_in_mid_stream_is_an_error_in_the_stream(tmp_path):
