@@ -58,10 +58,6 @@ def test_bad_input_is_one_line_with_key_value_and_what_is_allowed(capsys, out, a
     assert not out.exists(), "nothing was begun"
 
 
-def test_an_axis_without_values_is_refused(capsys, out):
-    assert "load.batch_size" in refused(capsys, *SMALL, "load.batch_size=", f"out={out}")
-
-
 def test_an_out_that_cannot_be_written_is_refused(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is not a folder" in refused(capsys, *SMALL, f"out={tmp_path / 'file' / 'x'}")

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from backends.declarations import Traits
-from sweep.base.config import ISSUE_AGAIN, Halted, Settings
+from sweep.base.config import ISSUE_AGAIN, Halted
 from sweep.cli.run import exit_status
 from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
@@ -25,6 +25,7 @@ from sweep.plan.estimate import History
 from sweep.plan.packing import Node
 from sweep.plan.pending import find_pending
 from sweep.plan.plan import Deployment, Plan, Trial
+from tests.support.settings import run_settings
 
 QUIET = Console(quiet=True)
 SHORT_WAIT = {"name": "ray", "kind": "ray", "wait_for_nodes": 0.2}
@@ -66,16 +67,8 @@ def deployment(name, trials, unavailable=None):
 
 
 def make_plan(*deployments, **settings):
-    config = {
-        "name": "test",
-        "out": "unused",
-        "hardware": {"name": "cpu", "platform": "cpu"},
-        "cluster": {"name": "inline", "kind": "inline"},
-        "tracking": {"name": "none", "kind": "none"},
-        "retry": "next_run",  # tests of the tail set it
-        **settings,
-    }
-    return Plan(Settings.model_validate(config), list(deployments), [], [])
+    settings = {"retry": "next_run", **settings}  # tests of the tail set it
+    return Plan(run_settings(**settings), list(deployments), [], [])
 
 
 class Scripted:
@@ -512,22 +505,6 @@ def test_losses_are_not_blamed_on_a_node(tmp_path):
     _, ledger = drive(plan, tmp_path, executor)
     assert set(outcomes(ledger).values()) == {"ok"}
     assert not executor.driver.nodes.failures
-
-
-def test_an_attempt_that_was_never_placed_has_no_node(tmp_path):
-    class Unplaced(Scripted):
-        def events(self):
-            if len(self.submitted) == 1:
-                yield self.pending[0], Placed("n0", "n0")
-            else:
-                assert driver.states["a"].node is None, "it is not where its last attempt was"
-            yield from super().events()
-
-    paths, ledger = RunPaths(tmp_path), Ledger(RunPaths(tmp_path).ledger)
-    executor = Unplaced({"a": [[Lost("node died")], ["ok"]]})
-    driver = new_driver(make_plan(deployment("a", ["1"])), paths, ledger, executor)
-    driver.run()
-    assert len(executor.submitted) == 2
 
 
 def test_what_still_runs_on_a_node_when_it_is_quarantined_is_moved_at_its_end(tmp_path):

@@ -20,7 +20,7 @@ from backends.launch import server
 from backends.prepare import checkpoints, images, programs, retry, uv
 from backends.prepare.checkpoints import ConversionFailed
 from backends.prepare.environments import EnvironmentFailed, OptionalPartFailed
-from sweep.base.config import Cluster, ConfigError, Halted, Hardware, Settings, Tracking
+from sweep.base.config import ConfigError, Halted
 from sweep.base.exits import Cause, Exit, Outage
 from sweep.base.records import Fault, Outcome
 from sweep.cli.run import exit_status
@@ -47,6 +47,7 @@ from tests.drive.test_driver import ByNode, Scripted, drive, make_plan, new_driv
 from tests.drive.test_driver import deployment as planned
 from tests.node.test_verdict import report
 from tests.numbers.test_metrics import gather, record
+from tests.support.settings import run_settings
 
 
 def rows_of(table):
@@ -54,13 +55,7 @@ def rows_of(table):
     return [tuple(cell.strip() for cell in line.split("|")) for line in table.strip().splitlines()]
 
 
-SETTINGS = Settings(
-    name="test",
-    out="out",
-    hardware=Hardware(name="cpu", platform="cpu"),
-    cluster=Cluster(name="inline", kind="inline"),
-    tracking=Tracking(name="none", kind="none"),
-)
+SETTINGS = run_settings()
 
 
 def trial(name="t", load=None, workload=None):
