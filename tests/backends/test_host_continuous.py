@@ -131,17 +131,13 @@ def test_a_failed_step_fails_what_runs_and_the_library_begins_anew(client, libra
     assert complete(client, [10], 2).status_code == 200
 
 
-def test_a_failed_row_fails_its_call_alone(client):
-    answer = complete(client, [[10], [Stepper.fails_alone]], 5)
+@pytest.mark.parametrize(
+    ("token", "words"), [(Stepper.fails_alone, "this row only"), (Stepper.refused, "larger than the cache")]
+)
+def test_a_row_that_fails_or_is_refused_fails_its_call_alone(client, token, words):
+    answer = complete(client, [[10], [token]], 5)
     assert answer.status_code == 500
-    assert "this row only" in answer.text
-    assert complete(client, [10], 2).json()["choices"][0]["token_ids"] == [11, 12]
-
-
-def test_a_row_that_the_library_refuses_fails_its_call_alone(client):
-    answer = complete(client, [[10], [Stepper.refused]], 5)
-    assert answer.status_code == 500
-    assert "larger than the cache" in answer.text
+    assert words in answer.text
     assert complete(client, [10], 2).json()["choices"][0]["token_ids"] == [11, 12]
 
 

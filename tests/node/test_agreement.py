@@ -314,12 +314,13 @@ def test_llama_cpp_generates_the_text_that_its_quality_is_of(serve, tokenizer, e
         entries = [{"id": token + extra, "logprob": value} for token, value in zip(following, values, strict=True)]
         return 200, {"completion_probabilities": entries}
 
-    engine = SimpleNamespace(
-        backend=Generating(name="x"),
-        url=serve(answer),
-        launch=Launch(model=Path(), served_name="tiny", workdir=Path()),
-    )
-    found = agreement.compare(run_of(engine.backend, tokenizer), engine, EXPECTED)
+    check_quality(Generating(name="x"), serve(answer), tokenizer, extra)
+
+
+def check_quality(backend, url, tokenizer, extra):
+    """The quality of an engine that scores the text is 1; that of one that scores other tokens is unknown."""
+    engine = SimpleNamespace(backend=backend, url=url, launch=Launch(model=Path(), served_name="tiny", workdir=Path()))
+    found = agreement.compare(run_of(backend, tokenizer), engine, EXPECTED)
     if extra:
         assert found["quality"] is None
         assert "other tokens than those of the text" in found["quality_reference"]
@@ -340,15 +341,7 @@ def test_sglang_scores_the_tokens_of_its_input(serve, tokenizer, extra):
         entries = [[value, token + extra, None] for value, token in zip(values, text, strict=True)]
         return 200, {"text": "", "meta_info": {"input_token_logprobs": entries}}
 
-    backend, launch = configured("backend", "sglang"), Launch(model=Path(), served_name="tiny", workdir=Path())
-    found = agreement.compare(
-        run_of(backend, tokenizer), SimpleNamespace(backend=backend, url=serve(answer), launch=launch), EXPECTED
-    )
-    if extra:
-        assert found["quality"] is None
-        assert "other tokens than those of the text" in found["quality_reference"]
-    else:
-        assert (found["quality"], found["quality_tokens"]) == (1.0, 3)
+    check_quality(configured("backend", "sglang"), serve(answer), tokenizer, extra)
 
 
 def test_an_engine_without_log_probabilities_has_no_quality(serve, tokenizer):
