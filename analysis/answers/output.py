@@ -34,8 +34,8 @@ class AnswerRow(NamedTuple):
     @property
     def ends(self) -> tuple[float, ...]:
         """The interval of its figure for these launches, then for a fresh one."""
-        each = self.candidate.figure
-        return each.low, each.high, each.new_low, each.new_high
+        figure = self.candidate.figure
+        return figure.low, figure.high, figure.new_low, figure.new_high
 
 
 def _headroom_cell(row: AnswerRow) -> str:
@@ -86,7 +86,9 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
 
 def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
     """All candidates, question by question."""
-    return Table(ANSWER_COLUMNS, [AnswerRow(each, *pair) for each in answers for pair in enumerate(each.candidates, 1)])
+    return Table(
+        ANSWER_COLUMNS, [AnswerRow(answer, *pair) for answer in answers for pair in enumerate(answer.candidates, 1)]
+    )
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:

@@ -261,12 +261,12 @@ class Trace(_ArrivalProcess):
 
     def _times(self) -> Floats:
         """Arrivals in s from the first one. Shape (arrivals,)."""
-        values = list(self._values())
-        if not values:
+        arrivals = list(self._values())
+        if not arrivals:
             raise ConfigError(f"load.path={self.path}: holds no arrival times")
-        if not all(value.is_finite() for value in values):
+        if not all(arrival.is_finite() for arrival in arrivals):
             raise ConfigError(f"load.path={self.path}: expected finite times")
-        times = np.array([float(value - values[0]) for value in values])
+        times = np.array([float(arrival - arrivals[0]) for arrival in arrivals])
         if np.any(np.diff(times) < 0):
             raise ConfigError(f"load.path={self.path}: expected times in ascending order")
         return times
