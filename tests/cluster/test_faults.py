@@ -16,12 +16,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.ray
 
 # Three deployments, each launched once for two trials; a trial takes about two seconds.
-GRID = (
-    "+backend.itl.mean=0.02,0.021,0.022",
-    "load.batch_size=1,2",
-    "workload.output_tokens=24",
-    "retry=next_run",
-)
+GRID = ("+backend.itl.mean=0.02,0.021,0.022", "load.batch_size=1,2", "workload.output_tokens=24", "retry=next_run")
 TRIALS = 6
 EIGHT_TRIALS = ("load.batch_size=1,2", "replicates=4", "retry=next_run")
 LEFT_WITHIN = 30  # s after which no engine may be left on a living node

@@ -136,10 +136,7 @@ def test_requests_are_clipped_and_the_client_is_told(tmp_path):
     log = tmp_path / "log"
     clip = {"input_tokens": 50, "keep": "tail", "output_tokens": 8}
     count = len(TOKENIZER.encode(TEXT).ids)
-    with (
-        engine(stream(*EVENTS)) as behind,
-        gateway(behind.url, clip=clip, tokenizer=SHIPPED_TOKENIZER, log=log) as url,
-    ):
+    with engine(stream(*EVENTS)) as behind, gateway(behind.url, clip=clip, tokenizer=SHIPPED_TOKENIZER, log=log) as url:
         answer = post(url, ASK | {"prompt": TEXT, "max_tokens": 100, "min_tokens": 100})
         unchanged = post(url, ASK)
         ids = post(url, ASK | {"prompt": list(range(80))})
