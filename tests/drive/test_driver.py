@@ -13,6 +13,7 @@ from rich.console import Console
 
 from backends.declarations import Traits
 from sweep.base.config import ISSUE_AGAIN, Halted
+from sweep.base.exits import Blame, Exit
 from sweep.cli.run import exit_status
 from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
@@ -472,6 +473,14 @@ class ByNode(Scripted):
             row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
             yield work, Finished(trial, row | (outcome if isinstance(outcome, dict) else {"outcome": outcome}))
         yield work, Completed()
+
+
+def test_a_node_that_an_engine_calls_broken_is_quarantined_at_once(tmp_path):
+    broken = {"exit": Exit(status=1, words="uncorrectable ECC error", blames=Blame.NODE).stored()}
+    executor = ByNode(lambda name, node: {"outcome": "launch_failed", **broken} if node == "n0" else "ok", nodes=2)
+    _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abcd")), tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"ok"}
+    assert [node for _, node in executor.placed].count("n0") <= 2, "the one that failed, and what was on its way"
 
 
 def test_deployments_that_fail_everywhere_are_not_blamed_on_a_node(tmp_path):
