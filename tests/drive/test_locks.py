@@ -77,7 +77,7 @@ def command(tmp_path: Path, *more: str) -> int:
 
 
 def measure(tmp_path: Path, *more: str) -> None:
-    """Run the command; a trial that a busy machine spoilt (client_limited) is tried again by the same one."""
+    """Run the command; a trial that a busy machine spoilt (client_limited) is retried by the same one."""
     status = command(tmp_path, *more)
     for _ in range(5):
         status = status and command(tmp_path)
@@ -409,7 +409,6 @@ def test_unlike_nodes_are_refused_in_one_line():
 
 
 def of_a_cluster(platform):
-    """The settings of a dry run on one."""
     cluster = Cluster(name="ray", kind="ray", address="auto")
     return run_settings(dry_run=True, cluster=cluster, hardware=Hardware(name=platform, platform=platform))
 

@@ -42,7 +42,6 @@ class Handler(Stub):
 
 @contextmanager
 def metadata_server() -> Iterator[MetadataServer]:
-    """Run the stand-in."""
     with running(server := MetadataServer()):
         try:
             yield server
