@@ -86,9 +86,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
 
 def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
     """All candidates, question by question."""
-    return Table(
-        ANSWER_COLUMNS, [AnswerRow(answer, *pair) for answer in answers for pair in enumerate(answer.candidates, 1)]
-    )
+    return Table(ANSWER_COLUMNS, [AnswerRow(task, *pair) for task in answers for pair in enumerate(task.candidates, 1)])
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:

@@ -110,9 +110,8 @@ def explanation_output(explanations: Sequence[Explanation]) -> Output:
     parts: list[Line | Table[PartRow]] = [Line(gain_sentence(explanation), "bold") for explanation in explanations]
     rows: list[PartRow] = []
     for explanation in explanations:
-        table = parts_table(
-            explanation, f"{explanation.task}: {explanation.quantity.label}, against {explanation.begin}"
-        )
+        title = f"{explanation.task}: {explanation.quantity.label}, against {explanation.begin}"
+        table = parts_table(explanation, title)
         pairs = [Part(label, "", change, NO_CHANGE) for label, change in explanation.interactions]
         rows += [*table.rows, *(PartRow(explanation, "interaction", pair) for pair in pairs)]
         parts.append(table)

@@ -13,16 +13,12 @@ from analysis.table import KEY, Column, Line, Output, Table, view
 
 SMALLER_FORM = "No point of this run stands beside a published row, as in the form without a GPU; its own ratios:"
 JUDGED: tuple[Column[Judged], ...] = (
-    Column("finding", "its name", lambda judged: judged.finding.name),
+    Column("finding", "its name", lambda row: row.finding.name),
     Column(
-        "claim",
-        "what the study says",
-        lambda judged: judged.finding.claim,
-        heading="published finding",
-        kind="text wide",
+        "claim", "what the study says", lambda row: row.finding.claim, heading="published finding", kind="text wide"
     ),
-    Column("judgement", "what this run says", lambda judged: judged.judgement, kind="text"),
-    Column("figures", "why", lambda judged: judged.figures, kind="text wide"),
+    Column("judgement", "what this run says", lambda row: row.judgement, kind="text"),
+    Column("figures", "why", lambda row: row.figures, kind="text wide"),
 )
 BESIDE: tuple[Column[Beside], ...] = (
     view("point", lambda figure: figure.point, **KEY),

@@ -52,9 +52,7 @@ def secret_values(environ: Mapping[str, str]) -> set[str]:
 
     Of a variable any name that ends with KEY is a secret's. A number is none: JSON has many.
     """
-    secrets = (
-        content for variable, content in environ.items() if NAME.search(variable) or variable.upper().endswith("KEY")
-    )
+    secrets = (content for key, content in environ.items() if NAME.search(key) or key.upper().endswith("KEY"))
     return {content for content in secrets if len(content) >= SHORTEST and not content.isdecimal()}
 
 

@@ -37,9 +37,7 @@ def read_figures(path: Path) -> "RequestFigures | DamagedFile":
         return DamagedFile(path, "the file is missing")
     except DamagedFile as error:
         return error
-    figures.series = {
-        series: np.concatenate(latencies) if latencies else np.empty(0) for series, latencies in parts.items()
-    }
+    figures.series = {series: np.concatenate(trials) if trials else np.empty(0) for series, trials in parts.items()}
     return figures
 
 

@@ -275,16 +275,14 @@ def _column(column: str, cells: Sequence[Any], type_: pa.DataType | None = None)
 
     Stricter than pyarrow, which makes an integer of 1.5 and a number of True without a word.
     """
-    if any(PARQUET.get(python) != type_ for python in {type(cell) for cell in cells} - {type(None)}):  # rarely
+    if any(PARQUET.get(plain) != type_ for plain in {type(cell) for cell in cells} - {type(None)}):  # rarely
         cells = [_plain(cell) for cell in cells]
     kinds = {type(cell) for cell in cells} - {type(None)}
     if type_ is None:
         type_ = PARQUET[kinds.pop()] if len(kinds) == 1 else pa.float64() if kinds == {int, float} else pa.string()
     if pa.types.is_string(type_):
         cells = [cell if cell is None else str(cell) for cell in cells]
-    fitting = {
-        python for python, parquet in PARQUET.items() if parquet == type_ or (python, type_) == (int, pa.float64())
-    }
+    fitting = {plain for plain, parquet in PARQUET.items() if parquet == type_ or (plain, type_) == (int, pa.float64())}
     try:
         if pa.types.is_string(type_) or kinds <= fitting:
             return pa.array(cells, type_, from_pandas=True)  # NaN is null

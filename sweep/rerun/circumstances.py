@@ -91,9 +91,7 @@ def circumstances(row: Mapping[str, Any]) -> Circumstances:
     recorded = {title: row.get(column) for column, title in ROW_COLUMNS.items()}
     recorded |= {f"flag {title}": fact for title, fact in _flags(facts.get("command") or ()).items()}
     recorded |= {f"environment variable {title}": fact for title, fact in (facts.get("environ") or {}).items()}
-    compared = {
-        title: facts[title] for title in facts if title not in NOT_COMPARED and not title.startswith(ANSWER_FACTS)
-    }
+    compared = {key: facts[key] for key in facts if key not in NOT_COMPARED and not key.startswith(ANSWER_FACTS)}
     recorded |= {f"engine's {title}": fact for title, fact in dotted(_without_folders(compared)).items()}
     recorded |= {title: machine.get(fact) for fact, title in MACHINE_FACTS.items()}
     if machine.get("memory_bytes"):

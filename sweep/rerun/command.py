@@ -195,12 +195,10 @@ def _new_folder(capsules: Sequence[Capsule]) -> Path:
 
 def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for capsule in capsules:
-        for file, lock in capsule.lock_texts().items():
+    for each in capsules:
+        for file, lock in each.lock_texts().items():
             if texts.setdefault(file, lock) != lock:
-                raise ConfigError(
-                    f"{capsule.capsule}: its lock {file} differs from that of others; run them one by one"
-                )
+                raise ConfigError(f"{each.capsule}: its lock {file} differs from that of others; run them one by one")
     return texts
 
 
