@@ -17,7 +17,8 @@ PROTOCOL_VERSION = 5
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]
-Api = Literal["completions", "chat", "tgi"]
+Api = Literal["completions", "chat", "responses", "messages", "tgi"]
+TYPED_APIS = ("responses", "messages")  # take text only, and have neither ignore_eos nor a running count
 BatchForm = Literal["list", "streams"]
 TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
 UNKNOWN = -1  # a count that was not reported
