@@ -24,8 +24,8 @@ class Hub(Stub):
         if Hub.hiccups or time.monotonic() < Hub.down_until:
             Hub.hiccups -= bool(Hub.hiccups)
             self.reply(503, b"{}")
-        elif "org/gated" in path and self.headers.get("Authorization") != "Bearer secret":
-            self.reply(403, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
+        elif path.startswith("/org/gated/resolve/") and self.headers.get("Authorization") != "Bearer secret":
+            self.reply(401, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
         elif path.startswith("/api/models/org/"):
             parts = path.removeprefix("/api/models/").split("/")
             revision = parts[3] if len(parts) > 3 else "main"
@@ -35,7 +35,8 @@ class Hub(Stub):
                 return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             commit = COMMITS.get(revision, revision)
             listed = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
-            info = {"id": "/".join(parts[:2]), "sha": commit, "siblings": listed}
+            gated = "manual" if parts[1] == "gated" else False
+            info = {"id": "/".join(parts[:2]), "sha": commit, "siblings": listed, "gated": gated}
             tree = [{"type": "file", "path": f["rfilename"], "size": f["size"], "oid": "0"} for f in listed]
             self.reply(200, json.dumps(tree if "tree" in parts else info).encode())
         elif "/resolve/" in path:
