@@ -20,6 +20,7 @@ from sweep.disk import folder_lock, heartbeat_lock
 from sweep.disk.folder_lock import file_system, sole_driver
 from sweep.disk.ledger import Misplaced
 from tests.cli.test_line import SIMULATED
+from tests.support.waiting import wait_until
 
 LONG = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", "replicates=60"]
 
@@ -202,10 +203,8 @@ def running(out, stdout=subprocess.PIPE, **environ):
     command = [sys.executable, "-m", "sweep", "run", *LONG, f"out={out}"]
     streams = {"stdout": stdout, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | environ, **streams) as process:
-        until = time.monotonic() + 60
         ledger = out / "ledger.jsonl"
-        while not (ledger.exists() and b'"trial"' in ledger.read_bytes()) and time.monotonic() < until:
-            time.sleep(0.1)
+        wait_until(lambda: ledger.exists() and b'"trial"' in ledger.read_bytes(), 60)
         yield process
         process.kill()
 
