@@ -15,6 +15,8 @@ from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 
+LEAST_BOUNDED = 90  # the lowest percentile that an SLO is judged at
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -22,6 +24,7 @@ class Bound:
 
     quantity: LabelledColumn
     limit: float  # s
+    percentile: float
 
     @property
     def text(self) -> str:
@@ -37,9 +40,9 @@ def bounds(
     slo: Mapping[str, float], fewest_requests: int, percentiles: Sequence[float] = PERCENTILES
 ) -> tuple[Bound, ...]:
     """The bounds of an SLO, such as {"ttft": 0.2}, on the highest of the percentiles that so many requests can tell."""
-    percentile = percentile_name(bounded_percentile(fewest_requests, percentiles))
-    labelled = {name: labelled_column(f"{name}_{percentile}", percentiles) for name in slo}
-    return tuple(Bound(column, slo[name]) for name, column in labelled.items() if column is not None)
+    percentile = bounded_percentile(fewest_requests, percentiles)
+    labelled = {name: labelled_column(f"{name}_{percentile_name(percentile)}", percentiles) for name in slo}
+    return tuple(Bound(column, slo[name], percentile) for name, column in labelled.items() if column is not None)
 
 
 def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
@@ -50,9 +53,18 @@ def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
 
 
 def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> float:
-    """The highest of the percentiles that so many requests can tell."""
-    usable = [each for each in percentiles if fewest_requests * (100 - each) / 100 >= FEWEST_BEYOND]
-    return max(usable, default=min(percentiles))
+    """The highest of the percentiles that so many requests can tell, and never one below LEAST_BOUNDED.
+
+    A lower one would call an SLO met that half of the requests miss.
+    """
+    high = [each for each in percentiles if each >= LEAST_BOUNDED] or [max(percentiles)]
+    usable = [each for each in high if tells(fewest_requests, each)]
+    return max(usable, default=min(high))
+
+
+def tells(requests: float, percentile: float) -> bool:
+    """Return whether so many requests can tell a percentile."""
+    return requests * (100 - percentile) / 100 >= FEWEST_BEYOND
 
 
 def slo_of(text: str) -> dict[str, float]:
@@ -109,6 +121,7 @@ class Candidate:
     low: float = math.nan
     high: float = math.nan
     point: int = -1  # its place among the points of all runs
+    judged: bool = True  # False: its requests are too few for the bounded percentile
     codes: tuple[str, ...] = ()  # of the warnings about its figure and what is bounded
 
     @property
@@ -161,6 +174,11 @@ class TaskAnswer:
     def tied(self) -> tuple[Candidate, ...]:
         """Those not told apart from the best."""
         return tuple(candidate for candidate in self.meeting if candidate.standing is Standing.TIED)
+
+    @property
+    def judged(self) -> bool:
+        """False if every candidate has too few requests for the bounded percentile."""
+        return any(candidate.judged for candidate in self.candidates)
 
     @property
     def decided(self) -> bool:
