@@ -10,9 +10,8 @@ import pandas as pd
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
 from analysis.statistics.standings import Standing
-from sweep.base.config import PERCENTILES, ConfigError, one_of
+from sweep.base.config import PERCENTILES, ConfigError, read_slo
 from sweep.disk.row import merged_percentiles, percentiles_text
-from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 
 
@@ -36,10 +35,22 @@ class Bound:
 def bounds(
     slo: Mapping[str, float], fewest_requests: int, percentiles: Sequence[float] = PERCENTILES
 ) -> tuple[Bound, ...]:
-    """The bounds of an SLO, such as {"ttft": 0.2}, on the highest of the percentiles that so many requests can tell."""
-    percentile = percentile_name(bounded_percentile(fewest_requests, percentiles))
-    labelled = {name: labelled_column(f"{name}_{percentile}", percentiles) for name in slo}
-    return tuple(Bound(column, slo[name]) for name, column in labelled.items() if column is not None)
+    """The bounds of an SLO, such as {"ttft.p90": 0.2}.
+
+    One without a percentile is on the highest that so many requests can tell.
+
+    Raises:
+        ConfigError: for a percentile that these trials lack.
+    """
+    usual, limits = percentile_name(bounded_percentile(fewest_requests, percentiles)), []
+    for name, limit in slo.items():
+        latency, _, percentile = name.partition(".")
+        stated = percentile_name(float(percentile[1:])) if percentile else usual
+        labelled = labelled_column(f"{latency}_{stated}", percentiles)
+        if labelled is None or stated not in map(percentile_name, percentiles):
+            raise ConfigError(f"slo={name}: expected one of {', '.join(f'p{each:g}' for each in percentiles)}")
+        limits.append(Bound(labelled, limit))
+    return tuple(limits)
 
 
 def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
@@ -56,22 +67,15 @@ def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> fl
 
 
 def slo_of(text: str) -> dict[str, float]:
-    """The SLO that `ttft=0.2,tpot=0.02` states, in s.
+    """Return the SLO of `ttft=200ms,tpot.p90=0.05s`, in s.
 
     Raises:
         ConfigError: for anything else.
     """
     try:
-        pairs = [pair.split("=") for pair in text.split(",")]
-        slo = {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise ConfigError(f"slo={text}: expected NAME=SECONDS,... of ttft, tpot and e2el") from None
-    for name in slo:
-        if name not in BOUNDED:
-            raise one_of("slo", name, list(BOUNDED))
-    if bad := [name for name, limit in slo.items() if not 0 < limit < math.inf]:
-        raise ConfigError(f"slo={text}: {bad[0]} must be a number of seconds above 0")
-    return slo
+        return read_slo(text) or {}
+    except ValueError as error:
+        raise ConfigError(f"slo={text}: {error}") from None
 
 
 @dataclass(frozen=True)

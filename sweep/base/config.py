@@ -20,10 +20,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -47,6 +49,7 @@ MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
 LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
 UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys whose number may be larger
 PASSED_ON = dict[str, Any]  # the type of what an engine gets as it stands: its numbers may be bytes
+SLO_EXPECTED = "expected bounds such as ttft=200ms,tpot.p90=0.05s"
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 NAMED_GROUPS = ("backend", "model", "workload", "load")  # of conf, each with a column of its own for the option's name
 POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # of conf: what a point of an experiment is made of
@@ -217,6 +220,44 @@ class Durations(Strict):
     trial: PositiveFloat  # the mean
 
 
+def read_slo(typed: Any) -> dict[str, float] | None:
+    """Return the bounds of `ttft=200ms,tpot.p90=0.05s`, or of such a mapping, in seconds.
+
+    Raises:
+        ValueError: for another latency, or a limit without a unit.
+    """
+    if typed is None:
+        return None
+    if not isinstance(typed, str | Mapping):
+        raise ValueError(SLO_EXPECTED)
+    pairs = [pair.partition("=")[::2] for pair in typed.split(",")] if isinstance(typed, str) else list(typed.items())
+    return {_latency(str(latency).strip()): _seconds(str(latency).strip(), limit) for latency, limit in pairs}
+
+
+def _latency(typed: str) -> str:
+    if not re.fullmatch(r"(ttft|tpot|e2el)(\.p\d{1,2}(\.\d+)?)?", typed, re.ASCII):
+        raise ValueError(f"{shortened(typed)}: expected ttft, tpot or e2el, with a percentile as in ttft.p90")
+    return typed
+
+
+def _seconds(latency: str, limit: Any) -> float:
+    typed = shortened(limit).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(?:e-?\d+)? ?(ms|s)", typed, re.ASCII)
+    if match is None:
+        is_bare = re.fullmatch(r"\d+(\.\d*)?", typed, re.ASCII)
+        reading = f"a unit: {typed}ms or {typed}s" if is_bare else "a time above 0 with its unit, such as 200ms or 0.2s"
+        raise ValueError(f"{latency}={typed}: expected {reading}")
+    seconds = float(typed.removesuffix(match[2])) / (1000 if match[2] == "ms" else 1)
+    if not 0 < seconds <= LARGEST_NUMBER:
+        raise ValueError(f"{latency}={typed}: expected a time above 0")
+    return seconds
+
+
+def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
+    """The bounds as a configuration states them; recorded ones are in seconds."""
+    return None if slo is None else {latency: f"{seconds!r}s" for latency, seconds in slo.items()}
+
+
 class Settings(Strict):
     """Everything about a run that is not part of a point: none of it can change a trial's result, save where said.
 
@@ -249,7 +290,11 @@ class Settings(Strict):
     relaunch: Literal["auto", "once", "per_replicate"] = "auto"
     max_failed: float = Field(default=0.05, ge=0, lt=1)
     quiet: Quiet | None = None
-    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None
+    slo: Annotated[
+        dict[str, float] | None,
+        BeforeValidator(read_slo),
+        PlainSerializer(slo_in_units, return_type=dict[str, str] | None),
+    ] = None  # s
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
     report: bool = True

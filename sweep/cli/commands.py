@@ -226,7 +226,7 @@ def summary(arguments: list[str]) -> int:
     """Answer per task: the cheapest or fastest configuration within the SLO, how sure, its headroom and runner-up.
 
     sweep summary results/night
-    sweep summary monday tuesday --slo ttft=0.2,tpot=0.02 --format markdown --output answer.md
+    sweep summary monday tuesday --slo ttft=200ms,tpot=20ms --format markdown --output answer.md
 
     RUN is a results folder, its name under results/, or s3://bucket/run; the configurations of several runs are
     rivals where they were asked the same on the same machine. Without an SLO configurations are compared at equal
@@ -238,7 +238,7 @@ def summary(arguments: list[str]) -> int:
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
-    parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="of ttft, tpot, e2el; default: the run's slo")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="ttft=200ms,tpot.p90=0.05s; default: the run's slo")
     options = _printed(parser, arguments)
     runs = [_opened(each, options.all) for each in options.runs]
     _print(answers_output(answers(runs, options.slo and slo_of(options.slo))), options)

@@ -48,7 +48,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     scalars: Assignments = {}
     axes: dict[str, list[Any]] = {}
     for argument in arguments:
-        override = _parse_override(argument)
+        override = _parse_override(_quoted_slo(argument))
         key, typed = override.key_or_group, shortened(argument.lstrip("+"))
         scalars.pop(key, None)  # given twice, the last counts, as a wrapper around a command expects
         axes.pop(key, None)
@@ -79,6 +79,13 @@ def axis_values(key: str, values: Any) -> list[Any]:
     if not values:
         raise ConfigError(f"{key}=[]: an axis needs at least one value")
     return list(values)
+
+
+def _quoted_slo(argument: str) -> str:
+    """Quote the bounds of `slo=ttft=200ms,tpot=0.05s`: their comma is no choice between values."""
+    key, _, bounds = argument.partition("=")
+    is_plain = key == "slo" and bounds not in ("", "null") and bounds[0] not in "{'\""
+    return f"slo='{bounds}'" if is_plain and "'" not in bounds else argument
 
 
 def _parse_override(argument: str) -> Override:

@@ -26,6 +26,8 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     hardware = plan.settings.hardware
     because = "no GPU here: " if hardware.platform == "cpu" else ""
     lines = [f"{because}{text}" for text in plan.replaced]
+    if slo := plan.settings.slo:
+        lines.append(f"SLO: {', '.join(f'{latency} ≤ {1000 * limit:,g} ms' for latency, limit in slo.items())}")
     _print(console, [*lines, _headline(plan, pending.runnable)])
     if details:
         _print_cut(console, _trials(plan, pending, console.width))

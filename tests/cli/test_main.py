@@ -257,7 +257,7 @@ def test_help_and_status_do_not_wait_for_hydra():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["summary", "first", "--slo", "ttft=1", "second"], "results/first: "),
+        (["summary", "first", "--slo", "ttft=1s", "second"], "results/first: "),
         (["compare", "first", "--margin", "5", "second"], "results/first: "),
         (["selfcheck", "model=tiny-llama", "--itl", "1", "backend=nope"], "backend=nope: unknown"),
         (["gateway", "--to", "http://h:1", "gateway=cache", "--port", "1", "gateway.nope=1"], "gateway.nope=1"),

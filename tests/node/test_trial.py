@@ -7,7 +7,7 @@ import pytest
 
 from backends.base import Backend
 from backends.vllm import VLLM
-from sweep.base.config import Cluster, FoundHardware, Hardware, Settings, Tracking
+from sweep.base.config import Cluster, FoundHardware, Hardware, Settings, Tracking, slo_in_units
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
@@ -78,7 +78,7 @@ def settings_with(slo):
         hardware=Hardware(name="cpu", platform="cpu"),
         cluster=Cluster(name="inline", kind="inline"),
         tracking=Tracking(name="none", kind="none"),
-        slo=slo,
+        slo=slo_in_units(slo),
     )
 
 
