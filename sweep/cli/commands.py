@@ -249,7 +249,7 @@ def rerun(arguments: list[str]) -> int:
     """Run a row of a run again from what it says of itself, and say whether it was reproduced, or what differs.
 
     sweep rerun results/night#1a2b3c4d5e6f       a trial by its id, or the beginning of it
-    sweep rerun results/night                    every result of its present plan, launch by launch
+    sweep rerun results/night --all              every result of its present plan; without --all the estimate alone
     sweep rerun results/night#1a2b3c4d5e6f --capsule > capsule.txt
     sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
 
@@ -261,6 +261,7 @@ def rerun(arguments: list[str]) -> int:
 
     parser = Parser(rerun)
     parser.add_argument("source", metavar="RUN#TRIAL", help="or RUN, or a file with a capsule")
+    parser.add_argument("--all", action="store_true", help="measure every result of RUN again")
     parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
     parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
@@ -274,7 +275,12 @@ def rerun(arguments: list[str]) -> int:
     from sweep.rerun.command import run_again
 
     console = make_console()
-    return run_again(capsules, options.overrides, options.out, arguments, console, folders)
+    refused = len(capsules) > 1 and not options.all and content is None and not Path(options.source).is_file()
+    overrides = [*options.overrides, *(["dry_run=true"] if refused else [])]
+    status = run_again(capsules, overrides, options.out, arguments, console, folders)
+    if refused:
+        raise ConfigError(f"{options.source}: expected RUN#TRIAL, or --all for {len(capsules):,} trials")
+    return status
 
 
 def studies(arguments: list[str]) -> int:
@@ -548,17 +554,19 @@ def dispatch(arguments: Sequence[str]) -> int:
     first, *rest = arguments or ["--help"]
     if first in COMMANDS:
         return COMMANDS[first](rest)
+    if first == "help" and rest and rest[0] in COMMANDS:
+        return COMMANDS[rest[0]](["--help"])
     if first in ("-h", "--help", "help"):
         lines = [f"  {name:11} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
         print(TOP.format(commands="\n".join(lines), choices=_choices(ConfigPath.of_user())))
         return 0
-    if first == "--version":
+    if first in ("--version", "version"):
         from sweep.base import provenance
 
         commit = provenance.commit()
         print(f"sweep {provenance.own_versions()['sweep']}" + (f" ({commit})" if commit else ""))
         return 0
-    if "=" in first or first.startswith("--config-dir"):
+    if "=" in first or first.startswith("--config-dir") or first in ConfigPath.of_user().choices("experiment"):
         return run(list(arguments))
     raise one_of("command", first, list(COMMANDS))
 

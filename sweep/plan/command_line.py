@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override, OverrideType, Transformer
 from hydra.errors import HydraException
 
 from sweep.base.config import POINT_GROUPS, ConfigError, first_line, shortened
+from sweep.base.options import ConfigPath
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
@@ -97,6 +98,10 @@ def _parse_override(argument: str) -> Override:
     except HydraException:
         if argument.startswith("-"):
             raise ConfigError(f"{typed}: no such option; expected --help and key=value (dry_run=true)") from None
+        if "=" not in argument:
+            is_experiment = argument in ConfigPath.of_user().choices("experiment")
+            remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="
+            raise ConfigError(f"{typed}: expected key=value{remedy}") from None
         quoting = "a value with brackets or letters beyond ASCII is quoted, \"key='value'\""
         raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None
     if override.package is not None:
