@@ -263,7 +263,7 @@ def test_help_and_status_do_not_wait_for_hydra():
         (["summary", "first", "--slo", "ttft=1s", "second"], "results/first: "),
         (["compare", "first", "--margin", "5", "second"], "results/first: "),
         (["selfcheck", "model=tiny-llama", "--itl", "1", "backend=nope"], "backend=nope: unknown"),
-        (["summary", "results/first/report.html"], "results/first: "),
+        (["summary", "first/report.html"], "results/first: "),
         (["throughput_bound"], "throughput_bound: expected key=value; did you mean +experiment=throughput_bound?"),
         (["run", "backend", "=", "vllm"], "backend: expected key=value, without spaces around ="),
         (["gateway", "--to", "http://h:1", "gateway=cache", "--port", "1", "gateway.nope=1"], "gateway.nope=1"),
