@@ -49,7 +49,7 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
         f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)
     ]
     undecided = len(contested) - wins.total()
-    rest = f"; at {undecided} the best is not told apart from another" if undecided else ""
+    rest = f"; {undecided} {'is a tie' if undecided == 1 else 'are ties'}" if undecided else ""
     more = f" and {count(len(wins) - MOST_IN_SENTENCE, 'other')}" if len(wins) > MOST_IN_SENTENCE else ""
     return f"{', '.join(named)}{more} of {where}{rest}{others}"
 
@@ -84,7 +84,7 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
     more = f" and {len(answer.tied) - MOST_IN_SENTENCE} more" if len(answer.tied) > MOST_IN_SENTENCE else ""
     equal = all(each.low > 1 - MARGIN and each.high < 1 + MARGIN for each in answer.tied)
     verdict = f"is equal within {MARGIN:.0%} to" if equal else "is not told apart from"
-    decisive = f": {remedy_text(answer.remedy)}" if answer.remedy and not equal else ""
+    decisive = f": {remedy_text(answer.suggested)}" if answer.suggested and not equal else ""
     return f"{shown} {verdict} {', '.join(names)}{more}{decisive}"
 
 

@@ -29,8 +29,8 @@ from analysis.report.tables import (
     slowest_table,
     spread_table,
     steady_table,
+    times,
 )
-from analysis.report.terminal import times
 from analysis.results import RunResults
 from analysis.statistics.estimates import estimate, merits
 from analysis.statistics.intervals import CONFIDENCE, Estimate

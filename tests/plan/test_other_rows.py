@@ -42,7 +42,7 @@ def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
     assert main(["report", str(twice)]) == 0
 
 
-@pytest.mark.parametrize("spelling", ["--all", "all=true"])
+@pytest.mark.parametrize("spelling", ["--all-rows", "all=true"])
 @pytest.mark.parametrize("command", ["summary", "export", "compare"])
 def test_each_command_that_reads_rows_can_read_all_of_them(twice, tmp_path, capsys, command, spelling):
     arguments = [command, str(twice), *{"export": [str(tmp_path)], "compare": [str(twice)]}.get(command, [])]
