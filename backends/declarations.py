@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
+from sweep.base.exits import LIBRARY_OUTAGES, Exit
 
 OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
@@ -28,6 +29,7 @@ OUT_OF_MEMORY_PATTERNS = (  # in the log of any engine
     r"MemoryError",
     r"std::bad_alloc",
 )
+OUTAGE_PATTERNS = (LIBRARY_OUTAGES.pattern, r"killed by sig", r"signal 9\b")  # in what any engine says of its end
 
 # A key of vLLM's requests; one of SGLang's answers on its own route; a path of our host; llama.cpp's grammars of token
 # ids, which make it generate the text.
@@ -139,6 +141,7 @@ class LogReading:
 
     prefix: str = ""  # of a line, before its message: a regular expression for time, process, source file
     out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides OUT_OF_MEMORY_PATTERNS
+    outages: tuple[str, ...] = ()  # where its end was the surroundings' doing, besides OUTAGE_PATTERNS
     noise: tuple[str, ...] = ()  # in error lines that only point to another: not why it failed
     dtype: str | None = None  # what "auto" came to; None: the stored weights' own
     choices: Mapping[str, str] = field(default_factory=dict)  # what it chose by itself, by the fact's name
@@ -150,6 +153,12 @@ class LogReading:
     def ran_out_of_memory(self, log: str) -> bool:
         """Return whether a log reports running out of memory."""
         return any(re.search(pattern, log, re.IGNORECASE) for pattern in (*OUT_OF_MEMORY_PATTERNS, *self.out_of_memory))
+
+    def exit_told_by(self, words: str) -> Exit:
+        """Return what the engine's own words tell of its end: an outage, or the signal that killed a part of it."""
+        killed = re.search(r"killed by signal\b ?(\d*)", words, re.IGNORECASE)
+        outage = any(re.search(pattern, words, re.IGNORECASE) for pattern in (*OUTAGE_PATTERNS, *self.outages))
+        return Exit(signal=int(killed[1] or 0) if killed else None, words=words, outage=outage)
 
     def failure_line(self, log: str) -> str:
         """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""

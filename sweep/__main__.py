@@ -8,9 +8,18 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from sweep.base.config import ISSUE_AGAIN, MOST_ECHOED, ConfigError, DamagedFile, Halted, shortened
+from sweep.base.config import (
+    ISSUE_AGAIN,
+    MOST_ECHOED,
+    OUR_ERROR,
+    ConfigError,
+    DamagedFile,
+    Halted,
+    Unforeseen,
+    shortened,
+)
+from sweep.base.exits import Outage
 from sweep.base.masking import masked_message, secret_values
-from sweep.base.outage import Outage
 from sweep.cli.commands import dispatch
 from sweep.cli.output import replace_streams
 
@@ -32,6 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     except DamagedFile as error:
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return 2
+    except Unforeseen as error:
+        print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
+        return OUR_ERROR
     except KeyboardInterrupt:
         print("stopped before anything was started; run the same command again to continue", file=sys.stderr)
         return 130

@@ -31,8 +31,9 @@ from backends.launch import container_options, supervisor, task
 from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environment, telling_variables
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
+from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
-from sweep.base.records import Fault, Outcome
+from sweep.base.records import Outcome
 
 LOG = "engine.log"
 READY_POLL = 0.05  # s between two checks of an engine that is starting
@@ -49,9 +50,9 @@ REACHABLE_BY_OURS = "this sweep: its network namespace has no interface but loop
 class LaunchError(Exception):
     """An engine did not become ready."""
 
-    def __init__(self, outcome: Outcome, reason: str, log_tail: str = "", fault: Fault | None = None) -> None:
+    def __init__(self, outcome: Outcome, reason: str, exit: Exit, log_tail: str = "") -> None:
         super().__init__(f"{outcome}: {reason}")
-        self.fault = fault  # None: as the reason's words say
+        self.exit = exit
         self.outcome = outcome  # launch_failed, launch_timeout or oom_load
         self.reason = reason  # one line, with the engine's own error message
         self.log_tail = log_tail
@@ -125,14 +126,25 @@ class Engine:
         return f"{self.launch.replica}: {reason}" if self.launch.replica else reason
 
     def _ending(self) -> str:
-        message = self.backend.log.failure_line(self.log_tail(1000))
+        message = self.words()
         if self.exit_status is None:
             ending = "its supervisor was killed"
         elif self.exit_status < 0:
             ending = f"killed by signal {-self.exit_status}"
         else:
             ending = f"exit status {self.exit_status}"
-        return f"{message[:500]} ({ending})" if message else ending
+        return f"{message} ({ending})" if message else ending
+
+    def words(self) -> str:
+        """The engine's own error message."""
+        return self.backend.log.failure_line(self.log_tail(1000))[:500]
+
+    def exit(self) -> Exit:
+        """How an engine that is no longer alive ended."""
+        told, status = self.backend.log.exit_told_by(self.words()), self.exit_status
+        if status is None:
+            return replace(told, cause=Cause.SUPERVISOR)
+        return replace(told, signal=-status) if status < 0 else replace(told, status=status)
 
     def processes(self) -> list[psutil.Process]:
         """All living processes of the engine, reparented ones included, without its supervisor."""
@@ -345,6 +357,9 @@ class AttachedEngine(Engine):
     def exit_reason(self) -> str:
         return f"{self.url} accepts no connections"
 
+    def exit(self) -> Exit:
+        return Exit(Cause.UNREACHABLE)
+
     def processes(self) -> list[psutil.Process]:
         return []
 
@@ -385,7 +400,7 @@ def running_together(
     clear_leftovers()
     fixed = backend.port or launches[0].port
     if fixed and (problem := port_problem(fixed, launches[0].host)):
-        raise LaunchError(Outcome.LAUNCH_FAILED, problem, fault=Fault.SURROUNDINGS)
+        raise LaunchError(Outcome.LAUNCH_FAILED, problem, Exit(Cause.PORT))
     starts: list[_Start] = []
     try:
         for launch in launches:
@@ -406,7 +421,7 @@ def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
     endpoint = AttachedEngine(backend, launch)
     if not endpoint.alive():
         refused = f"backend.url={backend.url}: accepts no connections"
-        raise LaunchError(Outcome.LAUNCH_FAILED, refused, fault=Fault.SURROUNDINGS)
+        raise LaunchError(Outcome.LAUNCH_FAILED, refused, endpoint.exit())
     return endpoint
 
 
@@ -453,13 +468,14 @@ class _Start:
         killed = engine.exit_status in KILLED_STATUSES and _oom_kills() > self.oom_kills
         memory = killed or engine.ran_out_of_memory()
         outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
-        return LaunchError(outcome, engine.exit_reason(), engine.log_tail())
+        return LaunchError(outcome, engine.exit_reason(), engine.exit(), engine.log_tail())
 
     def _timeout(self) -> LaunchError:
         engine = self.engine
-        message = engine.backend.log.failure_line(engine.log_tail(1000))
-        reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {message[:500]}"
-        return LaunchError(Outcome.LAUNCH_TIMEOUT, engine.named(reason), engine.log_tail())
+        words = engine.words()
+        reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {words}"
+        exit = replace(engine.backend.log.exit_told_by(words), cause=Cause.NOT_READY)
+        return LaunchError(Outcome.LAUNCH_TIMEOUT, engine.named(reason), exit, engine.log_tail())
 
 
 def _answers(engine: Engine, client: httpx.Client) -> bool:

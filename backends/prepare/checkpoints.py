@@ -18,6 +18,7 @@ from backends.base import Progress, cli
 from backends.launch import task
 from backends.prepare import environments, programs
 from backends.prepare.build_once import build_once
+from sweep.base.exits import Failed
 from sweep.base.whole_file import write_whole
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
@@ -28,7 +29,7 @@ DESCRIPTION = (".json", ".txt", ".model", ".jinja")
 PROGRESS = "progress: "  # begins a line of a conversion's output that is for the user
 
 
-class ConversionFailed(ValueError):
+class ConversionFailed(Failed, ValueError):
     """A conversion cannot be made. One line: which one and why."""
 
 
@@ -147,8 +148,9 @@ def execute(
     try:
         programs.run(["nice", "-n", "10", *command], settings, log, report)
     except programs.ToolFailed as failure:
-        reason = f"{title} failed (exit status {failure.status}): {failure.last[:500]}"
-        raise ConversionFailed(f"{reason}; log: {log}") from None
+        message = failure.last[:500]
+        problem = f"{title} failed (exit status {failure.status}): {message}; log: {log}"
+        raise ConversionFailed(problem, programs.printed(message)) from None
 
 
 def versions(python: str, *distributions: str) -> str:

@@ -180,7 +180,8 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
         # Built in place, for its scripts hold its path; what is renamed is only the file that says that it is complete.
         build_once(folder / COMPLETE, build, f"environment {spec.name}", progress, folder.with_suffix(".lock"))
     except (OSError, sources.BuildFailed) as error:
-        raise EnvironmentFailed(f"environment {spec.name} cannot be built in {folder}: {error}") from error
+        problem = f"environment {spec.name} cannot be built in {folder}: {error}"
+        raise EnvironmentFailed(problem, getattr(error, "exit", None) or programs.printed(str(error))) from error
     environment = built(spec, cache_dir)
     assert environment is not None
     return environment
@@ -198,7 +199,7 @@ def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress)
             progress(f"{error}; going on with environment {spec.plain.name}")
             return prepare(spec.plain, cache_dir, progress)
         if "+" in spec.name:
-            raise OptionalPartFailed(str(error)) from error
+            raise OptionalPartFailed(str(error), error.exit) from error
         raise
 
 
@@ -258,7 +259,7 @@ def installed(python: str) -> dict[str, str]:
     answer = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, env=task.clean_environment())
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
-        raise EnvironmentFailed(f"{python} does not work as a Python interpreter: {last}")
+        raise EnvironmentFailed(f"{python} does not work as a Python interpreter: {last}", programs.printed(last))
     versions: dict[str, str] = json.loads(answer.stdout)
     return versions
 
@@ -336,4 +337,5 @@ def _run(name: str, command: list[str], environ: Mapping[str, str], log: Path) -
     try:
         programs.run(command, environ, log)
     except programs.ToolFailed as failure:
-        raise EnvironmentFailed(f"environment {name} cannot be built: {failure.last}; log: {log}") from None
+        problem = f"environment {name} cannot be built: {failure.last}; log: {log}"
+        raise EnvironmentFailed(problem, programs.printed(failure.last)) from None

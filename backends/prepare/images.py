@@ -15,6 +15,7 @@ from backends.prepare import programs
 from backends.prepare.build_once import build_once
 from backends.prepare.fit import RUNTIMES
 from backends.prepare.uv import EnvironmentFailed
+from sweep.base.exits import Cause, Exit
 
 MANIFESTS = (
     "application/vnd.oci.image.index.v1+json",
@@ -51,10 +52,12 @@ def by_digest(image: str) -> str:
                 headers |= _authorization(client, answer.headers.get("www-authenticate", ""))
                 answer = client.head(url, headers=headers)
     except (httpx.HTTPError, ValueError) as error:
-        raise EnvironmentFailed(f"image {image}: its registry cannot be reached: {error}") from None
+        problem = f"image {image}: its registry cannot be reached: {error}"
+        raise EnvironmentFailed(problem, Exit(Cause.UNREACHABLE)) from None
     digest = answer.headers.get("docker-content-digest", "")
     if answer.status_code != 200 or not DIGEST.match(f"{name}@{digest}"):
-        raise EnvironmentFailed(f"image {image}: its registry has no such image (status {answer.status_code})")
+        problem = f"image {image}: its registry has no such image (status {answer.status_code})"
+        raise EnvironmentFailed(problem, Exit(http=answer.status_code))
     return f"{name}@{digest}"
 
 
@@ -95,8 +98,8 @@ def pull_image(spec: EnvironmentSpec, image: str, cache_dir: Path, progress: Pro
         try:
             programs.run([program, "pull", *arguments], environ or task.clean_environment(), log)
         except programs.ToolFailed as failure:
-            reason = f"{image} cannot be pulled: {failure.last}; log: {log}"
-            raise EnvironmentFailed(f"environment {spec.name}: {reason}") from None
+            problem = f"environment {spec.name}: {image} cannot be pulled: {failure.last}; log: {log}"
+            raise EnvironmentFailed(problem, programs.printed(failure.last)) from None
 
     if program == "apptainer":
         build_once(sif(image, cache_dir), lambda path: pull(str(path), f"docker://{image}"), image, progress)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from backends.base import EnvironmentLock, EnvironmentSpec, Progress
 from backends.prepare import images
+from backends.prepare.programs import printed
 from backends.prepare.uv import EnvironmentFailed, Uv
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
@@ -138,7 +139,7 @@ def resolve_lock(
         spec = spec.model_copy(update={"lock": EnvironmentLock(target=node_target(spec), pins=pins)})
         write_whole(folder / file_name(spec), text(spec))
     except OSError as error:
-        raise EnvironmentFailed(f"environment {spec.name} cannot be resolved: {error}") from error
+        raise EnvironmentFailed(f"environment {spec.name} cannot be resolved: {error}", printed(str(error))) from error
     return spec
 
 

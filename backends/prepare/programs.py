@@ -1,12 +1,17 @@
 """Runs the programs that prepare something, e.g. uv, cmake or a converter, and keeps what they print in a log."""
 
+import re
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from backends.launch import task
+from sweep.base.exits import LIBRARY_OUTAGES, Exit
 
+KILLED = re.compile(
+    r"killed by (signal|sig)|signal 9\b", re.IGNORECASE
+)  # as a compiler or an interpreter says of its own
 LINES_KEPT = 1000  # of a program's output, for the message of its failure
 
 
@@ -16,6 +21,11 @@ class ToolFailed(Exception):
     def __init__(self, status: int, lines: list[str]) -> None:
         self.status, self.lines, self.last = status, lines, lines[-1] if lines else "no output"
         super().__init__(f"exit status {status}: {self.last}")
+
+
+def printed(words: str) -> Exit:
+    """The exit of a program that printed this as the reason of its failure."""
+    return Exit(words=words, outage=bool(LIBRARY_OUTAGES.search(words) or KILLED.search(words)))
 
 
 def run(

@@ -6,13 +6,11 @@ from typing import TypeVar
 
 from backends.launch import task
 from backends.prepare.environments import EnvironmentFailed
-from sweep.base.config import ConfigError
-from sweep.base.outage import Outage, is_outage
-from sweep.base.time_factor import scaled
+from sweep.base.exits import Outage
 from sweep.base.wording import duration_text
+from sweep.drive import policy
 
 Provided = TypeVar("Provided")
-FIRST_PAUSE, LONGEST_PAUSE = scaled(1.0), scaled(60.0)  # s before the next try; doubled each time
 FAULTS = (EnvironmentFailed, OSError, ValueError)
 
 
@@ -23,16 +21,16 @@ def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Calla
         Outage: when the time is over.
         EnvironmentFailed, OSError, ValueError: at once, for failures that are answers, and for a full disk.
     """
-    until, pause = None, FIRST_PAUSE
+    until, pause = None, None
     while True:
         try:
             return prepare()
         except FAULTS as error:
-            if isinstance(error, ConfigError) or not is_outage(error):  # bad input is an answer, whatever it quotes
+            if not policy.is_waited_for(error):
                 raise
             until = until or time.monotonic() + patience
             if time.monotonic() >= until:
                 raise Outage(f"{error} (tried for {duration_text(patience)})") from error
             on_outage(str(error))
+        pause = policy.next_pause(pause)
         task.pause(min(pause, until - time.monotonic()))
-        pause = min(2 * pause, LONGEST_PAUSE)

@@ -19,6 +19,7 @@ import psutil
 from backends.base import Progress, SourceBuild
 from backends.launch import gpus
 from backends.prepare import programs
+from sweep.base.exits import Failed
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
 JOB_BYTES = 2 << 30  # of memory that one compiler may need
@@ -26,7 +27,7 @@ REPORT_INTERVAL = 10.0  # s
 ERROR_LINES = 4  # of a tool's output, from its first error on: CMake explains it on the next lines
 
 
-class BuildFailed(Exception):
+class BuildFailed(Failed):
     """A source cannot be fetched or built. One line, with the tool's own error."""
 
 
@@ -157,4 +158,5 @@ def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Pr
         lines = failure.lines or ["no output"]
         first = next((number for number, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
         message = " ".join(lines[first : first + ERROR_LINES])[:300]
-        raise BuildFailed(f"{' '.join(command[:4])} … failed: {message}; log: {log}") from None
+        problem = f"{' '.join(command[:4])} … failed: {message}; log: {log}"
+        raise BuildFailed(problem, programs.printed(message)) from None

@@ -10,13 +10,14 @@ from backends.base import Progress
 from backends.launch import task
 from backends.prepare import programs
 from backends.prepare.pip_settings import UnreadableSettings, no_index, pip_settings, uv_settings
+from sweep.base.exits import Failed
 
 DOWNLOAD = re.compile(r"Downloading \S+ \(([\d.]+)(KiB|MiB|GiB)\)")  # as uv announces one
 MEBIBYTES = {"KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
 LARGE_DOWNLOAD = 50.0  # MiB; smaller ones are reported together
 
 
-class EnvironmentFailed(Exception):
+class EnvironmentFailed(Failed):
     """An environment cannot be provided. One line: which one, why, and where the build's log is."""
 
 
@@ -50,7 +51,8 @@ class Uv:
         except programs.ToolFailed as failure:
             message = " ".join(line.lstrip("×├─▶╰│ ") for line in failure.lines)[-300:] or "no output"
             verb = "resolved" if "compile" in arguments else "built"
-            raise EnvironmentFailed(f"environment {self.name} cannot be {verb}: {message}; log: {self.log}") from None
+            problem = f"environment {self.name} cannot be {verb}: {message}; log: {self.log}"
+            raise EnvironmentFailed(problem, programs.printed(message)) from None
 
     def _report(self, line: str) -> None:
         if download := DOWNLOAD.match(line):

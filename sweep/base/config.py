@@ -38,6 +38,7 @@ Configured = TypeVar("Configured", bound=BaseModel)
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command goes on with
+OUR_ERROR = 70  # exit status (sysexits: an error inside the software) of an error that no check foresaw
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
 _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
 ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
@@ -59,6 +60,10 @@ class ConfigError(ValueError):
 
 class Halted(Exception):
     """The sweep cannot go on until somebody does what the message says; the same command goes on from here."""
+
+
+class Unforeseen(Exception):
+    """An error of ours while planning. One line that names the file with its traceback; ends with status 70."""
 
 
 class DamagedFile(Exception):

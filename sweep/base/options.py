@@ -68,7 +68,7 @@ class ConfigPath:
     def origin(self, group: str, name: object) -> Path | None:
         """The file of an option that is the user's; None for one of the project's."""
         files = (folder / group / f"{name}.yaml" for folder in self.folders)
-        file = next((path for path in files if path.is_file()), None)
+        file = next((path for path in files if os.path.isfile(path)), None)  # a name may be too long for a file
         return None if file is None or file.is_relative_to(CONF) else file
 
     def load(self, group: str, name: str) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _refuse_endless_content(folders: Sequence[Path], option: str) -> None:
     Aliases may stand for more content than anybody writes, all of which Hydra would copy; and the time of reading
     brackets within brackets grows with the square of their depth.
     """
-    path = next((path for folder in folders if (path := folder / f"{option}.yaml").is_file()), None)
+    path = next((path for folder in folders if os.path.isfile(path := folder / f"{option}.yaml")), None)
     if path is None or path.is_relative_to(CONF):
         return
     text = path.read_text(errors="replace")

@@ -61,24 +61,6 @@ class Outcome(StrEnum):
     CENSORED = "censored"
     CANCELLED = "cancelled"
 
-    @property
-    def done(self) -> bool:
-        """True if the next run of the same command leaves this trial alone."""
-        return self in (Outcome.OK, Outcome.OOM_LOAD, Outcome.OOM_RUN, Outcome.CENSORED)
-
-    @property
-    def failed(self) -> bool:
-        """True if a trial with this outcome makes the command end with status 1."""
-        return self in (
-            Outcome.LAUNCH_FAILED,
-            Outcome.LAUNCH_TIMEOUT,
-            Outcome.ENGINE_CRASHED,
-            Outcome.HUNG,
-            Outcome.CLIENT_LIMITED,
-            Outcome.DISTURBED,
-            Outcome.INVALID,
-        )
-
 
 UNMEASURED = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED)
 """Outcomes of trials that did not run."""

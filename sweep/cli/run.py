@@ -1,9 +1,11 @@
 """One run of the command, from its arguments to the report: compose, plan, check, run, report."""
 
+import errno
 import functools
 import os
 import shlex
-import time
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +15,20 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from backends.launch import gpus
-from sweep.base.config import ISSUE_AGAIN, ConfigError, DamagedFile, Halted, Settings, first_line, shortened
+from sweep.base.config import (
+    ISSUE_AGAIN,
+    ConfigError,
+    DamagedFile,
+    Halted,
+    Settings,
+    Unforeseen,
+    cache_directory,
+    first_line,
+    shortened,
+)
+from sweep.base.exits import Outage
+from sweep.base.masking import masked_message, secret_values
 from sweep.base.options import ConfigPath
-from sweep.base.outage import DISK_FULL
-from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
@@ -30,6 +42,7 @@ from sweep.drive.endpoint_model import with_model
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.planning_outages import plan_patiently
+from sweep.drive.policy import DISK_FULL, FAILED
 from sweep.drive.preflight import (
     assume_machine,
     check_ports,
@@ -50,16 +63,19 @@ from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, print_plan
 
-LONGEST_SEARCH = 10.0  # s for the argument that an unforeseen error comes from
-
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
 
     Raises:
         ConfigError: for bad input, before anything is launched.
+        Halted: for an outage that lasts.
+        Unforeseen: for an error of ours while planning.
     """
-    planned, arguments = _planned_or_refused(arguments, config_dirs)
+    with traced(arguments):
+        arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
+        settings = functools.partial(_settings_of_run, arguments, config_dirs)
+        planned = plan_patiently(functools.partial(_planned, arguments, config_dirs), settings)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
     return execute_plan(planned, shlex.join(["sweep", *folders, *arguments]))
 
@@ -143,51 +159,37 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     return Planned(plan, nodes, paths, assumption)
 
 
-def _planned_or_refused(arguments: Sequence[str], config_dirs: Sequence[str]) -> tuple[Planned, Sequence[str]]:
-    """Compose and plan; whatever goes wrong that no check foresaw is a line that names the argument.
-
-    Returns the plan, and the arguments with the model of an endpoint that was asked for it.
-
-    Raises:
-        ConfigError: for bad input.
-        Halted: for an outage that lasts.
-    """
+@contextmanager
+def traced(arguments: Sequence[str]) -> Iterator[None]:
+    """Raise Unforeseen for an error that no check foresaw: its traceback is in a file, and it is no bad input."""
     try:
-        arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
-        settings = functools.partial(_settings_of_run, arguments, config_dirs)
-        return plan_patiently(functools.partial(_planned, arguments, config_dirs), settings), arguments
-    except (ConfigError, DamagedFile, Halted):
+        yield
+    except (ConfigError, DamagedFile, Halted, Outage):
         raise
     except Exception as error:
-        problem = f"cannot be used ({type(error).__name__}: {shortened(first_line(error))})"
-        raise ConfigError(f"{_culprit(arguments, config_dirs, error)}: {problem}") from error
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was typed
+            raise ConfigError(f"{shortened(error.filename)}: {os.strerror(error.errno)}") from None
+        text = masked_message(f"sweep {shlex.join(arguments)}\n{traceback.format_exc()}", secret_values(os.environ))
+        problem = f"an error of sweep itself: {type(error).__name__}: {shortened(first_line(error))}"
+        raise Unforeseen(f"{problem}; traceback: {_error_file(text)}") from error
+
+
+def _error_file(text: str) -> Path:
+    """A new file with this text, in the cache folder, or where temporary files go."""
+    folder = cache_directory(None) / "errors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", prefix="planning-", suffix=".txt", dir=folder, delete=False) as file:
+            file.write(text)
+    except OSError:
+        with tempfile.NamedTemporaryFile("w", prefix="sweep-planning-", suffix=".txt", delete=False) as file:
+            file.write(text)
+    return Path(file.name)
 
 
 def _settings_of_run(arguments: Sequence[str], config_dirs: Sequence[str]) -> Settings:
     """Return the settings of a run, for which nothing outside of this machine is asked."""
     return compose_run(arguments, lambda cluster: "cpu", ConfigPath.of_user(config_dirs)).settings
-
-
-def _culprit(arguments: Sequence[str], config_dirs: Sequence[str], error: Exception) -> str:
-    """Return the argument without which a plan is made; all of them if there is none, or the search takes long."""
-    everything, began = shortened(" ".join(arguments)), time.monotonic()
-    if not isinstance(_error_of_plan(arguments, config_dirs), type(error)):
-        return everything  # a dry run does not come as far
-    for index, argument in enumerate(arguments):
-        if time.monotonic() - began > LONGEST_SEARCH:
-            break
-        if _error_of_plan([*arguments[:index], *arguments[index + 1 :]], config_dirs) is None:
-            return shortened(argument)
-    return everything
-
-
-def _error_of_plan(arguments: Sequence[str], config_dirs: Sequence[str]) -> Exception | None:
-    """The error of planning a dry run, which asks no package index and waits for no node; None if there is none."""
-    try:
-        _planned([*arguments, "relock=false", "dry_run=true"], config_dirs)
-    except Exception as error:  # noqa: BLE001 - any of them tells
-        return error
-    return None
 
 
 def _run_locked(
@@ -279,7 +281,7 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
     if unfinished:
         return ISSUE_AGAIN
     outcomes = [ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows]
-    return 1 if any(Outcome(outcome).failed for outcome in outcomes) else 0
+    return 1 if not FAILED.isdisjoint(outcomes) else 0
 
 
 def print_report(

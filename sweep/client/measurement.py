@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 
 from sweep.base.config import import_path
+from sweep.base.exits import Cause, Exit, Failed
 from sweep.base.records import UNKNOWN, BatchForm, Phase, Record, Records, Request, Timeouts, TokenSource, TrialProgress
 from sweep.client import wire
 from sweep.client.job import NO_REASONING, ROW, Job, PackedRow
@@ -38,7 +39,7 @@ PROGRESS_REPORTS = 5  # of each process within the stall timeout, unless that is
 TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
 
 
-class ClientDied(RuntimeError):
+class ClientDied(Failed):
     """The measuring process ended without its results: killed, out of memory, or an error of ours (in the message)."""
 
 
@@ -285,7 +286,8 @@ class _Supervisor:
                 _send(clients, stop=self.stopped)
                 self._stop_by = time.monotonic() + STOP_WITHIN
         elif time.monotonic() > self._stop_by:
-            raise ClientDied(f"the measuring process did not end within {STOP_WITHIN:g} s of being asked to stop")
+            problem = f"the measuring process did not end within {STOP_WITHIN:g} s of being asked to stop"
+            raise ClientDied(problem, Exit(Cause.CLIENT))
 
 
 def _send(clients: list[_Client], **message: object) -> None:
@@ -299,7 +301,9 @@ def _died(client: _Client) -> ClientDied:
     status = client.process.wait()
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     lines = client.stderr.read_text("utf-8", "replace").strip().splitlines()
-    return ClientDied(f"the measuring process ended without its results ({how})" + (f": {lines[-1]}" if lines else ""))
+    problem = f"the measuring process ended without its results ({how})" + (f": {lines[-1]}" if lines else "")
+    exit = Exit(Cause.CLIENT, signal=-status) if status < 0 else Exit(Cause.CLIENT, status=status)
+    return ClientDied(problem, exit)
 
 
 # -- their results

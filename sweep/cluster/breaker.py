@@ -4,9 +4,7 @@ import time
 
 from sweep.base.config import Halted
 from sweep.base.wording import count, duration_text
-
-DEPLOYMENTS = 2  # whose preparation fails in a row, with none between them that succeeds
-LONGEST_PAUSES = 4  # times the patience, after which the run stops and is to be issued again
+from sweep.drive import policy
 
 
 class Breaker:
@@ -26,7 +24,7 @@ class Breaker:
         """Note a failure of a launch that tries again; return whether it opens the breaker."""
         self.preparing.add(launch)
         self.failing[deployment_id] = reason
-        if self.opened is not None or len(self.failing) < DEPLOYMENTS:
+        if self.opened is not None or not policy.pauses(len(self.failing)):
             return False
         self.opened = time.monotonic()
         return True
@@ -60,6 +58,6 @@ class Breaker:
 
     def check(self, patience: float) -> None:
         """Raise Halted when it has been open for too long; at once where nothing has worked in this run yet."""
-        limit = LONGEST_PAUSES * patience if self.worked else 0.0
+        limit = policy.longest_pause(patience, self.worked)
         if self.opened is not None and time.monotonic() - self.opened >= limit:
             raise Halted(f"{self.pause}; run the same command again to continue")

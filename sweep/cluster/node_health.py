@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sweep.drive.policy import is_suspect
 from sweep.node.events import Placed
 
 
@@ -38,7 +39,7 @@ class NodeHealth:
     def suspects(self) -> set[str]:
         """Return the nodes on which two different deployments failed, and on no other."""
         nodes = set().union(*self.failures.values())
-        return {node_id for node_id in nodes if len(self.failed_only_on(node_id)) >= 2}
+        return {node_id for node_id in nodes if is_suspect(len(self.failed_only_on(node_id)))}
 
     def review(self, has_nodes_besides: Callable[[set[str]], bool]) -> Review:
         """Quarantine suspects while another node remains, and restore nodes that are no longer suspect."""

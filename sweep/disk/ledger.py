@@ -11,18 +11,19 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sweep.base.config import DamagedFile, Halted
-from sweep.base.records import Fault, Outcome
+from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
 from sweep.disk.ledger_lines.checksums import entries, sealed
 from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damaged_data
 from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
+from sweep.drive.policy import History
 
 LedgerRow = dict[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, above which it is written anew if most of its rows are superseded
@@ -68,7 +69,7 @@ class Ledger:
         self._texts = Texts(columns)
         self._recovered: dict[str, str] = {}  # texts whose lines are lost, by digest
         self.attempts: dict[str, int] = {}
-        self.answers: dict[str, tuple[str, int]] = {}  # trial -> its engine's last failure, and how often in a row
+        self.histories: dict[str, History] = {}  # of trials whose engine failed last
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
         paths = RunPaths(path.parent)
@@ -138,7 +139,7 @@ class Ledger:
         attempts = [{"event": "attempt", "deployment_id": key, "attempt": str(n)} for key, n in self.attempts.items()]
         answers = [
             {"event": "answers", "trial_id": trial_id, "answer": answer, "count": count - 1}
-            for trial_id, (answer, count) in self.answers.items()
+            for trial_id, (answer, count) in self.histories.items()
         ]  # the row counts too
         texts = Texts()
 
@@ -158,24 +159,18 @@ class Ledger:
             before = self.rows.get(row["trial_id"])
             if before is not None and before["outcome"] == "ok" and before.get("attempt") != row.get("attempt"):
                 self.superseded.append(before)
-            self._count_answer(row)
+            self.histories[row["trial_id"]] = self.history(row["trial_id"]).after(row)
+            if not self.histories[row["trial_id"]].times:
+                del self.histories[row["trial_id"]]
             self.rows[row["trial_id"]] = row
         elif entry["event"] == "text":
             self._texts.add(entry)
         elif entry["event"] == "attempt":
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
         elif entry["event"] == "answers":
-            self.answers[entry["trial_id"]] = entry["answer"], int(entry["count"])
+            self.histories[entry["trial_id"]] = History(entry["answer"], int(entry["count"]))
         elif entry["event"] == "run":
             self.run = entry["run"]
-
-    def _count_answer(self, row: LedgerRow) -> None:
-        answer = engine_answer(row)
-        if answer is None:
-            self.answers.pop(row["trial_id"], None)
-            return
-        last, count = self.answers.get(row["trial_id"], ("", 0))
-        self.answers[row["trial_id"]] = answer, (count + 1 if answer == last else 1)
 
     def begin_attempt(self, deployment_id: str) -> str:
         """Record and return the number of a new attempt at a deployment, counted over all runs of the command."""
@@ -233,28 +228,13 @@ class Ledger:
     def close(self) -> None:
         self.file.close()
 
-    def final(self, trial_id: str) -> bool:
-        """Return whether its engine has failed twice in the same words: it would again."""
-        return self.answers.get(trial_id, ("", 0))[1] >= 2
+    def history(self, trial_id: str) -> History:
+        """The failures in a row that a trial's engine answered with, up to its last row."""
+        return self.histories.get(trial_id, History())
 
-    def done(self, trial_id: str, retry: bool, drivers: Container[str] | None = None) -> bool:
-        """Return whether the trial needs no run: it is done, or it failed and `retry` is False or the failure is final.
-
-        `drivers` are those of the nodes that there are now, where known: a final failure under another one is not.
-        """
-        row = self.rows.get(trial_id)
-        if row is None or trial_id in self.damaged:
-            return False
-        outcome = Outcome(row["outcome"])
-        same_driver = drivers is None or row.get("driver") is None or row["driver"] in drivers
-        return outcome.done or (outcome.failed and (not retry or (self.final(trial_id) and same_driver)))
-
-
-def engine_answer(row: LedgerRow) -> str | None:
-    """Return the failure that a row's engine answered with, numbers left out; None if it is no answer of the engine."""
-    if row.get("fault") != Fault.ENGINE or not Outcome(row["outcome"]).failed:
-        return None
-    return f"{row['outcome']} under driver {row.get('driver')}: {re.sub(r'[0-9]+', '', row.get('reason') or '')}"
+    def valid_row(self, trial_id: str) -> LedgerRow | None:
+        """The trial's last row; None if it has none, or its raw data are damaged."""
+        return None if trial_id in self.damaged else self.rows.get(trial_id)
 
 
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:

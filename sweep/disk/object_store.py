@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sweep.base.config import ConfigError, Halted, content_hash, first_line
-from sweep.base.outage import Outage, is_outage
+from sweep.base.exits import Outage
 from sweep.base.time_factor import scaled
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
@@ -27,6 +27,7 @@ from sweep.disk.heartbeat_lock import Lock, stop_at_once
 from sweep.disk.ledger import Misplaced, is_ledger_entry
 from sweep.disk.ledger_lines.checksums import entries
 from sweep.disk.run_files import RunPaths
+from sweep.drive import policy
 
 SCHEMES = ("s3", "gs", "gcs")
 LEDGER_POLL = 1.0  # s between reads of the ledger
@@ -53,7 +54,7 @@ def store_error(place: str, error: OSError) -> ValueError:
 
     `place` is as it was typed, e.g. "out=s3://bucket/run".
     """
-    return (Outage if is_outage(error) else ConfigError)(f"{place}: {first_line(error)}")
+    return (Outage if policy.is_waited_for(error) else ConfigError)(f"{place}: {first_line(error)}")
 
 
 def staging_folder(url: str, cache_dir: Path) -> Path:

@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any
 
 from sweep.base.config import PERCENTILES
+from sweep.base.exits import Exit
 from sweep.base.masking import masked_here
-from sweep.base.outage import is_outage
 from sweep.base.records import Fault, Outcome
+from sweep.drive.policy import fault_of
 from sweep.numbers.quantity import OLD_PERCENTILES, PERFORMANCE, Value, columns
 from sweep.numbers.warnings import warning_codes
 
@@ -75,9 +76,13 @@ class Verdict:
 
     outcome: Outcome  # ok, or how it failed
     reason: str | None = None  # of a failure, in one line
-    fault: Fault | None = None  # of a failed trial: whether its engine would give the same answer again
+    fault: Fault | None = field(init=False)  # of a failed trial: whether its engine would give the same answer again
+    exit: Exit | None = None  # of a failed trial: signal, status, check or tool's words that ended it, JSON
     log_tail: str | None = None  # last lines of the engine's log, of a failure
     ended_at: str | None = None  # time of day, with its zone
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fault", fault_of(self.outcome, self.exit or Exit()))
 
 
 @dataclass(frozen=True)
@@ -107,27 +112,17 @@ class TrialRow:
         """
         parts = [asdict(part) for part in (self.verdict, self.engine, self.observation) if part is not None]
         texts = {name: value for part in parts for name, value in part.items()}
+        failed, exit = self.verdict.fault, self.verdict.exit
+        texts |= {"outcome": self.verdict.outcome.value, "fault": failed and failed.value}
+        texts["exit"] = exit.stored() if failed and exit else None
         row = asdict(self.identity)
         row |= {name: masked_here(value) if isinstance(value, str) else value for name, value in texts.items()}
-        row |= {"outcome": self.verdict.outcome.value, "fault": _fault(self.verdict)}
         measured = dict(self.measured)
         if self.verdict.outcome is not Outcome.OK:
             measured |= dict.fromkeys(performance_columns(percentiles_of([row])) & measured.keys())
         row |= measured
         warnings = {"warnings": warning_codes(row)} if self.verdict.outcome is Outcome.OK else {}
         return row | warnings | dict(self.axes)
-
-
-def _fault(verdict: Verdict) -> str | None:
-    """The origin of a failure: as its verdict has it, else by the outcome and the words of the reason."""
-    if not verdict.outcome.failed:
-        return None
-    if verdict.fault is not None:
-        return verdict.fault.value
-    if verdict.outcome in (Outcome.CLIENT_LIMITED, Outcome.DISTURBED):
-        return Fault.SURROUNDINGS.value
-    foreign = verdict.outcome is not Outcome.INVALID and is_outage(verdict.reason or "")
-    return (Fault.SURROUNDINGS if foreign else Fault.ENGINE).value
 
 
 def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
@@ -176,4 +171,4 @@ def _fields(part: type) -> dict[str, type]:
 def _plain(hint: Any) -> type:
     if isinstance(hint, types.UnionType):
         hint = next(type_ for type_ in typing.get_args(hint) if type_ is not types.NoneType)
-    return str if issubclass(hint, str) else hint  # an Outcome is written as text
+    return str if issubclass(hint, str | Exit) else hint  # an Outcome and an Exit are written as text

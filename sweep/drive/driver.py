@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from sweep.base.config import Halted
+from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked_here
-from sweep.base.records import Fault, Outcome
-from sweep.base.time_factor import scaled
+from sweep.base.records import Outcome
 from sweep.base.wording import count, duration_text
 from sweep.cluster import transfer
 from sweep.cluster.breaker import Breaker
@@ -24,6 +24,7 @@ from sweep.cluster.node_health import NodeHealth
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow, Misplaced
 from sweep.disk.run_files import RunPaths
+from sweep.drive import policy
 from sweep.drive.launch_state import Action, LaunchState, Stage, Trigger
 from sweep.drive.monitor.forecast import Forecast
 from sweep.drive.monitor.progress import Display, Usage
@@ -31,7 +32,6 @@ from sweep.drive.monitor.status import StatusWriter
 from sweep.drive.monitor.totals import TotalsWriter
 from sweep.drive.row_writer import RowWriter, TrialTracker
 from sweep.drive.stop_control import StopControl, StopLevel, job_end, user_deadline
-from sweep.node.deployment import LAUNCH_FAULTS, engine_failed, smaller_batches
 from sweep.node.events import (
     Completed,
     End,
@@ -53,12 +53,7 @@ from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan, Trial, hourly_price
 
-MAX_LOSSES = 20  # of nodes and workers, per launch
-FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation has worked in this run
-QUARANTINE_WAIT = scaled(240.0)  # s until a quarantined node gets what no other can run; longer than any backoff
-NODE_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.ENGINE_CRASHED, Outcome.HUNG)  # may be a node's
 METER_INTERVAL = 1.0  # s between two looks at what is in use
-RETRYABLE = tuple(outcome for outcome in Outcome if outcome.failed)
 
 
 class Executor(AbstractContextManager["Executor", None], Protocol):
@@ -230,7 +225,7 @@ class Driver:
         now, limit = time.monotonic(), self.plan.settings.cluster.wait_for_nodes
         kinds = {need.kind for need in self.packer.first_of_each_kind() if infeasible(need, healthy)}
         self.unschedulable_since = {kind: self.unschedulable_since.get(kind, now) for kind in kinds}
-        wait = min(limit, QUARANTINE_WAIT) if self.executor.has_nodes_besides(self.nodes.quarantined) else 0.0
+        wait = min(limit, policy.QUARANTINE_WAIT) if self.executor.has_nodes_besides(self.nodes.quarantined) else 0.0
         due = {kind for kind, since in self.unschedulable_since.items() if now - since >= wait}
         quarantined = {node.node_id: node for node in nodes if node.node_id in self.nodes.quarantined}
         for key, node_id in self.packer.start(list(quarantined.values()), due):
@@ -245,11 +240,6 @@ class Driver:
             state = self.states[need.key]
             reason = f"waited {limit / 60:.0f} min: {infeasible(need, nodes)}"
             self._carry_out(state, state.advance(Trigger.UNSCHEDULABLE), reason)
-
-    @property
-    def _patience(self) -> float:
-        patience = self.plan.settings.patience
-        return patience if self.breaker.worked else min(patience, FIRST_PATIENCE)
 
     def _submit(self, state: LaunchState, node_id: str) -> None:
         launch = replace(state.launch, trials=state.pending_trials)
@@ -269,7 +259,7 @@ class Driver:
             self.ledger.run,
             self.stop.deadline,
             self.expected.trials_of(launch) if self.stop.deadline else {},
-            self._patience,
+            policy.patience(self.plan.settings, self.breaker.worked),
         )
         self.display.update(launch.launch_key, launch.describe_launch(), "submitted")
         transfer.mark(work)
@@ -314,7 +304,7 @@ class Driver:
         self.forecast.finished(work.deployment, event.trial, row)
         outcome = Outcome(row["outcome"])
         state.finish(event.trial.trial_id, outcome)
-        if state.node and outcome in NODE_FAULTS:
+        if state.node and outcome in policy.NODE_FAULTS:
             self.nodes.record_failure(work.deployment.deployment_id, state.node)
         elif state.node and outcome is Outcome.OK:
             self.nodes.record_success(state.node)
@@ -341,7 +331,7 @@ class Driver:
             self._carry_out(state, action, f"waited {limit / 60:.0f} min: {end.reason}")
         else:
             self._log_loss(work, end)
-            limit = MAX_LOSSES if end.error is None else self.plan.settings.attempts
+            limit = policy.most_losses(end.error is not None, self.plan.settings)
             action = state.lost(end.error is not None, limit)
             self._carry_out(state, action, f"given up after {limit} failed attempts: {end.reason}")
 
@@ -368,20 +358,22 @@ class Driver:
         for node_id in self.nodes.quarantined:
             for deployment_id in self.nodes.failed_only_on(node_id):
                 for state in self.by_deployment[deployment_id]:
-                    reopened, action = state.reopen(NODE_FAULTS)
+                    reopened, action = state.reopen(lambda _, outcome: outcome in policy.NODE_FAULTS)
                     self.display.done -= reopened
                     self._carry_out(state, action)
 
     def _retry_at_the_tail(self) -> None:
         """Give failed trials another try when nothing else is left to start; on another node, where there is one."""
-        in_run = self.plan.settings.retry == "in_run"
-        if len(self.packer) or not in_run or self.stop.level is not StopLevel.NONE:
+        if len(self.packer) or self.stop.level is not StopLevel.NONE:
             return
-        final = {trial_id for trial_id in self.ledger.answers if self.ledger.final(trial_id)}
+
+        def retried(trial_id: str, outcome: Outcome) -> bool:
+            return policy.retried_at_the_tail(self.plan.settings, outcome, self.ledger.history(trial_id))
+
         for state in self.states.values():
             if state.stage is not Stage.DONE:
                 continue
-            reopened, action = state.reopen(RETRYABLE, final)
+            reopened, action = state.reopen(retried)
             if not reopened:
                 continue
             self.display.done -= reopened
@@ -393,31 +385,20 @@ class Driver:
     def _conclude(self, deployment_id: str) -> None:
         """Give trials of a deployment's pending launches their row where an earlier launch has shown their outcome."""
         states = self.by_deployment[deployment_id]
-        failed = self._hopeless(states)
+        rows = [self.ledger.rows[trial_id] for state in states for trial_id in state.outcomes.keys() - state.reopened]
+        failed = policy.hopeless(rows, self.plan.settings.attempts)
+        out_of_memory = [trial for state in states for trial in state.launch.trials if state.ran_out_of_memory(trial)]
         for state in states:
             if state.stage is not Stage.PENDING:
                 continue
-            for trial in state.pending_trials:
-                if failed is not None:
+            if failed is not None:
+                for trial in state.pending_trials:
                     self._record_one(state, trial, failed["attempt"], failed)
-                elif smaller := _out_of_memory(trial, states):
-                    reason = f"{smaller.load.describe()} already ran out of memory"
-                    self._record_one(state, trial, "0", {"outcome": Outcome.CENSORED, "reason": reason})
+            for trial, reason in policy.censored(state.pending_trials, out_of_memory):
+                self._record_one(state, trial, "0", {"outcome": Outcome.CENSORED, "reason": reason})
             if not state.pending_trials:
                 self.packer.drop([self.packer.needs[state.launch.launch_key]])
                 state.advance(Trigger.COMPLETE)
-
-    def _hopeless(self, states: Sequence[LaunchState]) -> LedgerRow | None:
-        """Return the row that shows that no launch of a deployment will do better; None if one might.
-
-        None of its trials is good, and an engine could not be launched, or `settings.attempts` of them failed.
-        """
-        rows = [self.ledger.rows[trial_id] for state in states for trial_id in state.outcomes.keys() - state.reopened]
-        if any(row["outcome"] == Outcome.OK for row in rows):
-            return None
-        failed = [row for row in rows if engine_failed(row)]
-        not_launched = (row for row in failed if row["outcome"] in LAUNCH_FAULTS)
-        return next(not_launched, failed[-1] if len(failed) >= self.plan.settings.attempts else None)
 
     # Actions ---------------------------------------------------------------------------------------------------------
 
@@ -428,24 +409,24 @@ class Driver:
             case Action.REQUEUE:
                 self.packer.requeue(state.launch.launch_key, avoid)
             case Action.RECORD_INVALID:
-                self._record(state, state.attempt, Outcome.INVALID, reason)
+                self._record(state, state.attempt, Outcome.INVALID, reason, Cause.LOST)
             case Action.RECORD_LAUNCH_FAILED:
-                self._record(state, state.attempt, Outcome.LAUNCH_FAILED, reason)
+                self._record(state, state.attempt, Outcome.LAUNCH_FAILED, reason, Cause.OUTAGE)
             case Action.RECORD_UNAVAILABLE:
                 self._keep_failed_rows(state)
-                self._record(state, "0", Outcome.UNAVAILABLE, reason)
+                self._record(state, "0", Outcome.UNAVAILABLE, reason, Cause.NO_NODE)
 
     def _keep_failed_rows(self, state: LaunchState) -> None:
         """A failure that a trial had before says more than `unavailable`, and has a log."""
         for trial in state.pending_trials:
             row = self.ledger.rows.get(trial.trial_id)
-            if row and Outcome(row["outcome"]).failed:
+            if row and row["outcome"] in policy.FAILED:
                 state.finish(trial.trial_id, Outcome(row["outcome"]))
                 self.display.done += 1
 
-    def _record(self, state: LaunchState, attempt: str, outcome: Outcome, reason: str | None) -> None:
+    def _record(self, state: LaunchState, attempt: str, outcome: Outcome, reason: str | None, cause: Cause) -> None:
         """Give the pending trials a row each, unmeasured: no engine has answered anything."""
-        verdict = {"outcome": outcome, "reason": reason, "fault": Fault.SURROUNDINGS}
+        verdict = {"outcome": outcome, "reason": reason, "exit": Exit(cause).stored()}
         for trial in state.pending_trials:
             self._record_one(state, trial, attempt, verdict)
 
@@ -459,9 +440,3 @@ def _masked(event: Event | End) -> Event | End:
     """Return an event without the secrets that its texts may quote: errors name URLs."""
     parts: Iterator[Any] = (masked_here(part) if isinstance(part, str) else part for part in event)
     return type(event)(*parts)
-
-
-def _out_of_memory(trial: Trial, states: Sequence[LaunchState]) -> Trial | None:
-    """Return a trial of the same workload in smaller batches that ran out of memory in one of these launches."""
-    trials = (trial for state in states for trial in state.launch.trials if state.ran_out_of_memory(trial))
-    return next((other for other in trials if smaller_batches(other, trial)), None)

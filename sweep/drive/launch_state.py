@@ -4,11 +4,12 @@ TRANSITIONS says it all: a stage and a trigger give the next stage and the actio
 here knows of executors, clocks or files: the driver supplies the time and the limits.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from sweep.base.records import Outcome
+from sweep.drive.policy import FAILED
 from sweep.node.events import Placed
 from sweep.plan.plan import Deployment, Trial
 
@@ -127,7 +128,7 @@ class LaunchState:
     def finish(self, trial_id: str, outcome: Outcome) -> None:
         """Note a trial's row."""
         self.outcomes[trial_id] = outcome
-        if outcome.failed and self.node is not None:
+        if outcome in FAILED and self.node is not None:
             self.failed_on.add(self.node.node_id)
         self.reopened.discard(trial_id)
 
@@ -164,12 +165,14 @@ class LaunchState:
             self.not_started_since = now
         return self.advance(Trigger.RETRY if now - self.not_started_since <= patience else Trigger.UNSCHEDULABLE)
 
-    def reopen(self, retryable: Container[Outcome], final: Container[str] = ()) -> tuple[int, Action]:
-        """Retry trials with these outcomes, each once, without the `final`; return their number and the action."""
+    def reopen(self, retried: Callable[[str, Outcome], bool]) -> tuple[int, Action]:
+        """Retry the trials of which that holds (id, outcome), each once; return their number and the action."""
         if self.stage.active:
             return 0, Action.NOTHING
-        failed = {trial_id for trial_id, outcome in self.outcomes.items() if outcome in retryable} - self.retried
-        failed -= {trial_id for trial_id in failed if trial_id in final}
+        ended = self.outcomes.items()
+        failed = {
+            trial_id for trial_id, outcome in ended if trial_id not in self.retried and retried(trial_id, outcome)
+        }
         if not failed:
             return 0, Action.NOTHING
         self.reopened |= failed

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from backends.prepare.retry import FAULTS, patiently
 from sweep.base.config import ConfigError, Halted, Settings
+from sweep.base.exits import Outage
 from sweep.base.masking import masked_message, secret_values
-from sweep.base.outage import Outage, is_outage
-from sweep.drive.driver import FIRST_PATIENCE
+from sweep.drive import policy
 from sweep.inputs.hub import forget_outages
 
 Planning = TypeVar("Planning")
@@ -18,7 +18,7 @@ Planning = TypeVar("Planning")
 def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings]) -> Planning:
     """Return what `plan` makes, with new tries after an outage for as long as the run's `settings` have patience.
 
-    Nothing has worked in this run yet, so that is FIRST_PATIENCE at most.
+    Nothing has worked in this run yet, so that is two minutes at most.
 
     Raises:
         ConfigError: at once in a dry run, which is not issued again.
@@ -27,7 +27,7 @@ def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings
     try:
         return plan()
     except FAULTS as error:
-        if isinstance(error, ConfigError) or not is_outage(error):
+        if not policy.is_waited_for(error):
             raise
         if settings().dry_run:
             raise ConfigError(str(error)) from None
@@ -40,7 +40,7 @@ def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings
         return plan()
 
     try:
-        return patiently(try_again, min(settings().patience, FIRST_PATIENCE), _print_outage)
+        return patiently(try_again, policy.patience(settings(), worked=False), _print_outage)
     except Outage as error:
         raise Halted(f"planning: {error}; run the same command again to continue") from error
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from sweep.base import provenance
 from sweep.base.config import content_hash
-from sweep.base.records import UNMEASURED, Fault, Outcome, Sample
+from sweep.base.exits import Exit
+from sweep.base.records import UNMEASURED, Outcome, Sample
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
@@ -70,10 +71,10 @@ class RowWriter:
         self.display.finished(row, f"{deployment.describe()} {trial.describe()}", deployment.describe())
 
     def commit_unmeasured(self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
-        """Commit the row of a trial that will not run; `verdict` has its outcome, and its reason, fault and driver."""
+        """Commit the row of a trial that will not run; `verdict` has its outcome, and its reason, exit and driver."""
         work = Work(deployment, self.plan.settings, str(self.paths.out), attempt, tuple(self.plan.axes))
-        outcome, fault = Outcome(verdict["outcome"]), verdict.get("fault")
-        row = unmeasured_row(work, trial, outcome, verdict.get("reason"), fault=Fault(fault) if fault else None)
+        outcome, exit = Outcome(verdict["outcome"]), verdict.get("exit")
+        row = unmeasured_row(work, trial, outcome, verdict.get("reason"), exit=Exit.restored(exit) if exit else None)
         self.commit(deployment, trial, row | {"driver": verdict.get("driver")})
 
     def _telemetry(self, row: LedgerRow) -> list[Sample]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Host, Platform
 from backends.prepare import environments, locks
 from sweep.base.config import ConfigError, Settings, cache_directory
+from sweep.base.exits import Outage
 from sweep.base.options import ConfigPath
-from sweep.base.outage import Outage, is_outage
 from sweep.disk import object_store
 from sweep.disk.run_files import RunPaths, write_whole
+from sweep.drive import policy
 from sweep.plan.plan import Plan
 
 DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's own programs; ValueError: nodes differ
@@ -93,7 +94,7 @@ class RunEnvironments:
         try:
             return locks.resolve_lock(spec, self.cache, print)
         except environments.EnvironmentFailed as error:
-            if is_outage(str(error)):
+            if policy.is_waited_for(error):
                 raise Outage(str(error)) from None
             if self.settings.relock:
                 raise ConfigError(f"relock=true: {error}") from None

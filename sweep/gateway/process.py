@@ -14,7 +14,8 @@ from backends.base import Backend, Launch
 from backends.declarations import Traits
 from backends.launch import server
 from sweep.base.config import import_path
-from sweep.base.records import Fault, Outcome
+from sweep.base.exits import Cause, Exit, Failed
+from sweep.base.records import Outcome
 from sweep.gateway.settings import RESET_HEADER, RESET_VARIABLE, Gateway
 
 DECISIONS = "decisions.jsonl"  # in the gateway's folder
@@ -44,7 +45,7 @@ class GatewayProcess(Backend):
         return {"PYTHONPATH": import_path(), RESET_VARIABLE: self.reset_key, **super().environment(launch)}
 
 
-class GatewaySilent(Exception):
+class GatewaySilent(Failed):
     """A gateway does not answer its own deployment."""
 
 
@@ -73,7 +74,9 @@ class RunningGateway:
             url = f"{self.url}/gateway/reset"
             httpx.post(url, headers=self._headers, timeout=GATEWAY_TIMEOUT, trust_env=False).raise_for_status()
         except httpx.HTTPError as error:
-            raise GatewaySilent(f"the gateway's cache was not emptied before the trial: {error}") from None
+            raise GatewaySilent(
+                f"the gateway's cache was not emptied before the trial: {error}", Exit(Cause.GATEWAY)
+            ) from None
         self._begin = self._log.stat().st_size if self._log.exists() else 0
 
     def report(self) -> GatewayReport:
@@ -113,7 +116,7 @@ def running_gateway(
     tokenizer = None if settings.clip.input_tokens is None else tokenizer_folder()
     if settings.clip.input_tokens is not None and tokenizer is None:
         reason = "gateway.clip.input_tokens: the model's tokenizer is not known; set model.tokenizer"
-        raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, fault=Fault.SURROUNDINGS)
+        raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, Exit(Cause.NO_TOKENIZER))
     # Not the engine's own launch with changes: that may be in a container, which has no gateway in it.
     engine_launch = engines[0].launch
     launch = Launch(

@@ -27,8 +27,9 @@ from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this vers
 
 from backends.base import Progress
 from sweep.base.config import first_line
-from sweep.base.outage import Outage
+from sweep.base.exits import Outage
 from sweep.base.whole_file import write_whole
+from sweep.drive import policy
 
 RepoType = Literal["model", "dataset"]
 KEYS: dict[RepoType, tuple[str, str]] = {
@@ -43,8 +44,6 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
 RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between retries of a hub that does not answer, once for all repositories
-SERVER_ERROR = 500  # and more: no answer to the question
-TRY_LATER = (408, 429)  # time-out, too many requests: no answer either
 PROGRESS_INTERVAL = 5.0  # s
 
 
@@ -124,8 +123,7 @@ def _hub_cache(cache_dir: Path) -> Path:
 
 def _is_answer(error: Exception) -> bool:
     """Return whether an error is the hub's answer, and not that it could not be reached or had an error itself."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else SERVER_ERROR
-    return status < SERVER_ERROR and status not in TRY_LATER
+    return isinstance(error, HfHubHTTPError) and not policy.no_answer(error.response.status_code)
 
 
 def _refused(repo: str, revision: str, error: Exception, kind: RepoType) -> ValueError:

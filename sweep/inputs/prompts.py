@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from tokenizers import Tokenizer
 
 from sweep.base.config import first_line
-from sweep.base.outage import Outage
+from sweep.base.exits import Outage
 from sweep.inputs import hub
 from sweep.inputs.rows import FileRow, read_rows
 from sweep.inputs.workload import (

@@ -30,10 +30,12 @@ from backends.launch.server import Engine
 from backends.launch.this_host import host
 from backends.prepare import environments, locks
 from backends.prepare.build_once import build_once
+from backends.prepare.programs import printed
 from sweep.base.config import ROOT, content_hash, first_line
-from sweep.base.outage import Outage, is_outage
+from sweep.base.exits import Failed, Outage
 from sweep.base.whole_file import write_whole
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
+from sweep.drive import policy
 from sweep.inputs.workload import DATA
 from sweep.node import answers
 from sweep.node.work import Work
@@ -66,6 +68,10 @@ class Reference:
     made_by: str  # "transformers 5.19.0 float32"
 
 
+class ReferenceFailed(Failed, ValueError):
+    """transformers cannot answer, for the reason that it printed."""
+
+
 def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
     """Return the tokens that the model of a deployment should give, or in a few words why they are not known.
 
@@ -95,7 +101,7 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
         build_once(path, compute, f"answers of {model.name} by transformers", progress)
         return Reference(**json.loads(path.read_text()))
     except (environments.EnvironmentFailed, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
-        if is_outage(error):
+        if policy.is_waited_for(error):
             raise Outage(str(error)) from error
         return f"none: {type(error).__name__}: {first_line(error)}"
 
@@ -147,7 +153,8 @@ def _compute(
     with task.program([python, "-m", "backends.host.reference_tokens"], _reference_environ(launch), **pipes) as process:
         answer, errors = process.communicate(json.dumps(job), timeout=REFERENCE_TIMEOUT)
     if process.returncode != 0:
-        raise ValueError((errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
+        last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise ReferenceFailed(last, printed(last))
     return {"prompts": job["prompts"], "texts": job["texts"], **json.loads(answer.strip().splitlines()[-1])}
 
 

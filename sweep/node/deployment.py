@@ -9,7 +9,6 @@ import functools
 import math
 import os
 import queue
-import re
 import secrets
 import signal
 import socket
@@ -35,9 +34,10 @@ from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
 from backends.prepare.retry import patiently
 from sweep.base.config import Hardware, first_line
-from sweep.base.outage import DISK_FULL, Outage
-from sweep.base.records import Fault, Outcome
+from sweep.base.exits import Cause, Exit, Outage, exit_of
+from sweep.base.records import Outcome
 from sweep.client.measurement import ClientDied
+from sweep.drive import policy
 from sweep.gateway.process import GatewaySilent, running_gateway
 from sweep.node import agreement
 from sweep.node.cold_start import measure_cold_start
@@ -51,12 +51,9 @@ from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 
-KILLED = "killed by signal"  # in an engine's exit_reason
 RESET_ATTEMPTS = 5  # a finished request's memory may be freed a moment after its last token
 RESET_PAUSE = 0.2  # s between them
 LAUNCH_ID = 12  # characters
-LAUNCH_FAULTS = (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.OOM_LOAD)
-ENGINE_FAULTS = (*LAUNCH_FAULTS, Outcome.ENGINE_CRASHED, Outcome.HUNG)
 
 
 class DiskFull(Exception):
@@ -65,6 +62,8 @@ class DiskFull(Exception):
 
 class Contradiction(Exception):
     """This node differs from the plan: its results would stand under a wrong id."""
+
+    exit = Exit(Cause.CONTRADICTION)
 
 
 def stream_deployment(
@@ -91,7 +90,7 @@ def stream_deployment(
             events.put(None)
         except OSError as error:
             place = error.filename or "a disk of this node"
-            full = DiskFull(f"{os.strerror(error.errno or 0)}: {place}") if error.errno in DISK_FULL else None
+            full = DiskFull(f"{os.strerror(error.errno or 0)}: {place}") if error.errno in policy.DISK_FULL else None
             events.put(full or error)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             events.put(error)
@@ -135,13 +134,12 @@ def run_deployment(
         emit(Unprepared(str(error)))
         return
     except (Contradiction, environments.EnvironmentFailed, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        if isinstance(error, OSError) and error.errno in policy.DISK_FULL:
             raise
         outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
         if isinstance(error, environments.OptionalPartFailed):
             outcome = Outcome.UNAVAILABLE
-        fault = Fault.SURROUNDINGS if isinstance(error, Contradiction) else Fault.ENGINE
-        _end_all(work, pending.trials, Failure(outcome, str(error), fault=fault), emit)
+        _end_all(work, pending.trials, Failure(outcome, str(error), exit_of(error)), emit)
         return
     if node is None:
         return
@@ -157,8 +155,7 @@ def run_deployment(
             failures.clear()
         if failure is not None:
             failures.append(failure)
-            exhausted = len(failures) >= work.settings.attempts
-            if failure.outcome is Outcome.OOM_LOAD or exhausted or _same_launch_failure(failures):
+            if not policy.launches_again(failures, work.settings.attempts):
                 _end_all(work, pending.trials, failure, emit)
 
 
@@ -225,16 +222,9 @@ class Failure(NamedTuple):
 
     outcome: Outcome
     reason: str
+    exit: Exit
     log_tail: str | None = None
-    at_launch: bool = False
     good: bool = False  # trials succeeded before
-    fault: Fault | None = None  # None: as the reason's words say
-
-
-def _same_launch_failure(failures: list[Failure]) -> bool:
-    """Return whether the last two launches failed for the same reason: a third would too. A killed one gives none."""
-    last = [(f.outcome, re.sub(r"\d+", "", f.reason)) for f in failures[-2:] if f.at_launch and KILLED not in f.reason]
-    return len(last) == 2 and last[0] == last[1]
 
 
 class _Pending:
@@ -270,7 +260,7 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             with running_gateway(*front) as gateway:
                 return _run_trials(work, RunningEngine(node, engines, facts, launch, gateway), pending, emit)
     except server.LaunchError as error:
-        return Failure(error.outcome, error.reason, error.log_tail, at_launch=True, fault=error.fault)
+        return Failure(error.outcome, error.reason, error.exit, error.log_tail)
 
 
 def _wait_for_gpu_memory(node: PreparedNode, emit: Emit) -> None:
@@ -413,7 +403,7 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
         pending.trials.remove(trial)
         emit(Finished(trial, row))
         if row["outcome"] == Outcome.OOM_RUN:
-            _censor_larger(work, trial, pending.trials, emit)
+            _censor(work, trial, pending.trials, emit)
         elif failure := _failure(row, good):
             return failure
         if not running.alive():
@@ -447,26 +437,17 @@ def _measure(
                 salt=salt,
             )
         except (ClientDied, GatewaySilent) as error:
-            reason = str(error)
+            reason, exit = str(error), exit_of(error)
     facts = engine_facts(running, caches)
-    return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=facts, fault=Fault.SURROUNDINGS)
+    return unmeasured_row(work, trial, Outcome.INVALID, reason, engine=facts, exit=exit)
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
     """Return the engine's failure that a trial's row shows: it died, or it hung, or it answered no request."""
     reason = f"the engine failed repeatedly, most recently: {row['reason']}"
-    fault = Fault(row["fault"]) if row.get("fault") else None
-    return (
-        Failure(Outcome(row["outcome"]), reason, row.get("log_tail"), False, good, fault)
-        if engine_failed(row)
-        else None
-    )
-
-
-def engine_failed(row: Mapping[str, Any]) -> bool:
-    """Return whether a trial's row shows that its engine failed, at launch or later, or that it answered nothing."""
-    answered_none = row["outcome"] == Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
-    return row["outcome"] in ENGINE_FAULTS or answered_none
+    exit = Exit.restored(row["exit"]) if row.get("exit") else Exit()
+    failure = Failure(Outcome(row["outcome"]), reason, exit, row.get("log_tail"), good)
+    return failure if policy.engine_failed(row) else None
 
 
 def _reset_caches(engines: Sequence[server.Engine], emit: Emit) -> bool | None:
@@ -511,18 +492,11 @@ def _reset(url: str) -> str | None:
     return problem
 
 
-def _censor_larger(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
-    """End the larger batches of a workload after one ran out of memory: they would too."""
-    for other in [other for other in pending if smaller_batches(trial, other)]:
+def _censor(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
+    """End the trials that would run out of memory too, after one that did."""
+    for other, reason in policy.censored(list(pending), [trial]):
         pending.remove(other)
-        reason = f"{trial.load.describe()} already ran out of memory"
         emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
-
-
-def smaller_batches(trial: Trial, other: Trial) -> bool:
-    """Return whether a trial has smaller batches of the same workload than the other."""
-    size, other_size = trial.load.size, other.load.size
-    return bool(size and other_size and size < other_size and trial.workload == other.workload)
 
 
 def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
@@ -538,7 +512,7 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
         problems = (problem(group, id(getattr(trial, group))) for group in trial.content)
         if reason := next(filter(None, problems), None):
             pending.remove(trial)
-            row = unmeasured_row(work, trial, Outcome.INVALID, reason, fault=Fault.SURROUNDINGS)
+            row = unmeasured_row(work, trial, Outcome.INVALID, reason, exit=Exit(Cause.CONTRADICTION))
             emit(Finished(trial, row))
 
 
@@ -546,5 +520,5 @@ def _end_all(work: Work, trials: deque[Trial], failure: Failure, emit: Emit) -> 
     """Give all these trials the same row: the engine's failure is data."""
     while trials:
         trial = trials.popleft()
-        row = unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail, fault=failure.fault)
+        row = unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail, exit=failure.exit)
         emit(Finished(trial, row))

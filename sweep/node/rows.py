@@ -10,7 +10,8 @@ from backends.launch.gpus import driver, find_gpu
 from backends.prepare import locks
 from sweep.base import provenance
 from sweep.base.config import NAMED_GROUPS, Settings
-from sweep.base.records import PROTOCOL_VERSION, Fault, Outcome, Records
+from sweep.base.exits import Exit
+from sweep.base.records import PROTOCOL_VERSION, Outcome, Records
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Identity, TrialRow, Verdict, percentiles_of, percentiles_text
 from sweep.disk.run_files import RunPaths
@@ -71,10 +72,10 @@ def unmeasured_row(
     reason: str | None,
     log_tail: str | None = None,
     engine: EngineFacts | None = None,
-    fault: Fault | None = None,
+    exit: Exit | None = None,
 ) -> dict[str, Any]:
     """The row of a trial that ended before it was measured."""
-    verdict = Verdict(outcome=outcome, reason=reason, fault=fault, log_tail=log_tail, ended_at=provenance.now())
+    verdict = Verdict(outcome=outcome, reason=reason, exit=exit, log_tail=log_tail, ended_at=provenance.now())
     axes = coordinates(trial, work.axes)
     row = TrialRow(identity=identity(work, trial), verdict=verdict, axes=axes, engine=engine).flat()
     return {"driver": driver()} | row

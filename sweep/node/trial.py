@@ -16,6 +16,7 @@ from typing import Any
 from backends.base import Backend
 from backends.launch.server import Engine
 from sweep.base import provenance
+from sweep.base.exits import Cause, Exit, exit_of
 from sweep.base.records import Outcome, Request, Sample, TrialProgress
 from sweep.client import measurement, wire
 from sweep.disk import run_files
@@ -66,15 +67,15 @@ def run_trial(
     facts = engine_facts(running, caches_reset, salt)
     row = _cancelled(work, running, trial, facts, inputs)
     if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
-        return _unmeasured(row, Outcome.INVALID, below)
+        return _unmeasured(row, Outcome.INVALID, below, Exit(Cause.BELOW_GATE))
     try:
         prompts = _build_requests(work, trial, salt or "")
     except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
-        return _unmeasured(row, Outcome.INVALID, str(error))
+        return _unmeasured(row, Outcome.INVALID, str(error), Exit(Cause.PROMPTS, words=exit_of(error).cause))
     if not trial.workload.unique_header:
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     if reason := _not_quiet(work, running, stop, notify):
-        return _unmeasured(row, Outcome.DISTURBED, reason)
+        return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
     foreign = _foreign(work, running)  # from now on: who was waited for is not named beside this trial
     sampler = Sampler(_sources(running, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
@@ -113,9 +114,9 @@ def _cancelled(
     )
 
 
-def _unmeasured(row: TrialRow, outcome: Outcome, reason: str) -> dict[str, Any]:
+def _unmeasured(row: TrialRow, outcome: Outcome, reason: str, exit: Exit) -> dict[str, Any]:
     """The row of a trial that is not measured, for this reason."""
-    return replace(row, verdict=Verdict(outcome=outcome, reason=reason, ended_at=provenance.now())).flat()
+    return replace(row, verdict=Verdict(outcome=outcome, reason=reason, exit=exit, ended_at=provenance.now())).flat()
 
 
 def _write(

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sweep.base.config import Settings
-from sweep.base.records import Fault, Outcome, Records
+from sweep.base.exits import Cause, Exit
+from sweep.base.records import Outcome, Records
 from sweep.client.measurement import STALLED, ClientReport, Measurement
 from sweep.disk.row import Verdict
 from sweep.node.work import RunningEngine, Work
@@ -29,6 +30,7 @@ LENGTH_TOLERANCE = 0.1  # by which the mean of the answers may differ from the t
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
 BURST = 0.01  # s within which requests count as due at the same time
 EXIT_WITHIN = 5.0  # s after a trial within which an engine that serves no more has to exit
+SERVERS_OWN = ("status", "engine")  # kinds of errors whose detail the server says
 NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # beginnings of the errors that a dying engine leaves
 
 
@@ -37,39 +39,41 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
 
     `logged` is how far each engine's log went before the trial: what it said of memory earlier is no part of this one.
     """
-    outcome, reason = outcome_of(result.records, max_failed=work.settings.max_failed)
-    if outcome is not Outcome.OK and _lacks_service(result.records):
+    requests = judge_requests(result.records, max_failed=work.settings.max_failed)
+    if requests.outcome is not Outcome.OK and _lacks_service(result.records):
         _await_exit(running)
     gateway, dead = running.gateway, running.dead()
     log = (dead or running.engine).log_tail()
     if gateway is not None and not gateway.alive():
-        died = f"the gateway died: {gateway.process.exit_reason()}"
-        return Verdict(outcome=Outcome.ENGINE_CRASHED, reason=died, log_tail=gateway.process.log_tail())
+        front = gateway.process
+        died = f"the gateway died: {front.exit_reason()}"
+        return Verdict(outcome=Outcome.ENGINE_CRASHED, reason=died, exit=front.exit(), log_tail=front.log_tail())
     if dead is not None:
         crashed = Outcome.OOM_RUN if dead.ran_out_of_memory(logged[dead.log]) else Outcome.ENGINE_CRASHED
-        return Verdict(outcome=crashed, reason=dead.exit_reason(), log_tail=log)
+        return Verdict(outcome=crashed, reason=dead.exit_reason(), exit=dead.exit(), log_tail=log)
     if over_time := _over_time(result.report.stopped, work.settings):
-        return Verdict(outcome=Outcome.HUNG, reason=over_time, log_tail=log)
+        cause = Cause.STALLED if result.report.stopped == STALLED else Cause.TRIAL_TIMEOUT
+        return Verdict(outcome=Outcome.HUNG, reason=over_time, exit=Exit(cause), log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
         # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
         stopped = result.report.stopped
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
         unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
-        return Verdict(outcome=partial, reason=unsent, log_tail=log)
-    if outcome is not Outcome.OK:
+        return Verdict(outcome=partial, reason=unsent, exit=Exit(Cause.UNSENT), log_tail=log)
+    if requests.outcome is not Outcome.OK:
         if running.ran_out_of_memory(logged):
             outcome = Outcome.OOM_RUN
-        elif only_timeouts(result.records):
-            outcome = Outcome.HUNG
-        fault = Fault.ENGINE if work.deployment.backend.launches else Fault.SURROUNDINGS  # an endpoint's network too
-        return Verdict(outcome=outcome, reason=reason, fault=fault, log_tail=log)
+        else:
+            outcome = Outcome.HUNG if only_timeouts(result.records) else Outcome.INVALID
+        exit = requests.exit if work.deployment.backend.launches else Exit(Cause.ENDPOINT)
+        return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
     if has_fixed_length(work, trial) and (reason := other_length(result.records)):
-        return Verdict(outcome=Outcome.INVALID, reason=reason)
+        return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
         stepped = f"the host's clock was set ({steps} times): timestamps of the second before may be off by as much"
-        return Verdict(outcome=Outcome.INVALID, reason=stepped, fault=Fault.SURROUNDINGS)
+        return Verdict(outcome=Outcome.INVALID, reason=stepped, exit=Exit(Cause.CLOCK))
     if reason := limited(result.report, result.records):
         return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
     return Verdict(outcome=Outcome.OK)
@@ -105,7 +109,7 @@ def has_fixed_length(work: Work, trial: Trial) -> bool:
     return bool(work.deployment.backend.ignores_eos and trial.workload.ignore_eos and not clipped)
 
 
-def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, str | None]:
+def judge_requests(records: Records, *, max_failed: float = 0.05) -> Verdict:
     """The verdict on a trial's requests, with its reason: `invalid` if too many failed, none brought a token, or time
     ran backwards.
 
@@ -116,19 +120,26 @@ def outcome_of(records: Records, *, max_failed: float = 0.05) -> tuple[Outcome, 
     failed = Counter(error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     count = failed.total()
     if total == 0:
-        return Outcome.INVALID, "no measured request was sent"
+        return _invalid("no measured request was sent", Exit(Cause.NONE_SENT))
     if count == total:
-        return Outcome.INVALID, f"none of {total} requests completed; {_commonest(failed)}"
+        commonest, words = _commonest(failed)
+        return _invalid(f"none of {total} requests completed; {commonest}", Exit(Cause.NONE_COMPLETED, words=words))
     if count / total > max_failed:
-        return Outcome.INVALID, (
-            f"{count} of {total} requests failed ({count / total:.1%}; allowed {max_failed:.1%}); {_commonest(failed)}"
-        )
+        commonest, words = _commonest(failed)
+        share = f"{count / total:.1%}; allowed {max_failed:.1%}"
+        reason = f"{count} of {total} requests failed ({share}); {commonest}"
+        return _invalid(reason, Exit(Cause.MANY_FAILED, words=words))
     if np.all(np.isnan(service_ttft(records)[mask & succeeded(records)])):
-        return Outcome.INVALID, f"none of {total} requests returned a token"
+        return _invalid(f"none of {total} requests returned a token", Exit(Cause.NO_TOKEN))
     step = step_back(records, mask)
     if step > STEP_BACK:
-        return Outcome.INVALID, f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
-    return Outcome.OK, None
+        reason = f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
+        return _invalid(reason, Exit(Cause.STAMPS))
+    return Verdict(outcome=Outcome.OK)
+
+
+def _invalid(reason: str, exit: Exit) -> Verdict:
+    return Verdict(outcome=Outcome.INVALID, reason=reason, exit=exit)
 
 
 def other_length(records: Records) -> str | None:
@@ -158,14 +169,17 @@ def step_back(records: Records, mask: Mask) -> float:
     return float(max(back, default=0)) / 1e6
 
 
-def _commonest(errors: Counter[str]) -> str:
-    """The kind of error that came most often ("kind: detail" in a Record), with one example of it."""
+def _commonest(errors: Counter[str]) -> tuple[str, str]:
+    """The kind of error that came most often ("kind: detail" in a Record) with one example of it, and what the server
+    said in that.
+    """
     kinds: Counter[str] = Counter()
     for error, count in errors.items():
         kinds[error.partition(":")[0]] += count
     kind, count = kinds.most_common(1)[0]
     example = next(error for error, _ in errors.most_common() if error.partition(":")[0] == kind)
-    return f"most common: {kind}, {count} times, e.g. {example!r}"
+    words = example if kind in SERVERS_OWN else kind
+    return f"most common: {kind}, {count} times, e.g. {example!r}", words
 
 
 def only_timeouts(records: Records) -> bool:

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Transformer
 from hydra.errors import HydraException
 
-from sweep.base.config import POINT_GROUPS, ConfigError, shortened
+from sweep.base.config import POINT_GROUPS, ConfigError, first_line, shortened
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
@@ -85,6 +85,8 @@ def _parse_override(argument: str) -> Override:
     typed = shortened(argument)
     try:
         override = OverridesParser.create().parse_overrides([argument])[0]
+    except ValueError as error:  # of a number with thousands of digits
+        raise ConfigError(f"{typed}: {first_line(error)}") from None
     except HydraException:
         if argument.startswith("-"):
             raise ConfigError(f"{typed}: no such option; allowed are --help and key=value (dry_run=true)") from None

@@ -6,6 +6,7 @@ seconds. Validation of what comes out is in `config` and `planning`.
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,8 @@ from sweep.base.config import (
     shortened,
     validate,
 )
+from sweep.base.exits import Outage
 from sweep.base.options import PRIMARY, ConfigPath
-from sweep.base.outage import Outage
 from sweep.inputs.hub import REPOSITORY
 from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
@@ -206,7 +207,7 @@ def _by_address(model: Mapping[str, Any], options: ConfigPath) -> dict[str, Any]
     """The model that an engine loads by this name: a folder, or a repository of the hub; else the name as it is."""
     name = str(model["name"])
     settings = {key: value for key, value in model.items() if key not in ("_target_", "name")}
-    if name.startswith(("/", "./", "../", "~/")) or Path(name).is_dir():
+    if name.startswith(("/", "./", "../", "~/")) or os.path.isdir(name):
         folder = Path(name).expanduser()
         return {**options.load("model", "path"), "name": folder.resolve().name, "path": name, **settings}
     if REPOSITORY.fullmatch(name):

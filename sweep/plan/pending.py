@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sweep.base.config import ConfigError, Settings
+from sweep.base.exits import Outage
 from sweep.base.labels import dotted
-from sweep.base.outage import Outage
 from sweep.base.records import LOAD_COLUMNS
 from sweep.disk.ledger import Ledger, LedgerRow
+from sweep.drive.policy import needs_run
 from sweep.inputs.hub import COMMIT, resolve_outage
 from sweep.plan.estimate import UNKNOWN_LAUNCH, Assumed, History, RunEstimate, estimate_run
 from sweep.plan.packing import Node
@@ -83,12 +84,9 @@ def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None
         ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
     """
     _check_commits(plan, ledger)
-    settings, final = plan.settings, final_failures(plan, ledger)
 
     def pending(trial: Trial) -> bool:
-        if settings.retry_failed and trial.trial_id in final:
-            return True
-        return not ledger.done(trial.trial_id, settings.retry != "none", drivers)
+        return needs_run(ledger.valid_row(trial.trial_id), ledger.history(trial.trial_id), plan.settings, drivers)
 
     launches = [replace(launch, trials=list(filter(pending, launch.trials))) for launch in plan.launches]
     return [launch for launch in launches if launch.trials]
@@ -96,7 +94,7 @@ def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None
 
 def final_failures(plan: Plan, ledger: Ledger) -> set[str]:
     """Return the trials of a plan whose engine failed twice in the same words."""
-    return {trial.trial_id for trial in plan.trials if ledger.final(trial.trial_id)}
+    return {trial.trial_id for trial in plan.trials if ledger.history(trial.trial_id).final}
 
 
 def _check_commits(plan: Plan, ledger: Ledger) -> None:

@@ -16,9 +16,9 @@ from backends.base import AMPERE, Backend, EnvironmentSpec
 from backends.prepare.fit import older
 from backends.tables import check
 from sweep.base.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
+from sweep.base.exits import Outage
 from sweep.base.labels import labels
 from sweep.base.options import ConfigPath
-from sweep.base.outage import Outage
 from sweep.base.records import PROTOCOL_VERSION
 from sweep.gateway.settings import Gateway
 from sweep.inputs.draft import draft_model

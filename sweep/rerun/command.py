@@ -13,7 +13,7 @@ from analysis.compare.reproduction import FigureChange, Reproduction, figure_cha
 from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
-from sweep.cli.run import Planned, execute_plan
+from sweep.cli.run import Planned, execute_plan, traced
 from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
 from sweep.drive.planning_outages import plan_patiently
@@ -84,10 +84,11 @@ def run_again(
         Halted: for an outage that lasts.
     """
     options = ConfigPath.of_user(config_dirs)
-    planned = plan_patiently(
-        lambda: plan_again(capsules, overrides, out, options),
-        lambda: _settings_today(capsules, overrides, out, options),
-    )
+    with traced(["rerun", *command]):
+        planned = plan_patiently(
+            lambda: plan_again(capsules, overrides, out, options),
+            lambda: _settings_today(capsules, overrides, out, options),
+        )
     status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
     if status not in (0, 1) or planned.plan.settings.dry_run:
         return status

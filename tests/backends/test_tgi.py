@@ -156,7 +156,7 @@ def test_overload_is_an_error_in_a_stream_of_status_200(native, tmp_path, api):
     refused = [error for error in found.error if error]
     assert len(refused) == 4
     assert all("Model is overloaded" in error for error in refused)
-    outcome, _ = verdict.outcome_of(found, max_failed=0.05)
+    outcome = verdict.judge_requests(found, max_failed=0.05).outcome
     assert outcome is Outcome.INVALID
     # Not so where nothing is streamed.
     with httpx.Client(base_url=engine.url, trust_env=False) as http:

@@ -7,7 +7,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.base.records import Outcome, Record, Records
+from sweep.base.records import Record, Records
 
 chunks = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**16 - 1)), max_size=5)
 records = st.lists(
@@ -53,16 +53,6 @@ def test_memory_is_that_of_its_columns() -> None:
     held = [value for value in vars(columns).values() if isinstance(value, array)]
     assert sum(len(column) * column.itemsize for column in held) == 2000 * (128 * 6 + 85) + 8
     assert sum(sys.getsizeof(column) for column in held) < 1.25 * 2000 * (128 * 6 + 80)  # arrays grow by an eighth
-
-
-def test_every_outcome_is_done_or_tried_again() -> None:
-    assert {outcome for outcome in Outcome if outcome.done} == {"ok", "oom_load", "oom_run", "censored"}
-    failed = {outcome for outcome in Outcome if outcome.failed}
-    assert failed == {
-        *("launch_failed", "launch_timeout", "engine_crashed", "hung"),
-        *("client_limited", "disturbed", "invalid"),
-    }
-    assert {outcome for outcome in Outcome if not outcome.done and not outcome.failed} == {"unavailable", "cancelled"}
 
 
 def test_the_client_pays_for_no_import() -> None:

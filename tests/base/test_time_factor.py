@@ -16,15 +16,14 @@ from sweep.base.config import Cluster
 from sweep.cluster.ray_environment import prepare_ray
 prepare_ray(Cluster(name="local", kind="local"))
 from sweep.cluster import ray_executor
-from backends.prepare import retry
 from sweep.cli import reissue
 from sweep.disk import heartbeat_lock, object_store
-from sweep.drive import driver
+from sweep.drive import policy
 from sweep.drive.monitor import status
-print(json.dumps([retry.FIRST_PAUSE, retry.LONGEST_PAUSE, reissue.FIRST_PAUSE, reissue.GIVEN_UP_AFTER,
+print(json.dumps([policy.FIRST_PAUSE, policy.LONGEST_PAUSE, reissue.FIRST_PAUSE, reissue.GIVEN_UP_AFTER,
     heartbeat_lock.LOCK_HEARTBEAT, heartbeat_lock.LOCK_TIMEOUT, object_store.PATIENCE, object_store.RETRY,
     ray_executor.HEARTBEAT, ray_executor.HEARTBEAT_TIMEOUT, ray_executor.START_TIMEOUT, ray_executor.LOSS_BACKOFF,
-    ray_executor.SILENT_NODE_BACKOFF, driver.FIRST_PATIENCE, driver.QUARANTINE_WAIT,
+    ray_executor.SILENT_NODE_BACKOFF, policy.FIRST_PATIENCE, policy.QUARANTINE_WAIT,
     status.DRIVER_TIMEOUT]))
 """
 

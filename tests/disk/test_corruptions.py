@@ -133,12 +133,12 @@ def test_a_ledger_is_written_anew_when_most_of_it_is_superseded(tmp_path, monkey
     before = (tmp_path / "ledger.jsonl").stat().st_size
     again = Ledger(tmp_path / "ledger.jsonl")
     assert (tmp_path / "ledger.jsonl").stat().st_size < before / 5
-    assert (again.run, again.rows, again.answers) == (ledger.run, ledger.rows, ledger.answers)
-    assert again.final("a")
+    assert (again.run, again.rows, again.histories) == (ledger.run, ledger.rows, ledger.histories)
+    assert again.history("a").final
     assert [row["attempt"] for row in again.superseded] == ["1", "2"], "results are kept"
     assert Ledger(tmp_path / "ledger.jsonl", write=False).superseded == again.superseded
     reread = Ledger(tmp_path / "ledger.jsonl", write=False)
-    assert (reread.rows, reread.answers) == (ledger.rows, ledger.answers)
+    assert (reread.rows, reread.histories) == (ledger.rows, ledger.histories)
 
 
 def test_a_sealed_line_reads_as_it_was():

@@ -99,7 +99,7 @@ def test_a_row_whose_text_is_nowhere_is_measured_again(tmp_path):
     ledger = Ledger(paths.ledger)
     assert ledger.rows == {}
     assert [problem for _, _, problem in ledger.set_aside][1:] == ["the line with its versions is lost"] * 2
-    assert not ledger.done("a", retry=True)
+    assert ledger.valid_row("a") is None
 
 
 @pytest.mark.parametrize("lines_left", [None, 0, 1, 3, 5], ids=lambda lines: f"{lines} lines left")
@@ -163,25 +163,6 @@ def test_a_line_cut_short_by_a_crash_costs_that_line_only(tmp_path):
     assert set(Ledger(path).rows) == {"a", "c"}, "the next line must not join the cut one"
 
 
-@pytest.mark.parametrize(
-    ("outcome", "retry", "done"),
-    [
-        ("ok", True, True),
-        ("oom_run", True, True),
-        ("censored", True, True),
-        ("engine_crashed", True, False),
-        ("engine_crashed", False, True),
-        ("cancelled", False, False),
-        ("unavailable", False, False),
-    ],
-)
-def test_done_is_decided_by_outcome_and_retry(tmp_path, outcome, retry, done):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.commit(row("a", outcome))
-    assert ledger.done("a", retry) is done
-    assert not ledger.done("never run", retry)
-
-
 def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
     with (
         sole_driver(tmp_path),
@@ -217,7 +198,7 @@ def test_a_file_whose_footer_does_not_fit_is_damaged_whatever_its_last_bytes_are
     requests = paths.trial("d", "1", "a").requests
     requests.parent.mkdir(parents=True)
     requests.write_bytes(b"PAR1" + b"meta" + length.to_bytes(4, "little") + b"PAR1")
-    assert Ledger(paths.ledger).done("a", retry=True) is not damaged
+    assert (Ledger(paths.ledger).valid_row("a") is None) is damaged
 
 
 def test_nothing_is_appended_once_another_driver_has_taken_over(tmp_path):

@@ -622,7 +622,7 @@ class Impatient(ByNode):
 
 
 def test_a_quarantined_node_gets_what_no_other_can_hold_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweep.drive.driver.QUARANTINE_WAIT", 0.2)
+    monkeypatch.setattr("sweep.drive.policy.QUARANTINE_WAIT", 0.2)
     executor = Impatient(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
     executor.schedulable_nodes = [Node("n0", 4, 8, (), "n0"), Node("n1", 1, 8, (), "n1")]
     wide = [replace(deployment(name, [name]), gpu_count=4) for name in "abc"]

@@ -144,7 +144,10 @@ def test_an_attempt_has_no_node_until_it_starts():
 
 def test_what_failed_on_a_quarantined_node_is_retried_once():
     state = running(state_of("1", "2", "3"))
-    faults = (Outcome.LAUNCH_FAILED,)
+
+    def faults(trial_id, outcome):
+        return outcome is Outcome.LAUNCH_FAILED
+
     state.finish("1", Outcome.OK)
     state.finish("2", Outcome.LAUNCH_FAILED)
     state.finish("3", Outcome.OOM_RUN)
@@ -165,7 +168,7 @@ def test_a_deployment_without_failed_trials_stays_as_it_is():
     state = running(state_of("1"))
     state.finish("1", Outcome.OK)
     state.advance(Trigger.COMPLETE)
-    assert state.reopen((Outcome.HUNG,)) == (0, Action.NOTHING)
+    assert state.reopen(lambda trial_id, outcome: outcome is Outcome.HUNG) == (0, Action.NOTHING)
     assert state.stage is Stage.DONE
 
 
@@ -174,5 +177,5 @@ def test_a_pending_deployment_retries_its_failed_trials_too_and_is_queued_once()
     state.finish("1", Outcome.HUNG)
     assert state.lost(in_our_code=False, limit=20) is Action.REQUEUE
     assert pending(state) == ["2"]
-    assert state.reopen((Outcome.HUNG,)) == (1, Action.NOTHING)
+    assert state.reopen(lambda trial_id, outcome: outcome is Outcome.HUNG) == (1, Action.NOTHING)
     assert pending(state) == ["1", "2"]

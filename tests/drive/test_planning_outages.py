@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from backends.prepare import retry
 from sweep.__main__ import main
 from sweep.disk import heartbeat_lock, object_store
 from sweep.disk.run_files import RunPaths, read_trials
-from sweep.drive import planning_outages
+from sweep.drive import policy
 from sweep.inputs import package_model
 from sweep.plan.compose import compose_run
 from sweep.plan.planning import Surroundings, make_plan
@@ -33,8 +32,8 @@ ONCE = [
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Pauses of a machine that has no time; uv asks each question once, so that the outage is the run's to wait for."""
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(planning_outages, "FIRST_PATIENCE", 60.0)
+    monkeypatch.setattr(policy, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(policy, "FIRST_PATIENCE", 60.0)
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
 
 

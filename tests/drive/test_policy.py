@@ -10,15 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.base import Backend
 from backends.launch import server
 from backends.prepare import checkpoints, images, programs, retry, uv
 from backends.prepare.checkpoints import ConversionFailed
 from backends.prepare.environments import EnvironmentFailed, OptionalPartFailed
-from sweep.base.config import Cluster, Halted, Hardware, Settings, Tracking
-from sweep.base.outage import Outage
+from sweep.base.config import Cluster, ConfigError, Halted, Hardware, Settings, Tracking
+from sweep.base.exits import Cause, Exit, Outage
 from sweep.base.records import Fault, Outcome
 from sweep.cli.run import exit_status
 from sweep.client.measurement import STALLED
@@ -27,8 +30,9 @@ from sweep.disk import object_store
 from sweep.disk.ledger import Ledger
 from sweep.disk.row import TrialRow
 from sweep.disk.run_files import RunPaths
+from sweep.drive import policy
 from sweep.drive.launch_state import Stage
-from sweep.inputs import hub
+from sweep.inputs import hub, rows
 from sweep.inputs.load import Batch, Constant
 from sweep.inputs.model import ServedModel
 from sweep.inputs.workload import Workload
@@ -397,6 +401,8 @@ ENDS = {  # of a launch
     "model": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "KeyError: no such model"}),
     "port1": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "worker at port 40001 died"}),
     "port2": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "worker at port 40002 died"}),
+    "worker": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "RuntimeError: a worker was killed by signal 9"}),
+    "died": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "RuntimeError: a worker died with signal 9"}),
     "killed": (Outcome.LAUNCH_FAILED, {"signal": 9}),
     "killed+words": (Outcome.LAUNCH_FAILED, {"signal": 9, "words": "EngineCore ready"}),
     "lost": (Outcome.LAUNCH_FAILED, {"words": "EngineCore ready"}),
@@ -410,11 +416,12 @@ ENDS = {  # of a launch
 def failure_of(end):
     """The Failure of a launch that ended so: `crash*` after a good trial."""
     outcome, ended = ENDS[end.rstrip("*")]
-    at_launch = outcome in (Outcome.LAUNCH_FAILED, Outcome.LAUNCH_TIMEOUT, Outcome.OOM_LOAD)
+    if outcome is Outcome.HUNG:
+        return Failure(outcome, "hung", Exit(Cause.STALLED))
     engine = Ended(log=ended.get("words", ""))
     engine.exit_status = -ended["signal"] if "signal" in ended else ended.get("status")
-    reason = engine.exit_reason() if outcome is not Outcome.LAUNCH_TIMEOUT else f"not ready; {ended['words']}"
-    return Failure(outcome, reason, at_launch=at_launch, good=end.endswith("*"))
+    raised = of_launch(engine, "_timeout" if outcome is Outcome.LAUNCH_TIMEOUT else "_failure")
+    return Failure(outcome, raised.reason, raised.exit, good=end.endswith("*"))
 
 
 def run_on_node(work):
@@ -433,6 +440,8 @@ slow slow                      | 3 | 2 | launch_timeout
 port1 port2 port1              | 3 | 2 | launch_failed
 killed killed killed           | 3 | 3 | launch_failed
 killed+words killed+words flag | 3 | 3 | launch_failed
+worker worker worker           | 3 | 3 | launch_failed
+died died died                 | 3 | 2 | launch_failed
 lost lost lost                 | 3 | 2 | launch_failed
 memory flag                    | 3 | 1 | oom_load
 flag memory                    | 3 | 2 | oom_load
@@ -489,7 +498,7 @@ def test_what_a_batch_that_ran_out_of_memory_censors(tmp_path, smaller, larger, 
 
     first, second = asked("1", smaller), asked("2", larger)
     events, pending = [], deque([second])
-    deployment._censor_larger(work_of(first, second), first, pending, events.append)
+    deployment._censor(work_of(first, second), first, pending, events.append)
     assert [(event.row["outcome"], event.row["fault"]) for event in events] == [("censored", None)] * (
         decision == "censored"
     )
@@ -602,6 +611,7 @@ def row_of_end(end):
         failure = failure_of(end)
         fault = "surroundings" if end.startswith("killed") else "engine"
         row = {"outcome": failure.outcome.value, "reason": failure.reason, "fault": fault}
+        row["exit"] = failure.exit.stored()
     return row | {"trial_id": "1", "deployment_id": "a", "driver": driver or "same"}
 
 
@@ -641,8 +651,8 @@ COUNTS = {"all": (4, 4), "some": (1, 4), "not": (None, None)}
 
 @pytest.mark.parametrize(("script", "launches", "outcome"), rows_of(SIBLINGS))
 def test_when_a_deployment_is_given_up(tmp_path, script, launches, outcome):
-    rows = deque([script] if ":" in script else script.split())
-    executor = Answering(lambda name, node: row_of(rows.popleft() if len(rows) > 1 else rows[0]), nodes=1)
+    ends = deque([script] if ":" in script else script.split())
+    executor = Answering(lambda name, node: row_of(ends.popleft() if len(ends) > 1 else ends[0]), nodes=1)
 
     def row_of(end):
         end, _, requests = end.partition(": ")
@@ -737,3 +747,66 @@ def test_when_a_run_pauses_and_ends(failing, worked, patience, pauses, ends):
             breaker.check(60.0)
     else:
         breaker.check(60.0)
+
+
+# Rewording ----------------------------------------------------------------------------------------------------------
+
+BAIT = st.sampled_from(
+    ["killed by signal 9", "Connection reset by peer", "503 Service Unavailable", "CUDA out of memory"]
+)
+WORDS = st.text(max_size=20) | BAIT | st.tuples(st.text(max_size=9), BAIT).map(" ".join)
+
+
+def decisions(failures, settings):
+    """All that is decided on launches that failed so, one after another."""
+    history, asked, rows = policy.History(), trial(), []
+    for failure in failures:
+        judged = verdict.Verdict(outcome=failure.outcome, reason=failure.reason, exit=failure.exit)
+        rows.append(TrialRow(identity=identity(work_of(), asked), verdict=judged).flat() | {"driver": "same"})
+        history = history.after(rows[-1])
+        yield rows[-1]["fault"], history.times, policy.needs_run(rows[-1], history, settings, {"same"})
+        yield policy.retried_at_the_tail(settings, failure.outcome, history)
+    yield policy.launches_again(failures, settings.attempts)
+    yield policy.hopeless(rows, settings.attempts) in rows
+
+
+@given(
+    ends=st.lists(st.tuples(st.sampled_from(sorted(ENDS)), WORDS), min_size=1, max_size=4),
+    retry=st.sampled_from(["in_run", "next_run", "none"]),
+)
+@hypothesis.settings(deadline=None)
+def test_rewording_our_messages_changes_no_decision(ends, retry):
+    settings = SETTINGS.model_copy(update={"retry": retry})
+    failures = [failure_of(end) for end, _ in ends]
+    reworded = [failure._replace(reason=words) for failure, (_, words) in zip(failures, ends, strict=True)]
+    assert list(decisions(reworded, settings)) == list(decisions(failures, settings))
+
+
+def refused_rows(words):
+    rows.read_rows(Path("prompts.unknown"), words)
+
+
+def raised(error, source=None):
+    def fail(words):
+        raise error(words) from source
+
+    return fail
+
+
+ERRORS = [
+    (refused_rows, False),
+    (raised(EnvironmentFailed), False),
+    (raised(ConversionFailed), False),
+    (raised(ConfigError, OSError(errno.ECONNRESET, "Connection reset by peer")), False),
+    (raised(EnvironmentFailed, OSError(errno.ECONNRESET, "Connection reset by peer")), True),
+    (raised(EnvironmentFailed, FileNotFoundError(errno.ENOENT, "No such file")), False),
+    (raised(Outage), True),
+]
+
+
+@given(words=WORDS)
+@pytest.mark.parametrize(("fails", "waited_for"), ERRORS)
+def test_rewording_our_errors_changes_no_decision(fails, waited_for, words):
+    with pytest.raises(Exception) as caught:
+        fails(words)
+    assert policy.is_waited_for(caught.value) is waited_for

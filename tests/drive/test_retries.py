@@ -14,12 +14,9 @@ import pytest
 
 from sweep.__main__ import main
 from sweep.base.config import ISSUE_AGAIN, ROOT, Halted
-from sweep.base.outage import is_outage
-from sweep.base.records import Outcome
 from sweep.cli import reissue
 from sweep.cli.run import exit_status
 from sweep.disk.ledger import Ledger
-from sweep.disk.row import Verdict, _fault
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import driver
 from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN
@@ -125,62 +122,6 @@ def test_another_driver_on_the_nodes_opens_a_final_failure(tmp_path, present, ru
     plan = make_plan(deployment("a", ["1"]), retry="in_run")
     drive(plan, tmp_path, Answering(lambda name, node: engines_own(), nodes=1))
     assert len(pending_launches(plan, Ledger(tmp_path / "ledger.jsonl"), present)) == runs
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [engines_own("no such flag"), engines_own("out of handles")],
-        [engines_own(), {**engines_own(), "fault": "surroundings"}],
-        [engines_own(), engines_own(driver="590.2")],
-        [engines_own()],
-    ],
-    ids=["other words", "a failure of network, hub or disk", "another driver", "once"],
-)
-def test_what_is_not_the_same_answer_twice_is_not_final(tmp_path, rows):
-    plan, ledger = make_plan(deployment("a", ["1"])), Ledger(tmp_path / "ledger.jsonl")
-    for row in rows:
-        ledger.commit({"trial_id": "1", "deployment_id": "a", "attempt": "1", **row})
-    assert len(pending_launches(plan, ledger)) == 1
-
-
-def test_numbers_make_no_other_words(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    for port in (40001, 40002):
-        row = engines_own(f"worker at port {port} died")
-        ledger.commit({"trial_id": "1", "deployment_id": "a", "attempt": "1", **row})
-    assert ledger.final("1")
-
-
-@pytest.mark.parametrize(
-    ("outcome", "reason", "fault"),
-    [
-        ("ok", None, None),
-        ("oom_run", "out of memory", None),
-        ("launch_failed", "ValueError: no such quantization: q9 (exit status 1)", "engine"),
-        ("launch_failed", "OSError: [Errno 104] Connection reset by peer (exit status 1)", "surroundings"),
-        ("engine_crashed", "killed by signal 9", "surroundings"),
-        ("engine_crashed", "RuntimeError: assertion failed (exit status 1)", "engine"),
-        ("engine_crashed", "OSError: [Errno 28] No space left on device (exit status 1)", "surroundings"),
-        ("hung", "not finished within trial_timeout=3 s", "engine"),
-        ("invalid", "none of 4 requests completed; most common: status, 4 times, e.g. 'status: 503'", "engine"),
-        ("client_limited", "a client process used 99% of a core", "surroundings"),
-    ],
-)
-def test_the_fault_of_a_failure(outcome, reason, fault):
-    assert _fault(Verdict(outcome=Outcome(outcome), reason=reason)) == fault
-
-
-def test_words_of_answers_are_no_outage():
-    answers = (
-        "No solution found when resolving dependencies",
-        "is not in the hub",
-        "401 Client Error: gated",
-        "x==5020",
-    )
-    assert not any(map(is_outage, answers))
-    assert is_outage(ConnectionResetError(104, "Connection reset by peer"))
-    assert not is_outage(FileNotFoundError(2, "No such file"))
 
 
 # Through the whole command -------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from backends.base import Backend, Launch
 from backends.declarations import Wire
 from backends.launch.server import running
 from backends.openai import OpenAI
-from backends.prepare import environments, locks, retry
+from backends.prepare import environments, locks
 from backends.simulated import Simulated
 from scripts import agreement_study
 from scripts.agreement_study import CASES
@@ -442,7 +442,7 @@ def test_an_outage_of_the_reference_is_waited_for(monkeypatch, tmp_path, tokeniz
         return vars(EXPECTED)
 
     monkeypatch.setattr(agreement, "_compute", compute)
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sweep.drive.policy.FIRST_PAUSE", 0.01)
     its = run_of(Backend(name="x"), tokenizer, cache_dir=str(tmp_path))
     its.patience = 60.0
     states: list[object] = []

@@ -15,6 +15,7 @@ from backends.launch.gpus import Gpu
 from backends.prepare import environments
 from backends.prepare.build_once import exclusive
 from sweep.base.config import Cluster, Hardware, Settings, Tracking, build
+from sweep.base.exits import Exit
 from sweep.base.options import load_option
 from sweep.base.records import Outcome
 from sweep.inputs.load import Batch
@@ -70,14 +71,14 @@ def test_a_model_that_cannot_be_had_is_noticed_before_an_environment_is_built(mo
 )
 def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
     def fail(*arguments, **more):
-        raise deployment.server.LaunchError(Outcome.LAUNCH_FAILED, "not there")
+        raise deployment.server.LaunchError(Outcome.LAUNCH_FAILED, "not there", Exit())
 
     monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: "none")
     monkeypatch.setattr(deployment.server, "running_together", fail)
     place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=()))
     run, events = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker", patience=0.0), []
     failure = deployment._one_launch(run, place, None, events.append)
-    assert (failure.reason, failure.at_launch) == ("not there", True)
+    assert failure.reason == "not there"
     assert [event.text for event in events if isinstance(event, deployment.State)] == [said]
 
 
@@ -87,7 +88,7 @@ def test_the_references_memory_is_free_before_the_engines_baseline_is_read(monke
 
     def launch(*arguments, **more):
         order.append("launch")
-        raise deployment.server.LaunchError(Outcome.LAUNCH_FAILED, "not there")
+        raise deployment.server.LaunchError(Outcome.LAUNCH_FAILED, "not there", Exit())
 
     monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: order.append("reference"))
     monkeypatch.setattr(deployment.gpu_memory, "wait_until_free", lambda gpus: order.append(gpus))

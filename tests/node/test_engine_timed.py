@@ -58,7 +58,7 @@ def test_the_report_certifies_the_engines_own_stamps(target):
 def test_out_of_memory_is_the_error_of_every_request(target, library):
     found = engine_timed.measure(target, [], asked(2, prompt=(Stepper.fails,)), Batch(batch_size=2).mode(2, 1))
     assert all("out of memory" in record.error for record in found.records)
-    assert verdict.outcome_of(found.records, max_failed=0.05)[0] is Outcome.INVALID
+    assert verdict.judge_requests(found.records, max_failed=0.05).outcome is Outcome.INVALID
     assert found.report.sent == 0
 
 

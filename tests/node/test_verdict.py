@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
+from sweep.base.exits import Exit
 from sweep.base.records import Outcome, Record, Records
 from sweep.client.measurement import ClientReport
 from sweep.node import verdict
-from sweep.node.verdict import limited, outcome_of
+from sweep.node.verdict import judge_requests, limited
 from tests.numbers.test_metrics import FAILED, WARMUP, A, gather, record
+
+
+def outcome_of(records: Records, **settings: Any) -> tuple[Outcome, str | None]:
+    """The verdict on a trial's requests, and its reason."""
+    judged = judge_requests(records, **settings)
+    return judged.outcome, judged.reason
 
 
 def test_stamps_that_go_back_by_much_are_invalid() -> None:
@@ -54,6 +61,9 @@ class ExitingEngine:
 
     def exit_reason(self) -> str:
         return "EngineDeadError (exit status 0)"
+
+    def exit(self) -> Exit:
+        return Exit(status=0, words="EngineDeadError")
 
     def log_tail(self) -> str:
         return "shutting down"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.base.records import UNKNOWN, Outcome, Phase, Record, Records
-from sweep.node.verdict import outcome_of
+from sweep.node.verdict import judge_requests
 from sweep.numbers import chunks
 from sweep.numbers.chunks import tokens_per_bin, tokens_within
 from sweep.numbers.quantile import statistics
@@ -249,7 +249,7 @@ def test_no_completion_is_no_figure(records: Records) -> None:
         for statistic in ("mean", "p50", "p90", "p95", "p99", "max")
     }
     assert vllm_flavour(records)["output_throughput"] is None
-    assert outcome_of(records)[0] is Outcome.INVALID
+    assert judge_requests(records).outcome is Outcome.INVALID
 
 
 def test_unknown_counts_are_unknown_in_sum() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from backends import base
 from sweep.base.config import ConfigError
-from sweep.base.outage import Outage
+from sweep.base.exits import Outage
 from sweep.disk.ledger import Ledger
 from sweep.inputs import hub
 from sweep.plan.compose import compose_run

@@ -12,8 +12,9 @@ from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.disk.run_files import Row, RunPaths
 from sweep.disk.tables import compact_trials, read_table
+from sweep.drive.policy import DONE
 
-DONE_OUTCOMES = frozenset(outcome.value for outcome in Outcome if outcome.done)
+DONE_OUTCOMES = frozenset(outcome.value for outcome in DONE)
 THREADS, BATCH = 16, 256  # files that one of them looks at in turn
 
 

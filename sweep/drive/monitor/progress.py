@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sweep.base.records import LOAD_COLUMNS, Outcome, TrialProgress
 from sweep.base.wording import count, duration_text, number, time_left
+from sweep.drive.policy import FAILED
 
 QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row: points that agree in them are compared
 
@@ -91,7 +92,7 @@ class Display:
         """Show a trial's row; those of trials that cannot run wait for `show_unavailable`."""
         self.done += 1
         outcome = Outcome(row["outcome"])
-        self.failures += outcome.failed
+        self.failures += outcome in FAILED
         self.bar.update(self.task, completed=self.done)
         reason = str(row.get("reason") or "no reason given")
         if outcome is Outcome.UNAVAILABLE:

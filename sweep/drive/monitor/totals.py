@@ -17,6 +17,7 @@ from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
+from sweep.drive.policy import FAILED
 from sweep.plan.plan import Plan
 
 COUNT_INTERVAL = 2.0  # s between two counts
@@ -53,7 +54,7 @@ def count_trials(
             continue
         outcome = Outcome(row["outcome"])
         outcomes[outcome.value] += 1
-        if outcome.failed or outcome is Outcome.UNAVAILABLE:
+        if outcome in FAILED or outcome is Outcome.UNAVAILABLE:
             failures.append((label(trial_id), outcome.value, _failure(row)))
         elif outcome is Outcome.OK and row.get("num_failed") is not None:
             results += 1

@@ -8,7 +8,8 @@ import pynvml
 
 from backends.launch import gpus, task
 from backends.launch.server import LaunchError
-from sweep.base.records import Fault, Outcome
+from sweep.base.exits import Cause, Exit
+from sweep.base.records import Outcome
 
 FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # a driver and a display hold some: up to the larger of the two counts as free
 
@@ -24,7 +25,7 @@ def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float 
         if time.monotonic() >= deadline:
             users = "; ".join(_users(device, handles[device]) for device in busy)
             problem = f"{users}, after {timeout:.0f} s"
-            raise LaunchError(Outcome.LAUNCH_FAILED, problem, fault=Fault.SURROUNDINGS)
+            raise LaunchError(Outcome.LAUNCH_FAILED, problem, Exit(Cause.GPU_MEMORY))
         task.pause(poll)
 
 

@@ -1,0 +1,285 @@
+"""Policy: what follows from a failure. Whose fault, final or not, retried when and where, censored, given up.
+
+Pure functions over (outcome, exit, history, settings). The ledger stores, the node reports, the driver carries out.
+RULES has what an outcome means; an Exit decides whose fault a failure is and whether it is waited for:
+
+| exit | a failed launch or trial | while a node is prepared |
+|---|---|---|
+| a signal, or its supervisor was killed | surroundings: never final, counted for no repetition | – |
+| an exit status, words without an outage | engine: final once repeated | an answer: its trials fail at once |
+| words of a tool that its table reads as an outage | surroundings | waited for, `patience` long |
+| an OSError number of OUTAGE_ERRORS; HTTP 408, 429, 5xx | surroundings | waited for |
+| a full disk | – | waited for in a build; else nothing more is started on that node |
+| a Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE |
+| any other Cause | engine | an answer |
+
+| a failed trial is | retried |
+|---|---|
+| in this run | once, when nothing else is left to start, on a node where it did not fail (`retry=in_run`); once more |
+| | elsewhere as soon as its node is quarantined, which two deployments that fail only there bring about |
+| by the next command | unless it is done, final on these GPU drivers (`retry_failed`: also then), or `retry=none` |
+
+| an attempt at a launch | is made again |
+|---|---|
+| lost with its node or worker | up to MAX_LOSSES times |
+| ended by an error of ours | up to `attempts` times |
+| not started by its node | for `cluster.wait_for_nodes` |
+| whose node could not be prepared | while the breaker is open |
+
+An engine is launched again on its node (`launches_again`) and over a deployment's launches (`hopeless`) up to
+`attempts` times. A run pauses when DEPLOYMENTS fail to prepare in a row, and ends (status 75) when that lasts.
+"""
+
+import errno
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from sweep.base.config import Settings
+from sweep.base.exits import Cause, Exit, exit_of
+from sweep.base.records import Fault, Outcome
+from sweep.base.time_factor import scaled
+
+Row = Mapping[str, Any]
+NextRun = Literal["done", "retried", "judged anew"]
+
+
+class Rule(NamedTuple):
+    """What an outcome means for what is run after it."""
+
+    next_run: NextRun  # of the same command
+    fault: Fault | None  # of a failure; ENGINE: unless its exit says otherwise
+    at_launch: bool = False  # one of them ends the other launches of its deployment, if no trial of it was good
+    of_engine: bool = False  # `attempts` of them in a row end a launch's trials, and the deployment's other launches
+    of_node: bool = False  # may be the node's: it counts towards its quarantine
+
+
+RULES: Mapping[Outcome, Rule] = {
+    Outcome.OK: Rule("done", None),
+    Outcome.OOM_LOAD: Rule("done", None, at_launch=True, of_engine=True),  # ends its launch's trials at once
+    Outcome.OOM_RUN: Rule("done", None),  # and censors larger batches
+    Outcome.CENSORED: Rule("done", None),
+    Outcome.CANCELLED: Rule("judged anew", None),
+    Outcome.UNAVAILABLE: Rule("judged anew", None),
+    Outcome.LAUNCH_FAILED: Rule("retried", Fault.ENGINE, at_launch=True, of_engine=True, of_node=True),
+    Outcome.LAUNCH_TIMEOUT: Rule("retried", Fault.ENGINE, at_launch=True, of_engine=True, of_node=True),
+    Outcome.ENGINE_CRASHED: Rule("retried", Fault.ENGINE, of_engine=True, of_node=True),
+    Outcome.HUNG: Rule("retried", Fault.ENGINE, of_engine=True, of_node=True),
+    Outcome.INVALID: Rule("retried", Fault.ENGINE),  # of the engine if all requests failed (`engine_failed`)
+    Outcome.CLIENT_LIMITED: Rule("retried", Fault.SURROUNDINGS),
+    Outcome.DISTURBED: Rule("retried", Fault.SURROUNDINGS),
+}
+DONE = frozenset(outcome for outcome, rule in RULES.items() if rule.next_run == "done")
+FAILED = frozenset(outcome for outcome, rule in RULES.items() if rule.next_run == "retried")  # status 1
+NODE_FAULTS = frozenset(outcome for outcome, rule in RULES.items() if rule.of_node)
+
+# Whose fault ----------------------------------------------------------------------------------------------------------
+
+SURROUNDINGS = frozenset(
+    {
+        *(Cause.SUPERVISOR, Cause.UNREACHABLE, Cause.ENDPOINT, Cause.PORT, Cause.GPU_MEMORY, Cause.NO_TOKENIZER),
+        *(Cause.CLIENT, Cause.GATEWAY, Cause.CLOCK, Cause.CONTRADICTION, Cause.OUTAGE, Cause.LOST, Cause.NO_NODE),
+    }
+)
+OUTAGE_ERRORS = {
+    *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT),
+}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more is started on that node
+SERVER_ERROR = 500  # and more: no answer to the question
+TRY_LATER = (408, 429)  # time-out, too many requests: no answer either
+
+
+def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
+    """Whose fault a failure is; None of what is none."""
+    fault = RULES[outcome].fault
+    if fault is Fault.ENGINE and (exit.signal is not None or exit.cause in SURROUNDINGS or is_outage(exit)):
+        return Fault.SURROUNDINGS
+    return fault
+
+
+def is_outage(exit: Exit) -> bool:
+    """Whether a network, a hub or a disk failed before it gave an answer, so that another try may succeed."""
+    if exit.http is not None:
+        return no_answer(exit.http)
+    return exit.outage or exit.errno in OUTAGE_ERRORS or exit.cause in (Cause.OUTAGE, Cause.UNREACHABLE)
+
+
+def no_answer(status: int) -> bool:
+    """Whether a server's HTTP status is no answer to what it was asked."""
+    return status >= SERVER_ERROR or status in TRY_LATER
+
+
+# Waiting --------------------------------------------------------------------------------------------------------------
+
+FIRST_PAUSE, LONGEST_PAUSE = scaled(1.0), scaled(60.0)  # s before the next try; doubled each time
+FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation has worked in this run
+
+
+def is_waited_for(error: BaseException) -> bool:
+    """Whether what prepares a node, or a plan, is tried again after an error."""
+    return is_outage(exit_of(error))
+
+
+def patience(settings: Settings, worked: bool) -> float:
+    """How long outages are waited for, s; `worked`: a preparation has in this run."""
+    return settings.patience if worked else min(settings.patience, FIRST_PATIENCE)
+
+
+def next_pause(last: float | None) -> float:
+    """The pause before the next try, s."""
+    return FIRST_PAUSE if last is None else min(2 * last, LONGEST_PAUSE)
+
+
+# Final ----------------------------------------------------------------------------------------------------------------
+
+
+class History(NamedTuple):
+    """The last failure that a trial's engine answered with, and how often in a row."""
+
+    answer: str = ""
+    times: int = 0
+
+    @property
+    def final(self) -> bool:
+        """Whether its engine has given the same answer twice: it would again."""
+        return self.times >= 2
+
+    def after(self, row: Row) -> "History":
+        """The history with one more row of the trial."""
+        answer = engine_answer(row)
+        if answer is None:
+            return History()
+        return History(answer, self.times + 1 if answer == self.answer else 1)
+
+
+def engine_answer(row: Row) -> str | None:
+    """What a row's engine answered, numbers left out; None where that is no failure, or not the engine's.
+
+    It is the check that failed and what the engine printed; of a row from before exits were stored, its reason.
+    """
+    if row.get("fault") != Fault.ENGINE or Outcome(row["outcome"]) not in FAILED:
+        return None
+    return f"{row['outcome']} under driver {row.get('driver')}: {_repeated(row)}"
+
+
+def _repeated(row: Row) -> str:
+    exit = Exit.restored(row["exit"]) if row.get("exit") else None
+    return without_numbers(row.get("reason") or "" if exit is None else " ".join((exit.cause, exit.words)))
+
+
+def without_numbers(words: str) -> str:
+    """Words without what differs from one time to the next: ports, process ids, times."""
+    return re.sub(r"[0-9]+", "", words)
+
+
+def needs_run(row: Row | None, history: History, settings: Settings, drivers: Container[str] | None = None) -> bool:
+    """Whether a trial with this row is run by the next command.
+
+    `drivers` are the GPU drivers of the nodes, where they are known: a failure that was final under another is not.
+    """
+    if row is None or (settings.retry_failed and history.final):
+        return True
+    match RULES[Outcome(row["outcome"])].next_run:
+        case "done":
+            return False
+        case "judged anew":
+            return True
+    same_driver = drivers is None or row.get("driver") is None or row["driver"] in drivers
+    return settings.retry != "none" and not (history.final and same_driver)
+
+
+# On a node ------------------------------------------------------------------------------------------------------------
+
+
+class Ended(Protocol):
+    """A launch that ended before its trials did."""
+
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def exit(self) -> Exit: ...
+
+
+def launches_again(failures: Sequence[Ended], attempts: int) -> bool:
+    """Whether an engine is launched again for the other trials, after failures with no good trial between them."""
+    if failures[-1].outcome is Outcome.OOM_LOAD or len(failures) >= attempts:
+        return False
+    repeated = {(end.outcome, without_numbers(f"{end.exit.cause} {end.exit.words}")) for end in failures[-2:]}
+    counted = [end for end in failures[-2:] if RULES[end.outcome].at_launch and end.exit.signal is None]
+    return len(counted) < 2 or len(repeated) > 1  # a third launch would fail as these two; a kill is no repetition
+
+
+def engine_failed(row: Row) -> bool:
+    """Whether a trial's row shows that its engine failed, at launch or later, or that it answered nothing."""
+    answered_none = row["outcome"] == Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
+    return RULES[Outcome(row["outcome"])].of_engine or answered_none
+
+
+class Sized(Protocol):
+    """A trial, as far as memory is concerned."""
+
+    @property
+    def workload(self) -> Any: ...
+    @property
+    def load(self) -> Any: ...
+
+
+AnyTrial = TypeVar("AnyTrial", bound=Sized)
+
+
+def censored(pending: Iterable[AnyTrial], out_of_memory: Iterable[Sized]) -> list[tuple[AnyTrial, str]]:
+    """The trials that would run out of memory too, each with the reason: smaller batches of their workload have."""
+    return [
+        (trial, f"{smaller.load.describe()} already ran out of memory")
+        for trial in pending
+        for smaller in [next((other for other in out_of_memory if _smaller_batches(other, trial)), None)]
+        if smaller is not None
+    ]
+
+
+def _smaller_batches(trial: Sized, larger: Sized) -> bool:
+    size, larger_size = trial.load.size, larger.load.size
+    return bool(size and larger_size and size < larger_size and trial.workload == larger.workload)
+
+
+# In the driver --------------------------------------------------------------------------------------------------------
+
+MAX_LOSSES = 20  # of nodes and workers, per launch
+QUARANTINE_WAIT = scaled(240.0)  # s until a quarantined node gets what no other can run; longer than any backoff
+DEPLOYMENTS = 2  # that fail on one node and no other, or that in a row cannot be prepared: more than their own fault
+LONGEST_PAUSES = 4  # times the patience, after which a paused run ends
+
+
+def hopeless(rows: Sequence[Row], attempts: int) -> Row | None:
+    """The row that shows that no launch of a deployment will do better; None if one might."""
+    if any(row["outcome"] == Outcome.OK for row in rows):
+        return None
+    failed = [row for row in rows if engine_failed(row)]
+    not_launched = (row for row in failed if RULES[Outcome(row["outcome"])].at_launch)
+    return next(not_launched, failed[-1] if len(failed) >= attempts else None)
+
+
+def most_losses(of_ours: bool, settings: Settings) -> int:
+    """The losses that end a launch: of nodes and workers, or of errors of ours."""
+    return settings.attempts if of_ours else MAX_LOSSES
+
+
+def retried_at_the_tail(settings: Settings, outcome: Outcome, history: History) -> bool:
+    """Whether a failed trial has another try when nothing else is left to start."""
+    return settings.retry == "in_run" and outcome in FAILED and not history.final
+
+
+def is_suspect(failed_only_there: int) -> bool:
+    """Whether a node is to blame for the deployments that failed on it and on no other."""
+    return failed_only_there >= DEPLOYMENTS
+
+
+def pauses(failing: int) -> bool:
+    """Whether a run pauses when so many deployments in a row cannot be prepared."""
+    return failing >= DEPLOYMENTS
+
+
+def longest_pause(patience: float, worked: bool) -> float:
+    """How long a run pauses until it ends, s; not at all where no preparation has `worked` in it yet."""
+    return LONGEST_PAUSES * patience if worked else 0.0
