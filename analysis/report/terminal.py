@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -36,11 +37,12 @@ MOST_DOUBTS = 3  # warnings on it
 MOST_FITS = 40
 NO_RESULT = "no trial has a result"
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
-LEGENDS = (
-    "(a–b): the 95% interval of these launches, for agreement and quality that of the comparison with the reference",
-    f"{BY_LAUNCHES} from the launches' own figures: the requests are too few, or too dependent",
-    f"{MAYBE} the interval includes 1: may be no difference",
-)
+LEGENDS = {
+    "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
+    BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures: the requests are too few, or too dependent",
+    MAYBE: f"{MAYBE} the interval includes 1: may be no difference",
+}
+"""What a mark in a cell means."""
 
 
 class Summary:
@@ -115,9 +117,9 @@ def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[
 
     columns = [
         view("task", lambda answer: answer.question.title, **KEY),
-        view(adjectives[0] if len(adjectives) == 1 else "best", _winner, kind="text"),
-        view("figure", figure, units[0] if len(units) == 1 else ""),
+        view(adjectives[0] if len(adjectives) == 1 else "best", _winner, **KEY),
         view("over the next", _lead),
+        view("figure", figure, units[0] if len(units) == 1 else ""),
         *([view("headroom", best_headroom)] if any(answer.question.bounds for answer in answered) else []),
         view(f"× {listed(sorted(baseline))}", versus),
     ]
@@ -173,7 +175,9 @@ def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None
     first, *sentences = answer_lines(answers([results]) if answered is None else answered)
     parts: list[Part] = [Line(first, "bold green"), *map(Line, sentences)]
     if results.points["n"].any():
-        parts += [everything_table(results), *(Line(legend, "dim") for legend in LEGENDS)]
+        table = everything_table(results)
+        cells = "".join(map(str, chain.from_iterable(table.body)))
+        parts += [table, *(Line(legend, "dim") for mark, legend in LEGENDS.items() if mark in cells)]
     if spread := spread_table(results):
         parts.append(replace(spread, title="Spread between trials of a point"))
     formats = [Line(f"{name}: {listed(lines)}") for name, lines in results.formats.items()]

@@ -33,6 +33,8 @@ def test_a_second_measurement_does_not_hide_the_first(twice):
 
 def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
     assert main(["report", str(twice)]) == 0
+    capsys.readouterr()
+    assert main(["summary", str(twice), "--all"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "other-rows: 1 row measured in this folder by other commands, or before" in printed
     assert main(["report", str(twice), "all=true"]) == 0
