@@ -120,6 +120,12 @@ def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = 
     return Run(paths, planned, experiment, len(trials) - len(planned), copy)
 
 
+def in_plan(run: Run) -> Run:
+    """The trials of a run's present plan, of a run that may be opened with all rows."""
+    planned = _in_plan(run.trials)
+    return Run(run.paths, planned, _experiment(run.paths.plan), len(run.trials) - len(planned), run.copy)
+
+
 def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
     """The trials of a run, one row each: seconds, bytes, tokens per second, USD; missing where unknown.
 

@@ -13,8 +13,9 @@ from analysis.load import Run, open_run
 from analysis.plotting.fitting import Fit, fits
 from analysis.plotting.layout import arrange
 from analysis.points import Layout
+from analysis.statistics.standings import Contests
 from analysis.statistics.variance import Components, components
-from analysis.summary import summarise
+from analysis.summary import summary_and_contests
 from analysis.vllm_figures import VLLMFigures, vllm_figures
 from analysis.warnings import by_point, result_warnings
 from sweep.numbers.warnings import ResultWarning
@@ -26,10 +27,19 @@ class RunResults:
 
     run: Run
 
-    @cached_property
+    @property
     def summary(self) -> pd.DataFrame:
         """The points, as in summary.csv."""
-        return summarise(self.run)
+        return self._summarised[0]
+
+    @property
+    def contests(self) -> Contests:
+        """How any two of the points compare, by any measured figure."""
+        return self._summarised[1]
+
+    @cached_property
+    def _summarised(self) -> tuple[pd.DataFrame, Contests]:
+        return summary_and_contests(self.run)
 
     @cached_property
     def layout(self) -> Layout:

@@ -15,12 +15,12 @@ import pandas as pd
 from analysis.headline import ASKED, HEADLINE, STEADY
 from analysis.load import Run
 from analysis.quantities import labelled_column
-from analysis.statistics.comparison import Trials
+from analysis.statistics.comparison import Positions
 from analysis.statistics.estimates import INTERVAL_COLUMNS, merits
 from analysis.statistics.intervals import Interval
 from analysis.statistics.pooled import point_figures, pooled_columns
-from analysis.statistics.ratios import Positions, against_baseline, against_parent
-from analysis.statistics.standings import standings
+from analysis.statistics.ratios import against_baseline, against_parent
+from analysis.statistics.standings import Contests, contests_of, question_numbers
 from analysis.statistics.survivors import is_lost, without_lost
 from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
@@ -44,8 +44,7 @@ SUMMARY_COLUMNS = {
     "FIGURE_by_launches": ("", "whether these intervals are from the launches' own figures: the requests give none"),
     "FIGURE_n": ("trials", "with a value, where some with a result have none"),
     "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline figure: its ratio to the baseline, or parent"),
-    "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of an interval that holds for all that are compared"),
-    "FIGURE_vs_…_all_low, FIGURE_vs_…_all_high": ("times", "ends of one that holds for all ratios of the run"),
+    "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95 % interval (docs/comparing.md)"),
     "FIGURE_standing": ("", "of a headline figure: best, not told apart from the best, or behind"),
     "unpooled": ("", "the figures that are means over the trials, since the requests of one cannot be read"),
     "as_offered": ("", "whether its throughput is what an open loop asked for"),
@@ -94,7 +93,12 @@ def measured_columns(run: Run) -> list[str]:
 
 
 def summarise(run: Run) -> pd.DataFrame:
-    """The points of a run, sorted.
+    """The points of a run, as `summary_and_contests`."""
+    return summary_and_contests(run)[0]
+
+
+def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
+    """The points of a run, sorted, and how any two of them compare.
 
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
     answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
@@ -109,8 +113,10 @@ def summarise(run: Run) -> pd.DataFrame:
     keys = key_columns(run)
     trials = _planned(run, keys)
     point: Positions = np.asarray(trials.groupby(keys, dropna=False, sort=False).ngroup(), np.int64)
-    outcomes = _outcomes(trials["outcome"], point)
     points = trials[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True)
+    order = _order(points, run)
+    points, point = points.iloc[order].reset_index(drop=True), np.argsort(order)[point]
+    outcomes = _outcomes(trials["outcome"], point)
     points["n"] = [counts["ok"] for counts in outcomes]
     points["not_ok"] = [counts.total() - counts["ok"] - counts[NOT_RUN] for counts in outcomes]
     points["planned"] = [counts.total() for counts in outcomes]
@@ -136,17 +142,21 @@ def summarise(run: Run) -> pd.DataFrame:
         columns["as_offered"] = as_offered.groupby(point).any()
     if run.ok["steady_begin"].notna().any():
         columns["steady_share"] = run.ok["steady_begin"].notna().reindex(trials.index).groupby(point).mean()
-    figures, measured_trials = pd.DataFrame(columns), _compared_trials(run, trials, point)
-    compared = [compare(run, points, measured, measured_trials) for compare in (against_baseline, against_parent)]
-    compared.append(standings(points, merits(figures), measured, measured_trials))
-    return _sorted(pd.concat([points, figures, *compared], axis="columns"), run)
+    contests = contests_of(run, question_numbers(points), point[run.ok.index], measured.loc[run.ok.index])
+    compared = [compare(run, points, contests) for compare in (against_baseline, against_parent)]
+    compared.append(_standings(contests, merits(pd.DataFrame(columns))))
+    return pd.concat([points, pd.DataFrame(columns), *compared], axis="columns"), contests
 
 
-def _compared_trials(run: Run, trials: pd.DataFrame, point: Positions) -> Trials:
-    """The trials as comparisons pair them; those without a result have no figure and count nowhere."""
-    replicate = run.ok["replicate"].reindex(trials.index).fillna(0).to_numpy(np.int64)
-    launch = run.ok["launch"].astype(object).reindex(trials.index)
-    return Trials(point, replicate, launch.where(launch.notna(), None).to_numpy(object))
+def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
+    """`<headline>_standing` of each point, by its figure; null where nothing else was asked the same."""
+    quantities = [labelled_column(headline) for headline in HEADLINE if headline in contests.figures]
+    columns = {
+        f"{quantity.column}_standing": contests.standings(quantity, figures[quantity.column].to_numpy(np.float64))
+        for quantity in quantities
+        if quantity is not None and quantity.better is not None
+    }
+    return pd.DataFrame(columns, index=figures.index, dtype=object)
 
 
 def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
@@ -166,12 +176,12 @@ def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]
     return counts
 
 
-def _sorted(points: pd.DataFrame, run: Run) -> pd.DataFrame:
+def _order(points: pd.DataFrame, run: Run) -> Positions:
     """By workload and load, engines in the plan's order within: rows to be compared stand together."""
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     by = [column for column in ASKED if column in points]
-    return by_engine.sort_values(by, kind="stable", ignore_index=True)
+    return np.asarray(by_engine.sort_values(by, kind="stable").index, np.int64)
 
 
 def _planned(run: Run, keys: list[str]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.points import Layout, listed
 from analysis.statistics.pooled import of_endpoints
+from analysis.statistics.standings import UNEQUAL
 from analysis.summary import planned_trials
 from sweep.base.wording import count
 from sweep.numbers.warnings import (
@@ -30,8 +31,7 @@ from sweep.numbers.warnings import (
 )
 
 WIDE = 0.10  # half an interval over its mean
-UNEQUAL = 1.1  # most over fewest tokens in an answer
-UNEQUAL_INPUTS = 1.05  # likewise, in a prompt: a chat template may add a few
+UNEQUAL_INPUTS = 1.05  # most over fewest tokens in a prompt: a chat template may add a few
 MOST_NAMED = 3  # points in a sentence
 CHECKS: list[Check] = []
 _warning = partial(register, CHECKS, Severity.WARNING)
@@ -74,11 +74,6 @@ def by_point(warnings: Iterable[ResultWarning]) -> dict[int, list[ResultWarning]
         for point in warning.points:
             concerned.setdefault(point, []).append(warning)
     return {point: grouped(alike) for point, alike in concerned.items()}
-
-
-def concerning(warnings: Iterable[ResultWarning], column: str) -> list[ResultWarning]:
-    """Those of a point's warnings that concern a column."""
-    return [warning for warning in warnings if not warning.kind.quantities or column in warning.kind.quantities]
 
 
 def scope(warning: ResultWarning, layout: Layout) -> str:

@@ -137,7 +137,7 @@ class FlagRules:
 
 @dataclass(frozen=True, kw_only=True)
 class LogReading:
-    """How the engine's log is read. All but `prefix` are regular expressions to be found in it."""
+    """Patterns that read the engine's log. All but `prefix` are regular expressions to be found in it."""
 
     prefix: str = ""  # of a line, before its message: a regular expression for time, process, source file
     out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides OUT_OF_MEMORY_PATTERNS
@@ -175,7 +175,7 @@ class LogReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """How the engine is asked, besides what its YAML says: paths, and keys of requests."""
+    """The way in which the engine is asked, besides what its YAML says: paths, and keys of requests."""
 
     ready_path: str = "/health"  # answers with status 200 once it is ready
     version_path: str = "/version"  # serves a JSON object with its "version"
@@ -186,7 +186,7 @@ class Wire:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What the engine is and can do."""
+    """Properties and abilities of the engine."""
 
     distribution: str | None = None  # the Python distribution whose version is the engine's
     inherits: tuple[str, ...] = ()  # variables of this machine that it reads, besides INHERITED

@@ -24,10 +24,10 @@ from analysis.compare.conditions import condition
 from analysis.compare.matching import Match
 from analysis.compare.noise import FEWEST_COMPARISONS, MachineNoise
 from analysis.compare.output import reach
-from analysis.compare.ratio import CHANCES
 from analysis.compare.verdicts import PointComparison, point_comparison
 from analysis.quantities import compared_column
 from analysis.statistics.intervals import CONFIDENCE
+from analysis.statistics.power import CHANCES
 from benchmarks.documents import markdown_table, publish
 from benchmarks.paired_launches import AGAIN, PLANTED, REFERENCE, ROWS, read_rows
 from sweep.base import provenance
@@ -81,7 +81,7 @@ def drawn(sides: Pairs, random: np.random.Generator, launched: int) -> PointComp
 
 def compared(first: pd.DataFrame, second: pd.DataFrame, noise: MachineNoise | None = None) -> PointComparison:
     """The command's comparison of two sides."""
-    return point_comparison("reference", "other", Match("llamacpp", first, second), QUANTITY, noise=noise)
+    return point_comparison(("reference", "other"), Match("llamacpp", first, second), QUANTITY, noise=noise)
 
 
 def power(sides: Pairs, launched: int) -> float:
@@ -180,7 +180,7 @@ def table_of_runs(frame: pd.DataFrame, count: int) -> list[str]:
         if 2 * FEWEST_COMPARISONS * launched > half:
             break
         failed = (alarms(one_after_the_other(alike.iloc[half:], launched, count, each)) for each in (None, noise))
-        table.append(["Welch's test", launched, *failed])
+        table.append(["by replicate", launched, *failed])
     return markdown_table(headings, table)
 
 

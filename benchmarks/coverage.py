@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binom
 
-from analysis.statistics.comparison import Trials, differences, fit
+from analysis.statistics.comparison import Trials, contest, fit
 from analysis.statistics.intervals import (
     FEWEST_FOR_STEADY_RATES,
     Interval,
@@ -138,9 +138,9 @@ def ratios(runs: Runs) -> Figures:
     figures = {}
     for name, each in values.items():
         pairs = np.concatenate([each, np.roll(each, 1, axis=0)], axis=1)
-        logs = [differences(fit(pair, trials, 2), [0], [1]) for pair in pairs]
-        ratio, half = (np.array([log[part][0] for log in logs]) for part in (0, 1))
-        figures[name] = _of_one_interval(np.exp(ratio), np.exp(ratio - half), np.exp(ratio + half))
+        figures[name] = _of_one_interval(
+            *np.array([contest(fit(pair, trials, 2), None).ratios([0], [1])[:, 0] for pair in pairs]).T
+        )
     return figures
 
 

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.base.records import UNKNOWN, Records
-from sweep.disk.run_files import COUNT_COLUMNS
+from sweep.base.records import REQUEST_COLUMNS, UNKNOWN, Records
 from sweep.numbers.steady import steady_window
 
 FloatArray = NDArray[np.float64]
@@ -127,7 +126,7 @@ def records_of(run: Runs) -> Records:
     records.ended = array("d", (run.sent + since[:, -1]).tobytes())
     counts = {"input_tokens": TOKENS, "output_tokens": TOKENS, "asked_input_tokens": TOKENS}
     counts |= {"asked_output_tokens": TOKENS, "streamed_tokens": TOKENS, "hidden_tokens": 0}
-    for name in COUNT_COLUMNS:
+    for name in (name for name, code in REQUEST_COLUMNS.items() if code == "i"):
         setattr(records, name, array("i", [counts.get(name, UNKNOWN)]) * n)
     records.gateway_answer = array("b", bytes(n))
     records.offsets = array("q", range(0, (n + 1) * TOKENS, TOKENS))

@@ -23,7 +23,7 @@ import numpy as np
 
 from analysis.answers.deciding import best_choices
 from analysis.quantities import compared_column
-from analysis.statistics.comparison import Trials, differences, fit, indistinguishable
+from analysis.statistics.comparison import Trials, contest, fit
 from benchmarks.documents import markdown_table, publish
 
 SPREAD = 0.02  # standard deviation between launches of one engine, of logarithms
@@ -74,7 +74,7 @@ def study_of_loads(loads: tuple[int, ...], replicates: int, sweeps: int, seed: i
             of_engines.append(logs[np.argsort(-logs.mean(axis=1))])
         best = np.array([logs[0] for logs in of_engines])
         of_loads = [fit(np.exp(logs.ravel()), trials_of(len(logs), replicates), len(logs)) for logs in of_engines]
-        choices = sum(best_choices(model, quantity) for model in of_loads)
+        choices = sum(best_choices(contest(model, quantity.better, best=0)) for model in of_loads)
         faster = np.where(np.arange(len(loads)) == 0, np.log(FASTER), 0.0)[:, None]
         counts += [
             _winner(best, trials) is not None,
@@ -105,13 +105,13 @@ def _winner(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: T
     """The engine that is named the best alone."""
     best = int(np.argmax(logs.mean(axis=1)))
     model = fit(np.exp(logs.ravel()), trials, len(logs))
-    return None if indistinguishable(model, best, "higher", choices).any() else best
+    return best if contest(model, "higher", choices, best).won else None
 
 
 def _ratio_without_one(logs: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", trials: Trials) -> bool:
     others = range(1, len(logs))
-    difference, half = differences(fit(np.exp(logs.ravel()), trials, len(logs)), others, [0] * len(others))
-    return bool((np.abs(difference) > half).any())
+    _, low, high = contest(fit(np.exp(logs.ravel()), trials, len(logs)), "higher").ratios(others, [0] * len(others))
+    return bool(((low > 1) | (high < 1)).any())
 
 
 def main(arguments: Sequence[str]) -> None:

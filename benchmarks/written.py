@@ -25,7 +25,7 @@ from analysis.compare.verdicts import Finding
 from analysis.load import open_run
 from analysis.statistics.estimates import INTERVAL_COLUMNS
 from analysis.statistics.intervals import Interval
-from analysis.statistics.winners import best
+from analysis.statistics.standings import Standing, question_columns
 from analysis.summary import summarise
 from benchmarks.coverage import Figures, ours, study
 from benchmarks.documents import write_section
@@ -136,8 +136,10 @@ def winners(engines: int, replicates: int, sweeps: int, seed: int = 1) -> tuple[
             for sweep, engine, replicate in np.ndindex(logs.shape)
         )
         with tempfile.TemporaryDirectory() as folder:
-            results = best(summarise(open_run(write_run(Path(folder) / "run", trials))), ["output_throughput"])
-        named.append([result.point["backend"] for result in results if result.tied.empty])
+            points = summarise(open_run(write_run(Path(folder) / "run", trials)))
+        standings = points.groupby(question_columns(points), dropna=False)["output_throughput_standing"]
+        alone = points[standings.transform(lambda each: ~each.eq(Standing.TIED).any())]
+        named.append(list(alone.loc[alone["output_throughput_standing"] == Standing.BEST, "backend"]))
     equal, faster = named
     return len(equal) / sweeps, faster.count("engine0") / sweeps
 

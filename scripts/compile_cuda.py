@@ -1,13 +1,16 @@
-"""Compile what CUDA engines compile at installation, without a GPU: `python scripts/compile_cuda.py [NAME...]`.
+"""Compile what CUDA engines compile at installation or first use: `python scripts/compile_cuda.py [NAME...]`.
 
-It installs each environment as a node of that compute capability would, so it checks locks, compilers, linking and
-sources; only the kernels are not run. What it compiled is kept: the same command goes on where it was stopped.
+It needs no GPU. It installs each environment as a node of that compute capability would, so it checks locks, compilers,
+linking and sources; only the kernels are not run. In vllm and sglang FlashInfer compiles its sampling kernels and one
+decode kernel, by its own JIT. What is compiled is kept: the same command goes on where it was stopped.
 docs/measurements/compile_cuda.md holds its output.
 """
 
 import argparse
+import json
 import os
 import struct
+import subprocess
 import sys
 import time
 from ctypes.util import find_library
@@ -18,7 +21,25 @@ from backends.launch import task
 from backends.prepare import environments, locks
 from sweep.base.config import cache_directory
 
-COMPILED = ("llamacpp_cuda", "exllamav3")
+# The capabilities that each environment is compiled for: at installation, or at an engine's first use.
+COMPILED = {"llamacpp_cuda": ("8.9",), "exllamav3": ("8.9",)}
+AT_FIRST_USE = dict.fromkeys(("vllm", "sglang"), ("7.5", "8.9", "9.0"))
+# What an engine's sampler needs, and the decode of a 7B model in float16.
+KERNELS = """
+import json, time, torch
+from flashinfer.jit import attention, sampling
+half = torch.float16
+decode = attention.gen_batch_decode_module(half, half, half, torch.int32, 128, 128, 0, False, False)
+for module in (sampling.gen_sampling_module(), decode):
+    begin, error = time.monotonic(), None
+    try:
+        module.build(verbose=False)
+    except RuntimeError as failure:
+        error = str(failure)
+    file = str(module.jit_library_path)
+    print(json.dumps({"file": file, "error": error, "seconds": time.monotonic() - begin}), flush=True)
+"""
+TOOLKIT = ("flashinfer-python", "nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
 FAT_BINARY = b"\x50\xed\x55\xba"  # begins each of them
 ENTRY_BYTES = 32  # of an entry's header, as far as it is read
 
@@ -47,7 +68,7 @@ def architectures(file: Path) -> list[str]:
     return sorted(kinds)
 
 
-def build(name: str, cache: Path) -> None:
+def install(name: str, cache: Path) -> environments.Environment:
     """Install one environment and print what was compiled."""
     begin = time.monotonic()
     spec = locks.locked(environments.resolve(EnvironmentChoice(cuda=name), "cuda"), cache, print)
@@ -56,28 +77,73 @@ def build(name: str, cache: Path) -> None:
         options = spec.source.options | {"GGML_CUDA_NO_VMM": True}
         spec = spec.model_copy(update={"source": spec.source.model_copy(update={"options": options})})
     environment = environments.prepare(spec, cache, print)
-    folder = Path(environment.python).parents[1]
     print(f"{name}: installed in {time.monotonic() - begin:.0f} s; {', '.join(spec.requirements)}")
-    for file in compiled_files(folder):
+    for file in compiled_files(Path(environment.python).parents[1]):
         print(f"{name}: {file.name}: {file.stat().st_size / 1e6:.0f} MB, code for {', '.join(architectures(file))}")
+    return environment
+
+
+def driver_stand_in(folder: Path) -> dict[str, str]:
+    """Make an empty libcuda where this machine has none to link to, and return the variable that linkers find it by."""
+    if find_library("cuda"):
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["cc", "-shared", "-Wl,-soname,libcuda.so.1", "-x", "c", os.devnull, "-o", str(folder / "libcuda.so")]
+    subprocess.run(command, check=True)
+    return {"LIBRARY_PATH": str(folder)}
+
+
+def compile_kernels(name: str, environment: environments.Environment, capability: str) -> int:
+    """Let FlashInfer compile for one capability what it compiles at first use; return how many modules failed."""
+    folder = Path(environment.python).parents[1].with_suffix(".kernels")
+    stand_in = driver_stand_in(folder / "driver")
+    environ = task.clean_environment(
+        **task.activated(environment.python),
+        **stand_in,
+        FLASHINFER_CUDA_ARCH_LIST=capability,
+        FLASHINFER_WORKSPACE_BASE=str(folder),
+    )
+    toolkit = ", ".join(f"{package} {environment.versions[package]}" for package in TOOLKIT)
+    linked = "an empty libcuda, for there is no driver" if stand_in else "the driver's libcuda"
+    print(f"{name}: capability {capability}: {toolkit}; linked to {linked}")
+    command, failures = [environment.python, "-P", "-c", KERNELS], 0
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            module = json.loads(line)
+            file = Path(module["file"])
+            if error := module["error"]:
+                failures += 1
+                lines = error.splitlines()
+                print(f"{name}: {file.stem}: {next((line for line in lines if 'error' in line), lines[-1])}")
+                continue
+            size, code = file.stat().st_size / 1e6, ", ".join(architectures(file))
+            print(f"{name}: {file.name}: {size:.1f} MB, code for {code}, in {module['seconds']:.0f} s", flush=True)
+    return failures + bool(process.returncode)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", metavar="NAME", nargs="*", default=COMPILED)
-    parser.add_argument("--capability", default="8.9", help="compute capability to compile for (default: 8.9)")
+    parser.add_argument("names", metavar="NAME", nargs="*", default=[*COMPILED, *AT_FIRST_USE])
+    parser.add_argument(
+        "--capability", nargs="+", help="compute capabilities (default: 8.9; vllm, sglang: 7.5 8.9 9.0)"
+    )
     parser.add_argument("--jobs", default="2", help="compilers at once (default: 2)")
     options = parser.parse_args()
-    os.environ.update(
-        CUDAARCHS=options.capability.replace(".", ""), TORCH_CUDA_ARCH_LIST=options.capability, MAX_JOBS=options.jobs
-    )
+    os.environ["MAX_JOBS"] = options.jobs
+    os.environ.pop("CUDA_HOME", None)  # only the environments' own compilers are of interest
     failures = 0
-    for name in options.names:
+    targets = {**COMPILED, **AT_FIRST_USE}
+    pairs = [(name, each) for name in options.names for each in options.capability or targets.get(name, ("8.9",))]
+    for name, capability in pairs:
+        os.environ.update(CUDAARCHS=capability.replace(".", ""), TORCH_CUDA_ARCH_LIST=capability)
         try:
-            build(name, cache_directory(None))
+            environment = install(name, cache_directory(None))
         except environments.EnvironmentFailed as error:
             failures += 1
             print(f"{name}: {error}")
+        else:
+            failures += compile_kernels(name, environment, capability) if name in AT_FIRST_USE else 0
     return failures
 
 

@@ -1,25 +1,21 @@
 """The points of one run or several, with the trials behind them, and the questions in which they are rivals."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.answers.question import common_percentiles
-from analysis.compare.matching import QUESTION_PREFIXES, machines, question_digests
-from analysis.compare.sides import trial_settings
+from analysis.compare.questions import conditions
 from analysis.headline import ASKED
 from analysis.points import SIZE, Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
-from analysis.statistics.comparison import Trials
+from analysis.statistics.comparison import Positions, positions
 from analysis.statistics.estimates import merits
-from analysis.statistics.ratios import Positions, positions
-from analysis.statistics.standings import GPUS, question_columns
+from analysis.statistics.standings import Contests, joined, question_columns
 from sweep.base.records import LOAD_COLUMNS
 
 COST, THROUGHPUT, LATENCY = "cost_per_million_tokens", "output_throughput", "e2el_p50"
@@ -30,20 +26,21 @@ OF_A_LOAD = frozenset([*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOA
 class Measured:
     """The points with a result of all runs together.
 
-    `points` have `name` (the configuration), `at` (the x axis), `by_load` (x is the size of a load), and `run`.
-    `of_a_load` are the columns of one run that say the size of a load, or follow from it.
+    `points` have `name` (the configuration), `at` (the x axis), `by_load` (x is the size of a load), and `run`; their
+    index is the place among those of `every_point`. `of_a_load` are the columns of one run that say the size of a load,
+    or follow from it.
     """
 
     points: pd.DataFrame
     rows: pd.DataFrame  # of the trials
-    trials: Trials
+    contests: Contests
     runs: int
     of_a_load: frozenset[str]
 
     @cached_property
     def rows_at(self) -> list[Positions]:
         """The positions of each point's trials."""
-        return positions(self.trials.point, len(self.points))
+        return positions(self.contests.trials.point, len(self.contests.question))
 
     @cached_property
     def percentiles(self) -> tuple[float, ...]:
@@ -68,21 +65,22 @@ class Measured:
 def measured_points(runs: Sequence[RunResults]) -> Measured:
     """The points of these runs that have a result; a name that several runs have gets the run's."""
     every, rows = every_point(runs), placed_trials(runs)
-    present = (every["n"] > 0).to_numpy()
-    place = np.cumsum(present) - 1  # of a point among those with a result
-    launch = rows["launch"].astype(object)
-    trials = Trials(
-        place[rows["point"].to_numpy(np.int64)],
-        rows["replicate"].fillna(0).to_numpy(np.int64),
-        launch.where(launch.notna(), None).to_numpy(object),
-    )
-    measured = every[present].reset_index(drop=True)
+    measured = every[every["n"] > 0]
     of_a_load = [_of_a_load(results.layout) for results in runs]
     if len(runs) > 1:
-        measured["name"] = names_with_runs(measured)
         of_points = [of_a_load[order] for order in measured["order"]]
-        measured = measured.assign(**_conditions(rows, trials, of_points))
-    return Measured(measured, rows, trials, len(runs), of_a_load[0])
+        texts = conditions(rows, rows["point"].to_numpy(np.int64), list(measured.index), of_points)
+        measured = measured.assign(name=names_with_runs(measured), **texts)
+    return Measured(measured, rows, _contests(runs, measured, len(every)), len(runs), of_a_load[0])
+
+
+def _contests(runs: Sequence[RunResults], measured: pd.DataFrame, count: int) -> Contests:
+    """The contests of the points of all runs; those of a single run are its own."""
+    if len(runs) == 1:
+        return runs[0].contests
+    question = -1 - np.arange(count)  # a point without a result is in a question of its own
+    question[measured.index] = pd.factorize(measured["conditions"])[0]
+    return joined([results.contests for results in runs], question)
 
 
 def _of_a_load(layout: Layout) -> frozenset[str]:
@@ -132,50 +130,6 @@ def _named(layout: Layout, run: str) -> pd.DataFrame:
         names = [", ".join(filter(None, pair)) for pair in zip(names, at, strict=True)]
         at = [""] * len(at)
     return points.assign(name=names, at=at, by_load=by_load, run=run)
-
-
-def _conditions(rows: pd.DataFrame, trials: Trials, of_a_load: Sequence[frozenset[str]]) -> dict[str, list[str]]:
-    """The conditions of each point as JSON: model, workload and load with their files, the protocol and the machine."""
-    rows_at = positions(trials.point, len(of_a_load))
-    equal = [_equal_settings(rows.iloc[of_point[:1]]) for of_point in rows_at]
-    at_any = [
-        {key: value for key, value in each.items() if key not in sizes}
-        for each, sizes in zip(equal, of_a_load, strict=True)
-    ]
-    files = rows[["digests"]]  # a row is wide
-    digests = [question_digests(files.iloc[of_point]) for of_point in rows_at]
-    return {
-        "conditions": _condition_texts(equal, digests),
-        "conditions_at_any_load": _condition_texts(at_any, digests),
-    }
-
-
-def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
-    """The settings in which rivals agree, of a point's first row."""
-    settings = trial_settings(first.to_dict("records")[0])
-    equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PREFIXES)}
-    equal |= {"protocol": str(first["protocol"].iloc[0]), "machine": sorted(machines(first))}
-    return equal | {GPUS: settings.get(GPUS)}
-
-
-def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[str, str]]) -> list[str]:
-    """The settings of each point as JSON, with the digests of a part of which several are known with these settings.
-
-    With one alone, a point whose digest is not known is taken to have it, as a comparison of two runs takes it.
-    """
-    texts = [_settings_text(each) for each in settings]
-    known: dict[tuple[str, str], set[str]] = {}
-    for text, of_point in zip(texts, digests, strict=True):
-        for part, digest in of_point.items():
-            known.setdefault((text, part), set()).add(digest)
-    return [
-        _settings_text(each | {f"files of {part}": of_point[part] for part in of_point if len(known[text, part]) > 1})
-        for each, text, of_point in zip(settings, texts, digests, strict=True)
-    ]
-
-
-def _settings_text(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:

@@ -1,7 +1,7 @@
 """The decision of each question: who is best of those that meet the bounds, and whether that is more than noise.
 
-The best is tested against all others as winners are (`comparison.indistinguishable`): about 5 % of equal
-configurations are named, whatever their number, and whatever the number of loads of which each is taken at its best.
+The best is tested against all others (`comparison.Contest`): about 5 % of equal configurations are named, whatever
+their number, and whatever the number of loads of which each is taken at its best.
 What would decide a tie follows from the spread between launches that is left after pairing.
 """
 
@@ -16,18 +16,15 @@ import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
 from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds
-from analysis.compare.matching import BY_OUTPUT, have_shorter_answers
-from analysis.compare.ratio import Ratio, smallest_change
 from analysis.compare.verdicts import DURATIONS, MARGIN, minutes_a_launch
-from analysis.quantities import LabelledColumn
 from analysis.results import RunResults
-from analysis.statistics.comparison import BlockModel, comparisons_with_best, differences, fit, indistinguishable
+from analysis.statistics.comparison import Contest, Positions, comparisons_with_best
 from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import CONFIDENCE
+from analysis.statistics.power import Error, smallest_change
 from analysis.statistics.standings import Standing
 
 SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts in that of one
-ANSWERED = ("output_tokens", "num_requests", "num_failed")  # columns behind the tokens of an answer
 FEWEST_LAUNCHES = 3  # that are advised where none were repeated
 
 
@@ -40,9 +37,9 @@ def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) 
     if slo is None:
         slo = shared_slo(runs)
     every = measured_points(runs)
-    contests = [contest for group in every.groups(bool(slo)) if (contest := _contest(every, group, slo))]
-    spreads = _spreads(contests)
-    return [_answer(every, contest, spreads) for contest in contests]
+    rankings = [ranking for group in every.groups(bool(slo)) if (ranking := _ranked(every, group, slo))]
+    spreads = _spreads(rankings)
+    return [_answer(every, ranking, spreads) for ranking in rankings]
 
 
 def shared_slo(runs: Sequence[RunResults]) -> dict[str, float]:
@@ -51,27 +48,28 @@ def shared_slo(runs: Sequence[RunResults]) -> dict[str, float]:
     return json.loads(texts.pop()) if len(texts) == 1 else {}
 
 
-class Contest(NamedTuple):
-    """The candidates of a question, the best first, with the model of their figures."""
+class Ranking(NamedTuple):
+    """The candidates of a question, the best first, with the contest of their figures."""
 
     question: TaskQuestion
     meeting: list[Candidate]
     failing: list[Candidate]
     points: list[int]  # of those that meet the bounds
-    choices: int  # the loads of all of these among which chance has chosen
-    model: BlockModel | None  # None if none does
+    contest: Contest | None  # None if none does
+    places: Positions  # of `points` in it
     shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
 
 
-def _contest(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Contest | None:
+def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Ranking | None:
     """The candidates of a question by their standing; None if they have no figure."""
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
-    group, shorter = _equally_long(every, group, quantity)
-    limits = bounds(slo, int((group["requests"] + group["failed"]).min()), every.percentiles) if slo else ()
-    question = TaskQuestion(title(group, bool(slo)), quantity, limits)
-    candidates = [(_candidate(point, question), int(str(index))) for index, point in group.iterrows()]
+    alike = group[every.contests.ranked(quantity, group.index.to_numpy(np.int64))]
+    shorter = tuple(group["name"].drop(alike.index).unique())
+    limits = bounds(slo, int((alike["requests"] + alike["failed"]).min()), every.percentiles) if slo else ()
+    question = TaskQuestion(title(alike, bool(slo)), quantity, limits)
+    candidates = [(_candidate(point, question), int(str(index))) for index, point in alike.iterrows()]
     candidates = [pair for pair in candidates if not math.isnan(pair[0].figure.value)]
     if not candidates:
         return None
@@ -82,36 +80,31 @@ def _contest(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> 
     for candidate, point in candidates:
         by_name.setdefault(candidate.name, []).append((candidate, point))
     meeting = [[pair for pair in pairs if pair[0].meets] for pairs in by_name.values() if pairs[0][0].meets]
-    points = [pairs[0][1] for pairs in meeting]
-    model = _model(every, points, quantity) if points else None
     failing = [pairs[0][0] for pairs in by_name.values() if not pairs[0][0].meets]
-    choices = sum(best_choices(_model(every, [point for _, point in pairs], quantity), quantity) for pairs in meeting)
-    placed = _standings([pairs[0][0] for pairs in meeting], model, quantity, choices) if model else []
-    return Contest(question, placed, failing, points, choices, model, shorter)
+    if not meeting:
+        return Ranking(question, [], failing, [], None, np.zeros(0, np.int64), shorter)
+    points = [pairs[0][1] for pairs in meeting]
+    if slo:  # each is the best of its loads: a comparison of its own, beside those at equal loads
+        of_loads = [every.contests.of_points(quantity, [point for _, point in pairs], best=0) for pairs in meeting]
+        choices = sum(map(best_choices, of_loads))
+        whole, places = every.contests.of_points(quantity, points, choices, best=0), np.arange(len(points))
+    else:
+        whole, places = every.contests.shared(quantity, points)
+    order = np.argsort(places != whole.best, kind="stable") if whole.won else np.arange(len(points))
+    placed = _standings([meeting[index][0][0] for index in order], whole, places[order])
+    return Ranking(question, placed, failing, [points[index] for index in order], whole, places[order], shorter)
 
 
-def _equally_long(
-    every: Measured, group: pd.DataFrame, quantity: LabelledColumn
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The points whose answers are about as long as the longest, and the names of the others.
-
-    Of a quantity that longer answers do not change, all points. `sweep compare` refuses the same pairs.
-    """
-    if quantity.quantity not in BY_OUTPUT or any(column not in every.rows for column in ANSWERED):
-        return group, ()
-    short = np.array(have_shorter_answers([every.rows_of(int(str(point)), ANSWERED) for point in group.index]))
-    return group[~short], tuple(group["name"][short].unique())
-
-
-def best_choices(model: BlockModel, quantity: LabelledColumn) -> int:
+def best_choices(of_loads: Contest) -> int:
     """The points of one configuration, the best first, among which chance has chosen: those not told apart from it."""
-    return 1 + int(indistinguishable(model, 0, quantity.better or "higher").sum()) if len(model.n) > 1 else 1
+    return 1 + int(of_loads.tied(0).sum())
 
 
 def _candidate(point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
     figure = estimate(point, question.quantity.column)
     any_load = bool(question.bounds) and bool(point["by_load"])
-    candidate = Candidate(str(point["name"]), str(point["at"]) if any_load else "", str(point["run"]), figure)
+    load = str(point["at"]) if any_load else ""
+    candidate = Candidate(str(point["name"]), load, str(point["run"]), figure, point=int(str(point.name)))
     if not question.bounds:
         return candidate
     latencies = [(bound, estimate(point, bound.quantity.column)) for bound in question.bounds]
@@ -119,32 +112,13 @@ def _candidate(point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
     return replace(candidate, headroom=bound.headroom(latency.value), tightest=bound, latency=latency)
 
 
-def _model(every: Measured, points: Sequence[int], quantity: LabelledColumn) -> BlockModel:
-    rows = np.concatenate([every.rows_at[point] for point in points])
-    trials = every.trials.select(rows)
-    local = {point: index for index, point in enumerate(points)}
-    trials = trials._replace(point=np.array([local[point] for point in trials.point], np.int64))
-    values = every.rows[quantity.column].iloc[rows].to_numpy(np.float64, na_value=np.nan)
-    return fit(values, trials, len(points))
-
-
-def _standings(
-    candidates: Sequence[Candidate], model: BlockModel, quantity: LabelledColumn, choices: int
-) -> list[Candidate]:
-    """The candidates, of which the first is best, with their standing and the best's ratio to them.
-
-    `choices` are the loads of all of them among which chance has chosen.
-    """
-    tied = indistinguishable(model, 0, quantity.better or "higher", choices)
-    rest = list(range(1, len(candidates)))
-    comparisons = comparisons_with_best(len(candidates), choices)
-    difference, _, half = differences(model, [0] * len(rest), rest, comparisons) if rest else [np.zeros(0)] * 3
-    ends = np.exp([difference, difference - half, difference + half])
-    placed = [replace(candidates[0], standing=Standing.BEST, ratio=1.0)]
-    for index in rest:
-        ratio, low, high = map(float, ends[:, index - 1])
-        standing = Standing.TIED if tied[index] else Standing.BEHIND
-        placed.append(replace(candidates[index], standing=standing, ratio=ratio, low=low, high=high))
+def _standings(candidates: Sequence[Candidate], whole: Contest, places: Positions) -> list[Candidate]:
+    """The candidates, of which the first is best, with their standing and the best's ratio to them."""
+    placed, tied = [replace(candidates[0], standing=Standing.BEST, ratio=1.0)], whole.tied(int(places[0]))
+    for candidate, place in zip(candidates[1:], places[1:], strict=True):
+        ratio, low, high = map(float, whole.ratios([places[0]], [place])[:, 0])
+        standing = Standing.TIED if tied[place] else Standing.BEHIND
+        placed.append(replace(candidate, standing=standing, ratio=ratio, low=low, high=high))
     return placed
 
 
@@ -155,50 +129,50 @@ class Spread(NamedTuple):
     freedom: int
 
 
-def _spreads(contests: Sequence[Contest]) -> dict[str, Spread]:
+def _spreads(rankings: Sequence[Ranking]) -> dict[str, Spread]:
     """By quantity, over all questions."""
     spreads: dict[str, Spread] = {}
-    for contest in contests:
-        if contest.model is not None and contest.model.freedom > 0:
-            column = contest.question.quantity.column
+    for ranking in rankings:
+        if ranking.contest is not None and (model := ranking.contest.model).freedom > 0:
+            column = ranking.question.quantity.column
             squares, freedom = spreads.get(column, Spread(0.0, 0))
-            added = contest.model.variance * contest.model.freedom
-            spreads[column] = Spread(squares + added, freedom + contest.model.freedom)
+            spreads[column] = Spread(squares + model.variance * model.freedom, freedom + model.freedom)
     return spreads
 
 
-def _answer(every: Measured, contest: Contest, spreads: Mapping[str, Spread]) -> TaskAnswer:
-    answer = TaskAnswer(contest.question, (*contest.meeting, *contest.failing), shorter=contest.shorter)
-    if not answer.tied or contest.model is None:
+def _answer(every: Measured, ranking: Ranking, spreads: Mapping[str, Spread]) -> TaskAnswer:
+    answer = TaskAnswer(ranking.question, (*ranking.meeting, *ranking.failing), shorter=ranking.shorter)
+    if not answer.tied or ranking.contest is None:
         return answer
-    place = next(index for index, each in enumerate(contest.meeting) if each.standing is Standing.TIED)
-    pair = [every.rows_of(contest.points[index], DURATIONS) for index in (0, place)]
-    spread = spreads.get(contest.question.quantity.column, Spread(0.0, 0))
-    advised = remedy(contest.model, place, spread, minutes_a_launch(*pair), contest.choices)
-    return replace(answer, remedy=advised)
+    rival = next(index for index, each in enumerate(ranking.meeting) if each.standing is Standing.TIED)
+    pair = [every.rows_of(ranking.points[index], DURATIONS) for index in (0, rival)]
+    spread = spreads.get(ranking.question.quantity.column, Spread(0.0, 0))
+    places = int(ranking.places[0]), int(ranking.places[rival])
+    return replace(answer, remedy=remedy(ranking.contest, places, spread, minutes_a_launch(*pair)))
 
 
-def remedy(model: BlockModel, place: int, spread: Spread, minutes: float, choices: int = 0) -> Remedy:
-    """The launches that tell the first point from the one at `place` nine times in ten, if they do differ so much.
+def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: float) -> Remedy:
+    """The launches that tell a pair of points apart nine times in ten, if they do differ so much.
 
     A difference within the margin counts as the margin: nobody needs to know who is ahead by less.
     """
-    difference = max(abs(math.expm1(model.effects[0] - model.effects[place])), MARGIN)
-    units, rivals = int(min(model.n[0], model.n[place])), len(model.n) - 1
+    model, (best, rival) = contest.model, pair
+    difference = max(abs(math.expm1(model.effects[best] - model.effects[rival])), MARGIN)
+    launches, count = int(min(model.n[best], model.n[rival])), int((model.n > 0).sum())
     squares = model.variance * model.freedom if model.freedom > 0 else 0.0
     weight = SPREAD_WEIGHT if spread.freedom > 0 else 0
     freedom = max(model.freedom, 0) + weight
     if not freedom:
-        return Remedy(difference, 0, max(FEWEST_LAUNCHES, units), math.nan)
+        return Remedy(difference, 0, max(FEWEST_LAUNCHES, launches), math.nan)
     variance = (squares + (weight * spread.squares / spread.freedom if weight else 0.0)) / freedom
-    total = units + 1
-    level = CONFIDENCE ** (1 / comparisons_with_best(len(model.n), choices))
-    while _smallest_difference(variance, total, rivals, level) > difference:
+    total = launches + 1
+    level = CONFIDENCE ** (1 / comparisons_with_best(count, contest.choices))
+    while _smallest_difference(variance, total, count - 1, level) > difference:
         total += max(1, total // 50)
-    return Remedy(difference, total - units, total, (total - units) * minutes if minutes else math.nan)
+    return Remedy(difference, total - launches, total, (total - launches) * minutes if minutes else math.nan)
 
 
 def _smallest_difference(variance: float, launches: int, rivals: int, level: float) -> float:
     """The smallest difference from the best that so many launches of each configuration tell, at that level."""
-    paired = Ratio(0.0, math.sqrt(2 * variance / launches), (launches - 1) * rivals, launches, True)
+    paired = Error(math.sqrt(2 * variance / launches), (launches - 1) * rivals, launches)
     return smallest_change(paired, launches, level)

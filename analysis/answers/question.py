@@ -105,6 +105,7 @@ class Candidate:
     ratio: float = math.nan  # the best's figure over this one's, with its interval
     low: float = math.nan
     high: float = math.nan
+    point: int = -1  # its place among the points of all runs
 
     @property
     def meets(self) -> bool:

@@ -22,12 +22,12 @@ class Condition:
     change: float  # relative: -0.03 is 3 % less
 
     def met(self, comparison: PointComparison) -> bool:
-        """Return whether the figure changed by more than that, and its interval leaves out no change at all."""
+        """Return whether the figure changed by more, and its interval for all configurations at once excludes 1."""
         if not self.judges(comparison):
             return False
         if self.sign == "<":
-            return comparison.ratio - 1 < self.change and comparison.high < 1
-        return comparison.ratio - 1 > self.change and comparison.low > 1
+            return comparison.ratio - 1 < self.change and comparison.all_high < 1
+        return comparison.ratio - 1 > self.change and comparison.all_low > 1
 
     def judges(self, comparison: PointComparison) -> bool:
         """Return whether the comparison is of that column and has an interval, without which nothing is decided."""

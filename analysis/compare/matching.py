@@ -9,7 +9,8 @@ import pandas as pd
 
 from analysis.compare.sides import Side, TrialSettings
 from analysis.quantities import LabelledColumn
-from analysis.warnings import UNEQUAL, UNEQUAL_INPUTS
+from analysis.statistics.standings import BY_OUTPUT, UNEQUAL
+from analysis.warnings import UNEQUAL_INPUTS
 from sweep.base.labels import labels
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
@@ -19,8 +20,7 @@ MOST_SETTINGS = 3  # settings in a reason
 FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")} | {
     "client_stamp_source": "measured by"  # its clock, or the tool of an imported row
 }
-BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities that longer answers change
-BY_INPUT = ("total_throughput", "ttft")
+BY_INPUT = ("total_throughput", "ttft")  # quantities that longer prompts change
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,6 @@ def question_digests(trials: pd.DataFrame) -> dict[str, str]:
     texts = [json.loads(text) for text in _values(trials, "digests")]
     known = {part: sorted({str(each[part]) for each in texts if part in each}) for part in QUESTION_PARTS}
     return {part: ", ".join(digests) for part, digests in known.items() if digests}
-
-
-def have_shorter_answers(sides: Sequence[pd.DataFrame]) -> list[bool]:
-    """Whether each side's answers are shorter than the longest by more than UNEQUAL allows; not where it is unknown."""
-    means = [_tokens_a_request(trials, "output_tokens") for trials in sides]
-    return [0 < each * UNEQUAL < max(means) for each in means]
 
 
 def _some(values: set[str]) -> str:

@@ -16,9 +16,9 @@ import pandas as pd
 from scipy import special
 
 from analysis.compare.matching import configurations, machines
-from analysis.compare.ratio import Ratio, launch_of, logarithms
 from analysis.compare.sides import Side, side
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
+from analysis.statistics.power import Error
 from sweep.base.config import ConfigError
 from sweep.base.wording import count
 
@@ -33,13 +33,13 @@ class MachineNoise:
     text: str  # the run, as it was written
     configurations: Sequence[pd.DataFrame]  # the trials of each
 
-    def ratio(self, ratio: Ratio, column: str, in_turns: bool) -> Ratio:
-        """The same ratio, with the error and freedom that the A/A comparisons of blocks of its size have.
+    def error(self, launches: int, column: str, in_turns: bool) -> Error:
+        """The error of a comparison of so many launches a side, which the A/A comparisons of blocks of its size have.
 
         Raises:
             ConfigError: if the run has too few launches for blocks of that size.
         """
-        size = 1 if in_turns else ratio.units
+        size = 1 if in_turns else launches
         differences = self._differences(column, size)
         if len(differences) < FEWEST_COMPARISONS:
             blocks = f"blocks of {count(size, 'launch')}" if size > 1 else "pairs of launches"
@@ -48,8 +48,8 @@ class MachineNoise:
                 f" {FEWEST_COMPARISONS}: {2 * FEWEST_COMPARISONS * size} launches of one configuration"
                 + ("" if size == 1 else ", or both sides in one run, where they take turns")
             )
-        error = math.sqrt(float(np.mean(differences**2)) / (ratio.units / size))
-        return ratio._replace(error=error, freedom=float(len(differences)), error_known=True)
+        error = math.sqrt(float(np.mean(differences**2)) / (launches / size))
+        return Error(error, float(len(differences)), launches, known=True)
 
     def description(self, column: str) -> str:
         """`two launches of one configuration differ by up to 9% (95 %, 40 pairs in results/aa)`."""
@@ -102,3 +102,25 @@ def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
             names = (", ".join(sorted(each)) for each in (noise_machines, side_machines))
             raise ConfigError(f"--noise {text}: measured on {', not on '.join(names)}")
     return MachineNoise(text, configurations(measured))
+
+
+def launch_of(trials: pd.DataFrame) -> "pd.Series[str]":
+    """The launch of each trial; of an engine that was not launched here, its replicate."""
+    replicate = trials["replicate"].astype(str)
+    return trials["launch"].fillna(replicate) if "launch" in trials else replicate
+
+
+def logarithms(trials: pd.DataFrame, column: str) -> "pd.Series[float]":
+    """The logarithms of a column; NaN where it is not above 0."""
+    values = trials[column].astype("float64")
+    return values.where(values > 0).map(np.log)
+
+
+def _by_launch(logs: "pd.Series[float]", trials: pd.DataFrame) -> FloatArray:
+    return np.asarray(logs.groupby(launch_of(trials)).mean().dropna(), np.float64)
+
+
+def figure_of(trials: pd.DataFrame, column: str) -> float:
+    """The geometric mean over the launches, whose ratio is compared; NaN without a value."""
+    launches = _by_launch(logarithms(trials, column), trials) if column in trials and len(trials) else np.zeros(0)
+    return float(np.exp(launches.mean())) if len(launches) else math.nan

@@ -18,7 +18,7 @@ VERDICT_STYLES = {
     Finding.INCOMPARABLE: "dim",
 }
 MEAN = "geometric mean over the launches"
-RATIO_INTERVAL = "95 % interval of the ratio, for all configurations at once"
+RATIO_INTERVAL = "95 % interval of the ratio (docs/metrics.md)"
 VERDICT = "faster, slower, equal within the margin, not told apart or not comparable, in the quantity's words"
 OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
 OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}
@@ -105,7 +105,6 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
             _units,
             heading="n",
         ),
-        Column("paired", "true if launches are paired by the replicate's prompts", lambda each: each.paired),
         Column("verdict", VERDICT, lambda each: verdict_text(each, margin), verdict, kind="text"),
         Column("reason", "why it is not comparable, or has no interval", lambda each: each.reason or None),
         Column(
@@ -136,7 +135,7 @@ def _ratio_range(each: PointComparison) -> str:
 
 
 def _units(each: PointComparison) -> str:
-    return count(each.units, "pair" if each.paired else "launch") if each.units else NONE
+    return count(each.units, "launch") if each.units else NONE
 
 
 def tables(comparisons: Sequence[PointComparison], margin: float) -> list[Table[PointComparison]]:
@@ -165,7 +164,7 @@ def changes(comparisons: Sequence[PointComparison]) -> list[str]:
 def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparison]) -> list[str]:
     return [
         f"failed: {condition.text}: {comparison.label} {comparison.ratio - 1:+.1%}"
-        f" ({comparison.low - 1:+.1%} to {comparison.high - 1:+.1%})"
+        f" ({comparison.all_low - 1:+.1%} to {comparison.all_high - 1:+.1%}, for all configurations at once)"
         for condition, comparison in failures(conditions, comparisons)
     ]
 

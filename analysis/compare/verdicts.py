@@ -1,7 +1,8 @@
 """The ratio of each configuration to the reference's, how sure it is, and the verdict.
 
-The error is that of the launches of both sides (ratio.py) or, if it is wider, that of launches of one configuration on
-the machine (noise.py). By Sidak's inequality (1967) the intervals of one quantity hold for all configurations at once.
+A ratio has the one interval that it has everywhere (`statistics.comparison.Contest`) or, if that of launches of one
+configuration on the machine is wider, this one (noise.py). What fails a build goes by intervals that hold for all
+configurations at once, by Sidak's inequality (1967).
 """
 
 import math
@@ -10,15 +11,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from analysis.compare.matching import Match, match
-from analysis.compare.noise import MachineNoise, took_turns
-from analysis.compare.ratio import figure_of, half_width, launches_for, log_ratio, smallest_change
+from analysis.compare.noise import MachineNoise, figure_of, took_turns
+from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, compared_column
-from analysis.statistics.intervals import CONFIDENCE
+from analysis.statistics.intervals import CONFIDENCE, FloatArray
+from analysis.statistics.power import Error, launches_for, smallest_change
 
 MARGIN = 0.03  # by default: a smaller difference is none
 MINUTES = (10, 30, 120)  # of measuring, for which the smallest change that is found is given
@@ -51,8 +54,9 @@ class PointComparison:
     ratio: float = math.nan
     low: float = math.nan
     high: float = math.nan
+    all_low: float = math.nan  # of the interval that holds for all configurations at once
+    all_high: float = math.nan
     units: int = 0
-    paired: bool = False
     smallest: float = math.nan  # relative change that as many launches find with a probability of 90 %
     in_minutes: tuple[float, ...] = ()  # likewise, in MINUTES of launches of both sides
     launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: not known
@@ -78,26 +82,29 @@ def comparisons(
     reference, *others = sides
     percentiles = sorted({percentile for each in sides for percentile in each.run.percentiles})
     quantities = [compared_column(column, HEADLINE, percentiles) for column in columns or HEADLINE]
+    field = rivals(sides, [quantity.column for quantity in quantities])
     compared: list[PointComparison] = []
     for other in others:
         matches = match(reference, other)
         for quantity in quantities:
-            compared += _by_column(reference.text, other.text, matches, quantity, margin, noise)
+            compared += _by_column(field, reference, other, matches, quantity, margin, noise)
     return compared
 
 
 def _by_column(
-    reference: str,
-    other: str,
+    field: Rivals,
+    reference: Side,
+    other: Side,
     matches: Sequence[Match],
     quantity: LabelledColumn,
     margin: float,
     noise: MachineNoise | None = None,
 ) -> list[PointComparison]:
     measured = [each for each in matches if _has(each.first, quantity) or _has(each.second, quantity)]
-    usable = [each for each in measured if not each.obstacle_of(quantity)]
-    level = CONFIDENCE ** (1 / max(1, len(usable)))
-    return [point_comparison(reference, other, each, quantity, margin, level, noise) for each in measured]
+    usable = sum(not each.obstacle_of(quantity) for each in measured)
+    places = str(reference.run.place), str(other.run.place)
+    names = reference.text, other.text
+    return [point_comparison(names, each, quantity, field, places, margin, usable, noise) for each in measured]
 
 
 def _has(trials: pd.DataFrame, quantity: LabelledColumn) -> bool:
@@ -105,60 +112,76 @@ def _has(trials: pd.DataFrame, quantity: LabelledColumn) -> bool:
 
 
 def point_comparison(
-    reference: str,
-    other: str,
+    names: tuple[str, str],
     each: Match,
     quantity: LabelledColumn,
+    field: Rivals | None = None,
+    places: tuple[str, str] = ("", ""),
     margin: float = MARGIN,
-    level: float = CONFIDENCE,
+    of_all: int = 1,
     noise: MachineNoise | None = None,
 ) -> PointComparison:
-    """One configuration by one quantity, with an interval at that level; raises ConfigError as `comparisons`."""
+    """One configuration, of so many, by one quantity; raises ConfigError as `comparisons`."""
     obstacle = each.obstacle_of(quantity)
     figures = figure_of(each.first, quantity.column), figure_of(each.second, quantity.column)
     if not obstacle and not all(value > 0 for value in figures):
         obstacle = "one side has no figure"
     if obstacle:
-        return PointComparison(reference, other, each.label, quantity, Finding.INCOMPARABLE, obstacle, *figures)
-    ratio = log_ratio(each.first, each.second, quantity.column)
+        return PointComparison(*names, each.label, quantity, Finding.INCOMPARABLE, obstacle, *figures)
+    contest, first, second = field.contest(each, places, quantity) if field else (alone(each, quantity), 0, 1)
+    level = CONFIDENCE ** (1 / max(of_all, contest.compared))
+    error = contest.error(second, first)
+    intervals = [contest.ratios([second], [first], all_of)[:, 0] for all_of in (0, of_all)]
     if noise is not None:
-        of_machine = noise.ratio(ratio, quantity.column, took_turns(each.first, each.second))
-        if not half_width(ratio, level) > half_width(of_machine, level):
-            ratio = of_machine
-    half = half_width(ratio, level)
-    low, high = ratio.log - half, ratio.log + half
+        of_machine = noise.error(error.launches, quantity.column, took_turns(each.first, each.second))
+        intervals, error = _widened(intervals, error, of_machine, level)
+    (ratio, low, high), (_, all_low, all_high) = (tuple(map(float, interval)) for interval in intervals)
     cost = minutes_a_launch(each.first, each.second)
     return PointComparison(
-        reference,
-        other,
+        *names,
         each.label,
         quantity,
         verdict(low, high, margin, quantity.better or "higher"),
-        "" if math.isfinite(half) else "one launch does not show how much launches differ",
+        "" if math.isfinite(low) else "one launch does not show how much launches differ",
         *figures,
-        ratio=math.exp(ratio.log),
-        low=math.exp(low),
-        high=math.exp(high),
-        units=ratio.units,
-        paired=ratio.paired,
-        smallest=smallest_change(ratio, ratio.units, level),
-        in_minutes=tuple(smallest_change(ratio, int(minutes / cost), level) for minutes in MINUTES) if cost else (),
-        launches=tuple(launches_for(ratio, change, level) for change in CHANGES),
+        ratio=ratio,
+        low=low,
+        high=high,
+        all_low=all_low,
+        all_high=all_high,
+        units=error.launches,
+        smallest=smallest_change(error, error.launches, level),
+        in_minutes=tuple(smallest_change(error, int(minutes / cost), level) for minutes in MINUTES) if cost else (),
+        launches=tuple(launches_for(error, change, level) for change in CHANGES),
         launch_minutes=cost,
         noise=noise.description(quantity.column) if noise else "",
         differences=each.differences,
     )
 
 
+def _widened(
+    intervals: Sequence[FloatArray], error: Error, of_machine: Error, level: float
+) -> tuple[list[FloatArray], Error]:
+    """The intervals, none narrower than launches of one configuration make it, and the error that counts."""
+    half = of_machine.half_width(level)
+    widened = [
+        np.array([ratio, ratio * math.exp(-half), ratio * math.exp(half)])
+        if not math.log(high / ratio) > half
+        else np.array([ratio, low, high])
+        for ratio, low, high in intervals
+    ]
+    return widened, of_machine if widened[0][2] != intervals[0][2] else error
+
+
 def verdict(low: float, high: float, margin: float, better: Literal["higher", "lower"]) -> Finding:
-    """The verdict on an interval of a log ratio. Within the margin it is equal, also if the sides do differ."""
+    """The verdict on an interval of a ratio. Within the margin it is equal, also if the sides do differ."""
     if math.isnan(low):
         return Finding.UNDECIDED
-    if low > math.log1p(-margin) and high < math.log1p(margin):
+    if low > 1 - margin and high < 1 + margin:
         return Finding.EQUAL
-    if low <= 0 <= high:
+    if low <= 1 <= high:
         return Finding.UNDECIDED
-    return Finding.FASTER if (low > 0) == (better == "higher") else Finding.SLOWER
+    return Finding.FASTER if (low > 1) == (better == "higher") else Finding.SLOWER
 
 
 def minutes_a_launch(*sides: pd.DataFrame) -> float:

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from analysis.explain.contrasts import difference, interactions, shapley
 from analysis.explain.design import Factorial, Ladder, Unexplained, designs
 from analysis.load import Run
 from analysis.points import Layout
 from analysis.quantities import LabelledColumn, compared_column
-from analysis.statistics.comparison import BlockModel, Trials, fit
+from analysis.statistics.comparison import Contest, Positions
 from analysis.statistics.intervals import FloatArray
-from analysis.statistics.survivors import without_lost
+from analysis.statistics.standings import Contests, run_contests
 
 EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
 HALVINGS = 40  # of the search for the end of a share's interval
@@ -75,9 +74,11 @@ def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -
     quantities = [compared_column(column, EXPLAINED, run.percentiles) for column in columns]
     explained: list[Explanation] = []
     reasons: list[str] = []
+    measured = [name for each in quantities if (name := each.column) in run.ok and run.ok[name].gt(0).any()]
+    contests = run_contests(run, layout.points, layout.placed(run.ok)["point"].to_numpy(np.int64), measured)
     for design in designs(layout, run.baseline):
         try:
-            explained += _explained(design, _Launches(run, layout, design), quantities)
+            explained += _explained(design, _Launches(contests, design), quantities)
         except Unexplained as error:
             reasons.append(str(error))
     if not explained:
@@ -90,7 +91,7 @@ def _explained(
     design: Factorial | Ladder, launches: "_Launches", quantities: Sequence[LabelledColumn]
 ) -> Iterator[Explanation]:
     for quantity in quantities:
-        if (model := launches.model(quantity.column)) is not None:
+        if (model := launches.model(quantity)) is not None:
             yield (
                 _of_factorial(design, quantity, model)
                 if isinstance(design, Factorial)
@@ -101,35 +102,41 @@ def _explained(
 class _Launches:
     """The trials of a design's points, its points numbered from 0 in the design's order."""
 
-    def __init__(self, run: Run, layout: Layout, design: Factorial | Ladder) -> None:
+    def __init__(self, contests: Contests, design: Factorial | Ladder) -> None:
+        self.contests = contests
         self.points = list(design.points.values()) if isinstance(design, Factorial) else list(design.points)
         if isinstance(design, Factorial) and design.baseline is not None:
             self.points.append(design.baseline)
-        placed = layout.placed(run.ok)
-        placed = placed[placed["point"].isin(self.points)]
-        numbers = {point: number for number, point in enumerate(self.points)}
-        launch = placed["launch"].astype(object)
-        self.trials = Trials(
-            np.asarray(placed["point"].map(numbers), np.int64),
-            np.asarray(placed["replicate"].fillna(0), np.int64),
-            launch.where(launch.notna(), None).to_numpy(object),
-        )
-        self.run, self.placed = run, placed
 
-    def model(self, column: str) -> BlockModel | None:
+    def model(self, quantity: LabelledColumn) -> "_Model | None":
         """The model of one quantity; None where some point has no value."""
-        if column not in self.placed or not (self.placed[column] > 0).any():
+        if quantity.column not in self.contests.figures:
             return None
-        values = pd.DataFrame({column: self.placed[column].astype("float64")})
-        figures = without_lost(self.run, values, self.trials.point)[column].to_numpy(np.float64)
-        model = fit(figures, self.trials, len(self.points))
+        model = _Model(*self.contests.shared(quantity, self.points))
         return model if np.isfinite(model.effects).all() else None
+
+
+class _Model(NamedTuple):
+    """A design's points in the contest of all that were asked the same."""
+
+    contest: Contest
+    places: Positions
+
+    @property
+    def effects(self) -> FloatArray:
+        return self.contest.model.effects[self.places]
+
+    def of_all(self, weights: FloatArray) -> FloatArray:
+        """Weights of the design's points as those of all points of the contest."""
+        whole = np.zeros((len(weights), len(self.contest.model.n)))
+        whole[:, self.places] = weights
+        return whole
 
 
 # Ladders -------------------------------------------------------------------------------------------------------------
 
 
-def _of_ladder(design: Ladder, quantity: LabelledColumn, model: BlockModel) -> Explanation:
+def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model) -> Explanation:
     unit = np.eye(len(design.points))
     steps, total = unit[1:] - unit[:-1], unit[-1] - unit[0]
     parts = [
@@ -150,7 +157,7 @@ def _of_ladder(design: Ladder, quantity: LabelledColumn, model: BlockModel) -> E
 # Factorials ----------------------------------------------------------------------------------------------------------
 
 
-def _of_factorial(design: Factorial, quantity: LabelledColumn, model: BlockModel) -> Explanation:
+def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) -> Explanation:
     """The shares of the knobs, and of the engine itself where there is a baseline.
 
     Raises:
@@ -192,14 +199,14 @@ def _of_factorial(design: Factorial, quantity: LabelledColumn, model: BlockModel
 
 
 def _single(
-    model: BlockModel, measured: list[frozenset[str]], after: frozenset[str], before: frozenset[str], family: int
+    model: _Model, measured: list[frozenset[str]], after: frozenset[str], before: frozenset[str], family: int
 ) -> Change:
     """The change from one combination to another; the intervals of all knobs' hold together."""
     weights = difference(measured, after, before)
     return NO_CHANGE if weights is None else _gains(model, _padded(weights[None], model), family)[0]
 
 
-def _interactions(design: Factorial, measured: list[frozenset[str]], model: BlockModel) -> Iterator[tuple[str, Change]]:
+def _interactions(design: Factorial, measured: list[frozenset[str]], model: _Model) -> Iterator[tuple[str, Change]]:
     names = {knob.key: knob.name for knob in design.knobs}
     pairs = interactions(measured, list(names))
     for group, weights in pairs:
@@ -231,18 +238,16 @@ def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
 # Weighted sums -------------------------------------------------------------------------------------------------------
 
 
-def _padded(weights: FloatArray, model: BlockModel) -> FloatArray:
+def _padded(weights: FloatArray, model: _Model) -> FloatArray:
     """Weights of the combinations with a zero for the baseline, where there is one."""
-    return np.pad(weights, ((0, 0), (0, len(model.effects) - weights.shape[1])))
+    return np.pad(weights, ((0, 0), (0, len(model.places) - weights.shape[1])))
 
 
-def _gains(model: BlockModel, weights: FloatArray, comparisons: int) -> list[Change]:
-    sums, half = model.contrasts(weights, comparisons)
-    ends = np.exp([sums, sums - half, sums + half])
-    return [Change(*map(float, column)) for column in ends.T]
+def _gains(model: _Model, weights: FloatArray, comparisons: int) -> list[Change]:
+    return [Change(*map(float, column)) for column in model.contest.gains(model.of_all(weights), comparisons).T]
 
 
-def _shares(model: BlockModel, rows: FloatArray, total: FloatArray) -> list[Change]:
+def _shares(model: _Model, rows: FloatArray, total: FloatArray) -> list[Change]:
     """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·total may be 0.
 
     NaN ends where the whole itself may be nothing, and no share can be ruled out; no value either where the whole is
@@ -255,7 +260,8 @@ def _shares(model: BlockModel, rows: FloatArray, total: FloatArray) -> list[Chan
 
     def excess(share: FloatArray) -> FloatArray:
         """The distance of each row's sum without its share of the whole from 0, beyond half of its interval."""
-        sums, half = model.contrasts(rows - share[:, None] * total, len(rows))
+        weights = model.of_all(rows - share[:, None] * total)
+        sums, half = model.contest.model.contrasts(weights, model.contest.model.sidak(len(rows)))
         return np.asarray(np.abs(sums) - half, np.float64)
 
     ends = []

@@ -15,7 +15,7 @@ from analysis.headline import ASKED
 from analysis.load import Run
 from analysis.points import LOAD_LABELS, SIZE, Layout, spaced
 from analysis.statistics.ratios import is_baseline
-from analysis.statistics.winners import best
+from analysis.statistics.standings import Standing
 from analysis.summary import key_columns
 from sweep.base.records import LOAD_COLUMNS
 
@@ -66,7 +66,9 @@ def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, 
     """All lines; if there are too many, those with the best figures, the baseline's, and an even choice of the rest."""
     if len(lines) <= MOST_LINES:
         return lines
-    preferred = [*(result.point["line"] for result in best(points)), *points.loc[is_baseline(points, baseline), "line"]]
+    standings = points[[name for name in points if str(name).endswith("_standing")]]
+    is_best = (standings == Standing.BEST).any(axis="columns")
+    preferred = [*points.loc[is_best, "line"], *points.loc[is_baseline(points, baseline), "line"]]
     first = list(dict.fromkeys(preferred))[: MOST_LINES // 3]
     rest = [line for line in lines if line not in first]
     chosen = {*first, *rest[:: math.ceil(len(rest) / (MOST_LINES - len(first)))]}

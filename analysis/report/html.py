@@ -4,21 +4,19 @@ What it says is gathered here; how it looks is in templates/.
 """
 
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
 from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
-from analysis.headline import HEADLINE
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import COLOURS, GRID, INK, MUTED, SavedFigure, draw_all
-from analysis.quantities import LabelledColumn, definitions, labelled_column
+from analysis.quantities import definitions
 from analysis.report.page import Lead, is_explorable, page
 from analysis.report.page_data import page_data
 from analysis.report.tables import (
@@ -29,35 +27,20 @@ from analysis.report.tables import (
     slowest_table,
     spread_table,
     steady_table,
-    times,
 )
 from analysis.results import RunResults
-from analysis.statistics.estimates import estimate, merits
-from analysis.statistics.intervals import CONFIDENCE, Estimate
 from analysis.statistics.survivors import bounds_text
-from analysis.statistics.winners import MOST_COMPARISONS, best, tallies, tally_text, tied_text
 from analysis.studies.findings import judge_run
 from analysis.studies.printed import JUDGED
 from analysis.studies.tables import study_of
 from analysis.summary import planned_trials
 from analysis.table import Table, csv_of
-from analysis.warnings import concerning, grouped, scope
+from analysis.warnings import grouped, scope
 from sweep.base.wording import number
 from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning
 
 INTERACTIVE = "pareto"  # the figure that the script draws
-
-
-class Card(NamedTuple):
-    """A figure to see first."""
-
-    label: str
-    value: str
-    unit: str
-    where: str
-    interval: str
-    warnings: list[ResultWarning]
 
 
 def write_all(results: RunResults) -> None:
@@ -108,7 +91,6 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "results": results,
         "answer": lead(answered),
         "answers": answers_table(answered),
-        "cards": list(_cards(results)),
         "warnings": warned([("", results)]),
         "points": results_table(results),
         "findings": Table(JUDGED, judgements) if (judgements := judge_run(results)) else None,
@@ -163,80 +145,6 @@ def _inline(figure: SavedFigure) -> Markup:
     svg = re.sub(r'href="#', f'href="#{figure.name}-', svg)
     svg = svg.replace("url(#", f"url(#{figure.name}-")
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.caption)}"', 1))
-
-
-# Cards ---------------------------------------------------------------------------------------------------------------
-
-
-def _cards(results: RunResults) -> Iterator[Card]:
-    """The best of each quantity, and by how much the baseline was beaten, if it was."""
-    winners = best(results.points)
-    many = [tally for tally in tallies(winners) if tally.comparisons > MOST_COMPARISONS]
-    for tally in many:
-        (line, wins), *_ = [*tally.wins.most_common(1), ("undecided", tally.undecided)]
-        unit = f"in {wins} of {tally.comparisons} comparisons"
-        yield Card(f"Best {tally.quantity.in_sentence}", line, unit, tally_text(tally), "", [])
-    counted = {tally.quantity.column for tally in many}
-    for winner in (winner for winner in winners if winner.quantity.column not in counted):
-        label = f"Best {winner.quantity.in_sentence}"
-        yield _figure_card(results, label, winner.point, winner.quantity, tied_text(winner))
-    measured = results.points[results.points["n"] > 0]
-    if len(measured) == 1:  # the best of nothing
-        for labelled in filter(None, map(labelled_column, HEADLINE)):
-            if labelled.better is not None and not math.isnan(estimate(measured.iloc[0], labelled.column).value):
-                yield _figure_card(results, labelled.label, measured.iloc[0], labelled)
-    yield from _gain_cards(results)
-
-
-def _figure_card(
-    results: RunResults, label: str, point: "pd.Series[Any]", labelled: LabelledColumn, tied: str = ""
-) -> Card:
-    mean = estimate(point, labelled.column)
-    warnings = concerning(results.warnings_at(point), labelled.column)
-    where = "; ".join(filter(None, [results.layout.describe(point), tied]))
-    return Card(label, labelled.shown(mean.value), labelled.unit, where, _interval(mean, labelled.scale), warnings)
-
-
-def _gain_cards(results: RunResults) -> Iterator[Card]:
-    points, describe = results.points, results.layout.describe
-    for column, label, sign in (
-        ("output_throughput", "Largest gain in throughput at equal load", 1),
-        ("ttft_p50", "Largest cut of TTFT p50 at equal load", -1),
-    ):
-        name = f"{column}_vs_baseline"
-        if name not in points or not (gains := points[name].where(merits(points)[column].notna())).notna().any():
-            continue
-        point = points.iloc[int((sign * gains).argmax())]
-        ratio = Estimate(point[name], point[f"{name}_all_low"], point[f"{name}_all_high"], estimate(point, column).n)
-        value, unit, where = times(ratio.value), "of baseline", describe(point)
-        if sign * ratio.value <= sign:
-            value, unit, where = "none", "", f"No engine beat the baseline. Closest, at {value}: {where}"
-        warnings = concerning(results.warnings_at(point), column)
-        yield Card(label, value, unit, where, _ratio_interval(ratio), warnings)
-
-
-def _interval(mean: Estimate, scale: float = 1.0) -> str:
-    """The intervals of a figure by name, or why there is none."""
-    intervals = {"these launches": (mean.low, mean.high), "a new launch": (mean.new_low, mean.new_high)}
-    named: dict[str, list[str]] = {}
-    for name, (low, high) in intervals.items():
-        if not math.isnan(low):
-            named.setdefault(f"{number(low * scale)} to {number(high * scale)}", []).append(name)
-    texts = [f"{ends} for {' and '.join(names)}" for ends, names in named.items()]
-    if not texts:
-        return "one replicate, no interval" if mean.n == 1 else "requests too few or too dependent for an interval"
-    source = ", from the launches' own figures" if mean.by_launches else ""
-    return f"{CONFIDENCE:.0%} interval {', '.join(texts)}{source}, n\u00a0=\u00a0{mean.n}"
-
-
-def _ratio_interval(ratio: Estimate) -> str:
-    """The interval of the largest ratio, and whether it leaves room for no difference; its n is the point's."""
-    if math.isnan(ratio.low) and ratio.n > 1:
-        return "one replicate of the baseline, no interval"
-    if math.isnan(ratio.low):
-        return "one replicate, no interval"
-    text = f"{CONFIDENCE:.0%} interval {number(ratio.low)} to {number(ratio.high)}, n\u00a0=\u00a0{ratio.n}"
-    return text + (": may be no difference" if ratio.low <= 1 <= ratio.high else "")
 
 
 # What was run --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from analysis.answers.asking import placed_trials, run_names
-from analysis.answers.deciding import shared_slo
+from analysis.answers.asking import measured_points, placed_trials, run_names
+from analysis.answers.deciding import answers, shared_slo
 from analysis.answers.question import bounded_percentile, common_percentiles
 from analysis.headline import HEADLINE
 from analysis.load import Run
@@ -23,6 +24,7 @@ from analysis.report.trial_files import FileLink, file_links, relative_path
 from analysis.results import RunResults
 from analysis.statistics.estimates import INTERVAL_COLUMNS
 from analysis.statistics.pooled import launches
+from analysis.statistics.standings import Contests, by_question
 from analysis.statistics.survivors import bound
 from sweep.base.labels import TRIAL_MARK
 from sweep.numbers.quantities.goodput import BOUNDED
@@ -41,6 +43,8 @@ ALSO = (  # after the headline and the percentiles of what an SLO bounds
     "quality",
 )
 RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
+MOST_RIVALS = 12  # of a question, of which every pair is on the page; of more, those of the best
+TestedPair = list[Any]  # the better point, the other, the lead and the ends of its interval, "ahead" or "a tie"
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
 
@@ -66,7 +70,8 @@ def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[st
         "prices": [None if pd.isna(price) else float(price) for price in machines.drop_duplicates("name")["price"]],
         "slo": {name: limit for name, limit in shared_slo(runs).items() if name in BOUNDED},
         "percentiles": _bounded_columns(rows, points),
-        "quantities": list(_quantities(points, gpus, _percentiles(runs))),
+        "quantities": _with_tests(runs, list(_quantities(points, gpus, _percentiles(runs)))),
+        "answered": _answered(runs),
         "files": [[link.title, link.path] for link in files],
         "points": {
             "task": [tasks.index(panel) for panel in points["panel"]],
@@ -138,6 +143,57 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
         ends = [points[column], points[f"{column}_ci_low"], points[f"{column}_ci_high"]]
         declared = _declared(column, f"{compared.label} × baseline", "×", compared.better, ends)
         yield {**declared, "short": f"{compared.short} × baseline", "compared": True}
+
+
+def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The quantities, each with the tested ratio of pairs that were asked the same, where one direction is better.
+
+    On one machine throughput per GPU differs as throughput does.
+    """
+    if not any((results.points["n"] > 0).any() for results in runs):
+        return quantities
+    contests, percentiles = measured_points(runs).contests, _percentiles(runs)
+    for declared in quantities:
+        labelled = labelled_column("output_throughput" if declared["key"] == PER_GPU else declared["key"], percentiles)
+        if labelled is not None and labelled.better is not None and labelled.column in contests.figures:
+            declared["tested"] = list(_tested(contests, labelled, declared["value"]))
+    return quantities
+
+
+def _tested(contests: Contests, quantity: LabelledColumn, shown: Sequence[float | None]) -> Iterator[TestedPair]:
+    """The pairs of each question: all of a few points, the best's of more."""
+    for members in by_question(contests.question):
+        rivals = [int(point) for point in members if shown[point] is not None]
+        rivals.sort(key=lambda point: (shown[point] or 0.0) * (1 if quantity.better == "lower" else -1))
+        pairs = combinations(rivals, 2) if len(rivals) <= MOST_RIVALS else ((rivals[0], other) for other in rivals[1:])
+        chosen = list(pairs)
+        for (first, second), interval in zip(chosen, contests.ratios(quantity, chosen).T, strict=True):
+            if np.isfinite(interval).all() and interval.min() > 0:  # ends beyond what a number can hold: none
+                ratio, low, high = map(float, interval)
+                yield _tested_pair(first, second, ratio, low, high, quantity.better == "lower")
+
+
+def _tested_pair(first: int, second: int, ratio: float, low: float, high: float, is_lower_better: bool) -> TestedPair:
+    """The pair with its lead, which is above 1 if the first is the better one."""
+    lead, least, most = (1 / ratio, 1 / high, 1 / low) if is_lower_better else (ratio, low, high)
+    if most < 1:
+        first, second, lead, least, most = second, first, 1 / lead, 1 / most, 1 / least
+    ends = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in (lead, least, most)]
+    return [first, second, *ends, "ahead" if least > 1 else "a tie"]
+
+
+def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
+    """The tested pairs of the answers within the runs' own SLO: the best of each task with each other candidate."""
+    slo = shared_slo(runs)
+    if not slo or not any((results.points["n"] > 0).any() for results in runs):
+        return []
+    return [
+        _tested_pair(answer.meeting[0].point, rival.point, rival.ratio, rival.low, rival.high, is_lower_better)
+        for answer in answers(runs, slo)
+        for is_lower_better in [answer.question.quantity.better == "lower"]
+        for rival in answer.meeting[1:]
+        if rival.low > 0 and math.isfinite(rival.high)
+    ]
 
 
 def _declared(

@@ -210,7 +210,7 @@ def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> 
     if name in REFERENCE_COLUMNS:
         shown = with_ends(estimate(point, name), text, label(name))
     elif name in WITH_INTERVAL:
-        shown = with_both_intervals(estimate(point, name), text)
+        shown = with_interval(estimate(point, name), text)
     detail = shown.removeprefix(text).strip()
     return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
 
@@ -367,12 +367,6 @@ def with_ends(figure: Estimate, shown: str, labelled: LabelledColumn) -> str:
 def with_interval(mean: Estimate, shown: str) -> str:
     """`538 ±3%`, of these launches; without the interval where there is none."""
     return f"{shown} {_half_width(mean.relative_half_width, mean.by_launches)}".rstrip()
-
-
-def with_both_intervals(mean: Estimate, shown: str) -> str:
-    """`538 ±3% (new launch ±8%)`; without an interval that there is not."""
-    new = _half_width(mean.new_relative_half_width, mean.by_launches)
-    return with_interval(mean, shown) + (f" (new launch {new})" if new else "")
 
 
 def _half_width(half: float, by_launches: bool) -> str:

@@ -14,12 +14,14 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
 from analysis.statistics.intervals import CONFIDENCE, FloatArray, t
+from analysis.statistics.power import Error
 
-PointIndices = NDArray[np.int64]
+Positions = NDArray[np.int64]  # of rows, or of points
 
 WEIGHTLESS = 1e-12  # a weight that only rounding makes
 PRIOR_FREEDOM = 0.3  # of the pooled variance in a point's own: as if each had so much of a launch more, of that spread
@@ -28,16 +30,23 @@ PRIOR_FREEDOM = 0.3  # of the pooled variance in a point's own: as if each had s
 class Trials(NamedTuple):
     """The trials of a comparison, each with its point (an index from 0), replicate and launch."""
 
-    point: PointIndices
-    replicate: PointIndices
+    point: Positions
+    replicate: Positions
     launch: NDArray[np.object_]  # None: of an engine that was not launched here
 
-    def select(self, chosen: NDArray[np.bool_] | PointIndices) -> "Trials":
+    def select(self, chosen: NDArray[np.bool_] | Positions) -> "Trials":
         """Some of the trials."""
         return Trials(self.point[chosen], self.replicate[chosen], self.launch[chosen])
 
 
-def comparison_blocks(trials: Trials) -> PointIndices:
+def trials_of(rows: pd.DataFrame, point: Positions) -> Trials:
+    """The trials of some rows; without a replicate one is the first."""
+    launch = rows["launch"].astype(object)
+    replicate = rows["replicate"].fillna(0).to_numpy(np.int64)
+    return Trials(point, replicate, launch.where(launch.notna(), None).to_numpy(object))
+
+
+def comparison_blocks(trials: Trials) -> Positions:
     """The block of each trial: its replicate, joined with those that share one of the compared launches with it.
 
     Points that were all measured in the same launches differ by nothing that a launch changes: nothing is joined.
@@ -62,65 +71,55 @@ class BlockModel(NamedTuple):
     effects: FloatArray  # of the points; NaN without a value
     variance: float  # of the error; NaN if there is nothing left to estimate it from
     freedom: int  # of that estimate
-    residuals: FloatArray  # points x blocks; NaN without a value
+    own_variance: FloatArray  # of the error of each point, and its freedom
+    own_freedom: FloatArray
     shares: FloatArray  # points x blocks: the share of a point's values in each block
     blocks_matrix: FloatArray  # the blocks' part of the normal equations
     blocks_inverse: FloatArray  # its generalised inverse
     n: FloatArray  # blocks in which each point has a value
 
-    def half_widths(self, above: PointIndices, below: PointIndices, *criticals: float) -> list[FloatArray]:
-        """Half of the intervals of the differences between points, for each critical value of the pooled variance.
-
-        NaN where points have no block in common, directly or through others.
-        """
-        contrast = self.shares[above] - self.shares[below]
-        connected = np.abs(contrast @ self.blocks_inverse @ self.blocks_matrix - contrast).max(axis=1) < 1e-6
-        variances, freedom = self.own_variances
-        with np.errstate(invalid="ignore", divide="ignore"):
-            factor = 1 / self.n[above] + 1 / self.n[below]
-            factor += np.einsum("ij,jk,ik->i", contrast, self.blocks_inverse, contrast)
-            both = variances[above] + variances[below]
-            # Welch and Satterthwaite's freedom of the sum of two variances
-            of_both = both**2 / (variances[above] ** 2 / freedom[above] + variances[below] ** 2 / freedom[below])
-            of_both = np.where(both > 0, of_both, freedom[above])
-            pooled, welch = np.sqrt(self.variance * factor), t(of_both) * np.sqrt(both / 2 * factor)
-            return [np.where(connected, np.maximum(critical * pooled, welch), np.nan) for critical in criticals]
-
-    def contrasts(self, weights: FloatArray, comparisons: int) -> tuple[FloatArray, FloatArray]:
+    def contrasts(self, weights: FloatArray, critical: FloatArray | float) -> tuple[FloatArray, FloatArray]:
         """Sums of the points' effects with these weights (a row a sum, of zero in all), and half of their intervals.
 
-        The intervals hold for so many comparisons at once, by the wider of both variances as in `half_widths`.
+        By the wider of two variances: the pooled one at the critical value, and that of the points in the sum.
         """
-        relevant = (np.abs(weights) > WEIGHTLESS).any(axis=0)
+        pooled, own, freedom = self.errors(weights)
+        measured = (np.abs(weights[:, self.n == 0]) < WEIGHTLESS).all(axis=1)
+        sums = np.where(measured, weights @ np.nan_to_num(self.effects), np.nan)
+        return sums, np.maximum(critical * pooled, t(freedom) * own)
+
+    def errors(self, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """The standard errors of these sums: by the pooled variance, by the points' own, and the freedom of the latter.
+
+        NaN where points have no value, or no block in common, directly or through others.
+        """
+        missing = (np.abs(weights[:, self.n == 0]) > WEIGHTLESS).any(axis=1)
+        relevant = (np.abs(weights) > WEIGHTLESS).any(axis=0) & (self.n > 0)
         weights, n = weights[:, relevant], self.n[relevant]
         blocks = weights @ self.shares[relevant]
         connected = np.abs(blocks @ self.blocks_inverse @ self.blocks_matrix - blocks).max(axis=1, initial=0.0) < 1e-6
-        variances, freedom = (values[relevant] for values in self.own_variances)
+        variances, freedom = self.own_variance[relevant], self.own_freedom[relevant]
         with np.errstate(invalid="ignore", divide="ignore"):
             factor = (weights**2 / n).sum(axis=1) + np.einsum("ij,jk,ik->i", blocks, self.blocks_inverse, blocks)
+            factor = np.where(connected & ~missing, factor, np.nan)
             squares = weights**2 * variances
             of_own = squares.sum(axis=1) ** 2 / (squares**2 / freedom).sum(axis=1)  # Welch and Satterthwaite
             own_variance = squares.sum(axis=1) / (weights**2).sum(axis=1)
             of_own = np.where(own_variance > 0, of_own, self.freedom)
-            pooled = _sidak(comparisons, self.freedom) * np.sqrt(self.variance * factor)
-            half = np.maximum(pooled, t(of_own) * np.sqrt(own_variance * factor))
-        return weights @ self.effects[relevant], np.where(connected, half, np.nan)
+            return np.sqrt(self.variance * factor), np.sqrt(own_variance * factor), of_own
 
-    @property
-    def own_variances(self) -> tuple[FloatArray, FloatArray]:
-        """The variance of the error of each point, with a little of the pooled one, and its freedom.
+    def pairs(self, above: Sequence[int] | Positions, below: Sequence[int] | Positions) -> FloatArray:
+        """The weights of the differences between pairs of points."""
+        unit = np.eye(len(self.n))
+        return np.asarray(unit[np.asarray(above, np.int64)] - unit[np.asarray(below, np.int64)], np.float64)
 
-        Of two points the residuals are each other's, and only the variance of their difference can be known.
-        """
-        present = np.isfinite(self.residuals)
-        if (self.n > 0).sum() <= 2:
-            return np.full(len(self.n), self.variance), np.full(len(self.n), float(self.freedom))
-        in_block = present.sum(axis=0)
-        freedom = self.n - 1 + PRIOR_FREEDOM
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # The blocks' effects take away 1 / points of each residual's variance
-            squares = np.where(present, self.residuals**2 * in_block / np.maximum(in_block - 1, 1), 0).sum(axis=1)
-            return (squares + PRIOR_FREEDOM * self.variance) / freedom, freedom
+    def sidak(self, comparisons: float) -> float:
+        """The critical value of so many comparisons at once (Sidak 1967): Student's t at 0.95^(1/m)."""
+        return _sidak(max(1, comparisons), self.freedom)
+
+    def tukey(self, points: float) -> float:
+        """The critical value of all pairs of so many points at once (Tukey 1953, with Kramer's extension of 1956)."""
+        return _studentized_range(points, self.freedom) / math.sqrt(2)
 
 
 def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
@@ -148,20 +147,25 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     residuals = np.where(counts > 0, logs - effects[:, None] - block_effects, np.nan)
     freedom = int(present.sum() - (n > 0).sum() - (np.linalg.matrix_rank(matrix, hermitian=True) if size > 1 else 0))
     variance = float(np.nansum(residuals**2) / freedom) if freedom > 0 else math.nan
-    return BlockModel(effects, variance, freedom, residuals, shares, matrix, inverse, n)
+    own = _own_variances(residuals, n, variance, freedom)
+    return BlockModel(effects, variance, freedom, *own, shares, matrix, inverse, n)
 
 
-def differences(
-    model: BlockModel, above: Sequence[int], below: Sequence[int], *comparisons: float
-) -> tuple[FloatArray, ...]:
-    """The differences between these pairs of points, and half of their intervals, which hold for all pairs at once.
+def _own_variances(
+    residuals: FloatArray, n: FloatArray, variance: float, freedom: int
+) -> tuple[FloatArray, FloatArray]:
+    """The variance of the error of each point, with a little of the pooled one, and its freedom.
 
-    Also half of those that hold for as many `comparisons`. By Sidak's inequality (1967): with m pairs each interval is
-    Student's t at 0.95^(1/m). Points that have no block in common, directly or through others, are not compared.
+    Of two points the residuals are each other's, and only the variance of their difference can be known.
     """
-    first, second = np.asarray(above, np.int64), np.asarray(below, np.int64)
-    criticals = (_sidak(count, model.freedom) for count in (len(first), *comparisons))
-    return model.effects[first] - model.effects[second], *model.half_widths(first, second, *criticals)
+    if (n > 0).sum() <= 2:
+        return np.full(len(n), variance), np.full(len(n), float(freedom))
+    present = np.isfinite(residuals)
+    in_block, own_freedom = present.sum(axis=0), n - 1 + PRIOR_FREEDOM
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # The blocks' effects take away 1 / points of each residual's variance
+        squares = np.where(present, residuals**2 * in_block / np.maximum(in_block - 1, 1), 0).sum(axis=1)
+        return (squares + PRIOR_FREEDOM * variance) / own_freedom, own_freedom
 
 
 def comparisons_with_best(points: int, choices: int) -> float:
@@ -173,26 +177,88 @@ def comparisons_with_best(points: int, choices: int) -> float:
     return max(1.0, (points - 1) * max(choices, points) / max(1, points))
 
 
-def indistinguishable(
-    model: BlockModel, best: int, better: Literal["higher", "lower"], choices: int = 0
-) -> NDArray[np.bool_]:
-    """The points not told apart from the one with the best figure; none of them if it is the winner.
+class Ratio(NamedTuple):
+    """A figure over another, with the ends of its 95 % interval; NaN where there is none."""
 
-    It is the winner if the intervals of all differences from it leave out 0 (`differences`). Else the points are told
-    apart from it by intervals that hold for all pairs at once: Tukey's (1953) with Kramer's extension (1956). `choices`
-    are those of all points together, if a point is the best of several, which makes it look better than it is.
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+class Contest(NamedTuple):
+    """Points that were asked the same, compared by one figure: each ratio of two has one interval, and one verdict.
+
+    The intervals hold for all pairs at once (Tukey). A point whose differences from all others exceed Sidak's
+    intervals, of these comparisons alone, has won; its ratios have the intervals by which it did.
     """
-    points = np.arange(len(model.n))
-    lead = (model.effects[best] - model.effects) * (1 if better == "higher" else -1)
-    rivals, count = (model.n > 0) & (points != best), int((model.n > 0).sum())
 
-    def leads(critical: float) -> NDArray[np.bool_]:
-        return np.asarray(lead > model.half_widths(points, np.full_like(points, best), critical)[0], np.bool_)
+    model: BlockModel
+    sign: int = 0  # 1 if a higher figure is better, -1 if a lower one is; 0 if neither
+    best: int | None = None  # None of a figure of which no direction is better, or without a second point
+    won: bool = False
+    choices: int = 0  # of all points together, if a point is the best of several
 
-    if leads(_sidak(comparisons_with_best(count, choices), model.freedom))[rivals].all():
-        return np.zeros(len(points), np.bool_)
-    apart = leads(_studentized_range(max(count, choices), model.freedom) / math.sqrt(2))
-    return np.asarray(rivals & ~apart, np.bool_)
+    def gains(self, weights: FloatArray, comparisons: int = 1, widest: bool = False) -> FloatArray:
+        """The factors that these sums of logarithms are, with the ends of their intervals. Shape (3, sums).
+
+        A sum that is a ratio of two points has the interval of that ratio; others hold for so many comparisons at once.
+        With `widest` those of ratios hold for so many, too.
+        """
+        is_ratio = (np.abs(weights) > WEIGHTLESS).sum(axis=1) == 2
+        is_ratio &= (np.abs(weights).max(axis=1) - 1 < WEIGHTLESS) & (np.abs(weights.sum(axis=1)) < WEIGHTLESS)
+        of_best = np.abs(weights[:, self.best]) > 0.5 if self.won else np.zeros(len(weights), np.bool_)
+        count, critical = int((self.model.n > 0).sum()), np.full(len(weights), self.model.sidak(comparisons))
+        if (is_ratio & of_best).any():
+            critical[is_ratio & of_best] = self.model.sidak(self.compared)
+        if (is_ratio & ~of_best).any():
+            critical[is_ratio & ~of_best] = self.model.tukey(max(count, self.choices))
+        if widest:
+            critical = np.maximum(critical, self.model.sidak(comparisons))
+        sums, half = self.model.contrasts(weights, critical)
+        return np.asarray(np.exp([sums, sums - half, sums + half]), np.float64)
+
+    @property
+    def compared(self) -> float:
+        """The comparisons that count for the best, or for any other point by itself."""
+        return comparisons_with_best(int((self.model.n > 0).sum()), self.choices)
+
+    def ratios(self, above: Sequence[int] | Positions, below: Sequence[int] | Positions, all_of: int = 0) -> FloatArray:
+        """The ratios of pairs of points and the ends of their intervals. Shape (3, pairs).
+
+        On request (`all_of`) intervals that hold for so many comparisons at once as well, in this contest or others.
+        """
+        return self.gains(self.model.pairs(above, below), max(1, all_of), widest=all_of > 0)
+
+    def error(self, above: int, below: int) -> Error:
+        """The standard error of a pair's difference, by the pooled variance."""
+        error = float(self.model.errors(self.model.pairs([above], [below]))[0][0])
+        return Error(error, float(self.model.freedom), int(min(self.model.n[above], self.model.n[below])))
+
+    def tied(self, point: int) -> NDArray[np.bool_]:
+        """The points that are not surely worse than this one."""
+        points = np.arange(len(self.model.n))
+        others = points[points != point]
+        _, low, high = self.ratios(others, np.full_like(others, point))
+        tied = np.zeros(len(points), np.bool_)
+        tied[others] = (self.model.n[others] > 0) & ~(high < 1 if self.sign > 0 else low > 1)
+        return tied
+
+
+def contest(
+    model: BlockModel, better: Literal["higher", "lower"] | None, choices: int = 0, best: int | None = None
+) -> Contest:
+    """The contest of a model's points; the best is that of the highest or lowest effect, unless another is given.
+
+    `choices` are those of all points together, if a point is the best of several: it looks better than it is.
+    """
+    count, sign = int((model.n > 0).sum()), -1 if better == "lower" else 1
+    if better is None or count < 2:
+        return Contest(model)
+    best = int(np.nanargmax(sign * model.effects)) if best is None else best
+    rivals = np.flatnonzero((model.n > 0) & (np.arange(len(model.n)) != best))
+    leads = model.pairs(np.full_like(rivals, best), rivals)
+    difference, half = model.contrasts(leads, model.sidak(comparisons_with_best(count, choices)))
+    return Contest(model, sign, best, bool((sign * difference > half).all()), choices)
 
 
 @cache
@@ -203,12 +269,33 @@ def _sidak(comparisons: float, freedom: int) -> float:
 
 
 @cache
-def _studentized_range(points: int, freedom: int) -> float:
-    """The quantile of the range of so many means over their standard error."""
+def _studentized_range(points: float, freedom: int) -> float:
+    """The quantile of the range of so many means over their standard error, to four digits.
+
+    As scipy's, whose module of distributions takes as long to import as all the rest.
+    """
     if freedom < 1 or points < 2:
         return math.nan
     if points == 2:
-        return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * float(np.sqrt(2))
-    from scipy import stats  # takes as long to import as all the rest
+        return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(2)
+    error = np.sqrt(special.chdtri(freedom, (np.arange(512) + 0.5) / 512) / freedom)  # over the true one
+    z, step = np.linspace(-8, 8, 161, retstep=True)
+    density = points * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * step
 
-    return float(stats.studentized_range.ppf(CONFIDENCE, points, freedom))
+    def probability(span: float) -> float:
+        inside = special.ndtr(z) - special.ndtr(z - span * error[:, None])
+        return float((inside ** (points - 1) @ density).mean())
+
+    low, high = 0.0, 4.0
+    while probability(high) < CONFIDENCE:
+        low, high = high, 2 * high
+    while high - low > 1e-5 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) < CONFIDENCE else (low, middle)
+    return high
+
+
+def positions(point: Positions, points: int) -> list[Positions]:
+    """The rows of each point's trials."""
+    order = np.argsort(point, kind="stable")
+    return np.split(order, np.searchsorted(point[order], np.arange(points)))[1:]

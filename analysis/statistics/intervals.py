@@ -75,11 +75,6 @@ class Estimate(NamedTuple):
         """Half the interval of these launches over the value: 0.05 reads as ±5 %. NaN without one."""
         return (self.high - self.low) / 2 / abs(self.value) if self.value else math.nan
 
-    @property
-    def new_relative_half_width(self) -> float:
-        """Half the interval of a new launch over the value. NaN without one."""
-        return (self.new_high - self.new_low) / 2 / abs(self.value) if self.value else math.nan
-
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
 

@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 
 from analysis.headline import ASKED, COUNTS, HEADLINE
 from analysis.load import Run
-from analysis.statistics.comparison import Trials, differences, fit
+from analysis.quantities import labelled_column
+from analysis.statistics.standings import Contests
 
-Positions = NDArray[np.int64]  # of rows, or of points
-RATIO_COLUMNS = ("", "_ci_low", "_ci_high", "_all_low", "_all_high")
-"""Ends of a ratio's columns: its interval among those that are compared with each other, and among all of the run."""
+RATIO_COLUMNS = ("", "_ci_low", "_ci_high")
+"""Ends of the columns of a ratio: the ratio, and its interval (`standings.Contests`)."""
 
 
-def against_baseline(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:
+def against_baseline(run: Run, points: pd.DataFrame, contests: Contests) -> pd.DataFrame:
     """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
     if not is_baseline(points, run.baseline).any():
         return pd.DataFrame(index=points.index)
-    return _ratios(measured, trials, baseline_points(points, run.baseline), "vs_baseline")
+    return _ratios(contests, baseline_points(points, run.baseline), "vs_baseline")
 
 
-def against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trials: Trials) -> pd.DataFrame:
+def against_parent(run: Run, points: pd.DataFrame, contests: Contests) -> pd.DataFrame:
     """`ladder_parent` and `<headline>_vs_parent`, times the step that a ladder's step is on top of."""
     if "ladder" not in points or "ladder_parent" not in run.trials:
         return pd.DataFrame(index=points.index)
@@ -36,61 +36,22 @@ def against_parent(run: Run, points: pd.DataFrame, measured: pd.DataFrame, trial
         for index, partner in zip(family, partners, strict=True):
             if partner is not None and parents[index] == parent:
                 parent_points[index] = int(family[partner])
-    return pd.concat(
-        [parents.rename("ladder_parent"), _ratios(measured, trials, parent_points, "vs_parent")], axis="columns"
-    )
+    ratios = _ratios(contests, parent_points, "vs_parent")
+    return pd.concat([parents.rename("ladder_parent"), ratios], axis="columns")
 
 
-def _ratios(measured: pd.DataFrame, trials: Trials, partners: Sequence[int | None], name: str) -> pd.DataFrame:
-    """For each point how many times its partner it is, with the interval, in the HEADLINE columns.
-
-    The intervals of points that are compared with each other, directly or through others, hold together; those over
-    all loads and tasks (`_all_`) with every other one in the run, so that the largest ratio may be picked out.
-    """
+def _ratios(contests: Contests, partners: Sequence[int | None], name: str) -> pd.DataFrame:
+    """For each point how many times its partner it is, with the interval, in the HEADLINE columns."""
     pairs = [(index, partner) for index, partner in enumerate(partners) if partner is not None and partner != index]
-    headlines = [headline for headline in HEADLINE if headline in measured]
-    columns = {
-        f"{headline}_{name}{end}": np.full(len(partners), np.nan) for headline in headlines for end in RATIO_COLUMNS
-    }
-    trials_at = positions(trials.point, len(partners))
-    for family in _families(pairs):
-        members = sorted({point for pair in family for point in pair})
-        rows = np.concatenate([trials_at[point] for point in members])
-        local = {point: index for index, point in enumerate(members)}
-        of_family = trials.select(rows)._replace(point=np.array([local[p] for p in trials.point[rows]], np.int64))
-        points = [point for point, _ in family]
-        above, below = ([local[point] for point in side] for side in zip(*family, strict=True))
-        for headline in headlines:
-            model = fit(measured[headline].to_numpy(np.float64)[rows], of_family, len(members))
-            difference, half, of_all = differences(model, above, below, len(pairs))
-            ends = (difference, difference - half, difference + half, difference - of_all, difference + of_all)
-            for end, values in zip(RATIO_COLUMNS, ends, strict=True):
-                columns[f"{headline}_{name}{end}"][points] = np.exp(values)
+    columns: dict[str, NDArray[np.float64]] = {}
+    for headline in HEADLINE:
+        quantity = labelled_column(headline)
+        if headline not in contests.figures or quantity is None:
+            continue
+        for end, values in zip(RATIO_COLUMNS, contests.ratios(quantity, pairs), strict=True):
+            column = columns[f"{headline}_{name}{end}"] = np.full(len(partners), np.nan)
+            column[[point for point, _ in pairs]] = values
     return pd.DataFrame(columns, index=range(len(partners)))
-
-
-def positions(point: Positions, points: int) -> list[Positions]:
-    """The rows of each point's trials."""
-    order = np.argsort(point, kind="stable")
-    return np.split(order, np.searchsorted(point[order], np.arange(points)))[1:]
-
-
-def _families(pairs: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """The pairs in groups that have no point in common."""
-    root: dict[int, int] = {}
-
-    def find(point: int) -> int:
-        while root.setdefault(point, point) != point:
-            root[point] = root[root[point]]
-            point = root[point]
-        return point
-
-    for above, below in pairs:
-        root[find(above)] = find(below)
-    families: dict[int, list[tuple[int, int]]] = {}
-    for pair in pairs:
-        families.setdefault(find(pair[0]), []).append(pair)
-    return list(families.values())
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:

@@ -43,7 +43,8 @@ def _docker(launch: Launch, passed: Iterable[str]) -> list[str]:
     elif launch.gpus:
         options += [f"--device=nvidia.com/gpu={_cdi(gpu)}" for gpu in launch.gpus]
     options += [f"--volume={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
-    return [*options, *_cache_variables(launch), *(f"--env={variable}" for variable in passed)]
+    owner = [f"--env=SWEEP_OWNER={os.getuid()}:{os.getgid()}"] if launch.image_cache else []
+    return [*options, *_cache_variables(launch), *owner, *(f"--env={variable}" for variable in passed)]
 
 
 def _apptainer(launch: Launch) -> list[str]:

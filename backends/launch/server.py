@@ -140,7 +140,7 @@ class Engine:
         return self.backend.log.failure_line(self.log_tail(1000))[:500]
 
     def exit(self) -> Exit:
-        """How an engine that is no longer alive ended."""
+        """The end of an engine that is no longer alive."""
         told, status = self.backend.log.exit_told_by(self.words()), self.exit_status
         if status is None:
             return replace(told, cause=Cause.SUPERVISOR)

@@ -113,7 +113,7 @@ class Hardware(Strict):
     matches: tuple[str, ...] = ()  # NVML's names of this GPU, for hardware=auto
     price_per_hour: Price | None = None  # USD per accelerator (per machine on a CPU); null: no cost is reported
     price_source: str | None = None
-    gpu_memory: PositiveFloat | None = None  # GiB of one accelerator, as NVML reports it
+    gpu_memory: PositiveFloat | None = None  # GiB of one accelerator, as CUDA counts them; NVML counts more
     bandwidth: PositiveFloat | None = None  # GB/s of that memory
     flops: dict[str, PositiveFloat] = {}  # TFLOP/s of dense matrix products of one accelerator, by number format
     figures_source: str | None = None  # of memory, bandwidth and FLOP/s

@@ -1,4 +1,4 @@
-"""How a launch, a trial or a preparation ended, as values: what they mean is decided in `sweep.drive.policy`.
+"""The ends of launches, trials and preparations, as values: `sweep.drive.policy` decides what they mean.
 
 Words count only where a foreign tool printed them, by the table of that tool's adapter: an engine's in `backends.base`,
 a preparing program's in `backends.prepare.programs`. The table here is of the libraries that all of them share.
@@ -22,11 +22,11 @@ LIBRARY_OUTAGES = re.compile(  # as libc, Python and the HTTP clients of C, Pyth
     r"|no space left|disk quota exceeded|transport endpoint is not connected",
     re.IGNORECASE,
 )
-OURS = ("sweep.", "backends.")  # modules whose messages are for people alone
+OUR_MODULES = ("sweep.", "backends.")  # modules whose messages are for people alone
 
 
 class Cause(StrEnum):
-    """What ended it, where no process, system call or server says so."""
+    """The cause of an end that no process, system call or server states."""
 
     # Of the surroundings:
     SUPERVISOR = "supervisor killed"
@@ -59,7 +59,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class Exit:
-    """How something ended. What is not known is left out."""
+    """The end of a process, a call or a request. Unknown fields are left out."""
 
     cause: str = ""  # a Cause, or where an unforeseen error was raised
     signal: int | None = None  # that killed the process
@@ -70,7 +70,7 @@ class Exit:
     outage: bool = False  # whether that tool's table reads an outage in them
 
     def stored(self) -> str:
-        """What is known, as JSON."""
+        """Return the known fields, as JSON."""
         return json.dumps({name: value for name, value in asdict(self).items() if value not in ("", None, False)})
 
     @classmethod
@@ -124,6 +124,6 @@ def _place_of_ours(error: BaseException) -> str | None:
     while traceback is not None:
         code, module = traceback.tb_frame.f_code, traceback.tb_frame.f_globals.get("__name__", "")
         place, traceback = f"{type(error).__name__} in {module}.{code.co_qualname}", traceback.tb_next
-    of_our_type = f"{type(error).__module__}.".startswith(OURS)
-    raised_by_us = type(error).__module__ == "builtins" and place.partition(" in ")[2].startswith(OURS)
+    of_our_type = f"{type(error).__module__}.".startswith(OUR_MODULES)
+    raised_by_us = type(error).__module__ == "builtins" and place.partition(" in ")[2].startswith(OUR_MODULES)
     return (place or type(error).__name__) if of_our_type or raised_by_us else None

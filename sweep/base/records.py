@@ -8,7 +8,7 @@ from __future__ import annotations  # array[int] cannot be written at run time b
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal, NamedTuple
@@ -104,64 +104,79 @@ class Timeouts:
 
 @dataclass(slots=True)
 class Record:
-    """The raw timestamps and counts of one request, as the client saw them. Times in s from the trial's start."""
+    """The raw stamps and counts of one request, as the client saw them. Stamps are in s from the start of the load.
 
-    request_id: str
-    phase: Phase
-    scheduled: float | None  # when the load said to send it; None where it has no schedule (closed loop, lockstep)
+    A field is a column of `Records` and of requests.parquet: its type decides theirs, its comment is their meaning in
+    docs/columns.md. UNKNOWN counts, NaN and None are null in the file.
+    """
+
+    request_id: str  # the request, as the engine's log may have it
+    phase: Phase  # warmup or measured
+    scheduled: float | None  # when the load said to send it; null without a schedule (closed loop, lockstep)
     released: float  # when a slot was free for it; without a schedule, when its user or batch could send it
-    sent: float  # when its first byte was written to the socket; NaN, as released, if it was due and never sent
-    chunk_us: array[int] = field(default_factory=lambda: array("I"))  # arrival of each chunk, µs since the send
-    chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # tokens in each chunk: a chunk is not a token
-    input_tokens: int = UNKNOWN
-    output_tokens: int = UNKNOWN  # as `token_source` says; hidden reasoning included
-    batch: int = UNKNOWN  # index of the lockstep batch
-    finish_reason: str | None = None
-    error: str | None = None  # "kind: detail"; kinds are listed in sweep/client/wire.py
-    ended: float | None = None  # when its answer was over, or it was given up; None where that is unknown
-    token_source: TokenSource | None = None  # who counted output_tokens: the server, or our tokenizer ("text")
+    sent: float  # when its first byte was written to the socket; null, as `released`, if it was due and never sent
+    chunk_us: array[int] = field(default_factory=lambda: array("I"))  # list: each chunk's arrival, since `sent`
+    chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # list: tokens of each chunk
+    input_tokens: int = UNKNOWN  # of the prompt, as counted by `token_source`
+    output_tokens: int = UNKNOWN  # of the answer, hidden ones included, as counted by `token_source`
+    batch: int = UNKNOWN  # index of its lockstep batch; null in other loads
+    finish_reason: str | None = None  # as the engine says it
+    error: str | None = None  # why it failed, as `kind: detail`; null where it succeeded
+    ended: float | None = None  # when its answer was complete, or it was given up
+    token_source: TokenSource | None = None  # who counted the tokens: the server, or our tokenizer (`text`)
     asked_input_tokens: int = UNKNOWN  # of the prompt, as the model's own tokenizer counts them
-    asked_output_tokens: int = UNKNOWN  # max_tokens
-    streamed_tokens: int = UNKNOWN  # of the output_tokens, those that came in the chunks; by itself all of them
-    hidden_tokens: int = 0  # reasoning that the server says it made and did not send
-    recounted_tokens: int = UNKNOWN  # of the answer's text, by the model's own tokenizer
-    first_answer: float | None = None  # after visible reasoning: arrival of the first token of the answer, s
-    cached_tokens: int = UNKNOWN  # of the input, those that the server's usage says it had in its prompt cache
-    gateway_answer: bool = False  # the gateway gave the answer, from its cache or from an equal request under way
+    asked_output_tokens: int = UNKNOWN  # of the answer, as asked for (max_tokens)
+    streamed_tokens: int = UNKNOWN  # of the answer that came in its chunks; by itself all of `output_tokens`
+    hidden_tokens: int = 0  # of the answer that were counted and never sent: reasoning
+    recounted_tokens: int = UNKNOWN  # of the answer by the model's own tokenizer, where it was recounted
+    first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
+    cached_tokens: int = UNKNOWN  # of the prompt that the engine says it had cached
+    gateway_answer: bool = False  # whether the gateway answered, from its cache or from an equal request under way
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
             self.streamed_tokens = self.output_tokens
 
 
+_CODES = {"float": "d", "float | None": "d", "int": "i", "bool": "b"}
+REQUEST_COLUMNS: Mapping[str, str] = {
+    field.name: _CODES.get(str(field.type), "") for field in fields(Record) if field.type != "array[int]"
+}
+"""The array type code of each column of Records; empty for texts, which are lists."""
+_OPTIONAL = [field.name for field in fields(Record) if field.type == "float | None"]
+
+
 class Records:
     """The Records of one trial as columns: about 6 bytes a chunk and 100 a request, so that a million fit in memory.
 
     Chunk i of request r is at index `offsets[r] + i` of `chunk_us` and `chunk_tokens`; `offsets` has one entry more
-    than there are requests.
+    than there are requests. An unknown stamp is NaN.
     """
 
+    request_id: list[str]
+    phase: list[Phase]
+    batch: array[int]
+    scheduled: array[float]
+    released: array[float]
+    sent: array[float]
+    ended: array[float]
+    input_tokens: array[int]
+    output_tokens: array[int]
+    finish_reason: list[str | None]
+    error: list[str | None]
+    token_source: list[TokenSource | None]
+    asked_input_tokens: array[int]
+    asked_output_tokens: array[int]
+    streamed_tokens: array[int]
+    hidden_tokens: array[int]
+    recounted_tokens: array[int]
+    first_answer: array[float]
+    cached_tokens: array[int]
+    gateway_answer: array[int]
+
     def __init__(self) -> None:
-        self.request_id: list[str] = []
-        self.phase: list[Phase] = []
-        self.batch = array("i")
-        self.scheduled = array("d")  # NaN where there is no schedule
-        self.released = array("d")
-        self.sent = array("d")
-        self.ended = array("d")  # NaN where it is not known
-        self.input_tokens = array("i")
-        self.output_tokens = array("i")
-        self.finish_reason: list[str | None] = []
-        self.error: list[str | None] = []
-        self.token_source: list[TokenSource | None] = []
-        self.asked_input_tokens = array("i")
-        self.asked_output_tokens = array("i")
-        self.streamed_tokens = array("i")
-        self.hidden_tokens = array("i")
-        self.recounted_tokens = array("i")
-        self.first_answer = array("d")  # NaN where there was no reasoning, or no answer after it
-        self.cached_tokens = array("i")
-        self.gateway_answer = array("b")  # 1 or 0
+        for name, code in REQUEST_COLUMNS.items():
+            setattr(self, name, array(code) if code else [])
         self.offsets = array("q", [0])
         self.chunk_us = array("I")
         self.chunk_tokens = array("H")
@@ -170,63 +185,22 @@ class Records:
         return len(self.request_id)
 
     def append(self, record: Record) -> None:
-        self.request_id.append(record.request_id)
-        self.phase.append(record.phase)
-        self.batch.append(record.batch)
-        self.scheduled.append(math.nan if record.scheduled is None else record.scheduled)
-        self.released.append(record.released)
-        self.sent.append(record.sent)
-        self.ended.append(math.nan if record.ended is None else record.ended)
-        self.input_tokens.append(record.input_tokens)
-        self.output_tokens.append(record.output_tokens)
-        self.finish_reason.append(record.finish_reason)
-        self.error.append(record.error)
-        self.token_source.append(record.token_source)
-        self.asked_input_tokens.append(record.asked_input_tokens)
-        self.asked_output_tokens.append(record.asked_output_tokens)
-        self.streamed_tokens.append(record.streamed_tokens)
-        self.hidden_tokens.append(record.hidden_tokens)
-        self.recounted_tokens.append(record.recounted_tokens)
-        self.first_answer.append(math.nan if record.first_answer is None else record.first_answer)
-        self.cached_tokens.append(record.cached_tokens)
-        self.gateway_answer.append(record.gateway_answer)
+        for name, code in REQUEST_COLUMNS.items():
+            value = getattr(record, name)
+            getattr(self, name).append(math.nan if code == "d" and value is None else value)
         self.chunk_us.extend(record.chunk_us)
         self.chunk_tokens.extend(record.chunk_tokens)
         self.offsets.append(len(self.chunk_us))
 
     def __getitem__(self, index: int) -> Record:
+        values = {name: getattr(self, name)[index] for name in REQUEST_COLUMNS}
+        values |= {name: None for name in _OPTIONAL if math.isnan(values[name])}
+        values["gateway_answer"] = bool(values["gateway_answer"])
         begin, end = self.offsets[index], self.offsets[index + 1]
-        return Record(
-            self.request_id[index],
-            self.phase[index],
-            _or_none(self.scheduled[index]),
-            self.released[index],
-            self.sent[index],
-            self.chunk_us[begin:end],
-            self.chunk_tokens[begin:end],
-            self.input_tokens[index],
-            self.output_tokens[index],
-            self.batch[index],
-            self.finish_reason[index],
-            self.error[index],
-            _or_none(self.ended[index]),
-            self.token_source[index],
-            self.asked_input_tokens[index],
-            self.asked_output_tokens[index],
-            self.streamed_tokens[index],
-            self.hidden_tokens[index],
-            self.recounted_tokens[index],
-            _or_none(self.first_answer[index]),
-            self.cached_tokens[index],
-            bool(self.gateway_answer[index]),
-        )
+        return Record(**values, chunk_us=self.chunk_us[begin:end], chunk_tokens=self.chunk_tokens[begin:end])
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
-
-
-def _or_none(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else seconds
 
 
 class Sample(NamedTuple):

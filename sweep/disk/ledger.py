@@ -23,7 +23,7 @@ from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damage
 from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
-from sweep.drive.policy import History
+from sweep.drive.policy import TrialHistory
 
 LedgerRow = dict[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, above which it is written anew if most of its rows are superseded
@@ -69,7 +69,7 @@ class Ledger:
         self._texts = Texts(columns)
         self._recovered: dict[str, str] = {}  # texts whose lines are lost, by digest
         self.attempts: dict[str, int] = {}
-        self.histories: dict[str, History] = {}  # of trials whose engine failed last
+        self.histories: dict[str, TrialHistory] = {}  # of trials whose engine failed last
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
         paths = RunPaths(path.parent)
@@ -168,7 +168,7 @@ class Ledger:
         elif entry["event"] == "attempt":
             self.attempts[entry["deployment_id"]] = int(entry["attempt"])
         elif entry["event"] == "answers":
-            self.histories[entry["trial_id"]] = History(entry["answer"], int(entry["count"]))
+            self.histories[entry["trial_id"]] = TrialHistory(entry["answer"], int(entry["count"]))
         elif entry["event"] == "run":
             self.run = entry["run"]
 
@@ -228,9 +228,9 @@ class Ledger:
     def close(self) -> None:
         self.file.close()
 
-    def history(self, trial_id: str) -> History:
+    def history(self, trial_id: str) -> TrialHistory:
         """The failures in a row that a trial's engine answered with, up to its last row."""
-        return self.histories.get(trial_id, History())
+        return self.histories.get(trial_id, TrialHistory())
 
     def valid_row(self, trial_id: str) -> LedgerRow | None:
         """The trial's last row; None if it has none, or its raw data are damaged."""

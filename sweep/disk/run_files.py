@@ -26,7 +26,7 @@ from sweep.base import whole_file
 from sweep.base.config import PERCENTILES, ConfigError, shortened
 from sweep.base.config import DamagedFile as DamagedFile
 from sweep.base.masking import masked_here
-from sweep.base.records import UNKNOWN, Records, Sample
+from sweep.base.records import REQUEST_COLUMNS, UNKNOWN, Records, Sample
 from sweep.disk import row as trial_row
 from sweep.disk.columns import derived_series
 from sweep.disk.ledger_lines import checksums
@@ -37,18 +37,8 @@ from sweep.numbers.selection import measured
 
 Row = Mapping[str, Any]
 
-COUNT_COLUMNS = (
-    "batch",
-    "input_tokens",
-    "output_tokens",
-    "asked_input_tokens",
-    "asked_output_tokens",
-    "streamed_tokens",
-    "hidden_tokens",
-    "recounted_tokens",
-    "cached_tokens",
-)
-"""The columns of requests.parquet that are whole numbers, null where unknown."""
+REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by the code of the column
+NULLS = {"d": math.nan, "i": UNKNOWN, "b": 0}  # the value in Records of a null in the file
 
 PART_ROWS = 500  # of trials, as many as are put into columns at a time
 
@@ -151,32 +141,19 @@ def requests_table(records: Records) -> pa.Table:
     """
     offsets = np.frombuffer(records.offsets, np.int64)
     masked_errors = {error: error and masked_here(error) for error in set(records.error)}  # many fail alike
-    columns: dict[str, pa.Array] = {
-        "request_id": pa.array(records.request_id, pa.string()),
-        "phase": pa.array(records.phase, pa.string()),
-        "batch": _counts(records.batch),
-        "scheduled": _seconds(records.scheduled),
-        "released": _seconds(records.released),
-        "sent": _seconds(records.sent),
-        "ended": _seconds(records.ended),
-        **_derived(records),
-        "asked_input_tokens": _counts(records.asked_input_tokens),
-        "input_tokens": _counts(records.input_tokens),
-        "cached_tokens": _counts(records.cached_tokens),
-        "gateway_answer": pa.array(np.asarray(records.gateway_answer, np.bool_)),
-        "asked_output_tokens": _counts(records.asked_output_tokens),
-        "output_tokens": _counts(records.output_tokens),
-        "token_source": pa.array(records.token_source, pa.string()),
-        "streamed_tokens": _counts(records.streamed_tokens),
-        "hidden_tokens": _counts(records.hidden_tokens),
-        "recounted_tokens": _counts(records.recounted_tokens),
-        "first_answer": _seconds(records.first_answer),
-        "chunk_us": _lists(offsets, np.frombuffer(records.chunk_us, np.uint32)),
-        "chunk_tokens": _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16)),
-        "finish_reason": pa.array(records.finish_reason, pa.string()),
-        "error": pa.array([masked_errors[error] for error in records.error], pa.string()),
-    }
-    return pa.table(columns)
+    columns = {name: _request_column(getattr(records, name), code) for name, code in REQUEST_COLUMNS.items()}
+    columns["error"] = pa.array([masked_errors[error] for error in records.error], pa.string())
+    columns["chunk_us"] = _lists(offsets, np.frombuffer(records.chunk_us, np.uint32))
+    columns["chunk_tokens"] = _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16))
+    return pa.table(columns | _derived(records))
+
+
+def _request_column(values: Any, code: str) -> pa.Array:
+    if not code:
+        return pa.array(values, pa.string())
+    numbers = np.asarray(values)
+    unknown = numbers == UNKNOWN if code == "i" else np.isnan(numbers) if code == "d" else None
+    return pa.array(numbers.astype(np.bool_) if code == "b" else numbers, REQUEST_TYPES[code], mask=unknown)
 
 
 def _derived(records: Records) -> dict[str, pa.Array]:
@@ -184,7 +161,7 @@ def _derived(records: Records) -> dict[str, pa.Array]:
     buffered = is_buffered(buffered_share(records, measured(records)))
     nothing = np.full(len(records), math.nan)
     return {
-        series.name: _seconds(nothing if series.spaced and buffered else series.function(records))
+        series.name: _request_column(nothing if series.spaced and buffered else series.function(records), "d")
         for series in derived_series()
     }
 
@@ -193,20 +170,9 @@ def _lists(offsets: Any, values: Any) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def _seconds(values: Any) -> pa.Array:
-    values = np.asarray(values, np.float64)
-    return pa.array(values, pa.float64(), mask=np.isnan(values))
-
-
-def _counts(values: Any) -> pa.Array:
-    values = np.asarray(values, np.int32)
-    return pa.array(values, pa.int32(), mask=values == UNKNOWN)
-
-
 def write_requests(paths: TrialPaths, records: Records) -> None:
-    _write_table(
-        paths.run, paths.requests, requests_table(records), ["phase", "finish_reason", "error", "token_source"]
-    )
+    texts = [name for name, code in REQUEST_COLUMNS.items() if not code and name != "request_id"]
+    _write_table(paths.run, paths.requests, requests_table(records), texts)
 
 
 def read_requests(path: Path) -> Records:
@@ -219,32 +185,26 @@ def read_requests(path: Path) -> Records:
 
 
 def _append(records: Records, table: pa.Table) -> None:
-    table = _of_older_version(table)
-    records.request_id += table["request_id"].to_pylist()
-    for name in ("phase", "finish_reason", "error", "token_source"):
-        getattr(records, name).extend(_repeated(table[name]))
-    for name in COUNT_COLUMNS:
-        _extend(getattr(records, name), table[name].fill_null(UNKNOWN), np.int32)
-    _extend(records.gateway_answer, table["gateway_answer"].cast(pa.int8()), np.int8)
-    for name in ("scheduled", "released", "sent", "ended", "first_answer"):
-        stamps = table[name].fill_null(math.nan) if name in table.column_names else np.full(table.num_rows, math.nan)
-        _extend(getattr(records, name), stamps, np.float64)
+    for name, code in REQUEST_COLUMNS.items():
+        column, values = _with_older_versions(table, name, code), getattr(records, name)
+        if code:
+            _extend(values, column.cast(pa.int8() if code == "b" else column.type).fill_null(NULLS[code]), code)
+        else:
+            values += column.to_pylist() if name == "request_id" else _repeated(column)
     chunks = table["chunk_us"].combine_chunks()
-    _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), np.int64)
-    _extend(records.chunk_us, chunks.flatten(), np.uint32)
-    _extend(records.chunk_tokens, table["chunk_tokens"].combine_chunks().flatten(), np.uint16)
+    _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), "q")
+    _extend(records.chunk_us, chunks.flatten(), "I")
+    _extend(records.chunk_tokens, table["chunk_tokens"].combine_chunks().flatten(), "H")
 
 
-def _of_older_version(table: pa.Table) -> pa.Table:
-    """The table with the columns that an older version did not write: unknown, or what follows from the others."""
-    columns = dict.fromkeys(COUNT_COLUMNS, pa.nulls(table.num_rows, pa.int32()))
-    columns |= {"streamed_tokens": table["output_tokens"], "hidden_tokens": pa.array([0] * table.num_rows, pa.int32())}
-    columns |= {"token_source": pa.nulls(table.num_rows, pa.string())}
-    columns |= {"gateway_answer": pa.array(np.zeros(table.num_rows, np.bool_))}
-    for name, column in columns.items():
-        if name not in table.column_names:
-            table = table.append_column(name, column)
-    return table
+def _with_older_versions(table: pa.Table, name: str, code: str) -> pa.ChunkedArray:
+    """A column; what follows from the others, or nulls, in the file of a version that did not write it."""
+    if name in table.column_names:
+        return table[name]
+    if name == "streamed_tokens":
+        return table["output_tokens"]
+    absent = pa.array([0] * table.num_rows, pa.int32()) if name == "hidden_tokens" else pa.nulls(table.num_rows)
+    return pa.chunked_array([absent.cast(REQUEST_TYPES[code])])
 
 
 def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
@@ -254,8 +214,8 @@ def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
     return [None if index is None else values[index] for index in encoded.indices.to_pylist()]
 
 
-def _extend(values: "array[Any]", more: Any, dtype: type[np.generic]) -> None:
-    values.frombytes(np.ascontiguousarray(more, dtype).view(np.uint8).data)
+def _extend(values: "array[Any]", more: Any, code: str) -> None:
+    values.frombytes(np.ascontiguousarray(more, code).view(np.uint8).data)
 
 
 # Telemetry -----------------------------------------------------------------------------------------------------------

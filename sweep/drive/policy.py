@@ -40,12 +40,12 @@ from sweep.base.exits import Cause, Exit, exit_of
 from sweep.base.records import Fault, Outcome
 from sweep.base.time_factor import scaled
 
-Row = Mapping[str, Any]
+Cells = Mapping[str, Any]
 NextRun = Literal["done", "retried", "judged anew"]
 
 
 class Rule(NamedTuple):
-    """What an outcome means for what is run after it."""
+    """The consequences of an outcome for later trials and runs."""
 
     next_run: NextRun  # of the same command
     fault: Fault | None  # of a failure; ENGINE: unless its exit says otherwise
@@ -69,7 +69,7 @@ RULES: Mapping[Outcome, Rule] = {
     Outcome.CLIENT_LIMITED: Rule("retried", Fault.SURROUNDINGS),
     Outcome.DISTURBED: Rule("retried", Fault.SURROUNDINGS),
 }
-DONE = frozenset(outcome for outcome, rule in RULES.items() if rule.next_run == "done")
+SETTLED = frozenset(outcome for outcome, rule in RULES.items() if rule.next_run == "done")
 FAILED = frozenset(outcome for outcome, rule in RULES.items() if rule.next_run == "retried")  # status 1
 NODE_FAULTS = frozenset(outcome for outcome, rule in RULES.items() if rule.of_node)
 
@@ -99,14 +99,14 @@ def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
 
 
 def is_outage(exit: Exit) -> bool:
-    """Whether a network, a hub or a disk failed before it gave an answer, so that another try may succeed."""
+    """Return whether a network, a hub or a disk failed before it gave an answer, so that another try may succeed."""
     if exit.http is not None:
         return no_answer(exit.http)
     return exit.outage or exit.errno in OUTAGE_ERRORS or exit.cause in (Cause.OUTAGE, Cause.UNREACHABLE)
 
 
 def no_answer(status: int) -> bool:
-    """Whether a server's HTTP status is no answer to what it was asked."""
+    """Return whether a server's HTTP status is no answer to what it was asked."""
     return status >= SERVER_ERROR or status in TRY_LATER
 
 
@@ -117,12 +117,12 @@ FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation h
 
 
 def is_waited_for(error: BaseException) -> bool:
-    """Whether what prepares a node, or a plan, is tried again after an error."""
+    """Return whether what prepares a node, or a plan, is tried again after an error."""
     return is_outage(exit_of(error))
 
 
 def patience(settings: Settings, worked: bool) -> float:
-    """How long outages are waited for, s; `worked`: a preparation has in this run."""
+    """Return how long the run waits for an outage, s; `worked`: a preparation has worked in this run."""
     return settings.patience if worked else min(settings.patience, FIRST_PATIENCE)
 
 
@@ -134,7 +134,7 @@ def next_pause(last: float | None) -> float:
 # Final ----------------------------------------------------------------------------------------------------------------
 
 
-class History(NamedTuple):
+class TrialHistory(NamedTuple):
     """The last failure that a trial's engine answered with, and how often in a row."""
 
     answer: str = ""
@@ -142,19 +142,19 @@ class History(NamedTuple):
 
     @property
     def final(self) -> bool:
-        """Whether its engine has given the same answer twice: it would again."""
+        """Return whether its engine has given the same answer twice: it would again."""
         return self.times >= 2
 
-    def after(self, row: Row) -> "History":
+    def after(self, row: Cells) -> "TrialHistory":
         """The history with one more row of the trial."""
         answer = engine_answer(row)
         if answer is None:
-            return History()
-        return History(answer, self.times + 1 if answer == self.answer else 1)
+            return TrialHistory()
+        return TrialHistory(answer, self.times + 1 if answer == self.answer else 1)
 
 
-def engine_answer(row: Row) -> str | None:
-    """What a row's engine answered, numbers left out; None where that is no failure, or not the engine's.
+def engine_answer(row: Cells) -> str | None:
+    """Return the answer of a row's engine without its numbers; None where the engine did not fail.
 
     It is the check that failed and what the engine printed; of a row from before exits were stored, its reason.
     """
@@ -163,7 +163,7 @@ def engine_answer(row: Row) -> str | None:
     return f"{row['outcome']} under driver {row.get('driver')}: {_repeated(row)}"
 
 
-def _repeated(row: Row) -> str:
+def _repeated(row: Cells) -> str:
     exit = Exit.restored(row["exit"]) if row.get("exit") else None
     return without_numbers(row.get("reason") or "" if exit is None else " ".join((exit.cause, exit.words)))
 
@@ -173,8 +173,10 @@ def without_numbers(words: str) -> str:
     return re.sub(r"[0-9]+", "", words)
 
 
-def needs_run(row: Row | None, history: History, settings: Settings, drivers: Container[str] | None = None) -> bool:
-    """Whether a trial with this row is run by the next command.
+def needs_run(
+    row: Cells | None, history: TrialHistory, settings: Settings, drivers: Container[str] | None = None
+) -> bool:
+    """Return whether a trial with this row is run by the next command.
 
     `drivers` are the GPU drivers of the nodes, where they are known: a failure that was final under another is not.
     """
@@ -202,7 +204,7 @@ class Ended(Protocol):
 
 
 def launches_again(failures: Sequence[Ended], attempts: int) -> bool:
-    """Whether an engine is launched again for the other trials, after failures with no good trial between them."""
+    """Return whether an engine is launched again for the other trials, after failures without a good trial between."""
     if failures[-1].outcome is Outcome.OOM_LOAD or len(failures) >= attempts:
         return False
     repeated = {(end.outcome, without_numbers(f"{end.exit.cause} {end.exit.words}")) for end in failures[-2:]}
@@ -210,8 +212,8 @@ def launches_again(failures: Sequence[Ended], attempts: int) -> bool:
     return len(counted) < 2 or len(repeated) > 1  # a third launch would fail as these two; a kill is no repetition
 
 
-def engine_failed(row: Row) -> bool:
-    """Whether a trial's row shows that its engine failed, at launch or later, or that it answered nothing."""
+def engine_failed(row: Cells) -> bool:
+    """Return whether a trial's row shows that its engine failed, at launch or later, or that it answered nothing."""
     answered_none = row["outcome"] == Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
     return RULES[Outcome(row["outcome"])].of_engine or answered_none
 
@@ -251,7 +253,7 @@ DEPLOYMENTS = 2  # that fail on one node and no other, or that in a row cannot b
 LONGEST_PAUSES = 4  # times the patience, after which a paused run ends
 
 
-def hopeless(rows: Sequence[Row], attempts: int) -> Row | None:
+def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
     """The row that shows that no launch of a deployment will do better; None if one might."""
     if any(row["outcome"] == Outcome.OK for row in rows):
         return None
@@ -265,21 +267,21 @@ def most_losses(of_ours: bool, settings: Settings) -> int:
     return settings.attempts if of_ours else MAX_LOSSES
 
 
-def retried_at_the_tail(settings: Settings, outcome: Outcome, history: History) -> bool:
-    """Whether a failed trial has another try when nothing else is left to start."""
+def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHistory) -> bool:
+    """Return whether a failed trial has another try when nothing else is left to start."""
     return settings.retry == "in_run" and outcome in FAILED and not history.final
 
 
 def is_suspect(failed_only_there: int) -> bool:
-    """Whether a node is to blame for the deployments that failed on it and on no other."""
+    """Return whether a node is to blame for the deployments that failed on it and on no other."""
     return failed_only_there >= DEPLOYMENTS
 
 
 def pauses(failing: int) -> bool:
-    """Whether a run pauses when so many deployments in a row cannot be prepared."""
+    """Return whether a run pauses when so many deployments in a row cannot be prepared."""
     return failing >= DEPLOYMENTS
 
 
 def longest_pause(patience: float, worked: bool) -> float:
-    """How long a run pauses until it ends, s; not at all where no preparation has `worked` in it yet."""
+    """Return how long a run pauses before it ends, s; 0 where no preparation has `worked` yet."""
     return LONGEST_PAUSES * patience if worked else 0.0

@@ -256,8 +256,8 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             facts = _first_facts(work, node, engines, expected, emit)
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             tokenizer = functools.partial(work.deployment.model.tokenizer_folder, work.cache)
-            front = work.deployment.gateway, engines, node.launch.workdir / "gateway", tokenizer, work.marker
-            with running_gateway(*front) as gateway:
+            folder = node.launch.workdir / "gateway"
+            with running_gateway(work.deployment.gateway, engines, folder, tokenizer, work.marker) as gateway:
                 return _run_trials(work, RunningEngine(node, engines, facts, launch, gateway), pending, emit)
     except server.LaunchError as error:
         return Failure(error.outcome, error.reason, error.exit, error.log_tail)
@@ -430,7 +430,10 @@ def _measure(
         try:
             notify = functools.partial(_note, running.engine, emit)
             return run_trial(
-                *(work, running, trial, pending.stop),
+                work,
+                running,
+                trial,
+                pending.stop,
                 notify=notify,
                 on_progress=lambda progress: emit(Measuring(progress)),
                 caches_reset=caches,

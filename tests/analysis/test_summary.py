@@ -13,7 +13,7 @@ from analysis.load import open_run
 from analysis.results import open_results
 from analysis.statistics.estimates import estimate
 from analysis.statistics.ratios import baseline_points
-from analysis.statistics.winners import best
+from analysis.statistics.standings import Standing
 from analysis.summary import summarise
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
@@ -62,8 +62,7 @@ def test_a_percentile_that_one_replicate_lost_to_failures_is_the_points_no_more(
     assert points["ttft_p99"].notna().to_dict() == {"a": False, "b": True, "d": True, "c": False}
     assert points["ttft_p50"].tolist() == [0.1] * 4
     assert points["failed"].to_dict() == {"a": 3, "b": 0, "d": 0, "c": 6}
-    (winner,) = [one for one in best(open_results(tmp_path).points) if one.quantity.column == "ttft_p99"]
-    assert (winner.point["backend"], winner.compared) == ("b", 2)
+    assert points["ttft_p99_standing"].dropna().to_dict() == {"b": Standing.BEST, "d": Standing.TIED}
     cells = {row[0]: row for row in rows_of(report_of(run)) if len(row) > 4}
     assert any("≥ 5,000 more than 1% failed" in cell for cell in cells["a"])
     assert any(cell == "— more than 1% failed" for cell in cells["c"]), "not all of its failures timed out"
@@ -113,18 +112,18 @@ def test_a_larger_batch_is_not_compared_with_a_smaller_one(tmp_path: Path) -> No
 
 def test_best_knows_which_way_is_better(tmp_path: Path) -> None:
     rows = [trial("a", 1, 0, 10.0, ttft_p50=0.1), trial("b", 1, 0, 30.0, ttft_p50=0.2)]
-    found = {one.quantity.column: one for one in best(summarise(run_of(tmp_path, rows)))}
-    assert (found["output_throughput"].point["backend"], found["output_throughput"].estimate.value) == ("b", 30.0)
-    assert (found["ttft_p50"].point["backend"], found["ttft_p50"].estimate.value) == ("a", 0.1)
+    points = summarise(run_of(tmp_path, rows)).set_index("backend")
+    assert points["output_throughput_standing"].to_dict() == {"a": Standing.TIED, "b": Standing.BEST}
+    assert points["ttft_p50_standing"].to_dict() == {"a": Standing.BEST, "b": Standing.TIED}
 
 
 def test_latencies_by_the_engines_own_stamps_do_not_compete(tmp_path: Path) -> None:
     inside = {"client_stamp_source": "engine"}
     rows = [trial("a", 1, 0, 10.0, ttft_p50=0.2), trial("b", 1, 0, 30.0, ttft_p50=0.1, **inside)]
     rows.append(trial("c", 1, 0, 5.0, ttft_p50=0.3))
-    found = {one.quantity.column: one for one in best(summarise(run_of(tmp_path, rows)))}
-    assert found["output_throughput"].point["backend"] == "b"
-    assert found["ttft_p50"].point["backend"] == "a"
+    points = summarise(run_of(tmp_path, rows)).set_index("backend")
+    assert points["output_throughput_standing"]["b"] == Standing.BEST
+    assert points["ttft_p50_standing"].dropna().to_dict() == {"a": Standing.BEST, "c": Standing.TIED}
 
 
 @pytest.mark.slow

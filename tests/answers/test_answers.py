@@ -16,7 +16,7 @@ from analysis.figures.pareto import on_front
 from analysis.load import open_run
 from analysis.report.page_data import page_data
 from analysis.results import RunResults
-from analysis.statistics.comparison import Trials, fit, indistinguishable
+from analysis.statistics.comparison import Trials, contest, fit
 from analysis.statistics.intervals import Estimate
 from sweep.__main__ import main
 from tests.support.results import printed, report_of, rows_of, run_of, trial
@@ -155,7 +155,7 @@ def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_scr
     text = " ".join(printed(run, 120).split())
     assert text.startswith("qa: vllm at batch size 8 (880 tokens/s")
     document = report_of(run)
-    assert document.index('id="answer"') < document.index('class="cards"')
+    assert document.index('id="answer"') < document.index('id="explore"')
     (row,) = [cells for cells in rows_of(document) if cells[:2] == ["qa", "vllm at batch size 8"]]
     assert row[3].startswith("4%")
     assert row[4].startswith("tgi at batch size 1")
@@ -245,7 +245,8 @@ def test_however_many_launches_are_needed_are_stated():
     model = fit(
         np.exp([0.0, 2.0, -2.0, 0.0]), Trials(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.full(4, None)), 2
     )
-    advised = remedy(model._replace(effects=np.zeros(2), variance=16.0), 1, Spread(0.0, 0), minutes=1.0)
+    equal = contest(model._replace(effects=np.zeros(2), variance=16.0), "higher")
+    advised = remedy(equal, (0, 1), Spread(0.0, 0), minutes=1.0)
     exact = 2 * 16 * (1.96 + 1.28) ** 2 / np.log1p(0.03) ** 2
     assert exact <= advised.replicates <= 1.03 * exact
 
@@ -316,8 +317,9 @@ def test_a_bound_is_met_surely_with_the_whole_interval_and_never_by_failed_reque
 
 def test_a_question_of_one_launch_borrows_the_spread_of_the_others():
     model = fit(np.array([1.1, 1.0]), Trials(np.array([0, 1]), np.zeros(2, np.int64), np.full(2, None)), 2)
-    assert remedy(model, 1, Spread(0.0, 0), 1.0).launches == 0
-    assert remedy(model, 1, Spread(0.05**2 * 30, 30), 1.0).launches > 1
+    alone = contest(model, "higher")
+    assert remedy(alone, (0, 1), Spread(0.0, 0), 1.0).launches == 0
+    assert remedy(alone, (0, 1), Spread(0.05**2 * 30, 30), 1.0).launches > 1
 
 
 def test_every_format_has_every_candidate(tmp_path, capsys):
@@ -357,8 +359,9 @@ def test_the_launches_asked_for_do_tell_nine_times_in_ten():
         return fit(np.exp(draws.normal(0, deviation, 2 * launched) + difference * (point == 0)), trials, 2)
 
     first = model_of(4)._replace(effects=np.array([difference, 0.0]), variance=deviation**2)
-    advised = remedy(first, 1, Spread(deviation**2 * 100, 100), minutes=2.0)
+    advised = remedy(contest(first, "higher"), (0, 1), Spread(deviation**2 * 100, 100), minutes=2.0)
     assert advised.difference == pytest.approx(0.05)
     assert advised.minutes == 2 * advised.launches
-    decided = sum(not indistinguishable(model_of(advised.replicates), 0, "higher").any() for _ in range(400))
+    contests = [contest(model_of(advised.replicates), "higher") for _ in range(400)]
+    decided = sum(each.won and each.best == 0 for each in contests)
     assert 0.85 < decided / 400 < 0.96

@@ -16,7 +16,7 @@ import pytest
 
 from backends import installed
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Launch
-from backends.launch import container_options, server, supervisor
+from backends.launch import container, container_options, server, supervisor
 from backends.launch.container_options import folders
 from backends.launch.gpus import Gpu
 from backends.prepare import environments, fit, images, locks
@@ -186,6 +186,21 @@ def test_a_container_ends_with_its_owner_even_when_everything_is_killed(runtime,
                 os.kill(pid, signal.SIGKILL)
         assert gone(tmp_path)
         assert until(lambda: not engine.alive(), 2), "told a moment after the last process has ended"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives files to another user")
+@pytest.mark.parametrize(("owner", "expected"), [("12345:12345", 12345), (None, 0)])
+def test_what_a_container_of_root_leaves_in_the_cache_is_its_users(owner, expected, tmp_path):
+    """Else only root could remove it."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    variables = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(cache)} | ({"SWEEP_OWNER": owner} if owner else {})
+    engine = ["sh", "-c", f"mkdir {cache}/kernels && touch {cache}/kernels/a && exit 3"]
+    with subprocess.Popen(
+        ["/bin/sh", "-c", container.LEASE, "lease", *engine], stdin=subprocess.PIPE, env=variables
+    ) as its:
+        assert its.wait(timeout=30) == 3
+    assert {path.stat().st_uid for path in cache.rglob("*")} == {expected}
 
 
 def test_a_failed_engine_is_told_in_its_own_words(runtime, tmp_path, model):

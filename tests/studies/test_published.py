@@ -306,7 +306,7 @@ def test_experiments_without_published_figures_name_their_study(
     text = capsys.readouterr().out
     assert text.startswith(title)
     assert f"{experiment} repeats the study's " in text
-    assert main(["studies", str(tmp_path), "--markdown"]) == 0
+    assert main(["studies", str(tmp_path), "--format", "markdown"]) == 0
     assert f"{experiment} repeats the study's " in capsys.readouterr().out
 
 
@@ -616,7 +616,7 @@ def test_the_smaller_form_shows_its_own_ratios(tmp_path: Path, capsys: Any) -> N
         for replicate in range(2)
     ]
     run_of(tmp_path / "small", rows, name="throughput_bound", baseline={"backend": "transformers"})
-    for form in ([], ["--markdown"]):
+    for form in ([], ["--format", "markdown"]):
         assert main(["studies", str(tmp_path / "small"), *form]) == 0
         assert re.search(r"vllm, qa, 8 +(\| )?20.1 +(\| )?2.00 \(", capsys.readouterr().out)
     run_of(tmp_path / "same", throughput_rows(), name="throughput_bound", baseline={"backend": "transformers"})
@@ -648,7 +648,7 @@ def test_the_command_and_the_report_print_the_judgements(tmp_path: Path, capsys:
     text = " ".join(capsys.readouterr().out.split())
     assert "27x is in no table" in text
     assert "537.6" in text
-    assert main(["studies", str(tmp_path), "--markdown"]) == 0
+    assert main(["studies", str(tmp_path), "--format", "markdown"]) == 0
     assert "| The highest throughput is vLLM's, on reasoning at batch 128. | reproduced |" in capsys.readouterr().out
     page = html(results, [])
     assert "Published findings" in page

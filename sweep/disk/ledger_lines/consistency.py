@@ -12,9 +12,9 @@ from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.disk.run_files import Row, RunPaths
 from sweep.disk.tables import compact_trials, read_table
-from sweep.drive.policy import DONE
+from sweep.drive.policy import SETTLED
 
-DONE_OUTCOMES = frozenset(outcome.value for outcome in DONE)
+DONE_OUTCOMES = frozenset(outcome.value for outcome in SETTLED)
 THREADS, BATCH = 16, 256  # files that one of them looks at in turn
 
 

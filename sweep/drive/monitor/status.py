@@ -25,7 +25,7 @@ from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display, progress_text
 from sweep.drive.monitor.totals import Totals, count_anew, read_totals
-from sweep.drive.policy import DONE
+from sweep.drive.policy import SETTLED
 
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
@@ -160,7 +160,7 @@ def last_status(paths: RunPaths, consequence: str, notify: Callable[[str], None]
 def render(status: Status) -> list[str]:
     """Return the lines that describe a status."""
     totals = status.totals
-    done = sum(count for outcome, count in totals.outcomes.items() if outcome in DONE)
+    done = sum(count for outcome, count in totals.outcomes.items() if outcome in SETTLED)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in Counter(totals.outcomes).most_common())
     lines = [f"{totals.name}: {done} of {totals.trials} trials done" + (f" ({counts})" if counts else "")]
     lines += [*status.messages, _driver(status), *_failed_requests(totals)]

@@ -98,14 +98,23 @@ function verdict(entries) {
   if (best.bound) text += `, headroom ${percent(best.headroom)}${best.surely ? "" : " (its interval reaches over the bound, or has no end)"}`;
   if (!next) return `${text}. No other candidate meets it.`;
   text += `. Next: ${points.name[next.index]}, ${shown(state.goal, next.index)}`;
-  return `${text}. ${overlapText(best.index, next.index)}`;
+  return `${text}. ${testText(best.index, next.index)}`;
 }
 
-function overlapText(first, second) {
-  const [one, other] = [first, second].map((index) => interval(state.goal, index));
-  if (!one || !other) return "Without two intervals nothing says whether they differ.";
-  const apart = one[1] < other[0] || other[1] < one[0];
-  return apart ? "Their intervals do not overlap." : "Their intervals overlap: this does not tell them apart.";
+// The tested ratio of two points. With bounds that of the run's own SLO alone: other choices among loads are not tested.
+function testedPair(first, second) {
+  const isPair = (pair) => pair.slice(0, 2).includes(first) && pair.slice(0, 2).includes(second);
+  if (isBounded() && BOUNDED.some((name) => state[name] !== (page.slo[name] ?? null))) return undefined;
+  if (isBounded() && (state.percentile !== page.percentiles.usual || state.goal !== defaults.goal)) return undefined;
+  return (isBounded() ? page.answered : quantities.get(state.goal)?.tested ?? []).find(isPair);
+}
+
+function testText(first, second) {
+  const pair = testedPair(first, second);
+  if (!pair) return "Whether they differ is not tested here, and whether their intervals overlap is no test.";
+  const [better, , lead, low, high, verdict] = pair;
+  const range = `${number(lead)}× (${number(low)} to ${number(high)})`;
+  return verdict === "a tie" ? `A tie: ${range}.` : `${points.name[better]} is ${range} ahead.`;
 }
 
 function percent(share) {

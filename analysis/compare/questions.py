@@ -1,0 +1,59 @@
+"""What each point of several runs was asked, as text: those of which it agrees are rivals."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.compare.matching import QUESTION_PREFIXES, machines, question_digests
+from analysis.compare.sides import trial_settings
+from analysis.statistics.comparison import Positions, positions
+from analysis.statistics.standings import GPUS
+
+
+def conditions(
+    rows: pd.DataFrame, point: Positions, points: Sequence[int], of_a_load: Sequence[frozenset[str]]
+) -> dict[str, list[str]]:
+    """The conditions of each point as JSON: model, workload and load with their files, the protocol and the machine."""
+    every = positions(point, max(points, default=-1) + 1)
+    rows_at = [every[index] for index in points]
+    equal = [_equal_settings(rows.iloc[of_point[:1]]) for of_point in rows_at]
+    at_any = [
+        {key: value for key, value in each.items() if key not in sizes}
+        for each, sizes in zip(equal, of_a_load, strict=True)
+    ]
+    files = rows[["digests"]]  # a row is wide
+    digests = [question_digests(files.iloc[of_point]) for of_point in rows_at]
+    return {
+        "conditions": _condition_texts(equal, digests),
+        "conditions_at_any_load": _condition_texts(at_any, digests),
+    }
+
+
+def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
+    """The settings in which rivals agree, of a point's first row."""
+    settings = trial_settings(first.to_dict("records")[0])
+    equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PREFIXES)}
+    equal |= {"protocol": str(first["protocol"].iloc[0]), "machine": sorted(machines(first))}
+    return equal | {GPUS: settings.get(GPUS)}
+
+
+def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[str, str]]) -> list[str]:
+    """The settings of each point as JSON, with the digests of a part of which several are known with these settings.
+
+    With one alone, a point whose digest is not known is taken to have it, as a comparison of two runs takes it.
+    """
+    texts = [_settings_text(each) for each in settings]
+    known: dict[tuple[str, str], set[str]] = {}
+    for text, of_point in zip(texts, digests, strict=True):
+        for part, digest in of_point.items():
+            known.setdefault((text, part), set()).add(digest)
+    return [
+        _settings_text(each | {f"files of {part}": of_point[part] for part in of_point if len(known[text, part]) > 1})
+        for each, text, of_point in zip(settings, texts, digests, strict=True)
+    ]
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)

@@ -1,0 +1,87 @@
+"""The contests that the sides of a comparison are in, with all that their runs measured of the same questions."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.compare.matching import Match
+from analysis.compare.questions import conditions
+from analysis.compare.sides import Side
+from analysis.load import Run, in_plan
+from analysis.quantities import LabelledColumn
+from analysis.statistics.comparison import Contest, Positions, contest, fit, trials_of
+from analysis.statistics.standings import Contests, joined, run_contests
+from analysis.summary import key_columns
+
+PointNumbers = dict[tuple[str, str], int]  # by a run's place and a trial's id
+
+
+class Rivals(NamedTuple):
+    """The points of the sides' runs. A ratio of two of them has the interval that it has in the runs' own reports."""
+
+    contests: Contests
+    numbers: PointNumbers
+
+    def contest(self, match: Match, places: tuple[str, str], quantity: LabelledColumn) -> tuple[Contest, int, int]:
+        """The contest of a match, and the places of its sides; of the two alone if their questions are not one."""
+        points = [
+            {self.numbers.get((place, trial), -1) for trial in trials["trial_id"]}
+            for place, trials in zip(places, (match.first, match.second), strict=True)
+        ]
+        first, second = (each.pop() if len(each) == 1 else -1 for each in points)
+        sizes = [int((self.contests.trials.point == point).sum()) for point in (first, second)]
+        if -1 in (first, second) or first == second or sizes != [len(match.first), len(match.second)]:
+            return alone(match, quantity), 0, 1
+        if self.contests.question[first] != self.contests.question[second]:
+            return alone(match, quantity), 0, 1
+        shared, (at_first, at_second) = self.contests.shared(quantity, [first, second])
+        return shared, int(at_first), int(at_second)
+
+
+def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
+    """The contests of the points of these sides' runs, by some columns."""
+    runs = dict(_runs(sides))
+    numbers: PointNumbers = {}
+    frames: list[pd.DataFrame] = []
+    points: list[Positions] = []
+    for place, run in runs.items():
+        keys = key_columns(run)
+        point: Positions = np.asarray(run.ok.groupby(keys, dropna=False, sort=False).ngroup(), np.int64)
+        begin = sum(map(len, frames))
+        frames.append(run.ok[keys].iloc[np.unique(point, return_index=True)[1]].reset_index(drop=True))
+        points.append(point)
+        numbers |= {(place, trial): begin + int(index) for trial, index in zip(run.ok["trial_id"], point, strict=True)}
+    parts = [
+        run_contests(run, frame, point, columns)
+        for run, frame, point in zip(runs.values(), frames, points, strict=True)
+    ]
+    if len(parts) == 1:
+        return Rivals(parts[0], numbers)
+    rows = pd.concat([run.ok for run in runs.values()], ignore_index=True)
+    begins = np.cumsum([0, *map(len, frames)])
+    point = np.concatenate([each + begin for each, begin in zip(points, begins, strict=False)])
+    texts = conditions(rows, point, range(begins[-1]), [frozenset()] * int(begins[-1]))["conditions"]
+    question = np.asarray(pd.factorize(np.array(texts, object))[0], np.int64)
+    return Rivals(joined(parts, question), numbers)
+
+
+def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:
+    """Each run once: of its present plan if all that is compared is, as in its report; else with all rows."""
+    by_place: dict[str, list[Side]] = {}
+    for side in sides:
+        by_place.setdefault(str(side.run.place), []).append(side)
+    for place, of_run in by_place.items():
+        every = max((side.run for side in of_run), key=lambda run: len(run.trials))
+        planned = in_plan(every)
+        ids = set(planned.trials["trial_id"])
+        yield place, planned if all(side.trials["trial_id"].isin(ids).all() for side in of_run) else every
+
+
+def alone(match: Match, quantity: LabelledColumn) -> Contest:
+    """The contest of the two sides of a match, and nobody else."""
+    trials = pd.concat([match.first, match.second], ignore_index=True)
+    point = np.repeat([0, 1], [len(match.first), len(match.second)])
+    figures = trials[quantity.column].to_numpy(np.float64, na_value=np.nan)
+    return contest(fit(figures, trials_of(trials, point), 2), quantity.better)
