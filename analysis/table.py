@@ -256,7 +256,7 @@ class Line(NamedTuple):
         return Text(one_line(self.text), style=self.style)
 
 
-Part = Line | Table[Any]
+OutputPart = Line | Table[Any]
 """What the output of a command is made of."""
 
 
@@ -264,7 +264,7 @@ Part = Line | Table[Any]
 class Output:
     """The output of a command: lines and tables for people, one table for files."""
 
-    parts: Sequence[Part]
+    parts: Sequence[OutputPart]
     table: Table[Any]
     data: Any = None  # of JSON; default: the table's records
 
@@ -289,9 +289,9 @@ class Output:
             print(self.written(form), end="")
 
 
-def print_parts(parts: Iterable[Part], console: Console) -> None:
+def print_parts(parts: Iterable[OutputPart], console: Console) -> None:
     """Print lines and tables. Where no terminal bounds them, lines stay whole."""
-    above: Part | None = None
+    above: OutputPart | None = None
     for part in (each for each in parts if isinstance(each, Line) or each.rows):
         if isinstance(part, Table) or isinstance(above, Table):
             console.print()
@@ -299,7 +299,7 @@ def print_parts(parts: Iterable[Part], console: Console) -> None:
         above = part
 
 
-def markdown_lines(parts: Iterable[Part]) -> Iterator[str]:
+def markdown_lines(parts: Iterable[OutputPart]) -> Iterator[str]:
     """Yield sentences as a list, and tables under their titles."""
     for part in parts:
         if isinstance(part, Line):

@@ -15,7 +15,7 @@ from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 
-MOST_LAUNCHES = 3  # times those that ran: to suggest more would be absurd
+MOST_SUGGESTED = 3  # times those that ran: to suggest more would be absurd
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class TaskAnswer:
     @property
     def suggested(self) -> Remedy | None:
         """The remedy of a tie, if it takes fewer than three times the launches that ran."""
-        affordable = self.remedy and self.best and self.remedy.launches < MOST_LAUNCHES * self.best.figure.n
+        affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
         return self.remedy if affordable else None
 
     @property

@@ -138,8 +138,8 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
     return _of_points(columns, points)
 
 
-def deciding_table(results: RunResults) -> Table[PointRow]:
-    """The points by the few figures that decide."""
+def deciding_table(results: RunResults, most: int | None = LARGEST_TABLE) -> Table[PointRow]:
+    """The points by the few figures that decide; `most`: as many of them, by default as many as a table has."""
     layout, points = results.layout, results.points
     names = [name for name in DECIDING if name in points and points[name].notna().any()][:MOST_DECIDING]
     columns: list[Column[PointRow]] = [
@@ -149,7 +149,7 @@ def deciding_table(results: RunResults) -> Table[PointRow]:
         *([view("failed", share_of_failures)] if points["failed"].gt(0).any() else []),
         *map(_brief_column, names),
     ]
-    return _of_points(columns, points)
+    return _of_points(columns, points, most)
 
 
 def everything_table(results: RunResults) -> Table[PointRow]:
@@ -191,8 +191,10 @@ def range_text(figure: Estimate, labelled: LabelledColumn) -> str:
     return "" if math.isnan(figure.low) else ends + BY_LAUNCHES * figure.by_launches
 
 
-def _of_points(columns: Sequence[Column[PointRow]], points: pd.DataFrame) -> Table[PointRow]:
-    return Table(columns, [point for _, point in points.head(LARGEST_TABLE).iterrows()], points=len(points))
+def _of_points(
+    columns: Sequence[Column[PointRow]], points: pd.DataFrame, most: int | None = LARGEST_TABLE
+) -> Table[PointRow]:
+    return Table(columns, [point for _, point in points[:most].iterrows()], points=len(points))
 
 
 def _general(results: RunResults, point: PointRow) -> list[ResultWarning]:

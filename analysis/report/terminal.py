@@ -25,7 +25,7 @@ from analysis.report.tables import (
 from analysis.results import RunResults
 from analysis.statistics.ratios import is_baseline
 from analysis.summary import planned_trials
-from analysis.table import KEY, NONE, Cell, Line, Part, Table, view
+from analysis.table import KEY, NONE, Cell, Line, OutputPart, Table, view
 from analysis.warnings import grouped, scope
 from sweep.base.records import UNMEASURED
 from sweep.base.wording import count, duration_text
@@ -54,22 +54,26 @@ class Summary:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield as many rows as the screen has room for, and a few at least."""
-        above = [Line(circumstances(self.results), "bold"), Line(lead(self.answers) or NO_RESULT, "bold green")]
+        above = [Line(run_heading(self.results), "bold"), Line(lead(self.answers) or NO_RESULT, "bold green")]
         below = [Line(""), *doubts(self.results, options.max_width), *further(self.results)]
         room = SCREEN - sum(len(console.render_lines(part, options)) for part in (*above, *below))
-        points, equal = deciding_table(self.results).condensed()
+        points, equal = deciding_table(self.results), ""
+        if points.points == len(points.rows):  # else nobody has looked whether the others are equal too
+            points, equal = points.condensed()
         yield from above
         for table, note, later in (
             (winners_table(self.results, self.answers), "", FEWEST_ROWS + 5),
             (points, f"everywhere: {equal}" if equal else "", 0),
         ):
-            parts = list(_rows(table.within(options.max_width), note, room - later, console, options))
+            parts = list(_fitted_rows(table.within(options.max_width), note, room - later, console, options))
             room -= sum(len(console.render_lines(part, options)) for part in parts)
             yield from parts
         yield from below
 
 
-def _rows(table: Table[Any], note: str, lines: int, console: Console, options: ConsoleOptions) -> Iterator[Part]:
+def _fitted_rows(
+    table: Table[Any], note: str, lines: int, console: Console, options: ConsoleOptions
+) -> Iterator[OutputPart]:
     """Yield a table's rows that fit these lines, and a few at least; the note, and the number of rows left out."""
     if not table.rows:
         return
@@ -78,12 +82,13 @@ def _rows(table: Table[Any], note: str, lines: int, console: Console, options: C
         rows -= 1
     rows += not note and rows == len(table.rows) - 1  # a line that says so would be as long
     yield from (Line(""), table.first(rows))
-    left_out = f"{len(table.rows) - rows:,} more: --table" if rows < len(table.rows) else ""
+    points = max(table.points, len(table.rows))
+    left_out = f"{points - rows:,} more: --table" if rows < points else ""
     if note or left_out:
         yield Line("; ".join(filter(None, (note, left_out))), "dim")
 
 
-def circumstances(results: RunResults) -> str:
+def run_heading(results: RunResults) -> str:
     """The run, its model and machine, how many trials are results, and the time they took."""
     run = results.run
     begin, end = (pd.to_datetime(run.trials[name].dropna()) for name in ("started_at", "ended_at"))
@@ -170,14 +175,16 @@ def further(results: RunResults) -> list[Line]:
     return [Line(text, "dim") for text in (f"more: {command} --table, or --all{warnings}", asked) if text]
 
 
-def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> list[Part]:
+def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> list[OutputPart]:
     """All that is behind the screen: each task's answer, every figure, where it spreads, and what is doubtful."""
     first, *sentences = answer_lines(answers([results]) if answered is None else answered)
-    parts: list[Part] = [Line(first, "bold green"), *map(Line, sentences)]
+    parts: list[OutputPart] = [Line(first, "bold green"), *map(Line, sentences)]
     if results.points["n"].any():
         table = everything_table(results)
         cells = "".join(map(str, chain.from_iterable(table.body)))
         parts += [table, *(Line(legend, "dim") for mark, legend in LEGENDS.items() if mark in cells)]
+        if left_out := table.points - len(table.rows):
+            parts.append(Line(f"{left_out:,} more points are in summary.csv", "dim"))
     if spread := spread_table(results):
         parts.append(replace(spread, title="Spread between trials of a point"))
     formats = [Line(f"{name}: {listed(lines)}") for name, lines in results.formats.items()]

@@ -255,7 +255,7 @@ def summary(arguments: list[str]) -> int:
         parts = [part for each in runs for part in everything(each, answers([each], slo))]
         output = Output(parts, output.table, output.data)
     elif options.table:
-        output = Output([deciding_table(each) for each in runs], output.table, output.data)
+        output = Output([deciding_table(each, None) for each in runs], output.table, output.data)
     elif len(runs) == 1 and options.format == "text" and options.output is None:
         make_console(160).print(Summary(runs[0], answered))
         return 0

@@ -52,8 +52,9 @@ def engines(folder: Path, speeds: dict[str, float], launched: int = 4, spread: f
 
 
 def summary(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command prints; of its text the sentences above the table."""
-    assert main(["summary", *arguments]) == 0
+    """What the command prints; of its text the sentences above the tables."""
+    of_one = "--format" not in arguments and sum(Path(argument).exists() for argument in arguments) == 1
+    assert main(["summary", *arguments, *(["--all"] if of_one else [])]) == 0
     printed = capsys.readouterr().out
     return printed if "--format" in arguments else printed.partition("\n\n")[0].rstrip("\n") + "\n"
 
