@@ -105,6 +105,8 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
         assert said in words, said
     assert "`" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL), "code is marked as such"
     assert len(text) < 2_000_000
+    assert "trials without a result: transformers: oom_run" in output
+    output = printed(open_run(run_folder), 120)
     assert "oom_run x2 transformers" in output
     assert "dep-transformers/1/engine.log" in output.replace("\n", "")
     summary = pd.read_csv(run_folder / "summary.csv")
@@ -185,7 +187,7 @@ def test_a_run_without_any_result_says_so(tmp_path: Path) -> None:
     analysis.write_all(open_results(tmp_path))
     assert "No trial has a result" in (tmp_path / "report.html").read_text()
     text = printed(open_run(tmp_path), 80)
-    assert "no trial has a result" in text
+    assert "no configuration has a result" in text
     assert "hung x1 a: not done in time" in text
 
 
