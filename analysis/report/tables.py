@@ -17,7 +17,6 @@ from analysis.explain.output import PartRow, gain_sentence, interaction_lines, p
 from analysis.headline import HEADLINE, STEADY
 from analysis.points import Layout
 from analysis.quantities import LabelledColumn, labelled_column, setting
-from analysis.report.slowest import SlowRequest, slowest_requests
 from analysis.results import RunResults
 from analysis.statistics.estimates import estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
@@ -265,27 +264,6 @@ def steady_table(results: RunResults) -> Table[PointRow] | None:
         *(_column(name, results) for name in STEADY if name in points),
     ]
     return _of_points(columns, points[points["steady_share"] > 0])
-
-
-def slowest_table(results: RunResults) -> Table[SlowRequest] | None:
-    """The slowest requests, each against the median of its trial; None without requests."""
-    slow = slowest_requests(results)
-    columns: list[Column[SlowRequest]] = [
-        view("point", lambda each: each.point, kind="text"),
-        view("request", lambda each: each.request_id, kind="text"),
-        view("× median", lambda each: times(each.times_median), "of its trial"),
-        view("E2EL", lambda each: number(each.e2el * 1e3), "ms"),
-        view("TTFT", lambda each: number(each.ttft * 1e3), "ms"),
-        view("sent", lambda each: number(each.sent), "s"),
-        view("input", lambda each: _tokens(each.input_tokens), "tokens"),
-        view("output", lambda each: _tokens(each.output_tokens), "tokens"),
-        *([view("error", lambda each: each.error, kind="text wide")] if any(each.error for each in slow) else []),
-    ]
-    return Table(columns, slow) if slow else None
-
-
-def _tokens(count: int | None) -> str:
-    return NONE if count is None else f"{count:,}"
 
 
 def _column(name: str, results: RunResults) -> Column[PointRow]:
