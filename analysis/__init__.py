@@ -7,7 +7,7 @@ docs/columns.md lists the frames and every column.
 many requests and gaps. Of `results = analysis.open_results(folder)`,
 `analysis.write_all(results)` rebuilds summary.csv, the figures and report.html, `analysis.Summary(results)` is the
 table that the terminal shows, `analysis.wide(results)` has a frame for each task with the points as columns, and
-`results.warnings` are the warnings. `analysis.write_several([results, others], folder)` writes one report of several runs.
+`results.warnings` are the warnings. `analysis.write_several([results, others], folder)` writes one report of both runs.
 """
 
 from analysis.load import RunNotFound, load, requests, telemetry

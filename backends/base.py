@@ -352,6 +352,12 @@ class Backend(Strict):
         """
         return model
 
+    def gpus_unused(self, log: str) -> str | None:
+        """Return the line of a GPU launch's log by which it computes elsewhere than on its GPUs; None without one."""
+        lines = map(self.log.message, log.splitlines())
+        unused = re.compile("|".join(self.log.gpus_unused) or "(?!)")
+        return next((line for line in lines if unused.search(line)), None)
+
     def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
         """Return why weights cannot be made for an engine in an image, with the remedy, in one line; None if they can.
 

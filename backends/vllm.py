@@ -29,10 +29,7 @@ def utilisation(flags: Mapping[str, Any]) -> float:
 
 
 class VLLM(Backend):
-    """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`).
-
-    With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
-    """
+    """Flags are those of `vllm serve` (`max-num-seqs: 256`); unquantised weights are quantised to a `checkpoint`."""
 
     flag_rules = FlagRules(
         tables=("vllm", "vllm_cuda12"),

@@ -14,6 +14,8 @@ from sweep.base.config import PERCENTILES, ConfigError, read_slo
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
+MOST_SUGGESTED = 3  # times those that ran: to suggest more would be absurd
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -158,6 +160,12 @@ class TaskAnswer:
     def tied(self) -> tuple[Candidate, ...]:
         """Those not told apart from the best."""
         return tuple(candidate for candidate in self.meeting if candidate.standing is Standing.TIED)
+
+    @property
+    def suggested(self) -> Remedy | None:
+        """The remedy of a tie, if it takes fewer than three times the launches that ran."""
+        affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
+        return self.remedy if affordable else None
 
     @property
     def decided(self) -> bool:

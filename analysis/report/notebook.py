@@ -56,7 +56,7 @@ class OpenedRun:
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """The figures by (task, configuration, load): each quantity's `value`, and the `low` and `high` of its interval."""
+        """The figures by task, configuration and load: each quantity's `value`, and its interval's `low` and `high`."""
         points, layout = self.results.points, self.results.layout
         keys = [points["panel"], points["line"], pd.Series([layout.load(point) for _, point in points.iterrows()])]
         index = pd.MultiIndex.from_arrays(keys, names=["task", "configuration", "load"])

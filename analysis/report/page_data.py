@@ -19,7 +19,7 @@ from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.shared_layout import shared_layout
-from analysis.report.terminal import label
+from analysis.report.tables import label
 from analysis.report.trial_files import FileLink, file_links, relative_path
 from analysis.results import RunResults
 from analysis.statistics.estimates import INTERVAL_COLUMNS

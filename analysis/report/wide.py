@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.quantities import setting
-from analysis.report.terminal import label
+from analysis.report.tables import label
 from analysis.report.vllm_flavour import FIGURES
 from analysis.results import RunResults
 from sweep.base.wording import number

@@ -1,7 +1,4 @@
-"""`python -m backends.host`: serves a library in this process over the OpenAI completions protocol, greedily.
-
-Runs in the engine's environment, so it needs only the standard library and what every such environment has.
-"""
+"""`python -m backends.host`: serves a library over the OpenAI completions protocol, greedily, in its environment."""
 
 import argparse
 import asyncio

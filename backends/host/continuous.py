@@ -1,7 +1,4 @@
-"""Calls served by a library with its own scheduler: rows join and leave at any step.
-
-The event loop's thread adds rows directly where the library allows it: a request does not wait for the current step.
-"""
+"""Calls served by a library with its own scheduler: rows join and leave at any step, and wait for none to join."""
 
 import asyncio
 import threading

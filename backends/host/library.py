@@ -1,7 +1,4 @@
-"""The interface between the host and a library: `load`, then `generate` batch after batch, or `add` and `step`.
-
-A file libraries/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`.
-"""
+"""The interface of libraries/<name>_library.py: `load`, then `generate` batch after batch, or `add` and `step`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

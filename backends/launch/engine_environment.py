@@ -29,10 +29,7 @@ INHERITED_BY_RUNTIMES = ("DOCKER_*", "CONTAINER_*", "CONTAINERS_*", "PODMAN_*", 
 
 
 def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
-    """The variables of this process that an engine gets: those of INHERITED and these, unless they hold a secret.
-
-    A name ends with * for all that begin so. Secrets pass only under their full name, and not by INHERITED.
-    """
+    """The variables of INHERITED and these (PREFIX_* too) that an engine gets; secrets pass by their full name only."""
     patterns, full = (*INHERITED, *names), set(names)
     return {
         name: value

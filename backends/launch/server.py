@@ -11,6 +11,7 @@ import math
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from backends.launch import container_options, supervisor, task
 from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environment, telling_variables
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
+from backends.tables.causes import cause_table
 from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
 from sweep.base.records import Outcome
@@ -41,7 +43,8 @@ PORT_ATTEMPTS = 4
 KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended; in a container a shell tells
 GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an engine that has ended
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
-TAIL_BYTES = 65536
+TAIL_BYTES = 2**18
+LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
 REACHABLE_BY_OURS = "this sweep: its network namespace has no interface but loopback"
@@ -60,6 +63,8 @@ class LaunchError(Exception):
 
 class Engine:
     """A running engine: its URL, its processes, its log. Made by `running`."""
+
+    served_from = 0  # position in the log at which it was ready
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self.backend = backend
@@ -133,17 +138,22 @@ class Engine:
             ending = f"killed by signal {-self.exit_status}"
         else:
             ending = f"exit status {self.exit_status}"
-        return f"{message} ({ending})" if message else ending
+        reason = f"{message} ({ending})" if message else ending
+        cause = self.backend.log.known_cause(message) or cause_table().find(ending)
+        return f"{reason}; {cause.remedy}" if cause and self.exit_status != -signal.SIGKILL else reason
 
     def words(self) -> str:
         """The engine's own error message."""
-        return self.backend.log.failure_line(self.log_tail(1000))[:500]
+        log = self.log_tail(LOG_LINES, self.served_from) or self.log_tail(LOG_LINES)
+        return self.backend.log.failure_line(log)[:500]
 
     def exit(self) -> Exit:
         """The end of an engine that is no longer alive."""
         told, status = self.backend.log.exit_told_by(self.words()), self.exit_status
         if status is None:
             return replace(told, cause=Cause.SUPERVISOR)
+        if status in (128 + signal.SIGKILL, 128 + signal.SIGTERM):  # as a shell tells it, e.g. in a container
+            status = 128 - status
         return replace(told, signal=-status) if status < 0 else replace(told, status=status)
 
     def processes(self) -> list[psutil.Process]:
@@ -155,10 +165,7 @@ class Engine:
         return processes
 
     def processes_known(self) -> bool:
-        """Return whether `processes` has them all: False for a container that runs as another user, as docker's may.
-
-        Their environment, which names the engine, is not ours to read then, nor is who listens at its port.
-        """
+        """Return whether `processes` has them all: False for a container that runs as another user."""
         if not self.launch.image:
             return True
         own_pids = {process.pid for process in self.processes()}
@@ -388,10 +395,7 @@ def running(
 def running_together(
     backend: Backend, launches: Sequence[Launch], *, marker: str, versions: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Engine, ...]]:
-    """Launch engines of one kind at once, yield them when all are ready, and leave nothing of them behind.
-
-    Where one does not become ready the others are ended too. Raises LaunchError.
-    """
+    """Launch engines of one kind at once, as `running` does; where one is not ready the others are ended too."""
     for launch in launches:
         launch.workdir.mkdir(parents=True, exist_ok=True)
     if not backend.launches:
@@ -453,7 +457,10 @@ class _Start:
             if self._attempts and _port_is_foreign(engine):
                 self._launch_again()
                 return False
+            if engine.launch.gpus and (unused := engine.backend.gpus_unused(engine.log_tail(LOG_LINES))):
+                raise self._failure(unused)
             engine.startup_seconds = time.monotonic() - self.begin
+            engine.served_from = engine.log_position()
             self.is_ready = True
         if not self.is_ready and time.monotonic() - self.begin >= engine.backend.launch_timeout:
             raise self._timeout()
@@ -463,17 +470,27 @@ class _Start:
         self.engine.stop()
         self._begin_launch()
 
-    def _failure(self) -> LaunchError:
+    def _failure(self, unused: str | None = None) -> LaunchError:
+        """The error of an engine that has ended, or that serves without its GPUs, as this line of its log says."""
         engine = self.engine
+        if unused:
+            reason = "; ".join(filter(None, [f"serves without its GPUs: {unused}", cause_table().find_remedy(unused)]))
+            exit = engine.backend.log.exit_told_by(unused)
+            return LaunchError(Outcome.LAUNCH_FAILED, engine.named(reason), exit, engine.log_tail())
         killed = engine.exit_status in KILLED_STATUSES and _oom_kills() > self.oom_kills
         memory = killed or engine.ran_out_of_memory()
         outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
-        return LaunchError(outcome, engine.exit_reason(), engine.exit(), engine.log_tail())
+        reason = engine.exit_reason()
+        if killed:
+            reason += f"; {cause_table().find_remedy('SIGKILL')}"
+        return LaunchError(outcome, reason, engine.exit(), engine.log_tail())
 
     def _timeout(self) -> LaunchError:
         engine = self.engine
         words = engine.words()
         reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {words}"
+        if cause := engine.backend.log.known_cause(words):
+            reason += f"; {cause.remedy}"
         exit = replace(engine.backend.log.exit_told_by(words), cause=Cause.NOT_READY)
         return LaunchError(Outcome.LAUNCH_TIMEOUT, engine.named(reason), exit, engine.log_tail())
 

@@ -113,10 +113,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def start(spec: dict[str, Any]) -> int:
-    """Fork and exec the engine in its own process group, bound to its cores, with its output in its log.
-
-    Returns its pid. It dies with this process. Without a log it inherits our input and output.
-    """
+    """Fork and exec the engine in its own group on its cores, logged; return its pid. It dies with this process."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid:

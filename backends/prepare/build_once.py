@@ -35,10 +35,7 @@ def build_once(
 
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock between processes, which the kernel gives back if its holder is killed.
-
-    Raises task.Stopped if that comes before the lock.
-    """
+    """Hold a lock between processes, which a killed holder loses. Raises task.Stopped if that comes before it."""
     with path.open("w") as file:
         if not _locked(file):
             on_wait()

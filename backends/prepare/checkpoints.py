@@ -71,10 +71,7 @@ def converted(
 def quantised(
     model: Path, checkpoint: str | None, group_size: int, python: str, cache_dir: Path, progress: Progress
 ) -> Path:
-    """Return the model in this quantised format (see conversions/to_quantized.py); itself if None or quantised already.
-
-    `python` is an interpreter with torch and safetensors; where it has gptqmodel too, that calibrates.
-    """
+    """Return the model as a checkpoint of this format, made in `python`'s environment; itself if it is quantised."""
     if checkpoint is None or is_quantised(model):
         return model
 
@@ -90,10 +87,7 @@ def quantised(
 
 
 def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) -> str | None:
-    """Return why a model is not quantised to this format for an engine in an image; None if it need not be.
-
-    See `Backend.conversion_obstacle`.
-    """
+    """Return why an engine in an image gets no such checkpoint (see `Backend.conversion_obstacle`); None if it can."""
     if checkpoint is None or is_quantised() is not False:
         return None
     return not_made(
@@ -160,10 +154,7 @@ def versions(python: str, *distributions: str) -> str:
 
 
 def digest(folder: Path, cache_dir: Path) -> str:
-    """Return 16 hex digits of a folder's content: of the names and the SHA-256 of all its files.
-
-    A file is read again only when its size or time of change has changed.
-    """
+    """Return 16 hex digits of the names and contents of a folder's files; unchanged files are read once."""
     cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
     cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}

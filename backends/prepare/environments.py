@@ -111,10 +111,7 @@ def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[Environ
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:
-    """Return 16 hex digits of all that decides what is there: needs no build, so it is part of trial ids.
-
-    That of an environment without a lock is provisional.
-    """
+    """Return 16 hex digits of all that decides what is there, for trial ids; without a lock they are provisional."""
     content = spec.model_dump(
         mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
     )
@@ -129,10 +126,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
 
 
 def own_content(spec: EnvironmentSpec) -> dict[str, str]:
-    """Return digests of the user's own interpreter and binary on this machine; of those that are there.
-
-    They do not depend on the machine: of an interpreter its size and distributions count, of a binary its bytes.
-    """
+    """Return digests of the user's own interpreter (its size and distributions) and binary, of those that exist."""
     digests: dict[str, str] = {}
     if spec.image:
         return digests
@@ -161,10 +155,7 @@ def other_platform(spec: EnvironmentSpec) -> str | None:
 
 
 def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """Return the environment, built under `cache_dir`/environments if it is not there yet. It has a lock.
-
-    Raises EnvironmentFailed.
-    """
+    """Return the environment, which has a lock, built if it is not there yet. Raises EnvironmentFailed."""
     if environment := built(spec, cache_dir):
         return environment
     if spec.image:
@@ -188,10 +179,7 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
 
 def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """Return the environment; where its optional distributions cannot be installed, the plain one, if there is one.
-
-    Raises OptionalPartFailed where the engine needs them, EnvironmentFailed for any other failure.
-    """
+    """Return the environment, or its plain one where optional parts fail; OptionalPartFailed if it needs them."""
     try:
         return prepare(spec, cache_dir, progress)
     except EnvironmentFailed as error:
@@ -204,10 +192,7 @@ def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress)
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
-    """Return the environment if nothing needs to be resolved or built for it, else None.
-
-    Raises EnvironmentFailed if it is the user's own and does not work.
-    """
+    """Return the environment if it is complete, else None. Raises EnvironmentFailed for the user's own that fails."""
     if spec.image:
         image = spec.lock.pins[0] if spec.lock else ""
         there = bool(image) and images.has_image(image, images.runtime(spec), cache_dir)

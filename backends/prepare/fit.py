@@ -1,7 +1,4 @@
-"""Judges whether an environment's builds run on a node: by its driver, GPUs, C library and programs.
-
-NVIDIA's drivers run all builds of the CUDA majors up to their own (minor version compatibility), so the major decides.
-"""
+"""Judges whether an environment's builds run on a node: by driver (its CUDA major counts), GPUs, glibc, programs."""
 
 from collections.abc import Iterable, Sequence
 
@@ -72,10 +69,7 @@ def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def refusal(spec: EnvironmentSpec, host: Host, forms: Iterable[EnvironmentSpec]) -> str | None:
-    """Return the problem of an environment on a node with its remedy, in one line; None without one.
-
-    `forms` are the environments of the same engine in other forms: those that do run on the node are named.
-    """
+    """Return an environment's problem on a node, with the `forms` of its engine that do run there; None without one."""
     reason = problem(spec, host)
     if reason is None:
         return None

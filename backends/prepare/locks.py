@@ -28,10 +28,7 @@ DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
 
 
 def node_target(spec: EnvironmentSpec) -> str:
-    """The platform that an environment is resolved for, e.g. "linux-x86_64-cuda13-python3.12": that of the nodes.
-
-    Engines run on Linux: for a driver on another system, nodes that have not stated theirs are taken to be ordinary.
-    """
+    """The nodes' platform, e.g. "linux-x86_64-cuda13-python3.12"; engines run on Linux, wherever the driver runs."""
     own = platform.machine() if platform.system() == "Linux" else "x86_64"
     system = f"linux-{spec.machine or own}"
     if spec.image:
@@ -108,10 +105,7 @@ def remembered(cache_dir: Path) -> Path:
 
 
 def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
-    """Return one of the project's own environments with its lock, resolved if none is committed or remembered.
-
-    Raises EnvironmentFailed.
-    """
+    """Return one of the project's own environments with its lock, resolved if need be. Raises EnvironmentFailed."""
     spec = with_lock(spec, *committed(), remembered(cache_dir))
     return resolve_lock(spec, cache_dir, progress) if needed(spec) else spec
 
@@ -119,10 +113,7 @@ def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Enviro
 def resolve_lock(
     spec: EnvironmentSpec, cache_dir: Path, progress: Progress, preferred: Iterable[str] = ()
 ) -> EnvironmentSpec:
-    """Return the environment with a new lock, of what its indexes have today; the machine remembers it.
-
-    A `preferred` pin stays where the requirements allow it. Raises EnvironmentFailed, in one line.
-    """
+    """Return the environment locked anew, near `preferred` pins; the machine remembers it. Raises EnvironmentFailed."""
     folder = remembered(cache_dir)
     log = folder / f"{file_name(spec)}.log"
     what_for = ", ".join([*spec.requirements, *([spec.image] if spec.image else [])])

@@ -59,10 +59,7 @@ def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict
 
 
 def architectures() -> str:
-    """Return the GPUs to compile for as CMake has them, e.g. "89" or "80;89": $CUDAARCHS, else those of this machine.
-
-    Raises BuildFailed if there are none.
-    """
+    """Return the GPUs to compile for, e.g. "80;89": $CUDAARCHS, else those here. Raises BuildFailed for none."""
     present = {gpu.capability.replace(".", "") for gpu in gpus.visible()}
     chosen = os.environ.get("CUDAARCHS") or ";".join(sorted(present, key=int))
     if not chosen:

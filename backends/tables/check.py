@@ -11,10 +11,7 @@ from backends.tables.table import EngineTable, load
 
 
 def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None:
-    """Return why the engine would not start with these flags, in one line; None if it would, as far as is known.
-
-    Of another version than the table's nothing is refused: `warnings` says what is not in the table.
-    """
+    """Return why the table's version would not start with these flags, in one line; None if it would."""
     same = (each for each in _tables_of_fields(backend, environment) if _same_version(environment, each[0]))
     return next((problem for table, groups in same for problem in _problems(backend, table, groups)), None)
 

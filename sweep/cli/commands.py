@@ -66,10 +66,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command that shows a run's rows; `all=true`, typed as the keys of a run are, is `--all`."""
+    """The options of a command that shows a run's rows; `all=true`, as the keys of a run are typed, is `--all-rows`."""
     shown = "everything measured in the folder, not the present plan alone; also typed all=true"
-    parser.add_argument("--all", action="store_true", help=shown)
-    typed = {"all=true": ["--all"], "all=false": []}
+    parser.add_argument("--all-rows", action="store_true", help=shown)
+    typed = {"all=true": ["--all-rows"], "all=false": []}
+    if "--all" in arguments and parser.prog != "sweep summary":
+        raise ConfigError("--all: expected --all-rows")
     return parser.parse_intermixed_args([part for argument in arguments for part in typed.get(argument, [argument])])
 
 
@@ -198,7 +200,7 @@ def report(arguments: list[str]) -> int:
         )
     if options.output is not None:
         object_store.copy(run, options.output)
-    print_report(options.output or run_folder(run), make_console(), options.metrics, all_rows=options.all)
+    print_report(options.output or run_folder(run), make_console(), options.metrics, all_rows=options.all_rows)
     return 0
 
 
@@ -214,7 +216,7 @@ def _report_several(options: argparse.Namespace) -> None:
     places = [run_place(each) for each in options.runs]
     if len({place if isinstance(place, str) else place.resolve() for place in places}) < len(places):
         raise ConfigError(f"RUN={' '.join(options.runs)}: a run is named twice")
-    runs = [_opened(each, options.all) for each in options.runs]
+    runs = [_opened(each, options.all_rows) for each in options.runs]
     try:
         write_several(runs, options.output)
     except OSError as error:
@@ -235,13 +237,29 @@ def summary(arguments: list[str]) -> int:
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
     from analysis.answers.question import slo_of
+    from analysis.report.tables import deciding_table
+    from analysis.report.terminal import Summary, everything
+    from analysis.table import Output
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
     parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="ttft=200ms,tpot.p90=0.05s; default: the run's slo")
+    parser.add_argument("--table", action="store_true", help="all points, with the figures that decide")
+    parser.add_argument("--all", action="store_true", help="all figures, spreads, failures and warnings")
     options = _printed(parser, arguments)
-    runs = [_opened(each, options.all) for each in options.runs]
-    _print(answers_output(answers(runs, options.slo and slo_of(options.slo))), options)
+    runs = [_opened(each, options.all_rows) for each in options.runs]
+    slo = options.slo and slo_of(options.slo)
+    answered = answers(runs, slo)
+    output = answers_output(answered)
+    if options.all:
+        parts = [part for each in runs for part in everything(each, answers([each], slo))]
+        output = Output(parts, output.table, output.data)
+    elif options.table:
+        output = Output([deciding_table(each, None) for each in runs], output.table, output.data)
+    elif len(runs) == 1 and options.format == "text" and options.output is None:
+        make_console(160).print(Summary(runs[0], answered))
+        return 0
+    _print(output, options)
     return 0
 
 
@@ -293,7 +311,9 @@ def studies(arguments: list[str]) -> int:
     options = _printed(parser, arguments)
     if options.markdown:
         raise ConfigError("--markdown: expected --format markdown")
-    _print(printed.run_findings(_opened(options.run, options.all)) if options.run else printed.catalogue(), options)
+    _print(
+        printed.run_findings(_opened(options.run, options.all_rows)) if options.run else printed.catalogue(), options
+    )
     return 0
 
 
@@ -333,7 +353,7 @@ def compare(arguments: list[str]) -> int:
     conditions = [room.condition(text) for text in options.fail_if]
     columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
-        sides = [room.side(text, options.all) for text in options.runs]
+        sides = [room.side(text, options.all_rows) for text in options.runs]
         _name_others(*(each.run for each in sides))
         noise = room.noise_of(options.noise, sides) if options.noise else None
     except (RunNotFound, DamagedFile) as error:
@@ -362,7 +382,7 @@ def explain(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
     options = _printed(parser, arguments)
-    results = _opened(options.run, options.all)
+    results = _opened(options.run, options.all_rows)
     _print(explanation_output(explanations(results.run, results.layout, options.metric or EXPLAINED)), options)
     return 0
 
@@ -483,7 +503,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = _of_all_rows(parser, arguments)
-    results = _opened(options.run, options.all)
+    results = _opened(options.run, options.all_rows)
     written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
     print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points")
     return 0

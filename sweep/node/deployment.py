@@ -33,6 +33,7 @@ from backends.launch.this_host import host
 from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
 from backends.prepare.retry import patiently
+from backends.tables.causes import cause_table
 from sweep.base.config import Hardware, first_line
 from sweep.base.exits import Cause, Exit, Outage, exit_of
 from sweep.base.records import Outcome
@@ -140,7 +141,9 @@ def run_deployment(
         outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
         if isinstance(error, environments.OptionalPartFailed):
             outcome = Outcome.UNAVAILABLE
-        _end_all(work, pending.trials, Failure(outcome, str(error), exit_of(error)), emit)
+        exit = exit_of(error)
+        reason = "; ".join(filter(None, [str(error), exit.words and cause_table().find_remedy(exit.words)]))
+        _end_all(work, pending.trials, Failure(outcome, reason, exit), emit)
         return
     if node is None:
         return

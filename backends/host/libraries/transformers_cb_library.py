@@ -35,10 +35,7 @@ def load(settings: LibrarySettings) -> "TransformersCB":
 
 
 def num_blocks(model: Any, memory: Mapping[str, float], page_size: int) -> int:
-    """Blocks of the KV cache that the stated memory holds: `kv_cache_gib`, or a `memory_share` of the free GPU memory.
-
-    A block has a page of `page_size` tokens, keys and values, for each layer.
-    """
+    """Blocks (a page of tokens for each layer) that `kv_cache_gib` or a `memory_share` of free GPU memory holds."""
     config = model.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -155,10 +152,7 @@ class TransformersCB:
         return bool(cache.compute_free_capacity(relative=True) == 1.0)
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text but the first: of a request's prompt, with the paged cache.
-
-        Meanwhile another manager runs, and then a new one.
-        """
+        """Log-probabilities of each text's tokens but the first, with the paged cache, by another manager."""
         self.clear(**HOOKED)
         try:
             return [self._log_probabilities(text) for text in texts]

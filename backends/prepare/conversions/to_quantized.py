@@ -41,10 +41,7 @@ def pack_int4(values: Tensor, axis: int) -> Tensor:
 
 
 def gptq(weight: Tensor, group: int) -> Tensors:
-    """weight (out, in) -> qweight (in/8, out), scales (groups, out), qzeros (groups, out/8), g_idx (in,).
-
-    weight = scale * (q - 8); the format stores each zero point less one.
-    """
+    """weight = scale * (q - 8) -> qweight, scales, qzeros (each less one), g_idx, in AutoGPTQ's shapes."""
     grouped = weight.T.reshape(-1, group, weight.shape[0])
     scales = (grouped.abs().amax(1) / 7).clamp(min=SMALLEST_SCALE).half()
     steps = torch.round(grouped / scales.float()[:, None]) + 8
