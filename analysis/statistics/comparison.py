@@ -177,14 +177,6 @@ def comparisons_with_best(points: int, choices: int) -> float:
     return max(1.0, (points - 1) * max(choices, points) / max(1, points))
 
 
-class Ratio(NamedTuple):
-    """A figure over another, with the ends of its 95 % interval; NaN where there is none."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-
 class Contest(NamedTuple):
     """Points that were asked the same, compared by one figure: each ratio of two has one interval, and one verdict.
 

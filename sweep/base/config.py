@@ -49,7 +49,6 @@ MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
 LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
 UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys whose number may be larger
 PASSED_ON = dict[str, Any]  # the type of what an engine gets as it stands: its numbers may be bytes
-SLO_EXPECTED = "expected bounds such as ttft=200ms,tpot.p90=0.05s"
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 NAMED_GROUPS = ("backend", "model", "workload", "load")  # of conf, each with a column of its own for the option's name
 POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # of conf: what a point of an experiment is made of
@@ -228,28 +227,23 @@ def read_slo(typed: Any) -> dict[str, float] | None:
     """
     if typed is None:
         return None
-    if not isinstance(typed, str | Mapping):
-        raise ValueError(SLO_EXPECTED)
-    pairs = [pair.partition("=")[::2] for pair in typed.split(",")] if isinstance(typed, str) else list(typed.items())
-    return {_latency(str(latency).strip()): _seconds(str(latency).strip(), limit) for latency, limit in pairs}
-
-
-def _latency(typed: str) -> str:
-    if not re.fullmatch(r"(ttft|tpot|e2el)(\.p\d{1,2}(\.\d+)?)?", typed, re.ASCII):
-        raise ValueError(f"{shortened(typed)}: expected ttft, tpot or e2el, with a percentile as in ttft.p90")
-    return typed
+    if isinstance(typed, str):
+        typed = dict(pair.partition("=")[::2] for pair in typed.split(","))
+    if not isinstance(typed, Mapping):
+        raise ValueError("expected bounds such as ttft=200ms,tpot.p90=0.05s")
+    return {str(latency).strip(): _seconds(str(latency).strip(), limit) for latency, limit in typed.items()}
 
 
 def _seconds(latency: str, limit: Any) -> float:
+    if not re.fullmatch(r"(ttft|tpot|e2el)(\.p\d{1,2}(\.\d+)?)?", latency, re.ASCII):
+        raise ValueError(f"{shortened(latency)}: expected ttft, tpot or e2el, with a percentile as in ttft.p90")
     typed = shortened(limit).strip()
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(?:e-?\d+)? ?(ms|s)", typed, re.ASCII)
-    if match is None:
-        is_bare = re.fullmatch(r"\d+(\.\d*)?", typed, re.ASCII)
-        reading = f"a unit: {typed}ms or {typed}s" if is_bare else "a time above 0 with its unit, such as 200ms or 0.2s"
-        raise ValueError(f"{latency}={typed}: expected {reading}")
-    seconds = float(typed.removesuffix(match[2])) / (1000 if match[2] == "ms" else 1)
+    match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?) ?(ms|s)?", typed, re.ASCII)
+    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else 0
+    if match and not match[2]:
+        raise ValueError(f"{latency}={typed}: expected a unit: {typed}ms or {typed}s")
     if not 0 < seconds <= LARGEST_NUMBER:
-        raise ValueError(f"{latency}={typed}: expected a time above 0")
+        raise ValueError(f"{latency}={typed}: expected a time above 0 with its unit, such as 200ms or 0.2s")
     return seconds
 
 
