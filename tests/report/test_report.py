@@ -165,17 +165,14 @@ def test_the_files_of_a_trial_are_linked_where_they_lie(tmp_path: Path, monkeypa
     assert set(eval(expression)["trial_id"]) == {points["trials"][point][0][0]}
 
 
-def test_markup_in_a_log_is_text(tmp_path: Path) -> None:
-    rows = [trial("a", 1, 0, 10.0), trial("a", 2, 0, None, log_tail="<script>alert(1)</script>", reason="<b>x</b>")]
+def test_markup_in_a_log_or_a_name_is_text(tmp_path: Path) -> None:
+    rows = [trial("[/x] [y]", 1, 0, 10.0)]
+    rows.append(trial("a", 2, 0, None, log_tail="<script>alert(1)</script>", reason="<b>x</b>"))
     text = report_of(run_of(tmp_path, rows))
+    assert "[/x] [y]" in printed(open_run(tmp_path), 120)
     assert "<script>alert" not in text
     assert text.count("<script") == text.count("</script") == 2, "the data and the script"
     assert "<b>x</b>" not in text
-
-
-def test_brackets_in_a_name_are_text_in_the_terminal(tmp_path: Path) -> None:
-    run_of(tmp_path, [trial("[/x] [y]", 1, 0, 10.0)])
-    assert "[/x] [y]" in printed(open_run(tmp_path), 120)
 
 
 def test_a_run_without_any_result_says_so(tmp_path: Path) -> None:
