@@ -1,4 +1,4 @@
-"""What a backend's class declares of its engine, whatever its configuration: four records, each declared once."""
+"""What a backend's class declares about its engine, whatever its configuration: four records, each declared once."""
 
 import json
 import re
@@ -32,7 +32,7 @@ LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", 
 
 @dataclass(frozen=True, kw_only=True)
 class FlagRules:
-    """The engine's own flags: which it has, which of them only sweep sets, and which tell sweep something."""
+    """The engine's own flags: which exist, which only sweep sets, and which sweep interprets."""
 
     tables: tuple[str, ...] = ()  # of backends/tables, one for each version or kind; the first is the pinned one
     option_tables: Mapping[str, str] = field(default_factory=dict)  # the same, by the backend's field of such options
@@ -48,7 +48,7 @@ class FlagRules:
 
     @property
     def table(self) -> EngineTable | None:
-        """The pinned version's flags, metrics, routes and messages; None without tables."""
+        """The pinned version's flags, metrics, routes and messages, or None."""
         return load(self.tables[0]) if self.tables else None
 
     def meanings(self, name: str) -> list[str]:
@@ -67,7 +67,7 @@ class FlagRules:
         return value not in (None, False) and not set(self.beyond).isdisjoint(self._forms(name, value))
 
     def in_one_spelling(self, flags: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the flags as the engine spells them: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
+        """Return the flags in the engine's spelling: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
         spelt: dict[str, Any] = {}
         for key, value in flags.items():
             meanings = self.meanings(key)
@@ -104,7 +104,7 @@ class FlagRules:
         return {**others, self.table.canonical(self.folded) if self.table else self.folded: nested}
 
     def _keys_of_object(self, flag: str, value: Any) -> dict[str, Any]:
-        """Return the keys of `folded` that a flag sets; empty for any other, and where it is left out."""
+        """Return the keys of `folded` that a flag sets; empty for any other flag, and if it is not set."""
         head, _, path = flag.partition(".")
         if spelling(flag) in self.short and value is not None:
             return {self.short[spelling(flag)]: value}
@@ -118,7 +118,7 @@ class FlagRules:
         return dict(value) if isinstance(value, Mapping) else {}
 
     def draft_model(self, flags: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """Return the draft model that flags name, a repository or a folder, with its revision; None without one."""
+        """Return the draft model that flags name, a repository or a folder, with its revision, or None."""
         model, revision = (value_of(flags, flag) if flag else None for flag in (self.draft, self.draft_revision))
         return None if model is None else (str(model), None if revision is None else str(revision))
 
@@ -190,7 +190,7 @@ class LogReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """The way in which the engine is asked, besides what its YAML says: paths, and keys of requests."""
+    """How to talk to the engine, beyond its YAML: paths, and keys of requests."""
 
     ready_path: str = "/health"  # answers with status 200 once it is ready
     version_path: str = "/version"  # serves a JSON object with its "version"

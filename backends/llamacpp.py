@@ -30,7 +30,7 @@ FileType = Literal[
 
 
 class LlamaCpp(Backend):
-    """Flags are those of `llama-server`, without the dashes (`flash-attn: on`).
+    """Flags are options of `llama-server`, without the dashes (`flash-attn: on`).
 
     Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
     """
@@ -162,7 +162,7 @@ def _converter(cache_dir: Path, progress: Callable[[str], None]) -> EnvironmentS
 
 
 def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-    """A folder with model.gguf as llama.cpp's converter makes it; its environment is there when it is needed."""
+    """A folder with model.gguf, made by llama.cpp's converter, whose environment is built when needed."""
     spec = _converter(cache_dir, progress)
 
     def convert(folder: Path) -> None:
@@ -184,7 +184,7 @@ def _context(model: Path) -> int:
 
 @lru_cache
 def _version(binary: str) -> tuple[str | None, str | None]:
-    """("0.5.0", its commit or whatever the builder put there) of a llama-server; (None, None) if it does not say."""
+    """Return ("0.5.0", commit or the builder's text) of a llama-server; (None, None) if it does not say."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True)
     match = re.search(r"^version: (\S+)(?: \(build \d+, commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
     return (match[1], match[2]) if match else (None, None)

@@ -122,7 +122,9 @@ class VLLM(Backend):
     )
 
     def unavailable(self, host: Host) -> str | None:
-        """As for every engine; vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first request."""
+        """As for every engine; also, vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first
+        request.
+        """
         features = host.cpu_features or frozenset()
         lacking = not host.gpus and "avx2" in features and "avx512f" not in features
         if lacking and self.checkpoint == "gptq":

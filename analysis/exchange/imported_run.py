@@ -1,4 +1,4 @@
-"""A run of the rows of other tools: no requests, no price, no telemetry, and who measured in `client_stamp_source`."""
+"""A run made from the rows of other tools: no requests, price or telemetry; `client_stamp_source` says who measured."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

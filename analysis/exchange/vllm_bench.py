@@ -44,7 +44,7 @@ def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) 
 
 
 def _axis_values(run: Run, row: Any) -> dict[str, Any]:
-    """The values of the experiment's axes under the last part of their keys, as vLLM's sweep has them."""
+    """The values of the experiment's axes under the last part of their keys, like vLLM's sweep."""
     return {axis.rpartition(".")[2].replace("-", "_"): value for axis, value in _present(row, run.axes).items()}
 
 
@@ -54,7 +54,7 @@ def _own_settings(run: Run, row: Any) -> dict[str, Any]:
 
 
 def _present(row: Any, keys: Iterable[str]) -> dict[str, Any]:
-    """The values of these keys that a row has, as JSON has them."""
+    """The values of these keys in a row, as JSON values."""
     values = {key: row[key] for key in keys if key in row and pd.notna(row[key])}
     return {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 

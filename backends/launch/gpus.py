@@ -59,7 +59,7 @@ def driver() -> str | None:
 
 
 def find_gpu(entry: str) -> Gpu | None:
-    """Return the GPU of an index, a UUID or the beginning of one; None if there is none."""
+    """Return the GPU of an index, a UUID or the beginning of one, or None."""
     if entry.isdecimal():
         return next((gpu for gpu in present() if gpu.number == int(entry)), None)
     if entry.startswith("MIG-"):

@@ -119,7 +119,7 @@ class Engine:
         return "\n".join(masked(text, self._secrets).splitlines()[-lines:])
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
-        """Return whether this launch has logged running out of memory after position `since`; it may have survived."""
+        """Return whether this launch has logged an out-of-memory error after position `since`; it may have survived."""
         return self.backend.log.ran_out_of_memory(self.log_tail(1000, since))
 
     def exit_reason(self) -> str:
@@ -287,7 +287,7 @@ class Engine:
             self.exit_status = message.get("exit", self.exit_status)
 
     def _log_text(self) -> str:
-        """All that this launch has logged; the file may hold earlier ones."""
+        """Everything that this launch has logged; the file may hold earlier launches."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
@@ -325,7 +325,7 @@ class Engine:
         return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
-        """The JSON object that the engine serves at `path`; empty if it serves none."""
+        """The JSON object that the engine serves at `path`, or an empty one."""
         key = os.environ.get(self.backend.api_key_env or "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -338,7 +338,7 @@ class Engine:
 
 
 class AttachedEngine(Engine):
-    """An endpoint that someone else runs: nothing is launched, watched or ended; there is no log and no process."""
+    """An endpoint that someone else runs: sweep launches, watches and ends nothing; it has no log and no process."""
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
         super().__init__(backend, launch, marker="", versions={})
@@ -430,7 +430,7 @@ def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
 
 
 class _Start:
-    """The start of an engine, tried on another port where its own is taken meanwhile."""
+    """The start of an engine, retried on another port if its own is taken meanwhile."""
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self._fixed = backend.port or launch.port
@@ -446,7 +446,7 @@ class _Start:
         self.is_ready = False
 
     def ready(self, client: httpx.Client) -> bool:
-        """Return whether the engine answers. Raises LaunchError, also when one that was ready has died."""
+        """Return whether the engine answers. Raises LaunchError, also if an engine that was ready has died."""
         engine = self.engine
         if not engine.alive():
             if self._attempts and PORT_TAKEN.search(engine.log_tail(1000)):
@@ -521,7 +521,7 @@ def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now. If it is taken before the engine listens, `running` tries another one."""
+    """A port that is free now. If it is taken before the engine listens, `running` tries another."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -529,7 +529,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
-    """One line on why an engine cannot use this port; None if it can."""
+    """One line on why an engine cannot use this port, or None."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
         try:
@@ -555,11 +555,13 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 
 def _reachable_by() -> str:
-    """Return who can use an engine's routes, also the administrative ones: only an own network keeps others out."""
+    """Return who can reach an engine's routes, administrative ones included: only a network of its own keeps others
+    out.
+    """
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 
 def _oom_kills() -> int:
-    """Number of processes that the kernel has killed for lack of memory since boot."""
+    """Number of processes that the kernel has killed since boot because memory ran out."""
     match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     return int(match[1]) if match else 0

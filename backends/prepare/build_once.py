@@ -15,9 +15,9 @@ from sweep.base.whole_file import rename_whole
 def build_once(
     target: Path, build: Callable[[Path], None], name: str, progress: Progress, lock: Path | None = None
 ) -> Path:
-    """Return `target`, a file or folder that is there complete or not at all; `build` makes it if it is not.
+    """Return `target`, a file or folder that is either complete or missing; `build` makes it if it is missing.
 
-    `build` writes to the path that it gets, beside `target`, which is then renamed. Whatever a killed builder left is
+    `build` writes to the path that it gets, beside `target`, which is then renamed. Remains of a killed builder are
     removed first. The lock is beside it too, unless another path is given. Raises task.Stopped if it comes first.
     """
     if target.exists():  # for those that come after the builder, without a lock

@@ -1,4 +1,4 @@
-"""Runs the programs that prepare something, e.g. uv, cmake or a converter, and keeps what they print in a log."""
+"""Runs programs that prepare something, e.g. uv, cmake or a converter, and keeps their output in a log."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ LINES_KEPT = 1000  # of a program's output, for the message of its failure
 
 
 class ToolFailed(Exception):
-    """A program ended with an error; `lines` are the last ones that it printed, empty ones left out."""
+    """A program ended with an error; `lines` are the last non-empty ones that it printed."""
 
     def __init__(self, status: int, lines: list[str]) -> None:
         self.status, self.lines, self.last = status, lines, lines[-1] if lines else "no output"

@@ -1,4 +1,4 @@
-"""Patience with outages: what prepares a node is tried again, with back-off, as long as no answer comes."""
+"""Patience with outages: preparation is retried, with back-off, as long as no answer comes."""
 
 import time
 from collections.abc import Callable

@@ -96,7 +96,7 @@ class Failed(Exception):
 
 
 class Outage(Failed, ValueError):
-    """A network, a hub or a disk failed before it gave an answer: another try may succeed."""
+    """A network, a hub or a disk failed before it gave an answer: a retry may succeed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Exit(Cause.OUTAGE))

@@ -242,7 +242,7 @@ def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror
         return compact(paths) > 0
     except Exception as error:  # noqa: BLE001 - e.g. the disk is full: the run has its results, and gets its report
         problem = f"{type(error).__name__}: {shortened(first_line(error))}"
-        console.print(f"small files were not put together ({problem})", markup=False, soft_wrap=True)
+        console.print(f"small files were not combined ({problem})", markup=False, soft_wrap=True)
         return True
 
 

@@ -363,7 +363,7 @@ class Driver:
                     self._carry_out(state, action)
 
     def _retry_at_the_tail(self) -> None:
-        """Give failed trials another try when nothing else is left to start; on another node, where there is one."""
+        """Retry failed trials when nothing else is left to start; on another node, if there is one."""
         if len(self.packer) or self.stop.level is not StopLevel.NONE:
             return
 
@@ -378,7 +378,7 @@ class Driver:
                 continue
             self.display.done -= reopened
             trials = count(reopened, "failed trial")
-            self.display.log(f"{state.launch.describe_launch()}: another try of {trials}")
+            self.display.log(f"{state.launch.describe_launch()}: retrying {trials}")
             launches = self.by_deployment[state.launch.deployment_id]
             self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
 

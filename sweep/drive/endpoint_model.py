@@ -1,4 +1,4 @@
-"""The model of an endpoint that runs already: asked for where the command line names none."""
+"""The model of a running endpoint: the endpoint is asked if the command line names none."""
 
 import os
 import re
@@ -16,7 +16,7 @@ TIMEOUT = 10.0  # s
 
 
 def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
-    """A command line with the model of its endpoint, if it has an endpoint, and neither model nor experiment.
+    """A command line with the model of its endpoint, if it has an endpoint but neither model nor experiment.
 
     Raises:
         ConfigError: if the endpoint cannot be asked, or serves several models.

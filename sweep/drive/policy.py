@@ -110,7 +110,7 @@ def was_killed(exit: Exit) -> bool:
 
 
 def is_outage(exit: Exit) -> bool:
-    """Return whether a network, a hub or a disk failed before it gave an answer, so that another try may succeed."""
+    """Return whether a network, a hub or a disk failed before it gave an answer, so that a retry may succeed."""
     if exit.http is not None:
         return no_answer(exit.http)
     return exit.outage or exit.errno in OUTAGE_ERRORS or exit.cause in (Cause.OUTAGE, Cause.UNREACHABLE)
@@ -128,7 +128,7 @@ FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation h
 
 
 def is_waited_for(error: BaseException) -> bool:
-    """Return whether what prepares a node, or a plan, is tried again after an error."""
+    """Return whether what prepares a node, or a plan, is retried after an error."""
     return is_outage(exit_of(error))
 
 
@@ -268,7 +268,7 @@ def most_losses(of_ours: bool, settings: Settings) -> int:
 
 
 def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHistory) -> bool:
-    """Return whether a failed trial has another try when nothing else is left to start."""
+    """Return whether a failed trial is retried when nothing else is left to start."""
     return settings.retry == "in_run" and outcome in FAILED and not history.final
 
 

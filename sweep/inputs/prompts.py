@@ -300,6 +300,6 @@ def _text_of(content: Any) -> str:
 
 
 def _shipped(name: str) -> Path | None:
-    """Return the file of a shipped task; None if there is none of that name."""
+    """Return the file of a shipped task; None if the name is unknown."""
     path = DATA / "prompts" / f"{name}.jsonl"
     return path if path.is_file() else None

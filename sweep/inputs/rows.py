@@ -33,7 +33,7 @@ TRACES = (
 
 
 def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
-    """Return the columns of the trace that a row is of, by the names of its lengths; None if they are not known."""
+    """Return the columns of the trace that a row is of, by the names of its lengths; None if they are unknown."""
     return next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
 
 

@@ -188,7 +188,7 @@ def _outage_reporter(emit: Emit) -> Callable[[str], None]:
     def report(reason: str) -> None:
         nonlocal first
         if first:
-            emit(Note(f"{reason}; it is tried again"))
+            emit(Note(f"{reason}; retrying"))
         first = False
         emit(Stalled(reason))
         emit(State(f"waiting to prepare the node again: {reason}"))
@@ -281,7 +281,7 @@ def _first_facts(
 
 
 def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Reference | str:
-    """Return the reference answers, or why there are none; an outage is waited for."""
+    """Return the reference answers, or why they are missing; an outage is waited for."""
 
     def reference() -> agreement.Reference | str:
         return agreement.reference(work, node.launch, lambda text: emit(State(text)))

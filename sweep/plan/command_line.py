@@ -70,7 +70,7 @@ def axis_values(key: str, values: Any) -> list[Any]:
     """The values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: without one.
     """
     if isinstance(values, str):
         override = _parse_override(f"{key}={values}")

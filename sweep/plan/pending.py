@@ -51,7 +51,7 @@ def find_pending(
 ) -> PendingWork:
     """Find the trials to run, the reasons, and their expected duration on these nodes.
 
-    `drivers` are the GPU drivers of the nodes that there are, None where they are not known: a failure that was final
+    `drivers` are the GPU drivers of the nodes that there are, None where they are unknown: a failure that was final
     under another one is not.
 
     Raises:
@@ -194,5 +194,5 @@ def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
 
 
 def content_digests(deployment: Deployment, trial: Trial) -> dict[str, str]:
-    """Return hashes of what a trial's configuration points to: the weights, the data set, our own part of an engine."""
+    """Return hashes of the files behind a trial's configuration: weights, data set, our own part of an engine."""
     return {**deployment.content, **trial.content}

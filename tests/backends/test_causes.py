@@ -34,7 +34,6 @@ class EndedEngine(server.Engine):
 
 
 def launch_error(engine) -> server.LaunchError:
-    """The error of its launch, which did not begin anew on another port."""
     start = object.__new__(server._Start)
     start.engine, start.oom_kills = engine, server._oom_kills()
     if engine.living:

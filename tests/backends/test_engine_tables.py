@@ -26,7 +26,6 @@ CLIENT_ROUTES = {"completions": "/v1/completions", "chat": "/v1/chat/completions
 
 @pytest.fixture
 def launches(tmp_path) -> list[Launch]:
-    """One launch on a CPU and one on two GPUs."""
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 2048}')
     plain = Launch(model=tmp_path, served_name="m", port=8000, workdir=tmp_path, max_model_len=1024, dtype="float16")
     return [plain, Launch(**{**vars(plain), "gpus": ("0", "1")})]
@@ -271,7 +270,6 @@ def test_two_spellings_of_a_flag_are_one(tmp_path, capsys):
 
 
 def own_environment(tmp_path: Path, version: str) -> str:
-    """The interpreter of an environment of the user's own, with this vLLM."""
     (tmp_path / "env/bin").mkdir(parents=True)
     (tmp_path / f"env/lib/python3.11/site-packages/vllm-{version}.dist-info").mkdir(parents=True)
     python = tmp_path / "env/bin/python"

@@ -39,7 +39,6 @@ def wheels(tmp_path, monkeypatch):
 
 
 def prepare(spec: EnvironmentSpec, cache: Path, progress) -> environments.Environment:
-    """Lock an environment and build it."""
     return environments.prepare(locks.locked(spec, cache, progress), cache, progress)
 
 

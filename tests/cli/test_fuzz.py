@@ -76,7 +76,7 @@ def bomb():
     ("file", "message"),
     [
         (bomb(), "its aliases stand for more than 100,000 values"),
-        ("defaults: [{override /load: batch}, {override /load: nope}]\n", "override /load stands there twice"),
+        ("defaults: [{override /load: batch}, {override /load: nope}]\n", "override /load is listed twice"),
         ("cache_dir: ${nope.x}\n", "Interpolation key 'nope.x' not found"),
         ("hydra: {mode: RUN}\n", "hydra: unknown key in experiment/fuzz.yaml"),
         (f"cache_dir: {'x' * 5000}\n", "cache_dir="),

@@ -1,4 +1,4 @@
-"""The driver's decisions, with an executor that does as it is told: who runs, who is tried again, what is committed."""
+"""The driver's decisions, with an executor that does as it is told: who runs, who is retried, what is committed."""
 
 import errno
 import json
@@ -624,11 +624,11 @@ def test_what_still_runs_on_a_node_when_it_is_quarantined_is_moved_at_its_end(tm
 
 
 class Impatient(ByNode):
-    """Has nothing to say while nothing runs, and not for ever."""
+    """Has nothing to say while nothing runs, and not forever."""
 
     def events(self):
         self.began = getattr(self, "began", None) or time.monotonic()
-        assert time.monotonic() < self.began + 10, "it waits for ever"
+        assert time.monotonic() < self.began + 10, "it waits forever"
         if self.pending:
             yield from super().events()
 
@@ -647,7 +647,7 @@ def test_a_quarantined_node_gets_what_no_other_can_hold_and_nothing_else(tmp_pat
 
 
 def test_a_quarantined_node_takes_all_when_it_is_the_only_one_left(tmp_path):
-    """The others died: what waits would wait for ever."""
+    """The others died: what waits would wait forever."""
 
     class Dying(Impatient):
         def submit(self, work, node_id):

@@ -370,7 +370,7 @@ def experiment(tmp_path):
         ("percentiles: []", "percentiles=[]: tuple should have at least 1 item"),
         ("slo: {ttft: true}", "slo={'ttft': True}: ttft=True: expected a time above 0 with its unit, such as"),
         ("client: {timeouts: {total: true}}", "client.timeouts.total=True: input should be a number"),
-        ("deadline: 20:10", 'deadline=1210: a time of day is to be quoted: "08:00"'),
+        ("deadline: 20:10", 'deadline=1210: quote a time of day: "08:00"'),
         ("replicates: [3", "experiment=my: while parsing a flow sequence in "),
         ("replicates: 2\nreplicates: 3", "experiment=my: while constructing a mapping in "),
         ("defaults: vllm", "experiment=my: Invalid defaults list in 'experiment/my'"),

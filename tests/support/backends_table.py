@@ -34,7 +34,6 @@ HEADINGS = (
 
 
 def cells(backend: Backend) -> tuple[str, ...]:
-    """One row of the table."""
     name, traits = backend.name, backend.traits
     if not backend.launches:
         return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"

@@ -76,7 +76,7 @@ class TransformersCB:
         self.manager.start()
 
     def _count_hits(self, cache: Any) -> None:
-        """Count the tokens of prompts that are found in the cache, which transformers only logs."""
+        """Count the prompt tokens found in the cache, which transformers only logs."""
         search = cache.search_prefix_match
 
         def counted(request_id: str, prompt_ids: list[int]) -> int:
@@ -146,7 +146,7 @@ class TransformersCB:
         return readings
 
     def reset_caches(self) -> bool:
-        """Free the blocks that are kept of earlier prompts; true once the whole cache is free."""
+        """Free the blocks kept from earlier prompts; true once the whole cache is free."""
         cache = self.manager.batch_processor.cache
         cache.evict_cached_blocks()
         return bool(cache.compute_free_capacity(relative=True) == 1.0)
@@ -183,7 +183,7 @@ class TransformersCB:
 
 @contextlib.contextmanager
 def logits_of_all_tokens(model: Any) -> Iterator[list[torch.Tensor]]:
-    """The logits of each forward pass, in float32, also of tokens for which the manager asks for none."""
+    """The logits of each forward pass, in float32, also for tokens whose logits the manager does not request."""
     parts: list[torch.Tensor] = []
 
     def before(model: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
