@@ -1,13 +1,6 @@
 """Tables, figures and a report from the files of a run. Reads what `sweep.disk.run_files` wrote; never starts anything.
 
-docs/columns.md lists the frames and every column.
-
-`analysis.load("results/throughput_bound")` is the trials as a pandas frame, `analysis.requests(folder, trial_id)` and
-`analysis.telemetry(folder, trial_id)` their raw data, and `analysis.quantiles(folder)` the quantiles of any number of
-requests and gaps. With `results = analysis.open_results(folder)`, `analysis.write_all(results)` rebuilds summary.csv,
-the figures and report.html, `analysis.Summary(results)` is the terminal's table, `analysis.wide(results)` a
-frame for each task with the points as columns, and `results.warnings` are the warnings. `analysis.write_several([results, others], folder)` writes
-one report of several runs.
+docs/library.md shows every call, docs/columns.md lists the frames and every column.
 """
 
 from analysis.load import RunNotFound, load, requests, telemetry

@@ -24,7 +24,6 @@ KEY: dict[str, Any] = {"kind": "text", "key": True}  # words that say which row 
 NONE = "—"  # the cell of a figure that does not exist
 PIPED_WIDTH = 160  # characters of a table that no terminal bounds
 COLUMN_GAP = 2  # characters between two columns in the terminal
-FEWEST_COLUMNS = 1  # beside the keys
 NARROWEST_WORDS = 12  # characters of a column of words, before the terminal's table breaks one
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings that a spreadsheet computes
 FORMATS = ("text", "markdown", "csv", "json")
@@ -129,11 +128,11 @@ class Table(Generic[Item]):
     def within(self, width: int) -> "Table[Item]":
         """The table without its last columns, as far as one in a terminal of this width has no room for them.
 
-        Beside FEWEST_COLUMNS another column has no room either where words of the keys would have to wrap.
+        Beside the keys and one column another has no room either where words of the keys would have to wrap.
         """
         sizes = self._sizes()
         shown = len(next(_panels(sizes, width), ([], []))[0])
-        fewest = FEWEST_COLUMNS + sum(size.key for size in sizes)
+        fewest = 1 + sum(size.key for size in sizes)
         while shown > fewest and _total([size.most for size in sizes[:shown]]) > width:
             shown -= 1
         return replace(self, columns=self.headings[:shown])
@@ -256,8 +255,7 @@ class Line(NamedTuple):
         return Text(one_line(self.text), style=self.style)
 
 
-OutputPart = Line | Table[Any]
-"""What the output of a command is made of."""
+OutputPart = Line | Table[Any]  # of the output of a command
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
 from analysis.statistics.standings import Standing
-from sweep.base.config import PERCENTILES, ConfigError, read_slo
+from sweep.base.config import PERCENTILES, ConfigError
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
@@ -66,18 +66,6 @@ def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> fl
     """The highest of the percentiles that so many requests can tell."""
     usable = [each for each in percentiles if fewest_requests * (100 - each) / 100 >= FEWEST_BEYOND]
     return max(usable, default=min(percentiles))
-
-
-def slo_of(text: str) -> dict[str, float]:
-    """Return the SLO of `ttft=200ms,tpot.p90=0.05s`, in s.
-
-    Raises:
-        ConfigError: for anything else.
-    """
-    try:
-        return read_slo(text) or {}
-    except ValueError as error:
-        raise ConfigError(f"slo={text}: {error}") from None
 
 
 @dataclass(frozen=True)

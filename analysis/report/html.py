@@ -98,7 +98,6 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "ladder": ladder_table(layout),
         "explained": explained_tables(results),
         "steady": steady_table(results),
-        "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
         "too_many_replicates": MOST_REPLICATES if replicates > MOST_REPLICATES else 0,
         "no_steady_state": str(reasons.iloc[0]).removeprefix("none: ") if len(reasons) else "",

@@ -121,9 +121,13 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
     layout, points = results.layout, results.points
     if not points["n"].any():
         return None
+
+    def engine(point: PointRow) -> Cell:
+        return Cell(point["line"], warnings=[each for each in results.warnings_at(point) if not each.kind.quantities])
+
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
     columns = [
-        view("engine", lambda point: Cell(point["line"], warnings=_general(results, point)), kind="text"),
+        view("engine", engine, kind="text"),
         view("task", lambda point: point["panel"], kind="text"),
         *_x_column(layout),
         *(_ratio_column(name, "baseline") for name in compared),  # what decides comes first
@@ -186,10 +190,6 @@ def _of_points(
     columns: Sequence[Column[PointRow]], points: pd.DataFrame, most: int | None = LARGEST_TABLE
 ) -> Table[PointRow]:
     return Table(columns, [point for _, point in points[:most].iterrows()], points=len(points))
-
-
-def _general(results: RunResults, point: PointRow) -> list[ResultWarning]:
-    return [warning for warning in results.warnings_at(point) if not warning.kind.quantities]
 
 
 def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> Cell:

@@ -33,7 +33,6 @@ SCREEN = 23  # lines of a run's end, before the path of the report
 FEWEST_ROWS = 3  # of each table on it
 MOST_DOUBTS = 3  # warnings on it
 MOST_FITS = 40
-NO_RESULT = "no trial has a result"
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
@@ -54,7 +53,8 @@ class Summary:
         """Yield as many rows as the screen has room for, and a few at least."""
         heading = Line(run_heading(self.results), "bold")
         doubtful = doubts(self.results, options.max_width)
-        below = [Line(""), Line(lead(self.answers) or NO_RESULT, "bold green"), *further(self.results, self.answers)]
+        answer = Line(lead(self.answers) or "no trial has a result", "bold green")
+        below = [Line(""), answer, *further(self.results, self.answers)]
         lines = [heading, *([Line(""), *doubtful] if doubtful else []), *below]
         room = SCREEN - sum(len(console.render_lines(part, options)) for part in lines)
         points, equal = deciding_table(self.results), ""
@@ -143,11 +143,7 @@ def _lead(answer: TaskAnswer) -> Cell:
     if answer.tied:
         others = f"{len(answer.tied)} others"
         return Cell(f"tie with {answer.tied[0].full_name if len(answer.tied) == 1 else others}", style="yellow")
-    return Cell(_compact(advantage(answer, answer.meeting[1])) if answer.decided else NONE)
-
-
-def _compact(ratio: str) -> str:
-    return ratio.replace(" to ", "–")
+    return Cell(advantage(answer, answer.meeting[1]).replace(" to ", "–") if answer.decided else NONE)
 
 
 def doubts(results: RunResults, width: int) -> list[Line]:
@@ -215,7 +211,6 @@ def _failures(results: RunResults) -> Iterator[Line]:
 
 
 def _warnings(results: RunResults) -> Iterator[Line]:
-    """Each warning: its code, what happened, where, and the remedy."""
     warnings = grouped(results.warnings)
     if warnings:
         yield Line(f"{count(len(warnings), 'warning')}:", "bold")

@@ -66,7 +66,12 @@ def _heading(results: RunResults, point: "pd.Series[Any]") -> str:
 def _cells(results: RunResults, point: "pd.Series[Any]", trials: "pd.Index[Any]") -> dict[str, str]:
     """The settings on axes, vLLM's figures as means over replicates, and the engine's counters."""
     axes = [axis for axis in results.run.axes if axis.startswith("backend.") and axis in point]
-    cells = {axis.removeprefix("backend.").removeprefix("flags."): _setting(point[axis]) for axis in axes}
+    cells = {
+        axis.removeprefix("backend.").removeprefix("flags."): point[axis]
+        if isinstance(point[axis], str)
+        else setting(point[axis])
+        for axis in axes
+    }
     figures = pd.DataFrame([results.vllm_figures[trial] for trial in trials])
     for name, title in FIGURES.items():
         values = pd.to_numeric(figures[name], errors="coerce").dropna()
@@ -76,10 +81,6 @@ def _cells(results: RunResults, point: "pd.Series[Any]", trials: "pd.Index[Any]"
         title = f"{labelled.label} ({labelled.unit})" if labelled.unit else labelled.label
         cells[title] = number(point[name] * labelled.scale) if name in point and pd.notna(point[name]) else "—"
     return cells
-
-
-def _setting(value: Any) -> str:
-    return value if isinstance(value, str) else setting(value)
 
 
 def render_wide(results: RunResults) -> Iterator[Table | Text]:

@@ -223,27 +223,27 @@ def read_slo(typed: Any) -> dict[str, float] | None:
     """Return the bounds of `ttft=200ms,tpot.p90=0.05s`, or of such a mapping, in seconds.
 
     Raises:
-        ValueError: for another latency, or a limit without a unit.
+        ConfigError: for another latency, or a limit without a unit.
     """
     if typed is None:
         return None
     if isinstance(typed, str):
         typed = dict(pair.partition("=")[::2] for pair in typed.split(","))
     if not isinstance(typed, Mapping):
-        raise ValueError("expected bounds such as ttft=200ms,tpot.p90=0.05s")
+        raise ConfigError("expected bounds such as ttft=200ms,tpot.p90=0.05s")
     return {str(latency).strip(): _seconds(str(latency).strip(), limit) for latency, limit in typed.items()}
 
 
 def _seconds(latency: str, limit: Any) -> float:
     if not re.fullmatch(r"(ttft|tpot|e2el)(\.p\d{1,2}(\.\d+)?)?", latency, re.ASCII):
-        raise ValueError(f"{shortened(latency)}: expected ttft, tpot or e2el, with a percentile as in ttft.p90")
+        raise ConfigError(f"{shortened(latency)}: expected ttft, tpot or e2el, with a percentile as in ttft.p90")
     typed = shortened(limit).strip()
     match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?) ?(ms|s)?", typed, re.ASCII)
     seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else 0
     if match and not match[2]:
-        raise ValueError(f"{latency}={typed}: expected a unit: {typed}ms or {typed}s")
+        raise ConfigError(f"{latency}={typed}: expected a unit: {typed}ms or {typed}s")
     if not 0 < seconds <= LARGEST_NUMBER:
-        raise ValueError(f"{latency}={typed}: expected a time above 0 with its unit, such as 200ms or 0.2s")
+        raise ConfigError(f"{latency}={typed}: expected a time above 0 with its unit, such as 200ms or 0.2s")
     return seconds
 
 

@@ -236,10 +236,10 @@ def summary(arguments: list[str]) -> int:
     """
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
-    from analysis.answers.question import slo_of
     from analysis.report.tables import deciding_table
     from analysis.report.terminal import Summary, everything
     from analysis.table import Output
+    from sweep.base.config import read_slo
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
@@ -248,7 +248,7 @@ def summary(arguments: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="all figures, spreads, failures and warnings")
     options = _printed(parser, arguments)
     runs = [_opened(each, options.all_rows) for each in options.runs]
-    slo = options.slo and slo_of(options.slo)
+    slo = read_slo(options.slo)
     answered = answers(runs, slo)
     output = answers_output(answered)
     if options.all:
