@@ -8,7 +8,6 @@ from analysis.report.html import write_all
 from analysis.report.several import write_several
 from analysis.report.terminal import Summary
 from analysis.report.vllm_flavour import render_vllm_flavour
-from analysis.report.wide import render_wide, wide
 from analysis.results import open_results
 from analysis.statistics.request_quantiles import quantiles
 from sweep.disk.run_files import DamagedFile
@@ -21,10 +20,8 @@ __all__ = [
     "open_results",
     "quantiles",
     "render_vllm_flavour",
-    "render_wide",
     "requests",
     "telemetry",
-    "wide",
     "write_all",
     "write_several",
 ]
