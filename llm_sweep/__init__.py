@@ -18,7 +18,7 @@ __path__.clear()  # no submodules: `llm_sweep.analysis` would be a second copy o
 
 def __getattr__(name: str) -> Any:
     if name == "open":
-        return importlib.import_module("analysis.report.notebook").open_run
+        return importlib.import_module("analysis.report.notebook").opened_run
     if name in PACKAGES:
         return importlib.import_module(name)
     raise AttributeError(f"llm_sweep has no {name!r}; it has open, {', '.join(PACKAGES)}")

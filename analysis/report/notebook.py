@@ -94,6 +94,6 @@ class OpenedRun:
             return against_load(self.results.run, self.results.layout, quantity)
 
 
-def open_run(run: str | Path, all_rows: bool = False) -> OpenedRun:
+def opened_run(run: str | Path, all_rows: bool = False) -> OpenedRun:
     """Open a run by its folder, its name under results/, its report or its URL; raises as `analysis.load`."""
     return OpenedRun(open_results(run_place(str(run)), all_rows))

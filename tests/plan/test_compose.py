@@ -118,7 +118,7 @@ def test_a_flag_that_is_not_in_the_yaml_passes_through():
         (["not_as_published={}"], "key=not_as_published: this key was removed in 0.2.0; write study_differences"),
         (["replicates=0"], "replicates=0: .*greater than"),
         (["seed=1,2"], "seed=1,2: takes one value"),
-        (["load.batch_size"], "load.batch_size: not an override"),
+        (["load.batch_size"], "load.batch_size: expected key=value"),
         (["model@x=tiny-llama"], r"model@x=tiny-llama: a package \(@x\) is not supported"),
         (["hardware.price_per_hour=-1"], r"hardware\.price_per_hour=-1"),
     ],
