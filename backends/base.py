@@ -20,7 +20,7 @@ from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.tables.table import EngineTable
 from sweep.base.config import Strict
 from sweep.base.masking import secret_within
-from sweep.base.records import Api, BatchForm
+from sweep.base.records import TYPED_APIS, Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
@@ -189,7 +189,7 @@ class Backend(Strict):
     headers: dict[str, str] = Field(default_factory=dict)  # added to every request's HTTP headers; not for secrets
 
     # What the client must know to talk to it.
-    api: Api = "completions"  # completions | chat | tgi: the protocol of the requests
+    api: Api = "completions"  # completions | chat | responses | messages | tgi: the protocol of the requests
     batch_form: BatchForm = "streams"  # list | streams: a batch is one call with a list of prompts, or many streams
     token_ids: bool = True  # whether the engine accepts prompts as token ids
     continuous_usage: bool = False  # whether the engine accepts stream_options.continuous_usage_stats
@@ -205,13 +205,19 @@ class Backend(Strict):
     metrics_path: str | None = "/metrics"  # path of the engine's Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric: the engine's name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_the_api(cls, fields: Any) -> Any:
+        without = dict.fromkeys(("token_ids", "ignores_eos", "continuous_usage"), False)
+        return fields | without if isinstance(fields, dict) and fields.get("api") in TYPED_APIS else fields
+
     @model_validator(mode="after")
     def _has_one_price(self) -> Self:
         if self.price_per_hour and self.price_per_million_tokens:
             raise ValueError("price_per_hour and price_per_million_tokens: expected one of them")
         if (self.price_per_hour or self.price_per_million_tokens) and self.launches:
             raise ValueError(
-                "price_per_hour and price_per_million_tokens: allowed at an endpoint; the price of a machine that "
+                "price_per_hour and price_per_million_tokens: expected for an endpoint; the price of a machine that "
                 "launches engines is hardware.price_per_hour"
             )
         return self
@@ -284,12 +290,10 @@ class Backend(Strict):
         """Raise ValueError for fields that contradict each other, in one line naming the key and what was expected."""
         if self.url is not None and not self.traits.attachable:
             raise ValueError(
-                f"backend.url={self.url}: {self.name} is launched here; allowed with backend=openai, which attaches"
+                f"backend.url={self.url}: {self.name} is launched here; needs backend=openai, which attaches"
             )
         if self.batch_form == "list" and self.api != "completions":
-            raise ValueError(
-                f"backend.api={self.api}: takes one prompt per call; allowed with backend.batch_form=streams"
-            )
+            raise ValueError(f"backend.api={self.api}: takes one prompt per call; needs backend.batch_form=streams")
         if self.traits.most_gpus is not None and self.gpus > self.traits.most_gpus:
             raise ValueError(
                 f"backend.gpus={self.gpus}: {self.name} computes on one GPU; expected 1 "
@@ -313,8 +317,8 @@ class Backend(Strict):
             return f"{self.url} is launched by others"
         if self.traits.timed_inside:
             return f"{self.name} is timed inside its own process"
-        if self.api == "tgi":
-            return f"the router passes completions and chat, and {self.name} speaks tgi"
+        if self.api in ("tgi", *TYPED_APIS):
+            return f"the router passes completions and chat, and {self.name} speaks {self.api}"
         return None if self.port is None else f"they cannot share backend.port={self.port}"
 
     def command(self, launch: Launch) -> list[str]:
@@ -377,7 +381,7 @@ class Backend(Strict):
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
 
     def weight_format(self, launch: Launch) -> str | None:
-        """Return the format in which weights are stored, as the engine calls it; None means the compute format."""
+        """Return the format of the stored weights, as the engine calls it; None means the compute format."""
         stored = self.facts(launch).get("quantization")
         return None if stored is None else str(stored)
 

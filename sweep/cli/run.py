@@ -106,9 +106,9 @@ def execute_plan(planned: "Planned", command: str) -> int:
                 console.print(line, markup=False, soft_wrap=True)
         return 0
     if settings.details:
-        raise ConfigError("details=true: prints every point of a plan; allowed with dry_run=true")
+        raise ConfigError("details=true: prints every point of a plan; needs dry_run=true")
     if settings.cluster.simulate is not None:
-        raise ConfigError("cluster.simulate: a simulated cluster runs nothing; allowed with dry_run=true")
+        raise ConfigError("cluster.simulate: a simulated cluster runs nothing; needs dry_run=true")
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
@@ -151,7 +151,7 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
         assumption = f"{here}: planned for one machine with {machine}, as conf/hardware has it"
     nodes = find_nodes(settings)
     if settings.relock and settings.dry_run:
-        raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
+        raise ConfigError("relock=true: asks the package index, which a dry run does not; needs dry_run=false")
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     plan = make_plan(replace(composition, settings=settings), facts)

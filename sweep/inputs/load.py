@@ -242,7 +242,7 @@ class Trace(_ArrivalProcess):
         """Raise ConfigError if times are of this file and lengths, in another order, too."""
         if getattr(workload, "file", None) == self.path and getattr(workload, "order", "file") != "file":
             problem = f"each length of {self.path} belongs to its time"
-            raise ConfigError(f"workload.order={workload.order}: {problem}; allowed with this load is file")
+            raise ConfigError(f"workload.order={workload.order}: {problem}; expected file with this load")
 
     def digest(self, cache_dir: Path) -> str:
         """Hash of the file, so that another trace under the same name is another trial."""

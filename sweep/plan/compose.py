@@ -374,7 +374,7 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
     where = f"experiment={line.experiment}: "
     for key, value in base.items():
         if key == "experiment":
-            raise ConfigError(f"{where}its first line must be `# @package _global_`, or its keys are without effect")
+            raise ConfigError(f"{where}its first line must be `# @package _global_`, or its keys have no effect")
         if key not in TOP_LEVEL:
             reason = Settings.removal(key) or f"unknown key; {did_you_mean(key, TOP_LEVEL)}"
             raise ConfigError(f"{where}{key}={brief(value)}: {reason}")
