@@ -31,8 +31,7 @@ STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
 def rows_of(file: Path) -> list[ImportedRow]:
     """The results in a file, a row each.
 
-    Raises:
-        ConfigError: if the file cannot be read, is of none of the tools, or lacks what a row needs.
+    Raises ConfigError if the file cannot be read, is of none of the tools, or lacks what a row needs.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -572,8 +572,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def dispatch(arguments: Sequence[str]) -> int:
     """Run one command line; its exit status.
 
-    Raises:
-        ConfigError: for bad input.
+    Raises ConfigError for bad input.
     """
     first, *rest = arguments or ["--help"]
     if first in COMMANDS:

@@ -7,9 +7,7 @@ all else is arithmetic on it, so that a mode can be reproduced anywhere. A drawn
 to make its total come out right: both change the process.
 """
 
-import csv
 import hashlib
-import json
 import random
 from array import array
 from collections.abc import Iterator
@@ -25,12 +23,13 @@ from pydantic import Field, field_validator
 
 from sweep.base.config import ConfigError, Strict
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
-from sweep.inputs.rows import trace_columns
+from sweep.inputs.rows import READERS, fault_of_lengths, read_rows, trace_columns
 
 Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 DIGITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # of a unit: its power of ten
+LATEST = 100_000_000_000  # s since 1970, in the year 5138: a larger number counts parts of a second
 WARMUP = 4  # requests, where nothing says how many will be in flight
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -54,8 +53,7 @@ class Load(Strict):
 
     def warmup(self, requests: int | None) -> int:
         """The requests of the warm-up; None: enough that the engine has met the largest batch that it will have."""
-        count = WARMUP if requests is None else requests
-        return self.count(count) if count else 0
+        return WARMUP if requests is None else requests
 
     def check_pairing(self, workload: Any) -> None:
         """Raise ConfigError if the load cannot send this workload."""
@@ -78,7 +76,9 @@ class Batch(Load):
     whole_warmup: bool = True  # the warm-up is of whole batches; false: of as many requests as were asked for
 
     def warmup(self, requests: int | None) -> int:
-        return requests if requests is not None and not self.whole_warmup else super().warmup(requests)
+        if requests == 0 or (requests is not None and not self.whole_warmup):
+            return requests
+        return self.count(super().warmup(requests))
 
     @property
     def size(self) -> int | None:
@@ -212,9 +212,9 @@ class Ramp(_ArrivalProcess):
 class Trace(_ArrivalProcess):
     """Recorded arrivals, moved so that the first is at once and otherwise unchanged.
 
-    `path` is a text file with one time a line (# begins a comment), or .csv with a header or .jsonl, whose `column`
-    holds the time: a number in `unit`, or a date and time in ISO 8601. Without them: those of a trace that is known by
-    its columns, or `timestamp` in seconds.
+    `path` is a text file with one time a line (# begins a comment), or a table, whose `column` holds the time: a number
+    in `unit`, or a date and time in ISO 8601. Without them: those of a trace that is known by its columns, or
+    `timestamp` in seconds.
     """
 
     name: str = "trace"
@@ -222,6 +222,7 @@ class Trace(_ArrivalProcess):
     path: str
     column: str | None = None
     unit: Literal["s", "ms", "us", "ns"] | None = None
+    skip_unsendable: bool = False  # leave out the rows that workload.skip_unsendable leaves out
 
     @property
     def file(self) -> Path:
@@ -240,9 +241,14 @@ class Trace(_ArrivalProcess):
 
     def check_pairing(self, workload: Any) -> None:
         """Raise ConfigError if times are of this file and lengths, in another order, too."""
-        if getattr(workload, "file", None) == self.path and getattr(workload, "order", "file") != "file":
-            problem = f"each length of {self.path} belongs to its time"
-            raise ConfigError(f"workload.order={workload.order}: {problem}; expected file with this load")
+        order, skip = (getattr(workload, key, None) for key in ("order", "skip_unsendable"))
+        if order is None or workload.file != self.path:
+            return
+        problem = f"each length of {self.path} belongs to its time"
+        if order != "file":
+            raise ConfigError(f"workload.order={order}: {problem}; expected file with this load")
+        if skip != (ours := self.skip_unsendable):
+            raise ConfigError(f"load.skip_unsendable={ours}: {problem}; expected {skip}, as workload.skip_unsendable")
 
     def digest(self, cache_dir: Path) -> str:
         """Hash of the file, so that another trace under the same name is another trial."""
@@ -261,58 +267,52 @@ class Trace(_ArrivalProcess):
 
     def _times(self) -> Floats:
         """Arrivals in s from the first one. Shape (arrivals,)."""
-        values = list(self._values())
-        if not values:
+        instants = list(self._instants())
+        if not instants:
             raise ConfigError(f"load.path={self.path}: holds no arrival times")
-        if not all(value.is_finite() for value in values):
-            raise ConfigError(f"load.path={self.path}: expected finite times")
-        times = np.array([float(value - values[0]) for value in values])
+        times = np.array([float(instant - instants[0]) for instant in instants])
         if np.any(np.diff(times) < 0):
             raise ConfigError(f"load.path={self.path}: expected times in ascending order")
         return times
 
-    def _values(self) -> Iterator[Decimal]:
+    def _instants(self) -> Iterator[Decimal]:
         """Times in s as the file has them: a float does not hold a time of day in ns."""
-        for number, text, unit in self._cells():
+        column, unit, cells = self._cells()
+        for number, cell in cells:
+            where, text = f"load.path={self.path}: row {number}: {column}={cell!r}", str(cell).strip()
             try:
                 with suppress(InvalidOperation):
-                    yield Decimal(text).scaleb(DIGITS[self.unit or unit])
+                    yield self._seconds(Decimal(text), unit, where)
                     continue
                 moment = datetime.fromisoformat(text)
                 yield Decimal((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+            except ConfigError:
+                raise
             except ValueError:
-                problem = f"line {number} holds {text!r}; expected numbers and ISO 8601 times"
-                raise ConfigError(f"load.path={self.path}: {problem}") from None
+                raise ConfigError(f"{where}; expected a number or an ISO 8601 time") from None
 
-    def _cells(self) -> Iterator[tuple[int, str, str]]:
-        """Line numbers, the text of the time in each line, and its unit if none is set."""
-        try:
-            with self.file.open(encoding="utf-8-sig", newline="") as file:
-                if self.file.suffix == ".csv":
-                    for row in (reader := csv.DictReader(file)):
-                        column, unit = self._column(row)
-                        yield reader.line_num, (row[column] or "").strip(), unit
-                elif self.file.suffix == ".jsonl":
-                    for number, line in enumerate(file, 1):
-                        column, unit = self._column(row := json.loads(line))
-                        yield number, str(row[column]), unit
-                else:
-                    for number, line in enumerate(file, 1):
-                        if text := line.partition("#")[0].strip():
-                            yield number, text, "s"
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"load.path={self.path}: not JSON lines ({error})") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"load.path={self.path}: cannot be read ({error})") from None
-        except TypeError:
-            raise ConfigError(f"load.path={self.path}: line {number} is not an object") from None
-        except KeyError as error:
-            raise ConfigError(f"load.column={error.args[0]}: no such column in {self.path}") from None
+    def _seconds(self, number: Decimal, unit: str, where: str) -> Decimal:
+        """A time in s. Raises ConfigError where the unit is uncertain, lest a trace is replayed 1,000 times as fast."""
+        if not number.is_finite():
+            raise ConfigError(f"{where}; expected finite times")
+        uncertain = abs(number) > LATEST if unit == "s" else number % 1 != 0  # Mooncake's ms are whole
+        if self.unit is None and uncertain:
+            raise ConfigError(f"{where}; its unit is uncertain; set load.unit to {', '.join(DIGITS)}")
+        return number.scaleb(DIGITS[self.unit or unit])
 
-    def _column(self, row: dict[str, str]) -> tuple[str, str]:
-        """The column of a row that holds its time, and its unit."""
-        trace = None if self.column else trace_columns(row)
-        return (trace.time, trace.unit) if trace else (self.column or "timestamp", "s")
+    def _cells(self) -> tuple[str, str, list[tuple[int, Any]]]:
+        """The name of the times, their unit if none is set, and each row's number with its time."""
+        rows = read_rows(self.file, f"load.path={self.path}", any_ending=True)
+        if self.file.suffix not in READERS or self.file.suffix == ".txt":
+            texts = (row["prompt"].partition("#")[0].strip() for row in rows)
+            return "time", "s", [(number, text) for number, text in enumerate(texts, 1) if text]
+        trace = None if self.column else trace_columns(rows[0])
+        column, unit = (trace.time, trace.unit) if trace else (self.column or "timestamp", "s")
+        if column not in rows[0]:
+            raise ConfigError(f"load.column={column}: no such column in {self.path}; expected: {', '.join(rows[0])}")
+        lengths = trace_columns(rows[0]) if self.skip_unsendable else None
+        numbered = [(n, row) for n, row in enumerate(rows, 1) if not (lengths and fault_of_lengths(row, lengths))]
+        return column, unit, [(number, row.get(column, "")) for number, row in numbered]
 
 
 def uniforms(count: int, seed: int, stream: str) -> Floats:

@@ -1,7 +1,10 @@
 """Workloads of text that people wrote: prompts from a file or a data set of a hub, and story text of drawn lengths."""
 
+import ast
+import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -11,27 +14,15 @@ from tokenizers import Tokenizer
 from sweep.base.config import first_line
 from sweep.base.exits import Outage
 from sweep.inputs import hub
-from sweep.inputs.rows import FileRow, read_rows
-from sweep.inputs.workload import (
-    DATA,
-    Draw,
-    Encoded,
-    Serving,
-    Workload,
-    content_digest,
-    encode_prompts,
-    with_headers,
-)
+from sweep.inputs.rows import FileRow, check_faults, omissions, read_rows, whole_number
+from sweep.inputs.workload import DATA, Draw, Encoded, Serving, Workload, content_digest, encode_prompts, with_headers
 
-PROMPT_COLUMNS = (
-    "prompt",
-    "text",
-    "question",
-    "messages",
-    "conversations",
-)  # that hold a prompt, where no column is named
+CONVERSATIONS = ("messages", "conversations", "conversation")
+PROMPT_COLUMNS = ("prompt", "text", "question", *CONVERSATIONS)  # that hold a prompt, where no column is named
+SPEAKERS = {"role", "from"}  # keys of a turn
 ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # the speaker of an answer, by chat and ShareGPT
-ASKING = ("user", "human", "system", "developer")
+ASKING = ("user", "human")
+INSTRUCTING = ("system", "developer")
 
 
 class RecordedPrompt(NamedTuple):
@@ -49,6 +40,21 @@ class RecordedPrompt(NamedTuple):
         return max(len(tokenizer.encode(text, add_special_tokens=False).ids if tokenizer else text.split()), 1)
 
 
+class Unusable(Exception):
+    """A row of a file that cannot be sent, and why. Of files of conversations such rows are left out."""
+
+    def __init__(self, reason: str, of_conversation: bool = False) -> None:
+        super().__init__(reason)
+        self.of_conversation = of_conversation
+
+
+class PromptRows(NamedTuple):
+    """The prompts of a file's rows, and why the others are left out, by the number of the row."""
+
+    questions: list[RecordedPrompt]
+    faults: dict[int, str]
+
+
 class Prompts(Workload):
     """Prompts of a file in random order, repeated in a new order if there are more requests than prompts."""
 
@@ -57,6 +63,7 @@ class Prompts(Workload):
     first: PositiveInt | None = None  # only so many of the file's prompts, from its beginning
     texts: PositiveInt = 1  # of the file in one prompt, one after another
     output_tokens: PositiveInt | None = None  # null: as the file says of each prompt, or as long as its answer there
+    skip_unsendable: bool = False  # leave rows without a prompt or a length out; false: refuse such a table
 
     def check(self) -> None:
         if _shipped(self.name) not in (None, self._path):  # its rows would be taken for those of the task
@@ -71,16 +78,32 @@ class Prompts(Workload):
     def _path(self) -> Path:
         return _shipped(self.file) or Path(self.file).expanduser()
 
+    def notes(self, cache_dir: Path) -> list[str]:
+        questions, faults = self.fetched(cache_dir)._prompt_rows()
+        return omissions(self.file or self.name, len(questions) + len(faults), faults)
+
     def _questions(self) -> list[RecordedPrompt]:
+        return self._prompt_rows().questions
+
+    def _prompt_rows(self) -> PromptRows:
         shipped = ", ".join(sorted(path.stem for path in (DATA / "prompts").glob("*.jsonl")))
         key = f"workload.file={self.file}"
-        return self._checked(read_rows(self._path, key, f", or one of {shipped}", self.first), key)
+        return self._read(read_rows(self._path, key, f", or one of {shipped}", self.first), key)
 
-    def _checked(self, rows: list[FileRow], key: str) -> list[RecordedPrompt]:
-        questions = questions_of(rows, self.column, key)
-        if self.output_tokens is None and any(each.output_tokens is None and not each.answer for each in questions):
-            raise ValueError(f"{key}: has prompts without output_tokens or an answer; set workload.output_tokens")
-        return questions
+    def _read(self, rows: list[FileRow], key: str) -> PromptRows:
+        """Return the prompts of these rows. Raises ValueError for rows that cannot be sent and may not be left out."""
+        if self.column is not None and self.column not in rows[0]:
+            expected = ", ".join(rows[0])
+            raise ValueError(f"workload.column={self.column}: {key} has none of that name; expected: {expected}")
+        collected, skip = PromptRows([], {}), True
+        for number, row in enumerate(rows, 1):
+            try:
+                collected.questions.append(_question(row, self.column, self.output_tokens))
+            except Unusable as error:
+                collected.faults[number] = str(error)
+                skip = skip and (self.skip_unsendable or error.of_conversation)
+        check_faults(collected.faults, len(rows), key, skip)
+        return collected
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         questions = self._questions()
@@ -111,11 +134,10 @@ class Paraphrases(Prompts):
         key = f"workload.file={self.file}"
         clusters: dict[str, str] = {}
         for number, row in enumerate(read_rows(self._path, key, first=self.first), 1):
-            where = f"{key}: row {number}"
             if not row.get("cluster"):
-                raise ValueError(f"{where} has no cluster; expected the name of what the prompt means")
-            if (question := _question(row, self.column, where)) is not None:
-                clusters[question.text] = str(row["cluster"])
+                raise ValueError(f"{key}: row {number} has no cluster; expected the name of what the prompt means")
+            with suppress(Unusable):
+                clusters[_question(row, self.column, 1).text] = str(row["cluster"])
         return clusters
 
 
@@ -194,13 +216,13 @@ class HubPrompts(Prompts):
             raise ValueError(f"workload.split={self.split}: none in {self.dataset}, which has {there}")
         return sorted(file.as_posix() for file in chosen)
 
-    def _questions(self) -> list[RecordedPrompt]:
+    def _prompt_rows(self) -> PromptRows:
         key, rows = f"workload.dataset={self.dataset}", list[FileRow]()
         for file in self._files():
             rows += read_rows(file, key, first=None if self.first is None else self.first - len(rows))
             if len(rows) == self.first:
                 break
-        return self._checked(rows, key)
+        return self._read(rows, key)
 
 
 class Stories(Serving):
@@ -219,20 +241,16 @@ class Stories(Serving):
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         path = _shipped(self.file)
         assert path is not None
-        stories = [question.text for question in questions_of(read_rows(path, "workload.file"), None, "workload.file")]
+        stories = [str(row["prompt"]) for row in read_rows(path, "workload.file")]
         inputs, outputs = map(list, zip(*self.lengths(draw), strict=True))
-        shortest = min(encoded_lengths(stories, tokenizer))
+        encoded = encode_prompts(stories, tokenizer)
+        shortest = min(len(text.split() if ids is None else ids) for text, ids in encoded)
         texts = []
         for number, length in enumerate(inputs):
             each = Draw(draw.seed, draw.phase, -(-length // shortest))
             texts.append("\n\n".join(stories[i] for i in each.cycle(len(stories), f"stories/{number}")))
         texts = with_headers(texts, draw, tokenizer) if self.unique_header else texts
         return [cut(text, length, tokenizer) for text, length in zip(texts, inputs, strict=True)], outputs
-
-
-def encoded_lengths(texts: list[str], tokenizer: Tokenizer | None) -> list[int]:
-    """The tokens of each text; words without a tokenizer."""
-    return [len(text.split() if ids is None else ids) for text, ids in encode_prompts(texts, tokenizer)]
 
 
 def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
@@ -244,51 +262,64 @@ def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
     return encode_prompts([text[: offsets[min(length, len(offsets)) - 1][1]]], tokenizer)[0]
 
 
-def questions_of(rows: list[FileRow], column: str | None, key: str) -> list[RecordedPrompt]:
-    """Return the questions of a file's rows. A conversation in which nobody asks anything is left out.
-
-    Raises ValueError, naming the row, for one without a prompt, and where none is left.
-    """
-    if column is not None and column not in rows[0]:
-        raise ValueError(f"workload.column={column}: {key} has none of that name; expected: {', '.join(rows[0])}")
-    questions = [_question(row, column, f"{key}: row {number}") for number, row in enumerate(rows, 1)]
-    complete = [question for question in questions if question is not None]
-    if not complete:
-        raise ValueError(f"{key}: no conversation in it begins with a question")
-    return complete
-
-
-def _question(row: FileRow, column: str | None, where: str) -> RecordedPrompt | None:
+def _question(row: FileRow, column: str | None, length: int | None) -> RecordedPrompt:
+    """Return the prompt of a row, whose answer has `length` tokens, or as many as the row says. Raises Unusable."""
     name = column or next((name for name in PROMPT_COLUMNS if name in row), None)
-    value = row.get(name or "")
-    tokens = row.get("output_tokens")
-    if isinstance(tokens, str) and tokens.isdigit():  # of a CSV file
-        tokens = int(tokens)
-    if tokens is not None and (type(tokens) is not int or tokens < 1):
-        raise ValueError(f"{where}: output_tokens={tokens!r}; expected a whole number from 1")
-    if isinstance(value, list):
-        return _of_turns(value, tokens, where)
-    if not isinstance(value, str) or not value:
-        allowed = f"text in the column {column}" if column else f"text in a column {', '.join(PROMPT_COLUMNS)}"
-        raise ValueError(f"{where} has no prompt; expected {allowed} (or workload.column=NAME)")
-    return RecordedPrompt(value, tokens, None)
+    prompt, tokens = row.get(name or ""), length
+    if isinstance(prompt, str):
+        prompt = _turns(prompt)
+    if isinstance(prompt, str) and name in CONVERSATIONS:
+        raise Unusable(f"{name} is no list of turns; expected JSON")
+    is_conversation = isinstance(prompt, list)
+    text, answer = _of_turns(prompt) if isinstance(prompt, list) else (prompt, None)
+    if not isinstance(text, str) or not text:
+        raise Unusable(f"no prompt; expected text in {column or ', '.join(PROMPT_COLUMNS)} (or workload.column=NAME)")
+    cell = row.get("output_tokens")
+    if length is None and cell not in (None, "") and cell == cell:  # NaN is what a table has for none
+        if (tokens := whole_number(cell)) is None:
+            raise Unusable(f"output_tokens={cell!r}; expected a whole number from 1")
+    elif length is None and not answer:
+        raise Unusable("no output_tokens and no answer; set workload.output_tokens", is_conversation)
+    for part, content in (("prompt", text), ("answer", answer)):
+        try:
+            (content or "").encode()
+        except UnicodeEncodeError:
+            raise Unusable(f"its {part} holds half of a surrogate pair; expected Unicode", is_conversation) from None
+    return RecordedPrompt(text, tokens, answer)
 
 
-def _of_turns(turns: list[Any], tokens: int | None, where: str) -> RecordedPrompt | None:
-    """Return the turns before the first answer as a question, and that answer; None if nothing comes before it."""
-    question: list[str] = []
+def _turns(cell: str) -> Any:
+    """Return the turns that a table's cell holds as JSON, or as Python writes a list of them; else the cell."""
+    if re.match(r"\s*[\[{]", cell):
+        for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from)'", cell) else (json.loads,):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                content = parse(cell)
+                turns = [content] if isinstance(content, Mapping) else content
+                if isinstance(turns, list) and all(isinstance(t, Mapping) and t.keys() & SPEAKERS for t in turns):
+                    return turns
+    return cell
+
+
+def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
+    """Return the turns before the first answer as a question, and that answer. Raises Unusable without a question."""
+    question, asked = list[str](), False
     for turn in turns:
         if not isinstance(turn, Mapping):
-            raise ValueError(f"{where}: a turn is no mapping; expected {{role, content}} and {{from, value}}")
-        speaker = str(turn.get("role") or turn.get("from") or "").lower()
-        text = _text_of(turn.get("content", turn.get("value")))
+            raise Unusable("a turn is no mapping; expected {role, content} or {from, value}", of_conversation=True)
+        speaker = str(turn.get("role") or turn.get("from") or "").strip().lower()
+        text = _text_of(next((turn[key] for key in ("content", "value", "text") if turn.get(key)), None))
         if speaker in ANSWERING:
-            return RecordedPrompt("\n\n".join(question), tokens, text or None) if question else None
-        if speaker not in ASKING:
-            allowed = ", ".join((*ASKING, *ANSWERING))
-            raise ValueError(f"{where}: a turn of {speaker or 'nobody'}; expected {allowed}")
+            if not asked:
+                raise Unusable("no question before the first answer", of_conversation=True)
+            return "\n\n".join(question), text or None
+        if speaker not in (*ASKING, *INSTRUCTING):
+            expected = ", ".join((*ASKING, *INSTRUCTING, *ANSWERING))
+            raise Unusable(f"a turn of {speaker or 'nobody'}; expected {expected}", of_conversation=True)
         question += [text] if text else []
-    return RecordedPrompt("\n\n".join(question), tokens, None) if question else None
+        asked = asked or (speaker in ASKING and text != "")
+    if not asked:
+        raise Unusable("no question", of_conversation=True)
+    return "\n\n".join(question), None
 
 
 def _text_of(content: Any) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import islice
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
+from sweep.base.config import ConfigError
+
 FileRow = dict[str, Any]
+MOST_REASONS = 5  # that a plan names why rows are left out
 csv.field_size_limit(1 << 30)  # a prompt may be longer than the 128 KiB that the module allows
 
 
@@ -24,46 +28,102 @@ class TraceColumns(NamedTuple):
     unit: str  # of a time that is a number
 
 
+MOONCAKE = TraceColumns("timestamp", "input_length", "output_length", "ms")
 TRACES = (
     TraceColumns("timestamp", "input_tokens", "output_tokens", "s"),
     TraceColumns("TIMESTAMP", "ContextTokens", "GeneratedTokens", "s"),  # Azure's LLM inference traces, 2023 and 2024
-    TraceColumns("timestamp", "input_length", "output_length", "ms"),  # Mooncake's
+    MOONCAKE,
     TraceColumns("Timestamp", "Request tokens", "Response tokens", "s"),  # BurstGPT's
 )
 
 
 def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
-    """Return the columns of the trace that a row is of, by the names of its lengths; None if they are unknown."""
-    return next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
+    """Return the columns of the trace that a row is of, by the names of its lengths; None for unknown ones."""
+    columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
+    bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id"))
+    return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian's traces have Mooncake's names, and seconds
 
 
-def read_rows(path: Path, key: str, or_else: str = "", first: int | None = None) -> list[FileRow]:
-    """Return the rows of a file, its `first` ones if that is given.
+def whole_number(cell: Any) -> int | None:
+    """Return a whole number from 1 as a file has it, 4.0 and "4.0" being 4; None for anything else."""
+    try:
+        number = 0.0 if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number >= 1 and number.is_integer() else None
 
-    Raises ValueError, in one line that begins with `key`, for a file that is missing, empty or not what its name says;
+
+def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
+    """Return why a row of a trace cannot be sent, e.g. as it is of a request that failed; None for one that can."""
+    for column in (columns.input_tokens, columns.output_tokens):
+        if whole_number(row.get(column)) is None:
+            return f"{column}={row.get(column)!r}; expected a whole number from 1"
+    return None
+
+
+def check_faults(faults: Mapping[int, str], rows: int, key: str, skip: bool) -> None:
+    """Raise ConfigError for rows that cannot be sent, by their numbers, unless `skip` leaves them out of several."""
+    for number, fault in list(faults.items())[:1]:
+        if len(faults) == rows:
+            raise ConfigError(f"{key}: none of {rows} rows can be sent: row {number}: {fault}")
+        if not skip:
+            remedy = "workload.skip_unsendable=true leaves them out"
+            raise ConfigError(f"{key}: row {number}: {fault}; {len(faults)} of {rows} rows cannot be sent; {remedy}")
+
+
+class TraceRows(NamedTuple):
+    """The tokens of input and output of each row of a trace, and why the other rows cannot be sent, by number."""
+
+    lengths: list[tuple[int, int]]
+    faults: dict[int, str]
+
+
+def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
+    """Return the lengths of a trace's rows. Raises ConfigError for rows that cannot be sent, unless `skip` is set."""
+    rows = read_rows(path, key)
+    columns = trace_columns(rows[0])
+    if columns is None:
+        expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
+        raise ConfigError(f"{key}: has no columns of lengths; expected: {expected}")
+    faults = {number: fault for number, row in enumerate(rows, 1) if (fault := fault_of_lengths(row, columns))}
+    check_faults(faults, len(rows), key, skip)
+    cells = ([whole_number(row.get(column)) for column in columns[1:3]] for row in rows)
+    return TraceRows([(inputs, outputs) for inputs, outputs in cells if inputs and outputs], faults)
+
+
+def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
+    """Return a note for the plan about the rows of a file that are not sent, by their fault; empty if all are sent."""
+    reasons = Counter(fault.partition(";")[0] for fault in faults.values())
+    causes = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(MOST_REASONS))
+    return [f"{file}: {len(faults)} of {rows} rows left out: {causes}"] if faults else []
+
+
+def read_rows(
+    path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
+) -> list[FileRow]:
+    """Return the rows of a file, its `first` ones if that is given; with `any_ending`, an unknown one is of text.
+
+    Raises ConfigError, in one line that begins with `key`, for a file that is missing, empty or not what its name says;
     `or_else` are other values that are allowed in place of a path.
     """
-    if path.suffix not in READERS:
-        raise ValueError(f"{key}: {_problem(path)}; expected a file ending in {', '.join(READERS)}{or_else}")
+    if path.suffix not in READERS and not any_ending:
+        problem = f"the ending {path.suffix} is not known" if path.suffix else "a name without an ending"
+        raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")
     if not path.is_file():
-        raise ValueError(f"{key}: no such file; expected a file ending in {', '.join(READERS)}{or_else}")
+        raise ConfigError(f"{key}: no such file; expected a file ending in {', '.join(READERS)}{or_else}")
     return _parse_rows(path, key, path.stat().st_mtime_ns, first)
-
-
-def _problem(path: Path) -> str:
-    return f"the ending {path.suffix} is not known" if path.suffix else "a name without an ending"
 
 
 @lru_cache(maxsize=16)
 def _parse_rows(path: Path, key: str, changed: int, first: int | None) -> list[FileRow]:
     try:
-        rows = list(islice(READERS[path.suffix](path), first))
+        rows = list(islice(READERS.get(path.suffix, _text_lines)(path), first))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{key}: {error.reason} at byte {error.start}; expected UTF-8") from None
+        raise ConfigError(f"{key}: {error.reason} at byte {error.start}; expected UTF-8") from None
     except (ValueError, OSError, ArrowException, csv.Error) as error:
-        raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
     if not rows:
-        raise ValueError(f"{key}: is empty; expected at least one line")
+        raise ConfigError(f"{key}: is empty; expected at least one line")
     return rows
 
 

@@ -4,8 +4,8 @@ Every prompt begins with a unique header, so that no cache can answer for the en
 from their first words on. Prompts depend on the seed, never on the backend. Each random dimension has its own stream of
 raw bits, which NumPy keeps stable across versions: input lengths do not change with output lengths.
 
-Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without one a plain word counts
-as a token, and only the engine's own count is recorded.
+Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without a tokenizer a plain word
+counts as one token, and only the engine's own count is recorded.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from sweep.base.config import Strict
 from sweep.base.records import UNKNOWN, Phase, Request
-from sweep.inputs.rows import TRACES, read_rows, trace_columns
+from sweep.inputs.rows import TraceRows, omissions, read_trace
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = DATA / "words.txt"
@@ -99,19 +99,23 @@ class Workload(Strict):
         """Raise ValueError, in one line that names the key and what was expected, if a file is invalid."""
 
     def digest(self, cache_dir: Path) -> str:
-        """Return what identifies the content of the prompts. Raises ValueError if it cannot be read."""
+        """Return an identifier of the prompts' content. Raises ValueError if it cannot be read."""
         return content_digest()
 
     def pinned(self, cache_dir: Path) -> Self:
-        """Return this workload at the commit that its revision points to now, so that a node sends what was planned."""
+        """Return this workload at the commit that its revision points to now, so a node sends the planned prompts."""
         return self
 
     def fetched(self, cache_dir: Path) -> Self:
         """Return this workload with all that its requests are made from on this machine."""
         return self
 
+    def notes(self, cache_dir: Path) -> list[str]:
+        """Return what the plan says about the file, e.g. of rows that are left out."""
+        return []
+
     def meanings(self) -> dict[str, str]:
-        """Each prompt with the name of what it means: prompts of one meaning have the same answer. Empty if unknown."""
+        """Each prompt with the name of its meaning: prompts of one meaning have the same answer. Empty if unknown."""
         return {}
 
     def longest_request(self) -> tuple[int, int]:
@@ -123,7 +127,7 @@ class Workload(Strict):
     ) -> list[Request]:
         """`count` requests, determined by the arguments. Raises ValueError if the tokenizer cannot make them.
 
-        `salt` gives them other unique headers of the same length; all behind the headers stays the same.
+        `salt` gives them other unique headers of the same length; the text behind the headers stays the same.
         """
         if count == 0:
             return []
@@ -139,8 +143,9 @@ class Workload(Strict):
 
 
 def shared_prefix_share(prompts: Iterable[str]) -> float | None:
-    """The share of the prompts' text that an earlier prompt began with as well, in whole blocks of PREFIX_BLOCK
-    characters; None without text. Engines keep whole blocks of tokens: vLLM's of 16 are about as long."""
+    """The share of the prompts' text that an earlier prompt also began with, in whole blocks of PREFIX_BLOCK
+    characters; None without text. Engines keep whole blocks of tokens: vLLM's 16 tokens are about as long.
+    """
     starts: set[int] = set()
     shared = total = 0
     for prompt in prompts:
@@ -155,7 +160,7 @@ def shared_prefix_share(prompts: Iterable[str]) -> float | None:
 
 
 class _ExactLengths(Workload):
-    """Random plain words, exactly so many tokens of them."""
+    """Random plain words with an exact number of tokens."""
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         """Tokens of each request's input and output."""
@@ -222,9 +227,14 @@ class Recorded(_ExactLengths):
 
     file: str  # path of a file with input_tokens and output_tokens in each row, or of a trace: docs/experiments.md
     order: Literal["file", "random"] = "file"
+    skip_unsendable: bool = False  # leave rows without lengths out, e.g. of failed requests; false: refuse the file
 
     def check(self) -> None:
         self._pairs()
+
+    def notes(self, cache_dir: Path) -> list[str]:
+        lengths, faults = self._trace()
+        return omissions(self.file, len(lengths) + len(faults), faults)
 
     def digest(self, cache_dir: Path) -> str:
         return content_digest(Path(self.file).expanduser())
@@ -232,32 +242,17 @@ class Recorded(_ExactLengths):
     def longest_request(self) -> tuple[int, int]:
         return max(self._pairs()[: None if self.order == "random" else self.num_requests], key=sum)
 
+    def _trace(self) -> TraceRows:
+        return read_trace(Path(self.file).expanduser(), f"workload.file={self.file}", self.skip_unsendable)
+
     def _pairs(self) -> list[tuple[int, int]]:
-        key = f"workload.file={self.file}"
-        rows = read_rows(Path(self.file).expanduser(), key)
-        columns = trace_columns(rows[0])
-        if columns is None:
-            allowed = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
-            raise ValueError(f"{key}: has no columns of lengths; expected: {allowed}")
-        pairs = [(_length(row.get(columns.input_tokens)), _length(row.get(columns.output_tokens))) for row in rows]
-        for number, pair in enumerate(pairs, 1):
-            if 0 in pair:
-                names = f"{columns.input_tokens}, {columns.output_tokens}"
-                raise ValueError(f"{key}: row {number}; expected whole numbers from 1 in {names}")
-        return pairs
+        return self._trace().lengths
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         pairs = self._pairs()
         if self.order == "random":
             return [pairs[i] for i in draw.cycle(len(pairs), "lengths")]
         return [pairs[i % len(pairs)] for i in range(draw.count)]
-
-
-def _length(value: Any) -> int:
-    """Return a length in tokens as a file has it; 0 if it is none."""
-    if isinstance(value, str):
-        return int(value) if value.isdigit() else 0
-    return value if type(value) is int and value > 0 else 0
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
@@ -328,8 +323,9 @@ def with_headers(texts: Sequence[str], draw: Draw, tokenizer: Tokenizer | None) 
 
 
 def header_words(tokenizer: Tokenizer | None) -> tuple[str, list[str]]:
-    """The start of a prompt and the words of its header: of one token each where the tokenizer has enough such words,
-    so that headers are equally long."""
+    """The start of a prompt and the words of its header. The words have one token each if the tokenizer has enough such
+    words, so that headers are equally long.
+    """
     if tokenizer is not None:
         with suppress(ValueError):
             return _plain_words(tokenizer)[:2]
@@ -342,6 +338,6 @@ def _word_list() -> list[str]:
 
 
 def content_digest(*files: Path) -> str:
-    """Return a hash of these files, and of what all prompts are made with."""
+    """Return a hash of these files, and of everything else that prompts are made with."""
     content = [str(WORKLOAD_VERSION), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (WORDS, *files))]
     return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]

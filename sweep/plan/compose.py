@@ -38,14 +38,7 @@ from sweep.inputs.hub import REPOSITORY
 from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
 from sweep.plan.axes import FORMS, PlanSpec, brief, flow, in_words
-from sweep.plan.command_line import (
-    MOST_PLANNED,
-    Assignments,
-    CommandLine,
-    is_point_key,
-    parse_command_line,
-    point_keys,
-)
+from sweep.plan.command_line import MOST_PLANNED, Assignments, CommandLine, is_point_key, parse_command_line, point_keys
 
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
 PROMPTS_WORKLOAD = "prompts"  # conf/workload/prompts.yaml: prompts of the file that the command line names
@@ -91,9 +84,8 @@ def compose_run(
     `obstacle` says why a model or workload, with the keys that are set, cannot be fetched, or returns None. It raises
     Outage if that is unknown.
 
-    Raises:
-        ConfigError: for anything that is not a valid request.
-        Outage: if it is unknown whether a model or data set can be fetched, except in a dry run.
+    Raises ConfigError for anything that is not a valid request; Outage if it is unknown whether a model or data set can
+    be fetched, except in a dry run.
     """
     composer = _Composer(parse_command_line(arguments), options or ConfigPath())
     line, base = composer.line, composer.base

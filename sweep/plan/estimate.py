@@ -206,11 +206,7 @@ class RunEstimate(NamedTuple):
 
 
 def estimate_run(
-    plan: Plan,
-    launches: Sequence[Deployment],
-    history: History,
-    nodes: Sequence[Node],
-    assumed: Assumed | None = None,
+    plan: Plan, launches: Sequence[Deployment], history: History, nodes: Sequence[Node], assumed: Assumed | None = None
 ) -> RunEstimate:
     """Estimate the duration and cost of launches on these nodes, by simulating the scheduler."""
     expected = expect(launches, history, plan.settings.hardware, assumed, plan.settings.seed)

@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from backends.prepare import locks
-from sweep.base.config import next_time
+from sweep.base.config import cache_directory, next_time
 from sweep.base.wording import count
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
@@ -25,7 +25,10 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     """Print what will be run, what was replaced for lack of a GPU, what is unavailable and why, and the estimate."""
     hardware = plan.settings.hardware
     because = "no GPU here: " if hardware.platform == "cpu" else ""
-    lines = [f"{because}{text}" for text in plan.replaced]
+    workloads = {id(trial.workload): trial.workload for trial in plan.trials}.values()
+    cache = cache_directory(plan.settings.cache_dir)
+    notes = dict.fromkeys(note for workload in workloads for note in workload.notes(cache))
+    lines = [*(f"{because}{text}" for text in plan.replaced), *notes]
     if slo := plan.settings.slo:
         lines.append(f"SLO: {', '.join(f'{latency} ≤ {1000 * limit:,g} ms' for latency, limit in slo.items())}")
     _print(console, [*lines, _headline(plan, pending.runnable)])

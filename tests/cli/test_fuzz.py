@@ -43,10 +43,7 @@ def refusal(capsys, tmp_path, *arguments, file=None):
         ("load.batch_size=range(1,1e17)", "load.batch_size=range(1,1e17): too many values"),
         ("--config-dir=", "--config-dir=: expected a folder like conf/"),
         (f"--config-dir={'a' * 400}", "aaa...: no such folder; expected one like conf/"),
-        (
-            f"workload.input_tokens={'9' * 5000}",
-            f"workload.input_tokens={'9' * 55}...: Exceeds the limit (4300",
-        ),
+        (f"workload.input_tokens={'9' * 5000}", f"workload.input_tokens={'9' * 55}...: Exceeds the limit (4300"),
         ("trial_timeout=inf", "trial_timeout=inf: input should be a finite number"),
         ("backend.itl.mean=inf", "backend.itl.mean=inf: input should be a finite number"),
         ("client.timeouts.connect=true", "client.timeouts.connect=True: input should be a number"),

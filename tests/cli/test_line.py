@@ -30,44 +30,14 @@ SIMULATED = [
     "cluster=inline",
     "tracking=none",
 ]
-DESIGN_COLUMNS = [
-    "trial_id",
-    "deployment_id",
-    "attempt",
-    "experiment",
-    "backend",
-    "engine_version",
-    "model",
-    "workload",
-    "load",
-    "batch_size",
-    "concurrency",
-    "rate",
-    "replicate",
-    "seed",
-    "outcome",
-    "reason",
-    "num_requests",
-    "num_failed",
-    "input_tokens",
-    "output_tokens",
-    "duration",
-    "output_throughput",
-    "total_throughput",
-    "request_throughput",
-    "kv_cache_usage_mean",
-    "kv_cache_usage_max",
-    "memory_idle_bytes",
-    "memory_mean_bytes",
-    "memory_peak_bytes",
-    "price_per_hour",
-    "cost_per_million_tokens",
-    "accelerator",
-    "gpu_count",
-    "dtype",
-    "config",
-    "commit",
-] + [
+DESIGN = """
+    trial_id deployment_id attempt experiment backend engine_version model workload load batch_size concurrency
+    rate replicate seed outcome reason num_requests num_failed input_tokens output_tokens duration
+    output_throughput total_throughput request_throughput kv_cache_usage_mean kv_cache_usage_max
+    memory_idle_bytes memory_mean_bytes memory_peak_bytes price_per_hour cost_per_million_tokens accelerator
+    gpu_count dtype config commit
+"""
+DESIGN_COLUMNS = DESIGN.split() + [
     f"{prefix}{name}_{statistic}"
     for prefix in ("", "steady_")
     for name in ("ttft", "tpot", "itl", "e2el", "lag", "slot_wait", "service_ttft")

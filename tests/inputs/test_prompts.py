@@ -131,35 +131,6 @@ def test_only_the_first_prompts_may_be_used(tmp_path: Path) -> None:
     assert {str(request.prompt) for request in prompts} == {"one", "two"}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "fields", "message"),
-    [
-        ("p.docx", "x", {}, "the ending .docx is not known; expected a file ending in .txt, .jsonl"),
-        ("p.txt", "a\n", {}, "has prompts without output_tokens or an answer; set workload.output_tokens"),
-        ("p.csv", ROWS, {"column": "body"}, "workload.column=body: .* none of that name; expected: prompt, output_tok"),
-        ("p.jsonl", [{"prompt": "a", "output_tokens": 0}], {}, "row 1: output_tokens=0; expected a whole number"),
-        ("p.json", {"prompt": "a"}, {}, "not a list; expected a list of mappings"),
-        ("p.json", "[", {}, "not JSON"),
-        ("p.parquet", "no parquet", {}, "Parquet magic bytes not found|no parquet"),
-        ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], {}, "row 1: a turn of tool; expected user"),
-        ("m.jsonl", [{"messages": ["x"]}], {}, "row 1: a turn is no mapping; expected {role, content}"),
-        ("s.json", SHAREGPT[1:3], {}, "no conversation in it begins with a question"),
-        ("p.jsonl", ROWS, {"name": "qa"}, "qa is the name of a shipped task; use workload=prompts workload.file="),
-    ],
-)
-def test_a_bad_file_is_refused_at_the_door(
-    tmp_path: Path, capsys: Any, name: str, content: Any, fields: dict[str, Any], message: str
-) -> None:
-    file = write(tmp_path / name, content)
-    typed = [f"workload.{key}={value}" for key, value in fields.items()]
-    assert main([*QUICK, "workload=prompts", f"workload.file={file}", *typed, f"out={tmp_path / 'out'}"]) == 2
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error
-    with pytest.raises(ValueError, match=message) as caught:
-        workload("prompts", file=str(file), **fields)
-    assert str(caught.value) in error
-
-
 @pytest.mark.slow
 def test_a_file_of_people_is_a_workload_of_its_own_name(tmp_path: Path) -> None:
     """`workload=FILE`: through the whole command, every answer as long as the one that was recorded."""
@@ -333,9 +304,6 @@ def test_a_traces_times_and_lengths_are_not_torn_apart(tmp_path: Path, capsys: A
     assert "holds 4 arrivals; workload.num_requests may be at most 4" in capsys.readouterr().err
     assert main([*QUICK, "load=recorded", f"out={tmp_path / 'out'}"]) == 2
     assert "load.path: " in capsys.readouterr().err
-    file.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,5,0\n")
-    assert main([*line, "workload.num_requests=1"]) == 2
-    assert "row 1; expected whole numbers from 1 in ContextTokens, GeneratedTokens" in capsys.readouterr().err
 
 
 def test_a_trace_beyond_the_context_is_said_beforehand(tmp_path: Path, capsys: Any) -> None:

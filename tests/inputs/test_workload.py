@@ -17,7 +17,7 @@ from sweep.base.options import load_option
 from sweep.base.records import UNKNOWN
 from sweep.inputs.prompts import Prompts
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
-from sweep.inputs.workload import DATA, Draw, Recorded, Serving, Synthetic, Workload, exact_prompts
+from sweep.inputs.workload import DATA, Draw, Serving, Synthetic, Workload, exact_prompts
 
 TASKS = ("qa", "reasoning", "sentiment", "stories", "summarization")
 WORDS = (DATA / "words.txt").read_text().split()
@@ -247,55 +247,6 @@ def test_a_digest_covers_the_file(tmp_path: Path) -> None:
     assert workload.digest(Path()) != before
     assert shipped("qa").digest(Path()) != shipped("reasoning").digest(Path())
     assert shipped("synthetic").digest(Path()) == shipped("serving").digest(Path())
-
-
-def test_a_prompt_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "latin.jsonl"
-    file.write_bytes('{"prompt": "caf\u00e9"}\n'.encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"^workload\.file={file}: .* at byte 15; expected UTF-8$"):
-        shipped("prompts", file=str(file)).check()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            None,
-            "no such file; expected a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet, or one of paraph",
-        ),
-        ("", "is empty"),
-        ("\n", "is empty"),
-        ('{"prompt": "a"}\nnonsense\n', "line 2 is not a JSON mapping"),
-        ("[1]\n", "line 1 is not a JSON mapping"),
-        ('{"prompt": "a"}\n{"prompt": ""}\n', "row 2 has no prompt; expected text in a column prompt, text, que"),
-    ],
-)
-def test_a_bad_prompt_file_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
-    file = tmp_path / "bad.jsonl"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(ValueError) as caught:
-        Prompts(name="p", file=str(file), output_tokens=3).check()
-    assert str(caught.value).startswith(f"workload.file={file}: ")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_bad_recorded_lengths_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "bad.jsonl"
-    for bad in (
-        {"input_tokens": 3},
-        {"input_tokens": 0, "output_tokens": 1},
-        {"input_tokens": 1.5, "output_tokens": 1},
-    ):
-        file.write_text(json.dumps(bad))
-        with pytest.raises(
-            ValueError, match=r"^workload.file=.*(no columns of lengths|row 1; expected whole numbers from 1)"
-        ):
-            Recorded(name="r", file=str(file)).check()
-    file.write_text('{"input_tokens": 3, "output_tokens": 1}\n{"input_tokens": 3}\n')
-    with pytest.raises(ValueError, match=r"^workload.file=.*row 2; expected whole numbers from 1"):
-        Recorded(name="r", file=str(file)).check()
 
 
 @pytest.mark.parametrize(

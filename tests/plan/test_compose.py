@@ -251,10 +251,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("hardware=foo", "hardware=foo: unknown; expected: a100-80g, auto, cpu, gpu, h100, h200, l4, t4"),
         ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: one experiment a command"),
         ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
-        (
-            "client.timeouts.totl=3",
-            "client.timeouts.totl=3: unknown key; did you mean total? expected: ",
-        ),
+        ("client.timeouts.totl=3", "client.timeouts.totl=3: unknown key; did you mean total? expected: "),
         ("client.timeouts.connect=5000", "client.timeouts={'connect': 5000, "),
         ("slo={foo: 1s}", "slo={'foo': '1s'}: foo: expected ttft, tpot or e2el, with a percentile as in ttft.p90"),
         ("slo=ttft=200,tpot=1s", "slo='ttft=200,tpot=1s': ttft=200: expected a unit: 200ms or 200s"),

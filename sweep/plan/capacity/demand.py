@@ -56,11 +56,8 @@ class Demand(NamedTuple):
             parts += f" (reserved: {sizes.room:,.0f} tokens)"
         parts += f" + {(self.activations + RUNTIME) / GIBIBYTE:.1f} activations and runtime"
         verdict = "" if self.fits else ": does not fit"
-        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {_short(self.seconds)}"
-
-
-def _short(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else duration_text(seconds)
+        least = f"{self.seconds:.1f} s" if self.seconds < 10 else duration_text(self.seconds)
+        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {least}"
 
 
 def lengths_of(trial: Trial, tokenizer: Any, cache_dir: Path) -> Lengths:

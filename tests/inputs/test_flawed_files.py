@@ -1,0 +1,165 @@
+"""Files of prompts and traces as people have them, flaws and all: through the whole command, up to its plan.
+
+Each is refused in one line that says where the fault is, or planned as the same file without the flaw is.
+docs/cases.md names the public report of a case.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweep.__main__ import main
+from tests.inputs.test_prompts import QUICK, write
+
+COUNTED = [{"prompt": "a b c", "output_tokens": 4}, {"prompt": "d e f g", "output_tokens": 5}]
+MESSAGES = [[{"role": "user", "content": "Why is the sky blue?"}], [{"role": "user", "content": "Name a colour."}]]
+CHATS = [{"messages": turns, "output_tokens": 4} for turns in MESSAGES]
+JSON_CELLS = [{"messages": json.dumps(turns), "output_tokens": 4} for turns in MESSAGES]
+PYTHON_CELLS = [{"messages": str(turns), "output_tokens": 4} for turns in MESSAGES]
+BURST = "Timestamp,Model,Request tokens,Response tokens\n5,ChatGPT,472,18\n45,ChatGPT,1087,0\n118,GPT-4,417,276\n"
+SHAREGPT = [
+    [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "It is"}],
+    [],
+    [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Hi"}],
+    [{"from": "system", "value": "Be brief."}, {"from": "gpt", "value": "Hello"}],
+    [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "red green blue"}],
+    [{"from": "human", "value": ""}, {"from": "gpt", "value": "x"}],
+    [{"from": "human", "value": None}, {"from": "gpt", "value": "x"}],
+    [{"from": "human", "value": "half \ud83d"}, {"from": "gpt", "value": "x"}],
+    [{"from": "human", "value": "Only a question"}],
+    [{"from": "human", "value": "What?"}, {"from": "gpt", "value": ""}],
+]
+CONVERSATIONS = [{"id": index, "conversations": turns} for index, turns in enumerate(SHAREGPT)]
+X = [{"prompt": "x", "output_tokens": 4}]
+USABLE = [CONVERSATIONS[0], CONVERSATIONS[4]]
+ANSWERED = "6 of 10 rows left out: no question before the first answer (4), no question (1), its prompt holds half of"
+
+
+def trace(*times: object, **cells: object) -> list[dict[str, Any]]:
+    return [{"timestamp": time, "input_length": 48, "output_length": 8, **cells} for time in times]
+
+
+def plan(folder: Path, capsys: Any, name: str, content: Any, typed: str) -> tuple[int, str, str]:
+    """Plan 2 requests of a file; return the status, what is printed, and what the plan says of the requests."""
+    file = folder / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        write(file, content)
+    option = "" if "workload=" in typed else f"workload=prompts workload.file={file}"
+    line = [*QUICK, "workload.num_requests=2", *option.split(), *typed.replace("FILE", str(file)).split()]
+    status = main([*line, "dry_run=true", "details=true", f"out={folder / 'out'}"])
+    printed = capsys.readouterr()
+    requests = re.findall(r"(?:the last one|input) .*?(?=; \d replicate)", printed.out)
+    return status, printed.out + printed.err, "".join(requests)
+
+
+RECORDED = "workload=recorded load=recorded workload.file=FILE"
+ARRIVALS = "workload=synthetic workload.input_tokens=9 workload.output_tokens=3 load=trace load.path=FILE"
+TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean file that it is planned as
+    ("float.jsonl", [{**row, "output_tokens": float(row["output_tokens"])} for row in COUNTED], "", COUNTED),
+    ("float.csv", "prompt,output_tokens\na b c,4.0\nd e f g,5.0\n", "", COUNTED),
+    ("hole.csv", "prompt,output_tokens\na b c,4.5\nd e f g,\n", "workload.output_tokens=6", COUNTED),
+    ("hole.csv", "prompt,output_tokens\na b c,4.0\nd e f g,\n", "workload.skip_unsendable=true", COUNTED[:1]),
+    ("nan.jsonl", '{"prompt": "a b c", "output_tokens": NaN}\n', "workload.output_tokens=4", COUNTED[:1]),
+    ("bom.csv", "\ufeffprompt,output_tokens\na b c,4\nd e f g,5\n", "", COUNTED),
+    ("json.csv", JSON_CELLS, "", CHATS),
+    ("json.parquet", JSON_CELLS, "", CHATS),
+    ("python.csv", PYTHON_CELLS, "", CHATS),
+    ("named.csv", [{"q": cell["messages"], "output_tokens": 4} for cell in JSON_CELLS], "workload.column=q", CHATS),
+    ("list.jsonl", [{"prompt": "[1, 2, 3]"}], "workload.output_tokens=4", [{"text": "[1, 2, 3]"}]),
+    ("sharegpt.jsonl", CONVERSATIONS, "", USABLE),
+    ("upper.jsonl", [{"messages": [{"role": " USER ", "content": None, "value": "x"}], "output_tokens": 4.0}], "", X),
+    ("sharegpt.json", "\ufeff" + json.dumps(CONVERSATIONS), "", USABLE),
+    ("lmsys.jsonl", [{"conversation": row["conversations"]} for row in CONVERSATIONS], "", USABLE),
+    ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", BURST.replace("45,ChatGPT,1087,0\n", "")),
+    ("whole.csv", BURST.replace(",0", ",9.0"), RECORDED, BURST.replace(",0", ",9")),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "typed", "clean"), TABLE, ids=[f"{row[0]} {row[2][:40]}" for row in TABLE])
+def test_a_flawed_file_is_planned_as_the_clean_one(
+    tmp_path: Path, capsys: Any, name: str, content: Any, typed: str, clean: Any
+) -> None:
+    status, _, requests = plan(tmp_path, capsys, name, content, typed)
+    clean_name = f"clean{Path(name).suffix}" if isinstance(clean, str) else "clean.jsonl"
+    typed = typed.replace("workload.column=q", "").replace("workload.skip_unsendable=true", "")
+    assert (status, requests) == (0, plan(tmp_path, capsys, clean_name, clean, typed)[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "typed", "message"),
+    [
+        ("sharegpt.jsonl", CONVERSATIONS, "", "8 of 10 rows left out: no question before the first answer (4), no out"),
+        ("sharegpt.jsonl", CONVERSATIONS, "workload.output_tokens=3", ANSWERED),
+        ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", "1 of 3 rows left out: Response tokens='0'"),
+        ("bailian.jsonl", trace(0.0, 0.5, 9.5, parent_chat_id=-1), f"{ARRIVALS} workload.num_requests=3", "after 9.5"),
+        ("bailian.jsonl", trace(0, 1, 9, chat_id=4), f"{ARRIVALS} workload.num_requests=3", "due after 9 s"),
+        ("mooncake.jsonl", trace(27000, 27000.0, 36500), f"{ARRIVALS} workload.num_requests=3", "due after 9.5 s"),
+        ("other.jsonl", trace(0.0, 0.5), f"{ARRIVALS} load.unit=s", "due after 0.5 s"),
+        ("epoch.txt", "1700000000000\n1700000000500\n", f"{ARRIVALS} load.unit=ms", "due after 0.5 s"),
+        ("t.parquet", trace(1000, 1500), ARRIVALS, "due after 0.5 s"),
+    ],
+)
+def test_a_plan_says_what_it_made_of_a_file(
+    tmp_path: Path, capsys: Any, name: str, content: Any, typed: str, message: str
+) -> None:
+    status, printed, _ = plan(tmp_path, capsys, name, content, typed)
+    assert (status, message in printed) == (0, True), printed
+
+
+ONE = '{"prompt": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "typed", "message"),
+    [
+        ("none.jsonl", None, "", "no such file; expected a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet"),
+        ("p.docx", "x", "", "the ending .docx is not known; expected a file ending in .txt, .jsonl"),
+        ("p.txt", "a\n", "", "none of 1 rows can be sent: row 1: no output_tokens and no answer; set workload.output_"),
+        ("p.csv", COUNTED, "workload.column=body", "has none of that name; expected: prompt, output_tokens"),
+        ("p.jsonl", "\n", "", "is empty; expected at least one line"),
+        ("p.jsonl", [{**COUNTED[0], "output_tokens": 0}, COUNTED[1]], "", "row 1: output_tokens=0; expected a whole n"),
+        ("p.csv", "prompt,output_tokens\na,4.5\nb,4\n", "", "row 1: output_tokens='4.5'; expected a whole number from"),
+        ("p.csv", "prompt,output_tokens\na,4\nb,\n", "", "row 2: no output_tokens and no answer; set workload.output_"),
+        ("p.csv", "prompt,output_tokens\na,4\n,5\n,6\n", "", "2 of 3 rows cannot be sent; workload.skip_unsendable=tr"),
+        ("p.jsonl", [{"prompt": "half \ud83d", "output_tokens": 1}], "", "row 1: its prompt holds half of a surrogate"),
+        ("p.csv", [{"messages": "[1", "output_tokens": 1}], "", "row 1: messages is no list of turns; expected JSON"),
+        ("p.jsonl", ONE + "nonsense\n", "", "line 2 is not a JSON mapping"),
+        ("p.jsonl", ONE + '{"prompt": ""}\n', "workload.output_tokens=1", "row 2: no prompt; expected text in prompt,"),
+        ("p.jsonl", '{"prompt": "caf\u00e9"}\n'.encode("latin-1"), "", "at byte 15; expected UTF-8"),
+        ("p.json", {"prompt": "a"}, "", "not a list; expected a list of mappings"),
+        ("p.json", "[", "", "not JSON"),
+        ("p.parquet", "no parquet", "", "arquet"),
+        ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], "", "row 1: a turn of tool; expected user, hu"),
+        ("m.jsonl", [{"messages": ["x"]}], "", "row 1: a turn is no mapping; expected {role, content}"),
+        ("s.json", CONVERSATIONS[1:3], "", "none of 2 rows can be sent: row 1: no question"),
+        ("p.jsonl", COUNTED, "workload.name=qa", "qa is the name of a shipped task; use workload=prompts workload.fil"),
+        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "has no columns of lengths; expected: input_tokens, output_token"),
+        ("burst.csv", BURST, RECORDED, "row 2: Response tokens='0'; expected a whole number from 1; 1 of 3 rows canno"),
+        ("half.csv", BURST.replace(",0", ",2.5"), RECORDED, "row 2: Response tokens='2.5'; expected a whole number"),
+        ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),
+        ("bailian.jsonl", trace(0.0, 0.5), ARRIVALS, "row 2: timestamp=0.5; its unit is uncertain; set load.unit to s"),
+        ("epoch.txt", "1700000000000\n1700000000500\n", ARRIVALS, "its unit is uncertain; set load.unit"),
+        ("t.txt", "# nothing\n", ARRIVALS, "holds no arrival times"),
+        ("t.txt", "2\n1\n", ARRIVALS, "expected times in ascending order"),
+        ("t.txt", "1\nnan\n", ARRIVALS, "row 2: time='nan'; expected finite times"),
+        ("t.txt", "1\nsoon\n", ARRIVALS, "row 2: time='soon'; expected a number or an ISO 8601 time"),
+        ("t.csv", "timestamp,x\n1.0,a\n,b\n", ARRIVALS, "row 2: timestamp=''; expected a number or an ISO 8601 time"),
+        ("t.csv", "x,timestamp\na,1.0\nb\n", ARRIVALS, "row 2: timestamp=None; expected a number"),
+        ("t.csv", "timestamp\n1\n2\n", f"{ARRIVALS} load.column=at", "load.column=at: no such column in"),
+        ("t.csv", "timestamp\n1\n2\n", f"{ARRIVALS} workload.num_requests=3", "may be at most 2"),
+        ("t.jsonl", '{"timestamp": 1}\n[2.0]\n', ARRIVALS, "line 2 is not a JSON mapping"),
+        ("none.txt", None, ARRIVALS, "no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_sent_is_refused_in_one_line(
+    tmp_path: Path, capsys: Any, name: str, content: Any, typed: str, message: str
+) -> None:
+    status, printed, _ = plan(tmp_path, capsys, name, content, typed)
+    assert (status, printed.count("\n")) == (2, 1), printed
+    assert message in printed
+    assert printed.startswith(("error: workload.", "error: load."))
