@@ -257,7 +257,7 @@ def test_rows_of_the_simulated_engine_are_run_again(tmp_path, capsys, monkeypatc
     assert main([*command, f"out={tmp_path / 'run'}"]) == 0
     assert main(["rerun", str(tmp_path / "run")]) == 2
     assert "expected RUN#TRIAL, or --all for" in capsys.readouterr().err
-    assert not (tmp_path / "results" / "rerun").exists()
+    assert not list((tmp_path / "results").rglob("rerun.json")), "nothing was measured"
     assert main(["rerun", str(tmp_path / "run"), "--all"]) in (0, 1)
     (verdicts,) = (tmp_path / "results" / "rerun").glob("*/rerun.json")
     first = json.loads(verdicts.read_text())
