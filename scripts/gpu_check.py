@@ -134,7 +134,7 @@ def _memory(names: Sequence[str], pytest: Sequence[str], on_gpu: bool) -> Iterat
 def _resets(name: str) -> bool:
     """Return whether a backend's prompt cache can be reset, and counts its hits, by which a reset shows."""
     backend = installed.configured(name)
-    return bool(backend.reset_paths) and "prefix_cache_hits_total" in backend.metric_names
+    return bool(backend.resets) and "prefix_cache_hits_total" in backend.metric_names
 
 
 def _environment(choice: EnvironmentChoice, host: Host | None = None) -> EnvironmentSpec:

@@ -214,3 +214,26 @@ def test_a_duration_begins_no_further_batch_and_drains(client, library):
     answer = client.post("/measure", json=body(*[[10]] * 100, duration=0.1)).json()
     assert 4 <= len(answer["records"]) <= 8  # two a batch of 30 ms
     assert all(record["output_tokens"] == 3 for record in answer["records"])
+
+
+def lost_pages() -> bool:
+    raise RuntimeError("lost its pages")
+
+
+@pytest.mark.parametrize(
+    ("reset", "status", "said"),
+    [
+        (lambda: True, 200, '{"success": true}'),
+        (lambda: False, 200, '{"success": false}'),
+        (lost_pages, 500, "lost its pages"),
+        (None, 404, "has no cache reset"),
+    ],
+)
+def test_a_library_that_can_forgets_earlier_prompts_while_nothing_runs(client, library, reset, status, said):
+    running = []
+    library.reset_caches = reset and (lambda: running.append(list(library.rows)) or reset())
+    complete(client, [10], 3)
+    answer = client.post("/reset_caches")
+    assert (answer.status_code, running) == (status, [[]] if reset else [])
+    assert said in answer.text
+    assert complete(client, [10], 3).json()["choices"][0]["token_ids"] == [11, 12, 13]

@@ -103,7 +103,6 @@ def test_its_pool_is_a_share_of_the_memory_that_it_may_use(tmp_path, model):
     ("fields", "host", "words"),
     [
         ({}, Host(executables=frozenset({"docker"})), "CUDA GPU"),
-        ({}, Host(gpus=("NVIDIA L4",)), "no docker, podman, apptainer on PATH"),
         ({}, Host(gpus=("NVIDIA L4",), executables=frozenset({"docker"})), None),
         ({"env": {"binary": "/opt/tgi"}}, Host(gpus=("NVIDIA L4",)), None),
         ({"url": "http://127.0.0.1:3000"}, Host(), None),
@@ -117,12 +116,6 @@ def test_unavailable_with_the_remedy(fields, host, words):
         assert words in said
         assert "backend.url=" in said
         assert "\n" not in said
-
-
-def test_a_url_attaches():
-    backend = TGI(name="tgi", url="http://127.0.0.1:3000")
-    assert not backend.launches
-    assert TGI(name="tgi", url=None).launches
 
 
 # -- the wire, on the stand-in
@@ -188,7 +181,7 @@ def test_the_shard_dies_of_an_out_of_memory(native, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert engine.ran_out_of_memory()
-    assert engine.exit_reason() == "RuntimeError: CUDA out of memory. (exit status 1)"
+    assert engine.exit_reason().startswith("RuntimeError: CUDA out of memory. (exit status 1); lower load.batch_size")
     with pytest.raises(httpx.ConnectError):
         httpx.get(engine.url + "/health", trust_env=False)
 

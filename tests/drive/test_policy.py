@@ -104,10 +104,10 @@ def row_of_launch(raised, monkeypatch):
     return events[-1].row
 
 
-def of_launch(engine, method):
+def of_launch(engine, method, *arguments):
     start = object.__new__(server._Start)
     start.engine, start.oom_kills = engine, server._oom_kills()
-    return getattr(start, method)()
+    return getattr(start, method)(*arguments)
 
 
 ENDS_OF_ENGINES = """

@@ -210,7 +210,7 @@ def test_says_what_the_engine_chose(engine):
 
 def test_forgets_prompts_between_trials(engine):
     """A prompt that is asked again is answered from the prefix cache, and after the reset is not."""
-    if not engine.backend.reset_paths:
+    if not engine.backend.resets:
         pytest.skip("this engine has no cache reset")
     name = engine.backend.metric_names.get("prefix_cache_hits_total")
     if name is None:

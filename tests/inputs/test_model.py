@@ -468,7 +468,14 @@ def test_a_gated_model_needs_the_token_of_the_environment(
     with pytest.raises(ValueError, match=r"^model.repo=org/gated@main: .*\(a gated model needs HF_TOKEN\)$") as caught:
         gated.prepare(tmp_path / "cache", silent)
     assert "\n" not in str(caught.value)
+    refused = r"^model\.repo=org/gated: the model is gated, and {}; accept its licence at http://\S+/org/gated and "
+    with pytest.raises(ValueError, match=refused.format("HF_TOKEN is not set")):  # the hub shows all but its files
+        gated.digest(tmp_path / "cache")
+    monkeypatch.setenv("HF_TOKEN", "other")
+    with pytest.raises(ValueError, match=refused.format("the account of HF_TOKEN has no access")):
+        gated.digest(tmp_path / "cache")
     monkeypatch.setenv("HF_TOKEN", "secret")
+    assert gated.digest(tmp_path / "cache") == f"org/gated@{COMMITS['main']}"
     assert (gated.prepare(tmp_path / "cache", silent) / "config.json").is_file()
 
 

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +81,21 @@ def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
     failure = deployment._one_launch(run, place, None, events.append)
     assert failure.reason == "not there"
     assert [event.text for event in events if isinstance(event, deployment.State)] == [said]
+
+
+def test_an_engine_that_its_gpus_do_not_show_is_no_measurement_of_them(monkeypatch):
+    engine = SimpleNamespace(shows_on_gpus=lambda: False, log_tail=lambda: "loaded on the CPU")
+    monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: "none")
+    monkeypatch.setattr(deployment.gpu_memory, "wait_until_free", lambda gpus: None)
+    monkeypatch.setattr(deployment.server, "running_together", lambda *arguments, **more: nullcontext((engine,)))
+    monkeypatch.setattr(deployment, "replica_launches", lambda launch, replicas: [launch])
+    monkeypatch.setattr(deployment, "_first_facts", lambda *arguments: {})
+    place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=("GPU-a",)))
+    backend = SimpleNamespace(launches=True, url=None, replicas=1)
+    run = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker", patience=0.0)
+    failure = deployment._one_launch(run, place, None, lambda event: None)
+    assert (failure.outcome, failure.log_tail) == (Outcome.INVALID, "loaded on the CPU")
+    assert not deployment.policy.launches_again([failure], attempts=3)
 
 
 def test_the_references_memory_is_free_before_the_engines_baseline_is_read(monkeypatch):
@@ -197,7 +213,7 @@ class Caches(BaseHTTPRequestHandler):
 def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, answers, done, said):
     monkeypatch.setattr(deployment, "RESET_PAUSE", 0.0)
     Caches.answers, events, log = answers, [], tmp_path / "engine.log"
-    backend = SimpleNamespace(reset_paths=("/forget",), launches=True)
+    backend = SimpleNamespace(resets=("/forget",), launches=True)
     with serving(Caches) as url:
         engine = SimpleNamespace(backend=backend, url=url, log=log)
         assert deployment._reset_caches([engine], events.append) is done
@@ -207,13 +223,13 @@ def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, ans
 
 
 def test_an_engine_that_is_gone_or_has_no_such_path_resets_nothing(tmp_path):
-    gone = SimpleNamespace(reset_paths=("/forget",), launches=True), "http://127.0.0.1:9", tmp_path / "engine.log"
+    gone = SimpleNamespace(resets=("/forget",), launches=True), "http://127.0.0.1:9", tmp_path / "engine.log"
     engine = SimpleNamespace(backend=gone[0], url=gone[1], log=gone[2])
     assert deployment._reset_caches([engine], lambda event: None) is False
     assert "ConnectError" in gone[2].read_text()
     engine.backend.launches = False  # somebody else's: they may be using its cache
     assert deployment._reset_caches([engine], lambda event: None) is None
-    engine.backend.launches, engine.backend.reset_paths = True, ()
+    engine.backend.launches, engine.backend.resets = True, ()
     assert deployment._reset_caches([engine], lambda event: None) is None
 
 

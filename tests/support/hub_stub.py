@@ -26,8 +26,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if Hub.hiccups or time.monotonic() < Hub.down_until:
             Hub.hiccups -= bool(Hub.hiccups)
             self.answer(503, b"{}", {})
-        elif "org/gated" in path and self.headers.get("Authorization") != "Bearer secret":
-            self.answer(403, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
+        elif path.startswith("/org/gated/resolve/") and self.headers.get("Authorization") != "Bearer secret":
+            self.answer(401, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
         elif path.startswith("/api/models/org/"):
             parts = path.removeprefix("/api/models/").split("/")
             revision = parts[3] if len(parts) > 3 else "main"
@@ -37,7 +37,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             commit = COMMITS.get(revision, revision)
             listed = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
-            info = {"id": "/".join(parts[:2]), "sha": commit, "siblings": listed}
+            gated = "manual" if parts[1] == "gated" else False
+            info = {"id": "/".join(parts[:2]), "sha": commit, "siblings": listed, "gated": gated}
             tree = [{"type": "file", "path": f["rfilename"], "size": f["size"], "oid": "0"} for f in listed]
             self.answer(200, json.dumps(tree if "tree" in parts else info).encode(), {})
         elif "/resolve/" in path:
