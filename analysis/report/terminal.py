@@ -135,7 +135,7 @@ def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[
 
 def _winner(answer: TaskAnswer) -> Cell:
     if answer.best is None:
-        return Cell("none meets the SLO", style="yellow")
+        return Cell("none meets the SLO" if answer.candidates else "none can be ranked", style="yellow")
     return Cell(answer.best.full_name, style="yellow" if answer.tied else "green")
 
 
