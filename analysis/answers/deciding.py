@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
-from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds
+from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds, tells
 from analysis.compare.verdicts import DURATIONS, MARGIN, minutes_a_launch
 from analysis.results import RunResults
 from analysis.statistics.comparison import Contest, Positions, comparisons_with_best
@@ -116,6 +116,8 @@ def _candidate(every: Measured, point: "pd.Series[Any]", question: TaskQuestion)
     if not question.bounds:
         return candidate
     latencies = [(bound, estimate(point, bound.quantity.column)) for bound in question.bounds]
+    if not tells(point["requests"] + point["failed"], question.bounds[0].percentile):
+        return replace(candidate, headroom=-math.inf, judged=False)
     bound, latency = min(latencies, key=lambda pair: pair[0].headroom(pair[1].value))
     return replace(candidate, headroom=bound.headroom(latency.value), tightest=bound, latency=latency)
 

@@ -15,6 +15,7 @@ from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
 MOST_SUGGESTED = 3  # times those that ran: to suggest more would be absurd
+LEAST_BOUNDED = 90  # the lowest percentile that an SLO is judged at
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Bound:
 
     quantity: LabelledColumn
     limit: float  # s
+    percentile: float
 
     @property
     def text(self) -> str:
@@ -44,14 +46,14 @@ def bounds(
     Raises:
         ConfigError: for a percentile that these trials lack.
     """
-    usual, limits = percentile_name(bounded_percentile(fewest_requests, percentiles)), []
+    usual, limits = bounded_percentile(fewest_requests, percentiles), []
     for name, limit in slo.items():
-        latency, _, percentile = name.partition(".")
-        stated = percentile_name(float(percentile[1:])) if percentile else usual
-        labelled = labelled_column(f"{latency}_{stated}", percentiles)
-        if labelled is None or stated not in map(percentile_name, percentiles):
+        latency, _, typed = name.partition(".p")
+        percentile = float(typed) if typed else usual
+        labelled = labelled_column(f"{latency}_{percentile_name(percentile)}", percentiles)
+        if labelled is None or percentile not in percentiles:
             raise ConfigError(f"slo={name}: expected one of {', '.join(f'p{each:g}' for each in percentiles)}")
-        limits.append(Bound(labelled, limit))
+        limits.append(Bound(labelled, limit, percentile))
     return tuple(limits)
 
 
@@ -63,9 +65,18 @@ def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
 
 
 def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> float:
-    """The highest of the percentiles that so many requests can tell."""
-    usable = [each for each in percentiles if fewest_requests * (100 - each) / 100 >= FEWEST_BEYOND]
-    return max(usable, default=min(percentiles))
+    """The highest of the percentiles that so many requests can tell, and never one below LEAST_BOUNDED.
+
+    A lower one would call an SLO met that half of the requests miss.
+    """
+    high = [each for each in percentiles if each >= LEAST_BOUNDED] or [max(percentiles)]
+    usable = [each for each in high if tells(fewest_requests, each)]
+    return max(usable, default=min(high))
+
+
+def tells(requests: float, percentile: float) -> bool:
+    """Return whether so many requests can tell a percentile."""
+    return requests * (100 - percentile) / 100 >= FEWEST_BEYOND
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,7 @@ class Candidate:
     low: float = math.nan
     high: float = math.nan
     point: int = -1  # its place among the points of all runs
+    judged: bool = True  # False: its requests are too few for the bounded percentile
     codes: tuple[str, ...] = ()  # of the warnings about its figure and what is bounded
 
     @property

@@ -22,8 +22,8 @@ def lead(answers: Sequence[TaskAnswer]) -> str:
     noun = "task" if answers and answers[0].question.bounds else "point"
     contested = [answer for answer in answers if len(answer.meeting) > 1]
     alone = Counter(answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.candidates))
-    unmet = sum(not answer.meeting for answer in answers if answer.candidates)
-    unranked = sum(not answer.candidates for answer in answers)
+    unmet = sum(not answer.meeting for answer in answers if answer.judged)
+    unranked = sum(not answer.judged for answer in answers)
     parts = [_contested(contested, len(answers) - alone.total() - unmet - unranked, noun)] if contested else []
     parts += [f"{name} alone meets the SLO at {times} of {count(len(answers), noun)}" for name, times in alone.items()]
     if answers and not parts and not unmet and not unranked:
@@ -106,6 +106,8 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
 def _unmet(answer: TaskAnswer) -> str:
     if not answer.candidates:
         return "no configuration can be ranked"
+    if not answer.judged:
+        return f"too few requests to judge {_slo(answer)}"
     closest, total = answer.candidates[0], len(answer.candidates)
     none = f"none of {count(total, 'configuration')} meets {_slo(answer)}"
     if closest.tightest is None or closest.latency is None or math.isinf(closest.headroom):
