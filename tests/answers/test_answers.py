@@ -113,11 +113,11 @@ def test_an_slo_that_only_one_meets_changes_the_answer(tmp_path, capsys):
 def test_an_slo_is_never_judged_at_a_percentile_below_the_90th(tmp_path, capsys):
     """24 requests a point tell no p90: their p50 is within the bound, and that is no answer."""
     run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, num_requests=6)
-    judged = summary(capsys, run, "--slo", "ttft=0.38")
+    judged = summary(capsys, run, "--slo", "ttft=380ms")
     assert judged.startswith("qa: too few requests to judge TTFT p90 ≤ 380 ms")
     assert "meets" not in judged
     enough = engines(tmp_path / "b", {"vllm": 110, "tgi": 100}, num_requests=13)
-    assert "TTFT p90 364 ms" in summary(capsys, enough, "--slo", "ttft=0.38")
+    assert "TTFT p90 364 ms" in summary(capsys, enough, "--slo", "ttft=380ms")
 
 
 @pytest.mark.slow
