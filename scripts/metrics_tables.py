@@ -11,7 +11,6 @@ from analysis.answers.output import ANSWER_COLUMNS
 from analysis.compare.output import comparison_columns
 from analysis.compare.verdicts import MARGIN
 from analysis.explain.output import PART_COLUMNS
-from analysis.report.wide import WIDE_ROWS
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.studies.printed import JUDGED
 from analysis.summary import SUMMARY_COLUMNS
@@ -75,7 +74,6 @@ def column_tables() -> str:
         "sweep explain --format csv, json": _recorded(meanings(PART_COLUMNS)),
         "sweep studies RUN --format csv, json": _recorded(meanings(JUDGED)),
         "analysis.quantiles(folder).table": _recorded(QUANTILE_COLUMNS),
-        "analysis.wide(results): the rows of each frame": _recorded(WIDE_ROWS),
     }
     tables = {
         column: "\n".join(meanings_table(of_file, COLUMN_HEADINGS).markdown()) for column, of_file in files.items()

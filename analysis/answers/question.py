@@ -10,11 +10,11 @@ import pandas as pd
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
 from analysis.statistics.standings import Standing
-from sweep.base.config import PERCENTILES, ConfigError, one_of
+from sweep.base.config import PERCENTILES, ConfigError
 from sweep.disk.row import merged_percentiles, percentiles_text
-from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 
+MOST_SUGGESTED = 3  # times those that ran: to suggest more would be absurd
 LEAST_BOUNDED = 90  # the lowest percentile that an SLO is judged at
 
 
@@ -39,10 +39,22 @@ class Bound:
 def bounds(
     slo: Mapping[str, float], fewest_requests: int, percentiles: Sequence[float] = PERCENTILES
 ) -> tuple[Bound, ...]:
-    """The bounds of an SLO, such as {"ttft": 0.2}, on the highest of the percentiles that so many requests can tell."""
-    percentile = bounded_percentile(fewest_requests, percentiles)
-    labelled = {name: labelled_column(f"{name}_{percentile_name(percentile)}", percentiles) for name in slo}
-    return tuple(Bound(column, slo[name], percentile) for name, column in labelled.items() if column is not None)
+    """The bounds of an SLO, such as {"ttft.p90": 0.2}.
+
+    One without a percentile is on the highest that so many requests can tell.
+
+    Raises:
+        ConfigError: for a percentile that these trials lack.
+    """
+    usual, limits = bounded_percentile(fewest_requests, percentiles), []
+    for name, limit in slo.items():
+        latency, _, typed = name.partition(".p")
+        percentile = float(typed) if typed else usual
+        labelled = labelled_column(f"{latency}_{percentile_name(percentile)}", percentiles)
+        if labelled is None or percentile not in percentiles:
+            raise ConfigError(f"slo={name}: expected one of {', '.join(f'p{each:g}' for each in percentiles)}")
+        limits.append(Bound(labelled, limit, percentile))
+    return tuple(limits)
 
 
 def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
@@ -65,25 +77,6 @@ def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> fl
 def tells(requests: float, percentile: float) -> bool:
     """Return whether so many requests can tell a percentile."""
     return requests * (100 - percentile) / 100 >= FEWEST_BEYOND
-
-
-def slo_of(text: str) -> dict[str, float]:
-    """The SLO that `ttft=0.2,tpot=0.02` states, in s.
-
-    Raises:
-        ConfigError: for anything else.
-    """
-    try:
-        pairs = [pair.split("=") for pair in text.split(",")]
-        slo = {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise ConfigError(f"slo={text}: expected NAME=SECONDS,... of ttft, tpot and e2el") from None
-    for name in slo:
-        if name not in BOUNDED:
-            raise one_of("slo", name, list(BOUNDED))
-    if bad := [name for name, limit in slo.items() if not 0 < limit < math.inf]:
-        raise ConfigError(f"slo={text}: {bad[0]} must be a number of seconds above 0")
-    return slo
 
 
 @dataclass(frozen=True)
@@ -176,9 +169,10 @@ class TaskAnswer:
         return tuple(candidate for candidate in self.meeting if candidate.standing is Standing.TIED)
 
     @property
-    def judged(self) -> bool:
-        """False if every candidate has too few requests for the bounded percentile."""
-        return any(candidate.judged for candidate in self.candidates)
+    def suggested(self) -> Remedy | None:
+        """The remedy of a tie, if it takes fewer than three times the launches that ran."""
+        affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
+        return self.remedy if affordable else None
 
     @property
     def decided(self) -> bool:

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from analysis.answers.question import Candidate, Remedy, TaskAnswer
 from analysis.compare.verdicts import MARGIN
 from analysis.points import listed
+from analysis.quantities import LabelledColumn
+from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 
 MOST_IN_SENTENCE = 3  # configurations in a sentence
+BY_LAUNCHES = "*"  # after an interval
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
@@ -52,7 +55,7 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
         f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)
     ]
     undecided = len(contested) - wins.total()
-    rest = f"; at {undecided} the best is not told apart from another" if undecided else ""
+    rest = f"; {undecided} {'is a tie' if undecided == 1 else 'are ties'}" if undecided else ""
     more = f" and {count(len(wins) - MOST_IN_SENTENCE, 'other')}" if len(wins) > MOST_IN_SENTENCE else ""
     return f"{', '.join(named)}{more} of {where}{rest}{others}"
 
@@ -96,7 +99,7 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
     more = f" and {len(answer.tied) - MOST_IN_SENTENCE} more" if len(answer.tied) > MOST_IN_SENTENCE else ""
     equal = all(each.low > 1 - MARGIN and each.high < 1 + MARGIN for each in answer.tied)
     verdict = f"is equal within {MARGIN:.0%} to" if equal else "is not told apart from"
-    decisive = f": {remedy_text(answer.remedy)}" if answer.remedy and not equal else ""
+    decisive = f": {remedy_text(answer.suggested)}" if answer.suggested and not equal else ""
     return f"{shown} {verdict} {', '.join(names)}{more}{decisive}"
 
 
@@ -117,11 +120,15 @@ def _unmet(answer: TaskAnswer) -> str:
 
 
 def figure(answer: TaskAnswer, candidate: Candidate) -> str:
-    """`538 tokens/s ±3%`, of these launches; `±3% over launches` where the requests give no interval."""
-    half = candidate.figure.relative_half_width
-    text = f"{answer.question.quantity.shown(candidate.figure.value)} {answer.question.quantity.unit}"
-    source = " over launches" if candidate.figure.by_launches else ""
-    return text if math.isnan(half) else text + (f" ±{half:.0%}" if half >= 0.01 else " ±<1%") + source
+    """`538 tokens/s, 524–552`, of these launches; `524–552 over launches` where the requests give no interval."""
+    quantity, ends = answer.question.quantity, range_text(candidate.figure, answer.question.quantity, " over launches")
+    return f"{quantity.shown(candidate.figure.value)} {quantity.unit}" + (f", {ends}" if ends else "")
+
+
+def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
+    """`46.0–61.9`, with a mark if it is from the launches' own figures; empty without an interval."""
+    ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
+    return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
 
 
 def advantage(answer: TaskAnswer, candidate: Candidate) -> str:

@@ -19,7 +19,7 @@ from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.shared_layout import shared_layout
-from analysis.report.terminal import label
+from analysis.report.tables import label
 from analysis.report.trial_files import FileLink, file_links, relative_path
 from analysis.results import RunResults
 from analysis.statistics.estimates import INTERVAL_COLUMNS
@@ -186,7 +186,8 @@ def _tested_pair(first: int, second: int, ratio: float, low: float, high: float,
 def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
     """The tested pairs of the answers within the runs' own SLO: the best of each task with each other candidate."""
     slo = shared_slo(runs)
-    if not slo or not any((results.points["n"] > 0).any() for results in runs):
+    # The page's own bounds name no percentile.
+    if not slo or not set(slo) <= set(BOUNDED) or not any((results.points["n"] > 0).any() for results in runs):
         return []
     return [
         _tested_pair(answer.meeting[0].point, rival.point, rival.ratio, rival.low, rival.high, is_lower_better)

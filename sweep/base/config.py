@@ -20,10 +20,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -217,6 +219,39 @@ class Durations(Strict):
     trial: PositiveFloat  # the mean
 
 
+def read_slo(typed: Any) -> dict[str, float] | None:
+    """Return the bounds of `ttft=200ms,tpot.p90=0.05s`, or of such a mapping, in seconds.
+
+    Raises:
+        ConfigError: for another latency, or a limit without a unit.
+    """
+    if typed is None:
+        return None
+    if isinstance(typed, str):
+        typed = dict(pair.partition("=")[::2] for pair in typed.split(","))
+    if not isinstance(typed, Mapping):
+        raise ConfigError("expected bounds such as ttft=200ms,tpot.p90=0.05s")
+    return {str(latency).strip(): _seconds(str(latency).strip(), limit) for latency, limit in typed.items()}
+
+
+def _seconds(latency: str, limit: Any) -> float:
+    if not re.fullmatch(r"(ttft|tpot|e2el)(\.p\d{1,2}(\.\d+)?)?", latency, re.ASCII):
+        raise ConfigError(f"{shortened(latency)}: expected ttft, tpot or e2el, with a percentile as in ttft.p90")
+    typed = shortened(limit).strip()
+    match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?) ?(ms|s)?", typed, re.ASCII)
+    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else 0
+    if match and not match[2]:
+        raise ConfigError(f"{latency}={typed}: expected a unit: {typed}ms or {typed}s")
+    if not 0 < seconds <= LARGEST_NUMBER:
+        raise ConfigError(f"{latency}={typed}: expected a time above 0 with its unit, such as 200ms or 0.2s")
+    return seconds
+
+
+def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
+    """The bounds as a configuration states them; recorded ones are in seconds."""
+    return None if slo is None else {latency: f"{seconds!r}s" for latency, seconds in slo.items()}
+
+
 class Settings(Strict):
     """Everything about a run that is not part of a point: none of it can change a trial's result, save where said.
 
@@ -249,7 +284,11 @@ class Settings(Strict):
     relaunch: Literal["auto", "once", "per_replicate"] = "auto"
     max_failed: float = Field(default=0.05, ge=0, lt=1)
     quiet: Quiet | None = None
-    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None
+    slo: Annotated[
+        dict[str, float] | None,
+        BeforeValidator(read_slo),
+        PlainSerializer(slo_in_units, return_type=dict[str, str] | None),
+    ] = None  # s
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
     report: bool = True

@@ -304,9 +304,8 @@ def print_report(
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
-    for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
-        for table in render(results):
-            console.print(table)
+    for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
+        console.print(table)
     _print_place_of_report(RunPaths(folder), console)
 
 

@@ -37,6 +37,7 @@ from sweep.numbers.selection import measured
 
 Row = Mapping[str, Any]
 
+REPORT_FILE = "report.html"
 REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by the code of the column
 NULLS = {"d": math.nan, "i": UNKNOWN, "b": 0}  # the value in Records of a null in the file
 
@@ -76,7 +77,7 @@ class RunPaths:
         self.totals = out / "totals.json"
         self.trials = out / "trials.parquet"
         self.summary = out / "summary.csv"
-        self.report = out / "report.html"
+        self.report = out / REPORT_FILE
         self.figures = out / "figures"
         self.deployments = out / "deployments"
         self.compact = self.deployments / COMPACT
@@ -106,7 +107,7 @@ class RunPaths:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, which a user gives as a path or as its name under results/.
+    """The folder of a run, which a user gives as a path, as its name under results/, or as the path of its report.
 
     Raises:
         ConfigError: for what cannot be the name of a folder, such as the address of an object store.
@@ -115,6 +116,8 @@ def run_folder(run: str | Path) -> Path:
         needed = "this command needs a folder: sweep copy URL FOLDER brings a run here"
         raise ConfigError(f"RUN={shortened(run)}: {needed}")
     folder = Path(run)
+    if folder.name == REPORT_FILE:
+        folder = folder.parent
     try:
         return folder if folder.exists() else Path("results") / folder
     except OSError as error:

@@ -35,4 +35,5 @@ def _is_needed(name: PurePosixPath, kinds: Sequence[str]) -> bool:
 
 def run_place(run: str) -> str | Path:
     """The run's folder, or its URL. Raises ConfigError as `run_folder`."""
+    run = run.partition("#")[0].removeprefix("file://") if run.startswith("file://") else run  # a browser's address
     return run if object_store.is_url(run) else run_folder(run)

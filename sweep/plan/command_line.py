@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override, OverrideType, Transformer
 from hydra.errors import HydraException
 
 from sweep.base.config import POINT_GROUPS, ConfigError, first_line, shortened
+from sweep.base.options import ConfigPath
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
@@ -47,7 +48,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     scalars: Assignments = {}
     axes: dict[str, list[Any]] = {}
     for argument in arguments:
-        override = _parse_override(argument)
+        override = _parse_override(_quoted_slo(argument))
         key, typed = override.key_or_group, shortened(argument.lstrip("+"))
         scalars.pop(key, None)  # given twice, the last counts, as a wrapper around a command expects
         axes.pop(key, None)
@@ -79,6 +80,13 @@ def axis_values(key: str, values: Any) -> list[Any]:
     return list(values)
 
 
+def _quoted_slo(argument: str) -> str:
+    """Quote the bounds of `slo=ttft=200ms,tpot=0.05s`: their comma is no choice between values."""
+    key, _, bounds = argument.partition("=")
+    is_plain = key == "slo" and bounds not in ("", "null") and bounds[0] not in "{'\""
+    return f"slo='{bounds}'" if is_plain and "'" not in bounds else argument
+
+
 def _parse_override(argument: str) -> Override:
     typed = shortened(argument)
     try:
@@ -88,6 +96,10 @@ def _parse_override(argument: str) -> Override:
     except HydraException:
         if argument.startswith("-"):
             raise ConfigError(f"{typed}: no such option; expected --help and key=value (dry_run=true)") from None
+        if "=" not in argument:
+            is_experiment = argument in ConfigPath.of_user().choices("experiment")
+            remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="
+            raise ConfigError(f"{typed}: expected key=value{remedy}") from None
         quoting = "a value with brackets or letters beyond ASCII is quoted, \"key='value'\""
         raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None
     if override.package is not None:

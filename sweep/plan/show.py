@@ -29,6 +29,8 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     cache = cache_directory(plan.settings.cache_dir)
     notes = dict.fromkeys(note for workload in workloads for note in workload.notes(cache))
     lines = [*(f"{because}{text}" for text in plan.replaced), *notes]
+    if slo := plan.settings.slo:
+        lines.append(f"SLO: {', '.join(f'{latency} ≤ {1000 * limit:,g} ms' for latency, limit in slo.items())}")
     _print(console, [*lines, _headline(plan, pending.runnable)])
     if details:
         _print_cut(console, _trials(plan, pending, console.width))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from analysis.compare.reproduction import FigureChange, Reproduction, figure_changes, finding
-from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
+from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, slo_in_units, validate
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
 from sweep.cli.run import Planned, execute_plan, traced
@@ -153,6 +153,7 @@ def _settings_today(
     today = compose_run([*defaults, *overrides], find, options).settings  # whose model and workload are not the rows'
     present = {"hardware", "assumed", *(key.partition(".")[0] for key in typed)}
     recorded = {key: value for key, value in capsule.settings.items() if key not in present}
+    recorded |= {"slo": slo_in_units(slo)} if (slo := recorded.get("slo")) else {}
     recorded["replicates"] = len({each.trial["replicate"] for each in capsules})
     name = str(capsule.trial.get("experiment") or "rerun")
     folder = out or (today.out if "out" in typed else str(_new_folder(capsules)))

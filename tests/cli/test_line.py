@@ -166,7 +166,7 @@ def test_a_command_with_nothing_to_do_says_so_and_what_shows_its_results(tmp_pat
         assert main(command) == status
     last = f"nothing to do; sweep summary {tmp_path / 'out'}\nreport: {tmp_path / 'out' / 'report.html'}\n"
     assert capsys.readouterr().out.endswith(last)
-    assert main([*command, "slo={ttft: 5}"]) == status
+    assert main([*command, "slo={ttft: 5s}"]) == status
     assert "nothing to do" not in capsys.readouterr().out
 
 

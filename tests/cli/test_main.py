@@ -253,8 +253,11 @@ def test_options_of_the_users_own_are_used_and_listed(capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder / "load").mkdir(parents=True)
     (tmp_path / folder / "load" / "pair.yaml").write_text(OWN_LOAD)
-    assert main([*arguments, *SMALL, *INLINE, "load=pair", "dry_run=true", "hardware=cpu"]) == 0
-    assert "2 users" in capsys.readouterr().out
+    slo = "slo=ttft.p90=200ms,tpot=0.05s"
+    assert main([*arguments, *SMALL, *INLINE, "load=pair", "dry_run=true", "hardware=cpu", slo]) == 0
+    printed = capsys.readouterr().out
+    assert "2 users" in printed
+    assert "SLO: ttft.p90 ≤ 200 ms, tpot ≤ 50 ms" in printed
     assert main([*arguments, "load=pair", "--help"]) == 0
     assert "load.concurrency" in capsys.readouterr().out
     assert main(["completion", "--words", "sweep", *arguments, "load=pa"]) == 0
@@ -269,9 +272,12 @@ def test_help_and_status_do_not_wait_for_hydra():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["summary", "first", "--slo", "ttft=1", "second"], "results/first: "),
+        (["summary", "first", "--slo", "ttft=1s", "second"], "results/first: "),
         (["compare", "first", "--margin", "5", "second"], "results/first: "),
         (["selfcheck", "model=tiny-llama", "--itl", "1", "backend=nope"], "backend=nope: unknown"),
+        (["summary", "first/report.html"], "results/first: "),
+        (["throughput_bound"], "throughput_bound: expected key=value; did you mean +experiment=throughput_bound?"),
+        (["run", "backend", "=", "vllm"], "backend: expected key=value, without spaces around ="),
         (["gateway", "--to", "http://h:1", "gateway=cache", "--port", "1", "gateway.nope=1"], "gateway.nope=1"),
     ],
 )

@@ -68,7 +68,7 @@ def report(folder: Path) -> str:
 def test_a_buffered_stream_has_no_time_per_token(
     events: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = sweep(tmp_path, *[Script(events_per_write=events)] * 2, overrides=["slo={tpot: 0.05}"])
+    row = sweep(tmp_path, *[Script(events_per_write=events)] * 2, overrides=["slo={tpot: 50ms}"])
     assert row.outcome == "ok"
     assert row.buffered_share == 1
     assert "buffered-stream" in row.warnings
@@ -86,7 +86,7 @@ def test_a_buffered_stream_has_no_time_per_token(
 
 
 def test_events_of_their_own_are_not_buffered(tmp_path: Path) -> None:
-    row = sweep(tmp_path, Script(usage="running"), overrides=["slo={tpot: 0.05}"])
+    row = sweep(tmp_path, Script(usage="running"), overrides=["slo={tpot: 50ms}"])
     assert row.buffered_share < 0.1
     assert row.tpot_p50 == pytest.approx(TPOT, rel=0.1)
     assert row.goodput == pytest.approx(row.request_throughput)
@@ -123,7 +123,7 @@ def test_tpot_is_exact_with_four_tokens_an_event_through_the_command(tmp_path: P
 
 
 def test_hidden_tokens_do_not_make_the_visible_ones_fast(tmp_path: Path) -> None:
-    row = sweep(tmp_path, Script(hidden=200), overrides=["slo={tpot: 0.01}"])
+    row = sweep(tmp_path, Script(hidden=200), overrides=["slo={tpot: 10ms}"])
     assert row.outcome == "ok"
     assert row.tpot_p50 == pytest.approx(TPOT, rel=0.05)
     assert row.goodput == 0

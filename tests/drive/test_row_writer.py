@@ -55,7 +55,7 @@ def test_another_row_or_plan_or_price_or_program_makes_it_again(folder, monkeypa
     commit(planned(), folder, 1)
     assert tables_made(planned(), folder, monkeypatch) == 1
     assert len(read_trials(folder.trials)) == 2
-    for changed in (["load.batch_size=1,2,4"], ["hardware.price_per_hour=7"], ["slo={ttft: 0.1}"], ["name=other"]):
+    for changed in (["load.batch_size=1,2,4"], ["hardware.price_per_hour=7"], ["slo=ttft=100ms"], ["name=other"]):
         assert tables_made(planned(*changed), folder, monkeypatch) == 1, changed
         assert tables_made(planned(*changed), folder, monkeypatch) == 0, changed
     monkeypatch.setattr(provenance, "commit", lambda: "ba9876543210")

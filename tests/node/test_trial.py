@@ -7,7 +7,7 @@ import pytest
 
 from backends.base import Backend
 from backends.vllm import VLLM
-from sweep.base.config import FoundHardware, Hardware
+from sweep.base.config import FoundHardware, Hardware, slo_in_units
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
@@ -69,12 +69,14 @@ def test_answers_whose_end_is_ignored_show_their_special_tokens_so_that_the_text
 def test_a_changed_slo_is_judged_from_the_stamps_on_disk(tmp_path, slo, stamps):
     paths, records = RunPaths(tmp_path), make_records(8, 4, 10, ttft=0.2, tpot=0.01)
     trial = Trial("t1", SimpleNamespace(name="qa"), Batch(batch_size=4), 0, 1, {}, {}, label="qa batches of 4")
-    plan = Plan(run_settings(slo=slo), [Deployment("d1", ENGINE, None, 0, None, [trial], label="vllm m")], [], [])
+    plan = Plan(
+        run_settings(slo=slo_in_units(slo)), [Deployment("d1", ENGINE, None, 0, None, [trial], label="vllm m")], [], []
+    )
     if stamps:
         run_files.write_requests(paths.trial("d1", "1", "t1"), records)
     ledger = Ledger(paths.ledger)
     row = {"trial_id": "t1", "deployment_id": "d1", "attempt": "1", "outcome": "ok", "gpu_count": 0}
-    ledger.commit({**row, "slo": slo_text(run_settings(slo={"ttft": 9.0})), "goodput": 7.0})
+    ledger.commit({**row, "slo": slo_text(run_settings(slo="ttft=9s")), "goodput": 7.0})
     RowWriter(plan, paths, ledger, None, None).write_table()
     present = run_files.read_trials(paths.trials)[0]
     assert present["slo"] == slo_text(plan.settings)

@@ -257,7 +257,10 @@ def test_rows_of_the_simulated_engine_are_run_again(tmp_path, capsys, monkeypatc
     slow = ["backend.ttft.mean=0.6", "backend.itl.mean=0.1", "workload.num_requests=2", "load.batch_size=1"]
     command = [*SIMULATED, *slow, "replicates=2", "relaunch=per_replicate", "max_failed=0.1"]
     assert main([*command, f"out={tmp_path / 'run'}"]) == 0
-    assert main(["rerun", str(tmp_path / "run")]) in (0, 1)
+    assert main(["rerun", str(tmp_path / "run")]) == 2
+    assert "expected RUN#TRIAL, or --all for" in capsys.readouterr().err
+    assert not list((tmp_path / "results").rglob("rerun.json")), "nothing was measured"
+    assert main(["rerun", str(tmp_path / "run"), "--all"]) in (0, 1)
     (verdicts,) = (tmp_path / "results" / "rerun").glob("*/rerun.json")
     first = json.loads(verdicts.read_text())
     ours = [pair for each in first for pair in each["differences"] if pair["name"] not in (FOREIGN, LOAD_AVERAGE)]
