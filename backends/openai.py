@@ -1,11 +1,14 @@
 """A running endpoint that speaks OpenAI's protocol (or TGI's): nothing is launched, installed or stopped."""
 
 import os
+import re
+from typing import Literal
 
 from pydantic import field_validator
 
 from backends.base import Backend, Host
 from backends.declarations import Traits
+from sweep.base.records import key_header
 
 
 class OpenAI(Backend):
@@ -13,8 +16,12 @@ class OpenAI(Backend):
 
     traits = Traits(attachable=True)
 
-    url: str  # http(s)://host[:port][/base], with or without /v1
+    url: str  # http(s)://host[:port][/base][?query], with or without /v1 or another version
+    path: str | None = None  # of the requests, after the URL's; null: that of the api, /v1/chat/completions of chat
     api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
+    auth_header: str = "Authorization"  # that holds the key, e.g. api-key
+    auth_scheme: str | None = None  # before the key; null: Bearer in Authorization, nothing in another header
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"] = "max_tokens"
 
     continuous_usage: bool = True
     metrics_path: str | None = None
@@ -25,6 +32,24 @@ class OpenAI(Backend):
         if name is not None and not name.isidentifier():
             raise ValueError("expected the NAME of an environment variable, never the key itself")
         return name
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_path(cls, path: str | None) -> str | None:
+        if path is not None and not re.fullmatch(r"/[!-~]*", path):
+            raise ValueError("expected a path that begins with /")
+        return path
+
+    @field_validator("auth_header")
+    @classmethod
+    def _is_a_header(cls, header: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9-]+", header):
+            raise ValueError("expected the name of an HTTP header")
+        return header
+
+    def key_headers(self) -> dict[str, str]:
+        key = os.environ.get(self.api_key_env or "")
+        return dict([key_header(self.auth_header, self.auth_scheme, key)]) if key else {}
 
     def unavailable(self, host: Host) -> str | None:
         if self.api_key_env and self.api_key_env not in os.environ:
