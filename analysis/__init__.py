@@ -3,11 +3,11 @@
 docs/columns.md lists the frames and every column.
 
 `analysis.load("results/throughput_bound")` is the trials as a pandas frame, `analysis.requests(folder, trial_id)` and
-`analysis.telemetry(folder, trial_id)` what is behind them, and `analysis.quantiles(folder)` the quantiles of however
-many requests and gaps. Of `results = analysis.open_results(folder)`,
-`analysis.write_all(results)` rebuilds summary.csv, the figures and report.html, `analysis.Summary(results)` is the
-table that the terminal shows, `analysis.wide(results)` has the points as columns, and `results.warnings` are the
-warnings. `analysis.write_several([results, others], folder)` writes one report of several runs.
+`analysis.telemetry(folder, trial_id)` their raw data, and `analysis.quantiles(folder)` the quantiles of any number of
+requests and gaps. With `results = analysis.open_results(folder)`, `analysis.write_all(results)` rebuilds summary.csv,
+the figures and report.html, `analysis.Summary(results)` is the terminal's table, `analysis.wide(results)` has the
+points as columns, and `results.warnings` are the warnings. `analysis.write_several([results, others], folder)` writes
+one report of several runs.
 """
 
 from analysis.load import RunNotFound, load, requests, telemetry

@@ -1,4 +1,4 @@
-"""`python -m analysis wandb RUN`: what the analysis does with a finished run besides `sweep report`."""
+"""`python -m analysis wandb RUN`: sends a finished run to W&B."""
 
 import sys
 

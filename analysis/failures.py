@@ -1,4 +1,4 @@
-"""The trials that are no result: how they ended, those that failed alike together."""
+"""The trials without a result: how they ended, with equal failures grouped."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

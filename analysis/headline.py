@@ -1,4 +1,4 @@
-"""The columns of a run's points: the headline figures, and those that say what was asked and what came of it."""
+"""The columns of a run's points: the headline figures, and those that describe the task and the outcome."""
 
 from sweep.base.records import LOAD_COLUMNS
 from sweep.numbers.quantity import columns

@@ -1,7 +1,7 @@
 """A run's files as pandas frames: trials at once, requests and telemetry on demand.
 
-A run is a folder, or the URL of one in an object store: what is needed of it is copied to a temporary folder.
-Only the attempts that trials.parquet names are read: what a lost or superseded attempt left behind is no part of it.
+A run is a folder, or the URL of one in an object store, whose needed files are copied to a temporary folder. Only the
+attempts that trials.parquet names are read: remains of a lost or superseded attempt do not belong to it.
 """
 
 import json
@@ -61,15 +61,15 @@ class Run:
 
     @property
     def baseline(self) -> dict[str, Any]:
-        """Column -> value of the points that others are compared with; empty if there is none."""
+        """Column -> value of the points that others are compared with; empty without one."""
         return dict(self.experiment.get("baseline") or {})
 
     @cached_property
     def ok(self) -> pd.DataFrame:
         """The trials that are results.
 
-        Without latencies where the engine took its own stamps: they leave out the way to the client, so they are
-        compared with others on throughput and duration only.
+        Latencies are left out where the engine took its own stamps: they exclude the way to the client, so such trials
+        are compared on throughput and duration only.
         """
         results = self.trials[self.trials["outcome"] == "ok"].copy()
         latencies = trial_row.latency_columns(self.percentiles)
@@ -82,7 +82,7 @@ class Run:
 
     @cached_property
     def percentiles(self) -> tuple[float, ...]:
-        """Those that a series may have: of the trials, and the default ones."""
+        """The percentiles that a series may have: the trials' own, and the default ones."""
         return _percentiles(self.trials["percentiles"].unique())
 
     @property
@@ -94,9 +94,9 @@ class Run:
 
 
 def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = ("requests",)) -> Run:
-    """The run in a folder: the trials of its present plan, or all that were ever measured there.
+    """The run in a folder: the trials of its present plan, or all trials ever measured there.
 
-    `folder` may be the URL of a run in an object store, of which files of these kinds (LocalCopy) are there too.
+    `folder` may be the URL of a run in an object store; files of these kinds (LocalCopy) are then copied too.
 
     Raises:
         RunNotFound, DamagedFile: if trials.parquet does not exist, or it or the plan's experiment is not whole.
@@ -129,7 +129,7 @@ def in_plan(run: Run) -> Run:
 def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
     """The trials of a run, one row each: seconds, bytes, tokens per second, USD; missing where unknown.
 
-    `all_rows`: also those that other commands measured in this folder, whose `in_plan` is False.
+    `all_rows` adds trials that other commands measured in this folder, with `in_plan` False.
 
     Raises:
         RunNotFound, DamagedFile: if trials.parquet does not exist, or is not whole.
@@ -141,7 +141,7 @@ def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
 
 
 def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials of the present plan, without columns that only others have; rows of an older version are all of it."""
+    """The trials of the present plan, without columns that only others have; all rows of an older version count."""
     planned = trials["in_plan"].fillna(True).astype(bool)
     if planned.all():
         return trials
@@ -151,9 +151,9 @@ def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
-    """With a column for each setting in which trials of the same names differ: a plan has columns for its axes alone.
+    """Add a column for each setting in which trials with equal names differ: a plan has columns for its axes alone.
 
-    Without them the trials of plans that differ in a setting would look like replicates of one point.
+    Without these columns, trials of plans that differ in a setting would look like replicates of one point.
     """
     configs = {text: dotted(json.loads(text)) for text in trials["config"].dropna().unique()}
     varying: set[str] = set()
@@ -173,7 +173,7 @@ def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _column_value(value: Any) -> Any:
-    """A setting as a column can have it: a list as its text."""
+    """A setting as a column's value: a list becomes its text."""
     return json.dumps(value) if isinstance(value, list) else value
 
 
@@ -182,12 +182,12 @@ def _paths(folder: str | Path, kinds: Sequence[str] = ()) -> tuple[RunPaths, Loc
     copy = LocalCopy(str(folder), kinds) if object_store.is_url(str(folder)) else None
     paths = RunPaths(copy.folder if copy else Path(folder))
     if not paths.trials.is_file():
-        raise RunNotFound(f"{folder}: no run here (there is no trials.parquet)")
+        raise RunNotFound(f"{folder}: no run here (trials.parquet is missing)")
     return paths, copy
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    """With all columns: a run of an older version lacks some, which are null, as anything unknown is."""
+    """Add missing columns: a run of an older version lacks some, which are null, like anything unknown."""
     present = set(table.column_names)  # once: each look at the names makes a list of them all
     texts = table["percentiles"].unique().to_pylist() if "percentiles" in present else []
     schema = run_files.trial_schema(_percentiles(texts))
@@ -211,11 +211,10 @@ def _experiment(plan: Path) -> dict[str, Any]:
 def requests(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
-    """The requests of a run's present plan, or of the trials named, with their `trial_id`; warm-up too (`phase`).
+    """The requests of a run's present plan, or of the named trials, with their `trial_id`; warm-up included (`phase`).
 
-    A trial that is named may be of another plan; of a trial that was measured twice it is the last measurement.
-    A column that an older file lacks is null there. `damaged="skip"` leaves out files that cannot be read, with a
-    Python warning that names each.
+    A named trial may belong to another plan; for a trial measured twice it is the last measurement. A column that an
+    older file lacks is null. `damaged="skip"` leaves out unreadable files, with a Python warning that names each.
 
     Raises:
         RunNotFound, KeyError: if there is no such run or trial.

@@ -15,7 +15,7 @@ MOST_LISTED = 12  # lines in a sentence
 
 @dataclass(frozen=True)
 class PointLayout:
-    """The names of points: each has a line, a panel and a place on the x axis."""
+    """The names of points: each has a line, a panel and a position on the x axis."""
 
     points: pd.DataFrame  # the summary, with `line` and `panel`
     lines: list[str]  # in the plan's order: a line looks the same in every figure of a run
@@ -31,7 +31,7 @@ class PointLayout:
 
     @property
     def x_label(self) -> str:
-        """The labels of x in all panels, e.g. `Batch size or concurrency`; empty if there is none."""
+        """The labels of x in all panels, e.g. `Batch size or concurrency`; empty without one."""
         first, *rest = dict.fromkeys(self.x_labels.values()) or [""]
         return " or ".join([first, *(label.lower() for label in rest)])
 
@@ -69,13 +69,13 @@ class Layout(PointLayout):
         return trials.join(self.trials)
 
     def visible(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """The trials that a figure has room for."""
+        """The trials that fit into a figure."""
         placed = self.placed(trials)
         return placed[placed["line"].isin(self.coloured) & placed["panel"].isin(self.visible_panels)]
 
 
 def listed(lines: Sequence[str]) -> str:
-    """Lines joined for a sentence: if there are many, the first ones and the number of the rest."""
+    """Lines joined for a sentence: if there are many, the first ones and the number of the others."""
     more = len(lines) - MOST_LISTED
     return ", ".join(lines) if more <= 1 else f"{', '.join(lines[:MOST_LISTED])} and {more:,} others"
 

@@ -1,4 +1,4 @@
-"""The labels of measured columns, their unit on a label, and which way is better: as their quantity is declared.
+"""The labels of measured columns, their unit on a label, and which direction is better, as their quantity declares.
 
 Data are in seconds, bytes and shares; only labels are in ms, GiB and %.
 """
@@ -44,12 +44,12 @@ class LabelledColumn:
         return self.short if acronym else self.short[:1].lower() + self.short[1:]
 
     def shown(self, value: float) -> str:
-        """A value with three significant digits, without its unit; an em dash if there is none."""
+        """A value with three significant digits, without its unit; an em dash without one."""
         return number(value * self.scale)
 
 
 def setting(value: Any) -> str:
-    """A number that was asked for, as it was: 8, 0.5; an em dash where it was not."""
+    """Format a requested number as given (8, 0.5); a dash if it was not set."""
     return "—" if pd.isna(value) else f"{value:g}"
 
 

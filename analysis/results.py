@@ -1,4 +1,4 @@
-"""A run summarised once: what its tables, its figures and its report are made of."""
+"""A run summarised once, for its tables, its figures and its report."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from sweep.numbers.warnings import ResultWarning
 
 @dataclass(frozen=True)
 class RunResults:
-    """A run and everything worked out of it, each part when it is first needed."""
+    """A run and everything derived from it, each part computed when it is first needed."""
 
     run: Run
 

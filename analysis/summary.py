@@ -31,7 +31,7 @@ NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
 SUMMARY_COLUMNS = {
     "run": ("", "the run's name, in summary.csv of a report of several runs"),
     "backend, model, workload, load, batch_size, concurrency, rate": ("", "the point, as in trials.parquet"),
-    "accelerator": ("", "likewise, where results are of several"),
+    "accelerator": ("", "the same, if the results have several"),
     "KEY": ("", "an axis of the experiment under its dotted key, e.g. backend.flags.max-num-seqs"),
     "ladder_parent": ("", "the step that a ladder's step is on top of"),
     "n, not_ok, planned": ("trials", "those with a result, others that ran, and all that were planned"),
@@ -42,14 +42,14 @@ SUMMARY_COLUMNS = {
     "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95 % interval of a new launch"),
     "FIGURE_effective_n": ("requests", "independent requests that say as much as those behind the figure"),
     "FIGURE_by_launches": ("", "whether these intervals are from the launches' own figures: the requests give none"),
-    "FIGURE_n": ("trials", "with a value, where some with a result have none"),
+    "FIGURE_n": ("trials", "those with a value, if some with a result have none"),
     "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline figure: its ratio to the baseline, or parent"),
     "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95 % interval (docs/comparing.md)"),
     "FIGURE_standing": ("", "of a headline figure: best, not told apart from the best, or behind"),
     "unpooled": ("", "the figures that are means over the trials, since the requests of one cannot be read"),
     "as_offered": ("", "whether its throughput is what an open loop asked for"),
     "steady_share": ("share", "of the trials with a result that have a steady-state window"),
-    "lost_to_failures": ("", "the percentiles that fall on failed requests, with what is known of them in s"),
+    "lost_to_failures": ("", "the percentiles that fall on failed requests, with their known bounds in s"),
     "warnings": ("", "codes of the point's warnings (docs/warnings.md)"),
 }
 """The columns of summary.csv, for docs/columns.md: unit, meaning."""
@@ -108,7 +108,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
     the figures for which the requests could not be read; `steady_share`, the share of ok trials with a steady-state
     window, if there is one;
     for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
-    and `*_standing` among the points that were asked the same: best, not told apart from the best, or behind.
+    and `*_standing` among the points of one task and load: best, not told apart from the best, or behind.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)
@@ -149,7 +149,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
 
 
 def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
-    """`<headline>_standing` of each point, by its figure; null where nothing else was asked the same."""
+    """`<headline>_standing` of each point, by its figure; null where its task and load have no other point."""
     quantities = [labelled_column(headline) for headline in HEADLINE if headline in contests.figures]
     columns = {
         f"{quantity.column}_standing": contests.standings(quantity, figures[quantity.column].to_numpy(np.float64))

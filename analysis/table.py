@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column(Generic[Item]):
-    """A column: what it is called and holds in files, and how people read it. Either half may be left out."""
+    """A column: its name and content in files, and how people read it. Either half may be left out."""
 
     name: str = ""  # its key in CSV and JSON; `low, high` for a value of two; empty: people alone read it
     meaning: str = ""
@@ -63,7 +63,7 @@ class Column(Generic[Item]):
         return self.heading or self.name
 
     def shown(self, row: Item) -> Cell:
-        """Return what people read of a row."""
+        """Return a row as people read it."""
         if self.cell is None:
             value = self.value(row) if self.value else None
             return Cell(NONE if value is None else str(value))
@@ -71,7 +71,7 @@ class Column(Generic[Item]):
         return cell if isinstance(cell, Cell) else Cell(cell)
 
     def record(self, row: Item) -> dict[str, Any]:
-        """Return what files hold of a row, by key; None for a number that does not exist."""
+        """Return a row as files hold it, by key; None for a number that does not exist."""
         if not self.name or self.value is None:
             return {}
         names, value = self.name.split(", "), self.value(row)
@@ -96,7 +96,7 @@ class Table(Generic[Item]):
 
     @cached_property
     def _visible(self) -> list[tuple[Column[Item], list[Cell]]]:
-        """The columns that people read, each with its cells: none without a figure in any row."""
+        """The columns that people read, each with its cells, without columns that are empty in every row."""
         columns = [column for column in self.columns if column.cell or column.kind]
         cells = [[column.shown(row) for row in self.rows] for column in columns]
         shown = zip(columns, cells, strict=True)
@@ -138,7 +138,7 @@ class Table(Generic[Item]):
         return [head, "|" + "---|" * len(names), *rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table; columns that the width has no room for follow in further ones, behind the same keys."""
+        """Yield the table; columns that do not fit follow in further tables, behind the same keys."""
         if self.title:
             yield Text(one_line(self.title), style="bold")
         heads = [
@@ -186,7 +186,7 @@ class _Size:
 
 
 def _panels(sizes: Sequence[_Size], width: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield the columns that stand beside each other, with their widths: as many as the width has room for."""
+    """Yield the columns that stand beside each other, with their widths: as many as fit."""
     keys = [index for index, size in enumerate(sizes) if size.key]
     pending = [index for index, size in enumerate(sizes) if not size.key]
     while pending or keys:
@@ -205,7 +205,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _widths(sizes: Sequence[_Size], width: int) -> list[int]:
-    """Return the widths of columns: no word broken if there is room, then no line; narrowed where there is none."""
+    """Return the widths of columns: no word broken if there is room, then no line; otherwise narrowed."""
     widths = [size.least for size in sizes]
     while _total(widths) > width and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
@@ -289,7 +289,7 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title:
 
 
 def meanings_table(meanings: Mapping[str, tuple[str, ...]], headings: Sequence[str]) -> Table[Sequence[object]]:
-    """A table for documents: names as code, then what is said of each; a dash for what is empty."""
+    """A table for documents: names as code, then their description; a dash for an empty cell."""
     return text_table(headings, ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items()))
 
 

@@ -1,4 +1,4 @@
-"""The trials' figures as `vllm bench serve` defines them, with the limits that it says were asked for."""
+"""The trials' figures as `vllm bench serve` defines them, with the requested limits."""
 
 import json
 from collections.abc import Hashable
@@ -14,7 +14,7 @@ VLLMFigures = dict[Hashable, dict[str, Any]]  # by the index of the run's ok tri
 
 
 def vllm_figures(run: Run) -> VLLMFigures:
-    """The figures of all trials with a result; latencies by an engine's own stamps are None.
+    """The figures of all trials with a result; latencies from an engine's own stamps are None.
 
     Raises:
         DamagedFile: if a trial's requests are truncated.

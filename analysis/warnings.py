@@ -113,7 +113,7 @@ def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 @_warning(
-    "The mean is over those that succeeded, which may be the faster ones: run the same command again to measure the"
+    "The mean covers the successful replicates, which may be the faster ones: run the same command again to measure the"
     " rest.",
     lowest_is_worst=True,
 )
@@ -150,7 +150,7 @@ def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
     counts = launched.groupby("point")[["launch", "replicate"]].nunique()
     for point in counts.index[(counts["launch"] < counts["replicate"]) & counts.index.isin(compared)]:
         launches, replicates = counts.loc[point]
-        message = f"{replicates} replicates on {count(int(launches), 'launch')}: not told apart from the others"
+        message = f"{replicates} replicates on {count(int(launches), 'launch')}: the comparison is a tie"
         yield Evidence(launches / replicates, message, points=(int(point),))
 
 
@@ -283,7 +283,7 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 @_warning("To compare launches too, let sweep launch the engines, or restart the endpoints and measure again.")
 def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Endpoints are compared, each as it was launched once: what differs from launch to launch is in no interval."""
+    """Endpoints are compared, each on one launch: no interval covers how launches differ."""
     ok = layout.placed(run.ok)
     lines = sorted(ok.loc[of_endpoints(run).reindex(ok.index), "line"].unique())
     if lines and ok["line"].nunique() > 1:
@@ -325,7 +325,7 @@ def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
 @register(
     CHECKS,
     Severity.INFO,
-    "sweep report RUN all=true shows them; in trials.parquet in_plan tells them apart; sweep compare compares them.",
+    "sweep report RUN all=true shows them; in_plan in trials.parquet marks the plan's; sweep compare compares them.",
 )
 def other_rows(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The folder holds results of other plans, or earlier ones of the same trials, which are not shown."""

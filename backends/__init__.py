@@ -1,1 +1,1 @@
-"""The engines, one file each, on what `base` declares of every engine."""
+"""The engines, one file each, built on the declarations in `base`."""

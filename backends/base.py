@@ -118,7 +118,7 @@ def metrics(prefix: str, *names: str, **renamed: str) -> Any:
 
 @dataclass(frozen=True)
 class Host:
-    """The facts of a node by which a backend decides that it cannot run there. What is None is not known."""
+    """The facts of a node by which a backend decides whether it can run there. None means unknown."""
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
@@ -278,11 +278,11 @@ class Backend(Strict):
         return tuple(key for key, size in sizes.items() if size > 1)
 
     def features(self) -> tuple[str, ...]:
-        """The features of this configuration for which an environment may have optional distributions."""
+        """The features of this configuration that an environment may need optional distributions for."""
         return ()
 
     def check(self) -> None:
-        """Raise ValueError, naming the key and what was expected in one line, for fields that do not go together."""
+        """Raise ValueError for fields that contradict each other, in one line naming the key and what was expected."""
         if self.url is not None and not self.traits.attachable:
             raise ValueError(
                 f"backend.url={self.url}: {self.name} is launched here; allowed with backend=openai, which attaches"
@@ -309,7 +309,7 @@ class Backend(Strict):
                     )
 
     def _single(self) -> str | None:
-        """Return why there cannot be several of these behind a router; None if there can."""
+        """Return why this backend cannot be replicated behind the router, or None."""
         if not self.launches:
             return f"{self.url} is launched by others"
         if self.traits.timed_inside:
@@ -327,7 +327,7 @@ class Backend(Strict):
         return cli({**ours, **self.flags_on(launch)}, self.flag_rules.table)
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        """Environment variables that the engine gets besides the inherited ones."""
+        """Environment variables that the engine gets in addition to the inherited ones."""
         return {"OMP_NUM_THREADS": str(launch.threads), **self.environ}
 
     def key_headers(self) -> dict[str, str]:
@@ -335,7 +335,7 @@ class Backend(Strict):
         return {}
 
     def unavailable(self, host: Host) -> str | None:
-        """Return why this engine cannot run on such a host, with the remedy, in one line; None if it can."""
+        """Return why this engine cannot run on such a host, with the remedy, in one line, or None."""
         if self.launches and host.platform != "linux":
             return f"{self.name} can be launched on Linux only: run sweep on Linux, or in a Linux container"
         if self.traits.needs_gpu and self.launches and not host.gpus:
@@ -357,57 +357,63 @@ class Backend(Strict):
         """
         return model
 
+    def gpus_unused(self, log: str) -> str | None:
+        """Return the line of a GPU launch's log by which it computes elsewhere than on its GPUs; None without one."""
+        lines = map(self.log.message, log.splitlines())
+        unused = re.compile("|".join(self.log.gpus_unused) or "(?!)")
+        return next((line for line in lines if unused.search(line)), None)
+
     def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
-        """Return why weights cannot be made for an engine in an image, with the remedy, in one line; None if they can.
+        """Return why weights cannot be made for an engine in an image, with the remedy, in one line, or None.
 
         A conversion runs outside the image, where the engine's libraries are missing. `is_quantised` says whether the
-        model's weights are stored quantised, None where that is not known.
+        model's weights are stored quantised; None means unknown.
         """
         return None
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        """Facts that a result must cite besides version and command line, e.g. whether the prefix cache is on."""
+        """Facts to cite in addition to version and command line, e.g. whether the prefix cache is on."""
         return {}
 
     def coarser(self, launch: Launch) -> str | None:
-        """Return a format of weights or KV cache that is declared coarser than the model's; None without one."""
+        """Return a format of weights or KV cache that is declared coarser than the model's, or None."""
         formats = [self.facts(launch).get("quantization")]
         formats += [value for name, value in self.flags_on(launch).items() if COARSE_FLAG.search(name)]
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
 
     def weight_format(self, launch: Launch) -> str | None:
-        """Return the format in which weights are stored, as the engine calls it; None: the one it computes in."""
+        """Return the format in which weights are stored, as the engine calls it; None means the compute format."""
         stored = self.facts(launch).get("quantization")
         return None if stored is None else str(stored)
 
     def reserved_tokens(self, context: int) -> int | None:
-        """Return the tokens that its KV cache has room for from the launch on; None: as many as memory allows."""
+        """Return the tokens that the KV cache holds from the launch on; None: as many as memory allows."""
         return None
 
     def streams_at_once(self) -> int | None:
-        """Return the most requests that it computes together where they come by themselves; None: no fixed number."""
+        """Return the most separate requests that it computes together; None: no fixed number."""
         return None
 
     def memory_share(self, launch: Launch) -> float | None:
-        """Return the share of a GPU's memory that it takes at the launch; None: what it needs as it needs it."""
+        """Return the share of a GPU's memory that it takes at the launch; None: it allocates as needed."""
         return None
 
     def flags_for(self, platform: Platform) -> dict[str, Any]:
-        """The flags of a platform, and over them those that were given for any."""
+        """The flags of a platform, merged over the flags for any platform."""
         return (self.cuda_flags if platform == "cuda" else self.cpu_flags) | self.flags
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
-        """All flags of a launch; a draft model that they name is where this node has it."""
+        """All flags of a launch; a draft model that they name becomes its path on this node."""
         flags = self.flags_for("cuda" if launch.gpus else "cpu")
         return flags if launch.draft is None else self.flag_rules.with_draft(flags, str(launch.draft))
 
     def draft(self, platform: Platform) -> tuple[str, str | None] | None:
-        """Return the draft model that the flags name, a repository or a folder, with its revision; None without one."""
+        """Return the draft model that the flags name, a repository or a folder, with its revision, or None."""
         return self.flag_rules.draft_model(self.flags_for(platform))
 
 
 def without_secrets(named: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as they are. Raises ValueError for a secret: configuration is written into every result."""
+    """Return the settings unchanged. Raises ValueError for a secret: configuration is written into every result."""
     for name, value in named.items():
         if path := secret_within(name, value):
             raise ValueError(
@@ -471,7 +477,7 @@ def cli(flags: Mapping[str, Any], table: EngineTable | None = None) -> list[str]
     """`{max-num-seqs: 256, enforce-eager: true, x: false, y: null, s: {a: 1}}` as command-line arguments.
 
     True is a bare flag, false and null leave it out, a mapping or list becomes JSON. With the engine's table, false is
-    `--no-x` where the engine has that, and a list becomes several values where it takes them.
+    `--no-x` if the engine has that flag, and a list becomes several values if it takes them.
     """
     arguments: list[str] = []
     for key, value in flags.items():

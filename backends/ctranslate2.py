@@ -1,4 +1,4 @@
-"""CTranslate2's generator, served by the host on weights that its own converter made. Static batches."""
+"""CTranslate2's generator, served by the host, on weights that CTranslate2's own converter made. Static batches."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +16,10 @@ FOLDER = "ctranslate2"  # of the model's folder, where the converted weights are
 
 
 class CTranslate2(Hosted):
-    """`flags` are those of `ctranslate2.Generator` (flash_attention, ...).
+    """`flags` are arguments of `ctranslate2.Generator` (flash_attention, ...).
 
-    The weights are stored in `quantization` and computed in `compute_type`, which a device may not have: then the
-    launch fails with CTranslate2's own words. On a CPU, for instance, bfloat16 weights compute in float32.
+    The weights are stored in `quantization` and computed in `compute_type`. If the device lacks that type, the launch
+    fails with CTranslate2's own message. On a CPU, for instance, bfloat16 weights compute in float32.
     """
 
     flag_rules = FlagRules(
@@ -56,7 +56,7 @@ class CTranslate2(Hosted):
         return {**ours, **super().flags_on(launch)}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """The model's folder without its weights, and in it a folder with those of CTranslate2."""
+        """The model's folder without its weights, with a folder of CTranslate2's weights in it."""
 
         def convert(folder: Path) -> None:
             output = {"output_dir": folder / FOLDER, "quantization": self.quantization, "low_cpu_mem_usage": True}

@@ -1,35 +1,29 @@
-"""What a backend's class declares of its engine, whatever its configuration: four records, each declared once."""
+"""What a backend's class declares about its engine, whatever its configuration: four records, each declared once."""
 
 import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from backends.tables.causes import KnownCause, cause_table, told
 from backends.tables.flags import value_of, with_value
 from backends.tables.table import EngineTable, load, spelling
-from sweep.base.exits import LIBRARY_OUTAGES, Exit
+from sweep.base.exits import Exit
 
 OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
 ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags of an address: what an engine lets its caller do is local
 
 # What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
-ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b", re.IGNORECASE)
+ERROR_LINE = re.compile(
+    r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b|\berror response\b", re.IGNORECASE
+)
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-OUT_OF_MEMORY_PATTERNS = (  # in the log of any engine
-    r"\b(CUDA|HIP|Triton)\b.*\bout of memory\b",  # torch's, ggml's, Triton's, NCCL's
-    r"OutOfMemoryError",
-    r"CUBLAS_STATUS_ALLOC_FAILED",
-    r"not enough memory",
-    r"DefaultCPUAllocator: can't allocate memory",
-    r"Cannot allocate memory",
-    r"MemoryError",
-    r"std::bad_alloc",
-)
-OUTAGE_PATTERNS = (LIBRARY_OUTAGES.pattern, r"killed by sig", r"signal 9\b")  # in what any engine says of its end
+LEVEL = re.compile(r"\b(DEBUG|INFO|WARN|WARNING)\b|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] ")  # of a line that is no error
+TRACEBACK = "Traceback (most recent call last)"
 
 # A key of vLLM's requests; one of SGLang's answers on its own route; a path of our host; llama.cpp's grammars of token
 # ids, which make it generate the text.
@@ -38,7 +32,7 @@ LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", 
 
 @dataclass(frozen=True, kw_only=True)
 class FlagRules:
-    """The engine's own flags: which it has, which of them only sweep sets, and which tell sweep something."""
+    """The engine's own flags: which exist, which only sweep sets, and which sweep interprets."""
 
     tables: tuple[str, ...] = ()  # of backends/tables, one for each version or kind; the first is the pinned one
     option_tables: Mapping[str, str] = field(default_factory=dict)  # the same, by the backend's field of such options
@@ -54,7 +48,7 @@ class FlagRules:
 
     @property
     def table(self) -> EngineTable | None:
-        """The pinned version's flags, metrics, routes and messages; None without tables."""
+        """The pinned version's flags, metrics, routes and messages, or None."""
         return load(self.tables[0]) if self.tables else None
 
     def meanings(self, name: str) -> list[str]:
@@ -73,7 +67,7 @@ class FlagRules:
         return value not in (None, False) and not set(self.beyond).isdisjoint(self._forms(name, value))
 
     def in_one_spelling(self, flags: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the flags as the engine spells them: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
+        """Return the flags in the engine's spelling: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
         spelt: dict[str, Any] = {}
         for key, value in flags.items():
             meanings = self.meanings(key)
@@ -110,7 +104,7 @@ class FlagRules:
         return {**others, self.table.canonical(self.folded) if self.table else self.folded: nested}
 
     def _keys_of_object(self, flag: str, value: Any) -> dict[str, Any]:
-        """Return the keys of `folded` that a flag sets; empty for any other, and where it is left out."""
+        """Return the keys of `folded` that a flag sets; empty for any other flag, and if it is not set."""
         head, _, path = flag.partition(".")
         if spelling(flag) in self.short and value is not None:
             return {self.short[spelling(flag)]: value}
@@ -124,7 +118,7 @@ class FlagRules:
         return dict(value) if isinstance(value, Mapping) else {}
 
     def draft_model(self, flags: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """Return the draft model that flags name, a repository or a folder, with its revision; None without one."""
+        """Return the draft model that flags name, a repository or a folder, with its revision, or None."""
         model, revision = (value_of(flags, flag) if flag else None for flag in (self.draft, self.draft_revision))
         return None if model is None else (str(model), None if revision is None else str(revision))
 
@@ -140,9 +134,9 @@ class LogReading:
     """Patterns that read the engine's log. All but `prefix` are regular expressions to be found in it."""
 
     prefix: str = ""  # of a line, before its message: a regular expression for time, process, source file
-    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides OUT_OF_MEMORY_PATTERNS
-    outages: tuple[str, ...] = ()  # where its end was the surroundings' doing, besides OUTAGE_PATTERNS
+    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides those of causes.yaml
     noise: tuple[str, ...] = ()  # in error lines that only point to another: not why it failed
+    gpus_unused: tuple[str, ...] = ()  # where it serves without the GPUs that it was given
     dtype: str | None = None  # what "auto" came to; None: the stored weights' own
     choices: Mapping[str, str] = field(default_factory=dict)  # what it chose by itself, by the fact's name
 
@@ -152,30 +146,51 @@ class LogReading:
 
     def ran_out_of_memory(self, log: str) -> bool:
         """Return whether a log reports running out of memory."""
-        return any(re.search(pattern, log, re.IGNORECASE) for pattern in (*OUT_OF_MEMORY_PATTERNS, *self.out_of_memory))
+        patterns = (*cause_table().out_of_memory, *self.out_of_memory)
+        return any(re.search(pattern, log, re.IGNORECASE) for pattern in patterns)
+
+    def known_cause(self, words: str) -> KnownCause | None:
+        """Return the cause that the engine's words tell; None for an unknown one."""
+        table = cause_table()
+        if cause := table.find(words):
+            return cause
+        return table.find("out of memory: CUDA out of memory") if self.ran_out_of_memory(words) else None
 
     def exit_told_by(self, words: str) -> Exit:
-        """Return what the engine's own words tell of its end: an outage, or the signal that killed a part of it."""
+        """Return what the engine's own words tell of its end: its cause, or the signal that killed a part of it."""
         killed = re.search(r"killed by signal\b ?(\d*)", words, re.IGNORECASE)
-        outage = any(re.search(pattern, words, re.IGNORECASE) for pattern in (*OUTAGE_PATTERNS, *self.outages))
-        return Exit(signal=int(killed[1] or 0) if killed else None, words=words, outage=outage)
+        return replace(told(words), signal=int(killed[1] or 0) if killed else None)
 
     def failure_line(self, log: str) -> str:
-        """The line of a failed engine's log that says why: its last error, else its last line; "" for an empty log."""
-        lines = [line for line in map(self.message, log.splitlines()) if line]
-        noise = re.compile("|".join(self.noise) or "(?!)")
-        errors = [i for i, line in enumerate(lines) if ERROR_LINE.search(line) and not noise.search(line)]
+        """The line of a failed engine's log that says why: a cause that is known, else an error, else the last line.
+
+        Causes come before what follows from them: it is the first line with one, or the first error of the last
+        traceback. Where memory ran out it is the last such line, which says what could not be loaded.
+        """
+        raw = [line for line in log.splitlines() if self.message(line)]
+        lines = list(map(self.message, raw))
+        causes = {
+            i: cause for i, line in enumerate(lines) if (cause := self.known_cause(line)) and not LEVEL.search(raw[i])
+        }
+        if causes:
+            first, *_, last = *causes, *causes
+            return lines[last if causes[first].whose == "memory" == causes[last].whose else first]
+        table, noise = cause_table(), re.compile("|".join(self.noise) or "(?!)")
+        reasons = [i for i, line in enumerate(lines) if not noise.search(line) and not table.is_symptom(line)]
+        errors = [i for i in reasons if ERROR_LINE.search(lines[i])]
         if not errors:
-            return lines[-1] if lines else ""
-        last = lines[errors[-1]]
-        if ANNOUNCES.search(last):  # pydantic says on the next lines what was wrong
-            last += " " + " ".join(lines[errors[-1] + 1 :][:2]).partition(" [type=")[0]
-        return last
+            return lines[max(reasons or range(len(lines)))] if lines else ""
+        tracebacks = [i for i, line in enumerate(lines) if line.startswith(TRACEBACK) and i < errors[-1]]
+        chosen = next(i for i in errors if i > tracebacks[-1]) if tracebacks else errors[-1]
+        line = lines[chosen]
+        if ANNOUNCES.search(line):  # pydantic says on the next lines what was wrong
+            line += " " + " ".join(lines[chosen + 1 :][:2]).partition(" [type=")[0]
+        return line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """The way in which the engine is asked, besides what its YAML says: paths, and keys of requests."""
+    """How to talk to the engine, beyond its YAML: paths, and keys of requests."""
 
     ready_path: str = "/health"  # answers with status 200 once it is ready
     version_path: str = "/version"  # serves a JSON object with its "version"

@@ -15,8 +15,8 @@ from backends.prepare import checkpoints
 
 
 class ExLlama(Hosted):
-    """`flags` are arguments of the dynamic generator (max_batch_size, max_chunk_size). The environment decides which of
-    the two it is: V3 with `checkpoint: exl3`; V2 with `checkpoint: gptq`, as in the study that V1 was used in.
+    """`flags` are arguments of the dynamic generator (max_batch_size, max_chunk_size). The environment decides the
+    version: V3 with `checkpoint: exl3`; V2 with `checkpoint: gptq`, like the study's V1.
     """
 
     flag_rules = FlagRules(

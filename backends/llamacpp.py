@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from backends.base import Backend, EnvironmentChoice, EnvironmentSpec, Launch, metrics
 from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Traits, Wire
 from backends.prepare import checkpoints, environments, locks
+from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
 GGUF = "model.gguf"
@@ -29,7 +30,7 @@ FileType = Literal[
 
 
 class LlamaCpp(Backend):
-    """Flags are those of `llama-server`, without the dashes (`flash-attn: on`).
+    """Flags are options of `llama-server`, without the dashes (`flash-attn: on`).
 
     Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
     """
@@ -52,6 +53,7 @@ class LlamaCpp(Backend):
         # "0.00.123.456 E srv    load_model: failed to load …": seconds since its start, level, part.
         prefix=r"^(\d+\.\d\d\.\d{3}\.\d{3} )?([DIWE] )?((srv|slot|que|res|cmn|common_\w+|llama_\w+|main) +)?",
         out_of_memory=(r"(failed|unable) to allocate .*buffer", r"cudaMalloc failed: out of memory"),
+        gpus_unused=(r"failed to initialize CUDA", r"no usable GPU found"),
         noise=(r"exiting due to", r"failed to create.context", r"failed to load model($|,? ')"),
         choices={
             "slots": r"\bn_slots = (\d+)",  # flash attention is logged only with a line for every step
@@ -124,6 +126,17 @@ class LlamaCpp(Backend):
             f"backend.quantization={self.quantization}", "llama-quantize", f", or one of {WITHOUT_TOOL}"
         )
 
+    def gpus_unused(self, log: str) -> str | None:
+        """As for every engine; also where it has fewer layers on its GPUs than a flag asks for."""
+        layers = str(value_of(self.flags_for("cuda"), "gpu-layers"))
+        offloaded = re.search(r"offloaded (\d+)/(\d+) layers to GPU", log)
+        if offloaded and (layers.isdecimal() or layers == "all"):
+            placed, total = map(int, offloaded.groups())
+            expected = total if layers == "all" else min(int(layers), total)
+            if placed < expected:
+                return f"{offloaded[0]}, expected {expected}"
+        return super().gpus_unused(log)
+
     def weight_format(self, launch: Launch) -> str:
         return self.quantization
 
@@ -149,7 +162,7 @@ def _converter(cache_dir: Path, progress: Callable[[str], None]) -> EnvironmentS
 
 
 def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-    """A folder with model.gguf as llama.cpp's converter makes it; its environment is there when it is needed."""
+    """A folder with model.gguf, made by llama.cpp's converter, whose environment is built when needed."""
     spec = _converter(cache_dir, progress)
 
     def convert(folder: Path) -> None:
@@ -171,7 +184,7 @@ def _context(model: Path) -> int:
 
 @lru_cache
 def _version(binary: str) -> tuple[str | None, str | None]:
-    """("0.5.0", its commit or whatever the builder put there) of a llama-server; (None, None) if it does not say."""
+    """Return ("0.5.0", commit or the builder's text) of a llama-server; (None, None) if it does not say."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True)
     match = re.search(r"^version: (\S+)(?: \(build \d+, commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
     return (match[1], match[2]) if match else (None, None)

@@ -7,9 +7,10 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class LMDeploy(Backend):
-    """Flags are those of `lmdeploy serve api_server` (`backend: pytorch` is its other engine, TurboMind its first).
+    """Flags are options of `lmdeploy serve api_server` (`backend: pytorch` selects its other engine; TurboMind is the
+    default).
 
-    It takes no token ids; a list of prompts it answers one prompt after the other, so batches go as streams.
+    It takes no token ids, and answers a list of prompts one after the other, so batches are sent as streams.
     """
 
     flag_rules = FlagRules(

@@ -9,7 +9,7 @@ from sweep.base.records import BatchForm
 
 
 class SGLang(Backend):
-    """Flags are those of `python -m sglang.launch_server`."""
+    """Flags are options of `python -m sglang.launch_server`."""
 
     flag_rules = FlagRules(
         tables=("sglang",),

@@ -24,10 +24,10 @@ OWN_OPTIONS = {
 
 
 class TensorRTLLM(Backend):
-    """Flags are those of `trtllm-serve serve`, as it spells them (`max_batch_size: 64`).
+    """Flags are options of `trtllm-serve serve`, as it spells them (`max_batch_size: 64`).
 
-    `options` are fields of its LLM API, which it reads from a file; its metrics are among them and off by default.
-    Those of 1.2 are times of requests only: of the KV cache and the queue its page says nothing before 1.3.
+    `options` are fields of its LLM API, which it reads from a file; its metrics are among them and off by default. The
+    metrics of 1.2 are times of requests only; before 1.3 its page does not cover the KV cache and the queue.
     """
 
     flag_rules = FlagRules(

@@ -1,7 +1,7 @@
-"""Text Generation Inference: in its image, by its own launcher, or attached to where it runs already.
+"""Text Generation Inference: in its image, by its own launcher, or attached to a running one.
 
-It has no ignore_eos and takes no token ids, so an answer may be shorter than asked for: compare it by tokens per
-second, and read `finish_reason`. TGI itself cuts requests above 1,024 new tokens into chunks and queues each anew.
+It has no ignore_eos and takes no token ids, so an answer may be shorter than requested. Compare it by tokens per
+second, and read `finish_reason`. TGI itself cuts requests above 1,024 new tokens into chunks and queues each again.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
 
 
 class TGI(Backend):
-    """Flags are those of text-generation-launcher."""
+    """Flags are options of text-generation-launcher."""
 
     flag_rules = FlagRules(
         tables=("tgi",),

@@ -8,7 +8,7 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class Transformers(Hosted):
-    """dtype and `flags: {attn_implementation: sdpa|eager|flash_attention_2}` are those of `from_pretrained`.
+    """dtype and `flags: {attn_implementation: sdpa|eager|flash_attention_2}` are arguments of `from_pretrained`.
 
     A list prompt is one batch. With `max_batch` 1, queued requests are served one by one, without inter-request
     batching. `flags: {quantization_config: {load_in_8bit: true}}` quantises with bitsandbytes while loading.

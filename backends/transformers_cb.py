@@ -11,7 +11,7 @@ from backends.transformers import Transformers
 
 class TransformersCB(Transformers):
     """`scheduler` holds fields of transformers' ContinuousBatchingConfig. `num_blocks` is set from the memory stated
-    here: left to itself, the manager takes what the machine has.
+    here: by default the manager takes the whole machine's.
     """
 
     flag_rules = replace(

@@ -29,10 +29,7 @@ def utilisation(flags: Mapping[str, Any]) -> float:
 
 
 class VLLM(Backend):
-    """Flags are those of `vllm serve`, as it spells them (`max-num-seqs: 256`).
-
-    With a `checkpoint` the model's weights are quantised to it on first use, unless they are quantised already.
-    """
+    """Flags are those of `vllm serve` (`max-num-seqs: 256`); unquantised weights are quantised to a `checkpoint`."""
 
     flag_rules = FlagRules(
         tables=("vllm", "vllm_cuda12"),
@@ -125,7 +122,9 @@ class VLLM(Backend):
     )
 
     def unavailable(self, host: Host) -> str | None:
-        """As for every engine; vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first request."""
+        """As for every engine; also, vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first
+        request.
+        """
         features = host.cpu_features or frozenset()
         lacking = not host.gpus and "avx2" in features and "avx512f" not in features
         if lacking and self.checkpoint == "gptq":

@@ -25,15 +25,15 @@ COLUMNS = ("damaged", "tracebacks", "believed", "silent", "long", "named")
 REPEATS = {"ledger.jsonl": 7, "status.json": 3, "totals.json": 3, "trials.parquet": 2}  # 1: a report each
 HEADER = """# Damaged files
 
-Made by `python -m benchmarks.corruptions`: a run of two trials; each file corrupted in each of {ways} ways, once or
-several times at random places, and read by every command that reads it. Requests and telemetry are those of a trial
+Made by `python -m benchmarks.corruptions` from a run of two trials. Each file is corrupted in each of {ways} ways, once
+or several times at random places, and read by every command that reads it. Requests and telemetry are those of a trial
 with a result; a compact file is that of a copy whose tables were put together.
 
-*Damaged*: the file no longer holds, by its checksums or its form; the others left the content as it was (CRLF at the
-end of a line, a cut in what a reader leaves out anyway). *Tracebacks*: commands that ended with one. *Believed*:
-content that a reader took for something else than what was written. *Silent*: commands that read the whole of a damaged
-file and did not name it. *Long*: commands that refused in more, or less, than one line (besides a warning that names
-what is left out). *Named*: corruptions of which some command named the file.
+*Damaged*: the file no longer holds, by its checksums or its form. The other corruptions left the content as it was
+(CRLF at the end of a line, a cut in what a reader leaves out anyway). *Tracebacks*: commands that ended with one.
+*Believed*: content that a reader took for something else than what was written. *Silent*: commands that read the
+whole of a damaged file and did not name it. *Long*: commands that refused in more, or less, than one line (besides a
+warning that names what is left out). *Named*: corruptions of which some command named the file.
 
 """
 

@@ -341,8 +341,8 @@ def _account(chosen: Sequence[Cell]) -> str:
     wide = sum(cell.width > 1.5 for cell in shown)
     worst = max(chosen, key=lambda cell: cell.misleading)
     return (
-        f"{len(shown)} of {len(chosen)} cells are shown; {below} of them cover less than 93 %, the least {_at(least)} "
-        f"with {least.coverage:.1%}; {wide} are wider than 1.5 × the oracle, the widest {_at(widest)} with "
+        f"{len(shown)} of {len(chosen)} cells are shown. {below} of them cover less than 93 %, the least {_at(least)} "
+        f"with {least.coverage:.1%}. {wide} are wider than 1.5 × the oracle, the widest {_at(widest)} with "
         f"{widest.width:.2f}. The largest share of repetitions that show an interval without the truth is "
         f"{worst.misleading:.1%}, {_at(worst)}."
     )

@@ -34,8 +34,8 @@ HEADER = """# Random input
 Made by `python -m benchmarks.fuzz` (seed {seed}): random command lines and experiment files through the command's entry
 function in one process, with `dry_run=true`, and some of both as processes of their own. tests/support/fuzz.py judges
 each; it is written from the documentation, not from the code that checks. *Nonsense* was accepted although
-the documentation refuses it; *refused wrongly* is the reverse; *untidy* is an error that is not one line which names
-the key, or echoes more than 80 characters of a value.
+the documentation refuses it; *refused wrongly* is the reverse. *Untidy* is an error that takes more than one line,
+names no key, or echoes more than 80 characters of a value.
 
 """
 HEADINGS = f"n | accepted | refused | traceback | over {HANG} s | nonsense | refused wrongly | untidy | slowest, s"

@@ -40,17 +40,16 @@ SERIES = ROOT / "results" / "agreement_study"
 AT_ONCE = 5  # runs whose references are made in one process
 GATE = {"agreement": 0.95, "quality": 0.98}
 ABOUT = f"""\
-SmolLM2-135M-Instruct (`model=smollm2`) on engines that are right, on weights in a coarser format, and on the
-transformers backend with a fault planted into its copy of the weights or of the configuration. Each engine continues
-{agreement.PROMPTS} story openings and {agreement.SAMPLED_REQUESTS} requests of `workload=qa` by {agreement.TOKENS}
-tokens, and is asked for the log-probabilities of at least {agreement.TEXT_TOKENS:,} tokens of shipped text; where that
-was limited in time, positions and tokens are fewer. The reference is transformers in float32. In brackets: 95 %
-intervals. Alarm: the whole interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]},
-quality {GATE["quality"]}).
+The cases are SmolLM2-135M-Instruct (`model=smollm2`) on correct engines, on weights in a coarser format, and on
+transformers with a planted fault in its copy of the weights or configuration. Each engine continues {agreement.PROMPTS}
+story openings and {agreement.SAMPLED_REQUESTS} requests of `workload=qa` by {agreement.TOKENS} tokens. It is also asked
+for the log-probabilities of at least {agreement.TEXT_TOKENS:,} tokens of shipped text. Where a time limit applied,
+positions and tokens are fewer. The reference is transformers in float32. In brackets: 95 % intervals. Alarm: the whole
+interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality {GATE["quality"]}).
 
 A case with several runs was launched once. Each run had other openings, requests and passages, drawn from the shipped
-ones, and the engine was asked the first {answers.IN_FLIGHT} prompts alone: the main job asks no further either once the
-whole interval is above the gate. Its figures are the means, its intervals and counts those of the first run.
+ones, and the engine was asked the first {answers.IN_FLIGHT} prompts alone. The main job also stops there once the whole
+interval is above the gate. Its figures are the means, its intervals and counts those of the first run.
 
 Made by `scripts/agreement_study.py`, one core for the engine. Below the table: where and at which commit."""
 TABLE = """\

@@ -20,10 +20,10 @@ HEAD = f"""\
 # Chaos
 
 One sweep of {TRIALS} trials (5 deployments on the simulated engine, which has a child that ignores SIGTERM) on a Ray
-of 3 nodes on one host. Every {EVERY:.0f} s, one of these is killed at random: an engine, its child, its supervisor, the
-measuring client, the Ray worker, a raylet (its node comes back, as under Kubernetes), the driver (SIGKILL, SIGINT or
-SIGTERM); if the chosen kind has none, a process of another kind that belongs to an attempt, and nothing while
-no attempt runs. The same command is issued again until all trials are ok, at most {COMMANDS} times.
+of 3 nodes on one host. Every {EVERY:.0f} s, one process is killed at random: an engine, its child, its supervisor,
+the measuring client, the Ray worker, a raylet or the driver. A killed raylet's node comes back, as under Kubernetes.
+The driver gets SIGKILL, SIGINT or SIGTERM. If the chosen kind has no process, another kind of the attempt is killed,
+and nothing while no attempt runs. The same command is issued again until all trials are ok, at most {COMMANDS} times.
 
 Made by `scripts/chaos.py`. `lost`: attempts that lost their node or worker. `again`: rows that were not ok, whose
 trials were measured again. `ok`: trials with exactly one row, which is ok. `twice`: trials with two good rows. `gone`:

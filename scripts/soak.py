@@ -26,22 +26,22 @@ from tests.cluster.surroundings import FACTOR
 HEAD = """\
 # Soak
 
-One sweep of short trials on the simulated engine (launches of {launch} trials of one request each, real clocks), on a
-real Ray of nodes in network namespaces of one machine, each with an address, a small ext4 disk for its caches and a
-wall clock of its own (as the interpreter of each Python program reads it: a jump reaches neither the C++ below Ray nor
-the client's stamps); every other node does not see the results. Faults strike at random, drawn from the list below by
-the seed. A node that dies comes back with an empty disk. The same command is issued again until every trial is
+One sweep of short trials on the simulated engine, with real clocks and launches of {launch} trials of one request each.
+Its Ray has nodes in network namespaces of one machine. Each node has an address, a small ext4 disk for its caches and a
+wall clock of its own. A jump of that clock reaches the interpreter of each Python program, but neither the C++ below
+Ray nor the client's stamps. Every second node does not see the results. Faults strike at random, drawn from the list
+below by the seed. A node that dies comes back with an empty disk. The same command is issued again until every trial is
 measured. Heartbeats, time-outs and back-offs are a quarter as long
-(`SWEEP_TIME_FACTOR={factor:g}`: a silent node is given up after {patience:g} s), and so is the night: recovery is
-tested, not timing, so a trial that the busy machine's client was too slow for (`client_limited`) counts as measured.
+(`SWEEP_TIME_FACTOR={factor:g}`: a silent node is given up after {patience:g} s), and so is the night. Recovery is
+tested, not timing, so a trial whose client was too slow on the busy machine (`client_limited`) counts as measured.
 The hub is down for up to {outage:g} s at a time.
 
 Made by `scripts/soak.py`{commit}. `ok`: trials whose one row is good; `client`: those that are `client_limited`.
 `doubled`: trials with two good rows. `leaked`: engines, their children and supervisors, and measuring clients that were
 left {left:g} s after the end. `every`: mean seconds between faults. `attempts lost`: launches that a fault ended and
 that ran again elsewhere. `best`: how long the best schedule in hindsight takes, which knows how long each launch will
-run and when nodes are away. `idle`: the share of the time of the nodes that were there which brought no row (recovery,
-launches that were lost, waits, the restarts of the driver, its report); `best idle`: the same of that schedule.
+run and when nodes are away. `idle`: the share of the nodes' time that brought no row (recovery, lost launches, waits,
+the restarts of the driver, its report). `best idle`: the same of that schedule.
 `driver`: its resident memory at a quarter and at the end of its longest command, and the rows between."""
 COLUMNS = (
     *("seed", "nodes", "trials", "ok", "client", "lost", "doubled", "leaked", "faults", "every", "commands"),
@@ -81,7 +81,7 @@ def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     machines = sorted({end["machine"] for end in ends})
     struck = ([fault.name, sum(end["faults"].get(fault.name, 0) for end in ends)] for fault in FAULTS)
     storms = text_table(COLUMNS, map(line, ends)).markdown()
-    parts = [head, "", *storms, "", total, "", f"Machine: {'; '.join(machines)}.", ""]
+    parts = [head, "", *storms, "", total, "", f"Machine: {'. '.join(machines)}.", ""]
     return "\n".join([*parts, *text_table(["fault", "struck"], struck).markdown(), ""])
 
 

@@ -132,21 +132,20 @@ def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterat
         "# The published studies",
         "",
         "What the published student and demo studies asked, the line that asks it again, and what their own",
-        "tables say of their findings. `sweep studies RUN` judges a run: each finding is reproduced, not",
-        "reproduced, not decided, not testable here, or contradicted by its own table; the report of such a",
-        "run has the same. A finding is reproduced only if it holds at the unfavourable ends of the intervals",
-        "of a new launch too, and not reproduced only if the whole interval contradicts it; where an interval",
-        "has values on both sides of a limit, nothing is decided. Limits that a study does not state are ours:",
-        '"judged by". What a study compares has to be there in full, on its hardware where a finding is about',
-        "what fits in memory; throughput that is only as offered is not ranked, nor is memory of different",
-        "kinds. After one launch each nothing between engines or settings is testable, for nothing shows",
-        "how much launches differ; what is of one launch alone, over its loads, goes by the interval of these",
-        "launches, which is said. Where a figure has no interval, as after a single replicate, its findings",
-        "are not testable. What fits in memory goes by outcomes, and the studies' own tables, which have no",
-        "intervals, by their figures. The tables are data with their sources, `analysis/studies/data`; the",
-        "runs beside them here are of the small forms of a machine without a GPU, so only ratios can be",
-        "compared, and most findings need the study's hardware.",
-        "`python scripts/studies.py` writes this page.",
+        "tables say of their findings. `sweep studies RUN` judges a run, and so does the run's report. Each finding",
+        "is reproduced, not reproduced, not decided, not testable here, or contradicted by its own table. It is",
+        "reproduced only if it holds at the unfavourable ends of the intervals of a new launch. It is not",
+        "reproduced only if the whole interval contradicts it. An interval that spans a limit decides nothing.",
+        'Where a study states no limit, we set one ("judged by"). A run must have everything that a study',
+        "compares. A finding about what fits in memory needs the study's hardware. Throughput as offered is not",
+        "ranked, nor is memory of different kinds. One launch does not show how much launches differ, so no finding",
+        "between engines or settings is testable after a single launch. A finding about the loads of one launch",
+        "uses the interval of these launches, and says so. Without an interval, as after a single replicate, a",
+        "finding is not testable. Outcomes decide what fits in memory. The studies' own tables have no intervals",
+        "and are judged by their figures. A ratio of two points has the same interval as in the report and the",
+        "summary ([metrics](metrics.md#comparisons)). The tables and their sources are data, `analysis/studies/data`.",
+        "The runs beside them are of the small forms of a machine without a GPU. Only ratios can be compared, and",
+        "most findings need the study's hardware. `python scripts/studies.py` writes this page.",
     )
     for study in all_studies():
         yield from study_section(study, runs, earlier)
@@ -154,8 +153,8 @@ def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterat
 
 def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
     yield from ("", f"## {study.title}", "", study.asked, "")
-    conditions = "; ".join(f"{key} {value}" for key, value in study.conditions.items())
-    yield f"Source: {study.source}. Conditions: {conditions}."
+    conditions = " ".join(f"{key.capitalize()}: {value}." for key, value in study.conditions.items())
+    yield f"Source: {study.source}. {conditions}"
     yield from ("", "```", *(f"sweep +experiment={name}" for name in study.experiments), "```", "")
     yield from Table(CATALOGUE, [CatalogueRow(study, each) for each in study.findings]).markdown()
     for name in study.experiments:
@@ -172,7 +171,7 @@ def study_section(study: Study, runs: dict[str, Path], earlier: dict[str, list[s
             continue
         results = analysis.open_results(runs[name])
         conditions = run_conditions(results)
-        yield from ("", f"### {name}", "", f"{conditions[0].upper()}{conditions[1:]}; {circumstances(runs[name])}", "")
+        yield from ("", f"### {name}", "", f"{conditions[0].upper()}{conditions[1:]}. {circumstances(runs[name])}", "")
         yield from markdown_lines(run_parts(results))
         for figure, caption in SHOWN.items():
             if figure in FIGURES.get(name, MAIN_FIGURE) and (copied := copy_figure(runs[name], name, figure)):
@@ -195,12 +194,12 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
     yield from (
         "# The studies on a machine without a GPU",
         "",
-        "What each study's command prints at its end on a machine without a GPU, with small models: that its",
-        "engines run, within an experiment on the same weights, through the same client, into one table. It",
-        "says nothing about engines on GPUs, and on a few cores shared by engine, client and Ray the figures",
-        "of one run are rough: each says how busy the machine was. The time of the launches is all between",
-        "their submission and their end, with what had to be prepared first: environments, weights,",
-        "references. Virtual cores differ by the hour: on these the main job once took a third longer.",
+        "What each study's command prints at its end on a machine without a GPU, with small models. It shows that",
+        "the engines run, within an experiment on the same weights, through the same client, into one table. It",
+        "says nothing about engines on GPUs. On a few cores shared by engine, client and Ray the figures of one run",
+        "are rough, so each run says how busy the machine was. The time of the launches runs from their submission",
+        "to their end, with what had to be prepared first: environments, weights, references. Virtual cores differ",
+        "by the hour: on these the main job once took a third longer.",
         "`python scripts/studies.py` runs them all and writes this page.",
     )
     missing = [name for name in EXPERIMENTS if name not in runs and name not in earlier]
@@ -216,7 +215,7 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
         printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=wide).stdout
         printed = printed.replace(f"{folder}/", "")
         lines = [line.rstrip() for line in printed.splitlines() if not line.startswith("report: ")]
-        yield from ("", f"## {name}", "", f"`sweep +experiment={name}`: {circumstances(folder)}")
+        yield from ("", f"## {name}", "", f"`sweep +experiment={name}`. {circumstances(folder)}")
         yield from ("", "```", *lines, "```")
 
 
@@ -226,8 +225,9 @@ def circumstances(folder: Path) -> str:
     ran = rows.dropna(subset=["engine_version"])
     engines = sorted({f"{name} {version}" for name, version in zip(ran.backend, ran.engine_version, strict=True)})
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in rows["outcome"].value_counts().items())
-    parts = [outcomes, ", ".join(engines), f"commit {', '.join(sorted(rows['commit'].dropna().unique()))}"]
-    return f"{'; '.join([*parts, *machine(rows), launch_time(folder), *command_time(folder)])}."
+    commits = ", ".join(sorted(rows["commit"].dropna().unique()))
+    parts = [f"Trials: {outcomes}", f"Engines: {', '.join(engines)}", f"Commit: {commits}"]
+    return f"{'. '.join([*parts, *machine(rows), launch_time(folder), *command_time(folder)])}."
 
 
 def machine(rows: pd.DataFrame) -> Iterator[str]:
@@ -235,8 +235,8 @@ def machine(rows: pd.DataFrame) -> Iterator[str]:
     nodes = [json.loads(text) for text in rows["hardware"].dropna()]
     if nodes:
         loads = [node["load_average"] for node in nodes]
-        yield f"{nodes[0]['cores']} cores of {nodes[0]['cpu']}"
-        yield f"load average {min(loads):.1f} to {max(loads):.1f} at the trials"
+        yield f"Machine: {nodes[0]['cores']} cores of {nodes[0]['cpu']}"
+        yield f"Load average: {min(loads):.1f} to {max(loads):.1f} at the trials"
 
 
 def launch_time(folder: Path) -> str:
@@ -258,7 +258,7 @@ def command_time(folder: Path) -> Iterator[str]:
     if None in parts:
         return
     minutes, seconds = divmod(round(sum(part["seconds"] for part in parts)), 60)
-    took = f"the command took {minutes} min {seconds} s from an empty results folder"
+    took = f"The command took {minutes} min {seconds} s from an empty results folder"
     counts = {kind: sum(part["prepared"][kind] for part in parts) for kind in PREPARED}
     new = [count(number, PREPARED[kind]) for kind, number in counts.items() if number]
     first = (

@@ -4,6 +4,7 @@ import ast
 import functools
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ OPENERS = ("What", "Whether", "How", "Of")
 # Written so that this file does not hold the phrases itself.
 PHRASES = re.compile(
     r"cannot be ha[d]|is another tha[n]|are other tha[n]|for want o[f]|has the fac[e]|the same fac[e]|of who[m] "
-    r"|cannot be tol[d]\b|is said (once|alou[d])|allowe[d] (is|are)\b",
+    r"|cannot be tol[d]\b|is said (once|alou[d])|allowe[d] (is|are)\b|trie[d] again|another tr[y]\b|for eve[r]\b"
+    r"|thric[e]\b|such a on[e]\b|stands ther[e]\b|(None|empty|NaN|0) (if|where) there (is|are) non[e]\b",
     re.IGNORECASE,
 )
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -133,3 +135,80 @@ def test_the_rules_see_what_they_forbid() -> None:
     tree = ast.parse("def f(of, *, own=1):\n    for one in of:\n        told = one")
     assert [name for name, _ in bound_names(tree) if name in VAGUE] == ["of", "own", "one", "told"]
     assert PHRASES.search("this cannot be " + "had of that")
+
+
+# Sentences -----------------------------------------------------------------------------------------------------------
+
+LONGEST = 30  # words of a sentence
+SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\be\.g)(?<!\bal)(?<!\bed)[.!?][)\"”*_]*(?:\s+|$)")
+CODE = re.compile(r"[|$\\]")  # a pattern or a script, not prose
+INLINE = re.compile(r"`[^`]*`|(?<=\])\([^)]*\)")
+BLOCK_TAG = re.compile(r"<(?!/?(?:b|em|i|code|a|strong|span)\b)[^>]*>|\{%.*?%\}", re.DOTALL)
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a text; a piece of inline code is one word, and the address of a link none."""
+    for sentence in SENTENCE_END.split(INLINE.sub(lambda code: re.sub(r"[\s.!?]", "_", code.group()), text)):
+        yield " ".join(sentence.split())
+
+
+def markdown_texts(page: str) -> Iterator[str]:
+    """The paragraphs, list items and cells of a page, but no code or heading. A cell's semicolon ends a definition."""
+    page = re.sub(r"^```.*?^```|(?<=\n\n) {4}.*?(?=\n\n|\Z)|<!--.*?-->|^#.*?$", "\n", page, flags=re.M | re.S)
+    yield from re.split(r"\||; ", "\n".join(re.findall(r"^\|.*$", page, re.MULTILINE)))
+    yield from re.split(r"(?m)\n\s*\n|^\s*(?:[-*]|\d+\.) ", re.sub(r"(?m)^\|.*$", "\n", page))
+
+
+def yaml_texts(text: str) -> Iterator[str]:
+    """The comments of a YAML file: those of successive lines are one text, except an indented (a table's) line."""
+    block: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        code, _, comment = f" {line}".partition(" #")
+        if block and (code.strip() or not comment.strip() or comment.startswith("  ")):
+            yield " ".join(block)
+            block = []
+        block += [comment] if comment.strip() else []
+
+
+def template_texts(text: str) -> Iterator[str]:
+    """The visible texts of a template, between the tags of its blocks."""
+    text = re.sub(r"\{#.*?#\}", "", text, flags=re.DOTALL)
+    yield from BLOCK_TAG.split(re.sub(r"\{\{.*?\}\}", "X", text, flags=re.DOTALL))
+
+
+def literal_texts(source: str) -> Iterator[str]:
+    """The string literals of a module, with X for what is filled in: messages, help and labels, but no docstring."""
+    tree = ast.parse(source)
+    other = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    other |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        if id(node) not in other and all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts):
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in parts)
+            yield from () if CODE.search(text) else text.split("\n\n")
+
+
+READERS = {".md": markdown_texts, ".yaml": yaml_texts, ".html": template_texts, ".py": literal_texts}
+
+
+@functools.cache
+def user_texts() -> list[tuple[str, str]]:
+    """All texts that a user may read, with their files: pages, comments of the YAML, templates, messages and help."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.*")]
+    paths = [path for folder in (*PACKAGES, "conf") for path in sorted((ROOT / folder).rglob("*.*"))]
+    return [
+        (str(path.relative_to(ROOT)), text)
+        for path in (*pages, *paths)
+        if path.suffix in READERS
+        for text in READERS[path.suffix](path.read_text())
+    ]
+
+
+def test_no_sentence_is_longer_than_thirty_words() -> None:
+    long = [
+        f"{path}: {sentence}"
+        for path, text in user_texts()
+        for sentence in sentences(text)
+        if sum(bool(re.search(r"\w", word)) for word in sentence.split()) > LONGEST
+    ]
+    assert not long, f"{len(long)}:\n" + "\n".join(long)

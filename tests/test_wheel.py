@@ -69,7 +69,6 @@ def test_a_trial_outside_the_checkout(wheel, tmp_path):
 
 
 def other_analysis(folder):
-    """Somebody else's package named `analysis`."""
     (folder / "analysis").mkdir()
     (folder / "analysis" / "__init__.py").write_text("")
     return folder

@@ -10,7 +10,7 @@ from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
 WITHOUT_REQUESTS = "true if the intervals are from the launches' own figures: the requests give none"
-BEST_OVER_IT = "the best's figure over its own, as it is: of a cost, 0.8 is 20 % less"
+BEST_OVER_IT = "the best's figure over its own, as a plain ratio: for a cost, 0.8 is 20 % less"
 
 
 class AnswerRow(NamedTuple):

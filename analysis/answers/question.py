@@ -127,7 +127,7 @@ class Remedy(NamedTuple):
     """The launches that would tell the best from the runner-up."""
 
     difference: float  # relative, that they would find: the one measured, or the margin if that is larger
-    launches: int  # more, of each of the two; 0: it is not known how much launches differ
+    launches: int  # more, of each of the two; 0: it is unknown how much launches differ
     replicates: int  # in all
     minutes: float  # NaN if no durations are known
 

@@ -1,4 +1,4 @@
-"""The configurations of two sides that are compared with each other, and what speaks against it."""
+"""The configurations of two sides that are compared with each other, and the reasons against it."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ BY_INPUT = ("total_throughput", "ttft")  # quantities that longer prompts change
 
 @dataclass(frozen=True)
 class Match:
-    """A configuration that both sides have, or one of them."""
+    """A configuration of both sides, or of one."""
 
     label: str
     first: pd.DataFrame  # its trials; empty where a side lacks it
@@ -34,7 +34,7 @@ class Match:
     obstacle: str = ""  # the reason for not comparing them at all
 
     def obstacle_of(self, compared: LabelledColumn) -> str:
-        """The reason for not comparing the sides by this column; empty if there is none."""
+        """The reason for not comparing the sides by this column; empty without one."""
         for counted, affected, most in (
             ("output", BY_OUTPUT, UNEQUAL),
             ("input", BY_INPUT, UNEQUAL_INPUTS),
@@ -46,9 +46,9 @@ class Match:
 
 
 def match(first: Side, second: Side) -> list[Match]:
-    """The configurations of both sides: equal in their names and in every axis of either, but for what was selected.
+    """The configurations of both sides: equal in their names and in every axis of either, except the selected keys.
 
-    Where each side has one engine, and not the same, the engines are compared.
+    If each side has one engine, and the engines differ, the engines are compared.
     """
     axes = {axis for side in (first, second) for axis in side.run.axes if "." in axis}
     selected = first.selected | second.selected
@@ -84,7 +84,7 @@ def _engines(side: Side) -> int:
 
 
 def _labels(settings: Sequence[TrialSettings]) -> list[str]:
-    """The settings that tell each configuration from the others; of a single one its names."""
+    """The settings that distinguish each configuration from the others; a single one has its names."""
     varying = [key for key in NAMES[:3] if len({each.get(key) for each in settings}) > 1]
     rest = [{key: value for key, value in each.items() if key not in NAMES[:3]} for each in settings]
     names = [" ".join(str(each[key]) for key in varying if each.get(key)) for each in settings]
@@ -113,7 +113,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
 
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
-    """Versions and the like in which the rows of the sides differ: name, and the values of either."""
+    """Versions and similar facts in which the rows of the sides differ: name, and the values of either."""
     for column, name in FACTS.items():
         if column in first and column in second:
             values = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
@@ -159,7 +159,7 @@ def machines(trials: pd.DataFrame) -> set[str]:
 def question_digests(trials: pd.DataFrame) -> dict[str, str]:
     """The digests of the files behind model, workload and load, of each part that has any.
 
-    None is known of a part without files, of an imported row, or of one from before there were digests.
+    It is empty for a part without files, an imported row, or a row older than digests.
     """
     texts = [json.loads(text) for text in _values(trials, "digests")]
     known = {part: sorted({str(each[part]) for each in texts if part in each}) for part in QUESTION_PARTS}

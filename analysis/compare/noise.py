@@ -1,9 +1,9 @@
 """The noise of a machine: how much launches of one configuration, one after the other, differ there (A/A).
 
-The launches of a run are put into blocks as large as what is compared: a launch each where the launches of both sides
-took turns, else as many as a side has. Two successive blocks are an A/A comparison, whose true difference is zero: the
-root mean square of their differences is the error of a comparison of two such blocks, with as many degrees of freedom
-as there are comparisons. Unlike the spread within a side, it has what the machine drifts between two blocks.
+The launches of a run are put into blocks the size of a side: one launch each if the launches of both sides took turns,
+otherwise as many as a side has. Two successive blocks are an A/A comparison, whose true difference is zero. The root
+mean square of their differences is the error of a comparison of two such blocks, with as many degrees of freedom as
+comparisons. Unlike the spread within a side, it includes the machine's drift between two blocks.
 """
 
 import math
@@ -34,7 +34,7 @@ class MachineNoise:
     configurations: Sequence[pd.DataFrame]  # the trials of each
 
     def error(self, launches: int, column: str, in_turns: bool) -> Error:
-        """The error of a comparison of so many launches a side, which the A/A comparisons of blocks of its size have.
+        """The error of a comparison with so many launches a side, from the A/A comparisons of blocks of that size.
 
         Raises:
             ConfigError: if the run has too few launches for blocks of that size.
@@ -63,7 +63,7 @@ class MachineNoise:
         return f"two launches of one configuration differ by up to {most:.1%} ({source})"
 
     def _differences(self, column: str, size: int) -> FloatArray:
-        """The differences of the logarithms of successive blocks of so many launches, of all configurations."""
+        """The differences of the logarithms of successive blocks of so many launches, for all configurations."""
         parts = [_differences(trials, column, size) for trials in self.configurations]
         return np.concatenate(parts) if parts else np.zeros(0)
 

@@ -19,7 +19,7 @@ VERDICT_STYLES = {
 }
 MEAN = "geometric mean over the launches"
 RATIO_INTERVAL = "95 % interval of the ratio (docs/metrics.md)"
-VERDICT = "faster, slower, equal within the margin, not told apart or not comparable, in the quantity's words"
+VERDICT = "faster, slower, equal within the margin, tie or not comparable, in the quantity's words"
 OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
 OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}
 
@@ -50,9 +50,9 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
 
 
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:
-    """The smallest change that these launches find, and that 10, 30 and 120 minutes of launches would, by quantity.
+    """The smallest change that these launches detect, and that 10, 30 and 120 minutes of launches would, by quantity.
 
-    Also the launches that find CHANGES, and the noise of the machine where it was measured apart.
+    Also the launches that detect CHANGES, and the noise of the machine where it was measured apart.
     """
     lines = list(
         dict.fromkeys(f"noise of {each.quantity.in_sentence}: {each.noise}" for each in comparisons if each.noise)
@@ -62,27 +62,30 @@ def reach(comparisons: Sequence[PointComparison]) -> list[str]:
         if not alike:
             continue
         widest = max(alike, key=lambda each: each.smallest)
-        line = f"{name}: these {count(widest.units, 'launch')} a side find a change of {_percent(widest.smallest)}"
+        detected = f"{count(widest.units, 'launch')} a side detect a change of {_percent(widest.smallest)}"
         later = [
             f"{minutes} minutes {_percent(change)}"
             for minutes, change in zip(MINUTES, widest.in_minutes, strict=False)
             if math.isfinite(change)
         ]
         budgets = [_budget(widest, *pair) for pair in zip(CHANGES, widest.launches, strict=True) if pair[1]]
-        parts = [line, *filter(None, (", ".join(later), ", ".join(budgets)))]
-        lines.append("; ".join(parts) + " (9 times in 10, in any configuration)")
+        parts = [f"{name}: {detected} (9 times in 10, in any configuration)"]
+        parts += filter(None, (", ".join(later).replace("minutes", "minutes detect", 1), ", ".join(budgets)))
+        lines.append(f"{'. '.join(parts)}.")
     return lines
 
 
 def _budget(comparison: PointComparison, change: float, launches: int) -> str:
-    """`10% takes 6 launches a side, 3 min`."""
+    """`10% takes 6 launches a side (3 min)`."""
     minutes = launches * comparison.launch_minutes
-    time = f", {duration_text(60 * minutes)}" if minutes else ""
+    time = f" ({duration_text(60 * minutes)})" if minutes else ""
     return f"{change:.0%} takes {count(launches, 'launch')} a side{time}"
 
 
 def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
-    """The columns of comparisons, in which a difference within the margin is none; `unit`: of the quantity compared."""
+    """The columns of comparisons, in which a difference within the margin counts as equal; `unit`: the compared
+    quantity's.
+    """
 
     def verdict(each: PointComparison) -> Cell:
         return Cell(verdict_text(each, margin), style=VERDICT_STYLES.get(each.verdict, ""))
@@ -109,7 +112,7 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
         Column("reason", "why it is not comparable, or has no interval", lambda each: each.reason or None),
         Column(
             "smallest_change",
-            "that so many launches find, nine times in ten",
+            "that so many launches detect, nine times in ten",
             lambda each: each.smallest,
             of_value="share",
         ),

@@ -1,4 +1,4 @@
-"""What each point of several runs was asked, as text: those of which it agrees are rivals."""
+"""The task and load of each point of several runs, as text: points with equal texts are rivals."""
 
 import json
 from collections.abc import Sequence
@@ -40,9 +40,9 @@ def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
 
 
 def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[str, str]]) -> list[str]:
-    """The settings of each point as JSON, with the digests of a part of which several are known with these settings.
+    """The settings of each point as JSON, with the digests of a part that has several with these settings.
 
-    With one alone, a point whose digest is not known is taken to have it, as a comparison of two runs takes it.
+    If there is one digest alone, a point with an unknown digest is taken to have it, as in a comparison of two runs.
     """
     texts = [_settings_text(each) for each in settings]
     known: dict[tuple[str, str], set[str]] = {}

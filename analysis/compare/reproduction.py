@@ -1,8 +1,8 @@
 """A trial measured again: do its figures differ from the first ones by more than two launches of one point do?
 
-The spread between launches is that of the run: the components of variance (`variance`) pooled over its points, which
-count as RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). Two measurements differ
-by the square root of two of it. Figures are logarithms, and the intervals hold for all figures together (Sidak 1967).
+The spread between launches is the run's: the components of variance (`variance`) pooled over its points. They count as
+RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). Two measurements differ by the
+square root of two times it. Figures are logarithms, and the intervals hold for all figures together (Sidak 1967).
 """
 
 import math
@@ -33,7 +33,7 @@ class Reproduction(StrEnum):
 
 
 class Noise(NamedTuple):
-    """The spread of a figure between launches of one point: of its logarithm, so that 0.02 is 2 %."""
+    """The spread of a figure between launches of one point, on the logarithm: 0.02 is 2 %."""
 
     deviation: float
     freedom: float  # degrees of freedom behind it
@@ -67,7 +67,7 @@ class FigureChange(NamedTuple):
 
 
 def point_noise(results: RunResults, trial_id: str) -> dict[str, Noise]:
-    """The noise of each of SPREAD_OF at a trial's point; without those of which the run does not tell it.
+    """The noise of each of SPREAD_OF at a trial's point, as far as the run shows it.
 
     An engine that was launched is launched again: then the spread between launches must be known.
     """
@@ -100,7 +100,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
 def figure_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], noises: Mapping[str, Noise]
 ) -> list[FigureChange]:
-    """The figures of SPREAD_OF that both measurements have, against the noise where it is known."""
+    """The figures of SPREAD_OF that both measurements have, against the noise if it is known."""
     columns = [name for name in SPREAD_OF if _positive(before.get(name)) and _positive(after.get(name))]
     level = CONFIDENCE ** (1 / max(1, sum(name in noises for name in columns)))
     return [

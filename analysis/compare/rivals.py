@@ -19,7 +19,7 @@ PointNumbers = dict[tuple[str, str], int]  # by a run's place and a trial's id
 
 
 class Rivals(NamedTuple):
-    """The points of the sides' runs. A ratio of two of them has the interval that it has in the runs' own reports."""
+    """The points of the sides' runs. A ratio of two of them has the same interval as in the runs' own reports."""
 
     contests: Contests
     numbers: PointNumbers
@@ -68,7 +68,7 @@ def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
 
 
 def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:
-    """Each run once: of its present plan if all that is compared is, as in its report; else with all rows."""
+    """Each run once: its present plan if all compared points are in it, as in its report; otherwise with all rows."""
     by_place: dict[str, list[Side]] = {}
     for side in sides:
         by_place.setdefault(str(side.run.place), []).append(side)
@@ -80,7 +80,7 @@ def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:
 
 
 def alone(match: Match, quantity: LabelledColumn) -> Contest:
-    """The contest of the two sides of a match, and nobody else."""
+    """The contest of the two sides of a match alone."""
     trials = pd.concat([match.first, match.second], ignore_index=True)
     point = np.repeat([0, 1], [len(match.first), len(match.second)])
     figures = trials[quantity.column].to_numpy(np.float64, na_value=np.nan)

@@ -1,4 +1,4 @@
-"""A side of a comparison: the trials of a run, or those of some of its points, with the settings of each."""
+"""A side of a comparison: the trials of a run, or of some of its points, with the settings of each."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TrialSettings = dict[str, Any]  # dotted key -> value
 
 @dataclass(frozen=True)
 class Side:
-    """The trials to be compared. `selected` are the keys by which they were chosen: the sides may differ in them."""
+    """The trials to be compared. `selected` are the keys that chose them: the sides may differ in these."""
 
     text: str  # as it was written
     run: Run
@@ -29,8 +29,8 @@ class Side:
 def side(text: str, all_rows: bool = False) -> Side:
     """The side that `RUN` or `RUN@KEY=VALUE,...` names; RUN is a folder, its name under results/, or a URL.
 
-    A selection is from everything that was measured in the folder; without one it is of the present plan, or with
-    `all_rows` everything too.
+    A selection is from everything measured in the folder. Without one it is the present plan, or with `all_rows`
+    everything.
 
     Raises:
         ConfigError: if nothing is selected, or the selection is not KEY=VALUE.
@@ -41,7 +41,7 @@ def side(text: str, all_rows: bool = False) -> Side:
 
 
 def side_of(text: str, run: Run, selection: str = "") -> Side:
-    """The side that a run is, or those of its trials that the selection names; `text` is its name. Raises as `side`."""
+    """The side of a run, or of its selected trials; `text` is its name. Raises as `side`."""
     trials = run.ok
     settings = [trial_settings(row) for row in trials.to_dict("records")]
     wanted_values = _selection(text, selection)

@@ -1,8 +1,8 @@
 """The ratio of each configuration to the reference's, how sure it is, and the verdict.
 
-A ratio has the one interval that it has everywhere (`statistics.comparison.Contest`) or, if that of launches of one
-configuration on the machine is wider, this one (noise.py). What fails a build goes by intervals that hold for all
-configurations at once, by Sidak's inequality (1967).
+A ratio has the same interval as everywhere (`statistics.comparison.Contest`), unless launches of one configuration on
+the machine give a wider one (noise.py). `--fail-if` uses intervals that hold for all configurations at once, by Sidak's
+inequality (1967).
 """
 
 import math
@@ -35,7 +35,7 @@ class Finding(StrEnum):
     FASTER = "better"
     SLOWER = "worse"
     EQUAL = "equal"
-    UNDECIDED = "not told apart"
+    UNDECIDED = "tie"
     INCOMPARABLE = "not comparable"
 
 
@@ -59,8 +59,8 @@ class PointComparison:
     units: int = 0
     smallest: float = math.nan  # relative change that as many launches find with a probability of 90 %
     in_minutes: tuple[float, ...] = ()  # likewise, in MINUTES of launches of both sides
-    launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: not known
-    launch_minutes: float = 0.0  # that one launch of each side takes; 0: not known
+    launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: unknown
+    launch_minutes: float = 0.0  # that one launch of each side takes; 0: unknown
     noise: str = ""  # the machine's, where it was measured apart
     differences: tuple[str, ...] = ()
 
@@ -73,7 +73,7 @@ def comparisons(
 ) -> list[PointComparison]:
     """Every configuration of each later side with the first side's, by each column.
 
-    With `noise`, an interval is never narrower than launches of one configuration make it on that machine.
+    With `noise`, no interval is narrower than launches of one configuration on that machine allow.
 
     Raises:
         ConfigError: if a column is not a measured quantity of which one direction is better, or the noise is of too few
@@ -121,7 +121,7 @@ def point_comparison(
     of_all: int = 1,
     noise: MachineNoise | None = None,
 ) -> PointComparison:
-    """One configuration, of so many, by one quantity; raises ConfigError as `comparisons`."""
+    """One configuration, out of so many, by one quantity; raises ConfigError as `comparisons`."""
     obstacle = each.obstacle_of(quantity)
     figures = figure_of(each.first, quantity.column), figure_of(each.second, quantity.column)
     if not obstacle and not all(value > 0 for value in figures):
@@ -162,7 +162,7 @@ def point_comparison(
 def _widened(
     intervals: Sequence[FloatArray], error: Error, of_machine: Error, level: float
 ) -> tuple[list[FloatArray], Error]:
-    """The intervals, none narrower than launches of one configuration make it, and the error that counts."""
+    """The intervals, none narrower than launches of one configuration allow, and the error that counts."""
     half = of_machine.half_width(level)
     widened = [
         np.array([ratio, ratio * math.exp(-half), ratio * math.exp(half)])

@@ -1,1 +1,1 @@
-"""The files of other tools: results as `vllm bench serve` saves them, written; those of three tools, read."""
+"""The files of other tools: writes results as `vllm bench serve` saves them, and reads those of three tools."""

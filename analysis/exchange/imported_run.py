@@ -1,4 +1,4 @@
-"""A run of the rows of other tools: no requests, no price, no telemetry, and who measured in `client_stamp_source`."""
+"""A run made from the rows of other tools: no requests, price or telemetry; `client_stamp_source` says who measured."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,8 +15,7 @@ OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
     """Write a run of the rows in these files; `settings` are the names and axes that the files do not know.
 
-    Raises:
-        ConfigError: if a file is of none of the tools, the folder has a run, or a setting is no name.
+    Raises ConfigError if a file is of none of the tools, the folder has a run, or a setting is no name.
     """
     for key in settings:
         if key not in NAMED_PARTS and "." not in key:  # nor may it replace a figure

@@ -1,8 +1,8 @@
 """The result files of other tools, read as rows: `vllm bench serve`, GuideLLM and AIPerf.
 
-A row has what the file says and nothing more. All three count latencies from the send; `ttft` and `e2el` are given
-where ours count from there too, in a closed loop. What a tool calls TPOT or ITL is filed under what it is here
-(docs/metrics.md), and what has no counterpart is left out. Times in s.
+A row has only what the file says. All three tools count latencies from the send; `ttft` and `e2el` are filled only in a
+closed loop, where ours count from the send too. A tool's TPOT or ITL is filed under our name for it (docs/metrics.md),
+and figures without a counterpart are left out. Times in s.
 """
 
 import json
@@ -21,7 +21,7 @@ NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # columns of a row; the ot
 EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not have
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
-OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, where there is one; these tools from the send
+OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, if there is one; these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
     name: name for name in ("p50", "p90", "p95", "p99")
 }
@@ -31,8 +31,7 @@ STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
 def rows_of(file: Path) -> list[ImportedRow]:
     """The results in a file, a row each.
 
-    Raises:
-        ConfigError: if the file cannot be read, is of none of the tools, or lacks what a row needs.
+    Raises ConfigError if the file cannot be read, is of none of the tools, or lacks what a row needs.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -60,7 +59,7 @@ def _plausible(row: ImportedRow) -> ImportedRow:
 
 
 def _rows(content: Any) -> list[ImportedRow]:
-    """The results in the JSON of a file; none if it is of no tool that is known."""
+    """The results in the JSON of a file; empty if no known tool wrote it."""
     results = content if isinstance(content, list) else [content]  # a summary.json of `vllm bench sweep` has several
     if not all(isinstance(each, dict) for each in results):
         return []
@@ -101,10 +100,10 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
-    """GuideLLM's ITL is a request's mean gap after the first token, our TPOT; its TPOT has the first token in it.
+    """GuideLLM's ITL is a request's mean gap after the first token, our TPOT; its TPOT includes the first token.
 
-    Its throughputs are means over moments; ours are made of its totals. No gap between chunks is in the file. Of an
-    open loop it also has the latency from the scheduled arrival, which is our E2EL.
+    Its throughputs are means over moments; ours are computed from its totals. The file has no gaps between chunks. For
+    an open loop it also has the latency from the scheduled arrival, which is our E2EL.
     """
     metrics, times, strategy = benchmark["metrics"], benchmark["scheduler_metrics"], benchmark["config"]["strategy"]
     rate, kind = _positive(strategy.get("rate")), str(strategy["type_"])
@@ -128,7 +127,7 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
 
 
 def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The statistics of the successful requests; none without any."""
+    """The statistics of the successful requests; empty without any."""
     summary = (metric or {}).get("successful") or {}
     if not summary.get("count"):
         return {}
@@ -163,7 +162,7 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
 
 
 def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:
-    """What was asked, and who measured it."""
+    """The task, and who measured it."""
     return {
         "backend": "openai",
         "model": str(model or "unknown"),
@@ -191,7 +190,7 @@ def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) 
 
 
 def _add_series(row: ImportedRow, name: str, of_tool: Mapping[str, Any], seconds: float) -> None:
-    """Add the statistics of a latency, in s; one that counts from the send is ours too in a closed loop alone."""
+    """Add the statistics of a latency, in s; one that counts from the send is also ours in a closed loop."""
     for statistic, value in _statistics(of_tool, seconds).items():
         if name in ("ttft", "e2el"):
             row[f"service_{name}_{statistic}"] = value
@@ -206,6 +205,6 @@ def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
 
 
 def _positive(value: Any) -> float | None:
-    """A rate; None where there is none, which is written as infinite."""
+    """A rate; None where missing, which is written as infinite."""
     number = math.inf if value is None else float(value)
     return number if 0 < number < math.inf else None

@@ -1,7 +1,6 @@
 """Results as `vllm bench serve` saves them, in the folders of `vllm bench sweep`, whose plot command reads them."""
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,12 @@ BURSTINESS = {"poisson": 1.0, "closed": 1.0, "batch": 1.0}  # as vLLM says it; i
 
 
 def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) -> list[Path]:
-    """Write a folder a point: run=N.json for each replicate, and a summary.json of all of them.
-
-    Args:
-        run: the measurements.
-        layout: of the run, which names its points.
-        figures: by vLLM's definitions, of its trials with a result.
-        folder: the folder to write in.
-    """
+    """Write a folder a point: run=N.json for each replicate, and a summary.json of all of them."""
     placed = layout.placed(run.ok)
     written = []
     for number, (_, trials) in enumerate(placed.groupby("point", sort=True)):
         results = [
-            {**_axis_values(run, row), **_result(row, figures[index]), **_own_settings(run, row), "run_number": place}
+            {**_settings(run, row), **_result(row, figures[index]), "run_number": place}
             for place, (index, row) in enumerate(trials.iterrows())
         ]
         target = folder / f"point-{number}"
@@ -43,18 +35,15 @@ def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) 
     return written
 
 
-def _axis_values(run: Run, row: Any) -> dict[str, Any]:
-    """The values of the experiment's axes under the last part of their keys, as vLLM's sweep has them."""
-    return {axis.rpartition(".")[2].replace("-", "_"): value for axis, value in _present(row, run.axes).items()}
-
-
-def _own_settings(run: Run, row: Any) -> dict[str, Any]:
-    """The names, the load and the axes of a row under our keys: vLLM's plot ignores them, `sweep import` reads them."""
-    return {f"{EXPORTED}{key}": value for key, value in _present(row, (*NAMED_PARTS, *LOAD_COLUMNS, *run.axes)).items()}
+def _settings(run: Run, row: Any) -> dict[str, Any]:
+    """The values of the axes under the last part of their keys, like vLLM's sweep, and what `sweep import` reads."""
+    axes = {axis.rpartition(".")[2].replace("-", "_"): value for axis, value in _present(row, run.axes).items()}
+    ours = _present(row, (*NAMED_PARTS, *LOAD_COLUMNS, *run.axes))
+    return {**axes, **{f"{EXPORTED}{key}": value for key, value in ours.items()}}
 
 
 def _present(row: Any, keys: Iterable[str]) -> dict[str, Any]:
-    """The values of these keys that a row has, as JSON has them."""
+    """The values of these keys in a row, as JSON values."""
     values = {key: row[key] for key in keys if key in row and pd.notna(row[key])}
     return {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 
@@ -70,13 +59,9 @@ def _result(row: Any, figures: dict[str, Any]) -> dict[str, Any]:
         "label": f"sweep {row['trial_id']}",
         "model_id": row["model"],
         "tokenizer_id": row["model"],
-        "num_prompts": _whole(row["num_requests"]),
+        "num_prompts": None if pd.isna(row["num_requests"]) else int(row["num_requests"]),
         "request_rate": "inf" if rate is None else rate,
         "burstiness": load.get("burstiness", BURSTINESS.get(row["load"])),
         "max_concurrency": figures.get("max_concurrency"),
         **{key: value for key, value in figures.items() if key not in ("request_rate", "max_concurrency")},
     }
-
-
-def _whole(value: Any) -> int | None:
-    return None if value is None or value != value or math.isnan(float(value)) else int(value)

@@ -1,11 +1,11 @@
-"""The weighted sums of points' logarithms that say what a knob is worth, for whatever combinations were measured.
+"""The weighted sums of points' logarithms that give a knob's worth, for whatever combinations were measured.
 
-A row of weights belongs to one question, a column to a measured combination of knobs that are on; the answer is
-weights @ logarithms. Shapley's value (1953) of a knob is what it adds, averaged over all orders in which the knobs can
-be turned on. Written with the terms of the sum over sets of knobs (Harsanyi's dividends), it is the sum of each term
-divided among its knobs; so a fraction of the combinations gives it too, if terms of many knobs are nothing and the
-others do not hide in each other. Half of all combinations, those with an even number of knobs on, gives every share
-free of interactions between two.
+A row of weights answers one question, a column is a measured combination of knobs that are on; the answer is weights @
+logarithms. Shapley's value (1953) of a knob is its addition, averaged over all orders in which the knobs can be turned
+on. Written with the terms of the sum over sets of knobs (Harsanyi's dividends), it is the sum of each term divided
+among its knobs. So a fraction of the combinations gives it too, if terms of many knobs are zero and the others are not
+confounded. Half of all combinations, those with an even number of knobs on, gives every share free of interactions
+between two.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def difference(measured: Sequence[Combination], after: Combination, before: Comb
 def shapley(measured: Sequence[Combination], knobs: Sequence[str]) -> tuple[FloatArray, int] | None:
     """The weights of each knob's Shapley value, and the most knobs of a term that they are exact for.
 
-    They add up to the change from none to all, whatever the terms are. None if these combinations do not tell.
+    They add up to the change from none to all, whatever the terms are. None if these combinations do not suffice.
     """
     total = difference(measured, frozenset(knobs), frozenset())
     if total is None:
@@ -51,10 +51,10 @@ def shapley(measured: Sequence[Combination], knobs: Sequence[str]) -> tuple[Floa
 def interactions(
     measured: Sequence[Combination], knobs: Sequence[str]
 ) -> list[tuple[list[tuple[str, str]], FloatArray]]:
-    """The weights of each pair's interaction, averaged over the other knobs; pairs that are not told apart together.
+    """The weights of each pair's interaction, averaged over the other knobs; confounded pairs together.
 
-    That is how much more two knobs add together than each alone. Only of regular designs, in which each knob is on in
-    half of the combinations, whatever another is.
+    An interaction is how much more two knobs add together than each alone. It needs a regular design, in which each
+    knob is on in half of the combinations, whatever another is.
     """
     signs = {knob: np.array([1.0 if knob in combination else -1.0 for combination in measured]) for knob in knobs}
     pairs = {pair: signs[pair[0]] * signs[pair[1]] for pair in combinations(knobs, 2)}

@@ -1,7 +1,7 @@
-"""The gain of a run's tasks, divided among what was changed: logarithms, so that shares add up to the whole.
+"""The gain of a run's tasks, divided among the changes: on logarithms, so that shares add up to the whole.
 
-A figure's logarithm is modelled as in every comparison (`analysis.statistics.comparison`): point + block + error, whose
-unit is the launch. Everything here is a weighted sum of the points' effects, and has the interval of that sum.
+A figure's logarithm is modelled as in every comparison (`analysis.statistics.comparison`): point + block + error, with
+the launch as the unit. Everything here is a weighted sum of the points' effects, and has the interval of that sum.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ WIDEST_SHARE = 50.0  # beyond which a share says nothing
 
 
 class Change(NamedTuple):
-    """A factor, or a share, with the ends of its 95 % interval; NaN where there is none."""
+    """A factor, or a share, with the ends of its 95 % interval; NaN where missing."""
 
     value: float
     low: float
@@ -48,7 +48,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """The gain of one task in one quantity, and the parts that it is made of."""
+    """The gain of one task in one quantity, and its parts."""
 
     kind: Literal["factorial", "ladder"]
     task: str
@@ -65,7 +65,7 @@ class Explanation:
 def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -> list[Explanation]:
     """The explanation of every task in each of the quantities that were measured.
 
-    The reason why a task has none is a note on those of the others.
+    A task without an explanation adds its reason to the notes on the others.
 
     Raises:
         Unexplained: if no task of the run shows what bought its gain.
@@ -109,7 +109,7 @@ class _Launches:
             self.points.append(design.baseline)
 
     def model(self, quantity: LabelledColumn) -> "_Model | None":
-        """The model of one quantity; None where some point has no value."""
+        """The model of one quantity; None if a point has no value."""
         if quantity.column not in self.contests.figures:
             return None
         model = _Model(*self.contests.shared(quantity, self.points))
@@ -117,7 +117,7 @@ class _Launches:
 
 
 class _Model(NamedTuple):
-    """A design's points in the contest of all that were asked the same."""
+    """A design's points in the contest of all of one task and load."""
 
     contest: Contest
     places: Positions
@@ -127,7 +127,7 @@ class _Model(NamedTuple):
         return self.contest.model.effects[self.places]
 
     def of_all(self, weights: FloatArray) -> FloatArray:
-        """Weights of the design's points as those of all points of the contest."""
+        """Weights of the design's points, extended to all points of the contest."""
         whole = np.zeros((len(weights), len(self.contest.model.n)))
         whole[:, self.places] = weights
         return whole
@@ -158,7 +158,7 @@ def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model) -> Expla
 
 
 def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) -> Explanation:
-    """The shares of the knobs, and of the engine itself where there is a baseline.
+    """The shares of the knobs and, with a baseline, of the engine itself.
 
     Raises:
         Unexplained: if the combinations that have a result do not tell.
@@ -230,8 +230,8 @@ def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
     if missing:
         return f"{where}: no result with {' and with '.join(missing)} of {len(design.knobs)} knobs on"
     return (
-        f"{where}: {len(measured)} of {2 ** len(design.knobs)} combinations have a result, which do not tell the "
-        "knobs' shares from their interactions; measure the others, or the half with an even number of knobs on"
+        f"{where}: {len(measured)} of {2 ** len(design.knobs)} combinations have a result, too few to separate "
+        "the knobs' shares; measure the others, or the half with an even number of knobs on"
     )
 
 
@@ -239,7 +239,7 @@ def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
 
 
 def _padded(weights: FloatArray, model: _Model) -> FloatArray:
-    """Weights of the combinations with a zero for the baseline, where there is one."""
+    """Weights of the combinations with a zero for the baseline, if there is one."""
     return np.pad(weights, ((0, 0), (0, len(model.places) - weights.shape[1])))
 
 
@@ -250,8 +250,8 @@ def _gains(model: _Model, weights: FloatArray, comparisons: int) -> list[Change]
 def _shares(model: _Model, rows: FloatArray, total: FloatArray) -> list[Change]:
     """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·total may be 0.
 
-    NaN ends where the whole itself may be nothing, and no share can be ruled out; no value either where the whole is
-    next to nothing, of which any part is a large multiple.
+    The ends are NaN if the whole itself may be zero, so that no share can be ruled out. The value is NaN too if the
+    whole is close to zero, where any part is a large multiple.
     """
     sums, size = rows @ model.effects, float(total @ model.effects)
     if not np.abs(sums).max(initial=0.0) < WIDEST_SHARE * abs(size):

@@ -40,7 +40,7 @@ class Knob(NamedTuple):
 
 @dataclass(frozen=True)
 class Factorial:
-    """The points of one task at which knobs are off and on."""
+    """The points of one task with knobs off and on."""
 
     task: str
     engine: str
@@ -162,7 +162,7 @@ def _combinations(points: pd.DataFrame, knobs: Sequence[Knob]) -> dict[frozenset
 
 
 def _value(value: Any) -> Any:
-    """A setting as it was given; None where the key was not set."""
+    """A setting as it was given; None if the key was not set."""
     if value is None or pd.isna(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

@@ -12,7 +12,7 @@ END = "all together"
 
 
 def gain_sentence(explanation: Explanation) -> str:
-    """The answer: how much all of it changed, and the parts with the largest shares."""
+    """The answer: the size of the whole change, and the parts with the largest shares."""
     each = explanation
     largest = sorted(each.parts, key=lambda part: -abs(part.share.value))[:3]
     shares = ", ".join(f"{part.name} {share_text(part.share)}" for part in largest)

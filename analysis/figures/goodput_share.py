@@ -1,4 +1,4 @@
-"""Goodput share: requests that met every bound of `slo`, of all that were measured, failed ones included."""
+"""Goodput share: requests that met every bound of `slo`, out of all measured ones, failed ones included."""
 
 from functools import partial
 

@@ -1,7 +1,7 @@
 """KV cache at most over a trial, in GiB: as the engine reports it, or its share of a pool of known size.
 
-The pool of an engine on a CPU is set (`backend.cpu_kv_cache_gib`); on a GPU it is what the engine says at its launch
-that it has, times the GPUs of the deployment. An engine that reports a share of a pool of unknown size is left out.
+On a CPU the size of an engine's pool is set (`backend.cpu_kv_cache_gib`); on a GPU the engine states it at its launch,
+and it counts for each GPU of the deployment. An engine that reports a share of a pool of unknown size is left out.
 """
 
 import json
@@ -23,7 +23,7 @@ MOST_TELEMETRY = 200  # trials whose telemetry is read
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw the largest reading of a replicate of each point along the load; None without a load or readings."""
+    """Draw the largest reading of any replicate of each point along the load; None without a load or readings."""
     if layout.x is None:
         return None
     trials = (
@@ -47,7 +47,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _peaks(run: Run, trials: pd.DataFrame) -> "pd.Series[float]":
-    """The most bytes of KV cache of each trial, in GiB; NaN where they are not known."""
+    """The most bytes of KV cache of each trial, in GiB; NaN where they are unknown."""
     samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
     if samples.empty:
         return pd.Series(math.nan, trials.index)
@@ -60,7 +60,7 @@ def _peaks(run: Run, trials: pd.DataFrame) -> "pd.Series[float]":
 
 
 def pool_bytes(trial: "pd.Series[Any]") -> float:
-    """The bytes of KV cache that a trial's engine had room for, over all its GPUs; NaN where that is not known."""
+    """The bytes of KV cache that a trial's engine had room for, over all its GPUs; NaN where that is unknown."""
     config, facts = (
         json.loads(text) if isinstance(text := trial.get(name), str) else {} for name in ("config", "engine_facts")
     )

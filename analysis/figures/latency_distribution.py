@@ -1,4 +1,4 @@
-"""Latency of all requests of a trial of each engine, at the largest load it completed: the share that is no slower.
+"""Cumulative distribution of latency: one trial per engine, at its largest completed load.
 
 A request that failed is slower than any other, so the curve of a trial with failures does not reach 100 %.
 """
@@ -50,7 +50,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _curve(values: Floats) -> tuple[Floats, Floats]:
-    """The latencies in order and the share in % that is no slower, thinned to MOST_STEPS."""
+    """The sorted latencies and the share in % of requests that are no slower, thinned to MOST_STEPS."""
     ordered = np.sort(values)
     share = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
     ordered, share = ordered[np.isfinite(ordered)], share[np.isfinite(ordered)]

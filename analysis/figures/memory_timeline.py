@@ -1,7 +1,7 @@
 """KV cache (share of a pool, or bytes) and memory over one trial of each engine, at the largest load it completed.
 
-Memory is that of the GPU, or of the engine's processes if there is no GPU. A pool that an engine reserves at launch
-shows as a flat line, independent of its use.
+Memory of the GPU, or of the engine's processes if there is no GPU. A pool that an engine reserves at launch shows as a
+flat line, independent of its use.
 """
 
 import math
@@ -60,7 +60,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:
-    """Scale axes from zero: each kind of memory alike in all panels, and time alike in both axes of a panel."""
+    """Scale axes from zero: each kind of memory the same in all panels, and time the same in both axes of a panel."""
     for row in zip(*axes, strict=True):
         top = _end(ax.dataLim.ymax for ax in row)
         for ax in row:

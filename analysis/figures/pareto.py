@@ -1,4 +1,4 @@
-"""Throughput per GPU against the speed that a user sees; the grey line joins the points that no other one dominates."""
+"""Throughput per GPU against the speed that a user sees; the grey line joins the points that no other dominates."""
 
 from typing import Any
 
@@ -77,6 +77,6 @@ def _panel(ax: Axes, layout: Layout, points: pd.DataFrame) -> None:
 
 
 def on_front(x: FloatArray, y: FloatArray) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    """Return which points no other one equals or betters in both figures, and betters in one."""
+    """Return which points no other point equals or betters in both figures while bettering one."""
     better = (x[:, None] >= x) & (y[:, None] >= y) & ((x[:, None] > x) | (y[:, None] > y))
     return np.asarray(~better.any(axis=0), np.bool_)

@@ -1,4 +1,4 @@
-"""Requests that an engine says are running, and dashed those waiting, over one trial at the largest load completed."""
+"""Requests that an engine reports as running, and dashed as waiting, over one trial at the largest completed load."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ _SERIES = {"requests_running": "-", "requests_waiting": "--"}  # and the dash of
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw a panel for each task; None where no engine has told its queue."""
+    """Draw a panel for each task; None if no engine reports its queue."""
     trials = largest_load_trials(run, layout)
     samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
     if samples.empty:

@@ -13,5 +13,5 @@ SHOWN = LabelledColumn(COLUMN, "Speed-up over the baseline", "Speed-up", "×", 1
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Without a load that varies the table's ratios say as much."""
+    """Without a varying load the table's ratios say as much."""
     return against_load(run, layout, COLUMN, shown=SHOWN) if layout.x else None

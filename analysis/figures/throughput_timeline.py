@@ -20,7 +20,7 @@ TIME_BINS = 60  # of a trial
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw a panel for each task; None where no trial has chunks with tokens."""
+    """Draw a panel for each task; None if no trial has chunks with tokens."""
     courses: dict[str, list[tuple[pd.Series[Any], Floats, Floats]]] = {}
     for trial, records in chosen_records(run, layout):
         mask = measured(records) & succeeded(records)

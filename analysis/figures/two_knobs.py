@@ -20,7 +20,7 @@ CELL = (0.62, 0.34)  # inches
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw the two engine settings with the most values, or one and the load; None without two."""
+    """Draw the two engine settings with the most values, or one of them and the load; None without two."""
     points = layout.points
     if "output_throughput" not in points or "ladder" in points:
         return None
@@ -59,7 +59,7 @@ def _shown(value: Any) -> str:
 
 
 def _map(ax: Axes, points: pd.DataFrame, knobs: list[str], down: list[Any], across: list[Any]) -> None:
-    """The cells in shades of one colour, each with its figure."""
+    """The cells in shades of one colour, labelled with their figures."""
     table = points.pivot_table(index=knobs[0], columns=knobs[1], values="output_throughput", aggfunc="max")
     values = table.reindex(index=down, columns=across).to_numpy(np.float64)
     # A mesh is drawn as shapes; an image within the SVG is what the report's policy forbids.

@@ -42,7 +42,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]:
-    """The explanations of each design by quantity; those of one follow each other."""
+    """The explanations of each design by quantity, grouped by design."""
     designs: list[dict[str, Explanation]] = []
     task = None
     for each in explained:
@@ -54,7 +54,7 @@ def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]
 
 
 def _row_names(explained: Sequence[Explanation]) -> list[str]:
-    """The names of all bars, each once: panels share the axis, and a task may have some of the steps only."""
+    """The names of all bars, each once: panels share the axis, and a task may have only some of the steps."""
     names = [[each.begin, *(part.name for part in each.parts)] for each in explained]
     names.sort(key=len, reverse=True)  # the order is that of the longest
     return [*dict.fromkeys(name for of_one in names for name in of_one), END]
@@ -63,7 +63,7 @@ def _row_names(explained: Sequence[Explanation]) -> list[str]:
 def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
     """Bars from one cumulative figure to the next, with the interval of each gain at its end; a logarithmic axis.
 
-    `names`: what the rows are, of which the explanation may have some only.
+    `names` are the rows' labels; the explanation may have only some of them.
     """
     scale, is_lower_better = explanation.quantity.scale, explanation.quantity.better == "lower"
     level = explanation.first * scale
@@ -97,7 +97,7 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
 
 
 def _limits(explanation: Explanation) -> tuple[float, float]:
-    """The ends of the axis: with room for the labels, and for intervals as far as they leave the bars their width."""
+    """The ends of the axis, with room for the labels, and for intervals as far as the bars keep their width."""
     scale, parts = explanation.quantity.scale, explanation.parts
     levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in parts)])
     low, high = float(levels.min()), float(levels.max())
@@ -109,7 +109,7 @@ def _limits(explanation: Explanation) -> tuple[float, float]:
 
 
 def _interval(ax: Axes, low: float, high: float, row: int, limits: tuple[float, float]) -> None:
-    """A line from end to end; one that goes on beyond the axis has an arrowhead there."""
+    """A line from end to end; beyond the axis it ends in an arrowhead."""
     ax.plot([max(low, limits[0]), min(high, limits[1])], [row, row], color=INK, linewidth=1)
     for end, edge, marker in ((low < limits[0], limits[0], "<"), (high > limits[1], limits[1], ">")):
         if end:

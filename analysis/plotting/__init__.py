@@ -1,1 +1,1 @@
-"""Draws curves over an axis, in panels; figures say what is drawn."""
+"""Draws curves over an axis, in panels; each figure's module chooses the content."""

@@ -25,7 +25,7 @@ def largest_load_trials(run: Run, layout: Layout) -> pd.DataFrame:
 
 
 def chosen_records(run: Run, layout: Layout) -> Iterator[tuple["pd.Series[Any]", Records]]:
-    """The requests of those trials, if small enough to be read; without files that are missing or damaged."""
+    """The requests of those trials, if small enough to be read, without missing or damaged files."""
     trials = largest_load_trials(run, layout)
     trials = trials[trials["attempt"].notna() & (trials["num_requests"] <= MOST_REQUESTS)]
     for _, trial in trials.head(MOST_DRAWN_TRIALS).iterrows():

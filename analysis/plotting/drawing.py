@@ -1,9 +1,8 @@
 """A quantity against the load: a line per engine, a panel per workload. If no number varies, a row per engine.
 
 Small dots are replicates and whiskers the 95 % interval of their mean. Axes are scaled to the data: a whisker over two
-replicates can be very long, and is cut at the panel's edge, where an arrowhead says that it goes on. A cross on the
-axis is a point without a result.
-If there are too many lines to distinguish, some are chosen.
+replicates can be very long, and is cut at the panel's edge with an arrowhead. A cross on the axis is a point without a
+result. If there are too many lines to distinguish, some are chosen.
 """
 
 from collections.abc import Iterator
@@ -44,10 +43,10 @@ MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers 
 def against_load(
     run: Run, layout: Layout, column: str, also: str | None = None, shown: LabelledColumn | None = None
 ) -> Figure | None:
-    """Draw the means of a quantity along the load, or as rows if no number varies; None if there are no values.
+    """Draw the means of a quantity along the load, or as rows if no number varies; None without values.
 
     `also` is another column of the same unit, drawn in thin dashes (hollow). `shown` are the labels of a column that
-    trials have not, only points.
+    only points have, not trials.
     """
     shown = shown or labelled_column(column)
     if shown is None or column not in layout.points:
@@ -83,7 +82,7 @@ def against_load(
 
 
 def against_step(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
-    """Draw `against_load` of a run with a ladder, whose steps ask for the same in every respect; else None."""
+    """Draw `against_load` for a run with a ladder, whose steps share task and load; otherwise None."""
     return against_load(run, layout, column, also) if "ladder" in run.axes else None
 
 
@@ -97,7 +96,7 @@ def _heading(layout: Layout, shown: LabelledColumn) -> str:
 
 
 def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines: list[str]) -> Iterator[Line2D]:
-    """The entries of the legend that are no line's own."""
+    """The entries of the legend that belong to no single line."""
     if layout.x is None:
         yield Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")
     if also:
@@ -112,7 +111,7 @@ def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines
 
 
 def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str]) -> pd.DataFrame:
-    """Points or trials of a panel with their place (`_at`) along x, or where it has no x, by line; sorted by it."""
+    """Points or trials of a panel with their place (`_at`) along x or, without an x, by line; sorted by it."""
     frame = frame[(frame["panel"] == panel) & frame["line"].isin(lines)]
     at = frame[layout.x].astype("float64") if layout.x else None
     if at is None or not at.notna().any():
@@ -146,7 +145,7 @@ def _line(
 
 
 def _mark_cut_whiskers(ax: Axes, layout: Layout, points: pd.DataFrame, shown: LabelledColumn) -> None:
-    """Draw an arrowhead at the panel's edge where a whisker goes on beyond it."""
+    """Draw an arrowhead at the panel's edge where a whisker continues beyond it."""
     least, most = ax.get_ylim() if layout.x else ax.get_xlim()
     low, high = (_scaled(points, f"{shown.column}_ci_{end}", shown) for end in ("low", "high"))
     colours = np.array([line_style(layout, line)["color"] for line in points["line"]], dtype=object)
@@ -197,7 +196,7 @@ def value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> No
 
 
 def logarithmic_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis with figures as they are read, few enough not to overlap."""
+    """Label a logarithmic axis with figures in plain notation, few enough not to overlap."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_tick_text))

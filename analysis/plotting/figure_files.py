@@ -117,8 +117,8 @@ def panels(
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure with a heading, a legend and `rows` empty axes of `size` for each title; the axes by title, then row.
 
-    Axes side by side have one vertical axis, unless each has rows of its own. They fill the figure, and what is around
-    them enlarges it when it is saved: matplotlib's own layouts shrink them to make room for long labels.
+    Axes side by side share one vertical axis, unless each has rows of its own. They fill the figure, and labels around
+    them enlarge it when it is saved: matplotlib's own layouts shrink the axes to make room for long labels.
     """
     across = min(len(titles), PANELS_IN_A_ROW)
     down = math.ceil(len(titles) / across) * rows
@@ -153,7 +153,7 @@ def legend_entry(layout: Layout, line: str, **other: Any) -> Line2D:
 
 
 def entries_without_interval(points: pd.DataFrame, *names: str) -> list[Line2D]:
-    """The legend entry of a mark without whiskers; none if each figure of these columns has an interval."""
+    """The legend entry of a mark without whiskers, if any figure of these columns lacks an interval."""
     if not any((points[name].notna() & points[f"{name}_ci_low"].isna()).any() for name in names):
         return []
     return [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="without whiskers: no interval")]

@@ -1,7 +1,8 @@
-"""The largest batch that fitted in memory, for each engine and task that ran out of memory, and those that did not.
+"""The largest batch that fitted in memory, for each engine and task that ran out of memory, and the batches that did
+not fit.
 
-A batch fitted if at least one replicate has a result, none ran out of memory and none was skipped because a smaller
-batch had run out.
+A batch fitted if at least one replicate has a result, and no replicate ran out of memory or was skipped because a
+smaller batch had.
 """
 
 from typing import NamedTuple
@@ -53,7 +54,7 @@ def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
 
 
 def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
-    """The fit by the numbers of trials of each size that ran out, were not tried and have a result, and of all."""
+    """The fit, from the numbers of trials of each size that ran out, were not tried, have a result, and exist."""
     (oom, untried, ok), trials = (outcomes[name]["sum"] for name in ("oom", "untried", "ok")), outcomes["ok"]["size"]
     without = oom + untried
     fitted = outcomes.index[(ok > 0) & (without == 0)]

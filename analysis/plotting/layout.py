@@ -63,7 +63,7 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
 
 
 def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) -> list[str]:
-    """All lines; if there are too many, those with the best figures, the baseline's, and an even choice of the rest."""
+    """All lines; if there are too many, those with the best figures, the baseline's, and evenly chosen others."""
     if len(lines) <= MOST_LINES:
         return lines
     standings = points[[name for name in points if str(name).endswith("_standing")]]
@@ -78,7 +78,7 @@ def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, 
 def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
     """The numeric column with the most values; the load first, then workloads, then engine flags.
 
-    All points of a workload or load have it, or none: otherwise the lines of some engines would be silently missing.
+    All points of a workload or load have this column, or none: otherwise some engines' lines would be missing.
     """
     numeric = [
         key
@@ -95,7 +95,7 @@ def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
 
 
 def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
-    """The label of x by panel, for panels in which some point has x."""
+    """The label of x by panel, for panels whose points have x."""
     labels: dict[str, str] = {}
     for column in LOAD_COLUMNS if x == SIZE else [x]:
         label = LOAD_LABELS.get(column, spaced(column).capitalize())
@@ -107,7 +107,7 @@ def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
 
 
 def _one_batch(points: pd.DataFrame) -> bool:
-    """Return whether every trial is one batch of all its requests: what varies is then how many there are."""
+    """Return whether every trial is one batch of all its requests: then only their number varies."""
     counts = points.get("workload.num_requests")
     return counts is not None and bool((counts == points["batch_size"]).all())
 

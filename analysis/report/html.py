@@ -1,6 +1,6 @@
 """report.html: the results of a run, how far they hold, and what was run, in one file that can be mailed.
 
-What it says is gathered here; how it looks is in templates/.
+Its content is gathered here; its look is in templates/.
 """
 
 import json
@@ -70,7 +70,7 @@ def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
 
 
 def summary_table(results: RunResults) -> pd.DataFrame:
-    """The points as summary.csv has them."""
+    """The points as in summary.csv."""
     codes = [
         ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
         for index in results.summary.index
@@ -80,7 +80,7 @@ def summary_table(results: RunResults) -> pd.DataFrame:
 
 
 def _findings(results: RunResults) -> dict[str, Any]:
-    """The parts of the report that say what was found, and the variables of the notes below them."""
+    """The parts of the report with findings, and the variables of the notes below them."""
     run, layout, counts = results.run, results.layout, results.points["n"]
     replicates = len(layout.visible(run.ok))
     reasons = run.ok["steady_method"].dropna().mode()
@@ -110,7 +110,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
 
 
 def warned(runs: Iterable[tuple[str, RunResults]]) -> list[tuple[ResultWarning, list[str]]]:
-    """Each kind of warning once, with the messages about these runs, which begin with the run's name if it has one."""
+    """Each kind of warning once, with the messages about these runs, which begin with the run's name, if any."""
     warnings: dict[str, tuple[ResultWarning, list[str]]] = {}
     for name, results in runs:
         for warning in grouped(results.warnings):
@@ -136,7 +136,7 @@ def lead_of_run(results: RunResults) -> str:
 
 
 def _inline(figure: SavedFigure) -> Markup:
-    """A figure's SVG for the page: in the page's own colours, and with ids that no other figure has."""
+    """A figure's SVG for the page: in the page's own colours, and with ids that are unique on it."""
     svg = figure.svg[figure.svg.index("<svg") :]
     named = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: f"line-{n}" for n, colour in enumerate(COLOURS)}}
     for colour, name in named.items():

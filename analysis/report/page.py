@@ -27,7 +27,7 @@ CODE = re.compile(r"`([^`]+)`")
 
 
 def code_marked(text: str) -> Markup:
-    """A text of our own as markup: what it has between backticks, as docstrings do, is code."""
+    """Our own text as markup: words between backticks become code."""
     return Markup(CODE.sub(r"<code>\1</code>", escape(text)))
 
 
@@ -52,7 +52,7 @@ TEMPLATES.globals |= {
 
 
 class Lead(NamedTuple):
-    """A line below the title: what became of a run."""
+    """A line below the title about the run's outcome."""
 
     text: str
     name: str = ""  # of the run, on a page of several
@@ -81,6 +81,6 @@ def is_explorable(data: Mapping[str, Any]) -> bool:
 
 
 def _script() -> Markup:
-    """The page's script, of the files that a designer edits; no name of one is seen outside."""
+    """The page's script, joined from the files that a designer edits; none of its names is visible outside."""
     parts = ((TEMPLATE_FOLDER / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPT)
     return Markup('(() => {\n"use strict";\n' + "".join(parts) + "})();\n")

@@ -102,7 +102,7 @@ def as_block(data: Any) -> Markup:
 
 
 def _result_rows(runs: Sequence[RunResults]) -> pd.DataFrame:
-    """What is read of the trials with a result, with `point` and `launch_number`: a row is wide."""
+    """The columns read from the trials with a result, with `point` and `launch_number`: a row is wide."""
     columns = ["point", "accelerator", "gpu_count", "price_per_hour", "percentiles"]
     return placed_trials(runs)[columns].assign(
         launch_number=np.concatenate([launches(results.run) for results in runs])
@@ -114,7 +114,7 @@ def _percentiles(runs: Sequence[RunResults]) -> list[float]:
 
 
 def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -> Iterator[dict[str, Any]]:
-    """The measured quantities that some point has, with two that are made of them and the ratios to the baseline."""
+    """The measured quantities that some point has, with two derived ones and the ratios to the baseline."""
     count = np.maximum(gpus, 1)
     if "output_throughput" in points:
         ends = [points[f"output_throughput{end}"] / count for end in INTERVAL_ENDS]
@@ -146,7 +146,7 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
 
 
 def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The quantities, each with the tested ratio of pairs that were asked the same, where one direction is better.
+    """The quantities, each with the tested ratio of pairs of one task and load, where one direction is better.
 
     On one machine throughput per GPU differs as throughput does.
     """
@@ -174,7 +174,7 @@ def _tested(contests: Contests, quantity: LabelledColumn, shown: Sequence[float 
 
 
 def _tested_pair(first: int, second: int, ratio: float, low: float, high: float, is_lower_better: bool) -> TestedPair:
-    """The pair with its lead, which is above 1 if the first is the better one."""
+    """The pair with its lead, which is above 1 if the first is better."""
     lead, least, most = (1 / ratio, 1 / high, 1 / low) if is_lower_better else (ratio, low, high)
     if most < 1:
         first, second, lead, least, most = second, first, 1 / lead, 1 / most, 1 / least
@@ -206,7 +206,7 @@ def _declared(
 
 
 def _intervals(points: pd.DataFrame, column: str) -> dict[str, Any]:
-    """Which points' intervals are by launches, and the replicates behind a figure where fewer have it than a result."""
+    """The points whose intervals are by launches, and the replicates behind a figure if fewer have it than a result."""
     by_launches = points.get(f"{column}_by_launches", pd.Series(False, points.index))
     counts = points.get(f"{column}_n", points["n"])
     fewer = counts[counts.lt(points["n"])]
@@ -217,7 +217,7 @@ def _intervals(points: pd.DataFrame, column: str) -> dict[str, Any]:
 
 
 def _launches(points: pd.DataFrame, rows: pd.DataFrame) -> list[int]:
-    """For each point the number of launches that gave it a result: a single one has no interval of a new launch."""
+    """The number of launches behind each point's result: a single launch gives no interval of a new launch."""
     counts = rows.groupby("point")["launch_number"].nunique()
     return [int(n) for n in counts.reindex(range(len(points)), fill_value=0)]
 
@@ -231,15 +231,15 @@ def _measured_columns(points: pd.DataFrame, percentiles: Sequence[float]) -> Ite
 
 
 def _rounded(values: "pd.Series[Any]") -> list[float | int | None]:
-    """Finite numbers of a few digits; null for all others."""
+    """Finite numbers with a few digits; null for all others."""
     rounded = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values.to_numpy(np.float64, na_value=np.nan)]
     return [None if not math.isfinite(value) else int(value) if value == int(value) else value for value in rounded]
 
 
 def _machines(first: pd.DataFrame) -> pd.DataFrame:
-    """The machine of each point, with its price in USD per hour, of a GPU if it has any; NaN where the run had none.
+    """The machine of each point, with its price in USD per hour, per GPU if it has any; NaN if the run had none.
 
-    One that has several prices, as in several runs, is a machine for each: costs follow the price that is set for it.
+    A machine with several prices, as in several runs, is listed once for each: costs follow its price.
     """
     names = first["accelerator"].astype(object)
     names = names.fillna(next(iter(names.dropna()), "machine")).astype(str)
@@ -250,7 +250,7 @@ def _machines(first: pd.DataFrame) -> pd.DataFrame:
 
 
 def _bounded_columns(rows: pd.DataFrame, points: pd.DataFrame) -> dict[str, Any]:
-    """The percentiles that latencies can be bounded at, and the highest that the requests of each point can tell."""
+    """The percentiles that can bound latencies, and the highest that the requests of each point support."""
     requests = points.loc[points["n"] > 0, "requests"] + points.loc[points["n"] > 0, "failed"]
     fewest = int(requests.min()) if len(requests) else 0
     percentiles = common_percentiles(rows)
@@ -269,7 +269,7 @@ def _warnings(results: RunResults) -> list[list[list[str]]]:
 def _trials(runs: Sequence[RunResults], folder: Path | None) -> tuple[list[list[list[Any]]], list[FileLink]]:
     """For each point its trials: id, replicate, outcome, and the places of its files in the list of all files.
 
-    Many trials have a file in common: the log of their launch, or the file into which those of many were put together.
+    Many trials share a file: the log of their launch, or the compact file of many trials.
     """
     places: dict[FileLink, int] = {}
     trials = [of_point for results in runs for of_point in _trials_of_run(results, folder, places)]
@@ -292,9 +292,9 @@ def _trials_of_run(results: RunResults, folder: Path | None, places: dict[FileLi
 
 
 def _reads(runs: Sequence[RunResults], trials: list[list[list[Any]]], files: Sequence[FileLink]) -> list[str]:
-    """For each point the Python line that reads the requests of one of its trials from among those of others.
+    """For each point the Python line that reads the requests of one of its trials from a shared file.
 
-    Empty where each trial has its own file.
+    Empty if each trial has its own file.
     """
     folders = [_place_typed_here(results.run) for results in runs for _ in range(len(results.points))]
     compact = {place for place, link in enumerate(files) if link.compact}
@@ -306,7 +306,9 @@ def _reads(runs: Sequence[RunResults], trials: list[list[list[Any]]], files: Seq
 
 
 def _commands(results: RunResults) -> list[str]:
-    """For each point the command that measures one of its trials again from its row; if none is `ok`, the run's own."""
+    """For each point the command that measures one of its trials again from its row; without an `ok` trial, the run's
+    own.
+    """
     measured = results.layout.placed(results.run.ok)
     trial_ids = measured[measured["config"].notna()].groupby("point")["trial_id"].first()
     folder = shlex.quote(_place_typed_here(results.run))
@@ -317,7 +319,7 @@ def _commands(results: RunResults) -> list[str]:
 
 
 def _place_typed_here(run: Run) -> str:
-    """The run's folder from where the report was written, which is where its reader types; else in full, or its URL."""
+    """The run's folder relative to where its writer, and so its reader, types; otherwise in full, or its URL."""
     if run.copy is not None:
         return str(run.place)
     absolute = run.paths.out.absolute()

@@ -1,6 +1,6 @@
 """report.html of several runs together: the answer over all of them, their points in one figure, and the verdicts.
 
-It has no figures that are files: each run's own report has them, and this one links to it.
+It has no figure files: each run's own report has them, and this one links to it.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from sweep.disk.run_files import RunPaths
 
 
 def write_several(runs: Sequence[RunResults], folder: Path) -> None:
-    """Write report.html of several runs, and summary.csv of their points, into a folder that is no run's.
+    """Write report.html of several runs, and summary.csv of their points, into a folder without a run.
 
     Raises:
         ConfigError: if the folder holds a run, whose own report would be lost.
@@ -45,7 +45,7 @@ def write_several(runs: Sequence[RunResults], folder: Path) -> None:
 
 
 def html_of_several(runs: Sequence[RunResults], folder: Path) -> str:
-    """The report as a document that lies in a folder."""
+    """The report as a document in a folder."""
     named = dict(zip(run_names(runs), runs, strict=True))
     every = answers(runs)
     parts = {
@@ -73,6 +73,6 @@ def _verdicts(named: dict[str, RunResults]) -> dict[str, Any]:
 
 
 def _report_link(results: RunResults, folder: Path) -> str:
-    """The address of the run's own report; empty if there is none on this disk."""
+    """The address of the run's own report; empty without one on this disk."""
     report = results.run.paths.report
     return quote(relative_path(report, folder)) if results.run.copy is None and report.exists() else ""

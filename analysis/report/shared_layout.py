@@ -1,8 +1,7 @@
 """The layout that the points of several runs share on a page: a task for each question, a line for each configuration.
 
-The points of a task were asked the same on the same machine, but for the size of their load, which is the axis. So a
-setting of the engine that is the axis of its own run is a part of the line's name here, and one of the workload makes
-tasks.
+The points of a task share prompts and machine, and differ in the size of their load, which is the axis. So an engine
+setting that is the axis of its own run becomes a part of the line's name here, and a workload setting makes tasks.
 """
 
 import json
@@ -33,7 +32,7 @@ def shared_layout(runs: Sequence[RunResults]) -> PointLayout:
 
 
 def _tasks(points: pd.DataFrame, measured: pd.DataFrame) -> "pd.Series[str]":
-    """The name of each point's task; one without a result is beside those of its run that were asked the same."""
+    """The name of each point's task; a point without a result joins those of its run with the same task and load."""
     conditions = pd.Series(None, points.index, dtype=object)
     present = points["n"] > 0
     conditions[present] = measured["conditions_at_any_load"].to_numpy(object)
@@ -53,7 +52,7 @@ def _tasks(points: pd.DataFrame, measured: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _told_apart(titles: Sequence[str], settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The titles, no two equal: with the settings that tell them from others of the same title, else with a number."""
+    """The titles, made unique: with the settings that distinguish equal ones, otherwise with a number."""
     places: dict[str, list[int]] = {}
     for place, text in enumerate(titles):
         places.setdefault(text, []).append(place)
@@ -64,7 +63,7 @@ def _told_apart(titles: Sequence[str], settings: Sequence[dict[str, Any]]) -> li
 
 
 def _telling(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The first keys that tell these settings apart, the names before all others."""
+    """The first keys in which these settings differ, with the names before all others."""
     chosen: list[str] = []
     distinct = 1
     for key in dict.fromkeys([*VALUE_ALONE, GPUS, *(key for each in settings for key in each)]):
@@ -83,7 +82,7 @@ def _described(settings: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
 
 
 def _load_sizes(points: pd.DataFrame) -> tuple["pd.Series[float]", dict[str, str]]:
-    """The size of each point's load, and its label by task: of an open loop with a limit, say, what differs more."""
+    """The size of each point's load, and its label by task: for an open loop with a limit, the one that varies more."""
     sizes, labels = pd.Series(np.nan, points.index), {}
     for task, group in points.groupby("panel", sort=False):
         counts = group[["batch_size", "rate", "concurrency"]].nunique()

@@ -185,7 +185,7 @@ def _gain(step: PointRow) -> Cell:
 
 
 def steady_table(results: RunResults) -> Table[PointRow] | None:
-    """The figures without start and drain, of the points with a window; None if there is none."""
+    """The figures without start and drain, of the points with a window, or None."""
     points = results.points
     if "steady_share" not in points:
         return None
@@ -243,6 +243,6 @@ def _ratio(point: PointRow, column: str) -> Cell:
 
 
 def _x_column(layout: Layout) -> list[Column[PointRow]]:
-    """The column of the x axis, where there is one."""
+    """The column of the x axis, if there is one."""
     axis = layout.x
     return [view(layout.x_label.lower(), lambda point: setting(point[axis]))] if axis else []

@@ -226,7 +226,7 @@ def label(column: str) -> LabelledColumn:
 
 
 def _cell(point: "pd.Series[Any]", column: str) -> str:
-    """Throughput with its interval, since that is what is compared, or why there is none; others by their mean."""
+    """Throughput with its interval, since that is compared, or why it has none; others by their mean."""
     if column == "output_throughput" and not point["n"]:
         return str(point["outcomes"]).split(",")[0].rpartition(" ")[0]
     known = bound(point, column, label(column).scale)
@@ -239,14 +239,14 @@ def _cell(point: "pd.Series[Any]", column: str) -> str:
 
 
 def with_ends(figure: Estimate, shown: str, labelled: LabelledColumn) -> str:
-    """`54.1 (46.0 to 61.9)`; without the ends where there are none."""
+    """`54.1 (46.0 to 61.9)`; without ends if it has none."""
     if math.isnan(figure.low):
         return shown
     return f"{shown} ({labelled.shown(figure.low)} to {labelled.shown(figure.high)})"
 
 
 def with_interval(mean: Estimate, shown: str) -> str:
-    """`538 ±3%`, of these launches; without the interval where there is none."""
+    """`538 ±3%`, of these launches; without the interval if it has none."""
     return f"{shown} {_half_width(mean.relative_half_width, mean.by_launches)}".rstrip()
 
 
@@ -257,7 +257,7 @@ def _half_width(half: float, by_launches: bool) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio to the baseline as text; an em dash if there is none."""
+    """A ratio to the baseline as text; an em dash without one."""
     return "—" if math.isnan(ratio) else f"{number(ratio)}×"
 
 

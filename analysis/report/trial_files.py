@@ -1,4 +1,4 @@
-"""The files of a trial, as the report links to them: only those that exist, where they lie by now."""
+"""The files of a trial that the report links to: only existing ones, at their present place."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class FileLink(NamedTuple):
 
 
 def file_links(paths: RunPaths, deployment_id: str, attempt: str, trial_id: str) -> Iterator[FileLink]:
-    """The files of a trial: the engine's log, the requests and the telemetry, each if there is one."""
+    """The existing files of a trial: the engine's log, the requests and the telemetry."""
     log, trial = paths.engine_log(deployment_id, attempt), paths.trial(deployment_id, attempt, trial_id)
     if log.is_file():  # an engine that others launched has none here
         yield FileLink("engine log", log.relative_to(paths.out).as_posix())
@@ -31,12 +31,12 @@ def file_links(paths: RunPaths, deployment_id: str, attempt: str, trial_id: str)
 
 
 def relative_path(target: Path, folder: Path) -> str:
-    """The path from a folder, both as they lie on the disk: a browser takes `..` off a name, also a symbolic link's."""
+    """The path from a folder, by real locations: a browser resolves `..` by name, even for a symbolic link."""
     return Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix()
 
 
 def _compact_name(paths: RunPaths, file: Path) -> str:
-    """The name of the compact file that has a trial's table; empty if none has it, or none that can be read."""
+    """The name of the compact file with a trial's table; empty without a readable one."""
     with suppress(DamagedFile):
         place = compact_place(file) if paths.compact.is_dir() else None
         return place.path.name if place else ""

@@ -61,5 +61,4 @@ def _trial_table(heading: str, figures: Mapping[str, Any], with_latencies: bool)
 
 
 def _shown(value: Any) -> str:
-    """A figure as vLLM prints it."""
     return "unknown" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

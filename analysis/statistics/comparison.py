@@ -1,11 +1,11 @@
-"""Comparisons of points that were asked the same: paired by replicate, and corrected for their number.
+"""Comparisons of points of one task and load: paired by replicate, and corrected for their number.
 
-The logarithm of a figure is modelled as point + block + error (a randomised block design). A block is a replicate: in
-it all engines get the same prompts and arrivals, at about the same time, so what is peculiar to a replicate cancels.
-The error is the spread between launches, since each replicate is a launch of its own. Replicates that share a launch of
-any compared engine are one block: its luck at that launch is not averaged out by measuring it again. A difference must
-hold twice: with the variance of the error that is pooled over the points, corrected for the number of comparisons, and
-with the two points' own variances (Welch 1938), since one engine may be less steady than the others.
+The logarithm of a figure is modelled as point + block + error (a randomised block design). A block is a replicate. In
+it all engines get the same prompts and arrivals, at about the same time, so a replicate's peculiarities cancel. The
+error is the spread between launches, since each replicate is a launch of its own. Replicates that share a launch of any
+compared engine are one block: measuring again does not average out the luck of that launch. A difference must hold
+twice. It must hold with the error variance pooled over the points, corrected for the number of comparisons, and with
+the two points' own variances (Welch 1938), since one engine may be less steady than the others.
 """
 
 import math
@@ -47,7 +47,7 @@ def trials_of(rows: pd.DataFrame, point: Positions) -> Trials:
 
 
 def comparison_blocks(trials: Trials) -> Positions:
-    """The block of each trial: its replicate, joined with those that share one of the compared launches with it.
+    """The block of each trial: its replicate, joined with replicates that share one of the compared launches.
 
     Points that were all measured in the same launches differ by nothing that a launch changes: nothing is joined.
     """
@@ -66,7 +66,7 @@ def comparison_blocks(trials: Trials) -> Positions:
 
 
 class BlockModel(NamedTuple):
-    """Point + block + error, by least squares, of the logarithms of one figure."""
+    """Point + block + error, by least squares, for the logarithms of one figure."""
 
     effects: FloatArray  # of the points; NaN without a value
     variance: float  # of the error; NaN if there is nothing left to estimate it from
@@ -79,9 +79,10 @@ class BlockModel(NamedTuple):
     n: FloatArray  # blocks in which each point has a value
 
     def contrasts(self, weights: FloatArray, critical: FloatArray | float) -> tuple[FloatArray, FloatArray]:
-        """Sums of the points' effects with these weights (a row a sum, of zero in all), and half of their intervals.
+        """Sums of the points' effects with these weights (a row is a sum, and adds up to zero), and half of their
+        intervals.
 
-        By the wider of two variances: the pooled one at the critical value, and that of the points in the sum.
+        The wider of two variances counts: the pooled one at the critical value, and the one of the points in the sum.
         """
         pooled, own, freedom = self.errors(weights)
         measured = (np.abs(weights[:, self.n == 0]) < WEIGHTLESS).all(axis=1)
@@ -91,7 +92,7 @@ class BlockModel(NamedTuple):
     def errors(self, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """The standard errors of these sums: by the pooled variance, by the points' own, and the freedom of the latter.
 
-        NaN where points have no value, or no block in common, directly or through others.
+        NaN if points have no value, or no block in common, directly or through others.
         """
         missing = (np.abs(weights[:, self.n == 0]) > WEIGHTLESS).any(axis=1)
         relevant = (np.abs(weights) > WEIGHTLESS).any(axis=0) & (self.n > 0)
@@ -156,7 +157,7 @@ def _own_variances(
 ) -> tuple[FloatArray, FloatArray]:
     """The variance of the error of each point, with a little of the pooled one, and its freedom.
 
-    Of two points the residuals are each other's, and only the variance of their difference can be known.
+    The residuals of two points mirror each other, so only the variance of their difference can be known.
     """
     if (n > 0).sum() <= 2:
         return np.full(len(n), variance), np.full(len(n), float(freedom))
@@ -171,14 +172,15 @@ def _own_variances(
 def comparisons_with_best(points: int, choices: int) -> float:
     """The comparisons that count in a test of the best point, where each is the best of several choices.
 
-    With p the chance of each comparison, a point with L choices is named falsely with Lp at most. Of two equal points
-    that are ahead of all others one is: with p = 5 % / (points - 1) / (mean of L) / 2 that is 5 % at most (Bonferroni).
+    With p the chance of each comparison, a point with L choices is named falsely with probability Lp at most. Of two
+    equal points that are ahead of all others one is. With p = 5 % / (points - 1) / (mean of L) / 2 that is 5 % at most
+    (Bonferroni).
     """
     return max(1.0, (points - 1) * max(choices, points) / max(1, points))
 
 
 class Ratio(NamedTuple):
-    """A figure over another, with the ends of its 95 % interval; NaN where there is none."""
+    """A figure over another, with the ends of its 95 % interval; NaN where missing."""
 
     value: float
     low: float = math.nan
@@ -186,10 +188,10 @@ class Ratio(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """Points that were asked the same, compared by one figure: each ratio of two has one interval, and one verdict.
+    """Points of one task and load, compared by one figure: each ratio of two has one interval, and one verdict.
 
     The intervals hold for all pairs at once (Tukey). A point whose differences from all others exceed Sidak's
-    intervals, of these comparisons alone, has won; its ratios have the intervals by which it did.
+    intervals, for these comparisons alone, has won; its ratios have the intervals of that test.
     """
 
     model: BlockModel
@@ -201,8 +203,8 @@ class Contest(NamedTuple):
     def gains(self, weights: FloatArray, comparisons: int = 1, widest: bool = False) -> FloatArray:
         """The factors that these sums of logarithms are, with the ends of their intervals. Shape (3, sums).
 
-        A sum that is a ratio of two points has the interval of that ratio; others hold for so many comparisons at once.
-        With `widest` those of ratios hold for so many, too.
+        A sum that is a ratio of two points has that ratio's interval; others hold for so many comparisons at once. With
+        `widest` the ratios' intervals hold for so many, too.
         """
         is_ratio = (np.abs(weights) > WEIGHTLESS).sum(axis=1) == 2
         is_ratio &= (np.abs(weights).max(axis=1) - 1 < WEIGHTLESS) & (np.abs(weights.sum(axis=1)) < WEIGHTLESS)
@@ -219,13 +221,13 @@ class Contest(NamedTuple):
 
     @property
     def compared(self) -> float:
-        """The comparisons that count for the best, or for any other point by itself."""
+        """The comparisons that count for the best, or for any other point alone."""
         return comparisons_with_best(int((self.model.n > 0).sum()), self.choices)
 
     def ratios(self, above: Sequence[int] | Positions, below: Sequence[int] | Positions, all_of: int = 0) -> FloatArray:
         """The ratios of pairs of points and the ends of their intervals. Shape (3, pairs).
 
-        On request (`all_of`) intervals that hold for so many comparisons at once as well, in this contest or others.
+        With `all_of`, also intervals that hold for so many comparisons at once, in this contest or others.
         """
         return self.gains(self.model.pairs(above, below), max(1, all_of), widest=all_of > 0)
 
@@ -247,9 +249,9 @@ class Contest(NamedTuple):
 def contest(
     model: BlockModel, better: Literal["higher", "lower"] | None, choices: int = 0, best: int | None = None
 ) -> Contest:
-    """The contest of a model's points; the best is that of the highest or lowest effect, unless another is given.
+    """The contest of a model's points; the best has the highest or lowest effect, unless another is given.
 
-    `choices` are those of all points together, if a point is the best of several: it looks better than it is.
+    `choices` are the choices of all points together, if a point is the best of several: it looks better than it is.
     """
     count, sign = int((model.n > 0).sum()), -1 if better == "lower" else 1
     if better is None or count < 2:

@@ -1,4 +1,4 @@
-"""The figures of a point as the summary has them: each with its intervals, and whether it is the engine's merit."""
+"""The figures of a point in the summary: each with its intervals, and whether it is the engine's merit."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
 
 
 def merits(figures: pd.DataFrame) -> pd.DataFrame:
-    """Figures without those that are no engine's merit: what an open loop below saturation asked for."""
+    """Figures without those that show no merit of the engine: an open loop below saturation sets them."""
     if "as_offered" not in figures:
         return figures
     as_offered = figures["as_offered"].eq(True)

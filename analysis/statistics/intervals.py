@@ -1,13 +1,13 @@
 """Intervals of a point's figures, over its replicates: of these launches, and of a new launch.
 
 The requests of a replicate are not independent: they share a queue. So the variance of a figure is estimated from
-batches of successive requests, with the correlation between the batches ("batch means"), and there is no interval where
-that correlation is too strong for the length of the replicates. Where the requests give none, a median, a mean or a
-throughput has Student's t over the launches' own figures. docs/metrics.md has the formulas and their sources,
-docs/measurements/coverage.md how often the intervals hold.
+batches of successive requests, with the correlation between the batches ("batch means"). If that correlation is too
+strong for the length of the replicates, there is no interval. A median, a mean or a throughput then has Student's t
+over the launches' own figures. docs/metrics.md has the formulas and their sources, docs/measurements/coverage.md how
+often the intervals hold.
 
-Every function works along the last axes and may have any in front of them, so that the coverage study is of the very
-functions that summarise a run. NaN where there is no figure.
+Every function works along the last axes and may have any in front of them, so the coverage study runs the very
+functions that summarise a run. NaN without a figure.
 """
 
 import math
@@ -44,7 +44,7 @@ RARE = 0.15  # of a replicate's total: a slowest request that adds less does not
 
 
 class Interval(NamedTuple):
-    """A figure with the ends of its two 95 % intervals; NaN where there is none."""
+    """A figure with the ends of its two 95 % intervals; NaN where missing."""
 
     value: FloatArray
     low: FloatArray  # of these launches
@@ -108,7 +108,7 @@ class PooledRequests:
 
     @cached_property
     def dependence_within(self) -> FloatArray:
-        """The dependence without differences between replicates, as launches have. Shape (...)."""
+        """The dependence without differences between replicates, such as between launches. Shape (...)."""
         parts, variance = self._rank_parts
         return self._factor(parts - parts.mean(-1, keepdims=True), variance, BATCHES[:1])
 
@@ -120,7 +120,7 @@ class PooledRequests:
 
     @property
     def effective_n(self) -> FloatArray:
-        """The number of independent requests that say as much. Shape (...)."""
+        """The number of independent requests that would say as much. Shape (...)."""
         return np.asarray(self.n / np.maximum(self.dependence, 1.0))
 
     def quantile(self, q: float) -> Interval:
@@ -151,9 +151,9 @@ class PooledRequests:
         return np.asarray(self.lengths.min(-1) >= FEWEST_IN_A_REPLICATE, np.bool_)
 
     def _halves(self, values: FloatArray, variance: float | None = None) -> tuple[FloatArray, FloatArray]:
-        """Half of the intervals of the mean of the values (0 after the last); NaN where there is none.
+        """Half of the intervals of the mean of the values (0 after the last); NaN where missing.
 
-        `variance` is that of one of them where it is known.
+        `variance` is the variance of one value, if it is known.
         """
         parts, seen = self._parts(values)
         factor = np.maximum(self._factor(parts, seen, BATCHES), 1.0) * _hidden_variance(self.length)
@@ -229,7 +229,7 @@ class PooledGaps(PooledRequests):
 
 
 def quantile_alone(values: FloatArray, q: float) -> Interval:
-    """The q-quantile of a point's values, which are too many for an interval. Shape (1,)."""
+    """The q-quantile of a point's values, if they are too many for an interval. Shape (1,)."""
     value, nothing = np.array([np.quantile(values, q)], np.float64), np.full(1, np.nan)
     return _whole(value, [nothing] * 4, nothing)
 
@@ -242,11 +242,11 @@ def _medians(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
 def _by_launches(
     figure: Interval, own: FloatArray, launches: Sequence[int] | None, usable: NDArray[np.bool_]
 ) -> Interval:
-    """A figure with intervals from the launches' own figures where its requests are too few.
+    """A figure with intervals from the launches' own figures if its requests are too few.
 
     Student's t over the logarithms of the replicates' own figures, and over launches, with NEW_LAUNCH_MARGIN, about the
-    figure of all requests. A median of few requests is hardly biased, as a quantile near the end is. There is no
-    interval where the own figures do not differ at all, or one is missing.
+    figure of all requests. A median of few requests is hardly biased, unlike a quantile near the end. There is no
+    interval if the own figures are all equal, or one is missing.
 
     Args:
         own: each replicate's own figure. Shape (..., R).
@@ -270,14 +270,14 @@ def _by_launches(
 
 
 def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
-    """Which launch each replicate is of, as ones: a sum over replicates becomes one over launches. Shape (R, L)."""
+    """The launch of each replicate, as ones: a sum over replicates becomes one over launches. Shape (R, L)."""
     return np.eye(replicates) if launches is None else np.eye(max(launches) + 1)[list(launches)]
 
 
 def _rests_on_few(values: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
     """Whether a few requests make most of the variance, and the slowest adds much to a replicate's total.
 
-    Then the next replicate may have one more of them, or none, and how often is not known from so few. Shape (...).
+    Then the next replicate may have one more slow request, or none, and so few do not show how often. Shape (...).
     """
     flat = values.reshape(*values.shape[:-2], -1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -293,7 +293,7 @@ def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArra
 
 
 def _hidden_variance(length: FloatArray) -> FloatArray:
-    """The factor on the variance of short replicates: dependence that lasts as long as they do does not show."""
+    """The factor on the variance of short replicates, where dependence as long as a replicate does not show."""
     return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(length, HIDE_MOST_VARIANCE), np.float64)
 
 
@@ -309,7 +309,7 @@ def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
 
 
 def _correlated(parts: FloatArray) -> FloatArray:
-    """Variance of the sum of the batches' parts of a mean, shape (..., R, B), which correlate from one to the next."""
+    """Variance of the sum of the batches' parts of a mean, shape (..., R, B); successive parts are correlated."""
     replicates, count = parts.shape[-2:]
     total = replicates * count
     variance = (parts**2).sum((-2, -1)) / (total - 1)  # of one
@@ -356,9 +356,9 @@ def throughput(
 ) -> Interval:
     """Σ counts / Σ durations of the replicates, with an interval from batches of successive completions.
 
-    The residual of a batch is its count − throughput × the time that it took (a ratio estimator: Cochran, Sampling
-    Techniques, 3rd ed., §6.4), about the mean of the batches at the same place in the replicates, since all of them
-    start and drain. The interval is of the logarithm.
+    The residual of a batch is its count − throughput × its time (a ratio estimator: Cochran, Sampling Techniques, 3rd
+    ed., §6.4). It is taken about the mean of the batches at the same position in the replicates, since all of them
+    start and drain. The interval is on the logarithm.
 
     Args:
         counts: of each request in the order of the sends, tokens or 1, NaN after the last. Shape (..., R, n).
@@ -398,9 +398,9 @@ def throughput(
 def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
     """Variance of the time from a replicate's last send to its end, s².
 
-    That is when the last of c requests in flight ends, and where the slow ones fall is chance, which few replicates do
-    not show. The rest of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), F being that of
-    all latencies; c is the mean number in flight at the last send. Shape (...).
+    The drain ends with the last of c requests in flight. The position of slow ones is chance, which few replicates do
+    not show. The rest of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), F being the
+    distribution of all latencies; c is the mean number in flight at the last send. Shape (...).
     """
     last = np.take_along_axis(sent, lengths[..., None] - 1, -1)
     flying = (sent + latency > last).sum((-2, -1)) / sent.shape[-2]
@@ -432,7 +432,7 @@ def over_replicates(
     count: int,
     fewest: int = FEWEST_REPLICATES,
 ) -> Interval:
-    """The mean of a figure of which each replicate has one, with Student's t over replicates, and over launches.
+    """The mean of a figure with one value per replicate, with Student's t over replicates, and over launches.
 
     Where all of a point are positive the intervals are of the logarithm; in no case do they go below zero.
 
@@ -494,7 +494,7 @@ def _relative(value: FloatArray, halves: Iterable[FloatArray], effective_n: Floa
 
 
 def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArray) -> Interval:
-    """Intervals with both of their ends or none; `ends` are those of these launches, then those of a new one."""
+    """Intervals with both of their ends or none; `ends` are for these launches, then for a new launch."""
     low, high, new_low, new_high = ends
     shown = np.isfinite(value)
     these, new = (shown & np.isfinite(begin) & np.isfinite(end) for begin, end in ((low, high), (new_low, new_high)))
@@ -521,7 +521,7 @@ def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> Fl
 
 
 def _middle_ranks(ordered: FloatArray) -> FloatArray:
-    """The rank of each sorted value; equal ones share the middle of theirs, or their order would look like a trend."""
+    """The rank of each sorted value; equal values share their middle rank, or their order would look like a trend."""
     places = np.broadcast_to(np.arange(ordered.shape[-1], dtype=np.float64), ordered.shape)
     equal = ordered[..., 1:] == ordered[..., :-1]
     if not equal.any():

@@ -1,8 +1,8 @@
 """The figures of a run's points with their intervals, from the requests of all replicates of a point together.
 
 A quantile of few requests is too low on average, and so is the mean of such quantiles. So the requests of a point's
-trials are pooled, and the gaps of these requests. They are read for some points at a time. A point with a trial whose
-requests cannot be read falls back on the means of its trials' own figures, has no interval of a quantile, and says so.
+trials are pooled, and their gaps too. They are read for some points at a time. A point with an unreadable trial falls
+back on the means of its trials' own figures, has no interval of a quantile, and says so.
 """
 
 import json
@@ -63,7 +63,7 @@ Replicates = list[tuple[FloatArray, ...]]  # arrays of each replicate of a point
 
 
 class _Point(NamedTuple):
-    """A point of which all requests are there."""
+    """A point with all of its requests."""
 
     number: int
     trials: list[Values]
@@ -127,12 +127,12 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
 
 
 def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
-    """A figure with the interval of its trials' comparison in place of one over trials.
+    """A figure with the interval of its trials' comparison instead of one over trials.
 
-    All launches compare the same sample, so what its choice adds to the figure is the same in each and does not show
-    in their spread, while the comparison's interval has it. Of a new launch the figure varies by both, which are
-    independent: on each side the half is the root of the sum of the squares of the two. What an engine's own noise
-    adds within a comparison is in both, which makes the interval a little too wide, never too narrow.
+    All launches compare the same sample, so the choice of the sample adds the same to each figure. It does not show in
+    their spread, but the comparison's interval includes it. For a new launch the figure varies by both, which are
+    independent: each half is the root of the sum of the two squares. An engine's own noise within a comparison counts
+    in both, so the interval is slightly too wide, never too narrow.
 
     Args:
         figure: with intervals from the spread of the trials and launches. Shape (points,).
@@ -145,7 +145,7 @@ def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArra
 
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":
-    """True for each ok trial that was measured at an endpoint, which others launched."""
+    """True for each ok trial measured at an endpoint, which others launched."""
     first = run.ok.drop_duplicates("deployment_id")
     configs = [json.loads(str(config)) if pd.notna(config) else {} for config in first["config"]]
     attached = [(config.get("backend") or {}).get("url") is not None for config in configs]
@@ -173,7 +173,7 @@ def _is_pooled(statistic: Statistic) -> bool:
 
 
 def _per(hourly: FloatArray, throughput: Interval) -> Interval:
-    """A cost per token from the one per hour: its low end is where the throughput is high."""
+    """A cost per token from the throughput's figure: its low end is where the throughput is high."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return Interval(
             hourly / throughput.value,
@@ -192,7 +192,7 @@ def _per(hourly: FloatArray, throughput: Interval) -> Interval:
 def _parts(
     run: Run, point: "pd.Series[int]", launch: "pd.Series[int]", pooled: Mapping[str, Statistic]
 ) -> Iterator[list[_Point]]:
-    """The points of which all requests can be read, some at a time."""
+    """The points whose requests can all be read, some at a time."""
     quantities = {statistic.quantity.name: statistic.quantity for statistic in pooled.values()}
     series = {name: quantity.request_column for name, quantity in quantities.items() if quantity.per == "request"}
     latencies = [name for name in series if quantities[name].kind == "latency"]
@@ -224,7 +224,7 @@ def _parts(
 def _read(
     run: Run, row: "pd.Series[Any]", series: Mapping[str, str], latencies: Sequence[str], of_gaps: Mapping[str, Any]
 ) -> Values | None:
-    """The measured requests of a trial; None if they are missing or damaged, or not those that its row is about.
+    """The measured requests of a trial; None if they are missing, damaged, or do not match its row.
 
     The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last.
     """
@@ -325,9 +325,9 @@ def _rank(statistic: Statistic) -> float:
 
 
 def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[FloatArray]:
-    """The values of each replicate, of its steady state if the statistic is of that; those of failed requests are +∞.
+    """The values of each replicate, in its steady state for a steady statistic; failed requests are +∞.
 
-    The wait of a failed request for a slot is known, and the client's own delay is no latency.
+    A failed request's wait for a slot is known, and the client's own delay is not a latency.
     """
     quantity = statistic.quantity
     for trial, (begin, end) in zip(point.trials, point.windows, strict=True):
@@ -375,7 +375,7 @@ def _of_requests(
 
 
 def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
-    """Each request's part of a throughput, the time at which it was sent, and how long it took or was tried."""
+    """Each request's part of a throughput, its send time, and how long it took or was tried."""
     done = np.where(trial["failed"] > 0, 0.0, 1.0)
     if THROUGHPUTS[name]:
         done = done * np.where(done > 0, sum(trial[column] for column in THROUGHPUTS[name]), 0.0)

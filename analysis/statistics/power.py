@@ -1,9 +1,9 @@
-"""The change that so many launches find, and the launches that find a change.
+"""The change that so many launches detect, and the launches that detect a change.
 
-The spread that a few launches show may be half of the true one, and four times as many launches would then be needed
-to find a change. So the change that is found, and the launches that find it, are averaged over what the true spread may
-be: its square is the measured one's times the degrees of freedom over a chi-squared variable of as many (Fisher's
-fiducial distribution, 1935). They then hold nine times in ten over all that a few launches may show.
+The spread that a few launches show may be half of the true one, and a change would then need four times as many
+launches. So the detectable change, and the launches that detect it, are averaged over the possible true spreads: the
+square is the measured one's times the degrees of freedom over a chi-squared variable of as many (Fisher's fiducial
+distribution, 1935). They then hold nine times in ten over everything that a few launches may show.
 """
 
 import math
@@ -27,12 +27,12 @@ class Error(NamedTuple):
     known: bool = False  # from elsewhere: more launches do not add to its freedom
 
     def half_width(self, level: float) -> float:
-        """Half of the interval of the logarithm at this level; NaN if the launches cannot tell."""
+        """Half of the interval of the logarithm at this level; NaN if the launches are too few."""
         return float(special.stdtrit(self.freedom, (1 + level) / 2)) * self.error if self.freedom > 0 else math.nan
 
 
 def smallest_change(error: Error, launches: int, level: float) -> float:
-    """The smallest relative change that so many launches find with a probability of POWER; NaN if they cannot tell."""
+    """The smallest relative change that so many launches detect with a probability of POWER; NaN if they cannot."""
     if launches < (1 if error.known else 2) or not error.freedom > 0:
         return math.nan
     if error.known:
@@ -44,9 +44,9 @@ def smallest_change(error: Error, launches: int, level: float) -> float:
 
 @cache
 def _errors_needed(known: float, new: float, level: float) -> float:
-    """The standard errors, as measured, by which a change must exceed 0 to be found with a probability of POWER.
+    """The standard errors, as measured, by which a change must exceed 0 to be detected with a probability of POWER.
 
-    `known` are the degrees of freedom of that error, `new` those of the measurement that is to find the change.
+    `known` are the degrees of freedom of that error, `new` those of the measurement that should detect the change.
     """
 
     def probability(errors: float) -> float:
@@ -66,7 +66,7 @@ def _errors_needed(known: float, new: float, level: float) -> float:
 
 
 def launches_for(error: Error, change: float, level: float) -> int:
-    """The fewest launches that find this relative change with a probability of POWER; 0 if unknown, or too many."""
+    """The fewest launches that detect this relative change with a probability of POWER; 0 if unknown, or too many."""
     if not smallest_change(error, MOST_LAUNCHES, level) <= change:
         return 0
     too_few, enough = 0, MOST_LAUNCHES

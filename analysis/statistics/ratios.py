@@ -55,10 +55,9 @@ def _ratios(contests: Contests, partners: Sequence[int | None], name: str) -> pd
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
-    """For each point the position of the one it is compared with; None where there is none, or no single one.
+    """The position of each point's baseline point; None without one, or with several.
 
-    It must have been asked the same (workload and load), and be as alike as can be in everything else that the baseline
-    does not name.
+    It must have the same workload and load, and be as alike as possible in everything that the baseline does not name.
     """
     baseline = _in_columns(points, baseline)
     keys = [str(column) for column in points.columns if column not in COUNTS]
@@ -82,7 +81,7 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
 
 
 def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bool_]:
-    """Return which points are of the baseline; none if there is no baseline or none of its points."""
+    """Return which points belong to the baseline; empty without a baseline or its points."""
     baseline = _in_columns(points, baseline)
     if not baseline or not set(baseline) <= set(points.columns):
         return np.zeros(len(points), np.bool_)
@@ -93,7 +92,7 @@ def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bo
 
 
 def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
-    """The baseline with the columns that stand for its keys: batch_size for load.batch_size (see `_repeats`)."""
+    """The baseline under the columns of its keys: batch_size for load.batch_size (see `_repeats`)."""
     return {key if key in points else key.rpartition(".")[2]: value for key, value in baseline.items()}
 
 

@@ -1,11 +1,11 @@
-"""Quantiles of any number of requests and gaps, from the files: those that need not fit in memory.
+"""Quantiles of any number of requests and gaps, from the files: they need not fit in memory.
 
     analysis.quantiles("results/serving").table
 
 Latencies of requests are exact. The gaps of all trials go into a histogram (`sweep.numbers.gap_histogram`), whose
-quantiles are at most 0.4 % off. Files are read by several threads, a row group at a time. Threads and not processes:
-reading pages and counting gaps, which take the time, leave the interpreter to other threads for most of it, and new
-processes would import the script that asks, and run it again where nothing guards its lines.
+quantiles are at most 0.4 % off. Several threads read files, a row group at a time. Reading pages and counting gaps
+release the interpreter for most of the time. New processes would instead import the calling script, and run it again if
+nothing guards its lines.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Who was asked the same, how any two of them compare by any figure, and who of them is best.
 
 Every ratio of two points is worked out here, for the summary, the answers, `sweep compare`, `sweep explain` and the
-report: points that were asked the same are compared in one contest of them all.
+report: points of one task and load are compared in one contest of them all.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities 
 
 
 class Standing(StrEnum):
-    """A point's standing among those that were asked the same."""
+    """A point's standing among those of its task and load."""
 
     BEST = "best"
     TIED = "not told apart from the best"
@@ -49,7 +49,7 @@ class Contests:
 
     question: Positions  # of each point
     trials: Trials
-    figures: pd.DataFrame  # of the trials; NaN where there is none, or the point has lost it to failures
+    figures: pd.DataFrame  # of the trials; NaN where missing, or the point has lost it to failures
     as_offered: NDArray[np.bool_]  # of each point: its throughput is what an open loop asked for
     answer_tokens: FloatArray  # of each point, in an answer; NaN where unknown
     _contests: dict[tuple[str, tuple[int, ...]], Contest] = field(default_factory=dict, repr=False)
@@ -80,7 +80,7 @@ class Contests:
     def shared(self, quantity: LabelledColumn, points: Sequence[int] | Positions) -> tuple[Contest, Positions]:
         """The contest that has these points' ratios, and their places in it.
 
-        That of all points that were asked the same and can be best, or of all that were asked the same; of these points
+        That of all points of one task and load that can be best, or of all of them; of these points
         alone if they were asked different things.
         """
         points = np.asarray(points, np.int64)
@@ -131,7 +131,7 @@ class Contests:
         return self._ranked[quantity.column]
 
     def standings(self, quantity: LabelledColumn, shown: FloatArray) -> list[str | None]:
-        """The standing of each point by its figure, as it is shown; None where nothing else was asked the same."""
+        """The standing of each point by its figure, as it is shown; None if it is alone in its task and load."""
         column: list[str | None] = [None] * len(self.question)
         for members in by_question(self.question):
             members = members[self.ranked(quantity, members) & np.isfinite(shown[members])]

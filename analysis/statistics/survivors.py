@@ -1,7 +1,7 @@
-"""Figures that a point does not have because of its failed requests, and what is known of them instead.
+"""Figures that a point lacks because of its failed requests, and their known bounds.
 
-A failed request is slower than any other, so a quantile that falls on one does not exist: means of the replicates that
-have it would be of the luckier ones.
+A failed request is slower than any other, so a quantile that falls on one does not exist. A mean over the replicates
+that have it would cover the luckier ones.
 """
 
 import math
@@ -21,7 +21,7 @@ AT_LEAST_THE_WAIT = ("ttft", "e2el", "service_ttft", "service_e2el")
 
 
 def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Series[bool]":
-    """The trials of which a quantile falls on failed requests: it is null, and yet some request has a value."""
+    """The trials whose quantile falls on failed requests: it is null, and yet some request has a value."""
     mean = statistic.mean_column
     if not _is_quantile(statistic) or column not in trials or mean not in trials:
         return pd.Series(data=False, index=trials.index)
@@ -29,7 +29,7 @@ def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Seri
 
 
 def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> pd.DataFrame:
-    """The measured figures of each trial; no quantile in those of a point of which one trial has lost it.
+    """The measured figures of each trial, without the quantiles that any trial of its point has lost.
 
     `timed_out_after` is the shortest of the point, if all its trials with failures have one.
     """
@@ -64,14 +64,14 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
 
 
 def bounds_text(point: "pd.Series[Any]", percentiles: Iterable[float]) -> str:
-    """The quantiles that a point has lost, with what is known of them in s: `tpot_p99; ttft_p99 ≥ 1.50`."""
+    """The quantiles that a point has lost, with their known bounds in s: `tpot_p99; ttft_p99 ≥ 1.50`."""
     names = [name for name in columns(percentiles) if name in point] if point["failed"] else []
     bounds = {name: bound(point, name, 1.0) for name in names}
     return "; ".join(f"{name} {known[0]}".removesuffix(" —") for name, known in bounds.items() if known is not None)
 
 
 def left_out(column: str, points: pd.DataFrame) -> str:
-    """The addition to the name of a mean or a maximum that leaves failed requests out; empty where none failed."""
+    """A suffix for the name of a mean or a maximum that leaves failed requests out; empty if none failed."""
     statistic = columns().get(column)
     if statistic is None or statistic.name not in ("mean", "max") or not points["failed"].gt(0).any():
         return ""
@@ -85,7 +85,7 @@ def _is_quantile(statistic: Statistic) -> bool:
 
 
 def _percentile(column: str) -> float | None:
-    """99 of ttft_p99, 99.9 of ttft_p99_9; None of another column."""
+    """99 for ttft_p99, 99.9 for ttft_p99_9; None for another column."""
     digits = column.rpartition("_p")[2].replace("_", ".")
     try:
         percentile = float(digits)

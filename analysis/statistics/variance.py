@@ -45,7 +45,7 @@ class Components(NamedTuple):
 
 
 def components(run: Run, layout: Layout) -> list[Components]:
-    """The components of variance of SPREAD_OF, where points have replicates."""
+    """The components of variance of SPREAD_OF, if points have replicates."""
     placed = layout.placed(run.ok)
     results: list[Components] = []
     for column in SPREAD_OF:
@@ -92,12 +92,12 @@ def _node(hardware: Any) -> str | None:
 
 
 def _codes(values: "pd.Series[Any]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """The values by their index; those that are unknown count as one."""
+    """The values by their index; unknown values count as one."""
     return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], np.int64)
 
 
 def _mivque(logs: FloatArray, point: Any, factors: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """The variance of each factor that the design tells apart from those before it, and notes on the others."""
+    """The variance of each factor that the design separates from earlier ones, and notes on the others."""
     in_points = np.bincount(point)
     residuals = logs - (np.bincount(point, logs) / in_points)[point]
     kept_factors: dict[str, Any] = {}

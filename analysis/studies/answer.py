@@ -13,7 +13,7 @@ MOST_MISSING = 3  # of the missing choices
 
 
 class CheckAnswer(NamedTuple):
-    """The result of a check: its ruling on the finding, and the figures that say so."""
+    """The result of a check: its ruling on the finding, and the figures behind it."""
 
     ruling: Ruling
     figures: str
@@ -41,7 +41,7 @@ def choice_text(where: Mapping[str, Any]) -> str:
 
 
 def absent(points: pd.DataFrame, among: Sequence[Where]) -> str:
-    """Return in words which of several choices have no point here, at most three of them; empty if all have one."""
+    """Return in words which of several choices have no point here, at most three of them, or an empty text."""
     missing = dict.fromkeys(choice_text(where) for where in among if matching_points(points, where).empty)
     more = [f"{len(missing) - MOST_MISSING} more"] if len(missing) > MOST_MISSING else []
     return "; ".join([*list(missing)[:MOST_MISSING], *more])

@@ -1,8 +1,8 @@
-"""Checks of a finding on a table of points, be it the study's own or a run's: the ruling, and the figures.
+"""Checks of a finding on a table of points, the study's own or a run's: the ruling, and the figures.
 
-A check of a run holds only if it does at the unfavourable ends of the intervals too, and fails only if it does at the
-favourable ones: between them it is open. It is unknown where the table lacks the points that it needs, or their figures
-an interval. Limits that a study does not state are ours, and an answer says by which it was judged.
+A check of a run holds only if it does at the unfavourable ends of the intervals. It fails only if it does at the
+favourable ends; between them it is open. It is unknown if the table lacks its points, or their figures an interval. If
+a study states no limit, we set one, and the answer names it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ Better = Literal["higher", "lower"]
 class BestCheck(FindingCheck):
     """The point with the best figure is the expected one, ahead of every other by more than both intervals.
 
-    The others are the points of any choice in `among`, the study's own comparison, of which each needs one.
+    The others are the points of any choice in `among`, the study's own comparison; each choice needs one.
     """
 
     kind: Literal["best"]
@@ -55,10 +55,10 @@ class BestCheck(FindingCheck):
 
 
 class RatioCheck(FindingCheck):
-    """The ratio of one point to another that agrees with it in `same`; of several the one that `pick` says.
+    """The ratio of one point to another that agrees with it in `same`; of several, the one that `pick` names.
 
-    Where the largest is at most something, or the smallest at least, all of them are; where the largest is at least
-    something ("up to"), one of them is.
+    If the largest is at most something, or the smallest at least, all of them are. If the largest is at least something
+    ("up to"), one of them is.
     """
 
     kind: Literal["ratio"]
@@ -98,7 +98,7 @@ class RatioCheck(FindingCheck):
 
 
 class RisingCheck(FindingCheck):
-    """The figure at one end of `over` over that at the other is within limits, and each step between them rises."""
+    """The figure at one end of `over` over the other end's is within limits, and each step between them rises."""
 
     kind: Literal["rising"]
     column: str
@@ -128,7 +128,7 @@ class RisingCheck(FindingCheck):
 
 
 class ConstantCheck(FindingCheck):
-    """The figure is the same at all values of `over`, three or more: each within limits of that at the smallest."""
+    """The figure is constant over three or more values of `over`: each lies within limits of the smallest's."""
 
     kind: Literal["constant"]
     column: str
@@ -157,7 +157,7 @@ class ConstantCheck(FindingCheck):
 class GainsCheck(FindingCheck):
     """The gain of a line from one value of `over` to another is the largest of all, by more than the intervals.
 
-    The lines are those of the choices in `among`, the study's own comparison, of which each needs both ends.
+    The lines are the choices in `among`, the study's own comparison; each needs both ends.
     """
 
     kind: Literal["gains"]
@@ -192,7 +192,7 @@ class GainsCheck(FindingCheck):
         return answer._replace(figures=f"gains {ours[0][1].shown}, {answer.figures}")
 
     def _gains(self, line: pd.DataFrame, lines: list[str]) -> Iterable[tuple[str, Uncertain]]:
-        """Return the gain of a line with its name; none if it lacks an end."""
+        """Return the gain of a line with its name; empty if it lacks an end."""
         first, last = (line[line[self.over] == end] for end in self.ends)
         if len(first) == len(last) == 1:
             gain = ratio(uncertain(last.iloc[0], self.column), uncertain(first.iloc[0], self.column))
@@ -221,7 +221,7 @@ class RangeCheck(FindingCheck):
 
 
 class OnceCheck(FindingCheck):
-    """A claim that one finding makes: a function of the points."""
+    """A claim of a single finding: a function of the points."""
 
     kind: Literal["once"]
     claim: Literal["exllama_memory_is_linear", "peak_is_not_below_mean"]
@@ -285,7 +285,7 @@ def _ahead_of_all(candidate: Uncertain, rivals: Sequence[tuple[str, Uncertain]],
 
 
 def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
-    """The figure at a share of the way from one to another, and its interval if both have one."""
+    """The figure at a fraction of the way from one to another, and its interval if both have one."""
     value, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
     return from_parts(value, low, high, first, last)
 
@@ -295,7 +295,7 @@ def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
 
 
 def _is_one_line(points: pd.DataFrame, over: str, ends: Sequence[float] = (), fewest: int = 2) -> bool:
-    """True if at least `fewest` values of a column, and its ends, have one point each, and none has several."""
+    """True if at least `fewest` values of a column, and its ends, have one point each, and no value has several."""
     if over not in points or not set(ends) <= set(points[over]):
         return False
     return bool(points[over].nunique() == len(points) >= fewest)
@@ -307,6 +307,6 @@ def _line_text(where: Where, over: str, ends: Sequence[float] = ()) -> str:
 
 
 def _limits(at_least: float | None, at_most: float | None, unit: str = "x") -> str:
-    """The limits that a check goes by as text: the study's, or ours where it states none."""
+    """The limits of a check as text: the study's, or ours if it states none."""
     limits: list[tuple[str, Any]] = [("at least", at_least), ("at most", at_most)]
     return f"judged by: {' and '.join(f'{word} {limit:.4g}{unit}' for word, limit in limits if limit is not None)}"

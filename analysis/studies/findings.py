@@ -24,7 +24,7 @@ JUDGEMENTS: dict[Ruling, Judgement] = {
 
 
 class Judged(NamedTuple):
-    """A finding with what a run says of it."""
+    """A finding with a run's judgement on it."""
 
     finding: PublishedFinding
     judgement: Judgement
@@ -32,9 +32,9 @@ class Judged(NamedTuple):
 
 
 def judge_run(results: RunResults) -> list[Judged]:
-    """Return the judgements on the findings of the study that a run's experiment follows; none if it follows none.
+    """Return the judgements on the findings of the study that a run's experiment follows; empty without a study.
 
-    What is only as offered by an open loop is no engine's merit: it is left out, as in the summary's standings.
+    Figures set by an open loop show no merit of the engine: they are left out, as in the summary's standings.
     """
     study = study_of(results.run.name)
     if study is None:
@@ -85,7 +85,7 @@ def _joined(parts: Iterable[str | None]) -> str:
 
 
 class Beside(NamedTuple):
-    """A published figure and the run's, each also as a ratio to its own baseline; None where there is none."""
+    """A published figure and the run's, each also as a ratio to its own baseline; None where missing."""
 
     point: str
     column: str
@@ -103,7 +103,7 @@ def beside(results: RunResults) -> list[Beside]:
 
 
 def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Beside]:
-    """Return the rows of a published table beside these points; there may be none."""
+    """Return the rows of a published table beside these points; possibly empty."""
     published = table.frame
     for row in table.rows:
         where = {key: value for key, value in row.items() if key in KEY_COLUMNS}
@@ -130,6 +130,6 @@ KEY_COLUMNS = (*NAMING, "workload.input_tokens")
 
 
 def _point(points: pd.DataFrame, where: dict[str, Any], column: str) -> "pd.Series[Any] | None":
-    """The one point with these values and a figure; None if there is none, or if there are several."""
+    """The one point with these values and a figure; None without one, or with several."""
     figures = points_with(matching_points(points, where), column)
     return figures.iloc[0] if len(figures) == 1 else None

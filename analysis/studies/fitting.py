@@ -1,4 +1,4 @@
-"""The check of what fits in memory: by how the trials ended, which has no interval."""
+"""The check of what fits in memory, by how the trials ended, which has no interval."""
 
 import re
 from typing import Literal
@@ -14,11 +14,11 @@ OUT_OF_MEMORY = {"oom_load", "oom_run", "censored"}
 
 
 class FitsCheck(FindingCheck):
-    """The size that the study names did not fit in memory, and of smaller ones the largest has a result.
+    """The size named by the study did not fit in memory, and the largest smaller one has a result.
 
-    Only sizes above the largest with a result count: a loss below it says nothing of memory. With `largest` the next
+    Only sizes above the largest with a result count: a loss below it says nothing about memory. With `largest` the next
     planned size must have run out of memory too: if it ended otherwise, nothing shows that memory is the limit. A size
-    with both, trials with a result and trials that ran out of memory, counts for neither.
+    with both kinds of trials, with a result and out of memory, counts for neither.
     """
 
     kind: Literal["fits"]
@@ -50,7 +50,7 @@ class FitsCheck(FindingCheck):
 
 
 def _sizes(points: pd.DataFrame, over: str) -> tuple[set[float], set[float]]:
-    """Return the sizes that ran, all of whose points have a result, and those that were lost to memory."""
+    """Return the sizes that ran, with a result at each of their points, and the sizes that were lost to memory."""
     if over not in points:
         return set(), set()
     # A published row has no outcomes, but says what did not fit.

@@ -1,4 +1,4 @@
-"""The studies in words and tables: the catalogue of their findings, and what a run says of them."""
+"""The studies in words and tables: the catalogue of their findings, and a run's judgements on them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ BESIDE: tuple[Column[Beside], ...] = (
 
 
 class CatalogueRow(NamedTuple):
-    """A finding, and how its study's own table stands to it."""
+    """A finding, and what its study's own table says about it."""
 
     study: Study
     finding: PublishedFinding
@@ -46,7 +46,7 @@ CATALOGUE: tuple[Column[CatalogueRow], ...] = (
 
 
 def catalogue() -> Output:
-    """Every study with its findings, and those that its own table contradicts."""
+    """Every study with its findings, and the findings that its own table contradicts."""
     parts: list[Line | Table[CatalogueRow]] = []
     rows: list[CatalogueRow] = []
     for study in all_studies():
@@ -58,7 +58,7 @@ def catalogue() -> Output:
 
 
 def own_table(study: Study, finding: PublishedFinding) -> str:
-    """Return how a study's own table stands to a finding: agrees, contradicts, or does not say; with the note on it."""
+    """Return whether a study's own table agrees with a finding or contradicts it, with the note on it."""
     table = study.tables.get(finding.experiments[0])
     answer = finding.check.answer(table.exact) if table else lacking("a table")
     if answer.ruling is Ruling.FAILS:
@@ -93,7 +93,7 @@ def run_parts(results: RunResults) -> list[Line | Table[Any]]:
 
 
 def repeated(study: Study, experiment: str) -> str:
-    """Say in a sentence what of a study an experiment without published figures repeats."""
+    """Return a sentence on the part of a study that an experiment without published figures repeats."""
     return f"{experiment} repeats {study.without_figures[experiment]}: no figure or finding of it to compare with."
 
 
@@ -112,7 +112,7 @@ def _digits(figure: float | None) -> str:
 
 
 def smaller_form(results: RunResults, rows: Iterable[Beside]) -> list[SmallerPoint]:
-    """Return a run's own points where none stands beside a study's rows: it has other batch sizes, steps or tasks."""
+    """Return a run's own points if none stands beside a study's rows: it has other batch sizes, steps or tasks."""
     return list(smaller_points(results)) if all(row.measured is None for row in rows) else []
 
 

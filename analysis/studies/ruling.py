@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class Ruling(Enum):
-    """What figures with intervals say of a claim."""
+    """The ruling of figures with intervals on a claim."""
 
     HOLDS = "holds with the whole interval"
     FAILS = "the whole interval contradicts it"
@@ -19,7 +19,7 @@ def all_of(rulings: Iterable[Ruling]) -> Ruling:
 
 
 def any_of(rulings: Iterable[Ruling]) -> Ruling:
-    """Return the ruling on a claim that holds if one of its cases does: it is contradicted if all of them are."""
+    """Return the ruling on a claim that holds if one of its cases does, and is contradicted if all of them are."""
     return _first_of((Ruling.HOLDS, Ruling.UNKNOWN, Ruling.OPEN), rulings, Ruling.FAILS)
 
 

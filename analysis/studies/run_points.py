@@ -33,12 +33,12 @@ def run_points(results: RunResults) -> pd.DataFrame:
 def _by_point(
     results: RunResults, of_trials: "pd.Series[Any]", name: str, aggregate: str | type[frozenset[Any]]
 ) -> "pd.Series[Any]":
-    """Aggregate a value of each trial to one of each point; missing where no trial has one."""
+    """Aggregate a value of each trial to one of each point; missing if no trial has one."""
     point = results.layout.trials["point"].reindex(of_trials.index)
     return of_trials.groupby(point).agg(aggregate).reindex(range(len(results.points))).rename(name)
 
 
 def _profile(settings: str | None) -> str | None:
-    """Return the name of the hardware profile in a trial's settings; None if there is none."""
+    """Return the name of the hardware profile in a trial's settings, or None."""
     hardware = json.loads(settings).get("hardware") if isinstance(settings, str) else None
     return hardware.get("name") if hardware else None

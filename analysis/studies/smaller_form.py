@@ -1,4 +1,4 @@
-"""The points of a run that nothing published stands beside, such as those of the smaller form without a GPU."""
+"""The points of a run without a published counterpart, such as those of the smaller form without a GPU."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +15,7 @@ REFERENCES = {"vs_parent": "× parent step", "vs_baseline": "× baseline"}
 
 
 class SmallerPoint(NamedTuple):
-    """A point's throughput in tokens/s, and its ratio to its baseline or to its parent step; None where it has none."""
+    """A point's throughput in tokens/s, and its ratio to its baseline or parent step, or None."""
 
     point: str
     throughput: float
@@ -26,7 +26,7 @@ class SmallerPoint(NamedTuple):
 
 
 def ratio_reference(results: RunResults) -> str | None:
-    """Return which of REFERENCES the run's own ratios are to; None if nothing in it is compared."""
+    """Return which of REFERENCES the run's own ratios refer to; None if it compares nothing."""
     return next((name for name in REFERENCES if f"{FIGURE}_{name}" in results.points), None)
 
 

@@ -24,7 +24,7 @@ STUDY_FILES = Path(__file__).parent / "data"
 
 
 class PublishedTable(Strict):
-    """The rows that a study prints for one experiment, in the units of trials.parquet; rounded as they were."""
+    """The rows that a study prints for one experiment, in the units of trials.parquet, rounded as printed."""
 
     baseline: dict[str, Any]  # the row that the others are compared with
     same: tuple[str, ...]  # columns in which a row and its baseline agree
@@ -36,7 +36,9 @@ class PublishedTable(Strict):
 
     @property
     def exact(self) -> pd.DataFrame:
-        """The rows with each figure as both ends of its interval: published ones have none, and count as they are."""
+        """The rows with each figure as both ends of its interval: published figures have no interval, and count
+        exactly.
+        """
         figures = self.frame
         numbers = figures.select_dtypes("number")
         ends = {f"{name}_new_launch_{end}": numbers[name] for name in numbers for end in ("low", "high")}
@@ -44,7 +46,7 @@ class PublishedTable(Strict):
 
 
 class PublishedFinding(Strict):
-    """A claim of a study, and the check that tells from a table of points whether it holds there."""
+    """A claim of a study, and the check that decides it on a table of points."""
 
     name: str
     claim: str
@@ -85,5 +87,5 @@ def all_studies() -> tuple[Study, ...]:
 
 
 def study_of(experiment: str) -> Study | None:
-    """Return the study that an experiment follows; None if it follows none."""
+    """Return the study that an experiment follows, or None."""
     return next((study for study in all_studies() if experiment in study.experiments), None)

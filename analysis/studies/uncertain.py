@@ -1,4 +1,4 @@
-"""Figures of points with the ends of their intervals, and what they say of a limit: yes, no, open, or not known.
+"""Figures of points with the ends of their intervals, and what they say of a limit: yes, no, open, or unknown.
 
 The interval is that of a new launch. A point that was measured on one launch has none: its interval of these launches
 has no part for how much launches differ. By that one figures of the same launch are compared (over loads, say), and
@@ -32,7 +32,7 @@ NOT_OF_A_NEW_LAUNCH = "no interval of a new launch, as after one launch each"
 
 
 class Uncertain(NamedTuple):
-    """A figure, or a ratio of two, with the ends of its interval; NaN where there is none."""
+    """A figure, or a ratio of two, with the ends of its interval; NaN where missing."""
 
     value: float
     low: float
@@ -43,7 +43,7 @@ class Uncertain(NamedTuple):
     measured: "PointFigure | None" = None  # of a point of a run
 
     def at_least(self, limit: float) -> Ruling:
-        """Return whether it is no lower than a limit: yes or no with its whole interval, open with a part of it."""
+        """Return whether it is at least a limit: yes or no with its whole interval, open with a part of it."""
         return self._ruling(self.low >= limit, self.high < limit)
 
     def at_most(self, limit: float) -> Ruling:
@@ -56,7 +56,7 @@ class Uncertain(NamedTuple):
         return self._ruling(self.high < limit, self.low >= limit)
 
     def between(self, least: float | None, most: float | None) -> Ruling:
-        """Return whether it is within limits, of which there may be one."""
+        """Return whether it is within its limits, of which one may be missing."""
         return all_of(
             [
                 Ruling.HOLDS if least is None else self.at_least(least),
@@ -71,7 +71,7 @@ class Uncertain(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """`1.05x (0.98 to 1.12)`, or why there is no interval."""
+        """`1.05x (0.98 to 1.12)`, or why it has no interval."""
         return f"{self.value:.2f}x{self.interval}"
 
     @property
@@ -86,12 +86,12 @@ class Uncertain(NamedTuple):
 
     @property
     def has_interval(self) -> bool:
-        """Return whether its ends are known and differ; those of a published figure do not."""
+        """Return whether its ends are known and differ; the ends of a published figure do not."""
         return not math.isnan(self.low) and self.low != self.high
 
     @property
     def reservation(self) -> str:
-        """Say that the interval is of these launches, or why there is none; empty if it is of a new launch."""
+        """Say that the interval is of these launches, or why it is missing; empty if it is of a new launch."""
         return self.lacking or ("" if self.launches is None else "of these launches")
 
 
@@ -147,9 +147,9 @@ def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
 
 
 def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Uncertain:
-    """A figure made of others: it has an interval if all of them have one of a new launch, or of the same launches.
+    """A figure made from others: it has an interval if all of them have one for a new launch, or for the same launches.
 
-    Memory that is reserved and memory that processes use are no figures of one kind: a figure of both has no interval.
+    Reserved memory and memory that processes use are different kinds: a figure of both has no interval.
     """
     kinds = sorted({part.memory for part in parts if part.memory})
     reasons = [f"memory of different kinds: {', '.join(kinds)}"] if len(kinds) > 1 else []
@@ -184,7 +184,7 @@ def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFr
 
 
 def points_of_any(points: pd.DataFrame, among: Sequence[Where]) -> pd.DataFrame:
-    """The points of any of several choices; all if there is no choice."""
+    """The points of any of several choices; all points without a choice."""
     if not among:
         return points
     chosen = {label for where in among for label in matching_points(points, where).index}
@@ -192,7 +192,7 @@ def points_of_any(points: pd.DataFrame, among: Sequence[Where]) -> pd.DataFrame:
 
 
 def point_name(point: "pd.Series[Any]") -> str:
-    """Name a point in a few words, by what was asked."""
+    """Name a point in a few words, by its task and load."""
     return ", ".join(
         f"{point[key]:g}" if isinstance(point[key], float) else str(point[key])
         for key in NAMING

@@ -60,7 +60,7 @@ def tasks_of(results: RunResults) -> list[str]:
 
 
 def task_panels(results: RunResults, task: str) -> list[Any]:
-    """A panel for each headline figure that a task has: over the load where there are several, else as bars."""
+    """A panel for each headline figure of a task: over the load if it varies, otherwise as bars."""
     ok = results.run.ok[results.run.ok["workload"] == task]
     loads = ok[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]
     draw = _over_load if loads.nunique() > 1 else _bars
@@ -120,7 +120,7 @@ def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
 
 
 def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) -> list[str]:
-    """Save both, in place of those that were saved from this folder before; return their addresses."""
+    """Save both, replacing those saved from this folder before; return their addresses."""
     ids: dict[str, str] = {}
     remembered = folder / "views.json"
     if remembered.is_file():

@@ -1,7 +1,7 @@
 """The tracking process: passes the sweep's trials to wandb. Runs as a script, so it imports nothing of ours.
 
-Offline unless there is a WANDB_API_KEY or a netrc login, or WANDB_MODE is set; an unreachable server turns the rest of
-the sweep offline. The key goes from the environment to wandb and nowhere else.
+Offline unless WANDB_API_KEY, a netrc login or WANDB_MODE is set; an unreachable server turns the rest of the sweep
+offline. The key goes from the environment to wandb and nowhere else.
 """
 
 import json
@@ -18,7 +18,7 @@ LOAD = "load_size"  # the step of headline figures: batch size, users or request
 
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
-    """Track the trials of `messages`, the first of which is the settings; print each fault in one line."""
+    """Track the trials of `messages`, whose first entry is the settings; print each fault in one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
     mode = chosen_mode()
@@ -30,12 +30,12 @@ def main(messages: Iterable[str], faults: IO[str]) -> None:
 
 
 def chosen_mode() -> str:
-    """Return WANDB_MODE; without it online where there is a login, else offline."""
+    """Return WANDB_MODE; by default online with a login, otherwise offline."""
     return os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
 
 
 def keep_destination(settings: Mapping[str, Any]) -> None:
-    """Store where the runs of a folder go, for what is sent of it later."""
+    """Store where the runs of a folder go, for later uploads."""
     destination = {key: settings[key] for key in ("project", "entity")}
     (Path(settings["folder"]) / "destination.json").write_text(json.dumps(destination), encoding="utf-8")
 
@@ -61,10 +61,10 @@ def track(
 ) -> None:
     """Log one trial as one run: config, telemetry as history over the trial's time, the row's figures as summary.
 
-    The headline figures are history too, over the load: a default panel is made of history alone.
+    The headline figures are also history over the load: a default panel shows history alone.
 
-    A trial that is retried in the same folder has the same id, and without `resume` replaces the earlier run, on the
-    server and when offline runs are synced in order.
+    A trial retried in the same folder has the same id. Without `resume` it replaces the earlier run, on the server and
+    when offline runs are synced in order.
     """
     run = begin_run(settings, mode, described)
     try:
@@ -119,7 +119,7 @@ def group(name: str, folder: Path) -> str:
 def token(folder: Path) -> str:
     """The prefix of the ids of this folder's runs, so that equal trials of other folders do not replace them.
 
-    Stored in the folder; without it runs get new ids, as they must once the old ones were deleted on the server.
+    It is stored in the folder. Without it runs get new ids, as they must after the old ones were deleted on the server.
     """
     file = folder / "run-ids"
     if not file.exists():

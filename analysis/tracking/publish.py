@@ -1,6 +1,6 @@
 """Sends a finished run to W&B from its files: its trials, the sweep as a whole, a workspace and a report.
 
-Equal ids replace what was sent before, so it may be repeated; without a login all of it stays offline.
+Equal ids replace earlier uploads, so it may be repeated; without a login everything stays offline.
 """
 
 import argparse
@@ -41,10 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
     parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
-    parser.add_argument("--entity", help="team or user; default: that of the run, else the login's own")
-    parser.add_argument(
-        "--no-trials", dest="trials", action="store_false", help="not the trials: they are there already"
-    )
+    parser.add_argument("--entity", help="team or user; default: the run's, else the login's")
+    parser.add_argument("--no-trials", dest="trials", action="store_false", help="not the trials: W&B has them already")
     options = parser.parse_args(arguments)
     os.environ.setdefault("WANDB_SILENT", "true")
     folder = run_folder(options.run)
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def publish(folder: Path, project: str | None, entity: str | None, trials: bool = True) -> list[str]:
-    """Send a run to W&B, or write it for later; return what became of it, line by line."""
+    """Send a run to W&B, or write it for later; return the outcome, line by line."""
     results = open_results(folder)
     paths = results.run.paths
     if not (paths.report.exists() and paths.summary.exists()):
@@ -83,7 +81,6 @@ def publish(folder: Path, project: str | None, entity: str | None, trials: bool 
 
 
 def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str]:
-    """Save workspace and report, or write the workspace."""
     from analysis.tracking import dashboards  # the library takes seconds to import
 
     tracking = results.run.paths.tracking
@@ -102,7 +99,7 @@ def sync_line(tracking: Path) -> str:
 
 
 def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:
-    """The project of the command line, else the one that the run was tracked in."""
+    """The project of the command line, otherwise the one that tracked the run."""
     file = results.run.paths.tracking / "destination.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {

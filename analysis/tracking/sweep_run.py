@@ -16,7 +16,7 @@ MOST_ROWS = 10_000  # rows: W&B shows no more
 
 
 def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> None:
-    """Log the run: what default panels show as history, the rest as a table, images, a page and an artifact."""
+    """Log the run: the figures of default panels as history, the rest as a table, images, a page and an artifact."""
     import wandb
 
     paths = results.run.paths
@@ -99,7 +99,7 @@ def best_lines(points: pd.DataFrame) -> Iterator[BestLine]:
 
 
 def best_figures(points: pd.DataFrame) -> dict[str, Any]:
-    """The best line of each panel, its throughput, and how many points there are and have a result."""
+    """The best line of each panel, its throughput, and the numbers of points and of points with a result."""
     figures: dict[str, Any] = {"points": len(points), "points_with_result": int((points["n"] > 0).sum())}
     for best in best_lines(points):
         figures[f"best output_throughput of {best.panel}"] = best.output_throughput

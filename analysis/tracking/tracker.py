@@ -1,7 +1,7 @@
-"""Weights & Biases: a run per trial in a group per sweep, from a process of its own that no trial waits for.
+"""Weights & Biases: a run per trial in a group per sweep, sent by a separate process that no trial waits for.
 
-A tracking fault never fails a sweep: whatever goes wrong there, a hang or a crash of wandb included, is one warning.
-What wandb is told of a trial is described here; `analysis.tracking.process` passes it on.
+A tracking fault never fails a sweep: any fault, a hang or a crash of wandb included, is one warning. This module
+describes a trial for wandb; `analysis.tracking.process` passes it on.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Tracker:
             self._warn(f"{type(error).__name__}: {error}")
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Let the process finish what it was given, `timeout` s at most."""
+        """Let the process finish its work, `timeout` s at most."""
         if self._process is None:
             return
         self._messages.put(None)
@@ -82,7 +82,7 @@ class Tracker:
         self._process = None
 
     def publish(self, run: Path) -> list[str]:
-        """Send the whole run, with its report, after its trials; what became of it, line by line."""
+        """Send the whole run, with its report, after its trials; return the outcome, line by line."""
         if not self._tracked:
             return []
         command = [sys.executable, "-P", "-m", "analysis", "wandb", str(run), "--no-trials"]
@@ -120,7 +120,7 @@ class Tracker:
                 pipe.flush()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
-        """Each line that the process says is a fault."""
+        """Yield each line of the process that reports a fault."""
         assert process.stdout is not None
         with process.stdout as pipe:
             for line in pipe:
@@ -139,7 +139,7 @@ class Tracker:
 
 
 def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A trials row as a W&B run: what was run as its config, what came of it as its summary."""
+    """A trials row as a W&B run: its settings as config, its outcome as summary."""
     percentiles = trial_row.percentiles_of([row])
     asked, schema = trial_row.asked_columns(), trial_row.schema(percentiles)
     # Where the engine took its own stamps, latencies leave out the way to the client.
@@ -161,7 +161,7 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_name(row: Mapping[str, Any]) -> str:
-    """The trial's label, e.g. `vllm tiny-llama qa batches of 8 replicate 0`, cut to what W&B takes."""
+    """The trial's label, e.g. `vllm tiny-llama qa batches of 8 replicate 0`, cut to W&B's limit."""
     name = str(row.get("label") or row["trial_id"])  # a row of an older version has none
     cut = LONGEST_NAME - len(f"... {row['trial_id']}")
     return name if len(name) <= LONGEST_NAME else f"{name[:cut]}... {row['trial_id']}"

@@ -1,7 +1,4 @@
-"""`python -m backends.host`: serves a library in this process over the OpenAI completions protocol, greedily.
-
-Runs in the engine's environment, so it needs only the standard library and what every such environment has.
-"""
+"""`python -m backends.host`: serves a library over the OpenAI completions protocol, greedily, in its environment."""
 
 import argparse
 import asyncio
@@ -105,7 +102,7 @@ class LibraryServer:
         """Measure a trial in one call (see `offline`); only a library with `step` can do that."""
         batches = self.batches
         if not isinstance(batches, ContinuousQueue):
-            raise HTTPError(404, "this library cannot be measured inside", "NotFoundError")
+            raise HTTPError(404, "this library does not support in-process timing", "NotFoundError")
         ignore = {"ignore_eos": body.get("ignore_eos")}
         warmup, measured = (
             offline.lockstep(
@@ -131,7 +128,7 @@ class LibraryServer:
             await connection.answer({"log_probabilities": await asyncio.to_thread(compute, texts)})
 
     async def reset_caches(self, connection: HostConnection) -> None:
-        """Have the library forget earlier prompts: {"success": bool}."""
+        """Make the library forget earlier prompts: {"success": bool}."""
         batches, reset = self.batches, getattr(self.batches.library, "reset_caches", None)
         if not isinstance(batches, ContinuousQueue) or reset is None:
             raise HTTPError(404, "this library has no cache reset", "NotFoundError")
@@ -144,7 +141,9 @@ class LibraryServer:
         work: Callable[[], dict[str, Any]],
         stopped: threading.Event,
     ) -> None:
-        """Answer with the result of `work`, run alone in the library's thread; `stopped` is set if the client goes."""
+        """Answer with the result of `work`, run alone in the library's thread; `stopped` is set if the client
+        disconnects.
+        """
         result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
 
         def run() -> None:
@@ -166,7 +165,7 @@ class LibraryServer:
             await connection.answer(answer)
 
     async def fail(self, failed: GenerationFailed, connection: HostConnection) -> None:
-        """Send an error status if nothing has been sent yet, else an error event in the stream."""
+        """Send an error status if nothing has been sent yet, otherwise an error event in the stream."""
         body = error_body(str(failed), failed.kind, 500)
         if not connection.streaming:
             await connection.answer(body, 500)

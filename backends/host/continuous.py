@@ -1,7 +1,4 @@
-"""Calls served by a library with its own scheduler: rows join and leave at any step.
-
-The event loop's thread adds rows directly where the library allows it: a request does not wait for the current step.
-"""
+"""Calls served by a library with its own scheduler: rows join and leave at any step, and wait for none to join."""
 
 import asyncio
 import threading
@@ -49,8 +46,8 @@ class ContinuousQueue(CallQueue):
     def run_batches(self, calls: Sequence[HostedCall], duration: float | None, stopped: threading.Event) -> None:
         """Run timed calls one after the other, from a function that runs `exclusively`.
 
-        None begins after `duration` s, nor once `stopped` is set, which ends the one in flight. Raises whatever the
-        library raises, and RuntimeError where a single row fails.
+        No call begins after `duration` s, or once `stopped` is set, which also ends the running one. Raises the
+        library's exceptions, and RuntimeError if a single row fails.
         """
         begin = time.monotonic_ns()
         for call in calls:

@@ -1,4 +1,4 @@
-"""The part of HTTP/1.1 that the host needs, on asyncio streams: engines' environments have no framework in common."""
+"""The part of HTTP/1.1 that the host needs, on asyncio streams: engines' environments share no web framework."""
 
 import asyncio
 import contextlib
@@ -86,7 +86,7 @@ Handler = Callable[[Query, HostConnection], Awaitable[None]]
 
 
 async def read_query(reader: asyncio.StreamReader) -> Query | None:
-    """The next request on a connection; None when the client has closed it."""
+    """The next request on a connection, or None once the client has closed it."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):

@@ -1,7 +1,4 @@
-"""The interface between the host and a library: `load`, then `generate` batch after batch, or `add` and `step`.
-
-A file libraries/<name>_library.py has a function `load(settings) -> Library | ContinuousLibrary`.
-"""
+"""The interface of libraries/<name>_library.py: `load`, then `generate` batch after batch, or `add` and `step`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,8 +71,8 @@ class Step(NamedTuple):
 class ContinuousLibrary(Protocol):
     """A loaded model with its own scheduler: rows join and leave at any step.
 
-    It may have `reset_caches() -> bool`, which clears its cache of earlier prompts while no row runs.
-    One thread calls all of it but `memory`, and, where `adds_any_time` says so, `add` and `drop`.
+    It may have `reset_caches() -> bool`, which clears its cache of earlier prompts while no row runs. One thread makes
+    all calls except `memory` and, if `adds_any_time` is true, `add` and `drop`.
     """
 
     version: str
@@ -87,7 +84,7 @@ class ContinuousLibrary(Protocol):
     def step(self) -> Sequence[Step]:
         """Decode greedily until any row has new tokens; called only while there are unfinished rows.
 
-        An empty answer means none yet. A token that ends its row is among the tokens. Raises if nothing can go on.
+        An empty answer means no tokens yet. A token that ends its row is included. Raises if nothing can continue.
         """
 
     def drop(self, row: PromptRow) -> None:

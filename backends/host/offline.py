@@ -1,7 +1,7 @@
 """A trial measured inside the engine's process: lockstep batches that are all here before the clock starts.
 
-They take the way of every call through the queue (`ContinuousQueue.run_batches`), with no HTTP while the clock runs.
-Each step's tokens get one stamp, taken when `step` returns, on CLOCK_MONOTONIC, which a node's processes share.
+They go through the queue like every call (`ContinuousQueue.run_batches`), without HTTP while the clock runs. The tokens
+of a step get one stamp when `step` returns. It is CLOCK_MONOTONIC, which a node's processes share.
 """
 
 import threading
@@ -22,7 +22,7 @@ def lockstep(rows: Sequence[PromptRow], size: int) -> list[HostedCall]:
 
 @dataclass
 class OfflineTrial:
-    """The batches of a trial, the warm-up's and the measured ones."""
+    """The batches of a trial: the warm-up's and the measured ones."""
 
     warmup: Sequence[HostedCall] = ()
     measured: Sequence[HostedCall] = ()
@@ -35,7 +35,7 @@ class OfflineTrial:
         return {"warmup": _records(self.warmup), "records": _records(self.measured)}
 
     def counts(self) -> dict[str, Any] | None:
-        """Return the counts of the measured rows so far; None before them. Another thread runs them meanwhile."""
+        """Return the counts of the measured rows so far, or None before them. Another thread runs them meanwhile."""
         rows = [row for call in self.measured if call.released is not None for row in call.rows]
         if not rows:
             return None

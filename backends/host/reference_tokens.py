@@ -1,9 +1,9 @@
 """`python -m backends.host.reference_tokens`: a model's greedy tokens, and its log-probabilities of texts, by
 transformers.
 
-Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line: the
-tokens of each prompt (never one that ends a sequence), the log-probabilities of each text's tokens after its first,
-what ends a sequence, and the dtype: float32, or the model's own where that does not fit into memory.
+Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line. It
+has the tokens of each prompt (never one that ends a sequence), the log-probabilities of each text's tokens after its
+first, the ids that end a sequence, and the dtype: float32, or the model's own if float32 does not fit into memory.
 """
 
 import json
@@ -23,7 +23,7 @@ TOKENS_AT_ONCE = 8192  # with padding and answers, at most: 4 GiB of KV cache fo
 
 
 def dtype_that_fits(model: Path, device: str) -> str:
-    """Return float32 if four bytes per parameter fit into free memory, else auto: the checkpoint's own dtype."""
+    """Return float32 if four bytes per parameter fit into free memory, otherwise auto: the checkpoint's own dtype."""
     config = json.loads((model / "config.json").read_text())
     config = {**config, **(config.get("text_config") or {})}
     stored = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16").itemsize
@@ -37,7 +37,7 @@ def dtype_that_fits(model: Path, device: str) -> str:
 
 
 def fitting_batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
-    """Rows of like lengths, so that there is little to pad, and no more than fit beside the weights."""
+    """Yield batches of rows with similar lengths, to pad little, no larger than fits beside the weights."""
     batch: list[PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)):
         padded = (len(batch) + 1) * (len(row.prompt) + row.max_tokens)

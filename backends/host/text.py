@@ -27,7 +27,7 @@ class Tokenizer:
         return ids
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
-        """The text of tokens, without special ones or with them."""
+        """The text of tokens, with or without special tokens."""
         text: str = self.backend.decode(tokens, skip_special_tokens=not special)
         return text
 

@@ -1,1 +1,1 @@
-"""Launching an engine's process tree, watching it, and leaving none of its processes behind."""
+"""Launches an engine's process tree, watches it, and leaves none of its processes behind."""

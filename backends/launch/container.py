@@ -1,9 +1,9 @@
 """A container that ends with the process that started it: `container.py RUNTIME NAME OPTION... IMAGE COMMAND...`.
 
-`docker run` (podman's likewise) is only a client: when it is killed, the container keeps running. So the first process
-in the container ends the engine at the end of its standard input, which the runtime closes when the client's input
-closes or the client dies. A token of Hugging Face's in this process's environment is given to the container as a file,
-since a container's environment is open to all who may inspect it.
+`docker run` (like podman's) is only a client: when it is killed, the container keeps running. So the first process in
+the container ends the engine at the end of its standard input, which the runtime closes when the client's input closes
+or the client dies. A Hugging Face token in this process's environment reaches the container as a file, since anyone who
+may inspect a container sees its environment.
 """
 
 import os
@@ -55,7 +55,7 @@ def command(runtime: str, name: str, arguments: list[str], token: Path | None = 
 
 
 def remove(runtime: str, name: str) -> None:
-    """Remove the container of this name, silently if there is none."""
+    """Remove the container of this name, silently if it is gone."""
     if runtime != "apptainer":
         silent = subprocess.DEVNULL
         subprocess.run([runtime, "rm", "--force", name], stdout=silent, stderr=silent, check=False)

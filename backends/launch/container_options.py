@@ -1,8 +1,7 @@
 """The command line of an engine in a container, for docker, podman and apptainer.
 
-The network is the host's, so engines answer on loopback as they do without a container, with no proxy on the measured
-path. The model and the attempt's folder are mounted under their own paths; a folder of the cache keeps what an engine
-compiles.
+The network is the host's, so engines answer on loopback as without a container, with no proxy on the measured path. The
+model and the attempt's folder are mounted under their own paths; a folder of the cache keeps what an engine compiles.
 """
 
 import hashlib
@@ -23,8 +22,8 @@ NOT_PASSED = ("PATH", "VIRTUAL_ENV", "CUDA_HOME", "TORCH_EXTENSIONS_DIR", "CUDA_
 def wrap(command: list[str], launch: Launch, environ: Mapping[str, str]) -> list[str]:
     """Return the command that runs an engine's command in a container of `launch.image`.
 
-    `environ` holds the engine's own variables. Only their names are on the command line, where a runtime takes the
-    values from its own environment.
+    `environ` holds the engine's own variables. The command line has only their names; the runtime takes the values from
+    its own environment.
     """
     assert launch.runtime is not None
     assert launch.image is not None
@@ -48,19 +47,19 @@ def _docker(launch: Launch, passed: Iterable[str]) -> list[str]:
 
 
 def _apptainer(launch: Launch) -> list[str]:
-    """Apptainer has the host's network, environment and cores by itself; CUDA_VISIBLE_DEVICES pins GPUs there too."""
+    """Apptainer uses the host's network, environment and cores by default; CUDA_VISIBLE_DEVICES pins GPUs there too."""
     binds = [f"--bind={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
     return [*(["--nv"] if launch.gpus else []), "--no-home", "--writable-tmpfs", *binds, *_cache_variables(launch)]
 
 
 def _cache_variables(launch: Launch) -> list[str]:
-    """Options that lead engines to the mounted cache, whoever the container's user is; FlashInfer has its own."""
+    """Variables that point engines to the mounted cache, whoever the container's user is; FlashInfer has its own."""
     names = ("XDG_CACHE_HOME", "FLASHINFER_WORKSPACE_BASE") if launch.image_cache else ()
     return [f"--env={name}={launch.image_cache}" for name in names]
 
 
 def _cdi(gpu: str) -> str:
-    """The GPU's name in NVIDIA's device interface, which counts as NVML does; a part of a GPU goes by its UUID."""
+    """The GPU's name in NVIDIA's device interface, which numbers GPUs as NVML does; a part of a GPU has its UUID."""
     found_gpu = None if gpu.startswith("MIG-") else find_gpu(gpu)
     return str(found_gpu.number) if found_gpu else gpu
 
@@ -76,11 +75,11 @@ def _mounts(launch: Launch) -> list[tuple[str, str, str]]:
 
 
 def folders(model: Path) -> list[Path]:
-    """The folders to mount for a model folder: itself, and the targets of its links (the hub's cache has some)."""
+    """The folders to mount for a model folder: itself, and the targets of its links (as in the hub's cache)."""
     linked = {path.resolve().parent for path in model.iterdir() if path.is_symlink()} if model.is_dir() else set()
     return [model.absolute(), *sorted(linked - {model.resolve()})]
 
 
 def hub_token() -> dict[str, str]:
-    """The variable with the user's token for the hub, which the wrapper hands on as a file; empty without one."""
+    """The variable with the user's hub token, which the wrapper passes on as a file; empty without a token."""
     return {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}

@@ -1,4 +1,4 @@
-"""The variables that an engine inherits from this process, and those that it gets."""
+"""The variables that an engine inherits from this process, and those that sweep sets for it."""
 
 import fnmatch
 from collections.abc import Iterable, Mapping
@@ -29,10 +29,7 @@ INHERITED_BY_RUNTIMES = ("DOCKER_*", "CONTAINER_*", "CONTAINERS_*", "PODMAN_*", 
 
 
 def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
-    """The variables of this process that an engine gets: those of INHERITED and these, unless they hold a secret.
-
-    A name ends with * for all that begin so. Secrets pass only under their full name, and not by INHERITED.
-    """
+    """The variables of INHERITED and these (PREFIX_* too) that an engine gets; secrets pass by their full name only."""
     patterns, full = (*INHERITED, *names), set(names)
     return {
         name: value
@@ -42,7 +39,7 @@ def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
 
 
 def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
-    """The environment of an engine: the variables that it may inherit, and its own."""
+    """The environment of an engine: its inherited variables and its own."""
     return {
         **inherited_environment(
             (*backend.traits.inherits, *backend.env.inherit, *(INHERITED_BY_RUNTIMES if launch.image else ()))
@@ -59,7 +56,7 @@ def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[st
 
 
 def telling_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that may change how an engine computes: all but those of the place, and secrets."""
+    """The variables that may change how an engine computes: all but secrets and those that only describe the place."""
     ours = {supervisor.MARKER, supervisor.OWNER}
     return {
         name: value

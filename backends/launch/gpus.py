@@ -1,8 +1,4 @@
-"""The GPUs of this node through NVML, named as CUDA_VISIBLE_DEVICES names them: by index or by UUID.
-
-Readings that a GPU or its driver does not support are left out (a virtual one may hide power); every other NVML error
-is raised.
-"""
+"""The GPUs of this node through NVML, by index or UUID; a reading that a GPU or its driver lacks is left out."""
 
 import functools
 import os
@@ -44,10 +40,7 @@ def present() -> tuple[Gpu, ...]:
 
 @functools.cache
 def visible() -> tuple[Gpu, ...]:
-    """The GPUs that $CUDA_VISIBLE_DEVICES leaves to this process, in its order; all without it.
-
-    Its numbers are taken by PCI bus. As in CUDA, the first entry that is no GPU ends the list.
-    """
+    """The GPUs that $CUDA_VISIBLE_DEVICES leaves to this process, in its order up to the first entry that is none."""
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None or not present():
         return present()
@@ -66,7 +59,7 @@ def driver() -> str | None:
 
 
 def find_gpu(entry: str) -> Gpu | None:
-    """Return the GPU of an index, a UUID or the beginning of one; None if there is none."""
+    """Return the GPU of an index, a UUID or the beginning of one, or None."""
     if entry.isdecimal():
         return next((gpu for gpu in present() if gpu.number == int(entry)), None)
     if entry.startswith("MIG-"):

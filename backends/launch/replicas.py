@@ -1,4 +1,4 @@
-"""Several engines on one node, or several ranks of one: what each of them gets of it."""
+"""Several engines on one node, or several ranks of one: the part of the node that each gets."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from backends.base import Launch
 
 
 def shares(cores: Sequence[int], number: int) -> list[tuple[int, ...]]:
-    """Return equal parts of these cores; all of them for each where there are fewer than parts."""
+    """Return equal parts of these cores; with fewer cores than parts, each part is all of them."""
     size = len(cores) // number
     return [tuple(cores[part * size : (part + 1) * size] if size else cores) for part in range(number)]
 
@@ -15,7 +15,7 @@ def shares(cores: Sequence[int], number: int) -> list[tuple[int, ...]]:
 def replica_launches(launch: Launch, replicas: int) -> list[Launch]:
     """Return the launch of each replica: its own folder, and an equal share of the GPUs and of the cores.
 
-    Where there are fewer cores than replicas, all of them run on all cores.
+    With fewer cores than replicas, all replicas run on all cores.
     """
     if replicas == 1:
         return [launch]

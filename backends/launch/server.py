@@ -11,6 +11,7 @@ import math
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from backends.launch import container_options, supervisor, task
 from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environment, telling_variables
 from backends.launch.gpus import find_gpu, used_memory
 from backends.prepare.fit import older
+from backends.tables.causes import cause_table
 from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
 from sweep.base.records import API_VERSION, Outcome, tls_context
@@ -41,7 +43,8 @@ PORT_ATTEMPTS = 4
 KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended; in a container a shell tells
 GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an engine that has ended
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
-TAIL_BYTES = 65536
+TAIL_BYTES = 2**18
+LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
 REACHABLE_BY_OURS = "this sweep: its network namespace has no interface but loopback"
@@ -60,6 +63,8 @@ class LaunchError(Exception):
 
 class Engine:
     """A running engine: its URL, its processes, its log. Made by `running`."""
+
+    served_from = 0  # position in the log at which it was ready
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self.backend = backend
@@ -114,7 +119,7 @@ class Engine:
         return "\n".join(masked(text, self._secrets).splitlines()[-lines:])
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
-        """Return whether this launch has logged running out of memory after position `since`; it may have survived."""
+        """Return whether this launch has logged an out-of-memory error after position `since`; it may have survived."""
         return self.backend.log.ran_out_of_memory(self.log_tail(1000, since))
 
     def exit_reason(self) -> str:
@@ -133,17 +138,22 @@ class Engine:
             ending = f"killed by signal {-self.exit_status}"
         else:
             ending = f"exit status {self.exit_status}"
-        return f"{message} ({ending})" if message else ending
+        reason = f"{message} ({ending})" if message else ending
+        cause = self.backend.log.known_cause(message) or cause_table().find(ending)
+        return f"{reason}; {cause.remedy}" if cause and self.exit_status != -signal.SIGKILL else reason
 
     def words(self) -> str:
         """The engine's own error message."""
-        return self.backend.log.failure_line(self.log_tail(1000))[:500]
+        log = self.log_tail(LOG_LINES, self.served_from) or self.log_tail(LOG_LINES)
+        return self.backend.log.failure_line(log)[:500]
 
     def exit(self) -> Exit:
         """The end of an engine that is no longer alive."""
         told, status = self.backend.log.exit_told_by(self.words()), self.exit_status
         if status is None:
             return replace(told, cause=Cause.SUPERVISOR)
+        if status in (128 + signal.SIGKILL, 128 + signal.SIGTERM):  # as a shell tells it, e.g. in a container
+            status = 128 - status
         return replace(told, signal=-status) if status < 0 else replace(told, status=status)
 
     def processes(self) -> list[psutil.Process]:
@@ -155,10 +165,7 @@ class Engine:
         return processes
 
     def processes_known(self) -> bool:
-        """Return whether `processes` has them all: False for a container that runs as another user, as docker's may.
-
-        Their environment, which names the engine, is not ours to read then, nor is who listens at its port.
-        """
+        """Return whether `processes` has them all: False for a container that runs as another user."""
         if not self.launch.image:
             return True
         own_pids = {process.pid for process in self.processes()}
@@ -280,7 +287,7 @@ class Engine:
             self.exit_status = message.get("exit", self.exit_status)
 
     def _log_text(self) -> str:
-        """All that this launch has logged; the file may hold earlier ones."""
+        """Everything that this launch has logged; the file may hold earlier launches."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
@@ -329,7 +336,7 @@ class Engine:
 
 
 class AttachedEngine(Engine):
-    """An endpoint that someone else runs: nothing is launched, watched or ended; there is no log and no process."""
+    """An endpoint that someone else runs: sweep launches, watches and ends nothing; it has no log and no process."""
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
         super().__init__(backend, launch, marker="", versions={})
@@ -387,10 +394,7 @@ def running(
 def running_together(
     backend: Backend, launches: Sequence[Launch], *, marker: str, versions: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Engine, ...]]:
-    """Launch engines of one kind at once, yield them when all are ready, and leave nothing of them behind.
-
-    Where one does not become ready the others are ended too. Raises LaunchError.
-    """
+    """Launch engines of one kind at once, as `running` does; where one is not ready the others are ended too."""
     for launch in launches:
         launch.workdir.mkdir(parents=True, exist_ok=True)
     if not backend.launches:
@@ -425,7 +429,7 @@ def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
 
 
 class _Start:
-    """The start of an engine, tried on another port where its own is taken meanwhile."""
+    """The start of an engine, retried on another port if its own is taken meanwhile."""
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self._fixed = backend.port or launch.port
@@ -441,7 +445,7 @@ class _Start:
         self.is_ready = False
 
     def ready(self, client: httpx.Client) -> bool:
-        """Return whether the engine answers. Raises LaunchError, also when one that was ready has died."""
+        """Return whether the engine answers. Raises LaunchError, also if an engine that was ready has died."""
         engine = self.engine
         if not engine.alive():
             if self._attempts and PORT_TAKEN.search(engine.log_tail(1000)):
@@ -452,7 +456,10 @@ class _Start:
             if self._attempts and _port_is_foreign(engine):
                 self._launch_again()
                 return False
+            if engine.launch.gpus and (unused := engine.backend.gpus_unused(engine.log_tail(LOG_LINES))):
+                raise self._failure(unused)
             engine.startup_seconds = time.monotonic() - self.begin
+            engine.served_from = engine.log_position()
             self.is_ready = True
         if not self.is_ready and time.monotonic() - self.begin >= engine.backend.launch_timeout:
             raise self._timeout()
@@ -462,17 +469,27 @@ class _Start:
         self.engine.stop()
         self._begin_launch()
 
-    def _failure(self) -> LaunchError:
+    def _failure(self, unused: str | None = None) -> LaunchError:
+        """The error of an engine that has ended, or that serves without its GPUs, as this line of its log says."""
         engine = self.engine
+        if unused:
+            reason = "; ".join(filter(None, [f"serves without its GPUs: {unused}", cause_table().find_remedy(unused)]))
+            exit = engine.backend.log.exit_told_by(unused)
+            return LaunchError(Outcome.LAUNCH_FAILED, engine.named(reason), exit, engine.log_tail())
         killed = engine.exit_status in KILLED_STATUSES and _oom_kills() > self.oom_kills
         memory = killed or engine.ran_out_of_memory()
         outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
-        return LaunchError(outcome, engine.exit_reason(), engine.exit(), engine.log_tail())
+        reason = engine.exit_reason()
+        if killed:
+            reason += f"; {cause_table().find_remedy('SIGKILL')}"
+        return LaunchError(outcome, reason, engine.exit(), engine.log_tail())
 
     def _timeout(self) -> LaunchError:
         engine = self.engine
         words = engine.words()
         reason = f"not ready after {engine.backend.launch_timeout:g} s; last log message: {words}"
+        if cause := engine.backend.log.known_cause(words):
+            reason += f"; {cause.remedy}"
         exit = replace(engine.backend.log.exit_told_by(words), cause=Cause.NOT_READY)
         return LaunchError(Outcome.LAUNCH_TIMEOUT, engine.named(reason), exit, engine.log_tail())
 
@@ -503,7 +520,7 @@ def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now. If it is taken before the engine listens, `running` tries another one."""
+    """A port that is free now. If it is taken before the engine listens, `running` tries another."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -511,7 +528,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
-    """One line on why an engine cannot use this port; None if it can."""
+    """One line on why an engine cannot use this port, or None."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
         try:
@@ -537,11 +554,13 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 
 def _reachable_by() -> str:
-    """Return who can use an engine's routes, also the administrative ones: only an own network keeps others out."""
+    """Return who can reach an engine's routes, administrative ones included: only a network of its own keeps others
+    out.
+    """
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 
 def _oom_kills() -> int:
-    """Number of processes that the kernel has killed for lack of memory since boot."""
+    """Number of processes that the kernel has killed since boot because memory ran out."""
     match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     return int(match[1]) if match else 0

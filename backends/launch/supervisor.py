@@ -29,7 +29,7 @@ GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver ca
 
 
 def status_field(pid: int, number: int) -> str | None:
-    """A field of /proc/PID/stat, by its number from 4 on; None if there is no such process or it is a zombie."""
+    """A field of /proc/PID/stat, by its number from 4 on; None if the process is gone or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *fields = file.read().rpartition(")")[2].split()
@@ -39,7 +39,7 @@ def status_field(pid: int, number: int) -> str | None:
 
 
 def start_time(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None if there is no such process or it is a zombie."""
+    """Start time of a process in clock ticks since boot; None if the process is gone or a zombie."""
     return status_field(pid, 22)
 
 
@@ -53,7 +53,7 @@ def this_process() -> str:
 
 
 def process_environment(pid: int) -> dict[str, str]:
-    """The environment a process was started with; empty if it is gone or not ours to read."""
+    """The environment a process was started with; empty if it is gone or unreadable."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             entries = file.read().split(b"\0")
@@ -89,7 +89,7 @@ def send(pids: list[int], number: int) -> None:
 
 
 def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list[int]:
-    """SIGKILL the processes that `find` returns until there are none; return what is stuck in the kernel `within` s."""
+    """SIGKILL the processes that `find` returns until none is left; return what is stuck in the kernel `within` s."""
     deadline = time.monotonic() + within
     while (pids := find()) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
@@ -100,7 +100,7 @@ def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list
 def reap() -> dict[int, int]:
     """Collect ended children: {pid: exit status, negative = the signal that killed it}."""
     ended: dict[int, int] = {}
-    with contextlib.suppress(ChildProcessError):  # there is none any more
+    with contextlib.suppress(ChildProcessError):  # none is left
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
             ended[child[0]] = os.waitstatus_to_exitcode(child[1])
     return ended
@@ -113,10 +113,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def start(spec: dict[str, Any]) -> int:
-    """Fork and exec the engine in its own process group, bound to its cores, with its output in its log.
-
-    Returns its pid. It dies with this process. Without a log it inherits our input and output.
-    """
+    """Fork and exec the engine in its own group on its cores, logged; return its pid. It dies with this process."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid:

@@ -1,7 +1,7 @@
 """Cancellation scope of a task on a node: the programs started within it end with it.
 
-They run under a supervisor, as engines do: none of their processes remains when they end, when the task is cancelled,
-or when its own process dies.
+They run under a supervisor, like engines: none of their processes remains when they end, when the task is cancelled, or
+when its own process dies.
 """
 
 import functools
@@ -41,7 +41,7 @@ _task: ContextVar[Task] = ContextVar("task", default=Task())  # noqa: B039 - sha
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Return this process's environment without what affects another interpreter, plus `settings`."""
+    """Return this process's environment without variables that affect another interpreter, plus `settings`."""
     return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | settings
 
 
@@ -57,7 +57,8 @@ def cuda_release(compiler: str) -> str | None:
 
 
 def _toolkit(compiler: Path) -> Path:
-    """Return the user's CUDA toolkit if its release is that of an environment's compiler, else the environment's own.
+    """Return the user's CUDA toolkit if it has the release of an environment's compiler, otherwise the environment's
+    own.
 
     Engines compile against the headers of the environment's runtime, which refuse a compiler of another release.
     """

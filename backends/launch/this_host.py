@@ -1,4 +1,4 @@
-"""The facts of this machine: by which an engine is chosen for it, and which a result must cite."""
+"""The facts of this machine: an engine is chosen by them, and a result must cite them."""
 
 import functools
 import os
@@ -45,7 +45,7 @@ def _cpu_name() -> str:
 
 
 def host() -> Host:
-    """Return what a backend needs to know of this machine to decide whether it can run here."""
+    """Return the facts of this machine by which a backend decides whether it can run here."""
     return Host(
         platform=platform.system().lower(),
         gpus=gpu_names(),

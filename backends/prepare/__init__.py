@@ -1,1 +1,1 @@
-"""Prepares what an engine needs on a node: its environment, its sources, weights in its format."""
+"""Prepares an engine's needs on a node: its environment, its sources, weights in its format."""

@@ -15,9 +15,9 @@ from sweep.base.whole_file import rename_whole
 def build_once(
     target: Path, build: Callable[[Path], None], name: str, progress: Progress, lock: Path | None = None
 ) -> Path:
-    """Return `target`, a file or folder that is there complete or not at all; `build` makes it if it is not.
+    """Return `target`, a file or folder that is either complete or missing; `build` makes it if it is missing.
 
-    `build` writes to the path that it gets, beside `target`, which is then renamed. Whatever a killed builder left is
+    `build` writes to the path that it gets, beside `target`, which is then renamed. Remains of a killed builder are
     removed first. The lock is beside it too, unless another path is given. Raises task.Stopped if it comes first.
     """
     if target.exists():  # for those that come after the builder, without a lock
@@ -35,10 +35,7 @@ def build_once(
 
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock between processes, which the kernel gives back if its holder is killed.
-
-    Raises task.Stopped if that comes before the lock.
-    """
+    """Hold a lock between processes, which a killed holder loses. Raises task.Stopped if that comes before it."""
     with path.open("w") as file:
         if not _locked(file):
             on_wait()

@@ -1,4 +1,4 @@
-"""The same weights for every engine: what an engine loads, made of a model folder in Hugging Face layout.
+"""The same weights for every engine: the format an engine loads, made from a model folder in Hugging Face layout.
 
 A conversion is made once per node, in a folder that appears complete and is named by all that decides its content: the
 model's files, the converter's versions, the parameters.
@@ -41,10 +41,10 @@ def converted(
     cache_dir: Path,
     progress: Progress,
 ) -> Path:
-    """Return the folder under `cache_dir`/converted for these parameters; `make` fills it if it is not there yet.
+    """Return the folder under `cache_dir`/converted for these parameters; `make` fills it if it is missing.
 
-    `parameters` must hold everything besides the model that decides the content, versions of converters included.
-    Raises ConversionFailed or OSError.
+    `parameters` must hold everything else that decides the content, versions of converters included. Raises
+    ConversionFailed or OSError.
     """
     if not (model / "config.json").is_file():
         raise ConversionFailed(f"{model} has no config.json: only a folder in Hugging Face layout can be converted")
@@ -71,10 +71,7 @@ def converted(
 def quantised(
     model: Path, checkpoint: str | None, group_size: int, python: str, cache_dir: Path, progress: Progress
 ) -> Path:
-    """Return the model in this quantised format (see conversions/to_quantized.py); itself if None or quantised already.
-
-    `python` is an interpreter with torch and safetensors; where it has gptqmodel too, that calibrates.
-    """
+    """Return the model as a checkpoint of this format, made in `python`'s environment; itself if it is quantised."""
     if checkpoint is None or is_quantised(model):
         return model
 
@@ -90,10 +87,7 @@ def quantised(
 
 
 def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) -> str | None:
-    """Return why a model is not quantised to this format for an engine in an image; None if it need not be.
-
-    See `Backend.conversion_obstacle`.
-    """
+    """Return why an engine in an image gets no such checkpoint (see `Backend.conversion_obstacle`); None if it can."""
     if checkpoint is None or is_quantised() is not False:
         return None
     return not_made(
@@ -104,7 +98,7 @@ def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) ->
 def not_made(setting: str, lacking: str, instead: str = "") -> str:
     """The reason, with the remedy, why the weights of a setting are not made for an engine in an image."""
     why = f"not made for an engine in an image, since conversions run outside it, without {lacking}"
-    return f"{setting}: {why}; choose an environment that is no image{instead}"
+    return f"{setting}: {why}; choose an environment that is not an image{instead}"
 
 
 def is_quantised(model: Path) -> bool:
@@ -113,13 +107,13 @@ def is_quantised(model: Path) -> bool:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """Return how this folder was made; empty for one that is no conversion."""
+    """Return how this folder was made; empty if it is not a conversion."""
     path = folder / NOTE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def method(folder: Path) -> dict[str, str]:
-    """Return the fact by which method a checkpoint of ours was quantised, if it says so."""
+    """Return a fact: the method by which our checkpoint was quantised, if it is recorded."""
     made = note(folder).get("method")
     return {"quantization_method": made} if made else {}
 
@@ -127,7 +121,7 @@ def method(folder: Path) -> dict[str, str]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment; `path`: what it can import besides. Raises ConversionFailed."""
+    """Run conversions/<program>.py in an environment; `path` holds its further imports. Raises ConversionFailed."""
     root = Path(__file__).resolve().parents[2]
     command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
@@ -154,16 +148,13 @@ def execute(
 
 
 def versions(python: str, *distributions: str) -> str:
-    """Return exact versions of these in an environment, in one line; those that it does not have are omitted."""
+    """Return exact versions of these in an environment, in one line; missing ones are omitted."""
     installed = environments.installed(python)
     return " ".join(f"{name} {installed[name]}" for name in distributions if name in installed)
 
 
 def digest(folder: Path, cache_dir: Path) -> str:
-    """Return 16 hex digits of a folder's content: of the names and the SHA-256 of all its files.
-
-    A file is read again only when its size or time of change has changed.
-    """
+    """Return 16 hex digits of the names and contents of a folder's files; unchanged files are read once."""
     cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
     cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}

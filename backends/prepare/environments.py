@@ -1,6 +1,6 @@
 """Environments of engines: built once per node on first use, by uv, content-addressed, never the orchestrator's own.
 
-What is in one is its lock (`locks`): equal locks are equal environments, on every node.
+A lock (`locks`) defines its content: equal locks are equal environments, on every node.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from backends.prepare.uv import Uv
 from sweep.base.config import ConfigError, did_you_mean, validate
 from sweep.base.options import ConfigPath
 
-ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
+ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built again
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
 
 
@@ -32,7 +32,7 @@ class OptionalPartFailed(EnvironmentFailed):
 
 @dataclass(frozen=True)
 class Environment:
-    """The interpreter or binary that an engine runs with, and the versions there."""
+    """The interpreter or binary that an engine runs with, and the versions in it."""
 
     python: str  # interpreter; this process's if the engine is only a binary
     binary: str | None = None
@@ -48,12 +48,13 @@ def resolve(
     features: Iterable[str] = (),
     host: Host | None = None,
 ) -> EnvironmentSpec:
-    """Return the environment chosen for a platform, without a lock; an interpreter or binary of the user's goes first.
+    """Return the environment chosen for a platform, without a lock; the user's own interpreter or binary takes
+    precedence.
 
-    It has the optional distributions of `features` and of the choice's extras too. Of several builds it is the first
+    It includes the optional distributions of `features` and of the choice's extras. Of several builds it is the first
     that runs on `host`.
 
-    Raises, naming the key, ValueError when none is named and ConfigError when the named one does not exist.
+    Raises ValueError if none is named, and ConfigError if the named one does not exist; both name the key.
     """
     if choice.image:
         python = choice.python or "python3"
@@ -98,12 +99,12 @@ def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def unusable(spec: EnvironmentSpec, host: Host, options: ConfigPath | None = None) -> str | None:
-    """Return why an environment cannot be used on a node, with the forms that can; None if it can."""
+    """Return why an environment cannot be used on a node, with usable alternatives, or None."""
     return fit.refusal(spec, host, _other_forms(spec, options or ConfigPath()))
 
 
 def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[EnvironmentSpec]:
-    """Yield the environments of the same engine in other forms, which their names tell: `NAME_image`."""
+    """Yield the environments of the same engine in other forms, recognised by their names: `NAME_image`."""
     name = spec.name.partition("+")[0]
     engine = name.removesuffix("_cuda")
     wanted = {f"{engine}{form}" for form in ("_cuda", "_cuda12", "_image")} - {name}
@@ -111,14 +112,11 @@ def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[Environ
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:
-    """Return 16 hex digits of all that decides what is there: needs no build, so it is part of trial ids.
-
-    That of an environment without a lock is provisional.
-    """
+    """Return 16 hex digits of all that decides what is there, for trial ids; without a lock they are provisional."""
     content = spec.model_dump(
         mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
     )
-    # Only where they are, so that what was built without them is not built anew.
+    # Only where they are, so that what was built without them is not built again.
     content |= {key: value for key, value in (("content", spec.content), ("image", spec.image)) if value}
     if spec.source and spec.source.architectures is None:
         del content["source"]["architectures"]
@@ -129,10 +127,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
 
 
 def own_content(spec: EnvironmentSpec) -> dict[str, str]:
-    """Return digests of the user's own interpreter and binary on this machine; of those that are there.
-
-    They do not depend on the machine: of an interpreter its size and distributions count, of a binary its bytes.
-    """
+    """Return digests of the user's own interpreter (its size and distributions) and binary, of those that exist."""
     digests: dict[str, str] = {}
     if spec.image:
         return digests
@@ -148,7 +143,7 @@ def own_content(spec: EnvironmentSpec) -> dict[str, str]:
 
 
 def other_platform(spec: EnvironmentSpec) -> str | None:
-    """Return how this node differs from the one that an environment was planned for; None if it does not."""
+    """Return how this node differs from the platform that an environment was planned for, or None."""
     if spec.content:
         present = own_content(spec)
         for key, digest in spec.content.items():
@@ -161,10 +156,7 @@ def other_platform(spec: EnvironmentSpec) -> str | None:
 
 
 def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """Return the environment, built under `cache_dir`/environments if it is not there yet. It has a lock.
-
-    Raises EnvironmentFailed.
-    """
+    """Return the environment, which has a lock, built if it is not there yet. Raises EnvironmentFailed."""
     if environment := built(spec, cache_dir):
         return environment
     if spec.image:
@@ -188,10 +180,7 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
 
 def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """Return the environment; where its optional distributions cannot be installed, the plain one, if there is one.
-
-    Raises OptionalPartFailed where the engine needs them, EnvironmentFailed for any other failure.
-    """
+    """Return the environment, or its plain one where optional parts fail; OptionalPartFailed if it needs them."""
     try:
         return prepare(spec, cache_dir, progress)
     except EnvironmentFailed as error:
@@ -204,10 +193,7 @@ def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress)
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
-    """Return the environment if nothing needs to be resolved or built for it, else None.
-
-    Raises EnvironmentFailed if it is the user's own and does not work.
-    """
+    """Return the environment if it is complete, else None. Raises EnvironmentFailed for the user's own that fails."""
     if spec.image:
         image = spec.lock.pins[0] if spec.lock else ""
         there = bool(image) and images.has_image(image, images.runtime(spec), cache_dir)
@@ -265,7 +251,7 @@ def installed(python: str) -> dict[str, str]:
 
 
 def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:
-    """Install what is locked, compile what is compiled, verify. Return the exact versions of what is there."""
+    """Install the locked distributions, compile the sources, and verify. Return the exact installed versions."""
     assert spec.lock is not None, f"environment {spec.name} has no lock"
     progress(f"environment {spec.name}: building {folder} ({', '.join(spec.requirements)}); this takes minutes, once")
     if folder.exists():
@@ -292,9 +278,9 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
 
 
 def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progress: Progress) -> None:
-    """Import what compiles itself when it is imported: now, not within a launch.
+    """Import modules that compile themselves on import: now rather than during a launch.
 
-    What is compiled lies beside the environment until it is complete, so a build that was killed goes on.
+    Compiled files stay beside the environment until it is complete, so a killed build continues.
     """
     if not spec.imports:
         return
@@ -308,7 +294,7 @@ def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progres
 
 
 def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -> None:
-    """Install exactly these distributions: first those that come built, then what is compiled against them."""
+    """Install exactly these distributions: first the prebuilt ones, then those that are compiled against them."""
     late = [pin for pin in pins if pin.partition("==")[0] in spec.compiled]
     first = [pin for pin in pins if pin not in late]
     lock, at = folder / "requirements.txt", ("--python", str(folder), "--compile-bytecode")

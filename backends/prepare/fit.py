@@ -1,7 +1,4 @@
-"""Judges whether an environment's builds run on a node: by its driver, GPUs, C library and programs.
-
-NVIDIA's drivers run all builds of the CUDA majors up to their own (minor version compatibility), so the major decides.
-"""
+"""Judges whether an environment's builds run on a node: by driver (its CUDA major counts), GPUs, glibc, programs."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +10,7 @@ LEAST_CAPABILITY = {12: "5.0", 13: "7.5"}  # of GPUs that the libraries of a CUD
 
 
 def older(version: str | None, least: str | None) -> bool:
-    """Return whether a version is older than the least one; False if either is not known."""
+    """Return whether a version is older than the least one; False if either is unknown."""
     return version is not None and least is not None and numbers(version) < numbers(least)
 
 
@@ -27,7 +24,7 @@ def oldest(versions: Iterable[str | None]) -> str | None:
 
 
 def problem(spec: EnvironmentSpec, host: Host) -> str | None:
-    """Return why what an environment holds does not run on a node, in a few words; None if nothing is against it."""
+    """Return why the content of an environment does not run on a node, in a few words, or None."""
     runtimes = {spec.runtime} if spec.runtime else set(RUNTIMES)
     if spec.image and not runtimes & host.executables:
         return f"no {' or '.join(sorted(runtimes))} on PATH: install it, with NVIDIA's container toolkit"
@@ -54,7 +51,7 @@ def problem(spec: EnvironmentSpec, host: Host) -> str | None:
 
 
 def choose(specs: Sequence[EnvironmentSpec], host: Host | None) -> EnvironmentSpec:
-    """Return the first environment that runs on a node, which says what it is taken instead of; else the first."""
+    """Return the first environment that runs on a node, which says what it replaces; otherwise the first."""
     if host is None:
         return specs[0]
     problems = [problem(spec, host) for spec in specs]
@@ -72,10 +69,7 @@ def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def refusal(spec: EnvironmentSpec, host: Host, forms: Iterable[EnvironmentSpec]) -> str | None:
-    """Return the problem of an environment on a node with its remedy, in one line; None without one.
-
-    `forms` are the environments of the same engine in other forms: those that do run on the node are named.
-    """
+    """Return an environment's problem on a node, with the `forms` of its engine that do run there; None without one."""
     reason = problem(spec, host)
     if reason is None:
         return None

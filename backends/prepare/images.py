@@ -1,4 +1,4 @@
-"""Images of engines: named by a tag, locked and run by their digest, which is the version of all that they hold."""
+"""Images of engines: named by a tag, locked and run by their digest, which identifies all of their content."""
 
 import json
 import re

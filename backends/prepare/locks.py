@@ -1,8 +1,8 @@
 """Locks: the exact distributions of an environment on one platform, resolved once and then only read.
 
-Those of the project's own environments are committed in conf/environment/locks, one file for each operating system and
+Locks of the project's own environments are committed in conf/environment/locks, one file for each operating system and
 machine, CUDA major and Python. Others are resolved by the first command that needs them and kept in its results folder;
-a machine also remembers what it has resolved, for `sweep backends`.
+a machine also remembers the locks it has resolved, for `sweep backends`.
 """
 
 import hashlib
@@ -28,10 +28,7 @@ DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
 
 
 def node_target(spec: EnvironmentSpec) -> str:
-    """The platform that an environment is resolved for, e.g. "linux-x86_64-cuda13-python3.12": that of the nodes.
-
-    Engines run on Linux: for a driver on another system, nodes that have not stated theirs are taken to be ordinary.
-    """
+    """The nodes' platform, e.g. "linux-x86_64-cuda13-python3.12"; engines run on Linux, wherever the driver runs."""
     own = platform.machine() if platform.system() == "Linux" else "x86_64"
     system = f"linux-{spec.machine or own}"
     if spec.image:
@@ -75,9 +72,9 @@ def lock_digest(content: str) -> str:
 def with_lock(
     spec: EnvironmentSpec, *places: Path | Mapping[str, str], any_requirements: bool = False
 ) -> EnvironmentSpec:
-    """Return the environment with the first lock of it in folders, or in texts by file name; else as it is.
+    """Return the environment with its first lock found in folders, or in texts by file name, otherwise unchanged.
 
-    A lock for another platform does not count, nor one of other requirements unless `any_requirements` is set.
+    A lock for another platform does not count, nor one with other requirements unless `any_requirements` is set.
     """
     if not needed(spec):
         return spec
@@ -98,7 +95,7 @@ def with_lock(
 
 
 def committed(options: ConfigPath | None = None) -> list[Path]:
-    """The folders of the locks that lie beside the environments: the user's own before the project's."""
+    """The folders with committed locks, beside the environments: the user's own before the project's."""
     return [folder / "environment" / "locks" for folder in (options or ConfigPath()).folders]
 
 
@@ -108,10 +105,7 @@ def remembered(cache_dir: Path) -> Path:
 
 
 def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
-    """Return one of the project's own environments with its lock, resolved if none is committed or remembered.
-
-    Raises EnvironmentFailed.
-    """
+    """Return one of the project's own environments with its lock, resolved if need be. Raises EnvironmentFailed."""
     spec = with_lock(spec, *committed(), remembered(cache_dir))
     return resolve_lock(spec, cache_dir, progress) if needed(spec) else spec
 
@@ -119,10 +113,7 @@ def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Enviro
 def resolve_lock(
     spec: EnvironmentSpec, cache_dir: Path, progress: Progress, preferred: Iterable[str] = ()
 ) -> EnvironmentSpec:
-    """Return the environment with a new lock, of what its indexes have today; the machine remembers it.
-
-    A `preferred` pin stays where the requirements allow it. Raises EnvironmentFailed, in one line.
-    """
+    """Return the environment locked anew, near `preferred` pins; the machine remembers it. Raises EnvironmentFailed."""
     folder = remembered(cache_dir)
     log = folder / f"{file_name(spec)}.log"
     what_for = ", ".join([*spec.requirements, *([spec.image] if spec.image else [])])
@@ -163,7 +154,7 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tupl
 
 
 def _fits(build: str | int | None, spec: EnvironmentSpec) -> bool:
-    """Return whether a build of torch (None: there is none) is of the kind that the environment asks for."""
+    """Return whether a build of torch (None: no torch) is of the kind that the environment asks for."""
     if build is None or spec.torch == "cpu":
         return build in (None, "cpu")
     return build == spec.cuda if spec.cuda else build != "cpu"
@@ -175,7 +166,7 @@ def _pins(file: Path) -> tuple[str, ...]:
 
 
 def torch_build(pins: Iterable[str]) -> str | int | None:
-    """Return the build of torch in a resolution: "cpu", the CUDA major, or None if there is none."""
+    """Return the build of torch in a resolution: "cpu", the CUDA major, or None."""
     versions = dict(pin.split("==", 1) for pin in pins if "==" in pin)
     if "torch" not in versions:
         return None

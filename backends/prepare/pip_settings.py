@@ -19,10 +19,7 @@ class UnreadableSettings(Exception):
 
 
 def pip_settings() -> dict[str, str]:
-    """Return the user's settings of pip, by option name ("index-url"): PIP_* before [install] before [global].
-
-    Raises UnreadableSettings.
-    """
+    """Return pip's settings by option name, PIP_* before [install] before [global]. Raises UnreadableSettings."""
     answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
@@ -36,10 +33,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def uv_settings(pip: Mapping[str, str], index: Sequence[str] = ()) -> dict[str, str]:
-    """Translate pip's settings into uv's environment variables, with an environment's own indexes besides.
-
-    Local folders that do not exist are omitted.
-    """
+    """Translate pip's settings and an environment's indexes into uv's variables; missing folders are omitted."""
     settings = {
         # pip takes the best version over all indexes, uv by default only looks at the first that has the name.
         "UV_INDEX_STRATEGY": "unsafe-best-match",

@@ -1,13 +1,15 @@
-"""Runs the programs that prepare something, e.g. uv, cmake or a converter, and keeps what they print in a log."""
+"""Runs programs that prepare something, e.g. uv, cmake or a converter, and keeps their output in a log."""
 
 import re
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from backends.launch import task
-from sweep.base.exits import LIBRARY_OUTAGES, Exit
+from backends.tables.causes import told
+from sweep.base.exits import Exit
 
 KILLED = re.compile(
     r"killed by (signal|sig)|signal 9\b", re.IGNORECASE
@@ -16,7 +18,7 @@ LINES_KEPT = 1000  # of a program's output, for the message of its failure
 
 
 class ToolFailed(Exception):
-    """A program ended with an error; `lines` are the last ones that it printed, empty ones left out."""
+    """A program ended with an error; `lines` are the last non-empty ones that it printed."""
 
     def __init__(self, status: int, lines: list[str]) -> None:
         self.status, self.lines, self.last = status, lines, lines[-1] if lines else "no output"
@@ -25,7 +27,8 @@ class ToolFailed(Exception):
 
 def printed(words: str) -> Exit:
     """The exit of a program that printed this as the reason of its failure."""
-    return Exit(words=words, outage=bool(LIBRARY_OUTAGES.search(words) or KILLED.search(words)))
+    exit = told(words)
+    return replace(exit, outage=exit.outage or KILLED.search(words) is not None)
 
 
 def run(
@@ -47,10 +50,7 @@ def run(
 
 
 def distributions(python: str) -> list[Path]:
-    """Return the metadata of the distributions beside an interpreter, which is not run: `…/torch-2.13.0.dist-info`.
-
-    Debian's own packages count, and so do those of the interpreter that a virtual environment shows.
-    """
+    """Return the metadata folders of an interpreter's distributions, inherited and Debian's own ones too."""
     prefix = Path(python).parent.parent
     prefixes, settings = [prefix], prefix / "pyvenv.cfg"
     if settings.is_file():

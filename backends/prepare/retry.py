@@ -1,4 +1,4 @@
-"""Patience with outages: what prepares a node is tried again, with back-off, as long as no answer comes."""
+"""Patience with outages: preparation is retried, with back-off, as long as no answer comes."""
 
 import time
 from collections.abc import Callable
@@ -15,12 +15,7 @@ FAULTS = (EnvironmentFailed, OSError, ValueError)
 
 
 def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Callable[[str], None]) -> Provided:
-    """Return what `prepare` does, tried again for `patience` s after its first outage, each of which is reported.
-
-    Raises:
-        Outage: when the time is over.
-        EnvironmentFailed, OSError, ValueError: at once, for failures that are answers, and for a full disk.
-    """
+    """Return what `prepare` does, retrying for `patience` s while it is an outage, then Outage; other errors pass."""
     until, pause = None, None
     while True:
         try:

@@ -1,8 +1,8 @@
-"""Engines that no package index has as a program: compiled once, into the environment that they belong to.
+"""Engines that no package index offers as a program: compiled once, into the environment that they belong to.
 
-The source comes out of a source distribution, fetched by the environment's own pip (so with the user's indexes); the
-tools (cmake, ninja) are requirements of that environment. It is for the CPU and GPUs it is built on: `machine` tells
-those apart. A build that was killed goes on where it was: its files are beside the environment until it is complete.
+The source comes out of a source distribution, fetched by the environment's own pip (so with the user's indexes). The
+tools (cmake, ninja) are requirements of that environment. The build is for the local CPU and GPUs, which `machine`
+names. A killed build continues: its files stay beside the environment until it is complete.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def build_program(source: SourceBuild, folder: Path, environ: Mapping[str, str],
 
 
 def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict[str, str | bool]:
-    """CMake's options on a CPU with these features, None: on this one; and for this machine's GPUs."""
+    """CMake's options for a CPU with these features (None: this CPU), and for this machine's GPUs."""
     chosen, present = dict(source.options), cpu_features() if features is None else features
     for feature, more in source.cpu_options.items():
         if feature in present:
@@ -59,10 +59,7 @@ def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict
 
 
 def architectures() -> str:
-    """Return the GPUs to compile for as CMake has them, e.g. "89" or "80;89": $CUDAARCHS, else those of this machine.
-
-    Raises BuildFailed if there are none.
-    """
+    """Return the GPUs to compile for, e.g. "80;89": $CUDAARCHS, else those here. Raises BuildFailed for none."""
     present = {gpu.capability.replace(".", "") for gpu in gpus.visible()}
     chosen = os.environ.get("CUDAARCHS") or ";".join(sorted(present, key=int))
     if not chosen:
@@ -71,7 +68,7 @@ def architectures() -> str:
 
 
 def complete_toolkit(folder: Path) -> None:
-    """Make the CUDA compiler that an environment brings as NVIDIA's distributions what compilers and CMake expect.
+    """Make the CUDA compiler from NVIDIA's distributions usable as compilers and CMake expect it.
 
     The distributions hold libraries by their full names only (libcudart.so.13), in `lib`: linkers look for
     libcudart.so, and torch in `lib64`.
@@ -143,7 +140,7 @@ def _cmake(value: str | bool) -> str:
 
 
 def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Run a tool. Of ninja's lines ("[12/210] …") one now and then goes to the user too."""
+    """Run a tool. The user sees some of ninja's lines ("[12/210] …")."""
     reported = time.monotonic()
 
     def report(line: str) -> None:

@@ -22,10 +22,7 @@ class EnvironmentFailed(Failed):
 
 
 class Uv:
-    """uv for one environment: its output goes to `log`, the lines that tell how far it is to the user too.
-
-    Raises EnvironmentFailed where the user's settings of pip cannot be read.
-    """
+    """uv for one environment, logged, its progress shown. Raises EnvironmentFailed by pip's settings."""
 
     def __init__(self, name: str, cache_dir: Path, log: Path, progress: Progress, index: Sequence[str] = ()) -> None:
         self.name, self.log, self.progress = name, log, progress

@@ -11,7 +11,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class SequenceCounts(Protocol):
-    """One prompt's progress, as far as an answer tells it."""
+    """One prompt's progress, as far as an answer shows it."""
 
     index: int
     input_tokens: int

@@ -66,14 +66,14 @@ class Faults:
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Cost:
-    """Factors of the scheduler's times while none of some knobs is on."""
+    """Factors of the scheduler's times while some knobs are off."""
 
     ttft: PositiveFloat = 1.0
     itl: PositiveFloat = 1.0
 
 
 class Behaviour(BaseModel):
-    """The engine's behaviour as `backends.simulated` has it too; times in s."""
+    """The engine's behaviour, like `backends.simulated`; times in s."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""A user's engine flags against the tables: those that an adapter sets itself, and those that the engine has not."""
+"""Checks a user's engine flags against the tables: flags that an adapter sets itself, and flags the engine lacks."""
 
 import re
 import shutil
@@ -11,16 +11,13 @@ from backends.tables.table import EngineTable, load
 
 
 def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None:
-    """Return why the engine would not start with these flags, in one line; None if it would, as far as is known.
-
-    Of another version than the table's nothing is refused: `warnings` says what is not in the table.
-    """
+    """Return why the table's version would not start with these flags, in one line; None if it would."""
     same = (each for each in _tables_of_fields(backend, environment) if _same_version(environment, each[0]))
     return next((problem for table, groups in same for problem in _problems(backend, table, groups)), None)
 
 
 def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]:
-    """Return what the table says of flags for an engine of another version, which may take them all the same."""
+    """Return the table's objections to flags for an engine of another version, which may still accept them."""
     found = []
     for table, groups in _tables_of_fields(backend, environment):
         if not _same_version(environment, table):
@@ -50,7 +47,7 @@ def table_of(backend: Backend, environment: EnvironmentSpec | None) -> EngineTab
 
 
 def engine_version(environment: EnvironmentSpec | None, table: EngineTable) -> str | None:
-    """Return the version of the engine that will run; None where it is not known before the launch."""
+    """Return the version of the engine that will run; None where it is unknown before the launch."""
     if environment is None:
         return table.version  # none can be composed here: the pinned one is meant
     if environment.image:

@@ -1,4 +1,4 @@
-"""A flag in a mapping of flags, by its one spelling; `flag.key` is a key of one that takes a JSON object."""
+"""A flag in a mapping of flags, by its one spelling; `flag.key` is a key inside a flag's JSON object."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def value_of(flags: Mapping[str, Any], flag: str) -> Any:
 
 
 def with_value(flags: Mapping[str, Any], flag: str, new: Any) -> dict[str, Any]:
-    """Return the flags with another value of one that is among them; None takes it out."""
+    """Return the flags with another value for one of them; None removes it."""
     head, _, key = flag.partition(".")
     changed = dict(flags)
     for name, value in flags.items():

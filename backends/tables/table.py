@@ -41,7 +41,7 @@ class EngineTable(Strict):
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Its flags by their one spelling, aliases too."""
+        """Its flags by their one spelling, aliases included."""
         return {**self.aliases, **{spelling(name): name for name in self.flags}}
 
     def canonical(self, name: str) -> str:
@@ -57,12 +57,12 @@ class EngineTable(Strict):
         return [spelling(each) for each in (name, self.names.get(spelling(name), name), *self.abbreviated(name))]
 
     def abbreviated(self, name: str) -> list[str]:
-        """Return the flags that an argument parser would take this unknown name for: those that begin with it."""
+        """Return the flags that an argument parser would expand this unknown name to."""
         name = spelling(name)
         return [] if name in self.names else sorted({self.names[each] for each in self.names if each.startswith(name)})
 
     def problem(self, name: str, value: Any) -> str | None:
-        """Return why the engine would refuse a flag, in half a line; None if it would not."""
+        """Return why the engine would refuse a flag, in half a line, or None."""
         flag = self.flags.get(self.names.get(spelling(name.partition(".")[0]), ""))
         if flag is None:
             intended = self.abbreviated(name) or filter(None, [nearest(spelling(name), self.names)])
@@ -78,7 +78,7 @@ class EngineTable(Strict):
 
 
 def _refused(flag: Flag, value: Any) -> str | None:
-    """Return what was expected, in words, if the value is not."""
+    """Return what was expected, in words, if the value is wrong."""
     if isinstance(flag, list):
         return None if str(value) in flag else ", ".join(flag)
     match flag.removesuffix("+"):
@@ -113,7 +113,7 @@ def load(name: str) -> EngineTable:
 
 
 def file_text(table: EngineTable) -> str:
-    """Return a table as its file has it: a line for each name, so that a new version's differences can be read."""
+    """Return a table in its file format: a line for each name, so that a new version's differences can be read."""
     content = table.model_dump(mode="json")
     parts = []
     for key, value in content.items():

@@ -1,6 +1,6 @@
 """The clocks of the measuring process: kernel receive stamps on CLOCK_MONOTONIC, and an alarm that is not rounded.
 
-Everything the client writes down is in ns of CLOCK_MONOTONIC, which all processes of a machine share.
+All of the client's stamps are in ns of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 import asyncio
@@ -66,6 +66,6 @@ class Alarm:
     def _expired(self) -> None:
         try:
             os.read(self._fd, 8)
-        except BlockingIOError:  # set anew between expiry and this call
+        except BlockingIOError:  # set again between expiry and this call
             return
         self._callback()

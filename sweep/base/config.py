@@ -266,7 +266,7 @@ class Settings(Strict):
         if deadline is None:
             return None
         if isinstance(deadline, int):  # YAML's reading of 20:10 without quotes: 1210 minutes
-            raise ValueError('a time of day is to be quoted: "08:00"')
+            raise ValueError('quote a time of day: "08:00"')
         next_time(str(deadline), datetime.now())
         return str(deadline)
 

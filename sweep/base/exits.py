@@ -1,7 +1,7 @@
 """The ends of launches, trials and preparations, as values: `sweep.drive.policy` decides what they mean.
 
-Words count only where a foreign tool printed them, by the table of that tool's adapter: an engine's in `backends.base`,
-a preparing program's in `backends.prepare.programs`. The table here is of the libraries that all of them share.
+Words count only where a foreign tool printed them, by the table of causes (`backends/tables/causes.yaml`) and by the
+table here, of the libraries that all of them share.
 """
 
 import json
@@ -17,7 +17,7 @@ LIBRARY_OUTAGES = re.compile(  # as libc, Python and the HTTP clients of C, Pyth
     r"|(temporary failure in|failed to resolve|error in) name resolution|name or service not known|no route to host"
     r"|(network|host) (is unreachable|cannot be reached)|(operation|read|request|connect) timed out"
     r"|remote end closed|incomplete ?read|bad gateway|service unavailable|gateway time-?out"
-    r"|too many requests|could(n't| not) (connect to server|resolve host)"
+    r"|too ?many ?requests|could(n't| not) (connect to server|resolve host)"
     r"|(status|error)( code)?:? ?(429|50[0234])\b|stale (nfs )?file handle|input/output error"
     r"|no space left|disk quota exceeded|transport endpoint is not connected",
     re.IGNORECASE,
@@ -57,6 +57,13 @@ class Cause(StrEnum):
     PROMPTS = "prompts"
 
 
+class Blame(StrEnum):
+    """Those who are to blame for an end, beside the engine and an outage."""
+
+    NODE = "node"  # a part of it is broken, or its memory for processes is full
+    USER = "user"  # something lacks on that machine that its user can add
+
+
 @dataclass(frozen=True)
 class Exit:
     """The end of a process, a call or a request. Unknown fields are left out."""
@@ -68,6 +75,7 @@ class Exit:
     http: int | None = None  # status
     words: str = ""  # what a foreign tool printed of it
     outage: bool = False  # whether that tool's table reads an outage in them
+    blames: Blame | None = None  # whom it reads in them otherwise
 
     def stored(self) -> str:
         """Return the known fields, as JSON."""
@@ -88,7 +96,7 @@ class Failed(Exception):
 
 
 class Outage(Failed, ValueError):
-    """A network, a hub or a disk failed before it gave an answer: another try may succeed."""
+    """A network, a hub or a disk failed before it gave an answer: a retry may succeed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Exit(Cause.OUTAGE))

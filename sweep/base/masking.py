@@ -28,7 +28,7 @@ def is_secret(name: str, value: object = "") -> bool:
 
 
 def secret_within(name: str, value: object, inherited: bool = False) -> str | None:
-    """Return the path of a setting's first secret, e.g. "user.api_key"; None if there is none.
+    """Return the path of a setting's first secret, e.g. "user.api_key", or None.
 
     Searched are mappings, lists and texts of JSON; `inherited`: under a name that is a secret's. A number is a secret
     too, except in the name of a token, of which engines have counts.

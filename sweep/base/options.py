@@ -75,7 +75,7 @@ class ConfigPath:
         """One option, composed.
 
         Raises:
-            ConfigError: if there is none of that name, or Hydra refuses it.
+            ConfigError: if the name is unknown, or Hydra refuses it.
         """
         if name not in self.choices(group):
             raise one_of(group, name, self.choices(group))
@@ -135,7 +135,7 @@ def _hydra_composition(
     from omegaconf import OmegaConf
 
     class Repository(CachingConfigRepository):  # type: ignore[misc]  # Hydra has no types
-        def __init__(self) -> None:  # without the copy of a repository that is made here anew
+        def __init__(self) -> None:  # without the copy of a repository that is made here again
             self.delegate = ConfigRepository(loader.get_search_path())
             self.cache: dict[str, Any] = {}
 
@@ -153,7 +153,7 @@ def _hydra_composition(
 
 
 def _refuse_endless_content(folders: Sequence[Path], option: str) -> None:
-    """Refuse a user's file that takes for ever.
+    """Refuse a user's file that takes forever.
 
     Aliases may stand for more content than anybody writes, all of which Hydra would copy; and the time of reading
     brackets within brackets grows with the square of their depth.
@@ -183,7 +183,7 @@ def _refuse_second_override(result: Any) -> None:
     """Refuse a second override of a group in one defaults list: Hydra takes the first, and passes over the other."""
     groups = Counter(entry.group for entry in result.defaults_list or () if entry.is_override())
     if twice := [group for group, count in groups.items() if count > 1]:
-        raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} stands there twice; expected once")
+        raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} is listed twice; list it once")
 
 
 @functools.cache
@@ -219,6 +219,6 @@ def load_option(group: str, name: str) -> dict[str, Any]:
     """One of the project's own options, composed.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if the name is unknown.
     """
     return ConfigPath().load(group, name)

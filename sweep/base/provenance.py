@@ -19,7 +19,7 @@ def now() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of this code, with `+` when files differ from it; outside a git checkout SWEEP_COMMIT, or None."""
+    """The commit of this code, with `+` if files differ from it; outside a git checkout SWEEP_COMMIT, or None."""
     if not (ROOT / ".git").exists():
         return os.environ.get("SWEEP_COMMIT") or None  # of an image
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
@@ -30,8 +30,8 @@ def commit() -> str | None:
 
 
 def program_version() -> str | None:
-    """The commit and the version of this code; None if they do not tell what it does: in a checkout with a file that
-    was changed or added, or among sources without one.
+    """The commit and the version of this code; None if they do not identify it: in a checkout with a changed or added
+    file, or among sources without a commit.
     """
     sources = (ROOT / "pyproject.toml").exists()
     changed = changed_files() if (ROOT / ".git").exists() else ""
@@ -42,7 +42,7 @@ def program_version() -> str | None:
 
 @functools.cache
 def changed_files() -> str | None:
-    """The files that differ from the commit or are not in it, as git lists them; None if it cannot."""
+    """The files that differ from the commit or are missing in it, as git lists them; None if git fails."""
     try:
         answer = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, timeout=30)
     except OSError:

@@ -1,8 +1,8 @@
 """The one factor by which heartbeats, time-outs and back-offs between driver, nodes and stores are scaled.
 
-SWEEP_TIME_FACTOR=0.25 in the driver's environment makes them a quarter as long, on its nodes too: for tests that
-live through a night of faults in minutes. It scales nothing that belongs to a measurement, no setting of a command, and
-no time that work really takes, such as a connection or the end of an engine.
+SWEEP_TIME_FACTOR=0.25 in the driver's environment makes them a quarter as long, on its nodes too: for tests that live
+through a night of faults in minutes. It scales no measurement, no setting of a command, and no time that work really
+takes, such as a connection or the end of an engine.
 """
 
 import math
@@ -15,7 +15,7 @@ FACTOR_VARIABLE = "SWEEP_TIME_FACTOR"
 
 
 def time_factor(environ: Mapping[str, str]) -> float:
-    """Return the factor of an environment, by default 1. Raises ConfigError for what is no factor."""
+    """Return the factor of an environment, by default 1. Raises ConfigError for anything but a factor."""
     text = environ.get(FACTOR_VARIABLE, "1")
     try:
         factor = float(text)

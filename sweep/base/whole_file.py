@@ -17,8 +17,8 @@ def write_whole(
 ) -> bool:
     """Write a file that appears complete, or not at all: a text (UTF-8), bytes, or what `content` writes to a path.
 
-    It is written in the new folder `staging`, which must be on the same file system; by default one beside the target.
-    With `keep_equal`, a target that has the content already is left as it is. Returns whether the target was written.
+    It is written in the new folder `staging`, on the same file system; by default one beside the target. With
+    `keep_equal`, a target with equal content is left alone. Returns whether the target was written.
     """
     staging = staging or target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     target.parent.mkdir(parents=True, exist_ok=True)

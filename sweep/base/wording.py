@@ -33,7 +33,7 @@ def duration_text(seconds: float | None) -> str:
 
 
 def time_left(seconds: float | None) -> str:
-    """`12 min left`, or that it is not known."""
+    """`12 min left`, or that it is unknown."""
     return "time left unknown" if seconds is None else f"{duration_text(seconds)} left"
 
 

@@ -32,8 +32,8 @@ usage: sweep COMMAND ...
 {choices}
 
 sweep COMMAND --help explains a command; sweep backends NAME lists the keys of a backend; sweep --version.
-Exit status: 0 finished; 1 finished, and trials failed; 75 issue the same command again: the run had to stop, or the
-deadline left trials pending; 2 bad input; 130 interrupted.
+Exit status: 0 finished; 1 finished, and trials failed; 2 bad input; 75 issue the same command again; 130 interrupted.
+Status 75 means that the run had to stop, or that the deadline left trials pending.
 sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
 RUN_HELP = "a results folder, its name under results/, or s3://bucket/run"
 NOT_JUDGED = 3  # exit status of `compare`: no --fail-if is met, and one was decided nowhere or not everywhere
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command that shows a run's rows; `all=true`, typed as the keys of a run are, is `--all`."""
-    shown = "everything measured in the folder, not the present plan alone; also typed all=true"
+    shown = "everything measured in the folder, not only the current plan; also typed all=true"
     parser.add_argument("--all", action="store_true", help=shown)
     typed = {"all=true": ["--all"], "all=false": []}
     return parser.parse_intermixed_args([part for argument in arguments for part in typed.get(argument, [argument])])
@@ -210,7 +210,7 @@ def _report_several(options: argparse.Namespace) -> None:
     if options.output is None:
         raise ConfigError("RUN: the report of several runs needs a folder of its own: --output FOLDER")
     if options.metrics != "sweep":
-        raise ConfigError(f"--metrics {options.metrics}: of several runs there are no further tables; name one run")
+        raise ConfigError(f"--metrics {options.metrics}: prints tables of one run only; name one")
     places = [run_place(each) for each in options.runs]
     if len({place if isinstance(place, str) else place.resolve() for place in places}) < len(places):
         raise ConfigError(f"RUN={' '.join(options.runs)}: a run is named twice")
@@ -318,7 +318,9 @@ def compare(arguments: list[str]) -> int:
     parser = Parser(compare)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more; the first is the reference")
     parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: the headline quantities")
-    parser.add_argument("--margin", type=percentage, default=100 * room.MARGIN, help="%% that is no difference (3)")
+    parser.add_argument(
+        "--margin", type=percentage, default=100 * room.MARGIN, help="%% within which two figures are equal (3)"
+    )
     parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
     parser.add_argument("--noise", metavar="RUN", help="launches of one configuration on the same machine (A/A)")
     options = _printed(parser, arguments)
@@ -439,7 +441,9 @@ def gateway(arguments: list[str]) -> int:
     parser.add_argument(
         "--port", type=_checked(Annotated[int, Field(ge=0, le=65535)], "0 to 65535"), default=8080, help="default: 8080"
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the served model, to clip its input")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FOLDER", help="tokenizer of the served model, to clip its input"
+    )
     parser.add_argument("--log", metavar="FILE", help="file for a line a request, without prompts")
     parser.add_argument("overrides", nargs="*", help="gateway=NAME and gateway.KEY=VALUE")
     folders, arguments = _config_dirs(arguments)
@@ -542,8 +546,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def dispatch(arguments: Sequence[str]) -> int:
     """Run one command line; its exit status.
 
-    Raises:
-        ConfigError: for bad input.
+    Raises ConfigError for bad input.
     """
     first, *rest = arguments or ["--help"]
     if first in COMMANDS:

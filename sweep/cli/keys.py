@@ -30,10 +30,9 @@ class Key(NamedTuple):
 
 
 def keys_of(options: ConfigPath, group: str = "", option: str = PRIMARY) -> list[Key]:
-    """The keys of an option of a config group; without one those of conf/config.yaml, which every run has.
+    """The keys of an option of a config group; by default those of conf/config.yaml, which every run has.
 
-    Raises:
-        ConfigError: if there is no such option, or its class does not exist.
+    Raises ConfigError if there is no such option, or its class does not exist.
     """
     loaded = options.load(group, option) if group else yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
     values = {key: value for key, value in loaded.items() if key not in ("defaults", "name")}
@@ -58,7 +57,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _flattened(values: Mapping[str, Any], meanings: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values: a mapping is split where one of its own keys is explained."""
+    """Dotted keys with their values: a mapping is split if one of its own keys is explained."""
     for name, value in values.items():
         if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in meanings):
             yield from ((f"{name}.{inner}", value[inner]) for inner in value)
@@ -67,7 +66,7 @@ def _flattened(values: Mapping[str, Any], meanings: Mapping[str, str]) -> Iterat
 
 
 def _meanings_in_yaml(options: ConfigPath, group: str, option: str) -> dict[str, str]:
-    """The comments behind the keys of an option's file, and of those that it is derived from."""
+    """The comments behind the keys of an option's file, and of the files that it extends."""
     files = (folder / group / f"{option}.yaml" for folder in options.folders)
     text = next(file.read_text() for file in files if file.is_file())
     bases = yaml.safe_load(text).get("defaults", []) if group else []
@@ -80,7 +79,7 @@ def _meanings_in_yaml(options: ConfigPath, group: str, option: str) -> dict[str,
 
 @functools.cache
 def _meanings_of_fields(kind: type[BaseModel]) -> dict[str, str]:
-    """The comments behind the fields of a class and of those that it is derived from."""
+    """The comments behind the fields of a class and of its bases."""
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__[: kind.__mro__.index(BaseModel)]):
         meanings |= _comments(inspect.getsource(base))

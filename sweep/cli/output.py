@@ -1,6 +1,6 @@
 """Standard output and error that outlive their reader, and that no text of an engine's or a run's can control.
 
-No command ends because `head`, `tee` or an ssh session did. A terminal's control characters stand as `\\x1b`, except
+No command ends because `head`, `tee` or an ssh session did. A terminal's control characters are shown as `\x1b`, except
 those that a console writes to style its own output.
 """
 
@@ -69,7 +69,7 @@ class SafeConsole(Console):
         self._file = stream
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render as any console, with control characters escaped in whatever text there is."""
+        """Render like any console, with control characters escaped in every text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 

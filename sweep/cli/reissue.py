@@ -1,8 +1,8 @@
-"""The same command issued again as long as it asks for it, with exit status 75: a night's supervisor.
+"""A supervisor for the night: issues the same command again as long as its exit status is 75.
 
-A driver that had to stop (Ray gone, a full disk, a process killed) leaves a run that the same command goes on with.
-Failed trials, bad input and interrupts are ends; so is a deadline that has passed. At the end of a batch job the status
-75 is passed on: the next job continues.
+A driver that had to stop (Ray gone, a full disk, a process killed) leaves a run that the same command continues. Failed
+trials, bad input, interrupts and a passed deadline end it. At the end of a batch job the status 75 is passed on: the
+next job continues.
 """
 
 import os
@@ -28,7 +28,7 @@ WORKED = scaled(900.0)  # s that a command ran for, after which the next pause i
 GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s of commands that all stopped early, after which it is given up
 BAD_INPUT = 2
 TRIALS_FAILED = 1  # also what Ray ends this process with, without a word to it, when it finds itself broken
-INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so for ever
+INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so forever
 
 
 def _print_error(text: str) -> None:
@@ -36,7 +36,7 @@ def _print_error(text: str) -> None:
 
 
 class Reissuer:
-    """Issues a command line until it has ended for good."""
+    """Issues a command line until it has finished for good."""
 
     def __init__(self, arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
         self.arguments, self.config_dirs = list(arguments), list(config_dirs)
@@ -102,7 +102,7 @@ class Reissuer:
         settings = self._settings()
         if settings is None or self.process is None:
             return True
-        consequence = "whether the command ended by itself is not known, so it is issued again"
+        consequence = "it is unknown whether the command ended by itself, so it is issued again"
         status = last_status(RunPaths(results_folder(settings)), consequence, _print_error) or {}
         return bool(status.get("ended")) and status.get("pid") == self.process.pid
 

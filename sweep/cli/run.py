@@ -67,10 +67,8 @@ from sweep.plan.show import PIPE_WIDTH, print_plan
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
 
-    Raises:
-        ConfigError: for bad input, before anything is launched.
-        Halted: for an outage that lasts.
-        Unforeseen: for an error of ours while planning.
+    Raises ConfigError for bad input, before anything is launched; Halted for an outage that lasts; Unforeseen for an
+    error of ours while planning.
     """
     with traced(arguments):
         options = ConfigPath.of_user(config_dirs)
@@ -86,9 +84,8 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
 def execute_plan(planned: "Planned", command: str) -> int:
     """Run what is planned, or print it if it is a dry run; return the exit status. `command` is what was typed.
 
-    Raises:
-        ConfigError: for what cannot be run, before anything is launched.
-        Outage: if an object store for the results gave no answer.
+    Raises ConfigError for what cannot be run, before anything is launched; Outage if an object store for the results
+    gave no answer.
     """
     plan, nodes, paths, assumption = planned
     settings, console = plan.settings, make_console(PIPE_WIDTH)
@@ -245,7 +242,7 @@ def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror
         return compact(paths) > 0
     except Exception as error:  # noqa: BLE001 - e.g. the disk is full: the run has its results, and gets its report
         problem = f"{type(error).__name__}: {shortened(first_line(error))}"
-        console.print(f"small files were not put together ({problem})", markup=False, soft_wrap=True)
+        console.print(f"small files were not combined ({problem})", markup=False, soft_wrap=True)
         return True
 
 
@@ -294,8 +291,7 @@ def print_report(
 
     `all_rows`: of everything that was measured there, not of the present plan alone.
 
-    Raises:
-        ConfigError: if there is no run, or its files are damaged.
+    Raises ConfigError if there is no run, or its files are damaged.
     """
     import analysis  # pandas, scipy: not for a command with nothing to do
 

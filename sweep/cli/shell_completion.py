@@ -57,7 +57,7 @@ def candidates(commands: Iterable[str], line: Sequence[str], options: ConfigPath
 
 
 def _overrides(options: ConfigPath, before: Sequence[str], current: str) -> list[str]:
-    """Overrides that begin as the present word does: values after `=`, else keys."""
+    """Overrides that begin like the present word: values after `=`, otherwise keys."""
     name, equals, value = current.partition("=")
     allowed = {group: options.choices(group) for group in GROUPS} | {"+experiment": options.choices("experiment")}
     group = name.partition(".")[0] if "." in name else ""

@@ -1,6 +1,6 @@
 """The files between the client and its measuring process: the job, and the rows and chunks that come back.
 
-Results are written as they come, one fixed row a request and its chunks, so that memory does not grow with the trial.
+Results are written as they come, one fixed row per request and its chunks, so that memory does not grow with the trial.
 """
 
 import json
@@ -26,7 +26,7 @@ TEXTS = 64  # answers of a trial whose text is kept where the server counts the 
 class PackedRow(NamedTuple):
     """A request's results as `ROW` packs them. Times are in ns, UNKNOWN if the request was never sent.
 
-    The chunks and the text of a row are the next ones of their files. A text index is -1 where there is no text.
+    The chunks and the text of a row are the next ones in their files. A text index of -1 means no text.
     """
 
     record: int
@@ -49,7 +49,7 @@ class PackedRow(NamedTuple):
 
 @dataclass
 class Job:
-    """The calls of one trial, numbered: the warm-up's first, then the measured. `open` reads one process's part."""
+    """The calls of one trial, numbered: the warm-up's, then the measured ones. `open` reads one process's part."""
 
     target: wire.Target
     timeouts: Timeouts
@@ -86,7 +86,7 @@ class Job:
         return len(self.prompts)
 
     def request(self, call: int) -> bytes:
-        """The bytes of one call. Read when they are needed: the page cache holds them, our memory does not."""
+        """The bytes of one call, read when they are needed: the page cache holds them, not our memory."""
         begin, end = self.offsets[call], self.offsets[call + 1]
         return self._head + os.pread(self._requests, end - begin, begin)
 

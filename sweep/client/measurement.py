@@ -1,8 +1,8 @@
-"""One trial's requests sent to an endpoint by a process of its own: `measure` starts, watches and reads it.
+"""Sends one trial's requests to an endpoint from a separate process: `measure` starts, watches and reads it.
 
 This is the orchestrator's side: it writes the job into a folder (the bytes of every request, built before the clock),
-starts one or more `sweep.client.process` processes, and merges their rows into Records. What is measured, and how, is
-in `process`, `sender`, `connection` and `wire`.
+starts one or more `sweep.client.process` processes, and merges their rows into Records. `process`, `sender`,
+`connection` and `wire` do the measuring.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
 
 
 class ClientDied(Failed):
-    """The measuring process ended without its results: killed, out of memory, or an error of ours (in the message)."""
+    """The measuring process ended without its results: killed, out of memory, or by our own error (in the message)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def measure(
 
 
 def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests: Sequence[Request]) -> BatchForm:
-    """The form of the calls: a list of prompts has one max_tokens, so batches of mixed lengths go as streams."""
+    """The form of the calls: a list of prompts has one max_tokens, so batches of mixed lengths are sent as streams."""
     if target.batch_form == "streams" or mode.batch() in (None, 1):
         return "streams"
     alike = all(len({request.output_tokens for request in phase}) <= 1 for phase in (warmup, requests))
@@ -173,7 +173,7 @@ class _Client(NamedTuple):
 
 @contextlib.contextmanager
 def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
-    """The client processes; whatever happens, none is left behind."""
+    """The client processes; none survives the block, whatever happens."""
     environment = {**os.environ, "PYTHONPATH": import_path()}
     clients: list[_Client] = []
     try:
@@ -209,7 +209,7 @@ class _Counts:
         self._next = 0  # ns
 
     def take(self, part: int, counts: list[int] | None, start: int) -> None:
-        """Take in the counts of one process; None during its warm-up."""
+        """Add the counts of one process; None during its warm-up."""
         now = time.monotonic_ns()
         if counts is None:
             return
@@ -318,7 +318,7 @@ class _Part(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """The place of a request's results among those of its process."""
+    """The position of a request's results among those of its process."""
 
     row: int
     chunk: int
@@ -334,7 +334,7 @@ def _read_records(
     count_tokens: CountTokens | None,
     fixed_length: bool,
 ) -> Records:
-    """The rows of all processes as Records in the order of the requests; those that were never due have none."""
+    """The rows of all processes as Records in the order of the requests; requests that were never due have none."""
     # Of each request: which process sent it (-1: none), where its row is, and its first chunk and text there. As
     # arrays, since there may be a million.
     parts_of, rows_of, chunks_of, answers_of = (array(code, [-1]) * len(requests) for code in "hqqq")
@@ -374,7 +374,7 @@ def _read_records(
 
 
 def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens | None) -> None:
-    """Count the tokens of the answers whose text was kept."""
+    """Count the tokens of the answers whose text was stored."""
     kept_texts = [(record, text) for record, text in records if text]
     if count_tokens is not None and kept_texts:
         counts = count_tokens([text for _, text in kept_texts])
@@ -383,7 +383,7 @@ def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens
 
 
 def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: int) -> tuple[Record, str | None]:
-    """A record as the client wrote it down, and the text of the answer where it was kept."""
+    """A record as the client wrote it, and the answer's text if it was stored."""
     row = PackedRow(*ROW.unpack_from(part.rows, place.row))
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
@@ -415,7 +415,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
 
 
 def _since(instant: int, start: int) -> float | None:
-    """Seconds from the start to an instant in ns; None where it is not known."""
+    """Seconds from the start to an instant in ns; None where it is unknown."""
     return None if instant == UNKNOWN else (instant - start) / 1e9
 
 

@@ -1,12 +1,12 @@
-"""The mode of a load: what is sent when. Each mode is one class.
+"""The mode of a load decides what is sent when. Each mode is one class.
 
 The planner builds a mode (see `sweep.inputs.load`); the measuring process gets it pickled, and its sender follows it.
 The sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `at`, and `ended`
-whenever an answer is over; in each of them the mode sends calls with `send` or `send_next`. A sender follows a copy of
-its own, so a mode may keep state in fields that its constructor does not take.
+whenever an answer is over. In each of them the mode sends calls with `send` or `send_next`. A sender follows its own
+copy, so a mode may keep state in fields that its constructor does not take.
 
-The instant that a call is sent for becomes the Record's `released`: when its slot, user or batch was free. Only a mode
-that `has_schedule` sets its `scheduled` too, from which latencies count, and may release it later, at its cap.
+The instant for which a call is sent becomes the Record's `released`: when its slot, user or batch was free. Only a mode
+with `has_schedule` also sets `scheduled`, from which latencies count, and may release a call later, at its cap.
 
 Indices count the calls of a phase (warm-up or measured) over all client processes. Standard library only.
 """
@@ -69,11 +69,11 @@ class Mode:
         return None
 
     def last_arrival(self) -> float | None:
-        """The time at which the last request is due, s from the start; None where that depends on the answers."""
+        """The time at which the last request is due, s from the start; None if that depends on the answers."""
         return None
 
     def split(self, part: int, parts: int) -> Self:
-        """The share of one of several client processes, which sends every `parts`-th request from `part` on."""
+        """The share of one of several client processes: every `parts`-th request from `part` on."""
         return self
 
     def begin(self, sender: CallSender) -> None:
@@ -81,11 +81,11 @@ class Mode:
         raise NotImplementedError
 
     def due(self, sender: CallSender, instant: int, index: int) -> None:
-        """Send what was put on the timeline for this instant, with this index. Times in ns."""
+        """Send the call that was put on the timeline for this instant, with this index. Times in ns."""
         raise NotImplementedError
 
     def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
-        """Send, or put on the timeline, what follows upon the end of an answer."""
+        """Send the call that follows the end of an answer, or put it on the timeline."""
 
 
 @dataclass
@@ -157,7 +157,7 @@ class ClosedLoop(Mode):
 
 @dataclass
 class OpenLoop(Mode):
-    """Request i is due `arrivals[i]` s after the start, whatever became of the others; the cap may have it wait.
+    """Request i is due `arrivals[i]` s after the start, whatever became of the others; the cap may delay it.
 
     A warm-up that is longer than the arrivals repeats them. Several client processes share out the cap.
     """

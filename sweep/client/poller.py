@@ -1,13 +1,12 @@
 """Watches many sockets for something to read, and looks when it is worth it.
 
-Waking up for each token is most of what a token costs. Since the kernel stamps every arrival, a read may be late
-without falsifying anything as long as no two token events of one stream come to share it and nobody waits for the end
-of the answer. So, where tokens come faster than 1,500 a second, the sockets in the middle of an answer of known length
-are read together, in rounds: every four milliseconds, or every eight where no stream has had two tokens within 16 ms.
-Those whose answer may end with the next event are read at once, since the next request leaves upon it. A read that held
-more than one token event of a stream ends the rounds for a second, the next such read for two, and so on: a server that
-writes in bursts is seen as it is. Calls of several prompts are never read in rounds: the tokens of one step come on one
-socket, and would share a stamp.
+Waking up for each token is most of a token's cost. The kernel stamps every arrival. So a read may be late as long as no
+two token events of one stream share it and nobody waits for the end of the answer. If tokens come faster than 1,500 a
+second, the sockets in the middle of an answer of known length are therefore read together, in rounds: every four
+milliseconds, or every eight if no stream has had two tokens within 16 ms. Sockets whose answer may end with the next
+event are read at once, since the next request depends on it. A read with more than one token event of a stream stops
+the rounds for a second, the next such read for two, and so on, so a server that writes in bursts is measured as it is.
+Calls of several prompts are never read in rounds: the tokens of one step come on one socket, and would share a stamp.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ class Poller:
         loop.add_reader(self._patient.fileno(), self._read, self._patient)
 
     def add(self, fd: int, callback: Callable[[], None]) -> None:
-        """Watch a socket; it is urgent until `set_patient`. Once `callback` has read its end, it must have removed it.
+        """Watch a socket; it is urgent until `set_patient`. `callback` must remove it once it has read its end.
 
         While it is patient, each arrival is reported once: a read that leaves something behind must make it urgent.
         """
@@ -54,7 +53,7 @@ class Poller:
         (self._patient if patient else self._urgent).unregister(fd)
 
     def set_patient(self, fd: int, patient: bool) -> None:
-        """Move a socket to the ones that may wait for the next round, or back."""
+        """Let a socket wait for the next round, or stop that."""
         if patient:
             self._urgent.unregister(fd)
             self._patient.register(fd, PATIENT_EVENTS)
@@ -73,7 +72,7 @@ class Poller:
             self._timer = self._loop.call_later(self._period, self._round)
 
     def pace(self, shortest_gap: float) -> None:
-        """Choose the time between two rounds by the shortest from token to token that a stream has shown of late, s."""
+        """Choose the time between two rounds by the shortest recent time between two tokens of a stream, s."""
         self._period = self._longest if shortest_gap >= SLOW else PERIOD
 
     def alert(self, now: float) -> None:

@@ -15,7 +15,7 @@ ADDRESS_TIMEOUT = 3.0  # s to try one of a name's several addresses
 
 
 class Pool:
-    """Open connections. The one used last is used next: it is the warmest."""
+    """Open connections. The most recently used one is used next: it is the warmest."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Pool:
         self.on_done: Callable[[StampedConnection, wire.Answer], None]  # set by the Sender that is at work
 
     async def open(self, count: int) -> None:
-        """Have `count` connections open; one that cannot be opened now is retried when it is used."""
+        """Open `count` connections; one that cannot be opened now is retried when it is used."""
         fresh = [self._new() for _ in range(count - self.opened)]
         self.free.extend(fresh)
         for begin in range(0, len(fresh), 64):  # a server's backlog may be as short as 128

@@ -107,7 +107,7 @@ class MeasuringProcess:
         return min(calls, -(-requests // max(self.job.prompts, default=1)))
 
     def _read_messages(self) -> None:
-        """Follow the parent's messages; their end means that the parent has gone."""
+        """Read the parent's messages; their end means that the parent is gone."""
         data = os.read(0, 65536)
         if not data:
             self.loop.remove_reader(0)
@@ -156,7 +156,7 @@ class MeasuringProcess:
 def _peak_memory() -> int:
     """Largest resident memory of this process, bytes.
 
-    ru_maxrss also remembers the process that this one was forked from; it is read where there is no VmHWM (gVisor).
+    ru_maxrss also remembers the process that this one was forked from; it is read if VmHWM is missing (gVisor).
     """
     peak = Path("/proc/self/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()
     return (int(peak[0]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
@@ -187,7 +187,7 @@ def main(folder: Path, part: int) -> None:
         assert me is not None
 
         def broken(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            """Stop at an error in a callback: the trial must not go on as if nothing had happened."""
+            """Stop at an error in a callback: the trial must not continue as if nothing had happened."""
             failures.append(context.get("exception") or RuntimeError(context["message"]))
             me.cancel()
 

@@ -1,4 +1,4 @@
-"""The number of client processes that one trial's requests are sent by."""
+"""The number of client processes that send one trial's requests."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Sends the calls of one phase when its Mode says so, ends those that take too long, and writes down each answer."""
+"""Sends the calls of one phase when its Mode says so, ends calls that take too long, and writes down each answer."""
 
 import asyncio
 import heapq
@@ -20,9 +20,9 @@ SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on r
 
 
 class Sender:
-    """One phase, from `begin(start)` until `finished` is done. See `modes` for what decides when a call leaves.
+    """One phase, from `begin(start)` until `finished` is done. `modes` decides when a call leaves.
 
-    A call that is due while as many are in flight as the mode allows waits in the backlog for a slot.
+    A call that is due waits in the backlog for a slot while the mode's limit of calls is in flight.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Sender:
     # -- for modes
 
     def at(self, instant: int, index: int) -> None:
-        """Have the mode's `due` called at this instant, unless nothing new is sent any more by then."""
+        """Have the mode's `due` called at this instant, unless sending has stopped by then."""
         if instant < self._deadline:
             heapq.heappush(self._timeline, (instant, index))
 
@@ -97,7 +97,7 @@ class Sender:
         return prompts
 
     def send_next(self, instant: int, batch: int = UNKNOWN) -> int:
-        """Send the next call in order, as `send` does; 0 if there is none."""
+        """Send the next call in order, as `send` does; 0 without any."""
         return self.send(self.indices[-self._unsent], instant, batch) if self._unsent else 0
 
     # -- what happens meanwhile
@@ -128,14 +128,14 @@ class Sender:
             connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
 
     def progress(self, now: int) -> int:
-        """The instant (ns) of the latest token of any call; now, while none is on its way."""
+        """The instant (ns) of the latest token of any call; now, if none is in flight."""
         if not self.in_flight:
             self._progressed = now
         latest = (c.answer.last_token for c in self.in_flight if c.answer is not None)
         return max(self._progressed, *latest, 0)
 
     def counts(self) -> list[int]:
-        """Requests sent, ended, failed and in flight, and tokens that have come, as `TrialProgress` has them."""
+        """Requests sent, ended, failed and in flight, and tokens received, in the order of `TrialProgress`."""
         flying = [connection.answer for connection in self.in_flight if connection.answer is not None]
         in_flight = sum(len(answer.streams) for answer in flying if answer.sent)
         tokens = self.tokens + sum(answer.tokens for answer in flying)
@@ -153,7 +153,7 @@ class Sender:
         return min(gaps, default=0) / 1e6
 
     def _expired(self) -> None:
-        """Take off the timeline what is due: the alarm has gone off."""
+        """Process what is due on the timeline: the alarm has gone off."""
         now = time.monotonic_ns()
         self._alarm_at = 0
         while self._timeline and self._timeline[0][0] <= now:
@@ -188,7 +188,7 @@ class Sender:
         self._settle()
 
     def _release(self, instant: int) -> None:
-        """Give a slot that has become free to the call that has waited longest."""
+        """Give a free slot to the call that has waited longest."""
         if instant >= self._deadline:
             self._give_up_backlog("unsent: due, and still waiting for a slot when load.duration was over")
         else:
@@ -197,7 +197,7 @@ class Sender:
             self._send(dispatch)
 
     def _give_up_backlog(self, error: str) -> None:
-        """Write down the calls that are waiting for a slot, and that none will be given to."""
+        """Write down the calls that wait for a slot and will not get one."""
         for dispatch in self._backlog:
             dispatch.released = dispatch.given_up = UNKNOWN
             answer = self.job.answer(dispatch.number)
@@ -217,7 +217,7 @@ class Sender:
         self.tokens += answer.tokens
 
     def _settle(self) -> None:
-        """Set the alarm for what comes next, or finish where nothing will."""
+        """Set the alarm for the next event, or finish if there will be none."""
         if self._timeline and self._timeline[0][0] != self._alarm_at:
             self._alarm_at = self._timeline[0][0]
             self._alarm.set(self._alarm_at)

@@ -4,7 +4,7 @@ A plain non-blocking socket, watched by a `Poller`: `recvmsg` gives the bytes an
 (SO_TIMESTAMPNS), httptools the framing, `wire.Answer` the tokens. The start is stamped at the write. TLS runs through
 ssl.MemoryBIO over the same socket, so that its bytes are stamped by the kernel as well.
 
-A stamp belongs to the last segment of a read: token events that come in one read share it, so such reads are counted.
+A stamp belongs to the last segment of a read: token events in one read share it, so such reads are counted.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class ServerAddress:
 class StampedConnection:
     """One request at a time: `begin` writes it, `on_done` is called with the connection and its Answer when it ended.
 
-    It opens again by itself after the server has closed it; whatever goes wrong becomes the Answer's error.
+    It reopens by itself after the server has closed it; every failure becomes the Answer's error.
     """
 
     _loop: asyncio.AbstractEventLoop
@@ -106,7 +106,7 @@ class StampedConnection:
         return self._sock is not None
 
     async def open(self) -> None:
-        """Connect, unless it is; an OSError tells why it could not."""
+        """Connect unless connected; an OSError says why it failed."""
         if self._sock is not None:
             return
         if self._opening is None:
@@ -151,7 +151,7 @@ class StampedConnection:
     # -- one exchange
 
     def begin(self, request: bytes, answer: Answer) -> None:
-        """Send a request; at once if the connection is open, else as soon as it is."""
+        """Send a request: at once if the connection is open, otherwise as soon as it is."""
         self.answer, self._request, self.begun = answer, request, time.monotonic_ns()
         self._answered, self._unsent = False, b""
         if self._sock is not None and self.begun - self.idle_since > STALE_AFTER and self._gone():
@@ -300,8 +300,8 @@ class StampedConnection:
     def _feed(self, data: bytes, arrived: int, answer: Answer) -> None:
         """Take the HTTP framing off.
 
-        In the middle of an answer a read is nearly always one whole chunk. Once the parser has read one like that it
-        stands between two chunks, and need not see the next. (It is quick, but what it keeps for each connection is no
+        In the middle of an answer a read is nearly always one whole chunk. After the parser has read such a chunk it
+        stands between two chunks, and need not see the next. (It is quick, but its state for each connection is no
         longer in the processor's caches when the next token comes.)
         """
         head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # nothing starts with ()
@@ -334,7 +334,7 @@ class StampedConnection:
         )
 
     def _lost(self, error: str) -> None:
-        """The connection has gone: an error if a request is in flight, else it is opened again for the next one."""
+        """The connection is gone: an error if a request is in flight, otherwise it is reopened for the next one."""
         if self.answer is not None:
             self.abandon(error)
         else:
@@ -342,7 +342,7 @@ class StampedConnection:
         self.reopen()
 
     def reopen(self) -> None:
-        """Open again in the background; where that fails, the next `begin` tries and says why."""
+        """Reopen in the background; if that fails, the next `begin` tries and reports it."""
         if self._sock is None and self._opening is None:
             task = self._loop.create_task(self.open())
             task.add_done_callback(_forget_failure)

@@ -1,7 +1,7 @@
-"""The tokens of an answer: how many there were, how many of them came in its chunks, and who counted them.
+"""The tokens of an answer: their number, how many came in its chunks, and who counted them.
 
-A server's usage may count tokens that were never sent (hidden reasoning), or nothing at all. What is timed are the
-tokens that came, so that nothing generated before the first visible token makes those after it look faster.
+A server's usage may count tokens that were never sent (hidden reasoning), or nothing at all. Times cover the tokens
+that came, so nothing generated before the first visible token makes later tokens look faster.
 """
 
 from sweep.base.records import UNKNOWN, Record
@@ -10,13 +10,13 @@ TOLERANCE = 0.1  # by which a server's count may differ from that of the text
 
 
 def settle(record: Record, fixed_length: bool) -> None:
-    """Set a record's token counts by what its stream, its server and our tokenizer counted.
+    """Set a record's token counts from its stream, its server and our tokenizer.
 
-    `fixed_length`: ignore_eos was sent. An answer that then has exactly the tokens asked for is believed to: the end
-    tokens among them are not in the text.
+    `fixed_length`: ignore_eos was sent. An answer with exactly the requested tokens is then trusted: the end tokens
+    among them are not in the text.
 
-    On entry `output_tokens` is the count of `token_source`, UNKNOWN of mere events; `hidden_tokens` what the server
-    says that it reasoned and did not send; `recounted_tokens` our count of the text.
+    On entry `output_tokens` is the count of `token_source`, UNKNOWN for plain events; `hidden_tokens` is the server's
+    count of unsent reasoning; `recounted_tokens` is our count of the text.
     """
     if record.token_source == "events":
         if record.recounted_tokens > 0:
@@ -31,10 +31,10 @@ def settle(record: Record, fixed_length: bool) -> None:
 
 
 def _visible(record: Record, fixed_length: bool) -> int:
-    """Tokens of the visible text, as far as the server's count and the text tell.
+    """Tokens of the visible text, as far as the server's count and the text show.
 
-    By the text, if that was counted and has fewer; else a count above max_tokens is taken for hidden tokens, as far as
-    there are not as many events.
+    The text decides if it was counted and has fewer tokens. Otherwise a count above max_tokens counts as hidden tokens,
+    as far as there are fewer events.
     """
     visible = max(1, record.output_tokens - record.hidden_tokens)
     if fixed_length and visible == record.asked_output_tokens:

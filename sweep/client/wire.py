@@ -57,8 +57,8 @@ _NUMBER = re.compile(rb"\s*(\d+)")
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
 _COMPRESSED = (
-    "is not supported: a compressed stream has no times of its tokens; the requests accept identity only, so switch "
-    "compression of text/event-stream off in the server or in the proxy before it"
+    "is not supported: a compressed stream hides the times of its tokens. The requests accept identity only: switch "
+    "off compression of text/event-stream in the server or its proxy"
 )
 
 

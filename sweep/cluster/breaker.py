@@ -8,7 +8,7 @@ from sweep.drive import policy
 
 
 class Breaker:
-    """Notes which preparations fail; open while an outage lasts that is none of one deployment."""
+    """Notes which preparations fail; open while an outage affects more than one deployment."""
 
     def __init__(self) -> None:
         self.worked = False  # some preparation in this run has
@@ -57,7 +57,7 @@ class Breaker:
         return f"paused for {duration}, probing: preparation fails for {count(len(self.failing), 'deployment')}: {last}"
 
     def check(self, patience: float) -> None:
-        """Raise Halted when it has been open for too long; at once where nothing has worked in this run yet."""
+        """Raise Halted if it has been open for too long, and at once if nothing has worked in this run yet."""
         limit = policy.longest_pause(patience, self.worked)
         if self.opened is not None and time.monotonic() - self.opened >= limit:
             raise Halted(f"{self.pause}; run the same command again to continue")

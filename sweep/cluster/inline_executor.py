@@ -45,7 +45,7 @@ class InlineExecutor:
         """Do nothing: no node can be added."""
 
     def export_metrics(self, row: LedgerRow) -> None:
-        """Do nothing: there is no dashboard."""
+        """Do nothing: no dashboard exists."""
 
     def submit(self, work: Work, node_id: str) -> None:
         self.submitted.append(work)
@@ -71,7 +71,7 @@ class InlineExecutor:
                 yield work, event
 
     def drain(self) -> None:
-        """Finish the running trial and start no other."""
+        """Finish the running trial and start no other trial."""
         self.draining.set()
 
     def cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""The health of nodes: one on which different deployments fail that fail nowhere else is quarantined."""
+"""The health of nodes: one is quarantined that is broken, or on which deployments fail that fail nowhere else."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,15 +20,18 @@ class NodeHealth:
     def __init__(self) -> None:
         self.failures: dict[str, set[str]] = {}  # deployment -> nodes on which it failed since the last success there
         self.quarantined: set[str] = set()
+        self.broken: set[str] = set()  # nodes of which an engine told so, since the last success there
         self.addresses: dict[str, str] = {}  # of nodes with a failure, by id
 
-    def record_failure(self, deployment_id: str, node: Placed) -> None:
-        """Note a failure that may be the node's fault."""
+    def record_failure(self, deployment_id: str, node: Placed, broken: bool = False) -> None:
+        """Note a failure that may be the node's fault, or is as the engine tells (`broken`)."""
+        self.broken |= {node.node_id} if broken else set()
         self.failures.setdefault(deployment_id, set()).add(node.node_id)
         self.addresses[node.node_id] = node.address
 
     def record_success(self, node: Placed) -> None:
         """Forget the failures on a node: a trial succeeded there, so they were not the node's fault."""
+        self.broken.discard(node.node_id)
         for nodes in self.failures.values():
             nodes.discard(node.node_id)
 
@@ -37,9 +40,12 @@ class NodeHealth:
         return [deployment_id for deployment_id, nodes in self.failures.items() if nodes == {node_id}]
 
     def suspects(self) -> set[str]:
-        """Return the nodes on which two different deployments failed, and on no other."""
+        """Return the nodes that are to blame for the deployments that failed on them and on no other."""
         nodes = set().union(*self.failures.values())
-        return {node_id for node_id in nodes if len(self.failed_only_on(node_id)) >= DEPLOYMENTS}
+        return {node_id for node_id in nodes if self.failed_only_on(node_id) and self._is_suspect(node_id)}
+
+    def _is_suspect(self, node_id: str) -> bool:
+        return node_id in self.broken or len(self.failed_only_on(node_id)) >= DEPLOYMENTS
 
     def review(self, has_nodes_besides: Callable[[set[str]], bool]) -> Review:
         """Quarantine suspects while another node remains, and restore nodes that are no longer suspect."""

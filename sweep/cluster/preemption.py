@@ -1,4 +1,4 @@
-"""The notice that a spot machine of Google Cloud gets 30 s before it is taken away, from its metadata server."""
+"""The notice that a spot machine of Google Cloud gets from its metadata server 30 s before it is taken away."""
 
 import os
 import threading

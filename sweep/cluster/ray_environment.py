@@ -1,11 +1,11 @@
 """Environment variables that replace defaults of Ray; it reads them when it is imported.
 
-A Ray started in place gets a token of its own for as long as it lives. A plain `ray.init()` would write
-~/.ray/auth_token, over which a later `ray start` trips; without any token, whoever reaches this host could run code.
+A Ray started in place gets its own token for as long as it lives. A plain `ray.init()` would write ~/.ray/auth_token,
+which breaks a later `ray start`; without any token, anyone who reaches this host could run code.
 
-RAY_grpc_client_keepalive_time_ms stays as it is: at 10 s, which shows a silent node sooner, Ray's own servers take the
-pings for too many and close the connection, and every task longer than some 45 s is lost. `ray_executor` sends its
-own heartbeats.
+RAY_grpc_client_keepalive_time_ms stays at its default. At 10 s, which detects a silent node sooner, Ray's own servers
+find the pings too frequent and close the connection, and every task longer than some 45 s is lost. `ray_executor` sends
+its own heartbeats.
 """
 
 import os
@@ -25,7 +25,7 @@ IN_PLACE = {"RAY_raylet_start_wait_time_s": "120"}  # a busy machine needs more 
 def prepare_ray(cluster: Cluster) -> None:
     """Set the variables that are not set. Call it before the first import of `ray_executor`.
 
-    A Ray in place has its token whatever the shell says of clusters: nobody else is to join it.
+    A Ray in place has its token whatever the shell sets for clusters: nobody else may join it.
     """
     for name, value in (ALWAYS | (IN_PLACE if cluster.kind == "local" else {})).items():
         os.environ.setdefault(name, value)

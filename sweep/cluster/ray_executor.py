@@ -90,7 +90,7 @@ def _refuse_dead_address(cluster: Cluster) -> None:
 
 
 def connect(cluster: Cluster) -> None:
-    """Start a Ray in place, or join the one that is there. Raises ConfigError if there is none."""
+    """Start a Ray in place, or join the one that is there. Raises ConfigError if it is missing."""
     if ray.is_initialized():
         return
     _refuse_dead_address(cluster)
@@ -121,14 +121,14 @@ def nodes(cluster: Cluster) -> list[Node]:
 
 
 def state_facts(living: Sequence[Node]) -> list[Node]:
-    """Return the nodes with what each says of itself: driver, GPUs, C library; nothing if it does not answer."""
+    """Return the nodes with their own facts: driver, GPUs, C library; a node that does not answer has none."""
     asked_now = [node for node in living if node.node_id not in _facts]
     _facts.update(ask_nodes(this_host.host, asked_now))
     return [node._replace(facts=_facts.get(node.node_id, node.facts)) for node in living]
 
 
 def ask_nodes(function: Callable[..., Any], living: Sequence[Node], *arguments: Any) -> dict[str, Any]:
-    """Return what a function returns on each node, by node id; without those that do not answer in time."""
+    """Return a function's result on each node, by node id, without nodes that do not answer in time."""
     tasks = {
         _call.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
             function, *arguments
@@ -154,8 +154,8 @@ def _matches_label(value: str | None, selector: str) -> bool:
 def startable_nodes(cluster: Cluster) -> list[Node]:
     """Return the nodes that an autoscaler could start, one of each type; none without an autoscaler.
 
-    Ray has no call for this: they come from cluster.node_types, else from the file of Ray's launcher on the head. The
-    driver of one that is not started yet is the one that its type states, or the name of its image.
+    Ray has no call for this: they come from cluster.node_types, or from the file of Ray's launcher on the head. The
+    driver of a type that has not started is the one that it states, or the one in its image's name.
     """
     if cluster.node_types is not None:
         kinds = [
@@ -216,7 +216,7 @@ def _sparing(events: Iterable[Event]) -> Iterator[Event]:
 def _follow(session: str, draining: threading.Event) -> None:
     """Watch raylet and driver from two threads, since a call to a head that is cut off may never return.
 
-    When one of them is gone this process ends itself: its lease on the engine ends with it, however busy it is.
+    When its driver is gone this process ends itself: its lease on the engine ends with it, however busy it is.
     """
     raylet = os.getppid()
     last_beat = time.monotonic()
@@ -346,7 +346,7 @@ class RayExecutor:
             self._tick()
 
     def _tick(self) -> None:
-        """Note that this process runs; after a time in which it did not, Ray's head is asked again before a verdict."""
+        """Note that this process runs. After a time in which it did not, Ray's head is asked again before a verdict."""
         now = time.monotonic()
         if now - self.ticked > HEARTBEAT:
             self.head_seen = min(now, self.head_seen + now - self.ticked)
@@ -356,7 +356,7 @@ class RayExecutor:
     def schedulable_nodes(self) -> list[Node]:
         """The nodes on which a deployment may be started now: not full, and not in backoff.
 
-        After a loss a node is left alone for a while, since Ray may not have noticed its end.
+        After a loss a node is avoided for a while, since Ray may not have noticed its end.
         """
         now = time.monotonic()
         excluded = self.full | {node_id for node_id, until in self.backoff_until.items() if now < until}
@@ -446,7 +446,7 @@ class RayExecutor:
                 yield self._end(stream, end)
 
     def _timeout(self, task: _RunningTask, polled: float) -> Lost | NotStarted | None:
-        """Return the end of a task that is silent for too long at the time `polled`; None if it is not."""
+        """Return `Lost` for a task that has been silent too long at the time `polled`, or None."""
         node, silence = task.node, polled - task.last_event
         if task.place is None and node.node_id not in {living.node_id for living in self.nodes}:
             return Lost(f"node {node.address} died before starting it")
@@ -503,7 +503,7 @@ class RayExecutor:
         return Lost(f"{problem}: nothing more is started there in this run")
 
     def _end(self, stream: Any, end: End) -> tuple[Work, End]:
-        """End a task. Engines that a lost one may have left are killed, should its node live."""
+        """End a task. Engines that a lost task may have left are killed, if its node is alive."""
         task = self.tasks.pop(stream)
         if not isinstance(end, Completed):
             ray.cancel(stream, force=True)
@@ -514,7 +514,7 @@ class RayExecutor:
         return task.work, end
 
     def _check(self) -> None:
-        """Raise Halted if there is no Ray to run on."""
+        """Raise Halted if Ray is gone."""
         now = time.monotonic()
         frozen = now - self.ticked > HEARTBEAT  # until now: nobody listened
         if now - self.head_seen > HEARTBEAT_TIMEOUT and not frozen:

@@ -55,7 +55,7 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
 
 @contextmanager
 def _local_folder(outbox: Path) -> Iterator[Path]:
-    """Create a folder for this attempt and remove it afterwards, with those whose owners were killed."""
+    """Create a folder for this attempt and remove it afterwards, with folders whose owners were killed."""
     outbox.mkdir(parents=True, exist_ok=True)
     paths = RunPaths(outbox)
     paths.clear_staging()
@@ -67,7 +67,6 @@ def _local_folder(outbox: Path) -> Iterator[Path]:
 
 
 def _take_files(out: Path, folder: Path) -> Files:
-    """Read and delete all files in a folder."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     files = Files({path.relative_to(out).as_posix(): path.read_bytes() for path in paths})
     for path in paths:

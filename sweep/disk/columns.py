@@ -1,7 +1,7 @@
-"""The columns of a run's files that are no quantity: their units and meanings, for docs/columns.md.
+"""The columns of a run's files that are not quantities: their units and meanings, for docs/columns.md.
 
-Those of trials.parquet stand beside the fields of `sweep.disk.row`, those of requests.parquet beside the fields of
-`sweep.base.records.Record`; quantities say their own.
+Meanings of trials.parquet stand beside the fields of `sweep.disk.row`, those of requests.parquet beside the fields of
+`sweep.base.records.Record`; quantities have their own.
 """
 
 import inspect
@@ -28,11 +28,11 @@ TELEMETRY_FIELDS: Mapping[str, Meaning] = {
 
 
 def trial_columns() -> dict[str, Meaning]:
-    """The columns of trials.parquet that are no quantity."""
+    """The columns of trials.parquet that are not quantities."""
     fields = [field for part in ROW_PARTS for field in _commented_fields(part)]
     meanings = {name: (_UNITS.get(name, ""), meaning) for name, meaning in fields}
     meanings["warnings"] = ("", "codes of what makes the result doubtful (docs/warnings.md)")
-    meanings["in_plan"] = ("", "whether the present plan of the folder has it")
+    meanings["in_plan"] = ("", "whether the folder's current plan has it")
     return meanings
 
 

@@ -120,7 +120,7 @@ def _lock(descriptor: int) -> int | None:
 
 
 def file_system(folder: Path) -> str:
-    """Return the type of the file system that a folder is on, e.g. ext4 or nfs4; empty where it is not known."""
+    """Return the type of the file system that a folder is on, e.g. ext4 or nfs4; empty where it is unknown."""
     with suppress(OSError):
         real = folder.resolve()  # it, or a folder above it, may be a link to another disk
         parents = {str(path) for path in (real, *real.parents)}

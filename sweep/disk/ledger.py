@@ -2,8 +2,8 @@
 
 `ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
-crash is ignored; any other line that does not hold is set aside in `ledger.damaged.jsonl`, and its trial is measured
-again. Bulky texts are lines of their own, which rows name by a digest (`sweep.disk.ledger_lines.shared_texts`).
+crash is ignored. Any other damaged line is set aside in `ledger.damaged.jsonl`, and its trial is measured again. Bulky
+texts have lines of their own, which rows name by a digest (`sweep.disk.ledger_lines.shared_texts`).
 """
 
 import errno
@@ -26,7 +26,7 @@ from sweep.disk.tables import read_table
 from sweep.drive.policy import TrialHistory
 
 LedgerRow = dict[str, Any]
-COMPACT_BYTES = 1 << 20  # of a ledger, above which it is written anew if most of its rows are superseded
+COMPACT_BYTES = 1 << 20  # of a ledger, above which it is rewritten if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
 TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # what each kind of entry has
@@ -43,7 +43,7 @@ OUTCOMES = frozenset(Outcome)
 
 
 class Misplaced(Halted):
-    """The results folder is no longer where it was: nothing may be written there by this run."""
+    """The results folder is no longer in its place: this run may not write there."""
 
 
 class Ledger:
@@ -59,9 +59,9 @@ class Ledger:
     ) -> None:
         """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder.
 
-        `compact` allows the file to be written anew: not where it is mirrored piece by piece. With `columns` only these
-        of a row are kept, and raw data is not looked for: to read, not to write. `guard` raises Misplaced when the
-        folder has become another driver's.
+        `compact` allows the file to be rewritten, unless it is mirrored piece by piece. With `columns` only these
+        columns of a row are read, and raw data is not checked: for reading only. `guard` raises Misplaced when the
+        folder belongs to another driver.
         """
         self.path, self.columns, self.guard = path, columns, guard
         self.rows: dict[str, LedgerRow] = {}  # without nulls
@@ -89,7 +89,7 @@ class Ledger:
                 self._append({"event": "run", "run": uuid.uuid4().hex})
 
     def _read(self) -> int:
-        """Replay the file; return the number of rows in it, those that later ones replace included."""
+        """Replay the file; return its number of rows, superseded ones included."""
         if not self.path.exists():
             return 0
         num_rows = 0
@@ -100,7 +100,7 @@ class Ledger:
         return num_rows
 
     def _holds(self, entry: dict[str, Any]) -> bool:
-        """Return whether an entry is one, and has its texts. Raises ValueError, with the problem, if a text is lost."""
+        """Return whether an entry is valid and has its texts. Raises ValueError, with the problem, for a lost text."""
         if not is_ledger_entry(entry):
             return False
         for column, digest in self._texts.missing(entry["row"]) if entry["event"] == "trial" else ():
@@ -111,7 +111,7 @@ class Ledger:
         return True
 
     def _text_of_trial(self, row: LedgerRow, column: str) -> str | None:
-        """Return a text of a row from the trial's own file; None if there is none that can be read."""
+        """Return a text of a row from the trial's own file; None without a readable one."""
         path = RunPaths(self.path.parent).trial(row["deployment_id"], row["attempt"], row["trial_id"]).trial
         try:
             values = read_table(path, [column]).to_pydict().get(column)
@@ -120,7 +120,7 @@ class Ledger:
         return values[0] if values else None
 
     def describe_damage(self) -> list[str]:
-        """Return a line that names the lines which do not hold, and one about what is lost, if there are any."""
+        """Return a line that names the damaged lines, and one about what is lost, if any."""
         if not self.set_aside:
             return self._losses
         numbers = ", ".join(str(number) for number, _, _ in self.set_aside[:MOST_DAMAGE_NAMED])
@@ -128,10 +128,10 @@ class Ledger:
         trials = sorted({trial_id for _, line, _ in self.set_aside if (trial_id := _trial_of(line))})
         named = f" (trials {', '.join(trials[:MOST_DAMAGE_NAMED])})" if trials else ""
         damage = f"{self.path}: damaged in line {numbers}{more}{named}: {self.set_aside[0][2]}"
-        return [f"{damage}; what only they held is measured again", *self._losses]
+        return [f"{damage}; rows that only they held are measured again", *self._losses]
 
     def _compact(self) -> None:
-        """Write the file anew, without what later lines replace; lines that do not hold go to a file of their own."""
+        """Rewrite the file without superseded lines; move damaged lines to a separate file."""
         if self.set_aside:
             with self.path.with_name("ledger.damaged.jsonl").open("ab") as file:
                 file.writelines(line.rstrip(b"\n") + b"\n" for _, line, _ in self.set_aside)
@@ -195,7 +195,7 @@ class Ledger:
         self.damaged.discard(row["trial_id"])
 
     def _append(self, *new: dict[str, Any]) -> None:
-        """Append entries, which are then on disk. Raises OSError, and removes all of their lines, if it could not.
+        """Append entries, flushed to disk. On failure it removes all of their lines and raises OSError.
 
         Raises Misplaced if the folder is no longer this driver's.
         """
@@ -214,7 +214,7 @@ class Ledger:
             self._replay(entry)
 
     def check_in_place(self) -> None:
-        """Raise Misplaced if the file is no longer the one under its name, where what is appended would be lost, or if
+        """Raise Misplaced if the file is no longer the one under its name, where appended lines would be lost, or if
         another driver has taken over.
         """
         self.guard()
@@ -233,12 +233,12 @@ class Ledger:
         return self.histories.get(trial_id, TrialHistory())
 
     def valid_row(self, trial_id: str) -> LedgerRow | None:
-        """The trial's last row; None if it has none, or its raw data are damaged."""
+        """The trial's last row; None without one, or if its raw data are damaged."""
         return None if trial_id in self.damaged else self.rows.get(trial_id)
 
 
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines but for a last one that a crash has cut short."""
+    """All lines except a last one that a crash has cut short."""
     return (line for line in lines if line.endswith(b"\n"))
 
 
@@ -255,7 +255,7 @@ def ledger_entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def is_ledger_entry(entry: dict[str, Any]) -> bool:
-    """Return whether an entry has what its kind needs; a row also an outcome that exists."""
+    """Return whether an entry has the fields of its kind; a row also needs an existing outcome."""
     types = TYPES_OF_EVENT.get(str(entry.get("event")))
     if types is None or not _has_types(entry, types):
         return False

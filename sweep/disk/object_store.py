@@ -50,7 +50,7 @@ def url_name(url: str) -> str:
 
 
 def store_error(place: str, error: OSError) -> ValueError:
-    """The error for a store, or the folder of a run, that failed: an Outage if another try may succeed.
+    """The error for a store, or the folder of a run, that failed: an Outage if a retry may succeed.
 
     `place` is as it was typed, e.g. "out=s3://bucket/run".
     """

@@ -34,7 +34,7 @@ def read_figures(path: Path) -> "RequestFigures | DamagedFile":
             for group in range(file.num_groups):
                 _add_group(file, group, figures, parts)
     except FileNotFoundError:
-        return DamagedFile(path, "there is no such file")
+        return DamagedFile(path, "the file is missing")
     except DamagedFile as error:
         return error
     figures.series = {name: np.concatenate(values) if values else np.empty(0) for name, values in parts.items()}

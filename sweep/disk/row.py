@@ -37,7 +37,7 @@ class Identity:
     rate: float | None  # of an open loop, as asked for
     replicate: int  # number of the repetition of its point, from 0
     seed: int  # of prompts and arrivals
-    price_per_hour: float | None  # of a GPU, else of the machine, or of an endpoint; null: not known, or by token
+    price_per_hour: float | None  # of a GPU, else of the machine, or of an endpoint; null: unknown, or by token
     accelerator: str | None  # the GPU that it ran on, or the hardware profile's name
     gpu_count: int  # GPUs of the deployment; 0 on a CPU
     replicas: int  # engines behind one URL
@@ -58,7 +58,7 @@ class EngineFacts:
     launch: str | None  # of this start of the engine: replicates with one launch have its luck in common
     engine_version: str | None  # as the engine says it
     dtype: str | None  # number format that the engine computes in
-    coarser_format: str | None  # of weights or KV cache, declared coarser than the model's; null: none, or not known
+    coarser_format: str | None  # of weights or KV cache, declared coarser than the model's; null: none, or unknown
     agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing
     quality_reference: str | None  # likewise of its log-probabilities
     versions: str  # of this program and of what the engine's environment holds, JSON

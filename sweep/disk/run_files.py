@@ -3,7 +3,7 @@
 A file is written in a hidden staging folder of OUT, under a name that does not end in .parquet, and renamed into place:
 whoever globs the data folders sees it complete or not at all. Seconds and bytes throughout; null where a value is
 unknown or undefined. What the numbers mean is in `sweep.numbers`; what is made of them is in the analysis package.
-Every function that reads a file raises FileNotFoundError if there is none, and DamagedFile if it is not whole.
+Every function that reads a file raises FileNotFoundError if it is missing, and DamagedFile if it is not whole.
 """
 
 import itertools
@@ -176,7 +176,7 @@ def write_requests(paths: TrialPaths, records: Records) -> None:
 
 
 def read_requests(path: Path) -> Records:
-    """The Records of a requests.parquet, as they were measured: derived columns are computed anew."""
+    """The Records of a requests.parquet, as they were measured: derived columns are computed again."""
     records = Records()
     with opened_table(path) as file:
         for group in range(file.num_groups):
@@ -247,7 +247,7 @@ def trials_table(rows: Collection[Row]) -> pa.Table:
 def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
     """The table of trials, in parts of some hundred rows.
 
-    The rows are walked thrice, so they may be made as they are walked: as dicts they take many times their memory here.
+    The rows are walked three times, so they may be made on the way: as dicts they take many times their memory here.
     """
     percentiles, names = set[str | None](), dict[str, None]()
     for row in rows:

@@ -1,4 +1,4 @@
-"""The place of a run as a user gives it; of one in an object store the files are copied to be read."""
+"""The place of a run as a user gives it; the files of a run in an object store are copied for reading."""
 
 import re
 import shutil

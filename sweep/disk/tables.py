@@ -1,8 +1,8 @@
-"""The Parquet files of a run: written with checksums, read part by part, also those that lie in a compact file.
+"""The Parquet files of a run: written with checksums, read part by part, also from a compact file.
 
-The tables of many short trials are put together at a run's end (`sweep.disk.compaction`). A trial's table keeps its
-path: where there is no such file, its rows are read from the compact file that has them. Every function that reads a
-file raises FileNotFoundError if there is none, and DamagedFile if it is not whole.
+The tables of many short trials are combined at a run's end (`sweep.disk.compaction`). A trial's table keeps its path:
+if the file is missing, its rows are read from the compact file. Every function that reads a file raises
+FileNotFoundError if it is missing, and DamagedFile if it is incomplete.
 """
 
 import itertools
@@ -53,7 +53,7 @@ class TableFile:
         return len(self.groups)
 
     def group(self, index: int, columns: Sequence[str] | None = None, use_threads: bool = True) -> pa.Table:
-        """The rows of one row group: of all columns, or of those of `columns` that it has."""
+        """The rows of one row group, with all columns, or those of `columns` that it has."""
         names = [name for name in self.names if columns is None or name in columns]
         if self.place and not self.place.rows:  # it may have no row group
             return self.file.schema_arrow.empty_table().select(names).replace_schema_metadata()
@@ -67,7 +67,7 @@ class TableFile:
         return self.file.read(columns)
 
     def smallest(self, index: int, column: str) -> int | None:
-        """The smallest value in a row group of a column (its first leaf), by the file's footer; None if not known."""
+        """The smallest value in a row group of a column (its first leaf), by the file's footer; None if unknown."""
         if self.place and not self.place.rows:
             return None
         group = self.file.metadata.row_group(self.groups[index])
@@ -79,7 +79,7 @@ class TableFile:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of the run, with whatever columns it has, or those of `columns` that it has."""
+    """A Parquet file of the run, with all of its columns, or those of `columns` that it has."""
     with opened_table(path) as file:
         return file.read(columns)
 
@@ -90,7 +90,7 @@ def warn_left_out(error: DamagedFile) -> None:
 
 
 def read_if_whole(read: Callable[..., Contents], path: Path, *arguments: Any) -> Contents | None:
-    """Read a file of the run by a function; None if there is none, or if it is damaged, which a warning says."""
+    """Read a file of the run by a function; None if it is missing or damaged, which a warning says."""
     try:
         return read(path, *arguments)
     except FileNotFoundError:
@@ -126,10 +126,10 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def write_sealed(parts: Iterable[pa.Table], path: Path, dictionary: Sequence[str] = ()) -> None:
-    """Write a table, of which there is one part or more, with checksums.
+    """Write a table in one part or more, with checksums.
 
-    A row group is held in memory while it is written, so each part has its own, and one of long rows has several.
-    Dictionaries only where values repeat: on stamps they cost more than they save.
+    A row group is held in memory while it is written, so each part has its own, and a part with long rows has several.
+    Dictionaries are used only if values repeat: on stamps they cost more than they save.
     """
     first, others = next(parts := iter(parts)), parts
     options = {"compression": "zstd", "use_dictionary": list(dictionary), "write_page_checksum": True}
@@ -144,7 +144,8 @@ def write_sealed(parts: Iterable[pa.Table], path: Path, dictionary: Sequence[str
 
 
 def seal_footer(path: Path) -> None:
-    """Put a checksum of a Parquet file's footer before it: those of its pages leave it out, and no reader looks there.
+    """Put a checksum of a Parquet file's footer before it: the pages' checksums leave it out, and no reader looks
+    there.
 
     A reader finds the footer from the file's end, and the pages from its start.
     """
@@ -157,7 +158,7 @@ def seal_footer(path: Path) -> None:
 
 
 def check_footer(path: Path) -> None:
-    """Raise DamagedFile if a Parquet file's footer is not as it was written; one of an older version has no seal."""
+    """Raise DamagedFile if a Parquet file's footer has changed; an older version's footer has no seal."""
     with path.open("rb") as file:
         begin = _footer_begin(file)
         file.seek(max(0, begin - 8))
@@ -167,7 +168,7 @@ def check_footer(path: Path) -> None:
 
 
 def _footer_begin(file: BinaryIO) -> int:
-    """The position of the footer, 0 where there can be none: its length and "PAR1" are a file's last bytes."""
+    """The position of the footer, or 0 without one: its length and "PAR1" are a file's last bytes."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     return max(0, size - 8 - int.from_bytes(file.read(4), "little"))
@@ -179,7 +180,7 @@ _INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never cha
 
 
 def compact_place(path: Path) -> Place | None:
-    """The place in a compact file of the table that a trial's path names; None if there is none.
+    """The place in a compact file of the table that a trial's path names, or None.
 
     Raises:
         DamagedFile: if it is in none that can be read, and one of them cannot.
@@ -201,7 +202,7 @@ def compact_place(path: Path) -> Place | None:
 def compact_trials(folder: Path, stem: str) -> tuple[set[str], bool]:
     """Return the keys (deployment/attempt/trial) of the tables in a folder's compact files of one kind.
 
-    Also whether one of these files is damaged, so that it is not known what it has.
+    Also return whether one of these files is damaged, so that its content is unknown.
     """
     folder, kind = folder.absolute(), f"{stem}-"
     damage = _read_indexes(folder)
@@ -210,7 +211,7 @@ def compact_trials(folder: Path, stem: str) -> tuple[set[str], bool]:
 
 
 def _read_indexes(folder: Path) -> list[DamagedFile]:
-    """Read the footers of the compact files that are not known yet; return those that cannot be read."""
+    """Read the footers of the compact files still unknown; return those that cannot be read."""
     damage = []
     for file in sorted(folder.glob("*.parquet")):
         if file in _INDEXES:

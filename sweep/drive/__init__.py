@@ -1,1 +1,1 @@
-"""Runs a plan: what starts next, what is tried again, each row committed to the ledger, and progress."""
+"""Runs a plan: what starts next, what is retried, each row committed to the ledger, and progress."""

@@ -305,7 +305,7 @@ class Driver:
         outcome = Outcome(row["outcome"])
         state.finish(event.trial.trial_id, outcome)
         if state.node and outcome in policy.NODE_FAULTS:
-            self.nodes.record_failure(work.deployment.deployment_id, state.node)
+            self.nodes.record_failure(work.deployment.deployment_id, state.node, policy.node_is_broken(row))
         elif state.node and outcome is Outcome.OK:
             self.nodes.record_success(state.node)
         self.rows.write_table_if_due()
@@ -354,7 +354,7 @@ class Driver:
             )
         for node_id in review.quarantined:
             failed = len(self.nodes.failed_only_on(node_id))
-            self.display.log(f"node {addresses[node_id]} quarantined: {failed} deployments failed only there")
+            self.display.log(f"node {addresses[node_id]} quarantined: {count(failed, 'deployment')} failed only there")
         for node_id in self.nodes.quarantined:
             for deployment_id in self.nodes.failed_only_on(node_id):
                 for state in self.by_deployment[deployment_id]:
@@ -363,7 +363,7 @@ class Driver:
                     self._carry_out(state, action)
 
     def _retry_at_the_tail(self) -> None:
-        """Give failed trials another try when nothing else is left to start; on another node, where there is one."""
+        """Retry failed trials when nothing else is left to start; on another node, if there is one."""
         if len(self.packer) or self.stop.level is not StopLevel.NONE:
             return
 
@@ -378,7 +378,7 @@ class Driver:
                 continue
             self.display.done -= reopened
             trials = count(reopened, "failed trial")
-            self.display.log(f"{state.launch.describe_launch()}: another try of {trials}")
+            self.display.log(f"{state.launch.describe_launch()}: retrying {trials}")
             launches = self.by_deployment[state.launch.deployment_id]
             self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
 

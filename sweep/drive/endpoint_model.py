@@ -43,7 +43,7 @@ REMEDIES = {
 
 
 def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
-    """A command line with the model of its endpoint, if it has an endpoint, and neither model nor experiment.
+    """A command line with the model of its endpoint, if it has an endpoint but neither model nor experiment.
 
     A URL among the arguments stands for an endpoint, with defaults for what is not typed beside it.
 

@@ -90,7 +90,7 @@ class LaunchState:
     not_started_since: float | None = None  # monotonic
     losses: int = 0  # of nodes and workers
     errors: int = 0  # in our own code
-    retried: set[str] = field(default_factory=set)  # failed trials that had another try; one is enough
+    retried: set[str] = field(default_factory=set)  # failed trials that were retried; one is enough
     failed_on: set[str] = field(default_factory=set)  # ids of the nodes on which trials failed
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # of trials that have a row in this run, by id
     unprepared: str | None = None  # why its node could not be prepared in the last attempt, for all its patience

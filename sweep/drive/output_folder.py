@@ -38,7 +38,7 @@ def results_folder(settings: Settings) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Check that results can be written there. Raises ConfigError if not, or if the disk is almost full."""
+    """Check that results can be written to `out`. Raises ConfigError if not, or if the disk is almost full."""
     free = shutil.disk_usage(check_writable("out", out)).free
     if free < MIN_FREE_BYTES:
         needed = f"at least {MIN_FREE_BYTES >> 20} MiB are needed"

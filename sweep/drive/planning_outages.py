@@ -16,9 +16,9 @@ Planning = TypeVar("Planning")
 
 
 def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings]) -> Planning:
-    """Return what `plan` makes, with new tries after an outage for as long as the run's `settings` have patience.
+    """Return what `plan` makes, retried after an outage for as long as the run's `settings` have patience.
 
-    Nothing has worked in this run yet, so that is two minutes at most.
+    Nothing has worked in this run yet, so the patience is two minutes at most.
 
     Raises:
         ConfigError: at once in a dry run, which is not issued again.
@@ -47,4 +47,4 @@ def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings
 
 def _print_outage(reason: str) -> None:
     text = masked_message(" ".join(reason.split()), secret_values(os.environ))
-    print(f"planning: {text}; it is tried again", file=sys.stderr, flush=True)
+    print(f"planning: {text}; retrying", file=sys.stderr, flush=True)

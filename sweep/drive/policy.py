@@ -5,7 +5,10 @@ RULES has what an outcome means; an Exit decides whose fault a failure is and wh
 
 | exit | a failed launch or trial | while a node is prepared |
 |---|---|---|
-| a signal, or its supervisor was killed | surroundings: never final, counted for no repetition | – |
+| SIGKILL, SIGTERM; its supervisor was killed | surroundings: never final, counted for no repetition | – |
+| a signal of ENGINE_SIGNALS | engine: final once repeated | – |
+| words of a broken node (Blame.NODE) | surroundings: not launched again there, the node is quarantined | an answer |
+| words of what its user can mend (Blame.USER) | engine, never final | an answer, never final |
 | an exit status, words without an outage | engine: final once repeated | an answer: its trials fail at once |
 | words of a tool that its table reads as an outage | surroundings | waited for, `patience` long |
 | an OSError number of OUTAGE_ERRORS; HTTP 408, 429, 5xx | surroundings | waited for |
@@ -16,7 +19,7 @@ RULES has what an outcome means; an Exit decides whose fault a failure is and wh
 | a failed trial is | retried |
 |---|---|
 | in this run | once, when nothing else is left to start, on a node where it did not fail (`retry=in_run`); once more |
-| | elsewhere as soon as its node is quarantined, which two deployments that fail only there bring about |
+| | elsewhere as soon as its node is quarantined: two deployments fail only there, or one tells that it is broken |
 | by the next command | unless it is done, final on these GPU drivers (`retry_failed`: also then), or `retry=none` |
 
 | an attempt at a launch | is made again |
@@ -32,11 +35,12 @@ An engine is launched again on its node (`launches_again`) and over a deployment
 
 import errno
 import re
+import signal
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sweep.base.config import Settings
-from sweep.base.exits import Cause, Exit, exit_of
+from sweep.base.exits import Blame, Cause, Exit, exit_of
 from sweep.base.records import Fault, Outcome
 from sweep.base.time_factor import scaled
 
@@ -88,18 +92,25 @@ OUTAGE_ERRORS = {
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more is started on that node
 SERVER_ERROR = 500  # and more: no answer to the question
 TRY_LATER = (408, 429)  # time-out, too many requests: no answer either
+ENGINE_SIGNALS = {  # a program's own doing; others are sent to it
+    *(signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS),
+}
 
 
 def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
     """Return whose fault a failure is; None of what is none."""
     fault = RULES[outcome].fault
-    if fault is Fault.ENGINE and (exit.signal is not None or exit.cause in SURROUNDINGS or is_outage(exit)):
-        return Fault.SURROUNDINGS
-    return fault
+    of_others = was_killed(exit) or exit.cause in SURROUNDINGS or is_outage(exit) or exit.blames == Blame.NODE
+    return Fault.SURROUNDINGS if fault is Fault.ENGINE and of_others else fault
+
+
+def was_killed(exit: Exit) -> bool:
+    """Return whether another process ended this one, by a signal that programs do not raise themselves."""
+    return exit.signal is not None and exit.signal not in ENGINE_SIGNALS
 
 
 def is_outage(exit: Exit) -> bool:
-    """Return whether a network, a hub or a disk failed before it gave an answer, so that another try may succeed."""
+    """Return whether a network, a hub or a disk failed before it gave an answer, so that a retry may succeed."""
     if exit.http is not None:
         return no_answer(exit.http)
     return exit.outage or exit.errno in OUTAGE_ERRORS or exit.cause in (Cause.OUTAGE, Cause.UNREACHABLE)
@@ -117,7 +128,7 @@ FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation h
 
 
 def is_waited_for(error: BaseException) -> bool:
-    """Return whether what prepares a node, or a plan, is tried again after an error."""
+    """Return whether what prepares a node, or a plan, is retried after an error."""
     return is_outage(exit_of(error))
 
 
@@ -157,12 +168,17 @@ def engine_answer(row: Cells) -> str | None:
     """Return the answer of a row's engine without its numbers; None where the engine did not fail.
 
     It is the check that failed and what the engine printed; of a row from before exits were stored, its reason.
+    None also for what the machine's user can mend: nobody has to say that it is mended.
     """
-    if row.get("fault") != Fault.ENGINE:
+    exit = _stored_exit(row)
+    if row.get("fault") != Fault.ENGINE or (exit is not None and exit.blames == Blame.USER):
         return None
-    exit = Exit.restored(row["exit"]) if row.get("exit") else None
     words = f"{exit.cause} {exit.words}" if exit is not None else row.get("reason") or ""
     return f"{row['outcome']} under driver {row.get('driver')}: {without_numbers(words)}"
+
+
+def _stored_exit(row: Cells) -> Exit | None:
+    return Exit.restored(row["exit"]) if row.get("exit") else None
 
 
 def without_numbers(words: str) -> str:
@@ -203,10 +219,11 @@ class Failure(NamedTuple):
 
 def launches_again(failures: Sequence[Failure], attempts: int) -> bool:
     """Return whether an engine is launched again for the other trials, after failures without a good trial between."""
-    if failures[-1].outcome is Outcome.OOM_LOAD or len(failures) >= attempts:
+    last = failures[-1]
+    if last.outcome is Outcome.OOM_LOAD or last.exit.blames == Blame.NODE or len(failures) >= attempts:
         return False
     repeated = {(end.outcome, without_numbers(f"{end.exit.cause} {end.exit.words}")) for end in failures[-2:]}
-    counted = [end for end in failures[-2:] if RULES[end.outcome].at_launch and end.exit.signal is None]
+    counted = [end for end in failures[-2:] if RULES[end.outcome].at_launch and not was_killed(end.exit)]
     return len(counted) < 2 or len(repeated) > 1  # a third launch would fail as these two; a kill is no repetition
 
 
@@ -240,7 +257,7 @@ def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
     """The row that shows that no launch of a deployment will do better; None if one might."""
     if any(row["outcome"] == Outcome.OK for row in rows):
         return None
-    failed = [row for row in rows if engine_failed(row)]
+    failed = [row for row in rows if engine_failed(row) and not node_is_broken(row)]
     not_launched = (row for row in failed if RULES[Outcome(row["outcome"])].at_launch)
     return next(not_launched, failed[-1] if len(failed) >= attempts else None)
 
@@ -251,8 +268,14 @@ def most_losses(of_ours: bool, settings: Settings) -> int:
 
 
 def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHistory) -> bool:
-    """Return whether a failed trial has another try when nothing else is left to start."""
+    """Return whether a failed trial is retried when nothing else is left to start."""
     return settings.retry == "in_run" and outcome in FAILED and not history.final
+
+
+def node_is_broken(row: Cells) -> bool:
+    """Return whether a failed row's engine says that its node is broken."""
+    exit = _stored_exit(row)
+    return exit is not None and exit.blames == Blame.NODE
 
 
 def longest_pause(patience: float, worked: bool) -> float:

@@ -25,13 +25,13 @@ TABLE_STAMP = ".trials.json"  # what trials.parquet was made from: making it aga
 
 
 class TrialTracker(Protocol):
-    """A service that tracks trials besides the files; its faults never fail a sweep."""
+    """A service that tracks trials in addition to the files; its faults never fail a sweep."""
 
     def log_trial(self, row: LedgerRow, telemetry: Sequence[Sample]) -> None: ...
 
 
 class TableRows(Collection[LedgerRow]):
-    """The rows of trials.parquet, made as they are walked: as dicts, all at once, they fill the driver's memory."""
+    """The rows of trials.parquet, made one by one: as dicts, all at once, they fill the driver's memory."""
 
     def __init__(
         self, plan: Plan, planned: Sequence[tuple[Deployment, Trial, LedgerRow]], others: Sequence[LedgerRow]
@@ -115,9 +115,9 @@ class RowWriter:
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
     def _stamp(self) -> dict[str, Any] | None:
-        """Return what the table would be made from now, and the checksum of the one on disk.
+        """Return the table's sources as they are now, and the checksum of the table on disk.
 
-        None without a table, or if the code that makes it is unknown: files differ from their commit.
+        Return None without a table, or if its code is unknown because files differ from their commit.
         """
         program, settings = provenance.program_version(), self.plan.settings
         try:
@@ -139,7 +139,7 @@ class RowWriter:
         return False
 
     def _other_rows(self) -> list[LedgerRow]:
-        """Rows of other plans, and of trials measured again: by a command with other settings, or after a change."""
+        """Rows of other plans, and earlier rows of trials measured again, with other settings or after a change."""
         planned = {trial.trial_id for trial in self.plan.trials}
         rows = [row for trial_id, row in self.ledger.rows.items() if trial_id not in planned]
         measured = [row for row in rows if row["outcome"] not in UNMEASURED]

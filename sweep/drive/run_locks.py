@@ -40,7 +40,7 @@ class RunEnvironments:
         self.fingerprints: dict[tuple[EnvironmentKey, bool], str] = {}  # of thousands of points
 
     def compose(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
-        """Return the environment of an engine, with the lock that there is, if any; or why it has none."""
+        """Return an engine's environment with its existing lock, if any, or why it has none."""
         key = self._key(backend, platform)
         if key not in self.composed:
             try:
@@ -82,7 +82,7 @@ class RunEnvironments:
         return self._key(backend, platform) in self.locked
 
     def fingerprint(self, backend: Backend, platform: str) -> str:
-        """Return the fingerprint of an environment, or why there is none."""
+        """Return the fingerprint of an environment, or why it has none."""
         key = self._key(backend, platform)
         state = key, key in self.locked
         if state not in self.fingerprints:
@@ -101,7 +101,7 @@ class RunEnvironments:
             return f"not locked for {locks.node_target(spec)}: {error}"
 
     def _plain(self, backend: Backend, platform: str) -> EnvironmentSpec | None:
-        """The environment without extras, where all of them are for other engines of the plan."""
+        """The environment without extras, if all of them are for other engines of the plan."""
         extras = set(backend.env.extras)
         if not extras or extras & set(backend.features()):
             return None
@@ -123,7 +123,7 @@ class RunEnvironments:
 
 
 def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
-    """Return the locks that earlier commands have left in the results, by file name.
+    """Return the locks that earlier commands have stored in the results, by file name.
 
     Raises:
         ConfigError: if they cannot be read.
@@ -139,7 +139,7 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
 
 
 def keep_locks(plan: Plan, paths: RunPaths) -> None:
-    """Leave the locks of the plan's environments in the results: every later command there installs the same.
+    """Store the locks of the plan's environments in the results: every later command there installs the same.
 
     A lock that is replaced stays beside it, under its digest: rows were measured with it.
     """

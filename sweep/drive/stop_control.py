@@ -32,7 +32,7 @@ class StopLevel(IntEnum):
 def user_deadline(text: str | None, paths: RunPaths, notify: Callable[[str], None]) -> float | None:
     """Return the time that the setting `deadline` of a run means, s since the epoch.
 
-    `notify` is told if it cannot be known whether that time was the last run's and has passed.
+    `notify` is called if it is unknown whether that time was the last run's and has passed.
     """
     if text is None:
         return None
@@ -43,8 +43,8 @@ def user_deadline(text: str | None, paths: RunPaths, notify: Callable[[str], Non
 def deadline_at(text: str | None, last: Mapping[str, Any] | None) -> float | None:
     """Return the time that the setting `deadline` means, s since the epoch.
 
-    A time of day that passed in the run before this one has passed for some hours: the same command, issued again,
-    must not go on for a day.
+    A time of day that passed during the previous run counts as passed for some hours: the same command, issued again,
+    must not run for a day.
     """
     if text is None:
         return None
@@ -55,7 +55,7 @@ def deadline_at(text: str | None, last: Mapping[str, Any] | None) -> float | Non
 
 
 def job_end() -> float | None:
-    """Return when a run must have ended because its batch job ends, s since the epoch; None outside of such a job."""
+    """Return when a run must have ended because its batch job ends, s since the epoch; None outside such a job."""
     end = os.environ.get(JOB_END, "")
     return float(end) - JOB_END_MARGIN if end.isdecimal() else None
 
@@ -96,7 +96,7 @@ class StopControl:
 
 
 def _drop_output() -> None:
-    """Send what is printed from now on nowhere, unless that is a file: a terminal that is gone fails every write."""
+    """Discard later output unless it goes to a file: every write to a terminal that is gone fails."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -104,7 +104,7 @@ class GatewayApp:
             self._exchanges.discard(exchange)
 
     async def _tell(self, scope: Scope, exchange: Exchange) -> None:
-        """Tell a request's story, whatever becomes of it, and note it down."""
+        """Handle a request from start to end, whatever becomes of it, and log it."""
         decision = Decision("")
         try:
             await self._answer(scope, exchange, decision)
@@ -123,7 +123,6 @@ class GatewayApp:
             self.metrics.decided(decision)
 
     async def _answer(self, scope: Scope, exchange: Exchange, decision: Decision) -> None:
-        """Read, clip, look up, ask an engine, remember."""
         call = await read_call(scope, exchange.receive, self.settings.largest_body, self.settings.request_timeout)
         decision.request_id = call.request_id
         call, clipped = self.clipper.clip(call)
@@ -144,7 +143,7 @@ class GatewayApp:
         await self._pass_on(await flight.join(), notes, exchange)
 
     async def _pass_on(self, begun: BegunAnswer, notes: Headers, exchange: Exchange) -> None:
-        """Send an engine's answer on, byte for byte, as it comes."""
+        """Pass an engine's answer on, byte for byte, as it comes."""
         with contextlib.closing(begun) as answer:
             await exchange.begin(answer.status, [*answer.headers, *notes])
             while True:
@@ -159,7 +158,7 @@ class GatewayApp:
         await exchange.write(b"", more=False)
 
     async def _replay(self, hit: Hit, notes: Headers, exchange: Exchange, decision: Decision) -> None:
-        """Serve a kept answer as its engine did: a stream event by event."""
+        """Serve a stored answer as its engine did: a stream event by event."""
         answer = hit.entry.answer
         decision.cache = "exact" if hit.exact else "semantic"
         decision.similarity, decision.origin = round(hit.similarity, 4), answer.origin
@@ -177,7 +176,7 @@ class GatewayApp:
         await exchange.write(b"", more=False)
 
     async def _report_break(self, answer: BegunAnswer, exchange: Exchange) -> None:
-        """Tell a stream's client that the engine failed: the status has been sent long ago."""
+        """Tell a stream's client that the engine failed: its status was sent long ago."""
         if any(name.lower() == b"content-type" and b"event-stream" in value for name, value in answer.headers):
             refusal = Refused(502, "the engine failed before its answer was complete")
             await exchange.write((b"" if exchange.ends_event else b"\n\n") + b"data: " + refusal.body + b"\n\n")
@@ -208,9 +207,9 @@ class GatewayApp:
             await exchange.answer(refusal.status, [*JSON, *refusal.headers], refusal.body)
 
     async def _reset(self, scope: Scope, exchange: Exchange) -> None:
-        """Start anew: for the trials of a benchmark, which know the key that the gateway was started with.
+        """Reset the gateway for the trials of a benchmark, which know the key that it was started with.
 
-        An address would not do: a proxy on this machine has this machine's, whoever its client is.
+        An address would not do: behind a proxy on this machine all clients have this machine's.
         """
         key = next((value for name, value in scope["headers"] if name == RESET_HEADER.encode()), b"")
         if not self.reset_key or not hmac.compare_digest(key, self.reset_key.encode()):
@@ -224,7 +223,7 @@ class GatewayApp:
     # -- beside the requests
 
     async def watch_clients(self) -> None:
-        """Drop clients that leave an answer unread: its engine could make others meanwhile."""
+        """Drop clients that leave an answer unread: their engine could serve others meanwhile."""
         while True:
             await asyncio.sleep(STALL_CHECK)
             latest = time.monotonic() - self.settings.stall_timeout

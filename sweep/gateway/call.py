@@ -12,7 +12,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-# Of one connection only (RFC 9110, 7.6.1), or set anew for the engine's.
+# Of one connection only (RFC 9110, 7.6.1), or set again for the engine's.
 HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -33,7 +33,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Refused(Exception):
-    """A request that gets no engine's answer, with the status that says so."""
+    """A request that gets no engine's answer, with the status that says why."""
 
     def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class Refused(Exception):
 
 
 class Question(NamedTuple):
-    """The part of a request that its answer is about; token ids stand as their numbers."""
+    """The part of a request that its answer is about; token ids are kept as numbers."""
 
     text: str
     is_text: bool = True
@@ -56,7 +56,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A request for tokens: its bytes as they came, and what they say."""
+    """A request for tokens: its bytes as they came, and their meaning."""
 
     path: str
     headers: Headers  # without those of the client's connection
@@ -65,7 +65,7 @@ class Call:
 
     @property
     def request_id(self) -> str:
-        """The client's own name of the request; empty if it gave none."""
+        """The client's own name of the request; empty without one."""
         return self.header(b"x-request-id").decode("latin-1")
 
     def header(self, name: bytes) -> bytes:
@@ -73,7 +73,7 @@ class Call:
 
     @property
     def question(self) -> Question | None:
-        """The prompt, or the last message where it is a text of the user's, or parts that are all text; else None."""
+        """The prompt, or the last message if it is a user's text, or parts that are all text; otherwise None."""
         if self.path == "/v1/chat/completions":
             return _message_question(self.content["messages"][-1])
         prompt = self.content["prompt"]
@@ -143,7 +143,7 @@ async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float
 
 
 async def _read_body(receive: Receive, largest: int) -> bytes | None:
-    """A request's body; None if it is larger. That is read all the same: the client reads no answer before its end."""
+    """A request's body; None if it is larger. It is read to its end anyway: the client reads no answer before."""
     parts, size = [], 0
     while True:
         message = await receive()
@@ -161,7 +161,7 @@ async def _read_body(receive: Receive, largest: int) -> bytes | None:
 
 
 def parse_body(path: str, body: bytes) -> dict[str, Any]:
-    """The content of a request's body. Raises Refused if it is none of this API's."""
+    """The content of a request's body. Raises Refused if it does not belong to this API."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:

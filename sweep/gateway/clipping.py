@@ -1,4 +1,4 @@
-"""Clipping: a prompt cut to so many tokens of the model's tokenizer, and a bound on the answer's tokens."""
+"""Clipping: cuts a prompt to a number of the model's tokens, and bounds the answer's tokens."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ class Clipped(NamedTuple):
 
     @property
     def output_saved(self) -> int:
-        """Tokens of the answer that the client asked for and may not have."""
+        """Tokens of the answer that the client asked for but will not get."""
         return self.output_before - self.output_after
 
     @property
@@ -47,7 +47,7 @@ class Clipper:
     tokenizer: Tokenizer | None = None  # needed for a bound on the input
 
     def clip(self, call: Call) -> tuple[Call, Clipped]:
-        """The call within the bounds, and what was cut. A call that is within them is returned as it is."""
+        """The call within the bounds, and what was cut. A call within them is returned unchanged."""
         if self.bounds.input_tokens is None and self.bounds.output_tokens is None:
             return call, Clipped()
         content = {**call.content}
@@ -83,10 +83,10 @@ class Clipper:
         return prompt[:head] + prompt[len(prompt) - tail :], len(prompt), limit
 
     def _clip_messages(self, messages: list[dict[str, Any]], limit: int) -> tuple[int, int]:
-        """Cut, in place, the longest messages that are not the system's until all contents have `limit` tokens at most;
-        of one in parts the longest text parts.
+        """Cut, in place, the longest messages except the system's until all contents have `limit` tokens at most; in a
+        message of parts the longest text parts.
 
-        Counted are the texts alone: the tokens that a chat template adds, or an image has, are the engine's.
+        Only texts count: the tokens of a chat template or an image are the engine's.
         """
         assert self.tokenizer is not None
         texts = [text for message in messages for text in _texts(message)]
@@ -103,8 +103,9 @@ class Clipper:
         return before, sum(counts)
 
     def _clip_output(self, path: str, content: dict[str, Any]) -> tuple[int, int]:
-        """Bound the answer in place; the tokens that were asked for and that are allowed. A request without a bound of
-        its own gets one; nothing is known to be saved by that."""
+        """Bound the answer in place; return the requested tokens and the allowed ones. A request without a bound gets
+        one, and saves no known tokens.
+        """
         limit = self.bounds.output_tokens
         if limit is None:
             return 0, 0
@@ -130,7 +131,7 @@ class MessageText(NamedTuple):
 
 
 def _copied(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with parts of its own."""
+    """The message with its own copy of its parts."""
     content = message.get("content")
     if not isinstance(content, list):
         return {**message}
@@ -156,8 +157,8 @@ def clip_text(
 ) -> tuple[str, int, int]:
     """The head, tail or both of a text that are at most `limit` tokens, with its tokens before and after.
 
-    The text is cut between tokens, so what remains of it is unchanged. Special tokens that the engine will add count,
-    unless the text is `bare`.
+    The text is cut between tokens, so the rest is unchanged. Special tokens that the engine will add count, unless the
+    text is `bare`.
     """
     special = 0 if bare else len(tokenizer.encode("").ids)
     encoding = tokenizer.encode(text, add_special_tokens=False)

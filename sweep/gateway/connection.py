@@ -1,7 +1,7 @@
 """Connections to one engine: HTTP/1.1 on httptools, kept open between requests, and no more than the gateway needs.
 
-aiohttp's client took 0.28 ms from the call until a request was sent, on a busy machine, of a time to the first token to
-which the gateway may add 1 ms in all; this takes 0.05 ms there.
+aiohttp's client took 0.28 ms from the call until a request was sent, on a busy machine, where the gateway may add 1 ms
+to the time to the first token in all; this takes 0.05 ms there.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ MOST_UNREAD = 256 << 10  # bytes of an answer, from which its engine has to wait
 
 
 class EngineFailed(ConnectionError):
-    """An engine broke off, or what it answered is no HTTP."""
+    """An engine broke off, or its answer is not HTTP."""
 
 
 class StaleConnection(EngineFailed):
-    """An engine closed a connection instead of answering, as it does with those that were idle for long."""
+    """An engine closed a connection instead of answering, as engines do with idle connections."""
 
 
 class EngineConnection(asyncio.Protocol):
@@ -108,7 +108,7 @@ class EngineConnection(asyncio.Protocol):
         return self._is_busy and not self._is_complete and not self._is_paused
 
     def finish(self) -> bool:
-        """End the exchange; returns whether the connection can have another. It is closed if not."""
+        """End the exchange; return whether the connection can have another. Otherwise it is closed."""
         is_over = self._is_complete and self._error is None and not self._transport.get_write_buffer_size()
         self._is_busy = False
         self._parts.clear()
@@ -120,7 +120,7 @@ class EngineConnection(asyncio.Protocol):
         return False
 
     def abort(self) -> None:
-        """Close at once: what is not sent or read is lost."""
+        """Close at once: unsent and unread data are lost."""
         self.is_open = False
         self._transport.abort()
 
@@ -148,7 +148,7 @@ class EngineConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self.fail(EngineFailed("what the engine answers is no HTTP"))
+            self.fail(EngineFailed("the engine's answer is not HTTP"))
             return
         if not self._has_head:
             self._head_size += len(data)
@@ -204,7 +204,7 @@ class EngineConnection(asyncio.Protocol):
 
 
 class EngineConnections:
-    """The connections to one engine. The one used last is used next: it is the warmest."""
+    """The connections to one engine. The most recently used one is used next: it is the warmest."""
 
     def __init__(self, url: str, verify_tls: bool) -> None:
         parts = urlsplit(url)
@@ -215,10 +215,10 @@ class EngineConnections:
         self._busy: set[EngineConnection] = set()
 
     async def ask(self, method: bytes, path: str, headers: Headers, body: bytes = b"") -> EngineConnection:
-        """A connection on which the answer to a request has begun; to be given to `release`.
+        """A connection on which the answer to a request has begun; return it with `release`.
 
         Raises:
-            OSError: if there is none, or it does not begin.
+            OSError: if it is missing, or it does not begin.
         """
         head = self._head(method, path, headers, body)
         connection = self._idle_connection() or await self._connect()
@@ -239,7 +239,7 @@ class EngineConnections:
             self._idle.append(connection)
 
     def check(self, timeout: float) -> None:
-        """Break off the answers whose engine has been silent for so many seconds, and close what has been idle."""
+        """Break off the answers whose engine has been silent for so many seconds, and close idle connections."""
         now = asyncio.get_running_loop().time()
         for connection in [each for each in self._busy if each.is_waiting]:
             if now - connection.last_active > timeout:
@@ -272,7 +272,7 @@ class EngineConnections:
         head = b"\r\n".join(lines)
         line_ends = len(lines) + 2  # the first line has another in it, and the last two
         if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
-            raise Refused(400, "a header of the request has the end of a line in it")
+            raise Refused(400, "a header of the request contains a line break")
         return head
 
 

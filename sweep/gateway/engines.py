@@ -1,4 +1,4 @@
-"""The engines behind the gateway: which one gets a request, what it answers, and whether it is well."""
+"""The engines behind the gateway: which one gets a request, its answer, and its health."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ CONNECTION_CHECK = 1.0  # s between two looks at the time-outs
 
 @dataclass(eq=False)
 class EngineState:
-    """One engine: its URL and what the gateway knows of it."""
+    """One engine: its URL and the gateway's knowledge of it."""
 
     url: str
     healthy: bool = True
@@ -42,7 +42,7 @@ class Router:
         self._seen: OrderedDict[int, EngineState] = OrderedDict()
 
     def choose(self, prompt: str, tried: set[EngineState]) -> EngineState | None:
-        """A healthy engine that has not been tried; where none is healthy, one that is not. None if all were tried."""
+        """A healthy engine that has not been tried; without one, an unhealthy one. None if all were tried."""
         untried = [engine for engine in self.engines if engine not in tried]
         able = [engine for engine in untried if engine.healthy] or untried
         if len(able) < 2:
@@ -55,12 +55,12 @@ class Router:
         return self._by_prefix(prompt, able, chosen) if self.routing == "prefix" else chosen
 
     def reset(self) -> None:
-        """Forget which engine has which prompts, and whose turn it is."""
+        """Forget which engine has which prompts, and whose turn is next."""
         self._turn = itertools.count()
         self._seen.clear()
 
     def _by_prefix(self, prompt: str, able: list[EngineState], least_busy: EngineState) -> EngineState:
-        """The engine that has the longest part of the prompt's beginning, unless it is much busier than another."""
+        """The engine with the longest part of the prompt's beginning, unless it is much busier than another."""
         blocks = list(_blocks(prompt))
         chosen = least_busy
         for block in reversed(blocks):
@@ -85,7 +85,7 @@ def _blocks(prompt: str) -> Iterator[int]:
 
 
 class BegunAnswer(Protocol):
-    """An answer that has begun: nothing of it has been sent to the client yet."""
+    """An answer that has begun, of which the client has received nothing yet."""
 
     status: int
     headers: Headers
@@ -95,12 +95,12 @@ class BegunAnswer(Protocol):
         ...
 
     def close(self) -> None:
-        """Have the engine stop, if it is not done."""
+        """Stop the engine's request, if it is not done."""
         ...
 
 
 class EngineAnswer:
-    """An answer on the connection on which it comes."""
+    """An answer on the connection that brings it."""
 
     def __init__(self, engine: EngineState, connections: EngineConnections, connection: EngineConnection) -> None:
         self._engine, self._connections, self._connection = engine, connections, connection
@@ -184,7 +184,7 @@ class Engines:
         return EngineAnswer(engine, connections, connection)
 
     async def get(self, path: str, headers: Headers) -> tuple[int, Headers, bytes]:
-        """An engine's answer to a plain question, e.g. which models it serves."""
+        """An engine's answer to a plain request, e.g. for its list of models."""
         engine = self.router.choose("", set())
         assert engine is not None
         try:

@@ -108,14 +108,14 @@ def running_gateway(
 
     Raises LaunchError.
 
-    `tokenizer_folder` gives that of the served model, None where it is not known; only a bound on the input needs it.
+    `tokenizer_folder` returns the served model's tokenizer, None if it is unknown; only a bound on the input needs it.
     """
     if settings is None:
         yield None
         return
     tokenizer = None if settings.clip.input_tokens is None else tokenizer_folder()
     if settings.clip.input_tokens is not None and tokenizer is None:
-        reason = "gateway.clip.input_tokens: the model's tokenizer is not known; set model.tokenizer"
+        reason = "gateway.clip.input_tokens: the model's tokenizer is unknown; set model.tokenizer"
         raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, Exit(Cause.NO_TOKENIZER))
     # Not the engine's own launch with changes: that may be in a container, which has no gateway in it.
     engine_launch = engines[0].launch

@@ -1,4 +1,4 @@
-"""Agreement of the answers that a cache serves with the engine's own: both are asked again, one after the other."""
+"""Agreement of a cache's answers with the engine's own: both questions are asked again, one after the other."""
 
 import json
 import os
@@ -23,9 +23,10 @@ def served_equal(
     gateway: str,
     tokenizer: Tokenizer | None,
 ) -> float | None:
-    """The share of token positions at which the cache's answer to a similar question is the engine's own greedy one.
+    """The share of token positions at which the cache's answer to a similar question equals the engine's own greedy
+    one.
 
-    Of up to `MOST_COMPARED` hits, evenly spaced; None without hits, or where the tokenizer is not known.
+    It covers up to `MOST_COMPARED` hits, evenly spaced; None without hits, or with an unknown tokenizer.
     """
     hits = [each for each in requests if decisions.get(each.request_id, {}).get("cache") == "semantic"]
     if not hits or tokenizer is None:

@@ -1,4 +1,4 @@
-"""The gateway as a process: uvicorn on uvloop and httptools, on loopback unless told otherwise."""
+"""The gateway as a process: uvicorn on uvloop and httptools, on loopback by default."""
 
 import argparse
 import asyncio
@@ -107,7 +107,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _application(self) -> AsyncIterator[GatewayApp]:
-        """The application with what runs beside it."""
+        """The application with its background tasks."""
         metrics = Metrics(self.log)
         engines = Engines(self.to, self.settings, metrics)
         clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))

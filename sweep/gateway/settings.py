@@ -1,4 +1,4 @@
-"""The gateway's settings: what `gateway:` in an experiment, and `sweep gateway`, can say."""
+"""The gateway's settings, for `gateway:` in an experiment and for `sweep gateway`."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from sweep.base.config import Strict
 
 RESET_HEADER = "x-gateway-reset-key"
-RESET_VARIABLE = "SWEEP_GATEWAY_RESET_KEY"  # environment variable: the key that a request to begin anew must have
+RESET_VARIABLE = "SWEEP_GATEWAY_RESET_KEY"  # environment variable: the key that a request to begin again must have
 
 
 class Clip(Strict):

@@ -1,1 +1,1 @@
-"""Provides what a trial is made of: models and their weights, tokenizers, workloads, loads."""
+"""Provides the inputs of a trial: models and their weights, tokenizers, workloads, loads."""

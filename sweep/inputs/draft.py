@@ -1,6 +1,6 @@
 """The draft model of speculative decoding: fetched, digested and offered offline like the model that it drafts for.
 
-Its tokenizer is the model's, so that none is read of its own.
+Its tokenizer is the model's, so its own is not read.
 """
 
 from pathlib import Path

@@ -203,7 +203,7 @@ def resolve_outage(repo: str, revision: str, kind: RepoType = "model") -> str | 
 
 
 def forget_outages() -> None:
-    """Ask the hub anew for every commit that a plan needs."""
+    """Ask the hub again for every commit that a plan needs."""
     resolve_commit.cache_clear()
     _unanswered.clear()
 

@@ -77,7 +77,7 @@ class Model(Strict):
         return self.shape
 
     def digest(self, cache_dir: Path) -> str:
-        """Return what identifies the content of the model and its tokenizer. Raises ValueError if there is none."""
+        """Return what identifies the content of the model and its tokenizer. Raises ValueError without one."""
         weights, path = self._digest(cache_dir), self._tokenizer_path
         if self.tokenizer is None:
             return weights
@@ -96,7 +96,7 @@ class Model(Strict):
         return None
 
     def is_quantised(self, cache_dir: Path) -> bool | None:
-        """Return whether the weights are stored quantised, as those of no model are that we write; None: not known."""
+        """Return whether the weights are stored quantised, as those of no model are that we write; None: unknown."""
         return False
 
     def reach(self, cache_dir: Path) -> None:
@@ -111,7 +111,7 @@ class Model(Strict):
         return _with_tokenizer(folder, self.tokenizer_folder(cache_dir), cache_dir, progress)
 
     def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
-        """Return the tokenizer, which needs no weights; None where it is not known. Raises ValueError if unreadable."""
+        """Return the tokenizer, which needs no weights; None where it is unknown. Raises ValueError if unreadable."""
         folder = self.tokenizer_folder(cache_dir)
         return None if folder is None else load_tokenizer(folder)
 
@@ -128,7 +128,7 @@ class Model(Strict):
         raise NotImplementedError
 
     def tokenizer_folder(self, cache_dir: Path) -> Path | None:
-        """Return the folder of the tokenizer, fetched if need be; None where it is not known."""
+        """Return the folder of the tokenizer, fetched if need be; None where it is unknown."""
         if self.tokenizer is None:
             return self._own_tokenizer(cache_dir)
         return self._tokenizer_path or fetch(
@@ -154,7 +154,7 @@ class RandomModel(Model):
     def check(self) -> None:
         super().check()
         if self.tokenizer and not self._tokenizer_path:
-            raise ValueError(f"model.tokenizer={self.tokenizer}: allowed for random weights is a folder that exists")
+            raise ValueError(f"model.tokenizer={self.tokenizer}: expected an existing folder for random weights")
         size = load_tokenizer(self._own_tokenizer(Path())).get_vocab_size()
         if (vocabulary := self.architecture.vocab_size) < size:
             allowed = f"at least the {size} tokens of its tokenizer"
@@ -297,7 +297,7 @@ class ServedModel(Model):
         return None
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        raise ValueError(f"model={self.name}: only a name; allowed to launch is a model of conf/model")
+        raise ValueError(f"model={self.name}: only a name; expected a model of conf/model to launch")
 
 
 @lru_cache  # many deployments of a plan have one model

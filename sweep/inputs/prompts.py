@@ -15,16 +15,7 @@ from sweep.base.config import first_line
 from sweep.base.exits import Outage
 from sweep.inputs import hub
 from sweep.inputs.rows import FileRow, check_faults, omissions, read_rows, whole_number
-from sweep.inputs.workload import (
-    DATA,
-    Draw,
-    Encoded,
-    Serving,
-    Workload,
-    content_digest,
-    encode_prompts,
-    with_headers,
-)
+from sweep.inputs.workload import DATA, Draw, Encoded, Serving, Workload, content_digest, encode_prompts, with_headers
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 PROMPT_COLUMNS = ("prompt", "text", "question", *CONVERSATIONS)  # that hold a prompt, where no column is named
@@ -252,18 +243,14 @@ class Stories(Serving):
         assert path is not None
         stories = [str(row["prompt"]) for row in read_rows(path, "workload.file")]
         inputs, outputs = map(list, zip(*self.lengths(draw), strict=True))
-        shortest = min(encoded_lengths(stories, tokenizer))
+        encoded = encode_prompts(stories, tokenizer)
+        shortest = min(len(text.split() if ids is None else ids) for text, ids in encoded)
         texts = []
         for number, length in enumerate(inputs):
             each = Draw(draw.seed, draw.phase, -(-length // shortest))
             texts.append("\n\n".join(stories[i] for i in each.cycle(len(stories), f"stories/{number}")))
         texts = with_headers(texts, draw, tokenizer) if self.unique_header else texts
         return [cut(text, length, tokenizer) for text, length in zip(texts, inputs, strict=True)], outputs
-
-
-def encoded_lengths(texts: list[str], tokenizer: Tokenizer | None) -> list[int]:
-    """The tokens of each text; words without a tokenizer."""
-    return [len(text.split() if ids is None else ids) for text, ids in encode_prompts(texts, tokenizer)]
 
 
 def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
@@ -344,6 +331,6 @@ def _text_of(content: Any) -> str:
 
 
 def _shipped(name: str) -> Path | None:
-    """Return the file of a shipped task; None if there is none of that name."""
+    """Return the file of a shipped task; None if the name is unknown."""
     path = DATA / "prompts" / f"{name}.jsonl"
     return path if path.is_file() else None

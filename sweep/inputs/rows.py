@@ -71,6 +71,26 @@ def check_faults(faults: Mapping[int, str], rows: int, key: str, skip: bool) -> 
             raise ConfigError(f"{key}: row {number}: {fault}; {len(faults)} of {rows} rows cannot be sent; {remedy}")
 
 
+class TraceRows(NamedTuple):
+    """The tokens of input and output of each row of a trace, and why the other rows cannot be sent, by number."""
+
+    lengths: list[tuple[int, int]]
+    faults: dict[int, str]
+
+
+def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
+    """Return the lengths of a trace's rows. Raises ConfigError for rows that cannot be sent, unless `skip` is set."""
+    rows = read_rows(path, key)
+    columns = trace_columns(rows[0])
+    if columns is None:
+        expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
+        raise ConfigError(f"{key}: has no columns of lengths; expected: {expected}")
+    faults = {number: fault for number, row in enumerate(rows, 1) if (fault := fault_of_lengths(row, columns))}
+    check_faults(faults, len(rows), key, skip)
+    cells = ([whole_number(row.get(column)) for column in columns[1:3]] for row in rows)
+    return TraceRows([(inputs, outputs) for inputs, outputs in cells if inputs and outputs], faults)
+
+
 def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
     """Return a note for the plan about the rows of a file that are not sent, by their fault; empty if all are sent."""
     reasons = Counter(fault.partition(";")[0] for fault in faults.values())
@@ -87,14 +107,11 @@ def read_rows(
     `or_else` are other values that are allowed in place of a path.
     """
     if path.suffix not in READERS and not any_ending:
-        raise ConfigError(f"{key}: {_problem(path)}; expected a file ending in {', '.join(READERS)}{or_else}")
+        problem = f"the ending {path.suffix} is not known" if path.suffix else "a name without an ending"
+        raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")
     if not path.is_file():
         raise ConfigError(f"{key}: no such file; expected a file ending in {', '.join(READERS)}{or_else}")
     return _parse_rows(path, key, path.stat().st_mtime_ns, first)
-
-
-def _problem(path: Path) -> str:
-    return f"the ending {path.suffix} is not known" if path.suffix else "a name without an ending"
 
 
 @lru_cache(maxsize=16)

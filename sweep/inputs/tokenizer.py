@@ -1,4 +1,4 @@
-"""Tokenizers of model folders, as engines load them; the one that the project ships is in data/tokenizer."""
+"""Tokenizers of model folders, as engines load them; the project's own is in data/tokenizer."""
 
 import json
 from functools import lru_cache
@@ -21,7 +21,7 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, special tokens added as engines do. Raises ValueError if it has none."""
+    """The tokenizer of a model folder, with special tokens added as engines do. Raises ValueError without one."""
     stamp = tuple(path.stat().st_mtime_ns for path in tokenizer_files(folder))
     return _load_tokenizer(folder, stamp)
 

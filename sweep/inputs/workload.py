@@ -25,17 +25,7 @@ from tokenizers import Tokenizer
 
 from sweep.base.config import Strict
 from sweep.base.records import UNKNOWN, Phase, Request
-from sweep.inputs.rows import (
-    TRACES,
-    FileRow,
-    TraceColumns,
-    check_faults,
-    fault_of_lengths,
-    omissions,
-    read_rows,
-    trace_columns,
-    whole_number,
-)
+from sweep.inputs.rows import TraceRows, omissions, read_trace
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = DATA / "words.txt"
@@ -242,8 +232,8 @@ class Recorded(_ExactLengths):
         self._pairs()
 
     def notes(self, cache_dir: Path) -> list[str]:
-        rows, _, faults = self._table()
-        return omissions(self.file, len(rows), faults)
+        lengths, faults = self._trace()
+        return omissions(self.file, len(lengths) + len(faults), faults)
 
     def digest(self, cache_dir: Path) -> str:
         return content_digest(Path(self.file).expanduser())
@@ -251,24 +241,11 @@ class Recorded(_ExactLengths):
     def longest_request(self) -> tuple[int, int]:
         return max(self._pairs()[: None if self.order == "random" else self.num_requests], key=sum)
 
-    def _table(self) -> tuple[list[FileRow], TraceColumns, dict[int, str]]:
-        """Return the rows of the file, the columns of its lengths, and the faults by the number of their row."""
-        key = f"workload.file={self.file}"
-        rows = read_rows(Path(self.file).expanduser(), key)
-        columns = trace_columns(rows[0])
-        if columns is None:
-            expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
-            raise ValueError(f"{key}: has no columns of lengths; expected: {expected}")
-        faults = {number: fault for number, row in enumerate(rows, 1) if (fault := fault_of_lengths(row, columns))}
-        check_faults(faults, len(rows), key, self.skip_unsendable)
-        return rows, columns, faults
+    def _trace(self) -> TraceRows:
+        return read_trace(Path(self.file).expanduser(), f"workload.file={self.file}", self.skip_unsendable)
 
     def _pairs(self) -> list[tuple[int, int]]:
-        rows, columns, _ = self._table()
-        lengths = (
-            (whole_number(row.get(columns.input_tokens)), whole_number(row.get(columns.output_tokens))) for row in rows
-        )
-        return [(inputs, outputs) for inputs, outputs in lengths if inputs and outputs]
+        return self._trace().lengths
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         pairs = self._pairs()

@@ -1,8 +1,8 @@
-"""Are an engine's answers right? Its greedy tokens and its log-probabilities beside those of transformers, at a launch.
+"""Checks an engine's answers: its greedy tokens and its log-probabilities beside those of transformers, at a launch.
 
 agreement: the share of positions at which the engine's greedy token is the reference's, after the reference's own
 tokens (`answers.Comparison`). quality: exp of the mean log-probability of a token of shipped text under the engine,
-over the reference's. The reference is computed in float32, or in the model's own dtype where that does not fit: once
+over the reference's. The reference is computed in float32, or in the model's own dtype if float32 does not fit: once
 per model and node, before an engine takes the memory. The engine's answers are compared once for a deployment on a
 node: a second launch of the same weights, configuration and environment on the same GPUs is not asked again. No failure
 here fails a trial; a figure whose whole interval lies below `gate` makes it invalid.
@@ -73,7 +73,7 @@ class ReferenceFailed(Failed, ValueError):
 
 
 def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
-    """Return the tokens that the model of a deployment should give, or in a few words why they are not known.
+    """Return the tokens that the model of a deployment should give, or in a few words why they are unknown.
 
     Called before an engine is launched: it uses its GPUs, cores and memory. Raises Outage.
     """
@@ -83,7 +83,7 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     if not backend.traits.computes_model:
         return "none: this engine computes no model"
     if not backend.launches:
-        return "none: the weights of a running endpoint are not known"
+        return "none: the weights of a running endpoint are unknown"
     if not model.comparable:
         return "none: on random weights agreement says nothing"
     try:
@@ -119,7 +119,7 @@ def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _workloads(work: Work) -> Iterator[Any]:
-    """Those of the deployment's trials whose requests can be made anew: behind a header they are not the measured."""
+    """The workloads whose requests can be made again: behind another header they are not the measured ones."""
     return (trial.workload for trial in work.deployment.trials if trial.workload.unique_header)
 
 
@@ -133,7 +133,7 @@ def texts(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def shipped(name: str) -> list[str]:
-    """The prompts of one of the project's own files: text written for it."""
+    """The prompts in one of the project's own files, whose text was written for it."""
     lines = (DATA / "prompts" / f"{name}.jsonl").read_text().splitlines()
     return [json.loads(line)["prompt"] for line in lines]
 
@@ -141,9 +141,9 @@ def shipped(name: str) -> list[str]:
 def _compute(
     spec: EnvironmentSpec, model: Any, job: dict[str, Any], launch: Launch, cache: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Return the fields of a Reference, from a process of its own in an environment with transformers."""
+    """Return the fields of a Reference, computed by a separate process in an environment with transformers."""
     # An engine that needs no Python at all (llama.cpp) is compared with it too: report what the time is spent on.
-    why = "for transformers, which engines are compared with; agreement=false leaves it out"
+    why = "for transformers, the reference for agreement; agreement=false leaves it out"
     python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
     folder = model.prepare(cache, progress)
     progress(f"computing the reference answers of {model.name}")
@@ -166,9 +166,9 @@ def _reference_environ(launch: Launch) -> dict[str, str]:
 
 
 def compare_once(work: Work, engine: Engine, expected: Reference | str, progress: Progress) -> dict[str, Any]:
-    """The columns of `compare`: those of an earlier attempt at this deployment, on the same hardware, if there is one.
+    """The columns of `compare`: from an earlier attempt at this deployment on the same hardware, if there is one.
 
-    The deployment's id stands for weights, configuration and environment. Where the results folder is not shared, an
+    The deployment's id identifies weights, configuration and environment. If the results folder is not shared, an
     attempt does not see the others and compares for itself.
     """
     if isinstance(expected, str):
@@ -192,7 +192,7 @@ def compare_once(work: Work, engine: Engine, expected: Reference | str, progress
 def compare(
     work: Work, engine: Engine, expected: Reference | str, progress: Progress = lambda text: None
 ) -> dict[str, Any]:
-    """The columns of agreement and quality of a running engine, null without them; and what keeps it from the gate."""
+    """The columns of agreement and quality of a running engine, null without them; and why it fails the gate."""
     if isinstance(expected, str):
         return {"agreement": None, "agreement_reference": expected, "quality": None, "quality_reference": expected}
     progress("comparing the engine's answers with the reference")
@@ -229,7 +229,7 @@ def _agreement(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded
 
 
 def _share(finished: Sequence[answers.Comparison]) -> Bounded:
-    """The share of the judged positions that match; with as little as nothing known of it where none is judged."""
+    """The share of the judged positions that match; without any position, an interval that knows nothing."""
     judged = [each for each in finished if each.judged]
     if not judged:
         return Bounded(math.nan, 0.0, 1.0)
@@ -243,7 +243,7 @@ def _quality(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded, 
 
 
 def below_gate(work: Work, engine: Engine, columns: Mapping[str, Any]) -> str | None:
-    """Return which figure lies below `gate` with its whole interval; None if none does.
+    """Return the figure that lies below `gate` with its whole interval, or None.
 
     Formats declared coarser than the model's are measured, not gated: their loss is known, and part of the comparison.
     """

@@ -22,9 +22,9 @@ Reply = list[int] | str  # token ids where the engine returns them, else text
 class Comparison:
     """One prompt's continuation against the reference's, position by position.
 
-    At every position the engine has the reference's own tokens before it: where it answers otherwise, it is asked again
-    from there on. So it decodes with its cache, as in a measurement, and one difference does not count for all that
-    follows it. A position at which it ends is left out: in a measurement the end is ignored.
+    At every position the engine continues the reference's own tokens: where it answers otherwise, it is asked again
+    from there on. So it decodes with its cache, as in a measurement, and one difference does not count for all later
+    positions. A position at which it ends is left out: in a measurement the end is ignored.
     """
 
     prompt: list[int]
@@ -73,9 +73,9 @@ def finish(
     limit: float,
     enough: Callable[[Sequence[Comparison]], bool],
 ) -> list[Comparison]:
-    """Ask the engine until every comparison is done, or `enough` says that those done are, or `limit` s have passed.
+    """Ask the engine until every comparison is done, or `enough` accepts the finished ones, or `limit` s have passed.
 
-    Returns those done. Raises as httpx does.
+    Returns the finished comparisons. Raises as httpx does.
     """
     finished: list[Comparison] = []
     begin = time.monotonic()
@@ -114,7 +114,7 @@ def _ask(
 
 
 def _round_trip(tokenizer: Tokenizer, ids: list[int]) -> str | None:
-    """The text that an engine would read as these tokens; None if there is none."""
+    """The text that an engine would read as these tokens, or None."""
     text = str(tokenizer.decode(ids))
     return text if tokenizer.encode(text).ids == ids else None
 
@@ -124,7 +124,7 @@ def _ids(tokenizer: Tokenizer, answer: Reply) -> list[int]:
 
 
 def completions(http: httpx.Client, engine: Engine, prompts: Any, tokens: int) -> list[Reply]:
-    """Greedy continuations of a list of prompts, in their order: a batch, as far as the engine makes one of it."""
+    """Greedy continuations of a list of prompts, in their order: one batch, as far as the engine batches them."""
     backend = engine.backend
     body = {"model": engine.launch.served_name, "prompt": prompts, "max_tokens": tokens, "temperature": 0}
     body |= backend.extra_body | ({"ignore_eos": True} if backend.ignores_eos else {})
@@ -157,9 +157,9 @@ def _tgi(http: httpx.Client, prompt: str, tokens: int) -> Reply:
 
 
 def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]], limit: float = math.inf) -> list[list[float]]:
-    """The log-probability of each token of each text but the first, given those before it.
+    """The log-probability of each token after the first, given the tokens before it, for each text.
 
-    No further text is begun after `limit` s: the first ones are those of the answer. Raises as httpx does.
+    No further text is begun after `limit` s: the answer covers the first ones. Raises as httpx does.
     """
     values: list[list[float]] = []
     begin = time.monotonic()
@@ -202,7 +202,7 @@ def _of_input(http: httpx.Client, text: Sequence[int]) -> list[float]:
 
 
 def _of_generated(http: httpx.Client, text: Sequence[int]) -> list[float]:
-    """llama.cpp states the model's own probability of each token that it generates; a grammar leaves no other one."""
+    """llama.cpp states the model's own probability of each token that it generates; a grammar leaves no alternative."""
     first, *following = text
     grammar = f"root ::= {' '.join(f'<[{token}]>' for token in following)}"
     body = {"prompt": [first], "n_predict": len(following), "grammar": grammar, "n_probs": 1, "temperature": 0}

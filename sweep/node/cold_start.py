@@ -1,4 +1,4 @@
-"""The first answer of an engine after its launch, which compiles, allocates or loads what later answers find there."""
+"""The first answer of an engine after its launch, which compiles, allocates or loads what later answers reuse."""
 
 import tempfile
 from pathlib import Path
@@ -15,7 +15,7 @@ PROMPT = "The first question after a launch is asked by itself, and its answer i
 def measure_cold_start(engine: Engine, cpus: set[int], stall_timeout: float = LONGEST_TIMEOUT) -> float | None:
     """Send one request to an engine that was just launched; return its time to first token in s.
 
-    None if others launched it, if it is timed inside, or if it gave no answer: the trials will say why.
+    None if others launched it, if it is timed inside, or if it gave no answer, which the trials will explain.
     """
     if not engine.backend.launches or engine.backend.traits.timed_inside:
         return None

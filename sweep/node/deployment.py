@@ -33,6 +33,7 @@ from backends.launch.this_host import host
 from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
 from backends.prepare.retry import patiently
+from backends.tables.causes import cause_table
 from sweep.base.config import Hardware, first_line
 from sweep.base.exits import Cause, Exit, Outage, exit_of
 from sweep.base.records import Outcome
@@ -140,7 +141,9 @@ def run_deployment(
         outcome = Outcome.INVALID if isinstance(error, Contradiction) else Outcome.LAUNCH_FAILED
         if isinstance(error, environments.OptionalPartFailed):
             outcome = Outcome.UNAVAILABLE
-        _end_all(work, pending.trials, Failure(outcome, str(error), exit_of(error)), emit)
+        exit = exit_of(error)
+        reason = "; ".join(filter(None, [str(error), exit.words and cause_table().find_remedy(exit.words)]))
+        _end_all(work, pending.trials, Failure(outcome, reason, exit), emit)
         return
     if node is None:
         return
@@ -185,7 +188,7 @@ def _outage_reporter(emit: Emit) -> Callable[[str], None]:
     def report(reason: str) -> None:
         nonlocal first
         if first:
-            emit(Note(f"{reason}; it is tried again"))
+            emit(Note(f"{reason}; retrying"))
         first = False
         emit(Stalled(reason))
         emit(State(f"waiting to prepare the node again: {reason}"))
@@ -278,7 +281,7 @@ def _first_facts(
 
 
 def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Reference | str:
-    """Return the reference answers, or why there are none; an outage is waited for."""
+    """Return the reference answers, or why they are missing; an outage is waited for."""
 
     def reference() -> agreement.Reference | str:
         return agreement.reference(work, node.launch, lambda text: emit(State(text)))

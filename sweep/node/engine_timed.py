@@ -81,7 +81,7 @@ async def _ask(
     stall_timeout: float | None,
     on_progress: Callable[[TrialProgress], None],
 ) -> tuple[dict[str, Any], str | None]:
-    """Return the host's answer, or the reason why there is none. Closing the connection stops the host."""
+    """Return the host's answer, or the reason why it is missing. Closing the connection stops the host."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(f"{url}/measure", json=body))
         looked = changed = time.monotonic()

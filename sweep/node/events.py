@@ -33,7 +33,7 @@ class Note(NamedTuple):
 
 
 class Stalled(NamedTuple):
-    """The node cannot be prepared for an outage; it is tried again."""
+    """The node cannot be prepared for an outage; it is retried."""
 
     reason: str
 

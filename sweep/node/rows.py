@@ -33,7 +33,7 @@ NOT_OF_A_ROW = {
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
-    """The part of a row that is known before anything is measured; `accelerator` is the GPU by its own name."""
+    """The part of a row that is known before the measurement; `accelerator` is the GPU's own name."""
     deployment, hardware = work.deployment, work.settings.hardware
     if not elsewhere(deployment.backend, hardware):
         accelerator = hardware.accelerator or accelerator or hardware.name
@@ -82,9 +82,9 @@ def unmeasured_row(
 
 
 def _settings_text(work: Work) -> str:
-    """The settings of the run that a trial is measured again with; whether replicates had launches of their own, too.
+    """The settings of the run that a trial is measured again with, and whether replicates had their own launches.
 
-    The bounds and percentiles of a row are columns, which are changed without measuring.
+    The bounds and percentiles of a row are columns, which change without measuring.
     """
     settings = work.settings.model_dump(mode="json", exclude=NOT_OF_A_ROW, exclude_defaults=True)
     relaunch = "once" if work.deployment.replicate is None else "per_replicate"
@@ -92,7 +92,7 @@ def _settings_text(work: Work) -> str:
 
 
 def _contents(deployment: Deployment) -> dict[str, str]:
-    """The digests of what a deployment's parts point to, with the name and the digest of its environment's lock."""
+    """The digests of a deployment's files, with the name and the digest of its environment's lock."""
     spec = deployment.environment
     if spec is None or spec.lock is None:
         return deployment.content
@@ -118,14 +118,14 @@ def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
 
 
 def slo_text(settings: Settings) -> str | None:
-    """The bounds for goodput as a row has them; None without any."""
+    """The bounds for goodput as a row stores them; None without any."""
     return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
 
 
 def present_row(
     row: Mapping[str, Any], deployment: Deployment, trial: Trial, settings: Settings, axes: Iterable[str]
 ) -> dict[str, Any]:
-    """A row as the present plan has it: what is not in a trial's id may be another now than when it was measured."""
+    """A row in the present plan: values outside a trial's id may have changed since it was measured."""
     price = hourly_price(deployment.backend, settings.hardware)
     cost = _cost(deployment.backend, row, price)
     columns = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
@@ -138,7 +138,7 @@ def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
 
 
 def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> dict[str, Any] | None:
-    """The row of a result with what is set now, from its stamps on disk; None where they are gone."""
+    """A result's row recomputed with the present settings from its stamps on disk; None if they are gone."""
     try:
         records = run_files.read_requests(paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests)
     except (FileNotFoundError, run_files.DamagedFile):
@@ -157,7 +157,7 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
 
 
 def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt: str | None = None) -> EngineFacts:
-    """The row's columns on the engine besides its figures."""
+    """The row's columns about the engine, without its figures."""
     facts, node = running.facts, running.node
     return EngineFacts(
         launch=running.launch,

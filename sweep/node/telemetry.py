@@ -1,4 +1,4 @@
-"""Timed samples beside the Records: the engine's gauges, its GPUs through NVML, its processes where there is no GPU.
+"""Timed samples beside the Records: the engine's gauges, its GPUs through NVML, or its processes without a GPU.
 
 One thread reads every source once an interval, and more often at first, off the measured path. A source that cannot be
 read is skipped and reported in `described`; it never fails a trial.
@@ -40,9 +40,9 @@ class Source(Protocol):
 class EngineMetrics:
     """Gauges and counters from the engines' Prometheus pages; `names` maps our series to the engines' metrics.
 
-    Of several engines, and of several workers of one, shares are averaged, and all else is added up. A counter for each
-    position of a draft has the position in the place of a device. `a / b` is the quotient of two metrics; there is none
-    where `b` is 0.
+    Over several engines, and several workers of one, shares are averaged, and everything else is added up. A counter
+    for each position of a draft has the position in the place of a device. `a / b` is the quotient of two metrics; it
+    is missing where `b` is 0.
     """
 
     def __init__(self, urls: Sequence[str], names: dict[str, str], verify_tls: bool = True) -> None:
@@ -72,7 +72,7 @@ class EngineMetrics:
 
 
 class Processes:
-    """Memory and CPU of the engine's process tree, and the CPU that others take of its cores.
+    """Memory and CPU of the engine's process tree, and the CPU time of others on its cores.
 
     Memory is the private part of each process plus the largest shared part once: summing resident sizes would count
     pages that the processes share several times.
@@ -103,7 +103,7 @@ class Processes:
 
 
 class Gpus:
-    """Memory, utilisation, power, clock and limits of the deployment's GPUs, and the others that compute on them."""
+    """Memory, utilisation, power, clock and limits of the deployment's GPUs, and other processes on them."""
 
     def __init__(self, devices: Sequence[str], foreign: ForeignGpu | None = None) -> None:
         self.name = "nvml"
@@ -188,6 +188,6 @@ class Sampler:
 
     @property
     def described(self) -> str:
-        """The sources that were read, each with its last problem if it had one."""
+        """The sources that were read, each with its last problem, if any."""
         problems = {name: f" ({problem})" for name, problem in self.problems.items()}
         return "; ".join(source.name + problems.get(source.name, "") for source in self.sources)

@@ -202,7 +202,7 @@ def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request],
 
 
 def _count_tokens(work: Work) -> measurement.CountTokens | None:
-    """The model's own tokenizer as a counter of answers' tokens; None where it is not known."""
+    """The model's own tokenizer as a counter of answers' tokens; None where it is unknown."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     if tokenizer is None:
         return None

@@ -157,9 +157,8 @@ def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
         return None
     return (
         f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f} asked for "
-        "with ignore_eos: "
-        "set workload.ignore_eos=false to measure answers of any length, or backend.ignores_eos=false if the server "
-        "does not know it"
+        "with ignore_eos: set backend.ignores_eos=false if the server lacks it, "
+        "or workload.ignore_eos=false for answers of any length"
     )
 
 

@@ -52,7 +52,7 @@ class Work:
 
 @dataclass(frozen=True)
 class PreparedNode:
-    """A node that has all that the engine needs: its environment, its weights, and cores for it and for the client."""
+    """A node with everything the engine needs: its environment, its weights, and cores for it and for the client."""
 
     launch: Launch
     environment: Environment
@@ -72,7 +72,7 @@ class RunningEngine:
 
     @property
     def engine(self) -> Engine:
-        """The one that is asked where one of the replicas is asked for all."""
+        """The engine that answers where one of the replicates stands for all."""
         return self.engines[0]
 
     @property
@@ -81,7 +81,7 @@ class RunningEngine:
         return self.engine.url if self.gateway is None else self.gateway.url
 
     def processes(self) -> list[psutil.Process]:
-        """The processes of all engines and of what is in front of them."""
+        """The processes of all engines and of the gateway in front of them."""
         front = [] if self.gateway is None else self.gateway.process.processes()
         return [*self.engine_processes(), *front]
 
@@ -93,7 +93,7 @@ class RunningEngine:
         return all(engine.processes_known() for engine in self.engines)
 
     def alive(self) -> bool:
-        """Return whether every engine and what is in front of them run."""
+        """Return whether every engine and the gateway in front of them run."""
         return self.dead() is None and (self.gateway is None or self.gateway.alive())
 
     def dead(self) -> Engine | None:

@@ -1,6 +1,6 @@
 """The chunks of a trial's answers as arrays: arrival times and token counts.
 
-Chunks without a token (a role, a usage report) are no arrivals and are left out. They are processed in blocks, so that
+Chunks without a token (a role, a usage report) are not arrivals and are left out. They are processed in blocks, so that
 a million requests of 128 chunks need little more memory than their Records. Times are in seconds.
 """
 
@@ -103,12 +103,12 @@ def token_times(records: Records) -> tuple[Floats, Floats]:
 
 
 def near(block: Block) -> Mask:
-    """True for each two neighbouring chunks of one request that came as one. Shape (chunks - 1,)."""
+    """True for neighbouring chunks of one request that came as one. Shape (chunks - 1,)."""
     return block.inside() & (np.diff(block.us) <= TOGETHER)
 
 
 def later_tokens(records: Records) -> Floats:
-    """Streamed tokens of each request that came after its first arrival; NaN if that is not known. Shape (requests,).
+    """Streamed tokens of each request that came after its first arrival; NaN if that is unknown. Shape (requests,).
 
     The first arrival is the first chunk with those that came together with it.
     """

@@ -1,4 +1,6 @@
-"""Intervals of shares and means over tokens of some texts. Tokens of one text are alike: the texts are the sample."""
+"""Intervals of shares and means over the tokens of some texts. Tokens of one text are alike, so the texts are the
+sample.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ COVERAGE = 0.95
 
 
 class Bounded(NamedTuple):
-    """A figure with the ends of its 95 % interval; they are infinite where one text says nothing of others."""
+    """A figure with the ends of its 95 % interval; they are infinite if one text says nothing about others."""
 
     value: float
     low: float

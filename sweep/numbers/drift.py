@@ -1,9 +1,9 @@
-"""Drift of the latency of a trial that was taken for steady: within its window, and after it.
+"""Drift of the latency of a seemingly steady trial: within its window, and after it.
 
 The requests sent in the window are split into TENTHS by their send. There is drift if every tenth of the second half is
-above every tenth of the first, or below: by chance alone 1 in 126 windows does (Mann & Whitney 1947, five against
-five), so the halves must differ by LEAST_CHANGE as well. After the window there is drift if those sent then are slower
-than any tenth of it, and by LEAST_AFTER. Both are sought in the p50 and in the p90 of e2el.
+above every tenth of the first, or below. By chance alone 1 in 126 windows does that (Mann & Whitney 1947, five against
+five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later requests are slower
+than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """The p50 or p90 of e2el of what was sent after the window over that within it; None without drift."""
+    """The p50 or p90 of e2el of the requests sent after the window, over the window's; None without drift."""
     if window.end is None:
         return None
     latencies = _latencies(records, sent_within(records, mask, window))
@@ -55,7 +55,7 @@ def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def _latencies(records: Records, mask: Mask) -> Floats:
-    """e2el in the order of the sends, or how long a failed request had lasted: it would have taken longer."""
+    """e2el in the order of the sends; for a failed request its duration until then: it would have taken longer."""
     lasted = as_floats(records.ended) - as_floats(records.sent)
     values = np.where(succeeded(records), e2el(records), lasted)[mask]
     ordered = values[np.argsort(as_floats(records.sent)[mask], kind="stable")]

@@ -1,4 +1,4 @@
-"""A histogram of gaps between chunks, from which quantiles of a thousand million gaps are read.
+"""A histogram of gaps between chunks, which gives quantiles of a billion gaps.
 
 A bin is the upper half of a gap's bits as a 32-bit float: 128 bins for each power of two. The middle of a bin is at
 most 0.4 % from any gap in it, so a quantile is too. Histograms of trials, files and processes are added.

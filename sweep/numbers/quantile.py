@@ -18,7 +18,7 @@ def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
 
 
 def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float = 1.0) -> dict[str, float | None]:
-    """mean, percentiles and max of the values / unit, NaN left out; None if there are none. Reorders `values`.
+    """mean, percentiles and max of the values / unit, NaN left out, or None. Reorders `values`.
 
     An infinite value is a request that failed (`selection.with_failures`): it counts in the percentiles, and one that
     reaches it is None; mean and max are of the finite values.

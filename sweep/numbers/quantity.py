@@ -28,8 +28,8 @@ OLD_PERCENTILES = (50.0, 90.0, 99.0)  # of rows from before they were a setting
 class Quantity:
     """The definition of a quantity: its meaning and its computation.
 
-    Its kind says when it does not hold. A latency rests on the stamps of a client (goodput does, too): it is left out
-    where the engine took its own. Validity says how far to believe the others; counts are requests, tokens and seconds.
+    Its kind says when it does not hold. A latency rests on a client's stamps (goodput does, too): it is left out if the
+    engine took its own. Validity says how far to believe the others; counts are requests, tokens and seconds.
     """
 
     name: str
@@ -82,7 +82,7 @@ _DECLARED: dict[str, Quantity] = {}
 
 
 def is_buffered(buffered_share: Value) -> bool:
-    """Return whether the time between events is that of a buffer on their way, and not the engine's."""
+    """Return whether a buffer, not the engine, sets the time between events."""
     return isinstance(buffered_share, float) and buffered_share > BUFFERED
 
 

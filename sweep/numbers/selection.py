@@ -1,6 +1,6 @@
-"""Which requests of a trial a figure is about, and sums and spans over them.
+"""Selects the requests of a trial that a figure covers, and computes sums and spans over them.
 
-A mask says it, of shape (requests,): `measured` leaves out the warm-up, `succeeded` what failed.
+A mask of shape (requests,) selects them: `measured` leaves out the warm-up, `succeeded` failed requests.
 """
 
 from array import array
@@ -33,18 +33,18 @@ def succeeded(records: Records) -> Mask:
 
 
 def was_sent(records: Records) -> Mask:
-    """The requests that were sent, and not only due while others held all slots. Shape (requests,)."""
+    """The requests that were sent, not only due while others held all slots. Shape (requests,)."""
     return ~np.isnan(as_floats(records.sent))
 
 
 def engine_answered(records: Records) -> Mask:
-    """The requests that succeeded and whose answer came from the engine as it was made. Shape (requests,)."""
+    """The successful requests whose answer came from the engine as it was made. Shape (requests,)."""
     by_gateway: Mask = np.asarray(records.gateway_answer, np.bool_)
     return succeeded(records) & ~by_gateway
 
 
 def with_failures(values: Floats, failed: Mask) -> Floats:
-    """The values of a latency for each request, infinite for those that failed: they are slower than any other.
+    """The values of a latency for each request, infinite for failed ones: they are slower than any other.
 
     Without them a quantile would be of the survivors, and the slowest requests often do not survive. Shape of both.
     """
@@ -63,13 +63,13 @@ def sent_within(records: Records, mask: Mask, window: Window) -> Mask:
 
 
 def total_tokens(counts: "array[int]", mask: Mask) -> int | None:
-    """Σ tokens of the requests in the mask; None if there are none, or the count of one of them is unknown."""
+    """Σ tokens of the requests in the mask; None without any, or the count of one of them is unknown."""
     chosen = np.asarray(counts)[mask]
     return None if chosen.size == 0 or np.any(chosen == UNKNOWN) else int(chosen.sum(dtype=np.int64))
 
 
 def first_send(records: Records, mask: Mask) -> float:
-    """The first send of the requests in the mask, s from the trial's start; infinite if there is none."""
+    """The first send of the requests in the mask, s from the trial's start; infinite without any."""
     return float(np.nanmin(as_floats(records.sent)[mask], initial=np.inf))
 
 
@@ -83,11 +83,11 @@ def spans(records: Records, mask: Mask) -> tuple[Floats, Floats]:
 
 
 def per_second(count: float | None, seconds: float | None) -> float | None:
-    """count / seconds: every throughput. None where there was nothing to count."""
+    """count / seconds: every throughput. None without anything to count."""
     return count / seconds if count and seconds else None
 
 
 def divided(times: Floats, tokens: NDArray[Any]) -> Floats:
-    """times / tokens, NaN where there are none. Shape of both."""
+    """times / tokens, NaN where missing. Shape of both."""
     quotient: Floats = np.divide(times, tokens, out=np.full_like(times, np.nan), where=tokens > 0)
     return quotient

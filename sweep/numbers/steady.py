@@ -1,4 +1,4 @@
-"""The steady state of a trial: the part of it that is detected to be stationary, or None if there is none.
+"""The steady state of a trial: the part of it that is detected to be stationary, or None.
 
 The window
   * begins when the load has turned over once, that is, when as many requests have ended as are typically in flight. The
@@ -40,7 +40,7 @@ CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson &
 
 
 def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
-    """Detect the steady state of a trial's measured requests; `method` names the method, or why there is none."""
+    """Detect the steady state of a trial's measured requests; `method` names the method, or why not."""
     mask = measured(records, discard_first_batch)
     if not (mask & succeeded(records)).any():
         return _none("no request succeeded")
@@ -53,7 +53,7 @@ def steady_window(records: Records, discard_first_batch: bool = False) -> Window
 
 
 def too_short(records: Records, mask: Mask, length: float) -> str | None:
-    """Why a window of that many seconds may hold no slow request; None if it is long enough."""
+    """Why a window of so many seconds may hold no slow request; None if it is long enough."""
     lasted = statistics(with_failures(e2el(records), ~succeeded(records))[mask], (90,))
     p90, longest = lasted["p90"], lasted["max"]
     if p90 is None or longest is None:
@@ -154,7 +154,7 @@ def _time_since(events: Floats, at: Floats) -> Floats:
 
 
 def settled(series: list[Floats], means_of: int, typical: int, load: Floats | None = None) -> slice | None:
-    """The observations in which every series is in steady state, None if there are none.
+    """The observations in which every series is in steady state, or None.
 
     Args:
         series: one or more of the same length, in order of time.
@@ -172,7 +172,7 @@ def settled(series: list[Floats], means_of: int, typical: int, load: Floats | No
 
 
 def cooled_down(load: Floats, means_of: int, slack: float) -> int:
-    """The index of the observation where the load begins to cool down, else the number of observations."""
+    """The index of the observation where the load begins to cool down, or the number of observations."""
     end = load.size - mser(load[::-1], means_of, slack)
     return end if end < load.size and load[end:].mean() < load[:end].mean() else load.size
 

@@ -1,4 +1,4 @@
-"""The measured columns of a trial's row: every declared quantity whose inputs are there."""
+"""The measured columns of a trial's row: every declared quantity whose inputs exist."""
 
 import inspect
 import math
@@ -75,7 +75,7 @@ def _series(
 
 
 def request_values(quantity: Quantity, records: Records) -> Floats:
-    """A series of the requests: that of a failed one is infinite if it is a latency, else left out (NaN).
+    """A series of the requests: a failed one is infinite in a latency, otherwise left out (NaN).
 
     A failed request's wait for a slot is known: it had one. Shape (requests,).
     """

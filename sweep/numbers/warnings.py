@@ -179,12 +179,12 @@ def inexact_agreement(agreement: float) -> Evidence | None:
 
 @_warning(
     "A coarser number format costs this much: quote it beside the speed. If none was asked for, the engine computes the"
-    " model wrongly: set gate: {quality: 0.98} to measure no such engine.",
+    " model wrongly: set gate: {quality: 0.98} to exclude such engines.",
     ("quality",),
     lowest_is_worst=True,
 )
 def low_quality(quality: float, quality_high: float) -> Evidence | None:
-    """The engine surely gives a token of shipped text less than 98 % of the likelihood under the reference."""
+    """The engine gives shipped text less than 98 % of the reference's likelihood per token, beyond its interval."""
     return Evidence(quality, f"quality {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
 
 
@@ -223,7 +223,7 @@ def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | No
 
 
 @_warning(
-    "The engine's log says why. Headers that it had not seen kept most of it from mattering, unless"
+    "The engine's log says why. New headers kept most prompts out of its cache, unless"
     " workload.unique_header=false; for a clean measurement set relaunch=per_replicate.",
     lowest_is_worst=True,
 )
@@ -242,7 +242,7 @@ def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
 
 
 @_warning(
-    "The engine did not compute this input: TTFT and throughput are those of repeated prompts.",
+    "The engine did not compute this input: TTFT and throughput hold for repeated prompts.",
 )
 def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
     """The engine's prompt cache answered more than 5 % of the input."""
@@ -251,7 +251,7 @@ def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
 
 
 @_warning(
-    "The server did not compute this input: TTFT and throughput are those of repeated prompts.",
+    "The server did not compute this input: TTFT and throughput hold for repeated prompts.",
 )
 def cached_input(cached_share: float) -> Evidence | None:
     """By the usage of its answers the server had more than 5 % of the input in its prompt cache."""
@@ -268,7 +268,7 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
 
 
 @_warning(
-    "A p99 over fewer than 100 requests is nearly the slowest of them: set workload.num_requests=100 or more.",
+    "With under 100 requests, p99 is practically the slowest request: set workload.num_requests=100 or more.",
     P99,
     lowest_is_worst=True,
 )
@@ -279,7 +279,7 @@ def few_requests(num_requests: int) -> Evidence | None:
 
 
 @_warning(
-    "Its p99 is nearly the slowest of them: set workload.num_requests higher.",
+    "Its p99 is practically the slowest request: set workload.num_requests higher.",
     STEADY_P99,
     lowest_is_worst=True,
 )
@@ -294,12 +294,12 @@ def few_steady_requests(steady_num_requests: int) -> Evidence | None:
     STEADY_LATENCIES,
 )
 def drift_within_steady_state(steady_drift: float) -> Evidence | None:
-    """Within the steady state the latency differs from half to half."""
+    """Latency differs between the two halves of the steady state."""
     return Evidence(steady_drift, f"latency changed {steady_drift:.2f}-fold within the steady state")
 
 
 @_warning(
-    "The steady_* figures are of the better part of the trial: compare those of the whole run, or measure for longer.",
+    "The steady_* figures cover the better part of the trial: compare the whole run's, or measure for longer.",
     STEADY_COLUMNS,
 )
 def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
@@ -330,7 +330,7 @@ def shared_timestamps(buffered_share: float) -> Evidence | None:
 
 @_severe(
     "Something between the engine and the client holds its events back: TPOT, ITL and goodput with a bound on TPOT are"
-    " left out, and TTFT is that of the buffer. Switch off response buffering (nginx: proxy_buffering off), or ask the"
+    " left out, and TTFT measures the buffer. Switch off response buffering (nginx: proxy_buffering off), or ask the"
     " engine directly.",
     (*STREAMED, *ARRIVALS, "goodput"),
 )
@@ -362,8 +362,8 @@ def own_token_count(token_source: str) -> Evidence | None:
 
 
 @_warning(
-    "Either model.tokenizer is not that of the served model, or the server counts tokens that are not in its answers"
-    " (with ignore_eos, end tokens are not in the text): else compare requests/s and end-to-end latencies instead.",
+    "Either model.tokenizer belongs to another model, or the server counts tokens that its answers lack (with"
+    " ignore_eos, end tokens are not in the text). Otherwise compare requests/s and end-to-end latencies.",
     (*TOKEN_COLUMNS, *STREAMED),
 )
 def token_counts_differ(recounted_share: float, token_source: str) -> Evidence | None:
@@ -386,7 +386,7 @@ def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | N
 
 
 @_warning(
-    "Output tokens, throughput and cost include them; TPOT, the peak and the steady state are of those that came.",
+    "Output tokens, throughput and cost include them; TPOT, the peak and the steady state exclude them.",
     TOKEN_COLUMNS,
 )
 def hidden_tokens(hidden_share: float) -> Evidence | None:
@@ -437,7 +437,10 @@ def busy_client(client_cpu: float) -> Evidence | None:
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
 
 
-@_warning("Something else ran on the engine's cores: measure again on an idle machine, or set quiet.")
+@_warning(
+    "Something else ran on the engine's cores: measure again on an idle machine, or wait for one with"
+    " quiet={foreign_cpu: 0.1, within: 600}."
+)
 def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | None:
     """Other processes took more than 10 % of the engine's cores."""
     if foreign_cpu_share <= FOREIGN_CPU:

@@ -16,7 +16,7 @@ LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step 
 
 
 class LadderStep(Strict):
-    """A step of a ladder: what it sets is added to what its parent sets."""
+    """A step of a ladder: its settings are added to its parent's."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
@@ -26,7 +26,7 @@ class LadderStep(Strict):
 
 
 class PlanSpec(Strict):
-    """The keys of an experiment that say which points it has. Errors quote a key's description as what was expected."""
+    """The keys of an experiment that define its points. Errors quote a key's description as what was expected."""
 
     grid: Assignments = Field(default_factory=dict, description="{axis: values}")
     zip: list[Assignments] = Field(default_factory=list, description="{axis: values}, or a list of those")
@@ -42,10 +42,9 @@ class PlanSpec(Strict):
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any], under: str = "") -> "PlanSpec":
-        """The plan that these keys describe, each of them checked; `under` is the key that holds them, with a dot.
+        """The plan that these keys describe, each of them checked; `under` is their parent key, with a dot.
 
-        Raises:
-            ConfigError: naming the first key whose value is not of its form, or that nothing would come of.
+        Raises ConfigError, naming the first key whose value is not of its form, or that nothing would come of.
         """
         try:
             plan = cls.model_validate(dict(fields))
@@ -129,7 +128,7 @@ class PlanSpec(Strict):
                 yield assignments
 
     def _steps(self) -> Iterator[Assignments]:
-        """Each step adds its `set` to that of its parent: the step before it, or the one named."""
+        """Each step adds its `set` to its parent's: the step before it, or the one named."""
         steps: dict[str, Assignments] = {}
         previous: str | None = None
         for entry in self.ladder:
@@ -171,5 +170,5 @@ def brief(value: Any) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A value for a sentence: a list without its brackets, and nothing where there is none."""
+    """A value for a sentence: a list without its brackets, and nothing for an empty one."""
     return "nothing" if value in (None, {}, []) else shortened(flow(value).strip("[]"))

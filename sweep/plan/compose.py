@@ -2,7 +2,7 @@
 
 An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing costs milliseconds, so each
 combination of config groups is composed once and its points are dictionaries updated from it; ten thousand points take
-seconds. Validation of what comes out is in `config` and `planning`.
+seconds. `config` and `planning` validate the points.
 """
 
 import copy
@@ -38,14 +38,7 @@ from sweep.inputs.hub import REPOSITORY
 from sweep.inputs.model import ServedModel
 from sweep.inputs.rows import READERS
 from sweep.plan.axes import FORMS, PlanSpec, brief, flow, in_words
-from sweep.plan.command_line import (
-    MOST_PLANNED,
-    Assignments,
-    CommandLine,
-    is_point_key,
-    parse_command_line,
-    point_keys,
-)
+from sweep.plan.command_line import MOST_PLANNED, Assignments, CommandLine, is_point_key, parse_command_line, point_keys
 
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
 PROMPTS_WORKLOAD = "prompts"  # conf/workload/prompts.yaml: prompts of the file that the command line names
@@ -58,7 +51,7 @@ Obstacle = Callable[[str, Mapping[str, Any], str | None], str | None]
 
 @dataclass(frozen=True)
 class Composition:
-    """The settings of a run, its points before validation, and in plain words what was replaced for lack of a GPU."""
+    """The settings of a run, its points before validation, and in plain words what was replaced without a GPU."""
 
     settings: Settings
     points: list[Point]  # each: backend, model, workload, load as mappings
@@ -88,12 +81,11 @@ def compose_run(
 ) -> Composition:
     """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
 
-    `obstacle` says why a model or workload, with the keys that are set, cannot be fetched; None if it can. It raises
-    Outage where that is not known.
+    `obstacle` says why a model or workload, with the keys that are set, cannot be fetched, or returns None. It raises
+    Outage if that is unknown.
 
-    Raises:
-        ConfigError: for anything that is not a valid request.
-        Outage: if it is not known whether a model or data set can be fetched, except in a dry run.
+    Raises ConfigError for anything that is not a valid request; Outage if it is unknown whether a model or data set can
+    be fetched, except in a dry run.
     """
     composer = _Composer(parse_command_line(arguments), options or ConfigPath())
     line, base = composer.line, composer.base
@@ -204,7 +196,7 @@ class _Composer:
 
 
 def _by_address(model: Mapping[str, Any], options: ConfigPath) -> dict[str, Any]:
-    """The model that an engine loads by this name: a folder, or a repository of the hub; else the name as it is."""
+    """The model that an engine loads by this name: a folder, or a repository of the hub; otherwise the name itself."""
     name = str(model["name"])
     settings = {key: value for key, value in model.items() if key not in ("_target_", "name")}
     if name.startswith(("/", "./", "../", "~/")) or os.path.isdir(name):
@@ -239,7 +231,7 @@ def _resolved(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _both(published: PlanSpec, typed: PlanSpec) -> PlanSpec:
-    """The experiment's plan with the command line's keys in place of its own, except `when`, which adds to it."""
+    """The experiment's plan with the command line's keys replacing its own, except `when`, which adds to it."""
     update = typed.model_dump(exclude_unset=True)
     if typed.when:  # an empty one drops the experiment's
         update["when"] = {**published.when, **typed.when}
@@ -268,7 +260,6 @@ def _settings(settings: Mapping[str, Any], line: CommandLine, hardware: Hardware
 
 
 def _with_typed(settings: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:
-    """Settings with those that were typed."""
     config = dict(settings)
     for key, value in line.scalars.items():
         if not is_point_key(key) and key not in (*FORMS, *RUN_GROUPS):
@@ -308,7 +299,7 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
 def _replace_unreachable(
     group: str, request: _Request, line: CommandLine, options: ConfigPath, obstacle: Obstacle
 ) -> None:
-    """Replace a model or data set that cannot be fetched by the one that its file names, unless the user typed it."""
+    """Replace a model or data set that cannot be fetched by the one named in its file, unless the user typed it."""
     name = request.chosen[group]
     if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return
@@ -329,9 +320,9 @@ def _replace_unreachable(
 
 
 def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, options: ConfigPath) -> None:
-    """Refuse a condition on a key that is none of the plan's, or on a value that the key cannot have.
+    """Refuse a condition on a key that the plan lacks, or on a value that the key cannot have.
 
-    The experiment's own conditions may be on what the command line replaced: its axes, and any option of a group.
+    The experiment's own conditions may name what the command line replaced: its axes, and any option of a group.
     """
     plan, chosen = request.plan, {**request.chosen, **request.scalars}
     axes, groups = plan.values(), {group: options.choices(group) for group in POINT_GROUPS}
@@ -371,7 +362,7 @@ def _check_baseline(
 
 
 def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
-    """Every key of the experiment and of the command line must be one of ours, or it would be without effect."""
+    """Every key of the experiment and of the command line must exist, or it would have no effect."""
     where = f"experiment={line.experiment}: "
     for key, value in base.items():
         if key == "experiment":
@@ -406,7 +397,7 @@ def _refuse_values_of_none(line: CommandLine, plan: PlanSpec, coordinates: Seque
 
 
 def _refuse_keys_of_some(line: CommandLine, plan: PlanSpec, points: Iterable[Point]) -> None:
-    """A key that only some of the chosen options have: the user says where it applies."""
+    """Refuse a key that only some of the chosen options have: the user must say where it applies."""
     used = {group: {str(point[group]["name"]): point[group]["_target_"] for point in points} for group in POINT_GROUPS}
     for key, value in line.typed.items():
         group, *fields = key.split(".")

@@ -114,7 +114,7 @@ def trial_seconds(row: Mapping[str, Any]) -> float | None:
 
 
 def _launch_kind(gpus: int, config: Mapping[str, Any]) -> tuple[int, str]:
-    """What launches have in common; rows that other tools measured may not say which model it was."""
+    """The common settings of launches; imported rows may not say which model they are."""
     return gpus, config_text({group: config.get(group) for group in ("backend", "model")})
 
 
@@ -130,7 +130,7 @@ def kind_of(deployment: Deployment, trial: Trial, hardware: Hardware) -> dict[st
 
 
 class Assumed(NamedTuple):
-    """Durations to assume where there is no history, s."""
+    """Durations to assume without history, s."""
 
     trial: float
     launch: float
@@ -157,7 +157,7 @@ class Expected(NamedTuple):
         return {t.trial_id: self.trials[t.trial_id] for t in launch.trials if t.trial_id in self.trials}
 
     def first_result(self, launch: Deployment) -> float:
-        """Return the seconds until its shortest trial ends, counting what is not known as 0."""
+        """Return the seconds until its shortest trial ends, counting what is unknown as 0."""
         shortest = min((self.trials.get(trial.trial_id, 0.0) for trial in launch.trials), default=0.0)
         return self.launches.get(launch.launch_key, 0.0) + shortest
 
@@ -206,11 +206,7 @@ class RunEstimate(NamedTuple):
 
 
 def estimate_run(
-    plan: Plan,
-    launches: Sequence[Deployment],
-    history: History,
-    nodes: Sequence[Node],
-    assumed: Assumed | None = None,
+    plan: Plan, launches: Sequence[Deployment], history: History, nodes: Sequence[Node], assumed: Assumed | None = None
 ) -> RunEstimate:
     """Estimate the duration and cost of launches on these nodes, by simulating the scheduler."""
     expected = expect(launches, history, plan.settings.hardware, assumed, plan.settings.seed)
@@ -293,7 +289,7 @@ def _sources(expected: Expected, assumed: Assumed | None) -> str:
 
 
 def _critical_path(simulated: SimulatedRun, names: Mapping[str, str], units: str) -> str:
-    """Return the launches that decide the end, each waiting for the one before it."""
+    """Return the launches that decide the end, each waiting for the previous one."""
     path = simulated.critical_path()
     steps = [f"{names[span.key]} [{span.key}] ({duration_text(span.end - span.begin)})" for span in path]
     if len(steps) > NAMED:

@@ -30,7 +30,7 @@ class Node(NamedTuple):
     cpus: int
     accelerators: tuple[str, ...]
     node_id: str = ""
-    facts: Host | None = None  # None: not known, as of a node that an autoscaler has yet to start
+    facts: Host | None = None  # None: unknown, as of a node that an autoscaler has yet to start
 
 
 class Queue(NamedTuple):
@@ -78,14 +78,14 @@ def can_run(node: Node, need: Need) -> bool:
 
 
 def preferred(need: Need, nodes: Sequence[Node]) -> Sequence[Node]:
-    """Return the nodes that a launch may start on: not those on which it failed, where any other could run it."""
+    """Return the nodes that a launch may start on, without those on which it failed if any other could run it."""
     if not need.avoid:
         return nodes
     return [node for node in nodes if node.node_id not in need.avoid and can_run(node, need)] or nodes
 
 
 def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
-    """Return the reason why it fits none of these nodes even if idle, with the remedy, in one line; None if it does."""
+    """Return why it fits none of these nodes even if idle, with the remedy, in one line, or None."""
     if any(can_run(node, need) for node in nodes):
         return None
     if need.accelerator and not any(need.accelerator in node.accelerators for node in nodes):
@@ -126,7 +126,7 @@ class Packer:
         heapq.heappush(self.pending.setdefault(need.queue, []), (rank, need))
 
     def requeue(self, key: str, avoid: frozenset[str] = frozenset()) -> None:
-        """Put a launch in front of all others; it goes to none of the nodes `avoid` where there is another."""
+        """Put a launch in front of all others; it avoids the nodes `avoid` if there is another."""
         self.front -= 1
         self.needs[key] = self.needs[key]._replace(avoid=avoid)
         self._push(self.front, self.needs[key])
@@ -180,7 +180,7 @@ class Packer:
     def next_needs(self, nodes: Sequence[Node]) -> list[Need]:
         """Return the next pending needs, as many as are worth growing the cluster for.
 
-        One of each kind that fits none of these nodes comes first: only a new node can run those.
+        Kinds that fit none of these nodes come first: only a new node can run those.
         """
         unschedulable = sorted(heap[0] for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes))
         heaps = [heapq.nsmallest(LOOKAHEAD, heap) for heap in self.pending.values()]

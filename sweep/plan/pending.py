@@ -43,19 +43,14 @@ class PendingWork:
 
 
 def find_pending(
-    plan: Plan,
-    ledger: Ledger,
-    history: History,
-    nodes: Sequence[Node],
-    drivers: set[str] | None = None,
+    plan: Plan, ledger: Ledger, history: History, nodes: Sequence[Node], drivers: set[str] | None = None
 ) -> PendingWork:
     """Find the trials to run, the reasons, and their expected duration on these nodes.
 
-    `drivers` are the GPU drivers of the nodes that there are, None where they are not known: a failure that was final
+    `drivers` are the GPU drivers of the nodes that there are, None where they are unknown: a failure that was final
     under another one is not.
 
-    Raises:
-        ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
+    Raises ConfigError if no hub can tell whether the results in the ledger are of the plan's models.
     """
     launches = pending_launches(plan, ledger, drivers)
     runnable = [launch for launch in launches if not launch.unavailable]
@@ -80,8 +75,7 @@ def _assumed(settings: Settings) -> Assumed | None:
 def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None) -> list[Deployment]:
     """Return the launches that have pending trials, with these trials only.
 
-    Raises:
-        ConfigError: if no hub can tell whether the results in the ledger are of the plan's models.
+    Raises ConfigError if no hub can tell whether the results in the ledger are of the plan's models.
     """
     _check_commits(plan, ledger)
 
@@ -121,8 +115,7 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
 def check_resolved(plan: Plan) -> None:
     """Check that every revision of the plan has its commit, of which ids are made; those of a dry run are provisional.
 
-    Raises:
-        Outage: if the hub did not answer: rows would get an id that they have on no other day.
+    Raises Outage if the hub did not answer: rows would get an id that they have on no other day.
     """
     if plan.settings.dry_run:
         return
@@ -194,5 +187,5 @@ def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
 
 
 def content_digests(deployment: Deployment, trial: Trial) -> dict[str, str]:
-    """Return hashes of what a trial's configuration points to: the weights, the data set, our own part of an engine."""
+    """Return hashes of the files behind a trial's configuration: weights, data set, our own part of an engine."""
     return {**deployment.content, **trial.content}

@@ -77,7 +77,7 @@ class Deployment:
 
     @property
     def launch_key(self) -> str:
-        """The key of a launch: the deployment's id, with the replicate where each has a launch of its own."""
+        """The key of a launch: the deployment's id, with the replicate if each has its own launch."""
         return self.deployment_id if self.replicate is None else f"{self.deployment_id}-{self.replicate}"
 
     def describe_launch(self) -> str:
@@ -94,7 +94,7 @@ class Deployment:
     def launches(self, per_replicate: bool) -> "list[Deployment]":
         """The deployment once for each launch, with the trials of that launch: the unit that is scheduled.
 
-        An engine that others run is not launched, but asked in as many turns; never by several clients at once.
+        An engine that others run is not launched, but measured in as many turns; never by several clients at once.
         """
         replicates = sorted({trial.replicate for trial in self.trials})
         if not (per_replicate and len(replicates) > 1):
@@ -168,21 +168,21 @@ class Plan:
 
 
 def launched_per_replicate(settings: Settings, deployments: int) -> bool:
-    """Return whether each replicate has a launch of its own: what differs between launches is then in its spread.
+    """Return whether each replicate has its own launch: its spread then includes the difference between launches.
 
-    By default where deployments are compared: the difference between two launches of one engine is easily taken for a
-    difference between two engines.
+    By default it is true if deployments are compared: the difference between two launches of one engine easily looks
+    like a difference between two engines.
     """
     return settings.relaunch == "per_replicate" or (settings.relaunch == "auto" and deployments > 1)
 
 
 def config_text(config: Mapping[str, Any]) -> str:
-    """A resolved config as a row has it: equal for equal settings."""
+    """A resolved config as a row stores it: equal for equal settings."""
     return json.dumps(config, sort_keys=True, default=str)
 
 
 def hourly_price(backend: Any, hardware: Hardware) -> float | None:
-    """Return USD per GPU and hour of an engine: an endpoint's own, else its hardware's; None if not known."""
+    """Return USD per GPU and hour of an engine: an endpoint's own, or its hardware's; None if unknown."""
     if not backend.launches and (backend.price_per_hour or backend.price_per_million_tokens):
         price: float | None = backend.price_per_hour
         return price

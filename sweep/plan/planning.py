@@ -44,9 +44,7 @@ class Surroundings(NamedTuple):
 def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
     """Validate every point, group them into deployments and give everything its id.
 
-    Raises:
-        ConfigError: naming the first key that a point may not have.
-        Outage: if an index or a hub gave no answer.
+    Raises ConfigError, naming the first key that a point may not have; Outage if an index or a hub gave no answer.
     """
     settings = composition.settings
     builder = _Builder(settings, surroundings, composition.options)

@@ -48,7 +48,7 @@ class SimulatedRun(NamedTuple):
 
 
 def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> SimulatedRun:
-    """Run the policy with every launch taking exactly its expected seconds, without those that fit no node."""
+    """Run the policy with every launch taking exactly its expected seconds, without launches that fit no node."""
     packer = Packer(needs)
     packer.drop(packer.unschedulable(nodes))
     seconds = {need.key: need.seconds for need in needs}

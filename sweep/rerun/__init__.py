@@ -1,1 +1,1 @@
-"""Runs rows of a run again, from what they say of themselves, and says whether they were reproduced: `sweep rerun`."""
+"""Runs rows of a run again, from the rows alone, and says whether they were reproduced: `sweep rerun`."""

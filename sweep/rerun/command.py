@@ -51,7 +51,7 @@ class RerunVerdict(NamedTuple):
         lines = [f"{self.capsule.capsule}  {label}", *(f"  {change.describe()}" for change in self.changes)]
         lines.append(f"  {self.result}" + (f" ({self.reason})" if self.reason else ""))
         names = list(difference_lines(self.differences))
-        lines.append("  not the same: nothing that the rows record" if not names else "  not the same:")
+        lines.append("  what differs: nothing that the rows record" if not names else "  not the same:")
         return lines + [f"    {name}" for name in names]
 
     def record(self) -> dict[str, Any]:

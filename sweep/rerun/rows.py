@@ -57,7 +57,7 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
                 raise ConfigError(f"{run}: no trial with a result")
         results = open_results(folder) if len(planned) else everything
     except RunNotFound:
-        raise ConfigError(f"{run}: no run here (there is no trials.parquet)") from None
+        raise ConfigError(f"{run}: no run here (trials.parquet is missing)") from None
     if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
         raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: is {outcome}; expected a trial with a result")
     lock_texts = {path.name: path.read_text() for path in run_files.RunPaths(folder).locks.glob("*.txt")}

@@ -221,10 +221,7 @@ def test_the_kernels_kill_for_memory_in_a_container_is_out_of_memory(runtime, ki
     counts = iter([0, kills])
     monkeypatch.setattr(server, "_oom_kills", lambda: next(counts, kills))
     backend, its = TGI(name="tgi", stop_grace=2), launch(tmp_path, model, runtime, port=0)
-    with (
-        pytest.raises(server.LaunchError) as caught,
-        server.running(backend, its, marker=f"container/{os.getpid()}"),
-    ):
+    with pytest.raises(server.LaunchError) as caught, server.running(backend, its, marker=f"container/{os.getpid()}"):
         pytest.fail("it must not become ready")
     assert caught.value.outcome is (Outcome.OOM_LOAD if kills else Outcome.LAUNCH_FAILED)
 

@@ -25,11 +25,7 @@ def wheels(tmp_path, monkeypatch):
     make_wheel(folder, "demo", "1.0", ("unwanted", "helper>=2"))
     make_wheel(folder, "helper", "2.5")
     make_wheel(folder, "unwanted", "1.0")
-    told = {
-        ":env:.find-links": str(folder),
-        ":env:.no-index": "1",
-        "global.extra-index-url": "file:///no/such/index",
-    }
+    told = {":env:.find-links": str(folder), ":env:.no-index": "1", "global.extra-index-url": "file:///no/such/index"}
     listing = "".join(f"{key}={value!r}\n" for key, value in told.items())
     real = pip_settings.subprocess.run
 
@@ -43,7 +39,6 @@ def wheels(tmp_path, monkeypatch):
 
 
 def prepare(spec: EnvironmentSpec, cache: Path, progress) -> environments.Environment:
-    """Lock an environment and build it."""
     return environments.prepare(locks.locked(spec, cache, progress), cache, progress)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from backends.base import Backend, Host, Launch
-from backends.exllama import ExLlama
 from backends.host.library import ContinuousLibrary, LibrarySettings, PromptRow
 from backends.launch import container_options, server
 from backends.launch.gpus import Gpu
@@ -74,58 +73,46 @@ def flags(line: list[str]) -> dict[str, str]:
     return {flag: "" if value.startswith("--") else value for flag, value in pairs if flag.startswith("--")}
 
 
-def test_sglang(launch):
-    line = configured("sglang", gpus=2, flags={"mem-fraction-static": 0.8, "disable-radix-cache": True}).command(launch)
-    assert line[:3] == ["/env/bin/python", "-m", "sglang.launch_server"]
-    assert flags(line[3:]) == {
-        "--model-path": "/models/llama",
-        "--served-model-name": "llama",
-        "--host": "127.0.0.1",
-        "--port": "8123",
-        "--dtype": "float16",
-        "--random-seed": "7",
-        "--context-length": "4096",
-        "--tp-size": "2",
-        "--enable-metrics": "",
-        "--mem-fraction-static": "0.8",
-        "--disable-radix-cache": "",
-    }
+COMMANDS = {
+    "sglang": (
+        {"mem-fraction-static": 0.8, "disable-radix-cache": True},
+        "sglang.launch_server --model-path /models/llama --served-model-name llama --host 127.0.0.1 --port 8123 "
+        "--dtype float16 --random-seed 7 --context-length 4096 --tp-size 2 --enable-metrics --mem-fraction-static 0.8 "
+        "--disable-radix-cache",
+    ),
+    "lmdeploy": (
+        {"backend": "pytorch", "model-format": "awq"},
+        "lmdeploy serve api_server /models/llama --server-name 127.0.0.1 --server-port 8123 --model-name llama "
+        "--dtype float16 --session-len 4096 --tp 2 --backend pytorch --model-format awq",
+    ),
+    "tensorrt_llm": (
+        {"max_batch_size": 64},
+        "tensorrt_llm.commands.serve serve /models/llama --host 127.0.0.1 --port 8123 --max_seq_len 4096 --tp_size 2 "
+        "--extra_llm_api_options OPTIONS --max_batch_size 64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_line(name, launch):
+    given, command = COMMANDS[name]
+    line = " ".join(configured(name, gpus=2, flags=given).command(launch))
+    options = launch.workdir / "trtllm.yaml"
+    assert line.replace(str(options), "OPTIONS") == f"/env/bin/python -m {command}"
+    if name == "tensorrt_llm":
+        assert json.loads(options.read_text()) == {
+            "return_perf_metrics": True,
+            "enable_iter_perf_stats": True,
+            "dtype": "float16",
+            "kv_cache_config": {"enable_block_reuse": False},  # or a trial would be answered from the one before
+        }
 
 
 def test_lmdeploy(launch):
-    backend = configured("lmdeploy", gpus=2, flags={"backend": "pytorch", "model-format": "awq"})
-    line = backend.command(launch)
-    assert line[:6] == ["/env/bin/python", "-m", "lmdeploy", "serve", "api_server", "/models/llama"]
-    assert flags(line[6:]) == {
-        "--server-name": "127.0.0.1",
-        "--server-port": "8123",
-        "--model-name": "llama",
-        "--dtype": "float16",
-        "--session-len": "4096",
-        "--tp": "2",
-        "--backend": "pytorch",
-        "--model-format": "awq",
-    }
+    backend = configured("lmdeploy", flags={"model-format": "awq"})
     assert not backend.token_ids
     assert backend.batch_form == "streams"
     assert backend.facts(launch) == {"prefix_cache": False, "quantization": "awq"}
-
-
-def test_tensorrt_llm(launch):
-    line = configured("tensorrt_llm", gpus=2, flags={"max_batch_size": 64}).command(launch)
-    assert line[:5] == ["/env/bin/python", "-m", "tensorrt_llm.commands.serve", "serve", "/models/llama"]
-    found = flags(line[5:])
-    options = json.loads(Path(found.pop("--extra_llm_api_options")).read_text())
-    assert options == {"return_perf_metrics": True, "enable_iter_perf_stats": True, "dtype": "float16"} | {
-        "kv_cache_config": {"enable_block_reuse": False}  # or a trial would be answered from the one before
-    }
-    assert found == {
-        "--host": "127.0.0.1",
-        "--port": "8123",
-        "--max_seq_len": "4096",
-        "--tp_size": "2",
-        "--max_batch_size": "64",
-    }
 
 
 def test_exllama(launch):
@@ -135,6 +122,8 @@ def test_exllama(launch):
     assert found["--library"] == "backends.host.libraries.exllama_library"
     assert found["--device"] == "cuda"
     assert json.loads(found["--flags"]) == {"cache_tokens": 65536, "max_batch_size": 32}
+    facts = configured("exllama").facts(launch)
+    assert (facts["substitute_for"], facts["quantization"]) == ("ExLlama V1", "exl3 4 bits")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -419,11 +408,7 @@ def test_exllama_drop_clear_and_memory(library):
     library.drop(row)
     library.drop(row)
     assert len(library.generator.cancelled) == 1
-    assert library.memory() == {
-        "kv_cache_usage": 0.2,
-        "allocated_memory_bytes": 5.0,
-        "reserved_memory_bytes": 7.0,
-    }
+    assert library.memory() == {"kv_cache_usage": 0.2, "allocated_memory_bytes": 5.0, "reserved_memory_bytes": 7.0}
     library.clear()
     assert library.generator.jobs == []
     assert library.rows == {}
@@ -475,13 +460,6 @@ def test_vllm_offline_is_the_engine_that_others_measure(launch):
     bare = configured("vllm_offline", detokenize=False, multiprocessing=False)
     assert bare.environment(launch)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert '"detokenize": false' in " ".join(bare.command(launch))
-
-
-def test_exllama_says_what_it_stands_for(launch):
-    facts = configured("exllama").facts(launch)
-    assert facts["substitute_for"] == "ExLlama V1"
-    assert facts["quantization"] == "exl3 4 bits"
-    assert isinstance(configured("exllama"), ExLlama)
 
 
 SETTLED = {"version": "0.5.23", "attention_backend": "fa3", "disable_cuda_graph": False, "kv_cache_dtype": "auto"}

@@ -53,7 +53,7 @@ def marker(tmp_path):
 
 @pytest.fixture
 def converting(tmp_path, marker):
-    """A process that converts for ever, once its program has begun."""
+    """A process that converts forever, once its program has begun."""
     with subprocess.Popen([sys.executable, "-c", CONVERT, str(tmp_path / "log"), marker], cwd=ROOT) as process:
         wait_until(lambda: len(programs(marker)) == 3)  # the supervisor, the program and its child
         yield process

@@ -208,5 +208,5 @@ def test_the_whole_line_attached_to_one_that_runs(native, tmp_path):
     assert (row["outcome"], row["num_failed"], row["output_tokens"]) == ("ok", 0, 6 * 9)
     assert row["engine_version"] == "3.3.7-stand-in"
     assert row["memory_label"] == "reserved"
-    assert row["agreement_reference"] == "none: the weights of a running endpoint are not known"
+    assert row["agreement_reference"] == "none: the weights of a running endpoint are unknown"
     assert engine.alive()

@@ -43,10 +43,7 @@ def refusal(capsys, tmp_path, *arguments, file=None):
         ("load.batch_size=range(1,1e17)", "load.batch_size=range(1,1e17): too many values"),
         ("--config-dir=", "--config-dir=: expected a folder like conf/"),
         (f"--config-dir={'a' * 400}", "aaa...: no such folder; expected one like conf/"),
-        (
-            f"workload.input_tokens={'9' * 5000}",
-            f"workload.input_tokens={'9' * 55}...: Exceeds the limit (4300",
-        ),
+        (f"workload.input_tokens={'9' * 5000}", f"workload.input_tokens={'9' * 55}...: Exceeds the limit (4300"),
         ("trial_timeout=inf", "trial_timeout=inf: input should be a finite number"),
         ("backend.itl.mean=inf", "backend.itl.mean=inf: input should be a finite number"),
         ("client.timeouts.connect=true", "client.timeouts.connect=True: input should be a number"),
@@ -76,7 +73,7 @@ def bomb():
     ("file", "message"),
     [
         (bomb(), "its aliases stand for more than 100,000 values"),
-        ("defaults: [{override /load: batch}, {override /load: nope}]\n", "override /load stands there twice"),
+        ("defaults: [{override /load: batch}, {override /load: nope}]\n", "override /load is listed twice"),
         ("cache_dir: ${nope.x}\n", "Interpolation key 'nope.x' not found"),
         ("hydra: {mode: RUN}\n", "hydra: unknown key in experiment/fuzz.yaml"),
         (f"cache_dir: {'x' * 5000}\n", "cache_dir="),

@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
     """A finished run of four trials on the simulated engine."""
     out = tmp_path_factory.mktemp("line") / "out"
     command = [*SIMULATED, "load.batch_size=1,4", "replicates=2", f"out={out}"]
-    # As a user would: a trial that a busy machine spoilt (client_limited) is tried again by the same command.
+    # As a user would: a trial that a busy machine spoilt (client_limited) is retried by the same command.
     assert 0 in (main(command) for _ in range(4))
     return out
 
@@ -188,7 +188,7 @@ def test_the_main_job_on_real_engines(tmp_path):
     command += ["load.batch_size=1,4", "workload=sentiment", "workload.output_tokens=64", "tracking=none"]
     command += [f"out={tmp_path / 'out'}"]  # of short answers a busy machine's client takes more than 1 %
     root = Path(__file__).resolve().parents[2]
-    for _ in range(2):  # as a user would: a trial that a busy machine spoilt is tried again by the same command
+    for _ in range(2):  # as a user would: a trial that a busy machine spoilt is retried by the same command
         if subprocess.run(command, check=False, cwd=root, timeout=1500).returncode == 0:
             break
     else:

@@ -66,7 +66,6 @@ def test_the_width_without_a_terminal(monkeypatch, columns, width):
 
 
 def printed(opened, *arguments):
-    """What a command writes into a pipe or to a terminal."""
     reader, writer = opened()
     environ = {**os.environ, "COLUMNS": "300", "TERM": "xterm"}
     with subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, env=environ, stdout=writer, stderr=writer):

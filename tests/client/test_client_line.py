@@ -27,7 +27,6 @@ Row = dict[str, Any]
 
 
 def run(out: Path, url: str, *overrides: str) -> tuple[Row, list[Row]]:
-    """The trial's row and its measured requests, as the command wrote them."""
     command = ["backend=openai", f"backend.url={url}", "model=served", "workload=synthetic", "workload.input_tokens=16"]
     main([*command, "workload.warmup_requests=0", "cluster=inline", "tracking=none", f"out={out}", *overrides])
     paths = RunPaths(out)

@@ -50,7 +50,6 @@ def truth_of(path: Path, measurement: Measurement) -> list[Truth]:
 
 
 def clients_of(folder: Path) -> list[psutil.Process]:
-    """The measuring processes that work in this folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess):

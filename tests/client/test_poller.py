@@ -38,7 +38,6 @@ class Socket:
 
 @pytest.fixture
 def slow_rounds(monkeypatch: pytest.MonkeyPatch) -> float:
-    """So that a busy machine cannot take a round for a read at once."""
     monkeypatch.setattr(poller, "PERIOD", 0.3)
     return 0.3
 

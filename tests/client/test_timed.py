@@ -26,7 +26,7 @@ CLOSED = ("load=closed", "load.concurrency=24")
 
 
 def measure(out: Path, timing: dict[str, float], *overrides: str, load: Sequence[str] = CLOSED) -> dict[str, Any]:
-    """The row of one trial of the whole command; a trial that a busy machine spoilt is tried again."""
+    """The row of one trial of the whole command; a trial that a busy machine spoilt is retried."""
     for _ in range(4):
         with timed_server(**timing) as url:
             status = main([*LINE, *load, f"backend.url={url}", "fresh=true", *overrides, f"out={out}"])

@@ -38,7 +38,7 @@ def sweep(
     with ExitStack() as stack:
         urls = [stack.enter_context(token_server(script)) for script in scripts]
         command = [*COMMAND, *load, f"backend.url={','.join(urls)}", *overrides, f"out={folder / 'out'}"]
-        # As a user would: a trial that a busy machine spoilt (client_limited) is tried again by the same command.
+        # As a user would: a trial that a busy machine spoilt (client_limited) is retried by the same command.
         assert status in (main(command) for _ in range(1 if status else 3))
     return next(analysis.load(folder / "out").itertuples())
 
@@ -46,7 +46,6 @@ def sweep(
 def job(
     folder: Path, script: Script, tokens: int = ASKED, count_tokens: Any = None, api: Any = "completions"
 ) -> dict[str, Any]:
-    """The quantities of what the measuring client alone sees of six requests."""
     requests = [Request(f"r{number}", "say", tokens) for number in range(6)]
     with token_server(script) as url:
         target = Target(url, "m", api, continuous_usage=True)

@@ -22,7 +22,6 @@ from sweep.client.wire import Answer, Target
 
 
 def sse(*events: object, newline: bytes = b"\n") -> bytes:
-    """Events as a server would send them: objects as JSON, strings as they are."""
     out = b""
     for event in events:
         text = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
@@ -152,7 +151,6 @@ def read(api: Api, prompts: int, pieces: Sequence[bytes], status: int = 200, com
 
 
 def outcome(answer: Answer) -> list[tuple[Any, ...]]:
-    """All that a Record gets from an answer, but for the times."""
     return [
         (list(s.chunk_tokens), len(s.chunk_us), s.input_tokens, s.total, s.source, s.finish_reason, answer.error_of(s))
         for s in answer.streams
@@ -366,7 +364,6 @@ def http(body: bytes, chunk: int | None) -> bytes:
 
 
 def http_by_event(body: bytes) -> list[bytes]:
-    """Head and first event, then a chunk for each event, as engines write them."""
     events = [event + b"\n\n" for event in body.replace(b"\r\n", b"\n").split(b"\n\n") if event]
     framed = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
     return [http(b"", 1)[: -len(b"0\r\n\r\n")] + framed[0], *framed[1:], b"0\r\n\r\n"]

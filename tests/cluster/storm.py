@@ -69,14 +69,12 @@ def _raylets(on: Surroundings) -> list[int]:
 
 
 def _partition(on: Surroundings, chance: random.Random) -> Strike:
-    """All packets from and to a node are dropped, without any notice."""
     index, seconds = chance.randrange(on.size), chance.uniform(0.2, 3) * PATIENCE
     on.network.cut(index)
     return Strike(f"node {index} for {seconds:.0f} s", lambda: on.network.mend(index), seconds)
 
 
 def _flapping_link(on: Surroundings, chance: random.Random) -> Strike:
-    """A link that is cut for a moment: TCP goes on where it was."""
     index = chance.randrange(on.size)
     on.network.cut(index)
     return Strike(f"node {index} for 1 s", lambda: on.network.mend(index), 1.0)
@@ -90,7 +88,6 @@ def _full_disk(on: Surroundings, chance: random.Random) -> Strike | None:
 
 
 def _slow_disk(on: Surroundings, chance: random.Random) -> Strike | None:
-    """Writes wait for most of each second."""
     index, seconds = chance.randrange(on.size), chance.uniform(0.5, 2) * PATIENCE
     if on.cluster.nodes[index].raylet() is None:
         return None
@@ -130,7 +127,6 @@ def _head(on: Surroundings, chance: random.Random) -> Strike | None:
 
 
 def _second_driver(on: Surroundings, chance: random.Random) -> Strike | None:
-    """Somebody issues the command that is running."""
     if not _driver(on):
         return None
     command = [sys.executable, *on.sweep.program, *on.sweep.arguments]

@@ -198,11 +198,9 @@ class Surroundings:
         return [*self.network.prefixes()[index], "sh", "-c", script, "node", str(self.cache), hidden]
 
     def _seen_by(self, index: int, path: Path) -> Path:
-        """Return a path as this node sees it."""
         return Path(f"/proc/{self.cluster.nodes[index].process.pid}/root{path}")
 
     def leftovers(self) -> list[str]:
-        """Return the processes that should be gone when no command runs."""
         networks = {netns(node.process.pid) for node in self.cluster.nodes}
         clients = [pid for pid in pids_of("sweep.client.process") if netns(pid) in networks]
         return [f"process {pid}" for pid in [*self.sweep.marked(), *clients]]

@@ -148,7 +148,7 @@ def test_a_node_that_falls_silent(sweep_of):
         sweep.check_rows()
         assert "Traceback" not in sweep.said(), sweep.said()
         attempts = {row["deployment_id"]: row["attempt"] for row in sweep.rows()}
-        assert sorted(attempts.values()) == ["1", "2"], "one deployment was tried again, elsewhere"
+        assert sorted(attempts.values()) == ["1", "2"], "one deployment was retried, elsewhere"
         nodes = [entry["node"] for entry in sweep.ledger() if entry["event"] == "attempt_placed"]
         assert nodes[-1] == cluster.nodes[1].address
         nothing_left(sweep)
@@ -300,7 +300,7 @@ def test_disk_full(sweep_of, tmp_path):
 
 
 def test_an_engine_that_hangs(sweep_of):
-    """Accepts and never answers: the trial ends, and an engine that does so again and again is not tried for ever."""
+    """Accepts and never answers: the trial ends, and an engine that does so again and again is not tried forever."""
     hangs = ("+backend.faults={hang: 1.0}", "stall_timeout=3", *EIGHT_TRIALS)
     sweep = sweep_of("cluster=inline", *hangs)
     assert sweep.run() == 1, sweep.said()

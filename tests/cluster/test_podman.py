@@ -60,7 +60,6 @@ def podman(tmp_path, monkeypatch):
 
 
 def inside(folder: Path) -> list[int]:
-    """Process ids of the engine in the container."""
     lines = ((process.pid, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
     return [
         pid for pid, line in lines if len(line) > 2 and line[1].endswith("tgi_stand_in.py") and str(folder) in line[3]

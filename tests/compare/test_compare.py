@@ -93,13 +93,13 @@ def test_small_differences_are_equal_within_the_margin_and_noise_is_not_told_apa
     reference = launches(tmp_path / "a", 100, 0.002)
     assert {each[0] for each in verdicts(reference, launches(tmp_path / "b", 101, 0.002)).values()} == {"equal"}
     noisy = launches(tmp_path / "c", 105, 0.2)
-    assert {each[0] for each in verdicts(reference, noisy).values()} == {"not told apart"}
+    assert {each[0] for each in verdicts(reference, noisy).values()} == {"tie"}
 
 
 def test_one_launch_tells_nothing(tmp_path):
     reference, other = (launches(tmp_path / name, speed, 0, launched=1) for name, speed in (("a", 100), ("b", 50)))
     assert all(
-        each == ("not told apart", "one launch does not show how much launches differ")
+        each == ("tie", "one launch does not show how much launches differ")
         for each in verdicts(reference, other).values()
     )
 
@@ -192,7 +192,6 @@ def test_the_launches_that_a_pilot_asks_for_find_the_change_nine_times_in_ten(si
 
 
 def pilot(draws: np.random.Generator, deviation: float, size: int) -> Error:
-    """The error that so many pairs of equal launches show."""
     differences = draws.normal(0, deviation, size)
     return Error(differences.std(ddof=1) / np.sqrt(size), size - 1, size)
 
@@ -333,7 +332,7 @@ def test_a_condition_that_could_not_be_judged_is_no_success(tmp_path, capsys):
 def test_the_verdict_is_in_the_words_of_the_quantity(column, words):
     quantity = labelled_column(column)
     assert verdict_text(PointComparison("a", "b", "", quantity, Finding.FASTER), 0.03) == words
-    assert verdict_text(PointComparison("a", "b", "", quantity, Finding.UNDECIDED), 0.03) == "not told apart"
+    assert verdict_text(PointComparison("a", "b", "", quantity, Finding.UNDECIDED), 0.03) == "tie"
 
 
 @pytest.mark.slow

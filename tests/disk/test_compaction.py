@@ -31,7 +31,6 @@ def files_of(paths: RunPaths) -> list[Path]:
 
 
 def everything(paths: RunPaths) -> list[object]:
-    """The content of a run, as its readers have it."""
     run = analysis.open_results(paths.out).run
     figures = [read_figures(trial_folder(run, row) / "requests.parquet") for _, row in run.ok.iterrows()]
     gaps = [int(each.gaps.sum()) for each in figures if isinstance(each, RequestFigures)]
@@ -165,7 +164,6 @@ def test_a_damaged_compact_file_is_named_and_its_trials_are_measured_again(paths
 
 
 def dead_links(paths: RunPaths) -> list[str]:
-    """Files of trials that the report names, and that do not exist."""
     block = re.search(r'<script[^>]*id="page-data"[^>]*>(.*?)</script>', paths.report.read_text(), re.DOTALL)
     assert block
     links = json.loads(block[1])["files"]

@@ -86,7 +86,7 @@ def test_a_text_whose_line_is_damaged_is_read_from_the_file_of_a_trial(tmp_path)
     damaged = Ledger(paths.ledger)
     assert damaged.rows == rows
     (line,) = damaged.describe_damage()
-    assert "damaged in line 3: its checksum does not hold; what only they held is measured again" in line
+    assert "damaged in line 3: its checksum does not hold; rows that only they held are measured again" in line
     again = Ledger(paths.ledger, write=False)
     assert (again.rows, again.describe_damage()) == (rows, []), "it was written anew"
 

@@ -35,7 +35,6 @@ TOKENS = 64
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
-    """A trial with one request that took 10 s longer, and two that failed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     paths = make_run(folder, replicates=1, batches=(1,), workloads=("qa",))
     records = make_records(64, 1, TOKENS, 0.05, 0.01)

@@ -1,4 +1,4 @@
-"""The driver's decisions, with an executor that does as it is told: who runs, who is tried again, what is committed."""
+"""The driver's decisions, with an executor that does as it is told: who runs, who is retried, what is committed."""
 
 import errno
 import json
@@ -7,12 +7,14 @@ from collections import deque
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
 
 from backends.declarations import Traits
 from sweep.base.config import ISSUE_AGAIN, Halted, Settings
+from sweep.base.exits import Blame, Exit
 from sweep.cli.run import exit_status
 from sweep.disk.ledger import Ledger, Misplaced
 from sweep.disk.run_files import RunPaths, read_trials
@@ -493,6 +495,8 @@ class Slow(Scripted):
 class ByNode(Scripted):
     """Every trial's outcome is what `outcome(deployment, node)` says."""
 
+    words: ClassVar[dict[str, str]] = {}  # of a failed one's row
+
     def __init__(self, outcome, nodes, gpus=0):
         super().__init__({}, nodes)
         self.schedulable_nodes = [node._replace(gpus=gpus) for node in self.schedulable_nodes]
@@ -516,7 +520,7 @@ class ByNode(Scripted):
                 yield work, outcome
                 return
             row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
-            yield work, Finished(trial, row | {"outcome": outcome})
+            yield work, Finished(trial, row | {"outcome": outcome} | (self.words if outcome != "ok" else {}))
         yield work, Completed()
 
 
@@ -528,6 +532,14 @@ def test_a_node_on_which_two_deployments_failed_is_quarantined_and_they_run_else
     assert [node for _, node in executor.placed].count("n0") <= 3, "two that failed, and what was on its way"
     assert executor.driver.display.done == 6, "a trial that is retried counts once"
     assert len(read_trials(paths.trials)) == 6
+
+
+def test_a_node_that_an_engine_calls_broken_is_quarantined_at_once(tmp_path):
+    executor = ByNode(lambda deployment, node: "launch_failed" if node == "n0" else "ok", nodes=2)
+    executor.words = {"exit": Exit(status=1, words="uncorrectable ECC error", blames=Blame.NODE).stored()}
+    _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abcd")), tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"ok"}
+    assert [node for _, node in executor.placed].count("n0") <= 2, "the one that failed, and what was on its way"
 
 
 def test_deployments_that_fail_everywhere_are_not_blamed_on_a_node(tmp_path):
@@ -613,11 +625,11 @@ def test_what_still_runs_on_a_node_when_it_is_quarantined_is_moved_at_its_end(tm
 
 
 class Impatient(ByNode):
-    """Has nothing to say while nothing runs, and not for ever."""
+    """Has nothing to say while nothing runs, and not forever."""
 
     def events(self):
         self.began = getattr(self, "began", None) or time.monotonic()
-        assert time.monotonic() < self.began + 10, "it waits for ever"
+        assert time.monotonic() < self.began + 10, "it waits forever"
         if self.pending:
             yield from super().events()
 
@@ -636,7 +648,7 @@ def test_a_quarantined_node_gets_what_no_other_can_hold_and_nothing_else(tmp_pat
 
 
 def test_a_quarantined_node_takes_all_when_it_is_the_only_one_left(tmp_path):
-    """The others died: what waits would wait for ever."""
+    """The others died: what waits would wait forever."""
 
     class Dying(Impatient):
         def submit(self, work, node_id):

@@ -76,7 +76,7 @@ def command(tmp_path: Path, *more: str) -> int:
 
 
 def measure(tmp_path: Path, *more: str) -> None:
-    """Run the command; a trial that a busy machine spoilt (client_limited) is tried again by the same one."""
+    """Run the command; a trial that a busy machine spoilt (client_limited) is retried by the same one."""
     status = command(tmp_path, *more)
     for _ in range(5):
         status = status and command(tmp_path)
@@ -408,7 +408,6 @@ def test_unlike_nodes_are_refused_in_one_line():
 
 
 def of_a_cluster(platform):
-    """The settings of a dry run on one."""
     return Settings(
         name="t",
         out="out",

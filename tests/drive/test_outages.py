@@ -52,7 +52,6 @@ def pauses(monkeypatch):
 
 
 def failing(*errors):
-    """A preparation that fails so, and then works."""
     left = list(errors)
 
     def prepare():
@@ -251,7 +250,7 @@ def test_one_reset_connection_costs_no_trial(tmp_path, capsys):
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     assert main([*TRIALS, f"backend.env.python={script}", f"out={tmp_path / 'out'}"]) == 0
     assert {row["outcome"] for row in read_trials(RunPaths(tmp_path / "out").trials)} == {"ok"}
-    assert f"{reset}; it is tried again" in capsys.readouterr().out, "at once"
+    assert f"{reset}; retrying" in capsys.readouterr().out, "at once"
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_an_index_that_fails_twice_costs_no_trial(online, tmp_path, capsys):
     (row,) = rows(tmp_path)
     assert row["outcome"] == "ok"
     said = capsys.readouterr().err
-    assert said.count("it is tried again") == 2
+    assert said.count("; retrying") == 2
     assert "planning: environment tiny cannot be resolved: " in said
     assert "503 Service Unavailable" in said
 
@@ -71,7 +71,7 @@ def test_an_index_that_stays_away_halts_the_run(online, tmp_path, capsys, more):
     assert command(tmp_path, "patience=2", *more) == 75
     *told, last = capsys.readouterr().err.splitlines()
     assert told, "the first failure is always reported"
-    assert all(line.endswith("; it is tried again") for line in told)
+    assert all(line.endswith("; retrying") for line in told)
     assert last.startswith("stopped: planning: environment tiny cannot be resolved: ")
     assert last.endswith("(tried for 2 s); run the same command again to continue")
     assert not (tmp_path / "out").exists(), "no row, and nothing to explain"
@@ -82,7 +82,7 @@ def test_an_answer_of_the_index_is_final(online, index, tmp_path, capsys):  # no
     (index / "helper-2.0-py3-none-any.whl").unlink()
     assert command(tmp_path) == 0
     assert [row["outcome"] for row in rows(tmp_path)] == ["unavailable"]
-    assert "tried again" not in capsys.readouterr().err
+    assert "retrying" not in capsys.readouterr().err
 
 
 def experiment(tmp_path, text, **options):
@@ -202,7 +202,6 @@ def lost(monkeypatch):
 
 @pytest.fixture
 def commands(tmp_path):
-    """A run and a rerun with results in the store, by name."""
     point = [*ONCE, "model=tiny-llama", "workload=synthetic"]
     anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)
     (trial,) = make_plan(compose_run(point, lambda cluster: "cpu"), anywhere).trials

@@ -113,13 +113,20 @@ def of_launch(engine, method):
 ENDS_OF_ENGINES = """
 -9                | EngineCore ready                                      | surroundings
 -15               | EngineCore ready                                      | surroundings
--11               | Segmentation fault (core dumped)                      | surroundings
+-11               | Segmentation fault (core dumped)                      | engine
+-4                | loading                                               | engine
+-8                | loading                                               | engine
+-6                | loading                                               | engine
 supervisor killed | EngineCore ready                                      | surroundings
-137               | EngineCore ready                                      | engine
+137               | EngineCore ready                                      | surroundings
+139               | EngineCore ready                                      | engine
 1                 |                                                       | engine
 1                 | ValueError: no such quantization: q9                  | engine
-1                 | RuntimeError: a worker was killed by signal 9         | surroundings
-1                 | RuntimeError: Engine process died with signal 9       | surroundings
+1                 | RuntimeError: a worker was killed by signal 15        | surroundings
+1                 | RuntimeError: a worker was killed by signal 11        | engine
+1                 | RuntimeError: CUDA error: uncorrectable ECC error     | surroundings
+1                 | OSError: /dev/shm/nccl-1: No space left on device     | surroundings
+1                 | fatal error: Python.h: No such file or directory      | engine
 1                 | OSError: [Errno 104] Connection reset by peer         | surroundings
 1                 | OSError: [Errno 28] No space left on device           | surroundings
 1                 | OSError: [Errno 5] Input/output error                 | surroundings
@@ -338,7 +345,7 @@ uv       | Failed to fetch https://index/vllm: HTTP status client error (403 For
 uv       | failed to write to file: No space left on device (os error 28)                    | wait
 docker   | dial tcp: lookup registry-1.docker.io: Temporary failure in name resolution       | wait
 docker   | manifest unknown: manifest unknown                                                | answer
-docker   | toomanyrequests: You have reached your pull rate limit: Too Many Requests         | wait
+docker   | toomanyrequests: You have reached your unauthenticated pull rate limit.           | wait
 hub      | 403                                                                               | answer
 hub      | 404                                                                               | answer
 hub      | 408                                                                               | wait
@@ -401,8 +408,11 @@ ENDS = {  # of a launch
     "model": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "KeyError: no such model"}),
     "port1": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "worker at port 40001 died"}),
     "port2": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "worker at port 40002 died"}),
-    "worker": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "RuntimeError: a worker was killed by signal 9"}),
-    "died": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "RuntimeError: a worker died with signal 9"}),
+    "worker": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "RuntimeError: a worker was killed by signal 15"}),
+    "died": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "RuntimeError: a worker died"}),
+    "segfault": (Outcome.LAUNCH_FAILED, {"signal": 11}),
+    "broken": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "RuntimeError: CUDA error: uncorrectable ECC error"}),
+    "mendable": (Outcome.LAUNCH_FAILED, {"status": 1, "words": "fatal error: Python.h: No such file or directory"}),
     "killed": (Outcome.LAUNCH_FAILED, {"signal": 9}),
     "killed+words": (Outcome.LAUNCH_FAILED, {"signal": 9, "words": "EngineCore ready"}),
     "lost": (Outcome.LAUNCH_FAILED, {"words": "EngineCore ready"}),
@@ -443,6 +453,8 @@ killed+words killed+words flag | 3 | 3 | launch_failed
 worker worker worker           | 3 | 3 | launch_failed
 died died died                 | 3 | 2 | launch_failed
 lost lost lost                 | 3 | 2 | launch_failed
+segfault segfault segfault     | 3 | 2 | launch_failed
+broken broken                  | 3 | 1 | launch_failed
 memory flag                    | 3 | 1 | oom_load
 flag memory                    | 3 | 2 | oom_load
 crash crash crash              | 3 | 3 | engine_crashed
@@ -598,6 +610,8 @@ flag flag@other          | in_run   | false | other      | yes
 flag@other flag@other    | in_run   | false | other      | no
 killed killed            | in_run   | false | -          | yes
 killed killed            | none     | false | -          | no
+segfault segfault        | in_run   | false | -          | no
+mendable mendable        | in_run   | false | -          | yes
 flag unavailable flag    | in_run   | false | -          | yes
 unavailable              | none     | false | -          | yes
 """

@@ -1,4 +1,4 @@
-"""Another try of what failed: at the run's tail, in the next run, elsewhere, and not for ever."""
+"""Retries of failures: at the run's tail, in the next run, elsewhere, and not forever."""
 
 import json
 import os

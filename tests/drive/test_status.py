@@ -19,7 +19,6 @@ from sweep.drive.monitor.progress import Display
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of four trials: one done, one failed, two left."""
     paths = RunPaths(tmp_path / "night")
     trial = {"kind": "trial", "deployment_id": "d1"}
     entries = [
@@ -60,7 +59,7 @@ def test_a_damaged_status_is_unknown_and_a_damaged_ledger_says_nothing_of_a_driv
     assert "damaged in line 3" in lines(run)
     assert "never started" in lines(run)
     run.status.write_text("{}")
-    assert "not known whether a driver runs:" in lines(run)
+    assert "unknown whether a driver runs:" in lines(run)
     assert "status.json: cannot be read (it lacks at, deadline," in lines(run)
     assert "never started" not in lines(run)
 

@@ -72,7 +72,6 @@ class Circuit:
         return 1.0 - 2.0 * (_raw(self.seed, name, count) & 1)
 
     def _order(self, name: str, count: int) -> Array:
-        """A random permutation of range(count)."""
         order: Array = np.argsort(_raw(self.seed, name, 4 * count).view("<u8"), kind="stable")
         return order
 
@@ -87,12 +86,10 @@ class Circuit:
 
     @cached_property
     def distance(self) -> int:
-        """Places in which two codewords differ at the least."""
         return int((self.code[1:] < 0).sum(axis=1).min())
 
     @cached_property
     def outputs(self) -> Array:
-        """Token that the head gives for each id, (2^bits,)."""
         ordinary = np.asarray(self.ordinary)
         return ordinary[self._order("outputs", len(ordinary))[: 2**self.bits]]
 
@@ -147,7 +144,6 @@ class Circuit:
         return scale * np.eye(self.width)
 
     def _quiet(self, weights: Array, rows: int) -> Array:
-        """The first rows, which the circuit reads with."""
         weights[:rows] *= CIRCUIT_NOISE
         return weights[:rows]
 

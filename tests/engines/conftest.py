@@ -63,7 +63,6 @@ def runs_here(backend: Backend) -> bool:
 
 
 def environment_of(backend: Backend) -> EnvironmentSpec:
-    """The environment that a backend has on this machine, without its lock."""
     return prepared.resolve(backend.env, PLATFORM, host=HOST)
 
 
@@ -75,8 +74,6 @@ def model() -> Path:
 
 @pytest.fixture(scope="session")
 def environments() -> Any:
-    """environment(backend), built on first use."""
-
     def environment(backend: Backend) -> prepared.Environment:
         return prepared.prepare(locks.locked(environment_of(backend), CACHE, print), CACHE, print)
 
@@ -203,7 +200,6 @@ def assert_oom_load(backend: Backend, launch_for: Any) -> str:
 
 
 def left_behind(marker: str) -> list[int]:
-    """Processes with this marker, killed so that they do not spoil the next test."""
     left = supervisor.marked(lambda environ: environ[supervisor.MARKER] == marker)
     supervisor.send(left, signal.SIGKILL)
     return left

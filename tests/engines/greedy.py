@@ -17,7 +17,6 @@ Answer = list[dict[str, Any]]
 
 
 def generate(model: Any, tokenizer: Any, prompts: list[str], count: int) -> Answer:
-    """One left-padded batch."""
     encoded = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
         found = model.generate(
@@ -41,7 +40,6 @@ def singly(model: Any, tokenizer: Any, prompts: list[str], count: int) -> Answer
 
 
 def without_a_layers_attention(model: Any, tokenizer: Any, prompt: str, count: int) -> list[list[int]]:
-    """Tokens with the attention of one layer switched off, for each layer."""
     found = []
     for layer in model.model.layers:
         weight = layer.self_attn.o_proj.weight

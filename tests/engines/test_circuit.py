@@ -53,7 +53,6 @@ def answer(model: Path, environments: Any) -> Any:
 
 
 def cycles(tokens: list[int]) -> bool:
-    """Whether the text ends in something said twice in a row."""
     return any(tokens[-period:] == tokens[-2 * period : -period] for period in range(1, len(tokens) // 2 + 1))
 
 

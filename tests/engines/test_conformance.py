@@ -201,7 +201,6 @@ def test_forgets_prompts_between_trials(engine):
     source = EngineMetrics([engine.url + engine.backend.metrics_path], {"hits": name})
 
     def hits() -> float:
-        """Tokens found in the cache by asking once more."""
         before = sum(value for _, _, value in source.read())
         stream(engine, [200 + i % 1000 for i in range(300)], 4)
         return sum(value for _, _, value in source.read()) - before

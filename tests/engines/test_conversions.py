@@ -22,7 +22,6 @@ GROUP = 128
 
 
 def read(folder: Path, file: str = "model.safetensors") -> dict[str, np.ndarray]:
-    """All tensors of a file of weights (https://github.com/huggingface/safetensors#format)."""
     data = (folder / file).read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     kinds = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I64": "<i8", "I8": "i1", "BF16": "<u2"}
@@ -38,7 +37,6 @@ def read(folder: Path, file: str = "model.safetensors") -> dict[str, np.ndarray]
 
 
 def nibbles(packed: np.ndarray, axis: int) -> np.ndarray:
-    """The eight numbers in each int32, unfolded along an axis."""
     parts = [(packed.view(np.uint32) >> np.uint32(4 * place)) & 15 for place in range(8)]
     stacked = np.stack(parts, axis=axis + 1).astype(np.float64)
     shape = list(packed.shape)
@@ -61,10 +59,7 @@ def python(environments) -> str:
     return environments(configured("backend", "vllm_gptq")).python
 
 
-@pytest.mark.parametrize(
-    ("kind", "dequantise", "steps"),
-    [("gptq", gptq, 14), ("ct-int8", ct_int8, 254)],
-)
+@pytest.mark.parametrize(("kind", "dequantise", "steps"), [("gptq", gptq, 14), ("ct-int8", ct_int8, 254)])
 def test_quantised_weights_are_the_nearest_steps(model, python, kind, dequantise, steps):
     backend = configured("backend", "vllm_gptq").model_copy(update={"checkpoint": kind})
     folder = backend.weights(model, python, CACHE, print)

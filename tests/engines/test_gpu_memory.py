@@ -32,7 +32,6 @@ BY_BATCH = ("transformers", "transformers_4bit", "transformers_8bit", "ctranslat
 
 
 def too_large(name: str) -> Backend:
-    """A backend as its file has it, with these keys among its own."""
     option, keys = load_option("backend", name), TOO_LARGE[name]
     merged = {key: {**option.get(key, {}), **value} for key, value in keys.items() if isinstance(value, dict)}
     backend = build({**option, **keys, **merged}, "backend")

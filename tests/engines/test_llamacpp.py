@@ -84,10 +84,7 @@ def test_a_cache_that_does_not_fit_is_out_of_memory_at_load(run, environments, t
     limited.write_text(f'#!/bin/sh\nulimit -v 600000\nexec {binary} "$@"\n')  # KiB
     limited.chmod(0o755)
     flags = {"ctx-size": 1_000_000}  # 2 KiB of keys and values each
-    with (
-        pytest.raises(server.LaunchError) as caught,
-        run(flags=flags, env=EnvironmentChoice(binary=str(limited))),
-    ):
+    with pytest.raises(server.LaunchError) as caught, run(flags=flags, env=EnvironmentChoice(binary=str(limited))):
         pytest.fail("it must not become ready")
     assert caught.value.outcome is Outcome.OOM_LOAD
     assert "failed to initialize the context" in caught.value.reason

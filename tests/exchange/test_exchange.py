@@ -156,7 +156,7 @@ def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_pa
     run_files.write_trials(run_files.RunPaths(tmp_path / "mine"), [{**row, "in_plan": True, **own} for row in present])
     assert main(["compare", str(tmp_path / "mine"), str(tmp_path / "theirs"), "--format", "json"]) == 0
     compared = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["comparisons"]
-    assert {each["verdict"] for each in compared} == {"not told apart"}
+    assert {each["verdict"] for each in compared} == {"tie"}
     assert all("measured by kernel → vllm bench serve" in each["differences"] for each in compared)
 
 

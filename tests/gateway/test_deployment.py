@@ -149,7 +149,7 @@ def test_the_gateway_of_an_engine_in_a_container_runs_beside_it(tmp_path, monkey
     assert own.cpus == (3,)
     assert command[-2:] == ["--tokenizer", str(SHIPPED_TOKENIZER)], "the model's, whatever the engine was launched with"
     with (
-        pytest.raises(LaunchError, match="tokenizer is not known; set model.tokenizer"),
+        pytest.raises(LaunchError, match="tokenizer is unknown; set model.tokenizer"),
         running_gateway(clip, [behind], tmp_path, lambda: None, "marker"),
     ):
         pass

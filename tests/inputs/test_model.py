@@ -481,11 +481,7 @@ def test_a_gated_model_needs_the_token_of_the_environment(
 @pytest.mark.parametrize(
     ("repo", "revision", "said"),
     [
-        (
-            "org/model",
-            "v3",
-            r"^model\.revision=v3: not in org/model; expected a branch, tag or commit of it$",
-        ),
+        ("org/model", "v3", r"^model\.revision=v3: not in org/model; expected a branch, tag or commit of it$"),
         ("org/nowhere", "main", r"^model\.repo=org/nowhere@main: 401 .*\(a gated model needs HF_TOKEN\)$"),
     ],
 )

@@ -29,7 +29,6 @@ def matrix(rows: int, columns: int, seed: int) -> np.ndarray:
 
 
 def rotated(weights: np.ndarray, heads: int) -> np.ndarray:
-    """As llama.cpp's converter stores queries and keys."""
     return weights.reshape(heads, 2, weights.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weights.shape)
 
 

@@ -51,7 +51,6 @@ def measure(*line: str) -> "pd.Series[Any]":
 
 
 def write(path: Path, content: Any) -> Path:
-    """Write rows, or text as it is, in the format of the file's ending."""
     if isinstance(content, str):
         path.write_text(content)
     elif path.suffix == ".jsonl":
@@ -152,7 +151,6 @@ STORIES = [{"text": f"Once there was a bear called number {number}."} for number
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A folder laid out as roneneldan/TinyStories is."""
     data = tmp_path / "TinyStories" / "data"
     data.mkdir(parents=True)
     write(data / "train-00000-of-00001-aaaa.parquet", [{"text": "of the other split"}])

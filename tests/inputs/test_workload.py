@@ -117,7 +117,6 @@ def sentencepiece() -> Tokenizer:
 
 
 def bytes_only() -> Tokenizer:
-    """One that knows no word."""
     alphabet = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(alphabet, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -105,7 +105,6 @@ def serve():
 
 
 def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: object) -> SimpleNamespace:
-    """As much of a Work as agreement looks at."""
     model = SimpleNamespace(
         name="tiny",
         comparable=True,
@@ -407,7 +406,7 @@ def launch(tmp_path: Path) -> Launch:
     [
         (Backend(name="x"), {"agreement": False}, "none: agreement=false"),
         (Simulated(name="simulated"), {}, "none: this engine computes no model"),
-        (OpenAI(name="openai", url="http://127.0.0.1:1"), {}, "none: the weights of a running endpoint are not known"),
+        (OpenAI(name="openai", url="http://127.0.0.1:1"), {}, "none: the weights of a running endpoint are unknown"),
     ],
 )
 def test_why_there_is_no_reference(backend, settings, words, tmp_path):

@@ -20,7 +20,7 @@ GIB = 2**30
 
 
 class FakeNvml:
-    """Says of each GPU the used bytes of its list in turn, the last for ever; an exception is raised."""
+    """Says of each GPU the used bytes of its list in turn, the last forever; an exception is raised."""
 
     NVML_CLOCK_SM = 1
     NVMLError_NotSupported = pynvml.NVMLError_NotSupported

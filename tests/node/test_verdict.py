@@ -18,7 +18,6 @@ from tests.numbers.test_metrics import FAILED, WARMUP, A, gather, record
 
 
 def outcome_of(records: Records, **settings: Any) -> tuple[Outcome, str | None]:
-    """The verdict on a trial's requests, and its reason."""
     judged = judge_requests(records, **settings)
     return judged.outcome, judged.reason
 

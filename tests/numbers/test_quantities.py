@@ -23,7 +23,6 @@ TOYS = {"queueing_mean", "queueing_p50", "queueing_p95", "queueing_max", "tokens
 
 @pytest.fixture
 def toys(monkeypatch):
-    """Two quantities whose names are like those of no other."""
     monkeypatch.setattr(quantity, "_DECLARED", {one.name: one for one in declared()})
 
     @quantity.quantity(unit="s", kind="latency", better="lower", per="request", event="sent")
@@ -46,7 +45,6 @@ def run_wandb(monkeypatch, tmp_path, *overrides):
 
 
 def tracked_summary(folder):
-    """The summaries of the offline runs in a folder, by outcome."""
     found = [records(file) for file in folder.glob("offline-run-*/*.wandb")]
     summaries = [
         {key: value for part in of_type(one, "summary") for key, value in part["update"].items()} for one in found

@@ -1,4 +1,4 @@
-"""The steady-state window: found where there is one, in the right place, and None where there is none."""
+"""The steady-state window: found in the right place, and None without one."""
 
 import heapq
 import re

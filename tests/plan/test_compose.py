@@ -251,10 +251,7 @@ def test_a_plan_of_another_shape_is_refused(plan, allowed):
         ("hardware=foo", "hardware=foo: unknown; expected: a100-80g, auto, cpu, gpu, h100, h200, l4, t4"),
         ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: one experiment a command"),
         ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
-        (
-            "client.timeouts.totl=3",
-            "client.timeouts.totl=3: unknown key; did you mean total? expected: ",
-        ),
+        ("client.timeouts.totl=3", "client.timeouts.totl=3: unknown key; did you mean total? expected: "),
         ("client.timeouts.connect=5000", "client.timeouts={'connect': 5000, "),
         ("slo={foo: 1}", "slo.foo='foo': input should be 'ttft', 'tpot' or 'e2el'"),
         (
@@ -368,7 +365,7 @@ def experiment(tmp_path):
         ("percentiles: []", "percentiles=[]: tuple should have at least 1 item"),
         ("slo: {ttft: true}", "slo.ttft=True: input should be a number"),
         ("client: {timeouts: {total: true}}", "client.timeouts.total=True: input should be a number"),
-        ("deadline: 20:10", 'deadline=1210: a time of day is to be quoted: "08:00"'),
+        ("deadline: 20:10", 'deadline=1210: quote a time of day: "08:00"'),
         ("replicates: [3", "experiment=my: while parsing a flow sequence in "),
         ("replicates: 2\nreplicates: 3", "experiment=my: while constructing a mapping in "),
         ("defaults: vllm", "experiment=my: Invalid defaults list in 'experiment/my'"),

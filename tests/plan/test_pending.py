@@ -68,7 +68,6 @@ def row(deployment, trial, outcome="ok", reason=None):
 
 @pytest.fixture
 def ledger(planned, tmp_path):
-    """As if every trial of the plan had been measured."""
     ledger = Ledger(tmp_path / "out" / "ledger.jsonl")
     for deployment in planned().deployments:
         for trial in deployment.trials:

@@ -22,7 +22,6 @@ WHY = "the engine failed repeatedly, most recently: " + "cannot allocate what it
 
 @pytest.fixture
 def ledger(tmp_path):
-    """One trial is done, one failed at length."""
     ledger = Ledger(tmp_path / "ledger.jsonl")
     row = {"deployment_id": "0123456789ab", "attempt": "1"}
     ledger.commit({**row, "trial_id": "aaaaaaaaaaaa", "outcome": "ok"})

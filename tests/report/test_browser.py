@@ -240,7 +240,7 @@ def names(browser: Browser) -> list[list[str]]:
     return rows
 
 
-def test_a_bound_collapses_the_table_to_one_answer_per_candidate(browser: Browser, page: Path) -> None:
+def test_a_bound_collapses_the_table_to_one_answer_per_configuration(browser: Browser, page: Path) -> None:
     browser.open(page)
     assert len(browser.run(ROWS)) == 9
     browser.run(SET, "ttft", "130")  # transformers at batch 8 has 0.064 (1 + 0.11 · 8^0.9) = 110 ms, and at 32 more
@@ -251,7 +251,7 @@ def test_a_bound_collapses_the_table_to_one_answer_per_candidate(browser: Browse
     assert "vllm, qa, batch size 8" in verdict, "at 32 its first token takes longer"
     assert "transformers, qa, batch size 8" in verdict
     browser.run(SET, "ttft", "1")
-    assert "None of 2 candidates meets the SLO" in text(browser, "#verdict")
+    assert "None of 2 configurations meets the SLO" in text(browser, "#verdict")
     browser.run("document.getElementById('reset').click()")
     assert len(browser.run(ROWS)) == 9
 
@@ -290,7 +290,7 @@ def test_each_latency_has_a_bound_and_a_slider(browser: Browser, page: Path, nam
     limit = float(browser.run("return document.getElementById(arguments[0]).value", name))
     verdict, rows = text(browser, "#verdict"), browser.run(ROWS)
     assert f"within {name.upper()} p" in verdict
-    assert len(rows) == 2, "one answer per candidate"
+    assert len(rows) == 2, "one answer per configuration"
     assert browser.run("return document.querySelectorAll('#plot .bound').length") == 1
     assert browser.run("return [...document.querySelectorAll('#plot .faded')].some(path => path.getAttribute('d'))")
     browser.open(page)
@@ -300,18 +300,18 @@ def test_each_latency_has_a_bound_and_a_slider(browser: Browser, page: Path, nam
     assert text(browser, "#verdict") == verdict
     assert browser.run(ROWS) == rows
     browser.run(SET, name, "0.001")
-    assert "None of 2 candidates meets the SLO" in text(browser, "#verdict")
+    assert "None of 2 configurations meets the SLO" in text(browser, "#verdict")
     assert browser.run(FADED_WHISKERS), "a point over a bound keeps its interval"
     browser.run(SET, name, "")
     assert len(browser.run(ROWS)) == 9
 
 
-def test_one_answer_per_candidate_by_the_goal_that_is_chosen(browser: Browser, page: Path) -> None:
+def test_one_answer_per_configuration_by_the_goal_that_is_chosen(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.run(SET, "one", True)
     by_cost = browser.run(ROWS)
     assert len(by_cost) == 2, "tgi has no result"
-    assert text(browser, "#row-count") == "2 candidates"
+    assert text(browser, "#row-count") == "2 configurations"
     assert text(browser, "#verdict").startswith("Best cost: vllm, qa, batch size 32")
     browser.run(SET, "goal", "ttft_p50")
     assert text(browser, "#verdict").startswith("Best TTFT p50: vllm, qa, batch size 1,")
@@ -329,7 +329,7 @@ def test_the_percentile_is_what_a_bound_is_of(browser: Browser, tmp_path: Path) 
     assert "within TTFT p50 ≤ 60.0 ms: a, qa, batch size 1" in text(browser, "#verdict")
     browser.run(SET, "percentile", "p99")
     assert text(browser, "#verdict") == (
-        "The only candidate does not meet the SLO: a, qa, batch size 1 (TTFT p99 ≤ 60.0 ms: 233 % over)."
+        "The only configuration does not meet the SLO: a, qa, batch size 1 (TTFT p99 ≤ 60.0 ms: 233 % over)."
     )
 
 
@@ -353,7 +353,7 @@ def test_the_price_sets_the_cost(browser: Browser, page: Path) -> None:
     browser.run(SET, "one", False)
     assert len(browser.run(ROWS)) == 9
     browser.run(SET, "price-0", str(2.93 * 2))
-    assert len(browser.run(ROWS)) == 2, "one answer per candidate, as with a bound"
+    assert len(browser.run(ROWS)) == 2, "one answer per configuration, as with a bound"
     assert cost_of_first(browser) == pytest.approx(2 * before, rel=0.01)
     browser.run(SET, "price-0-slider", 100)
     assert cost_of_first(browser) == pytest.approx(before, rel=0.01), "the middle is the run's price"
@@ -578,7 +578,7 @@ def test_what_is_shown_comes_as_csv(browser: Browser, page: Path, tmp_path: Path
         time.sleep(0.1)
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert len(rows) == 3
-    assert {row["engine and settings"] for row in rows} == {"vllm"}
+    assert {row["configuration"] for row in rows} == {"vllm"}
     low, value, high = (float(rows[0][f"Throughput per GPU (tokens/s per GPU){end}"]) for end in (" low", "", " high"))
     assert low < value < high
 
@@ -655,7 +655,7 @@ def test_the_points_of_two_runs_are_on_one_page(browser: Browser, page: Path, tm
     assert text(browser, "#details .again code").startswith(f"sweep rerun {tmp_path / 'tuesday'}#")
     browser.run(SET, "filter", "")
     browser.run(SET, "one", True)
-    assert text(browser, "#row-count") == "4 candidates"
+    assert text(browser, "#row-count") == "4 configurations"
     assert browser.run(
         "return [...document.querySelectorAll('nav a, a.mark')].every(link => document.querySelector(link.hash))"
     )

@@ -26,7 +26,6 @@ def page_of(folder: Path, *runs: str) -> dict[str, Any]:
 
 
 def places(page: dict[str, Any]) -> set[tuple[str, str, str]]:
-    """Task, line and load of every point."""
     points = page["points"]
     return {
         (page["tasks"][task], page["lines"][line], load)

@@ -10,14 +10,12 @@ TEXT, MARK = 4.5, 3.0  # ratios that WCAG 2.2 AA asks for (1.4.3, 1.4.11)
 
 
 def colours(scheme: str) -> dict[str, str]:
-    """The variables of a scheme by name, as #rrggbb."""
     start = STYLE.index("prefers-color-scheme: dark") if scheme == "dark" else 0
     block = STYLE[STYLE.index(":root", start) :].partition("}")[0]
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance as WCAG defines it."""
     channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -27,7 +27,6 @@ SHORT_LIMIT = 8.0  # s: a section that only prints ends within it on a busy mach
 
 @pytest.fixture
 def two_l4s(monkeypatch):
-    """A machine with two GPUs and a new driver."""
     present = tuple(Gpu(f"GPU-{number}", number, "NVIDIA L4", "8.9") for number in range(2))
     for function in (gpus.present, gpus.visible):
         monkeypatch.setattr(gpus, function.__name__, lambda: present)
@@ -126,7 +125,7 @@ def test_results_are_kept_and_reported(ran, tmp_path):
 
 @pytest.mark.slow
 def test_only_what_is_ok_is_done_and_the_untried_goes_first(ran, tmp_path, monkeypatch):
-    """A section that fails, is cut off or cannot be made yet is tried again, but keeps none from its turn."""
+    """A section that fails, is cut off or cannot be made yet is retried, but keeps none from its turn."""
     monkeypatch.setattr(gpu_check, "LIMIT", SHORT_LIMIT)
     there = tmp_path / "compiled"
     compiles = f"import os, time; os.path.exists({str(there)!r}) or time.sleep(600)"

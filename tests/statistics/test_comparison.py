@@ -24,7 +24,6 @@ def trials_of(engines: int, replicates: int, shared: bool = False) -> Trials:
 
 
 def differences(model: BlockModel, above: list[int], below: list[int]) -> tuple[Any, Any]:
-    """By Sidak, for so many pairs."""
     return model.contrasts(model.pairs(above, below), model.sidak(len(above)))
 
 
@@ -154,7 +153,7 @@ def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:
 def test_with_one_launch_each_nothing_is_told_apart(tmp_path: Path) -> None:
     rows = [{**row, "launch": row["backend"]} for row in rows_of_three()]
     run = run_of(tmp_path, rows, baseline={"backend": "slow"})
-    assert warnings_of(run)["shared-launches"].startswith("3 replicates on 1 launch: not told apart from the others")
+    assert warnings_of(run)["shared-launches"].startswith("3 replicates on 1 launch: the comparison is a tie")
     assert "shared-launches" not in warnings_of(run_of(tmp_path / "apart", rows_of_three()))
     points = summarise(run).set_index("backend")
     assert points.loc["slow", "output_throughput_standing"] == Standing.TIED

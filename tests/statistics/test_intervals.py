@@ -146,7 +146,7 @@ def test_a_median_of_few_requests_has_an_interval_from_the_launches_by_hand() ->
 
 
 def test_few_requests_of_which_one_is_slow_give_a_mean_and_a_throughput_no_interval() -> None:
-    """How often such a one comes is not known; nor is it of so few that there may be one in fifty."""
+    """How often such a request comes is not known; nor is it of so few that there may be one in fifty."""
     even = np.random.default_rng(3).lognormal(0, 0.1, (3, 20))
     slow = even.copy()
     slow[0, 3] = 30.0

@@ -70,12 +70,10 @@ def throughput_rows(vllm: float = 1143.0, replicates: int = 2, hardware: str = "
 
 
 def on(hardware: str) -> str:
-    """The settings of a trial on this hardware."""
     return json.dumps({"hardware": {"name": hardware}})
 
 
 def judgements(results: RunResults) -> dict[str, Judged]:
-    """The judgement on each finding, by name."""
     return {each.finding.name: each for each in judge_run(results)}
 
 

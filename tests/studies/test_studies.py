@@ -484,11 +484,11 @@ def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tm
     monkeypatch.setattr(studies.subprocess, "run", command)
     monkeypatch.setattr(studies, "time", SimpleNamespace(monotonic=lambda: next(clock)))  # not that of other threads
     assert measure("throughput_bound", folder) == 0
-    took = "the command took 8 min 20 s from an empty results folder, with 1 environment to prepare first."
+    took = "The command took 8 min 20 s from an empty results folder, with 1 environment to prepare first."
     assert studies.circumstances(folder).endswith(took)
     measure("throughput_bound", folder)
     in_parts = (
-        "the command took 9 min 21 s from an empty results folder, with 1 environment to prepare first, in 2 parts."
+        "The command took 9 min 21 s from an empty results folder, with 1 environment to prepare first, in 2 parts."
     )
     assert studies.circumstances(folder).endswith(in_parts)
     page = list(studies_page({"throughput_bound": folder}, {}))
@@ -496,11 +496,11 @@ def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tm
     shutil.rmtree(folder)  # all is in the cache now
     monkeypatch.setattr(studies, "prepared", set)
     measure("throughput_bound", folder)
-    there = "the command took 0 min 9 s from an empty results folder, with environments, weights and references in the"
+    there = "The command took 0 min 9 s from an empty results folder, with environments, weights and references in the"
     assert f"{there} cache." in studies.circumstances(folder)
     time_file(folder).unlink()
     measure("throughput_bound", folder)
-    assert "the command took" not in studies.circumstances(folder)
+    assert "The command took" not in studies.circumstances(folder)
 
 
 @pytest.mark.slow

@@ -1,16 +1,24 @@
-"""The table of docs/backends.md: the features of each backend in conf/backend, as its code states them.
+"""The tables of docs/backends.md: the features of each backend in conf/backend, and the causes of failures.
 
-`python -m tests.support.backends_table` makes the document's table anew.
+`python -m tests.support.backends_table` makes the document's tables anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from backends.base import Backend
 from backends.installed import configured, names
+from backends.tables.causes import cause_table
 from sweep.base.config import ROOT
 
 DOCUMENT = ROOT / "docs" / "backends.md"
-BEGIN, END = "<!-- table: python -m tests.support.backends_table -->", "<!-- end of table -->"
+BEGIN, END = "<!-- {}: python -m tests.support.backends_table -->", "<!-- end of {} -->"
+FAULTS = {
+    "engine": "the engine's, final once repeated",
+    "user": "the engine's, never final: mend it and run the command again",
+    "node": "the surroundings': another node",
+    "outage": "the surroundings': later",
+    "memory": "none: `oom_load` or `oom_run`",
+}
 NOT_STATED = "–"  # by the backend's class
 HEADINGS = (
     "backend",
@@ -26,7 +34,6 @@ HEADINGS = (
 
 
 def cells(backend: Backend) -> tuple[str, ...]:
-    """One row of the table."""
     name, traits = backend.name, backend.traits
     if not backend.launches:
         return name, _file(backend), *("as the endpoint" for _ in HEADINGS[2:-1]), "no"
@@ -64,15 +71,26 @@ def _yes(trait: bool | None) -> str:
 
 def table() -> str:
     """The table in Markdown, one row a backend."""
-    rows: list[Sequence[str]] = [HEADINGS, ["---"] * len(HEADINGS), *(cells(configured(name)) for name in names())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _markdown(HEADINGS, (cells(configured(name)) for name in names()))
+
+
+def causes() -> str:
+    """The table of the causes of failures in Markdown."""
+    rows = ((cause.cause, FAULTS[cause.whose], cause.remedy) for cause in cause_table().causes)
+    return _markdown(("cause", "whose fault", "remedy"), rows)
+
+
+def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows))
 
 
 def with_table(text: str) -> str:
-    """A document with its table made anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    """A document with its tables made anew."""
+    for name, made in (("table", table()), ("causes", causes())):
+        before, _, rest = text.partition(BEGIN.format(name))
+        _, _, after = rest.partition(END.format(name))
+        text = f"{before}{BEGIN.format(name)}\n\n{made}\n\n{END.format(name)}{after}"
+    return text
 
 
 if __name__ == "__main__":

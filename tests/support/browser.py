@@ -63,7 +63,6 @@ class Browser:
         self._post(f"{self.session}/url", url=page.as_uri() + fragment)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value that a script returns in the page."""
         return self._post(f"{self.session}/execute/sync", script=script, args=list(arguments))
 
     def keys(self, *pressed: str) -> None:
@@ -72,7 +71,6 @@ class Browser:
         self._post(f"{self.session}/actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
 
     def pointer(self, x: int, y: int) -> None:
-        """The pointer, moved to a place of the visible page."""
         move = {"type": "pointerMove", "duration": 0, "x": x, "y": y}
         self._post(f"{self.session}/actions", actions=[{"type": "pointer", "id": "mouse", "actions": [move]}])
 

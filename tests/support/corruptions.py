@@ -143,7 +143,6 @@ def check(
 
 
 def _compacted(out: Path, copy: Path) -> Path:
-    """A copy of the run whose trials' tables are put together."""
     if not copy.exists():
         shutil.copytree(out, copy)
         assert compact(RunPaths(copy), fewest=1)

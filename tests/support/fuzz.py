@@ -210,7 +210,6 @@ class Hang(BaseException):
 
 
 def command_line(chance: random.Random) -> Case:
-    """A random command line."""
     load = chance.choice(list(LOADS))
     keys = SETTINGS | POINTS | LOADS[load]
     base = [*BASE, f"load={load}"]
@@ -356,7 +355,6 @@ def _typo(chance: random.Random, key: str) -> str:
 
 
 def experiment(chance: random.Random) -> Case:
-    """A random experiment file."""
     content, trials = _good_experiment(chance)
     make = chance.choices([_as_is, _bad_setting, _bad_plan, _bad_text, _corrupted], [20, 25, 25, 15, 15])[0]
     return make(chance, content, trials)
@@ -522,7 +520,6 @@ def complete(case: Case, folder: Path) -> list[str]:
 
 
 def check(case: Case, folder: Path) -> Finding:
-    """Run a case in this process and judge it."""
     arguments, output, error = complete(case, folder), io.StringIO(), io.StringIO()
     previous = signal.signal(signal.SIGALRM, _hang)
     signal.alarm(HANG)
@@ -574,7 +571,6 @@ def _hang(*arguments: object) -> None:
 
 
 def hydra(value: Any) -> str:
-    """A value as it stands on a command line."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}: {hydra(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):

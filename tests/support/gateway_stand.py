@@ -60,7 +60,6 @@ class ScriptedEngine:
 
 @contextlib.contextmanager
 def engine(script: Script) -> Iterator[ScriptedEngine]:
-    """A scripted engine for the length of the block."""
     scripted = ScriptedEngine(script)
 
     class Handler(socketserver.BaseRequestHandler):
@@ -113,7 +112,6 @@ def gateway(*urls: str, log: Any = None, tokenizer: Any = None, **settings: Any)
 
 
 def chunked(*parts: bytes) -> bytes:
-    """A body's parts in HTTP's chunked form."""
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
 
@@ -130,7 +128,6 @@ def stream(*events: bytes) -> Script:
 
 
 def plain(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> Script:
-    """A script that answers with one body."""
     head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nX-Engine: yes\r\n\r\n" % (status, kind, len(body))
     return lambda connection, request: connection.sendall(head + body)
 
@@ -179,8 +176,6 @@ def tee(url: str) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def bodies(connections: list[bytes]) -> list[bytes]:
-    """The bodies of the answers on some connections, without HTTP's framing."""
-
     class Bodies:
         def __init__(self) -> None:
             self.parts: list[bytes] = []

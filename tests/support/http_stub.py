@@ -20,8 +20,6 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 def page(path: str, text: str) -> type[BaseHTTPRequestHandler]:
-    """Return a handler that has this page and no other."""
-
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200 if self.path == path else 404)

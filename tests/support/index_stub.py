@@ -62,7 +62,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving_wheels(folder: Path) -> Iterator[Index]:
-    """Serve the wheels of a folder within the block."""
     index = Index(folder)
     with serving(type("Handler", (_Handler,), {"index": index})) as address:
         index.url = f"{address}/simple"

@@ -46,7 +46,6 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def metadata_server() -> Iterator[MetadataServer]:
-    """Run the stand-in."""
     with MetadataServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:

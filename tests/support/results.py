@@ -18,7 +18,6 @@ from sweep.disk.run_files import RunPaths
 
 
 def trial(backend: str, batch: int, replicate: int, throughput: float | None, **other: Any) -> dict[str, Any]:
-    """A row whose interval can be worked out with a pencil."""
     return {
         "trial_id": f"{backend}-{batch}-{replicate}-{len(other)}",
         "deployment_id": backend,
@@ -49,13 +48,12 @@ def run_of(folder: Path, rows: list[dict[str, Any]], **experiment: Any) -> Run:
 
 
 def committed_rows(ledger: Path) -> list[dict[str, Any]]:
-    """Return every row that was ever committed to a ledger; none if there is no such file yet."""
+    """Return every row that was ever committed to a ledger; none if the file is missing yet."""
     lines = ledger.read_bytes().splitlines(keepends=True) if ledger.exists() else []
     return [entry["row"] for entry in ledger_entries(lines) if entry["event"] == "trial"]
 
 
 def printed(run: Run, width: int) -> str:
-    """The terminal's summary, checked to fit."""
     console = Console(width=width)
     with console.capture() as output:
         console.print(Summary(RunResults(run)))

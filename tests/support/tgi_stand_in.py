@@ -140,7 +140,6 @@ class StandIn:
         await connection.answer(answer)
 
     async def generate_stream(self, body: dict[str, Any], connection: HostConnection) -> None:
-        """One event a token, no event name, no [DONE]."""
         inputs, parameters = body["inputs"], body.get("parameters") or {}
         try:
             async for index, reason in self.tokens(inputs, parameters.get("max_new_tokens")):

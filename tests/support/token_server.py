@@ -34,7 +34,6 @@ class Script:
     finish: str = "length"
 
     def writes(self, body: dict[str, Any]) -> Iterator[tuple[float, bytes]]:
-        """When to write, s after the request, and what."""
         total = body["max_tokens"] if self.tokens is None else self.tokens
         starts = range(0, total, self.tokens_per_event)
         pending: list[bytes] = []

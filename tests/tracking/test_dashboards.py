@@ -162,7 +162,6 @@ def test_a_finished_run_of_each_shipped_experiment_is_sent(tmp_path: Path, exper
 
 
 def sweep_of_one_trial(folder: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
-    """The whole command, on the simulated engine."""
     line = ["backend=simulated", "model=tiny-llama", "workload=qa", "workload.output_tokens=4", "load.batch_size=4"]
     line += ["workload.num_requests=4", "backend.ttft.mean=0.2", "cluster=inline", "hardware=cpu", "tracking=wandb"]
     done = published(folder, "sweep", *line, "out=run", "name=alone", **environ)
@@ -203,7 +202,7 @@ def test_with_a_login_a_sweep_ends_with_all_of_it_on_the_server(tmp_path: Path) 
 def test_a_folder_without_a_run_is_bad_input(tmp_path: Path) -> None:
     done = published(tmp_path, "sweep", "wandb", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: {tmp_path}: no run here (there is no trials.parquet)"
+    assert done.stderr.strip() == f"error: {tmp_path}: no run here (trials.parquet is missing)"
 
 
 def test_a_server_that_refuses_is_one_line(tmp_path: Path) -> None:

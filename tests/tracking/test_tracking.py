@@ -52,7 +52,6 @@ def wandb() -> Tracking:
 
 
 def records(file: Path) -> list[dict[str, Any]]:
-    """What wandb's own reader finds in an offline run."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]

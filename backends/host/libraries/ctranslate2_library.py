@@ -1,7 +1,7 @@
 """CTranslate2: `Generator.generate_batch` on static batches, with one event per step and row from its callback.
 
-Prompts of unequal length: the engine prefills all prompts up to the shortest length at once, then feeds the rest of
-the longer prompts token by token while the shorter ones already decode. It is measured with that way of batching.
+For prompts of unequal length, the engine prefills all prompts up to the shortest length at once. It then feeds the rest
+of the longer prompts token by token while the shorter ones already decode. It is measured with that batching.
 """
 
 import ctypes
@@ -65,7 +65,7 @@ class CTranslate2:
             raise
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text but the first, given those before it."""
+        """The log-probability of each token after the first, given the tokens before it, for each text."""
         scored = [self.generator.score_batch([[self.vocabulary[token] for token in text]]) for text in texts]
         return [list(one[0].log_probs) for one in scored]
 
@@ -78,7 +78,7 @@ class CTranslate2:
 
 
 def _load_cuda_libraries() -> None:
-    """Load CUDA's libraries from the environment's distributions, since the engine does not look there."""
+    """Load CUDA's libraries from the environment's distributions, where the engine does not look."""
     for distribution, pattern in CUDA_LIBRARIES.items():
         try:
             files = metadata.files(distribution) or []

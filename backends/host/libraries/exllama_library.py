@@ -1,4 +1,4 @@
-"""ExLlamaV2 or ExLlamaV3, whichever the environment has: their dynamic generators schedule; a step is an `iterate`."""
+"""ExLlamaV2 or ExLlamaV3, whichever the environment has. Their dynamic generators schedule; a step is an `iterate`."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +60,7 @@ def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, A
     greedy = exllamav3.GreedySampler()
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
-        """As its own eval/ppl.py: without the cache, and without what pads the vocabulary."""
+        """As in ExLlama's own eval/ppl.py: without the cache, and without the vocabulary's padding."""
         scores: torch.Tensor = model.forward(ids, {"attn_mode": "flash_attn_nc"})
         return scores[..., : tokenizer.actual_vocab_size]
 
@@ -142,12 +142,12 @@ class ExLlama:
         }
 
     def reset_caches(self) -> bool:
-        """Forget the pages of earlier prompts; false where V3 keeps more of them elsewhere, as it was told to."""
+        """Forget the pages of earlier prompts; false if V3 was told to keep more of them elsewhere."""
         self.pages.reset_page_table()
         return not any(getattr(self.generator, name, None) for name in ("cpu_page_cache", "recurrent_cache"))
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text but the first, given those before it."""
+        """The log-probability of each token after the first, given the tokens before it, for each text."""
         with torch.inference_mode():
             return [self._log_probabilities(text) for text in texts]
 

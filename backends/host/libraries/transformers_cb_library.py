@@ -35,10 +35,7 @@ def load(settings: LibrarySettings) -> "TransformersCB":
 
 
 def num_blocks(model: Any, memory: Mapping[str, float], page_size: int) -> int:
-    """Blocks of the KV cache that the stated memory holds: `kv_cache_gib`, or a `memory_share` of the free GPU memory.
-
-    A block has a page of `page_size` tokens, keys and values, for each layer.
-    """
+    """Blocks (a page of tokens for each layer) that `kv_cache_gib` or a `memory_share` of free GPU memory holds."""
     config = model.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -79,7 +76,7 @@ class TransformersCB:
         self.manager.start()
 
     def _count_hits(self, cache: Any) -> None:
-        """Count the tokens of prompts that are found in the cache, which transformers only logs."""
+        """Count the prompt tokens found in the cache, which transformers only logs."""
         search = cache.search_prefix_match
 
         def counted(request_id: str, prompt_ids: list[int]) -> int:
@@ -149,16 +146,13 @@ class TransformersCB:
         return readings
 
     def reset_caches(self) -> bool:
-        """Free the blocks that are kept of earlier prompts; true once the whole cache is free."""
+        """Free the blocks kept from earlier prompts; true once the whole cache is free."""
         cache = self.manager.batch_processor.cache
         cache.evict_cached_blocks()
         return bool(cache.compute_free_capacity(relative=True) == 1.0)
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text but the first: of a request's prompt, with the paged cache.
-
-        Meanwhile another manager runs, and then a new one.
-        """
+        """Log-probabilities of each text's tokens but the first, with the paged cache, by another manager."""
         self.clear(**HOOKED)
         try:
             return [self._log_probabilities(text) for text in texts]
@@ -189,7 +183,7 @@ class TransformersCB:
 
 @contextlib.contextmanager
 def logits_of_all_tokens(model: Any) -> Iterator[list[torch.Tensor]]:
-    """The logits of each forward pass, in float32, also of tokens for which the manager asks for none."""
+    """The logits of each forward pass, in float32, also for tokens whose logits the manager does not request."""
     parts: list[torch.Tensor] = []
 
     def before(model: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

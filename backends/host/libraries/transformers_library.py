@@ -51,8 +51,8 @@ class Steps(BaseStreamer):  # type: ignore[misc]
 class RowsDone(StoppingCriteria):  # type: ignore[misc]
     """Ends each row where the host decides, since rows of one batch may have different lengths.
 
-    It is asked before the streamer has the tokens of the same step, so it looks at them itself: a batch whose rows have
-    all ended costs no further step.
+    It is called before the streamer has the tokens of the same step, so it looks at them itself. A batch whose rows
+    have all ended then costs no further step.
     """
 
     def __init__(self, batch: Sequence[PromptRow], longest: int) -> None:
@@ -97,7 +97,7 @@ class Transformers:
             self.cache = None
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text but the first, given those before it."""
+        """The log-probability of each token after the first, given the tokens before it, for each text."""
         values = []
         with torch.inference_mode():
             for text in texts:

@@ -66,7 +66,9 @@ class VLLMOffline:
             self.engine.abort_request([f"row-{id(row)}"])
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return, for each text, that of each token after the first, given those before it. No row may be here."""
+        """Return the log-probability of each token after the first, given the tokens before it, for each text. No row
+        may run.
+        """
         scored: dict[str, list[float]] = {}
         for number, text in enumerate(texts):
             parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)

@@ -1,7 +1,7 @@
 """A folder in Hugging Face layout to a GGUF file, by llama.cpp's own converter. Runs in the environment `gguf`.
 
-That converter knows a byte-level BPE's way of splitting text only by a hash of its results. Where it does not know the
-hash, but tokenizer.json spells out GPT-2's way, it gets that name; any other way is an error, as it is upstream.
+That converter recognises a byte-level BPE's way of splitting text only by a hash of its results. If it does not know
+the hash, but tokenizer.json spells out GPT-2's way, it gets that name; any other way is an error, as it is upstream.
 """
 
 import argparse

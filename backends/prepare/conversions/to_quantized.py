@@ -1,6 +1,6 @@
 """A folder in Hugging Face layout to a quantised checkpoint in the same layout. Runs in the engine's environment.
 
-By GPTQModel with calibration, where the environment has it and the format is GPTQ; else by rounding every weight to
+It uses GPTQModel with calibration if the environment has it and the format is GPTQ. Otherwise it rounds every weight to
 the nearest step of its group, which needs only torch and safetensors. The linear layers of the decoder blocks are
 quantised; embeddings, norms and the output head keep their precision. One file of weights is in memory at a time.
 
@@ -41,10 +41,7 @@ def pack_int4(values: Tensor, axis: int) -> Tensor:
 
 
 def gptq(weight: Tensor, group: int) -> Tensors:
-    """weight (out, in) -> qweight (in/8, out), scales (groups, out), qzeros (groups, out/8), g_idx (in,).
-
-    weight = scale * (q - 8); the format stores each zero point less one.
-    """
+    """weight = scale * (q - 8) -> qweight, scales, qzeros (each less one), g_idx, in AutoGPTQ's shapes."""
     grouped = weight.T.reshape(-1, group, weight.shape[0])
     scales = (grouped.abs().amax(1) / 7).clamp(min=SMALLEST_SCALE).half()
     steps = torch.round(grouped / scales.float()[:, None]) + 8
@@ -105,7 +102,7 @@ def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
 
 
 def _shards(model: Path) -> list[Path]:
-    """The files of a model's weights: those that its index names, where there are several."""
+    """The files of a model's weights: its index names them if it has several."""
     index = model / INDEX
     if index.is_file():
         return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

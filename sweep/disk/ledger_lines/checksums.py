@@ -1,7 +1,7 @@
-"""Lines of JSON that carry a checksum: what a disk or a hand has changed is not believed.
+"""Lines of JSON that carry a checksum, so that a line changed by a disk or a hand is rejected.
 
-Each line is one object whose last key, `crc`, is the CRC-32 of all before it. Lines without one are those of an older
-version: they count until the first line that has one.
+Each line is one object whose last key, `crc`, is the CRC-32 of everything before it. Lines without one belong to an
+older version: they count until the first line that has one.
 """
 
 import json
@@ -41,10 +41,10 @@ def unsealed(line: bytes) -> tuple[dict[str, Any], bool]:
 
 
 def _parsed_line(line: bytes) -> Any:
-    """Return the value of a line of JSON. Raises ValueError if it is none.
+    """Return the value of a line of JSON. Raises ValueError for anything else.
 
-    orjson is some times as fast as json, and the lines it reads share the names of their keys in memory. What it does
-    not take, as NaN, json may have written.
+    orjson is several times as fast as json, and its lines share the names of their keys in memory. It rejects NaN,
+    which json may have written.
     """
     try:
         return orjson.loads(line)
@@ -61,7 +61,7 @@ def entries(
     fits: Callable[[dict[str, Any]], bool] = lambda entry: True,
     on_damage: Callable[[int, bytes, str], None] = lambda number, line, problem: None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the entries that hold and `fits` accepts; the others are given to `on_damage`, numbered from 1."""
+    """Yield the valid entries that `fits` accepts; the others go to `on_damage`, numbered from 1."""
     vouched = False
     for number, line in enumerate(lines, start=1):
         try:

@@ -1,4 +1,4 @@
-"""A ledger held against the other files of its run: raw data that was cut short, and results that it has lost."""
+"""Checks a ledger against the other files of its run: raw data that was cut short, and results that it has lost."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ THREADS, BATCH = 16, 256  # files that one of them looks at in turn
 
 
 class TableResults:
-    """The rows that trials.parquet has, which is made from the ledger: a ledger that was cut or emptied lacks some.
+    """The rows of trials.parquet, which is made from the ledger: a ledger that was cut or emptied lacks some.
 
     Such a ledger shows no damaged line. Read the table first: a driver may append to both meanwhile.
     """
@@ -35,9 +35,9 @@ class TableResults:
             self.damage.append(str(error))
 
     def describe_losses(self, rows: Iterable[Row], keep_table: bool) -> list[str]:
-        """Return a line about the results that these rows of the ledger lack, if there are any.
+        """Return a line about the results that these rows of the ledger lack, if any.
 
-        With `keep_table` the table is copied, for it will be made anew. Of a damaged table the line says so.
+        With `keep_table` the table is copied, for it will be made again. Of a damaged table the line says so.
         """
         attempts = {(row["trial_id"], row["attempt"]) for row in rows}
         trials = {trial_id for trial_id, _ in attempts}
@@ -50,12 +50,12 @@ class TableResults:
 
 
 def _is_lost_result(row: Row, attempts: set[tuple[str, str]]) -> bool:
-    """Return whether a row is a result of which the ledger has not this attempt: it keeps them all."""
+    """Return whether a row is a result whose attempt the ledger lacks: it stores all of them."""
     return bool(row.get("outcome") == Outcome.OK and (row["trial_id"], row.get("attempt")) not in attempts)
 
 
 def _keep(table: Path) -> str:
-    """Copy a table beside itself; return the name, which tells when it was written."""
+    """Copy a table beside itself; return the copy's name, which contains its time."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(table.stat().st_mtime))
     copy = table.with_name(f"{table.stem}.{stamp}{table.suffix}")
     shutil.copy2(table, copy)
@@ -65,7 +65,7 @@ def _keep(table: Path) -> str:
 def trials_with_damaged_data(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
     """Return the trials whose requests.parquet is truncated, or may be in a compact file that is damaged.
 
-    Files are looked at in parallel, since shared disks are slow. What was removed on purpose keeps its row.
+    Files are checked in parallel, since shared disks are slow. Files removed on purpose keep their row.
     """
     with_data = [
         (row["trial_id"], f"{row['deployment_id']}/{row['attempt']}/{row['trial_id']}")
@@ -92,7 +92,7 @@ def trials_with_damaged_data(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
 def _cut_short(path: str) -> bool | None:
     """Return whether a Parquet file is truncated: its last bytes must be the footer's length and "PAR1".
 
-    None if there is no such file.
+    Return None if the file is missing.
     """
     try:
         with open(path, "rb", buffering=0) as file:

@@ -1,1 +1,1 @@
-"""Says how far a run is: its live lines, its totals and status on disk, and how long the rest takes."""
+"""Shows how far a run is: its live lines, its totals and status on disk, and how long the rest takes."""

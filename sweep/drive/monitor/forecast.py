@@ -1,7 +1,7 @@
 """The time left of a running sweep, by the scheduler's own estimate.
 
-What is still to come is run through the scheduling policy (`sweep.plan.simulate`), each trial and launch with what such
-ones took in this run, else in earlier ones. Trials that were not measured say nothing about the pace.
+The remaining work is run through the scheduling policy (`sweep.plan.simulate`), each trial and launch with its kind's
+duration in this run, or in earlier ones. Unmeasured trials say nothing about the pace.
 """
 
 import time
@@ -24,7 +24,7 @@ FIRST_SHARE = 0.05  # of a trial's requests, from which its own pace says how lo
 
 
 class Forecast:
-    """The durations of a run so far, and what they make of the rest."""
+    """The durations of a run so far, and the forecast from them."""
 
     def __init__(self, expected: Expected) -> None:
         self.expected = expected
@@ -55,7 +55,7 @@ class Forecast:
         elapsed: Mapping[str, float],
         progress: Mapping[str, TrialProgress],
     ) -> float | None:
-        """Estimate the seconds that are left; None while nothing tells.
+        """Estimate the seconds that are left; None without any basis.
 
         `elapsed` are the seconds since the last event of each running launch, `progress` their trials'.
         """
@@ -77,7 +77,7 @@ class Forecast:
         return max((span.end for span in spans), default=None if needs else 0.0)
 
     def _left_of(self, state: LaunchState, elapsed: float, progress: TrialProgress | None) -> float | None:
-        """The seconds until a launch has ended; None if nothing tells how long its trials take."""
+        """The seconds until a launch has ended; None if its trials' durations are unknown."""
         total = 0.0
         for index, trial in enumerate(state.pending_trials):
             seconds = self._trial(state.launch, trial)
@@ -92,8 +92,8 @@ class Forecast:
         return max(0.0, launching - elapsed) + total if state.stage.active else launching + total
 
     def _trial(self, launch: Deployment, trial: Trial) -> float | None:
-        """The seconds that its kind took in this run, else in earlier ones, else this run's trials of its engine, or
-        all of them.
+        """The seconds of its kind in this run, else in earlier ones, else of this run's trials of its engine, or all of
+        them.
         """
         if durations := self.trials.get(_kind(launch, trial)):
             return median(durations)
@@ -109,7 +109,7 @@ class Forecast:
         return self.mean_launch or 0.0
 
     def _take_means(self) -> None:
-        """Form the means once for all trials that are still to come: there may be ten thousand."""
+        """Compute the means once for all remaining trials: there may be ten thousand."""
         by_engine: dict[str, list[float]] = defaultdict(list)
         for (engine, _), durations in self.trials.items():
             by_engine[engine] += durations
@@ -124,12 +124,12 @@ def _mean(durations: Mapping[str, Sequence[float]]) -> float | None:
 
 
 def _kind(launch: Deployment, trial: Trial) -> tuple[str, str]:
-    """Trials that differ in their replicate only are of one kind."""
+    """Trials that differ only in their replicate are of one kind."""
     return launch.deployment_id, trial.describe_point()
 
 
 def _left_of_running(expected: float | None, progress: TrialProgress) -> float | None:
-    """The rest of the trial that runs, by its own pace once that tells, else by what such trials take."""
+    """The rest of the running trial, by its own pace once that is known, otherwise by its kind's duration."""
     if progress.share >= FIRST_SHARE:
         return progress.seconds * (1 - progress.share) / progress.share
     return None if expected is None else max(0.0, expected - progress.seconds)

@@ -1,7 +1,7 @@
 """The progress of a running sweep: a live view on a terminal, plain lines otherwise.
 
-It shows what runs, how far its requests are, how much is done, spent and failed, and how long the rest will take;
-results are the analysis' business.
+It shows what runs, how far its requests are, the progress, cost and failures, and how long the rest will take; the
+analysis shows results.
 """
 
 import time
@@ -89,7 +89,7 @@ class Display:
         self.progress.pop(launch, None)
 
     def finished(self, row: Mapping[str, Any], label: str, engine: str = "") -> None:
-        """Show a trial's row; those of trials that cannot run wait for `show_unavailable`."""
+        """Show a trial's row; rows of trials that cannot run wait for `show_unavailable`."""
         self.done += 1
         outcome = Outcome(row["outcome"])
         self.failures += outcome in FAILED
@@ -115,7 +115,7 @@ class Display:
         self._left, self._estimated = seconds, time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """Return the time to the end, as it was last estimated; None while nothing tells."""
+        """Return the last estimate of the time to the end; None without one."""
         return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._estimated))
 
     def summary(self) -> str:
@@ -137,9 +137,9 @@ class Display:
 
 
 class Leaders:
-    """The highest mean throughput so far among points that are asked the same: never across tasks or loads.
+    """The highest mean throughput so far among points of one task and load: never across tasks or loads.
 
-    Nothing is said of points below saturation, whose throughput is what the load asked for, nor of one without a rival.
+    It skips points below saturation, whose throughput the load sets, and points without a rival.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class Leaders:
         engines.setdefault(label, []).append(row["output_throughput"])
 
     def latest(self) -> str:
-        """`at qa batch 8: vllm 538 tokens/s`, of the question asked last; empty if it has no rivals."""
+        """`at qa batch 8: vllm 538 tokens/s`, for the latest task; empty if it has no rivals."""
         return "".join(self.best(most=1))
 
     def best(self, most: int) -> list[str]:

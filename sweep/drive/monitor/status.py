@@ -1,7 +1,7 @@
-"""`sweep status RUN`: what is done, what runs where, what failed and why, and how long it will take.
+"""`sweep status RUN`: what is done, what runs where, what failed and why, and how long the rest will take.
 
-RUN is a results folder, its name under results/, or the URL of an object store. It reads what the driver leaves on
-disk, so it works from another terminal while the sweep runs, and in the morning when nothing runs any more.
+RUN is a results folder, its name under results/, or the URL of an object store. It reads the driver's files, so it
+works from another terminal while the sweep runs, and in the morning when nothing runs any more.
 """
 
 import json
@@ -89,7 +89,7 @@ class Status(NamedTuple):
     driver: dict[str, Any] | None  # its last status.json
     log: str  # where the logs of failed engines are
     messages: list[str]  # about damaged lines of the ledger
-    problem: str | None = None  # with status.json: it is not known whether a driver runs
+    problem: str | None = None  # with status.json: it is unknown whether a driver runs
 
     @property
     def alive(self) -> bool:
@@ -107,7 +107,7 @@ def is_alive(driver: Mapping[str, Any] | None) -> bool:
 
 
 def read(out: Path) -> Status:
-    """Read the status of a run from its files. Raises ConfigError if there is none."""
+    """Read the status of a run from its files. Raises ConfigError if it is missing."""
     paths = RunPaths(out)
     driver, problem, messages = None, None, list[str]()
     try:
@@ -146,9 +146,9 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
 
 
 def last_status(paths: RunPaths, consequence: str, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the status that the last driver left here, None without one or if it is damaged: it is written anew.
+    """Return the status that the last driver left here, None without one or if it is damaged: it is rewritten.
 
-    `notify` is told of damage, with the `consequence` for whoever asks.
+    `notify` gets a message about damage, with the `consequence` for the caller.
     """
     try:
         return read_status_file(paths)
@@ -199,7 +199,7 @@ def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def status_json(status: Status) -> str:
-    """A status for scripts: trials by outcome, failures, and what the driver last wrote about itself."""
+    """A status for scripts: trials by outcome, failures, and the driver's last own status."""
     driver = {key: value for key, value in (status.driver or {}).items() if key != "summary"}
     content = {
         "name": status.totals.name,
@@ -214,7 +214,7 @@ def status_json(status: Status) -> str:
 
 
 def _failed_requests(totals: Totals) -> list[str]:
-    """The requests that failed in trials with a result; nothing if none has one."""
+    """The failed requests in trials with a result; empty without such a trial."""
     if not totals.results:
         return []
     trials = totals.failed_requests
@@ -229,7 +229,7 @@ def _failed_requests(totals: Totals) -> list[str]:
 def _driver(status: Status) -> str:
     driver = status.driver
     if driver is None:
-        return f"not known whether a driver runs: {status.problem}" if status.problem else "never started"
+        return f"unknown whether a driver runs: {status.problem}" if status.problem else "never started"
     process = f"process {driver['pid']} on {driver['host']}"
     if not status.alive:
         age = duration_text(time.time() - driver["at"])

@@ -2,7 +2,7 @@
 
 The driver writes them to OUT/totals.json, with the sizes and times of the files that they were counted in, so that
 `sweep status` of 100,000 trials reads a small file instead of a gigabyte. Where they do not hold, because the driver
-was killed after its last row or a file was changed, the status counts anew.
+was killed after its last row or a file was changed, the status counts again.
 """
 
 import time
@@ -29,7 +29,7 @@ COUNTED_COLUMNS = frozenset(
 
 
 class Totals(NamedTuple):
-    """What has become of the trials of a plan."""
+    """The trials of a plan by outcome."""
 
     name: str
     trials: int
@@ -65,7 +65,7 @@ def count_trials(
 
 
 def _failure(row: Mapping[str, Any]) -> str:
-    """Return the reason and the path of the log; an unavailable trial has none."""
+    """Return the reason and the path of the log; an unavailable trial has no log."""
     log = "" if row["outcome"] == Outcome.UNAVAILABLE else f" [{row['deployment_id']}/{row['attempt']}/engine.log]"
     return f"{row.get('reason') or 'no reason given'}{log}"
 
@@ -102,7 +102,7 @@ def write_totals(paths: RunPaths, totals: Totals) -> None:
 
 
 def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
-    """Return the totals that the driver has written, if they are of the present plan and ledger; None if not.
+    """Return the driver's last totals if they belong to the present plan and ledger, or None.
 
     While the driver is alive its latest rows may be missing.
 
@@ -129,7 +129,7 @@ def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
 
 
 def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
-    """Count the trials of a plan in its ledger; return also a line about what is damaged in it.
+    """Count the trials of a plan in its ledger; also return a line about damage in it.
 
     Raises:
         FileNotFoundError, NotADirectoryError: if there is no plan.
@@ -156,7 +156,7 @@ def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
 
 
 def _stamps(paths: RunPaths) -> dict[str, list[int]] | None:
-    """Return size and time of the last change of the plan and the ledger; None without one of them."""
+    """Return size and modification time of the plan and the ledger; None without one of them."""
     try:
         return {"plan": _stamp(paths.plan), "ledger": _stamp(paths.ledger)}
     except FileNotFoundError:

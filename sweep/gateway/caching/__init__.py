@@ -1,1 +1,1 @@
-"""The cache of answers: which requests may be answered from it, by whose answer, and what is served and kept."""
+"""The cache of answers: which requests it may answer, from whose answer, and what is served and stored."""

@@ -1,4 +1,4 @@
-"""An answer that is kept: checked when it is complete, and served again as if it were new."""
+"""A stored answer: checked when it is complete, and served again like a new one."""
 
 import json
 import re
@@ -33,7 +33,7 @@ class KeptAnswer:
         return "event-stream" in self.content_type
 
     def replay(self) -> Iterator[bytes]:
-        """The parts with an id and a time of creation of their own."""
+        """The parts with a new id and time of creation."""
         match = _ID.search(self.parts[0])
         old = match[1] if match else b""
         prefix, dash, _ = old.partition(b"-")
@@ -45,9 +45,9 @@ class KeptAnswer:
 
 
 def complete_answer(status: int, headers: Headers, chunks: Sequence[bytes], origin: str) -> KeptAnswer | None:
-    """The answer of an engine, whose body has come to its end; None if it is not one to serve again.
+    """Return an engine's complete answer, or None if it must not be served again.
 
-    That is an error, also one within a stream, or what ends without a finish reason.
+    Errors, also within a stream, and answers without a finish reason must not.
     """
     names = {name.lower(): value for name, value in headers}
     kind = names.get(b"content-type", b"").decode("latin-1")

@@ -101,7 +101,7 @@ class AnswerCache:
         return None
 
     def add(self, entry: Entry) -> None:
-        """Keep an answer; when the cache is full, the least recently served one goes."""
+        """Store an answer; when the cache is full, the least recently served one is removed."""
         if (old := self._entries.get(entry.key)) is not None:
             self.remove(old)  # its key stays in use
         while len(self._entries) >= self.settings.capacity:

@@ -39,8 +39,8 @@ class Embedder:
     def embed(self, text: str) -> Vector:
         """The mean of the tokens' vectors. No token is of two words, so that each word is tokenized by itself.
 
-        A word's vector is looked up among those of the words seen before: the rows of all tokens are spread over 32 MB,
-        and each that is not in the processor's caches takes longer than all else.
+        A word's vector is looked up among the words seen before. The rows of all tokens are spread over 32 MB, and a
+        row outside the processor's caches takes longer than everything else.
         """
         words = text.split(" ")
         total: Vector

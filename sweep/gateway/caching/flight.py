@@ -1,4 +1,4 @@
-"""Single flight: of equal requests under way one asks the engine, and all get its answer as it comes."""
+"""Single flight: of equal requests in flight one asks the engine, and all get its answer as it comes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,9 +13,9 @@ Land = Callable[[int, Headers, list[bytes]], None]
 
 
 class Flight:
-    """One answer on its way. It goes on as long as one of its readers is there, and ends with the last.
+    """One answer in flight. It continues as long as one of its readers does, and ends with the last.
 
-    Of the readers, the first that needs more than has come waits for the engine, and the others for that one.
+    The first reader that needs more than has come waits for the engine, and the others wait for that reader.
     """
 
     def __init__(self, ask: Ask, land: Land, leave: Callable[[], None]) -> None:
@@ -62,7 +62,7 @@ class Flight:
             self._beginning.result().close()
 
     async def advance(self) -> None:
-        """Wait until there is more of the answer, or its end. Raises what broke it off."""
+        """Wait until more of the answer, or its end, has come. Raises the error that broke it off."""
         if self._error is not None:
             raise self._error
         if self._is_read:

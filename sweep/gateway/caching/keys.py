@@ -29,7 +29,7 @@ class AnswerKey(NamedTuple):
 
 
 def key_of(call: Call) -> AnswerKey | None:
-    """Return the key of a request; None if no answer to it may be kept: it is not deterministic, or asks for none."""
+    """Return the key of a request; None if its answer must not be stored: it is not deterministic, or forbids it."""
     question = call.question
     if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
         return None
@@ -53,7 +53,7 @@ def _bypasses_cache(call: Call) -> bool:
 
 
 def is_deterministic(content: dict[str, Any]) -> bool:
-    """Return whether equal requests have equal answers: the most probable token each time, and one answer."""
+    """Return whether equal requests have equal answers: always the most probable token, and one answer."""
     temperature = content.get("temperature")
     greedy = isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
     single = all(content.get(name) in (None, 1) for name in SINGLE)

@@ -40,7 +40,7 @@ class AnswerSource:
         return self._cache.similar(key, vector), vector
 
     def board(self, call: Call, key: AnswerKey, vector: Vector | None, ask: Ask) -> tuple[Flight, bool]:
-        """The flight that brings the answer, and whether it is that of an earlier request."""
+        """The flight that brings the answer, and whether an earlier request started it."""
         flight = self._flights.get(key) if self.settings.single_flight else None
         if flight is not None and flight.is_open:
             return flight, True

@@ -1,1 +1,1 @@
-"""Writes weights as a Hugging Face folder: random ones of an architecture, or those of a GGUF file."""
+"""Writes weights as a Hugging Face folder: random ones of an architecture, or a GGUF file's."""

@@ -1,6 +1,6 @@
 """A GGUF file of a Llama to a folder in Hugging Face layout: weights dequantised once, config and tokenizer.
 
-The weights are stored in bfloat16, so every engine starts from the same numbers whatever format it then makes of them.
+The weights are stored in bfloat16, so every engine starts from the same numbers whatever its own format.
 """
 
 import json
@@ -131,7 +131,6 @@ def _write_weights(reader: GGUFReader, config: dict[str, Any], folder: Path, pro
 
 
 def _name(name: str) -> str:
-    """Hugging Face's name of a tensor."""
     match name.split("."):
         case ["blk", layer, part, "weight"] if part in LAYER:
             return f"model.layers.{layer}.{LAYER[part]}.weight"

@@ -1,10 +1,9 @@
 """Seeded random weights of a Llama of any size: the speed of an architecture without an account or a download.
 
-Their text soon repeats one token and means nothing, so agreement, quality and speculation are not judged on them. Only
-tokens that are printable text are ever the best: the output head's other rows are zero, and of thousands of random
-logits the largest is above zero. The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded
-once, at the end: the same file on any machine. One tensor is in memory at a time, so 7B parameters need little more
-than a gigabyte.
+Their text soon repeats one token and means nothing, so agreement, quality and speculation are not judged on them. The
+best token is always printable text: the output head's other rows are zero, and of thousands of random logits the
+largest is above zero. The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded once, at the
+end: the same file on any machine. One tensor is in memory at a time, so 7B parameters need little more than a gigabyte.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ CHUNK = 1 << 22  # weights drawn at a time
 
 
 class Architecture(Strict):
-    """The numbers of a Llama, under the names they have in its config.json."""
+    """The sizes of a Llama, under their names in its config.json."""
 
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
@@ -109,12 +108,12 @@ def tensor(name: str, shape: Shape, seed: int, ordinary: Sequence[int], deviatio
 
 
 def stream_of(seed: int, name: str) -> np.random.PCG64:
-    """A stream of its own for each tensor, so that none depends on the order or the size of another."""
+    """A stream of its own for each tensor, so none depends on the order or the size of another."""
     return np.random.PCG64(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little"))
 
 
 def draw(stream: np.random.PCG64, count: int) -> Array:
-    """16 random bits each. (`random_raw` is what NumPy promises to keep; the methods of Generator are not.)"""
+    """Draw 16 random bits each. (NumPy promises to keep `random_raw`, but not the methods of Generator.)"""
     return np.asarray(stream.random_raw(-(-count // 4)), "<u8").view("<u2")[:count]
 
 

@@ -1,4 +1,4 @@
-"""The cores of a node: those of the engine, and those of the measuring client."""
+"""The cores of a node: the engine's, and the measuring client's."""
 
 import os
 from typing import Literal
@@ -9,10 +9,10 @@ CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring cli
 
 
 def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tuple[list[int], set[int]]:
-    """The cores of the engine and of the measuring client, apart where there are two or more.
+    """The cores of the engine and of the measuring client, separate if there are two or more.
 
-    The client has one for each of its `processes` but no more than the engine; by itself one in eight of them all. With
-    GPUs the node may hold other deployments beside this one: its cores are dealt out by GPU.
+    The client has one core for each of its `processes` but no more than the engine; by default one in eight of all.
+    With GPUs the node may hold other deployments too: its cores are dealt out by GPU.
     """
     cores = sorted(os.sched_getaffinity(0))
     indexes = [gpu.number for gpu in filter(None, map(find_gpu, gpus))]

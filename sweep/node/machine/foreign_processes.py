@@ -1,7 +1,7 @@
-"""The processes of others beside a measurement: how much of the engine's cores they take, and which GPUs they use.
+"""The processes of others during a measurement: their share of the engine's cores, and the GPUs they use.
 
-Ours are the engine and its gateway, this process and those that it descends from, Ray's on this node, and all that
-share the machine on purpose.
+Our own processes are the engine and its gateway, this process and its ancestors, Ray's on this node, and all that share
+the machine on purpose.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ RAY = "/ray/"  # in the command of each of Ray's processes
 class ForeignCpu:
     """The share of some cores that others take, and the busiest of them.
 
-    The share is the cores' busy time without that of our processes: what does not show among the processes (another
-    container, one that has ended meanwhile) counts as well, interrupts do not.
+    The share is the cores' busy time without our processes' time. So it includes work that no visible process shows (in
+    another container, or ended meanwhile), but not interrupts.
     """
 
     def __init__(self, cores: Collection[int], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
@@ -45,7 +45,7 @@ class ForeignCpu:
         return min(1.0, max(0.0, (busy - before[1] - used) / ((now - before[0]) * len(self.cores))))
 
     def busiest(self) -> str:
-        """The others that took most CPU since this object was made, each with the cores that it took."""
+        """The other processes with the most CPU time since this object was made, each with its cores."""
         ours = {process.pid for process in [*self.engine(), *_family()]} | sharing_pids(self.sharing)
         elapsed = max(1e-3, time.monotonic() - self.began)
         took = [
@@ -63,8 +63,8 @@ class ForeignCpu:
 class ForeignGpu:
     """The processes of others on some GPUs.
 
-    A driver lists processes by the numbers that they have outside containers. Where it lists none of the engine's, it
-    does not say whose they are.
+    A driver lists processes by their numbers outside containers. If it lists none of the engine's, it does not show
+    whose they are.
     """
 
     def __init__(self, devices: Sequence[str], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
@@ -73,7 +73,7 @@ class ForeignGpu:
         self.most: dict[int, int] = {}  # bytes by pid
 
     def count(self, device: str) -> int | None:
-        """The number of others' processes on a GPU now; None where that is unknown."""
+        """The number of others' processes on a GPU now, or None."""
         users = gpus.compute_processes(self.handles[device])
         if users.keys() - self.ours:
             self.ours = {process.pid for process in self.engine()} | sharing_pids(self.sharing)
@@ -84,25 +84,25 @@ class ForeignGpu:
         return len(others)
 
     def largest(self) -> str:
-        """The others that were seen, each with the most memory that it had."""
+        """The other processes seen so far, each with the most memory that it had."""
         ranked = sorted(self.most.items(), key=lambda each: -each[1])[:NAMED_PROCESSES]
         names = {process.pid: _program(process) for process in _processes([pid for pid, _ in ranked])}
         return ", ".join(f"process {pid} ({names.get(pid, '?')}) {size / 2**30:.2f} GiB" for pid, size in ranked)
 
 
 class Foreign(NamedTuple):
-    """The others that are looked for beside a measurement."""
+    """The other processes that are watched during a measurement."""
 
     cpu: ForeignCpu | None
     gpu: ForeignGpu | None
 
     def describe(self) -> str:
-        """The largest of those that were seen, the busiest on the cores first."""
+        """The largest of the processes seen so far, the busiest on the cores first."""
         return "; ".join(filter(None, [self.cpu.busiest() if self.cpu else "", self.gpu.largest() if self.gpu else ""]))
 
 
 def _family() -> list[psutil.Process]:
-    """This process and those that it descends from; in a worker of Ray, Ray's other processes on this node as well."""
+    """This process and its ancestors; in a worker of Ray, also Ray's other processes on this node."""
     here = psutil.Process()
     family = [here, *here.parents()]
     if len(family) > 2 and _program(family[1]) == "raylet":

@@ -1,4 +1,4 @@
-"""Waits for free GPU memory: an engine launched beside another's remains would be measured with less of it."""
+"""Waits for free GPU memory: an engine launched beside another's remains would be measured with less memory."""
 
 import time
 from collections.abc import Sequence

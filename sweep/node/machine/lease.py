@@ -1,8 +1,8 @@
-"""The lease on GPUs, or on the CPU of a machine: whoever's sweep it is, one launch at a time measures on each.
+"""The lease on GPUs, or on the CPU of a machine: one launch at a time measures on each, whoever's sweep it belongs to.
 
-A lease is a socket bound to an abstract name. So there is one per host and network namespace, every user sees it, and
-it ends with its process, however that ends. Who looks and takes does so under another such name; who waits has one too,
-and whoever comes later lets it go first: a sweep of many launches is not to keep others from theirs.
+A lease is a socket bound to an abstract name. So it is one per host and network namespace, every user sees it, and it
+ends with its process. Checking and taking happens under another such name. A waiting process has one too, and a later
+one lets it go first: a sweep of many launches must not keep others from theirs.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ SOCKET_NAME_BYTES = 100  # bytes of an abstract name
 
 
 class Holder(NamedTuple):
-    """A process that measures on a device, or waits to, as the name of its socket says."""
+    """A process that measures on a device, or waits for it, as the name of its socket says."""
 
     device: str
     sharing: str  # a digest of the name under which it shares the machine; that of its pid if it does not
@@ -48,10 +48,10 @@ class Holder(NamedTuple):
 def leased(
     gpus: Sequence[str], sweep: str, sharing: str, report: Callable[[str], None], give_up: Callable[[], bool]
 ) -> Iterator[bool]:
-    """Hold the lease on these GPUs, without any on the CPU, for the block; False if it was not to be had.
+    """Hold the lease on these GPUs, or without any on the CPU, for the block; False if it was not available.
 
-    `report` is called with who has it, as long as others do; `give_up` ends the wait. Raises Stopped if the task is
-    cancelled.
+    `report` is called with the holder, as long as others hold it; `give_up` ends the wait. Raises Stopped if the task
+    is cancelled.
     """
     devices = [gpu.uuid if (gpu := find_gpu(entry)) else entry for entry in gpus] or [CPU]
     digest = hashlib.sha256((sharing or f"process {os.getpid()}").encode()).hexdigest()[:8]
@@ -74,9 +74,9 @@ def leased(
 
 
 def _take(leases: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bool) -> list[Holder] | None:
-    """Take the lease on all of these devices, in `sockets`, and return None; or return who has one of them.
+    """Take the lease on all of these devices, in `sockets`, and return None, or return the holder of one of them.
 
-    That is nobody where it `gives_way` to others that wait.
+    The holder may be a waiting process, if this one `gives_way`.
     """
     with contextlib.ExitStack() as looking:
         while not looking.enter_context(_bound(TAKING)):
@@ -94,7 +94,7 @@ def _bind(leases: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) 
 
 
 def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
-    """Return who else measures on one of these devices now, or waits to; none where the system does not say."""
+    """Return the others that measure on one of these devices now, or wait for it; empty if the system does not say."""
     try:
         lines = SOCKETS.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""`quiet`: a node is waited for until others leave it alone, and a trial that they disturbed is no result."""
+"""`quiet`: waits until others leave a node alone, and rejects a trial that they disturbed."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ def or_disturbed(verdict: Verdict, quiet: Quiet | None, columns: Mapping[str, An
 
 
 def _now(foreign: Foreign) -> dict[str, Any]:
-    """The columns of a row that tell of others, as they would be now."""
+    """The columns of a row about other processes, with their present values."""
     counts = [foreign.gpu.count(device) for device in foreign.gpu.handles] if foreign.gpu else []
     return {
         "foreign_cpu_share": foreign.cpu.share() if foreign.cpu else None,
@@ -53,7 +53,7 @@ def _now(foreign: Foreign) -> dict[str, Any]:
 
 
 def _disturbance(quiet: Quiet, columns: Mapping[str, Any]) -> str | None:
-    """Return how others exceed what `quiet` allows; None if they do not, or where that is unknown."""
+    """Return how others exceed the limits of `quiet`; None if they do not, or if that is unknown."""
     share, processes = columns.get("foreign_cpu_share"), columns.get("foreign_gpu_processes")
     if share is not None and share > quiet.foreign_cpu:
         return f"other processes took {share:.0%} of the cores (quiet.foreign_cpu={quiet.foreign_cpu:g})"

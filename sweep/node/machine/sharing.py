@@ -1,4 +1,4 @@
-"""The name that nodes have in common which share a machine on purpose: they do not exclude each other."""
+"""The common name of nodes that share a machine on purpose: they do not exclude each other."""
 
 import os
 
@@ -9,12 +9,12 @@ VARIABLE = "SWEEP_SHARED_MACHINE"
 
 
 def sharing_name(cluster: Cluster) -> str:
-    """Return the name under which this node shares its machine; empty if it shares it with none."""
+    """Return the name under which this node shares its machine, or an empty one."""
     return cluster.shared_machine or os.environ.get(VARIABLE, "")
 
 
 def sharing_pids(name: str) -> set[int]:
-    """Return the processes on this machine that were started under this name; none without one."""
+    """Return the processes on this machine that were started under this name."""
     if not name:
         return set()
     return {pid for pid in supervisor.all_pids() if supervisor.process_environment(pid).get(VARIABLE) == name}

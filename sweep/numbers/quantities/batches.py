@@ -52,7 +52,7 @@ def batch_latency(records: Records, mask: Mask) -> Floats:
 
 @quantity(unit="tokens/s", kind="throughput", better="higher")
 def batch_throughput(records: Records, mask: Mask) -> float | None:
-    """Σ output tokens of the successful requests / Σ batch_latency, that of a batch with a failed request until it was
+    """Σ output tokens of the successful requests / Σ batch_latency; a batch with a failed request counts until it was
     given up.
     """
     every = batches(records, mask)

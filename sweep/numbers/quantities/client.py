@@ -77,7 +77,7 @@ def agreement_high(agreement_high: float | None) -> float | None:
 
 @quantity(unit="", kind="validity", type=int)
 def agreement_positions(agreement_positions: int | None) -> int | None:
-    """positions that the agreement is of; those at which the engine would end its answer are left out."""
+    """positions behind the agreement, without those at which the engine would end its answer."""
     return agreement_positions
 
 

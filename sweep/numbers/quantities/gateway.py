@@ -66,8 +66,9 @@ def shared_answer_rate(decisions: Decisions) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower", label="False hits")
 def false_hit_rate(decisions: Decisions, meanings: Mapping[str, str]) -> float | None:
-    """share of the requests that were answered from the cache by the answer to a question that means something else;
-    null without a cache, and where the workload does not say what its questions mean."""
+    """share of the requests that the cache answered with the answer to a question of another meaning; null without a
+    cache, or if the workload does not state the meanings.
+    """
     if not _has_cache(decisions) or not meanings:
         return None
     return sum(_is_false(each, meanings) for each in _hits(decisions)) / len(decisions)

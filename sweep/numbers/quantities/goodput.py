@@ -1,8 +1,8 @@
 """Requests that met every bound of `slo`, which bounds ttft, tpot and e2el in s, inclusive; null if it has no bound.
 
-A one-token answer has no tpot and meets any bound on it; one of more tokens in a single chunk has none that is known
-and meets no bound on it. Where no tpot is known (a buffered stream, tokens that nobody counted), nor is any figure with
-a bound on it. A failed request meets none. None, rather than 0, if no request succeeded.
+A one-token answer has no tpot and meets any bound on it; several tokens in a single chunk have no known tpot and meet
+no bound. Where no tpot is known (a buffered stream, uncounted tokens), no figure with a bound on it is known either. A
+failed request meets no bound. None, rather than 0, if no request succeeded.
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,7 @@ def ttft(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", label="TTFT of the answer")
 def answer_ttft(records: Records) -> Floats:
-    """first token after visible reasoning, counted as ttft is; null where there is no such reasoning.
+    """first token after visible reasoning, counted like ttft; null without such reasoning.
 
     Shape (requests,), s.
     """
@@ -62,8 +62,8 @@ def itl_token(block: Block) -> NDArray[Any]:
 
 @quantity(**PER_REQUEST, kind="latency", event="last", spaced=True)
 def longest_gap(records: Records) -> Floats:
-    """longest itl of the request: a stall that one gap in hundreds is does not show in the percentiles of itl.
-    Shape (requests,), s.
+    """longest itl of the request: the percentiles of itl do not show a stall that is one gap in hundreds. Shape
+    (requests,), s.
     """
     longest = np.full(len(records), np.nan)
     for block in blocks(records, np.ones(len(records), np.bool_)):
@@ -125,6 +125,6 @@ def turnaround_share(records: Records, mask: Mask) -> float | None:
 
 
 def _before_the_send(records: Records) -> Floats:
-    """Time from the schedule to the send, s; 0 where there is no schedule. Shape (requests,)."""
+    """Time from the schedule to the send, s; 0 without a schedule. Shape (requests,)."""
     waited = as_floats(records.sent) - as_floats(records.scheduled)
     return np.where(np.isnan(as_floats(records.scheduled)), 0.0, waited)

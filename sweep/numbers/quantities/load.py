@@ -37,8 +37,8 @@ def below_saturation(
 ) -> bool | None:
     """whether an open loop's requests were sent and answered at 90 % or more of the rate at which they were due.
 
-    Its throughput and its cost are then what the load asked for, and no merit of the engine's. Null in a closed loop
-    and in lockstep.
+    The load then sets its throughput and its cost, which show no merit of the engine. Null in a closed loop and in
+    lockstep.
     """
     answered = mask & succeeded(records)
     completions = _rate(as_floats(records.sent)[answered] + service_e2el(records)[answered])

@@ -1,6 +1,6 @@
 """The engine's memory in the telemetry (`samples`) over the measured time: `duration` s from `begin`.
 
-Memory figures include the readings shortly after that time, or, if there are none in or after it, those from before: an
+Memory figures include the readings shortly after that time, or, without any in or after it, those from before: an
 engine keeps its memory. KV-cache use ends with the requests, so only readings in that time count.
 """
 
@@ -26,7 +26,7 @@ def kv_cache_usage_mean(samples: Sequence[Sample], begin: float, duration: float
 
 @quantity(**KV_CACHE, label="KV-cache use max", short="KV use max")
 def kv_cache_usage_max(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """largest reading during the trial; what was between two readings was not seen."""
+    """largest reading during the trial; values between two readings were not seen."""
     return max((value for _, value in _kv_cache_usage(samples, begin, duration)), default=None)
 
 
@@ -51,7 +51,7 @@ def memory_mean_bytes(samples: Sequence[Sample], begin: float, duration: float |
 
 @quantity(**MEMORY, label="Memory peak")
 def memory_peak_bytes(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """largest reading during the trial; what was between two readings was not seen."""
+    """largest reading during the trial; values between two readings were not seen."""
     return max((value for _, value in memory_of(_around(samples, begin, duration))[1]), default=None)
 
 
@@ -64,7 +64,7 @@ def memory_label(samples: Sequence[Sample], begin: float, duration: float | None
 def memory_of(samples: Iterable[Sample]) -> tuple[str, Series]:
     """The label and readings of the memory that counts (bytes); one reading stamps all devices alike, and is their sum.
 
-    It is the GPUs', else that of the engine's processes.
+    It is the GPUs' memory, or without GPUs the engine's processes'.
     """
     readings: dict[str, dict[float, float]] = {"gpu_memory_bytes": {}, "process_memory_bytes": {}}
     for sample in samples:

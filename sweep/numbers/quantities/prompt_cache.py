@@ -14,14 +14,15 @@ HITS, QUERIES = "prefix_cache_hits_total", "prefix_cache_queries_total"
 
 @quantity(unit="share", kind="validity", label="Expected prefix hits")
 def expected_prefix_hit_rate(shared_prefix_share: float | None) -> float | None:
-    """share of the prompts' text that an earlier prompt of the trial began with as well, in blocks of 64 characters;
-    null where every prompt has a unique header."""
+    """share of the prompts' text that an earlier prompt of the trial also began with, in blocks of 64 characters; null
+    where every prompt has a unique header.
+    """
     return shared_prefix_share
 
 
 @quantity(unit="share", kind="validity", label="Prefix hits")
 def prefix_hit_rate(samples: Sequence[Sample], begin: float, input_tokens: int | None) -> float | None:
-    """by the engine's counters: cached input tokens / input tokens that were looked up, or else all input tokens."""
+    """by the engine's counters: cached input tokens / input tokens that were looked up, or all input tokens."""
     hits, queries = increase(samples, begin, HITS), increase(samples, begin, QUERIES)
     asked_for = input_tokens if queries is None else queries
     return None if hits is None or not asked_for else hits / asked_for

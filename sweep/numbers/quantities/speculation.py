@@ -15,8 +15,9 @@ PREEMPTIONS = "preemptions_total"
 
 @quantity(unit="share", kind="throughput", better="higher", label="Acceptance rate", short="Accepted")
 def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
-    """drafted tokens that the model accepted / drafted tokens; of an engine that counts neither, the mean of its own
-    rate while it was read; null without speculation."""
+    """drafted tokens that the model accepted / drafted tokens; without these counts, the mean of the engine's own rate
+    while it was read; null without speculation.
+    """
     accepted, drafted = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTED)
     if accepted is None:
         return _of_gauge(samples, begin, ACCEPT_RATE)
@@ -25,8 +26,9 @@ def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
 
 @quantity(unit="tokens/step", kind="throughput", better="higher", label="Acceptance length")
 def acceptance_length(samples: Sequence[Sample], begin: float) -> float | None:
-    """1 + accepted tokens / drafts: the tokens that a step with a draft brings a sequence; of an engine that does not
-    count the accepted ones, the mean of its own length while it was read; null without speculation."""
+    """1 + accepted tokens / drafts: the tokens per sequence of a step with a draft; without these counts, the mean of
+    the engine's own length while it was read; null without speculation.
+    """
     accepted, drafts = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTS)
     if accepted is None:
         return _of_gauge(samples, begin, ACCEPT_LENGTH)

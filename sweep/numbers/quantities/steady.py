@@ -30,7 +30,7 @@ def steady_end(window: Window) -> float | None:
 
 @quantity(unit="", kind="validity", type=str, steady=True)
 def steady_method(window: Window) -> str:
-    """the rule by which the window was found, or why there is none."""
+    """the rule by which the window was found, or why not."""
     return window.method
 
 
@@ -58,29 +58,29 @@ def steady_request_throughput(records: Records, mask: Mask, window: Window) -> f
 
 @quantity(unit="requests", kind="count", type=int, steady=True, label="Requests", headline={"": -1})
 def steady_num_requests(records: Records, mask: Mask, window: Window) -> int | None:
-    """measured requests sent in the window, failed ones included: those that the `steady_*` latencies are of."""
+    """measured requests sent in the window, failed ones included, on which the `steady_*` latencies rest."""
     return int(sent_within(records, mask, window).sum()) or None
 
 
 @quantity(unit="requests", kind="count", type=int, better="lower", steady=True, label="Failed", headline={"": 0})
 def steady_num_failed(records: Records, mask: Mask, window: Window) -> int | None:
-    """those of them that failed."""
+    """failed requests among them."""
     inside = sent_within(records, mask, window)
     return int((inside & ~succeeded(records)).sum()) if inside.any() else None
 
 
 @quantity(unit="", kind="validity", steady=True)
 def steady_drift(records: Records, mask: Mask, window: Window) -> float | None:
-    """e2el in the second half of the window / in the first, where every tenth of the one is above every tenth of the
-    other and their p50 or p90 differ by 10 %; null without drift.
+    """e2el in the second half of the window / in the first; null unless p50 or p90 differ by 10 % and every tenth of
+    one half is above every tenth of the other.
     """
     return drift_within(records, mask, window)
 
 
 @quantity(unit="", kind="validity", better="lower", steady=True)
 def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """e2el of the requests sent after the window / of those in it, where their p50 or p90 is above that of every tenth
-    of the window and 25 % above its own; null without drift.
+    """e2el of the requests sent after the window / of the window's requests; null unless their p50 or p90 is 25 % above
+    the window's and above every tenth of the window.
     """
     return drift_after(records, mask, window)
 

@@ -11,8 +11,9 @@ from sweep.numbers.quantity import quantity
 
 @quantity(unit="share", kind="validity", better="lower", label="Foreign CPU")
 def foreign_cpu_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """mean share of the engine's cores that other processes took; null where the client runs on them too, or where an
-    engine's container runs as another user, whose processes are not ours to recognise."""
+    """mean share of the engine's cores that other processes took; null if the client runs on them too, or an engine's
+    container runs as another user, whose processes cannot be recognised.
+    """
     return _mean(samples, "foreign_cpu_share", begin, duration)
 
 
@@ -51,7 +52,7 @@ def cpu_thermal_limits(samples: Sequence[Sample], begin: float) -> int | None:
 
 
 def _mean(samples: Sequence[Sample], series: str, begin: float, duration: float | None) -> float | None:
-    """Mean over time of a series; of several devices, that of the largest."""
+    """Mean over time of a series; of several devices, the largest mean."""
     readings = _during(samples, series, begin, duration)
     devices = {sample.device for sample in readings}
     means = [time_mean([(each.time, each.value) for each in readings if each.device == device]) for device in devices]
@@ -59,7 +60,9 @@ def _mean(samples: Sequence[Sample], series: str, begin: float, duration: float 
 
 
 def _during(samples: Sequence[Sample], series: str, begin: float, duration: float | None) -> list[Sample]:
-    """The readings in the measured time, and the first after it, which is of the time before it; else all of them."""
+    """The readings in the measured time, and the first one after it, which covers the time before; otherwise all
+    readings.
+    """
     end = math.inf if duration is None else begin + duration
     readings = [sample for sample in samples if sample.series == series]
     after = min((sample.time for sample in readings if sample.time > end), default=end)

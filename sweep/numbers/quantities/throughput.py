@@ -127,8 +127,9 @@ def concurrency_max(records: Records, mask: Mask) -> int | None:
 def cost_per_million_tokens(
     price_per_hour: float | None, gpu_count: int, output_throughput: float | None
 ) -> float | None:
-    """GPUs (at least 1) × price per hour / 3600 / output_throughput × 10⁶; at an endpoint that is paid by token
-    (input tokens × their price + output tokens × theirs) / output tokens; null without a price."""
+    """GPUs (at least 1) × price per hour / 3600 / output_throughput × 10⁶; at an endpoint paid by token (input tokens ×
+    their price + output tokens × theirs) / output tokens; null without a price.
+    """
     if price_per_hour is None or not output_throughput:
         return None
     return max(1, gpu_count) * price_per_hour / 3600 / output_throughput * 1e6

@@ -1,6 +1,6 @@
-"""Tokens: who counted them, how they came, and what was asked for.
+"""Tokens: who counted them, how they came, and how many were requested.
 
-`output_tokens` are those of the server's count, hidden reasoning included; *streamed* tokens are those that came.
+`output_tokens` is the server's count, hidden reasoning included; *streamed* tokens are those that came.
 """
 
 from array import array
@@ -25,7 +25,7 @@ FINISHES = {
 def token_source(records: Records, mask: Mask) -> str | None:
     """who counted output tokens: the server (ids, running usage, final usage), our tokenizer (text), nobody (events).
 
-    Several are joined, the one of most requests first.
+    Several sources are joined, the one with most requests first.
     """
     sources = Counter(records.token_source[index] for index in np.flatnonzero(mask & succeeded(records)))
     return ", ".join(source for source, _ in sources.most_common() if source) or None

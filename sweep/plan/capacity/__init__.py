@@ -1,1 +1,1 @@
-"""Capacity: whether a plan's points fit the memory of its hardware, and the least time that they can take on it."""
+"""Capacity: whether a plan's points fit the memory of its hardware, and their least possible time on it."""

@@ -1,8 +1,8 @@
 """One point of a plan against its hardware: the bytes at its fullest, and the least seconds by the roofline.
 
-The roofline is that of S. Williams et al. (2009): a step reads the weights and the running sequences' KV cache once, at
-the memory's bandwidth, and computes two operations a weight and token, at the peak of its format. Nothing is faster
-than that, except where speculation brings several tokens in a step, which is allowed for.
+The roofline follows S. Williams et al. (2009): a step reads the weights and the running sequences' KV cache once, at
+the memory's bandwidth, and computes two operations per weight and token, at the peak of its format. Nothing is faster,
+except that speculation may bring several tokens in a step, which is allowed for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,15 +56,12 @@ class Demand(NamedTuple):
             parts += f" (reserved: {sizes.room:,.0f} tokens)"
         parts += f" + {(self.activations + RUNTIME) / GIBIBYTE:.1f} activations and runtime"
         verdict = "" if self.fits else ": does not fit"
-        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {_short(self.seconds)}"
-
-
-def _short(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else duration_text(seconds)
+        least = f"{self.seconds:.1f} s" if self.seconds < 10 else duration_text(self.seconds)
+        return f"{parts} of {sizes.memory / GIBIBYTE:.1f} GiB{verdict}; at least {least}"
 
 
 def lengths_of(trial: Trial, tokenizer: Any, cache_dir: Path) -> Lengths:
-    """The lengths of a trial's first requests; estimated where there is no tokenizer of the model here."""
+    """The lengths of a trial's first requests, estimated without the model's tokenizer."""
     requests = trial.workload.fetched(cache_dir).requests(tokenizer, min(trial.num_requests, SAMPLE), trial.seed)
     inputs, outputs = input_lengths(trial.workload, requests), [request.output_tokens for request in requests]
     longest = max(a + b for a, b in zip(inputs, outputs, strict=True))
@@ -72,8 +69,9 @@ def lengths_of(trial: Trial, tokenizer: Any, cache_dir: Path) -> Lengths:
 
 
 def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
-    """Input tokens of requests. Without a tokenizer: a word is a token of a workload of exact lengths, which has as
-    many words then; of other text tokens are estimated by its characters."""
+    """Input tokens of requests. Without a tokenizer, a word is a token of a workload with exact lengths, which then has
+    as many words; for other texts tokens are estimated from the characters.
+    """
     if all(request.input_tokens >= 0 for request in requests):
         return [request.input_tokens for request in requests]
     texts = [str(request.prompt) for request in requests]

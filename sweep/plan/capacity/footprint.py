@@ -1,6 +1,6 @@
 """The memory that a point of a plan takes of its GPUs, by the numbers of its model: weights, KV cache, activations.
 
-What is counted is what must be there; an allocator's fragments come on top of it.
+Only necessary memory is counted; an allocator's fragments come on top.
 """
 
 import re
@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
 
     @property
     def launches(self) -> bool:
-        """Return whether weights and cache have memory before the first request: for one sequence, of a share."""
+        """Return whether weights and cache fit before the first request: for one sequence, or in a memory share."""
         if self.shared:
             return (self.room or 0.0) >= self.context
         return self.weights + RUNTIME + (self.room or 0.0) * self.per_token <= self.memory

@@ -1,4 +1,4 @@
-"""Every point of a plan with its demand, and the warnings about those that cannot fit, or cannot end in time."""
+"""Every point of a plan with its demand, and the warnings about points that cannot fit, or cannot end in time."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -28,8 +28,9 @@ class PlanPoint(NamedTuple):
 
 
 def plan_points(plan: Plan) -> list[PlanPoint]:
-    """The points whose demand can be computed: those of engines launched on a GPU of known memory and bandwidth, with
-    a model of known shape."""
+    """The points whose demand can be computed: their engine is launched on a GPU of known memory and bandwidth, with a
+    model of known shape.
+    """
     hardware = plan.settings.hardware
     if not (hardware.gpu_memory and hardware.bandwidth and hardware.flops):
         return []
@@ -57,13 +58,14 @@ def _tokenizer(deployment: Deployment, cache: Path) -> object:
 
 
 def capacity_warnings(plan: Plan, points: list[PlanPoint]) -> list[str]:
-    """Warn, one line each, of what memory cannot hold, what cannot end within its limits, and loads with too few
-    requests."""
+    """Warn, one line each, of points that memory cannot hold or that cannot end within their limits, and of loads with
+    too few requests.
+    """
     return [*_without_room(points), *_too_slow(points, plan.settings), *_idle_users(plan), *_single_batches(plan)]
 
 
 def least_time(points: list[PlanPoint], hardware: str) -> list[str]:
-    """The least time of all trials, where their demand can be computed: what no engine on this hardware can beat."""
+    """The least time of all trials whose demand can be computed, which no engine on this hardware can beat."""
     seconds = _least_seconds(points)
     return [f"at least {duration_text(seconds)} of measuring on one {hardware}, by its roofline"] if seconds else []
 
@@ -118,7 +120,7 @@ def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
 
 
 def _idle_users(plan: Plan) -> list[str]:
-    """Warn of more users than requests: those without one make the load another than its name."""
+    """Warn of more users than requests: with idle users the load is not what its name says."""
     lines: dict[str, None] = {}
     for trial in plan.trials:
         users = getattr(trial.load, "concurrency", None)
@@ -133,8 +135,8 @@ def _idle_users(plan: Plan) -> list[str]:
 def _single_batches(plan: Plan) -> list[str]:
     """Warn of points with one batch in all their replicates.
 
-    Batches are counted as they are sent, also a first one that is discarded. An engine that is timed inside takes all
-    requests in one call: there the batch is what is measured.
+    Batches are counted as they are sent, including a first one that is discarded. An engine that is timed inside takes
+    all requests in one call: there the batch itself is measured.
     """
     lines: dict[str, None] = {}
     for deployment in plan.deployments:

@@ -1,4 +1,4 @@
-// Which points are looked at, which of them keep to the bounds, and the one answer of each candidate.
+// Which points are looked at, which of them keep to the bounds, and the one answer of each configuration.
 
 function isBounded() {
   return BOUNDED.some((name) => state[name] !== null);
@@ -11,7 +11,7 @@ function bounds() {
   });
 }
 
-// The least share of a bound that is left at a point: 1 without bounds, -∞ where a latency is not known.
+// The least share of a bound that is left at a point: 1 without bounds, -∞ where a latency is unknown.
 function tightest(index, limits) {
   let least = { headroom: Infinity, bound: null, surely: true };
   for (const bound of limits) {
@@ -45,7 +45,7 @@ function isBetter(key, first, second) {
 }
 
 // For each line the point at the load at which it does best within the bounds; else the one that is nearest to them.
-function candidates(indices) {
+function configurations(indices) {
   const limits = bounds(), best = new Map();
   for (const index of indices) {
     if (!points.n[index] || figure(state.goal, index) === null) continue;
@@ -81,7 +81,7 @@ function hasFront() {
   return Boolean(quantities.get(state.x)?.better && quantities.get(state.y)?.better && state.x !== state.y);
 }
 
-// The sentence above the table, when each candidate has one answer.
+// The sentence above the table, when each configuration has one answer.
 function verdict(entries) {
   const goal = labelOf(state.goal, true).toLowerCase().replace("ttft", "TTFT").replace("tpot", "TPOT").replace("gpu", "GPU");
   const within = isBounded() ? ` within ${bounds().map((bound) => bound.text).join(" and ")}` : "";
@@ -89,14 +89,14 @@ function verdict(entries) {
   if (!entries.length) return "No point in view has that figure.";
   if (!meeting.length) {
     const nearest = entries[0];
-    const over = Number.isFinite(nearest.headroom) ? `${nearest.bound.text}: ${percent(-nearest.headroom)} over` : "a latency is not known";
-    const who = entries.length > 1 ? `None of ${entries.length} candidates meets the SLO; the closest is` : "The only candidate does not meet the SLO:";
+    const over = Number.isFinite(nearest.headroom) ? `${nearest.bound.text}: ${percent(-nearest.headroom)} over` : "a latency is unknown";
+    const who = entries.length > 1 ? `None of ${entries.length} configurations meets the SLO; the closest is` : "The only configuration does not meet the SLO:";
     return `${who} ${points.name[nearest.index]} (${over}).`;
   }
   const [best, next] = meeting;
   let text = `Best ${goal}${within}: ${points.name[best.index]}, ${shown(state.goal, best.index)} ${unitOf(state.goal)}`;
   if (best.bound) text += `, headroom ${percent(best.headroom)}${best.surely ? "" : " (its interval reaches over the bound, or has no end)"}`;
-  if (!next) return `${text}. No other candidate meets it.`;
+  if (!next) return `${text}. No other configuration meets it.`;
   text += `. Next: ${points.name[next.index]}, ${shown(state.goal, next.index)}`;
   return `${text}. ${testText(best.index, next.index)}`;
 }

@@ -72,7 +72,7 @@ function boundControl(name) {
 }
 
 function setBound(name, limit) {
-  if (limit !== null && !isBounded()) state.one = true; // the table becomes one answer per candidate
+  if (limit !== null && !isBounded()) state.one = true; // the table becomes one answer per configuration
   state[name] = limit;
   if (!isBounded() && !Object.keys(page.slo).length) state.one = false;
   update();
@@ -84,7 +84,7 @@ function priceControl(machine, index) {
   const field = element("input", { type: "number", min: 0, step: "any", id: `price-${index}`, placeholder: "none" });
   const set = (price) => {
     state.prices = state.prices.map((old, position) => (position === index ? price : old));
-    if (isPriced()) Object.assign(state, { goal: state.goal || COST, one: true }); // as a bound does: one answer per candidate
+    if (isPriced()) Object.assign(state, { goal: state.goal || COST, one: true }); // as a bound does: one answer per configuration
     update();
   };
   slider.dataset.usual = usual; // the middle; the ends are a tenth and ten times of it

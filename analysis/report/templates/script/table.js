@@ -1,4 +1,4 @@
-// The table of points, or of one answer for each candidate: columns, order, and its copy as CSV.
+// The table of points, or of one answer for each configuration: columns, order, and its copy as CSV.
 
 const ROWS_AT_ONCE = 100;
 const MOST_COLUMNS = 6; // quantities that are shown unless others are chosen
@@ -14,11 +14,11 @@ function chosenColumns() {
   return [...new Set(usual)].filter(hasFigure).slice(0, MOST_COLUMNS);
 }
 
-// The rows: a point each, or the answer of each candidate, in order.
+// The rows: a point each, or the answer of each configuration, in order.
 function tableRows(inView) {
   const collapsed = state.one && state.goal;
   const limits = bounds();
-  const rows = collapsed ? candidates(inView) : inView.map((index) => ({ index, ...tightest(index, limits) }));
+  const rows = collapsed ? configurations(inView) : inView.map((index) => ({ index, ...tightest(index, limits) }));
   if (!state.sort) return rows;
   const value = sortValue(state.sort), sign = state.down ? -1 : 1;
   const missing = (each) => each === null || each === undefined || Number.isNaN(each);
@@ -36,7 +36,7 @@ function sortValue(key) {
 }
 
 function tableColumns() {
-  const columns = [{ key: "line", title: "engine and settings", unit: "", text: true }];
+  const columns = [{ key: "line", title: "configuration", unit: "", text: true }];
   if (page.axis) columns.push({ key: SIZE, title: page.axis.toLowerCase(), unit: "" });
   if (isBounded()) columns.push({ key: "headroom", title: "headroom", unit: "least of the bounds" });
   for (const key of chosenColumns()) columns.push({ key, title: labelOf(key, true), unit: unitOf(key) === "×" ? "" : unitOf(key) });
@@ -52,8 +52,8 @@ function drawTable(inView) {
   const more = rows.length - body.length;
   byId("more-rows").hidden = more <= 0;
   byId("more-rows").textContent = `Show ${Math.min(more, 10 * ROWS_AT_ONCE).toLocaleString("en-US")} more rows (${more.toLocaleString("en-US")} not shown)`;
-  byId("row-count").textContent = `${rows.length.toLocaleString("en-US")} ${state.one ? "candidate" : "point"}${rows.length === 1 ? "" : "s"}`;
-  byId("verdict").textContent = state.one && state.goal ? verdict(candidates(inView)) : "";
+  byId("row-count").textContent = `${rows.length.toLocaleString("en-US")} ${state.one ? "configuration" : "point"}${rows.length === 1 ? "" : "s"}`;
+  byId("verdict").textContent = state.one && state.goal ? verdict(configurations(inView)) : "";
 }
 
 function rowClass(row) {
@@ -92,7 +92,7 @@ function bodyCell(column, row) {
 
 function headroomText(row) {
   if (!points.n[row.index]) return "—";
-  if (!Number.isFinite(row.headroom)) return "not known";
+  if (!Number.isFinite(row.headroom)) return "unknown";
   return row.headroom < 0 ? `${percent(-row.headroom)} over` : percent(row.headroom) + (row.surely ? "" : ", not surely");
 }
 

@@ -1,0 +1,61 @@
+"""The causes of failures: a table of words, of whose fault they tell, and of remedies in sweep's own keys."""
+
+import re
+from functools import cache
+from typing import Literal
+
+import yaml
+
+from backends.tables.table import FOLDER
+from sweep.base.config import Strict
+from sweep.base.exits import LIBRARY_OUTAGES, Blame, Exit
+
+FILE = FOLDER / "causes.yaml"
+
+
+class KnownCause(Strict):
+    """A cause of failures, as causes.yaml has it."""
+
+    cause: str
+    words: str  # a regular expression
+    whose: Literal["engine", "user", "node", "outage", "memory"] = "engine"
+    remedy: str
+
+
+class CauseTable(Strict):
+    """The causes, the first of which counts where several are told, and the lines that only follow from others."""
+
+    causes: tuple[KnownCause, ...]
+    symptoms: str
+
+    def find(self, line: str) -> KnownCause | None:
+        """Return the cause that a line tells; None for an unknown one."""
+        return next((cause for cause in self.causes if re.search(cause.words, line, re.IGNORECASE)), None)
+
+    def find_remedy(self, words: str) -> str:
+        """Return the remedy of the cause that a program's words tell; "" for an unknown one."""
+        cause = self.find(words)
+        return cause.remedy if cause else ""
+
+    def is_symptom(self, line: str) -> bool:
+        """Return whether a line only follows from another."""
+        return re.search(self.symptoms, line, re.IGNORECASE) is not None
+
+    @property
+    def out_of_memory(self) -> tuple[str, ...]:
+        """The patterns by which any engine's log tells that memory ran out."""
+        return tuple(cause.words for cause in self.causes if cause.whose == "memory")
+
+
+@cache
+def cause_table() -> CauseTable:
+    """Return the table of causes.yaml."""
+    return CauseTable.model_validate(yaml.safe_load(FILE.read_text()))
+
+
+def told(words: str) -> Exit:
+    """Return the exit of a program that printed this as the reason of its failure."""
+    cause = cause_table().find(words)
+    outage = LIBRARY_OUTAGES.search(words) is not None or (cause is not None and cause.whose == "outage")
+    blames = Blame(cause.whose) if cause and cause.whose in tuple(Blame) else None
+    return Exit(words=words, outage=outage, blames=blames)
