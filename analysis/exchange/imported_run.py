@@ -13,10 +13,7 @@ OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
 
 
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
-    """Write a run of the rows in these files; `settings` are the names and axes that the files do not know.
-
-    Raises ConfigError if a file is of none of the tools, the folder has a run, or a setting is no name.
-    """
+    """Write a run of the rows in these files; `settings` are the names and axes that the files do not know."""
     for key in settings:
         if key not in NAMED_PARTS and "." not in key:  # nor may it replace a figure
             raise one_of("import", key, [*NAMED_PARTS, "an axis such as backend.flags.x"])

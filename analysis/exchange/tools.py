@@ -29,10 +29,7 @@ STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
 
 
 def rows_of(file: Path) -> list[ImportedRow]:
-    """The results in a file, a row each.
-
-    Raises ConfigError if the file cannot be read, is of none of the tools, or lacks what a row needs.
-    """
+    """The results in a file, a row each."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -135,10 +132,7 @@ def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
-    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL, its smoothness our burstiness.
-
-    A rate without a cap on the requests in flight has no `concurrency`.
-    """
+    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL, its smoothness our burstiness."""
     phases = [phase for phase in content["input_config"]["phases"] if phase.get("kind") != "warmup"]
     phase = phases[-1]
     rate = _positive(phase.get("rate"))

@@ -287,12 +287,7 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 def print_report(
     folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
 ) -> None:
-    """Print the summary of the results in a folder; rebuild tables, figures and report before.
-
-    `all_rows`: of everything that was measured there, not of the present plan alone.
-
-    Raises ConfigError if there is no run, or its files are damaged.
-    """
+    """Print the summary of the results in a folder; rebuild tables, figures and report before."""
     import analysis  # pandas, scipy: not for a command with nothing to do
 
     try:

@@ -140,10 +140,7 @@ class Model(Strict):
 
 
 class RandomModel(Model):
-    """Seeded random weights: the speed of an architecture on any machine, without an account or a download.
-
-    `dtype` is also what the weights are stored in (auto: bfloat16).
-    """
+    """Seeded random weights: the speed of an architecture on any machine, without an account or a download."""
 
     comparable: ClassVar[bool] = False  # the best logits lie closer together than rounding moves them
     stored_dtype = "bfloat16"
