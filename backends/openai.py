@@ -1,10 +1,9 @@
 """A running endpoint that speaks OpenAI's protocol (or TGI's): nothing is launched, installed or stopped."""
 
 import os
-import re
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from backends.base import Backend, Host
 from backends.declarations import Traits
@@ -17,9 +16,9 @@ class OpenAI(Backend):
     traits = Traits(attachable=True)
 
     url: str  # http(s)://host[:port][/base][?query], with or without /v1 or another version
-    path: str | None = None  # of the requests, after the URL's; null: that of the api, /v1/chat/completions of chat
+    path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after that of url; null: that of the api
     api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
-    auth_header: str = "Authorization"  # that holds the key, e.g. api-key
+    auth_header: str = Field(default="Authorization", pattern=r"^[\w-]+$")  # that holds the key, e.g. api-key
     auth_scheme: str | None = None  # before the key; null: Bearer in Authorization, nothing in another header
     max_tokens_field: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"] = "max_tokens"
 
@@ -32,20 +31,6 @@ class OpenAI(Backend):
         if name is not None and not name.isidentifier():
             raise ValueError("expected the NAME of an environment variable, never the key itself")
         return name
-
-    @field_validator("path")
-    @classmethod
-    def _is_a_path(cls, path: str | None) -> str | None:
-        if path is not None and not re.fullmatch(r"/[!-~]*", path):
-            raise ValueError("expected a path that begins with /")
-        return path
-
-    @field_validator("auth_header")
-    @classmethod
-    def _is_a_header(cls, header: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9-]+", header):
-            raise ValueError("expected the name of an HTTP header")
-        return header
 
     def key_headers(self) -> dict[str, str]:
         key = os.environ.get(self.api_key_env or "")

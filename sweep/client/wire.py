@@ -31,16 +31,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.base.records import (
-    MOST_TOKENS,
-    UNKNOWN,
-    Api,
-    BatchForm,
-    Request,
-    TokenSource,
-    key_header,
-    request_path,
-)
+from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource, key_header, request_path
 
 PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream

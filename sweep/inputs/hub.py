@@ -55,7 +55,7 @@ def fetch(
     names: tuple[str, ...] | None = None,
     peek: bool = False,
 ) -> Path:
-    """Return a snapshot with the named files, or all that an engine needs; from the cache if the hub cannot be reached."""
+    """Return a snapshot with the named files, or all that an engine needs; from the cache without the hub."""
     api = _hub()
     options: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "ignore_patterns": NOT_NEEDED}
     try:

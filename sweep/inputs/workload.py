@@ -219,7 +219,7 @@ class Serving(Synthetic):
 
 
 class Recorded(_ExactLengths):
-    """Like Synthetic, with the lengths of recorded requests, of which a trace's columns are recognised by their names."""
+    """Like Synthetic, with the lengths of recorded requests; known traces are recognised by their columns."""
 
     file: str  # path of a file with input_tokens and output_tokens in each row, or of a trace: docs/experiments.md
     order: Literal["file", "random"] = "file"
