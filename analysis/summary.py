@@ -33,22 +33,25 @@ SUMMARY_COLUMNS = {
     "backend, model, workload, load, batch_size, concurrency, rate": ("", "the point, as in trials.parquet"),
     "accelerator": ("", "the same, if the results have several"),
     "KEY": ("", "an axis of the experiment under its dotted key, e.g. backend.flags.max-num-seqs"),
-    "ladder_parent": ("", "the step that a ladder's step is on top of"),
-    "n, not_ok, planned": ("trials", "those with a result, others that ran, and all that were planned"),
-    "outcomes": ("", "how many trials ended how"),
-    "requests, failed": ("requests", "answered in trials with a result, and failed there"),
+    "ladder_parent": ("", "the parent of a ladder's step"),
+    "n, not_ok, planned": ("trials", "trials with a result, others that ran, and all planned ones"),
+    "outcomes": ("", "the trials by outcome"),
+    "requests, failed": ("requests", "requests answered in trials with a result, and failed there"),
     "FIGURE": ("as in trials.parquet", "a measured column, of all requests of the point's trials together"),
     "FIGURE_ci_low, FIGURE_ci_high": ("as FIGURE", "ends of its 95 % interval of these launches"),
     "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95 % interval of a new launch"),
-    "FIGURE_effective_n": ("requests", "independent requests that say as much as those behind the figure"),
-    "FIGURE_by_launches": ("", "whether these intervals are from the launches' own figures: the requests give none"),
-    "FIGURE_n": ("trials", "those with a value, if some with a result have none"),
+    "FIGURE_effective_n": ("requests", "number of independent requests that would say as much"),
+    "FIGURE_by_launches": (
+        "",
+        "whether its intervals are from the launches' own figures, since requests give none",
+    ),
+    "FIGURE_n": ("trials", "trials with a value, if some with a result lack it"),
     "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline figure: its ratio to the baseline, or parent"),
     "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95 % interval (docs/comparing.md)"),
     "FIGURE_standing": ("", "of a headline figure: best, not told apart from the best, or behind"),
-    "unpooled": ("", "the figures that are means over the trials, since the requests of one cannot be read"),
-    "as_offered": ("", "whether its throughput is what an open loop asked for"),
-    "steady_share": ("share", "of the trials with a result that have a steady-state window"),
+    "unpooled": ("", "figures that are means over the trials, since some requests cannot be read"),
+    "as_offered": ("", "whether an open loop set its throughput"),
+    "steady_share": ("share", "share of the trials with a result that have a steady-state window"),
     "lost_to_failures": ("", "the percentiles that fall on failed requests, with their known bounds in s"),
     "warnings": ("", "codes of the point's warnings (docs/warnings.md)"),
 }
@@ -104,7 +107,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
     answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
     launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
     where it is of requests, `*_by_launches` where an interval is from the launches' own figures, and `*_n` if some ok
-    trials lack it; `as_offered`, whether its throughput is what an open loop asked for, if there is one; `unpooled`,
+    trials lack it; `as_offered`, whether an open loop set its throughput, if there is one; `unpooled`,
     the figures for which the requests could not be read; `steady_share`, the share of ok trials with a steady-state
     window, if there is one;
     for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,

@@ -211,7 +211,7 @@ class Backend(Strict):
             raise ValueError("price_per_hour and price_per_million_tokens: expected one of them")
         if (self.price_per_hour or self.price_per_million_tokens) and self.launches:
             raise ValueError(
-                "price_per_hour and price_per_million_tokens: allowed at an endpoint; the price of a machine that "
+                "price_per_hour and price_per_million_tokens: expected for an endpoint; the price of a machine that "
                 "launches engines is hardware.price_per_hour"
             )
         return self
@@ -285,12 +285,10 @@ class Backend(Strict):
         """Raise ValueError for fields that contradict each other, in one line naming the key and what was expected."""
         if self.url is not None and not self.traits.attachable:
             raise ValueError(
-                f"backend.url={self.url}: {self.name} is launched here; allowed with backend=openai, which attaches"
+                f"backend.url={self.url}: {self.name} is launched here; needs backend=openai, which attaches"
             )
         if self.batch_form == "list" and self.api != "completions":
-            raise ValueError(
-                f"backend.api={self.api}: takes one prompt per call; allowed with backend.batch_form=streams"
-            )
+            raise ValueError(f"backend.api={self.api}: takes one prompt per call; needs backend.batch_form=streams")
         if self.traits.most_gpus is not None and self.gpus > self.traits.most_gpus:
             raise ValueError(
                 f"backend.gpus={self.gpus}: {self.name} computes on one GPU; expected 1 "
@@ -382,7 +380,7 @@ class Backend(Strict):
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
 
     def weight_format(self, launch: Launch) -> str | None:
-        """Return the format in which weights are stored, as the engine calls it; None means the compute format."""
+        """Return the format of the stored weights, as the engine calls it; None means the compute format."""
         stored = self.facts(launch).get("quantization")
         return None if stored is None else str(stored)
 

@@ -59,7 +59,7 @@ class FlagRules:
         return [form for flag in self.meanings(name) for form in (flag, f"{flag}={value}")]
 
     def setter(self, name: str, value: object) -> str | None:
-        """Return the key that sets what a flag, perhaps abbreviated, would set behind the row's back."""
+        """Return the key that sets what a flag, perhaps abbreviated, would set against the row."""
         return next((self.set_by[form] for form in self._forms(name, value) if form in self.set_by), None)
 
     def reaches_beyond(self, name: str, value: object) -> bool:

@@ -107,7 +107,7 @@ class LlamaCpp(Backend):
             return _gguf(model, self.quantization.lower(), cache_dir, progress)
         tool = Path(self.env.binary or python).with_name("llama-quantize")
         if not tool.exists():
-            raise ValueError(f"backend.quantization={self.quantization}: needs {tool}; allowed without: {WITHOUT_TOOL}")
+            raise ValueError(f"backend.quantization={self.quantization}: needs {tool}; without it: {WITHOUT_TOOL}")
 
         def quantise(folder: Path) -> None:
             unquantised = _gguf(model, "auto", cache_dir, progress) / GGUF

@@ -35,7 +35,7 @@ class VLLMOffline(Hosted):
     traits = replace(VLLM.traits, timed_inside=True)
 
     library = "backends.host.libraries.vllm_offline_library"
-    detokenize: bool = True  # make the text of the answers too, which nothing here reads
+    detokenize: bool = True  # also make the text of the answers, which nothing here reads
     multiprocessing: bool = True  # V1's engine core in a process of its own, beside the one that feeds it
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
     reset_paths: tuple[str, ...] = ("/reset_caches",)

@@ -9,7 +9,7 @@ from analysis.answers.sentences import advantage, figure, lead, sentence
 from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
-WITHOUT_REQUESTS = "true if the intervals are from the launches' own figures: the requests give none"
+WITHOUT_REQUESTS = "true if the intervals are from the launches' own figures, since the requests give none"
 BEST_OVER_IT = "the best's figure over its own, as a plain ratio: for a cost, 0.8 is 20 % less"
 
 
@@ -50,7 +50,7 @@ def _best_over_it(row: AnswerRow) -> str:
 ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("question", "the task, and the load if it is asked for", lambda row: row.answer.question.title, **KEY),
     Column("run", "name of the configuration's run", lambda row: row.candidate.run),
-    Column("rank", "place among the configurations of its question; 1 is the best", lambda row: row.rank),
+    Column("rank", "place among the configurations of its task; 1 is the best", lambda row: row.rank),
     Column("configuration", "the engine, with the settings that vary", lambda row: row.candidate.name, **KEY),
     Column("load", "the load that an SLO lets it choose", lambda row: row.candidate.load or None, kind="text"),
     Column("column", "the deciding column of trials.parquet", lambda row: row.answer.question.quantity.column),
@@ -62,7 +62,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     ),
     Column(
         "headroom",
-        "left of the SLO's tightest bound; below 0 over it",
+        "unused share of the SLO's tightest bound; below 0 beyond it",
         lambda row: row.candidate.headroom,
         _headroom_cell,
         "share",
@@ -73,12 +73,12 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
         "95 % interval of that ratio, for all rivals at once",
         lambda row: (row.candidate.low, row.candidate.high),
     ),
-    Column("more_minutes", "to run those launches; best only", lambda row: row.remedy[0], of_value="min"),
+    Column("more_minutes", "time of those launches; best only", lambda row: row.remedy[0], of_value="min"),
     Column("bound", "the SLO's tightest bound", lambda row: getattr(row.candidate.tightest, "text", None)),
     Column("n", "replicates", lambda row: row.candidate.figure.n),
     Column("by_launches", WITHOUT_REQUESTS, lambda row: row.candidate.figure.by_launches),
     Column("verdict", "best, behind, not told apart from the best, …", lambda row: row.standing, kind="text"),
-    Column("more_launches", "of each, that would decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
+    Column("more_launches", "launches of each to decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
     Column("sentence", "the answer; best only", lambda row: sentence(row.answer) if row.rank == 1 else None),
 )
 """The columns of `sweep summary`, and of the candidates in its JSON."""

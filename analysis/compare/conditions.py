@@ -59,7 +59,7 @@ def failures(
 
 
 def unjudged(conditions: Iterable[Condition], comparisons: Iterable[PointComparison]) -> list[str]:
-    """What no condition could decide, a line each: a configuration of the reference without an interval, or a column.
+    """The undecided conditions, a line each: a configuration of the reference without an interval, or a column.
 
     A configuration without a figure in the reference is left out: nothing can be lost there.
     """

@@ -93,7 +93,7 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
     return [
         Column("reference", "the first RUN, as it was typed", lambda each: each.reference),
         Column("other", "the run compared with it", lambda each: each.other),
-        Column("configuration", "its settings that vary in the run", lambda each: each.label, **KEY),
+        Column("configuration", "the settings that vary in the run", lambda each: each.label, **KEY),
         Column("column", "the compared column of trials.parquet", lambda each: each.quantity.column),
         Column("reference_value", MEAN, lambda each: each.first, _first, "of `column`", "reference", unit),
         Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
@@ -112,11 +112,11 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
         Column("reason", "why it is not comparable, or has no interval", lambda each: each.reason or None),
         Column(
             "smallest_change",
-            "that so many launches detect, nine times in ten",
+            "the change that so many launches detect, nine times in ten",
             lambda each: each.smallest,
             of_value="share",
         ),
-        Column("noise", "the machine's, of `--noise`", lambda each: each.noise or None),
+        Column("noise", "the machine's noise, by `--noise`", lambda each: each.noise or None),
         Column("differences", "settings and versions that differ", lambda each: "; ".join(each.differences) or None),
     ]
 

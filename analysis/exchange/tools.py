@@ -93,7 +93,15 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         "total_throughput": result.get("total_token_throughput"),
         "request_throughput": result.get("request_throughput"),
     }
-    return _plausible(row | figures) | ours
+    row = _plausible(row | figures) | ours
+    return _nothing_completed(row) if not int(result["completed"]) else row
+
+
+def _nothing_completed(row: ImportedRow) -> ImportedRow:
+    """A failed row, without figures: its zeros are no measurement."""
+    kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "load.burstiness", "num_requests", "num_failed")
+    names = {key: cell for key, cell in row.items() if key in kept or "." in key}
+    return names | {"outcome": "invalid", "reason": f"none of {row['num_requests']} requests was completed"}
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:

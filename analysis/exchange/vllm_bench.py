@@ -24,7 +24,7 @@ def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) 
     written = []
     for number, (_, trials) in enumerate(placed.groupby("point", sort=True)):
         results = [
-            {**_settings(run, row), **_result(row, figures[index]), "run_number": place}
+            {**_exported_settings(run, row), **_result(row, figures[index]), "run_number": place}
             for place, (index, row) in enumerate(trials.iterrows())
         ]
         target = folder / f"point-{number}"
@@ -35,7 +35,7 @@ def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) 
     return written
 
 
-def _settings(run: Run, row: Any) -> dict[str, Any]:
+def _exported_settings(run: Run, row: Any) -> dict[str, Any]:
     """The values of the axes under the last part of their keys, like vLLM's sweep, and what `sweep import` reads."""
     axes = {axis.rpartition(".")[2].replace("-", "_"): value for axis, value in _present(row, run.axes).items()}
     ours = _present(row, (*NAMED_PARTS, *LOAD_COLUMNS, *run.axes))

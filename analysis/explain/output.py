@@ -63,23 +63,23 @@ PART_COLUMNS: tuple[Column[PartRow], ...] = (
     Column("kind", "factorial or ladder", lambda row: row.explanation.kind),
     Column("task", "model, workload and load, as far as the run has several", lambda row: row.explanation.task),
     Column("column", "the explained column of trials.parquet", lambda row: row.explanation.quantity.column),
-    Column("against", "what the whole gain is measured from", lambda row: row.explanation.begin),
+    Column("against", "the point from which the whole gain is measured", lambda row: row.explanation.begin),
     Column("entry", "part (a knob, a step, the engine), whole or interaction (of two knobs)", lambda row: row.entry),
-    Column("name", "the part's; for an interaction both knobs", lambda row: row.part.name, heading="what", **KEY),
-    Column("change", "what the knob was set to", lambda row: row.part.change or None),
+    Column("name", "the part's name; for an interaction both knobs", lambda row: row.part.name, heading="what", **KEY),
+    Column("change", "the knob's new setting", lambda row: row.part.change or None),
     view("set to", lambda row: row.part.change, kind="text"),
-    Column("gain", "times; those of the parts multiply to the whole", lambda row: row.part.gain.value),
+    Column("gain", "factor; the parts' factors multiply to the whole", lambda row: row.part.gain.value),
     Column("gain_ci_low, gain_ci_high", "95 % interval, for all parts at once", lambda row: row.part.gain[1:]),
     view("gain", lambda row: factor(row.part.gain)),
     view("95 % interval", lambda row: _range(row.part.gain, number)),
-    Column("share", "of the whole's logarithm; those of the parts add up to 1", lambda row: row.part.share.value),
+    Column("share", "share of the whole's logarithm; the parts' shares add up to 1", lambda row: row.part.share.value),
     Column("share_ci_low, share_ci_high", "likewise", lambda row: row.part.share[1:]),
     view("share", lambda row: share_text(row.part.share)),
     view("95 % interval", lambda row: _range(row.part.share, _percent)),
-    Column("alone", "times, of the knob with all others off; null if not measured", lambda row: row.part.alone.value),
+    Column("alone", "factor of the knob with all others off; null if not measured", lambda row: row.part.alone.value),
     Column("alone_ci_low, alone_ci_high", "95 % interval, for all parts at once", lambda row: row.part.alone[1:]),
     view("alone", lambda row: _both(row.part.alone)),
-    Column("last", "times, of the knob with all others on; likewise", lambda row: row.part.last.value),
+    Column("last", "factor of the knob with all others on; null if not measured", lambda row: row.part.last.value),
     Column("last_ci_low, last_ci_high", "likewise", lambda row: row.part.last[1:]),
     view("last", lambda row: _both(row.part.last)),
 )
@@ -101,7 +101,7 @@ def remarks(explanations: Sequence[Explanation]) -> list[str]:
 
 
 def interaction_lines(explanation: Explanation) -> list[str]:
-    """Each pair of knobs with how many factor more they bring together than each alone."""
+    """Each pair of knobs with the factor of both together over the product of each alone."""
     return [f"{label}: {_both(change)}" for label, change in explanation.interactions]
 
 

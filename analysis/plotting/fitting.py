@@ -68,7 +68,7 @@ def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
 
 
 def _sizes(counts: "pd.Series[int]", totals: "pd.Series[int]") -> list[str]:
-    """The sizes with a count, each with the share of its trials unless all are counted."""
+    """The sizes with counted trials; a size of which only some count has their share."""
     return [
         f"{size:g}" + (f" ({count} of {total} trials)" if count < total else "")
         for size, count, total in zip(counts.index, counts, totals, strict=True)

@@ -30,7 +30,7 @@ class SlowRequest(NamedTuple):
 
 
 def slowest_requests(results: RunResults) -> list[SlowRequest]:
-    """The requests that took the most times the median of their trial, the slowest first."""
+    """The requests whose latency is the largest multiple of their trial's median, the slowest first."""
     slow: list[SlowRequest] = []
     for trial, records in chosen_records(results.run, results.layout):
         if trial["client_stamp_source"] == "engine":

@@ -24,7 +24,7 @@ def against_baseline(run: Run, points: pd.DataFrame, contests: Contests) -> pd.D
 
 
 def against_parent(run: Run, points: pd.DataFrame, contests: Contests) -> pd.DataFrame:
-    """`ladder_parent` and `<headline>_vs_parent`, times the step that a ladder's step is on top of."""
+    """`ladder_parent` and `<headline>_vs_parent`, times the parent of a ladder's step."""
     if "ladder" not in points or "ladder_parent" not in run.trials:
         return pd.DataFrame(index=points.index)
     steps = run.trials.dropna(subset=["ladder", "ladder_parent"])

@@ -72,7 +72,7 @@ def run_findings(results: RunResults) -> Output:
     study, judged = study_of(results.run.name), Table(JUDGED, judge_run(results))
     if study is None:
         named = ", ".join(experiment for each in all_studies() for experiment in each.experiments)
-        return Output([Line(f"{results.run.name}: follows no published study; those that do: {named}")], judged)
+        return Output([Line(f"{results.run.name}: follows no published study; these experiments do: {named}")], judged)
     conditions = "; ".join(f"{key}: {value}" for key, value in study.conditions.items())
     parts = [Line(study.title, "bold"), Line(f"there: {conditions}"), Line(run_conditions(results))]
     return Output([*parts, *run_parts(results)], judged)

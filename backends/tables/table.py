@@ -73,7 +73,7 @@ class EngineTable(Strict):
         many = isinstance(flag, str) and flag.endswith("+")
         for each in value if many and isinstance(value, list) else [value]:
             if allowed := _refused(flag, each):
-                return f"allowed by {self.engine} {self.version}: {allowed}"
+                return f"expected by {self.engine} {self.version}: {allowed}"
         return None
 
 

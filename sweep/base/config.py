@@ -177,7 +177,7 @@ class Cluster(Strict):
     @model_validator(mode="after")
     def _address_has_effect(self) -> Self:
         if self.address is not None and self.kind != "ray":
-            raise ValueError(f"address={self.address} has no effect with cluster={self.name}; allowed with cluster=ray")
+            raise ValueError(f"address={self.address} has no effect with cluster={self.name}; needs cluster=ray")
         return self
 
 

@@ -124,7 +124,7 @@ class Record:
     input_tokens: int = UNKNOWN  # of the prompt, as counted by `token_source`
     output_tokens: int = UNKNOWN  # of the answer, hidden ones included, as counted by `token_source`
     batch: int = UNKNOWN  # index of its lockstep batch; null in other loads
-    finish_reason: str | None = None  # as the engine says it
+    finish_reason: str | None = None  # as the engine states it
     error: str | None = None  # why it failed, as `kind: detail`; null where it succeeded
     ended: float | None = None  # when its answer was complete, or it was given up
     token_source: TokenSource | None = None  # who counted the tokens: the server, or our tokenizer (`text`)

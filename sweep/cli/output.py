@@ -1,7 +1,7 @@
 """Standard output and error that outlive their reader, and that no text of an engine's or a run's can control.
 
-No command ends because `head`, `tee` or an ssh session did. A terminal's control characters are shown as `\x1b`, except
-those that a console writes to style its own output.
+No command ends because `head`, `tee` or an ssh session did. A terminal's control characters are shown as `\\x1b`,
+except those that a console writes to style its own output.
 """
 
 import errno

@@ -38,7 +38,7 @@ from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
-from sweep.drive.endpoint_model import with_dialect, with_model
+from sweep.drive.endpoint_model import with_model
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.planning_outages import plan_patiently
@@ -71,12 +71,9 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     error of ours while planning.
     """
     with traced(arguments):
-        options = ConfigPath.of_user(config_dirs)
-        arguments, answered = with_dialect(with_model(arguments, options), options)
+        arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
         settings = functools.partial(_settings_of_run, arguments, config_dirs)
         planned = plan_patiently(functools.partial(_planned, arguments, config_dirs), settings)
-    if answered:
-        make_console(PIPE_WIDTH).print(f"endpoint: {answered}", markup=False, soft_wrap=True)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
     return execute_plan(planned, shlex.join(["sweep", *folders, *arguments]))
 
@@ -106,9 +103,9 @@ def execute_plan(planned: "Planned", command: str) -> int:
                 console.print(line, markup=False, soft_wrap=True)
         return 0
     if settings.details:
-        raise ConfigError("details=true: prints every point of a plan; allowed with dry_run=true")
+        raise ConfigError("details=true: prints every point of a plan; needs dry_run=true")
     if settings.cluster.simulate is not None:
-        raise ConfigError("cluster.simulate: a simulated cluster runs nothing; allowed with dry_run=true")
+        raise ConfigError("cluster.simulate: a simulated cluster runs nothing; needs dry_run=true")
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
@@ -151,7 +148,7 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
         assumption = f"{here}: planned for one machine with {machine}, as conf/hardware has it"
     nodes = find_nodes(settings)
     if settings.relock and settings.dry_run:
-        raise ConfigError("relock=true: asks the package index, which a dry run does not; allowed without dry_run=true")
+        raise ConfigError("relock=true: asks the package index, which a dry run does not; needs dry_run=false")
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     plan = make_plan(replace(composition, settings=settings), facts)

@@ -20,7 +20,7 @@ _FIELD = re.compile(r"^    (?P<name>\w+): [^#\n]*?(?:  # (?P<meaning>.*))?$", re
 _UNITS = {"price_per_hour": "USD/h", "rate": "requests/s"}
 
 TELEMETRY_FIELDS: Mapping[str, Meaning] = {
-    "time": ("s", "of the reading, from the trial's start"),
+    "time": ("s", "time of the reading, from the trial's start"),
     "series": ("", "what was read: kv_cache_usage, requests_running, gpu_memory_bytes, …"),
     "device": ("", "the GPU, the core (of cpu_thermal_limits) or the position in a draft; empty for the whole"),
     "value": ("", "the reading: shares of one, bytes, watts, counts"),

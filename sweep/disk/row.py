@@ -24,30 +24,30 @@ class Identity:
     """The trial's identity. `load_columns` gives the size of the load: at most one of them has a value."""
 
     trial_id: str  # hash of everything that could change its result
-    deployment_id: str  # of the engine with its model and settings, launched as one
+    deployment_id: str  # id of the deployment: engine, model and settings, launched as one
     attempt: str  # number of the launch that measured it, a folder of the deployment
     experiment: str  # name of the experiment that it was measured for
-    label: str  # what sets it apart from the other trials of its plan
+    label: str  # settings that distinguish it from the other trials of its plan
     backend: str  # name of the engine's adapter
     model: str  # name of the model
-    workload: str  # name of what was asked
-    load: str  # name of when it was asked
+    workload: str  # name of the prompts
+    load: str  # name of their timing
     batch_size: int | None  # of a lockstep load
     concurrency: int | None  # users of a closed loop
-    rate: float | None  # of an open loop, as asked for
+    rate: float | None  # requested rate of an open loop
     replicate: int  # number of the repetition of its point, from 0
     seed: int  # of prompts and arrivals
-    price_per_hour: float | None  # of a GPU, else of the machine, or of an endpoint; null: unknown, or by token
+    price_per_hour: float | None  # price of a GPU, else of the machine or endpoint; null: unknown, or by token
     accelerator: str | None  # the GPU that it ran on, or the hardware profile's name
     gpu_count: int  # GPUs of the deployment; 0 on a CPU
     replicas: int  # engines behind one URL
     percentiles: str  # of its series
-    slo: str | None  # the bounds that goodput is judged by, JSON
+    slo: str | None  # bounds of goodput, JSON
     config: str  # resolved, JSON
-    settings: str  # those of its run that can change a result, where they are not the defaults, JSON
-    digests: str | None  # of the files that the config points to, and of the environment's lock, JSON
-    commit: str | None  # of this program; with + where its files differed
-    protocol: int  # version of how trials are measured: of another, figures are not comparable
+    settings: str  # settings of its run that can change a result, unless defaults, JSON
+    digests: str | None  # digests of the config's files, and of the environment's lock, JSON
+    commit: str | None  # commit of this program; with + if its files differed
+    protocol: int  # version of the measuring rules: figures of different versions are not comparable
     started_at: str  # time of day, with its zone
 
 
@@ -55,19 +55,19 @@ class Identity:
 class EngineFacts:
     """Facts that a launched engine reports, and where it ran."""
 
-    launch: str | None  # of this start of the engine: replicates with one launch have its luck in common
-    engine_version: str | None  # as the engine says it
+    launch: str | None  # id of the launch: its replicates share its luck
+    engine_version: str | None  # as the engine states it
     dtype: str | None  # number format that the engine computes in
-    coarser_format: str | None  # of weights or KV cache, declared coarser than the model's; null: none, or unknown
-    agreement_reference: str | None  # what its greedy tokens were compared with, or why with nothing
-    quality_reference: str | None  # likewise of its log-probabilities
-    versions: str  # of this program and of what the engine's environment holds, JSON
+    coarser_format: str | None  # weights' or KV cache's format, coarser than the model's; null: none, or unknown
+    agreement_reference: str | None  # the reference of its greedy tokens, or why there was no comparison
+    quality_reference: str | None  # the same for its log-probabilities
+    versions: str  # versions of this program and in the engine's environment, JSON
     hardware: str  # node, processor, memory and GPUs, JSON
-    driver: str | None  # NVIDIA's on the node
-    engine_facts: str  # what else is known of the engine, e.g. its command, JSON
-    caches_reset: bool | None  # before the trial; None: not asked for
-    prompt_salt: str | None  # made the headers of its prompts new to any cache; None where caches were reset or empty
-    batch_form: str | None  # in which lockstep batches were really sent; None before any was
+    driver: str | None  # version of the node's NVIDIA driver
+    engine_facts: str  # further facts of the engine, e.g. its command, JSON
+    caches_reset: bool | None  # whether caches were reset before the trial; None: not requested
+    prompt_salt: str | None  # made its prompts' headers new to any cache; None if caches were reset or empty
+    batch_form: str | None  # form in which lockstep batches were sent; None before the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,10 @@ class Verdict:
     """The result of the trial."""
 
     outcome: Outcome  # ok, or how it failed
-    reason: str | None = None  # of a failure, in one line
-    fault: Fault | None = field(init=False)  # of a failed trial: whether its engine would give the same answer again
-    exit: Exit | None = None  # of a failed trial: signal, status, check or tool's words that ended it, JSON
-    log_tail: str | None = None  # last lines of the engine's log, of a failure
+    reason: str | None = None  # why it failed, in one line
+    fault: Fault | None = field(init=False)  # of a failed trial: whose fault it was
+    exit: Exit | None = None  # of a failed trial: the signal, status, check or tool's words that ended it, JSON
+    log_tail: str | None = None  # last lines of the engine's log, after a failure
     ended_at: str | None = None  # time of day, with its zone
 
     def __post_init__(self) -> None:
@@ -90,8 +90,8 @@ class Observation:
     """The sources of the observation."""
 
     client_stamp_source: str  # who took the stamps: kernel, user (the client's clock), mixed, engine, a tool
-    telemetry_sources: str  # where telemetry was read
-    foreign_processes: str  # the largest of others beside it, with the cores or the GPU memory that each took
+    telemetry_sources: str  # sources of its telemetry
+    foreign_processes: str  # the largest other processes, with the cores or the GPU memory that each took
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,7 +178,7 @@ def parse_body(path: str, body: bytes) -> dict[str, Any]:
         if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
             raise Refused(400, "messages: expected a list of at least one object with role and content")
     elif not _is_prompt(content["prompt"]):
-        raise Refused(400, "prompt: expected a text, a list of token ids and a list of these")
+        raise Refused(400, "prompt: expected a text, a list of token ids, or a list of either")
     return content
 
 

@@ -229,7 +229,7 @@ class _Pending:
         self.work, self.stop, self.draining = work, stop, draining
 
     def next(self) -> Trial | None:
-        """Return the first that is expected to end before the deadline; None also after a stop."""
+        """Return the first trial that should end before the deadline; None also after a stop."""
         if self.stop.is_set() or self.draining.is_set():
             return None
         remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()

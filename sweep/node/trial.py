@@ -218,7 +218,7 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None) -> wire.Tar
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(type(backend).model_fields) - {"url", "extra_body"}
     return wire.Target(
-        url=url or backend.url or engine.url,
+        url=url if url not in (None, engine.url) else backend.url or engine.url,
         model=engine.launch.served_name,
         ignore_eos=ignore_eos and backend.ignores_eos,
         extra_body={**(backend.wire.show_special if ignore_eos else {}), **backend.extra_body},

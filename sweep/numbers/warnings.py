@@ -351,8 +351,8 @@ def uncounted_tokens(token_source: str) -> Evidence | None:
 
 
 @_warning(
-    "The count is right if model.tokenizer is that of the served model; hidden tokens are not in it. Have the server"
-    " send usage (stream_options.include_usage).",
+    "The count is right if model.tokenizer belongs to the served model; it excludes hidden tokens. Have the server send"
+    " usage (stream_options.include_usage).",
     TOKEN_COLUMNS,
 )
 def own_token_count(token_source: str) -> Evidence | None:
@@ -375,8 +375,8 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
 
 
 @_warning(
-    "TTFT is that of the first event, which may bring several tokens, and a gap is one between events. Have the server"
-    " send what it counts with each event (stream_options.continuous_usage_stats), or compare TPOT and E2EL.",
+    "TTFT is the first event's, which may bring several tokens, and gaps are between events. Have the server send its"
+    " count with each event (stream_options.continuous_usage_stats), or compare TPOT and E2EL.",
     ARRIVALS,
 )
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
@@ -425,7 +425,7 @@ def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
     AS_OFFERED,
 )
 def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Evidence | None:
-    """An open loop below saturation: its throughput and its cost are what the load asked for."""
+    """An open loop below saturation: the load, not the engine, sets its throughput and cost."""
     return Evidence(offered_rate, f"as offered, {offered_rate:.3g} requests/s") if below_saturation else None
 
 

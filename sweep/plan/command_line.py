@@ -53,6 +53,10 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
                 raise ConfigError(f"{typed}: one experiment a command; expected the name of one")
             experiment = str(override.value())
         elif override.is_sweep_override():
+            if key == "model" and ", " in argument:
+                raise ConfigError(
+                    f"{typed}: expected a name with a comma in quotes, model='\"A, B\"', or models as A,B"
+                )
             axes[key] = _sweep_values(override, argument)
         elif is_point_key(key) and override.value() in ([], ""):
             raise ConfigError(f"{key}=[]: an axis needs at least one value")

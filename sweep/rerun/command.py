@@ -198,7 +198,7 @@ def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
     for each in capsules:
         for name, text in each.lock_texts().items():
             if texts.setdefault(name, text) != text:
-                raise ConfigError(f"{each.capsule}: its lock {name} differs from that of others; run them one by one")
+                raise ConfigError(f"{each.capsule}: its lock {name} differs from the others' lock; run them one by one")
     return texts
 
 

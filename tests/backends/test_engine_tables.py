@@ -112,11 +112,11 @@ def plan(*overrides: str) -> list[str]:
     [
         ("max-num-seqz=4", "vllm 0.32.0 has no such flag; did you mean max-num-seqs?"),
         ("max-num-s=4", "vllm 0.32.0 has no such flag; did you mean max-num-scheduled-tokens or max-num-seqs?"),
-        ("max-num-seqs=many", "allowed by vllm 0.32.0: a whole number"),
-        ("max_num_seqs=many", "allowed by vllm 0.32.0: a whole number"),
-        ("enforce-eager=3", "allowed by vllm 0.32.0: true, or false to leave it out"),
-        ("block-size=true", "allowed by vllm 0.32.0: a whole number"),
-        ("kv-cache-dtype=fp9", "allowed by vllm 0.32.0: auto,"),
+        ("max-num-seqs=many", "expected by vllm 0.32.0: a whole number"),
+        ("max_num_seqs=many", "expected by vllm 0.32.0: a whole number"),
+        ("enforce-eager=3", "expected by vllm 0.32.0: true, or false to leave it out"),
+        ("block-size=true", "expected by vllm 0.32.0: a whole number"),
+        ("kv-cache-dtype=fp9", "expected by vllm 0.32.0: auto,"),
         ("model=x", "only sweep sets it; set model instead"),
         ("port=9000", "only sweep sets it; set backend.port instead"),
         ("tensor-parallel-size=2", "only sweep sets it; set backend.gpus instead"),
@@ -126,7 +126,7 @@ def plan(*overrides: str) -> list[str]:
         ("max-model-len=128", "only sweep sets it; set model.max_model_len instead"),
         ("trust-remote=true", "running code that comes with a model is not supported"),
         ("scheduler.max_batch_token=4", "transformers 5.19.0 has no such flag; did you mean max_batch_tokens?"),
-        ("scheduler.page_size=large", "allowed by transformers 5.19.0: a whole number"),
+        ("scheduler.page_size=large", "expected by transformers 5.19.0: a whole number"),
     ],
 )
 def test_a_flag_that_cannot_be_is_refused_before_anything_starts(flag, message, tmp_path, capsys):

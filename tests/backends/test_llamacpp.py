@@ -100,7 +100,7 @@ def test_a_binary_that_does_not_say_has_no_version(tmp_path):
 
 def test_quantised_weights_need_the_tool_beside_the_server(launch, tmp_path):
     own = LlamaCpp(name="l", quantization="Q4_K_M", env=EnvironmentChoice(binary=str(tmp_path / "llama-server")))
-    with pytest.raises(ValueError, match=r"backend\.quantization=Q4_K_M: needs .*llama-quantize; allowed without: F32"):
+    with pytest.raises(ValueError, match=r"backend\.quantization=Q4_K_M: needs .*llama-quantize; without it: F32"):
         own.weights(launch.model, "python", tmp_path / "cache", print)
 
 

@@ -49,8 +49,12 @@ class Load(SimpleNamespace):
         return num_requests
 
 
+def no_notes(cache):
+    return []
+
+
 def trial(trial_id):
-    workload = SimpleNamespace(name="qa", num_requests=1, notes=lambda cache: [])
+    workload = SimpleNamespace(name="qa", num_requests=1, notes=no_notes)
     return Trial(trial_id, workload, Load(name="batch", batch_size=1), 0, 1, {}, {})
 
 

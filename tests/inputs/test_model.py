@@ -201,13 +201,10 @@ def test_impossible_architectures_are_refused(changed: dict[str, int], message: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_vocabulary_smaller_than_its_tokenizer_is_refused() -> None:
+def test_a_missing_tokenizer_or_a_vocabulary_smaller_than_its_own_is_refused() -> None:
     small = TINY.model_copy(update={"architecture": Architecture(**NUMBERS | {"vocab_size": 4000})})
     with pytest.raises(ValueError, match=r"^model.architecture.vocab_size=4000: expected at least the 4096 tokens"):
         small.check()
-
-
-def test_a_missing_tokenizer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^model.tokenizer=/no/such: no such folder"):
         TINY.model_copy(update={"tokenizer": "/no/such"}).check()
 
@@ -244,12 +241,9 @@ def test_a_vocabulary_and_its_merges_are_a_tokenizer_too(tmp_path: Path) -> None
     assert load_tokenizer(tmp_path).encode(text).ids == whole.encode(text).ids
 
 
-def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_readable_tokenizer_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^model.tokenizer=.*: has no tokenizer.json"):
         load_tokenizer(tmp_path)
-
-
-def test_a_tokenizer_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"^model.tokenizer=.*: its tokenizer.json cannot be read"):
         load_tokenizer(tmp_path)

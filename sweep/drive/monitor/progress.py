@@ -159,7 +159,7 @@ class Leaders:
         return "".join(self.best(most=1))
 
     def best(self, most: int) -> list[str]:
-        """The same for the `most` questions with rivals that were asked last, in their order."""
+        """The same for the `most` latest tasks with rivals, in their order."""
         compared = [(question, engines) for question, engines in self.figures.items() if len(engines) > 1]
         return [_leader(question, engines) for question, engines in compared[-most:]]
 
