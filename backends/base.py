@@ -20,7 +20,7 @@ from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.tables.table import EngineTable
 from sweep.base.config import Strict
 from sweep.base.masking import secret_within
-from sweep.base.records import Api, BatchForm
+from sweep.base.records import TYPED_APIS, Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
@@ -189,7 +189,7 @@ class Backend(Strict):
     headers: dict[str, str] = Field(default_factory=dict)  # added to every request's HTTP headers; not for secrets
 
     # What the client must know to talk to it.
-    api: Api = "completions"  # completions | chat | tgi: the protocol of the requests
+    api: Api = "completions"  # completions | chat | responses | messages | tgi: the protocol of the requests
     batch_form: BatchForm = "streams"  # list | streams: a batch is one call with a list of prompts, or many streams
     token_ids: bool = True  # whether the engine accepts prompts as token ids
     continuous_usage: bool = False  # whether the engine accepts stream_options.continuous_usage_stats
@@ -204,6 +204,12 @@ class Backend(Strict):
     reset_paths: tuple[str, ...] = ()  # paths to POST to between trials, which clear the engine's prompt caches
     metrics_path: str | None = "/metrics"  # path of the engine's Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric: the engine's name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_the_api(cls, fields: Any) -> Any:
+        without = dict.fromkeys(("token_ids", "ignores_eos", "continuous_usage"), False)
+        return fields | without if isinstance(fields, dict) and fields.get("api") in TYPED_APIS else fields
 
     @model_validator(mode="after")
     def _has_one_price(self) -> Self:
@@ -312,8 +318,8 @@ class Backend(Strict):
             return f"{self.url} is launched by others"
         if self.traits.timed_inside:
             return f"{self.name} is timed inside its own process"
-        if self.api == "tgi":
-            return f"the router passes completions and chat, and {self.name} speaks tgi"
+        if self.api in ("tgi", *TYPED_APIS):
+            return f"the router passes completions and chat, and {self.name} speaks {self.api}"
         return None if self.port is None else f"they cannot share backend.port={self.port}"
 
     def command(self, launch: Launch) -> list[str]:

@@ -18,7 +18,7 @@ class OpenAI(Backend):
     url: str  # http(s)://host[:port][/base][?query], with or without /v1 or another version
     path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after that of url; null: that of the api
     api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
-    auth_header: str = Field(default="Authorization", pattern=r"^[\w-]+$")  # that holds the key, e.g. api-key
+    auth_header: str | None = Field(default=None, pattern=r"^[\w-]+$")  # of the key, e.g. api-key; null: the api's
     auth_scheme: str | None = None  # before the key; null: Bearer in Authorization, nothing in another header
     max_tokens_field: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"] = "max_tokens"
 
@@ -34,7 +34,7 @@ class OpenAI(Backend):
 
     def key_headers(self) -> dict[str, str]:
         key = os.environ.get(self.api_key_env or "")
-        return dict([key_header(self.auth_header, self.auth_scheme, key)]) if key else {}
+        return dict([key_header(self.api, self.auth_header, self.auth_scheme, key)]) if key else {}
 
     def unavailable(self, host: Host) -> str | None:
         if self.api_key_env and self.api_key_env not in os.environ:

@@ -19,7 +19,13 @@ from backends.simulated_server.connection import ClientConnection
 from backends.simulated_server.engine import SimulatedEngine
 from sweep.base.clock import STAMP_OPTION, realtime_minus_monotonic
 
-APIS = {b"/v1/completions": "completions", b"/v1/chat/completions": "chat", b"/generate_stream": "tgi"}
+APIS = {
+    b"/v1/completions": "completions",
+    b"/v1/chat/completions": "chat",
+    b"/v1/responses": "responses",
+    b"/v1/messages": "messages",
+    b"/generate_stream": "tgi",
+}
 
 
 class SimulatedServer:

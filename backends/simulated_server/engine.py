@@ -18,6 +18,7 @@ from backends.simulated_server.answers import STREAM_HEAD, Dialect, busy, chunk,
 from backends.simulated_server.config import Config
 from backends.simulated_server.connection import ClientConnection
 from backends.simulated_server.truth import Truth, log_line
+from backends.simulated_server.typed_answers import TYPED_ANSWERS
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +101,8 @@ class SimulatedEngine:
         options = body.get("stream_options") or {}
         running_usage = bool(options.get("continuous_usage_stats"))
         name = request_id.decode("latin-1")
-        dialect = Dialect(api, self.model, name, int(time.time()), bool(options.get("include_usage")), running_usage)
+        speak = TYPED_ANSWERS.get(api, Dialect)
+        dialect = speak(api, self.model, name, int(time.time()), bool(options.get("include_usage")), running_usage)
         call = SimulatedCall(connection, dialect, request_id, arrival, fault, len(prompts))
         connection.on_close = partial(self.drop, call)
         if fault == "hang":
@@ -112,7 +114,7 @@ class SimulatedEngine:
             if not self._plain_gaps:
                 sequence.gaps = self.config.itl.steps(rng)
         first = next(self.config.ttft.steps(rng))
-        if dialect.api == "chat":
+        if dialect.api in ("chat", *TYPED_ANSWERS):
             connection.write(call.opening())
         self._admit(arrival / 1e9 + first)
 
@@ -225,7 +227,7 @@ class SimulatedEngine:
         """A framed token event. Most are identical, so they are built once."""
         dialect = sequence.call.dialect
         alike = count == self.config.tokens_per_event and sequence.made < sequence.max_tokens
-        if not alike or dialect.running_usage or dialect.api == "tgi":
+        if not alike or dialect.running_usage or dialect.api in ("tgi", "responses"):
             return chunk(dialect.token(sequence, count))
         if sequence.template is None:
             sequence.template = chunk(dialect.token(sequence, count))
@@ -281,8 +283,11 @@ def _token_counts(api: str, body: dict[str, Any]) -> tuple[list[int], int]:
     """The number of input tokens of each prompt (words, if it is text), and the number of output tokens."""
     if api == "tgi":
         return [len(body["inputs"].split())], int((body.get("parameters") or {}).get("max_new_tokens") or 16)
-    max_tokens = int(body.get("max_tokens") or body.get("max_completion_tokens") or 16)
-    if api == "chat":
+    limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    max_tokens = next((int(body[limit]) for limit in limits if body.get(limit)), 16)
+    if api == "responses":
+        return [len(body["input"].split())], max_tokens
+    if api in ("chat", "messages"):
         return [sum(len(str(message.get("content")).split()) for message in body["messages"])], max_tokens
     prompt = body["prompt"]
     several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)

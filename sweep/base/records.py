@@ -20,7 +20,8 @@ PROTOCOL_VERSION = 5
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]
-Api = Literal["completions", "chat", "tgi"]
+Api = Literal["completions", "chat", "responses", "messages", "tgi"]
+TYPED_APIS = ("responses", "messages")  # take text only, and have neither ignore_eos nor a running count
 API_VERSION = re.compile(r"/v\d+[a-z]*\d*$")  # that a base URL may end in: /v1, /api/v4, /v1beta1
 BatchForm = Literal["list", "streams"]
 TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
@@ -224,8 +225,9 @@ def request_path(url: str, path: str) -> str:
     return base.removesuffix(path) + path + (f"?{parts.query}" if parts.query else "")
 
 
-def key_header(header: str, scheme: str | None, key: str) -> tuple[str, str]:
-    """Return the header of a key; without a scheme it is Bearer in Authorization, and none in any other header."""
+def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tuple[str, str]:
+    """Return the header of a key, by default the api's; without a scheme it is Bearer in Authorization alone."""
+    header = header or ("x-api-key" if api == "messages" else "Authorization")
     if scheme is None:
         scheme = "Bearer" if header.lower() == "authorization" else ""
     return header, f"{scheme} {key}".strip()

@@ -38,7 +38,7 @@ from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
-from sweep.drive.endpoint_model import with_model
+from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.planning_outages import plan_patiently
@@ -71,9 +71,12 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     error of ours while planning.
     """
     with traced(arguments):
-        arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
+        options = ConfigPath.of_user(config_dirs)
+        arguments, answered = with_dialect(with_model(arguments, options), options)
         settings = functools.partial(_settings_of_run, arguments, config_dirs)
         planned = plan_patiently(functools.partial(_planned, arguments, config_dirs), settings)
+    if answered:
+        make_console(PIPE_WIDTH).print(f"endpoint: {answered}", markup=False, soft_wrap=True)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
     return execute_plan(planned, shlex.join(["sweep", *folders, *arguments]))
 

@@ -32,8 +32,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource, key_header, request_path
+from sweep.client.dialects import TYPED_DIALECTS
+from sweep.client.dialects.event import TypedEvent
 
-PATHS: dict[str, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "tgi": "/generate_stream"}
+PATHS: dict[str, str] = {
+    "completions": "/v1/completions",
+    "chat": "/v1/chat/completions",
+    **{name: dialect.path for name, dialect in TYPED_DIALECTS.items()},
+    "tgi": "/generate_stream",
+}
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
 NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
@@ -68,7 +75,7 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
     path: str | None = None  # of the requests, in place of the api's
     api_key_env: str | None = None  # NAME of the environment variable that holds the key
-    auth_header: str = "Authorization"
+    auth_header: str | None = None  # None: that of the api
     auth_scheme: str | None = None
     max_tokens_field: str = "max_tokens"
     verify_tls: bool = True
@@ -103,6 +110,8 @@ class Target:
 
 def head(target: Target, key: str | None) -> bytes:
     """The part of a request's head that all requests share; what `call` gives follows it on the wire."""
+    dialect = TYPED_DIALECTS.get(target.api)
+    headers = {**dialect.headers, **target.headers} if dialect else target.headers
     lines = [
         f"POST {target.request_path} HTTP/1.1",
         f"Host: {urlsplit(target.url).netloc}",
@@ -110,12 +119,12 @@ def head(target: Target, key: str | None) -> bytes:
         "Accept: text/event-stream",
         "Accept-Encoding: identity",
         "Content-Type: application/json",
-        *(f"{name}: {value}" for name, value in target.headers.items()),
+        *(f"{name}: {value}" for name, value in headers.items()),
     ]
     if key is not None:
         if not key.isprintable() or not key.isascii():
             raise ValueError(f"the value of {target.api_key_env} cannot go into a header")
-        lines.append(": ".join(key_header(target.auth_header, target.auth_scheme, key)))
+        lines.append(": ".join(key_header(target.api, target.auth_header, target.auth_scheme, key)))
     return ("\r\n".join(lines) + "\r\n").encode("ascii")
 
 
@@ -127,7 +136,7 @@ def call(target: Target, requests: Sequence[Request]) -> bytes:
     for request in requests:
         if not target.token_ids and not isinstance(request.prompt, str):
             raise ValueError(f"request {request.request_id}: this backend takes no token ids; give the prompt as text")
-    content = _tgi_body(target, requests) if target.api == "tgi" else _openai_body(target, requests)
+    content = _body(target, requests)
     for key, value in target.extra_body.items():
         if value is None:
             content.pop(key, None)
@@ -136,6 +145,17 @@ def call(target: Target, requests: Sequence[Request]) -> bytes:
     body = json.dumps(content, separators=(",", ":")).encode("ascii")
     lines = f"x-request-id: {first.request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
     return lines.encode("ascii") + body
+
+
+def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
+    if target.api in ("completions", "chat"):
+        return _openai_body(target, requests)
+    request = requests[0]
+    if not isinstance(request.prompt, str):
+        raise ValueError(f"request {request.request_id}: backend.api={target.api} takes text, not token ids")
+    if target.api == "tgi":
+        return _tgi_body(request.prompt, request.output_tokens)
+    return TYPED_DIALECTS[target.api].body(target.model, request.prompt, request.output_tokens)
 
 
 def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
@@ -164,13 +184,9 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     return content
 
 
-def _tgi_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
-    request = requests[0]
-    if not isinstance(request.prompt, str):
-        raise ValueError(f"request {request.request_id}: TGI takes text, not token ids")
+def _tgi_body(prompt: str, limit: int) -> dict[str, Any]:
     # do_sample is true by default where parameters leave it out; details carry the counts. TGI has no ignore_eos.
-    parameters = {"max_new_tokens": request.output_tokens, "do_sample": False, "details": True}
-    return {"inputs": request.prompt, "parameters": parameters}
+    return {"inputs": prompt, "parameters": {"max_new_tokens": limit, "do_sample": False, "details": True}}
 
 
 @dataclass(slots=True, eq=False)
@@ -456,11 +472,33 @@ class Answer:
         elif name == b"error" or content.get("error") or content.get("object") == "error":
             self.fail(f"engine: {_message(data)}")
         else:
-            read = self._tgi_event if self.api == "tgi" else self._openai_event
             try:
-                read(content, event, arrived)
+                self._read(content, event, arrived)
             except (AttributeError, TypeError, ValueError) as error:
                 self.fail(f"protocol: an event of unexpected shape ({error}): {_message(data)}")
+
+    def _read(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
+        if self.api in TYPED_DIALECTS:
+            self._typed_event(TYPED_DIALECTS[self.api].read(content), event, arrived)
+        elif self.api == "tgi":
+            self._tgi_event(content, event, arrived)
+        else:
+            self._openai_event(content, event, arrived)
+
+    def _typed_event(self, content: TypedEvent, event: bytes, arrived: int) -> None:
+        stream = self.streams[0]
+        if content.error:
+            self.fail(f"engine: {_message(json.dumps(content.error).encode())}")
+        if content.text:
+            stream.note_kind([REASONING[0] if content.reasoning else "content"], (arrived - self.sent) // 1000)
+            if stream.text is not None:
+                stream.text += _escaped(content.text)
+            self._token(stream, 1, arrived)
+            self._learn(event, content.key, b"")
+        if content.finish_reason:
+            stream.finish_reason = content.finish_reason
+        if content.usage:
+            self._usage(dict(content.usage), [])
 
     def _openai_event(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
         usage = content.get("usage") or {}
@@ -545,7 +583,8 @@ class Answer:
         numbers. (Empty and one-element lists of numbers look alike so: token ids are counted by the long way.)
         """
         self._shape = None
-        if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in event[:-2] or not event.endswith(b"\n\n"):
+        data = event.partition(b"\n")[2] if event.startswith(b"event:") else event  # a name stays the same
+        if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in data[:-2] or not event.endswith(b"\n\n"):
             return
         if count_from == b"" and b'"completion_tokens":' in event:  # a count that has counted nothing so far may yet
             return

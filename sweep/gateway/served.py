@@ -51,7 +51,7 @@ def _answer_text(client: httpx.Client, target: wire.Target, request: Request) ->
     body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
     headers = {"Content-Type": "application/json", **target.headers}
     if target.api_key_env is not None:
-        headers |= [key_header(target.auth_header, target.auth_scheme, os.environ[target.api_key_env])]
+        headers |= [key_header(target.api, target.auth_header, target.auth_scheme, os.environ[target.api_key_env])]
     url = httpx.URL(target.url).join(target.request_path)
     answer = client.post(url, content=body, headers=headers).raise_for_status()
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]

@@ -93,8 +93,9 @@ class _Builder:
         if backend.built.replicas > 1 and not isinstance(gateway.built, Gateway):
             gateway = self._part("gateway", self.options.load("gateway", ROUTER))
         front = gateway if isinstance(gateway.built, Gateway) else None
-        if front is not None and (backend.built.api == "tgi" or backend.built.traits.timed_inside):
-            speaks = "is timed inside" if backend.built.traits.timed_inside else "speaks tgi"
+        api, inside = backend.built.api, backend.built.traits.timed_inside
+        if front is not None and (inside or api not in ("completions", "chat")):
+            speaks = "is timed inside" if inside else f"speaks {api}"
             raise ConfigError(
                 f"gateway={gateway.built.name}: passes completions and chat, and {backend.built.name} {speaks}; "
                 "expected gateway=none"

@@ -62,7 +62,10 @@ def clients_of(folder: Path) -> list[psutil.Process]:
 # -- exactness
 
 
-@pytest.mark.parametrize(("api", "options"), [("completions", {"continuous_usage": True}), ("chat", {}), ("tgi", {})])
+@pytest.mark.parametrize(
+    ("api", "options"),
+    [("completions", {"continuous_usage": True}), ("chat", {}), ("responses", {}), ("messages", {}), ("tgi", {})],
+)
 def test_agrees_with_the_server_request_by_request(api: str, options: dict[str, Any], tmp_path: Path) -> None:
     with simulated(log=str(tmp_path / "log"), tokens_per_event=1 if api == "tgi" else 2) as (url, _):
         seen = run(url, tmp_path / "job", 24, ClosedLoop(8), tokens=11, target={"api": api, **options})

@@ -52,6 +52,30 @@ def tgi(index: int, text: str, details: dict[str, Any] | None = None) -> dict[st
     return {"index": index, "token": token, "generated_text": "all" if details else None, "details": details}
 
 
+def typed(*events: dict[str, Any]) -> bytes:
+    """Events with their types beside the data."""
+    return b"".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
+
+
+def responses(delta: str, number: int, kind: str = "output_text") -> dict[str, Any]:
+    return {"type": f"response.{kind}.delta", "item_id": "m1", "delta": delta, "sequence_number": number}
+
+
+def responses_end(kind: str, **response: Any) -> bytes:
+    return typed({"type": f"response.{kind}", "response": response})
+
+
+def messages(key: str, text: str) -> dict[str, Any]:
+    return {"type": "content_block_delta", "index": 0, "delta": {"type": f"{key}_delta", key: text}}
+
+
+RESPONSES_USAGE = {
+    "input_tokens": 9,
+    "input_tokens_details": {"cached_tokens": 8},
+    "output_tokens": 4,
+    "output_tokens_details": {"reasoning_tokens": 2},
+}
+MESSAGES_START = {"usage": {"input_tokens": 3, "cache_read_input_tokens": 8, "cache_creation_input_tokens": 1}}
 TGI_END = {"finish_reason": "length", "generated_tokens": 4, "seed": None, "input_length": 12}
 TEXTS = [" the", " 12", ' say \\"hi\\"', "\n\n", " \\", " ü→", '"text":"', " end"]
 STREAMS: dict[str, tuple[Api, int, bytes]] = {
@@ -120,6 +144,30 @@ STREAMS: dict[str, tuple[Api, int, bytes]] = {
         ),
     ),
     "tgi": ("tgi", 1, sse(*(tgi(n, f" w{n}") for n in (1, 2, 3)), tgi(4, ".", TGI_END))),
+    "responses": (
+        "responses",
+        1,
+        typed({"type": "response.created", "response": {"status": "queued"}})
+        + typed(*(responses(f" r{n}", n, "reasoning_text") for n in range(2)), responses("", 2))
+        + typed(*(responses(text, 3 + n) for n, text in enumerate((" a", " b"))))
+        + responses_end("incomplete", usage=RESPONSES_USAGE, incomplete_details={"reason": "max_output_tokens"}),
+    ),
+    "failed response": ("responses", 1, typed(responses(" a", 1)) + responses_end("failed", error={"message": "boom"})),
+    "messages": (
+        "messages",
+        1,
+        typed({"type": "message_start", "message": MESSAGES_START}, {"type": "ping"}, messages("thinking", "hm"))
+        + typed(messages("signature", "ab"), *(messages("text", text) for text in TEXTS))
+        + typed({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 9}})
+        + typed({"type": "message_stop"}),
+    ),
+    "messages overloaded": (
+        "messages",
+        1,
+        typed(
+            messages("text", " a"), {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+        ),
+    ),
     "comments": (
         "completions",
         1,
@@ -176,6 +224,10 @@ EXPECTED: dict[str, list[tuple[Any, ...]]] = {
     ],
     "chat": [([1] * 4, 4, 3, 4, "final usage", "stop", None)],
     "tgi": [([1] * 4, 4, 12, 4, "ids", "length", None)],
+    "responses": [([1] * 4, 4, 9, 4, "final usage", "length", None)],
+    "failed response": [([1], 1, UNKNOWN, UNKNOWN, "events", None, "engine: boom")],
+    "messages": [([1] * 9, 9, 12, 9, "final usage", "stop", None)],
+    "messages overloaded": [([1], 1, UNKNOWN, UNKNOWN, "events", None, "engine: overloaded_error Overloaded")],
     "comments": [([1, 1], 2, UNKNOWN, UNKNOWN, "events", None, None)],
     "crlf": [([1] * 8, 8, UNKNOWN, UNKNOWN, "events", None, None)],
     "two data lines": [([1], 1, UNKNOWN, UNKNOWN, "events", None, None)],
@@ -585,6 +637,12 @@ def test_bodies_of_each_api() -> None:
     assert body["top_k"] == 1
     body = body_of(wire.call(Target("http://h", "m", api="tgi"), [text]))
     assert body == {"inputs": "hällo", "parameters": {"max_new_tokens": 8, "do_sample": False, "details": True}}
+    body = body_of(wire.call(Target("http://h", "m", api="responses"), [text]))
+    assert (body["input"], body["max_output_tokens"], body["store"]) == ("hällo", 8, False)
+    body = body_of(wire.call(Target("http://h", "m", api="messages"), [text]))
+    assert (body["messages"], body["max_tokens"]) == ([{"role": "user", "content": "hällo"}], 8)
+    head = wire.head(Target("http://h", "m", api="messages", headers={"anthropic-beta": "x"}), "k1")
+    assert {b"POST /v1/messages HTTP/1.1", b"x-api-key: k1", b"anthropic-version: 2023-06-01"} <= {*head.splitlines()}
     body = body_of(wire.call(Target("http://h", "m", batch_form="list"), [text, text]))
     assert body["prompt"] == ["hällo", "hällo"]
 
@@ -600,7 +658,7 @@ def test_bodies_of_each_api() -> None:
 )
 def test_urls(url: str, path: str, address: tuple[str, int]) -> None:
     target = Target(url, "m")
-    assert (target.path, target.address) == (path, address)
+    assert (target.request_path, target.address) == (path, address)
 
 
 @pytest.mark.parametrize(
@@ -614,7 +672,7 @@ def test_urls(url: str, path: str, address: tuple[str, int]) -> None:
         (lambda: wire.call(Target("http://h", "m"), [Request("a\r\nb", "x", 1)]), "request_id"),
         (lambda: wire.call(Target("http://h", "m", token_ids=False), [Request("a", (1,), 1)]), "token ids"),
         (lambda: wire.call(Target("http://h", "m", api="chat"), [Request("a", (1,), 1)]), "chat takes text"),
-        (lambda: wire.call(Target("http://h", "m", api="tgi"), [Request("a", (1,), 1)]), "TGI takes text"),
+        (lambda: wire.call(Target("http://h", "m", api="tgi"), [Request("a", (1,), 1)]), "api=tgi takes text"),
         (lambda: Timeouts(total=5000), "total=5000"),
         (lambda: Timeouts(connect=0), "connect=0"),
     ],

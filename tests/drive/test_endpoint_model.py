@@ -156,6 +156,8 @@ class Endpoint(BaseHTTPRequestHandler):
     [
         ("/api/v4/chat/completions", "max_tokens", "/api/v4", "backend.api=chat", None),
         ("/chat/completions", "max_tokens", "", "backend.api=chat backend.path=/chat/completions", None),
+        ("/v1/chat/completions", "max_completion_tokens", "", "", None),
+        ("/chat/completions", "max_tokens", "", "", None),
         (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", "k"),
         ("/v1/completions", "max_tokens", "/v1", "backend.auth_scheme=Token", "Token k"),
         ("/v1/completions", "max_completion_tokens", "", "backend.max_tokens_field=max_completion_tokens", "Bearer k"),
@@ -183,4 +185,5 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     row = analysis.load(tmp_path).iloc[0]  # a busy client is no matter
     assert (row["num_requests"], row["num_failed"]) == (64, 0), row["reason"]
-    assert asked == {(expected, key, "phi-4-mini")}
+    assert (expected, key, "phi-4-mini") in asked
+    assert len(asked) == 1 or not typed, "no guess beside what is typed"

@@ -14,7 +14,10 @@ import httpx
 import pytest
 
 from backends.launch import server
-from sweep.base.records import Outcome
+from sweep.base.records import Outcome, Request
+from sweep.client.measurement import measure
+from sweep.client.modes import ClosedLoop
+from sweep.client.wire import Target
 from sweep.node import answers
 from sweep.node.deployment import _reset_caches
 from sweep.node.telemetry import EngineMetrics
@@ -84,6 +87,21 @@ def test_its_answers_pass_a_gateway_byte_for_byte(engine):
         again = httpx.post(f"{url}/v1/completions", json=asks[0], timeout=120, trust_env=False)
     assert again.headers["x-gateway-cache"] == "exact"
     assert again.text.count("data: ") == bodies(sent)[-2].count(b"data: ")
+
+
+def test_each_dialect_counts_as_chat_does(engine, tmp_path):
+    """A prompt and its answer have as many tokens in Responses and Messages as in chat."""
+    if engine.backend.name not in ("llamacpp", "vllm"):
+        pytest.skip(f"{engine.backend.name} speaks completions only")
+    prompts = []
+    for api in ("chat", "responses", "messages"):
+        target = Target(engine.url, engine.launch.served_name, api=api, token_ids=False)
+        request = Request("a", PROMPTS[0], 12)
+        (record,) = measure(target, [], [request], ClosedLoop(1), folder=tmp_path / api).records
+        assert (record.error, record.token_source, record.output_tokens) == (None, "final usage", 12)
+        assert 1 <= len(record.chunk_us) <= 12
+        prompts.append(record.input_tokens)
+    assert max(prompts) - min(prompts) <= 1  # a template may begin with one more token
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])

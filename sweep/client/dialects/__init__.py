@@ -1,0 +1,10 @@
+"""Dialects whose events have types of their own: a request's body, and what one event of the answer says.
+
+Completions, chat and TGI, whose events are token chunks without a type, are read in `wire`.
+"""
+
+from sweep.client.dialects.event import TypedDialect
+from sweep.client.dialects.messages import MESSAGES
+from sweep.client.dialects.responses import RESPONSES
+
+TYPED_DIALECTS: dict[str, TypedDialect] = {"responses": RESPONSES, "messages": MESSAGES}

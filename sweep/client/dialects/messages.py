@@ -1,0 +1,44 @@
+"""Anthropic's Messages API (https://docs.anthropic.com/en/docs/build-with-claude/streaming)."""
+
+from typing import Any
+
+from sweep.client.dialects.event import TypedDialect, TypedEvent, usage_of
+
+MESSAGES_REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+TEXT_KEYS = ("text", "thinking", "partial_json")  # of a delta; a signature is no token
+CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def messages_body(model: str, prompt: str, limit: int) -> dict[str, Any]:
+    """A conversation of one message."""
+    message = {"role": "user", "content": prompt}
+    return {"model": model, "max_tokens": limit, "temperature": 0, "stream": True, "messages": [message]}
+
+
+def read_messages(content: dict[str, Any]) -> TypedEvent:
+    """Read one event; deltas of text, thinking and a tool call's arguments are tokens."""
+    kind, delta = content.get("type"), content.get("delta") or {}
+    if kind == "content_block_delta":
+        key = next((key for key in TEXT_KEYS if delta.get(key)), "")
+        return TypedEvent(delta.get(key, ""), key, reasoning=key == "thinking")
+    if kind == "message_start":
+        return TypedEvent(usage=_prompt_usage((content.get("message") or {}).get("usage") or {}))
+    if kind == "message_delta":
+        reason = delta.get("stop_reason")
+        usage = content.get("usage") or {}
+        counts = _prompt_usage(usage) | usage_of(completion_tokens=usage.get("output_tokens"))
+        return TypedEvent(finish_reason=MESSAGES_REASONS.get(str(reason), reason), usage=counts)
+    return TypedEvent()
+
+
+def _prompt_usage(usage: dict[str, Any]) -> dict[str, Any]:
+    """The prompt's counts: Anthropic's `input_tokens` has no tokens that its cache read or wrote."""
+    if not isinstance(usage.get("input_tokens"), int):
+        return {}
+    cached = usage.get("cache_read_input_tokens")
+    return usage_of(
+        prompt_tokens=usage["input_tokens"] + sum(usage.get(name) or 0 for name in CACHE_COUNTS), cached_tokens=cached
+    )
+
+
+MESSAGES = TypedDialect("/v1/messages", messages_body, read_messages, headers={"anthropic-version": "2023-06-01"})

@@ -1,0 +1,47 @@
+"""OpenAI's Responses API (https://platform.openai.com/docs/api-reference/responses-streaming)."""
+
+from typing import Any
+
+from sweep.client.dialects.event import TypedDialect, TypedEvent, usage_of
+
+RESPONSES_REASONS = {"max_output_tokens": "length"}
+
+
+def responses_body(model: str, prompt: str, limit: int) -> dict[str, Any]:
+    """A request that the server does not store."""
+    return {
+        "model": model,
+        "input": prompt,
+        "max_output_tokens": limit,
+        "temperature": 0,
+        "stream": True,
+        "store": False,
+    }
+
+
+def read_responses(content: dict[str, Any]) -> TypedEvent:
+    """Read one event; deltas of text, reasoning, refusals and a tool call's arguments are tokens."""
+    kind = str(content.get("type") or "")
+    if kind.endswith(".delta"):
+        delta = content.get("delta")
+        return TypedEvent(delta if isinstance(delta, str) else "", "delta", reasoning="reasoning" in kind)
+    if kind in ("response.completed", "response.incomplete", "response.failed"):
+        response = content.get("response") or {}
+        if kind == "response.failed":
+            return TypedEvent(error=response.get("error") or response)
+        reason = (response.get("incomplete_details") or {}).get("reason")
+        return TypedEvent(finish_reason=RESPONSES_REASONS.get(str(reason), reason) or "stop", usage=_usage(response))
+    return TypedEvent()
+
+
+def _usage(response: dict[str, Any]) -> dict[str, Any]:
+    usage = response.get("usage") or {}
+    return usage_of(
+        prompt_tokens=usage.get("input_tokens"),
+        completion_tokens=usage.get("output_tokens"),
+        cached_tokens=(usage.get("input_tokens_details") or {}).get("cached_tokens"),
+        reasoning_tokens=(usage.get("output_tokens_details") or {}).get("reasoning_tokens"),
+    )
+
+
+RESPONSES = TypedDialect("/v1/responses", responses_body, read_responses)
