@@ -1,4 +1,4 @@
-"""Preflight checks: the hardware profile, the nodes with their GPUs and cores, and what cannot run on them."""
+"""Preflight checks: the hardware profile, the nodes with their GPUs and cores, and engines that cannot run there."""
 
 import functools
 import os
@@ -44,7 +44,7 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
 
 
 def _profile(names: Sequence[str], accelerators: Sequence[str], options: ConfigPath) -> str | None:
-    """Return the profile for GPUs by NVML's names for them, or without one by Ray's; None if none fits.
+    """Return the profile for GPUs by NVML's names for them, or without NVML by Ray's; None if none fits.
 
     Ray calls an A100 of 40 GB and one of 80 GB the same, so a node's own statement counts first.
     """
@@ -57,7 +57,7 @@ def _profile(names: Sequence[str], accelerators: Sequence[str], options: ConfigP
 
 
 def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None) -> str | None:
-    """Return why a model or workload cannot be fetched; None if it can, or nothing is known.
+    """Return why a model or workload cannot be fetched, or None.
 
     Raises Outage if an index or a hub does not answer.
     """
@@ -84,7 +84,9 @@ def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
 
 
 def assume_machine(settings: Settings) -> Settings:
-    """Return the settings of a dry run for a GPU that is not here with one machine that has it, as its profile says."""
+    """Return the settings of a dry run for a GPU that this machine lacks, with one machine that has it, as its profile
+    says.
+    """
     cluster, hardware = settings.cluster, settings.hardware
     if not settings.dry_run or cluster.kind == "ray" or cluster.simulate is not None or hardware.platform != "cuda":
         return settings
@@ -96,7 +98,7 @@ def assume_machine(settings: Settings) -> Settings:
 
 
 def find_nodes(settings: Settings) -> list[Node]:
-    """Return the nodes for deployments: this machine, those of the cluster and its autoscaler, or simulated ones."""
+    """Return the nodes for deployments: this machine, the cluster's and its autoscaler's, or simulated ones."""
     hardware, simulated = settings.hardware, settings.cluster.simulate
     if simulated is not None:
         accelerators = tuple(name for name in (simulated.accelerator or hardware.accelerator,) if name)
@@ -114,7 +116,7 @@ def find_nodes(settings: Settings) -> list[Node]:
 
 
 def drivers_of(nodes: Sequence[Node]) -> set[str] | None:
-    """Return the versions of the GPU drivers that nodes have stated; None where none has."""
+    """Return the versions of the GPU drivers that nodes have stated; None without any."""
     stated = [node.facts for node in nodes if node.facts and node.facts.machine]  # and no node type or simulated node
     return {facts.driver for facts in stated if facts.driver} or None
 
@@ -126,14 +128,14 @@ def surroundings(
     kept_locks: Mapping[str, str] | None = None,
     pinned: bool = False,
 ) -> Surroundings:
-    """Return the planner's view of the machines: the environments of engines, and what is unavailable.
+    """Return the planner's view of the machines: the environments of engines, and why some are unavailable.
 
-    Environments have the locks that the results have (`kept_locks`, by file name), else those that are committed, else
-    those that this machine remembers; what has none is resolved, except in a dry run. `pinned`: the results' locks hold
-    also where the requirements that they were resolved from are others today.
+    Environments have the results' locks (`kept_locks`, by file name), else the committed ones, else those that this
+    machine remembers; an environment without a lock is resolved, except in a dry run. `pinned`: the results' locks hold
+    even if their requirements have changed since.
 
-    A node that has not joined the cluster makes a deployment unavailable only in a dry run: the driver waits for it.
-    Programs and the cache folder are checked only for engines that run on this machine.
+    In a dry run, a node that has not joined the cluster makes a deployment unavailable; otherwise the driver waits for
+    it. Programs and the cache folder are checked only for engines that run on this machine.
     """
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
@@ -186,7 +188,7 @@ def _environment_obstacle(
     nodes: Sequence[Node],
     options: ConfigPath,
 ) -> str | None:
-    """Return why an engine has no environment on these nodes, in one line; None if it has one."""
+    """Return why an engine has no environment on these nodes, in one line, or None."""
     composed = environments.compose(backend, platform)
     if isinstance(composed, str):
         return composed
@@ -198,7 +200,7 @@ def _environment_obstacle(
 
 
 def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | None:
-    """Return why one lock does not fit all nodes, with the remedy, in one line; None if it does, as far as they say.
+    """Return why one lock does not fit all nodes, with the remedy, in one line, or None as far as they say.
 
     `target` is the platform that an environment is locked for on such a node.
     """
@@ -216,7 +218,7 @@ def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | 
 
 
 def _digest_programs(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
-    """Return the digests of a user's own programs: this machine's, or those that all nodes of a cluster agree on.
+    """Return the digests of a user's own programs: this machine's, or those on which all nodes of a cluster agree.
 
     Raises ValueError, in one line, if they do not.
     """
@@ -266,7 +268,7 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
 
 
 def check_ports(plan: Plan) -> None:
-    """Raise ConfigError, naming the first fixed port that is taken, if any is."""
+    """Raise ConfigError, naming the first fixed port that is taken, if any."""
     for deployment in plan.deployments:
         port = deployment.backend.port
         needed = deployment.backend.launches and not deployment.unavailable

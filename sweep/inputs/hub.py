@@ -55,7 +55,10 @@ def fetch(
     names: tuple[str, ...] | None = None,
     peek: bool = False,
 ) -> Path:
-    """Return a snapshot with the named files, or all that an engine needs; from the cache without the hub."""
+    """Return a snapshot with the named files, or all that an engine needs; from the cache if the hub cannot be reached.
+
+    With `peek` only a small file is fetched, which shows whether the others may be fetched.
+    """
     api = _hub()
     options: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "ignore_patterns": NOT_NEEDED}
     try:
@@ -77,7 +80,9 @@ def fetch(
 
 
 def fetch_configuration(repo: str, revision: str, cache_dir: Path) -> Path | None:
-    """Return a model's config.json, from the cache if the hub does not answer planning in time; None without either."""
+    """Return a model's config.json, from the cache if the hub does not answer in time for planning; None without
+    either.
+    """
     at: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "etag_timeout": RESOLVE_TIMEOUT}
     try:
         return Path(_hub().hf_hub_download(repo, "config.json", **at))
@@ -90,9 +95,9 @@ def fetch_dataset(
 ) -> Path:
     """Return a snapshot with the chosen files of a data set; from the cache if the hub cannot be reached.
 
-    `pattern` matches the names of all that may be chosen: an earlier download counts only if nothing of it is missing.
+    `pattern` matches the names of all possible files: an earlier download counts only if none of them is missing.
 
-    Raises ValueError in one line if the hub refuses it, or if it is neither there nor here: Outage if that may pass.
+    Raises ValueError in one line if the hub refuses it, or if neither hub nor machine has it; Outage if that may pass.
     """
     api = _hub()
     options: Any = {"repo_type": "dataset", "revision": revision, "cache_dir": _hub_cache(cache_dir)}
@@ -113,13 +118,13 @@ def fetch_dataset(
 
 
 def _hub_cache(cache_dir: Path) -> Path:
-    """Hugging Face's own cache where HF_HOME or HF_HUB_CACHE name one, else one under `cache_dir`."""
+    """Hugging Face's own cache if HF_HOME or HF_HUB_CACHE name one, otherwise one under `cache_dir`."""
     is_set = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
     return Path(constants.HF_HUB_CACHE) if is_set else cache_dir / "hub"
 
 
 def _is_answer(error: Exception) -> bool:
-    """Return whether an error is the hub's answer, and not that it could not be reached or had an error itself."""
+    """Return whether an error is the hub's answer, rather than a failure to reach it or its own error."""
     return isinstance(error, HfHubHTTPError) and not policy.no_answer(error.response.status_code)
 
 
@@ -153,19 +158,21 @@ def _bar(repo: str, progress: Progress) -> type[Any]:
 
 
 def ignore(text: str) -> None:
-    """Drop the progress of what takes no time."""
+    """Drop the progress of quick steps."""
 
 
 def _hub() -> HfApi:
-    """Return the hub that the environment names, with the token from there only: one in a HOME is not this run's."""
+    """Return the hub that the environment names, with the token from the environment only: one in a HOME is not this
+    run's.
+    """
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN") or False)
 
 
 @lru_cache
 def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "model") -> str:
-    """Return the commit of a revision: from the hub; else as it was last time; else the revision itself.
+    """Return the commit of a revision: from the hub, else the last known one, else the revision itself.
 
-    Raises ValueError if the hub has no such repository or revision and never had: one that was renamed or closed since
+    Raises ValueError if the hub has no such repository or revision and never had. One that was renamed or closed since
     keeps its digest, so that existing results stay valid.
     """
     if COMMIT.fullmatch(revision):
@@ -206,7 +213,7 @@ def forget_outages() -> None:
 
 
 def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> str:
-    """Return the hub's answer, with retries if `patient`: where nothing else has the commit, ids depend on it."""
+    """Return the hub's answer, with retries if `patient`: if nothing else has the commit, ids depend on it."""
     pauses = _pauses(os.environ.get("HF_ENDPOINT", "")) if patient else iter(())
     while True:
         try:

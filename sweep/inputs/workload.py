@@ -4,8 +4,8 @@ Every prompt begins with a unique header, so that no cache can answer for the en
 from their first words on. Prompts depend on the seed, never on the backend. Each random dimension has its own stream of
 raw bits, which NumPy keeps stable across versions: input lengths do not change with output lengths.
 
-Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without one a plain word counts
-as a token, and only the engine's own count is recorded.
+Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without a tokenizer a plain word
+counts as one token, and only the engine's own count is recorded.
 """
 
 import hashlib
@@ -99,11 +99,11 @@ class Workload(Strict):
         """Raise ValueError, in one line that names the key and what was expected, if a file is invalid."""
 
     def digest(self, cache_dir: Path) -> str:
-        """Return what identifies the content of the prompts. Raises ValueError if it cannot be read."""
+        """Return an identifier of the prompts' content. Raises ValueError if it cannot be read."""
         return content_digest()
 
     def pinned(self, cache_dir: Path) -> Self:
-        """Return this workload at the commit that its revision points to now, so that a node sends what was planned."""
+        """Return this workload at the commit that its revision points to now, so a node sends the planned prompts."""
         return self
 
     def fetched(self, cache_dir: Path) -> Self:
@@ -115,7 +115,7 @@ class Workload(Strict):
         return []
 
     def meanings(self) -> dict[str, str]:
-        """Each prompt with the name of what it means: prompts of one meaning have the same answer. Empty if unknown."""
+        """Each prompt with the name of its meaning: prompts of one meaning have the same answer. Empty if unknown."""
         return {}
 
     def longest_request(self) -> tuple[int, int]:
@@ -127,7 +127,7 @@ class Workload(Strict):
     ) -> list[Request]:
         """`count` requests, determined by the arguments. Raises ValueError if the tokenizer cannot make them.
 
-        `salt` gives them other unique headers of the same length; all behind the headers stays the same.
+        `salt` gives them other unique headers of the same length; the text behind the headers stays the same.
         """
         if count == 0:
             return []
@@ -143,8 +143,9 @@ class Workload(Strict):
 
 
 def shared_prefix_share(prompts: Iterable[str]) -> float | None:
-    """The share of the prompts' text that an earlier prompt began with as well, in whole blocks of PREFIX_BLOCK
-    characters; None without text. Engines keep whole blocks of tokens: vLLM's of 16 are about as long."""
+    """The share of the prompts' text that an earlier prompt also began with, in whole blocks of PREFIX_BLOCK
+    characters; None without text. Engines keep whole blocks of tokens: vLLM's 16 tokens are about as long.
+    """
     starts: set[int] = set()
     shared = total = 0
     for prompt in prompts:
@@ -159,7 +160,7 @@ def shared_prefix_share(prompts: Iterable[str]) -> float | None:
 
 
 class _ExactLengths(Workload):
-    """Random plain words, exactly so many tokens of them."""
+    """Random plain words with an exact number of tokens."""
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         """Tokens of each request's input and output."""
@@ -314,8 +315,9 @@ def with_headers(texts: Sequence[str], draw: Draw, tokenizer: Tokenizer | None) 
 
 
 def header_words(tokenizer: Tokenizer | None) -> tuple[str, list[str]]:
-    """The start of a prompt and the words of its header: of one token each where the tokenizer has enough such words,
-    so that headers are equally long."""
+    """The start of a prompt and the words of its header. The words have one token each if the tokenizer has enough such
+    words, so that headers are equally long.
+    """
     if tokenizer is not None:
         with suppress(ValueError):
             return _plain_words(tokenizer)[:2]
@@ -328,6 +330,6 @@ def _word_list() -> list[str]:
 
 
 def content_digest(*files: Path) -> str:
-    """Return a hash of these files, and of what all prompts are made with."""
+    """Return a hash of these files, and of everything else that prompts are made with."""
     content = [str(WORKLOAD_VERSION), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (WORDS, *files))]
     return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]

@@ -1,8 +1,9 @@
 """From composed points to a Plan: every point validated, grouped into Deployments, and given its id.
 
 Ids are hashes of everything known at planning that could change a result, so the same command resumes and changing one
-flag reruns exactly what it touches. No clock and no GPU is asked; what a model or a workload points to is read once: a
-folder is hashed, the hub asked which commit a revision is (and, for an engine in an image, how its weights are stored).
+flag reruns exactly what it touches. Planning uses no clock and no GPU. It reads the files behind a model or a workload
+once: it hashes a folder, and asks the hub for the commit of a revision (and, for an engine in an image, how its weights
+are stored).
 """
 
 import functools
@@ -61,7 +62,7 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
 
 
 class _Part(NamedTuple):
-    """A validated object of a config group, and what ids are made of."""
+    """A validated object of a config group, and its contribution to ids."""
 
     built: Any  # at the commits that its revisions point to now
     digest: str | None  # of the content that it points to
@@ -69,7 +70,7 @@ class _Part(NamedTuple):
 
 
 class _Builder:
-    """Adds points one by one; equal parts are validated once, which is what makes ten thousand points quick."""
+    """Adds points one by one; equal parts are validated once, which makes ten thousand points quick."""
 
     def __init__(self, settings: Settings, surroundings: Surroundings, options: ConfigPath) -> None:
         self.settings = settings
@@ -105,7 +106,7 @@ class _Builder:
     def add(
         self, deployment: Deployment, point: Point, coordinates: Assignments, seeds: Mapping[int, int] | None = None
     ) -> None:
-        """Add the trials of a point, when all deployments are known; `seeds` are those of replicates that were run."""
+        """Add the trials of a point once all deployments are known; `seeds` are those of earlier replicates."""
         workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
         load.built.count(workload.built.num_requests)  # a trace that is too short says so here
         load.built.check_pairing(workload.built)
@@ -201,7 +202,7 @@ def _unusable(error: ValueError, message: str) -> ValueError:
 
 
 def bfloat16(engine: Backend, model: Any, capability: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """Return (why the engine cannot compute in bfloat16 on such GPUs, what it does instead); either may be empty."""
+    """Return (why the engine cannot compute in bfloat16 on such GPUs, its alternative); either may be empty."""
     asked_for = engine.in_bfloat16(model.dtype)
     by_itself = engine.dtype == model.dtype == "auto" and engine.in_bfloat16(model.stored_dtype or "")
     if not older(capability, AMPERE) or not (asked_for or by_itself):
@@ -219,7 +220,7 @@ def _content(**parts: _Part) -> dict[str, str]:
 
 
 def _labelled(deployments: list[Deployment]) -> list[Deployment]:
-    """The same deployments and trials, each with the settings that set it apart from its siblings."""
+    """The same deployments and trials, each with the settings that distinguish it from its siblings."""
     names = labels([deployment.name for deployment in deployments], [_settings_of(each) for each in deployments])
     labelled = []
     for deployment, name in zip(deployments, names, strict=True):
