@@ -63,6 +63,8 @@ from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, print_plan
 
+LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
+
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
@@ -311,6 +313,10 @@ def _print_place_of_report(paths: RunPaths, console: Console) -> None:
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
     if settings.cluster.kind == "inline":
         return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
+    folder = tempfile.gettempdir()
+    if settings.cluster.kind == "local" and len(os.fsencode(folder)) > LONGEST_TMPDIR:
+        problem = "Ray's sockets are under it, and the path of a socket has at most 107 bytes"
+        raise ConfigError(f"TMPDIR={shortened(folder)}: {problem}; expected at most {LONGEST_TMPDIR}, e.g. TMPDIR=/tmp")
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor
 

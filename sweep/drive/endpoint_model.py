@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from sweep.base.config import ConfigError, first_line, parent_mapping, shortened
+from sweep.base.config import ConfigError, build, first_line, parent_mapping, shortened
 from sweep.base.options import ConfigPath
 from sweep.base.records import (
     API_VERSION,
@@ -92,8 +92,10 @@ def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
     for key in line.scalars:
         if key.startswith("backend."):
             parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
-    is_endpoint = re.fullmatch(r"https?://[^@\s]+", str(settings["backend"].get("url")))
-    return _Endpoint(settings["backend"]) if is_endpoint else None  # else launched here, or refused by planning
+    if not re.fullmatch(r"https?://[^@\s]+", str(settings["backend"].get("url"))):
+        return None  # launched here, or refused by planning
+    build(settings["backend"], "backend")  # refuses what planning would refuse
+    return _Endpoint(settings["backend"])
 
 
 class _Endpoint:
