@@ -145,7 +145,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
         columns["as_offered"] = as_offered.groupby(point).any()
     if run.ok["steady_begin"].notna().any():
         columns["steady_share"] = run.ok["steady_begin"].notna().reindex(trials.index).groupby(point).mean()
-    contests = contests_of(run, question_numbers(points), point[run.ok.index], measured.loc[run.ok.index])
+    contests = contests_of(run, question_numbers(points), point[run.ok.index], measured.loc[run.ok.index], unpooled)
     compared = [compare(run, points, contests) for compare in (against_baseline, against_parent)]
     compared.append(_standings(contests, merits(pd.DataFrame(columns))))
     return pd.concat([points, pd.DataFrame(columns), *compared], axis="columns"), contests

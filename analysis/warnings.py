@@ -15,20 +15,10 @@ from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.points import Layout, listed
 from analysis.statistics.pooled import of_endpoints
-from analysis.statistics.standings import UNEQUAL
+from analysis.statistics.standings import UNEQUAL, warnings_of_trials
 from analysis.summary import planned_trials
 from sweep.base.wording import count
-from sweep.numbers.warnings import (
-    E2EL,
-    TRIAL_CHECKS,
-    TTFT_COLUMNS,
-    Check,
-    Evidence,
-    ResultWarning,
-    Severity,
-    register,
-    trial_warnings,
-)
+from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
 
 WIDE = 0.10  # half an interval over its mean
 UNEQUAL_INPUTS = 1.05  # most over fewest tokens in a prompt: a chat template may add a few
@@ -40,13 +30,11 @@ _warning = partial(register, CHECKS, Severity.WARNING)
 
 def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
     """Every warning about a run, the most serious first: one for each trial, point or run that a check finds."""
-    columns = list(dict.fromkeys(column for check in TRIAL_CHECKS for column in check.columns))
-    rows = layout.placed(run.ok)[["trial_id", "outcome", "point", *columns]].astype(object)
     warnings = [
-        replace(warning, points=(row["point"],))
-        for row in rows.where(rows.notna(), None).to_dict("records")
-        for warning in trial_warnings({str(name): value for name, value in row.items()})
-        if warning.code not in OF_FIGURES or _has_some(layout.points, row["point"], warning.kind.quantities)
+        replace(warning, points=(point,))
+        for point, alike in zip(layout.placed(run.ok)["point"], warnings_of_trials(run.ok), strict=True)
+        for warning in alike
+        if warning.code not in OF_FIGURES or _has_some(layout.points, point, warning.kind.quantities)
     ]
     for check in CHECKS:
         warnings += [ResultWarning(check.kind, *evidence) for evidence in check.function(run, layout)]
@@ -139,9 +127,7 @@ def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(count_of, f"requests cannot be read: {count_of} figures are means over trials", points=(point,))
 
 
-@_warning(
-    "Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.",
-)
+@_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.")
 def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Replicates that are compared with other engines' were measured on one launch."""
     standings = _derived(layout, "standing")

@@ -1,6 +1,6 @@
 """The points of one run or several, with the trials behind them, and the questions in which they are rivals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from analysis.statistics.comparison import Positions, positions
 from analysis.statistics.estimates import merits
 from analysis.statistics.standings import Contests, joined, question_columns
 from sweep.base.records import LOAD_COLUMNS
+from sweep.numbers.warnings import ResultWarning, Severity
 
 COST, THROUGHPUT, LATENCY = "cost_per_million_tokens", "output_throughput", "e2el_p50"
 OF_A_LOAD = frozenset([*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOAD_COLUMNS)])
@@ -34,7 +35,7 @@ class Measured:
     points: pd.DataFrame
     rows: pd.DataFrame  # of the trials
     contests: Contests
-    runs: int
+    runs: Sequence[RunResults]
     of_a_load: frozenset[str]
 
     @cached_property
@@ -50,12 +51,22 @@ class Measured:
     def groups(self, any_load: bool) -> Iterator[pd.DataFrame]:
         """The points of each question; with `any_load` they may differ in the size of their load."""
         keys = question_columns(self.points)
-        if self.runs > 1:
+        if len(self.runs) > 1:
             keys = ["conditions_at_any_load" if any_load else "conditions"]
         if any_load:
             keys = [key for key in keys if key not in self.of_a_load]
         for _, group in self.points.groupby(keys, sort=False, dropna=False):
             yield group
+
+    @cached_property
+    def _warnings(self) -> list[list[ResultWarning]]:
+        """The warnings about each point, one for each code."""
+        return [results.point_warnings.get(index, []) for results in self.runs for index in range(len(results.points))]
+
+    def codes(self, point: int, columns: Collection[str]) -> tuple[str, ...]:
+        """The codes of the warnings about these figures of a point, the most serious first; not of mere notes."""
+        about = [each.kind for each in self._warnings[point] if each.kind.concerns(columns)]
+        return tuple(kind.code for kind in about if kind.severity is not Severity.INFO)
 
     def rows_of(self, point: int, columns: Sequence[str]) -> pd.DataFrame:
         """The trials of a point, of which these columns: a row is wide."""
@@ -71,7 +82,7 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
         of_points = [of_a_load[order] for order in measured["order"]]
         texts = conditions(rows, rows["point"].to_numpy(np.int64), list(measured.index), of_points)
         measured = measured.assign(name=names_with_runs(measured), **texts)
-    return Measured(measured, rows, _contests(runs, measured, len(every)), len(runs), of_a_load[0])
+    return Measured(measured, rows, _contests(runs, measured, len(every)), runs, of_a_load[0])
 
 
 def _contests(runs: Sequence[RunResults], measured: pd.DataFrame, count: int) -> Contests:

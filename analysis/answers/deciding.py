@@ -58,6 +58,7 @@ class Ranking(NamedTuple):
     contest: Contest | None  # None if none does
     places: Positions  # of `points` in it
     shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
+    barred: tuple[Candidate, ...] = ()  # those that a severe warning keeps from being ranked
 
 
 def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Ranking | None:
@@ -65,14 +66,19 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
-    alike = group[every.contests.ranked(quantity, group.index.to_numpy(np.int64))]
-    shorter = tuple(group["name"].drop(alike.index).unique())
-    limits = bounds(slo, int((alike["requests"] + alike["failed"]).min()), every.percentiles) if slo else ()
-    question = TaskQuestion(title(alike, bool(slo)), quantity, limits)
-    candidates = [(_candidate(point, question), int(str(index))) for index, point in alike.iterrows()]
+    limits = bounds(slo, int((group["requests"] + group["failed"]).min()), every.percentiles) if slo else ()
+    question = TaskQuestion(title(group, bool(slo)), quantity, limits)
+    columns = [each.column for each in question.quantities]
+    severe = np.array([bool(every.contests.barred(columns, point)) for point in group.index], np.bool_)
+    ranked = every.contests.ranked(quantity, group.index.to_numpy(np.int64)) & ~severe
+    shorter = tuple(group["name"][~ranked & ~severe].unique())
+    candidates = [(_candidate(every, point, question), int(str(index))) for index, point in group[ranked].iterrows()]
     candidates = [pair for pair in candidates if not math.isnan(pair[0].figure.value)]
+    names = {candidate.name for candidate, _ in candidates}
+    left = group[severe & ~group["name"].isin(names)].drop_duplicates("name")
+    barred = tuple(_candidate(every, point, question) for _, point in left.iterrows())
     if not candidates:
-        return None
+        return Ranking(question, [], [], [], None, np.zeros(0, np.int64), shorter, barred) if barred else None
     sign = 1 if quantity.better == "higher" else -1
     candidates.sort(key=lambda pair: -sign * pair[0].figure.value if pair[0].meets else -pair[0].headroom)
     candidates.sort(key=lambda pair: not pair[0].meets)
@@ -82,7 +88,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     meeting = [[pair for pair in pairs if pair[0].meets] for pairs in by_name.values() if pairs[0][0].meets]
     failing = [pairs[0][0] for pairs in by_name.values() if not pairs[0][0].meets]
     if not meeting:
-        return Ranking(question, [], failing, [], None, np.zeros(0, np.int64), shorter)
+        return Ranking(question, [], failing, [], None, np.zeros(0, np.int64), shorter, barred)
     points = [pairs[0][1] for pairs in meeting]
     if slo:  # each is the best of its loads: a comparison of its own, beside those at equal loads
         of_loads = [every.contests.of_points(quantity, [point for _, point in pairs], best=0) for pairs in meeting]
@@ -92,7 +98,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
         whole, places = every.contests.shared(quantity, points)
     order = np.argsort(places != whole.best, kind="stable") if whole.won else np.arange(len(points))
     placed = _standings([meeting[index][0][0] for index in order], whole, places[order])
-    return Ranking(question, placed, failing, [points[index] for index in order], whole, places[order], shorter)
+    return Ranking(question, placed, failing, [points[index] for index in order], whole, places[order], shorter, barred)
 
 
 def best_choices(of_loads: Contest) -> int:
@@ -100,11 +106,13 @@ def best_choices(of_loads: Contest) -> int:
     return 1 + int(of_loads.tied(0).sum())
 
 
-def _candidate(point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
+def _candidate(every: Measured, point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
     figure = estimate(point, question.quantity.column)
     any_load = bool(question.bounds) and bool(point["by_load"])
     load = str(point["at"]) if any_load else ""
-    candidate = Candidate(str(point["name"]), load, str(point["run"]), figure, point=int(str(point.name)))
+    place, columns = int(str(point.name)), [each.column for each in question.quantities]
+    codes = every.codes(place, columns)
+    candidate = Candidate(str(point["name"]), load, str(point["run"]), figure, point=place, codes=codes)
     if not question.bounds:
         return candidate
     latencies = [(bound, estimate(point, bound.quantity.column)) for bound in question.bounds]
@@ -141,7 +149,8 @@ def _spreads(rankings: Sequence[Ranking]) -> dict[str, Spread]:
 
 
 def _answer(every: Measured, ranking: Ranking, spreads: Mapping[str, Spread]) -> TaskAnswer:
-    answer = TaskAnswer(ranking.question, (*ranking.meeting, *ranking.failing), shorter=ranking.shorter)
+    candidates = (*ranking.meeting, *ranking.failing)
+    answer = TaskAnswer(ranking.question, candidates, shorter=ranking.shorter, barred=ranking.barred)
     if not answer.tied or ranking.contest is None:
         return answer
     rival = next(index for index, each in enumerate(ranking.meeting) if each.standing is Standing.TIED)

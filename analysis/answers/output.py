@@ -17,12 +17,14 @@ class AnswerRow(NamedTuple):
     """A candidate, and the answer that it stands in; `rank` 1 is the best."""
 
     answer: TaskAnswer
-    rank: int
+    rank: int | None  # None of one that a severe warning bars
     candidate: Candidate
 
     @property
     def standing(self) -> str:
-        """`best`, `not told apart from the best`, `behind` or `misses the SLO`."""
+        """`best`, `not told apart from the best`, `behind`, `misses the SLO` or `not ranked`."""
+        if self.rank is None:
+            return "not ranked"
         return str(self.candidate.standing) if self.candidate.meets else "misses the SLO"
 
     @property
@@ -77,7 +79,8 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("bound", "the SLO's tightest bound", lambda row: getattr(row.candidate.tightest, "text", None)),
     Column("n", "replicates", lambda row: row.candidate.figure.n),
     Column("by_launches", WITHOUT_REQUESTS, lambda row: row.candidate.figure.by_launches),
-    Column("verdict", "best, behind, not told apart from the best, …", lambda row: row.standing, kind="text"),
+    Column("verdict", "best, behind, not ranked, …", lambda row: row.standing, kind="text"),
+    Column("warnings", "codes, the most serious first", lambda row: ";".join(row.candidate.codes) or None),
     Column("more_launches", "launches of each to decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
     Column("sentence", "the answer; best only", lambda row: sentence(row.answer) if row.rank == 1 else None),
 )
@@ -86,7 +89,9 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
 
 def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
     """All candidates, question by question."""
-    return Table(ANSWER_COLUMNS, [AnswerRow(each, *pair) for each in answers for pair in enumerate(each.candidates, 1)])
+    ranks = [[*enumerate(each.candidates, 1), *((None, barred) for barred in each.barred)] for each in answers]
+    rows = [AnswerRow(each, *pair) for each, pairs in zip(answers, ranks, strict=True) for pair in pairs]
+    return Table(ANSWER_COLUMNS, rows)
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:

@@ -83,6 +83,11 @@ class TaskQuestion:
     bounds: tuple[Bound, ...] = ()
 
     @property
+    def quantities(self) -> tuple[LabelledColumn, ...]:
+        """Those that the answer rests on."""
+        return (self.quantity, *(bound.quantity for bound in self.bounds))
+
+    @property
     def adjective(self) -> str:
         """The word for the best."""
         return "cheapest" if self.quantity.unit.startswith("$") else "fastest"
@@ -104,6 +109,7 @@ class Candidate:
     low: float = math.nan
     high: float = math.nan
     point: int = -1  # its place among the points of all runs
+    codes: tuple[str, ...] = ()  # of the warnings about its figure and what is bounded
 
     @property
     def meets(self) -> bool:
@@ -140,6 +146,7 @@ class TaskAnswer:
     candidates: tuple[Candidate, ...]
     remedy: Remedy | None = None  # of a tie
     shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
+    barred: tuple[Candidate, ...] = ()  # those that a severe warning keeps from being ranked
 
     @property
     def meeting(self) -> tuple[Candidate, ...]:

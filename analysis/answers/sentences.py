@@ -19,14 +19,17 @@ def lead(answers: Sequence[TaskAnswer]) -> str:
     noun = "task" if answers and answers[0].question.bounds else "point"
     contested = [answer for answer in answers if len(answer.meeting) > 1]
     alone = Counter(answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.candidates))
-    unmet = sum(not answer.meeting for answer in answers)
-    parts = [_contested(contested, len(answers) - alone.total() - unmet, noun)] if contested else []
+    unmet = sum(not answer.meeting for answer in answers if answer.candidates)
+    unranked = sum(not answer.candidates for answer in answers)
+    parts = [_contested(contested, len(answers) - alone.total() - unmet - unranked, noun)] if contested else []
     parts += [f"{name} alone meets the SLO at {times} of {count(len(answers), noun)}" for name, times in alone.items()]
-    if answers and not parts and not unmet:
+    if answers and not parts and not unmet and not unranked:
         parts.append(f"At each of {count(len(answers), noun)} a single configuration has a result")
     if unmet:
         parts.append(f"at {unmet} of {count(len(answers), noun)} none meets the SLO")
-    text = "; ".join(parts)
+    if unranked:
+        parts.append(f"at {unranked} of {count(len(answers), noun)} none can be ranked")
+    text = "; ".join(parts) + caveats(answers)
     return f"A{text[1:]}" if text.startswith("at ") else text
 
 
@@ -63,7 +66,16 @@ def sentence(answer: TaskAnswer) -> str:
     best = answer.best
     text = _unmet(answer) if best is None else _met(answer, best)
     shorter = f"; not compared, since answers were shorter: {listed(list(answer.shorter))}" if answer.shorter else ""
-    return f"{answer.question.title}: {text}{shorter}"
+    return f"{answer.question.title}: {text}{shorter}{caveats([answer])}"
+
+
+def caveats(answers: Sequence[TaskAnswer]) -> str:
+    """The configurations that a severe warning bars, and the codes of the warnings about those that are named."""
+    barred = [f"{each.full_name} ({', '.join(each.codes)})" for answer in answers for each in answer.barred]
+    named = [each for answer in answers for each in (*answer.candidates[:1], *(answer.tied or answer.meeting[1:2]))]
+    codes = dict.fromkeys(code for each in named for code in each.codes)
+    parts = {"not ranked": list(dict.fromkeys(barred)), "warnings": list(codes)}
+    return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
 
 
 def _met(answer: TaskAnswer, best: Candidate) -> str:
@@ -89,6 +101,8 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
 
 
 def _unmet(answer: TaskAnswer) -> str:
+    if not answer.candidates:
+        return "no configuration can be ranked"
     closest, total = answer.candidates[0], len(answer.candidates)
     none = f"none of {count(total, 'configuration')} meets {_slo(answer)}"
     if closest.tightest is None or closest.latency is None or math.isinf(closest.headroom):

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from analysis.compare.sides import Side, TrialSettings
 from analysis.quantities import LabelledColumn
-from analysis.statistics.standings import BY_OUTPUT, UNEQUAL
+from analysis.statistics.standings import BY_OUTPUT, UNEQUAL, warnings_of_trials
 from analysis.warnings import UNEQUAL_INPUTS
 from sweep.base.labels import labels
+from sweep.numbers.warnings import Severity, WarningKind
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
 QUESTION_PARTS = ("model", "workload", "load")  # what makes a question: their settings, and the files behind them
@@ -42,7 +44,18 @@ class Match:
             means = [_tokens_a_request(trials, f"{counted}_tokens") for trials in (self.first, self.second)]
             if compared.quantity in affected and all(means) and max(means) / min(means) > most:
                 return f"tokens: {means[0]:.0f} and {means[1]:.0f} {counted} tokens a request"
-        return self.obstacle
+        severe = [kind.code for kind in self.warnings_about(compared) if kind.severity is Severity.SEVERE]
+        return self.obstacle or ", ".join(severe)
+
+    def warnings_about(self, compared: LabelledColumn) -> list[WarningKind]:
+        """The warnings about the trials' figures of this column, not mere notes."""
+        return [each for each in self._kinds if each.severity is not Severity.INFO and each.concerns([compared.column])]
+
+    @cached_property
+    def _kinds(self) -> list[WarningKind]:
+        """The kinds of warnings about the trials of both sides."""
+        alike = [*warnings_of_trials(self.first), *warnings_of_trials(self.second)]
+        return list(dict.fromkeys(warning.kind for warnings in alike for warning in warnings))
 
 
 def match(first: Side, second: Side) -> list[Match]:

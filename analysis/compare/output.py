@@ -37,7 +37,9 @@ def headline(comparisons: Sequence[PointComparison], margin: float) -> list[str]
 
 def _tally(group: Sequence[PointComparison], margin: float) -> str:
     counts = Counter(verdict_text(each, margin) for each in group)
-    return ", ".join(f"{verdict} in {number}" for verdict, number in counts.most_common()) + f" of {len(group)}"
+    codes = dict.fromkeys(code for each in group for code in each.codes)
+    tally = ", ".join(f"{verdict} in {number}" for verdict, number in counts.most_common()) + f" of {len(group)}"
+    return tally + (f"; warnings: {listed(list(codes))}" if codes else "")
 
 
 def verdict_text(comparison: PointComparison, margin: float) -> str:
@@ -117,6 +119,9 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
             of_value="share",
         ),
         Column("noise", "the machine's noise, by `--noise`", lambda each: each.noise or None),
+        Column(
+            "warnings", "codes of those about the figures of either side", lambda each: ";".join(each.codes) or None
+        ),
         Column("differences", "settings and versions that differ", lambda each: "; ".join(each.differences) or None),
     ]
 

@@ -63,6 +63,7 @@ class PointComparison:
     launch_minutes: float = 0.0  # that one launch of each side takes; 0: unknown
     noise: str = ""  # the machine's, where it was measured apart
     differences: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()  # of the warnings about the figures of either side
 
 
 def comparisons(
@@ -122,12 +123,12 @@ def point_comparison(
     noise: MachineNoise | None = None,
 ) -> PointComparison:
     """One configuration, out of so many, by one quantity; raises ConfigError as `comparisons`."""
-    obstacle = each.obstacle_of(quantity)
+    obstacle, codes = each.obstacle_of(quantity), tuple(kind.code for kind in each.warnings_about(quantity))
     figures = figure_of(each.first, quantity.column), figure_of(each.second, quantity.column)
     if not obstacle and not all(value > 0 for value in figures):
         obstacle = "one side has no figure"
     if obstacle:
-        return PointComparison(*names, each.label, quantity, Finding.INCOMPARABLE, obstacle, *figures)
+        return PointComparison(*names, each.label, quantity, Finding.INCOMPARABLE, obstacle, *figures, codes=codes)
     contest, first, second = field.contest(each, places, quantity) if field else (alone(each, quantity), 0, 1)
     level = CONFIDENCE ** (1 / max(of_all, contest.compared))
     error = contest.error(second, first)
@@ -156,6 +157,7 @@ def point_comparison(
         launch_minutes=cost,
         noise=noise.description(quantity.column) if noise else "",
         differences=each.differences,
+        codes=codes,
     )
 
 

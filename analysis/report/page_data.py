@@ -164,6 +164,7 @@ def _tested(contests: Contests, quantity: LabelledColumn, shown: Sequence[float 
     """The pairs of each question: all of a few points, the best's of more."""
     for members in by_question(contests.question):
         rivals = [int(point) for point in members if shown[point] is not None]
+        rivals = [point for point in rivals if not contests.barred([quantity.column], point)]
         rivals.sort(key=lambda point: (shown[point] or 0.0) * (1 if quantity.better == "lower" else -1))
         pairs = combinations(rivals, 2) if len(rivals) <= MOST_RIVALS else ((rivals[0], other) for other in rivals[1:])
         chosen = list(pairs)

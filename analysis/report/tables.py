@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from analysis.answers.question import Candidate, TaskAnswer
-from analysis.answers.sentences import advantage, figure, remedy_text, sentence
+from analysis.answers.sentences import advantage, caveats, figure, remedy_text, sentence
 from analysis.compare.output import headline, tables
 from analysis.compare.verdicts import MARGIN, PointComparison
 from analysis.explain.decomposition import explanations
@@ -79,10 +79,12 @@ def _certainty(answer: TaskAnswer) -> str:
     if answer.best is None:
         return sentence(answer).removeprefix(f"{answer.question.title}: ")
     if len(answer.meeting) == 1:
-        return f"no other configuration {'meets the SLO' if answer.question.bounds else 'has a result here'}"
-    if answer.decided:
-        return "told apart from all others"
-    return "not told apart" + (f": {remedy_text(answer.remedy)}" if answer.remedy else "")
+        certainty = f"no other configuration {'meets the SLO' if answer.question.bounds else 'has a result here'}"
+    elif answer.decided:
+        certainty = "told apart from all others"
+    else:
+        certainty = "not told apart" + (f": {remedy_text(answer.remedy)}" if answer.remedy else "")
+    return certainty + caveats([answer])
 
 
 def verdict_tables(comparisons: Sequence[PointComparison]) -> list[Table[PointComparison]]:

@@ -246,11 +246,7 @@ def _by_launches(
 
     Student's t over the logarithms of the replicates' own figures, and over launches, with NEW_LAUNCH_MARGIN, about the
     figure of all requests. A median of few requests is hardly biased, unlike a quantile near the end. There is no
-    interval if the own figures are all equal, or one is missing.
-
-    Args:
-        own: each replicate's own figure. Shape (..., R).
-        usable: where the requests are too few, and yet show how much the figure varies.
+    interval if the own figures (shape (..., R)) are all equal, or one is missing, or where they are not `usable`.
     """
     count = own.shape[-1]
     missing = np.asarray(np.isnan(figure.low) & np.isfinite(figure.value) & usable, np.bool_)
@@ -358,13 +354,8 @@ def throughput(
 
     The residual of a batch is its count − throughput × its time (a ratio estimator: Cochran, Sampling Techniques, 3rd
     ed., §6.4). It is taken about the mean of the batches at the same position in the replicates, since all of them
-    start and drain. The interval is on the logarithm.
-
-    Args:
-        counts: of each request in the order of the sends, tokens or 1, NaN after the last. Shape (..., R, n).
-        sent: when, s. Same shape.
-        latency: from then to its end, s. Same shape.
-        launches: as of a PooledRequests.
+    start and drain. The interval is on the logarithm. `counts` are of each request in the order of the sends, tokens or
+    1, NaN after the last; `latency` is from then to its end, s. Shape of all three (..., R, n).
     """
     replicates, lengths = counts.shape[-2], (~np.isnan(counts)).sum(-1)
     order = np.argsort(sent + latency, axis=-1)
@@ -426,21 +417,12 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
 
 
 def over_replicates(
-    values: FloatArray,
-    point: NDArray[np.int64],
-    launch: NDArray[np.int64],
-    count: int,
-    fewest: int = FEWEST_REPLICATES,
+    values: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int, fewest: int = FEWEST_REPLICATES
 ) -> Interval:
     """The mean of a figure with one value per replicate, with Student's t over replicates, and over launches.
 
-    Where all of a point are positive the intervals are of the logarithm; in no case do they go below zero.
-
-    Args:
-        values: of all replicates of all points; NaN is left out. Shape (replicates,).
-        point: of each replicate, the number of its point, of which there are `count`.
-        launch: of each replicate, the number of its launch.
-        fewest: replicates for an interval of these launches.
+    Where all of a point are positive the intervals are of the logarithm; in no case do they go below zero. `values` are
+    of all replicates of all `count` points; NaN is left out. These launches have no interval of under `fewest`.
     """
     there = ~np.isnan(values)
     values, point, launch = values[there], point[there], launch[there]

@@ -74,10 +74,7 @@ class _Point(NamedTuple):
 def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[str, Interval], list[str]]:
     """Return each measured column of all points, and for each point the columns that should be pooled and are not.
 
-    Args:
-        run: the measurements.
-        measured: the columns of all trials, empty for those without a result.
-        point: the number of the point of each.
+    `measured` are the columns of all trials, empty for those without a result; `point` is of each.
     """
     count = int(point.max(initial=-1)) + 1
     ok_launches = launches(run)
@@ -132,12 +129,7 @@ def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArra
     All launches compare the same sample, so the choice of the sample adds the same to each figure. It does not show in
     their spread, but the comparison's interval includes it. For a new launch the figure varies by both, which are
     independent: each half is the root of the sum of the two squares. An engine's own noise within a comparison counts
-    in both, so the interval is slightly too wide, never too narrow.
-
-    Args:
-        figure: with intervals from the spread of the trials and launches. Shape (points,).
-        low: the end of the comparison's interval, the mean of the trials'. Same shape.
-        high: likewise.
+    in both, so the interval is slightly too wide, never too narrow. `low` and `high` are means over trials.
     """
     new_low = np.maximum(figure.value - np.hypot(figure.value - figure.new_low, figure.value - low), 0)
     new_high = figure.value + np.hypot(figure.new_high - figure.value, high - figure.value)

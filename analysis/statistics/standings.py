@@ -4,7 +4,7 @@ Every ratio of two points is worked out here, for the summary, the answers, `swe
 report: points of one task and load are compared in one contest of them all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -17,12 +17,16 @@ from analysis.load import Run
 from analysis.quantities import LabelledColumn
 from analysis.statistics.comparison import Contest, Positions, Trials, contest, fit, positions, trials_of
 from analysis.statistics.intervals import FloatArray
+from analysis.statistics.pooled import THROUGHPUTS
 from analysis.statistics.survivors import without_lost
-from sweep.numbers.warnings import AS_OFFERED
+from sweep.numbers.warnings import AS_OFFERED, TRIAL_CHECKS, Check, ResultWarning, Severity, trial_warnings
 
 GPUS = "backend.gpus"  # of one engine: configurations on several and on one are no rivals
 UNEQUAL = 1.1  # most over fewest tokens in an answer, beyond which durations are not compared
 BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities that longer answers change
+SEVERE_CHECKS = [check for check in TRIAL_CHECKS if check.kind.severity is Severity.SEVERE]
+
+Severe = dict[int, dict[str, tuple[str, ...]]]  # by point: code -> the columns that it concerns; none: all
 
 
 class Standing(StrEnum):
@@ -52,16 +56,23 @@ class Contests:
     figures: pd.DataFrame  # of the trials; NaN where missing, or the point has lost it to failures
     as_offered: NDArray[np.bool_]  # of each point: its throughput is what an open loop asked for
     answer_tokens: FloatArray  # of each point, in an answer; NaN where unknown
+    severe: Severe
     _contests: dict[tuple[str, tuple[int, ...]], Contest] = field(default_factory=dict, repr=False)
     _ranked: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
     _rows: list[list[Positions]] = field(default_factory=list, repr=False)
 
+    def barred(self, columns: Collection[str], point: int) -> list[str]:
+        """The severe warnings about a point for which it cannot be best by these columns."""
+        severe = self.severe.get(point, {}).items()
+        return [code for code, concerned in severe if not concerned or not {*concerned}.isdisjoint(columns)]
+
     def ranked(self, quantity: LabelledColumn, points: Positions) -> NDArray[np.bool_]:
-        """Which of the points of a question can be best: neither as offered, nor done sooner by shorter answers."""
-        ranked = ~(self.as_offered[points] & (quantity.column in AS_OFFERED))
+        """Which points of a question can be best: not barred, as offered, nor done sooner by shorter answers."""
+        ranked = np.array([not self.barred([quantity.column], int(point)) for point in points], np.bool_)
+        ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED))
         if quantity.quantity in BY_OUTPUT and len(points):
             tokens = np.nan_to_num(self.answer_tokens[points])
-            ranked &= ~((tokens > 0) & (tokens * UNEQUAL < tokens.max()))
+            ranked &= ~((tokens > 0) & (tokens * UNEQUAL < tokens.max(initial=0, where=ranked)))
         return np.asarray(ranked, np.bool_)
 
     def of_points(
@@ -148,25 +159,39 @@ class Contests:
         return column
 
 
-def contests_of(run: Run, question: Positions, point: Positions, figures: pd.DataFrame) -> Contests:
-    """The contests of a run's points.
+def warnings_of_trials(trials: pd.DataFrame, checks: Sequence[Check] = TRIAL_CHECKS) -> Iterator[list[ResultWarning]]:
+    """The warnings about each of some trials."""
+    names = dict.fromkeys(["trial_id", "outcome", *(column for check in checks for column in check.columns)])
+    rows = trials[[name for name in names if name in trials]].astype(object)
+    for row in rows.where(rows.notna(), None).to_dict("records"):
+        yield trial_warnings({str(name): value for name, value in row.items()}, checks)
 
-    Args:
-        run: the measurements.
-        question: of each point.
-        point: of each trial with a result.
-        figures: of these trials, by which they are compared; without what a point has lost (`without_lost`).
+
+def contests_of(
+    run: Run, question: Positions, point: Positions, figures: pd.DataFrame, unpooled: Sequence[str] = ()
+) -> Contests:
+    """The contests of a run's points by their questions, and by figures of the trials that no point has lost.
+
+    `point` is of each trial with a result; `unpooled` the figures of each point whose requests could not be read.
     """
     ok, count = run.ok, len(question)
     offered = ok["below_saturation"].eq(True).fillna(False).to_numpy(np.bool_)
     answered = (ok["num_requests"] - ok["num_failed"]).astype("float64")
     tokens = (ok["output_tokens"].astype("float64") / answered.where(answered > 0)).groupby(point).mean()
+    severe: Severe = {}
+    for index, warnings in zip(point, warnings_of_trials(ok, SEVERE_CHECKS), strict=True):
+        for warning in warnings:
+            severe.setdefault(int(index), {})[warning.code] = warning.kind.quantities
+    for index in np.unique(point[ok["attempt"].notna()]) if any(unpooled) else ():  # imported rows have no requests
+        if percentiles := tuple(name for name in unpooled[index].split(", ") if name and name not in THROUGHPUTS):
+            severe.setdefault(int(index), {})["unpooled-statistics"] = percentiles
     return Contests(
         question,
         trials_of(ok, point),
         figures.astype("float64"),
         np.bincount(point[offered], minlength=count) > 0,
         np.asarray(tokens.reindex(range(count)), np.float64),
+        severe,
     )
 
 
@@ -190,6 +215,11 @@ def joined(parts: Sequence[Contests], question: Positions) -> Contests:
         pd.concat([part.figures for part in parts], ignore_index=True),
         np.concatenate([part.as_offered for part in parts]),
         np.concatenate([part.answer_tokens for part in parts]),
+        {
+            int(at) + point: codes
+            for part, at in zip(parts, begins, strict=False)
+            for point, codes in part.severe.items()
+        },
     )
 
 

@@ -61,11 +61,7 @@ def components(run: Run, layout: Layout) -> list[Components]:
 
 def _components(run: Run, labelled: LabelledColumn, trials: pd.DataFrame) -> Components:
     nodes = trials["hardware"].map(_node).astype(object)
-    factors = {
-        "trial": np.arange(len(trials)),
-        "launch": _codes(trials["launch"]),
-        "node": _codes(nodes),
-    }
+    factors = {"trial": np.arange(len(trials)), "launch": _codes(trials["launch"]), "node": _codes(nodes)}
     logs = np.log(trials[labelled.column].to_numpy(np.float64))
     variances, notes = _mivque(logs, _codes(trials["point"]), factors)
     confounded = next((name for name in variances if "trial" in name), "trial")

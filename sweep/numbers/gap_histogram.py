@@ -16,11 +16,9 @@ WRAPS = np.uint32(1 << 31)  # µs, from which the difference of two stamps may b
 
 
 def count_gaps(stamps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> Counts:
-    """The gaps between the neighbouring stamps of each request, µs; a gap is 0 where the stamps go back.
+    """The gaps between the neighbouring stamps of each request, µs; 0 where the stamps go back.
 
-    Args:
-        stamps: of all requests, one after another.
-        offsets: where the stamps of each request begin, and those of the last one end.
+    `offsets` are where each request's stamps begin, and where the last one's end.
     """
     counts = np.zeros(GAP_BINS, np.int64)
     wide = bool(stamps.size) and bool(stamps.max() >= WRAPS)

@@ -6,7 +6,7 @@ compare trials or points are in `analysis.warnings`.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -62,6 +62,10 @@ class WarningKind:
     remedy: str
     quantities: tuple[str, ...]  # the columns that it concerns; empty if it concerns all
     lowest_is_worst: bool
+
+    def concerns(self, columns: Collection[str]) -> bool:
+        """Return whether it is about any of these columns."""
+        return not self.quantities or not {*self.quantities}.isdisjoint(columns)
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,10 @@ TRIAL_CHECKS: list[Check] = []
 _severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity) for severity in Severity)
 
 
-def trial_warnings(row: Mapping[str, Any]) -> list[ResultWarning]:
+def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECKS) -> list[ResultWarning]:
     """The warnings about one trial; none if it is no result, which its outcome says."""
     warnings: list[ResultWarning] = []
-    for check in TRIAL_CHECKS if row["outcome"] == "ok" else ():
+    for check in checks if row["outcome"] == "ok" else ():
         if any(row.get(name) is None for name in check.required):
             continue
         evidence = check.function(*(row.get(name) for name in check.columns))
@@ -157,20 +161,14 @@ def low_agreement(agreement: float, coarser_format: str | None = None) -> Eviden
     return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if low else None
 
 
-@_warning(
-    "A coarser number format costs this much: quote it beside the speed.",
-    lowest_is_worst=True,
-)
+@_warning("A coarser number format costs this much: quote it beside the speed.", lowest_is_worst=True)
 def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
     """Fewer than 90 % of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
     message = f"agreement {agreement:.0%} with the reference in {coarser_format}"
     return Evidence(agreement, message) if agreement < LOW_AGREEMENT else None
 
 
-@_info(
-    "Rounding in another number format or kernel explains a few per cent.",
-    lowest_is_worst=True,
-)
+@_info("Rounding in another number format or kernel explains a few per cent.", lowest_is_worst=True)
 def inexact_agreement(agreement: float) -> Evidence | None:
     """Some greedy tokens, at most 10 %, differ from the reference's."""
     inexact = LOW_AGREEMENT <= agreement < 1
@@ -233,7 +231,7 @@ def caches_not_reset(caches_reset: bool) -> Evidence | None:
 
 
 @_warning(
-    "TTFT and throughput hold for this share of repeated input only; workload.unique_header=true makes all of it new.",
+    "TTFT and throughput hold for this share of repeated input only; workload.unique_header=true makes all of it new."
 )
 def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
     """The prompts have no unique headers, so the engine's prompt cache may answer for it."""
@@ -241,27 +239,21 @@ def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
     return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
 
 
-@_warning(
-    "The engine did not compute this input: TTFT and throughput hold for repeated prompts.",
-)
+@_warning("The engine did not compute this input: TTFT and throughput hold for repeated prompts.")
 def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
     """The engine's prompt cache answered more than 5 % of the input."""
     share = prefix_hit_rate
     return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
 
 
-@_warning(
-    "The server did not compute this input: TTFT and throughput hold for repeated prompts.",
-)
+@_warning("The server did not compute this input: TTFT and throughput hold for repeated prompts.")
 def cached_input(cached_share: float) -> Evidence | None:
     """By the usage of its answers the server had more than 5 % of the input in its prompt cache."""
     share = cached_share
     return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
 
 
-@_warning(
-    "Use the steady_* columns, or set workload.num_requests higher.",
-)
+@_warning("Use the steady_* columns, or set workload.num_requests higher.")
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
     """The time before the steady state is a large part of the trial."""
     return Evidence(startup_share, f"the start-up took {startup_share:.0%} of the trial") if startup_transient else None
@@ -279,9 +271,7 @@ def few_requests(num_requests: int) -> Evidence | None:
 
 
 @_warning(
-    "Its p99 is practically the slowest request: set workload.num_requests higher.",
-    STEADY_P99,
-    lowest_is_worst=True,
+    "Its p99 is practically the slowest request: set workload.num_requests higher.", STEADY_P99, lowest_is_worst=True
 )
 def few_steady_requests(steady_num_requests: int) -> Evidence | None:
     """Fewer than 100 requests were sent in the steady state."""
@@ -308,8 +298,7 @@ def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
 
 
 @_warning(
-    "TTFT and ITL include the client's own delays. Measure on Linux, where the kernel takes the timestamps.",
-    ARRIVALS,
+    "TTFT and ITL include the client's own delays. Measure on Linux, where the kernel takes the timestamps.", ARRIVALS
 )
 def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> Evidence | None:
     """The client, not the kernel, took the timestamps of some arrivals."""
@@ -386,8 +375,7 @@ def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | N
 
 
 @_warning(
-    "Output tokens, throughput and cost include them; TPOT, the peak and the steady state exclude them.",
-    TOKEN_COLUMNS,
+    "Output tokens, throughput and cost include them; TPOT, the peak and the steady state exclude them.", TOKEN_COLUMNS
 )
 def hidden_tokens(hidden_share: float) -> Evidence | None:
     """More than 10 % of the output tokens never came: hidden reasoning, counted by the server."""
@@ -410,9 +398,7 @@ def other_lengths(output_length_ratio: float) -> Evidence | None:
     )
 
 
-@_warning(
-    "Their length is the filter's, and their end comes early: use other prompts, or another endpoint.",
-)
+@_warning("Their length is the filter's, and their end comes early: use other prompts, or another endpoint.")
 def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
     """A content filter ended some answers."""
     share = finish_content_filter_share
@@ -429,9 +415,7 @@ def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Eviden
     return Evidence(offered_rate, f"as offered, {offered_rate:.3g} requests/s") if below_saturation else None
 
 
-@_info(
-    "At a higher load the client would limit what is measured: set client.processes higher.",
-)
+@_info("At a higher load the client would limit what is measured: set client.processes higher.")
 def busy_client(client_cpu: float) -> Evidence | None:
     """A process of the client used more than 70 % of a core."""
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
@@ -501,9 +485,7 @@ def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
     return Evidence(lag, f"the gateway's loop was {lag * 1e3:.1f} ms late (p99)") if lag > LATE_GATEWAY else None
 
 
-@_severe(
-    "They got the answer to another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.",
-)
+@_severe("They got the answer to another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.")
 def false_hits(false_hit_rate: float) -> Evidence | None:
     """The gateway's cache served answers to questions that mean something else."""
     share = false_hit_rate

@@ -96,11 +96,7 @@ STREAMS: dict[str, tuple[Api, int, bytes]] = {
         1,
         sse(*(completion(f" t{n}") for n in range(4)), completion("", finish="stop", usage=usage(5, 4)), "[DONE]"),
     ),
-    "all in one event": (
-        "completions",
-        1,
-        sse(completion(" all of it", finish="stop", usage=usage(5, 4)), "[DONE]"),
-    ),
+    "all in one event": ("completions", 1, sse(completion(" all of it", finish="stop", usage=usage(5, 4)), "[DONE]")),
     "token ids": (
         "completions",
         1,

@@ -7,12 +7,7 @@ import pytest
 from sweep.base.records import Sample
 from sweep.node.telemetry import EngineMetrics
 from sweep.numbers.quantities.memory import kv_cache_full_share
-from sweep.numbers.quantities.speculation import (
-    acceptance_by_position,
-    acceptance_length,
-    acceptance_rate,
-    preemptions,
-)
+from sweep.numbers.quantities.speculation import acceptance_by_position, acceptance_length, acceptance_rate, preemptions
 
 PAGE = """\
 # TYPE vllm:spec_decode_num_drafts_total counter

@@ -100,7 +100,7 @@ def test_report_is_one_file_that_says_what_it_must(run_folder: Path, output: str
     for said in (
         *("throughput_bound", "vllm 0.32.0", "model: tiny-llama instead of llama-2-7b-chat", "2.93 USD per hour"),
         *("oom_run", "Tried to allocate 2 GiB", "needs docker", "c9dd7f2", "NVIDIA L4", "node-1"),
-        *("python -m sweep +experiment=throughput_bound", "first token − scheduled", "p99 over only 64 requests"),
+        *("python -m sweep +experiment=throughput_bound", "first token − scheduled", "settings replaced"),
     ):
         assert said in words, said
     assert "`" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL), "code is marked as such"

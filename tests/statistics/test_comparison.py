@@ -12,7 +12,7 @@ from analysis.statistics.comparison import PRIOR_FREEDOM, BlockModel, Trials, co
 from analysis.statistics.standings import Standing
 from analysis.summary import summarise
 from benchmarks import winners
-from tests.support.results import printed, report_of, rows_of, run_of, trial, warnings_of
+from tests.support.results import printed, run_of, trial, warnings_of
 
 
 def trials_of(engines: int, replicates: int, shared: bool = False) -> Trials:
@@ -120,16 +120,6 @@ def rows_of_three(**other: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_report_and_terminal_name_those_that_cannot_be_told_apart(tmp_path: Path) -> None:
-    run = run_of(tmp_path, rows_of_three(), baseline={"backend": "slow"})
-    standing = summarise(run).set_index("backend")["output_throughput_standing"]
-    assert dict(standing) == {"fast": Standing.BEST, "alike": Standing.TIED, "slow": Standing.BEHIND}
-    text = " ".join(printed(run, 120).split())
-    assert "qa: fast (30.1 tokens/s ±1%) is equal within 3% to alike (30.0 tokens/s ±3%)" in text
-    (answer,) = [cells for cells in rows_of(report_of(run)) if cells[:2] == ["qa", "fast"]]
-    assert answer[3].startswith("alike")
-
-
 def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:
     """A larger batch has a higher throughput, and is no better."""
     rows = [
@@ -151,11 +141,6 @@ def test_the_best_is_never_of_another_load_or_task(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_with_one_launch_each_nothing_is_told_apart(tmp_path: Path) -> None:
-    rows = [{**row, "launch": row["backend"]} for row in rows_of_three()]
-    run = run_of(tmp_path, rows, baseline={"backend": "slow"})
+    run = run_of(tmp_path, [{**row, "launch": row["backend"]} for row in rows_of_three()])
     assert warnings_of(run)["shared-launches"].startswith("3 replicates on 1 launch: the comparison is a tie")
-    assert "shared-launches" not in warnings_of(run_of(tmp_path / "apart", rows_of_three()))
-    points = summarise(run).set_index("backend")
-    assert points.loc["slow", "output_throughput_standing"] == Standing.TIED
-    assert math.isnan(points.loc["fast", "output_throughput_vs_baseline_ci_low"])
-    assert points.loc["fast", "output_throughput_vs_baseline"] == pytest.approx(1.5, rel=0.01)
+    assert summarise(run).set_index("backend").loc["slow", "output_throughput_standing"] == Standing.TIED

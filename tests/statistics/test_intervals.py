@@ -9,7 +9,6 @@ import pytest
 
 import analysis
 from analysis.results import open_results
-from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import PooledRequests, _drain, over_replicates, throughput
 from analysis.summary import summarise
 from benchmarks.coverage import QUANTILES, Cell, steady_study, study
@@ -17,7 +16,7 @@ from benchmarks.simulated_runs import simulate
 from sweep.base.records import Record, Records
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from tests.support.results import printed, run_of, trial
+from tests.support.results import run_of, trial
 
 INDEPENDENT = np.random.default_rng(5).lognormal(-2, 0.5, (4, 1600))  # s, of four replicates
 
@@ -114,14 +113,6 @@ def test_without_its_requests_a_point_has_its_trials_figures_and_no_interval_of_
     point = point_of(tmp_path)
     assert point["ttft_p99"] == pytest.approx(np.quantile(INDEPENDENT, 0.99, axis=1).mean())
     assert math.isnan(point["ttft_p99_ci_low"])
-
-
-def test_report_and_terminal_have_the_interval_of_these_launches(tmp_path: Path) -> None:
-    run_with(tmp_path, INDEPENDENT)
-    results = open_results(tmp_path)
-    analysis.write_all(results)
-    assert estimate(point_of(tmp_path), "request_throughput").relative_half_width > 0
-    assert "of these launches" in printed(results.run, 120)
 
 
 def test_no_end_of_a_positive_figure_is_below_zero(tmp_path: Path) -> None:

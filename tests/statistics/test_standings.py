@@ -79,6 +79,51 @@ def test_one_ratio_has_one_interval_in_terminal_page_compare_summary_studies_and
     assert verdicts == ("ahead", "faster", "behind")
 
 
+def test_a_severe_warning_takes_the_crown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fastest of three gives other answers than the model: it is listed apart, and the next one wins."""
+    rows = [
+        trial(name, batch, launch, speed * (1 + 0.01 * launch), launch=f"{name}{launch}", agreement=agreement)
+        for name, speed, agreement in (("gptq", 200.0, 0.42), ("vllm", 120.0, 1.0), ("tgi", 100.0, 1.0))
+        for batch in (1, 8)
+        for launch in range(3)
+    ]
+    run = run_of(tmp_path, rows)
+    points = RunResults(run).points.set_index(["backend", "batch_size"])
+    assert points.loc[("gptq", 8), "output_throughput_standing"] is None
+    assert points.loc[("vllm", 8), "output_throughput_standing"] == "best"
+    assert main(["summary", str(tmp_path)]) == 0
+    lead, sentence, *_ = capsys.readouterr().out.splitlines()
+    assert lead == "vllm is the fastest at 2 of 2 points; not ranked: gptq (low-agreement)"
+    assert "is the fastest; 1.20×" in sentence
+    assert sentence.endswith("not ranked: gptq (low-agreement)")
+    assert lead in " ".join(printed(run, 200).split())
+    assert main(["summary", str(tmp_path), "--format", "json"]) == 0
+    (*ranked, apart), _ = (each["candidates"] for each in json.loads(capsys.readouterr().out)["answers"])
+    assert [each["configuration"] for each in ranked] == ["vllm", "tgi"]
+    assert (apart["configuration"], apart["verdict"], apart["warnings"]) == ("gptq", "not ranked", "low-agreement")
+    assert main(["compare", f"{tmp_path}@backend=vllm", f"{tmp_path}@backend=gptq", "--format", "json"]) == 0
+    compared = json.loads(capsys.readouterr().out)["comparisons"]
+    verdicts = {(each["verdict"], each["reason"], each["warnings"]) for each in compared}
+    assert verdicts == {("not comparable", "low-agreement", "low-agreement")}
+    tested = next(each for each in page_data([RunResults(run)])["quantities"] if each["key"] == "output_throughput")
+    assert {points.index[pair[0]][0] for pair in tested["tested"]} == {"vllm"}
+
+
+def test_a_warning_stands_beside_its_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        trial(name, 8, launch, speed, launch=f"{name}{launch}", num_failed=failed, ttft_p50=1.0)
+        for name, speed, failed in (("vllm", 120.0, 1), ("tgi", 100.0, 0))
+        for launch in range(3)
+    ]
+    run_of(tmp_path, rows)
+    assert main(["compare", f"{tmp_path}@backend=tgi", f"{tmp_path}@backend=vllm"]) == 0
+    throughput, ttft, *_ = capsys.readouterr().out.splitlines()
+    assert "failed-requests" not in throughput, "it is about latencies"
+    assert ttft.endswith("; warnings: failed-requests")
+    assert main(["summary", str(tmp_path), "--slo", "ttft=2"]) == 0
+    assert "; warnings: failed-requests" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_the_engines_of_a_pair_that_is_no_winners_have_the_interval_of_all_pairs(tmp_path: Path) -> None:
     """Tukey's, also where `sweep compare` names these two alone."""
     results = three_engines(tmp_path)
