@@ -151,6 +151,7 @@ class Endpoint(BaseHTTPRequestHandler):
         return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expected", "limit", "base", "typed", "key"),
     [
