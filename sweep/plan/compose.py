@@ -168,9 +168,9 @@ class _Composer:
 
     def _is_alias(self, model: str, choices: Mapping[str, Any]) -> bool:
         """Return whether a model of the hub is meant as the name that an endpoint has for it: no hub is asked then."""
-        backend = choices["backend"]
+        backend = choices.get("backend")
         at_endpoint = backend in self.options.choices("backend") and self.options.load("backend", backend).get("url")
-        return bool(at_endpoint) and self.options.load("model", model).get("_target_", "").endswith(".HubModel")
+        return bool(at_endpoint) and str(self.options.load("model", model).get("_target_")).endswith(".HubModel")
 
     def _compose(self, choices: Mapping[str, Any]) -> tuple[dict[str, Any], Assignments]:
         """Hydra's composition as plain data, and the option chosen of each group."""
