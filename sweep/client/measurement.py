@@ -121,7 +121,7 @@ def measure(
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
     parts = process_count(processes, mode, requests, cpus)
-    raise_file_limit(-(-min(mode.most_in_flight() or len(requests), len(requests)) // parts) + FILES_OF_PROCESS)
+    allow_open_files(-(-min(mode.most_in_flight() or len(requests), len(requests)) // parts) + FILES_OF_PROCESS)
     keeps_texts = count_tokens is not None
     every = min(1.0, (stall_timeout or math.inf) / PROGRESS_REPORTS)
     job = Job(target, timeouts or Timeouts(), mode, parts, cpus, keeps_texts, every)
@@ -136,7 +136,7 @@ def measure(
     return Measurement(records, _report(folder, finals, target, supervisor.stopped, cores), supervisor.start / 1e9)
 
 
-def raise_file_limit(files: int) -> None:
+def allow_open_files(files: int) -> None:
     """Allow so many open files, here and in the client processes. Raises ValueError if the hard limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < files:

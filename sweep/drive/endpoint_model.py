@@ -28,7 +28,7 @@ from sweep.client import wire
 from sweep.plan.command_line import CommandLine, parse_command_line
 
 TIMEOUT = 10.0  # s
-TOKENS = 4  # of the answer to the probe
+PROBE_TOKENS = 4  # of the answer to the probe
 MOST_PROBES = 12
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
@@ -164,7 +164,7 @@ class _Endpoint:
 
     def _ask(self, target: wire.Target) -> wire.Answer | str:
         """The answer to a short request; why there is none at all. Raises ConfigError where TLS fails."""
-        request = Request("probe", "Count from one to four.", TOKENS, UNKNOWN, "warmup")
+        request = Request("probe", "Count from one to four.", PROBE_TOKENS, UNKNOWN, "warmup")
         body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self.headers}
         answer = wire.Answer(target.api)
@@ -187,7 +187,11 @@ def _description(target: wire.Target, answer: wire.Answer) -> str:
     """The way in which an endpoint is asked and answers, in one line."""
     (stream,) = answer.streams
     tokens = stream.total if stream.total != UNKNOWN else answer.tokens
-    length = "ignore_eos honoured" if tokens == TOKENS else f"ignore_eos ignored ({tokens} of {TOKENS} tokens came)"
+    length = (
+        "ignore_eos honoured"
+        if tokens == PROBE_TOKENS
+        else f"ignore_eos ignored ({tokens} of {PROBE_TOKENS} tokens came)"
+    )
     return (
         f"{target.url}: POST {target.request_path}, model {target.model}, api {target.api}, streams {answer.chunks} "
         f"events, tokens by {stream.source}, prompts as {'text or token ids' if target.token_ids else 'text'}, "
