@@ -1,15 +1,11 @@
-"""A backend: how one kind of engine is installed, launched, health-checked and read.
-
-A concrete backend is one file here and one YAML under conf/backend: four records (see `declarations`), the fields that
-a user may set, and a few methods.
-"""
+"""A backend: how one kind of engine is installed, launched, health-checked and read; see docs/backends.md."""
 
 import hashlib
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -75,8 +71,11 @@ class EnvironmentSpec(Strict):
     glibc: str = "2.28"  # the oldest that its wheels run with
     capability: str | None = None  # the oldest GPUs that its kernels run on, e.g. "8.0"; None = any that its CUDA has
     note: str | None = None  # what an installation needs besides, where a program cannot check it
-    needs: dict[str, str] = Field(default_factory=dict)  # programs that must be on PATH, and how to install them
+    needs: dict[str, str] = Field(default_factory=dict)  # programs (or Python.h) that must be there, and the remedy
     driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None = that of its CUDA major
+    environ: dict[str, str] = Field(default_factory=dict)  # variables of its engine
+    environ_older_driver: dict[str, str] = Field(default_factory=dict)  # further ones with a driver older than its CUDA
+    disk_gb: float | None = None  # GB that it takes on a node's disk, about
     substitutes: str | None = None  # why it is taken in place of the one named for any GPU; set when it is chosen
     index: tuple[str, ...] = ()  # package indexes that it needs besides the user's own
     optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements, by feature of an engine
@@ -129,6 +128,7 @@ class Host:
     glibc: str | None = None  # e.g. "2.36"
     python: str | None = None  # e.g. "3.11"
     machine: str | None = None  # its architecture, e.g. "x86_64"
+    free_disk: int | None = None  # bytes, where its cache is
     cpu_features: frozenset[str] | None = None  # as /proc/cpuinfo has them, e.g. "avx512f"
 
 
@@ -151,6 +151,7 @@ class Launch:
     gpus: tuple[str, ...] = ()  # ids as CUDA_VISIBLE_DEVICES wants them; empty on a CPU
     threads: int = 1  # CPU threads the engine may use
     cpus: tuple[int, ...] = ()  # cores that its processes are bound to; empty = all
+    environ: Mapping[str, str] = field(default_factory=dict)  # of the environment, for the engine
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
@@ -251,6 +252,11 @@ class Backend(Strict):
         return cls.flag_rules.in_one_spelling(flags)
 
     @property
+    def resets(self) -> tuple[str, ...]:
+        """The paths that make it forget all earlier trials; none where something would remember them all the same."""
+        return self.reset_paths
+
+    @property
     def launches(self) -> bool:
         """True if the engine is launched here, False if a running endpoint is attached."""
         return self.url is None
@@ -343,9 +349,10 @@ class Backend(Strict):
         if self.launches and host.platform != "linux":
             return f"{self.name} can be launched on Linux only: run sweep on Linux, or in a Linux container"
         if self.traits.needs_gpu and self.launches and not host.gpus:
+            attach = "backend.url" if self.traits.attachable else "backend=openai backend.url"
             return (
                 f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine that runs "
-                "elsewhere with backend=openai backend.url=http://HOST:PORT"
+                f"elsewhere with {attach}=http://HOST:PORT"
             )
         return None
 
@@ -354,11 +361,7 @@ class Backend(Strict):
         return (dtype if self.dtype == "auto" else self.dtype) == "bfloat16"
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """The weights to load for a model folder in Hugging Face layout: the folder itself, or a conversion.
-
-        A conversion is made once per node, cached by content under `cache_dir`; `python` is the interpreter of the
-        engine's environment. Raises ValueError or OSError, in one line, if it cannot be made.
-        """
+        """The folder to load: the model's own, or a conversion, made once by `python`. Raises ValueError or OSError."""
         return model
 
     def gpus_unused(self, log: str) -> str | None:
@@ -368,11 +371,7 @@ class Backend(Strict):
         return next((line for line in lines if unused.search(line)), None)
 
     def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
-        """Return why weights cannot be made for an engine in an image, with the remedy, in one line, or None.
-
-        A conversion runs outside the image, where the engine's libraries are missing. `is_quantised` says whether the
-        model's weights are stored quantised; None means unknown.
-        """
+        """Return why an engine in an image gets no weights, with the remedy; None if it does, or that is unknown."""
         return None
 
     def facts(self, launch: Launch) -> dict[str, Any]:
@@ -444,7 +443,7 @@ class Hosted(Backend):
     """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
-    wire = Wire(show_special={"skip_special_tokens": False})
+    wire = Wire(show_special={"skip_special_tokens": False}, samples=False)
     max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"

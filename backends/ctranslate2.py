@@ -16,11 +16,7 @@ FOLDER = "ctranslate2"  # of the model's folder, where the converted weights are
 
 
 class CTranslate2(Hosted):
-    """`flags` are arguments of `ctranslate2.Generator` (flash_attention, ...).
-
-    The weights are stored in `quantization` and computed in `compute_type`. If the device lacks that type, the launch
-    fails with CTranslate2's own message. On a CPU, for instance, bfloat16 weights compute in float32.
-    """
+    """`flags` are those of `ctranslate2.Generator`; a device may lack `compute_type`, and then the launch fails."""
 
     flag_rules = FlagRules(
         tables=("ctranslate2",),

@@ -22,7 +22,8 @@ ERROR_LINE = re.compile(
 )
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-LEVEL = re.compile(r"\b(DEBUG|INFO|WARN|WARNING)\b|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] ")  # of a line that is no error
+# Of a line that is no error: its level, or more characters than any error has (an engine's settings).
+HARMLESS = re.compile(r"\b(DEBUG|INFO|WARN)\b|[Ww]arning\b|WARNING|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] |^.{1000}")
 TRACEBACK = "Traceback (most recent call last)"
 
 # A key of vLLM's requests; one of SGLang's answers on its own route; a path of our host; llama.cpp's grammars of token
@@ -170,7 +171,9 @@ class LogReading:
         raw = [line for line in log.splitlines() if self.message(line)]
         lines = list(map(self.message, raw))
         causes = {
-            i: cause for i, line in enumerate(lines) if (cause := self.known_cause(line)) and not LEVEL.search(raw[i])
+            i: cause
+            for i, line in enumerate(lines)
+            if (cause := self.known_cause(line)) and not HARMLESS.search(raw[i])
         }
         if causes:
             first, *_, last = *causes, *causes
@@ -196,6 +199,7 @@ class Wire:
     version_path: str = "/version"  # serves a JSON object with its "version"
     show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers have ids
     show_special: Mapping[str, Any] = field(default_factory=dict)  # make answers' text show special tokens
+    samples: bool = True  # by a request's temperature; False: it decodes greedily
     log_probabilities: LogProbabilitiesBy | None = None  # of a text's tokens; None: it gives none
 
 

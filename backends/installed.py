@@ -73,14 +73,17 @@ def contents(backend: Backend, spec: EnvironmentSpec) -> str:
     engines = [pin for pin in pins if pin.partition("==")[0] in _distributions(backend)]
     if spec.image:
         lock = "" if spec.lock else " (not locked yet)"
-        return f"environment {spec.name}: image {pins[0] if pins else spec.image}{lock}"
+        size = f", about {spec.disk_gb:g} GB" if spec.disk_gb else ""
+        return f"environment {spec.name}: image {pins[0] if pins else spec.image}{lock}{size}"
     engine = spec.source.sdist if spec.source else (engines or spec.requirements)[0]
     torch = [pin for pin in pins if pin.startswith("torch==")]
     python = [f"Python {spec.python_version}"] if spec.python_version else []
     parts = [engine, *torch, *python, *([f"CUDA {spec.cuda}"] if spec.cuda else [])]
     unlocked = f" (not locked yet{f': {spec.note}' if spec.note else ''})" if locks.needed(spec) else ""
     text = f"environment {spec.name}: {', '.join(parts).replace('==', ' ')}{unlocked}"
-    return f"{text}, {spec.substitutes}" if spec.substitutes else text
+    disk = f", about {spec.disk_gb:g} GB" if spec.disk_gb else ""
+    needs = f", needs {' and '.join(spec.needs)}" if spec.needs else ""
+    return f"{text}{disk}{needs}{f', {spec.substitutes}' if spec.substitutes else ''}"
 
 
 def _environment(backend: Backend, host: Host, cache: Path) -> EnvironmentSpec:

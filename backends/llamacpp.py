@@ -30,10 +30,7 @@ FileType = Literal[
 
 
 class LlamaCpp(Backend):
-    """Flags are options of `llama-server`, without the dashes (`flash-attn: on`).
-
-    Up to `slots` sequences run together (continuous batching); others wait. Each slot has room for a whole context.
-    """
+    """Flags are those of `llama-server`; `slots` sequences run together, each with room for a whole context."""
 
     flag_rules = FlagRules(
         tables=("llamacpp",),

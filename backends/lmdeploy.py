@@ -7,11 +7,7 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class LMDeploy(Backend):
-    """Flags are options of `lmdeploy serve api_server` (`backend: pytorch` selects its other engine; TurboMind is the
-    default).
-
-    It takes no token ids, and answers a list of prompts one after the other, so batches are sent as streams.
-    """
+    """Flags are those of `lmdeploy serve api_server`; it answers a list one by one, so batches are streams."""
 
     flag_rules = FlagRules(
         tables=("lmdeploy",),

@@ -87,6 +87,12 @@ class SGLang(Backend):
         spec_decode_accept_rate="spec_accept_rate",
     )
 
+    @property
+    def resets(self) -> tuple[str, ...]:
+        """As of every engine; the storage behind its hierarchical cache has a route of its own."""
+        stored = value_of(self.flags_for("cuda"), "hicache-storage-backend")
+        return (*self.reset_paths, *(["/hicache/storage-backend/clear"] if stored else []))
+
     def command(self, launch: Launch) -> list[str]:
         arguments: dict[str, Any] = {
             "model-path": str(launch.model),

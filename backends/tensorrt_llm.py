@@ -24,11 +24,7 @@ OWN_OPTIONS = {
 
 
 class TensorRTLLM(Backend):
-    """Flags are options of `trtllm-serve serve`, as it spells them (`max_batch_size: 64`).
-
-    `options` are fields of its LLM API, which it reads from a file; its metrics are among them and off by default. The
-    metrics of 1.2 are times of requests only; before 1.3 its page does not cover the KV cache and the queue.
-    """
+    """Flags are those of `trtllm-serve serve`; `options` are fields of its LLM API (KV metrics: from 1.3)."""
 
     flag_rules = FlagRules(
         tables=("tensorrt_llm",),

@@ -1,17 +1,12 @@
-"""Text Generation Inference: in its image, by its own launcher, or attached to a running one.
-
-It has no ignore_eos and takes no token ids, so an answer may be shorter than requested. Compare it by tokens per
-second, and read `finish_reason`. TGI itself cuts requests above 1,024 new tokens into chunks and queues each again.
-"""
+"""Text Generation Inference: in its image, by its launcher, or attached; without ignore_eos and token ids."""
 
 from typing import Any
 
 from pydantic import Field
 
-from backends.base import Backend, EnvironmentChoice, Host, Launch, metrics
+from backends.base import Backend, EnvironmentChoice, Launch, metrics
 from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.launch.server import free_port
-from backends.prepare.fit import RUNTIMES
 from sweep.base.records import Api
 
 LAUNCHER = "text-generation-launcher"
@@ -69,17 +64,6 @@ class TGI(Backend):
         requests_running="batch_current_size",
         requests_waiting="queue_size",
     )
-
-    def unavailable(self, host: Host) -> str | None:
-        attach = "attach to a running TGI with backend.url=http://HOST:PORT"
-        if not self.launches or host.platform != "linux":
-            return super().unavailable(host)
-        if not host.gpus:
-            return f"TGI needs a CUDA GPU: run sweep on a machine that has one, or {attach}"
-        if not self.env.binary and not set(RUNTIMES) & host.executables:
-            install = f"install one for TGI's image, name {LAUNCHER} as backend.env.binary"
-            return f"no {', '.join(RUNTIMES)} on PATH: {install}, or {attach}"
-        return None
 
     def command(self, launch: Launch) -> list[str]:
         own_ports = {

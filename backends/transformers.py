@@ -8,11 +8,7 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class Transformers(Hosted):
-    """dtype and `flags: {attn_implementation: sdpa|eager|flash_attention_2}` are arguments of `from_pretrained`.
-
-    A list prompt is one batch. With `max_batch` 1, queued requests are served one by one, without inter-request
-    batching. `flags: {quantization_config: {load_in_8bit: true}}` quantises with bitsandbytes while loading.
-    """
+    """dtype and flags are those of `from_pretrained`, e.g. a quantization_config; a list prompt is one batch."""
 
     flag_rules = FlagRules(
         set_by={

@@ -13,14 +13,34 @@ from backends.prepare import checkpoints
 from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
+RESETTABLE = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # of vLLM 0.32; others say they are reset and are not
 NO_KV_SCALES = "those of the checkpoint, else 1.0: --calculate-kv-scales is not in vLLM 0.32"
 
 
 def speculation(backend: Backend) -> tuple[str, ...]:
     """The method of speculative decoding that flags ask for, as an environment's features name it."""
-    flags = backend.cpu_flags | backend.cuda_flags | backend.flags
-    config = value_of(flags, "speculative-config")
+    config = value_of(given_flags(backend), "speculative-config")
     return (str(config["method"]),) if isinstance(config, Mapping) and "method" in config else ()
+
+
+def given_flags(backend: Backend) -> dict[str, Any]:
+    """The flags of a backend for any platform."""
+    return backend.cpu_flags | backend.cuda_flags | backend.flags
+
+
+def external_cache(flags: Mapping[str, Any]) -> str | None:
+    """The connector to a KV cache outside the GPU that flags ask for; None without one."""
+    if value_of(flags, "kv-transfer-config"):
+        return str(value_of(flags, "kv-transfer-config.kv_connector"))
+    native = value_of(flags, "kv-offloading-backend") in (None, "native")
+    return ("OffloadingConnector" if native else "lmcache") if value_of(flags, "kv-offloading-size") else None
+
+
+def keeps_answers(flags: Mapping[str, Any]) -> bool:
+    """Return whether speculation learns from the answers of all requests since the launch, which nothing resets."""
+    config = value_of(flags, "speculative-config")
+    suffix = isinstance(config, Mapping) and config.get("method") == "suffix"
+    return suffix and config.get("suffix_decoding_max_cached_requests") != 0
 
 
 def utilisation(flags: Mapping[str, Any]) -> float:
@@ -121,10 +141,16 @@ class VLLM(Backend):
         spec_decode_accepted_at_position_total="spec_decode_num_accepted_tokens_per_pos_total",
     )
 
+    @property
+    def resets(self) -> tuple[str, ...]:
+        flags = given_flags(self)
+        external = external_cache(flags)
+        if keeps_answers(flags) or external not in (None, *RESETTABLE):
+            return ()
+        return tuple(f"{path}?reset_external=true" if external else path for path in self.reset_paths)
+
     def unavailable(self, host: Host) -> str | None:
-        """As for every engine; also, vLLM's AVX2 build lacks `cpu_gemm_wna16`, so such a CPU crashes at the first
-        request.
-        """
+        """As for every engine; vLLM's AVX2 build lacks `cpu_gemm_wna16`: the first request would crash it."""
         features = host.cpu_features or frozenset()
         lacking = not host.gpus and "avx2" in features and "avx512f" not in features
         if lacking and self.checkpoint == "gptq":
@@ -179,4 +205,6 @@ class VLLM(Backend):
         facts = {"prefix_cache": bool(cached), "quantization": flags.get("quantization") or self.checkpoint}
         if str(flags.get("kv-cache-dtype", "auto")).startswith("fp8"):
             facts["kv_scales"] = NO_KV_SCALES
+        if "suffix" in speculation(self):
+            facts["suffix_tree"] = "of all answers since the launch" if keeps_answers(flags) else "of each request"
         return facts | checkpoints.method(launch.model)

@@ -6,17 +6,13 @@ from typing import Any
 from pydantic import Field
 
 from backends.base import FLAG_KEYS, Hosted, Launch
-from backends.vllm import VLLM, speculation, utilisation
+from backends.vllm import VLLM, given_flags, speculation, utilisation
 
 SERVER_ONLY = ("served-model-name", "port", "config")  # of vLLM's flags that only sweep sets
 
 
 class VLLMOffline(Hosted):
-    """Flags are fields of vLLM's EngineArgs, spelt as `vllm serve` or as Python spells them.
-
-    `detokenize` and `multiprocessing` are on, as in vLLM's LLM class and `vllm bench throughput`.
-    A trial is one control call with all its requests; the Records hold the engine's own stamps.
-    """
+    """Flags are fields of vLLM's EngineArgs; a trial is one control call, and Records hold the engine's own stamps."""
 
     flag_rules = replace(
         VLLM.flag_rules,
@@ -42,6 +38,10 @@ class VLLMOffline(Hosted):
     metric_names: dict[str, str] = Field(
         default={ours: theirs.replace("vllm:", "host_") for ours, theirs in VLLM(name="vllm").metric_names.items()}
     )
+
+    @property
+    def resets(self) -> tuple[str, ...]:
+        return self.reset_paths if VLLM(name=self.name, flags=given_flags(self)).resets else ()
 
     def check(self) -> None:
         super().check()

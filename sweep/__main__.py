@@ -66,13 +66,13 @@ def _show_warning(
 
 def _one_line(error: Exception, arguments: Sequence[str]) -> str:
     """The message in one line, without secrets and without the whole of a long value."""
-    text = str(error)
+    message = str(error)
     for argument in arguments:
-        value = argument.partition("=")[2] or argument
-        if len(value) > MOST_ECHOED and "/" not in value:
-            text = text.replace(value, shortened(value))
-    text = LONG_WORD.sub(lambda word: shortened(word[0]), " ".join(text.split()))
-    return masked_message(text, secret_values(os.environ))
+        content = argument.partition("=")[2] or argument
+        if len(content) > MOST_ECHOED and "/" not in content:
+            message = message.replace(content, shortened(content))
+    message = LONG_WORD.sub(lambda word: shortened(word[0]), " ".join(message.split()))
+    return masked_message(message, secret_values(os.environ))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ VAGUE = set(
     )
 )
 MOST = 0.01  # share of the bound names, or of the docstrings
+PLACEHOLDERS = {"name", "text", "value", "values", "part", "row", "result", "first", "place", "kind"}
+MOST_PLACEHOLDERS = 0.1  # share of the names that a package binds, self and cls aside
 OPENERS = ("What", "Whether", "How", "Of")
 # Written so that this file does not hold the phrases itself.
 PHRASES = re.compile(
@@ -71,6 +73,13 @@ def test_names_say_what_they_hold(package: str) -> None:
     names = [(name, f"{path}:{line}") for path, tree in modules(package).items() for name, line in bound_names(tree)]
     vague = [f"{where} {name}" for name, where in names if name.strip("_") in VAGUE]
     assert len(vague) <= MOST * len(names), f"{len(vague)} of {len(names)}:\n" + "\n".join(vague)
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "benchmarks", "scripts"])
+def test_few_names_are_placeholders(package: str) -> None:
+    names = [name for tree in modules(package).values() for name, _ in bound_names(tree) if name not in ("self", "cls")]
+    placeholders = [name for name in names if name.strip("_") in PLACEHOLDERS]
+    assert len(placeholders) <= MOST_PLACEHOLDERS * len(names), f"{len(placeholders)} of {len(names)} names"
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -228,15 +228,15 @@ class PooledGaps(PooledRequests):
         return _by_launches(figure, _medians(gaps, self.sizes.sum(-1)), self.launches, ~(enough & self._long_enough))
 
 
-def quantile_alone(values: FloatArray, q: float) -> Interval:
+def quantile_alone(sample: FloatArray, q: float) -> Interval:
     """The q-quantile of a point's values, if they are too many for an interval. Shape (1,)."""
-    value, nothing = np.array([np.quantile(values, q)], np.float64), np.full(1, np.nan)
-    return _whole(value, [nothing] * 4, nothing)
+    quantile, nothing = np.array([np.quantile(sample, q)], np.float64), np.full(1, np.nan)
+    return _whole(quantile, [nothing] * 4, nothing)
 
 
-def _medians(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
+def _medians(samples: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
     """The median of each replicate. Shape (..., R)."""
-    return _between(np.sort(values, -1), np.asarray(0.5 * (lengths - 1), np.float64), lengths)
+    return _between(np.sort(samples, -1), np.asarray(0.5 * (lengths - 1), np.float64), lengths)
 
 
 def _by_launches(
@@ -270,12 +270,12 @@ def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
     return np.eye(replicates) if launches is None else np.eye(max(launches) + 1)[list(launches)]
 
 
-def _rests_on_few(values: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
+def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
     """Whether a few requests make most of the variance, and the slowest adds much to a replicate's total.
 
     Then the next replicate may have one more slow request, or none, and so few do not show how often. Shape (...).
     """
-    flat = values.reshape(*values.shape[:-2], -1)
+    flat = latencies.reshape(*latencies.shape[:-2], -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = (flat - (np.nansum(flat, -1) / n)[..., None]) ** 2
         carriers = np.nansum(squares, -1) ** 2 / np.nansum(squares**2, -1)
@@ -510,6 +510,6 @@ def _middle_ranks(ordered: FloatArray) -> FloatArray:
         return places
     begins, ends = np.ones(ordered.shape, np.bool_), np.ones(ordered.shape, np.bool_)
     begins[..., 1:] = ends[..., :-1] = ~equal
-    first = np.maximum.accumulate(np.where(begins, places, 0), -1)
-    last = np.minimum.accumulate(np.where(ends, places, np.inf)[..., ::-1], -1)[..., ::-1]
-    return (first + last) / 2
+    lowest = np.maximum.accumulate(np.where(begins, places, 0), -1)
+    highest = np.minimum.accumulate(np.where(ends, places, np.inf)[..., ::-1], -1)[..., ::-1]
+    return (lowest + highest) / 2

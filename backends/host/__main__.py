@@ -141,9 +141,7 @@ class LibraryServer:
         work: Callable[[], dict[str, Any]],
         stopped: threading.Event,
     ) -> None:
-        """Answer with the result of `work`, run alone in the library's thread; `stopped` is set if the client
-        disconnects.
-        """
+        """Answer with what `work` returns, run alone in the library's thread; `stopped` is set if the client goes."""
         result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
 
         def run() -> None:

@@ -44,11 +44,7 @@ class ContinuousQueue(CallQueue):
             self.changed.notify()
 
     def run_batches(self, calls: Sequence[HostedCall], duration: float | None, stopped: threading.Event) -> None:
-        """Run timed calls one after the other, from a function that runs `exclusively`.
-
-        No call begins after `duration` s, or once `stopped` is set, which also ends the running one. Raises the
-        library's exceptions, and RuntimeError if a single row fails.
-        """
+        """Run timed calls in turn, `exclusively`, for `duration` s or until `stopped`. Raises if a row fails."""
         begin = time.monotonic_ns()
         for call in calls:
             if stopped.is_set() or (duration is not None and time.monotonic_ns() - begin >= duration * 1e9):

@@ -69,11 +69,7 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class ContinuousLibrary(Protocol):
-    """A loaded model with its own scheduler: rows join and leave at any step.
-
-    It may have `reset_caches() -> bool`, which clears its cache of earlier prompts while no row runs. One thread makes
-    all calls except `memory` and, if `adds_any_time` is true, `add` and `drop`.
-    """
+    """A loaded model with its own scheduler, called by one thread; it may have `reset_caches() -> bool`."""
 
     version: str
     adds_any_time: bool  # `add` and `drop` may be called by other threads, also while `step` waits
@@ -82,10 +78,7 @@ class ContinuousLibrary(Protocol):
         """Take a row in; it ends by itself at `row.max_tokens` or one of `row.ends`."""
 
     def step(self) -> Sequence[Step]:
-        """Decode greedily until any row has new tokens; called only while there are unfinished rows.
-
-        An empty answer means no tokens yet. A token that ends its row is included. Raises if nothing can continue.
-        """
+        """Decode greedily until any row has new tokens, its last included; an empty answer means none yet."""
 
     def drop(self, row: PromptRow) -> None:
         """Stop generating for this row. Does nothing if it has ended."""

@@ -1,8 +1,4 @@
-"""A trial measured inside the engine's process: lockstep batches that are all here before the clock starts.
-
-They go through the queue like every call (`ContinuousQueue.run_batches`), without HTTP while the clock runs. The tokens
-of a step get one stamp when `step` returns. It is CLOCK_MONOTONIC, which a node's processes share.
-"""
+"""A trial measured inside the engine's process: lockstep batches, all here before the clock starts, without HTTP."""
 
 import threading
 import time

@@ -1,9 +1,8 @@
-"""`python -m backends.host.reference_tokens`: a model's greedy tokens, and its log-probabilities of texts, by
-transformers.
+"""`python -m backends.host.reference_tokens`: a model's greedy tokens, and log-probabilities of texts, by transformers.
 
-Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line. It
-has the tokens of each prompt (never one that ends a sequence), the log-probabilities of each text's tokens after its
-first, the ids that end a sequence, and the dtype: float32, or the model's own if float32 does not fit into memory.
+Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line: the
+tokens (never an end token), the log-probabilities after each text's first token, the ends, and the dtype (float32, or
+the model's own where that does not fit).
 """
 
 import json

@@ -1,5 +1,4 @@
-"""Text to token ids, and back one token at a time. Needs `tokenizers`, or transformers if the model has no
-tokenizer.json."""
+"""Text to token ids, and back one token at a time, by `tokenizers`, or transformers without a tokenizer.json."""
 
 import json
 from collections.abc import Sequence

@@ -1,9 +1,7 @@
 """A container that ends with the process that started it: `container.py RUNTIME NAME OPTION... IMAGE COMMAND...`.
 
-`docker run` (like podman's) is only a client: when it is killed, the container keeps running. So the first process in
-the container ends the engine at the end of its standard input, which the runtime closes when the client's input closes
-or the client dies. A Hugging Face token in this process's environment reaches the container as a file, since anyone who
-may inspect a container sees its environment.
+The first process in the container ends the engine when its standard input closes, as it does if the client is killed.
+A token of the hub is given as a file, since a container's environment is open to all who may inspect it.
 """
 
 import os

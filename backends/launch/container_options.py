@@ -1,8 +1,4 @@
-"""The command line of an engine in a container, for docker, podman and apptainer.
-
-The network is the host's, so engines answer on loopback as without a container, with no proxy on the measured path. The
-model and the attempt's folder are mounted under their own paths; a folder of the cache keeps what an engine compiles.
-"""
+"""The command line of an engine in a container: the host's network, mounted models, a cache for what it compiles."""
 
 import hashlib
 import os
@@ -20,11 +16,7 @@ NOT_PASSED = ("PATH", "VIRTUAL_ENV", "CUDA_HOME", "TORCH_EXTENSIONS_DIR", "CUDA_
 
 
 def wrap(command: list[str], launch: Launch, environ: Mapping[str, str]) -> list[str]:
-    """Return the command that runs an engine's command in a container of `launch.image`.
-
-    `environ` holds the engine's own variables. The command line has only their names; the runtime takes the values from
-    its own environment.
-    """
+    """Return the command that runs an engine in `launch.image`; only names of `environ` are on the command line."""
     assert launch.runtime is not None
     assert launch.image is not None
     name = "sweep-" + hashlib.sha256(f"{launch.workdir}:{launch.port}".encode()).hexdigest()[:12]

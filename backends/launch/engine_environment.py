@@ -49,6 +49,7 @@ def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[st
         **task.activated(launch.python),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them, by whose numbers GPUs are handed out
         "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
+        **launch.environ,
         **backend.environment(launch),
         supervisor.MARKER: marker,
         supervisor.OWNER: supervisor.this_process(),

@@ -2,14 +2,24 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pynvml
 
+from sweep.base.config import ConfigError
+from sweep.base.exits import Blame, Exit
+
+LEAST_CONTEXT = 64 * 2**20  # bytes; CUDA's context alone takes more
 # Reasons for a lower clock, by NVML's bits.
 THERMAL_REASONS = pynvml.nvmlClocksEventReasonSwThermalSlowdown | pynvml.nvmlClocksEventReasonHwThermalSlowdown
 POWER_REASONS = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
+
+
+class BrokenDriver(ConfigError):
+    """NVML's error about a driver that is there and does not work."""
+
+    exit = Exit("broken driver", blames=Blame.NODE)
 
 
 class Memory(NamedTuple):
@@ -30,11 +40,16 @@ class Gpu(NamedTuple):
 
 @functools.cache
 def present() -> tuple[Gpu, ...]:
-    """The GPUs of this machine by PCI bus; empty without a driver."""
+    """The GPUs of this machine by PCI bus; empty without a driver. Raises BrokenDriver."""
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return ()
+    except pynvml.NVMLError as error:
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+            return ()
+        remedy = "reboot, or reload NVIDIA's driver" if "ismatch" in str(error) else "see whether nvidia-smi works"
+        raise BrokenDriver(f"NVML: {error}; {remedy}, or set CUDA_VISIBLE_DEVICES= to go on without GPUs") from None
     return tuple(_describe(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount()))
 
 
@@ -102,6 +117,17 @@ def used_memory(gpus: Sequence[str]) -> int:
     except pynvml.NVMLError_LibraryNotFound:
         return 0
     return sum(reading.used for reading in map(memory, devices.values()) if reading is not None)
+
+
+def gpus_show(gpus: Sequence[str], pids: Collection[int], before: int) -> bool:
+    """Return whether GPUs show one of these processes, or more memory in use; True where that cannot be read."""
+    try:
+        devices = list(handles(gpus).values())
+    except pynvml.NVMLError_LibraryNotFound:
+        return True
+    if any(memory(device) is None for device in devices) or used_memory(gpus) >= before + LEAST_CONTEXT:
+        return True
+    return any(not compute_processes(device).keys().isdisjoint(pids) for device in devices)
 
 
 def readings(handle: Any) -> Iterator[tuple[str, float]]:

@@ -13,10 +13,7 @@ def shares(cores: Sequence[int], number: int) -> list[tuple[int, ...]]:
 
 
 def replica_launches(launch: Launch, replicas: int) -> list[Launch]:
-    """Return the launch of each replica: its own folder, and an equal share of the GPUs and of the cores.
-
-    With fewer cores than replicas, all replicas run on all cores.
-    """
+    """Return each replica's launch: its folder, a share of GPUs and of cores (all, if there are too few)."""
     if replicas == 1:
         return [launch]
     gpus, cpus = len(launch.gpus) // replicas, shares(launch.cpus, replicas)

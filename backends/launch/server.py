@@ -1,8 +1,7 @@
 """The lifetime of an engine as a `with` block: started, ready, watched, and gone afterwards however the block ends.
 
-The engine's processes belong to a supervisor (see `supervisor`), which kills them when this process closes its lease
-or dies. If the supervisor is killed together with this process, `clear_leftovers` identifies the remaining processes
-by the marker in their environment; `running` calls it before each launch.
+Its processes belong to a supervisor (see `supervisor`), which kills them when this process closes its lease or dies. If
+both are killed, `clear_leftovers`, called before each launch, knows them by the marker in their environment.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ import psutil
 from backends.base import AMPERE, Backend, Launch
 from backends.launch import container_options, supervisor, task
 from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environment, telling_variables
-from backends.launch.gpus import find_gpu, used_memory
+from backends.launch.gpus import find_gpu, gpus_show, used_memory
 from backends.prepare.fit import older
 from backends.tables.causes import cause_table
 from sweep.base.exits import Cause, Exit
@@ -92,7 +91,7 @@ class Engine:
         if self.launch.image:
             # With its marker what runs in the container counts as the engine's, also for whoever looks for leftovers.
             marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)}
-            variables = {**ENGINE_ENVIRON, **self.backend.environment(self.launch), **marks}
+            variables = {**ENGINE_ENVIRON, **self.launch.environ, **self.backend.environment(self.launch), **marks}
             self.command = container_options.wrap(self.command, self.launch, variables)
             environ |= container_options.hub_token()
         self._secrets = secret_values(environ) | secret_values(os.environ)
@@ -163,6 +162,12 @@ class Engine:
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes.append(psutil.Process(pid))
         return processes
+
+    def shows_on_gpus(self) -> bool:
+        """Return whether its GPUs show it; True where it has none, or computes nothing."""
+        if not self.launch.gpus or not self.backend.traits.computes_model:
+            return True
+        return gpus_show(self.launch.gpus, {process.pid for process in self.processes()}, self._gpu_memory)
 
     def processes_known(self) -> bool:
         """Return whether `processes` has them all: False for a container that runs as another user."""
@@ -369,6 +374,9 @@ class AttachedEngine(Engine):
     def processes(self) -> list[psutil.Process]:
         return []
 
+    def shows_on_gpus(self) -> bool:
+        return True
+
     def stop(self) -> None:
         """Do nothing: the endpoint is not ours to stop."""
 
@@ -381,11 +389,7 @@ def running(
     marker: str,
     versions: Mapping[str, str] | None = None,
 ) -> Iterator[Engine]:
-    """Launch an engine, yield it when it is ready, and leave nothing of it behind.
-
-    `marker` names the attempt, e.g. "<run>/<deployment>/<attempt>"; `versions` are those of its environment.
-    Raises LaunchError. An engine that dies later raises nothing: ask `engine.alive()`.
-    """
+    """Launch an engine, yield it when it is ready, leave nothing behind. Raises LaunchError, until it is ready."""
     with running_together(backend, [launch], marker=marker, versions=versions) as (engine,):
         yield engine
 
@@ -503,11 +507,7 @@ def _answers(engine: Engine, client: httpx.Client) -> bool:
 
 
 def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list[int]:
-    """Kill engines on this node whose owner is dead or whose marker is `stale`; return their pids.
-
-    The owner is the process that called `running`, identified by pid and start time. The driver of a run that resumes
-    after a kill -9 passes a `stale` that matches the markers of its predecessor, whose tasks may still be alive.
-    """
+    """Kill engines whose owner (pid and start time) is dead, or whose marker is `stale`; return their pids."""
 
     def orphaned(environ: Mapping[str, str]) -> bool:
         pid, _, started = environ.get(supervisor.OWNER, "").partition(":")
@@ -554,9 +554,7 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 
 def _reachable_by() -> str:
-    """Return who can reach an engine's routes, administrative ones included: only a network of its own keeps others
-    out.
-    """
+    """Return who can reach an engine's routes: only a network of its own keeps others out."""
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 

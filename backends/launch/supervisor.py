@@ -1,13 +1,9 @@
 """The parent process of an engine, or of a program that prepares something for one; it leaves no process behind.
 
-`server` runs this file by its path (standard library only, starts in 20 ms). It forks and ends its first process, so
-that a parent which kills its direct children does not hit it, and becomes the leader of a new session.
-From then on two pipes connect it to the task: the *lease*, whose end of file means that the task has closed it or has
-died, for whatever reason; and the *status*, with one JSON object a line: {"pid": …}, {"exit": …}, {"gone": …}.
-As a subreaper it inherits every process that the engine detaches; each also carries a marker in its environment, which
-identifies it if this process itself is killed.
-
-`supervisor.py hold LEASE COMMAND…` does the same for a program of `task`, with its own input and output and no status.
+It is forked twice (a parent that kills its direct children does not hit it) and leads a session of its own. Two pipes
+connect it to the task: the *lease*, whose end means that the task has closed it or has died; and the *status*, a JSON
+object a line: {"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits what the engine detaches; a marker in
+every process' environment identifies it if the supervisor is killed. `hold LEASE COMMAND…` does so for a program.
 """
 
 import contextlib

@@ -1,8 +1,4 @@
-"""Cancellation scope of a task on a node: the programs started within it end with it.
-
-They run under a supervisor, like engines: none of their processes remains when they end, when the task is cancelled, or
-when its own process dies.
-"""
+"""Cancellation scope of a task on a node: its programs end with it, under a supervisor as engines do."""
 
 import functools
 import os
@@ -57,11 +53,7 @@ def cuda_release(compiler: str) -> str | None:
 
 
 def _toolkit(compiler: Path) -> Path:
-    """Return the user's CUDA toolkit if it has the release of an environment's compiler, otherwise the environment's
-    own.
-
-    Engines compile against the headers of the environment's runtime, which refuse a compiler of another release.
-    """
+    """Return the user's CUDA toolkit if it has the release of an environment's compiler, which headers demand."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             release = cuda_release(str(Path(home) / "bin" / "nvcc"))
@@ -104,11 +96,7 @@ def pause(seconds: float) -> None:
 
 @contextmanager
 def program(command: list[str], environ: Mapping[str, str], **streams: Any) -> Iterator["subprocess.Popen[str]"]:
-    """Run a program with text `streams` as for Popen; the block ends when the program has ended.
-
-    A command that cannot be started writes an error to its stderr and ends with status 127. Raises Stopped if the task
-    is cancelled.
-    """
+    """Run a program until the block ends; status 127 if it cannot start. Raises Stopped if cancelled."""
     task = _task.get()
     lease_read, lease = os.pipe()
     marks = {

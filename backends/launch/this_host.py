@@ -4,6 +4,8 @@ import functools
 import os
 import platform
 import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,8 +14,10 @@ from backends.base import Host
 from backends.launch import gpus, task
 from backends.prepare.fit import oldest
 from backends.prepare.sources import cpu_features
+from sweep.base.config import cache_directory
 
-EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "mpirun", "text-generation-launcher")
+EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", "text-generation-launcher")
+COMPILERS = ("cc", "gcc", "clang")  # any of which counts as cc, and $CC
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -37,6 +41,19 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def _is_here(name: str) -> bool:
+    """Return whether a program is on PATH, or the headers of this Python, with which environments are made."""
+    if name == "Python.h":
+        return Path(sysconfig.get_path("include"), name).is_file()
+    names = (os.environ.get("CC"), *COMPILERS) if name == "cc" else (name,)
+    return any(shutil.which(each) for each in names if each)
+
+
+def free_disk(folder: Path) -> int:
+    """Return the bytes that are free on the disk of a folder, which may not exist yet."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+
+
 @functools.cache
 def _cpu_name() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -49,12 +66,13 @@ def host() -> Host:
     return Host(
         platform=platform.system().lower(),
         gpus=gpu_names(),
-        executables=frozenset(name for name in EXECUTABLES if shutil.which(name)),
+        executables=frozenset(filter(_is_here, EXECUTABLES)),
         driver=gpus.driver(),
         capability=oldest(gpu.capability for gpu in gpus.visible()),
         nvcc=task.cuda_release("nvcc") if gpu_names() else None,
         glibc=platform.libc_ver()[1] or None,
         python=".".join(platform.python_version_tuple()[:2]),
         machine=platform.machine(),
+        free_disk=free_disk(cache_directory(None)),
         cpu_features=cpu_features(),
     )

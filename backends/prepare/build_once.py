@@ -15,11 +15,7 @@ from sweep.base.whole_file import rename_whole
 def build_once(
     target: Path, build: Callable[[Path], None], name: str, progress: Progress, lock: Path | None = None
 ) -> Path:
-    """Return `target`, a file or folder that is either complete or missing; `build` makes it if it is missing.
-
-    `build` writes to the path that it gets, beside `target`, which is then renamed. Remains of a killed builder are
-    removed first. The lock is beside it too, unless another path is given. Raises task.Stopped if it comes first.
-    """
+    """Return `target`, complete or not at all; `build` makes it under another path, once. Raises task.Stopped."""
     if target.exists():  # for those that come after the builder, without a lock
         return target
     lock = lock or target.with_name(f".{target.name}.lock")

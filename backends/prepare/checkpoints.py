@@ -1,8 +1,4 @@
-"""The same weights for every engine: the format an engine loads, made from a model folder in Hugging Face layout.
-
-A conversion is made once per node, in a folder that appears complete and is named by all that decides its content: the
-model's files, the converter's versions, the parameters.
-"""
+"""Conversions of a model's weights, made once per node and named by all that decides their content."""
 
 import contextlib
 import hashlib
@@ -41,11 +37,7 @@ def converted(
     cache_dir: Path,
     progress: Progress,
 ) -> Path:
-    """Return the folder under `cache_dir`/converted for these parameters; `make` fills it if it is missing.
-
-    `parameters` must hold everything else that decides the content, versions of converters included. Raises
-    ConversionFailed or OSError.
-    """
+    """Return the folder for these parameters, which `make` fills. Raises ConversionFailed or OSError."""
     if not (model / "config.json").is_file():
         raise ConversionFailed(f"{model} has no config.json: only a folder in Hugging Face layout can be converted")
     made_of = {"model": digest(model, cache_dir), "kind": kind, "parameters": dict(parameters)}

@@ -1,7 +1,4 @@
-"""Environments of engines: built once per node on first use, by uv, content-addressed, never the orchestrator's own.
-
-A lock (`locks`) defines its content: equal locks are equal environments, on every node.
-"""
+"""Environments of engines, built once per node by uv: equal locks are equal environments, on every node."""
 
 import hashlib
 import json
@@ -22,7 +19,8 @@ from backends.prepare.uv import Uv
 from sweep.base.config import ConfigError, did_you_mean, validate
 from sweep.base.options import ConfigPath
 
-ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built again
+ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
+NOT_INSTALLED = {"environ", "environ_older_driver", "disk_gb"}  # fields that say nothing of what is there
 COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
 
 
@@ -48,14 +46,7 @@ def resolve(
     features: Iterable[str] = (),
     host: Host | None = None,
 ) -> EnvironmentSpec:
-    """Return the environment chosen for a platform, without a lock; the user's own interpreter or binary takes
-    precedence.
-
-    It includes the optional distributions of `features` and of the choice's extras. Of several builds it is the first
-    that runs on `host`.
-
-    Raises ValueError if none is named, and ConfigError if the named one does not exist; both name the key.
-    """
+    """Return the first build of a chosen environment that runs on `host`; the user's own program takes precedence."""
     if choice.image:
         python = choice.python or "python3"
         spec = EnvironmentSpec(
@@ -121,7 +112,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
     if spec.source and spec.source.architectures is None:
         del content["source"]["architectures"]
     if spec.lock is None:
-        content |= {"spec": spec.model_dump(mode="json"), "target": locks.node_target(spec)}
+        content |= {"spec": spec.model_dump(mode="json", exclude=NOT_INSTALLED), "target": locks.node_target(spec)}
     content["format"] = ENVIRONMENT_FORMAT
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -190,6 +181,14 @@ def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress)
         if "+" in spec.name:
             raise OptionalPartFailed(str(error), error.exit) from error
         raise
+
+
+def is_there(spec: EnvironmentSpec, cache_dir: Path) -> bool:
+    """Return whether an environment is complete on this machine, as far as that can be said."""
+    try:
+        return not locks.needed(spec) and built(spec, cache_dir) is not None
+    except EnvironmentFailed:
+        return False
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
@@ -278,10 +277,7 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
 
 
 def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progress: Progress) -> None:
-    """Import modules that compile themselves on import: now rather than during a launch.
-
-    Compiled files stay beside the environment until it is complete, so a killed build continues.
-    """
+    """Import what compiles itself at import: now, not within a launch; a build that was killed goes on."""
     if not spec.imports:
         return
     extensions = folder.with_suffix(".extensions")

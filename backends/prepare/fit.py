@@ -34,7 +34,7 @@ def problem(spec: EnvironmentSpec, host: Host) -> str | None:
         return f"its wheels need glibc {spec.glibc} or newer, the node has {host.glibc}"
     for program, remedy in spec.needs.items():
         if program not in host.executables:
-            return f"needs {program} on PATH: {remedy}"
+            return f"needs {program}{'' if program.endswith('.h') else ' on PATH'}: {remedy}"
     if not host.gpus:
         return None
     compiled = "nvcc" in spec.needs
@@ -62,7 +62,9 @@ def choose(specs: Sequence[EnvironmentSpec], host: Host | None) -> EnvironmentSp
 
 
 def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
-    """Return the environment with the CUDA major for a node's driver, where it wants torch for any."""
+    """Return the environment for a node's driver: the CUDA major, where it wants torch for any, and its variables."""
+    if host and spec.cuda and spec.environ_older_driver and older(host.driver, LEAST_DRIVER[spec.cuda]):
+        return spec.model_copy(update={"environ": spec.environ | spec.environ_older_driver})
     if spec.torch != "cuda" or spec.cuda or host is None or host.driver is None:
         return spec
     return spec.model_copy(update={"cuda": 12 if older(host.driver, LEAST_DRIVER[13]) else 13})

@@ -1,9 +1,4 @@
-"""Locks: the exact distributions of an environment on one platform, resolved once and then only read.
-
-Locks of the project's own environments are committed in conf/environment/locks, one file for each operating system and
-machine, CUDA major and Python. Others are resolved by the first command that needs them and kept in its results folder;
-a machine also remembers the locks it has resolved, for `sweep backends`.
-"""
+"""Locks: the exact distributions of an environment on one platform: committed, in the results, or remembered."""
 
 import hashlib
 import json
@@ -72,10 +67,7 @@ def lock_digest(content: str) -> str:
 def with_lock(
     spec: EnvironmentSpec, *places: Path | Mapping[str, str], any_requirements: bool = False
 ) -> EnvironmentSpec:
-    """Return the environment with its first lock found in folders, or in texts by file name, otherwise unchanged.
-
-    A lock for another platform does not count, nor one with other requirements unless `any_requirements` is set.
-    """
+    """Return the environment with the first lock in folders, or texts by file name, that is for it; else as it is."""
     if not needed(spec):
         return spec
     if spec.image and images.DIGEST.match(spec.image) and not any_requirements:

@@ -1,8 +1,4 @@
-"""The user's settings of pip, for uv, which reads no pip.conf: indexes, find-links, certificate, proxy, time-out.
-
-They are handed over in uv's environment and not on its command line: an index URL may hold a password. scripts/setup
-imports this before anything is installed, so it imports nothing but the standard library.
-"""
+"""The user's settings of pip for uv, which reads no pip.conf; in its environment, for URLs may hold passwords."""
 
 import ast
 import os

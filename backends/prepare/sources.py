@@ -1,9 +1,4 @@
-"""Engines that no package index offers as a program: compiled once, into the environment that they belong to.
-
-The source comes out of a source distribution, fetched by the environment's own pip (so with the user's indexes). The
-tools (cmake, ninja) are requirements of that environment. The build is for the local CPU and GPUs, which `machine`
-names. A killed build continues: its files stay beside the environment until it is complete.
-"""
+"""Engines that no package index has as a program: compiled once into their environment, for its CPU and GPUs."""
 
 import hashlib
 import json
@@ -68,11 +63,7 @@ def architectures() -> str:
 
 
 def complete_toolkit(folder: Path) -> None:
-    """Make the CUDA compiler from NVIDIA's distributions usable as compilers and CMake expect it.
-
-    The distributions hold libraries by their full names only (libcudart.so.13), in `lib`: linkers look for
-    libcudart.so, and torch in `lib64`.
-    """
+    """Give a CUDA compiler from NVIDIA's wheels what linkers (libcudart.so) and torch (lib64) expect."""
     for compiler in folder.glob("lib/python*/site-packages/nvidia/*/bin/nvcc"):
         libraries = compiler.parents[1] / "lib"
         for library in libraries.glob("lib*.so.*"):

@@ -1,8 +1,4 @@
-"""The table of an engine: its flags with their types, metrics, routes and the messages that its adapter relies on.
-
-One JSON file for each engine and pinned version, written by scripts/engine_tables.py from the engine's own sources. A
-user's flags are checked against it before anything is launched, and a test holds every adapter against it.
-"""
+"""The table of an engine and version, by scripts/engine_tables.py: flags, metrics, routes and messages."""
 
 import json
 import re

@@ -271,13 +271,13 @@ class Settings(Strict):
         return str(deadline)
 
 
-def next_time(text: str, now: datetime) -> datetime:
+def next_time(deadline: str, now: datetime) -> datetime:
     """The next "08:00" after `now`, or the instant of an ISO date and time; local. Raises ValueError for others."""
     try:
-        if len(text) <= len("08:00:00"):
-            at = datetime.combine(now.date(), time.fromisoformat(text))
+        if len(deadline) <= len("08:00:00"):
+            at = datetime.combine(now.date(), time.fromisoformat(deadline))
             return at if at > now else at + timedelta(days=1)
-        return datetime.fromisoformat(text).astimezone().replace(tzinfo=None)
+        return datetime.fromisoformat(deadline).astimezone().replace(tzinfo=None)
     except ValueError:
         raise ValueError("expected a time of day (08:00) and a date with a time (2026-11-22T08:00)") from None
 
@@ -296,8 +296,8 @@ def import_path() -> str:
 
 def content_hash(value: Any, length: int = 12) -> str:
     """Hash of a JSON-able value that does not depend on the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    document = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(document.encode()).hexdigest()[:length]
 
 
 def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
@@ -309,25 +309,25 @@ def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
         ConfigError: if a part of the key before the last is no mapping.
     """
     parents, mapping = key.split(".")[:-1], settings
-    for depth, name in enumerate(parents, start=1):
-        child = mapping.get(name)
+    for depth, part in enumerate(parents, start=1):
+        child = mapping.get(part)
         if child is not None and not isinstance(child, Mapping):
             raise ConfigError(f"{key}: {'.'.join(parents[:depth])} is a value and has no keys")
-        mapping[name] = dict(child or {})
-        mapping = mapping[name]
+        mapping[part] = dict(child or {})
+        mapping = mapping[part]
     return mapping
 
 
 def locate(target: str, key: str) -> type[BaseModel]:
     """The class that a `_target_` names. Raises ConfigError if there is no such module or class."""
-    module, _, name = target.rpartition(".")
+    module, _, attribute = target.rpartition(".")
     try:
-        kind = getattr(importlib.import_module(module), name)
+        located = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_={target!r}: no such class ({error})") from None
-    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+    if not (isinstance(located, type) and issubclass(located, BaseModel)):
         raise ConfigError(f"{key}._target_={target!r}: not a configuration class")
-    return kind
+    return located
 
 
 def build(mapping: Mapping[str, Any], key: str) -> BaseModel:

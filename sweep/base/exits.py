@@ -79,7 +79,7 @@ class Exit:
 
     def stored(self) -> str:
         """Return the known fields, as JSON."""
-        return json.dumps({name: value for name, value in asdict(self).items() if value not in ("", None, False)})
+        return json.dumps({field: fact for field, fact in asdict(self).items() if fact not in ("", None, False)})
 
     @classmethod
     def restored(cls, stored: str) -> Self:
@@ -117,21 +117,21 @@ def exit_of(error: BaseException) -> Exit:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return Exit(http=status, words=str(error))
-    place = _place_of_ours(error)
-    if place is None:
+    origin = _place_of_ours(error)
+    if origin is None:
         return Exit(words=str(error), outage=LIBRARY_OUTAGES.search(str(error)) is not None)
     source = error.__cause__ or error.__context__
-    return Exit(place) if source is None else exit_of(source)
+    return Exit(origin) if source is None else exit_of(source)
 
 
 def _place_of_ours(error: BaseException) -> str | None:
     """Return the function of ours that raised an error; None where a library did."""
     if isinstance(error, OSError):  # which we raise with a number alone
         return None
-    traceback, place = error.__traceback__, ""
+    traceback, origin = error.__traceback__, ""
     while traceback is not None:
         code, module = traceback.tb_frame.f_code, traceback.tb_frame.f_globals.get("__name__", "")
-        place, traceback = f"{type(error).__name__} in {module}.{code.co_qualname}", traceback.tb_next
+        origin, traceback = f"{type(error).__name__} in {module}.{code.co_qualname}", traceback.tb_next
     of_our_type = f"{type(error).__module__}.".startswith(OUR_MODULES)
-    raised_by_us = type(error).__module__ == "builtins" and place.partition(" in ")[2].startswith(OUR_MODULES)
-    return (place or type(error).__name__) if of_our_type or raised_by_us else None
+    raised_by_us = type(error).__module__ == "builtins" and origin.partition(" in ")[2].startswith(OUR_MODULES)
+    return (origin or type(error).__name__) if of_our_type or raised_by_us else None

@@ -81,7 +81,7 @@ class ConfigPath:
             raise one_of(group, name, self.choices(group))
         option = self.compose(None, [f"+{group}='{name}'"]).values[group]
         assert isinstance(option, dict)
-        return {str(key): value for key, value in option.items()}
+        return {str(key): setting for key, setting in option.items()}
 
     def compose(self, primary: str | None, overrides: Sequence[str]) -> "Composed":
         """Compose a primary configuration and overrides of config groups with Hydra.
@@ -116,13 +116,13 @@ def _composed(folders: tuple[Path, ...], stamps: Stamps, primary: str | None, ov
 
     try:
         config, choices = _hydra_composition(folders, primary, list(overrides))
-        values = OmegaConf.to_container(config, resolve=False)
+        settings = OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         complaint = " ".join(str(error).partition("Config search path:")[0].split())
         subject = overrides[0].lstrip("+").replace("'", "") if overrides else primary
         raise ConfigError(f"{subject}: {complaint[:300]}") from None
-    assert isinstance(values, dict)
-    return Composed({str(key): value for key, value in values.items()}, choices)
+    assert isinstance(settings, dict)
+    return Composed({str(key): setting for key, setting in settings.items()}, choices)
 
 
 def _hydra_composition(
@@ -173,9 +173,9 @@ def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
     """The nodes of a YAML document with a copy of what it stands for in the place of each alias."""
     if id(node) not in sizes:
         sizes[id(node)] = MOST_NODES + 1  # of one that contains itself
-        parts = getattr(node, "value", ())
-        inner = [part for entry in parts for part in (entry if isinstance(entry, tuple) else (entry,))]
-        sizes[id(node)] = 1 + (0 if isinstance(parts, str) else sum(_expanded_size(part, sizes) for part in inner))
+        content = getattr(node, "value", ())
+        inner = [child for entry in content for child in (entry if isinstance(entry, tuple) else (entry,))]
+        sizes[id(node)] = 1 + (0 if isinstance(content, str) else sum(_expanded_size(child, sizes) for child in inner))
     return sizes[id(node)]
 
 

@@ -180,8 +180,8 @@ class Records:
     gateway_answer: array[int]
 
     def __init__(self) -> None:
-        for name, code in REQUEST_COLUMNS.items():
-            setattr(self, name, array(code) if code else [])
+        for column, code in REQUEST_COLUMNS.items():
+            setattr(self, column, array(code) if code else [])
         self.offsets = array("q", [0])
         self.chunk_us = array("I")
         self.chunk_tokens = array("H")
@@ -190,19 +190,19 @@ class Records:
         return len(self.request_id)
 
     def append(self, record: Record) -> None:
-        for name, code in REQUEST_COLUMNS.items():
-            value = getattr(record, name)
-            getattr(self, name).append(math.nan if code == "d" and value is None else value)
+        for column, code in REQUEST_COLUMNS.items():
+            figure = getattr(record, column)
+            getattr(self, column).append(math.nan if code == "d" and figure is None else figure)
         self.chunk_us.extend(record.chunk_us)
         self.chunk_tokens.extend(record.chunk_tokens)
         self.offsets.append(len(self.chunk_us))
 
     def __getitem__(self, index: int) -> Record:
-        values = {name: getattr(self, name)[index] for name in REQUEST_COLUMNS}
-        values |= {name: None for name in _OPTIONAL if math.isnan(values[name])}
-        values["gateway_answer"] = bool(values["gateway_answer"])
+        cells = {column: getattr(self, column)[index] for column in REQUEST_COLUMNS}
+        cells |= {column: None for column in _OPTIONAL if math.isnan(cells[column])}
+        cells["gateway_answer"] = bool(cells["gateway_answer"])
         begin, end = self.offsets[index], self.offsets[index + 1]
-        return Record(**values, chunk_us=self.chunk_us[begin:end], chunk_tokens=self.chunk_tokens[begin:end])
+        return Record(**cells, chunk_us=self.chunk_us[begin:end], chunk_tokens=self.chunk_tokens[begin:end])
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))

@@ -70,6 +70,7 @@ class Target:
     batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
     continuous_usage: bool = False  # ask for usage in every chunk
     token_ids: bool = True  # takes prompts as token ids
+    temperature: float = 0  # of sampling; 0: greedy decoding
     ignore_eos: bool = False  # send ignore_eos, so that every answer has exactly the tokens asked for
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to each body; null takes a key out
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
@@ -154,8 +155,9 @@ def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     if not isinstance(request.prompt, str):
         raise ValueError(f"request {request.request_id}: backend.api={target.api} takes text, not token ids")
     if target.api == "tgi":
-        return _tgi_body(request.prompt, request.output_tokens)
-    return TYPED_DIALECTS[target.api].body(target.model, request.prompt, request.output_tokens)
+        return _tgi_body(request.prompt, request.output_tokens, target.temperature)
+    body = TYPED_DIALECTS[target.api].body(target.model, request.prompt, request.output_tokens)
+    return {**body, "temperature": target.temperature} if target.temperature else body
 
 
 def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     content: dict[str, Any] = {
         "model": target.model,
         target.max_tokens_field: limit,
-        "temperature": 0,
+        "temperature": target.temperature or 0,
         "stream": True,
         "stream_options": options,
     }
@@ -184,9 +186,11 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     return content
 
 
-def _tgi_body(prompt: str, limit: int) -> dict[str, Any]:
+def _tgi_body(prompt: str, limit: int, temperature: float) -> dict[str, Any]:
     # do_sample is true by default where parameters leave it out; details carry the counts. TGI has no ignore_eos.
-    return {"inputs": prompt, "parameters": {"max_new_tokens": limit, "do_sample": False, "details": True}}
+    sampled = {"temperature": temperature} if temperature else {}
+    parameters = {"max_new_tokens": limit, "do_sample": bool(sampled), **sampled, "details": True}
+    return {"inputs": prompt, "parameters": parameters}
 
 
 @dataclass(slots=True, eq=False)

@@ -59,8 +59,8 @@ def store_error(place: str, error: OSError) -> ValueError:
 
 def staging_folder(url: str, cache_dir: Path) -> Path:
     """The local working folder of a run in an object store."""
-    name = urlsplit(url).path.strip("/").replace("/", "-") or "run"
-    return cache_dir / "runs" / f"{name}-{content_hash(url)}"
+    run = urlsplit(url).path.strip("/").replace("/", "-") or "run"
+    return cache_dir / "runs" / f"{run}-{content_hash(url)}"
 
 
 class ObjectStore:
@@ -113,7 +113,7 @@ class ObjectStore:
     def read_ledger(self) -> tuple[Sequence[str], bytes]:
         """The names of the ledger's pieces, and its content."""
         pieces = sorted(self.list("ledger"))
-        return pieces, b"".join(self.read(name) or b"" for name in pieces)
+        return pieces, b"".join(self.read(piece) or b"" for piece in pieces)
 
     def upload(self, folder: Path, files: Iterable[Path]) -> None:
         """Copy files of a local folder to objects of the same names, skipping files that no longer exist."""
@@ -225,14 +225,14 @@ class Mirror:
     def _replace_compacted(self) -> None:
         """Upload the compact files, then delete the objects whose content they have."""
         self._upload_changed(self.paths.compact.glob("*.parquet"))
-        for name in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
-            self.store.delete(name)
+        for path in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
+            self.store.delete(path)
 
     def fetch_trials(self) -> None:
         """Download what other machines have measured, for the report; continue with what is available on errors."""
         try:
             sizes = self.store.list("deployments")
-            missing = [name for name, size in sizes.items() if not _has(self.paths.out / name, size)]
+            missing = [path for path, size in sizes.items() if not _has(self.paths.out / path, size)]
             self.store.download(self.paths.out, missing)
         except OSError as error:
             self.notify(f"{self.store.url}: {first_line(error)}; the report covers only the results on this machine")
@@ -346,7 +346,7 @@ def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True
 def _copy_into(folder: Path, store: ObjectStore, only: Callable[[str], bool]) -> None:
     try:
         pieces, ledger = store.read_ledger()
-        store.download(folder, [name for name in store.list() if name not in {*pieces, Lock.NAME} and only(name)])
+        store.download(folder, [path for path in store.list() if path not in {*pieces, Lock.NAME} and only(path)])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ledger.jsonl").write_bytes(ledger)
     except BaseException:

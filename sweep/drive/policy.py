@@ -15,6 +15,7 @@ RULES has what an outcome means; an Exit decides whose fault a failure is and wh
 | a full disk | – | waited for in a build; else nothing more is started on that node |
 | a Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE |
 | any other Cause | engine | an answer |
+| HTTP 401, 403 of a hub or registry | surroundings | an answer |
 
 | a failed trial is | retried |
 |---|---|
@@ -91,6 +92,7 @@ OUTAGE_ERRORS = {
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more is started on that node
 SERVER_ERROR = 500  # and more: no answer to the question
+NO_ACCESS = (401, 403)  # an answer to this account, which its user can change
 TRY_LATER = (408, 429)  # time-out, too many requests: no answer either
 ENGINE_SIGNALS = {  # a program's own doing; others are sent to it
     *(signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS),
@@ -101,6 +103,7 @@ def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
     """Return whose fault a failure is; None of what is none."""
     fault = RULES[outcome].fault
     of_others = was_killed(exit) or exit.cause in SURROUNDINGS or is_outage(exit) or exit.blames == Blame.NODE
+    of_others |= exit.http in NO_ACCESS
     return Fault.SURROUNDINGS if fault is Fault.ENGINE and of_others else fault
 
 
@@ -220,7 +223,8 @@ class Failure(NamedTuple):
 def launches_again(failures: Sequence[Failure], attempts: int) -> bool:
     """Return whether an engine is launched again for the other trials, after failures without a good trial between."""
     last = failures[-1]
-    if last.outcome is Outcome.OOM_LOAD or last.exit.blames == Blame.NODE or len(failures) >= attempts:
+    of_node = last.exit.blames == Blame.NODE or last.exit.cause == Cause.CONTRADICTION  # which is as it is
+    if last.outcome is Outcome.OOM_LOAD or of_node or len(failures) >= attempts:
         return False
     repeated = {(end.outcome, without_numbers(f"{end.exit.cause} {end.exit.words}")) for end in failures[-2:]}
     counted = [end for end in failures[-2:] if RULES[end.outcome].at_launch and not was_killed(end.exit)]

@@ -1,5 +1,6 @@
 """Preflight checks: the hardware profile, the nodes with their GPUs and cores, and engines that cannot run there."""
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -112,7 +113,9 @@ def find_nodes(settings: Settings) -> list[Node]:
     gpus = this_host.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
     accelerators, cores = (*profile, *sorted(set(gpus))), len(os.sched_getaffinity(0))
-    return [Node("this machine", len(gpus), cores, accelerators, facts=this_host.host())]
+    free = this_host.free_disk(cache_directory(settings.cache_dir))
+    facts = dataclasses.replace(this_host.host(), free_disk=free)
+    return [Node("this machine", len(gpus), cores, accelerators, facts=facts)]
 
 
 def drivers_of(nodes: Sequence[Node]) -> set[str] | None:

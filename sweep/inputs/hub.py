@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -123,6 +123,12 @@ def _hub_cache(cache_dir: Path) -> Path:
     return Path(constants.HF_HUB_CACHE) if is_set else cache_dir / "hub"
 
 
+def is_fetched(repo: str, cache_dir: Path, kind: RepoType = "model", commit: str = "*") -> bool:
+    """Return whether files of a repository, of this commit or of any, are in the hub's cache on this machine."""
+    folder = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type=kind)
+    return any(folder.glob(f"snapshots/{commit}/*"))
+
+
 def _is_answer(error: Exception) -> bool:
     """Return whether an error is the hub's answer, rather than a failure to reach it or its own error."""
     return isinstance(error, HfHubHTTPError) and not policy.no_answer(error.response.status_code)
@@ -182,7 +188,7 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
     key = f"{os.environ.get('HF_ENDPOINT', '')} {'' if kind == 'model' else f'{kind}s/'}{repo}@{revision}"
     last = commits.get(key) or _fetched_commit(repo, revision, cache_dir, kind)
     try:
-        commit = _ask_commit(repo, revision, kind, patient=last is None)
+        info = _ask_commit(repo, revision, kind, patient=last is None)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         if key not in commits:
             raise _refused(repo, revision, error, kind) from None
@@ -192,6 +198,9 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
             _unanswered[repo, revision, kind] = first_line(error)
         return last or revision
     _unanswered.pop((repo, revision, kind), None)
+    commit = str(info.sha)
+    if info.gated and not is_fetched(repo, cache_dir, kind, commit):
+        _check_access(info, kind)
     if commits.get(key) != commit:
         with contextlib.suppress(OSError):  # a cache that this node may not write to: the hub is asked again
             write_whole(remembered, json.dumps(commits | {key: commit}, indent=1))
@@ -212,12 +221,29 @@ def forget_outages() -> None:
     _unanswered.clear()
 
 
-def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> str:
+def _check_access(info: Any, kind: RepoType) -> None:
+    """Raise ValueError if the hub refuses the files of a gated repository, whose list it shows to everybody."""
+    api, (group, key) = _hub(), KEYS[kind]
+    name = next((file.rfilename for file in info.siblings or []), "config.json")
+    url = hf_hub_url(info.id, name, repo_type=kind, revision=info.sha, endpoint=api.endpoint)
+    try:
+        api.get_hf_file_metadata(url=url, timeout=RESOLVE_TIMEOUT)
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+        if _is_answer(error):
+            licence = f"{api.endpoint}/{'' if kind == 'model' else 'datasets/'}{info.id}"
+            token = "the account of HF_TOKEN has no access" if api.token else "HF_TOKEN is not set"
+            raise ValueError(
+                f"{group}.{key}={info.id}: the {kind} is gated, and {token}; accept its licence at {licence} and "
+                "export HF_TOKEN"
+            ) from None
+
+
+def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> Any:
     """Return the hub's answer, with retries if `patient`: if nothing else has the commit, ids depend on it."""
     pauses = _pauses(os.environ.get("HF_ENDPOINT", "")) if patient else iter(())
     while True:
         try:
-            return str(_hub().repo_info(repo, revision=revision, repo_type=kind, timeout=RESOLVE_TIMEOUT).sha)
+            return _hub().repo_info(repo, revision=revision, repo_type=kind, timeout=RESOLVE_TIMEOUT)
         except (HfHubHTTPError, httpx.TransportError) as error:
             if _is_answer(error) or (pause := next(pauses, None)) is None:
                 raise

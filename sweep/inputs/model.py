@@ -24,7 +24,15 @@ from backends.prepare.checkpoints import digest as folder_digest
 from backends.prepare.checkpoints import file_digest
 from backends.prepare.checkpoints import is_quantised as folder_is_quantised
 from sweep.base.config import Strict, content_hash
-from sweep.inputs.hub import PROGRESS_INTERVAL, REPOSITORY, fetch, fetch_configuration, ignore, resolve_commit
+from sweep.inputs.hub import (
+    PROGRESS_INTERVAL,
+    REPOSITORY,
+    fetch,
+    fetch_configuration,
+    ignore,
+    is_fetched,
+    resolve_commit,
+)
 from sweep.inputs.model_shape import ModelShape
 from sweep.inputs.tokenizer import (
     SHIPPED_TOKENIZER,
@@ -94,6 +102,10 @@ class Model(Strict):
         Raises Outage if that cannot be found out now.
         """
         return None
+
+    def missing_bytes(self, cache_dir: Path) -> int:
+        """Return about how many bytes of weights are still to be written under a cache, where their shape is known."""
+        return 0
 
     def is_quantised(self, cache_dir: Path) -> bool | None:
         """Return whether the weights are stored quantised; None: unknown. Models written here never are."""
@@ -177,6 +189,13 @@ class RandomModel(Model):
         }
         return content_hash(content, 16)
 
+    def missing_bytes(self, cache_dir: Path) -> int:
+        size = 4 if self._stored == "float32" else 2
+        return 0 if self._path(cache_dir).exists() else size * self.architecture.parameters
+
+    def _path(self, cache_dir: Path) -> Path:
+        return cache_dir / "models" / f"{safe_name(self.name)}-{self.digest(cache_dir)}"
+
     @property
     def _stored(self) -> random_weights.Dtype:
         return "bfloat16" if self.dtype == "auto" else self.dtype
@@ -185,8 +204,9 @@ class RandomModel(Model):
         return Path(self.tokenizer).expanduser() if self.tokenizer else SHIPPED_TOKENIZER
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        folder = cache_dir / "models" / f"{safe_name(self.name)}-{self.digest(cache_dir)}"
-        return build_once(folder, lambda path: self._write(path, progress), f"model {self.name}", progress)
+        return build_once(
+            self._path(cache_dir), lambda path: self._write(path, progress), f"model {self.name}", progress
+        )
 
     def _write(self, folder: Path, progress: Progress) -> None:
         folder.mkdir()
@@ -228,6 +248,9 @@ class HubModel(Model):
 
     def is_quantised(self, cache_dir: Path) -> bool | None:
         return _is_quantised_on_hub(self.repo, self.revision, cache_dir)
+
+    def missing_bytes(self, cache_dir: Path) -> int:
+        return 0 if self.shape is None or is_fetched(self.repo, cache_dir) else 2 * self.shape.parameters
 
     def reach(self, cache_dir: Path) -> None:
         fetch(self.repo, self.revision, cache_dir, ignore, peek=True)

@@ -111,9 +111,9 @@ def read_rows(
 
 
 @lru_cache(maxsize=16)
-def _parse_rows(path: Path, key: str, changed: int, first: int | None) -> list[FileRow]:
+def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[FileRow]:
     try:
-        rows = list(islice(READERS.get(path.suffix, _text_lines)(path), first))
+        rows = list(islice(READERS.get(path.suffix, _text_lines)(path), limit))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{key}: {error.reason} at byte {error.start}; expected UTF-8") from None
     except (ValueError, OSError, ArrowException, csv.Error) as error:
@@ -152,10 +152,10 @@ def _json(path: Path) -> Iterator[FileRow]:
     return (_mapping(row, f"entry {number}") for number, row in enumerate(content, 1))
 
 
-def _mapping(value: Any, where: str) -> FileRow:
-    if not isinstance(value, dict):
+def _mapping(entry: Any, where: str) -> FileRow:
+    if not isinstance(entry, dict):
         raise ValueError(f"{where} is not a JSON mapping")
-    return value
+    return entry
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:

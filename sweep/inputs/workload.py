@@ -20,7 +20,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer
 
 from sweep.base.config import Strict
@@ -93,6 +93,7 @@ class Workload(Strict):
     num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured requests
     warmup_requests: NonNegativeInt | None = None  # sent before the measured ones, other prompts; null: Load.warmup
     ignore_eos: bool = True  # true: every answer has exactly the requested length; false: at most
+    temperature: NonNegativeFloat = 0.0  # of sampling; 0: greedy decoding
     unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
 
     def check(self) -> None:

@@ -35,7 +35,7 @@ from backends.prepare import environments as environments
 from backends.prepare.retry import patiently
 from backends.tables.causes import cause_table
 from sweep.base.config import Hardware, first_line
-from sweep.base.exits import Cause, Exit, Outage, exit_of
+from sweep.base.exits import Blame, Cause, Exit, Outage, exit_of
 from sweep.base.records import Outcome
 from sweep.client.measurement import ClientDied
 from sweep.drive import policy
@@ -248,6 +248,9 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         launches = replica_launches(node.launch, backend.replicas)
         with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
             facts = _first_facts(work, node, engines, expected, emit)
+            if not all(engine.shows_on_gpus() for engine in engines):  # after an answer: some load at the first request
+                reason = "it answers, but its GPUs show neither its process nor more memory: it computes elsewhere"
+                return Failure(Outcome.INVALID, reason, Exit(Cause.CONTRADICTION), engines[0].log_tail())
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             tokenizer = functools.partial(work.deployment.model.tokenizer_folder, work.cache)
             folder = node.launch.workdir / "gateway"
@@ -310,7 +313,8 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         if other := environments.other_platform(spec):
             raise Contradiction(other)
         if unfit := fit.problem(spec, host()):  # before gigabytes are fetched
-            raise environments.EnvironmentFailed(f"environment {spec.name} does not run on this node: {unfit}")
+            problem = f"environment {spec.name} does not run on this node: {unfit}"
+            raise environments.EnvironmentFailed(problem, Exit("unfit", blames=Blame.USER))
         environment = environments.prepare_or_plain(spec, work.cache, progress)
         folder = _weights(work, environment, progress)
         draft = draft and draft.prepare(work.cache, progress)
@@ -328,6 +332,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
         cache=work.cache / "containers" / (spec.name if spec else "none"),
         image_cache=spec.cache if spec else None,
         shm_size=spec.shm_size if spec else "",
+        environ=spec.environ if spec else {},
         gpus=gpus,
         threads=max(1, len(engine_cpus)),
         cpus=tuple(engine_cpus),
@@ -453,10 +458,10 @@ def _reset_caches(engines: Sequence[server.Engine], emit: Emit) -> bool | None:
     None also for an engine that others launched: they may be using its cache, which is not ours to flush.
     """
     backend, reset = engines[0].backend, True
-    if not backend.launches or not backend.reset_paths:
+    if not backend.launches or not backend.resets:
         return None
     for engine in engines:
-        problems = [f"{path}: {problem}" for path in backend.reset_paths if (problem := _reset(engine.url + path))]
+        problems = [f"{path}: {problem}" for path in backend.resets if (problem := _reset(engine.url + path))]
         if problems:
             reset = False
             _note(engine, emit, f"caches not reset before the trial: {'; '.join(problems)}")

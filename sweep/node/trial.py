@@ -151,7 +151,7 @@ def _measure(
     measure = engine_timed.measure if work.deployment.backend.traits.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
         return measure(
-            target(running.engine, trial.workload.ignore_eos, running.url),
+            target(running.engine, trial.workload.ignore_eos, running.url, trial.workload.temperature),
             warmup,
             requests,
             trial.load.mode(len(requests), trial.seed),
@@ -209,8 +209,8 @@ def _count_tokens(work: Work) -> measurement.CountTokens | None:
     return lambda texts: [len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def target(engine: Engine, ignore_eos: bool, url: str | None = None) -> wire.Target:
-    """Return what the client must know of the engine: what its backend says under the same names, and four more.
+def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature: float = 0) -> wire.Target:
+    """Return what the client must know of the engine: what its backend says under the same names, and five more.
 
     `url` is that of what is in front of it. Where the end of an answer is ignored, its text shows special tokens: so
     our count of it is that of its tokens.
@@ -220,6 +220,7 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None) -> wire.Tar
     return wire.Target(
         url=url if url not in (None, engine.url) else backend.url or engine.url,
         model=engine.launch.served_name,
+        temperature=temperature,
         ignore_eos=ignore_eos and backend.ignores_eos,
         extra_body={**(backend.wire.show_special if ignore_eos else {}), **backend.extra_body},
         **{name: getattr(backend, name) for name in shared},

@@ -113,6 +113,9 @@ class _Builder:
         if deployment.backend.traits.timed_inside and load.built.mode(1, 0).batch() is None:
             problem = f"{deployment.backend.name} is timed inside its own process, in lockstep batches"
             raise ConfigError(f"load={load.built.name}: {problem}; expected load=batch")
+        if workload.built.temperature and not deployment.backend.wire.samples:
+            problem = f"{deployment.backend.name} decodes greedily"
+            raise ConfigError(f"workload.temperature={workload.built.temperature:g}: {problem}; expected 0")
         anew = launched_per_replicate(self.settings, len(self.deployments)) and deployment.backend.launches
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)
@@ -141,6 +144,8 @@ class _Builder:
                 message = str(error) if str(error).startswith(group) else f"{group}: {error}"
                 raise _unusable(error, message) from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
+            if fields.get("temperature") == 0:  # as all workloads were before there was one
+                del fields["temperature"]
             identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
             self.parts[key] = _Part(pinned, digest, identity)

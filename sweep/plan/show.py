@@ -6,7 +6,7 @@ from datetime import datetime
 
 from rich.console import Console, OverflowMethod
 
-from backends.prepare import locks
+from backends.prepare import environments, locks
 from sweep.base.config import cache_directory, next_time
 from sweep.base.wording import count
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
@@ -135,7 +135,7 @@ def few_requests_note(plan: Plan) -> list[str]:
 def plan_warnings(plan: Plan, nodes: Sequence[Node], points: list[PlanPoint]) -> list[str]:
     """Return the warnings about a plan, one line each."""
     of_loads = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
-    return [*substituted(plan), *of_loads, *capacity_warnings(plan, points)]
+    return [*substituted(plan), *little_disk(plan, nodes), *of_loads, *capacity_warnings(plan, points)]
 
 
 def not_locked(plan: Plan) -> list[str]:
@@ -152,6 +152,24 @@ def substituted(plan: Plan) -> list[str]:
     """Name the engines that run in another build than on the newest nodes, or compute in another format, and why."""
     notes = [note for deployment in plan.deployments if not deployment.unavailable for note in deployment.notes]
     return list(dict.fromkeys(notes))
+
+
+def little_disk(plan: Plan, nodes: Sequence[Node]) -> list[str]:
+    """Warn of nodes whose disk has less room than the engines and weights that are still to be written there."""
+    free = {node.address: node.facts.free_disk for node in nodes if node.facts and node.facts.free_disk is not None}
+    cache, launched = cache_directory(plan.settings.cache_dir), [d for d in plan.deployments if not d.unavailable]
+    if not free:
+        return []
+    specs = {d.environment.name: d.environment for d in launched if d.environment and d.environment.disk_gb}
+    engines = sum(spec.disk_gb or 0.0 for spec in specs.values() if not environments.is_there(spec, cache))
+    models = {d.model.name: d.model for d in launched if d.backend.launches}
+    weights = sum(model.missing_bytes(cache) for model in models.values()) / 1e9
+    return [
+        f"{address}: {room / 1e9:.1f} GB of disk are free, and about {engines:g} GB of engines and {weights:.1f} GB of "
+        "weights are to be written; make space, or choose another disk with cache_dir"
+        for address, room in free.items()
+        if room < (engines + weights) * 1e9
+    ]
 
 
 def past_deadline(plan: Plan) -> list[str]:

@@ -243,11 +243,8 @@ def test_speculation_in_any_spelling_brings_its_distribution_and_has_one_id(tmp_
     assert "environment cpu+suffix" in capsys.readouterr().out
 
 
-def test_a_load_format_of_real_weights_is_the_engines_own():
+def test_random_weights_are_a_models():
     build({**load_option("backend", "vllm"), "flags": {"load-format": "safetensors"}}, "backend").check()
-
-
-def test_an_option_of_tensorrt_llm_puts_no_random_weights_under_the_rows_name():
     with pytest.raises(ConfigError, match=r"options\.load_format=dummy: set a model with random weights"):
         build({**load_option("backend", "tensorrt_llm"), "options": {"load_format": "dummy"}}, "backend")
 
@@ -267,6 +264,14 @@ def test_two_spellings_of_a_flag_are_one(tmp_path, capsys):
     )
     with pytest.raises(ConfigError, match="given twice, in two spellings"):
         build({**load_option("backend", "vllm"), "flags": {"max-num-seqs": 1, "max_num_seqs": 2}}, "backend")
+
+
+def test_a_temperature_is_an_axis_of_the_workload(tmp_path, capsys):
+    greedy = ids(capsys, tmp_path, "backend=vllm")
+    assert ids(capsys, tmp_path, "backend=vllm", "workload.temperature=0") == greedy
+    assert greedy < ids(capsys, tmp_path, "backend=vllm", "workload.temperature=0,0.8")
+    assert main(plan("backend=transformers", "workload.temperature=0.8", f"out={tmp_path}")) == 2
+    assert "workload.temperature=0.8: transformers decodes greedily; expected 0" in capsys.readouterr().err
 
 
 def own_environment(tmp_path: Path, version: str) -> str:

@@ -146,29 +146,17 @@ def test_pytorchs_index_is_asked_only_where_pip_finds_no_cpu_build(wheels, tmp_p
     assert [call.get("UV_TORCH_BACKEND") for call in calls] == ([None, "cpu", None, None] if asked else [None] * 3)
 
 
-def test_the_users_own_interpreter_is_used_as_it_is(tmp_path):
-    spec = environments.resolve(EnvironmentChoice(cpu="cpu", python=sys.executable), "cpu")
-    environment = prepare(spec, tmp_path, lambda line: None)
+def test_the_users_own_programs_are_used_as_they_are(tmp_path):
+    environment = prepare(environments.resolve(EnvironmentChoice(python=sys.executable), "cpu"), tmp_path, print)
     assert environment.python == sys.executable
     assert "pytest" in environment.versions
+    environment = prepare(environments.resolve(EnvironmentChoice(binary="sh"), "cpu"), tmp_path, print)
+    assert str(environment.binary).endswith("/sh")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_users_own_binary_is_used_as_it_is(tmp_path):
-    environment = environments.prepare(
-        environments.resolve(EnvironmentChoice(binary="sh"), "cpu"), tmp_path, lambda line: None
-    )
-    assert environment.binary is not None
-    assert environment.binary.endswith("/sh")
-
-
-@pytest.mark.parametrize("key", ["python", "binary"])
-def test_an_own_executable_that_is_not_there_is_named(key, tmp_path):
-    spec = environments.resolve(EnvironmentChoice(**{key: "/no/such/file"}), "cpu")
-    with pytest.raises(
-        environments.EnvironmentFailed, match=f"backend.env.{key}=/no/such/file: not an executable file"
-    ):
-        prepare(spec, tmp_path, lambda line: None)
+    for key in ("python", "binary"):
+        spec, problem = environments.resolve(EnvironmentChoice(**{key: "/no/file"}), "cpu"), "not an executable file"
+        with pytest.raises(environments.EnvironmentFailed, match=f"backend.env.{key}=/no/file: {problem}"):
+            prepare(spec, tmp_path, print)
 
 
 def test_shipped_environments_resolve():
@@ -177,11 +165,13 @@ def test_shipped_environments_resolve():
         assert spec.requirements or spec.image
 
 
-def test_unknown_names_are_told_with_what_is_known():
+def test_unknown_names_are_told_with_what_is_known(capsys):
     with pytest.raises(ValueError, match=r"backend.env.cpu=nope: no such environment; expected: .*cpu"):
         environments.resolve(EnvironmentChoice(cpu="nope"), "cpu")
     with pytest.raises(ValueError, match=r"backend.env.cuda names no environment"):
         environments.resolve(EnvironmentChoice(cpu="cpu"), "cuda")
+    assert main(["backend=vllm", "backend.env.cpu=nope", "model=tiny-llama", "workload=qa", "dry_run=true"]) == 2
+    assert capsys.readouterr().err.startswith("error: backend.env.cpu=nope: no such environment; expected: ")
 
 
 def test_the_fingerprint_knows_all_that_decides_what_is_installed():
@@ -294,15 +284,3 @@ def test_small_downloads_are_reported_together(monkeypatch, tmp_path):
         "environment demo: Installed 4 packages in 233ms",
     ]
     assert (tmp_path / "log").read_text().splitlines()[-len(lines) :] == lines  # the log has all of them
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("backend.env.cpu=nope", "backend.env.cpu=nope: no such environment; expected: "),
-        ("hardware.price_per_hour=inf", "hardware.price_per_hour=inf: "),
-    ],
-)
-def test_what_no_machine_has_is_refused_at_the_door(argument, message, capsys):
-    assert main(["backend=vllm", argument, "model=tiny-llama", "workload=qa", "dry_run=true"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -5,9 +5,13 @@ import sys
 
 import pytest
 
-from backends.base import EnvironmentSpec, Host
+from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Launch
+from backends.installed import configured
+from backends.launch import this_host
+from backends.launch.engine_environment import engine_environment
 from backends.launch.this_host import EXECUTABLES
 from backends.prepare import fit
+from backends.prepare.environments import resolve
 from scripts import hosts_table
 from sweep.__main__ import main
 
@@ -65,7 +69,7 @@ def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkey
             assert ("CUDA 12" if old or name == "ctranslate2" else "CUDA 13") in lines[name]
     assert ("backend.env.cuda=vllm_cuda12" in lines["vllm"]) == old
     assert ("backend.env.cuda=sglang_image" in lines["sglang"]) == old
-    image = "environment tgi: image ghcr.io/huggingface/text-generation-inference:3.3.7 (not locked yet)"
+    image = "environment tgi: image ghcr.io/huggingface/text-generation-inference:3.3.7 (not locked yet), about 15 GB"
     assert lines["tgi"] == image
     assert ("torch 2.10.0" if old else "torch 2.13.0") in lines["transformers"]
     assert "instead of environment transformers: built for CUDA 13" in lines["transformers"] or not old
@@ -100,6 +104,35 @@ def test_a_program_that_is_missing_is_said_with_its_remedy():
     spec = EnvironmentSpec(name="x", requirements=("a",), needs={"mpirun": "install OpenMPI"})
     assert fit.problem(spec, Host(gpus=("NVIDIA L4",))) == "needs mpirun on PATH: install OpenMPI"
     assert fit.problem(spec, Host(executables=frozenset(EXECUTABLES))) is None
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm_cuda12", "sglang", "lmdeploy", "lmdeploy_cuda12"])
+def test_an_engine_that_compiles_at_first_use_needs_a_compiler_and_pythons_headers(name, monkeypatch):
+    spec = resolve(EnvironmentChoice(cuda=name), "cuda")
+    for missing in ("cc", "Python.h"):
+        node = Host(executables=frozenset(EXECUTABLES) - {missing})
+        assert (fit.problem(spec, node) or "").startswith(f"needs {missing}")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert "cc" not in this_host.host().executables
+    monkeypatch.setenv("CC", sys.executable)
+    assert "cc" in this_host.host().executables
+
+
+@pytest.mark.parametrize(("driver", "passed"), [("550", True), ("580", False)])
+def test_an_image_gets_the_variables_that_an_older_driver_needs(driver, passed, tmp_path):
+    spec = resolve(EnvironmentChoice(cuda="vllm_image"), "cuda", host=Host(gpus=("NVIDIA L4",), driver=driver))
+    its = Launch(model=tmp_path, served_name="m", workdir=tmp_path, gpus=("0",), environ=spec.environ)
+    variables = engine_environment(configured("vllm"), its, "marker")
+    assert variables.get("VLLM_ENABLE_CUDA_COMPATIBILITY") == ("1" if passed else None)
+
+
+def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(this_host, "free_disk", lambda folder: 3 * 10**9)
+    words = ["backend=vllm", "model=random-llama-2-7b", "workload=qa", "cluster=inline", "hardware=cpu", "dry_run=true"]
+    assert main([*words, f"out={tmp_path}/out", f"cache_dir={tmp_path}/cache"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "GB of disk are free" in line]
+    assert "3.0 GB of disk are free, and about 4 GB of engines and 13.5 GB of weights are to be written" in line
 
 
 def test_what_is_compiled_by_the_nodes_compiler_is_for_its_cuda():

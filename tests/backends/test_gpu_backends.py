@@ -18,7 +18,6 @@ from backends.launch import container_options, server
 from backends.launch.gpus import Gpu
 from sweep.base.config import CONF, ConfigError, build
 from sweep.base.options import load_option
-from sweep.node.telemetry import EngineMetrics
 from tests.support.http_stub import page, serving
 
 GPU = Host(gpus=("NVIDIA L4",), executables=frozenset({"nvcc"}))
@@ -67,12 +66,6 @@ def launch(tmp_path) -> Launch:
     )
 
 
-def flags(line: list[str]) -> dict[str, str]:
-    """What follows each flag; bare flags have ""."""
-    pairs = zip(line, [*line[1:], "--"], strict=True)
-    return {flag: "" if value.startswith("--") else value for flag, value in pairs if flag.startswith("--")}
-
-
 COMMANDS = {
     "sglang": (
         {"mem-fraction-static": 0.8, "disable-radix-cache": True},
@@ -118,7 +111,7 @@ def test_lmdeploy(launch):
 def test_exllama(launch):
     line = configured("exllama", flags={"max_batch_size": 32}).command(launch)
     assert line[:3] == ["/env/bin/python", "-m", "backends.host"]
-    found = flags(line[3:])
+    found = dict(zip(line[3::2], line[4::2], strict=True))
     assert found["--library"] == "backends.host.libraries.exllama_library"
     assert found["--device"] == "cuda"
     assert json.loads(found["--flags"]) == {"cache_tokens": 65536, "max_batch_size": 32}
@@ -169,42 +162,19 @@ echo "$@" > "$6/model.safetensors"
 """
 
 
-# What each serves there, cut from the code that makes it.
-PAGES = {
-    "tgi": """
-tgi_batch_current_max_tokens 2800
-tgi_batch_max_total_tokens 10000
-tgi_batch_current_size 3
-tgi_queue_size 2
-""",
-    "sglang": """
-sglang:token_usage{model_name="llama"} 0.28
-sglang:num_running_reqs{model_name="llama"} 3
-sglang:num_queue_reqs{model_name="llama"} 2
-sglang:num_retracted_requests_total{model_name="llama"} 1
-""",
-    "lmdeploy": """
-lmdeploy:gpu_cache_usage_perc{model_name="llama",engine="0"} 0.28
-lmdeploy:num_requests_running{model_name="llama",engine="0"} 3
-lmdeploy:num_requests_waiting{model_name="llama",engine="0"} 2
-""",
-    "tensorrt_llm": """
-trtllm_kv_cache_utilization{model_name="llama",engine_type="undefined"} 0.28
-trtllm_num_requests_running{model_name="llama",engine_type="undefined"} 3
-trtllm_num_requests_waiting{model_name="llama",engine_type="undefined"} 2
-""",
-}
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_metrics_by_their_names(name):
-    backend = configured(name)
-    with serving(page(backend.metrics_path, PAGES[name])) as address:
-        metrics = EngineMetrics([f"{address}{backend.metrics_path}"], backend.metric_names)
-        read = {series: value for series, _, value in metrics.read()}
-    assert read["kv_cache_usage"] == 0.28
-    assert read["requests_running"] == 3
-    assert read["requests_waiting"] == 2
+@pytest.mark.parametrize(
+    ("name", "metrics"),
+    [
+        ("tgi", "batch_current_max_tokens / tgi_batch_max_total_tokens, batch_current_size, queue_size"),
+        ("sglang", "token_usage, num_running_reqs, num_queue_reqs"),
+        ("lmdeploy", "gpu_cache_usage_perc, num_requests_running, num_requests_waiting"),
+        ("tensorrt_llm", "kv_cache_utilization, num_requests_running, num_requests_waiting"),
+    ],
+)
+def test_metrics_by_their_names(name, metrics):
+    prefix, names = {"tensorrt_llm": "trtllm_", "tgi": "tgi_"}.get(name, f"{name}:"), configured(name).metric_names
+    kept = [names[series] for series in ("kv_cache_usage", "requests_running", "requests_waiting")]
+    assert kept == [f"{prefix}{metric}" for metric in metrics.split(", ")]
 
 
 # -- ExLlama's packages, as far as the host uses them: result dictionaries as their `iterate` documents them
@@ -420,6 +390,36 @@ def test_exllama_forgets_earlier_prompts(library, launch):
     assert library.generator.resets == 1
     library.generator.cpu_page_cache = object()  # another tier that it was told to keep
     assert library.reset_caches() is False
+
+
+OFFLOADED = {"kv-offloading-size": 4}
+OTHER = {"kv-transfer-config": {"kv_connector": "LMCacheConnectorV1"}}
+SUFFIX = {"speculative-config": {"method": "suffix"}}
+ALONE = {"speculative-config": {"method": "suffix", "suffix_decoding_max_cached_requests": 0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "paths"),
+    [
+        ("vllm", {}, ("/reset_prefix_cache",)),
+        ("vllm", OFFLOADED, ("/reset_prefix_cache?reset_external=true",)),
+        ("vllm", {**OFFLOADED, "kv-offloading-backend": "lmcache"}, ()),  # says that it is reset, and is not
+        ("vllm", OTHER, ()),
+        ("vllm", SUFFIX, ()),
+        ("vllm", ALONE, ("/reset_prefix_cache",)),
+        ("vllm_offline", OTHER, ()),
+        ("vllm_offline", OFFLOADED, ("/reset_caches",)),
+        ("sglang", {"hicache-storage-backend": "file"}, ("/flush_cache", "/hicache/storage-backend/clear")),
+    ],
+)
+def test_a_reset_reaches_all_that_remembers_or_is_none(name, flags, paths, launch):
+    backend = configured(name, flags=flags)
+    assert backend.resets == paths
+    if "speculative-config" in flags:
+        tree = "of each request" if paths else "of all answers since the launch"
+        assert backend.facts(launch)["suffix_tree"] == tree
+    table = backend.flag_rules.table
+    assert name == "vllm_offline" or {path.partition("?")[0] for path in paths} <= set(table.routes)
 
 
 def test_what_cannot_be_reset_is_off_unless_it_is_asked_for(launch):

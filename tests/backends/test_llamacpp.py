@@ -10,28 +10,6 @@ from backends import llamacpp
 from backends.base import EnvironmentChoice, Launch
 from backends.llamacpp import LlamaCpp
 
-NO_MEMORY = """
-0.00.037.002 I srv    load_model: loading model 'model.gguf'
-0.00.088.829 E ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 2055208960
-0.00.088.855 E alloc_tensor_range: failed to allocate CPU buffer of size 2055208960
-0.00.092.202 E llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache
-0.00.092.255 E cmn  common_init_: failed to create context with model 'model.gguf'
-0.00.092.309 E srv    load_model: failed to create_context with model 'model.gguf'
-0.00.092.337 I srv    operator(): operator(): cleaning up before exit...
-0.00.105.865 E srv  llama_server: exiting due to model loading error
-"""
-NO_MODEL = """
-0.00.010.406 E llama_model_load: error loading model: llama_model_loader: failed to load model from nope.gguf
-0.00.010.406 E llama_model_load_from_file_impl: failed to load model
-0.00.010.408 E cmn  common_init_: failed to load model 'nope.gguf'
-0.00.010.409 E srv    load_model: failed to load model, 'nope.gguf'
-0.00.010.411 I srv    operator(): operator(): cleaning up before exit...
-0.00.011.027 E srv  llama_server: exiting due to model loading error
-"""
-OVER_CONTEXT = """
-0.00.181.538 E srv    send_error: task id = 1, error: request (600 tokens) exceeds the available context size (512)
-"""
-
 
 @pytest.fixture
 def launch(tmp_path) -> Launch:
@@ -68,16 +46,20 @@ def test_an_unknown_quantization_is_refused_with_those_that_are_not():
         LlamaCpp(name="l", quantization="Q9")
 
 
-def test_last_words_are_the_cause_and_not_what_follows_from_it():
-    backend = LlamaCpp(name="l")
-    assert backend.log.ran_out_of_memory(NO_MEMORY)
-    assert backend.log.failure_line(NO_MEMORY).endswith("failed to allocate buffer for kv cache")
-    assert not backend.log.ran_out_of_memory(NO_MODEL)
-    assert "failed to load model from nope.gguf" in backend.log.failure_line(NO_MODEL)
-    refused = "error: invalid argument: --no-such-flag"
-    assert backend.log.failure_line(refused) == refused
-    assert not backend.log.ran_out_of_memory(OVER_CONTEXT)
-    assert backend.log.message(OVER_CONTEXT).startswith("send_error: task id = 1")
+@pytest.mark.parametrize(
+    ("layers", "log", "unused"),
+    [
+        (999, "load_tensors: offloaded 33/33 layers to GPU", None),
+        (999, "load_tensors: offloaded 20/33 layers to GPU", "offloaded 20/33 layers to GPU, expected 33"),
+        (10, "load_tensors: offloaded 10/33 layers to GPU", None),
+        ("auto", "load_tensors: offloaded 20/33 layers to GPU", None),
+        (999, "W warning: no usable GPU found, --gpu-layers option will be ignored", "no usable GPU found"),
+    ],
+)
+def test_fewer_layers_on_the_gpu_than_asked_for_are_no_launch(layers, log, unused):
+    line = LlamaCpp(name="l", flags={"n-gpu-layers": layers}).gpus_unused(f"loading\n{log}\nlistening")
+    assert (line is None) == (unused is None)
+    assert unused is None or unused in line
 
 
 def test_its_version_is_the_binarys_own(launch, tmp_path):

@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -18,6 +17,7 @@ from sweep.base.records import Outcome, Request
 from sweep.client import measurement, wire
 from sweep.inputs.load import Batch, Closed
 from sweep.node import verdict
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = [sys.executable, str(ROOT / "tests" / "support" / "tgi_stand_in.py")]
@@ -103,7 +103,6 @@ def test_its_pool_is_a_share_of_the_memory_that_it_may_use(tmp_path, model):
     ("fields", "host", "words"),
     [
         ({}, Host(executables=frozenset({"docker"})), "CUDA GPU"),
-        ({}, Host(gpus=("NVIDIA L4",)), "no docker, podman, apptainer on PATH"),
         ({}, Host(gpus=("NVIDIA L4",), executables=frozenset({"docker"})), None),
         ({"env": {"binary": "/opt/tgi"}}, Host(gpus=("NVIDIA L4",)), None),
         ({"url": "http://127.0.0.1:3000"}, Host(), None),
@@ -117,12 +116,6 @@ def test_unavailable_with_the_remedy(fields, host, words):
         assert words in said
         assert "backend.url=" in said
         assert "\n" not in said
-
-
-def test_a_url_attaches():
-    backend = TGI(name="tgi", url="http://127.0.0.1:3000")
-    assert not backend.launches
-    assert TGI(name="tgi", url=None).launches
 
 
 # -- the wire, on the stand-in
@@ -183,12 +176,9 @@ def test_the_shard_dies_of_an_out_of_memory(native, tmp_path):
     engine = native(STAND_IN_MEMORY="3", STAND_IN_ITL="0.01")
     found = measure(engine, asked(4), Batch(batch_size=4), tmp_path).records
     assert all("CUDA out of memory" in error for error in found.error)
-    deadline = time.monotonic() + 5
-    while engine.alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not engine.alive(), 5)
     assert engine.ran_out_of_memory()
-    assert engine.exit_reason() == "RuntimeError: CUDA out of memory. (exit status 1)"
+    assert engine.exit_reason().startswith("RuntimeError: CUDA out of memory. (exit status 1); lower load.batch_size")
     with pytest.raises(httpx.ConnectError):
         httpx.get(engine.url + "/health", trust_env=False)
 

@@ -45,6 +45,7 @@ def refusal(capsys, tmp_path, *arguments, file=None):
         (f"--config-dir={'a' * 400}", "aaa...: no such folder; expected one like conf/"),
         (f"workload.input_tokens={'9' * 5000}", f"workload.input_tokens={'9' * 55}...: Exceeds the limit (4300"),
         ("trial_timeout=inf", "trial_timeout=inf: input should be a finite number"),
+        ("hardware.price_per_hour=inf", "hardware.price_per_hour=inf: input should be a finite number"),
         ("backend.itl.mean=inf", "backend.itl.mean=inf: input should be a finite number"),
         ("client.timeouts.connect=true", "client.timeouts.connect=True: input should be a number"),
         ("patience=1e30", "patience=1e+30: expected numbers of at most 1,000,000,000"),

@@ -633,6 +633,12 @@ def test_bodies_of_each_api() -> None:
     assert body["top_k"] == 1
     body = body_of(wire.call(Target("http://h", "m", api="tgi"), [text]))
     assert body == {"inputs": "hällo", "parameters": {"max_new_tokens": 8, "do_sample": False, "details": True}}
+    warm = [
+        body_of(wire.call(Target("http://h", "m", api=api, temperature=0.8), [text]))
+        for api in ("tgi", "chat", "messages")
+    ]
+    assert (warm[0]["parameters"]["do_sample"], warm[0]["parameters"]["temperature"]) == (True, 0.8)
+    assert (warm[1]["temperature"], warm[2]["temperature"]) == (0.8, 0.8)
     body = body_of(wire.call(Target("http://h", "m", api="responses"), [text]))
     assert (body["input"], body["max_output_tokens"], body["store"]) == ("hällo", 8, False)
     body = body_of(wire.call(Target("http://h", "m", api="messages"), [text]))

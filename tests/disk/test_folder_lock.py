@@ -20,6 +20,7 @@ from sweep.disk import folder_lock, heartbeat_lock
 from sweep.disk.folder_lock import file_system, sole_driver
 from sweep.disk.ledger import Misplaced
 from tests.cli.test_line import SIMULATED
+from tests.support.waiting import wait_until
 
 LONG = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", "replicates=60"]
 
@@ -156,9 +157,7 @@ def test_a_driver_that_another_has_replaced_stops(tmp_path, quick, monkeypatch):
     with sole_driver(tmp_path, lambda text: None):
         lock = json.loads((tmp_path / ".heartbeat").read_text())
         (tmp_path / ".heartbeat").write_text(json.dumps(lock | {"owner": "another"}))
-        until = time.monotonic() + 5
-        while not stopped and time.monotonic() < until:
-            time.sleep(0.05)
+        wait_until(lambda: stopped, 5)
     assert stopped == [tmp_path]
     assert json.loads((tmp_path / ".heartbeat").read_text())["owner"] == "another", "it is left to the other"
 
@@ -185,10 +184,8 @@ def running(out, stdout=subprocess.PIPE):
     """A sweep that has its first row."""
     command = [sys.executable, "-m", "sweep", "run", *LONG, f"out={out}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=subprocess.STDOUT, text=True) as process:
-        until = time.monotonic() + 60
         ledger = out / "ledger.jsonl"
-        while not (ledger.exists() and b'"trial"' in ledger.read_bytes()) and time.monotonic() < until:
-            time.sleep(0.1)
+        wait_until(lambda: ledger.exists() and b'"trial"' in ledger.read_bytes(), 60)
         yield process
         process.kill()
 

@@ -29,6 +29,7 @@ from tests.rerun.test_rerun import rows as capsule_rows
 from tests.rerun.test_rerun import write_run
 from tests.support.results import committed_rows, run_of, trial
 from tests.support.synthetic_run import make_records, make_run
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -92,13 +93,6 @@ def write_trial(ledger, name):
 
 def objects(url):
     return object_store.ObjectStore(url).list()
-
-
-def wait_until(condition):
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_a_row_in_the_store_has_its_files_there(s3, quick, tmp_path):
@@ -464,11 +458,8 @@ def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
     first = subprocess.Popen([*command, f"cache_dir={tmp_path / 'one'}"], cwd=ROOT, start_new_session=True)
     url = "s3://bucket/sweeps/killed"
     try:
-        until = time.monotonic() + 100
-        while not any("requests.parquet" in name for name in objects(url)):
-            assert time.monotonic() < until
-            assert first.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: first.poll() is not None or any("requests.parquet" in name for name in objects(url)), 100)
+        assert first.poll() is None
         wait_until(
             lambda: (
                 b'"outcome": "ok"'

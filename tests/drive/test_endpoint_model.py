@@ -4,7 +4,6 @@ import json
 import re
 import resource
 import shlex
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from sweep.node.rows import _cost
 from sweep.plan.plan import hourly_price
 from tests.plan.test_compose import composed
 from tests.plan.test_plan import ids, planned
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
 from tests.support.simulated_engine import simulated
 
 KEY = "a key that nobody else has"
@@ -31,16 +30,12 @@ def endpoint():
     """The URL of an endpoint with a key, and the list of what it says that it serves."""
     served = ["org/model-7b"]
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Stub):
         def do_GET(self):
             keys = self.headers["Authorization"], f"Bearer {self.headers['x-key']}"
             allowed = f"Bearer {KEY}" in keys and self.path == "/base/v1/models"
-            self.send_response(200 if allowed else 401)
-            self.end_headers()
-            self.wfile.write(json.dumps({"data": [{"id": name} for name in served]}).encode())
-
-        def log_message(self, *arguments):
-            pass
+            models = {"data": [{"id": name} for name in served]}
+            self.reply(200 if allowed else 401, json.dumps(models).encode())
 
     with serving(Handler) as address:
         yield f"{address}/base", served

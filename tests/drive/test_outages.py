@@ -79,23 +79,6 @@ def test_an_outage_is_tried_again_with_back_off(pauses, error):
     assert reported == [str(error)] * 3
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("model.repo=org/model@main: 403 Forbidden (a gated model needs HF_TOKEN)"),
-        FileNotFoundError(errno.ENOENT, "No such file or directory"),
-        EnvironmentFailed("environment vllm cannot be resolved: No solution found"),
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
-    ],
-    ids=["gated", "no such file", "no such version", "a full disk", "a full quota"],
-)
-def test_an_answer_is_final_at_once(pauses, error):
-    with pytest.raises(type(error)):
-        retry.patiently(failing(error), 1800.0, lambda reason: None)
-    assert pauses == []
-
-
 def test_patience_ends(pauses):
     with pytest.raises(Outage, match=r"python does not work \(tried for 2 min\)"):
         retry.patiently(failing(*[RESET] * 99), 120.0, lambda reason: None)
@@ -218,21 +201,6 @@ def test_the_breaker_opens_at_the_second_deployment_and_closes_with_any_success(
     assert breaker.prepared("c") is not None
     assert breaker.most_starts is None
     assert breaker.pause is None
-
-
-def test_an_open_breaker_stops_the_run_at_once_only_where_nothing_has_worked():
-    for worked in (False, True):
-        breaker = Breaker()
-        if worked:
-            breaker.prepared("a")
-        breaker.check(60.0)
-        for name in "bc":
-            breaker.stall(name, name, "reset")
-        if worked:
-            breaker.check(60.0)
-            breaker.opened -= 4 * 60.0
-        with pytest.raises(Halted, match="preparation fails for 2 deployments: reset; run the same command again"):
-            breaker.check(60.0)
 
 
 # Through the whole command -------------------------------------------------------------------------------------------

@@ -115,26 +115,28 @@ def test_an_open_loop_of_aiperf_has_latencies_from_the_send_alone(tmp_path, phas
     assert not any(name.startswith(("ttft", "e2el")) for name in row)
 
 
-def test_a_real_open_loop_of_aiperf_is_read_as_one():
+@pytest.mark.parametrize(
+    ("file", "latencies", "absent"),
+    [
+        (
+            "aiperf_poisson.json",
+            {"service_ttft_p50": 0.0511, "service_e2el_p50": 0.2009, "tpot_p50": 0.01},
+            ("ttft", "e2el", "tpot_e2e"),
+        ),
+        (  # sent later than scheduled
+            "guidellm_poisson.json",
+            {"service_ttft_p50": 0.0516, "service_e2el_p50": 0.2015, "e2el_p50": 0.2067},
+            ("ttft", "tpot_e2e"),
+        ),
+    ],
+)
+def test_a_real_open_loop_is_read_as_one(file, latencies, absent):
     """40 requests of 16 tokens, 10/s, of an engine with 50 ms to the first token and 10 ms to each later."""
-    (row,) = tools.rows_of(FILES / "aiperf_poisson.json")
+    (row,) = tools.rows_of(FILES / file)
     assert (row["load"], row["rate"], row.get("concurrency")) == ("poisson", 10, None)
     assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (40, 0, 640)
-    assert row["service_ttft_p50"] == pytest.approx(0.0511, abs=0.001)
-    assert row["service_e2el_p50"] == pytest.approx(0.2009, abs=0.001)
-    assert row["tpot_p50"] == pytest.approx(0.01, rel=0.01)
-    assert not any(name.startswith(("ttft", "e2el", "tpot_e2e")) for name in row)
-
-
-def test_an_open_loop_of_guidellm_has_its_latency_from_the_schedule_as_e2el():
-    """40 requests of 16 tokens, 10/s, of an engine with 50 ms to the first token and 10 ms to each later."""
-    (row,) = tools.rows_of(FILES / "guidellm_poisson.json")
-    assert (row["load"], row["rate"], row["concurrency"]) == ("poisson", 10, None)
-    assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (40, 0, 640)
-    assert row["service_e2el_p50"] == pytest.approx(0.2015, abs=0.001)
-    assert row["e2el_p50"] == pytest.approx(0.2067, abs=0.001), "it was sent later than scheduled"
-    assert row["service_ttft_p50"] == pytest.approx(0.0516, abs=0.001)
-    assert not any(name.startswith(("ttft", "tpot_e2e")) for name in row)
+    assert {column: row[column] for column in latencies} == pytest.approx(latencies, abs=0.001)
+    assert not any(name.startswith(absent) for name in row)
 
 
 def rows_of_content(folder, content):

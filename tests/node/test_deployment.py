@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import deque
-from http.server import BaseHTTPRequestHandler
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from backends.base import Backend, EnvironmentSpec
 from backends.launch.gpus import Gpu
 from backends.prepare import environments
 from backends.prepare.build_once import exclusive
-from sweep.base.config import Cluster, Hardware, Settings, Tracking, build
+from sweep.base.config import Hardware, build
 from sweep.base.exits import Exit
 from sweep.base.options import load_option
 from sweep.base.records import Outcome
@@ -26,7 +26,8 @@ from sweep.node import deployment
 from sweep.node.machine import cores as node_cores
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Trial
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
+from tests.support.settings import run_settings
 
 L4 = Hardware(name="l4", platform="cuda", accelerator="L4", matches=("NVIDIA L4",))
 ANY = Hardware(name="gpu", platform="cuda")
@@ -82,6 +83,21 @@ def test_only_what_is_launched_is_said_to_be(monkeypatch, backend, said):
     assert [event.text for event in events if isinstance(event, deployment.State)] == [said]
 
 
+def test_an_engine_that_its_gpus_do_not_show_is_no_measurement_of_them(monkeypatch):
+    engine = SimpleNamespace(shows_on_gpus=lambda: False, log_tail=lambda: "loaded on the CPU")
+    monkeypatch.setattr(deployment.agreement, "reference", lambda *arguments: "none")
+    monkeypatch.setattr(deployment.gpu_memory, "wait_until_free", lambda gpus: None)
+    monkeypatch.setattr(deployment.server, "running_together", lambda *arguments, **more: nullcontext((engine,)))
+    monkeypatch.setattr(deployment, "replica_launches", lambda launch, replicas: [launch])
+    monkeypatch.setattr(deployment, "_first_facts", lambda *arguments: {})
+    place = SimpleNamespace(environment=SimpleNamespace(versions={}), launch=SimpleNamespace(gpus=("GPU-a",)))
+    backend = SimpleNamespace(launches=True, url=None, replicas=1)
+    run = SimpleNamespace(deployment=SimpleNamespace(backend=backend), marker="marker", patience=0.0)
+    failure = deployment._one_launch(run, place, None, lambda event: None)
+    assert (failure.outcome, failure.log_tail) == (Outcome.INVALID, "loaded on the CPU")
+    assert not deployment.policy.launches_again([failure], attempts=3)
+
+
 def test_the_references_memory_is_free_before_the_engines_baseline_is_read(monkeypatch):
     """The launch's baseline would else hold it, and what the engine leaves behind would pass as given back."""
     order = []
@@ -111,13 +127,7 @@ def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_pat
     )
     path.write_text('{"prompt": "two"}')
     ended = []
-    settings = Settings(
-        name="experiment",
-        out="out",
-        hardware=L4,
-        cluster=Cluster(name="inline", kind="inline"),
-        tracking=Tracking(name="none", kind="none"),
-    )
+    settings = run_settings(hardware=L4)
     work = Work(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, "", "1", ())
     deployment._end_contradicted(work, trials, ended.append)
     assert [trial.trial_id for trial in trials] == ["t2"]
@@ -169,19 +179,14 @@ def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
         assert time.monotonic() - begin < 5.0
 
 
-class Caches(BaseHTTPRequestHandler):
+class Caches(Stub):
     """Answers a POST with the next of `answers`: the last one again and again."""
 
     answers: list[tuple[int, str]]
 
     def do_POST(self):
         status, text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *arguments):
-        pass
+        self.reply(status, text.encode())
 
 
 @pytest.mark.parametrize(
@@ -197,7 +202,7 @@ class Caches(BaseHTTPRequestHandler):
 def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, answers, done, said):
     monkeypatch.setattr(deployment, "RESET_PAUSE", 0.0)
     Caches.answers, events, log = answers, [], tmp_path / "engine.log"
-    backend = SimpleNamespace(reset_paths=("/forget",), launches=True)
+    backend = SimpleNamespace(resets=("/forget",), launches=True)
     with serving(Caches) as url:
         engine = SimpleNamespace(backend=backend, url=url, log=log)
         assert deployment._reset_caches([engine], events.append) is done
@@ -207,13 +212,13 @@ def test_a_cache_that_is_not_reset_is_said_and_logged(tmp_path, monkeypatch, ans
 
 
 def test_an_engine_that_is_gone_or_has_no_such_path_resets_nothing(tmp_path):
-    gone = SimpleNamespace(reset_paths=("/forget",), launches=True), "http://127.0.0.1:9", tmp_path / "engine.log"
+    gone = SimpleNamespace(resets=("/forget",), launches=True), "http://127.0.0.1:9", tmp_path / "engine.log"
     engine = SimpleNamespace(backend=gone[0], url=gone[1], log=gone[2])
     assert deployment._reset_caches([engine], lambda event: None) is False
     assert "ConnectError" in gone[2].read_text()
     engine.backend.launches = False  # somebody else's: they may be using its cache
     assert deployment._reset_caches([engine], lambda event: None) is None
-    engine.backend.launches, engine.backend.reset_paths = True, ()
+    engine.backend.launches, engine.backend.resets = True, ()
     assert deployment._reset_caches([engine], lambda event: None) is None
 
 
@@ -298,14 +303,7 @@ def test_a_step_that_needs_an_extra_is_unavailable_in_one_line_and_the_others_go
             return tmp_path
 
     monkeypatch.setattr(environments, "prepare", prepare)
-    settings = Settings(
-        name="experiment",
-        out="out",
-        hardware=Hardware(name="cpu", platform="cpu"),
-        cache_dir=str(tmp_path),
-        cluster=Cluster(name="inline", kind="inline"),
-        tracking=Tracking(name="none", kind="none"),
-    )
+    settings = run_settings(cache_dir=str(tmp_path))
     suffix = EnvironmentSpec(name="cpu+suffix")
     plain = suffix.model_copy(update={"plain": EnvironmentSpec(name="cpu")})
     workload, events = Workload(name="fixed"), {"5 suffix 16": [], "4 seqs 256": []}

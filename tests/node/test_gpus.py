@@ -11,7 +11,10 @@ import pytest
 from backends.launch import gpus, this_host
 from backends.launch.server import LaunchError
 from sweep.__main__ import main
+from sweep.base.exits import exit_of
+from sweep.base.records import Outcome
 from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive.policy import fault_of
 from sweep.node.machine import cores, gpu_memory
 from sweep.node.machine.foreign_processes import ForeignGpu
 from sweep.node.telemetry import Gpus, Sampler
@@ -26,7 +29,9 @@ class FakeNvml:
     NVMLError_NotSupported = pynvml.NVMLError_NotSupported
     NVMLError_LibraryNotFound = pynvml.NVMLError_LibraryNotFound
     NVMLError_FunctionNotFound = pynvml.NVMLError_FunctionNotFound
+    NVMLError_DriverNotLoaded = pynvml.NVMLError_DriverNotLoaded
     power = 72_500  # mW
+    broken = None
 
     def __init__(self, **used):
         self.used = {name.strip("_"): list(values) for name, values in used.items()}
@@ -37,7 +42,8 @@ class FakeNvml:
     capabilities = ((8, 9), (8, 0), (8, 0))
 
     def nvmlInit(self):
-        pass
+        if self.broken:
+            raise self.broken
 
     def nvmlDeviceGetCount(self):
         return 2
@@ -121,6 +127,39 @@ def nvml(monkeypatch):
     yield install
     for function in cached:
         function.cache_clear()
+
+
+def test_a_driver_that_is_broken_is_not_taken_for_none(nvml, capsys, monkeypatch):
+    """Ubuntu's unattended upgrade leaves libraries of another version than the loaded driver's."""
+    fake = nvml()
+    fake.broken = pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    with pytest.raises(gpus.BrokenDriver) as broken:
+        gpus.find_gpu("0")
+    assert fault_of(Outcome.LAUNCH_FAILED, exit_of(broken.value)) == "surroundings"  # of a node: another is tried
+    assert main(["backends"]) == 2
+    error = capsys.readouterr().err
+    assert "NVML: RM has detected an NVML/RM version mismatch" in error
+    assert "reboot, or reload NVIDIA's driver, or set CUDA_VISIBLE_DEVICES= to go on" in error
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus.present() == ()
+    gpus.present.cache_clear()
+    fake.broken = pynvml.NVMLError_DriverNotLoaded()
+    assert gpus.present() == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "used", "pids", "shown"),
+    [
+        (GIB, 2 * GIB, (), True),
+        (GIB, GIB, (1, 4711), True),  # one of its processes computes there
+        (GIB, GIB, (1,), False),
+        (GIB, GIB // 2, (), False),
+        (GIB, pynvml.NVMLError_NotSupported(), (), True),  # it cannot be said
+    ],
+)
+def test_a_gpu_shows_an_engine_by_its_process_or_by_memory(nvml, before, used, pids, shown):
+    nvml(_0=[used])
+    assert gpus.gpus_show(["0"], pids, before) is shown
 
 
 def test_it_waits_until_the_memory_is_back(nvml):

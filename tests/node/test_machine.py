@@ -24,6 +24,7 @@ from sweep.node.machine.foreign_processes import ForeignCpu
 from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.sharing import VARIABLE
 from sweep.numbers.summarise import figures
+from tests.support.waiting import wait_until
 
 LINE = ["backend=simulated", "backend.ttft.mean=0.1", "backend.itl.mean=0.02", "model=tiny-llama", "workload=synthetic"]
 LINE += ["workload.input_tokens=16", "workload.output_tokens=8", "workload.warmup_requests=0", "load=batch"]
@@ -89,9 +90,7 @@ def test_two_sweeps_on_one_machine_take_turns_and_the_second_names_the_first(
     tmp_path: Path, network: list[str]
 ) -> None:
     first = start(tmp_path / "first", "workload.num_requests=12", name="first sweep", prefix=network)
-    while not list((tmp_path / "first").rglob("engine.log")):  # it has the lease, as nobody else had
-        assert first.poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: list((tmp_path / "first").rglob("engine.log")), 60)  # it has the lease, as nobody else had
     os.kill(first.pid, signal.SIGSTOP)  # so that it still has it, however long the second takes to begin
     second = start(tmp_path / "second", "workload.num_requests=2", "replicates=2", name="second sweep", prefix=network)
     assert second.stdout is not None
@@ -120,8 +119,7 @@ def test_who_shares_a_machine_on_purpose_has_the_lease_together_and_nobody_else(
 def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     code = "from sweep.node.machine import lease\nwith lease.leased(['GPU-x'], 's', '', print, lambda: True): input()"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE) as process:
-        while no_lease(("GPU-x",), "") is None:
-            time.sleep(0.05)
+        wait_until(lambda: no_lease(("GPU-x",), ""))
         process.kill()
         process.wait()
     assert no_lease(("GPU-x",), "") is None

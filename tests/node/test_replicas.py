@@ -201,7 +201,7 @@ def test_shares_are_averaged_and_all_else_is_added_up():
 
 
 def test_the_caches_of_every_replica_are_reset(tmp_path, monkeypatch):
-    backend, asked = SimpleNamespace(launches=True, reset_paths=("/forget",)), []
+    backend, asked = SimpleNamespace(launches=True, resets=("/forget",)), []
     engines = [SimpleNamespace(backend=backend, url=f"http://{n}", log=tmp_path / f"{n}.log") for n in (1, 2)]
     monkeypatch.setattr(deployment, "_reset", lambda url: asked.append(url))
     assert deployment._reset_caches(engines, lambda event: None) is True

@@ -21,6 +21,7 @@ from tests.support import browser as chromium
 from tests.support.browser import Browser, opened_browser
 from tests.support.results import run_of, trial
 from tests.support.synthetic_run import make_run
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or "-")]
 RIGHT, ENTER = "\ue014", "\ue007"
@@ -573,9 +574,7 @@ def test_what_is_shown_comes_as_csv(browser: Browser, page: Path, tmp_path: Path
     browser.run(SET, "filter", "vllm")
     browser.run("document.getElementById('csv').click()")
     path = tmp_path / "throughput_bound.csv"
-    deadline = time.monotonic() + 20
-    while not path.is_file() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(path.is_file)
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert len(rows) == 3
     assert {row["configuration"] for row in rows} == {"vllm"}

@@ -15,13 +15,7 @@ from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.rerun.capsule import parse_capsules
-from sweep.rerun.circumstances import (
-    FOREIGN,
-    LOAD_AVERAGE,
-    changed_circumstances,
-    circumstances,
-    difference_lines,
-)
+from sweep.rerun.circumstances import FOREIGN, LOAD_AVERAGE, changed_circumstances, circumstances, difference_lines
 from sweep.rerun.rows import capsules_of
 from tests.cli.test_line import SIMULATED
 from tests.support.results import run_of, trial

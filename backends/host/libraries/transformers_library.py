@@ -49,11 +49,7 @@ class Steps(BaseStreamer):  # type: ignore[misc]
 
 
 class RowsDone(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row where the host decides, since rows of one batch may have different lengths.
-
-    It is called before the streamer has the tokens of the same step, so it looks at them itself. A batch whose rows
-    have all ended then costs no further step.
-    """
+    """Ends each row where the host decides, by the tokens of the step itself: no step is computed for ended rows."""
 
     def __init__(self, batch: Sequence[PromptRow], longest: int) -> None:
         self.batch, self.longest = batch, longest

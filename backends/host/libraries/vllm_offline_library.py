@@ -66,9 +66,7 @@ class VLLMOffline:
             self.engine.abort_request([f"row-{id(row)}"])
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probability of each token after the first, given the tokens before it, for each text. No row
-        may run.
-        """
+        """Return the log-probability of each token after a text's first one. No row may run."""
         scored: dict[str, list[float]] = {}
         for number, text in enumerate(texts):
             parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -100,4 +98,4 @@ class VLLMOffline:
         print("host: the engine's requests are dropped", file=sys.stderr)
 
     def reset_caches(self) -> bool:
-        return bool(self.engine.reset_prefix_cache())
+        return bool(self.engine.reset_prefix_cache(reset_connector=True))

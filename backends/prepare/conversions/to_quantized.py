@@ -1,10 +1,8 @@
 """A folder in Hugging Face layout to a quantised checkpoint in the same layout. Runs in the engine's environment.
 
-It uses GPTQModel with calibration if the environment has it and the format is GPTQ. Otherwise it rounds every weight to
-the nearest step of its group, which needs only torch and safetensors. The linear layers of the decoder blocks are
-quantised; embeddings, norms and the output head keep their precision. One file of weights is in memory at a time.
+By GPTQModel with calibration, where it is there and the format is GPTQ; else by rounding every weight to the nearest
+step of its group. Only linear layers of decoder blocks are quantised; one file of weights is in memory at a time.
 
-Formats, each as the library writes it that it comes from:
     gptq       4-bit, symmetric, groups along the inputs (AutoGPTQ's "gptq" checkpoint format)
     ct-int8    int8 weights per output channel, int8 activations per token (compressed-tensors "int-quantized")
 """
@@ -31,9 +29,9 @@ SMALLEST_SCALE = 1e-8
 CALIBRATION_SAMPLES = 128
 
 
-def pack_int4(values: Tensor, axis: int) -> Tensor:
+def pack_int4(numbers: Tensor, axis: int) -> Tensor:
     """Eight numbers of 0..15 along `axis` into each int32, the first in its lowest bits."""
-    groups = values.movedim(axis, 0).to(torch.int64)
+    groups = numbers.movedim(axis, 0).to(torch.int64)
     groups = groups.reshape(groups.shape[0] // 8, 8, *groups.shape[1:])
     packed = sum(groups[:, column] << (4 * column) for column in range(8))
     signed = torch.where(packed >= 2**31, packed - 2**32, packed)
