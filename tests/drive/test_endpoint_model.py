@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import shlex
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
