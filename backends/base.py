@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -228,7 +228,7 @@ class Backend(Strict):
     def _is_http(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        allowed = "expected http(s)://host[:port][/base]"
+        allowed = "expected http(s)://host[:port][/base][?query]"
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -236,8 +236,9 @@ class Backend(Strict):
             raise ValueError(f"{error}; {allowed}") from None
         if parts.username or parts.password:
             raise ValueError("holds credentials: put the key into an environment variable, and its name in api_key_env")
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.fragment:
             raise ValueError(allowed)
+        without_secrets(dict(parse_qsl(parts.query)))
         return url.rstrip("/")
 
     @field_validator("headers", "environ", "extra_body", *FLAG_KEYS)
@@ -338,6 +339,10 @@ class Backend(Strict):
     def environment(self, launch: Launch) -> dict[str, str]:
         """Environment variables that the engine gets in addition to the inherited ones."""
         return {"OMP_NUM_THREADS": str(launch.threads), **self.environ}
+
+    def key_headers(self) -> dict[str, str]:
+        """The header with the key of an endpoint, as this machine's environment has it."""
+        return {}
 
     def unavailable(self, host: Host) -> str | None:
         """Return why this engine cannot run on such a host, with the remedy, in one line, or None."""

@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"sweep.inputs.tokenizer", "sweep.client.wire", "backends"},  # in front of engines, or launched beside one
     "sweep.plan": BASIS | {"sweep.gateway.settings", "sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
     "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
-    "sweep.drive": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
+    "sweep.drive": BASIS
+    | {"sweep.client.wire", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
     "sweep.rerun": BASIS  # one row's run, judged by the spread of its run
     | {"sweep.cli.run", "sweep.disk", "sweep.drive", "sweep.plan", "analysis", "backends"},
     "sweep.cli": {"sweep", "analysis", "backends"},  # the commands: a run ends with its report

@@ -29,10 +29,7 @@ STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
 
 
 def rows_of(file: Path) -> list[ImportedRow]:
-    """The results in a file, a row each.
-
-    Raises ConfigError if the file cannot be read, is of none of the tools, or lacks what a row needs.
-    """
+    """The results in a file, a row each."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -96,7 +93,15 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         "total_throughput": result.get("total_token_throughput"),
         "request_throughput": result.get("request_throughput"),
     }
-    return _plausible(row | figures) | ours
+    row = _plausible(row | figures) | ours
+    return _nothing_completed(row) if not int(result["completed"]) else row
+
+
+def _nothing_completed(row: ImportedRow) -> ImportedRow:
+    """A failed row, without figures: its zeros are no measurement."""
+    kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "load.burstiness", "num_requests", "num_failed")
+    names = {key: cell for key, cell in row.items() if key in kept or "." in key}
+    return names | {"outcome": "invalid", "reason": f"none of {row['num_requests']} requests was completed"}
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
@@ -135,10 +140,7 @@ def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
-    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL, its smoothness our burstiness.
-
-    A rate without a cap on the requests in flight has no `concurrency`.
-    """
+    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL, its smoothness our burstiness."""
     phases = [phase for phase in content["input_config"]["phases"] if phase.get("kind") != "warmup"]
     phase = phases[-1]
     rate = _positive(phase.get("rate"))

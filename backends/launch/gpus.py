@@ -74,7 +74,7 @@ def driver() -> str | None:
 
 
 def find_gpu(entry: str) -> Gpu | None:
-    """Return the GPU of an index, a UUID or the beginning of one, or None."""
+    """Return the GPU of an index, a UUID or the beginning of exactly one UUID, or None."""
     if entry.isdecimal():
         return next((gpu for gpu in present() if gpu.number == int(entry)), None)
     if entry.startswith("MIG-"):
@@ -82,7 +82,8 @@ def find_gpu(entry: str) -> Gpu | None:
             return _describe(pynvml.nvmlDeviceGetHandleByUUID(entry))
         except pynvml.NVMLError:
             return None
-    return next((gpu for gpu in present() if entry and gpu.uuid.startswith(entry)), None)
+    matches = [gpu for gpu in present() if entry and gpu.uuid.startswith(entry)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _describe(handle: Any) -> Gpu:

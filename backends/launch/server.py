@@ -34,7 +34,7 @@ from backends.prepare.fit import older
 from backends.tables.causes import cause_table
 from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
-from sweep.base.records import Outcome
+from sweep.base.records import API_VERSION, Outcome, tls_context
 
 LOG = "engine.log"
 READY_POLL = 0.05  # s between two checks of an engine that is starting
@@ -334,12 +334,10 @@ class Engine:
         return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
-        """The JSON object that the engine serves at `path`, or an empty one."""
-        key = os.environ.get(self.backend.api_key_env or "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        """The JSON object that the engine serves at `path`; empty if it serves none."""
         try:
-            with httpx.Client(verify=self.backend.verify_tls, trust_env=not self.backend.launches) as client:
-                answer = client.get(self.url + path, headers=headers, timeout=10)
+            with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
+                answer = client.get(self.url + path, headers=self.backend.key_headers(), timeout=10)
             content = answer.json() if answer.status_code == 200 else {}
         except (httpx.HTTPError, ValueError):
             return {}
@@ -351,7 +349,8 @@ class AttachedEngine(Engine):
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
         super().__init__(backend, launch, marker="", versions={})
-        self.url = str(backend.url).removesuffix("/v1")
+        parts = urlsplit(str(backend.url))
+        self.url = f"{parts.scheme}://{parts.netloc}{API_VERSION.sub('', parts.path.rstrip('/'))}"
         self._last_reachable = -math.inf  # monotonic time of the last successful connection
 
     def _start(self) -> None:

@@ -7,11 +7,14 @@ file, so it needs nothing but the standard library and costs neither start-up ti
 from __future__ import annotations  # array[int] cannot be written at run time before Python 3.12
 
 import math
+import re
+import ssl
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 PROTOCOL_VERSION = 5
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
@@ -19,6 +22,7 @@ PROTOCOL_VERSION = 5
 Phase = Literal["warmup", "measured"]
 Api = Literal["completions", "chat", "responses", "messages", "tgi"]
 TYPED_APIS = ("responses", "messages")  # take text only, and have neither ignore_eos nor a running count
+API_VERSION = re.compile(r"/v\d+[a-z]*\d*$")  # that a base URL may end in: /v1, /api/v4, /v1beta1
 BatchForm = Literal["list", "streams"]
 TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
 UNKNOWN = -1  # a count that was not reported
@@ -211,3 +215,33 @@ class Sample(NamedTuple):
     series: str  # e.g. kv_cache_usage, requests_running, gpu_memory_bytes
     value: float
     device: str = ""  # a GPU, a core or a position in a draft; "" for the whole
+
+
+def request_path(url: str, path: str) -> str:
+    """Return the path of a request with the query of the endpoint's URL; a version in the URL replaces `path`'s /v1."""
+    parts = urlsplit(url)
+    base = parts.path.rstrip("/")
+    path = path.removeprefix("/v1") if API_VERSION.search(base) else path
+    return base.removesuffix(path) + path + (f"?{parts.query}" if parts.query else "")
+
+
+def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tuple[str, str]:
+    """Return the header of a key, by default the api's; without a scheme it is Bearer in Authorization alone."""
+    header = header or ("x-api-key" if api == "messages" else "Authorization")
+    if scheme is None:
+        scheme = "Bearer" if header.lower() == "authorization" else ""
+    return header, f"{scheme} {key}".strip()
+
+
+def tls_context(verify: bool) -> ssl.SSLContext:
+    """Return the context of a TLS connection, which trusts what SSL_CERT_FILE names where that is set."""
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def tls_remedy(error: object) -> str:
+    """Return what to do about a certificate that is not trusted, after a semicolon; empty for another error."""
+    text = "; set SSL_CERT_FILE to the certificate of its authority, or backend.verify_tls=false"
+    return text if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""

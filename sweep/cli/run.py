@@ -38,7 +38,7 @@ from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
-from sweep.drive.endpoint_model import with_model
+from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.planning_outages import plan_patiently
@@ -63,6 +63,8 @@ from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, print_plan
 
+LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
+
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
@@ -71,9 +73,12 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     error of ours while planning.
     """
     with traced(arguments):
-        arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
+        options = ConfigPath.of_user(config_dirs)
+        arguments, answered = with_dialect(with_model(arguments, options), options)
         settings = functools.partial(_settings_of_run, arguments, config_dirs)
         planned = plan_patiently(functools.partial(_planned, arguments, config_dirs), settings)
+    if answered:
+        make_console(PIPE_WIDTH).print(f"endpoint: {answered}", markup=False, soft_wrap=True)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
     return execute_plan(planned, shlex.join(["sweep", *folders, *arguments]))
 
@@ -289,12 +294,7 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 def print_report(
     folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
 ) -> None:
-    """Print the summary of the results in a folder; rebuild tables, figures and report before.
-
-    `all_rows`: of everything that was measured there, not of the present plan alone.
-
-    Raises ConfigError if there is no run, or its files are damaged.
-    """
+    """Print the summary of the results in a folder; rebuild tables, figures and report before."""
     import analysis  # pandas, scipy: not for a command with nothing to do
 
     try:
@@ -317,6 +317,10 @@ def _print_place_of_report(paths: RunPaths, console: Console) -> None:
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
     if settings.cluster.kind == "inline":
         return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
+    folder = tempfile.gettempdir()
+    if settings.cluster.kind == "local" and len(os.fsencode(folder)) > LONGEST_TMPDIR:
+        problem = "Ray's sockets are under it, and the path of a socket has at most 107 bytes"
+        raise ConfigError(f"TMPDIR={shortened(folder)}: {problem}; expected at most {LONGEST_TMPDIR}, e.g. TMPDIR=/tmp")
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor
 

@@ -31,7 +31,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource
+from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource, key_header, request_path
 from sweep.client.dialects import TYPED_DIALECTS
 from sweep.client.dialects.event import TypedEvent
 
@@ -45,6 +45,7 @@ LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not 
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
 ENDLESS = 4, 64  # times the tokens asked for, and token events at least: more is an answer that does not end
 NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
+OTHER_LIMIT = "set backend.max_tokens_field=max_completion_tokens"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
 REASONING = ("reasoning_content", "reasoning")  # keys of a delta for the text of a reasoning model before its answer
@@ -75,13 +76,17 @@ class Target:
     ignore_eos: bool = False  # send ignore_eos, so that every answer has exactly the tokens asked for
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to each body; null takes a key out
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
-    api_key_env: str | None = None  # NAME of the environment variable that holds the key; sent as a bearer token
+    path: str | None = None  # of the requests, in place of the api's
+    api_key_env: str | None = None  # NAME of the environment variable that holds the key
+    auth_header: str | None = None  # None: that of the api
+    auth_scheme: str | None = None
+    max_tokens_field: str = "max_tokens"
     verify_tls: bool = True
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"url={self.url!r}: expected http(s)://host[:port][/path]")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+            raise ValueError(f"url={self.url!r}: expected http(s)://host[:port][/path][?query]")
         if parts.username or parts.password:
             raise ValueError("url: holds credentials; give the name of an environment variable as api_key_env instead")
         if self.api not in PATHS:
@@ -93,10 +98,8 @@ class Target:
                 raise ValueError(f"headers: {name!r} is not an HTTP header")
 
     @property
-    def path(self) -> str:
-        base = urlsplit(self.url).path.rstrip("/")
-        path = PATHS[self.api]
-        return base + path.removeprefix("/v1") if base.endswith("/v1") else base + path
+    def request_path(self) -> str:
+        return request_path(self.url, self.path or PATHS[self.api])
 
     @property
     def tls(self) -> bool:
@@ -113,7 +116,7 @@ def head(target: Target, key: str | None) -> bytes:
     dialect = TYPED_DIALECTS.get(target.api)
     headers = {**dialect.headers, **target.headers} if dialect else target.headers
     lines = [
-        f"POST {target.path} HTTP/1.1",
+        f"POST {target.request_path} HTTP/1.1",
         f"Host: {urlsplit(target.url).netloc}",
         "User-Agent: llm-sweep",
         "Accept: text/event-stream",
@@ -124,7 +127,7 @@ def head(target: Target, key: str | None) -> bytes:
     if key is not None:
         if not key.isprintable() or not key.isascii():
             raise ValueError(f"the value of {target.api_key_env} cannot go into a header")
-        lines.append(f"{dialect.key_header if dialect else 'Authorization: Bearer '}{key}")
+        lines.append(": ".join(key_header(target.api, target.auth_header, target.auth_scheme, key)))
     return ("\r\n".join(lines) + "\r\n").encode("ascii")
 
 
@@ -168,7 +171,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
         options["continuous_usage_stats"] = True
     content: dict[str, Any] = {
         "model": target.model,
-        "max_tokens": limit,
+        target.max_tokens_field: limit,
         "temperature": target.temperature or 0,
         "stream": True,
         "stream_options": options,
@@ -622,6 +625,8 @@ class Answer:
         message = _message(self._carry)
         if self.api == "chat" and "chat template" in message.lower().replace("_", " "):
             error += f" {NO_TEMPLATE}:"
+        if self.status == 400 and "max_completion_tokens" in message:
+            error += f" {OTHER_LIMIT}:"
         return f"{error} {message}".rstrip()
 
 

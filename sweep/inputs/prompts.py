@@ -118,10 +118,7 @@ class Prompts(Workload):
 
 
 class Paraphrases(Prompts):
-    """Questions in several wordings, with the cluster of those that mean the same; other clusters are near misses.
-
-    They repeat, and have no headers: this is a workload for caches of answers.
-    """
+    """Questions in several wordings, with the cluster of those that mean the same; other clusters are near misses."""
 
     file: str = "paraphrases"  # name of a shipped task, or path of a file with the columns prompt and cluster
     unique_header: bool = False

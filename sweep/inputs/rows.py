@@ -101,11 +101,7 @@ def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
 def read_rows(
     path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
 ) -> list[FileRow]:
-    """Return the rows of a file, its `first` ones if that is given; with `any_ending`, an unknown one is of text.
-
-    Raises ConfigError, in one line that begins with `key`, for a file that is missing, empty or not what its name says;
-    `or_else` are other values that are allowed in place of a path.
-    """
+    """Return the rows of a file, its `first` ones if that is given; with `any_ending`, an unknown one is of text."""
     if path.suffix not in READERS and not any_ending:
         problem = f"the ending {path.suffix} is not known" if path.suffix else "a name without an ending"
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")

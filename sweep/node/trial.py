@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from backends.base import Backend
 from backends.launch.server import Engine
 from sweep.base import provenance
 from sweep.base.exits import Cause, Exit, exit_of
@@ -216,9 +215,9 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature
     our count of it is that of its tokens.
     """
     backend = engine.backend
-    shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url", "extra_body"}
+    shared = {each.name for each in fields(wire.Target)} & set(type(backend).model_fields) - {"url", "extra_body"}
     return wire.Target(
-        url=url or engine.url,
+        url=url if url not in (None, engine.url) else backend.url or engine.url,
         model=engine.launch.served_name,
         temperature=temperature,
         ignore_eos=ignore_eos and backend.ignores_eos,

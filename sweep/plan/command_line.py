@@ -40,10 +40,7 @@ def point_keys(assignments: Mapping[str, Any]) -> Assignments:
 
 
 def parse_command_line(arguments: Sequence[str]) -> CommandLine:
-    """Parse Hydra's override grammar, with a sweep (`a=1,2`, `range(1,9)`) meaning an axis of the plan.
-
-    Raises ConfigError for what the grammar refuses.
-    """
+    """Parse Hydra's override grammar, with a sweep (`a=1,2`, `range(1,9)`) meaning an axis of the plan."""
     experiment: str | None = None
     scalars: Assignments = {}
     axes: dict[str, list[Any]] = {}
@@ -57,6 +54,10 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
                 raise ConfigError(f"{typed}: one experiment a command; expected the name of one")
             experiment = str(override.value())
         elif override.is_sweep_override():
+            if key == "model" and ", " in argument:
+                raise ConfigError(
+                    f"{typed}: expected a name with a comma in quotes, model='\"A, B\"', or models as A,B"
+                )
             axes[key] = _sweep_values(override, argument)
         elif is_point_key(key) and override.value() in ([], ""):
             raise ConfigError(f"{key}=[]: an axis needs at least one value")
@@ -66,10 +67,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
 
 
 def axis_values(key: str, values: Any) -> list[Any]:
-    """The values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar.
-
-    Raises ConfigError without one.
-    """
+    """The values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar."""
     if isinstance(values, str):
         override = _parse_override(f"{key}={values}")
         values = _sweep_values(override, f"{key}={values}") if override.is_sweep_override() else [override.value()]

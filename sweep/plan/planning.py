@@ -30,7 +30,7 @@ from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
 # Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
-NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens"}
+NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
 
 
 class Surroundings(NamedTuple):

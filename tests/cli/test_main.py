@@ -41,6 +41,9 @@ def refused(capsys, *arguments):
         (["+experiment=nope"], ["experiment=nope", "throughput_bound"]),
         (["backend=nope"], ["backend=nope", "vllm"]),
         (["nope=1"], ["nope", "replicates"]),
+        (["backend=openai", "model=Meta Llama 3, 8B"], ["expected a name with a comma in quotes"]),
+        (["backend=openai", "model=m", "backend.path=chat"], ["backend.path='chat'"]),
+        (["backend=openai", "model=m", "backend.url='http://h?token=sk-1234567890abcdef'"], ["looks like a secret"]),
         (["load.batch_size=-1"], ["load.batch_size=-1"]),
         (["load.batch_size=[]"], ["load.batch_size=[]", "at least one value"]),
         (["load.batch_size="], ["load.batch_size", "at least one value"]),
@@ -243,6 +246,14 @@ def test_a_ray_that_is_not_there_is_said_at_once(capsys, out):
         port = free.getsockname()[1]
     said = refused(capsys, *SMALL, "cluster=ray", f"cluster.address=127.0.0.1:{port}", f"out={out}")
     assert f"cluster.address=127.0.0.1:{port}: nothing listens there" in said
+
+
+def test_a_tmpdir_too_long_for_rays_sockets_is_refused(capsys, out, tmp_path, monkeypatch):
+    (folder := tmp_path / ("x" * 110)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    command = ["backend=simulated", "model=tiny-llama", "workload=qa", "workload.num_requests=2", "tracking=none"]
+    assert main([*command, "cluster=local", f"out={out}"]) == 2
+    assert capsys.readouterr().err.startswith("error: TMPDIR=")
 
 
 OWN_LOAD = "_target_: sweep.inputs.load.Closed\nname: pair\nconcurrency: 2\n"

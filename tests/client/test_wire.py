@@ -686,7 +686,7 @@ def test_bodies_of_each_api() -> None:
 )
 def test_urls(url: str, path: str, address: tuple[str, int]) -> None:
     target = Target(url, "m")
-    assert (target.path, target.address) == (path, address)
+    assert (target.request_path, target.address) == (path, address)
 
 
 @pytest.mark.parametrize(

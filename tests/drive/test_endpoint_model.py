@@ -2,7 +2,9 @@
 
 import json
 import re
+import resource
 import shlex
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,74 @@ def test_the_documents_example_with_key_chat_and_price_runs(tmp_path, monkeypatc
     assert (row["outcome"], row["num_requests"], row["num_failed"]) == ("ok", 8, 0)
     assert row["cost_per_million_tokens"] > 0
     assert KEY not in (tmp_path / "results/endpoint/report.html").read_text()
+
+
+AZURE = "/openai/deployments/d/chat/completions?api-version=1"
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers requests for its path with its name of the limit, and notes path, key and model of all."""
+
+    protocol_version, expected, limit, asked = "HTTP/1.1", "/v1/completions", "max_tokens", set()
+
+    def do_GET(self):
+        self.reply(200, json.dumps({"data": [{"id": "a/b"}]}))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.asked.add((self.path, self.headers["api-key"] or self.headers["authorization"], body["model"]))
+        if self.path != self.expected or self.limit not in body:
+            return self.reply(400, "use max_completion_tokens")
+        text = {"delta": {"content": "a"}} if "messages" in body else {"text": "a"}
+        events = [{"choices": [{"index": 0, **text, "finish_reason": "length"}]}] * body[self.limit]
+        stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        return self.reply(200, f"{stream}data: [DONE]\n\n")
+
+    def reply(self, status, content):
+        self.send_response(status)
+        self.send_header("content-type", "text/event-stream" if "data: " in content else "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    def log_message(self, *arguments):
+        return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("expected", "limit", "base", "typed", "key"),
+    [
+        ("/api/v4/chat/completions", "max_tokens", "/api/v4", "backend.api=chat", None),
+        ("/chat/completions", "max_tokens", "", "backend.api=chat backend.path=/chat/completions", None),
+        ("/v1/chat/completions", "max_completion_tokens", "", "", None),
+        ("/chat/completions", "max_tokens", "", "", None),
+        (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", "k"),
+        ("/v1/completions", "max_tokens", "/v1", "backend.auth_scheme=Token", "Token k"),
+        ("/v1/completions", "max_completion_tokens", "", "backend.max_tokens_field=max_completion_tokens", "Bearer k"),
+    ],
+)
+def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expected, limit, base, typed, key):
+    """By its URL alone otherwise: with an alias that conf/model knows, through no proxy, with enough open files."""
+    monkeypatch.setattr(Endpoint, "expected", expected)
+    monkeypatch.setattr(Endpoint, "limit", limit)
+    monkeypatch.setattr(Endpoint, "asked", asked := set())
+    for name, value in {
+        "SOME_KEY": "k",
+        "http_proxy": "http://127.0.0.1:9",
+        "ALL_PROXY": "socks5h://127.0.0.1:1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    typed += " backend.api_key_env=SOME_KEY" if key else ""
+    typed += " backend.api=chat backend.path=/chat/completions" if expected == AZURE else ""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with serving(Endpoint) as url:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 120), hard))
+        try:
+            main(["run", f"{url}{base}", "model=phi-4-mini", *typed.split(), "load.concurrency=64", f"out={tmp_path}"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    row = analysis.load(tmp_path).iloc[0]  # a busy client is no matter
+    assert (row["num_requests"], row["num_failed"]) == (64, 0), row["reason"]
+    assert (expected, key, "phi-4-mini") in asked
+    assert len(asked) == 1 or not typed, "no guess beside what is typed"

@@ -145,6 +145,17 @@ def rows_of_content(folder, content):
     return tools.rows_of(file)
 
 
+def test_a_file_in_which_nothing_was_completed_is_a_failed_row(tmp_path):
+    """The figures in it are zeros, which no table may show as the fastest."""
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    zeros = {key: 0.0 for key, value in content.items() if isinstance(value, float) and key != "burstiness"}
+    (tmp_path / "zero.json").write_text(json.dumps(content | zeros | {"completed": 0, "failed": 100, "duration": 1.0}))
+    assert main(["import", str(tmp_path / "zero.json"), str(tmp_path / "out")]) == 0
+    (row,) = analysis.load(tmp_path / "out").to_dict("records")
+    assert (row["outcome"], row["num_failed"], row["num_requests"]) == ("invalid", 100, 100)
+    assert not any(name.startswith(("ttft", "tpot", "output_through")) and value == 0 for name, value in row.items())
+
+
 def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_path, capsys):
     for name in ("mine", "theirs"):
         assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / name)]) == 0
