@@ -169,6 +169,11 @@ class TaskAnswer:
         return tuple(candidate for candidate in self.meeting if candidate.standing is Standing.TIED)
 
     @property
+    def judged(self) -> bool:
+        """False if every candidate has too few requests for the bounded percentile."""
+        return any(candidate.judged for candidate in self.candidates)
+
+    @property
     def suggested(self) -> Remedy | None:
         """The remedy of a tie, if it takes fewer than three times the launches that ran."""
         affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
