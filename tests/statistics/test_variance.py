@@ -53,7 +53,7 @@ def test_what_the_design_confounds_has_one_share_and_a_note(tmp_path: Path) -> N
     (spread,) = RunResults(run).components
     assert list(spread.shares) == ["launch and trial"]
     assert "launch: not told apart from trial (one trial in each launch)" in spread.notes
-    assert "spread between trials of a point:" in printed(run, 200)
+    assert "Spread between trials of a point" in printed(run, 200)
     assert "launch and trial 100%" in " ".join(printed(run, 200).split())
     assert "launch and trial 100%" in report_of(run).partition("Where the spread comes from")[2]
 
