@@ -223,7 +223,7 @@ def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _asked(run: Run, layout: Layout) -> pd.DataFrame:
-    """The trials with a result, placed, and with a `question` that those asked the same share."""
+    """The trials with a result, placed, and with a `question` that the points of one task share."""
     ok = layout.placed(run.ok)
     question = ok.groupby(["panel", *([layout.x] if layout.x else [])], dropna=False).ngroup()
     return ok.assign(question=question)

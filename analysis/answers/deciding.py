@@ -102,7 +102,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
 
 
 def best_choices(of_loads: Contest) -> int:
-    """The points of one configuration, the best first, among which chance has chosen: those not told apart from it."""
+    """The points of one configuration, the best first, among which chance has chosen: its ties."""
     return 1 + int(of_loads.tied(0).sum())
 
 

@@ -22,9 +22,11 @@ class AnswerRow(NamedTuple):
 
     @property
     def standing(self) -> str:
-        """`best`, `not told apart from the best`, `behind`, `misses the SLO` or `not ranked`."""
+        """`best`, `tie with the best`, `behind`, `misses the SLO`, `too few requests` or `not ranked`."""
         if self.rank is None:
             return "not ranked"
+        if not self.candidate.judged:
+            return "too few requests"
         return str(self.candidate.standing) if self.candidate.meets else "misses the SLO"
 
     @property

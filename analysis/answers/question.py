@@ -165,7 +165,7 @@ class TaskAnswer:
 
     @property
     def tied(self) -> tuple[Candidate, ...]:
-        """Those not told apart from the best."""
+        """Those that tie with the best."""
         return tuple(candidate for candidate in self.meeting if candidate.standing is Standing.TIED)
 
     @property
@@ -181,5 +181,5 @@ class TaskAnswer:
 
     @property
     def decided(self) -> bool:
-        """True if one of several is told apart from all others."""
+        """True if one of several leads."""
         return len(self.meeting) > 1 and not self.tied

@@ -16,7 +16,7 @@ BY_LAUNCHES = "*"  # after an interval
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
-    """The sentence that is true of all answers: who is told apart from the others, and where; empty without answers."""
+    """The sentence that is true of all answers: who leads, and where; empty without answers."""
     if len(answers) == 1:
         return sentence(answers[0])
     noun = "task" if answers and answers[0].question.bounds else "point"
@@ -49,7 +49,7 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
         if any(math.isfinite(each.low) for answer in contested for each in answer.tied):
             # Of three, two may be alike and both far ahead of the third.
             subject = subject if few else f"None of {len(names)} configurations"
-            verb = "differ at none of" if few else "is told apart from all others as the best at any of"
+            verb = "differ at none of" if few else "leads at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"
     named = [
         f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)
@@ -98,7 +98,7 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
     names = [f"{each.full_name} ({figure(answer, each)})" for each in answer.tied[:MOST_IN_SENTENCE]]
     more = f" and {len(answer.tied) - MOST_IN_SENTENCE} more" if len(answer.tied) > MOST_IN_SENTENCE else ""
     equal = all(each.low > 1 - MARGIN and each.high < 1 + MARGIN for each in answer.tied)
-    verdict = f"is equal within {MARGIN:.0%} to" if equal else "is not told apart from"
+    verdict = f"is equal within {MARGIN:.0%} to" if equal else "ties with"
     decisive = f": {remedy_text(answer.suggested)}" if answer.suggested and not equal else ""
     return f"{shown} {verdict} {', '.join(names)}{more}{decisive}"
 
@@ -111,7 +111,7 @@ def _unmet(answer: TaskAnswer) -> str:
     closest, total = answer.candidates[0], len(answer.candidates)
     none = f"none of {count(total, 'configuration')} meets {_slo(answer)}"
     if closest.tightest is None or closest.latency is None or math.isinf(closest.headroom):
-        return f"{none}: too many requests failed, or the latency is not known"
+        return f"{none}: too many requests failed, or the latency is unknown"
     bound = closest.tightest.quantity
     return (
         f"{none}; the closest is {closest.full_name}: {bound.short} "

@@ -104,9 +104,9 @@ def _certainty(answer: TaskAnswer) -> str:
     if len(answer.meeting) == 1:
         certainty = f"no other configuration {'meets the SLO' if answer.question.bounds else 'has a result here'}"
     elif answer.decided:
-        certainty = "told apart from all others"
+        certainty = "leads"
     else:
-        certainty = "not told apart" + (f": {remedy_text(answer.suggested)}" if answer.suggested else "")
+        certainty = "a tie" + (f": {remedy_text(answer.suggested)}" if answer.suggested else "")
     return certainty + caveats([answer])
 
 

@@ -1,4 +1,4 @@
-"""Who was asked the same, how any two of them compare by any figure, and who of them is best.
+"""Which points share a task, how any two of them compare by any figure, and who of them is best.
 
 Every ratio of two points is worked out here, for the summary, the answers, `sweep compare`, `sweep explain` and the
 report: points of one task and load are compared in one contest of them all.
@@ -33,7 +33,7 @@ class Standing(StrEnum):
     """A point's standing among those of its task and load."""
 
     BEST = "best"
-    TIED = "not told apart from the best"
+    TIED = "tie with the best"
     BEHIND = "behind"
 
 

@@ -46,7 +46,7 @@ _PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error
 ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
 MOST_ECHOED = 80  # characters of a value in a message
 MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
-LONGEST_NAME = 255  # bytes of a name in a folder, on every file system that Linux mounts by default
+LONGEST_FOLDER_NAME = 255  # bytes of a name in a folder, on every file system that Linux mounts by default
 LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
 UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys whose number may be larger
 PASSED_ON = dict[str, Any]  # the type of what an engine gets as it stands: its numbers may be bytes
@@ -329,8 +329,8 @@ def cache_directory(setting: str | None) -> Path:
         ConfigError: for a name that is longer than a folder's can be.
     """
     if setting:
-        if any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(setting).parts):
-            raise ConfigError(f"cache_dir={shortened(setting)}: expected names of at most {LONGEST_NAME} bytes")
+        if any(len(os.fsencode(part)) > LONGEST_FOLDER_NAME for part in Path(setting).parts):
+            raise ConfigError(f"cache_dir={shortened(setting)}: expected names of at most {LONGEST_FOLDER_NAME} bytes")
         return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
 

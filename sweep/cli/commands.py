@@ -231,7 +231,7 @@ def summary(arguments: list[str]) -> int:
     sweep summary monday tuesday --slo ttft=200ms,tpot=20ms --format markdown --output answer.md
 
     RUN is a results folder, its name under results/, or s3://bucket/run; the configurations of several runs are
-    rivals where they were asked the same on the same machine. Without an SLO configurations are compared at equal
+    rivals at the tasks and on the machines that they share. Without an SLO configurations are compared at equal
     loads; with one, each at the load at which it does best within the bounds.
     """
     from analysis.answers.deciding import answers
