@@ -152,7 +152,10 @@ def doubts(results: RunResults, width: int) -> list[Line]:
     lines: list[Line] = []
     if lost.trials:
         worst = lost.shown[0]
-        lines.append(Line(f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}", "red"))
+        reason = "" if worst.outcome in UNMEASURED else f": {worst.reason}"
+        text = f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{reason}"
+        lines.append(Line(text if len(text) <= 2 * width else f"{text[: 2 * width - 1]}…", "red"))
+        lines += [Line(f"log: {worst.log}", "dim")] if worst.log else []
     for warning in warnings:
         place = scope(warning, results.layout).partition(":")[0].partition(";")[0]
         points, some, _ = place.partition(" points")

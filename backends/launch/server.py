@@ -374,7 +374,7 @@ class AttachedEngine(Engine):
         if not self.alive():
             return "accepts no connections"
         try:
-            with httpx.Client(verify=self.backend.verify_tls) as client:
+            with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
                 status = client.get(f"{self.url}/v1/models", timeout=10).status_code
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError):
             return "closes connections without an answer"

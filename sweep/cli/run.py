@@ -27,7 +27,7 @@ from sweep.base.config import (
     shortened,
 )
 from sweep.base.exits import Outage
-from sweep.base.masking import masked_message, secret_values
+from sweep.base.masking import masked_here, masked_message, secret_values
 from sweep.base.options import ConfigPath
 from sweep.base.wording import count
 from sweep.cli.output import make_console
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
         settings = functools.partial(_settings_of_run, arguments, config_dirs)
         planned = plan_patiently(functools.partial(_planned, arguments, config_dirs), settings)
     if answered:
-        make_console(PIPE_WIDTH).print(f"endpoint: {answered}", markup=False, soft_wrap=True)
+        make_console(PIPE_WIDTH).print(f"endpoint: {masked_here(answered)}", markup=False, soft_wrap=True)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
     return execute_plan(planned, shlex.join(["sweep", *folders, *arguments]))
 

@@ -57,8 +57,8 @@ LARGEST_COUNT = 10**9  # tokens: no usage says as many, and records have 32 bits
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
 _COMPRESSED = (
-    "is not supported: a compressed stream hides the times of its tokens. The requests accept identity only: switch "
-    "off compression of text/event-stream in the server or its proxy"
+    "is not supported: it hides the times of tokens; switch compression of text/event-stream off in the server or its "
+    "proxy"
 )
 
 

@@ -110,7 +110,8 @@ class _Endpoint:
             header, scheme = backend.get("auth_header"), backend.get("auth_scheme")
             self.headers |= [key_header(str(backend.get("api")), header, scheme, key)]
         verify = tls_context(bool(backend.get("verify_tls", True)))
-        self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT)
+        fresh = httpx.Limits(max_keepalive_connections=0)  # a server may close what it has just answered on
+        self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh)
 
     def served_model(self) -> str:
         """The one model that the endpoint serves, by its own list."""
@@ -166,7 +167,11 @@ class _Endpoint:
         """The answer to a short request; why there is none at all. Raises ConfigError where TLS fails."""
         request = Request("probe", "Count from one to four.", PROBE_TOKENS, UNKNOWN, "warmup")
         body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self.headers}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "x-request-id": "probe",
+        } | self.headers
         answer = wire.Answer(target.api)
         try:
             with self.client.stream("POST", self.origin + target.request_path, content=body, headers=headers) as reply:

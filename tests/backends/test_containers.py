@@ -358,7 +358,11 @@ def test_a_node_without_a_runtime_cannot_take_an_image():
 @pytest.mark.parametrize("runtime", ["docker"], indirect=True)
 def test_a_trial_in_an_image_through_the_whole_command(runtime, nvml, tmp_path, monkeypatch):
     """The row's versions are the image's digest, and the GPU is pinned by its UUID."""
-    nvml()
+
+    def computing(_handle: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid, usedGpuMemory=1) for pid in psutil.pids()]
+
+    monkeypatch.setattr(nvml(), "nvmlDeviceGetComputeRunningProcesses", computing)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     words = "backend=tgi model=tiny-llama model.max_model_len=512 workload=qa workload.num_requests=2 hardware=gpu"
     common = f"workload.output_tokens=64 load.batch_size=2 cluster=inline tracking=none out={tmp_path / 'out'}"

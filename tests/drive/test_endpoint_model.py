@@ -177,7 +177,7 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     with serving(Endpoint) as url:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 120), hard))
         try:
-            main(["run", f"{url}{base}", "model=phi-4-mini", *typed.split(), "load.concurrency=64", f"out={tmp_path}"])
+            main(["run", f"{url}{base}", "model=phi-4-mini", *typed.split(), "load.concurrency=16", f"out={tmp_path}"])
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     row = analysis.load(tmp_path).iloc[0]  # a busy client is no matter

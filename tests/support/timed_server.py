@@ -68,7 +68,8 @@ async def _serve(timing: argparse.Namespace) -> None:
                     continue
                 length = int(head.partition(b"content-length:")[2].split()[0])
                 body = json.loads(await reader.readexactly(length))
-                await _answer(writer, next(numbers), body["max_tokens"], timing)
+                number = -1 if b"x-request-id: probe" in head else next(numbers)  # an endpoint's probe
+                await _answer(writer, number, body["max_tokens"], timing)
         writer.close()
 
     server = await asyncio.start_server(connected, "127.0.0.1", timing.port)
