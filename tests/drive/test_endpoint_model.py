@@ -128,8 +128,10 @@ class Endpoint(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.add((self.path, self.headers["api-key"] or self.headers["authorization"], body["model"]))
-        if self.path != self.expected or self.limit not in body:
+        self.asked.add((self.path, self.headers["api-key"] or self.headers["authorization"], body.get("model")))
+        if self.path != self.expected:
+            return self.reply(404, "no such path")
+        if self.limit not in body:
             return self.reply(400, "use max_completion_tokens")
         text = {"delta": {"content": "a"}} if "messages" in body else {"text": "a"}
         events = [{"choices": [{"index": 0, **text, "finish_reason": "length"}]}] * body[self.limit]
