@@ -83,7 +83,11 @@ def measured(server: RememberingServer, out: Path, *overrides: str) -> "pd.Serie
     command = ["backend=openai", f"backend.url={server.url}", "model=served", "model.served_name=m", "cluster=inline"]
     command += ["tracking=none", "workload=synthetic", "workload.input_tokens=32", "workload.output_tokens=2"]
     command += ["load=closed", "load.concurrency=2", "workload.num_requests=8", "agreement=false", *overrides]
-    assert 0 in (main([*command, f"out={out}", "fresh=true"]) for _ in range(3))  # a busy machine may limit the client
+    before = list(server.prompts)
+    for _ in range(3):  # a busy machine may limit the client; the server then forgets what it was asked
+        server.prompts[:] = before
+        if main([*command, f"out={out}", "fresh=true", "retry=none"]) == 0:
+            break
     return pd.read_parquet(out / "trials.parquet").iloc[0]
 
 
