@@ -58,7 +58,7 @@ def bounds(
 
 
 def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
-    """The percentiles that all of these trials have, which an SLO can be on; the default ones where there is none."""
+    """The percentiles that all of these trials have, for an SLO; the default ones if no trial has any."""
     texts = {text if isinstance(text, str) else percentiles_text(PERCENTILES) for text in trials["percentiles"]}
     common = set(merged_percentiles(texts)).intersection(*(merged_percentiles([text]) for text in texts))
     return tuple(sorted(common)) or PERCENTILES

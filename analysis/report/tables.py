@@ -165,7 +165,7 @@ def everything_table(results: RunResults) -> Table[PointRow]:
 
 
 def _brief_column(name: str) -> Column[PointRow]:
-    """A figure of a point; of throughput also its range, or why there is none."""
+    """A figure of a point; of throughput also its range, or why it has no range."""
     base, _, reference = name.partition("_vs_")
     if reference:
         return view(f"{label(base).short} × {reference}", lambda point: _brief_ratio(point, name))
@@ -327,5 +327,5 @@ def label(column: str) -> LabelledColumn:
 
 
 def times(ratio: float) -> str:
-    """A ratio to the baseline as text; an em dash if there is none."""
+    """A ratio to the baseline as text; an em dash without a ratio."""
     return "—" if math.isnan(ratio) else f"{number(ratio)}×"

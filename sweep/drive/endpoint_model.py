@@ -164,7 +164,7 @@ class _Endpoint:
         return [], f"{self.url}: a first request failed ({shortened(problem)})"
 
     def _ask(self, target: wire.Target) -> wire.Answer | str:
-        """The answer to a short request; why there is none at all. Raises ConfigError where TLS fails."""
+        """The answer to a short request, or the reason why no answer came. Raises ConfigError where TLS fails."""
         request = Request("probe", "Count from one to four.", PROBE_TOKENS, UNKNOWN, "warmup")
         body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
         headers = {

@@ -71,7 +71,7 @@ class Contradiction(Exception):
 def stream_deployment(
     work: Work, gpus: tuple[str, ...], draining: threading.Event, beat: float
 ) -> Generator[Event, None, None]:
-    """`run_deployment` as a generator of events, of a Beat when there is none for `beat` s.
+    """`run_deployment` as a generator of events, of a Beat after `beat` s without one.
 
     `draining` ends it after the trial that runs; closing it ends what it is doing.
     """
