@@ -43,7 +43,7 @@ class Capsule:
 
 
 def parse_capsules(text: str) -> list[Capsule]:
-    """Read capsules with empty lines between them; raises ConfigError for a file without capsules, or one that cannot be read."""
+    """Read capsules with empty lines between them; raises ConfigError for a text without one, or a damaged one."""
     parts = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
     if not parts:
         raise ConfigError("capsule: is empty; expected the lines that sweep rerun RUN#TRIAL --capsule prints")
