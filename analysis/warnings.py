@@ -1,4 +1,4 @@
-"""Warnings about a run's results: those of its trials, and those that only a comparison of trials or points finds.
+"""Warnings about a run's results: its trials' own, and the ones that only a comparison of trials or points finds.
 
 A check is a function in CHECKS, by `sweep.numbers.warnings.register`: its name is the code, its docstring the meaning.
 """

@@ -72,7 +72,7 @@ class EnvironmentSpec(Strict):
     capability: str | None = None  # the oldest GPUs that its kernels run on, e.g. "8.0"; None = any that its CUDA has
     note: str | None = None  # what an installation needs besides, where a program cannot check it
     needs: dict[str, str] = Field(default_factory=dict)  # programs (or Python.h) that must be there, and the remedy
-    driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None = that of its CUDA major
+    driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None: its CUDA major's
     environ: dict[str, str] = Field(default_factory=dict)  # variables of its engine
     environ_older_driver: dict[str, str] = Field(default_factory=dict)  # further ones with a driver older than its CUDA
     disk_gb: float | None = None  # GB that it takes on a node's disk, about
@@ -121,7 +121,7 @@ class Host:
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
-    executables: frozenset[str] = frozenset()  # those of EXECUTABLES found on PATH, e.g. "docker"
+    executables: frozenset[str] = frozenset()  # which EXECUTABLES are on PATH, e.g. "docker"
     driver: str | None = None  # NVIDIA's, e.g. "550.54.15"
     capability: str | None = None  # the least compute capability of its GPUs, e.g. "8.9"
     nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
@@ -232,7 +232,7 @@ class Backend(Strict):
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError as error:  # brackets that do not close, a port that is none
+        except ValueError as error:  # brackets that do not close, a port that is no number
             raise ValueError(f"{error}; {allowed}") from None
         if parts.username or parts.password:
             raise ValueError("holds credentials: put the key into an environment variable, and its name in api_key_env")

@@ -16,7 +16,7 @@ class OpenAI(Backend):
     traits = Traits(attachable=True)
 
     url: str  # http(s)://host[:port][/base][?query], with or without /v1 or another version
-    path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after that of url; null: that of the api
+    path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after the path of url; null: the api's own
     api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
     auth_header: str | None = Field(default=None, pattern=r"^[\w-]+$")  # of the key, e.g. api-key; null: the api's
     auth_scheme: str | None = None  # before the key; null: Bearer in Authorization, nothing in another header

@@ -24,7 +24,7 @@ from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.power import Error, smallest_change
 from analysis.statistics.standings import Standing
 
-SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts in that of one
+SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts beside the question's own
 FEWEST_LAUNCHES = 3  # that are advised where none were repeated
 
 

@@ -43,7 +43,7 @@ ALSO = (  # after the headline and the percentiles of what an SLO bounds
     "quality",
 )
 RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
-MOST_RIVALS = 12  # of a question, of which every pair is on the page; of more, those of the best
+MOST_RIVALS = 12  # of a question, whose pairs are all on the page; of more, the pairs of the best
 TestedPair = list[Any]  # the better point, the other, the lead and the ends of its interval, "ahead" or "a tie"
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
@@ -52,7 +52,7 @@ def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[st
     """The points with their figures, intervals, warnings and trials, column by column, and the labels of all that.
 
     Args:
-        folder: where the page lies, from which it links to the files of trials; by default in that of the one run.
+        folder: where the page lies, from which it links to the files of trials; by default the folder of the one run.
     """
     layout = shared_layout(runs)
     points, rows = layout.points, _result_rows(runs)

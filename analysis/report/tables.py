@@ -297,7 +297,7 @@ def _x_column(layout: Layout) -> list[Column[PointRow]]:
 
 
 def shown_columns(points: pd.DataFrame) -> list[str]:
-    """The metrics that a table of some points shows, the most telling first: of lockstep batches those of a batch."""
+    """The metrics that a table of some points shows, the most telling first: for lockstep, of batches."""
     in_batches = "batch_latency_mean" in points and points["batch_latency_mean"].notna().any()
     columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if in_batches else COLUMNS)
     return [name for name in columns if name in points and (points[name].notna().any() or _is_bounded(points, name))]

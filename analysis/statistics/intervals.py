@@ -177,7 +177,7 @@ class PooledRequests:
         return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
 
     def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
-        """Variance of the pooled mean over that of as many independent values, the largest over numbers of batches.
+        """Variance of the pooled mean over its variance for independent values, the largest over numbers of batches.
 
         The means of successive batches correlate as ρ, ρ², ρ³, …: an autoregression of order 1, as in ASAP3 (Steiger,
         Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
@@ -213,7 +213,7 @@ class PooledGaps(PooledRequests):
         """The q-quantile of the pooled gaps; its ends are order statistics."""
         value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total)
         below = (self.gaps <= value[..., None, None, None]).sum(-1)
-        excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is that of the gaps
+        excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is the gaps'
         variance = (excess**2).sum((-2, -1)) / self.n
         with np.errstate(divide="ignore"):
             independent = np.minimum(self.n * q * (1 - q) / variance, self.total)
@@ -444,7 +444,7 @@ def over_replicates(
 
 
 def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) -> Interval:
-    """A figure without its intervals, or without those of some points."""
+    """A figure without its intervals, or without the intervals of some points."""
     low, high, new_low, new_high = (np.where(where, np.nan, end) for end in figure[1:5])
     return Interval(
         figure.value, low, high, new_low, new_high, figure.effective_n, figure.by_launches & ~np.asarray(where)

@@ -30,7 +30,7 @@ Severe = dict[int, dict[str, tuple[str, ...]]]  # by point: code -> the columns 
 
 
 class Standing(StrEnum):
-    """A point's standing among those of its task and load."""
+    """A point's standing among the points of its task and load."""
 
     BEST = "best"
     TIED = "tie with the best"

@@ -42,7 +42,7 @@ CONF = ROOT / "conf"
 ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command goes on with
 OUR_ERROR = 70  # exit status (sysexits: an error inside the software) of an error that no check foresaw
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
-_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
+_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: a kind of value, not a key
 ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
 MOST_ECHOED = 80  # characters of a value in a message
 MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
@@ -127,7 +127,7 @@ class Hardware(Strict):
 
 
 class FoundHardware(Hardware):
-    """The profile that hardware=auto picked: that of engines launched here, not of an endpoint somewhere else."""
+    """The profile that hardware=auto picked, for engines launched here, never for an endpoint."""
 
     assumed: ClassVar[bool] = True
 
@@ -455,7 +455,7 @@ def _keys_of(kind: Any) -> list[str]:
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
-    """The ConfigError for a value that is none of those allowed."""
+    """The ConfigError for a value that is not among the expected ones."""
     return ConfigError(f"{key}={shortened(value)}: unknown; {did_you_mean(value, allowed)}")
 
 

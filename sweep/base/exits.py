@@ -88,7 +88,7 @@ class Exit:
 
 
 class Failed(Exception):
-    """A failure that carries its exit; without one it is that of the error from which it was raised."""
+    """A failure that carries its exit; without one, the exit of the error from which it was raised."""
 
     def __init__(self, message: str, exit: Exit | None = None) -> None:
         super().__init__(message)

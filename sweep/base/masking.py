@@ -50,7 +50,7 @@ def secret_within(name: str, value: object, inherited: bool = False) -> str | No
 def secret_values(environ: Mapping[str, str]) -> set[str]:
     """Return the values of variables that hold secrets, to be masked wherever they stand.
 
-    Of a variable any name that ends with KEY is a secret's. A number is none: JSON has many.
+    Of a variable any name that ends with KEY is a secret's. A number is no secret: JSON has many.
     """
     secrets = (content for key, content in environ.items() if NAME.search(key) or key.upper().endswith("KEY"))
     return {content for content in secrets if len(content) >= SHORTEST and not content.isdecimal()}

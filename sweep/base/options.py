@@ -41,7 +41,7 @@ class ConfigPath:
     def of_user(cls, user_folders: Sequence[str] = ()) -> "ConfigPath":
         """The folders given, then ./conf, then the project's own.
 
-        A ./conf with a config.yaml is that of another program (or of this project) and is left out.
+        A ./conf with a config.yaml belongs to another program (or to this project) and is left out.
 
         Raises ConfigError for a given folder that does not exist, or that has a config.yaml.
         """
@@ -87,7 +87,7 @@ class ConfigPath:
         return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
 
     def _stamps(self, overrides: Sequence[str]) -> Stamps:
-        """The stamps that change when a file does; those of experiments only where one is composed."""
+        """The stamps that change when a file does; an experiment's stamp only where one is composed."""
         files = [path for folder in self.folders for at in ("*.yaml", "*/*.yaml") for path in folder.glob(at)]
         if not any(override.startswith("+experiment=") for override in overrides):
             files = [path for path in files if path.parent.name != "experiment"]

@@ -330,7 +330,7 @@ class _Part(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """The position of a request's results among those of its process."""
+    """The position of a request's results in its process's files."""
 
     row: int
     chunk: int

@@ -78,7 +78,7 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
     path: str | None = None  # of the requests, in place of the api's
     api_key_env: str | None = None  # NAME of the environment variable that holds the key
-    auth_header: str | None = None  # None: that of the api
+    auth_header: str | None = None  # None: the api's own
     auth_scheme: str | None = None
     max_tokens_field: str = "max_tokens"
     verify_tls: bool = True
@@ -661,7 +661,7 @@ def _number(event: bytes, key: bytes) -> int:
 
 
 def _token_count(number: Any) -> int:
-    """Return a count of tokens. Raises ValueError for anything that is none."""
+    """Return a count of tokens. Raises ValueError for anything else."""
     if not isinstance(number, int) or not 0 <= number < LARGEST_COUNT:
         raise ValueError(f"expected a count of tokens, not {str(number)[:40]}")
     return number

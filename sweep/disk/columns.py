@@ -1,6 +1,6 @@
 """The columns of a run's files that are not quantities: their units and meanings, for docs/columns.md.
 
-Meanings of trials.parquet stand beside the fields of `sweep.disk.row`, those of requests.parquet beside the fields of
+Meanings of trials.parquet stand beside the fields of `sweep.disk.row`, of requests.parquet beside the fields of
 `sweep.base.records.Record`; quantities have their own.
 """
 

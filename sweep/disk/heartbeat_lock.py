@@ -140,4 +140,4 @@ class Lock:
             lock = json.loads(content or b"null")
         except ValueError:
             lock = None
-        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # a damaged one is none
+        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # a damaged one is missing

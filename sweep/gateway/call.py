@@ -51,7 +51,7 @@ class Call:
     """A request for tokens: its bytes as they came, and their meaning."""
 
     path: str
-    headers: Headers  # without those of the client's connection
+    headers: Headers  # without the hop-by-hop headers of the client's connection
     body: bytes
     content: dict[str, Any] = field(repr=False)
 

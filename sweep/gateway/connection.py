@@ -133,7 +133,7 @@ class EngineConnection(asyncio.Protocol):
     # -- of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass of it
 
     def data_received(self, data: bytes) -> None:
         if not self._is_busy or self._is_complete:

@@ -66,7 +66,7 @@ class Prompts(Workload):
     skip_unsendable: bool = False  # leave rows without a prompt or a length out; false: refuse such a table
 
     def check(self) -> None:
-        if _shipped(self.name) not in (None, self._path):  # its rows would be taken for those of the task
+        if _shipped(self.name) not in (None, self._path):  # its rows would be taken for the task's
             problem = f"{self.name} is the name of a shipped task"
             raise ValueError(f"workload.file={self.file}: {problem}; use workload=prompts workload.file={self.file}")
         self._questions()

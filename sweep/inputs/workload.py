@@ -1,4 +1,4 @@
-"""Workloads: prompts as a seeded stream of Requests; here those of drawn, exact lengths. Their timing is the Load's.
+"""Workloads: prompts as a seeded stream of Requests; here prompts of drawn, exact lengths. Their timing is the Load's.
 
 Every prompt begins with a unique header, so that no cache can answer for the engine; two requests of a trial differ
 from their first words on. Prompts depend on the seed, never on the backend. Each random dimension has its own stream of

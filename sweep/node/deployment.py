@@ -362,7 +362,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
 def _weights(work: Work, environment: environments.Environment, progress: Progress) -> Path:
     """The folder that the engine loads: the model's, or what is made of it.
 
-    The interpreter in an image is none of this machine's: conversions run in ours.
+    An image's interpreter does not run on this machine: conversions run in ours.
     """
     backend: Backend = work.deployment.backend
     folder: Path = work.deployment.model.prepare(work.cache, progress)

@@ -211,8 +211,8 @@ def _count_tokens(work: Work) -> measurement.CountTokens | None:
 def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature: float = 0) -> wire.Target:
     """Return what the client must know of the engine: what its backend says under the same names, and five more.
 
-    `url` is that of what is in front of it. Where the end of an answer is ignored, its text shows special tokens: so
-    our count of it is that of its tokens.
+    `url` is the address of a gateway in front of it. Where the end of an answer is ignored, its text shows special
+    tokens, so that our count includes them.
     """
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(type(backend).model_fields) - {"url", "extra_body"}

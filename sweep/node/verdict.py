@@ -57,7 +57,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         return Verdict(outcome=Outcome.HUNG, reason=over_time, exit=Exit(cause), log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
-        # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
+        # Part of a trial is no result, even if all that was sent succeeded; only a duration may cut it short.
         stopped = result.report.stopped
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
         unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
@@ -167,7 +167,7 @@ def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
 
 
 def step_back(records: Records, mask: Mask) -> float:
-    """The most that a chunk's stamp lies before that of the chunk before it, s; 0 if none does."""
+    """The most by which a chunk's stamp precedes the previous chunk's, s; 0 if none does."""
     back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, mask)]
     return float(max(back, default=0)) / 1e6
 

@@ -111,7 +111,7 @@ def _sweep_values(override: Override, argument: str) -> list[Any]:
     typed = shortened(argument)
     try:
         values = list(itertools.islice(override.sweep_iterator(transformer=Transformer.identity), MOST_PLANNED + 1))
-    except (HydraException, ArithmeticError, ValueError):  # the latter are those of range()
+    except (HydraException, ArithmeticError, ValueError):  # the latter two come from range()
         raise ConfigError(f"{typed}: expected a list (1,2), range(), choice() and glob-free sweeps") from None
     if len(values) > MOST_PLANNED:
         raise ConfigError(f"{typed}: too many values; expected at most {MOST_PLANNED:,}")

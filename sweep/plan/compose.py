@@ -105,7 +105,7 @@ def compose_run(
         _replace_unreachable("model", request, line, composer.options, obstacle)
     _replace_unreachable("workload", request, line, composer.options, obstacle)
     if any(map(is_point_key, line.typed)):
-        request.settings["durations"] = None  # those of the experiment as it is written
+        request.settings["durations"] = None  # the experiment's durations hold for it as it is written
     settings = _settings(request.settings, line, hardware)
     plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}

@@ -108,7 +108,7 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
 
 
 def check_resolved(plan: Plan) -> None:
-    """Check that every revision of the plan has its commit, of which ids are made; those of a dry run are provisional.
+    """Check that every revision of the plan has its commit, from which ids are made; a dry run's ids are provisional.
 
     Raises Outage if the hub did not answer: rows would get an id that they have on no other day.
     """

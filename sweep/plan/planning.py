@@ -123,7 +123,7 @@ class _Builder:
             # Never of the backend: all get the same prompts. Of the load: no cache may answer for an earlier trial.
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
             seed = seed if seeds is None else seeds[replicate]
-            # The first replicate is of a new engine either way.
+            # The first replicate starts on a new engine either way.
             launch = "its own" if anew and replicate else "shared"
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:

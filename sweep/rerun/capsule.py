@@ -53,7 +53,7 @@ def parse_capsules(text: str) -> list[Capsule]:
 def parse_capsule(text: str) -> Capsule:
     """Read a capsule's lines, in any order.
 
-    Raises ConfigError for a line that is none of a capsule's, or one that is missing or damaged.
+    Raises ConfigError for a line that no capsule has, or one that is missing or damaged.
     """
     allowed = [field.name for field in fields(Capsule)]
     contents: dict[str, Any] = {}

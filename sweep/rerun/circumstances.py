@@ -109,7 +109,7 @@ def circumstances(row: Mapping[str, Any]) -> Circumstances:
 
 
 def changed_circumstances(before: Circumstances, after: Circumstances) -> list[Difference]:
-    """The circumstances in which two measurements differ, those of the first in their order.
+    """The circumstances in which two measurements differ, in the order of the first.
 
     A kind of which a row of an older version says nothing at all is left out.
     """

@@ -162,7 +162,7 @@ def _settings_today(
 
 
 def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
-    """The row's profile, or that of the GPU here where it is another; CPU and GPU do not stand for each other."""
+    """The row's profile, or the profile of the GPU here if that is another; CPU and GPU do not stand for each other."""
     recorded = capsule.settings.get("hardware")
     if recorded is None:
         return present

@@ -26,10 +26,10 @@ FEWEST_CHARACTERS = 4  # of a trial's id, where only its beginning is given
 
 
 def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
-    """The capsules of RUN#TRIAL, of all results of RUN, or the one in a file; `content` is that of standard input.
+    """The capsules of RUN#TRIAL, of all results of RUN, or the one in a file; `content` is what standard input had.
 
     Raises:
-        ConfigError: for what is none of them, a missing trial, or one without a result.
+        ConfigError: for anything else, a missing trial, or one without a result.
     """
     if content is not None:
         return parse_capsules(content)

@@ -137,6 +137,6 @@ def _name(name: str) -> str:
 
 
 def halves(weights: Array, heads: int) -> Array:
-    """Each head's rows in the order of Hugging Face's rotary embedding: those of its even places, then the odd."""
+    """Each head's rows in the order of Hugging Face's rotary embedding: its even rows, then the odd."""
     pairs = weights.reshape(heads, weights.shape[0] // heads // 2, 2, -1)
     return pairs.swapaxes(1, 2).reshape(weights.shape)

@@ -35,7 +35,7 @@ class Holder(NamedTuple):
     """A process that measures on a device, or waits for it, as the name of its socket says."""
 
     device: str
-    sharing: str  # a digest of the name under which it shares the machine; that of its pid if it does not
+    sharing: str  # a digest of the name under which it shares the machine; of its pid if it does not
     pid: int
     sweep: str
 
