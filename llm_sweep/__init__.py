@@ -41,9 +41,10 @@ def main() -> int:
     """Run the `sweep` command; its exit status."""
     for name in PACKAGES:
         folder = Path.cwd() / name
-        if (folder / "__init__.py").exists() and folder.resolve().parent != HOLDER:
+        replaces = (folder / "__init__.py").exists() or folder.with_suffix(".py").exists()
+        if replaces and folder.resolve().parent != HOLDER:
             print(
-                f"error: {folder}: a package of this name would replace sweep's own in the processes that sweep starts "
+                f"error: {folder}: a module of this name would replace sweep's own in the processes that sweep starts "
                 f"here; run it in another folder",
                 file=sys.stderr,
             )

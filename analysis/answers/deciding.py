@@ -70,7 +70,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     question = TaskQuestion(title(group, bool(slo)), quantity, limits)
     columns = [each.column for each in question.quantities]
     severe = np.array([bool(every.contests.barred(columns, point)) for point in group.index], np.bool_)
-    ranked = every.contests.ranked(quantity, group.index.to_numpy(np.int64)) & ~severe
+    ranked = every.contests.ranked(quantity, group.index.to_numpy(np.int64), bool(slo)) & ~severe
     shorter = tuple(group["name"][~ranked & ~severe].unique())
     candidates = [(_candidate(every, point, question), int(str(index))) for index, point in group[ranked].iterrows()]
     candidates = [pair for pair in candidates if not math.isnan(pair[0].figure.value)]
@@ -116,7 +116,7 @@ def _candidate(every: Measured, point: "pd.Series[Any]", question: TaskQuestion)
     if not question.bounds:
         return candidate
     latencies = [(bound, estimate(point, bound.quantity.column)) for bound in question.bounds]
-    if not tells(point["requests"] + point["failed"], question.bounds[0].percentile):
+    if not all(tells(point["requests"] + point["failed"], bound.percentile) for bound in question.bounds):
         return replace(candidate, headroom=-math.inf, judged=False)
     bound, latency = min(latencies, key=lambda pair: pair[0].headroom(pair[1].value))
     return replace(candidate, headroom=bound.headroom(latency.value), tightest=bound, latency=latency)

@@ -27,7 +27,7 @@ def lead(answers: Sequence[TaskAnswer]) -> str:
     parts = [_contested(contested, len(answers) - alone.total() - unmet - unranked, noun)] if contested else []
     parts += [f"{name} alone meets the SLO at {times} of {count(len(answers), noun)}" for name, times in alone.items()]
     if answers and not parts and not unmet and not unranked:
-        parts.append(f"At each of {count(len(answers), noun)} a single configuration has a result")
+        parts.append(f"At each of {count(len(answers), noun)} a single configuration can be compared")
     if unmet:
         parts.append(f"at {unmet} of {count(len(answers), noun)} none meets the SLO")
     if unranked:
@@ -68,16 +68,17 @@ def sentence(answer: TaskAnswer) -> str:
     """The answer to one question, with its figure, interval, headroom, runner-up and what would decide a tie."""
     best = answer.best
     text = _unmet(answer) if best is None else _met(answer, best)
-    shorter = f"; not compared, since answers were shorter: {listed(list(answer.shorter))}" if answer.shorter else ""
-    return f"{answer.question.title}: {text}{shorter}{caveats([answer])}"
+    return f"{answer.question.title}: {text}{caveats([answer])}"
 
 
 def caveats(answers: Sequence[TaskAnswer]) -> str:
-    """The configurations that a severe warning bars, and the codes of the warnings about those that are named."""
+    """The configurations that are left out, and why; and the codes of the warnings about the named ones."""
+    shorter = list(dict.fromkeys(name for answer in answers for name in answer.shorter))
     barred = [f"{each.full_name} ({', '.join(each.codes)})" for answer in answers for each in answer.barred]
     named = [each for answer in answers for each in (*answer.candidates[:1], *(answer.tied or answer.meeting[1:2]))]
     codes = dict.fromkeys(code for each in named for code in each.codes)
-    parts = {"not ranked": list(dict.fromkeys(barred)), "warnings": list(codes)}
+    parts = {"not compared, since answers were shorter": shorter, "not ranked": list(dict.fromkeys(barred))}
+    parts["warnings"] = list(codes)
     return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
 
 
@@ -86,7 +87,8 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
     shown = f"{best.full_name} ({figure(answer, best)}{_headroom(best)})"
     if len(answer.meeting) == 1:
         only = f"alone meets {_slo(answer)} of {len(answer.candidates)}" if len(answer.candidates) > 1 else ""
-        only = only or (f"meets {_slo(answer)}" if question.bounds else "was measured alone")
+        alone = "is the only one compared" if answer.shorter or answer.barred else "was measured alone"
+        only = only or (f"meets {_slo(answer)}" if question.bounds else alone)
         return f"{shown} {only}"
     if answer.decided:
         runner_up = answer.meeting[1]

@@ -58,8 +58,14 @@ class OpenedRun:
         points, layout = self.results.points, self.results.layout
         keys = [points["panel"], points["line"], pd.Series([layout.load(point) for _, point in points.iterrows()])]
         index = pd.MultiIndex.from_arrays(keys, names=["task", "configuration", "load"])
+        percentiles = self.results.run.percentiles
         ends = {"value": "", "low": "_ci_low", "high": "_ci_high"}
-        names = {(name, end): f"{name}{ends[end]}" for name in points if labelled_column(str(name)) for end in ends}
+        names = {
+            (name, end): f"{name}{ends[end]}"
+            for name in points
+            if labelled_column(str(name), percentiles)
+            for end in ends
+        }
         return pd.DataFrame({key: points[name] for key, name in names.items() if name in points}).set_index(index)
 
     @property
@@ -89,7 +95,7 @@ class OpenedRun:
 
     def plot(self, quantity: str = "output_throughput") -> Figure | None:
         """A quantity against the load, a line for each configuration; None without a figure of it."""
-        compared_column(quantity, map(str, self.results.points))
+        compared_column(quantity, map(str, self.results.points), self.results.run.percentiles)
         with style():
             return against_load(self.results.run, self.results.layout, quantity)
 

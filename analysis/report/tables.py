@@ -102,7 +102,7 @@ def _certainty(answer: TaskAnswer) -> str:
     if answer.best is None:
         return sentence(answer).removeprefix(f"{answer.question.title}: ")
     if len(answer.meeting) == 1:
-        certainty = f"no other configuration {'meets the SLO' if answer.question.bounds else 'has a result here'}"
+        certainty = f"no other configuration {'meets the SLO' if answer.question.bounds else 'can be compared here'}"
     elif answer.decided:
         certainty = "leads"
     else:
@@ -173,9 +173,9 @@ def _brief_column(name: str) -> Column[PointRow]:
 
 
 def _brief_ratio(point: PointRow, name: str) -> str:
-    """A ratio, marked if it may be none."""
-    uncertain = point[f"{name}_ci_low"] <= 1 <= point[f"{name}_ci_high"]
-    return (MAYBE if uncertain else "") + times(point[name])
+    """A ratio, marked unless its interval leaves 1 out."""
+    sure = point[f"{name}_ci_low"] > 1 or point[f"{name}_ci_high"] < 1 or pd.isna(point[name])
+    return ("" if sure else MAYBE) + times(point[name])
 
 
 def _brief(point: PointRow, name: str) -> str:

@@ -1,5 +1,6 @@
 """What the terminal shows of a run: one screen with the answer, and on request all that is behind it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -37,7 +38,7 @@ STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cy
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
     BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures: the requests are too few, or too dependent",
-    MAYBE: f"{MAYBE} the interval includes 1: may be no difference",
+    MAYBE: f"{MAYBE} the interval includes 1, or is missing: may be no difference",
 }
 """What a mark in a cell means."""
 
@@ -117,7 +118,8 @@ def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[
 
     def versus(answer: TaskAnswer) -> str:
         rivals = [each for each in answer.candidates if each.name in baseline and each is not answer.best]
-        return advantage(answer, rivals[0]).partition(" ")[0] if rivals and answer.best else NONE
+        lead_over_it = rivals[0].ratio if rivals and answer.best else math.nan
+        return NONE if math.isnan(lead_over_it) else advantage(answer, rivals[0]).partition(" ")[0]
 
     columns = [
         view("task", lambda answer: answer.question.title, **KEY),
@@ -135,7 +137,7 @@ def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[
 
 def _winner(answer: TaskAnswer) -> Cell:
     if answer.best is None:
-        return Cell("none meets the SLO" if answer.candidates else "none can be ranked", style="yellow")
+        return Cell("none meets the SLO" if answer.judged else "none can be ranked", style="yellow")
     return Cell(answer.best.full_name, style="yellow" if answer.tied else "green")
 
 
@@ -147,21 +149,25 @@ def _lead(answer: TaskAnswer) -> Cell:
 
 
 def doubts(results: RunResults, width: int) -> list[Line]:
-    """At most three lines in plain words on failures and warnings, the severe ones first, and the number of others."""
+    """At most three lines in plain words on failures and warnings, the severe ones first; and the log of the first."""
     lost, warnings = results.losses, grouped(results.warnings)
     lines: list[Line] = []
+    room = MOST_DOUBTS
     if lost.trials:
-        worst = lost.shown[0]
+        worst = max(lost.shown, key=lambda loss: loss.trials)
+        share = f" ({worst.trials} of them)" if worst.trials < lost.trials else ""
         reason = "" if worst.outcome in UNMEASURED else f": {worst.reason}"
-        text = f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{reason}"
+        text = f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}{reason}"
         lines.append(Line(text if len(text) <= 2 * width else f"{text[: 2 * width - 1]}…", "red"))
-        lines += [Line(f"log: {worst.log}", "dim")] if worst.log else []
+        if worst.log:
+            lines.append(Line(f"log: {worst.log}", "dim"))
+            room += 1
     for warning in warnings:
         place = scope(warning, results.layout).partition(":")[0].partition(";")[0]
         points, some, _ = place.partition(" points")
         text = f"! {warning.message.partition(': ')[0]}" + (f" ({points}{some})" if place else "")
         lines.append(Line(text if len(text) <= width else f"{text[: width - 1]}…", STYLES[warning.kind.severity]))
-    return lines[:MOST_DOUBTS]
+    return lines[:room]
 
 
 def further(results: RunResults, answered: Sequence[TaskAnswer]) -> list[Line]:

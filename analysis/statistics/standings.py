@@ -66,10 +66,13 @@ class Contests:
         severe = self.severe.get(point, {}).items()
         return [code for code, concerned in severe if not concerned or not {*concerned}.isdisjoint(columns)]
 
-    def ranked(self, quantity: LabelledColumn, points: Positions) -> NDArray[np.bool_]:
-        """Which points of a question can be best: not barred, as offered, nor done sooner by shorter answers."""
+    def ranked(self, quantity: LabelledColumn, points: Positions, chosen_load: bool = False) -> NDArray[np.bool_]:
+        """Which points of a question can be best: not barred, as offered, nor done sooner by shorter answers.
+
+        With a `chosen_load`, the highest rate within an SLO, what was offered is the answer.
+        """
         ranked = np.array([not self.barred([quantity.column], int(point)) for point in points], np.bool_)
-        ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED))
+        ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED and not chosen_load))
         if quantity.quantity in BY_OUTPUT and len(points):
             tokens = np.nan_to_num(self.answer_tokens[points])
             ranked &= ~((tokens > 0) & (tokens * UNEQUAL < tokens.max(initial=0, where=ranked)))

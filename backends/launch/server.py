@@ -501,7 +501,7 @@ class _Start:
         outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
         reason = engine.exit_reason()
         if killed:
-            reason += f"; {cause_table().find_remedy('SIGKILL')}"
+            reason += f"; {cause_table().find_remedy('killed by SIGKILL')}"
         taken = not memory and PORT_TAKEN.search(engine.log_tail(LOG_LINES))
         exit = replace(engine.exit(), cause=Cause.PORT) if taken else engine.exit()
         return LaunchError(outcome, reason, exit, engine.log_tail())

@@ -51,7 +51,6 @@ class Cause(StrEnum):
     NONE_COMPLETED = "none completed"
     MANY_FAILED = "many failed"
     NO_TOKEN = "no token"
-    STAMPS = "stamps go back"
     OTHER_LENGTH = "other length"
     BELOW_GATE = "below gate"
     PROMPTS = "prompts"

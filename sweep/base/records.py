@@ -226,7 +226,12 @@ def request_path(url: str, path: str) -> str:
 
 
 def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tuple[str, str]:
-    """Return the header of a key, by default the api's; without a scheme it is Bearer in Authorization alone."""
+    """Return the header of a key, by default the api's; without a scheme it is Bearer in Authorization alone.
+
+    Raises ValueError for a key that no header can hold, such as one with a line break.
+    """
+    if not key.isprintable() or not key.isascii():
+        raise ValueError("the endpoint's key cannot go into a header: expected printable ASCII")
     header = header or ("x-api-key" if api == "messages" else "Authorization")
     if scheme is None:
         scheme = "Bearer" if header.lower() == "authorization" else ""

@@ -111,23 +111,20 @@ class Target:
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
+def header_fields(target: Target, key: str | None) -> dict[str, str]:
+    """The header that all requests share. Raises ValueError for a key that no header can hold."""
+    dialect = TYPED_DIALECTS.get(target.api)
+    fields = {"User-Agent": "llm-sweep", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
+    fields |= {"Content-Type": "application/json", **(dialect.headers if dialect else {}), **target.headers}
+    if key is not None:
+        fields |= [key_header(target.api, target.auth_header, target.auth_scheme, key)]
+    return fields
+
+
 def head(target: Target, key: str | None) -> bytes:
     """The part of a request's head that all requests share; what `call` gives follows it on the wire."""
-    dialect = TYPED_DIALECTS.get(target.api)
-    headers = {**dialect.headers, **target.headers} if dialect else target.headers
-    lines = [
-        f"POST {target.request_path} HTTP/1.1",
-        f"Host: {urlsplit(target.url).netloc}",
-        "User-Agent: llm-sweep",
-        "Accept: text/event-stream",
-        "Accept-Encoding: identity",
-        "Content-Type: application/json",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    if key is not None:
-        if not key.isprintable() or not key.isascii():
-            raise ValueError(f"the value of {target.api_key_env} cannot go into a header")
-        lines.append(": ".join(key_header(target.api, target.auth_header, target.auth_scheme, key)))
+    lines = [f"POST {target.request_path} HTTP/1.1", f"Host: {urlsplit(target.url).netloc}"]
+    lines += [f"{name}: {value}" for name, value in header_fields(target, key).items()]
     return ("\r\n".join(lines) + "\r\n").encode("ascii")
 
 
@@ -347,14 +344,13 @@ class Answer:
     def body(self, data: bytes, arrived: int) -> None:
         """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
         try:
-            self._take(data, arrived)
+            if not (self._shape and not self._carry and self._short_cut(data, arrived)):
+                self._take(data, arrived)
         except Exception as error:  # noqa: BLE001 - this answer's failure, whatever its server sent
             self._shape = None
             self.fail(f"protocol: {type(error).__name__}: {str(error)[:LARGEST_MESSAGE]}")
 
     def _take(self, data: bytes, arrived: int) -> None:
-        if self._shape and not self._carry and self._short_cut(data, arrived):
-            return
         if self._carry:
             data = self._carry + data
             self._carry = b""
@@ -389,6 +385,12 @@ class Answer:
     def complete(self, arrived: int) -> None:
         """The body has ended as HTTP wants it."""
         self.completed = arrived
+        try:
+            self._complete(arrived)
+        except Exception as error:  # noqa: BLE001 - this answer's failure, whatever its server sent
+            self.fail(f"protocol: {type(error).__name__}: {str(error)[:LARGEST_MESSAGE]}")
+
+    def _complete(self, arrived: int) -> None:
         if self.status != 200:
             self.fail(self._status_error())
             return

@@ -28,8 +28,11 @@ from sweep.client import wire
 from sweep.plan.command_line import CommandLine, parse_command_line
 
 TIMEOUT = 10.0  # s
-PROBE_TOKENS = 4  # of the answer to the probe
+LONGEST_PROBE = 3 * TIMEOUT  # s, of the answer to the probe
+LARGEST_LIST = 4 << 20  # bytes of a list of models
+PROBE_TOKENS = 16  # of the answer to the probe; Responses takes no fewer
 MOST_PROBES = 12
+BUSY = (429, 502, 503, 504)  # statuses of an endpoint that answers later: no reason for another dialect
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
 SHORT_KEYS = "workload.input_tokens=128 workload.output_tokens=32 workload.num_requests=64 load.concurrency=4"
@@ -37,7 +40,6 @@ SHORT_KEYS = "workload.input_tokens=128 workload.output_tokens=32 workload.num_r
 REMEDIES = {
     "max_completion_tokens": ("max_tokens_field", "max_completion_tokens"),
     "continuous_usage": ("continuous_usage", False),
-    "stream_options": ("continuous_usage", False),
     "ignore_eos": ("ignore_eos", False),
 }
 
@@ -64,8 +66,9 @@ def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[st
     varied = any(key.startswith(("backend.", "model")) for key in line.axes)
     if endpoint is None or varied or line.scalars.get("dry_run"):
         return list(arguments), None
-    model = line.scalars.get("model.served_name", line.scalars.get("model"))
-    changes, answered = endpoint.probe(str(model), line.scalars)
+    model = str(line.scalars.get("model"))
+    named = options.load("model", model).get("served_name") if model in options.choices("model") else None
+    changes, answered = endpoint.probe(str(line.scalars.get("model.served_name", named or model)), line.scalars)
     return [*arguments, *changes], answered
 
 
@@ -106,9 +109,13 @@ class _Endpoint:
         self.url = str(backend["url"]).rstrip("/")
         self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(self.url))
         self.headers = {str(name): str(value) for name, value in (backend.get("headers") or {}).items()}
-        if key := os.environ.get(str(backend.get("api_key_env"))):
+        self.key = os.environ.get(str(backend.get("api_key_env"))) or None
+        if self.key:
             header, scheme = backend.get("auth_header"), backend.get("auth_scheme")
-            self.headers |= [key_header(str(backend.get("api")), header, scheme, key)]
+            try:
+                self.headers |= [key_header(str(backend.get("api")), header, scheme, self.key)]
+            except ValueError as error:
+                raise ConfigError(f"backend.api_key_env={backend.get('api_key_env')}: {error}") from None
         verify = tls_context(bool(backend.get("verify_tls", True)))
         fresh = httpx.Limits(max_keepalive_connections=0)  # a server may close what it has just answered on
         self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh)
@@ -118,8 +125,7 @@ class _Endpoint:
         path = request_path(self.url, "/v1/models")
         request = f"backend.url={self.url}: was asked for its model, as no model=NAME is given"
         try:
-            answer = self.client.get(self.origin + path, headers=self.headers).raise_for_status().json()
-            names = [str(model["id"]) for model in answer["data"]]
+            names = [str(model["id"]) for model in json.loads(self._read(path))["data"]]
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             remedy = tls_remedy(error) or "; start it, or give model=NAME"
             raise ConfigError(f"{request}: {shortened(first_line(error))}{remedy}") from None
@@ -129,34 +135,50 @@ class _Endpoint:
             raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; give model=NAME of one")
         return names[0]
 
+    def _read(self, path: str) -> bytes:
+        """The body of a GET, of bounded size and time. Raises httpx.HTTPError, and ValueError beyond these bounds."""
+        until, content = time.monotonic() + LONGEST_PROBE, bytearray()
+        with self.client.stream("GET", self.origin + path, headers=self.headers) as reply:
+            reply.raise_for_status()
+            for part in reply.iter_bytes():
+                content += part
+                if len(content) > LARGEST_LIST or time.monotonic() > until:
+                    raise ValueError("its answer does not end")
+        return bytes(content)
+
     def probe(self, model: str, typed: Mapping[str, Any]) -> tuple[list[str], str]:
         """Send a short request until one is answered; return the settings that it needs, and a line about the answer.
 
         Only settings that are not typed are changed. An endpoint that does not answer is left to the trial.
         """
-        names = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api")
+        names = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api", "headers")
+        names += ("auth_header", "auth_scheme")
         fields = {name: self.backend[name] for name in names if self.backend.get(name) is not None}
         first = wire.Target(self.url, model, ignore_eos=bool(self.backend.get("ignores_eos", True)), **fields)
         apis = [first.api] if "backend.api" in typed else sorted(wire.PATHS, key=lambda api: api != first.api)
         plain: dict[str, Any] = {"token_ids": False, "ignore_eos": False, "continuous_usage": False}
         pending: deque[dict[str, Any]] = deque({"api": api, **(plain if api in TYPED_APIS else {})} for api in apis)
         if "backend.path" not in typed and not API_VERSION.search(urlsplit(self.url).path.rstrip("/")):
-            pending.extend({"api": api, "path": wire.PATHS[api].removeprefix("/v1")} for api in apis)
+            versioned = [api for api in apis if wire.PATHS[api].startswith("/v1")]
+            pending.extend({"api": api, "path": wire.PATHS[api].removeprefix("/v1")} for api in versioned)
         problem = ""
         for _ in range(min(MOST_PROBES, len(pending) + len(REMEDIES))):
-            change = pending.popleft() if pending else {}
+            change = pending.popleft()
             answer = self._ask(target := replace(first, **change))
             if isinstance(answer, str):
                 return [], f"{self.url}: no answer to a first request ({answer})"
-            if not answer.error and answer.chunks:
+            if answer.status in BUSY:
+                return [], f"{self.url}: no answer to a first request ({shortened(answer.error)})"
+            error = answer.error_of(answer.streams[0])
+            if error is None:
                 changes = {"ignores_eos" if name == "ignore_eos" else name: to for name, to in change.items()}
-                settings = {"api": changes["api"]} if target.api in TYPED_APIS else changes  # which says the others
-                needed = {name: to for name, to in settings.items() if to != self.backend.get(name)}
+                settings = ("api", "path") if target.api in TYPED_APIS else changes  # the api says the others
+                needed = {name: to for name, to in changes.items() if name in settings and to != self.backend.get(name)}
                 return [f"backend.{name}={json.dumps(to)}" for name, to in needed.items()], _description(target, answer)
-            problem = problem or str(answer.error)
+            problem = problem or error
             for words, (name, setting) in REMEDIES.items():
                 settled = {f"backend.{name}", name} & {*typed, *change}
-                if answer.status == 400 and words in str(answer.error) and not settled:
+                if answer.status in (400, 422) and words in error and not settled:
                     pending.appendleft({**change, name: setting})
                     break
             if not pending:
@@ -167,12 +189,8 @@ class _Endpoint:
         """The answer to a short request, or the reason why no answer came. Raises ConfigError where TLS fails."""
         request = Request("probe", "Count from one to four.", PROBE_TOKENS, UNKNOWN, "warmup")
         body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream",
-            "x-request-id": "probe",
-        } | self.headers
-        answer = wire.Answer(target.api)
+        headers = wire.header_fields(target, self.key) | {"x-request-id": "probe"}
+        answer, until = wire.Answer(target.api), time.monotonic() + LONGEST_PROBE
         try:
             with self.client.stream("POST", self.origin + target.request_path, content=body, headers=headers) as reply:
                 answer.status, answer.sent = reply.status_code, time.monotonic_ns()
@@ -180,6 +198,8 @@ class _Endpoint:
                     answer.header(name, header)
                 for part in reply.iter_raw():
                     answer.body(part, time.monotonic_ns())
+                    if answer.chunks > wire.ENDLESS[1] or time.monotonic() > until:
+                        return "its answer does not end"
             answer.complete(time.monotonic_ns())
         except httpx.HTTPError as error:
             if "SSL" in str(error):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import PositiveInt
 from tokenizers import Tokenizer
 
-from sweep.base.config import first_line
+from sweep.base.config import first_line, shortened
 from sweep.base.exits import Outage
 from sweep.inputs import hub
 from sweep.inputs.rows import FileRow, check_faults, omissions, read_rows, whole_number
@@ -274,7 +274,7 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
     cell = row.get("output_tokens")
     if length is None and cell not in (None, "") and cell == cell:  # NaN is what a table has for none
         if (tokens := whole_number(cell)) is None:
-            raise Unusable(f"output_tokens={cell!r}; expected a whole number from 1")
+            raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number from 1")
     elif length is None and not answer:
         raise Unusable("no output_tokens and no answer; set workload.output_tokens", is_conversation)
     for part, content in (("prompt", text), ("answer", answer)):
@@ -311,7 +311,7 @@ def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
             return "\n\n".join(question), text or None
         if speaker not in (*ASKING, *INSTRUCTING):
             expected = ", ".join((*ASKING, *INSTRUCTING, *ANSWERING))
-            raise Unusable(f"a turn of {speaker or 'nobody'}; expected {expected}", of_conversation=True)
+            raise Unusable(f"a turn of {shortened(speaker or 'nobody')}; expected {expected}", of_conversation=True)
         question += [text] if text else []
         asked = asked or (speaker in ASKING and text != "")
     if not asked:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
-from sweep.base.config import ConfigError
+from sweep.base.config import ConfigError, shortened
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # that a plan names why rows are left out
@@ -48,7 +48,7 @@ def whole_number(cell: Any) -> int | None:
     """Return a whole number from 1 as a file has it, 4.0 and "4.0" being 4; None for anything else."""
     try:
         number = 0.0 if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return int(number) if number >= 1 and number.is_integer() else None
 
@@ -57,7 +57,7 @@ def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
     """Return why a row of a trace cannot be sent, e.g. as it is of a request that failed; None for one that can."""
     for column in (columns.input_tokens, columns.output_tokens):
         if whole_number(row.get(column)) is None:
-            return f"{column}={row.get(column)!r}; expected a whole number from 1"
+            return f"{column}={shortened(repr(row.get(column)))}; expected a whole number from 1"
     return None
 
 

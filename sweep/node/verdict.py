@@ -138,7 +138,7 @@ def judge_requests(records: Records, *, max_failed: float = 0.05) -> Verdict:
     step = step_back(records, mask)
     if step > STEP_BACK:
         reason = f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
-        return _invalid(reason, Exit(Cause.STAMPS))
+        return _invalid(reason, Exit(Cause.CLOCK))
     return Verdict(outcome=Outcome.OK)
 
 

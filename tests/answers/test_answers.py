@@ -193,7 +193,7 @@ def test_other_questions_of_another_run_are_no_rivals(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110})
     longer = {**CONFIG, "workload": {"name": "qa", "output_tokens": 512}}
     other = engines(tmp_path / "b", {"tgi": 50}, config=json.dumps(longer))
-    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
+    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration can be compared")
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_a_run_of_other_files_is_no_rival_and_one_of_unknown_files_is(tmp_path, 
     changed = engines(tmp_path / "b", {"tgi": 100}, digests=json.dumps({part: "f"}))
     equal = engines(tmp_path / "c", {"tgi": 100}, digests=json.dumps({part: "e", "lock": "2"}))
     unknown = engines(tmp_path / "d", {"llamacpp": 90})
-    assert summary(capsys, known, changed).startswith("At each of 4 points a single configuration has a result")
+    assert summary(capsys, known, changed).startswith("At each of 4 points a single configuration can be compared")
     assert summary(capsys, known, equal).startswith("vllm is the fastest at 2 of 2 points")
     assert summary(capsys, known, unknown).startswith("vllm is the fastest at 2 of 2 points")
     assert summary(capsys, known, unknown, changed).startswith("At each of 6 points a single configuration")
@@ -216,7 +216,7 @@ def test_engines_on_other_numbers_of_gpus_in_another_run_are_no_rivals(tmp_path,
     other, equal = (
         engines(tmp_path / name, {"tgi": 500}, config=text) for name, text in zip("bc", texts[::-1], strict=True)
     )
-    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration has a result")
+    assert summary(capsys, run, other).startswith("At each of 4 points a single configuration can be compared")
     assert summary(capsys, run, equal).startswith("tgi is the fastest at 2 of 2 points")
 
 
@@ -270,6 +270,21 @@ def test_below_saturation_the_latency_decides(tmp_path, capsys):
     run = engines(tmp_path / "a", {"vllm": 110}, below_saturation=True, e2el_p50=0.9)
     other = engines(tmp_path / "b", {"tgi": 100}, below_saturation=True, e2el_p50=0.6)
     assert "tgi (600 ms" in summary(capsys, run, other).splitlines()[1]
+
+
+def test_an_slo_chooses_among_the_rates_of_an_open_loop(tmp_path, capsys):
+    """What was offered within the SLO is the answer: below saturation as well, it is no shorter answer."""
+    run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, below_saturation=True)
+    (answer,) = summary(capsys, run, "--slo", "ttft=380ms").splitlines()
+    assert answer.startswith("qa: vllm at batch size 8")
+    assert "shorter" not in answer
+
+
+def test_each_bound_of_an_slo_needs_its_requests(tmp_path, capsys):
+    """60 requests tell a p90 and no p99, whichever bound is typed first."""
+    run = engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, num_requests=15)
+    for slo in ("ttft.p90=380ms,e2el.p99=90s", "e2el.p99=90s,ttft.p90=380ms"):
+        assert "too few requests to judge" in summary(capsys, run, "--slo", slo)
 
 
 def test_below_saturation_shorter_answers_win_nothing(tmp_path, capsys):

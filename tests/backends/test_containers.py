@@ -220,6 +220,7 @@ def test_the_kernels_kill_for_memory_in_a_container_is_out_of_memory(runtime, ki
     backend, its = TGI(name="tgi", stop_grace=2), launch(tmp_path, model, runtime, port=0)
     error = failed_launch(backend, its, f"container/{os.getpid()}")
     assert error.outcome is (Outcome.OOM_LOAD if kills else Outcome.LAUNCH_FAILED)
+    assert ("dmesg" in error.reason) == bool(kills)
 
 
 @pytest.mark.parametrize("environment", IN_IMAGES)

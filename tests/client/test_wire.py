@@ -354,6 +354,11 @@ def test_a_running_count_is_not_taken_for_the_final_one() -> None:
     assert read("completions", 1, [data]).streams[0].total == 2
 
 
+@pytest.mark.parametrize(("status", "data"), [(500, b"[" * 60_000), (200, b"data: " + b"[" * 60_000)])
+def test_an_answer_nested_too_deep_fails_alone(status: int, data: bytes) -> None:
+    assert str(read("completions", 1, [data], status).error).startswith("protocol: RecursionError")
+
+
 def test_tgi_error_in_a_200() -> None:
     data = sse({"error": "Model is overloaded", "error_type": "overloaded"})
     assert read("tgi", 1, [data]).error == "engine: overloaded Model is overloaded"
@@ -714,5 +719,5 @@ def test_mistakes_are_refused_at_the_door(make: Any, words: str) -> None:
 def test_the_key_is_in_the_head_only() -> None:
     assert b"Authorization: Bearer sk-1\r\n" in wire.head(Target("http://h", "m", api_key_env="K"), "sk-1")
     assert b"Authorization" not in wire.head(Target("http://h", "m"), None)
-    with pytest.raises(ValueError, match="K cannot go into a header"):
+    with pytest.raises(ValueError, match="key cannot go into a header"):
         wire.head(Target("http://h", "m", api_key_env="K"), "a\r\nb: c")

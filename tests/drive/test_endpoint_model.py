@@ -6,6 +6,7 @@ import resource
 import shlex
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -15,7 +16,7 @@ from backends.simulated import Simulated
 from sweep.__main__ import main
 from sweep.base.config import ConfigError, Hardware
 from sweep.base.options import ConfigPath
-from sweep.drive.endpoint_model import with_model
+from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.node.rows import _cost
 from sweep.plan.plan import hourly_price
 from tests.plan.test_compose import composed
@@ -186,3 +187,56 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     assert (row["num_requests"], row["num_failed"]) == (64, 0), row["reason"]
     assert (expected, key, "phi-4-mini") in asked
     assert len(asked) == 1 or not typed, "no guess beside what is typed"
+
+
+def dialect_of(url, *typed, **answers):
+    """What `sweep run URL` adds to a command line."""
+    return with_dialect(with_model([url, "model=m", *typed], ConfigPath.of_user([])), ConfigPath.of_user([]))
+
+
+def test_a_probe_meets_a_busy_moment_an_endless_answer_and_an_empty_one(monkeypatch):
+    """None of them changes the plan, takes longer than its bound, or hides why."""
+
+    class Odd(Endpoint):
+        answer: ClassVar = (503, "busy")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            return self.reply(*self.answer)
+
+    ended = 'data: {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
+    endless = 'data: {"choices": [{"index": 0, "text": "a", "finish_reason": null}]}\n\n' * 1000
+    with serving(Odd) as url:
+        for answer, words in (
+            ((503, "busy"), "status: 503"),
+            ((200, ended), "empty"),
+            ((200, endless), "does not end"),
+        ):
+            monkeypatch.setattr(Odd, "answer", answer)
+            _, line = dialect_of(url, "backend.api=completions")
+            assert words in line, line
+            assert "None" not in line
+
+
+def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "k")
+
+    class Messages(Endpoint):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            if self.path != "/messages" or self.headers["x-api-key"] != "k" or not self.headers["anthropic-version"]:
+                return self.reply(404, "no such path")
+            delta = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}
+            end = {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 16}}
+            return self.reply(200, "".join(f"data: {json.dumps(event)}\n\n" for event in [delta] * 16 + [end]))
+
+    with serving(Messages) as url:
+        arguments, line = dialect_of(url, "backend.api_key_env=SOME_KEY")
+    assert {'backend.api="messages"', 'backend.path="/messages"'} <= {*arguments}, line
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "a\nhush-hush")
+    with pytest.raises(ConfigError, match=r"api_key_env=SOME_KEY: .*cannot go into a header") as caught:
+        dialect_of("http://127.0.0.1:9", "backend.api_key_env=SOME_KEY")
+    assert "hush" not in str(caught.value)

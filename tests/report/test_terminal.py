@@ -13,7 +13,7 @@ from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
 from analysis.load import Run, open_run
 from analysis.report.page_data import page_data
-from analysis.report.terminal import Summary
+from analysis.report.terminal import Summary, doubts
 from analysis.results import RunResults
 from analysis.summary import summarise
 from sweep.__main__ import main
@@ -151,9 +151,24 @@ def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
     text = printed(open_run(tmp_path), 120)
     assert " ≈1.02×" in text
     assert " 2.87×" in text
-    assert "≈ the interval includes 1: may be no difference" in text
+    assert "≈ the interval includes 1, or is missing: may be no difference" in text
     run_of(tmp_path, [row for row in rows if row["backend"] != "alike"], baseline={"backend": "plain"})
     assert "≈" not in printed(open_run(tmp_path), 120)
+    run_of(tmp_path, [trial("plain", 8, 0, 10.0), trial("fast", 8, 0, 20.0)], baseline={"backend": "plain"})
+    assert " ≈2.00×" in printed(open_run(tmp_path), 120), "one launch each"
+
+
+def test_a_failure_leaves_room_for_its_log_and_counts_its_kind(tmp_path: Path) -> None:
+    """The most frequent kind is named with its share; the log takes no warning's place."""
+    lost = [("oom_load", "no memory left", "w", 4), ("hung", "not done in time", "v", 1)]
+    rows = [
+        {**trial(name, batch, 0, None), "outcome": outcome, "reason": reason}
+        for outcome, reason, name, times in lost
+        for batch in range(1, times + 1)
+    ]
+    results = RunResults(run_of(tmp_path, [trial("a", 1, 0, 10.0), *rows]))
+    first, *_ = map(str, doubts(results, 80))
+    assert "5 trials without a result: w: oom_load (4 of them): no memory left" in first
 
 
 def test_launches_add_their_spread_to_the_interval_of_the_comparison(tmp_path: Path) -> None:
