@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.compare.matching import Match, match
 from analysis.compare.noise import MachineNoise, figure_of, took_turns
-from analysis.compare.rivals import Rivals, rivals
+from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, compared_column
@@ -99,7 +99,7 @@ def _by_column(
     matches: Sequence[Match],
     quantity: LabelledColumn,
     margin: float,
-    noise: MachineNoise | None,
+    noise: MachineNoise | None = None,
 ) -> list[PointComparison]:
     measured = [each for each in matches if _has(each.first, quantity) or _has(each.second, quantity)]
     usable = sum(not each.obstacle_of(quantity) for each in measured)
@@ -116,11 +116,11 @@ def point_comparison(
     names: tuple[str, str],
     each: Match,
     quantity: LabelledColumn,
-    field: Rivals,
-    places: tuple[str, str],
-    margin: float,
-    of_all: int,
-    noise: MachineNoise | None,
+    field: Rivals | None = None,
+    places: tuple[str, str] = ("", ""),
+    margin: float = MARGIN,
+    of_all: int = 1,
+    noise: MachineNoise | None = None,
 ) -> PointComparison:
     """One configuration, out of so many, by one quantity; raises ConfigError as `comparisons`."""
     obstacle, codes = each.obstacle_of(quantity), tuple(kind.code for kind in each.warnings_about(quantity))
@@ -129,7 +129,7 @@ def point_comparison(
         obstacle = "one side has no figure"
     if obstacle:
         return PointComparison(*names, each.label, quantity, Finding.INCOMPARABLE, obstacle, *figures, codes=codes)
-    contest, first, second = field.contest(each, places, quantity)
+    contest, first, second = field.contest(each, places, quantity) if field else (alone(each, quantity), 0, 1)
     level = CONFIDENCE ** (1 / max(of_all, contest.compared))
     error = contest.error(second, first)
     intervals = [contest.ratios([second], [first], all_of)[:, 0] for all_of in (0, of_all)]

@@ -151,8 +151,8 @@ class _Endpoint:
 
         Only settings that are not typed are changed. An endpoint that does not answer is left to the trial.
         """
-        names = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api", "headers")
-        names += ("auth_header", "auth_scheme")
+        asking = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api")
+        names = (*asking, "headers", "auth_header", "auth_scheme")
         fields = {name: self.backend[name] for name in names if self.backend.get(name) is not None}
         first = wire.Target(self.url, model, ignore_eos=bool(self.backend.get("ignores_eos", True)), **fields)
         apis = [first.api] if "backend.api" in typed else sorted(wire.PATHS, key=lambda api: api != first.api)

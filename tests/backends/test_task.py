@@ -72,7 +72,7 @@ def test_nothing_is_left_when_the_supervisor_is_killed_too(converting, marker):
 
 
 def test_a_driver_ends_what_its_predecessors_task_prepares(converting, marker):
-    assert clear_engines(marker) == 3
+    assert clear_engines(marker) <= 3, "once its task is dead, the supervisor ends them too"
     assert converting.wait(PATIENCE) == -signal.SIGKILL, "it would go on to launch an engine"
     assert not programs(marker)
 
