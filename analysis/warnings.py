@@ -21,6 +21,7 @@ from sweep.base.wording import count
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
 
 WIDE = 0.10  # half an interval over its mean
+UNEQUAL_CHARACTERS = 1.3  # most over fewest characters to a token
 UNEQUAL_INPUTS = 1.05  # most over fewest tokens in a prompt: a chat template may add a few
 MOST_NAMED = 3  # points in a sentence
 OF_FIGURES = ("few-requests", "few-steady-requests")  # about figures that the trials have, and their point may not
@@ -192,12 +193,28 @@ def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
     yield from _unequal(_asked(run, layout), "input_tokens", UNEQUAL_INPUTS, text)
 
 
-def _unequal(ok: pd.DataFrame, column: str, most: float, text: str) -> Iterator[Evidence]:
+@_warning(
+    "Compare them by characters/s (character_throughput): one of them counts other tokens, or writes in another"
+    " language. With model.tokenizer the tokens are counted anew.",
+    ("output_throughput", "total_throughput", "cost_per_million_tokens", "tpot_p50"),
+)
+def unequal_characters(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """By their own counts, which nobody checked, engines wrote different numbers of characters to a token."""
+    ok = _asked(run, layout)
+    if "characters" in ok and ok["recounted_share"].isna().any():
+        text = "up to {:.1f} times as many characters to a token as another engine's answers"
+        yield from _unequal(ok, "characters", UNEQUAL_CHARACTERS, text, ok["output_tokens"])
+
+
+def _unequal(
+    ok: pd.DataFrame, column: str, most: float, text: str, by: "pd.Series[int] | None" = None
+) -> Iterator[Evidence]:
     """The questions in which one engine's mean number of tokens is more than `most` times another's.
 
-    A replicate has prompts of its own, so an engine counts by those that another has a result of too.
+    A replicate has prompts of its own, so an engine counts by those that another has a result of too. `by`: what the
+    number is divided by, in place of the answers.
     """
-    tokens = (ok[column] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
+    tokens = (ok[column] / (ok["num_requests"] - ok["num_failed"] if by is None else by)).astype("float64")
     shared = [ok["question"], ok["replicate"]]
     lines = ok["line"].where(tokens.notna()).groupby(shared, dropna=False).transform("nunique")
     relative = (tokens / tokens.groupby(shared, dropna=False).transform("mean"))[lines > 1]

@@ -98,12 +98,16 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
             figure = without_intervals(figure)
         figures[name] = figure._replace(by_launches=np.isfinite(figure.low))
     unpooled = {name: np.isfinite(figures[name].value) for name in [*pooled, *(THROUGHPUTS.keys() & figures.keys())]}
+    unbelieved = np.ones(count, np.bool_)  # points whose trials' input tokens do not fit their prompts
+    if "total_throughput" in measured:
+        unbelieved[point[measured["total_throughput"].notna().to_numpy()]] = False
     for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], ok_launches, pooled):
         for name, interval, chosen in _figures(points, pooled, figures.keys()):
             positions = [point.number for point in chosen]
             unpooled[name][positions] = False
+            without = unbelieved[positions] if name == "total_throughput" else np.zeros(len(positions), np.bool_)
             for column, values in zip(figures[name], interval, strict=True):
-                column[positions] = values
+                column[positions] = np.where(without, np.nan, values)
     unsettled = np.zeros(count, np.bool_)
     unsettled[point[measured.index.get_indexer(run.ok.index[run.ok["steady_begin"].isna()])]] = True
     for name in rates & figures.keys() | {name for name, statistic in pooled.items() if statistic.steady}:

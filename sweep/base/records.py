@@ -137,6 +137,13 @@ class Record:
     first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
     cached_tokens: int = UNKNOWN  # of the prompt that the engine says it had cached
     gateway_answer: bool = False  # whether the gateway answered, from its cache or from an equal request under way
+    served_model: str | None = None  # the model by the answer's own word; several names are joined
+    characters: int = UNKNOWN  # of the answer's text
+    text_hash: int = UNKNOWN  # of the first 256 bytes of the answer's text; null if they are few or repeat themselves
+    prompt_words: int = UNKNOWN  # of the prompt's text, or sixths of its bytes if these are more; token ids if sent so
+    connecting: float | None = None  # when its connection was begun; null where that had answered before
+    connected: float | None = None  # when that was open, its TLS handshake included
+    closed: bool = False  # whether the connection was closed after the answer, as server or headers ask
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
@@ -178,6 +185,13 @@ class Records:
     first_answer: array[float]
     cached_tokens: array[int]
     gateway_answer: array[int]
+    served_model: list[str | None]
+    characters: array[int]
+    text_hash: array[int]
+    prompt_words: array[int]
+    connecting: array[float]
+    connected: array[float]
+    closed: array[int]
 
     def __init__(self) -> None:
         for column, code in REQUEST_COLUMNS.items():
@@ -200,7 +214,7 @@ class Records:
     def __getitem__(self, index: int) -> Record:
         cells = {column: getattr(self, column)[index] for column in REQUEST_COLUMNS}
         cells |= {column: None for column in _OPTIONAL if math.isnan(cells[column])}
-        cells["gateway_answer"] = bool(cells["gateway_answer"])
+        cells |= {column: bool(cells[column]) for column, code in REQUEST_COLUMNS.items() if code == "b"}
         begin, end = self.offsets[index], self.offsets[index + 1]
         return Record(**cells, chunk_us=self.chunk_us[begin:end], chunk_tokens=self.chunk_tokens[begin:end])
 

@@ -17,7 +17,7 @@ from sweep.base.records import UNKNOWN, Timeouts
 from sweep.client import wire
 from sweep.client.modes import Dispatch, Mode
 
-ROW = struct.Struct("<IiqqqqIiiiqiiiii")
+ROW = struct.Struct("<IiqqqqqqIiiiqiiiiiiii?")
 NO_REASONING = -2  # as a row's `answer_us`
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 TEXTS = 64  # answers of a trial whose text is kept where the server counts the tokens: to check its count
@@ -35,16 +35,22 @@ class PackedRow(NamedTuple):
     released: int
     sent: int
     ended: int
+    connecting: int  # this and the next: UNKNOWN where the connection had answered before
+    connected: int
     chunks: int
     input_tokens: int
     output_tokens: int
     reasoning_tokens: int
     answer_us: int  # UNKNOWN if no answer followed the reasoning
     text_bytes: int  # UNKNOWN if the text was not kept
-    token_source: int  # this and the next two: indices of the text table
+    token_source: int  # this and the next three: indices of the text table
     finish_reason: int
     error: int
+    served_model: int
     cached_tokens: int
+    characters: int
+    text_hash: int
+    closed: bool
 
 
 @dataclass
@@ -134,6 +140,8 @@ class ResultFiles:
                 released=dispatch.released,
                 sent=answer.sent or dispatch.given_up,
                 ended=answer.completed or dispatch.given_up,
+                connecting=answer.connecting,
+                connected=answer.connected,
                 chunks=len(stream.chunk_us),
                 input_tokens=stream.input_tokens,
                 output_tokens=stream.total,
@@ -143,7 +151,11 @@ class ResultFiles:
                 token_source=self._text(stream.source),
                 finish_reason=self._text(stream.finish_reason),
                 error=self._text(answer.error_of(stream)),
+                served_model=self._text(", ".join(answer.models) or None),
                 cached_tokens=stream.cached_tokens,
+                characters=stream.written.characters,
+                text_hash=stream.written.digest(),
+                closed=answer.closed,
             )
             self._row_bytes += ROW.pack(*row)
             self._chunk_us.extend(stream.chunk_us)

@@ -422,8 +422,20 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         hidden_tokens=row.reasoning_tokens if row.answer_us == NO_REASONING else 0,  # else they came as well
         first_answer=row.answer_us / 1e6 if row.answer_us >= 0 else None,
         cached_tokens=row.cached_tokens,
+        served_model=part.texts[row.served_model] if row.served_model >= 0 else None,
+        characters=row.characters,
+        text_hash=row.text_hash,
+        prompt_words=_words(request.prompt),
+        connecting=_since(row.connecting, start),
+        connected=_since(row.connected, start),
+        closed=row.closed,
     )
     return record, _answer_text(part, place, row.text_bytes)
+
+
+def _words(prompt: str | tuple[int, ...]) -> int:
+    """The words of a prompt; sixths of its bytes where these are more: code, and languages without spaces."""
+    return max(len(prompt.split()), len(prompt.encode()) // 6) if isinstance(prompt, str) else len(prompt)
 
 
 def _since(instant: int, start: int) -> float | None:

@@ -96,6 +96,8 @@ class StampedConnection:
     _answered: bool = False
     _keep_alive: bool = False
     _answers: int = 0  # on this socket
+    _connecting: int = 0  # ns, when this socket was begun
+    _connected: int = 0  # ns, when it was open
     _part: bytes = b""  # what the parser last gave out of the body
     _between_chunks: bool = False  # the next byte begins a chunk
 
@@ -115,6 +117,7 @@ class StampedConnection:
 
     async def _open(self) -> None:
         sock: socket.socket | None = None  # made inside: without a free file descriptor, `_opening` is cleared too
+        self._connecting = time.monotonic_ns()
         try:
             sock = socket.socket(self._address.family, socket.SOCK_STREAM)
             sock.setblocking(False)
@@ -135,7 +138,7 @@ class StampedConnection:
         self._sock = sock
         self._parser = httptools.HttpResponseParser(self)
         self._between_chunks, self._answers = False, 0
-        self.idle_since = time.monotonic_ns()
+        self.idle_since = self._connected = time.monotonic_ns()
         self._poller.add(sock.fileno(), self._readable)
 
     def close(self) -> None:
@@ -192,6 +195,8 @@ class StampedConnection:
         assert self.answer is not None
         data = self._tls.encrypt(self._request) if self._tls else self._request
         self._request = b""
+        if not self._answers:
+            self.answer.connecting, self.answer.connected = self._connecting, self._connected
         self.answer.sent = time.monotonic_ns()
         try:
             sent = self._sock.send(data)
@@ -296,6 +301,7 @@ class StampedConnection:
             self._be_patient(False)
         if self._answered:
             if self._unsent or not self._keep_alive:
+                answer.closed = not self._keep_alive
                 self.close()
             self._answered = False
             self._finish(answer)
@@ -320,6 +326,7 @@ class StampedConnection:
         answer = self.answer
         if answer is not None and answer.status and not self._sized:  # the close is the end of the body
             self.close()
+            answer.closed = True
             answer.complete(arrived)
             self._finish(answer)
         else:

@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource, key_header, request_path
 from sweep.client.dialects import TYPED_DIALECTS
 from sweep.client.dialects.event import TypedEvent
+from sweep.client.dialects.text import AnswerText
 
 PATHS: dict[str, str] = {
     "completions": "/v1/completions",
@@ -200,6 +201,9 @@ class Stream:
     several: dict[int, int] = field(default_factory=dict)  # the chunks that held more than one token, and how many
     running_count: int = 0  # completion tokens by the stream's own running count
     ahead: int = 0  # events of text that the running count has not counted yet
+    carried: int = 0  # tokens that came before any visible text: they belong to the first chunk
+    carried_at: int = 0  # ns, when the latest of them came
+    written: AnswerText = field(default_factory=AnswerText)
     input_tokens: int = UNKNOWN
     output_tokens: int = UNKNOWN  # by the final usage
     reasoning_tokens: int = 0  # of them, by the usage's details
@@ -244,18 +248,28 @@ class Stream:
         owed = min(self.ahead, max(tokens, 0))
         self.ahead -= owed
         tokens = max(tokens, 0) - owed
-        if tokens == 0 and text:
+        if tokens == 0 and text and not self.carried:
             self.ahead += 1
             return 1
         return tokens
 
-    def note_kind(self, keys: list[str], arrived_us: int) -> None:
-        """Note the first event of the answer proper, where reasoning came before it."""
-        reasoning = any(key in REASONING for key in keys)
-        if reasoning and not self.chunk_us:
+    def take_text(self, piece: bytes) -> bool:
+        """Add text as it stands in the JSON; return whether it is an arrival: of reasoning, first one with a letter."""
+        if self.text is not None:
+            self.text += piece
+        return self.written.take(piece, self.answer_us == UNKNOWN and not self.chunk_us)
+
+    def take(self, keys: list[str], piece: bytes, arrived_us: int) -> bool:
+        """Add text that came under these keys, noting where the answer proper begins after reasoning."""
+        if any(key in REASONING for key in keys) and not self.chunk_us:
             self.answer_us = UNKNOWN
-        if self.answer_us == UNKNOWN and any(key not in REASONING for key in keys):
+        answers = any(key not in REASONING for key in keys)
+        if answers and self.answer_us == UNKNOWN and not self.chunk_us:
+            self.answer_us = None  # what came before was a placeholder, or white space
+        visible = self.take_text(piece)
+        if visible and answers and self.answer_us == UNKNOWN:
             self.answer_us = max(0, arrived_us)
+        return visible
 
 
 class _Shape:
@@ -299,6 +313,9 @@ class Answer:
     streams: list[Stream] = field(init=False)
     sent: int = 0  # ns, when the first byte of the request was written
     completed: int = 0  # ns, arrival of the end of the body; 0: it never came
+    connecting: int = UNKNOWN  # ns, when its connection was begun; UNKNOWN where that had answered before
+    connected: int = UNKNOWN  # ns, when that was open, its TLS handshake included
+    closed: bool = False  # its connection was closed after it
     chunks: int = 0  # token events so far, of all streams
     tokens: int = 0  # likewise
     shared: int = 0  # of several prompts: events that came in one read with another of their stream: one stamp
@@ -311,6 +328,7 @@ class Answer:
     _retry_after: str | None = None
     _location: str | None = None
     _encoding: str | None = None
+    models: list[str] = field(default_factory=list)  # names of the model that it says it is from
     _carry: bytes = b""
     _shape: _Shape | None = None
 
@@ -325,8 +343,8 @@ class Answer:
     @property
     def last_token(self) -> int:
         """Arrival of the latest token, ns to the µs; 0: none yet."""
-        latest = [stream.chunk_us[-1] for stream in self.streams if stream.chunk_us]
-        return self.sent + max(latest) * 1000 if latest else 0
+        latest = [self.sent + stream.chunk_us[-1] * 1000 for stream in self.streams if stream.chunk_us]
+        return max(*latest, *(stream.carried_at for stream in self.streams), 0)
 
     # -- what the connection calls
 
@@ -401,6 +419,9 @@ class Answer:
         self._carry = b""
         if rest:  # some servers leave the last blank line out
             self._parse(rest, arrived)
+        for stream in self.streams:
+            if stream.carried:  # white space alone, or end tokens: an answer of as much as came at its end
+                self._arrive(stream, 0, stream.carried_at)
         if not self.ended and not all(stream.finish_reason for stream in self.streams):
             self.fail("closed: the stream ended without its end mark")
         if len(self.streams) > 1:
@@ -434,33 +455,47 @@ class Answer:
             return False
         stream = self.streams[0]
         tokens = 1
-        if not shape.plain:
+        if shape.plain:
+            visible = stream.take_text(event[start:end])
+        else:
             if len(self.streams) > 1:
                 index = _number(event, b'"index":')
                 if index >= len(self.streams):
                     return False
                 stream = self.streams[index]
                 self._look_for_shared(stream, arrived)
+            visible = stream.take_text(event[start:end])
             if shape.count_from == b'"completion_tokens":':
                 count = _number(event, shape.count_from)
                 tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
                 if tokens <= 0 or stream.ahead:
                     tokens = stream.reconciled(tokens, end > start)
-            if stream.text is not None:
-                stream.text += event[start:end]
-        if tokens > 0 and (end > start or shape.count_from):  # where nothing counts them, a token is one that has text
-            self._token(stream, tokens, arrived)
+        if end > start or shape.count_from:  # where nothing counts them, a token is one that has text
+            self._token(stream, tokens, arrived, visible)
         return True
 
-    def _token(self, stream: Stream, tokens: int, arrived: int) -> None:
-        since = (arrived - self.sent) // 1000
-        stream.chunk_us.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
+    def _token(self, stream: Stream, tokens: int, arrived: int, visible: bool) -> None:
+        """Take an event's tokens: an arrival, unless no reader has seen text so far; then they belong to the next one."""
+        if tokens + stream.carried <= 0:
+            return
         self.chunks += 1
         self.tokens += tokens
+        if tokens > self._most:
+            self.patient_until -= tokens - self._most  # the last event may bring as many as this one did
+            self._most = tokens
+        if not visible and not stream.chunk_us:
+            stream.carried += tokens
+            stream.carried_at = arrived
+        elif visible or tokens > 0:
+            self._arrive(stream, tokens, arrived)
+
+    def _arrive(self, stream: Stream, tokens: int, arrived: int) -> None:
+        tokens += stream.carried
+        stream.carried = stream.carried_at = 0
+        since = (arrived - self.sent) // 1000
         if tokens > 1:
-            stream.several[len(stream.chunk_us) - 1] = min(tokens, MOST_TOKENS)
-            self.patient_until -= max(0, tokens - self._most)  # the last event may bring as many as this one did
-            self._most = max(self._most, tokens)
+            stream.several[len(stream.chunk_us)] = min(tokens, MOST_TOKENS)
+        stream.chunk_us.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
 
     def _look_for_shared(self, stream: Stream, arrived: int) -> None:
         if stream.chunk_us and stream.chunk_us[-1] == (arrived - self.sent) // 1000:
@@ -494,6 +529,10 @@ class Answer:
                 self.fail(f"protocol: an event of unexpected shape ({error}): {_message(data)}")
 
     def _read(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
+        for place in (content, content.get("message"), content.get("response")):
+            model = place.get("model") if isinstance(place, dict) else None
+            if isinstance(model, str) and model and model not in self.models:
+                self.models.append(model)
         if self.api in TYPED_DIALECTS:
             self._typed_event(TYPED_DIALECTS[self.api].read(content), event, arrived)
         elif self.api == "tgi":
@@ -506,10 +545,9 @@ class Answer:
         if content.error:
             self.fail(f"engine: {_message(json.dumps(content.error).encode())}")
         if content.text:
-            stream.note_kind([REASONING[0] if content.reasoning else "content"], (arrived - self.sent) // 1000)
-            if stream.text is not None:
-                stream.text += _escaped(content.text)
-            self._token(stream, 1, arrived)
+            keys = [REASONING[0] if content.reasoning else "content"]
+            visible = stream.take(keys, _escaped(content.text), (arrived - self.sent) // 1000)
+            self._token(stream, 1, arrived, visible)
             self._learn(event, content.key, b"")
         if content.finish_reason:
             stream.finish_reason = content.finish_reason
@@ -529,14 +567,10 @@ class Answer:
             stream = self.streams[index]
             keys = _text_keys(choice, self.api)
             tokens, count_from = _count(choice, usage, stream, bool(keys))
-            if keys and self.api == "chat":
-                stream.note_kind(keys, (arrived - self.sent) // 1000)
-            if stream.text is not None:
-                stream.text += _text(choice, keys)
-            if tokens > 0:
-                if len(self.streams) > 1:
-                    self._look_for_shared(stream, arrived)
-                self._token(stream, tokens, arrived)
+            visible = stream.take(keys, _text(choice, keys), (arrived - self.sent) // 1000)
+            if tokens > 0 and len(self.streams) > 1:
+                self._look_for_shared(stream, arrived)
+            self._token(stream, tokens, arrived, visible)
             if choice.get("finish_reason"):
                 stream.finish_reason = str(choice["finish_reason"])
             elif len(choices) == 1 and len(keys) == 1:
@@ -578,9 +612,7 @@ class Answer:
         stream = self.streams[0]
         if content.get("token"):
             stream.by_ids = True  # an event is one token and has its id
-            self._token(stream, 1, arrived)
-            if stream.text is not None:
-                stream.text += _escaped(content["token"].get("text"))
+            self._token(stream, 1, arrived, stream.take_text(_escaped(content["token"].get("text"))))
         details = content.get("details") or {}
         if details or content.get("generated_text") is not None:
             stream.finish_reason = str(details.get("finish_reason") or "unknown")
@@ -690,7 +722,7 @@ def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: 
     if (
         isinstance(count, int)
         and _token_count(count) >= 0
-        and (stream.running_count or stream.ahead or not stream.chunk_us)
+        and (stream.running_count or stream.ahead or not (stream.chunk_us or stream.carried))
     ):
         tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
         return stream.reconciled(tokens, text), b'"completion_tokens":'

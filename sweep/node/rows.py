@@ -15,6 +15,7 @@ from sweep.base.records import PROTOCOL_VERSION, Outcome, Records
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Identity, TrialRow, Verdict, percentiles_of, percentiles_text
 from sweep.disk.run_files import RunPaths
+from sweep.node.verdict import has_fixed_length
 from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.numbers.quantities.throughput import cost_at_token_prices, cost_per_million_tokens
 from sweep.numbers.quantity import Value, columns
@@ -106,6 +107,8 @@ def _label(deployment: Deployment, trial: Trial) -> str:
 def _cost(backend: Backend, row: Mapping[str, Any], price: float | None) -> float | None:
     """The cost of a million output tokens with the figures in a row: by the hour, or at an endpoint's token prices."""
     if not backend.launches and (prices := backend.price_per_million_tokens) is not None:
+        if row.get("prompts_counted") is False and prices.input:
+            return None
         return cost_at_token_prices(prices.input, prices.output, row.get("input_tokens"), row.get("output_tokens"))
     return cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
 
@@ -184,6 +187,7 @@ def gpu_name(node: PreparedNode) -> str | None:
 def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:
     """Every quantity of the trial."""
     discard_first, backend = getattr(trial.load, "discard_first", False), work.deployment.backend
+    model = work.deployment.model
     price, gpu_count = hourly_price(backend, work.settings.hardware), work.deployment.gpu_count
     values = summarise(
         records,
@@ -191,6 +195,10 @@ def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
         fixed_length=trial.workload.ignore_eos,
+        exact_length=has_fixed_length(work, trial),
+        unlike_prompts=trial.workload.unique_header,
+        endpoint=not backend.launches,
+        asked_model=None if backend.launches else model.served_name or model.name,
         open_loop=trial.load.open_loop,
         percentiles=work.settings.percentiles,
         price_per_hour=price,

@@ -15,6 +15,8 @@ from sweep.disk.row import Verdict
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
+from sweep.numbers.quantities.answers import LENGTH_TOLERANCE
+from sweep.numbers.quantities.answers import other_length as has_other_length
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
 from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
@@ -26,7 +28,10 @@ LATE = 0.005  # s that are no matter
 LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, where they wait for the client before they send
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
-LENGTH_TOLERANCE = 0.1  # by which the mean of the answers may differ from the tokens asked for with ignore_eos
+OTHER_LENGTH = (
+    "with ignore_eos: set backend.ignores_eos=false if the server lacks it, "
+    "or workload.ignore_eos=false for answers of any length"
+)
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
 BURST = 0.01  # s within which requests count as due at the same time
 EXIT_WITHIN = 5.0  # s after a trial within which an engine that serves no more has to exit
@@ -71,7 +76,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         if not work.deployment.backend.launches:
             exit = Exit(Cause.UNREACHABLE if gone else Cause.ENDPOINT)
         return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
-    if has_fixed_length(work, trial) and (reason := other_length(result.records)):
+    if has_fixed_length(work, trial) and (reason := other_length(result.records, work.settings.max_failed)):
         return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
@@ -146,24 +151,31 @@ def _invalid(reason: str, exit: Exit) -> Verdict:
     return Verdict(outcome=Outcome.INVALID, reason=reason, exit=exit)
 
 
-def other_length(records: Records) -> str | None:
-    """Why the answers are not as long as was asked for with ignore_eos, with the remedy; None where they are."""
+def other_length(records: Records, most: float) -> str | None:
+    """Why the answers are not as long as was asked for with ignore_eos, with the remedy; None where they are.
+
+    `most` is the largest share of them that may differ by more than the tolerance.
+    """
     answered = measured(records) & succeeded(records)
-    tokens, asked_tokens = (
-        total_tokens(counts, answered) for counts in (records.streamed_tokens, records.asked_output_tokens)
-    )
-    return None if tokens is None or asked_tokens is None else not_honoured(int(answered.sum()), tokens, asked_tokens)
+    counts = records.streamed_tokens, records.asked_output_tokens
+    tokens, asked_tokens = (total_tokens(column, answered) for column in counts)
+    if tokens is None or asked_tokens is None:
+        return None
+    lengths, asked = (np.asarray(column, np.float64)[answered] for column in counts)
+    share = float(has_other_length(lengths, asked).mean())
+    mean = not_honoured(int(answered.sum()), tokens, asked_tokens)
+    if mean or share <= most:
+        return mean
+    found = f"{share:.0%} of the answers ({lengths.min():.0f} to {lengths.max():.0f} tokens)"
+    return f"{found} are over 10 % longer or shorter than was asked for {OTHER_LENGTH}"
 
 
 def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
     """Why the tokens of some answers are not those asked for with ignore_eos, with the remedy; None where they are."""
     if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
         return None
-    return (
-        f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f} asked for "
-        "with ignore_eos: set backend.ignores_eos=false if the server lacks it, "
-        "or workload.ignore_eos=false for answers of any length"
-    )
+    means = f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f}"
+    return f"{means} asked for {OTHER_LENGTH}"
 
 
 def step_back(records: Records, mask: Mask) -> float:

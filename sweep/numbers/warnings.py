@@ -12,6 +12,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from sweep.numbers.quantities.answers import MERGED
 from sweep.numbers.quantity import BUFFERED, columns
 
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
@@ -21,13 +22,15 @@ LOW_QUALITY = 0.98  # of the reference's: the gate of the main job
 SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
 MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
-MERGED = 1.05  # tokens to an event
 LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
 CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
 LOW_RATE = 0.95  # of the rate that was offered
+ODD = 0.01  # of the answers
+PADDED = 5.0  # times the gap between later arrivals
+CLOSED = 0.5  # of the answers
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
@@ -318,13 +321,81 @@ def shared_timestamps(buffered_share: float) -> Evidence | None:
 
 
 @_severe(
+    "They may be errors with status 200, cached or canned texts, or of another length: tokens/s and latencies count"
+    " them as answers. requests.parquet has their texts' hashes, counts and times.",
+)
+def odd_answers(odd_answer_share: float) -> Evidence | None:
+    """At least 1 % of the answers are not like the others, or not as long as was asked for."""
+    odd = odd_answer_share >= ODD
+    return Evidence(odd_answer_share, f"{odd_answer_share:.1%} of the answers are unlike the others") if odd else None
+
+
+@_severe(
+    "A router or a proxy chose it: ask the server of the model itself, or set model to the name that it has there."
+)
+def other_model(other_model_share: float, served_model: str) -> Evidence | None:
+    """Answers say that they are from another model than was asked for, or from several."""
+    several = ", " in served_model
+    message = f"{other_model_share:.0%} of the answers are from another model than was asked for ({served_model})"
+    return Evidence(other_model_share, message) if other_model_share > 0 or several else None
+
+
+@_severe(
+    "Its first arrival is no token of the answer, or was sent before the others were made: compare E2EL, and the time"
+    " to the second arrival.",
+    TTFT_COLUMNS,
+)
+def padded_first_token(first_gap_ratio: float) -> Evidence | None:
+    """The first arrival comes early, and the second over five times as late as later ones follow each other."""
+    message = f"the second arrival comes {first_gap_ratio:.0f} times as late as later ones follow each other"
+    return Evidence(first_gap_ratio, message) if first_gap_ratio > PADDED else None
+
+
+@_info("They are part of ttft and e2el then: a user of this server waits for them too.", TTFT_COLUMNS)
+def closed_connections(closed_share: float) -> Evidence | None:
+    """Most connections were closed after their answer, so each request had to set one up."""
+    closed = closed_share > CLOSED
+    return (
+        Evidence(closed_share, f"connections were closed after {closed_share:.0%} of the answers") if closed else None
+    )
+
+
+@_warning(
+    "The server cut the prompts, added to them, or counts otherwise, so there is no total throughput and no cost of"
+    " input: compare its context length with the prompts', or read its log.",
+    ("total_throughput", *TTFT_COLUMNS),
+)
+def prompt_tokens_differ(
+    tokens_per_word: float, prompts_counted: bool, input_growth: float | None = None
+) -> Evidence | None:
+    """The server's count of the input tokens does not fit the text that was sent."""
+    grows = "" if input_growth is None else f", and grow by {input_growth:.0%} of what longer prompts have"
+    message = f"{tokens_per_word:.2f} input tokens to a word of the prompts{grows}"
+    return None if prompts_counted else Evidence(abs(math.log(max(tokens_per_word, 1e-9))), message)
+
+
+@_info(
+    "Compare characters/s (character_throughput) and requests/s between servers, or set model.tokenizer to the served"
+    " model's.",
+    (*TOKEN_COLUMNS, *STREAMED),
+)
+def unverified_tokens(
+    token_source: str, tokens_per_event: float, character_throughput: float, recounted_share: float | None = None
+) -> Evidence | None:
+    """Only the server counted its output tokens: without a tokenizer nobody checked it."""
+    checked = recounted_share is not None or {"text", "events"} & {*token_source.split(", ")}
+    message = f"unchecked tokens, {tokens_per_event:.2f} to an event; {character_throughput:,.0f} characters/s"
+    return None if checked else Evidence(tokens_per_event, message)
+
+
+@_severe(
     "Something between the engine and the client holds its events back: TPOT, ITL and goodput with a bound on TPOT are"
     " left out, and TTFT measures the buffer. Switch off response buffering (nginx: proxy_buffering off), or ask the"
     " engine directly.",
     (*STREAMED, *ARRIVALS, "goodput"),
 )
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10 % of the events came together with another event of the same answer."""
+    """More than 10 % of the events came together with another event of the same answer, or of an answer held back."""
     buffered = buffered_share > BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
 
@@ -364,8 +435,9 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
 
 
 @_warning(
-    "TTFT is the first event's, which may bring several tokens, and gaps are between events. Have the server send its"
-    " count with each event (stream_options.continuous_usage_stats), or compare TPOT and E2EL.",
+    "TTFT is the first event's, which may bring several tokens, gaps are between events, and without a tokenizer"
+    " (model.tokenizer) there is no TPOT: tokens may be hidden as well as merged. Have the server send its count with"
+    " each event (stream_options.continuous_usage_stats), or compare E2EL.",
     ARRIVALS,
 )
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sweep.base.records import Records
 from sweep.numbers.chunks import Mask
+from sweep.numbers.quantities.answers import tokens_are_stamped
 from sweep.numbers.quantities.latency import e2el, tpot, ttft
 from sweep.numbers.quantities.throughput import duration
 from sweep.numbers.quantities.tokens import buffered_share
@@ -64,6 +65,5 @@ def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
 
 
 def _has_tpot(records: Records, answered: Mask) -> bool:
-    return total_tokens(records.streamed_tokens, answered) is not None and not is_buffered(
-        buffered_share(records, answered)
-    )
+    counted = total_tokens(records.streamed_tokens, answered) is not None and tokens_are_stamped(records)
+    return counted and not is_buffered(buffered_share(records, answered))

@@ -80,8 +80,10 @@ def output_throughput(records: Records, mask: Mask) -> float | None:
 
 
 @quantity(**TOKEN_RATE)
-def total_throughput(records: Records, mask: Mask) -> float | None:
-    """Σ (input + output tokens) of the successful requests / duration of all."""
+def total_throughput(records: Records, mask: Mask, prompts_counted: bool | None) -> float | None:
+    """Σ (input + output tokens) of the successful requests / duration of all; null unless prompts_counted."""
+    if prompts_counted is False:
+        return None
     answered = mask & succeeded(records)
     output, input_ = total_tokens(records.output_tokens, answered), total_tokens(records.input_tokens, answered)
     return per_second(output + input_, duration(records, mask)) if output and input_ is not None else None

@@ -10,9 +10,14 @@ import numpy as np
 
 from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, blocks, near, token_chunks
+from sweep.numbers.quantities.answers import held_back
 from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import engine_answered, succeeded, total_tokens
+from sweep.numbers.selection import engine_answered, per_second, succeeded, total_tokens
 
+TOKENS_PER_WORD = 0.7, 2.5  # of any tokenizer
+LEAST_GROWTH = 0.5
+UNEQUAL_PROMPTS = 0.1  # standard deviation of their lengths over the mean
+FEWEST_PROMPTS = 8
 FINISHES = {
     "stop": ("stop", "eos_token", "stop_sequence", "end_turn"),
     "length": ("length", "max_tokens"),
@@ -66,12 +71,14 @@ def tokens_per_event(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def buffered_share(records: Records, mask: Mask) -> float | None:
-    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer;
-    answers of the gateway's own are left out."""
+    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer, or
+    with the events of an answer that was held back; answers of the gateway's own are left out."""
     together = events = 0
-    for block in blocks(records, mask & engine_answered(records)):
+    chosen = mask & engine_answered(records)
+    held = held_back(records, chosen)
+    for block in blocks(records, chosen):
         close = np.concatenate([[False], near(block), [False]])
-        together += int((close[1:] | close[:-1]).sum())
+        together += int((close[1:] | close[:-1] | held[block.request]).sum())
         events += block.us.size
     return together / events if events else None
 
@@ -86,6 +93,54 @@ def input_length(records: Records) -> Floats:
 def output_length(records: Records) -> Floats:
     """output tokens of a request, hidden reasoning included. Shape (requests,)."""
     return _known(records.output_tokens)
+
+
+@quantity(unit="tokens/word", kind="validity")
+def tokens_per_word(records: Records, mask: Mask) -> float | None:
+    """input tokens / words of the prompts' text, of the successful requests; sixths of its bytes where these are more,
+    and the tokens of a prompt that was sent as token ids.
+    """
+    tokens, words = _prompts(records, mask)
+    return float(tokens.sum() / words.sum()) if words.sum() > 0 else None
+
+
+@quantity(unit="share", kind="validity")
+def input_growth(records: Records, mask: Mask) -> float | None:
+    """tokens by which the count of a prompt rises with its length / tokens_per_word, 1 where they rise together; null
+    where the lengths differ by less than a tenth.
+    """
+    tokens, words = _prompts(records, mask)
+    if words.size < FEWEST_PROMPTS or words.std() <= UNEQUAL_PROMPTS * words.mean():
+        return None
+    return float(np.cov(tokens, words)[0, 1] / words.var(ddof=1) * words.sum() / max(tokens.sum(), 1))
+
+
+@quantity(unit="", kind="validity", type=bool)
+def prompts_counted(tokens_per_word: float | None, input_growth: float | None) -> bool | None:
+    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word, and more for a longer prompt."""
+    if tokens_per_word is None:
+        return None
+    low, high = TOKENS_PER_WORD
+    return low <= tokens_per_word <= high and (input_growth is None or input_growth >= LEAST_GROWTH)
+
+
+def _prompts(records: Records, mask: Mask) -> tuple[Floats, Floats]:
+    """Input tokens and words of the prompts of the successful requests, where both are known."""
+    tokens, words = _known(records.input_tokens), _known(records.prompt_words)
+    chosen = mask & succeeded(records) & ~np.isnan(tokens + words)
+    return tokens[chosen], words[chosen]
+
+
+@quantity(unit="characters", kind="count", type=int)
+def characters(records: Records, mask: Mask) -> int | None:
+    """Σ characters of the successful answers' text, which need no tokenizer."""
+    return total_tokens(records.characters, mask & succeeded(records))
+
+
+@quantity(unit="characters/s", kind="throughput", better="higher", label="Characters per second")
+def character_throughput(characters: int | None, duration: float | None) -> float | None:
+    """characters / duration of all: comparable where nobody checked the count of the tokens."""
+    return per_second(characters, duration)
 
 
 @quantity(unit="tokens", kind="count", type=int)
