@@ -149,10 +149,10 @@ def allow_open_files(files: int) -> None:
 
 
 def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests: Sequence[Request]) -> BatchForm:
-    """The form of the calls: a list of prompts has one max_tokens, so batches of mixed lengths are sent as streams."""
+    """The form of the calls: a list of prompts has one max_tokens and model, so mixed batches are sent as streams."""
     if target.batch_form == "streams" or mode.batch() in (None, 1):
         return "streams"
-    alike = all(len({request.output_tokens for request in phase}) <= 1 for phase in (warmup, requests))
+    alike = all(len({(each.output_tokens, each.model) for each in phase}) <= 1 for phase in (warmup, requests))
     return "list" if alike else "streams"
 
 
@@ -429,6 +429,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         connecting=_since(row.connecting, start),
         connected=_since(row.connected, start),
         closed=row.closed,
+        model=request.model,
     )
     return record, _answer_text(part, place, row.text_bytes)
 

@@ -335,9 +335,8 @@ def odd_answers(odd_answer_share: float) -> Evidence | None:
 )
 def other_model(other_model_share: float, served_model: str) -> Evidence | None:
     """Answers say that they are from another model than was asked for, or from several."""
-    several = ", " in served_model
     message = f"{other_model_share:.0%} of the answers are from another model than was asked for ({served_model})"
-    return Evidence(other_model_share, message) if other_model_share > 0 or several else None
+    return Evidence(other_model_share, message) if other_model_share > 0 else None
 
 
 @_severe(

@@ -1,6 +1,7 @@
 """Answers that are none, or differ from the others: judged by what arrived of each answer, and of all of them."""
 
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -85,12 +86,15 @@ def served_model(records: Records, mask: Mask) -> str | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def other_model_share(records: Records, mask: Mask, asked_model: str | None) -> float | None:
-    """share of an endpoint's answers that say they are from another model than was asked for; a path before the name,
-    and a date or `latest` behind it, make no other model.
+    """share of an endpoint's answers that say they are from another model than was asked for, or than most of them; a
+    path before the name, and a date or `latest` behind it, make no other model than was asked for.
     """
     answered = np.flatnonzero(mask & succeeded(records))
-    names = [name for index in answered if (name := records.served_model[index])]
-    return sum(not _is_model(name, asked_model) for name in names) / len(names) if names and asked_model else None
+    pairs = Counter((records.model[index] or asked_model, records.served_model[index]) for index in answered)
+    named = {(asked, name): count for (asked, name), count in pairs.items() if asked and name}
+    usual = {asked: name for (asked, name), _ in sorted(named.items(), key=lambda item: item[1])}
+    other = sum(n for (asked, name), n in named.items() if name != usual[asked] or not _is_model(name, asked))
+    return other / sum(named.values()) if named and asked_model else None
 
 
 def _is_model(name: str, asked: str) -> bool:
