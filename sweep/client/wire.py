@@ -476,7 +476,7 @@ class Answer:
         return True
 
     def _token(self, stream: Stream, tokens: int, arrived: int, visible: bool) -> None:
-        """Take an event's tokens: an arrival, unless no reader has seen text so far; then they belong to the next one."""
+        """Take an event's tokens: an arrival, unless nothing visible has come so far; then the next one has them."""
         if tokens + stream.carried <= 0:
             return
         self.chunks += 1
