@@ -126,7 +126,10 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
     points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
     answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(trials.index)
     points["requests"] = answered.groupby(point).sum()
-    points["failed"] = run.ok["num_failed"].reindex(trials.index).groupby(point).sum()
+    failed = run.ok["num_failed"]
+    if "earlier_failed" in run.ok:  # of attempts that did not become the result
+        failed = failed + run.ok["earlier_failed"].fillna(0)
+    points["failed"] = failed.reindex(trials.index).groupby(point).sum()
     measured = run.ok[measured_columns(run)].astype("float64").reindex(trials.index)
     measured = without_lost(run, measured, point)
     counts = measured.groupby(point).count()

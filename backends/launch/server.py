@@ -45,6 +45,7 @@ GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on
 TAIL_BYTES = 2**18
 LOG_PART = 2**20  # bytes of a log's begin, and of its end, in which an engine's choices are looked for
 LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
+PROBES, PROBE_PAUSE = 3, 0.2  # refused connections in a row that show that an endpoint is down, and s between them
 GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is gone, or of a server that is starting
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
@@ -357,17 +358,21 @@ class AttachedEngine(Engine):
         self.command = []
 
     def alive(self) -> bool:
-        """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine."""
+        """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine.
+
+        A refusal may be an accident: it is down where it refuses several in a row.
+        """
         parts = urlsplit(self.url)
         address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         if time.monotonic() - self._last_reachable < 1.0:
             return True
-        try:
-            socket.create_connection(address, timeout=5.0).close()
-        except OSError:
-            return False
-        self._last_reachable = time.monotonic()
-        return True
+        for probe in range(PROBES):
+            time.sleep(PROBE_PAUSE if probe else 0)
+            with contextlib.suppress(OSError):
+                socket.create_connection(address, timeout=5.0).close()
+                self._last_reachable = time.monotonic()
+                return True
+        return False
 
     def outage(self) -> str | None:
         """Return why the endpoint serves nothing now, though a proxy before it may accept connections; else None."""
@@ -383,7 +388,7 @@ class AttachedEngine(Engine):
         return f"answers with status {status}" if status in GATEWAY_ERRORS else None
 
     def exit_reason(self) -> str:
-        return f"{self.url} accepts no connections"
+        return f"{self.url} accepts no connections: it refused {PROBES} in a row"
 
     def exit(self) -> Exit:
         return Exit(Cause.UNREACHABLE)

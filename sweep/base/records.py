@@ -26,6 +26,7 @@ API_VERSION = re.compile(r"/v\d+[a-z]*\d*$")  # that a base URL may end in: /v1,
 BatchForm = Literal["list", "streams"]
 TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
 UNKNOWN = -1  # a count that was not reported
+HTTP2_ONLY = "the server speaks HTTP/2 alone: put a proxy before it that speaks HTTP/1.1"
 LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
 MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
@@ -258,12 +259,22 @@ def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tu
 def tls_context(verify: bool) -> ssl.SSLContext:
     """Return the context of a TLS connection, which trusts what SSL_CERT_FILE names where that is set."""
     context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
     if not verify:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
 def tls_remedy(error: object) -> str:
-    """Return what to do about a certificate that is not trusted, after a semicolon; empty for another error."""
+    """Return what to do about a certificate that is not trusted, or HTTP/2, after a semicolon; else empty."""
+    if "NO_APPLICATION_PROTOCOL" in str(error):
+        return f"; {HTTP2_ONLY}"
+    if "illegal request line" in str(error):  # httpx's words for an answer in bytes
+        return f"; {HTTP2_ONLY}, or it speaks TLS: set an https:// address"
     text = "; set SSL_CERT_FILE to the certificate of its authority, or backend.verify_tls=false"
     return text if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+
+
+def is_http2(data: bytes) -> bool:
+    """Return whether an answer begins with a frame of HTTP/2 about the connection: SETTINGS or GOAWAY."""
+    return data[3:4] in (b"\x04", b"\x07") and data[5:9] == bytes(4)

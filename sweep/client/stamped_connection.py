@@ -19,7 +19,7 @@ from typing import Any
 import httptools
 
 from sweep.base.clock import STAMP_OPTION, StampClock
-from sweep.base.records import tls_remedy
+from sweep.base.records import HTTP2_ONLY, is_http2, tls_remedy
 from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
@@ -289,7 +289,8 @@ class StampedConnection:
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError as error:
-            self.abandon(f"protocol: {_in_one_line(error)}")
+            http2 = not answer.status and is_http2(data)
+            self.abandon(f"protocol: {HTTP2_ONLY if http2 else _in_one_line(error)}")
             return
         if answer.chunks > answer.limit and not self._answered:
             self.abandon(f"protocol: {answer.chunks} events without an end; the request asked for far fewer tokens")

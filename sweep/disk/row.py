@@ -80,6 +80,9 @@ class Verdict:
     exit: Exit | None = None  # of a failed trial: the signal, status, check or tool's words that ended it, JSON
     log_tail: str | None = None  # last lines of the engine's log, after a failure
     ended_at: str | None = None  # time of day, with its zone
+    earlier_attempts: int | None = None  # attempts at its endpoint before, of which too many requests failed
+    earlier_failed: int | None = None  # requests that failed in them
+    earlier_reasons: str | None = None  # why they failed
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fault", fault_of(self.outcome, self.exit or Exit()))

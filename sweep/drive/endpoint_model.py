@@ -204,7 +204,7 @@ class _Endpoint:
         except httpx.HTTPError as error:
             if "SSL" in str(error):
                 raise ConfigError(f"backend.url={self.url}: TLS fails ({error}){tls_remedy(error)}") from None
-            return shortened(first_line(error))
+            return tls_remedy(error).lstrip("; ") or shortened(first_line(error))
         return answer
 
 

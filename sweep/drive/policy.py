@@ -191,6 +191,23 @@ def engine_answer(row: Cells) -> str | None:
     return f"{row['outcome']} under driver {row.get('driver')}: {without_numbers(words)}"
 
 
+def earlier_attempts(before: Cells | None) -> dict[str, Any]:
+    """The columns of a row that say how often its endpoint had failed it, after its last row.
+
+    An endpoint that fails now and then would otherwise pass by being asked again. An outage is no attempt.
+    """
+    if before is None or before["outcome"] == Outcome.OK:
+        return {}
+    exit = _stored_exit(before)
+    counts = exit is not None and exit.cause == Cause.ENDPOINT
+    attempts = (before.get("earlier_attempts") or 0) + counts
+    failed = (before.get("earlier_failed") or 0) + counts * (before.get("num_failed") or 0)
+    reasons = [before.get("earlier_reasons"), before.get("reason") if counts else None]
+    texts = "; ".join(text for text in reasons if text)
+    columns = {"earlier_attempts": attempts, "earlier_failed": failed, "earlier_reasons": texts}
+    return columns if attempts else {}
+
+
 def _stored_exit(row: Cells) -> Exit | None:
     return Exit.restored(row["exit"]) if row.get("exit") else None
 

@@ -278,7 +278,9 @@ def _reason_to_stop(running: RunningEngine, stop: threading.Event, timeout: floa
 
     def reason() -> str | None:
         if not running.alive():
-            return "the engine died" if running.gateway is None or running.gateway.alive() else "the gateway died"
+            if running.gateway is not None and not running.gateway.alive():
+                return "the gateway died"
+            return "the engine died" if running.engine.backend.launches else "the endpoint refuses connections"
         if time.monotonic() > deadline:
             return TIMED_OUT
         return "stopped by the user" if stop.is_set() else None

@@ -201,6 +201,17 @@ def failed_requests(num_failed: int, num_requests: int, client_sent: int, client
 
 
 @_warning(
+    "The result is of the attempt that passed, and flatters an endpoint that fails now and then: quote both, or measure"
+    " again.",
+)
+def earlier_attempts(earlier_attempts: int, earlier_failed: int, earlier_reasons: str) -> Evidence | None:
+    """Too many requests had failed in earlier attempts at the endpoint; the point counts them as failed."""
+    attempts = "an earlier attempt" if earlier_attempts == 1 else f"{earlier_attempts} earlier attempts"
+    message = f"{earlier_failed:,} requests failed in {attempts}: {earlier_reasons}"
+    return Evidence(earlier_attempts, message) if earlier_attempts else None
+
+
+@_warning(
     "They were waiting at the concurrency cap when the time was up. In the percentiles of a latency they are slower"
     " than any other; means and maxima leave them out: raise the cap or lower the rate.",
     LATENCIES,

@@ -73,8 +73,8 @@ def _repeated(texts: Floats, last: Floats) -> Mask:
     _, group, count = np.unique(texts, return_inverse=True, return_counts=True)
     same = (texts != UNKNOWN) & (count[group] > 1)
     if same.mean() >= CANNED or same.all():
-        return same
-    return same & (last < np.quantile(last[~same], 0.1) / 2)
+        return np.asarray(same)
+    return np.asarray(same & (last < np.quantile(last[~same], 0.1) / 2))
 
 
 @quantity(unit="", kind="validity", type=str, label="Served model")
@@ -110,9 +110,9 @@ def first_gap_ratio(records: Records, mask: Mask) -> float | None:
     """
     chosen = mask & engine_answered(records)
     gaps = _gap_shapes(records, chosen)
-    several = chosen & (gaps.count > 1)
+    several = chosen & (gaps.number > 1)
     first = token_times(records)[0][several]
-    ahead, later = gaps.first[several], ((gaps.total - gaps.first) / np.maximum(gaps.count - 1, 1))[several]
+    ahead, later = gaps.first[several], ((gaps.total - gaps.first) / np.maximum(gaps.number - 1, 1))[several]
     if not several.any() or np.median(later) <= 0 or np.median(first / np.maximum(ahead, 1e-9)) > FIRST_IS_EARLY:
         return None
     return float(np.median(ahead) / np.median(later))
@@ -121,7 +121,7 @@ def first_gap_ratio(records: Records, mask: Mask) -> float | None:
 class GapShapes(NamedTuple):
     """The gaps between the arrivals of each answer. Each of shape (requests,), s but for counts."""
 
-    count: Floats
+    number: Floats
     total: Floats
     first: Floats
     largest: Floats
@@ -137,10 +137,10 @@ def _gap_shapes(records: Records, chosen: Mask) -> GapShapes:
             continue
         begins = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
         of = request[begins]
-        shapes.count[of] = np.diff(np.r_[begins, gaps.size])
+        shapes.number[of] = np.diff(np.r_[begins, gaps.size])
         shapes.total[of], shapes.first[of] = np.add.reduceat(gaps, begins), gaps[begins]
         shapes.largest[of] = np.maximum.reduceat(gaps, begins)
-        mean = (shapes.total - shapes.largest)[request] / np.maximum(shapes.count[request] - 1, 1)
+        mean = (shapes.total - shapes.largest)[request] / np.maximum(shapes.number[request] - 1, 1)
         small = gaps < SMALL_GAP * mean
         shapes.small[of] = np.add.reduceat(small, begins, dtype=np.float64)
         shapes.small_total[of] = np.add.reduceat(gaps * small, begins)
@@ -154,7 +154,7 @@ def held_back(records: Records, chosen: Mask) -> Mask:
     the prompts in flight at the pace of its gaps (half of it: reading is quicker). A buffer's are longer.
     """
     gaps = _gap_shapes(records, chosen)
-    chosen = chosen & (gaps.count >= FEWEST_GAPS)
+    chosen = chosen & (gaps.number >= FEWEST_GAPS)
     if not chosen.any():
         return chosen
     sent, (first, last) = as_floats(records.sent), token_times(records)
@@ -162,13 +162,14 @@ def held_back(records: Records, chosen: Mask) -> Mask:
     prompt, words = np.asarray(records.input_tokens), np.asarray(records.prompt_words)
     prompt = np.where(prompt == UNKNOWN, words, prompt) + np.asarray(records.hidden_tokens)
     reading = prompt * max(1.0, last[chosen].sum() / busy if busy else 1.0) / 2  # tokens of a pace
-    others, some = np.maximum(gaps.count - 1, 1), np.maximum(gaps.small, 1)
-    waits = (gaps.total - gaps.small_total) / np.maximum(gaps.count - gaps.small, 1)
+    others, some = np.maximum(gaps.number - 1, 1), np.maximum(gaps.small, 1)
+    waits = (gaps.total - gaps.small_total) / np.maximum(gaps.number - gaps.small, 1)
     bursts = (gaps.small > SMALL_GAPS * others) & (waits > reading * gaps.small_total / some)
     active = gaps.total - gaps.largest
     at_once = (active < STREAMING * last) & (first > reading * active / others)
     streaming = _union((sent + first)[chosen], (sent + first + active)[chosen])
-    return chosen & (bursts | (at_once & (streaming < SOMEONE_STREAMS * busy)))
+    held: Mask = chosen & (bursts | (at_once & (streaming < SOMEONE_STREAMS * busy)))
+    return held
 
 
 def _union(begins: Floats, ends: Floats) -> float:

@@ -80,7 +80,7 @@ def output_throughput(records: Records, mask: Mask) -> float | None:
 
 
 @quantity(**TOKEN_RATE)
-def total_throughput(records: Records, mask: Mask, prompts_counted: bool | None) -> float | None:
+def total_throughput(records: Records, mask: Mask, prompts_counted: bool | None = None) -> float | None:
     """Σ (input + output tokens) of the successful requests / duration of all; null unless prompts_counted."""
     if prompts_counted is False:
         return None
