@@ -165,6 +165,6 @@ def _set_up(records: Records, due: Floats) -> tuple[Floats, Floats]:
 
 @quantity(unit="share", kind="validity", better="lower")
 def closed_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers after which the connection was closed, as the server or `backend.headers` ask."""
+    """share of the answers after which the connection was closed, as server or `backend.headers` ask; null if none."""
     answered = np.asarray(records.closed)[mask & succeeded(records)]
-    return float(answered.mean()) if answered.size else None
+    return float(answered.mean()) if answered.any() else None
