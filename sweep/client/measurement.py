@@ -145,9 +145,6 @@ def allow_open_files(files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
-# -- the job folder
-
-
 def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests: Sequence[Request]) -> BatchForm:
     """The form of the calls: a list of prompts has one max_tokens and model, so mixed batches are sent as streams."""
     if target.batch_form == "streams" or mode.batch() in (None, 1):
@@ -171,9 +168,6 @@ def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequ
                 job.warmup_calls = len(job.prompts)
     job.target = replace(job.target, extra_body={})  # it is in the requests' bytes already
     (folder / "job").write_bytes(pickle.dumps(job))
-
-
-# -- the processes
 
 
 class _Client(NamedTuple):
@@ -316,9 +310,6 @@ def _died(client: _Client) -> ClientDied:
     problem = f"the measuring process ended without its results ({how})" + (f": {lines[-1]}" if lines else "")
     exit = Exit(Cause.CLIENT, signal=-status) if status < 0 else Exit(Cause.CLIENT, status=status)
     return ClientDied(problem, exit)
-
-
-# -- their results
 
 
 class _Part(NamedTuple):

@@ -71,8 +71,6 @@ class Sender:
     def close(self) -> None:
         self._alarm.close()
 
-    # -- for modes
-
     def at(self, instant: int, index: int) -> None:
         """Have the mode's `due` called at this instant, unless sending has stopped by then."""
         if instant < self._deadline:
@@ -99,8 +97,6 @@ class Sender:
     def send_next(self, instant: int, batch: int = UNKNOWN) -> int:
         """Send the next call in order, as `send` does; 0 without any."""
         return self.send(self.indices[-self._unsent], instant, batch) if self._unsent else 0
-
-    # -- what happens meanwhile
 
     def check_timeouts(self, now: int) -> None:
         if now < self._next_look:

@@ -101,8 +101,6 @@ class StampedConnection:
     _part: bytes = b""  # what the parser last gave out of the body
     _between_chunks: bool = False  # the next byte begins a chunk
 
-    # -- opening and closing
-
     @property
     def is_open(self) -> bool:
         return self._sock is not None
@@ -150,8 +148,6 @@ class StampedConnection:
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
             self._sock = self._tls = None
-
-    # -- one exchange
 
     def begin(self, request: bytes, answer: Answer) -> None:
         """Send a request: at once if the connection is open, otherwise as soon as it is."""
@@ -242,8 +238,6 @@ class StampedConnection:
         self.answer = None
         self.idle_since = time.monotonic_ns()
         self._on_done(self, answer)
-
-    # -- reading
 
     def _readable(self) -> None:
         assert self._sock is not None
@@ -357,8 +351,6 @@ class StampedConnection:
         if self._sock is None and self._opening is None:
             task = self._loop.create_task(self.open())
             task.add_done_callback(_forget_failure)
-
-    # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
         self._sized = False

@@ -347,8 +347,6 @@ class Answer:
         latest = [self.sent + stream.chunk_us[-1] * 1000 for stream in self.streams if stream.chunk_us]
         return max(*latest, *(stream.carried_at for stream in self.streams), 0)
 
-    # -- what the connection calls
-
     def header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name == b"content-type":
@@ -442,8 +440,6 @@ class Answer:
         if stream.finish_reason in ABORTED:
             return f"engine: finish_reason {stream.finish_reason}"
         return None
-
-    # -- events
 
     def _short_cut(self, event: bytes, arrived: int) -> bool:
         """Take one whole event of the shape learnt, without parsing it; False if it has another shape."""

@@ -5,13 +5,14 @@
 
 from array import array
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
 from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, blocks, near, token_chunks
 from sweep.numbers.quantities.answers import held_back
-from sweep.numbers.quantity import quantity
+from sweep.numbers.quantity import Quantity, declare, quantity
 from sweep.numbers.selection import engine_answered, per_second, succeeded, total_tokens
 
 TOKENS_PER_WORD = 0.7, 2.5  # of any tokenizer
@@ -24,6 +25,13 @@ FINISHES = {
     "content_filter": ("content_filter",),
 }
 """Our names of finish reasons -> the servers'."""
+
+FINISH_MEANINGS = {
+    "stop": "that ended by themselves (finish reason stop, eos_token, stop_sequence, end_turn)",
+    "length": "that ended at the length asked for (finish reason length, max_tokens)",
+    "content_filter": "that a content filter ended",
+    "other": "with another finish reason, or none",
+}
 
 
 @quantity(unit="", kind="validity", type=str)
@@ -104,24 +112,18 @@ def tokens_per_word(records: Records, mask: Mask) -> float | None:
     return float(tokens.sum() / words.sum()) if words.sum() > 0 else None
 
 
-@quantity(unit="share", kind="validity")
-def input_growth(records: Records, mask: Mask) -> float | None:
-    """tokens by which the count of a prompt rises with its length / tokens_per_word, 1 where they rise together; null
-    where the lengths differ by less than a tenth.
-    """
-    tokens, words = _prompts(records, mask)
-    if words.size < FEWEST_PROMPTS or words.std() <= UNEQUAL_PROMPTS * words.mean():
-        return None
-    return float(np.cov(tokens, words)[0, 1] / words.var(ddof=1) * words.sum() / max(tokens.sum(), 1))
-
-
 @quantity(unit="", kind="validity", type=bool)
-def prompts_counted(tokens_per_word: float | None, input_growth: float | None) -> bool | None:
-    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word, and more for a longer prompt."""
+def prompts_counted(records: Records, mask: Mask, tokens_per_word: float | None) -> bool | None:
+    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word, and where the prompts' lengths differ by
+    a tenth (8 prompts or more), at least half as many for each further word as on average.
+    """
     if tokens_per_word is None:
         return None
-    low, high = TOKENS_PER_WORD
-    return low <= tokens_per_word <= high and (input_growth is None or input_growth >= LEAST_GROWTH)
+    tokens, words = _prompts(records, mask)
+    fits = TOKENS_PER_WORD[0] <= tokens_per_word <= TOKENS_PER_WORD[1]
+    if words.size < FEWEST_PROMPTS or words.std() <= UNEQUAL_PROMPTS * words.mean():
+        return fits
+    return fits and bool(np.polyfit(words, tokens, 1)[0] >= LEAST_GROWTH * tokens_per_word)
 
 
 def _prompts(records: Records, mask: Mask) -> tuple[Floats, Floats]:
@@ -163,28 +165,21 @@ def output_length_ratio(
     return streamed_tokens / asked_output_tokens if fixed_length and streamed_tokens and asked_output_tokens else None
 
 
-@quantity(unit="share", kind="validity")
-def finish_stop_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers that ended by themselves (finish reason stop, eos_token, stop_sequence, end_turn)."""
-    return _finished(records, mask, "stop")
+def _finish_share(kind: str) -> Callable[[Records, Mask], float | None]:
+    return lambda records, mask: _finished(records, mask, kind)
 
 
-@quantity(unit="share", kind="validity")
-def finish_length_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers that ended at the length asked for (finish reason length, max_tokens)."""
-    return _finished(records, mask, "length")
-
-
-@quantity(unit="share", kind="validity", better="lower")
-def finish_content_filter_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers that a content filter ended."""
-    return _finished(records, mask, "content_filter")
-
-
-@quantity(unit="share", kind="validity")
-def finish_other_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers with another finish reason, or none."""
-    return _finished(records, mask, "other")
+for _kind, _meaning in FINISH_MEANINGS.items():
+    declare(
+        Quantity(
+            name=f"finish_{_kind}_share",
+            unit="share",
+            kind="validity",
+            better="lower" if _kind == "content_filter" else None,
+            function=_finish_share(_kind),
+            formula=f"share of the answers {_meaning}.",
+        )
+    )
 
 
 def _finished(records: Records, mask: Mask, end: str) -> float | None:
