@@ -82,7 +82,9 @@ def comparisons(
     """
     reference, *others = sides
     percentiles = sorted({percentile for each in sides for percentile in each.run.percentiles})
-    quantities = [compared_column(column, HEADLINE, percentiles) for column in columns or HEADLINE]
+    if columns is None:  # nobody checked the count of the tokens: characters beside them
+        columns = [*HEADLINE, *(["character_throughput"] if any(map(_unverified, sides)) else [])]
+    quantities = [compared_column(column, HEADLINE, percentiles) for column in columns]
     field = rivals(sides, [quantity.column for quantity in quantities])
     compared: list[PointComparison] = []
     for other in others:
@@ -106,6 +108,12 @@ def _by_column(
     places = str(reference.run.place), str(other.run.place)
     names = reference.text, other.text
     return [point_comparison(names, each, quantity, field, places, margin, usable, noise) for each in measured]
+
+
+def _unverified(side: Side) -> bool:
+    """Return whether only servers counted the tokens of some of its trials."""
+    trials = side.trials
+    return "characters" in trials and bool((trials["characters"].notna() & trials["recounted_share"].isna()).any())
 
 
 def _has(trials: pd.DataFrame, quantity: LabelledColumn) -> bool:
