@@ -1,6 +1,5 @@
 """Answers that are none, or differ, through the whole command: what an endpoint does to look better than it is."""
 
-import asyncio
 import itertools
 import json
 import socket
@@ -10,7 +9,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,9 +129,9 @@ def test_a_server_that_closes_after_each_answer_has_its_set_up_in_ttft(load: lis
     with slow_handshakes(Script(close=True), tmp_path, delay=0.3) as url:
         row = run(tmp_path / "out", *sizes, *load, f"backend.url={url}", "backend.verify_tls=false")[1]
     assert row["outcome"] == "ok", row["reason"]
-    assert row["connect_p50"] == pytest.approx(0.3, abs=0.05)
-    assert row["ttft_p50"] == pytest.approx(0.35, abs=0.07)
-    assert row["service_ttft_p50"] < 0.15
+    assert row["connect_p50"] >= 0.3
+    assert row["service_ttft_p50"] < 0.2
+    assert row["ttft_p50"] == pytest.approx(row["connect_p50"] + row["service_ttft_p50"], abs=0.05)
     assert "closed-connections" in row["warnings"]
 
 
@@ -141,33 +139,42 @@ def test_a_server_that_closes_after_each_answer_has_its_set_up_in_ttft(load: lis
 def slow_handshakes(script: Script, folder: Path, delay: float) -> Iterator[str]:
     """The endpoint behind TLS that takes `delay` s for each handshake."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    request = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-days",
+        "2",
+    ]
     subprocess.run([*request, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
 
-    async def relay(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await source.read(65536):
-                target.write(data)
-        target.close()
+    with token_server(script) as inner, socket.create_server(("127.0.0.1", 0)) as listener:
 
-    async def serve(inner: str, ready: "Future[int]") -> None:
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(ConnectionError, ssl.SSLError):
-                await asyncio.sleep(delay)
-                await writer.start_tls(context)
-                back, forth = await asyncio.open_connection("127.0.0.1", int(inner.rpartition(":")[2]))
-                await asyncio.gather(relay(reader, forth), relay(back, writer))
+        def converse(accepted: socket.socket) -> None:
+            time.sleep(delay)
+            with suppress(OSError), context.wrap_socket(accepted, server_side=True) as client:
+                request = client.recv(1 << 16)
+                with socket.create_connection(("127.0.0.1", int(inner.rpartition(":")[2]))) as server:
+                    server.sendall(request)
+                    while data := server.recv(1 << 16):
+                        client.sendall(data)
 
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        ready.set_result(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=converse, args=(listener.accept()[0],), daemon=True).start()
 
-    with token_server(script) as inner:
-        ready: Future[int] = Future()
-        threading.Thread(target=lambda: asyncio.run(serve(inner, ready)), daemon=True).start()
-        yield f"https://127.0.0.1:{ready.result(10)}"
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def test_failures_of_earlier_attempts_count_in_the_point(tmp_path: Path) -> None:
