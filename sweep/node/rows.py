@@ -198,6 +198,7 @@ def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping
         exact_length=has_fixed_length(work, trial),
         unlike_prompts=trial.workload.unique_header,
         endpoint=not backend.launches,
+        templated=backend.api not in ("completions", "tgi"),
         asked_model=None if backend.launches else model.served_name or model.name,
         open_loop=trial.load.open_loop,
         percentiles=work.settings.percentiles,

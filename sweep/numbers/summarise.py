@@ -42,9 +42,16 @@ def summarise(
 
 
 def figures(inputs: Mapping[str, Any]) -> dict[str, Value]:
-    """The quantities of a whole trial that can be computed from the inputs, and from each other."""
+    """The quantities of a whole trial that can be computed from the inputs, and from each other.
+
+    An input with a default may be missing.
+    """
     pending = {quantity.name: quantity.function for quantity in declared() if quantity.per is None}
-    parameters = {name: tuple(inspect.signature(function).parameters) for name, function in pending.items()}
+    signatures = {name: inspect.signature(function).parameters.values() for name, function in pending.items()}
+    parameters = {
+        name: [each.name for each in signature if each.name in {*pending, *inputs} or each.default is each.empty]
+        for name, signature in signatures.items()
+    }
     values: dict[str, Value] = {}
     while ready := [name for name in pending if all(key in inputs or key in values for key in parameters[name])]:
         for name in ready:

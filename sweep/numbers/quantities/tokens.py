@@ -16,7 +16,8 @@ from sweep.numbers.quantity import Quantity, declare, quantity
 from sweep.numbers.selection import engine_answered, per_second, succeeded, total_tokens
 
 TOKENS_PER_WORD = 0.7, 2.5  # of any tokenizer
-LEAST_GROWTH = 0.5
+CHAT_TEMPLATE = 64  # tokens that it may add to a prompt
+LEAST_GROWTH = 0.35  # tokens to a further word
 UNEQUAL_PROMPTS = 0.1  # standard deviation of their lengths over the mean
 FEWEST_PROMPTS = 8
 FINISHES = {
@@ -113,17 +114,21 @@ def tokens_per_word(records: Records, mask: Mask) -> float | None:
 
 
 @quantity(unit="", kind="validity", type=bool)
-def prompts_counted(records: Records, mask: Mask, tokens_per_word: float | None) -> bool | None:
-    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word, and where the prompts' lengths differ by
-    a tenth (8 prompts or more), at least half as many for each further word as on average.
+def prompts_counted(
+    records: Records, mask: Mask, tokens_per_word: float | None, templated: bool = False
+) -> bool | None:
+    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word (64 more in a chat's template), and 0.35
+    for each further word where the prompts' lengths differ by a tenth (8 prompts or more).
     """
     if tokens_per_word is None:
         return None
     tokens, words = _prompts(records, mask)
-    fits = TOKENS_PER_WORD[0] <= tokens_per_word <= TOKENS_PER_WORD[1]
+    added = (CHAT_TEMPLATE if templated else 0) * words.size
+    low, high = (each * words.sum() for each in TOKENS_PER_WORD)
+    fits = bool(low <= tokens.sum() <= high + added)
     if words.size < FEWEST_PROMPTS or words.std() <= UNEQUAL_PROMPTS * words.mean():
         return fits
-    return fits and bool(np.polyfit(words, tokens, 1)[0] >= LEAST_GROWTH * tokens_per_word)
+    return fits and bool(np.polyfit(words, tokens, 1)[0] >= LEAST_GROWTH)
 
 
 def _prompts(records: Records, mask: Mask) -> tuple[Floats, Floats]:
