@@ -304,9 +304,8 @@ class StampedConnection:
     def _feed(self, data: bytes, arrived: int, answer: Answer) -> None:
         """Take the HTTP framing off.
 
-        In the middle of an answer a read is nearly always one whole chunk. After the parser has read such a chunk it
-        stands between two chunks, and need not see the next. (It is quick, but its state for each connection is no
-        longer in the processor's caches when the next token comes.)
+        After a read of one whole chunk, as nearly all are, the parser stands between two chunks and need not see the
+        next: its state is no longer in the processor's caches then.
         """
         head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # nothing starts with ()
         is_chunk = data.startswith(head) and data[-1] == _LF and data[-2] == _CR

@@ -207,11 +207,9 @@ def only_timeouts(records: Records) -> bool:
 def limited(report: ClientReport, records: Records) -> str | None:
     """Why the client, not the engine, set this trial's figures, with the remedy; None where it kept up.
 
-    The client is the bottleneck when a process of it used more than 90 % of a core; when it sent late (`_late_sends`);
-    or, where stamps are taken by the process instead of the kernel, when its event loop was late (p99) by more than may
-    be. Where they are the kernel's, a late loop falsifies gaps between chunks only by reading several at once: when the
-    loop is later (p99) than chunks are apart (median over the requests) and than 5 ms, and that was seen of more than a
-    hundredth of the chunks. (A server that writes in bursts is read so by a loop that is in time.)
+    The client is the bottleneck when a process of it used over 90 % of a core, when it sent late (`_late_sends`), or when
+    its loop was late (p99): by more than may be where it takes the stamps, else by more than the chunks are apart and 5
+    ms, if over a hundredth of them were read together.
     """
     remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
     if report.cpu > LARGEST_CPU_SHARE:
@@ -243,9 +241,8 @@ def limited(report: ClientReport, records: Records) -> str | None:
 def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
     """By how much the client's own delay of the sends changed the load; None where it did not.
 
-    In an open loop, `lag` (p99) may be `allowed`, s: a tenth of the median `service_ttft` or 5 ms, with 50 µs more for
-    each request that was due together with this one and left before it. Without a schedule, `turnaround` delays the
-    whole load instead of one request: it may be 1 % of its users' time.
+    In an open loop, `lag` (p99) may be `allowed`, s, with 50 µs more for each request that was due together with this one
+    and left before it. Without a schedule, `turnaround` may be 1 % of the users' time, since it delays the whole load.
     """
     share = turnaround_share(records, mask)
     if share is not None:
