@@ -207,7 +207,7 @@ def only_timeouts(records: Records) -> bool:
 def limited(report: ClientReport, records: Records) -> str | None:
     """Why the client, not the engine, set this trial's figures, with the remedy; None where it kept up.
 
-    The client is the bottleneck when a process of it used over 90 % of a core, when it sent late (`_late_sends`), or when
+    The client is the bottleneck if a process of it used over 90 % of a core, if it sent late (`_late_sends`), or if
     its loop was late (p99): by more than may be where it takes the stamps, else by more than the chunks are apart and 5
     ms, if over a hundredth of them were read together.
     """
@@ -241,8 +241,8 @@ def limited(report: ClientReport, records: Records) -> str | None:
 def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
     """By how much the client's own delay of the sends changed the load; None where it did not.
 
-    In an open loop, `lag` (p99) may be `allowed`, s, with 50 µs more for each request that was due together with this one
-    and left before it. Without a schedule, `turnaround` may be 1 % of the users' time, since it delays the whole load.
+    In an open loop, `lag` (p99) may be `allowed`, s, with 50 µs more for each request that was due with this one and
+    left before it. Without a schedule, `turnaround` may be 1 % of the users' time, since it delays the whole load.
     """
     share = turnaround_share(records, mask)
     if share is not None:
