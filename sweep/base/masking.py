@@ -11,13 +11,54 @@ NAME = re.compile(
     r"|COOKIE|CONNECTION_?STRING|(^|_)(PAT|DSN|AUTH))$",
     re.IGNORECASE,
 )
-# Keys by the beginnings that their issuers give them, web tokens, and the password of a URL.
-VALUE = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bgh[opsur]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
-    r"|\bxox[abp]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bya29\.[\w-]{20,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"
-    r"|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)|(?<=AccountKey=)[\w+/=-]{20,}"
-)
+# The issuers whose keys are known by their shape, with what is masked; docs/backends.md has their table.
+SHAPES = {
+    "Anthropic, DeepSeek, OpenAI, OpenRouter, Langfuse": r"\bsk-[\w-]{20,}",
+    "Atlassian": r"\bATATT3[\w=-]{30,}",
+    "AWS": r"\bA(?:KIA|SIA|BIA|CCA)[0-9A-Z]{16}\b|(?<=X-Amz-Signature=)[\w%]{16,}"
+    r"|(?<=X-Amz-Security-Token=)[\w%+/=-]{16,}|(?<=X-Amz-Credential=)[\w%/+-]{16,}",
+    "Azure": r"(?<=AccountKey=)[\w+/=-]{20,}|(?<=SharedAccessKey=)[\w+/=-]{20,}|(?<=[?&]sig=)[\w%+/=-]{16,}",
+    "Cerebras": r"\bcsk-\w{20,}",
+    "Databricks": r"\bdapi[0-9a-f]{32}(?:-\d)?\b",
+    "DigitalOcean": r"\bdo[opr]_v1_[0-9a-f]{40,}",
+    "Docker": r"\bdckr_(?:pat|oat)_[\w-]{20,}",
+    "Fireworks": r"\bfw_[A-Za-z0-9]{20,}",
+    "GitHub": r"\bgh[opsur]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}",
+    "GitLab": r"\bgl(?:pat|dt|rt|cbt|ptt|agent|soat)-[\w-]{16,}",
+    "Google": r"\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}|\bGOCSPX-[\w-]{20,}|(?<=X-Goog-Signature=)[\w%]{16,}",
+    "Grafana": r"\bgl(?:sa|c)_[\w+/=]{20,}",
+    "Groq": r"\bgsk_[A-Za-z0-9]{20,}",
+    "Hashicorp Vault": r"\bhv[sbr]\.[\w-]{20,}",
+    "Hugging Face": r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
+    "LangSmith": r"\blsv2_(?:pt|sk)_\w{20,}",
+    "npm, PyPI": r"\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{40,}",
+    "NVIDIA": r"\bnvapi-[\w-]{20,}",
+    "Perplexity": r"\bpplx-[A-Za-z0-9]{20,}",
+    "Pinecone": r"\bpcsk_\w{20,}",
+    "Replicate": r"\br8_[A-Za-z0-9]{20,}",
+    "SendGrid": r"\bSG\.[\w-]{16,}\.[\w-]{16,}",
+    "Slack": r"\bxox[abeoprs]-[\w-]{10,}|\bxapp-[\w-]{20,}|(?<=hooks\.slack\.com/services/)[\w/]{20,}",
+    "Stripe": r"\b(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}|\bwhsec_[\w+/=]{20,}",
+    "Together": r"\btgp_v1_[\w-]{20,}",
+    "Twilio": r"\bSK[0-9a-f]{32}\b",
+    "Weights & Biases": r"\bwandb_v1_\w{20,}",
+    "xAI": r"\bxai-[A-Za-z0-9]{20,}",
+    "web tokens (JWT)": r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
+    "private keys (PEM, OpenSSH, PGP, age)": r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?"
+    r"(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)|\bAGE-SECRET-KEY-1[0-9A-Z]{30,}",
+    "a URL's password, or key as its user": r"(?<=://)[^\s/:@]*:[^\s/@]+(?=@)|(?<=://)(?=[^\s/@]*\d)[^\s/:@]{16,}(?=@)"
+    r"|(?<=[?&]key=)(?=\S*\d)[\w-]{16,}",
+    "headers": r"(?<=Bearer )(?=\S*\d|\S{24})[\w.~+/=-]{8,}|(?<=ookie: )[^\r\n'\"]{8,}",
+}
+VALUE = re.compile("|".join(SHAPES.values()))
 PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a name and its value, in a message
+# The same in what engines print: their tokens are mostly words of a vocabulary, or counted.
+LOGGED_PAIR = re.compile(
+    r"(?i)(?<![\w-])(?P<name>[\w-]{0,40}?(?:token|secret|password|passwd|passphrase|credentials?|api[_-]?key|(?:access|account|private)[_-]key"
+    r"|authorization|connection[_-]?string))"
+    r"(?P<sign>['\"]?\s*(?:[:=]|=>|(?<=['\"])\s*,)\s*(?:b?['\"])?(?:(?:basic|token|digest|apikey)\s+)?)"
+    r"(?P<secret>(?=[^\s'\",;{}()\[\]]*\d)(?=[^\s'\",;{}()\[\]]*[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
+)
 MASK = "***"
 SHORTEST = 8  # characters of a variable's value that is masked wherever it stands: shorter ones may be ordinary words
 
@@ -68,7 +109,7 @@ def masked_message(text: str, secrets: set[str]) -> str:
 
 
 def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
-    """Return a text without these values, and without anything that looks like a key or a URL's password."""
+    """Return a text without these values, the shapes above, and the values of pairs that are named as secrets."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, MASK)
-    return VALUE.sub(MASK, text)
+    return LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))
