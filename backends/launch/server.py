@@ -107,17 +107,29 @@ class Engine:
             return not self._gone and self.exit_status is None
 
     def log_position(self) -> int:
-        """Current size of the log in bytes, to pass as `since` to `log_tail` and `ran_out_of_memory`."""
-        return self.log.stat().st_size if self.log.exists() else 0
+        """Bytes logged so far, to pass as `since` to `log_tail` and `ran_out_of_memory`."""
+        return self.log.stat().st_size + self._log_shift() if self.log.exists() else 0
+
+    def log_left_out(self) -> int:
+        """Bytes that were taken out of the middle of the log, which has a largest size."""
+        return supervisor.left_out(str(self.log))
+
+    def _log_shift(self) -> int:
+        missing = self.log_left_out()
+        return missing - supervisor.NOTE_SIZE if missing else 0
 
     def log_tail(self, lines: int = 40, since: int = 0) -> str:
         """The last lines that this launch has logged (after position `since`), with its secrets masked."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
-            file.seek(max(self._log_begin, since, self.log_position() - TAIL_BYTES))
+            end = file.seek(0, os.SEEK_END)
+            begin = max(min(self._log_begin, supervisor.LOG_HEAD), since - self._log_shift(), end - TAIL_BYTES)
+            file.seek(begin)
             text = file.read().decode(errors="replace")
-        return "\n".join(masked(text, self._secrets).splitlines()[-lines:])
+        tail = masked(text, self._secrets).splitlines()[-lines:]
+        cut = [f"sweep: {missing} bytes of this log are left out"] if (missing := self.log_left_out()) and tail else []
+        return "\n".join(cut + tail)
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
         """Return whether this launch has logged an out-of-memory error after position `since`; it may have survived."""
@@ -253,15 +265,15 @@ class Engine:
             "log": str(self.log),
             "cpus": list(self.launch.cpus),
             "grace": self.backend.stop_grace,
+            "marks": {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)},
         }
-        marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)} | {supervisor.SUPERVISOR: "1"}
         try:
             subprocess.run(
                 # -I -S: without the user's settings and site-packages.
-                [sys.executable, "-I", "-S", supervisor.__file__, str(lease_read), str(status_write)],
+                [sys.executable, "-I", "-S", supervisor.__file__, "guard", str(lease_read), str(status_write)],
                 input=json.dumps(spec).encode(),
                 pass_fds=(lease_read, status_write),
-                env=marks,
+                env={},  # what looks for marks finds the supervisor, and not its guardian
                 check=True,
             )
         except BaseException:
@@ -298,9 +310,9 @@ class Engine:
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
-            file.seek(self._log_begin)
+            file.seek(min(self._log_begin, supervisor.LOG_HEAD))
             head = file.read(LOG_PART)
-            file.seek(max(file.tell(), self.log_position() - LOG_PART))
+            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - LOG_PART))
             return (head + file.read(LOG_PART)).decode(errors="replace")
 
     def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
