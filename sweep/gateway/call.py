@@ -1,9 +1,10 @@
 """A client's call: its body read within limits and parsed, and the question that it asks."""
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ HOP_BY_HOP = frozenset(
 )
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: of prompts or token ids
+OBJECT_BYTES, MEMBER_BYTES = 240, 40  # of a parsed object with one member, and of each further one
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -115,13 +117,67 @@ def _message_question(message: dict[str, Any]) -> Question | None:
     return Question("\n".join(texts), parts=texts)
 
 
-async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float) -> Call:
-    """Read a request for tokens.
+class MemoryShare:
+    """The bytes that all requests in flight may take; a request waits for others, but is never refused by its size."""
 
-    Raises Refused for a body that is too large, too slow or no request; ConnectionError if the client left before it
-    was complete.
-    """
-    headers: Headers = scope["headers"]
+    def __init__(self, limit: int) -> None:
+        self.limit, self.taken = limit, 0
+        self._freed = asyncio.Event()
+
+    async def take(self, size: int) -> None:
+        """Wait until so many bytes are free, or all are."""
+        while self.taken and self.taken + size > self.limit:
+            self._freed.clear()
+            await self._freed.wait()
+        self.taken += size
+
+    def give_back(self, size: int) -> None:
+        self.taken -= size
+        self._freed.set()
+
+
+class Memory:
+    """The shares of bodies and of their contents, which are taken one after the other, so no request waits for ever."""
+
+    def __init__(self, limit: int) -> None:
+        self.shares = MemoryShare(limit), MemoryShare(limit)
+
+    @contextlib.asynccontextmanager
+    async def read_call(self, scope: Scope, receive: Receive, largest: int, timeout: float) -> AsyncIterator[Call]:
+        """Read a request for tokens and hold its share until the block ends.
+
+        Raises Refused for a body that is too large, too slow or no request, or for too many of them; ConnectionError if
+        the client left before it was complete.
+        """
+        headers: Headers = scope["headers"]
+        length = next((value for name, value in headers if name == b"content-length"), b"")
+        size = min(int(length) if length.isdigit() else largest, largest)
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def take(share: MemoryShare, size: int) -> None:
+                async with asyncio.timeout(timeout):
+                    await share.take(size)
+                stack.callback(share.give_back, size)
+
+            try:
+                await take(self.shares[0], size)
+                body = await _timely_body(receive, largest, timeout)
+                await take(self.shares[1], _content_size(body))
+            except TimeoutError:
+                message = "the requests in flight take all memory that gateway.bodies allows"
+                raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
+            plain = [
+                pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in (b"host", b"content-length")
+            ]
+            yield Call(scope["path"], plain, body, parse_body(scope["path"], body))
+
+
+def _content_size(body: bytes) -> int:
+    """Bytes that the content of a body takes at most, about: an object or list, and a member of one, have overheads."""
+    return OBJECT_BYTES * (body.count(b"{") + body.count(b"[")) + MEMBER_BYTES * body.count(b",") + len(body)
+
+
+async def _timely_body(receive: Receive, largest: int, timeout: float) -> bytes:
     try:
         async with asyncio.timeout(timeout):
             body = await _read_body(receive, largest)
@@ -129,8 +185,7 @@ async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float
         raise Refused(408, f"the request's body was not complete within {timeout:g} s") from None
     if body is None:
         raise Refused(413, f"the request's body is larger than {largest} bytes", [(b"connection", b"close")])
-    plain = [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in (b"host", b"content-length")]
-    return Call(scope["path"], plain, body, parse_body(scope["path"], body))
+    return body
 
 
 async def _read_body(receive: Receive, largest: int) -> bytes | None:
