@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from sweep.base.whole_file import parsed_size
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -22,7 +24,6 @@ HOP_BY_HOP = frozenset(
 )
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: of prompts or token ids
-OBJECT_BYTES, MEMBER_BYTES = 240, 40  # of a parsed object with one member, and of each further one
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -162,7 +163,7 @@ class Memory:
             try:
                 await take(self.shares[0], size)
                 body = await _timely_body(receive, largest, timeout)
-                await take(self.shares[1], _content_size(body))
+                await take(self.shares[1], parsed_size(body))
             except TimeoutError:
                 message = "the requests in flight take all memory that gateway.bodies allows"
                 raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
@@ -170,11 +171,6 @@ class Memory:
                 pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in (b"host", b"content-length")
             ]
             yield Call(scope["path"], plain, body, parse_body(scope["path"], body))
-
-
-def _content_size(body: bytes) -> int:
-    """Bytes that the content of a body takes at most, about: an object or list, and a member of one, have overheads."""
-    return OBJECT_BYTES * (body.count(b"{") + body.count(b"[")) + MEMBER_BYTES * body.count(b",") + len(body)
 
 
 async def _timely_body(receive: Receive, largest: int, timeout: float) -> bytes:

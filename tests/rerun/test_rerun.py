@@ -184,6 +184,9 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     capsule = tmp_path / "capsule.txt"
     (written,) = capsules_of(f"{folder}#{trial_id}")
 
+    evil_run = write_run(tmp_path / "evil", [row(digests="{}")])
+    (RunPaths(evil_run).locks / NAME).write_text("evil @ https://evil.example/x.whl\n")
+
     def with_lock(line):
         return replace(written, locks={"x.txt": packed_lock(f"torch==2.1+cpu\n{line}\n")}).text()
 
@@ -204,6 +207,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         with_lock("evil @ https://evil.example/x.whl"): "evil @ https://evil.example/x.whl: expected name==version",
         with_lock("--index-url=https://evil.example"): "--index-url=https://evil.example: expected name==version",
         with_lock("#" * 10**7): "has more than 1048576 bytes",
+        str(evil_run): "evil @ https://evil.example/x.whl: expected name==version",
+        "/dev/zero": "no run here",
     }
     for source, expected in cases.items():
         if "\n" in source:
