@@ -19,13 +19,14 @@ from sweep.base.config import DamagedFile, Halted
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
 from sweep.disk.ledger_lines.checksums import entries, sealed
+from sweep.disk.ledger_lines.compact_row import CompactRow
 from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damaged_data
 from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.policy import TrialHistory
 
-LedgerRow = dict[str, Any]
+LedgerRow = Mapping[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, above which it is rewritten if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
@@ -155,7 +156,8 @@ class Ledger:
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
-            row = self._texts.restored(entry["row"])
+            restored = self._texts.restored(entry["row"])
+            row = CompactRow(restored) if self._texts.columns is None else restored
             before = self.rows.get(row["trial_id"])
             if before is not None and before["outcome"] == "ok" and before.get("attempt") != row.get("attempt"):
                 self.superseded.append(before)
