@@ -240,7 +240,6 @@ class Engine:
         self._wait_for_gpu_memory()
 
     def _wait_for_gpu_memory(self) -> None:
-        """Wait until GPU memory use is back to before the launch: it is freed some time after the last process ends."""
         deadline = time.monotonic() + GPU_MEMORY_WITHIN
         while (used := used_memory(self.launch.gpus)) > self._gpu_memory + GPU_MEMORY_SLACK:
             if time.monotonic() > deadline:
@@ -306,7 +305,6 @@ class Engine:
             self.exit_status = message.get("exit", self.exit_status)
 
     def _log_text(self) -> str:
-        """Everything that this launch has logged; the file may hold earlier launches."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
@@ -316,14 +314,12 @@ class Engine:
             return (head + file.read(LOG_PART)).decode(errors="replace")
 
     def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
-        """The engine's own choices (attention backend, graphs, scheduler), from its log and its answer."""
         text, patterns = self._log_text(), self.backend.log.choices.items()
         logged = {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
         settled = {name: info.get(name.replace("-", "_")) for name in self.backend.flag_rules.settled}
         return logged | {name.replace("-", "_"): str(value) for name, value in settled.items() if value is not None}
 
     def _dtype(self) -> str | None:
-        """The data type of the computation; None for an attached endpoint without `dtype`."""
         if self.launch.dtype != "auto":
             return self.launch.dtype
         if not self.backend.launches:
@@ -341,12 +337,10 @@ class Engine:
         return str(stored) if stored else None
 
     def _before_ampere(self) -> bool:
-        """Return whether a GPU of this launch has no bfloat16."""
         capabilities = [gpu.capability for gpu in filter(None, map(find_gpu, self.launch.gpus))]
         return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
-        """The JSON object that the engine serves at `path`; empty if it serves none."""
         try:
             with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
                 answer = client.get(self.url + path, headers=self.backend.key_headers(), timeout=10)
@@ -529,7 +523,6 @@ class _Start:
 
 
 def _answers(engine: Engine, client: httpx.Client) -> bool:
-    """Return whether an engine says that it is ready."""
     try:
         return client.get(engine.url + engine.backend.wire.ready_path).status_code == 200
     except httpx.TransportError:
@@ -589,6 +582,5 @@ def _reachable_by() -> str:
 
 
 def _oom_kills() -> int:
-    """Number of processes that the kernel has killed since boot because memory ran out."""
     match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     return int(match[1]) if match else 0

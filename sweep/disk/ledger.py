@@ -90,7 +90,6 @@ class Ledger:
                 self._append({"event": "run", "run": uuid.uuid4().hex})
 
     def _read(self) -> int:
-        """Replay the file; return its number of rows, superseded ones included."""
         if not self.path.exists():
             return 0
         num_rows = 0
@@ -112,7 +111,6 @@ class Ledger:
         return True
 
     def _text_of_trial(self, row: LedgerRow, column: str) -> str | None:
-        """Return a text of a row from the trial's own file; None without a readable one."""
         path = RunPaths(self.path.parent).trial(row["deployment_id"], row["attempt"], row["trial_id"]).trial
         try:
             values = read_table(path, [column]).to_pydict().get(column)
@@ -132,7 +130,6 @@ class Ledger:
         return [f"{damage}; rows that only they held are measured again", *self._losses]
 
     def _compact(self) -> None:
-        """Rewrite the file without superseded lines; move damaged lines to a separate file."""
         if self.set_aside:
             with self.path.with_name("ledger.damaged.jsonl").open("ab") as file:
                 file.writelines(line.rstrip(b"\n") + b"\n" for _, line, _ in self.set_aside)
@@ -240,7 +237,6 @@ class Ledger:
 
 
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """All lines except a last one that a crash has cut short."""
     return (line for line in lines if line.endswith(b"\n"))
 
 
@@ -275,7 +271,6 @@ def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
 
 
 def _trial_of(line: bytes) -> str | None:
-    """Return the trial that a damaged line names, if it still does."""
     match = re.search(rb'"trial_id": "([0-9a-f]{6,32})"', line)
     return match[1].decode() if match else None
 

@@ -165,7 +165,6 @@ def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:
 
 @cache
 def _fields(record: type) -> dict[str, type]:
-    """The fields of a part with the types of their values, None aside."""
     return {field: _plain(hint) for field, hint in typing.get_type_hints(record).items()}
 
 

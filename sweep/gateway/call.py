@@ -22,6 +22,7 @@ HOP_BY_HOP = frozenset(
         *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     }
 )
+NOT_PASSED = HOP_BY_HOP | {b"host", b"content-length"}
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: of prompts or token ids
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -118,30 +119,32 @@ def _message_question(message: dict[str, Any]) -> Question | None:
     return Question("\n".join(texts), parts=texts)
 
 
-class MemoryShare:
-    """The bytes that all requests in flight may take; a request waits for others, but is never refused by its size."""
+class Memory:
+    """The bytes of all bodies in flight and of their contents; requests wait for others, and none for ever.
+
+    A request takes its share of the bodies first, and holds both until its answer has ended.
+    """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.taken = limit, 0
+        self.limit, self.taken = limit, {"bodies": 0, "contents": 0}
         self._freed = asyncio.Event()
 
-    async def take(self, size: int) -> None:
-        """Wait until so many bytes are free, or all are."""
-        while self.taken and self.taken + size > self.limit:
-            self._freed.clear()
-            await self._freed.wait()
-        self.taken += size
-
-    def give_back(self, size: int) -> None:
-        self.taken -= size
-        self._freed.set()
-
-
-class Memory:
-    """The shares of bodies and of their contents, which are taken one after the other, so no request waits for ever."""
-
-    def __init__(self, limit: int) -> None:
-        self.shares = MemoryShare(limit), MemoryShare(limit)
+    @contextlib.asynccontextmanager
+    async def _share(self, kind: str, size: int, timeout: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout):
+                while self.taken[kind] and self.taken[kind] + size > self.limit:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            message = "the requests in flight take all memory that gateway.bodies allows"
+            raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
+        self.taken[kind] += size
+        try:
+            yield
+        finally:
+            self.taken[kind] -= size
+            self._freed.set()
 
     @contextlib.asynccontextmanager
     async def read_call(self, scope: Scope, receive: Receive, largest: int, timeout: float) -> AsyncIterator[Call]:
@@ -152,25 +155,12 @@ class Memory:
         """
         headers: Headers = scope["headers"]
         length = next((value for name, value in headers if name == b"content-length"), b"")
-        size = min(int(length) if length.isdigit() else largest, largest)
-        async with contextlib.AsyncExitStack() as stack:
-
-            async def take(share: MemoryShare, size: int) -> None:
-                async with asyncio.timeout(timeout):
-                    await share.take(size)
-                stack.callback(share.give_back, size)
-
-            try:
-                await take(self.shares[0], size)
-                body = await _timely_body(receive, largest, timeout)
-                await take(self.shares[1], parsed_size(body))
-            except TimeoutError:
-                message = "the requests in flight take all memory that gateway.bodies allows"
-                raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
-            plain = [
-                pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in (b"host", b"content-length")
-            ]
-            yield Call(scope["path"], plain, body, parse_body(scope["path"], body))
+        size = min(int(length), largest) if length.isdigit() else largest
+        async with self._share("bodies", size, timeout):
+            body = await _timely_body(receive, largest, timeout)
+            async with self._share("contents", parsed_size(body), timeout):
+                passed = [pair for pair in headers if pair[0] not in NOT_PASSED]
+                yield Call(scope["path"], passed, body, parse_body(scope["path"], body))
 
 
 async def _timely_body(receive: Receive, largest: int, timeout: float) -> bytes:

@@ -207,7 +207,6 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
 
 
 def _new_folder(capsules: Sequence[Capsule]) -> Path:
-    """A folder that does not exist: each rerun is a measurement of its own."""
     trial = capsules[0].trial
     stem = f"{trial.get('experiment')}-{trial['trial_id']}" if len(capsules) == 1 else f"{trial.get('experiment')}"
     numbered = [FOLDER / stem, *(FOLDER / f"{stem}-{number}" for number in range(2, 10_000))]
@@ -224,7 +223,6 @@ def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
 
 
 def _pinned(capsule: Capsule) -> dict[str, Any]:
-    """The configuration, with the commits that its revisions pointed to then."""
     config = dict(capsule.config)
     for group, key in (("model", "repo"), ("workload", "dataset")):
         commits = dict(REVISION.findall(capsule.digests.get(group, "")))

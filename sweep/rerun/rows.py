@@ -90,14 +90,12 @@ def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
 
 
 def _coordinates(folder: Path) -> dict[str, dict[str, Any]]:
-    """The coordinates of each trial of the present plan, by id."""
     plan = run_files.RunPaths(folder).plan
     entries = run_files.read_plan(plan) if plan.is_file() else []
     return {entry["trial_id"]: entry["coordinates"] for entry in entries if "coordinates" in entry}
 
 
 def _places(trials: pd.DataFrame) -> "pd.Series[Any]":
-    """The place of each row in its launch: 1 for the first that was measured."""
     return trials.groupby("launch")["started_at"].rank(method="first")
 
 
@@ -134,7 +132,6 @@ def _capsule(
 
 
 def _settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the row's run, with the bounds and percentiles of its columns."""
     settings: dict[str, Any] = json.loads(row.get("settings") or "{}")
     if row.get("slo"):
         settings["slo"] = json.loads(row["slo"])

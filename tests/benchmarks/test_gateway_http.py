@@ -1,4 +1,4 @@
-"""Random HTTP at the gateway and random imports, a few of each kind; docs/measurements/gateway_http.md has thousands."""
+"""Random HTTP at the gateway and random imports, a few of each kind."""
 
 import pytest
 
