@@ -43,8 +43,8 @@ from sweep.numbers.warnings import ResultWarning
 INTERACTIVE = "pareto"  # the figure that the script draws
 
 
-def write_all(results: RunResults) -> None:
-    """Write summary.csv, figures/ and report.html of a run.
+def write_all(results: RunResults, target: run_files.RunPaths | None = None) -> None:
+    """Write summary.csv, figures/ and report.html of a run, to its folder or another.
 
     Raises:
         ValueError: for a run in an object store, of which `sweep report URL --output FOLDER` writes a report.
@@ -52,9 +52,10 @@ def write_all(results: RunResults) -> None:
     run = results.run
     if run.copy is not None:
         raise ValueError("a report of a run in an object store needs a folder: sweep report URL --output FOLDER")
-    run_files.write_whole(run.paths, run.paths.summary, csv_of(summary_table(results)))
-    figures = draw_all(run, results.layout)
-    run_files.write_whole(run.paths, run.paths.report, html(results, figures))
+    paths = target or run.paths
+    run_files.write_whole(paths, paths.summary, csv_of(summary_table(results)))
+    figures = draw_all(run, results.layout, paths)
+    run_files.write_whole(paths, paths.report, html(results, figures))
 
 
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:

@@ -19,13 +19,14 @@ from sweep.base.config import DamagedFile, Halted
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
 from sweep.disk.ledger_lines.checksums import entries, sealed
+from sweep.disk.ledger_lines.compact_row import CompactRow
 from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damaged_data
 from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.policy import TrialHistory, earlier_attempts
 
-LedgerRow = dict[str, Any]
+LedgerRow = Mapping[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, above which it is rewritten if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
@@ -89,7 +90,6 @@ class Ledger:
                 self._append({"event": "run", "run": uuid.uuid4().hex})
 
     def _read(self) -> int:
-        """Replay the file; return its number of rows, superseded ones included."""
         if not self.path.exists():
             return 0
         num_rows = 0
@@ -111,7 +111,6 @@ class Ledger:
         return True
 
     def _text_of_trial(self, row: LedgerRow, column: str) -> str | None:
-        """Return a text of a row from the trial's own file; None without a readable one."""
         path = RunPaths(self.path.parent).trial(row["deployment_id"], row["attempt"], row["trial_id"]).trial
         try:
             values = read_table(path, [column]).to_pydict().get(column)
@@ -131,7 +130,6 @@ class Ledger:
         return [f"{damage}; rows that only they held are measured again", *self._losses]
 
     def _compact(self) -> None:
-        """Rewrite the file without superseded lines; move damaged lines to a separate file."""
         if self.set_aside:
             with self.path.with_name("ledger.damaged.jsonl").open("ab") as file:
                 file.writelines(line.rstrip(b"\n") + b"\n" for _, line, _ in self.set_aside)
@@ -155,7 +153,8 @@ class Ledger:
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
-            row = self._texts.restored(entry["row"])
+            restored = self._texts.restored(entry["row"])
+            row = CompactRow(restored) if self._texts.columns is None else restored
             before = self.rows.get(row["trial_id"])
             if before is not None and before["outcome"] == "ok" and before.get("attempt") != row.get("attempt"):
                 self.superseded.append(before)
@@ -239,7 +238,6 @@ class Ledger:
 
 
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """All lines except a last one that a crash has cut short."""
     return (line for line in lines if line.endswith(b"\n"))
 
 
@@ -274,7 +272,6 @@ def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
 
 
 def _trial_of(line: bytes) -> str | None:
-    """Return the trial that a damaged line names, if it still does."""
     match = re.search(rb'"trial_id": "([0-9a-f]{6,32})"', line)
     return match[1].decode() if match else None
 

@@ -77,7 +77,6 @@ class Router:
 
 
 def _blocks(prompt: str) -> Iterator[int]:
-    """A hash of the prompt's beginning for each of its whole blocks."""
     value = 0
     for end in range(ROUTED_BLOCK, len(prompt) + 1, ROUTED_BLOCK):
         value = hash((value, prompt[end - ROUTED_BLOCK : end]))

@@ -47,7 +47,6 @@ def served_equal(
 
 
 def _answer_text(client: httpx.Client, target: wire.Target, request: Request) -> str:
-    """The text of an answer to the very request that was measured."""
     body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
     headers = {"Content-Type": "application/json", **target.headers}
     if target.api_key_env is not None:

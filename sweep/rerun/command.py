@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from analysis.compare.reproduction import FigureChange, Reproduction, figure_changes, finding
-from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, slo_in_units, validate
+from sweep.base.config import (
+    POINT_GROUPS,
+    ConfigError,
+    FoundHardware,
+    Hardware,
+    Settings,
+    cache_directory,
+    slo_in_units,
+    validate,
+)
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
 from sweep.cli.run import Planned, execute_plan, traced
@@ -25,6 +34,7 @@ from sweep.plan.planning import make_plan
 from sweep.rerun.capsule import Capsule
 from sweep.rerun.circumstances import Difference, changed_circumstances, circumstances, difference_lines
 from sweep.rerun.rows import opened_rows
+from sweep.rerun.trust import unfamiliar_parts
 
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun
@@ -73,8 +83,11 @@ def run_again(
     command: Sequence[str],
     console: Console,
     config_dirs: Sequence[str] = (),
+    trusted: bool = False,
 ) -> int:
     """Run the capsules again in a folder of their own, and print each verdict.
+
+    Unless they are `trusted`, what they bring that this machine does not have is printed and refused.
 
     Returns:
         0 if all are reproduced, or nothing shows it; 1 if one differs; else the status of a run that did not finish.
@@ -82,6 +95,8 @@ def run_again(
     Raises ConfigError for what cannot be run again here; Halted for an outage that lasts.
     """
     options = ConfigPath.of_user(config_dirs)
+    if not trusted:
+        _refuse_unfamiliar(capsules, overrides, options, console)
     with traced(["rerun", *command]):
         planned = plan_patiently(
             lambda: plan_again(capsules, overrides, out, options),
@@ -97,6 +112,19 @@ def run_again(
         for line in verdict.lines():
             console.print(line, markup=False, soft_wrap=True)
     return 1 if any(verdict.failed for verdict in verdicts) else 0
+
+
+def _refuse_unfamiliar(
+    capsules: Sequence[Capsule], overrides: Sequence[str], options: ConfigPath, console: Console
+) -> None:
+    cache_dir = parse_command_line(overrides).typed.get("cache_dir")
+    if parts := unfamiliar_parts(capsules, options, cache_directory(None if cache_dir is None else str(cache_dir))):
+        for line in parts:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+        raise ConfigError(
+            f"{capsules[0].capsule}: the {len(parts)} parts above can run code, and this machine does not have them; "
+            "read them, then add --trust"
+        )
 
 
 def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
@@ -179,7 +207,6 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
 
 
 def _new_folder(capsules: Sequence[Capsule]) -> Path:
-    """A folder that does not exist: each rerun is a measurement of its own."""
     trial = capsules[0].trial
     stem = f"{trial.get('experiment')}-{trial['trial_id']}" if len(capsules) == 1 else f"{trial.get('experiment')}"
     numbered = [FOLDER / stem, *(FOLDER / f"{stem}-{number}" for number in range(2, 10_000))]
@@ -196,7 +223,6 @@ def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
 
 
 def _pinned(capsule: Capsule) -> dict[str, Any]:
-    """The configuration, with the commits that its revisions pointed to then."""
     config = dict(capsule.config)
     for group, key in (("model", "repo"), ("workload", "dataset")):
         commits = dict(REVISION.findall(capsule.digests.get(group, "")))

@@ -429,6 +429,16 @@ def test_the_least_recently_served_makes_room():
     assert len(cache) == 3
 
 
+def test_a_cache_has_a_largest_size():
+    cache = AnswerCache(Cache(bytes=3 * entry(0).size + 1, ttl=None), 4)
+    for number in range(5):
+        cache.add(entry(number))
+    assert [bool(cache.same(AnswerKey(b"context", b"%d" % number))) for number in range(5)] == [False] * 2 + [True] * 3
+    small = AnswerCache(Cache(bytes=entry(0).size - 1), 4)
+    small.add(entry(0))
+    assert len(small) == 0
+
+
 def test_an_answer_is_stale_after_its_time():
     now = [0.0]
     cache = AnswerCache(Cache(ttl=10, threshold=0.5), 2, lambda: now[0])

@@ -55,7 +55,6 @@ class Embedder:
         return _unit(total)
 
     def _vector(self, word: str) -> Vector:
-        """The sum of a word's vectors, remembered unless the word is long."""
         row = self._rows.get(word)
         if row is not None:
             remembered: Vector = self._words[row]
