@@ -378,6 +378,11 @@ class Backend(Strict):
         """Facts to cite in addition to version and command line, e.g. whether the prefix cache is on."""
         return {}
 
+    def stated(self, get: Callable[[str], dict[str, Any]], model: str) -> dict[str, Any]:
+        """Return what the running engine states about the model it serves, by its answers to `get` of a path."""
+        models = get("/v1/models").get("data") or [{}]
+        return {"max_model_len": models[0].get("max_model_len")}
+
     def coarser(self, launch: Launch) -> str | None:
         """Return a format of weights or KV cache that is declared coarser than the model's, or None."""
         formats = [self.facts(launch).get("quantization")]
