@@ -73,7 +73,9 @@ def test_a_running_server_is_measured_with_its_model_and_context(tmp_path, monke
             "load.concurrency=2",
             "workload.warmup_requests=0",
         ]
-        assert main([*words, *sizes, "cluster=inline", "tracking=none", f"out={tmp_path}/out"]) == 0, capsys.readouterr().out
+        assert main([*words, *sizes, "cluster=inline", "tracking=none", f"out={tmp_path}/out"]) == 0, (
+            capsys.readouterr().out
+        )
     (row,) = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
     facts = json.loads(row["engine_facts"])
     assert (row["outcome"], row["output_tokens"], row["engine_version"]) == ("ok", 20, "0.12.3")
