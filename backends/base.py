@@ -129,6 +129,7 @@ class Host:
     python: str | None = None  # e.g. "3.11"
     machine: str | None = None  # its architecture, e.g. "x86_64"
     free_disk: int | None = None  # bytes, where its cache is
+    broken_driver: str | None = None  # NVML's error, with the remedy; then nothing else is stated
     cpu_features: frozenset[str] | None = None  # as /proc/cpuinfo has them, e.g. "avx512f"
 
 

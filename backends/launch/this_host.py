@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,11 @@ def host() -> Host:
         free_disk=free_disk(cache_directory(None)),
         cpu_features=cpu_features(),
     )
+
+
+def stated(cache_dir: str | None) -> Host:
+    """Return this machine's facts as a node of a cluster states them: with its free disk, or its broken driver."""
+    try:
+        return replace(host(), free_disk=free_disk(cache_directory(cache_dir)))
+    except gpus.BrokenDriver as error:
+        return Host(broken_driver=str(error))
