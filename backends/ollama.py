@@ -87,7 +87,8 @@ class Ollama(LlamaCpp):
     def stated(self, get: Callable[[str], dict[str, Any]], model: str) -> dict[str, Any]:
         """The context and the format of the model, by the list of those that are loaded."""
         loaded = get("/api/ps").get("models") or []
-        entry = next((entry for entry in loaded if model in (entry["name"], entry["name"].removesuffix(":latest"))), {})
+        names = (model, f"{model}:latest")
+        entry: dict[str, Any] = next((entry for entry in loaded if entry["name"] in names), {})
         stored = (entry.get("details") or {}).get("quantization_level")
         return {"max_model_len": entry.get("context_length"), **({} if self.launches else {"quantization": stored})}
 

@@ -12,7 +12,7 @@ from backends.declarations import FlagRules, LogReading, Traits
 from backends.prepare import checkpoints
 
 FOLDER = "openvino"  # of the model's folder, where the exported weights are
-EXPORTED = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "int4"}  # as the exporter calls them
+WEIGHT_FORMATS = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "int4"}  # as the exporter calls them
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # as OpenVINO calls them
 
 
@@ -50,7 +50,7 @@ class OpenVINO(Hosted):
             options = {"model": model, "task": "text-generation-with-past", "disable-convert-tokenizer": True}
             if self.quantization == "int4":
                 options["group-size-fallback"] = "adjust"  # where a layer's columns are no multiple of 128
-            command += cli({**options, "weight-format": EXPORTED[self.quantization]})
+            command += cli({**options, "weight-format": WEIGHT_FORMATS[self.quantization]})
             checkpoints.execute(command, "Optimum's exporter", folder / "conversion.log", progress)
 
         made_by = checkpoints.versions(python, "optimum-intel", "openvino", "nncf", "transformers")

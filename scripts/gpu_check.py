@@ -229,7 +229,7 @@ def run(
 
 
 def _result(section: Section, outcome: str, seconds: float, detail: str) -> Result:
-    detail = detail.replace(str(Path.home()), "~")  # the report is for others too
+    detail = detail.replace(str(Path.home()), "~")
     return Result(section.name, outcome, seconds, detail, provenance.now(), provenance.commit())
 
 
@@ -280,7 +280,8 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
     lines += [f"- GPUs: {', '.join(host.gpus) or 'none, a rehearsal on the CPU'}"]
     lines += [f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB of memory"]
     lines += [f"- {', '.join(f'{name} {value}' for name, value in facts.items() if value)}"]
-    lines += [f"- {name}: {contents}" for name, contents in engines().items()]
+    home = str(Path.home())  # the report is for others too
+    lines += [f"- {name}: {contents.replace(home, '~')}" for name, contents in engines().items()]
     rows = []
     for section in listed:
         result = results.get(section.name)

@@ -17,8 +17,8 @@ from backends.prepare.fit import oldest
 from backends.prepare.sources import cpu_features
 from sweep.base.config import cache_directory
 
-EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun")
-EXECUTABLES += ("ollama", "text-generation-launcher")  # engines that are not Python's
+ENGINES = ("ollama", "text-generation-launcher")  # that are programs
+EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", *ENGINES)
 COMPILERS = ("cc", "gcc", "clang")  # any of which counts as cc, and $CC
 
 

@@ -5,15 +5,15 @@ The pipeline holds Python's lock during a whole step. In the host's process no s
 
 import multiprocessing
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from backends.host.library import LibrarySettings, PromptRow, Step
 
 FOLDER = "openvino"  # subfolder of the model's folder with the exported weights
-WAIT = 1.0  # s that one step waits for tokens
-FORMATS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+STEP_WAIT = 1.0  # s that one step waits for tokens
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 TOO_SMALL = "out of memory: the KV cache has no room for this request; raise backend.flags.cache_size"
 
@@ -29,7 +29,9 @@ class RowNews(NamedTuple):
 
 def load(settings: LibrarySettings) -> "OpenVINOLibrary":
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=serve, args=(theirs, ours, settings), daemon=True)
+    process = multiprocessing.get_context("fork").Process(
+        target=run_pipeline, args=(theirs, ours, settings), daemon=True
+    )
     process.start()
     theirs.close()  # so that its end is noticed
     return OpenVINOLibrary(ours, process)
@@ -52,7 +54,7 @@ class OpenVINOLibrary:
         self._send("add", id(row), list(row.prompt), row.max_tokens, sorted(row.ends))
 
     def step(self) -> Sequence[Step]:
-        if not self.pipe.poll(WAIT):
+        if not self.pipe.poll(STEP_WAIT):
             return []
         steps, self.usage = self._receive()
         news = [(self.rows.pop(one.number, None) if one.ended else self.rows.get(one.number), one) for one in steps]
@@ -91,12 +93,12 @@ class OpenVINOLibrary:
             raise SystemExit(f"host: OpenVINO's process ended: {ending}") from None
 
 
-def serve(pipe: Connection, other_end: Connection, settings: LibrarySettings) -> None:
+def run_pipeline(pipe: Connection, other_end: Connection, settings: LibrarySettings) -> None:
     """Run the pipeline and obey the host, until it closes the pipe."""
     other_end.close()
     pipeline = BatchingPipeline(settings)
     pipe.send(pipeline.version)
-    commands = {"add": pipeline.add, "drop": pipeline.drop}
+    commands: dict[str, Callable[..., None]] = {"add": pipeline.add, "drop": pipeline.drop}
     try:
         while True:
             while pipe.poll(0 if pipeline.is_busy() else None):
@@ -127,8 +129,8 @@ class BatchingPipeline:
         precision = properties["INFERENCE_PRECISION_HINT"]
         able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if CAPABILITIES[precision] not in able:  # it would compute in another format without a word
-            formats = ", ".join(FORMATS[name] for name, feature in CAPABILITIES.items() if feature in able)
-            raise ValueError(f"backend.dtype={FORMATS[precision]}: on this CPU OpenVINO computes in {formats} only")
+            formats = ", ".join(DTYPES[name] for name, feature in CAPABILITIES.items() if feature in able)
+            raise ValueError(f"backend.dtype={DTYPES[precision]}: on this CPU OpenVINO computes in {formats} only")
         folder = str(settings.model / FOLDER)
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties, {})
         self.handles: dict[int, Any] = {}
