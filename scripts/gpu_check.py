@@ -42,9 +42,9 @@ import pyarrow.parquet as pq
 from analysis.table import text_table
 from backends import installed, llamacpp
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform
-from backends.launch import gpus, this_host
+from backends.launch import gpus, host_facts
 from backends.prepare import environments, fit, locks
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import ROOT, ConfigError, cache_directory
 from sweep.base.options import load_option
 
@@ -93,7 +93,7 @@ class Result:
 
 def engines() -> dict[str, str]:
     """What the environment of each backend holds, of those that are launched here in one of their own."""
-    host, cache, contents = this_host.host(), cache_directory(None), {}
+    host, cache, contents = host_facts.host(), cache_directory(None), {}
     for engine in installed.names():
         backend = installed.configured(engine)
         if backend.launches and backend.traits.computes_model and (host.gpus or backend.env.cpu):
@@ -103,7 +103,7 @@ def engines() -> dict[str, str]:
 
 def sections(folder: Path) -> list[Section]:
     """All sections for this machine, in order."""
-    on_gpu = bool(this_host.gpu_names())
+    on_gpu = bool(host_facts.gpu_names())
     engine_names = list(engines())
     pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # -q is in its settings: twice it says no counts
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
@@ -131,7 +131,7 @@ def sections(folder: Path) -> list[Section]:
 def _obstacle(name: str) -> str | None:
     """Why the engine of a backend cannot be launched now on this machine."""
     spec = _environment(installed.configured(name).env)
-    if problem := fit.problem(spec, this_host.host()):
+    if problem := fit.problem(spec, host_facts.host()):
         return problem
     ready = environments.built(spec, cache_directory(None))
     return None if ready else f"environment {spec.name} is not installed yet: install:{name} comes first"
@@ -155,7 +155,7 @@ def _resets(name: str) -> bool:
 
 def _environment(choice: EnvironmentChoice, host: Host | None = None) -> EnvironmentSpec:
     """The environment that a machine takes, by default this one, with its lock if there is one."""
-    host = host or this_host.host()
+    host = host or host_facts.host()
     on: Platform = "cuda" if (host.gpus and choice.cuda) or not choice.cpu else "cpu"
     spec = environments.resolve(choice, on, host=host)
     return locks.with_lock(spec, *locks.committed(), locks.remembered(cache_directory(None)))
@@ -195,7 +195,7 @@ def _two_gpus(folder: Path) -> Section:
 
 def environ(wheels: Path | None) -> dict[str, str]:
     """The environment of every section: on the GPU if there is one, and without network given a folder of wheels."""
-    settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if this_host.gpu_names() else "cpu"}
+    settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if host_facts.gpu_names() else "cpu"}
     if wheels is not None:
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "HF_HUB_OFFLINE": "1", "UV_OFFLINE": "1"}
         settings |= {**offline, "PIP_CONFIG_FILE": os.devnull}
@@ -230,7 +230,7 @@ def run(
 
 def _result(section: Section, outcome: str, seconds: float, detail: str) -> Result:
     detail = detail.replace(str(Path.home()), "~")
-    return Result(section.name, outcome, seconds, detail, provenance.now(), provenance.commit())
+    return Result(section.name, outcome, seconds, detail, code_version.now(), code_version.commit())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -270,7 +270,7 @@ def energy(out: Path, trial: Mapping[str, Any]) -> str:
 
 def report(folder: Path, listed: Sequence[Section]) -> str:
     """The report of all results so far: the machine, the versions, and a line for each section."""
-    host, machine, results = this_host.host(), this_host.hardware(), load_results(folder)
+    host, machine, results = host_facts.host(), host_facts.hardware(), load_results(folder)
     made = [results[section.name] for section in listed if section.name in results]
     commits = ", ".join(dict.fromkeys(result.commit or "unknown" for result in made))
     times = sorted(result.time[:16].replace("T", " ") for result in made)
@@ -404,7 +404,7 @@ def use_python(python: str, folder: Path) -> str | None:
         return f"--python={python}: has no {' and no '.join(missing)}"
     options = folder / "conf" / "environment"
     options.mkdir(parents=True, exist_ok=True)
-    for name in WITH_PYTHON["cuda" if this_host.gpu_names() else "cpu"]:
+    for name in WITH_PYTHON["cuda" if host_facts.gpu_names() else "cpu"]:
         (options / f"{name}.yaml").write_text(f"python: {json.dumps(program)}\n")
     os.environ["SWEEP_CONFIG_DIR"] = str(folder / "conf")
     return None
@@ -452,7 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(problem)
     if options.fetch:
         try:
-            host = installed.host_like(options.on) if options.on else this_host.host()
+            host = installed.host_like(options.on) if options.on else host_facts.host()
         except ConfigError as error:
             parser.error(str(error))
         return fetch(options.sections, options.wheels.absolute(), host)

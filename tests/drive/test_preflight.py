@@ -7,7 +7,7 @@ import pynvml
 import pytest
 
 from backends.base import Host
-from backends.launch import gpus, this_host
+from backends.launch import gpus, host_facts
 from backends.simulated import Simulated
 from sweep.base.config import Cluster, ConfigError, Hardware, SimulatedNodes, build
 from sweep.base.options import load_option
@@ -66,7 +66,7 @@ def test_a_driver_that_does_not_work_is_known_before_the_plan(joining, monkeypat
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for function in (gpus.present, gpus.visible):
         monkeypatch.setattr(gpus, function.__name__, function.__wrapped__)
-    joining.facts = {"n0": this_host.stated(None)}
+    joining.facts = {"n0": host_facts.stated(None)}
     with pytest.raises(ConfigError, match=r"^node n0: NVML: .*[Mm]ismatch.*: reboot|^node n0: NVML: .*reboot"):
         preflight.find_nodes(settings())
     healthy = L4._replace(address="n1", node_id="n1", facts=Host(driver="580"))
