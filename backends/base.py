@@ -129,6 +129,7 @@ class Host:
     python: str | None = None  # e.g. "3.11"
     machine: str | None = None  # its architecture, e.g. "x86_64"
     free_disk: int | None = None  # bytes, where its cache is
+    broken_driver: str | None = None  # NVML's error, with the remedy; then nothing else is stated
     cpu_features: frozenset[str] | None = None  # as /proc/cpuinfo has them, e.g. "avx512f"
 
 
@@ -377,6 +378,11 @@ class Backend(Strict):
     def facts(self, launch: Launch) -> dict[str, Any]:
         """Facts to cite in addition to version and command line, e.g. whether the prefix cache is on."""
         return {}
+
+    def stated(self, get: Callable[[str], dict[str, Any]], model: str) -> dict[str, Any]:
+        """Return what the running engine states about the model it serves, by its answers to `get` of a path."""
+        models = get("/v1/models").get("data") or [{}]
+        return {"max_model_len": models[0].get("max_model_len")}
 
     def coarser(self, launch: Launch) -> str | None:
         """Return a format of weights or KV cache that is declared coarser than the model's, or None."""

@@ -198,7 +198,7 @@ class LogReading:
 class Wire:
     """How to talk to the engine, beyond its YAML: paths, and keys of requests."""
 
-    ready_path: str = "/health"  # answers with status 200 once it is ready
+    ready_path: str = "/health"  # answers with status 200 once it is ready; {model} is the name that it serves
     version_path: str = "/version"  # serves a JSON object with its "version"
     show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers have ids
     show_special: Mapping[str, Any] = field(default_factory=dict)  # make answers' text show special tokens

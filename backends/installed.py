@@ -69,6 +69,8 @@ def contents(backend: Backend, spec: EnvironmentSpec) -> str:
     """Return an environment's contents in a few words: the engine, torch and its CUDA, and whether it is locked."""
     if spec.name == "own":
         return "your own"
+    if spec.python and not spec.requirements and not spec.image:
+        return f"environment {spec.name}: your own Python, {spec.python}"
     pins = spec.lock.pins if spec.lock else ()
     engines = [pin for pin in pins if pin.partition("==")[0] in _distributions(backend)]
     if spec.image:

@@ -83,7 +83,7 @@ class LlamaCpp(Backend):
     )
 
     def command(self, launch: Launch) -> list[str]:
-        context = launch.max_model_len or _context(launch.model)
+        context = launch.max_model_len or model_context(launch.model)
         arguments = {
             "model": str(launch.model / GGUF),
             "alias": launch.served_name,
@@ -148,7 +148,7 @@ class LlamaCpp(Backend):
             "quantization": self.quantization,
             "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
             "slots": self.slots,
-            "max_model_len": launch.max_model_len or _context(launch.model),
+            "max_model_len": launch.max_model_len or model_context(launch.model),
             "engine_commit": commit,
         }
         return {**facts, "engine_version": version} if version else facts
@@ -173,7 +173,7 @@ def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], Non
     return checkpoints.converted(model, "gguf", parameters, convert, cache_dir, progress)
 
 
-def _context(model: Path) -> int:
+def model_context(model: Path) -> int:
     """The context that a model was made for, in tokens."""
     config = json.loads((model / "config.json").read_text())
     return int(config.get("text_config", config)["max_position_embeddings"])

@@ -75,6 +75,7 @@ CASES = (
     Case("transformers, float32", FLOAT32),
     Case("transformers, bfloat16", BF16),
     Case("CTranslate2, float32", ("backend=ctranslate2",)),
+    Case("OpenVINO, float32", ("backend=openvino",)),
     Case("transformers, continuous batching, bfloat16", ("backend=transformers_cb", "backend.dtype=bfloat16")),
     Case("llama.cpp, F16", ("backend=llamacpp",)),
     Case("vLLM, bfloat16", ("backend=vllm", "backend.dtype=bfloat16")),

@@ -18,6 +18,7 @@ from backends.tables.table import Flag, spelling
 
 ROUTE_METHODS = {"get", "post", "put", "api_route", "add_api_route", "route", "mount", "Mount", "Route"}
 CALLED = {"int": "int", "float": "float", "str": "str", "nonnegative_int": "int", "positive_int": "int"}
+CALLED["typing.SupportsInt"] = "int"  # in the stub of a C++ extension
 # Arguments of vLLM's parser that take 4k and 1M as well.
 SIZES = {"human_readable_int", "human_readable_int_or_auto"}
 SKIPPED = re.compile(r"(^|/)(tests?|benchmarks?|examples|models|layers|third_party)/")
@@ -421,6 +422,19 @@ def ctranslate2(folder: Path) -> tuple[Reading, CompiledSource]:
     return Reading(flags=flags), CompiledSource(folder, "ctranslate2")
 
 
+def openvino(folder: Path) -> tuple[Reading, CompiledSource]:
+    """The fields of `SchedulerConfig`, by the setters in the stub of its extension."""
+    (stub,) = folder.glob("openvino_genai/py_openvino_genai.pyi")
+    tree, types = ast.parse(stub.read_text()), Types({})
+    fields = _fields(tree, "SchedulerConfig")
+    config = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "SchedulerConfig")
+    for method in config.body:
+        if isinstance(method, ast.FunctionDef) and (annotation := method.args.args[-1].annotation):
+            fields[method.name] = annotation
+    flags = {name: types.of_annotation(annotation) for name, annotation in fields.items()}
+    return Reading(flags=flags), CompiledSource(folder, "openvino_genai")
+
+
 class CppSource:
     """The C++ files of an unpacked source distribution."""
 
@@ -482,6 +496,7 @@ READERS: dict[str, Callable[[Path], tuple[Reading, Any]]] = {
     "lmdeploy": lmdeploy,
     "llamacpp": llamacpp,
     "ctranslate2": ctranslate2,
+    "openvino": openvino,
     "exllamav2": generator_arguments("exllamav2", "ExLlamaV2DynamicGenerator"),
     "transformers_cb": fields_of("transformers", "ContinuousBatchingConfig"),
     "exllamav3": generator_arguments("exllamav3", "Generator"),

@@ -48,6 +48,7 @@ PINNED = {
     "lmdeploy": Pinned("lmdeploy", "lmdeploy"),
     "llamacpp": Pinned("llamacpp", "llama-cpp-python", archive="--no-binary"),
     "ctranslate2": Pinned("ctranslate2", "ctranslate2"),
+    "openvino": Pinned("openvino", "openvino-genai"),
     "exllamav2": Pinned("exllamav2", "exllamav2"),
     "exllamav3": Pinned("exllamav3", "exllamav3"),
     "transformers_cb": Pinned("transformers", "transformers", engine="transformers"),

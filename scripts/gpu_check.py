@@ -11,16 +11,25 @@ everything but the kernels.
     scripts/gpu-check conformance:vllm memory:vllm  these, anew
     scripts/gpu-check --wheels DIR --fetch vllm     put the wheels of an engine's environment into a folder
     scripts/gpu-check --wheels DIR --fetch vllm --on driver=580,capability=8.9     the same for another machine
+    scripts/gpu-check --wheels DIR --pack PARTS     split that folder into files of at most 63 MiB
+    scripts/gpu-check --wheels DIR --unpack PARTS   put it together again, once all of them have arrived
     scripts/gpu-check --wheels DIR                  without network: install from that folder alone
+    scripts/gpu-check --python python3              transformers and the reference run in this interpreter
+    scripts/gpu-check --out DIR --within 590        two files there: report.md, and an archive of all results
 """
 
 import argparse
+import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +53,11 @@ GRACE = 25.0  # s to end in, once it is told to
 PYTHON = sys.executable
 PYTORCH = "https://download.pytorch.org/whl"
 REFERENCE = "transformers"  # the backend in whose environment the reference answers are made
+# The environments of transformers, in which the reference is computed too.
+WITH_PYTHON = {"cuda": ("transformers", "transformers_cuda12"), "cpu": ("cpu",)}
+PART = 63 * 2**20  # bytes of a part of packed wheels
+PART_NAME = re.compile(r"(\d+)-of-(\d+)-([0-9a-f]{16})\.part")
+SHORTEST = 30.0  # s that a section needs at least
 TRIAL = ("cluster=inline", "tracking=none", "replicates=1", "workload.warmup_requests=1")
 # The first study's main experiment, cut to fit: two batch sizes of one workload.
 BOUND = ("workload=qa", "load.batch_size=1,16", "workload.num_requests=32", "workload.output_tokens=128", "gate=null")
@@ -215,7 +229,7 @@ def run(
 
 
 def _result(section: Section, outcome: str, seconds: float, detail: str) -> Result:
-    detail = detail.replace(str(Path.home()), "~")  # the report is for others too
+    detail = detail.replace(str(Path.home()), "~")
     return Result(section.name, outcome, seconds, detail, code_version.now(), code_version.commit())
 
 
@@ -266,7 +280,8 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
     lines += [f"- GPUs: {', '.join(host.gpus) or 'none, a rehearsal on the CPU'}"]
     lines += [f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB of memory"]
     lines += [f"- {', '.join(f'{name} {value}' for name, value in facts.items() if value)}"]
-    lines += [f"- {name}: {contents}" for name, contents in engines().items()]
+    home = str(Path.home())  # the report is for others too
+    lines += [f"- {name}: {contents.replace(home, '~')}" for name, contents in engines().items()]
     rows = []
     for section in listed:
         result = results.get(section.name)
@@ -343,6 +358,67 @@ def _download(requirements: Sequence[str], wheels: Path) -> None:
         raise environments.EnvironmentFailed(f"{' '.join(requirements)}: not all of it can be downloaded")
 
 
+def pack(wheels: Path, parts: Path) -> int:
+    """Split a folder of wheels into numbered parts, whose names hold their digests. Return their number."""
+    parts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=parts) as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            archive.add(wheels, arcname=".")
+        count = -(-file.tell() // PART)
+        file.seek(0)
+        for number in range(1, count + 1):
+            content = file.read(PART)
+            (parts / f"{number:03}-of-{count:03}-{_digest(content)}.part").write_bytes(content)
+    return count
+
+
+def unpack(wheels: Path, parts: Path) -> str | None:
+    """Put packed wheels together. Return why not all are there, or None."""
+    names = {int(match[1]): match for path in parts.iterdir() if (match := PART_NAME.fullmatch(path.name))}
+    count = int(next(iter(names.values()))[2]) if names else 1
+    if missing := sorted({*range(1, count + 1)} - names.keys()):
+        return f"{parts}: part {', '.join(map(str, missing))} of {count} is missing"
+    with tempfile.TemporaryFile(dir=parts) as file:
+        for _, match in sorted(names.items()):
+            content = (parts / match[0]).read_bytes()
+            if _digest(content) != match[3]:
+                return f"{parts / match[0]}: damaged or incomplete; bring it again"
+            file.write(content)
+        file.seek(0)
+        with tarfile.open(fileobj=file) as archive:
+            archive.extractall(wheels, filter="data")
+    return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def use_python(python: str, folder: Path) -> str | None:
+    """Have every process here take this interpreter for transformers' environments. Return why it cannot be used."""
+    program = shutil.which(python)
+    if program is None:
+        return f"--python={python}: not an executable file"
+    versions = environments.installed(program)
+    if missing := [name for name in ("torch", "transformers", "accelerate") if name not in versions]:
+        return f"--python={python}: has no {' and no '.join(missing)}"
+    options = folder / "conf" / "environment"
+    options.mkdir(parents=True, exist_ok=True)
+    for name in WITH_PYTHON["cuda" if host_facts.gpu_names() else "cpu"]:
+        (options / f"{name}.yaml").write_text(f"python: {json.dumps(program)}\n")
+    os.environ["SWEEP_CONFIG_DIR"] = str(folder / "conf")
+    return None
+
+
+def bring_out(folder: Path, out: Path) -> None:
+    """Put the report and one archive of all results into a folder, for a machine that gives few files back."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "report.md", out / "report.md")
+    with tarfile.open(out / "results.tar.gz.partial", "w:gz") as archive:
+        archive.add(folder, arcname="gpu-check")
+    (out / "results.tar.gz.partial").rename(out / "results.tar.gz")
+
+
 def remember(wheels: Path) -> None:
     """Take the locks of a folder of wheels for those that this machine has resolved."""
     folder = locks.remembered(cache_directory(None))
@@ -360,16 +436,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fetch", action="store_true", help="fill that folder for the engines named")
     parser.add_argument("--on", metavar="FACTS", help="fetch for a machine with GPUs like this, not for the one here")
     parser.add_argument("--list", action="store_true", help="print the sections and their commands")
+    parser.add_argument("--pack", metavar="PARTS", type=Path, help="split the folder of wheels into files there")
+    parser.add_argument("--unpack", metavar="PARTS", type=Path, help="fill the folder of wheels from them")
+    parser.add_argument("--python", help="an interpreter with torch and transformers, used in place of an environment")
+    parser.add_argument("--out", type=Path, help="a folder for report.md and one archive of the results")
+    parser.add_argument("--within", metavar="SECONDS", type=float, help="end by then; the next command goes on")
     options = parser.parse_args(arguments)
+    begin = time.monotonic()
+    if (options.fetch or options.pack or options.unpack) and options.wheels is None:
+        parser.error("--fetch, --pack and --unpack: need --wheels DIR")
+    if options.pack:
+        print(f"{pack(options.wheels, options.pack)} parts in {options.pack}")
+        return 0
+    if options.unpack and (problem := unpack(options.wheels, options.unpack)):
+        parser.error(problem)
     if options.fetch:
-        if options.wheels is None:
-            parser.error("--fetch: needs --wheels DIR")
         try:
             host = installed.host_like(options.on) if options.on else host_facts.host()
         except ConfigError as error:
             parser.error(str(error))
         return fetch(options.sections, options.wheels.absolute(), host)
     folder = options.folder.absolute()
+    if options.python and (problem := use_python(options.python, folder)):
+        parser.error(problem)
     listed = sections(folder)
     unknown = set(options.sections) - {section.name for section in listed}
     if unknown:
@@ -385,10 +474,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wheels:
         remember(wheels)
     for section in pending(listed, options.sections, load_results(folder)):
-        result = run(section, folder, wheels, load_results(folder).get(section.name))
+        remaining = (options.within or math.inf) - (time.monotonic() - begin) - GRACE
+        if remaining < SHORTEST:
+            break
+        result = run(section, folder, wheels, load_results(folder).get(section.name), min(LIMIT, remaining))
         (folder / f"{section.name.replace(':', '-')}.json").write_text(json.dumps(asdict(result)))
         print(f"{section.name}: {result.outcome} after {result.seconds:.0f} s: {result.detail}", flush=True)
         (folder / "report.md").write_text(report(folder, listed))
+        if options.out:
+            bring_out(folder, options.out)
     results = load_results(folder)
     return int(any(result.outcome not in ("ok", "skipped") for result in results.values()))
 

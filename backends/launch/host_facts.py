@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from backends.prepare.fit import oldest
 from backends.prepare.sources import cpu_features
 from sweep.base.config import cache_directory
 
-EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", "text-generation-launcher")
+ENGINES = ("ollama", "text-generation-launcher")  # that are programs
+EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", *ENGINES)
 COMPILERS = ("cc", "gcc", "clang")  # any of which counts as cc, and $CC
 
 
@@ -76,3 +78,11 @@ def host() -> Host:
         free_disk=free_disk(cache_directory(None)),
         cpu_features=cpu_features(),
     )
+
+
+def stated(cache_dir: str | None) -> Host:
+    """Return this machine's facts as a node of a cluster states them: with its free disk, or its broken driver."""
+    try:
+        return replace(host(), free_disk=free_disk(cache_directory(cache_dir)))
+    except gpus.BrokenDriver as error:
+        return Host(broken_driver=str(error))

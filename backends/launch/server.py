@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import psutil
@@ -199,7 +199,7 @@ class Engine:
     def facts(self) -> dict[str, Any]:
         """Facts that a result must cite: engine version, command, flags, dtype, versions, startup time, context."""
         info = self._get(self.backend.wire.version_path)
-        models = self._get("/v1/models").get("data") or [{}]
+        stated = self.backend.stated(self._get, self.launch.served_name)
         named = self._versions.get(self.backend.traits.distribution or "")
         return {
             "engine_version": info.get("version") or named,
@@ -208,13 +208,14 @@ class Engine:
             "environ": self.variables,
             "dtype": self._dtype(),
             "coarser_format": self.backend.coarser(self.launch),
-            "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
             "chosen": self._chosen(info),
             "log": str(self.log),
             "reachable_by": _reachable_by() if self.backend.launches else None,
+            "max_model_len": stated.pop("max_model_len", None) or self.launch.max_model_len,
             **self.backend.facts(self.launch),
+            **stated,
         }
 
     def release(self) -> None:
@@ -529,7 +530,8 @@ class _Start:
 
 def _answers(engine: Engine, client: httpx.Client) -> bool:
     try:
-        return client.get(engine.url + engine.backend.wire.ready_path).status_code == 200
+        path = engine.backend.wire.ready_path.format(model=quote(engine.launch.served_name))
+        return client.get(engine.url + path).status_code == 200
     except httpx.TransportError:
         return False
 

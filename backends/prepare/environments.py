@@ -58,8 +58,10 @@ def resolve(
     builds = {"cuda": choice.cuda, "cuda12": choice.cuda12} if on == "cuda" else {"cpu": choice.cpu}
     chosen = {key: name for key, name in builds.items() if name}
     if not chosen:
+        cpu = "its environment is for CPUs: set hardware=cpu, or " if choice.cpu else ""
         raise ValueError(
-            f"backend.env.{on} names no environment: name one, or set backend.env.python to the interpreter of your own"
+            f"backend.env.{on} names no environment: {cpu}name one, or set backend.env.python to the interpreter of "
+            "your own"
         )
     options = options or ConfigPath()
     specs = [

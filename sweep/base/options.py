@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,11 +31,17 @@ PROVIDER = "sweep"  # Hydra's word for the origin of a file
 Stamps = tuple[tuple[str, int, int], ...]  # files, with their times and sizes
 
 
+def default_folders() -> tuple[Path, ...]:
+    """The project's own folder, after $SWEEP_CONFIG_DIR, from which all processes of a run take options first."""
+    folder = os.environ.get("SWEEP_CONFIG_DIR")
+    return (*([Path(folder)] if folder else []), CONF)
+
+
 @dataclass(frozen=True)
 class ConfigPath:
     """The folders that options are looked up in: the first that has an option counts."""
 
-    folders: tuple[Path, ...] = (CONF,)
+    folders: tuple[Path, ...] = field(default_factory=default_folders)
 
     @classmethod
     def of_user(cls, user_folders: Sequence[str] = ()) -> "ConfigPath":
@@ -58,7 +64,7 @@ class ConfigPath:
         local = Path("conf").resolve()
         if local.is_dir() and not (local / f"{PRIMARY}.yaml").exists():
             folders.append(local)
-        return cls(tuple(dict.fromkeys([*folders, CONF])))
+        return cls(tuple(dict.fromkeys([*folders, *default_folders()])))
 
     def choices(self, group: str) -> list[str]:
         """The names of a group's options."""

@@ -61,7 +61,7 @@ from sweep.plan.pending import PendingWork, check_resolved, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
-from sweep.plan.show import PIPE_WIDTH, print_plan
+from sweep.plan.show import PIPE_WIDTH, check_disk, print_plan
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
@@ -164,6 +164,7 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     plan = make_plan(replace(composition, settings=settings), facts)
     check_resolved(plan)
+    check_disk(plan, nodes)
     return Planned(plan, nodes, paths, assumption)
 
 

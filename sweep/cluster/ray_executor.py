@@ -64,7 +64,7 @@ THROUGHPUT_TAGS = ("experiment", "backend", "model", "workload", "load")
 REMEDY = "run the same command again when it is back to continue"
 
 
-_facts: dict[str, Host] = {}  # of nodes, by id
+_facts: dict[tuple[str, str | None], Host] = {}  # of nodes, by id and cache_dir
 
 
 @contextmanager
@@ -120,11 +120,12 @@ def nodes(cluster: Cluster) -> list[Node]:
     ]
 
 
-def state_facts(living: Sequence[Node]) -> list[Node]:
-    """Return the nodes with their own facts: driver, GPUs, C library; a node that does not answer has none."""
-    asked_now = [node for node in living if node.node_id not in _facts]
-    _facts.update(ask_nodes(host_facts.host, asked_now))
-    return [node._replace(facts=_facts.get(node.node_id, node.facts)) for node in living]
+def state_facts(living: Sequence[Node], cache_dir: str | None) -> list[Node]:
+    """Return the nodes with their own facts: driver, GPUs, free disk; a node that does not answer has none."""
+    asked_now = [node for node in living if (node.node_id, cache_dir) not in _facts]
+    answers = ask_nodes(host_facts.stated, asked_now, cache_dir)
+    _facts.update({(node_id, cache_dir): facts for node_id, facts in answers.items()})
+    return [node._replace(facts=_facts.get((node.node_id, cache_dir), node.facts)) for node in living]
 
 
 def ask_nodes(function: Callable[..., Any], living: Sequence[Node], *arguments: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Preflight checks: the hardware profile, the nodes with their GPUs and cores, and engines that cannot run there."""
 
-import dataclasses
 import functools
 import os
 import shutil
@@ -35,7 +34,7 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
             return "cpu"
         return _profile((), [cluster.simulate.accelerator or ""], options) or "gpu"
     if cluster.kind == "ray":
-        nodes = ray_schedule(cluster).state_facts(_cluster_nodes(cluster, cluster.wait_for_nodes))
+        nodes = ray_schedule(cluster).state_facts(_cluster_nodes(cluster, cluster.wait_for_nodes), None)
         nodes = [node for node in nodes if node.gpus]
         names = sorted({name for node in nodes if node.facts for name in node.facts.gpus})
         accelerators = sorted({name for node in nodes for name in node.accelerators})
@@ -108,14 +107,21 @@ def find_nodes(settings: Settings) -> list[Node]:
         return [Node(name, simulated.gpus, simulated.cpus, accelerators, name, facts) for name in names]
     if settings.cluster.kind == "ray":
         nodes = _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
-        stated: list[Node] = ray_schedule(settings.cluster).state_facts(nodes)
+        stated: list[Node] = ray_schedule(settings.cluster).state_facts(nodes, settings.cache_dir)
+        _check_drivers(stated)
         return stated
     gpus = host_facts.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
     accelerators, cores = (*profile, *sorted(set(gpus))), len(os.sched_getaffinity(0))
-    free = host_facts.free_disk(cache_directory(settings.cache_dir))
-    facts = dataclasses.replace(host_facts.host(), free_disk=free)
-    return [Node("this machine", len(gpus), cores, accelerators, facts=facts)]
+    return [Node("this machine", len(gpus), cores, accelerators, facts=host_facts.stated(settings.cache_dir))]
+
+
+def _check_drivers(nodes: Sequence[Node]) -> None:
+    """Raise ConfigError for a node whose driver does not work, if no GPU is left without it; else the plan warns."""
+    broken = {node.address: node.facts.broken_driver for node in nodes if node.facts and node.facts.broken_driver}
+    if broken and not any(node.gpus for node in nodes if node.address not in broken):
+        address, problem = next(iter(broken.items()))
+        raise ConfigError(f"node {address}: {problem}")
 
 
 def drivers_of(nodes: Sequence[Node]) -> set[str] | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from backends.prepare import environments, locks
-from sweep.base.config import cache_directory, next_time
+from sweep.base.config import ConfigError, cache_directory, next_time
 from sweep.base.wording import count
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
@@ -18,6 +18,7 @@ MOST_TRIALS_LISTED = 200  # a larger plan is shown by deployment
 MOST_STARTS_LISTED = 8  # of a block
 FEW_REQUESTS = 0.5  # of the requested duration: random arrivals of a few dozen hardly ever all come before
 FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and the system
+CANNOT_FIT = 0.8  # of the sizes, which are rounded
 PIPE_WIDTH = 160  # characters, where there is no terminal and no COLUMNS
 
 
@@ -137,7 +138,8 @@ def few_requests_note(plan: Plan) -> list[str]:
 def plan_warnings(plan: Plan, nodes: Sequence[Node], points: list[PlanPoint]) -> list[str]:
     """Return the warnings about a plan, one line each."""
     of_loads = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
-    return [*substituted(plan), *little_disk(plan, nodes), *of_loads, *capacity_warnings(plan, points)]
+    of_nodes = [*broken_drivers(nodes), *substituted(plan), *little_disk(plan, nodes)]
+    return [*of_nodes, *of_loads, *capacity_warnings(plan, points)]
 
 
 def not_locked(plan: Plan) -> list[str]:
@@ -156,8 +158,22 @@ def substituted(plan: Plan) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def little_disk(plan: Plan, nodes: Sequence[Node]) -> list[str]:
-    """Warn of nodes whose disk has less room than the engines and weights that are still to be written there."""
+def broken_drivers(nodes: Sequence[Node]) -> list[str]:
+    """Warn of nodes whose NVIDIA driver is there and does not work: each launch there would fail."""
+    stated = [(node.address, node.facts.broken_driver) for node in nodes if node.facts]
+    return [f"node {address}: {problem}; leave it out with cluster.labels" for address, problem in stated if problem]
+
+
+def check_disk(plan: Plan, nodes: Sequence[Node]) -> None:
+    """Raise ConfigError if what is still to be written cannot fit on the only node, whose cache is seen from here."""
+    cluster = plan.settings.cluster
+    problems = little_disk(plan, nodes, CANNOT_FIT)
+    if problems and len(nodes) == 1 and cluster.kind != "ray" and cluster.simulate is None:
+        raise ConfigError(f"cache_dir={cache_directory(plan.settings.cache_dir)}: {problems[0]}")
+
+
+def little_disk(plan: Plan, nodes: Sequence[Node], share: float = 1.0) -> list[str]:
+    """Name nodes whose disk has less room than this share of the engines and weights still to be written there."""
     free = {node.address: node.facts.free_disk for node in nodes if node.facts and node.facts.free_disk is not None}
     cache, launched = cache_directory(plan.settings.cache_dir), [d for d in plan.deployments if not d.unavailable]
     if not free:
@@ -170,7 +186,7 @@ def little_disk(plan: Plan, nodes: Sequence[Node]) -> list[str]:
         f"{address}: {room / 1e9:.1f} GB of disk are free, and about {engines:g} GB of engines and {weights:.1f} GB of "
         "weights are to be written; make space, or choose another disk with cache_dir"
         for address, room in free.items()
-        if room < (engines + weights) * 1e9
+        if room < share * (engines + weights) * 1e9
     ]
 
 
