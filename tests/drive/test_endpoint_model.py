@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import shlex
+import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler
@@ -149,7 +150,10 @@ class Endpoint(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream" if "data: " in content else "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content.encode())
+        self.write(content.encode())
+
+    def write(self, content):
+        self.wfile.write(content)
 
     def log_message(self, *arguments):
         return
@@ -192,6 +196,39 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     assert (row["num_requests"], row["num_failed"]) == (64, 0), row["reason"]
     assert (expected, key, "phi-4-mini") in asked
     assert len(asked) == 1 or not typed, "no guess beside what is typed"
+
+
+class Serial(Endpoint):
+    """One prefill at a time, of 20 ms; then 20 ms a token."""
+
+    disable_nagle_algorithm, prefill = True, threading.Lock()
+
+    def write(self, content):
+        with self.prefill:
+            time.sleep(0.02)
+        for event in content.splitlines(keepends=True):
+            self.wfile.write(event)
+            time.sleep(0.02 if event == b"\n" else 0)
+
+
+@pytest.mark.slow
+def test_users_begin_over_one_requests_duration(tmp_path, monkeypatch, capsys):
+    """Begun at once their prefills would queue, and that wave would be the tail of a server that is far from busy."""
+    monkeypatch.setattr("sweep.node.verdict.limited", lambda report, records: None)  # a busy client is no matter
+    words = "model=m workload.output_tokens=16 workload.num_requests=40 load.concurrency=8 backend.api=completions"
+    rows = []
+    with serving(Serial) as url:
+        for stagger in ("", "load.stagger=0"):
+            out = tmp_path / ("at_once" if stagger else "default")
+            assert main(["run", url, *f"{words} {stagger} out={out}".split()]) == 0
+            rows.append(analysis.load(out).iloc[0])
+    spread, at_once = rows
+    assert at_once["client_start_spread"] == 0
+    assert 0.3 < spread["client_start_spread"] < 2
+    assert at_once["ttft_max"] > 0.14 > spread["ttft_p90"], (at_once["ttft_p90"], spread["ttft_max"])
+    requests = analysis.requests(tmp_path / "default").query("phase == 'measured'")
+    starts = requests["sent"].nsmallest(8)
+    assert starts.max() - starts.min() == pytest.approx(spread["client_start_spread"], rel=0.3)
 
 
 def dialect_of(url, *typed, **answers):

@@ -35,6 +35,11 @@ def test_the_document_lists_every_code() -> None:
     ("columns", "code", "figure"),
     [
         ({"num_requests": 16}, "few-requests", 16),
+        (
+            {"ttft_p99": 0.302, "steady_ttft_p99": 0.2, "e2el_p50": 1.0, "steady_e2el_p50": 0.95},
+            "steady-state-differs",
+            0.51,
+        ),
         ({"steady_num_requests": 60}, "few-steady-requests", 60),
         ({"steady_drift": 0.8}, "drift-within-steady-state", 0.8),
         ({"steady_drift_after": 1.5}, "drift-after-steady-state", 1.5),
@@ -80,6 +85,7 @@ def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure
     "columns",
     [
         {"agreement": 1.0, "client_cpu": 0.1, "commit": "abc", "client_stamp_source": "kernel"},
+        {"ttft_p99": 0.302, "steady_ttft_p99": 0.28, "tpot_p50": 0.1, "steady_tpot_p50": None},
         {"offered_rate": 0.0, "realised_rate": 0.0, "client_offered": 0, "client_sent": 0},
         {"foreign_cpu_share": 0.1, "foreign_gpu_processes": 0, "foreign_processes": "", "gpu_thermal_share": 0.01},
         {"gpu_power_share": 0.0, "cpu_throttled_share": 0.0, "cpu_thermal_limits": 0},
