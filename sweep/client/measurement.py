@@ -393,7 +393,6 @@ def _read_records(
 
 
 def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens | None) -> None:
-    """Count the tokens of the answers whose text was stored."""
     kept_texts = [(record, text) for record, text in records if text]
     if count_tokens is not None and kept_texts:
         counts = count_tokens([text for _, text in kept_texts])
@@ -402,7 +401,6 @@ def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens
 
 
 def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: int) -> tuple[Record, str | None]:
-    """A record as the client wrote it, and the answer's text if it was stored."""
     row = PackedRow(*ROW.unpack_from(part.rows, place.row))
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
@@ -435,7 +433,6 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
 
 
 def _since(instant: int, start: int) -> float | None:
-    """Seconds from the start to an instant in ns; None where it is unknown."""
     return None if instant == UNKNOWN else (instant - start) / 1e9
 
 

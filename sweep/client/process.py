@@ -102,7 +102,6 @@ class MeasuringProcess:
         return sender
 
     def _first_connections(self) -> int:
-        """Connections to open before the clock starts."""
         calls, requests = len(range(self.job.part, self.job.calls, self.job.parts)), self.job.mode.most_in_flight()
         if requests is None:
             return min(calls, FIRST_CONNECTIONS)

@@ -131,7 +131,6 @@ class MessageText(NamedTuple):
 
 
 def _copied(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its own copy of its parts."""
     content = message.get("content")
     if not isinstance(content, list):
         return {**message}
