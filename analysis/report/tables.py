@@ -26,7 +26,7 @@ from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import Components, shares_text
 from analysis.table import KEY, NONE, Cell, Column, Table, view
 from sweep.base.wording import number
-from sweep.numbers.warnings import ResultWarning, differs_from_steady
+from sweep.numbers.warnings import ResultWarning, off_steady
 
 WITH_INTERVAL = {*HEADLINE, *STEADY, *REFERENCE_COLUMNS} - {"steady_num_requests", "steady_num_failed"}
 PointRow: TypeAlias = "pd.Series[Any]"  # a row of the summary
@@ -214,7 +214,7 @@ def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> 
 def _steady_figure(point: PointRow, name: str) -> str:
     """A quantile of the steady state, marked, where the whole run's differs by more than 10 %; else empty."""
     steady = f"steady_{name}"
-    if steady not in STEADY or steady not in point or not differs_from_steady(point[name], point[steady]):
+    if steady not in STEADY or steady not in point or not off_steady(point[name], point[steady]):
         return ""
     return f"{label(steady).shown(point[steady])}{OF_STEADY}"
 

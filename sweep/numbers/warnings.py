@@ -278,16 +278,14 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
 def steady_state_differs(*figures: float | None) -> Evidence | None:
     """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10 % from the steady state's."""
     pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
-    apart = {name: abs(whole / steady - 1) for name, whole, steady in pairs if differs_from_steady(whole, steady)}
-    if not apart:
-        return None
-    worst = max(apart, key=apart.__getitem__)
-    return Evidence(apart[worst], f"{worst} over the whole run is {apart[worst]:.0%} off the steady state's")
+    share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
+    return Evidence(share, f"{worst} over the whole run is {share:.0%} off the steady state's") if share else None
 
 
-def differs_from_steady(whole: float | None, steady: float | None) -> bool:
-    """Return whether a figure over the whole run is more than 10 % off the one of the steady state."""
-    return bool(whole and steady and abs(whole / steady - 1) > STEADY_DIFFERS)
+def off_steady(whole: float | None, steady: float | None) -> float:
+    """Return by what share a figure over the whole run is off the steady state's; 0 for up to 10 %."""
+    share = abs(whole / steady - 1) if whole and steady else 0.0
+    return share if share > STEADY_DIFFERS else 0.0
 
 
 @_warning(

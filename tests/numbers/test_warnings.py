@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,16 @@ def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure
 )
 def test_a_sound_trial_raises_none(columns: dict[str, Any]) -> None:
     assert warning_codes(trial("a", 1, 0, 10.0, **columns)) == []
+
+
+def test_tables_show_the_steady_figure_where_the_whole_runs_differs(tmp_path: Path) -> None:
+    steady = {"steady_begin": 1.0, "steady_end": 2.0, "steady_ttft_p50": 0.051, "steady_tpot_p50": 0.02}
+    run = run_of(tmp_path, [trial("a", 1, 0, 10.0, ttft_p50=0.302, tpot_p50=0.0215, **steady)])
+    text, report = printed(run, 120), report_of(run)
+    assert re.search(r"\b51\.0° +21\.5\b", text)
+    assert "° steady state: over the whole run" in text
+    assert "302" not in text.partition("steady-state-differs")[0]
+    assert re.search(r"51\.0°.*whole run 302", report)
 
 
 @pytest.mark.parametrize(
