@@ -169,7 +169,6 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
 
 
 def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:
-    """The task, and who measured it."""
     return {
         "backend": "openai",
         "model": str(model or "unknown"),
@@ -206,7 +205,6 @@ def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seco
 
 
 def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    """The statistics of a series under our names, in s."""
     figures = {statistic: float(of_tool[key]) for key, statistic in STATISTICS.items() if of_tool.get(key) is not None}
     return {statistic: figure * seconds for statistic, figure in figures.items() if not math.isnan(figure)}
 

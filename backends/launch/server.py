@@ -364,6 +364,9 @@ class AttachedEngine(Engine):
     def _start(self) -> None:
         self.command = []
 
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"proxy": "none"}  # docs/endpoints.md has the rule
+
     def alive(self) -> bool:
         """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine.
 

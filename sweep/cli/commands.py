@@ -520,6 +520,7 @@ def import_(arguments: list[str]) -> int:
     """Make a run of results that `vllm bench serve`, GuideLLM or AIPerf saved.
 
     sweep import result.json OUT backend=vllm model=tiny-llama workload=synthetic
+    sweep import FOLDER OUT                      all results of an export, or of a `vllm bench sweep`
     sweep compare results/mine OUT
 
     KEY=VALUE says what the file does not know, in the words of the run that it is compared with. Each row says which
@@ -528,7 +529,7 @@ def import_(arguments: list[str]) -> int:
     from analysis.exchange.imported_run import import_files
 
     parser = Parser(import_)
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="or a folder with files")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new results folder")
     pairs = [each for each in arguments if "=" in each and not each.startswith("-") and not Path(each).is_file()]
     options = parser.parse_args([argument for argument in arguments if argument not in pairs])

@@ -100,6 +100,7 @@ class Service:
     tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
     log: str | None = None  # file for a line a request
     reset_key: str = ""  # of those who may empty the cache; empty: nobody
+    path: str | None = None  # of questions at the engines; None: as the client asks
 
     def serve_forever(self) -> None:
         """Serve until a signal ends it. Raises ConfigError if the address cannot be listened on."""
@@ -119,9 +120,8 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _application(self) -> AsyncIterator[GatewayApp]:
-        """The application with its background tasks."""
         metrics = Metrics(self.log)
-        engines = Engines(self.to, self.settings, metrics)
+        engines = Engines(self.to, self.settings, metrics, self.path)
         clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))
         source = None if self.settings.cache is None else AnswerSource(self.settings.cache, metrics)
         app = GatewayApp(self.settings, engines, clipper, source, metrics, self.reset_key)
@@ -171,12 +171,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--log")
+    parser.add_argument("--path")
     parser.add_argument("--settings", default="{}")
     options = parser.parse_args(arguments)
     settings = Gateway.model_validate_json(options.settings)
     key = os.environ.get(RESET_VARIABLE, "")
-    service = Service(settings, tuple(options.to), options.host, options.port, options.tokenizer, options.log, key)
-    service.serve_forever()
+    to, listened = tuple(options.to), (options.host, options.port)
+    Service(settings, to, *listened, options.tokenizer, options.log, key, options.path).serve_forever()
 
 
 if __name__ == "__main__":

@@ -104,7 +104,8 @@ class Closed(Load):
     concurrency: Count
     think_time: NotNegative = 0.0  # s, the mean
     think_distribution: Literal["constant", "exponential"] = "constant"
-    stagger: NotNegative = 0.0  # s over which the users begin, evenly spaced; 0: all at once
+    stagger: NotNegative | None = None  # s over which the users begin, evenly spaced; 0: all at once; null: the
+    # duration of one request of the warm-up, unless a user sends just one request
 
     def warmup(self, requests: int | None) -> int:
         return max(WARMUP, self.concurrency) if requests is None else requests
@@ -117,8 +118,12 @@ class Closed(Load):
         think = np.full(count, self.think_time)
         if self.think_distribution == "exponential":
             think *= exponential(uniforms(count, seed, "think"))
-        offsets = np.arange(self.concurrency, dtype=np.float64) * (self.stagger / self.concurrency)
-        return ClosedLoop(self.concurrency, _doubles(think), _doubles(offsets), duration=self.duration)
+        shares = np.arange(self.concurrency, dtype=np.float64) / self.concurrency
+        if self.stagger is None and count >= 2 * self.concurrency:
+            offsets, unknown = shares, 0.0
+        else:
+            offsets, unknown = shares * (self.stagger or 0.0), None
+        return ClosedLoop(self.concurrency, _doubles(think), _doubles(offsets), unknown, duration=self.duration)
 
 
 class _ArrivalProcess(Load):

@@ -127,7 +127,6 @@ def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[F
 
 
 def _text_lines(path: Path) -> Iterator[FileRow]:
-    """One prompt a line."""
     return ({"prompt": line} for line in _lines(path) if line.strip())
 
 
@@ -145,7 +144,6 @@ def _lines(path: Path) -> list[str]:
 
 
 def _json(path: Path) -> Iterator[FileRow]:
-    """A list of mappings, as ShareGPT's file is."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig") or "[]")
     except json.JSONDecodeError as error:

@@ -217,13 +217,15 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature
     """
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(type(backend).model_fields) - {"url", "extra_body"}
+    own = {name: getattr(backend, name) for name in shared}
+    direct = url in (None, engine.url)
     return wire.Target(
-        url=url if url not in (None, engine.url) else backend.url or engine.url,
+        url=backend.url or engine.url if direct else str(url),
         model=engine.launch.served_name,
         temperature=temperature,
         ignore_eos=ignore_eos and backend.ignores_eos,
         extra_body={**(backend.wire.show_special if ignore_eos else {}), **backend.extra_body},
-        **{name: getattr(backend, name) for name in shared},
+        **(own if direct else {**own, "path": None}),  # a gateway has the paths of its own
     )
 
 
