@@ -82,6 +82,15 @@ def caveats(answers: Sequence[TaskAnswer]) -> str:
     return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
 
 
+def measured_text(answers: Sequence[TaskAnswer]) -> str:
+    """`Measured 2026-11-25 13:05 to 2026-11-26 01:10 UTC`: when the candidates' trials began; empty if unknown."""
+    times = [
+        time for answer in answers for each in (*answer.candidates, *answer.barred) for time in each.measured or ()
+    ]
+    first, last = (end(times, default="")[:16].replace("T", " ") for end in (min, max))
+    return f"Measured {first}" + (f" to {last}" if last != first else "") + " UTC" if times else ""
+
+
 def _met(answer: TaskAnswer, best: Candidate) -> str:
     question = answer.question
     shown = f"{best.full_name} ({figure(answer, best)}{_headroom(best)})"

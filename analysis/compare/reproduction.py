@@ -137,5 +137,8 @@ def finding(changes: list[FigureChange]) -> tuple[Reproduction, str]:
         return Reproduction.UNKNOWN, NO_SPREAD if changes else "no figure in common"
     if noisy := [change for change in changes if change.most > MOST_NOISE]:
         names = ", ".join(f"{change.name} up to {change.most:.1%}" for change in noisy)
-        return Reproduction.UNKNOWN, f"noise of {names}; expected at most {MOST_NOISE:.0%}: measure with more replicates"
+        return (
+            Reproduction.UNKNOWN,
+            f"noise of {names}; expected at most {MOST_NOISE:.0%}: measure with more replicates",
+        )
     return Reproduction.REPRODUCED, f"{count(len(changes), 'figure')}, {CONFIDENCE:.0%} for all of them together"

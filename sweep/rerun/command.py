@@ -28,7 +28,7 @@ from sweep.rerun.rows import opened_rows
 
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun
-NOT_JUDGED = 3  # exit status
+UNCERTAIN = 3  # exit status
 DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: no Ray is needed for this machine
 
 
@@ -73,7 +73,8 @@ def run_again(
     """Run the capsules again in a folder of their own, and print each verdict.
 
     Returns:
-        0 if all are reproduced; 1 if one differs; 3 if that cannot be told; else the status of a run that did not finish.
+        0 if all are reproduced; 1 if one differs; 3 if none differs, but one is uncertain; else the status of a run
+        that did not finish.
 
     Raises ConfigError for what cannot be run again here; Halted for an outage that lasts.
     """
@@ -93,7 +94,7 @@ def run_again(
         for line in verdict.lines():
             console.print(line, markup=False, soft_wrap=True)
     results = {verdict.result for verdict in verdicts}
-    return 1 if Reproduction.DIFFERS in results else NOT_JUDGED if Reproduction.UNKNOWN in results else 0
+    return 1 if Reproduction.DIFFERS in results else UNCERTAIN if Reproduction.UNKNOWN in results else 0
 
 
 def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:

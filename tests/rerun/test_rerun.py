@@ -252,7 +252,7 @@ def test_equal_launches_seldom_differ(tmp_path):
 
 
 def verdicts(folder, replicates, deviation, ratios, repetitions):
-    """The verdicts on launches that differ by such a deviation, of which the last has these shares of its throughput."""
+    """The verdicts on launches that differ by such a deviation; the last has these shares of its throughput."""
     for seed in range(repetitions):
         *measured, again = rows(replicates + 1, seed, deviation)
         run = write_run(folder / str(seed), measured)
