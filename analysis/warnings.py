@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.headline import HEADLINE
 from analysis.load import Run
-from analysis.points import Layout, listed
+from analysis.point_names import Layout, listed
 from analysis.quantities import labelled_column
 from analysis.statistics.intervals import FloatArray, t
 from analysis.statistics.pooled import of_endpoints

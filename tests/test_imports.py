@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sweep.base",
         "analysis.headline",
         "analysis.load",
-        "analysis.points",
+        "analysis.point_names",
         "analysis.quantities",
         "analysis.statistics",
         "analysis.table",
