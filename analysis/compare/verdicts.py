@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.matching import Match, match
-from analysis.compare.noise import MachineNoise, figure_of, took_turns
+from analysis.compare.noise import MachineNoise, apart_text, figure_of, took_turns
 from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
@@ -24,6 +24,7 @@ from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
+GUESSED_NOISE = 0.03  # of a machine between sides that did not take turns, without --noise
 MINUTES = (10, 30, 120)  # of measuring, for which the smallest change that is found is given
 CHANGES = (0.1, 0.2)  # for which the launches that find them are given
 DURATIONS = ("startup_seconds", "wall_seconds")  # of a trial's row: what a launch takes
@@ -62,6 +63,7 @@ class PointComparison:
     launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: unknown
     launch_minutes: float = 0.0  # that one launch of each side takes; 0: unknown
     noise: str = ""  # the machine's, where it was measured apart
+    apart: str = ""  # how the sides were measured, if not in turns; empty with a known noise
     differences: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()  # of the warnings about the figures of either side
 
@@ -137,13 +139,17 @@ def point_comparison(
         of_machine = noise.error(error.launches, quantity.column, took_turns(each.first, each.second))
         intervals, error = _widened(intervals, error, of_machine, level)
     (ratio, low, high), (_, all_low, all_high) = (tuple(map(float, interval)) for interval in intervals)
-    cost = minutes_a_launch(each.first, each.second)
+    cost, found = minutes_a_launch(each.first, each.second), verdict(low, high, margin, quantity.better or "higher")
+    reason = "" if math.isfinite(low) else "one launch does not show how much launches differ"
+    apart = "" if noise else apart_text(each.first, each.second)
+    if apart and found in (Finding.FASTER, Finding.SLOWER) and abs(math.log(ratio)) < math.log1p(GUESSED_NOISE):
+        found, reason = Finding.UNDECIDED, f"less than {GUESSED_NOISE:.0%} may be the machine's own change, by a guess"
     return PointComparison(
         *names,
         each.label,
         quantity,
-        verdict(low, high, margin, quantity.better or "higher"),
-        "" if math.isfinite(low) else "one launch does not show how much launches differ",
+        found,
+        reason,
         *figures,
         ratio=ratio,
         low=low,
@@ -156,6 +162,7 @@ def point_comparison(
         launches=tuple(launches_for(error, change, level) for change in CHANGES),
         launch_minutes=cost,
         noise=noise.description(quantity.column) if noise else "",
+        apart=apart,
         differences=each.differences,
         codes=codes,
     )

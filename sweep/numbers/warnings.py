@@ -12,7 +12,9 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from sweep.numbers.quantities.load import GROWING
 from sweep.numbers.quantity import BUFFERED, columns
+from sweep.numbers.steady import LIFETIMES
 
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
@@ -27,6 +29,7 @@ CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
+LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest that may have one
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
@@ -220,6 +223,17 @@ def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | No
     return Evidence(share, f"requests were sent at {share:.0%} of the requested rate") if share < LOW_RATE else None
 
 
+@_severe(
+    "Requests come faster than they are answered, so latencies grow with the length of the run: lower load.rate, or"
+    " compare throughput.",
+    (*TTFT_COLUMNS, *E2EL, "goodput", "goodput_share"),
+)
+def growing_queue(queue_growth: float) -> Evidence | None:
+    """The requests in flight and e2el grow over the whole trial of an open loop: the load is above capacity."""
+    message = f"the queue grew until the last request (score {queue_growth:.1f}; {GROWING:g} is a growing queue)"
+    return Evidence(queue_growth, message) if queue_growth >= GROWING else None
+
+
 @_warning(
     "The engine's log says why. New headers kept most prompts out of its cache, unless"
     " workload.unique_header=false; for a clean measurement set relaunch=per_replicate.",
@@ -295,6 +309,29 @@ def drift_within_steady_state(steady_drift: float) -> Evidence | None:
 def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
     """Requests sent after the steady state were slower than those in it."""
     return Evidence(steady_drift_after, f"latency grew {steady_drift_after:.2f}-fold after the steady state")
+
+
+@_warning(
+    "The figures of the whole trial are a mean of before and after: use the steady_* columns if there are any, or find"
+    " out what changes during a trial.",
+    (*LATENCIES, "output_throughput", "total_throughput", "request_throughput"),
+)
+def drift_over_trial(drift: float) -> Evidence | None:
+    """Latency of the later requests differs from that of the earlier ones, by 20 % or more."""
+    return Evidence(abs(math.log(drift)), f"latency changed {drift:.2f}-fold during the trial")
+
+
+@_info("The figures are of the whole trial, start and drain included: set workload.num_requests to the number named.")
+def no_steady_state(
+    steady_method: str, num_requests: int, duration: float, e2el_p50: float, e2el_p90: float, e2el_max: float
+) -> Evidence | None:
+    """No steady state was found, so there are no steady_* figures."""
+    if not steady_method.startswith("none: "):
+        return None
+    settled = max(LIFETIMES * e2el_p90, e2el_max)
+    needed = math.ceil(num_requests * LENGTH_MARGIN * (settled + 2 * e2el_p50) / duration) if duration else 0
+    more = f"; {needed:,} requests may show one" if needed > num_requests else ""
+    return Evidence(num_requests, f"no steady state: {steady_method.removeprefix('none: ')}{more}")
 
 
 @_warning(

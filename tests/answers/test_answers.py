@@ -354,6 +354,13 @@ def test_a_bound_is_met_surely_with_the_whole_interval_and_never_by_failed_reque
     assert [unsure.meets, unsure.surely_meets] == [True, False]
 
 
+def test_advice_from_two_launches_says_that_they_reveal_little(tmp_path, capsys):
+    doubt = "so few launches hardly show the spread"
+    few = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, launched=2, spread=0.02)
+    assert doubt in summary(capsys, few)
+    assert doubt not in summary(capsys, engines(tmp_path / "b", {"vllm": 100, "tgi": 101}, spread=0.02))
+
+
 def test_a_question_of_one_launch_borrows_the_spread_of_the_others():
     model = fit(np.array([1.1, 1.0]), Trials(np.array([0, 1]), np.zeros(2, np.int64), np.full(2, None)), 2)
     alone = contest(model, "higher")
