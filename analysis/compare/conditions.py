@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.compare.verdicts import Finding, PointComparison
+from analysis.compare.verdicts import PointComparison
 from sweep.base.config import ConfigError
 
 FORM = re.compile(r"\s*([\w.]+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
@@ -23,7 +23,7 @@ class Condition:
 
     def met(self, comparison: PointComparison) -> bool:
         """Return whether the figure changed by more, and its interval for all configurations at once excludes 1."""
-        if not self.judges(comparison) or comparison.verdict is Finding.UNDECIDED:
+        if not self.judges(comparison) or comparison.within_guess:
             return False
         if self.sign == "<":
             return comparison.ratio - 1 < self.change and comparison.all_high < 1

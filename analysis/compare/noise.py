@@ -90,10 +90,11 @@ def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 
 def apart_text(first: pd.DataFrame, second: pd.DataFrame) -> str:
     """`20 min apart` or `one after the other`; empty for sides that took turns, or if that is unknown."""
-    if took_turns(first, second) or not all("started_at" in trials for trials in (first, second)):
+    begins = [pd.to_datetime(each.get("started_at", pd.Series(dtype=str)).dropna()) for each in (first, second)]
+    if took_turns(first, second) or not all(map(len, begins)):
         return ""
-    earlier, later = sorted((pd.to_datetime(each["started_at"].dropna()) for each in (first, second)), key=min)
-    pause = (later.min() - earlier.max()).total_seconds() if len(earlier) and len(later) else 0.0
+    earlier, later = sorted(begins, key=min)
+    pause = (later.min() - earlier.max()).total_seconds()
     return f"{duration_text(pause)} apart" if pause >= LEAST_PAUSE else "one after the other"
 
 

@@ -7,7 +7,7 @@ inequality (1967).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -66,6 +66,11 @@ class PointComparison:
     apart: str = ""  # how the sides were measured, if not in turns; empty with a known noise
     differences: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()  # of the warnings about the figures of either side
+
+    @property
+    def within_guess(self) -> bool:
+        """True for a change that the machine may have made between sides that did not take turns."""
+        return bool(self.apart) and abs(math.log(self.ratio)) < math.log1p(GUESSED_NOISE)
 
 
 def comparisons(
@@ -139,17 +144,13 @@ def point_comparison(
         of_machine = noise.error(error.launches, quantity.column, took_turns(each.first, each.second))
         intervals, error = _widened(intervals, error, of_machine, level)
     (ratio, low, high), (_, all_low, all_high) = (tuple(map(float, interval)) for interval in intervals)
-    cost, found = minutes_a_launch(each.first, each.second), verdict(low, high, margin, quantity.better or "higher")
-    reason = "" if math.isfinite(low) else "one launch does not show how much launches differ"
-    apart = "" if noise else apart_text(each.first, each.second)
-    if apart and found in (Finding.FASTER, Finding.SLOWER) and abs(math.log(ratio)) < math.log1p(GUESSED_NOISE):
-        found, reason = Finding.UNDECIDED, f"less than {GUESSED_NOISE:.0%} may be the machine's own change, by a guess"
-    return PointComparison(
+    cost = minutes_a_launch(each.first, each.second)
+    comparison = PointComparison(
         *names,
         each.label,
         quantity,
-        found,
-        reason,
+        verdict(low, high, margin, quantity.better or "higher"),
+        "" if math.isfinite(low) else "one launch does not show how much launches differ",
         *figures,
         ratio=ratio,
         low=low,
@@ -162,10 +163,14 @@ def point_comparison(
         launches=tuple(launches_for(error, change, level) for change in CHANGES),
         launch_minutes=cost,
         noise=noise.description(quantity.column) if noise else "",
-        apart=apart,
+        apart="" if noise else apart_text(each.first, each.second),
         differences=each.differences,
         codes=codes,
     )
+    if comparison.within_guess and comparison.verdict in (Finding.FASTER, Finding.SLOWER):
+        reason = f"less than {GUESSED_NOISE:.0%} may be the machine's own change, by a guess"
+        return replace(comparison, verdict=Finding.UNDECIDED, reason=reason)
+    return comparison
 
 
 def _widened(

@@ -498,7 +498,7 @@ def of_share(figure: Interval, independent: FloatArray) -> Interval:
     return Interval(share, middle - half, middle + half, new_low, new_high, n, np.zeros(share.shape, np.bool_))
 
 
-def _linear(low: FloatArray, high: FloatArray, share: FloatArray) -> FloatArray:
+def _linear(low: FloatArray, high: FloatArray, share: FloatArray, _count: NDArray[np.int64]) -> FloatArray:
     return low + share * (high - low)
 
 
@@ -506,7 +506,7 @@ def _between(
     ordered: FloatArray,
     place: FloatArray,
     n: NDArray[np.int64],
-    rule: Callable[[FloatArray, FloatArray, FloatArray], FloatArray] = _linear,
+    rule: Callable[[FloatArray, FloatArray, FloatArray, NDArray[np.int64]], FloatArray] = _linear,
 ) -> FloatArray:
     """The value at a place (from 0) between two of n order statistics, by a rule; NaN outside them. Shape (...).
 
@@ -520,7 +520,7 @@ def _between(
         np.take_along_axis(ordered, at.astype(np.int64)[..., None], -1)[..., 0] for at in (lower, lower + (share > 0))
     )
     with np.errstate(invalid="ignore"):
-        return np.where(exists, np.where(np.isfinite(high), rule(low, high, share), high), np.nan)
+        return np.where(exists, np.where(np.isfinite(high), rule(low, high, share, n), high), np.nan)
 
 
 def _middle_ranks(ordered: FloatArray) -> FloatArray:

@@ -1,6 +1,7 @@
 """Quantiles: linear between order statistics (type 7 of Hyndman & Fan 1996), for every figure.
 
-Between two that are far apart, such as two modes, nothing was measured: there the higher one is the quantile.
+Between two that are far apart, such as two modes, nothing was measured: there the higher one is the quantile. (A few
+values are all far apart, and show no modes.)
 """
 
 import math
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from sweep.numbers.quantity import percentile_name
 
+FEWEST_OF_MODES = 10  # values
 WIDEST_STEP = 1.2  # one order statistic over the one before, across which nothing is interpolated
 ROUNDING = 1e-9  # of an order statistic's number: 0.99 × 100 may be a little above 99
 
@@ -47,10 +49,10 @@ def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) ->
     places = np.minimum([lower, upper], last)
     finite.partition(np.unique(places))
     low, high = finite[places].astype(np.float64)
-    return [float(value) for value in np.where(known, between(low, high, np.maximum(at - lower, 0)), np.inf)]
+    return [float(value) for value in np.where(known, between(low, high, np.maximum(at - lower, 0), count), np.inf)]
 
 
-def between(low: NDArray[Any], high: NDArray[Any], share: NDArray[Any]) -> NDArray[np.float64]:
-    """The value so far from one order statistic to the next; the next one if they are far apart."""
-    apart = (high > WIDEST_STEP * low) & (share > ROUNDING)
+def between(low: NDArray[Any], high: NDArray[Any], share: NDArray[Any], count: Any) -> NDArray[np.float64]:
+    """The value so far from one order statistic of `count` to the next; the next one if they are far apart."""
+    apart = (high > WIDEST_STEP * low) & (share > ROUNDING) & (np.asarray(count) >= FEWEST_OF_MODES)
     return np.asarray(np.where(apart, high, low + share * (high - low)), np.float64)

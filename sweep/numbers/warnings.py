@@ -6,6 +6,7 @@ compare trials or points are in `analysis.warnings`.
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,6 +30,7 @@ CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
+TOO_SHORT = re.compile("shorter than|fewer than|turned over once|no steady state detected")  # reasons for no window
 LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest that may have one
 LOW_RATE = 0.95  # of the rate that was offered
 _LATENCIES = {
@@ -326,12 +328,13 @@ def no_steady_state(
     steady_method: str, num_requests: int, duration: float, e2el_p50: float, e2el_p90: float, e2el_max: float
 ) -> Evidence | None:
     """No steady state was found, so there are no steady_* figures."""
-    if not steady_method.startswith("none: "):
+    missing, _, reason = steady_method.partition(": ")
+    if missing != "none":
         return None
     settled = max(LIFETIMES * e2el_p90, e2el_max)
     needed = math.ceil(num_requests * LENGTH_MARGIN * (settled + 2 * e2el_p50) / duration) if duration else 0
-    more = f"; {needed:,} requests may show one" if needed > num_requests else ""
-    return Evidence(num_requests, f"no steady state: {steady_method.removeprefix('none: ')}{more}")
+    longer = f"; {max(needed, 2 * num_requests):,} requests may show one" if TOO_SHORT.search(reason) else ""
+    return Evidence(num_requests, f"no steady state: {reason}{longer}")
 
 
 @_warning(

@@ -1,6 +1,7 @@
 """The steady-state window: found in the right place, and None without one."""
 
 import heapq
+import math
 import re
 from array import array
 from dataclasses import replace
@@ -249,7 +250,9 @@ def raised(records: Records) -> dict[str, str]:
     ids=["slower and slower", "turbo at the start", "slower at the end"],
 )
 def test_a_trial_too_short_for_a_window_is_tested_as_a_whole(factors: Floats) -> None:
-    warnings = raised(sent_every(0.1, factors * np.random.default_rng(0).uniform(0.95, 1.05, 120)))
+    records = sent_every(0.1, factors * np.random.default_rng(0).uniform(0.95, 1.05, 120))
+    records.scheduled[:] = array("d", [math.nan] * len(records))
+    warnings = raised(records)
     assert "drift-over-trial" in warnings
     assert re.search(r"no steady state: .*requests may show one", warnings["no-steady-state"])
 
