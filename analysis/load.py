@@ -25,6 +25,7 @@ from sweep.disk.tables import check_footer, read_table, warn_left_out
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
 PARTS = ("backend", "model", "workload", "load")
+IMPORTED = "imported-"  # before the id of a trial that another tool measured
 _BULKY = (
     "config",
     "settings",

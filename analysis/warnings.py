@@ -4,25 +4,31 @@ A check is a function in CHECKS, by `sweep.numbers.warnings.register`: its name 
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.point_names import Layout, listed
+from analysis.quantities import labelled_column
+from analysis.statistics.intervals import FloatArray, t
 from analysis.statistics.pooled import of_endpoints
 from analysis.statistics.standings import UNEQUAL, warnings_of_trials
 from analysis.summary import planned_trials
-from sweep.base.wording import count
+from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
 
 WIDE = 0.10  # half an interval over its mean
 UNEQUAL_CHARACTERS = 1.3  # most over fewest characters to a token
 UNEQUAL_INPUTS = 1.05  # most over fewest tokens in a prompt: a chat template may add a few
+LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and change, by which they differ with their age
+BY_AGE = ("output_throughput", "e2el_p50")
 MOST_NAMED = 3  # points in a sentence
 OF_FIGURES = ("few-requests", "few-steady-requests")  # about figures that the trials have, and their point may not
 CHECKS: list[Check] = []
@@ -126,6 +132,38 @@ def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
     for point in unpooled.index[unpooled.ne("") & unpooled.index.isin(measured["point"])]:
         count_of = len(unpooled[point].split(", "))
         yield Evidence(count_of, f"requests cannot be read: {count_of} figures are means over trials", points=(point,))
+
+
+@_warning(
+    "The engine, the endpoint or the machine has changed in between, and the mean is of neither: measure all replicates"
+    " anew, in another folder.",
+)
+def replicates_apart(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Replicates of the point were measured over an hour apart, and the later ones differ from the earlier ones."""
+    placed = layout.placed(run.ok).dropna(subset=["started_at"])
+    placed = placed.assign(began=pd.to_datetime(placed["started_at"])).sort_values("began", kind="stable")
+    for point, trials in placed.groupby("point"):
+        pauses = trials["began"].diff().dt.total_seconds().fillna(0).to_numpy(np.float64)
+        at = int(pauses.argmax())
+        columns = [name for name in BY_AGE if pauses[at] > LONG_PAUSE and trials[name].gt(0).all()]
+        figures = {name: np.log(trials[name].to_numpy(np.float64)) for name in columns}
+        changes = {name: _change(logs[:at], logs[at:]) for name, logs in figures.items()}
+        largest = max(changes, key=lambda name: abs(changes[name]), default="")
+        if labelled := labelled_column(largest) if changes.get(largest) else None:
+            later = f"{math.expm1(changes[largest]):+.0%} in {labelled.in_sentence}"
+            message = f"replicates measured {duration_text(float(pauses[at]))} apart differ: the later have {later}"
+            yield Evidence(abs(changes[largest]), message, points=(int(str(point)),))
+
+
+def _change(before: FloatArray, after: FloatArray) -> float:
+    """The difference of the means of two groups of logarithms; 0 if that is small, or the spread explains it."""
+    difference, freedom = float(after.mean() - before.mean()), len(before) + len(after) - 2
+    least = WIDE  # of one replicate each
+    if freedom:
+        squares = sum(float(((side - side.mean()) ** 2).sum()) for side in (before, after))
+        error = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
+        least = max(LEAST_CHANGE, float(t(freedom)) * error)
+    return difference if abs(difference) > least else 0.0
 
 
 @_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.")

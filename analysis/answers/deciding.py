@@ -111,8 +111,11 @@ def _candidate(every: Measured, point: "pd.Series[Any]", question: TaskQuestion)
     any_load = bool(question.bounds) and bool(point["by_load"])
     load = str(point["at"]) if any_load else ""
     place, columns = int(str(point.name)), [each.column for each in question.quantities]
-    codes = every.codes(place, columns)
-    candidate = Candidate(str(point["name"]), load, str(point["run"]), figure, point=place, codes=codes)
+    codes = tuple(dict.fromkeys([*every.contests.barred(columns, place), *every.codes(place, columns)]))
+    begins = every.rows_of(place, ["started_at"])["started_at"].dropna()
+    measured = (str(begins.min()), str(begins.max())) if len(begins) else None
+    name, run = str(point["name"]), str(point["run"])
+    candidate = Candidate(name, load, run, figure, point=place, codes=codes, measured=measured)
     if not question.bounds:
         return candidate
     latencies = [(bound, estimate(point, bound.quantity.column)) for bound in question.bounds]

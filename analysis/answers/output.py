@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from analysis.answers.question import Candidate, TaskAnswer
-from analysis.answers.sentences import advantage, figure, lead, sentence
+from analysis.answers.sentences import advantage, figure, lead, measured_text, sentence
 from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
@@ -81,6 +81,11 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("bound", "the SLO's tightest bound", lambda row: getattr(row.candidate.tightest, "text", None)),
     Column("n", "replicates", lambda row: row.candidate.figure.n),
     Column("by_launches", WITHOUT_REQUESTS, lambda row: row.candidate.figure.by_launches),
+    Column(
+        "measured_from, measured_to",
+        "begin of its first and last trial, UTC",
+        lambda row: row.candidate.measured or (None, None),
+    ),
     Column("verdict", "best, behind, not ranked, …", lambda row: row.standing, kind="text"),
     Column("warnings", "codes, the most serious first", lambda row: ";".join(row.candidate.codes) or None),
     Column("more_launches", "launches of each to decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
@@ -97,8 +102,8 @@ def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:
-    """The lead, then a sentence for each question, unless that is the lead."""
-    every = [lead(answers), *map(sentence, answers)]
+    """The lead, then a sentence for each question, unless that is the lead, and when it was measured."""
+    every = [lead(answers), *map(sentence, answers), measured_text(answers)]
     return list(dict.fromkeys(filter(None, every))) or ["no configuration has a result"]
 
 

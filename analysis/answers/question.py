@@ -116,6 +116,7 @@ class Candidate:
     point: int = -1  # its place among the points of all runs
     judged: bool = True  # False: its requests are too few for the bounded percentile
     codes: tuple[str, ...] = ()  # of the warnings about its figure and what is bounded
+    measured: tuple[str, str] | None = None  # begin of its first and of its last trial
 
     @property
     def meets(self) -> bool:

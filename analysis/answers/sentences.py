@@ -12,6 +12,7 @@ from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 
 MOST_IN_SENTENCE = 3  # configurations in a sentence
+FEWEST_ADVISERS = 3  # launches on which advice holds nine times in ten
 BY_LAUNCHES = "*"  # after an interval
 
 
@@ -82,6 +83,15 @@ def caveats(answers: Sequence[TaskAnswer]) -> str:
     return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
 
 
+def measured_text(answers: Sequence[TaskAnswer]) -> str:
+    """`Measured 2026-11-25 13:05 to 2026-11-26 01:10 UTC`: when the candidates' trials began; empty if unknown."""
+    times = [
+        time for answer in answers for each in (*answer.candidates, *answer.barred) for time in each.measured or ()
+    ]
+    first, last = (end(times, default="")[:16].replace("T", " ") for end in (min, max))
+    return f"Measured {first}" + (f" to {last}" if last != first else "") + " UTC" if times else ""
+
+
 def _met(answer: TaskAnswer, best: Candidate) -> str:
     question = answer.question
     shown = f"{best.full_name} ({figure(answer, best)}{_headroom(best)})"
@@ -148,8 +158,10 @@ def remedy_text(remedy: Remedy) -> str:
         return f"one launch of each does not show how much launches differ; {needed}"
     minutes = "" if math.isnan(remedy.minutes) else f", about {duration_text(60 * remedy.minutes)}"
     size = f"{remedy.difference:.1%}" if remedy.difference < 0.1 else f"{remedy.difference:.0%}"
+    few = remedy.replicates - remedy.launches < FEWEST_ADVISERS
+    doubt = "; so few launches hardly show the spread, so it may take more" if few else ""
     more = "1 more launch" if remedy.launches == 1 else f"{remedy.launches:,} more launches"
-    return f"{more} of each would tell a difference of {size}{minutes} (replicates={remedy.replicates})"
+    return f"{more} of each would tell a difference of {size}{minutes} (replicates={remedy.replicates}){doubt}"
 
 
 def _headroom(candidate: Candidate) -> str:

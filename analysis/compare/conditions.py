@@ -23,7 +23,7 @@ class Condition:
 
     def met(self, comparison: PointComparison) -> bool:
         """Return whether the figure changed by more, and its interval for all configurations at once excludes 1."""
-        if not self.judges(comparison):
+        if not self.judges(comparison) or comparison.within_guess:
             return False
         if self.sign == "<":
             return comparison.ratio - 1 < self.change and comparison.all_high < 1

@@ -126,12 +126,16 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
 
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
-    """Versions and similar facts in which the rows of the sides differ: name, and the values of either."""
+    """Facts in which the rows of the sides differ, such as versions, and failures: name, and the values of either."""
     for column, fact in FACTS.items():
         if column in first and column in second:
             texts = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
             if texts[0] != texts[1] and all(texts):
                 yield fact, texts[0], texts[1]
+    failed, requests = ([int(each[name].sum()) for each in (first, second)] for name in ("num_failed", "num_requests"))
+    if any(failed) and min(requests):
+        before, after = (f"{share[0] / share[1]:.1%}" for share in zip(failed, requests, strict=True))
+        yield "failed requests", before, after
 
 
 def _obstacle(

@@ -20,9 +20,10 @@ from analysis.compare.sides import Side, side
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error
 from sweep.base.config import ConfigError
-from sweep.base.wording import count
+from sweep.base.wording import count, duration_text
 
 LONGEST_TURN = 2  # launches of one side in a row, where each replicate has both in random order
+LEAST_PAUSE = 60  # s between the launches of one side and those of the other
 FEWEST_COMPARISONS = 3  # of blocks: fewer would be an error that nobody knows
 
 
@@ -85,6 +86,16 @@ def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     begins = [trials.groupby(launch_of(trials))["started_at"].min() for trials in (first, second)]
     order = sorted((begin, side_number) for side_number, each in enumerate(begins) for begin in each)
     return max(len(list(turn)) for _, turn in groupby(number for _, number in order)) <= LONGEST_TURN
+
+
+def apart_text(first: pd.DataFrame, second: pd.DataFrame) -> str:
+    """`20 min apart` or `one after the other`; empty for sides that took turns, or if that is unknown."""
+    begins = [pd.to_datetime(each.get("started_at", pd.Series(dtype=str)).dropna()) for each in (first, second)]
+    if took_turns(first, second) or not all(map(len, begins)):
+        return ""
+    earlier, later = sorted(begins, key=min)
+    pause = (later.min() - earlier.max()).total_seconds()
+    return f"{duration_text(pause)} apart" if pause >= LEAST_PAUSE else "one after the other"
 
 
 def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:

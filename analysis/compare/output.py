@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from analysis.compare.conditions import Condition, failures, unjudged
-from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
+from analysis.compare.verdicts import CHANGES, GUESSED_NOISE, MINUTES, Finding, PointComparison
 from analysis.point_names import listed
 from analysis.table import KEY, NONE, Cell, Column, Line, Output, Table
 from sweep.base.wording import count, duration_text
@@ -20,6 +20,10 @@ VERDICT_STYLES = {
 MEAN = "geometric mean over the launches"
 RATIO_INTERVAL = "95 % interval of the ratio (docs/metrics.md)"
 VERDICT = "faster, slower, equal within the margin, tie or not comparable, in the quantity's words"
+NOT_IN_TURNS = (
+    "The sides did not take turns (measured {}), so no interval covers a change of the machine in between. Measure both"
+    " in one run, or give --noise; without it, a change below {:.0%} counts as the machine's, which is a guess."
+)
 OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
 OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}
 
@@ -119,6 +123,7 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
             of_value="share",
         ),
         Column("noise", "the machine's noise, by `--noise`", lambda each: each.noise or None),
+        Column("apart", "how the sides were measured, if not in turns", lambda each: each.apart or None),
         Column(
             "warnings", "codes of those about the figures of either side", lambda each: ";".join(each.codes) or None
         ),
@@ -180,10 +185,11 @@ def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparis
 def comparison_output(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> Output:
     """Return what `sweep compare` prints, the failures last."""
     failed, not_judged = _failed(conditions, comparisons), unjudged(conditions, comparisons)
-    changed = changes(comparisons)
+    changed, apart = changes(comparisons), dict.fromkeys(each.apart for each in comparisons if each.apart)
     parts: list[Line | Table[PointComparison]] = [
         *(Line(line, "bold") for line in headline(comparisons, margin)),
         *([Line(f"differs: {'; '.join(changed)}", "dim")] if changed else []),
+        *(Line(NOT_IN_TURNS.format(text, GUESSED_NOISE), "yellow") for text in apart),
         *tables(comparisons, margin),
         *(Line(line, "dim") for line in (*verdict_reasons(comparisons, margin), *reach(comparisons))),
         *(Line(line, "bold red") for line in failed),

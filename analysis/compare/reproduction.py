@@ -1,8 +1,9 @@
 """A trial measured again: do its figures differ from the first ones by more than two launches of one point do?
 
 The spread between launches is the run's: the components of variance (`variance`) pooled over its points. They count as
-RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). Two measurements differ by the
-square root of two times it. Figures are logarithms, and the intervals hold for all figures together (Sidak 1967).
+RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). The two measurements are a
+comparison of one launch a side, with an error (`power.Error`) as in every comparison. Figures are logarithms, and the
+intervals hold for all figures together (Sidak 1967). A trial is reproduced only if they could have shown a difference.
 """
 
 import math
@@ -12,15 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
-from analysis.quantities import labelled_column
+from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
 from analysis.statistics.intervals import CONFIDENCE
+from analysis.statistics.power import Error
 from analysis.statistics.variance import SPREAD_OF, Components
 from sweep.base.wording import count
 
 RUN_FREEDOM = 4.0  # of the run's spread beside the spread of one of its points
+MOST_NOISE = 0.10  # of a figure, beyond which it cannot be called reproduced: an engine may well be slower by as much
 NO_SPREAD = "one launch of each point does not show how much launches differ: measure with replicates=3 or more"
 
 
@@ -38,6 +40,10 @@ class Noise(NamedTuple):
     deviation: float
     freedom: float  # degrees of freedom behind it
 
+    def most(self, level: float) -> float:
+        """The largest relative change between two launches that it explains, at this level."""
+        return math.expm1(Error(self.deviation * math.sqrt(2), self.freedom, 1, known=True).half_width(level))
+
 
 class FigureChange(NamedTuple):
     """One figure of both measurements; `most` is the largest relative change that noise explains, NaN if unknown."""
@@ -46,6 +52,17 @@ class FigureChange(NamedTuple):
     before: float
     after: float
     most: float
+
+    @property
+    def _label(self) -> LabelledColumn:
+        label = labelled_column(self.column)
+        assert label is not None
+        return label
+
+    @property
+    def name(self) -> str:
+        """The quantity as it stands in a sentence."""
+        return self._label.in_sentence
 
     @property
     def change(self) -> float:
@@ -59,11 +76,10 @@ class FigureChange(NamedTuple):
 
     def describe(self) -> str:
         """`output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
-        label = labelled_column(self.column)
-        assert label is not None
+        label = self._label
         noise = "noise unknown" if math.isnan(self.most) else f"noise up to {self.most:.1%}"
         figures = f"{label.shown(self.before)} → {label.shown(self.after)} {label.unit}"
-        return f"{label.in_sentence} {figures} ({self.change:+.1%}, {noise})"
+        return f"{self.name} {figures} ({self.change:+.1%}, {noise})"
 
 
 def point_noise(results: RunResults, trial_id: str) -> dict[str, Noise]:
@@ -104,7 +120,7 @@ def figure_changes(
     columns = [name for name in SPREAD_OF if _positive(before.get(name)) and _positive(after.get(name))]
     level = CONFIDENCE ** (1 / max(1, sum(name in noises for name in columns)))
     return [
-        FigureChange(name, before[name], after[name], _most(noises[name], level) if name in noises else math.nan)
+        FigureChange(name, before[name], after[name], noises[name].most(level) if name in noises else math.nan)
         for name in columns
     ]
 
@@ -113,20 +129,16 @@ def _positive(value: Any) -> bool:
     return value is not None and float(value) > 0
 
 
-def _most(noise: Noise, level: float) -> float:
-    return math.expm1(float(special.stdtrit(noise.freedom, (1 + level) / 2)) * noise.deviation * math.sqrt(2))
-
-
 def finding(changes: list[FigureChange]) -> tuple[Reproduction, str]:
     """The result of all figures, and its reason."""
-    judged = [change for change in changes if not math.isnan(change.most)]
-    if not judged:
+    if beyond := [change for change in changes if change.differs]:
+        return Reproduction.DIFFERS, ", ".join(f"{change.name} by {change.change:+.1%}" for change in beyond)
+    if not changes or any(math.isnan(change.most) for change in changes):
         return Reproduction.UNKNOWN, NO_SPREAD if changes else "no figure in common"
-    beyond = [change for change in judged if change.differs]
-    if not beyond:
-        return Reproduction.REPRODUCED, f"{count(len(judged), 'figure')}, {CONFIDENCE:.0%} for all of them together"
-    return Reproduction.DIFFERS, ", ".join(
-        f"{label.in_sentence} by {change.change:+.1%}"
-        for change in beyond
-        if (label := labelled_column(change.column)) is not None
-    )
+    if noisy := [change for change in changes if change.most > MOST_NOISE]:
+        names = ", ".join(f"{change.name} up to {change.most:.1%}" for change in noisy)
+        return (
+            Reproduction.UNKNOWN,
+            f"noise of {names}; expected at most {MOST_NOISE:.0%}: measure with more replicates",
+        )
+    return Reproduction.REPRODUCED, f"{count(len(changes), 'figure')}, {CONFIDENCE:.0%} for all of them together"

@@ -52,6 +52,8 @@ def side_of(text: str, run: Run, selection: str = "") -> Side:
     chosen = [all(str(trial.get(key)) == word for key, word in wanted_values.items()) for trial in settings]
     if not any(chosen):
         reason = "no trial with a result" + (f" has {selection}" if selection else "")
+        if len(run.not_ok) and trials.empty:
+            reason += f"; the first is {run.not_ok['outcome'].iloc[0]}: {run.not_ok['reason'].iloc[0]}"
         raise ConfigError(f"{text}: {reason}")
     return Side(
         text,

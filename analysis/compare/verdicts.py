@@ -7,7 +7,7 @@ inequality (1967).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.matching import Match, match
-from analysis.compare.noise import MachineNoise, figure_of, took_turns
+from analysis.compare.noise import MachineNoise, apart_text, figure_of, took_turns
 from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
@@ -24,6 +24,7 @@ from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
+GUESSED_NOISE = 0.03  # of a machine between sides that did not take turns, without --noise
 MINUTES = (10, 30, 120)  # of measuring, for which the smallest change that is found is given
 CHANGES = (0.1, 0.2)  # for which the launches that find them are given
 DURATIONS = ("startup_seconds", "wall_seconds")  # of a trial's row: what a launch takes
@@ -62,8 +63,14 @@ class PointComparison:
     launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: unknown
     launch_minutes: float = 0.0  # that one launch of each side takes; 0: unknown
     noise: str = ""  # the machine's, where it was measured apart
+    apart: str = ""  # how the sides were measured, if not in turns; empty with a known noise
     differences: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()  # of the warnings about the figures of either side
+
+    @property
+    def within_guess(self) -> bool:
+        """True for a change that the machine may have made between sides that did not take turns."""
+        return bool(self.apart) and abs(math.log(self.ratio)) < math.log1p(GUESSED_NOISE)
 
 
 def comparisons(
@@ -146,7 +153,7 @@ def point_comparison(
         intervals, error = _widened(intervals, error, of_machine, level)
     (ratio, low, high), (_, all_low, all_high) = (tuple(map(float, interval)) for interval in intervals)
     cost = minutes_a_launch(each.first, each.second)
-    return PointComparison(
+    comparison = PointComparison(
         *names,
         each.label,
         quantity,
@@ -164,9 +171,14 @@ def point_comparison(
         launches=tuple(launches_for(error, change, level) for change in CHANGES),
         launch_minutes=cost,
         noise=noise.description(quantity.column) if noise else "",
+        apart="" if noise else apart_text(each.first, each.second),
         differences=each.differences,
         codes=codes,
     )
+    if comparison.within_guess and comparison.verdict in (Finding.FASTER, Finding.SLOWER):
+        reason = f"less than {GUESSED_NOISE:.0%} may be the machine's own change, by a guess"
+        return replace(comparison, verdict=Finding.UNDECIDED, reason=reason)
+    return comparison
 
 
 def _widened(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from analysis.exchange.tools import NAMED_PARTS, ImportedRow, rows_of
 from analysis.exchange.vllm_bench import SUMMARY
+from analysis.load import IMPORTED
 from sweep.base.config import ConfigError, one_of
 from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
@@ -41,7 +42,7 @@ def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str
         settings_of_row = {*NAMED_PARTS, *LOAD_COLUMNS, *(key for key in row if "." in key)}
         point = repr(sorted((key, str(row.get(key))) for key in settings_of_row))
         row["replicate"] = repeated[point] = repeated.get(point, -1) + 1
-        row |= {"trial_id": f"imported-{index}", "deployment_id": f"imported-{row['backend']}"}
+        row |= {"trial_id": f"{IMPORTED}{index}", "deployment_id": f"{IMPORTED}{row['backend']}"}
         row.setdefault("outcome", "ok")
     keys = (*OF_LOAD, *settings, *(key for row in rows for key in row))
     axes = [key for key in dict.fromkeys(keys) if "." in key and any(row.get(key) is not None for row in rows)]

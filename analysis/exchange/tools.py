@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.base.config import ConfigError, first_line
+from sweep.base.config import PERCENTILES, ConfigError, first_line
 from sweep.base.records import LOAD_COLUMNS
 from sweep.base.whole_file import parsed_size, read_bounded
 
@@ -23,6 +23,7 @@ EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not h
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
 LARGEST_IMPORT, LARGEST_PARSED = 128 << 20, 768 << 20  # bytes of a file, and of its content once it is parsed
+MOST_FAILED = 0.05  # of the requests of a result; a trial of ours is invalid beyond it (max_failed)
 OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, if there is one; these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
     name: name for name in ("p50", "p90", "p95", "p99")
@@ -46,7 +47,21 @@ def rows_of(file: Path) -> list[ImportedRow]:
         raise ConfigError(f"{file}: incomplete, or of another version of its tool ({problem})") from None
     if not rows:
         raise ConfigError(f"{file}: no result of vllm bench serve (--save-result), GuideLLM or AIPerf")
-    return rows
+    return [_with_failures(row) for row in rows]
+
+
+def _with_failures(row: ImportedRow) -> ImportedRow:
+    """The row, without quantiles that fall on failed requests, which the tools leave out; beyond MOST_FAILED none.
+
+    A row without figures has failed: the zeros or the few answers in it are no measurement.
+    """
+    failed, requests = row.get("num_failed") or 0, row.get("num_requests") or 0
+    if failed > MOST_FAILED * requests or not requests:
+        kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "num_requests", "num_failed")
+        names = {key: cell for key, cell in row.items() if key in kept or "." in key}
+        return names | {"outcome": "invalid", "reason": f"{failed} of {requests} requests failed"}
+    lost = {f"p{percentile:g}" for percentile in PERCENTILES if 100 * failed > (100 - percentile) * requests}
+    return {key: cell for key, cell in row.items() if key.rpartition("_")[2] not in lost}
 
 
 def _plausible(row: ImportedRow) -> ImportedRow:
@@ -98,15 +113,7 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         "total_throughput": result.get("total_token_throughput"),
         "request_throughput": result.get("request_throughput"),
     }
-    row = _plausible(row | figures) | ours
-    return _nothing_completed(row) if not int(result["completed"]) else row
-
-
-def _nothing_completed(row: ImportedRow) -> ImportedRow:
-    """A failed row, without figures: its zeros are no measurement."""
-    kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "load.burstiness", "num_requests", "num_failed")
-    names = {key: cell for key, cell in row.items() if key in kept or "." in key}
-    return names | {"outcome": "invalid", "reason": f"none of {row['num_requests']} requests was completed"}
+    return _plausible(row | figures) | ours
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:

@@ -94,7 +94,7 @@ def _fitted_rows(
 
 
 def run_heading(results: RunResults) -> str:
-    """The run, its model and machine, how many trials are results, and the time they took."""
+    """The run, its model and machine, how many trials are results, when they were measured and the time they took."""
     run = results.run
     begin, end = (pd.to_datetime(run.trials[name].dropna()) for name in ("started_at", "ended_at"))
     parts = [
@@ -102,7 +102,9 @@ def run_heading(results: RunResults) -> str:
         listed(sorted(run.trials["model"].dropna().unique())),
         listed(sorted(run.ok["accelerator"].dropna().unique())),
         f"{len(run.ok)} of {planned_trials(run)} trials ok",
-        duration_text((end.max() - begin.min()).total_seconds()) if len(begin) and len(end) else "",
+        f"{duration_text((end.max() - begin.min()).total_seconds())} on {begin.min():%Y-%m-%d}"
+        if len(begin) and len(end)
+        else "",
     ]
     return "  ".join(filter(None, parts))
 

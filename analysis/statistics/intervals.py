@@ -11,13 +11,15 @@ functions that summarise a run. NaN without a figure.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
+
+from sweep.numbers.quantile import between
 
 FloatArray = NDArray[np.float64]
 
@@ -125,7 +127,7 @@ class PooledRequests:
 
     def quantile(self, q: float) -> Interval:
         """The q-quantile of the pooled requests; its ends are order statistics."""
-        value = _between(self.sorted, q * (self.n - 1.0), self.n)
+        value = _between(self.sorted, q * (self.n - 1.0), self.n, between)
         beyond = self.n * min(q, 1 - q)
         value = np.where((q <= 0.5) | (beyond >= FEWEST_BEYOND), value, np.nan)
         below = (self.values <= value[..., None, None]).astype(np.float64)
@@ -211,7 +213,7 @@ class PooledGaps(PooledRequests):
 
     def quantile(self, q: float) -> Interval:
         """The q-quantile of the pooled gaps; its ends are order statistics."""
-        value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total)
+        value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total, between)
         below = (self.gaps <= value[..., None, None, None]).sum(-1)
         excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is the gaps'
         variance = (excess**2).sum((-2, -1)) / self.n
@@ -486,8 +488,27 @@ def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArra
     return Interval(np.where(shown, value, np.nan), low, high, new_low, new_high, effective_n, by_launches)
 
 
-def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> FloatArray:
-    """The value at a place (from 0) between two of n order statistics, linearly; NaN outside them. Shape (...).
+def of_share(figure: Interval, independent: FloatArray) -> Interval:
+    """A share of requests with Wilson's interval (1927) of so many independent ones; of a new launch within 0 and 1."""
+    z2 = float(special.ndtri((1 + CONFIDENCE) / 2)) ** 2
+    share, n = figure.value, np.where(independent > 0, independent, np.nan)
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    new_low, new_high = (np.clip(end, 0, 1) for end in (figure.new_low, figure.new_high))
+    return Interval(share, middle - half, middle + half, new_low, new_high, n, np.zeros(share.shape, np.bool_))
+
+
+def _linear(low: FloatArray, high: FloatArray, share: FloatArray, _count: NDArray[np.int64]) -> FloatArray:
+    return low + share * (high - low)
+
+
+def _between(
+    ordered: FloatArray,
+    place: FloatArray,
+    n: NDArray[np.int64],
+    rule: Callable[[FloatArray, FloatArray, FloatArray, NDArray[np.int64]], FloatArray] = _linear,
+) -> FloatArray:
+    """The value at a place (from 0) between two of n order statistics, by a rule; NaN outside them. Shape (...).
 
     It is infinite if the upper one is.
     """
@@ -499,7 +520,7 @@ def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> Fl
         np.take_along_axis(ordered, at.astype(np.int64)[..., None], -1)[..., 0] for at in (lower, lower + (share > 0))
     )
     with np.errstate(invalid="ignore"):
-        return np.where(exists, np.where(np.isfinite(high), low + share * (high - low), high), np.nan)
+        return np.where(exists, np.where(np.isfinite(high), rule(low, high, share, n), high), np.nan)
 
 
 def _middle_ranks(ordered: FloatArray) -> FloatArray:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.headline import ASKED
-from analysis.load import Run
+from analysis.load import IMPORTED, Run
 from analysis.quantities import LabelledColumn
 from analysis.statistics.comparison import Contest, Positions, Trials, contest, fit, positions, trials_of
 from analysis.statistics.intervals import FloatArray
@@ -185,7 +185,10 @@ def contests_of(
     for index, warnings in zip(point, warnings_of_trials(ok, SEVERE_CHECKS), strict=True):
         for warning in warnings:
             severe.setdefault(int(index), {})[warning.code] = warning.kind.quantities
-    for index in np.unique(point[ok["attempt"].notna()]) if any(unpooled) else ():  # imported rows have no requests
+    imported = ok["trial_id"].str.startswith(IMPORTED).to_numpy(np.bool_)
+    for index in np.unique(point[imported]):  # without protocol, machine and requests it is nobody's rival
+        severe.setdefault(int(index), {})["imported"] = ()
+    for index in np.unique(point[ok["attempt"].notna()]) if any(unpooled) else ():
         if percentiles := tuple(name for name in unpooled[index].split(", ") if name and name not in THROUGHPUTS):
             severe.setdefault(int(index), {})["unpooled-statistics"] = percentiles
     return Contests(

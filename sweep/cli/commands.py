@@ -274,8 +274,8 @@ def rerun(arguments: list[str]) -> int:
     sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
 
     Configuration, seeds, settings and the lock of the engine's environment are the row's. It runs without Ray in a
-    folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced, or
-    nothing shows it; 1 it differs, or has no result now; 2 bad input.
+    folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0
+    reproduced; 1 it differs, or has no result now; 2 bad input; 3 it is uncertain.
     """
     from sweep.rerun.rows import STANDARD_INPUT, capsules_of
 

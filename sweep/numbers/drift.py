@@ -1,9 +1,11 @@
-"""Drift of the latency of a seemingly steady trial: within its window, and after it.
+"""Drift of the latency of a trial: within its steady window, after it and over the whole trial.
 
 The requests sent in the window are split into TENTHS by their send. There is drift if every tenth of the second half is
 above every tenth of the first, or below. By chance alone 1 in 126 windows does that (Mann & Whitney 1947, five against
 five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later requests are slower
 than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
+
+Over the whole trial a change may come at any of SPLITS: every tenth after it is above every tenth before, or below.
 """
 
 import numpy as np
@@ -17,8 +19,10 @@ from sweep.numbers.selection import Window, sent_within, succeeded
 TENTHS = 10
 FEWEST_IN_A_TENTH = 5  # requests
 LEAST_CHANGE = 1.1  # one half over the other
+LEAST_OVER = 1.2  # the later part of a whole trial over the earlier one
 LEAST_AFTER = 1.25  # after the window over within it
 SHARES = (0.5, 0.9)
+SPLITS = range(3, 8)  # tenths after which the latency of a whole trial may change
 
 
 def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
@@ -35,6 +39,27 @@ def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
             changes.append(change)
     largest = max(changes, key=lambda change: abs(np.log(change)))
     return float(largest) if abs(np.log(largest)) >= np.log(LEAST_CHANGE) else None
+
+
+def drift_over(records: Records, mask: Mask) -> float | None:
+    """The later requests' p50 or p90 of e2el over the earlier ones', at the split of the largest change; or None."""
+    sent = as_floats(records.sent)
+    if np.isnan(as_floats(records.scheduled)[mask]).all():  # the users' first requests came all at once
+        mask = mask & (sent > np.nanmin((sent + e2el(records))[mask], initial=np.inf))
+    latencies = _latencies(records, mask)
+    if latencies.size < TENTHS * FEWEST_IN_A_TENTH:
+        return None
+    tenths, changes = np.array_split(latencies, TENTHS), [1.0]
+    for share in SHARES:
+        figures = [quantile(tenth, share) for tenth in tenths]
+        for split in SPLITS:
+            before, after = figures[:split], figures[split:]
+            if min(after) > max(before) or max(after) < min(before):
+                parts = (np.concatenate(part) for part in (tenths[split:], tenths[:split]))
+                later, earlier = (quantile(part, share) for part in parts)
+                changes.append(later / earlier)
+    largest = max(changes, key=lambda change: abs(np.log(change)))
+    return float(largest) if abs(np.log(largest)) >= np.log(LEAST_OVER) else None
 
 
 def drift_after(records: Records, mask: Mask, window: Window) -> float | None:

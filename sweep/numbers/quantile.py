@@ -1,4 +1,8 @@
-"""Quantiles: linear between order statistics (numpy's default, type 7 of Hyndman & Fan 1996), for every figure."""
+"""Quantiles: linear between order statistics (type 7 of Hyndman & Fan 1996), for every figure.
+
+Between two that are far apart, such as two modes, nothing was measured: there the higher one is the quantile. (A few
+values are all far apart, and show no modes.)
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +13,8 @@ from numpy.typing import NDArray
 
 from sweep.numbers.quantity import percentile_name
 
+FEWEST_OF_MODES = 10  # values
+WIDEST_STEP = 1.2  # one order statistic over the one before, across which nothing is interpolated
 ROUNDING = 1e-9  # of an order statistic's number: 0.99 × 100 may be a little above 99
 
 
@@ -36,10 +42,17 @@ def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float =
 
 def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) -> list[float]:
     """Quantiles of `count` values, of which those that are not among the finite ones are +∞. Reorders `finite`."""
-    if finite.size == count:
-        return [float(value) for value in np.quantile(finite, shares, overwrite_input=True)]
     at = shares * (count - 1)  # between which order statistics: with one that is infinite, so is what is between
-    known = np.ceil(at - ROUNDING) <= finite.size - 1
-    among = np.clip(at / max(finite.size - 1, 1), 0, 1)
-    values = np.quantile(finite, among, overwrite_input=True)
-    return [float(value) for value in np.where(known, values, np.inf)]
+    lower = np.floor(at + ROUNDING).astype(np.int64)
+    upper = np.ceil(at - ROUNDING).astype(np.int64)
+    known, last = upper <= finite.size - 1, finite.size - 1
+    places = np.minimum([lower, upper], last)
+    finite.partition(np.unique(places))
+    low, high = finite[places].astype(np.float64)
+    return [float(value) for value in np.where(known, between(low, high, np.maximum(at - lower, 0), count), np.inf)]
+
+
+def between(low: NDArray[Any], high: NDArray[Any], share: NDArray[Any], count: Any) -> NDArray[np.float64]:
+    """The value so far from one order statistic of `count` to the next; the next one if they are far apart."""
+    apart = (high > WIDEST_STEP * low) & (share > ROUNDING) & (np.asarray(count) >= FEWEST_OF_MODES)
+    return np.asarray(np.where(apart, high, low + share * (high - low)), np.float64)

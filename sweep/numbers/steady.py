@@ -25,6 +25,7 @@ from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_pe
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.batches import batches
 from sweep.numbers.quantities.latency import e2el, service_e2el
+from sweep.numbers.quantities.load import GROWING, queue_score
 from sweep.numbers.selection import Window, measured, sent_within, succeeded, with_failures
 
 LIFETIMES = 5  # of a slow request (p90) that a window holds at least
@@ -44,6 +45,8 @@ def steady_window(records: Records, discard_first_batch: bool = False) -> Window
     mask = measured(records, discard_first_batch)
     if not (mask & succeeded(records)).any():
         return _none("no request succeeded")
+    if (score := queue_score(records, mask)) is not None and score >= GROWING:
+        return _none("the queue grows: requests come faster than they are answered")
     lockstep = np.any(np.asarray(records.batch)[mask] != UNKNOWN)
     window = _batch_window(records, mask) if lockstep else _time_window(records, mask)
     if window.begin is None or window.end is None:

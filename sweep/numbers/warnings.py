@@ -6,6 +6,7 @@ compare trials or points are in `analysis.warnings`.
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from sweep.numbers.quantities.answers import MERGED
+from sweep.numbers.quantities.load import GROWING
 from sweep.numbers.quantity import BUFFERED, columns
+from sweep.numbers.steady import LIFETIMES
 
 REMEDIES: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("remedies.yaml").read_text("utf-8"))
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
@@ -31,6 +34,8 @@ CACHED = 0.05  # of the input: the one token that begins all prompts is below it
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
+TOO_SHORT = re.compile("shorter than|fewer than|turned over once|no steady state detected")  # reasons for no window
+LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest that may have one
 LOW_RATE = 0.95  # of the rate that was offered
 ODD = 0.01  # of the answers
 PADDED = 5.0  # times the gap between later arrivals
@@ -226,6 +231,13 @@ def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | No
     return Evidence(share, f"requests were sent at {share:.0%} of the requested rate") if share < LOW_RATE else None
 
 
+@_severe((*TTFT_COLUMNS, *E2EL, "goodput", "goodput_share"))
+def growing_queue(queue_growth: float) -> Evidence | None:
+    """The requests in flight and e2el grow over the whole trial of an open loop: the load is above capacity."""
+    message = f"the queue grew until the last request (score {queue_growth:.1f}; {GROWING:g} is a growing queue)"
+    return Evidence(queue_growth, message) if queue_growth >= GROWING else None
+
+
 @_warning(lowest_is_worst=True)
 def caches_not_reset(caches_reset: bool) -> Evidence | None:
     """The engine was asked to forget earlier prompts before the trial, and did not."""
@@ -297,6 +309,26 @@ def drift_within_steady_state(steady_drift: float) -> Evidence | None:
 def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
     """Requests sent after the steady state were slower than those in it."""
     return Evidence(steady_drift_after, f"latency grew {steady_drift_after:.2f}-fold after the steady state")
+
+
+@_warning((*LATENCIES, "output_throughput", "total_throughput", "request_throughput"))
+def drift_over_trial(drift: float) -> Evidence | None:
+    """Latency of the later requests differs from that of the earlier ones, by 20 % or more."""
+    return Evidence(abs(math.log(drift)), f"latency changed {drift:.2f}-fold during the trial")
+
+
+@_info()
+def no_steady_state(
+    steady_method: str, num_requests: int, duration: float, e2el_p50: float, e2el_p90: float, e2el_max: float
+) -> Evidence | None:
+    """No steady state was found, so there are no steady_* figures."""
+    missing, _, reason = steady_method.partition(": ")
+    if missing != "none":
+        return None
+    settled = max(LIFETIMES * e2el_p90, e2el_max)
+    needed = math.ceil(num_requests * LENGTH_MARGIN * (settled + 2 * e2el_p50) / duration) if duration else 0
+    longer = f"; {max(needed, 2 * num_requests):,} requests may show one" if TOO_SHORT.search(reason) else ""
+    return Evidence(num_requests, f"no steady state: {reason}{longer}")
 
 
 @_warning(ARRIVALS)

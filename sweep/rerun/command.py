@@ -38,6 +38,7 @@ from sweep.rerun.trust import unfamiliar_parts
 
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun
+UNCERTAIN = 3  # exit status
 DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: no Ray is needed for this machine
 
 
@@ -49,11 +50,6 @@ class RerunVerdict(NamedTuple):
     reason: str
     changes: list[FigureChange]
     differences: list[Difference]
-
-    @property
-    def failed(self) -> bool:
-        """True if the second measurement differs, or has no result."""
-        return self.result is Reproduction.DIFFERS
 
     def lines(self) -> list[str]:
         """The verdict for people: the figures, the sentence, and what was not the same."""
@@ -90,7 +86,8 @@ def run_again(
     Unless they are `trusted`, what they bring that this machine does not have is printed and refused.
 
     Returns:
-        0 if all are reproduced, or nothing shows it; 1 if one differs; else the status of a run that did not finish.
+        0 if all are reproduced; 1 if one differs; 3 if none differs, but one is uncertain; else the status of a run
+        that did not finish.
 
     Raises ConfigError for what cannot be run again here; Halted for an outage that lasts.
     """
@@ -111,7 +108,8 @@ def run_again(
     for verdict in verdicts:
         for line in verdict.lines():
             console.print(line, markup=False, soft_wrap=True)
-    return 1 if any(verdict.failed for verdict in verdicts) else 0
+    results = {verdict.result for verdict in verdicts}
+    return 1 if Reproduction.DIFFERS in results else UNCERTAIN if Reproduction.UNKNOWN in results else 0
 
 
 def _refuse_unfamiliar(

@@ -247,6 +247,28 @@ def test_a_drift_from_run_to_run_is_no_alarm_where_the_noise_of_the_machine_is_k
     assert main(["compare", sides[0], halved, "--fail-if", "output_throughput < -3%", "--noise", noise]) == 1
 
 
+def test_sides_measured_apart_say_so_and_a_small_change_is_a_tie(tmp_path, capsys):
+    """Half an hour apart, 2 % is no more than what the machine may have changed; 10 % is, by a guess."""
+    runs = []
+    for name, hour, speed in (("a", 10, 100.0), ("b", 11, 98.0), ("c", 11, 90.0)):
+        rows = [row | {"started_at": f"2026-11-25T{hour}:0{row['replicate']}:00"} for row in repeated_rows(name, speed)]
+        run_of(tmp_path / name, rows)
+        runs.append(str(tmp_path / name))
+    assert main(["compare", *runs[:2], "--fail-if", "output_throughput < -1%", "--margin", "1%"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "did not take turns (measured 56 min apart)" in output
+    assert "tie: less than 3% may be the machine's own change, by a guess" in output
+    assert main(["compare", *runs[::2], "--fail-if", "output_throughput < -1%"]) == 1
+    assert "slower in 1 of 1" in capsys.readouterr().out
+
+
+def repeated_rows(name, speed):
+    """Five launches that hardly differ."""
+    config = json.dumps(CONFIG)
+    figures = [speed * (1 + 0.0005 * index) for index in range(5)]
+    return [trial("vllm", 1, i, value, launch=f"{name}{i}", config=config) for i, value in enumerate(figures)]
+
+
 def test_sides_that_took_turns_have_the_noise_of_single_launches(tmp_path):
     """Blocks of two launches differ, and those within a block do not."""
     noise = noise_of(repeated(tmp_path / "n", [100 * mood for mood in (1, 1.1, 1, 0.9) * 3 for _ in range(2)]), [])

@@ -177,6 +177,28 @@ def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_pa
     assert all("measured by kernel → vllm bench serve" in each["differences"] for each in compared)
 
 
+def test_an_imported_row_with_failures_is_no_rival_and_shows_them(tmp_path, capsys):
+    """The tool left the failures out of its quantiles: here a p99 falls on one of 3 of 103 requests."""
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    for name, completed, failed in (("good", 100, 0), ("few", 100, 3), ("many", 55, 45)):
+        saved = content | {"completed": completed, "failed": failed, "output_throughput": 100.0 + failed}
+        (tmp_path / f"{name}.json").write_text(json.dumps(saved | {"p50_ttft_ms": 90.0, "p99_ttft_ms": 100.0}))
+        assert main(["import", str(tmp_path / f"{name}.json"), str(tmp_path / name)]) == 0
+    (row,) = analysis.load(tmp_path / "few").to_dict("records")
+    assert row["ttft_p50"] > 0
+    assert math.isnan(row["ttft_p99"])
+    runs = [str(tmp_path / name) for name in ("good", "few", "many")]
+    capsys.readouterr()
+    assert main(["compare", *runs[:2]]) == 0
+    assert "failed requests 0.0% → 2.9%" in " ".join(capsys.readouterr().out.split())
+    assert main(["compare", *runs[::2]]) == 2
+    assert "no trial with a result; the first is invalid: 45 of 100 requests failed" in capsys.readouterr().err
+    assert main(["summary", *runs[:2]]) == 0
+    summary = capsys.readouterr().out
+    assert "fastest" not in summary
+    assert "not ranked: openai (good) (imported, single-replicate)" in summary
+
+
 @pytest.mark.parametrize(
     ("name", "keys", "value", "problem"),
     [

@@ -56,6 +56,8 @@ def test_the_document_lists_every_code() -> None:
         ({"agreement": 0.42, "coarser_format": "Q4_0"}, "low-agreement-of-coarser-format", 0.42),
         ({"agreement": 0.97}, "inexact-agreement", 0.97),
         ({"offered_rate": 10.0, "realised_rate": 5.0}, "rate-not-reached", 0.5),
+        ({"queue_growth": 6.5}, "growing-queue", 6.5),
+        ({"drift": 0.5}, "drift-over-trial", math.log(2)),
         ({"client_offered": 100, "client_sent": 88}, "unsent-requests", 0.12),
         ({"startup_transient": True, "startup_share": 0.3}, "startup-transient", 0.3),
         ({"client_stamp_source": "user", "client_loop_lag_p99": 0.002}, "client-timestamps", 0.002),

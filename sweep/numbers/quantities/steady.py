@@ -8,7 +8,7 @@ import numpy as np
 
 from sweep.base.records import Records
 from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_within, within
-from sweep.numbers.drift import drift_after, drift_within
+from sweep.numbers.drift import drift_after, drift_over, drift_within
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import Window, first_send, per_second, sent_within, succeeded, total_tokens
 
@@ -83,6 +83,14 @@ def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | 
     the window's and above every tenth of the window.
     """
     return drift_after(records, mask, window)
+
+
+@quantity(unit="", kind="validity")
+def drift(records: Records, mask: Mask) -> float | None:
+    """e2el of the later measured requests / of the earlier ones; null unless p50 or p90 differ by 20 % and every tenth
+    after some moment is above every tenth before it, or below.
+    """
+    return drift_over(records, mask)
 
 
 @quantity(unit="share", kind="validity", better="lower")
