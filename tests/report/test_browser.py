@@ -49,6 +49,7 @@ WHISKERS = (
 )
 LINKS = "return [...document.querySelectorAll('#details .scroll a')].map(link => link.getAttribute('href'))"
 COPY_LABEL = "return document.getElementById('copy-link').textContent"
+ROW_COUNT = "document.querySelectorAll('#points-table tbody tr').length"
 MARKS = """return [...document.querySelectorAll("#plot .marks, #plot .faded")]
     .reduce((sum, path) => sum + (path.getAttribute("d").match(/M/g) ?? []).length, 0)"""
 
@@ -248,6 +249,20 @@ def test_a_bound_collapses_the_table_to_one_answer_per_configuration(browser: Br
     assert "None of 2 configurations meets the SLO" in text(browser, "#verdict")
     browser.run("document.getElementById('reset').click()")
     assert len(browser.run(ROWS)) == 9
+
+
+def test_a_bound_holds_while_it_is_typed_and_the_page_opens_on_the_richest_task(
+    browser: Browser, tmp_path: Path
+) -> None:
+    rows = [trial("a", 8, 0, 10.0, ttft_p50=0.1) | {"workload": "few"}]
+    rows += [trial("a", size, 0, 10.0 * size, ttft_p50=0.05 * size) for size in (1, 2, 4)]
+    browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
+    assert browser.run(MARKS) == 3, "of the task with three points"
+    browser.run("document.getElementById('ttft').focus()")
+    browser.keys("120")
+    assert wait_for(browser, f"return ({ROW_COUNT})", 1), "without Enter: one answer for the configuration"
+    browser.run("document.getElementById('one').click()")
+    assert not browser.run("return document.getElementById('one').checked"), "leaving the field switches nothing back"
 
 
 def test_a_task_is_what_figure_table_and_answer_are_of(browser: Browser, page: Path) -> None:
