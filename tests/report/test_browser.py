@@ -259,7 +259,7 @@ def test_a_bound_holds_while_it_is_typed_and_the_page_opens_on_the_richest_task(
     browser.open(written(Path(run_of(tmp_path, rows).paths.out)))
     assert browser.run(MARKS) == 3, "of the task with three points"
     browser.run("document.getElementById('ttft').focus()")
-    browser.keys("120")
+    browser.keys(*"120")
     assert wait_for(browser, f"return ({ROW_COUNT})", 1), "without Enter: one answer for the configuration"
     browser.run("document.getElementById('one').click()")
     assert not browser.run("return document.getElementById('one').checked"), "leaving the field switches nothing back"
@@ -462,7 +462,7 @@ def test_the_copied_link_brings_back_the_view(browser: Browser, page: Path, clip
     allow_clipboard(browser, "granted")
     link = urlparse(browser.run("return navigator.clipboard.readText()"))
     assert parse_qs(link.fragment.partition("?")[2]) == {"y": ["ttft_p50"], "filter": ["vllm"]}
-    assert link.path == urlparse(page.as_uri()).path
+    assert (link.scheme, link.path) == ("", page.name), "where the file lies leads nobody else to it"
     browser.open(page, f"#{link.fragment}")
     assert [text(browser, part) for part in ("#points-table", "#plot")] == shown
 

@@ -40,10 +40,15 @@ function makeControls() {
   byId("legend").replaceChildren(...legendButtons());
   byId("columns").append(...[...quantities.values()].map(columnChoice));
   byId("csv").addEventListener("click", downloadCsv);
-  byId("copy-link").addEventListener("click", (event) => copyText(location.protocol === "file:" ? location.hash || FRAGMENT : location.href, event.currentTarget));
+  byId("copy-link").addEventListener("click", (event) => copyText(linkToView(), event.currentTarget));
   byId("reset").addEventListener("click", () => { Object.assign(state, defaults); update(); });
   byId("more-rows").addEventListener("click", () => { rowsShown += 10 * ROWS_AT_ONCE; drawTable(pointsInView()); });
   followPointer(byId("plot"));
+}
+
+// Of a file its name alone: where it lies on this machine leads nobody else to it.
+function linkToView() {
+  return location.protocol === "file:" ? location.pathname.split("/").at(-1) + location.hash : location.href;
 }
 
 // A slider with a field for the exact value; `range` gives its ends, and its far end is no bound.
