@@ -42,7 +42,7 @@ function makeControls() {
   byId("csv").addEventListener("click", downloadCsv);
   byId("copy-link").addEventListener("click", (event) => copyText(linkToView(), event.currentTarget));
   byId("reset").addEventListener("click", () => { Object.assign(state, defaults); update(); });
-  byId("more-rows").addEventListener("click", () => { rowsShown += 10 * ROWS_AT_ONCE; drawTable(pointsInView()); });
+  byId("more-rows").addEventListener("click", () => { rowsShown += MORE_ROWS; drawTable(pointsInView()); });
   followPointer(byId("plot"));
 }
 
