@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from analysis.points import Layout, listed
+from analysis.point_names import Layout, listed
 from analysis.quantities import LabelledColumn
 from analysis.statistics.standings import Standing, question_columns
 from sweep.base.wording import count

@@ -17,8 +17,9 @@ from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import COLOURS, GRID, INK, MUTED, SavedFigure, draw_all
-from analysis.points import listed
+from analysis.point_names import listed
 from analysis.quantities import definitions
+from analysis.report.models import models_table
 from analysis.report.page import Lead, is_explorable, page
 from analysis.report.page_data import page_data
 from analysis.report.tables import (
@@ -101,6 +102,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "findings": Table(JUDGED, judgements) if (judgements := judge_run(results)) else None,
         "study": study_of(run.name),
         "study_differences": study_differences(results),
+        "models": models_table(results),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),
         "explained": explained_tables(results),

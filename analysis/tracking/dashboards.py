@@ -13,7 +13,7 @@ import wandb_workspaces.workspaces as workspaces
 
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
-from analysis.points import spaced
+from analysis.point_names import spaced
 from analysis.report.tables import answers_table
 from analysis.results import RunResults
 from analysis.summary import key_columns
