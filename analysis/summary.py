@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from analysis.headline import ASKED, HEADLINE, STEADY
 from analysis.load import Run
@@ -187,6 +188,8 @@ def _order(points: pd.DataFrame, run: Run) -> Positions:
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     by = [column for column in ASKED if column in points]
+    axes = [str(key) for key in points if str(key).partition(".")[0] in ASKED and "." in str(key)]
+    by += [key for key in axes if is_numeric_dtype(points[key])]  # of lengths, say: 32, 64, 128
     return np.asarray(by_engine.sort_values(by, kind="stable").index, np.int64)
 
 

@@ -59,6 +59,7 @@ class Explanation:
     total: Change
     parts: tuple[Part, ...]
     interactions: tuple[tuple[str, Change], ...] = ()
+    branches: tuple[Part, ...] = ()  # steps beside a ladder's way; each gain is over the step in `change`
     notes: tuple[str, ...] = ()
 
 
@@ -95,7 +96,7 @@ def _explained(
             yield (
                 _of_factorial(design, quantity, model)
                 if isinstance(design, Factorial)
-                else _of_ladder(design, quantity, model)
+                else _of_ladder(design, quantity, model, launches.contests)
             )
 
 
@@ -136,7 +137,7 @@ class _Model(NamedTuple):
 # Ladders -------------------------------------------------------------------------------------------------------------
 
 
-def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model) -> Explanation:
+def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model, contests: Contests) -> Explanation:
     unit = np.eye(len(design.points))
     steps, total = unit[1:] - unit[:-1], unit[-1] - unit[0]
     parts = [
@@ -145,13 +146,30 @@ def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model) -> Expla
             design.steps[1:], _gains(model, steps, len(steps)), _shares(model, steps, total), strict=True
         )
     ]
+    ratios = contests.ratios(quantity, [(branch.point, branch.parent_point) for branch in design.branches])
+    branches = [
+        Part(branch.step, branch.parent, Change(*map(float, ratio)), NO_CHANGE)
+        for branch, ratio in zip(design.branches, ratios.T, strict=True)
+        if np.isfinite(ratio[0])
+    ]
     notes = (
         *design.notes,
         "a ladder gives shares in its own order alone: in another order the same steps may have others",
     )
     first, final = np.exp(model.effects[[0, -1]])
     (change,) = _gains(model, total[None], 1)
-    return Explanation("ladder", design.task, quantity, design.steps[0], first, final, change, tuple(parts), (), notes)
+    return Explanation(
+        "ladder",
+        design.task,
+        quantity,
+        design.steps[0],
+        first,
+        final,
+        change,
+        tuple(parts),
+        branches=tuple(branches),
+        notes=notes,
+    )
 
 
 # Factorials ----------------------------------------------------------------------------------------------------------
@@ -194,7 +212,7 @@ def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) ->
         change,
         tuple(parts),
         tuple(_interactions(design, measured, model)),
-        (*design.notes, *_order_notes(order, len(knobs), measured)),
+        notes=(*design.notes, *_order_notes(order, len(knobs), measured)),
     )
 
 
@@ -250,9 +268,12 @@ def _gains(model: _Model, weights: FloatArray, comparisons: int) -> list[Change]
 def _shares(model: _Model, rows: FloatArray, total: FloatArray) -> list[Change]:
     """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·total may be 0.
 
-    The ends are NaN if the whole itself may be zero, so that no share can be ruled out. The value is NaN too if the
-    whole is close to zero, where any part is a large multiple.
+    All are NaN if the whole itself may be zero: of no change nothing has a share. The value is NaN too if the whole is
+    close to zero, where any part is a large multiple.
     """
+    (change,) = _gains(model, total[None], 1)
+    if change.low <= 1 <= change.high:
+        return [NO_CHANGE] * len(rows)
     sums, size = rows @ model.effects, float(total @ model.effects)
     if not np.abs(sums).max(initial=0.0) < WIDEST_SHARE * abs(size):
         return [NO_CHANGE] * len(rows)

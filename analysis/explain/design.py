@@ -54,6 +54,15 @@ class Factorial:
         return frozenset(knob.key for knob in self.knobs)
 
 
+class Branch(NamedTuple):
+    """A step beside the way to a ladder's last step, and the step that it is on top of."""
+
+    step: str
+    parent: str
+    point: int
+    parent_point: int
+
+
 @dataclass(frozen=True)
 class Ladder:
     """The points of one task from a ladder's lowest step to its last."""
@@ -61,6 +70,7 @@ class Ladder:
     task: str
     steps: tuple[str, ...]
     points: tuple[int, ...]
+    branches: tuple[Branch, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -96,7 +106,7 @@ def _load(layout: Layout, point: "pd.Series[Any]") -> str:
 
 
 def _ladder(task: str, group: pd.DataFrame) -> Ladder:
-    """The way from the lowest step to the plan's last; steps beside it are named in a note."""
+    """The way from the lowest step to the plan's last, and the steps beside it."""
     steps = group.dropna(subset=[LADDER])
     parents = {str(step): parent for step, parent in zip(steps[LADDER], steps[PARENT], strict=True)}
     position = {str(step): int(index) for step, index in zip(steps[LADDER], steps.index, strict=True)}
@@ -108,10 +118,12 @@ def _ladder(task: str, group: pd.DataFrame) -> Ladder:
     notes = []
     if isinstance(step, str):
         notes.append(f"{task}: {step} has no result, so that the ladder is explained from {path[-1]} on")
-    if beside := [name for name in parents if name not in path]:
-        notes.append(f"{task}: not below {path[0]}, and so in no share: {', '.join(beside)}")
     path.reverse()
-    return Ladder(task, tuple(path), tuple(position[name] for name in path), tuple(notes))
+    beside = [(name, str(parent)) for name, parent in parents.items() if name not in path]
+    branches = tuple(
+        Branch(name, parent, position[name], position[parent]) for name, parent in beside if parent in position
+    )
+    return Ladder(task, tuple(path), tuple(position[name] for name in path), branches, tuple(notes))
 
 
 # Factorials ----------------------------------------------------------------------------------------------------------

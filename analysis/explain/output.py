@@ -64,9 +64,13 @@ PART_COLUMNS: tuple[Column[PartRow], ...] = (
     Column("task", "model, workload and load, as far as the run has several", lambda row: row.explanation.task),
     Column("column", "the explained column of trials.parquet", lambda row: row.explanation.quantity.column),
     Column("against", "the point from which the whole gain is measured", lambda row: row.explanation.begin),
-    Column("entry", "part (a knob, a step, the engine), whole or interaction (of two knobs)", lambda row: row.entry),
+    Column(
+        "entry",
+        "part (a knob, a step, the engine), whole, interaction (of two knobs) or branch (a step)",
+        lambda row: row.entry,
+    ),
     Column("name", "the part's name; for an interaction both knobs", lambda row: row.part.name, heading="what", **KEY),
-    Column("change", "the knob's new setting", lambda row: row.part.change or None),
+    Column("change", "the knob's new setting; of a branch, the step below it", lambda row: row.part.change or None),
     view("set to", lambda row: row.part.change, kind="text"),
     Column("gain", "factor; the parts' factors multiply to the whole", lambda row: row.part.gain.value),
     Column("gain_ci_low, gain_ci_high", "95 % interval, for all parts at once", lambda row: row.part.gain[1:]),
@@ -95,6 +99,11 @@ def parts_table(explanation: Explanation, title: str = "") -> Table[PartRow]:
     return Table(columns, [PartRow(explanation, *entry) for entry in entries], title)
 
 
+def branch_lines(explanation: Explanation) -> list[str]:
+    """Each step beside the way to a ladder's last one, with its gain over the step below it."""
+    return [f"{part.name}: {_both(part.gain)} that of {part.change}" for part in explanation.branches]
+
+
 def remarks(explanations: Sequence[Explanation]) -> list[str]:
     """The notes on the explanations of one table or several, each once."""
     return list(dict.fromkeys(note for explanation in explanations for note in explanation.notes))
@@ -117,4 +126,7 @@ def explanation_output(explanations: Sequence[Explanation]) -> Output:
         parts.append(table)
         if pairs:
             parts.append(Line(f"together × each alone: {'; '.join(interaction_lines(explanation))}", "dim"))
+        if beside := branch_lines(explanation):
+            rows += [PartRow(explanation, "branch", part) for part in explanation.branches]
+            parts.append(Line(f"not on the way to the end: {'; '.join(beside)}", "dim"))
     return Output([*parts, *(Line(note, "dim") for note in remarks(explanations))], Table(PART_COLUMNS, rows))

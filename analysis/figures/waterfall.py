@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
-from analysis.explain.output import END, share_text
+from analysis.explain.output import END, factor, share_text
 from analysis.load import Run
 from analysis.plotting.figure_files import COLOURS, INK, MUTED, PANEL, panels
 from analysis.point_names import MOST_PANELS, Layout
@@ -31,7 +31,9 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     names = _row_names(explained)
     titles = [next(iter(column.values())).task for column in columns]
     size = (WIDTH, 0.35 + BAR_HEIGHT * len(names))
-    figure, axes = panels(titles, "What bought the gain", [], rows=len(quantities), size=size)
+    established = _finding(explained[0])
+    figure, axes = panels(titles, established or "What bought the gain", [], rows=len(quantities), size=size)
+    figure.set_label(established)
     for column, of_design in zip(columns, axes, strict=True):
         for quantity, ax in zip(quantities, of_design, strict=True):
             if quantity in column:
@@ -39,6 +41,16 @@ def draw(run: Run, layout: Layout) -> Figure | None:
             else:
                 ax.set_visible(False)
     return figure
+
+
+def _finding(explanation: Explanation) -> str:
+    """The whole gain and the largest part of it; empty if there may be none."""
+    total = explanation.total
+    if not total.low > 1 and not total.high < 1:
+        return ""
+    largest = max(explanation.parts, key=lambda part: abs(np.log(part.gain.value)))
+    gain = f"{explanation.quantity.short} {factor(total)} that of {explanation.begin}"
+    return f"{explanation.task}: {gain}, most of it by {largest.name} ({factor(largest.gain)})"
 
 
 def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]:
@@ -55,7 +67,7 @@ def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]
 
 def _row_names(explained: Sequence[Explanation]) -> list[str]:
     """The names of all bars, each once: panels share the axis, and a task may have only some of the steps."""
-    names = [[each.begin, *(part.name for part in each.parts)] for each in explained]
+    names = [[each.begin, *_with_branches(each)] for each in explained]
     names.sort(key=len, reverse=True)  # the longest branch gives the order
     return [*dict.fromkeys(name for of_one in names for name in of_one), END]
 
@@ -67,6 +79,7 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
     """
     scale, is_lower_better = explanation.quantity.scale, explanation.quantity.better == "lower"
     level = explanation.first * scale
+    levels = {explanation.begin: level}
     limits = _limits(explanation)
     ax.barh(names.index(explanation.begin), level, color=MUTED, height=0.6)
     for part in explanation.parts:
@@ -76,14 +89,19 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
         certain = bool(np.isfinite(part.gain.low) and np.isfinite(part.gain.high))
         if certain:
             _interval(ax, level * part.gain.low, level * part.gain.high, row, limits)
+        share = f" ({share_text(part.share)})" if np.isfinite(part.share.value) else ""
         ax.annotate(
-            f"{part.gain.value:.3g}× ({share_text(part.share)}){'' if certain else ', no interval'}",
+            f"{part.gain.value:.3g}×{share}{'' if certain else ', no interval'}",
             (max(level, after), row),
             xytext=(4, 5),
             textcoords="offset points",
             fontsize=7,
         )
-        level = after
+        level = levels[part.name] = after
+    for branch in explanation.branches:
+        if (below := levels.get(branch.change)) is not None:
+            levels[branch.name] = below * branch.gain.value
+            _branch(ax, below, levels[branch.name], names.index(branch.name))
     ax.barh(names.index(END), level, color=MUTED, height=0.6)
     ax.set_xlim(*limits)  # first: a scale looks for limits, and equal levels have none
     ax.set_xscale("log")
@@ -94,6 +112,22 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=explanation.quantity.axis)
     ax.grid(visible=False, axis="y")
+
+
+def _branch(ax: Axes, below: float, after: float, row: int) -> None:
+    """A hollow bar from the level of the step below: a step on which nothing else stands."""
+    ax.barh(row, after - below, left=below, facecolor="none", edgecolor=MUTED, linestyle=(0, (3, 2)), height=0.6)
+    text = f"{after / below:.3g}×, a branch"
+    ax.annotate(text, (max(below, after), row), xytext=(4, 5), textcoords="offset points", fontsize=7)
+
+
+def _with_branches(explanation: Explanation) -> list[str]:
+    """The names of the parts, each followed by the branches on top of it."""
+    names: list[str] = []
+    on_top = [*((branch.name, branch.change) for branch in explanation.branches)]
+    for part in (explanation.begin, *(part.name for part in explanation.parts)):
+        names += [part, *(name for name, parent in on_top if parent == part)]
+    return [*names[1:], *(name for name, _ in on_top if name not in names)]
 
 
 def _limits(explanation: Explanation) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from analysis.plotting.figure_files import (
     line_style,
     panels,
 )
+from analysis.plotting.finding import finding
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
@@ -55,14 +56,16 @@ def against_load(
     lines = [line for line in layout.coloured if line in present]
     if not lines:
         return None
-    also = also if also in layout.points else None
+    also = also if also in layout.points and layout.points[also].notna().any() else None
     replicates = layout.visible(run.ok)
     if column not in replicates or len(replicates) > MOST_REPLICATES:
         replicates = replicates.head(0).assign(**{column: np.nan})
     size = PANEL if layout.x else (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
     handles = [] if layout.x is None else [legend_entry(layout, line) for line in lines]
     handles += _explanations(layout, shown, also, lines)
-    figure, axes = panels(layout.visible_panels, _heading(layout, shown), handles, size=size)
+    established = finding(layout, shown)
+    figure, axes = panels(layout.visible_panels, established or _heading(layout, shown), handles, size=size)
+    figure.set_label(established)
     means = [_scaled(layout.points[layout.points["line"].isin(lines)], name, shown) for name in (column, also) if name]
     values = np.concatenate([*means, _scaled(replicates, column, shown)])  # all except whiskers
     for index, (title, (ax,)) in enumerate(zip(layout.visible_panels, axes, strict=True)):
@@ -163,14 +166,13 @@ def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatAr
 
 
 def load_axis(ax: Axes, layout: Layout, panel: str) -> None:
-    """Label x and scale it to the points of all panels with the same x, so that panels can be compared."""
+    """Label x and scale it to the panel's own points."""
     ax.grid(visible=False, axis="x")
     ax.set_xlabel(layout.axis(panel))
     if panel not in layout.x_labels:
         ax.set_xticks([])
         return
-    same = layout.points["panel"].map(layout.x_labels) == layout.x_labels[panel]
-    values = np.unique(layout.points.loc[same, layout.x].dropna().to_numpy(np.float64))
+    values = np.unique(layout.points.loc[layout.points["panel"] == panel, layout.x].dropna().to_numpy(np.float64))
     if values[0] > 0 and values[-1] / values[0] >= BASE_2_FROM:
         ax.set_xscale("log", base=2)
         ax.set_xlim(values[0] / 1.25, values[-1] * 1.25)

@@ -9,6 +9,7 @@ import importlib
 import io
 import math
 import pkgutil
+import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # one for each use of the colours:
 PANEL = (2.45, 2.0)  # inches, the axes alone
 NARROWEST = 4.5  # inches, of all axes together
 GAPS = (0.32, 0.6)  # inches between axes
-PANELS_IN_A_ROW = 4
-LETTER = 0.085  # inches, on average
+PANELS_IN_A_ROW = 2  # two figures stand beside each other on a screen, and a phone shrinks one by little
+LETTER, HEADING_LETTER = 0.085, 0.1  # inches, on average
 
 _STYLE = {
     "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -66,6 +67,7 @@ class SavedFigure:
     name: str
     caption: str
     svg: str
+    finding: str  # its title where one is established; the figure's own label
 
 
 def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None) -> list[SavedFigure]:
@@ -80,7 +82,7 @@ def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None)
                     (paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
             else:
                 caption = (module.__doc__ or name).strip().splitlines()[0]
-                saved.append(SavedFigure(name, caption, _save(paths, name, figure)))
+                saved.append(SavedFigure(name, caption, _save(paths, name, figure), str(figure.get_label())))
     return saved
 
 
@@ -129,7 +131,7 @@ def panels(
     entry_width = max([0.6 + LETTER * len(str(entry.get_label())) for entry in handles], default=1.0)
     figure.legend(
         handles=handles,
-        title=heading,
+        title=textwrap.fill(heading, int(width / HEADING_LETTER)),
         title_fontproperties={"size": 11.5, "weight": "bold"},
         alignment="left",
         loc="lower left",

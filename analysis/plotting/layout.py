@@ -19,6 +19,7 @@ from analysis.statistics.standings import Standing
 from analysis.summary import key_columns
 from sweep.base.records import LOAD_COLUMNS
 
+OF_STEP = ("backend", "gateway")  # first parts of the keys that a ladder's steps set
 MOST_LINES = 21  # distinguishable by colour, marker and dash
 
 
@@ -28,7 +29,7 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     varying = [key for key in keys if points[key].nunique(dropna=False) > 1]
     if "ladder" in varying:  # its steps name the settings that they change
         by_step = points.groupby("ladder", dropna=False)
-        varying = [key for key in varying if not key.startswith("backend.") or _differs(by_step[key])]
+        varying = [key for key in varying if key.split(".")[0] not in OF_STEP or _differs(by_step[key])]
     x = _x_column(points, varying)
     if x in LOAD_COLUMNS:
         varying = [key for key in varying if key.removeprefix("load.") not in LOAD_COLUMNS]
@@ -39,9 +40,9 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     zipped = [
         key
         for key in varying
-        if by_x is not None and key != x and is_numeric_dtype(points[key]) and not _differs(by_x[key])
+        if by_x is not None and key != x and is_numeric_dtype(points[key]) and _follows(points, key, by_x, x)
     ]
-    rest = [key for key in varying if key != x and key not in zipped]
+    rest = [key for key in varying if key != x and key not in zipped and not _of_workload(points, key)]
     of_task = [key for key in rest if key.split(".")[0] in ASKED]
     of_engine = [key for key in rest if key not in of_task]
     points = points.assign(panel=_names(points, of_task, "workload"), line=_names(points, of_engine, "backend"))
@@ -60,6 +61,21 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
         zipped=zipped,
         coloured=_coloured_lines(points, lines, run.baseline),
     )
+
+
+def _follows(points: pd.DataFrame, key: str, by_x: Any, x: str | None) -> bool:
+    """True if x gives the key's value, for all points or for those of the only engines that have it."""
+    if not _differs(by_x[key]):
+        return True
+    engines = points[points[key].notna()].groupby("backend")
+    return bool((engines[key].nunique() > 1).all()) and not _differs(
+        points.groupby(["workload", "load", x, "backend"], dropna=False)[key]
+    )
+
+
+def _of_workload(points: pd.DataFrame, key: str) -> bool:
+    """True for a workload's setting that has one value in each workload, whose name says as much."""
+    return key.startswith("workload.") and not _differs(points.groupby("workload")[key])
 
 
 def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) -> list[str]:
@@ -85,6 +101,7 @@ def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
         for key in varying
         if is_numeric_dtype(points[key])
         and points[key].nunique() > 1
+        and not _of_workload(points, key)
         and (key in LOAD_COLUMNS or not _differs(points[key].isna().groupby([points["workload"], points["load"]])))
     ]
 

@@ -22,6 +22,7 @@ from analysis.table import one_line
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
+MOST_WARNINGS = 3  # open under "What to doubt"; the others are closed
 SECTION = re.compile(r'<section[^>]* id="([a-z]+)"[^>]*>\s*<h2[^>]*>(.*?)</h2>')
 CODE = re.compile(r"`([^`]+)`")
 
@@ -46,6 +47,7 @@ TEMPLATES.filters |= {"code_marked": code_marked, "one_line": one_line}
 TEMPLATES.globals |= {
     "confidence": f"{CONFIDENCE:.0%}",
     "largest_table": LARGEST_TABLE,
+    "most_warnings": MOST_WARNINGS,
     "listed": listed,
     "more_points": _more_points,
 }

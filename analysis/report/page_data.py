@@ -119,9 +119,10 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
     if "output_throughput" in points:
         ends = [points[f"output_throughput{end}"] / count for end in INTERVAL_ENDS]
         unit = "tokens/s per GPU" if gpus.max(initial=0) > 0 else "tokens/s"
-        name = "Throughput per GPU" if gpus.max(initial=0) > 0 else "Throughput of the machine"
+        usual = label("output_throughput")
+        name, short = ("Throughput per GPU",) * 2 if gpus.max(initial=0) > 0 else (usual.label, usual.short)
         declared = _declared(PER_GPU, name, unit, "higher", ends)
-        yield {**declared, **_intervals(points, "output_throughput")}
+        yield {**declared, "short": short, **_intervals(points, "output_throughput")}
     if "tpot_p50" in points and points["tpot_p50"].gt(0).any():
         times = [points[f"tpot_p50{end}"] for end in INTERVAL_ENDS]
         value, low, high, new_low, new_high = (1 / each.where(each > 0) for each in times)
@@ -130,6 +131,8 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
         yield {**declared, **_intervals(points, "tpot_p50"), "short": "Speed per user"}
     with_failures = points[points["failed"] > 0]
     for labelled in _measured_columns(points, percentiles):
+        if labelled.column == "output_throughput" and count.max(initial=1) == 1:
+            continue  # on one GPU, or none, it is the throughput above
         ends = [points[f"{labelled.column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
         lost = {
             index: text[0]

@@ -73,7 +73,7 @@ def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
         view("its figure", lambda answer: figure(answer, answer.best) if answer.best else NONE),
         view("headroom", best_headroom),
         view("runner-up", _runner_up, kind="text"),
-        view("ahead of it", lambda answer: advantage(answer, rival) if (rival := _rival(answer)) else NONE),
+        view("lead", lambda answer: advantage(answer, rival) if (rival := _rival(answer)) else NONE),
         view("how sure", _certainty, kind="text wide"),
     ]
     if not any(answer.question.bounds for answer in answers):

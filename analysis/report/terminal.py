@@ -10,9 +10,10 @@ import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from analysis.answers.deciding import answers
+from analysis.answers.optimum import leading_sentence
 from analysis.answers.output import lines as answer_lines
 from analysis.answers.question import TaskAnswer
-from analysis.answers.sentences import BY_LAUNCHES, advantage, lead, range_text
+from analysis.answers.sentences import BY_LAUNCHES, advantage, range_text
 from analysis.point_names import listed
 from analysis.report.models import models_table
 from analysis.report.tables import (
@@ -57,7 +58,7 @@ class Summary:
         """Yield as many rows as the screen has room for, and a few at least."""
         heading = Line(run_heading(self.results), "bold")
         doubtful = doubts(self.results, options.max_width)
-        answer = Line(lead(self.answers) or "no trial has a result", "bold green")
+        answer = Line(leading_sentence(self.results, self.answers) or "no trial has a result", "bold green")
         below = [Line(""), answer, *further(self.results, self.answers)]
         lines = [heading, *([Line(""), *doubtful] if doubtful else []), *below]
         room = SCREEN - sum(len(console.render_lines(part, options)) for part in lines)

@@ -75,7 +75,14 @@ def run_findings(results: RunResults) -> Output:
         return Output([Line(f"{results.run.name}: follows no published study; these experiments do: {named}")], judged)
     conditions = "; ".join(f"{key}: {condition}" for key, condition in study.conditions.items())
     parts = [Line(study.title, "bold"), Line(f"there: {conditions}"), Line(run_conditions(results))]
-    return Output([*parts, *run_parts(results)], judged)
+    differences = [Line(f"not as published: {text}") for text in study_differences(results)]
+    return Output([*parts, *run_parts(results), *differences], judged)
+
+
+def study_differences(results: RunResults) -> list[str]:
+    """Where the run is not what its study published: `vllm: …`."""
+    by_backend = results.run.experiment.get("study_differences") or {}
+    return [f"{backend}: {reason}" for backend, reasons in by_backend.items() for reason in reasons]
 
 
 def run_parts(results: RunResults) -> list[Line | Table[Any]]:

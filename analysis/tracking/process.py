@@ -14,8 +14,6 @@ from typing import IO, Any
 
 from requests.utils import get_netrc_auth
 
-LOAD = "load_size"  # the step of headline figures: batch size, users or requests/s
-
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
     """Track the trials of `messages`, whose first entry is the settings; print each fault in one line."""
@@ -61,22 +59,15 @@ def track(
 ) -> None:
     """Log one trial as one run: config, telemetry as history over the trial's time, the row's figures as summary.
 
-    The headline figures are also history over the load: a default panel shows history alone.
-
     A trial retried in the same folder has the same id. Without `resume` it replaces the earlier run, on the server and
     when offline runs are synced in order.
     """
     run = begin_run(settings, mode, described)
     try:
         run.define_metric("time", hidden=True)
-        run.define_metric(LOAD, hidden=True)
         run.define_metric("*", step_metric="time", summary="none")  # the last reading says nothing about a trial
-        for name in described["headline"]:
-            run.define_metric(name, step_metric=LOAD, summary="last")
         for point in history(telemetry):
             run.log(point)
-        if described["headline"]:
-            run.log({LOAD: described["load"], **described["headline"]})
         run.summary.update(described["summary"])
     finally:
         run.finish(exit_code=0 if described["ok"] else 1)

@@ -19,24 +19,24 @@ from pathlib import Path
 from typing import Any
 
 from analysis.headline import HEADLINE
+from analysis.quantities import labelled_column
 from analysis.tracking import process
 from sweep.base.config import Tracking, import_path
-from sweep.base.records import LOAD_COLUMNS, Sample
+from sweep.base.records import Sample
 from sweep.disk import row as trial_row
+from sweep.numbers.quantities.goodput import BOUNDED
+from sweep.numbers.quantity import percentile_name
 
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 20.0  # s to reach the server
 CLOSE_TIMEOUT = 120.0  # s for uploading what is left
-LONG_TEXTS = (
-    "log_tail",
-    "settings",
-    "digests",
-    "engine_facts",
-    "telemetry_sources",
-    "versions",
-    "hardware",
-)  # not in the summary
+MOST_KEYS = 40  # of a run's summary
+OUTCOME = ("outcome", "reason", "warnings", "attempt", "num_requests", "num_failed", "duration", "client_stamp_source")
+ALSO = (
+    *("total_throughput", "request_throughput", "goodput_share", "kv_cache_usage_max", "memory_peak_bytes"),
+    *("agreement", "quality", "acceptance_rate", "prefix_hit_rate", "preemptions", "launch_seconds"),
+)
 LONGEST_NAME = 128  # characters that W&B takes
 
 
@@ -52,15 +52,17 @@ class Tracker:
             "folder": str(folder),
             "init_timeout": init_timeout,
         }
-        self._folder = folder
+        self._folder, self._sends_trials = folder, config.trials
         self._messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
         self._warned = self._tracked = False
 
     def log_trial(self, row: Mapping[str, Any], telemetry: Sequence[Sample]) -> None:
-        """Track a trial: its row, and its telemetry as history. Returns at once."""
+        """Track a trial, unless the sweep alone is tracked: its row, and its telemetry as history. Returns at once."""
+        self._tracked = True
+        if not self._sends_trials:
+            return
         try:
-            self._tracked = True
             if self._process is None:
                 self._start()
             self._messages.put(json.dumps({"run": wandb_run(row), "telemetry": list(telemetry)}, default=str))
@@ -85,6 +87,9 @@ class Tracker:
         """Send the whole run, with its report, after its trials; return the outcome, line by line."""
         if not self._tracked:
             return []
+        if not self._sends_trials:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            process.keep_destination(self._settings)
         command = [sys.executable, "-P", "-m", "analysis", "wandb", str(run), "--no-trials"]
         try:
             environ = {**os.environ, "PYTHONPATH": import_path()}
@@ -141,7 +146,8 @@ class Tracker:
 def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
     """A trials row as a W&B run: its settings as config, its outcome as summary."""
     percentiles = trial_row.percentiles_of([row])
-    asked, schema = trial_row.asked_columns(), trial_row.schema(percentiles)
+    asked = trial_row.asked_columns()
+    schema = trial_row.schema(percentiles)
     # Where the engine took its own stamps, latencies leave out the way to the client.
     hidden = trial_row.latency_columns(percentiles) if row.get("client_stamp_source") == "engine" else set()
     values = {key: value for key, value in row.items() if value is not None and key not in hidden}
@@ -153,11 +159,21 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
         "job_type": row.get("backend"),
         "tags": [str(values[key]) for key in ("backend", "workload", "outcome") if key in values],
         "config": {**axes, **config},  # W&B groups and filters by names of letters, digits and underscores alone
-        "load": next((values[key] for key in LOAD_COLUMNS if key in values), 0),
-        "headline": {f"{row.get('workload')}/{key}": values[key] for key in HEADLINE if key in values},
-        "summary": {key: value for key, value in values.items() if key in schema and key not in (*asked, *LONG_TEXTS)},
+        "summary": dict(_shown(key, values[key]) for key in _summarised(percentiles) if key in values),
         "ok": row.get("outcome") == "ok",
     }
+
+
+def _summarised(percentiles: Sequence[float]) -> list[str]:
+    """The columns in a run's summary: what decides, few enough to read; trials.parquet in the artifact has all."""
+    latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
+    return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *ALSO]))[:MOST_KEYS]
+
+
+def _shown(column: str, value: Any) -> tuple[str, Any]:
+    """A column's name and value on W&B: latencies in milliseconds, as everywhere else."""
+    labelled = labelled_column(column)
+    return (f"{column}_ms", value * labelled.scale) if labelled and labelled.unit == "ms" else (column, value)
 
 
 def run_name(row: Mapping[str, Any]) -> str:

@@ -191,6 +191,7 @@ class Tracking(Strict):
     kind: Literal["none", "wandb"]
     project: str = "sweep"
     entity: str | None = None
+    trials: bool = True  # a run for each trial beside the sweep's own
 
 
 class Client(Strict):

@@ -6,6 +6,7 @@ import os
 import shlex
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,7 @@ from sweep.base.config import (
 from sweep.base.exits import Outage
 from sweep.base.masking import masked_here, masked_message, secret_values
 from sweep.base.options import ConfigPath
+from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
@@ -236,8 +238,11 @@ def _run_locked(
         console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
     if result.interrupted:
-        with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
-        console.print(f"interrupted: {with_row} of {count(len(plan.trials), 'trial')} finished; {remedy}")
+        ends = Counter(ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows)
+        lost = ends.total() - ends[Outcome.OK]
+        without = f", {lost} ended without one" if lost else ""
+        results = f"{ends[Outcome.OK]} of {count(len(plan.trials), 'trial')} have a result{without}"
+        console.print(f"interrupted: {results}; {remedy}")
     elif result.unfinished:
         console.print(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
     return exit_status(plan, ledger, result.interrupted, result.unfinished)

@@ -122,6 +122,14 @@ class Plan:
         per_replicate = launched_per_replicate(self.settings, len(self.deployments))
         return [launch for deployment in self.deployments for launch in deployment.launches(per_replicate)]
 
+    @property
+    def study_differences(self) -> dict[str, tuple[str, ...]]:
+        """Where the plan is not what its study published, by backend; without a GPU it is another form altogether."""
+        if self.settings.hardware.platform != "cuda":
+            return {}
+        backends = {deployment.backend.name for deployment in self.deployments}
+        return {name: reasons for name, reasons in self.settings.study_differences.items() if name in backends}
+
     def entries(self, command: str) -> Iterator[dict[str, Any]]:
         """The entries of plan.jsonl: the experiment, then every deployment, each followed by its trials."""
         yield {
@@ -133,6 +141,7 @@ class Plan:
             "replicates": self.settings.replicates,
             "launches": len(self.launches),
             "replaced": self.replaced,
+            "study_differences": self.study_differences,
             "origins": self.origins,
             "command": command,
             "hardware": self.settings.hardware.model_dump(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sweep.base.config import cache_directory
 from sweep.base.wording import count
+from sweep.gateway.settings import Gateway
 from sweep.plan.capacity.demand import SAMPLE, input_lengths
 from sweep.plan.capacity.footprint import planned_launch
 from sweep.plan.capacity.plan_points import plan_points
@@ -23,9 +24,8 @@ def point_details(plan: Plan) -> Iterator[str]:
         yield f"{deployment.deployment_id}  {deployment.describe()}"
         platform = plan.settings.hardware.platform
         yield from (f"  {line}" for line in _engine(deployment, platform))
-        if platform == "cuda":
-            departures = plan.settings.study_differences.get(deployment.backend.name, ())
-            yield from (f"  not as published: {reason}" for reason in departures)
+        for reason in plan.study_differences.get(deployment.backend.name, ()):
+            yield f"  not as published: {reason}"
         for trials in deployment.points():
             label = trials[0].describe_point()
             demand = demands.get((deployment.deployment_id, label), "memory and time cannot be estimated")
@@ -47,11 +47,25 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
     context = getattr(model, "context", None)
     if backend.replicas > 1:
         yield f"{backend.replicas} replicas of it behind the router ({deployment.gateway.routing})"
+    yield from _gateway(deployment)
     gpus = f"{count(deployment.gpu_count, 'GPU')} ({deployment.accelerator or 'any'})" if platform == "cuda" else "CPU"
     dtype = "that of the weights" if launch.dtype == "auto" else launch.dtype
     longest = f"{context} tokens" if context else "that of the model"
     packages = f"; environment {deployment.environment.name}" if deployment.environment else ""
     yield f"dtype: {dtype}; context: {longest}; on {gpus}{packages}"
+
+
+def _gateway(deployment: Deployment) -> Iterator[str]:
+    """What a gateway in front of the engine does to requests; nothing without one."""
+    gateway = deployment.gateway
+    if isinstance(gateway, Gateway):
+        clip, cache = gateway.clip, gateway.cache
+        parts = []
+        if clip.input_tokens or clip.output_tokens:
+            parts.append(f"clip {clip.input_tokens or 'any'}/{clip.output_tokens or 'any'} tokens")
+        if cache is not None:
+            parts.append(f"cache {cache.mode}" + (f" {cache.threshold:g}" if cache.mode == "semantic" else ""))
+        yield f"gateway: {', '.join(parts) or 'passes requests on'}"
 
 
 def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> Iterator[str]:

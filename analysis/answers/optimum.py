@@ -1,0 +1,48 @@
+"""The answer of a run without rivals: the load or length at which its one configuration is fastest."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from analysis.answers.question import TaskAnswer
+from analysis.answers.sentences import caveats, lead
+from analysis.quantities import LabelledColumn, labelled_column
+from analysis.results import RunResults
+from sweep.base.wording import number
+
+THROUGHPUT = "output_throughput"
+MOST_TASKS = 3  # in the sentence
+
+
+def leading_sentence(results: RunResults, answers: Sequence[TaskAnswer]) -> str:
+    """The sentence that is true of all answers; of a run without rivals, where each configuration is fastest."""
+    if any(len(answer.candidates) > 1 or answer.question.bounds for answer in answers):
+        return lead(answers)
+    fastest = list(_fastest(results))[:MOST_TASKS]
+    return "; ".join(fastest) + caveats(answers) if fastest else lead(answers)
+
+
+def _fastest(results: RunResults) -> Iterator[str]:
+    layout, quantity = results.layout, labelled_column(THROUGHPUT)
+    points = layout.points
+    if quantity is None or layout.x is None or THROUGHPUT not in points:
+        return
+    measured = points[points[THROUGHPUT].notna() & points[layout.x].notna()]
+    if "as_offered" in measured:  # what was asked for shows no optimum
+        measured = measured[~measured["as_offered"].eq(True)]
+    for (line, panel), group in measured.groupby(["line", "panel"], sort=False):
+        group = group.sort_values(layout.x, kind="stable")
+        best = group[THROUGHPUT].idxmax()
+        reference = group.index[-1] if best != group.index[-1] else group.index[0]
+        if best == reference:
+            continue
+        task = f", {panel}" if points["panel"].nunique() > 1 else ""
+        where = (
+            f"fastest at {layout.load(points.loc[best])}: {quantity.shown(points.at[best, THROUGHPUT])} {quantity.unit}"
+        )
+        ratio = _ratio_text(results, quantity, (int(best), int(reference)))
+        yield f"{line}{task} is {where}, {ratio} that at {layout.load(points.loc[reference])}"
+
+
+def _ratio_text(results: RunResults, quantity: LabelledColumn, pair: tuple[int, int]) -> str:
+    ratio, low, high = map(float, results.contests.ratios(quantity, [pair])[:, 0])
+    return f"{number(ratio)}×" + ("" if math.isnan(low) else f" ({number(low)} to {number(high)})")
