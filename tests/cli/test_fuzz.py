@@ -80,11 +80,11 @@ def bomb():
         (f"cache_dir: {'x' * 5000}\n", "cache_dir="),
         (
             "grid: {load.batch_size: [true]}\nladder: [{step: a, set: {load.batch_size: 3}}]\n",
-            "load.batch_size: an axis in two of grid, zip and ladder",
+            "load.batch_size: the axis occurs in two of grid, zip and ladder",
         ),
         (
             "grid: {load.batch_size: [1, 2]}\nzip: {load.batch_size: [3, 4]}\n",
-            "load.batch_size: an axis in two of grid, zip and ladder",
+            "load.batch_size: the axis occurs in two of grid, zip and ladder",
         ),
         (f"baseline: {'[' * 3000}{']' * 3000}\n", "brackets within brackets more than 100 deep"),
         (f"baseline: {'{a: ' * 101}1{'}' * 101}\n", "brackets within brackets more than 100 deep"),
