@@ -73,7 +73,7 @@ def bomb():
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (bomb(), "its aliases stand for more than 100,000 values"),
+        (bomb(), "its aliases expand to more than 100,000 values"),
         ("defaults: [{override /load: batch}, {override /load: nope}]\n", "override /load is listed twice"),
         ("cache_dir: ${nope.x}\n", "Interpolation key 'nope.x' not found"),
         ("hydra: {mode: RUN}\n", "hydra: unknown key in experiment/fuzz.yaml"),
@@ -86,8 +86,8 @@ def bomb():
             "grid: {load.batch_size: [1, 2]}\nzip: {load.batch_size: [3, 4]}\n",
             "load.batch_size: the axis occurs in two of grid, zip and ladder",
         ),
-        (f"baseline: {'[' * 3000}{']' * 3000}\n", "brackets within brackets more than 100 deep"),
-        (f"baseline: {'{a: ' * 101}1{'}' * 101}\n", "brackets within brackets more than 100 deep"),
+        (f"baseline: {'[' * 3000}{']' * 3000}\n", "brackets are nested more than 100 deep"),
+        (f"baseline: {'{a: ' * 101}1{'}' * 101}\n", "brackets are nested more than 100 deep"),
     ],
 )
 def test_what_the_fuzz_found_in_experiments(capsys, tmp_path, file, message):
