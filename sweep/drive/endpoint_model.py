@@ -136,14 +136,14 @@ class _Endpoint:
         return names[0]
 
     def _read(self, path: str) -> bytes:
-        """The body of a GET, of bounded size and time. Raises httpx.HTTPError, and ValueError beyond these bounds."""
+        """Return the body of a GET. Raises httpx.HTTPError, also for a body that is too large or arrives too slowly."""
         until, content = time.monotonic() + LONGEST_PROBE, bytearray()
         with self.client.stream("GET", self.origin + path, headers=self.headers) as reply:
             reply.raise_for_status()
             for part in reply.iter_bytes():
                 content += part
                 if len(content) > LARGEST_LIST or time.monotonic() > until:
-                    raise ValueError("its answer does not end")
+                    raise httpx.HTTPError(f"its answer exceeds {LARGEST_LIST:,} bytes or {LONGEST_PROBE:g} s")
         return bytes(content)
 
     def probe(self, model: str, typed: Mapping[str, Any]) -> tuple[list[str], str]:

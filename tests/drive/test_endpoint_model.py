@@ -70,6 +70,9 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
     served.append("another")
     with pytest.raises(ConfigError, match=r"serves org/model-7b, another; give model=NAME of one$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+    monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
+    with pytest.raises(ConfigError, match=r"its answer exceeds 9 bytes or \d+ s; start it, or give model=NAME$"):
+        with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*give model=NAME$"):
         with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
 
