@@ -30,7 +30,7 @@ class Breaker:
         return True
 
     def prepared(self, launch: str) -> float | None:
-        """Record that a preparation worked; return the seconds for which the breaker was open, None if it was closed."""
+        """Record that a preparation worked; return how many seconds the breaker was open, or None."""
         self.preparing.discard(launch)
         opened, self.opened, self.worked = self.opened, None, True
         self.failing.clear()

@@ -396,7 +396,7 @@ class RayExecutor:
             throughput.set(row["output_throughput"], tags={name: str(row[name]) for name in THROUGHPUT_TAGS})
 
     def clean_up(self, marker: str) -> None:
-        """Kill what earlier drivers may have left on any node: engines with this marker, and the tasks that own them."""
+        """Kill what earlier drivers may have left on any node: engines with this marker, and the tasks owning them."""
         self._clean_up_nodes([node.node_id for node in self.nodes], marker)
         ray.wait(self.cleanups, num_returns=len(self.cleanups), timeout=CLEANUP_TIMEOUT)
 

@@ -351,7 +351,7 @@ def test_a_hub_model_is_fetched_without_what_engines_do_not_need(
     configured = HubModel(name="m", repo="org/model", revision="v2")
     said: list[str] = []
     found = configured.prepare(tmp_path / "cache", said.append)
-    assert said[0] == "model m: fetching org/model@v2 unless it is there"
+    assert said[0] == "model m: fetching org/model@v2 unless it is cached"
     assert found.is_relative_to(tmp_path / "cache")
     assert {path.name for path in found.iterdir()} == {path.name for path in folder.iterdir()}
     assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -479,7 +479,7 @@ def test_a_gated_model_needs_the_token_of_the_environment(
 @pytest.mark.parametrize(
     ("repo", "revision", "said"),
     [
-        ("org/model", "v3", r"^model\.revision=v3: not in org/model; expected a branch, tag or commit of it$"),
+        ("org/model", "v3", r"^model\.revision=v3: not in org/model; expected one of its branches, tags or commits$"),
         ("org/nowhere", "main", r"^model\.repo=org/nowhere@main: 401 .*\(a gated model needs HF_TOKEN\)$"),
     ],
 )
