@@ -223,7 +223,7 @@ class Durations(Strict):
 def read_slo(typed: Any) -> dict[str, float] | None:
     """Return the bounds in `ttft=200ms,tpot.p90=0.05s`, or in an equivalent mapping, in seconds.
 
-    aises:
+    Raises:
         ConfigError: for another latency, or a limit without a unit.
     """
     if typed is None:
@@ -325,7 +325,7 @@ def next_time(deadline: str, now: datetime) -> datetime:
 def cache_directory(setting: str | None) -> Path:
     """Return the node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep.
 
-    aises:
+    Raises:
         ConfigError: if a name is too long for a folder.
     """
     if setting:

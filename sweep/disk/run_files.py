@@ -109,7 +109,7 @@ class RunPaths:
 def run_folder(run: str | Path) -> Path:
     """Return the folder of a run that a user gives as a path, as a name under results/, or as the path of its report.
 
-    aises:
+    Raises:
         ConfigError: for anything that cannot be a folder's name, such as the address of an object store.
     """
     if "://" in str(run):

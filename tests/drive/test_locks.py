@@ -393,7 +393,7 @@ def test_unlike_nodes_are_refused_in_one_line():
     backend = configured("vllm")
     assert preflight.surroundings(of_a_cluster("cpu"), nodes).unavailable(backend, "cpu") == (
         "an environment is locked for nodes of one kind: n0 is linux-x86_64-cpu-python3.11, "
-        "n1 is linux-aarch64-cpu-python3.11; choose one kind with cluster.labels"
+        "n1 is linux-aarch64-cpu-python3.11; select nodes of one kind with cluster.labels"
     )
     alike = [nodes[0], nodes[2], nodes[0]]
     assert preflight.unlike_nodes(lambda host: str(host.machine), alike) is None
@@ -423,6 +423,6 @@ def test_nodes_with_other_pythons_share_what_has_its_own(pythons):
     }
     assert refused.pop("vllm") == (
         f"an environment is locked for nodes of one kind: n0 is linux-x86_64-cuda13-python{pythons[0]}, "
-        f"n1 is linux-x86_64-cuda13-python{pythons[1]}; choose one kind with cluster.labels"
+        f"n1 is linux-x86_64-cuda13-python{pythons[1]}; select nodes of one kind with cluster.labels"
     )
     assert refused == {"image": None, "tensorrt_llm": None}
