@@ -122,7 +122,7 @@ def test_an_error_of_ours_while_planning_is_no_bad_input(capsys, tmp_path, monke
     monkeypatch.setattr("sweep.cli.run.results_folder", fail)
     assert main([*INLINE, "attempts=7", "name=s3cr3t-of-mine"]) == 70
     error = capsys.readouterr().err
-    said = "error: an error of sweep itself: ZeroDivisionError: of a check that nobody foresaw; traceback: "
+    said = "error: internal error of sweep: ZeroDivisionError: of a check that nobody foresaw; traceback: "
     assert error.startswith(said)
     assert error.count("\n") == 1
     text = Path(error.removeprefix(said).strip()).read_text()
