@@ -1,7 +1,7 @@
-"""Warnings about results, as data: what makes one, and the checks that need the row of one trial alone.
+"""Warnings about results, as data: their definition, and the checks that need only the row of one trial.
 
-A check is a function with a docstring in the list that it is declared for; its name is the warning's code. Checks that
-compare trials or points are in `analysis.warnings`.
+A check is a function with a docstring, registered in a list; its name is the warning's code. Checks that compare trials
+or points are in `analysis.warnings`.
 """
 
 import inspect
@@ -17,17 +17,17 @@ from sweep.numbers.quantity import BUFFERED, columns
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
-LOW_QUALITY = 0.98  # of the reference's: the gate of the main job
-SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
-MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
+LOW_QUALITY = 0.98  # of the reference's likelihood: the gate of the main job
+SHARED_EVENTS = 0.01  # of the events: above this share they affect the p99 of the gaps
+MISCOUNT = 0.1  # relative difference between the server's token count and the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
-MERGED = 1.05  # tokens to an event
-LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
-CACHED = 0.05  # of the input: the one token that begins all prompts is below it
+MERGED = 1.05  # tokens per event
+LEAST_DEVIATION = 0.001  # of the requested tokens: less is rounding
+CACHED = 0.05  # of the input: the single token that begins all prompts is less
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
-LOW_RATE = 0.95  # of the rate that was offered
+LOW_RATE = 0.95  # of the offered rate
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
@@ -54,23 +54,23 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class WarningKind:
-    """The properties that all warnings of one code share."""
+    """The properties that all warnings with one code share."""
 
     code: str
     severity: Severity
     meaning: str
     remedy: str
-    quantities: tuple[str, ...]  # the columns that it concerns; empty if it concerns all
+    quantities: tuple[str, ...]  # the columns that it concerns; empty: all
     lowest_is_worst: bool
 
     def concerns(self, columns: Collection[str]) -> bool:
-        """Return whether it is about any of these columns."""
+        """Return whether the warning concerns any of these columns."""
         return not self.quantities or not {*self.quantities}.isdisjoint(columns)
 
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason not to take a figure at face value. Without trials or points it concerns the run."""
+    """A reason not to take a figure at face value. Without trials or points, it concerns the whole run."""
 
     kind: WarningKind
     figure: float  # the number behind it
@@ -84,7 +84,7 @@ class ResultWarning:
 
 
 class Evidence(NamedTuple):
-    """The figure that a check found, a message with it, and the trials or points that it concerns."""
+    """The figure that a check found, a message that quotes it, and the trials or points that it concerns."""
 
     figure: float
     message: str
@@ -109,7 +109,7 @@ def register(
     quantities: tuple[str, ...] = (),
     lowest_is_worst: bool = False,
 ) -> Callable[[F], F]:
-    """Return a decorator that adds a check to a list: its name is the code, its docstring the meaning."""
+    """Return a decorator that adds a check to a list; its name is the code, its docstring the meaning."""
 
     def add(function: F) -> F:
         code = function.__name__.replace("_", "-")
@@ -123,14 +123,14 @@ def register(
 
 
 # Checks of one trial -------------------------------------------------------------------------------------------------
-# Their parameters are columns of the row; a check is not called where one without a default is null.
+# Their parameters are columns of the row; a check is skipped if one without a default is null.
 
 TRIAL_CHECKS: list[Check] = []
 _severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity) for severity in Severity)
 
 
 def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECKS) -> list[ResultWarning]:
-    """The warnings about one trial; none if it is no result, which its outcome says."""
+    """Return the warnings about one trial; none for a trial without a result, which its outcome explains."""
     warnings: list[ResultWarning] = []
     for check in checks if row["outcome"] == "ok" else ():
         if any(row.get(name) is None for name in check.required):
@@ -142,7 +142,7 @@ def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECK
 
 
 def warning_codes(row: Mapping[str, Any]) -> list[str]:
-    """The column `warnings` of a trials row."""
+    """Return the column `warnings` of a trials row."""
     return [warning.code for warning in trial_warnings(row)]
 
 
