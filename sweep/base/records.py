@@ -87,6 +87,7 @@ class Request:
     output_tokens: int  # max_tokens
     input_tokens: int = UNKNOWN  # counted by the model's own tokenizer, including special tokens
     phase: Phase = "measured"
+    model: str | None = None  # e.g. a LoRA adapter; None: the trial's own model
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class Record:
     recounted_tokens: int = UNKNOWN  # tokens of the answer, if the model's own tokenizer recounted them
     first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
     cached_tokens: int = UNKNOWN  # tokens of the prompt that the engine reports as cached
+    model: str | None = None  # requested model of workload.models; null if there are none
     gateway_answer: bool = False  # whether the gateway answered, from its cache or an equal request in flight
 
     def __post_init__(self) -> None:
@@ -177,6 +179,7 @@ class Records:
     recounted_tokens: array[int]
     first_answer: array[float]
     cached_tokens: array[int]
+    model: list[str | None]
     gateway_answer: array[int]
 
     def __init__(self) -> None:
