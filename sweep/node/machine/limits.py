@@ -28,7 +28,7 @@ class CpuLimits:
 
 
 def _own_cgroup() -> Path:
-    """The folder of this process's control group (version 2)."""
+    """Return the folder of this process's control group (version 2)."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             if line.startswith("0::"):
