@@ -47,7 +47,7 @@ class ClientDied(Failed):
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """The client's figures about itself, over the measured part of the trial."""
+    """The client's figures about itself, for the measured part of the trial."""
 
     processes: int
     cpu: float  # share of a core that the busiest process used, or of all cores that all used: the larger one

@@ -26,7 +26,7 @@ def process_count(
 
 
 def _busy_processes(mode: Mode, requests: Sequence[Request]) -> int:
-    """Return the processes that the load keeps busy: by its streams or, if requests come by the clock, its tokens."""
+    """Return the processes that the load keeps busy: by its streams or, if requests are timed, by its tokens."""
     by_streams = -(-(mode.most_in_flight() or len(requests)) // STREAMS_A_PROCESS)
     seconds = mode.last_arrival()
     if seconds is None:

@@ -152,7 +152,7 @@ def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
         return _openai_body(target, requests)
     request = requests[0]
     if not isinstance(request.prompt, str):
-        raise ValueError(f"request {request.request_id}: backend.api={target.api} takes text, not token ids")
+        raise ValueError(f"request {request.request_id}: backend.api={target.api} accepts text, not token ids")
     if target.api == "tgi":
         return _tgi_body(target, request)
     body = TYPED_DIALECTS[target.api].body(request.model or target.model, request.prompt, request.output_tokens)
@@ -177,7 +177,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
         content["ignore_eos"] = True
     if target.api == "chat":
         if not isinstance(requests[0].prompt, str):
-            raise ValueError(f"request {requests[0].request_id}: chat takes text, not token ids")
+            raise ValueError(f"request {requests[0].request_id}: chat accepts text, not token ids")
         content["messages"] = [{"role": "user", "content": requests[0].prompt}]
     else:
         prompts = [request.prompt for request in requests]

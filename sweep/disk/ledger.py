@@ -229,21 +229,21 @@ class Ledger:
         self.file.close()
 
     def history(self, trial_id: str) -> TrialHistory:
-        """The failures in a row that a trial's engine answered with, up to its last row."""
+        """Return the consecutive failures in which the trial's engine gave an answer, up to the trial's last row."""
         return self.histories.get(trial_id, TrialHistory())
 
     def valid_row(self, trial_id: str) -> LedgerRow | None:
-        """The trial's last row; None without one, or if its raw data are damaged."""
+        """Return the trial's last row; None if there is none, or its raw data are damaged."""
         return None if trial_id in self.damaged else self.rows.get(trial_id)
 
 
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """All lines except a last one that a crash has cut short."""
+    """Return all lines except a last line that a crash has cut short."""
     return (line for line in lines if line.endswith(b"\n"))
 
 
 def ledger_entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the entries that hold of a ledger's lines, rows with their texts; a row that lacks one is left out."""
+    """Yield the valid entries in a ledger's lines, rows with their texts; a row that lacks a text is left out."""
     texts = Texts()
     for entry in entries(_whole_lines(lines), is_ledger_entry):
         if entry["event"] == "text":
@@ -279,7 +279,7 @@ def _trial_of(line: bytes) -> str | None:
 
 
 def _drop_cut_line(path: Path) -> None:
-    """Remove a last line that a crash has cut short, so that the next entry does not join it."""
+    """Remove a last line that a crash has cut short, so that the next entry does not continue it."""
     if not path.exists():
         return
     with path.open("rb+") as file:

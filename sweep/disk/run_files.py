@@ -85,7 +85,7 @@ class RunPaths:
         self.locks = out / "locks"
 
     def staging(self) -> Path:
-        """A new folder in which a file is written before it appears, named by host and process: nodes share `out`."""
+        """Return a new folder for a file that has not appeared yet, named by host and process: nodes share `out`."""
         return self.out / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
     def attempt(self, deployment_id: str, attempt: str) -> Path:
@@ -113,7 +113,7 @@ def run_folder(run: str | Path) -> Path:
         ConfigError: for anything that cannot be a folder's name, such as the address of an object store.
     """
     if "://" in str(run):
-        needed = "this command needs a folder: sweep copy URL FOLDER brings a run here"
+        needed = "this command needs a folder: sweep copy URL FOLDER copies a run here"
         raise ConfigError(f"RUN={shortened(run)}: {needed}")
     folder = Path(run)
     if folder.name == REPORT_FILE:

@@ -123,7 +123,7 @@ class _Endpoint:
     def served_model(self) -> str:
         """Return the only model that the endpoint serves, according to its own list."""
         path = request_path(self.url, "/v1/models")
-        request = f"backend.url={self.url}: was asked for its model, since no model=NAME is given"
+        request = f"backend.url={self.url}: asked for its model, since no model=NAME is given"
         try:
             names = [str(model["id"]) for model in json.loads(self._read(path))["data"]]
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -101,7 +101,7 @@ ENGINE_SIGNALS = {  # a program causes these itself; other signals are sent to i
 
 
 def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
-    """Return whose fault a failure is; None if the outcome is no failure."""
+    """Return whose fault a failure is; None if the outcome is not a failure."""
     fault = RULES[outcome].fault
     of_others = was_killed(exit) or exit.cause in SURROUNDINGS or is_outage(exit) or exit.blames == Blame.NODE
     of_others |= exit.http in NO_ACCESS

@@ -133,7 +133,7 @@ class RowWriter:
         return {"inputs": content_hash(inputs), "checksums": checksums}
 
     def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
-        """Return whether the table on disk was made from this; a table without a valid stamp is made again."""
+        """Return whether the table on disk was made from these sources; without a valid stamp it is made again."""
         with suppress(FileNotFoundError, ValueError):
             return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == (stamp, True)
         return False

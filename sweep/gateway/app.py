@@ -223,7 +223,7 @@ class GatewayApp:
     # -- beside the requests
 
     async def watch_clients(self) -> None:
-        """Drop clients that leave an answer unread: their engine could serve others meanwhile."""
+        """Drop clients that leave an answer unread, so that their engine can serve others."""
         while True:
             await asyncio.sleep(STALL_CHECK)
             latest = time.monotonic() - self.settings.stall_timeout

@@ -27,7 +27,7 @@ class Clipped(NamedTuple):
 
     @property
     def output_saved(self) -> int:
-        """Tokens of the answer that the client asked for but will not get."""
+        """The tokens of the answer that the client requested but will not get."""
         return self.output_before - self.output_after
 
     @property

@@ -104,7 +104,7 @@ def running_gateway(
     tokenizer_folder: Callable[[], Path | None],
     marker: str,
 ) -> Iterator[RunningGateway | None]:
-    """Start a gateway before these engines, on their cores, with its files in `folder`; yield None without settings.
+    """Start a gateway before these engines, on their cores, with its files in `folder`; yield None if not configured.
 
     Raises LaunchError. `tokenizer_folder` returns the served model's tokenizer, or None if it is unknown; it is called
     only for a bound on the input.

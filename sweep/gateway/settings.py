@@ -37,7 +37,7 @@ class Cache(Strict):
 
 
 class NoGateway(Strict):
-    """No gateway: the client asks the engine itself."""
+    """No gateway: the client talks to the engine directly."""
 
     name: str
 

@@ -19,7 +19,7 @@ class DraftFolder(PathModel):
     def check(self) -> None:
         folder = self._own_tokenizer(Path())
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{self.path}: has no config.json; expected a folder in Hugging Face layout")
+            raise ValueError(f"{self.path}: no config.json; expected a folder in Hugging Face layout")
 
 
 def draft_model(name: str, revision: str | None) -> Model | None:

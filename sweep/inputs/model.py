@@ -279,7 +279,7 @@ class PathModel(Model):
     def check(self) -> None:
         super().check()
         folder = self._own_tokenizer(Path())
-        problem = "has no config.json" if folder.is_dir() else "no such folder"
+        problem = "no config.json" if folder.is_dir() else "no such folder"
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path={self.path}: {problem}; expected a folder in Hugging Face layout")
         if self.tokenizer is None:  # otherwise another tokenizer counts the prompts

@@ -149,7 +149,7 @@ class HubPrompts(Prompts):
     instead: str | None = None  # workload that replaces it if it cannot be fetched and was not typed
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the data set cannot be fetched; None if it is on this machine now. Raises Outage."""
+        """Return why the data set cannot be fetched; None if it is on this machine. Raises Outage if unknown."""
         try:
             self.fetched(cache_dir)
         except Outage:

@@ -84,7 +84,7 @@ def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
     columns = trace_columns(rows[0])
     if columns is None:
         expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
-        raise ConfigError(f"{key}: has no columns with lengths; expected: {expected}")
+        raise ConfigError(f"{key}: no columns with lengths; expected: {expected}")
     faults = {number: fault for number, row in enumerate(rows, 1) if (fault := fault_of_lengths(row, columns))}
     check_faults(faults, len(rows), key, skip)
     cells = ([whole_number(row.get(column)) for column in columns[1:3]] for row in rows)
@@ -119,7 +119,7 @@ def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[F
     except (ValueError, OSError, ArrowException, csv.Error) as error:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
     if not rows:
-        raise ConfigError(f"{key}: is empty; expected at least one line")
+        raise ConfigError(f"{key}: the file is empty; expected at least one line")
     return rows
 
 

@@ -39,7 +39,7 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
         allowed = "a folder or repository that has this file"
-        raise ValueError(f"model.tokenizer={folder}: has no tokenizer.json; expected {allowed}")
+        raise ValueError(f"model.tokenizer={folder}: no tokenizer.json; expected {allowed}")
     # GPT-2 and OPT repositories have these two files instead of a tokenizer.json.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -67,7 +67,7 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     numbers = {f"{kind}_id": tokenizer.token_to_id(_text(config.get(kind))) for kind in kinds}
     ids = {key: number for key, number in numbers.items() if number is not None}
     if "bos_token_id" not in ids:
-        raise ValueError(f"model.tokenizer={folder}: has no bos_token; random weights need one")
+        raise ValueError(f"model.tokenizer={folder}: the tokenizer has no bos_token; random weights need one")
     return ids
 
 

@@ -48,7 +48,7 @@ class Comparison:
         return min(self.ahead or len(self.expected), len(self.expected) - self.position)
 
     def take(self, answer: Sequence[int]) -> None:
-        """Judge an answer to `prefix`, up to its first difference."""
+        """Compare an answer to `prefix` with the reference, up to its first difference."""
         run = 0
         for token in answer[: len(self.expected) - self.position]:
             correct = token == self.expected[self.position]

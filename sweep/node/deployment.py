@@ -286,7 +286,7 @@ def _wait_for_gpu_memory(node: PreparedNode, emit: Emit) -> None:
 def _first_facts(
     work: Work, node: PreparedNode, engines: Sequence[server.Engine], expected: agreement.Reference | str, emit: Emit
 ) -> dict[str, Any]:
-    """Return the facts of an engine and its answers; of replicas, the first one's, and the latest cold start."""
+    """Return the facts of an engine and its answers; for replicas, the first engine's, with the latest cold start."""
     first = [measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout) for engine in engines]
     replicas: dict[str, Any] = {}
     if len(engines) > 1:

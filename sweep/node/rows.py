@@ -1,4 +1,4 @@
-"""The rows of trials: measured, never measured, and judged again when the plan around them has changed."""
+"""The rows of trials: measured, never measured, or recomputed after the plan around them has changed."""
 
 import json
 from collections.abc import Iterable, Mapping

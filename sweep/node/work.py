@@ -1,4 +1,4 @@
-"""The work that a node is given, and the node and engine that it is done on."""
+"""The work that a node is given, and the node and the engine that do it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

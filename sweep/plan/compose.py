@@ -356,7 +356,7 @@ def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, o
 def _check_baseline(
     baseline: Mapping[str, Any] | None, line: CommandLine, coordinates: Sequence[Assignments], before: PlanSpec
 ) -> None:
-    """Check that each key of the baseline is an axis, and each value one of the axis' values.
+    """Check that each key of the baseline is an axis, and each value one of that axis.
 
     A value in the experiment's own baseline may be missing from this run (`backend=vllm`): then nothing is compared.
     """
@@ -372,7 +372,7 @@ def _check_baseline(
 
 
 def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
-    """Reject unknown keys of the experiment and of the command line, which would have no effect."""
+    """Reject unknown keys in the experiment and on the command line, which would have no effect."""
     where = f"experiment={line.experiment}: "
     for key, value in base.items():
         if key == "experiment":

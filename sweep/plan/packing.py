@@ -98,7 +98,7 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
 
 
 def start_order(needs: Iterable[Need]) -> list[Need]:
-    """Return the needs by priority: block by block, and in the last one most GPU-seconds first, then most GPUs."""
+    """Return the needs by priority: block by block; in the last one, most GPU-seconds first, then most GPUs."""
     needs = list(needs)
     last = max((need.block for need in needs), default=0)
 
@@ -109,7 +109,7 @@ def start_order(needs: Iterable[Need]) -> list[Need]:
 
 
 class Packer:
-    """The pending and running launches, and the choice of the next."""
+    """The pending and running launches, and the choice of the launch that starts next."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
         self.pending: dict[Queue, list[tuple[int, Need]]] = {}  # a heap for each queue
@@ -126,7 +126,7 @@ class Packer:
         heapq.heappush(self.pending.setdefault(need.queue, []), (rank, need))
 
     def requeue(self, key: str, avoid: frozenset[str] = frozenset()) -> None:
-        """Put a launch in front of all others; it avoids the nodes `avoid` if there is another."""
+        """Put a launch in front of all others; it avoids the nodes in `avoid` if another could run it."""
         self.front -= 1
         self.needs[key] = self.needs[key]._replace(avoid=avoid)
         self._push(self.front, self.needs[key])
@@ -146,7 +146,7 @@ class Packer:
         return starts
 
     def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[Queue, Node] | None:
-        """Return the queue whose first need ranks highest among those for which a node is free, and the node."""
+        """Return the highest-ranking first need's queue for which a node is free, and the node."""
         busy = {need.endpoint for _, need in self.running.values()} - {None}
         for queue, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
             if heap and (kinds is None or queue.kind in kinds) and queue.endpoint not in busy:
@@ -156,7 +156,7 @@ class Packer:
         return None
 
     def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
-        """Return the node with the least room to spare, so that room for large launches stays together."""
+        """Return the node that would have the least free GPUs left, so that room for large launches stays together."""
         if need.gpus:
             candidates = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and can_run(n, need)]
             return min(candidates, key=lambda node: node.gpus - self.used[node.node_id], default=None)
@@ -170,7 +170,7 @@ class Packer:
         self.tenants[node_id] -= 1
 
     def unschedulable(self, nodes: Sequence[Node]) -> list[Need]:
-        """Return the pending needs that fit none of these nodes even if idle."""
+        """Return the pending needs that fit none of these nodes, even idle ones."""
         return [need for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes) for _, need in heap]
 
     def first_of_each_kind(self) -> list[Need]:
@@ -178,7 +178,7 @@ class Packer:
         return [heap[0][1] for heap in self.pending.values() if heap]
 
     def next_needs(self, nodes: Sequence[Node]) -> list[Need]:
-        """Return the next pending needs, as many as are worth growing the cluster for."""
+        """Return the next pending needs, as many as the cluster should grow for."""
         unschedulable = sorted(heap[0] for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes))
         heaps = [heapq.nsmallest(LOOKAHEAD, heap) for heap in self.pending.values()]
         rest = heapq.nsmallest(LOOKAHEAD, (entry for heap in heaps for entry in heap if entry not in unschedulable))

@@ -46,7 +46,7 @@ def parse_capsules(text: str) -> list[Capsule]:
     """Read capsules separated by empty lines. Raises ConfigError for a text without a capsule, or a damaged one."""
     parts = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
     if not parts:
-        raise ConfigError("capsule: is empty; expected the lines that sweep rerun RUN#TRIAL --capsule prints")
+        raise ConfigError("capsule: the text is empty; expected the lines that sweep rerun RUN#TRIAL --capsule prints")
     return [parse_capsule(block) for block in parts]
 
 

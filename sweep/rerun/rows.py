@@ -59,7 +59,7 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
     except RunNotFound:
         raise ConfigError(f"{run}: no run here (trials.parquet is missing)") from None
     if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
-        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: is {outcome}; expected a trial with a result")
+        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: its outcome is {outcome}; expected a trial with a result")
     lock_texts = {path.name: path.read_text() for path in run_files.RunPaths(folder).locks.glob("*.txt")}
     axes = _coordinates(folder)
     places = _places(everything.run.trials)
@@ -109,7 +109,7 @@ def _capsule(
     trial_id = row["trial_id"]
     if not row.get("config"):
         raise ConfigError(
-            f"{run}{TRIAL_MARK}{trial_id}: has no configuration, because {row['client_stamp_source']} measured it"
+            f"{run}{TRIAL_MARK}{trial_id}: no configuration, because {row['client_stamp_source']} measured it"
         )
     config, digests = json.loads(row["config"]), json.loads(row.get("digests") or "{}")
     names = {column: row[column] for column in results.run.axes if row.get(column) is not None}

@@ -138,7 +138,7 @@ ONE = '{"prompt": "a"}\n'
         ("m.jsonl", [{"messages": ["x"]}], "", "row 1: a turn is not a mapping; expected {role, content}"),
         ("s.json", CONVERSATIONS[1:3], "", "none of 2 rows can be sent: row 1: no question"),
         ("p.jsonl", COUNTED, "workload.name=qa", "qa is the name of a shipped task; use workload=prompts workload.fil"),
-        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "has no columns with lengths; expected: input_tokens, output"),
+        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "no columns with lengths; expected: input_tokens, output"),
         ("burst.csv", BURST, RECORDED, "row 2: Response tokens='0'; expected a whole number from 1; 1 of 3 rows canno"),
         ("half.csv", BURST.replace(",0", ",2.5"), RECORDED, "row 2: Response tokens='2.5'; expected a whole number"),
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),

@@ -242,7 +242,7 @@ def test_a_vocabulary_and_its_merges_are_a_tokenizer_too(tmp_path: Path) -> None
 
 
 def test_a_folder_without_a_readable_tokenizer_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^model.tokenizer=.*: has no tokenizer.json"):
+    with pytest.raises(ValueError, match=r"^model.tokenizer=.*: no tokenizer.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"^model.tokenizer=.*: its tokenizer.json cannot be read"):
@@ -260,7 +260,7 @@ def test_a_folder_without_a_tokenizer_is_refused_at_the_door(folder: Path, tmp_p
         PathModel(name="x", path=str(bare)),
     )
     for model in refused:
-        with pytest.raises(ValueError, match=r"^model.tokenizer=.*/bare: has no tokenizer.json; expected"):
+        with pytest.raises(ValueError, match=r"^model.tokenizer=.*/bare: no tokenizer.json; expected"):
             model.check()
     PathModel(name="x", path=str(bare), tokenizer=str(SHIPPED_TOKENIZER)).check()
 
@@ -294,7 +294,7 @@ def test_a_folder_may_be_served_with_another_tokenizer(folder: Path, tmp_path: P
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^model.path=/no/such: no such folder"):
         PathModel(name="x", path="/no/such").check()
-    with pytest.raises(ValueError, match=r"^model.path=.*: has no config.json"):
+    with pytest.raises(ValueError, match=r"^model.path=.*: no config.json"):
         PathModel(name="x", path=str(tmp_path)).check()
 
 

@@ -51,7 +51,7 @@ def test_the_roofline_against_the_limits(plan):
     """600 requests of 56 tokens, one by one: 600 * 56 * 13.48 GB / 300 GB/s = 25 min."""
     slow = ["backend=transformers", *SYNTHETIC, "workload.num_requests=600", "load.batch_size=1", "hardware=l4"]
     output = plan(*slow, "trial_timeout=1200")
-    assert "takes at least 25 min, and trial_timeout=1200 s ends it: raise trial_timeout" in output
+    assert "takes at least 25 min, but trial_timeout=1200 s ends it: raise trial_timeout" in output
     assert "expected: at least 25 min of measuring on one l4 (roofline bound)" in output
     assert "ends it" not in plan(*slow)
 
@@ -59,7 +59,7 @@ def test_the_roofline_against_the_limits(plan):
 def test_a_duration_ends_a_trial_before_its_requests_do(plan):
     """1,000 requests one by one take 42 min, but nothing is sent after the first."""
     paced = ["backend=transformers", *SYNTHETIC, "workload.num_requests=1000", "load=constant", "load.rate=1"]
-    assert "takes at least 42 min, and trial_timeout=600 s ends it" in plan(*paced, "hardware=l4", "trial_timeout=600")
+    assert "takes at least 42 min, but trial_timeout=600 s ends it" in plan(*paced, "hardware=l4", "trial_timeout=600")
     assert "ends it" not in plan(*paced, "hardware=l4", "trial_timeout=600", "load.duration=60")
 
 

@@ -19,7 +19,7 @@ THREADS, BATCH = 16, 256  # files that one thread checks in turn
 
 
 class TableResults:
-    """The rows of trials.parquet, which is derived from the ledger: a truncated or emptied ledger lacks some of them.
+    """The rows of trials.parquet, which is derived from the ledger: a truncated or emptied ledger lacks some rows.
 
     A truncated ledger shows no damaged line. Read the table before the ledger, since a driver may append to both.
     """

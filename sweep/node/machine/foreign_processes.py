@@ -27,7 +27,7 @@ class ForeignCpu:
     """
 
     def __init__(self, cores: Collection[int], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
-        """`engine` lists the engine's processes and those in front of it. The client's should be on other cores."""
+        """`engine` lists the engine's processes and those in front of it. The client should be on other cores."""
         self.cores, self.sharing, self.engine = frozenset(cores), sharing, engine
         self.family = [process for process in _family() if _runs_on(process, self.cores)]
         self.before: tuple[float, float, dict[int, float]] | None = None  # time, busy time, CPU time of ours by pid
@@ -64,7 +64,7 @@ class ForeignGpu:
     """The other processes on these GPUs.
 
     A driver lists processes by their ids outside containers. If it lists none of the engine's processes, it does not
-    show which processes are others'.
+    show whose the listed ones are.
     """
 
     def __init__(self, devices: Sequence[str], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:

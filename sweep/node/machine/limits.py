@@ -8,7 +8,7 @@ CGROUPS, CORES = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 
 
 class CpuLimits:
-    """A source of telemetry: counters of the periods with a used-up quota, and of thermal limits."""
+    """A source of telemetry: it counts the periods in which the quota was used up, and the thermal limits."""
 
     def __init__(self, cores: Collection[int]) -> None:
         self.name = "cpu limits"

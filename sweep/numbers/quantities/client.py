@@ -108,4 +108,4 @@ def quality_tokens(quality_tokens: int | None) -> int | None:
 AGREEMENT = (agreement, agreement_low, agreement_high, agreement_positions)
 QUALITY = (quality, quality_low, quality_high, quality_tokens)
 ANSWERS = tuple(function.__name__ for function in (*AGREEMENT, *QUALITY))
-"""Measured at a launch, and the same in the rows of all its trials."""
+"""The columns measured at a launch, which are the same in the rows of all its trials."""

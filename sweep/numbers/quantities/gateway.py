@@ -94,7 +94,7 @@ def served_agreement(served_equal: float | None) -> float | None:
 
 @quantity(unit="tokens", kind="count", type=int, label="Tokens from the cache")
 def cache_tokens_saved(decisions: Decisions) -> int | None:
-    """Σ tokens of prompts and answers that the engine did not process, as the cache answered; null without one."""
+    """Σ tokens of prompts and answers that the engine did not process, as the cache answered; null without a cache."""
     if not _has_cache(decisions):
         return None
     return sum(int(hit["cached_input_tokens"] + hit["cached_output_tokens"]) for hit in _hits(decisions))

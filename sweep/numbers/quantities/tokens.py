@@ -96,7 +96,7 @@ def asked_input_tokens(records: Records, mask: Mask) -> int | None:
 
 @quantity(unit="tokens", kind="count", type=int)
 def asked_output_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ output tokens that the successful requests asked for (max_tokens)."""
+    """Σ output tokens that the successful requests were allowed (max_tokens)."""
     return total_tokens(records.asked_output_tokens, mask & succeeded(records))
 
 

@@ -111,7 +111,7 @@ def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
         for seconds, (key, limit) in zip(least, limits, strict=True):
             if limit is not None and seconds > limit:
                 name = f"{point.deployment.describe()}: {point.label}"
-                yield f"{name}: takes at least {duration_text(seconds)}, but {key}={limit:g} s ends it: raise {key}"
+                yield f"{name} takes at least {duration_text(seconds)}, but {key}={limit:g} s ends it: raise {key}"
     if settings.deadline is not None:
         now = datetime.now()
         remaining = (next_time(settings.deadline, now) - now).total_seconds()
