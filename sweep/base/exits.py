@@ -1,7 +1,7 @@
 """The ends of launches, trials and preparations, as values; `sweep.drive.policy` decides what follows from them.
 
-Texts are interpreted only if a foreign tool printed them. That uses the table of causes (`backends/tables/causes.yaml`)
-and the table here, for the libraries that all tools share.
+Texts are interpreted only if a foreign tool printed them: by the causes in `backends/tables/log_causes.yaml`, and by
+the table here, for the libraries that all tools share.
 """
 
 import json
