@@ -1,4 +1,4 @@
-"""The measuring process: sends one trial's calls when they are due and writes down when each chunk came back.
+"""The measuring process: sends the calls of a trial when they are due, and records when each chunk arrives.
 
 `python -m sweep.client.process FOLDER PART` reads the job that the parent wrote (see `job`), sends the warm-up,
 reports "ready", and begins at the instant that it gets in return (see `sender`). It imports nothing heavy: the standard

@@ -97,7 +97,7 @@ class Sender:
         return prompts
 
     def send_next(self, instant: int, batch: int = UNKNOWN) -> int:
-        """Send the next call in order, like `send`; return 0 if there is none."""
+        """Send the next call in order, like `send`; return 0 if no call is left."""
         return self.send(self.indices[-self._unsent], instant, batch) if self._unsent else 0
 
     # -- what happens meanwhile

@@ -24,7 +24,7 @@ LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just wr
 
 
 class LockStore(Protocol):
-    """A store of small named contents."""
+    """A store of small files or objects, by name."""
 
     url: str
 

@@ -233,7 +233,7 @@ class Ledger:
         return self.histories.get(trial_id, TrialHistory())
 
     def valid_row(self, trial_id: str) -> LedgerRow | None:
-        """Return the trial's last row; None if there is none, or its raw data are damaged."""
+        """Return the trial's last row; None if it is missing, or its raw data are damaged."""
         return None if trial_id in self.damaged else self.rows.get(trial_id)
 
 

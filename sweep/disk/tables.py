@@ -180,7 +180,7 @@ _INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never cha
 
 
 def compact_place(path: Path) -> Place | None:
-    """Return the place in a compact file of the table that a trial's path names; None if there is none.
+    """Return the place in a compact file of the table that a trial's path names, or None.
 
     Raises DamagedFile if no readable compact file has it and another compact file cannot be read.
     """

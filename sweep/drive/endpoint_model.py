@@ -87,7 +87,7 @@ def _written_out(arguments: Sequence[str]) -> list[str]:
 
 
 def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
-    """Return the endpoint of a command line without an experiment; None if there is none that can be queried."""
+    """Return the endpoint of a command line without an experiment; None if no endpoint can be queried."""
     choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
     if line.experiment or endpoint_keys & line.axes.keys() or choice not in options.choices("backend"):
         return None  # planning reports what was expected

@@ -257,7 +257,7 @@ def censored(pending: Iterable[Any], out_of_memory: Collection[Any]) -> list[tup
 
 
 def _smaller_batches(trials: Iterable[Any], larger: Any) -> Any:
-    """Return the first trial of the same workload in smaller batches, or None if there is none."""
+    """Return the first trial of the same workload in smaller batches, or None."""
     alike = (trial for trial in trials if trial.workload == larger.workload and trial.load.size and larger.load.size)
     return next((trial for trial in alike if trial.load.size < larger.load.size), None)
 

@@ -118,7 +118,7 @@ def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
 
 
 def slo_text(settings: Settings) -> str | None:
-    """Return the bounds for goodput as a row stores them; None if there are none."""
+    """Return the bounds for goodput as a row stores them; None if no bounds are set."""
     return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
 
 

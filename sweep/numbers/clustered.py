@@ -23,7 +23,7 @@ class Bounded(NamedTuple):
 def share(hits: Sequence[int], sizes: Sequence[int]) -> Bounded:
     """Return the share of hits, `hits[i]` of `sizes[i]` in text i, with Wilson's interval for the effective size.
 
-    That is the tokens' number divided by the ratio of the variance between texts to that of independent tokens.
+    It is the number of tokens divided by the ratio of the variance between texts to that of independent tokens.
     """
     counts, totals = np.asarray(hits, float), np.asarray(sizes, float)
     total = totals.sum()

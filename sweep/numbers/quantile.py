@@ -18,7 +18,7 @@ def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
 
 
 def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float = 1.0) -> dict[str, float | None]:
-    """Return mean, percentiles and max of the values / unit, ignoring NaN; None if there are none. Reorders `values`.
+    """Return mean, percentiles and max of the values / unit, ignoring NaN; None if all are NaN. Reorders `values`.
 
     An infinite value is a failed request (`selection.with_failures`): percentiles count it and are None if they reach
     it; mean and max cover only finite values.

@@ -63,7 +63,7 @@ def sent_within(records: Records, mask: Mask, window: Window) -> Mask:
 
 
 def total_tokens(counts: "array[int]", mask: Mask) -> int | None:
-    """Return Σ tokens of the requests in the mask; None if there are none, or a count is unknown."""
+    """Return Σ tokens of the requests in the mask; None if the mask is empty, or a count is unknown."""
     chosen = np.asarray(counts)[mask]
     return None if chosen.size == 0 or np.any(chosen == UNKNOWN) else int(chosen.sum(dtype=np.int64))
 

@@ -115,11 +115,11 @@ class Display:
         self._left, self._estimated = seconds, time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """Return the last estimate of the time left; None if there is none."""
+        """Return the last estimate of the time left, or None."""
         return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._estimated))
 
     def summary(self) -> str:
-        """Return `3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
+        """Summary: `3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
         parts = [self.usage.text] if self.usage is not None else []
         parts += [count(self.failures, "failure")] if self.failures else []
         best = self.leaders.latest()

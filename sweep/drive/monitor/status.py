@@ -145,7 +145,7 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
 
 
 def last_status(paths: RunPaths, consequence: str, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the status that the last driver left; None if there is none, or it is damaged and will be rewritten.
+    """Return the status that the last driver left; None if it is missing, or damaged and will be rewritten.
 
     `notify` gets a message about damage, with the `consequence` for the caller.
     """
