@@ -95,8 +95,8 @@ def request_throughput(records: Records, mask: Mask) -> float | None:
 
 @quantity(**TOKEN_RATE)
 def peak_output_throughput(records: Records, mask: Mask) -> float | None:
-    """most tokens that arrived in one of the ⌊duration⌋ equal parts of the run / the part's length (1 to 2 s, or the whole
-    run if it is shorter); so it is never below output_throughput.
+    """most tokens that arrived in one of the ⌊duration⌋ equal parts of the run / the part's length (1 to 2 s, or the
+    whole run if it is shorter); so it is never below output_throughput.
     """
     length = duration(records, mask)
     if not length:
