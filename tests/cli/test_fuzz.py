@@ -60,7 +60,7 @@ def test_what_the_fuzz_found_on_command_lines(capsys, tmp_path, argument, messag
 
 @pytest.mark.parametrize("address", ["", "::", ":", "127.0.0.1:-1", "127.0.0.1:99999", f"{'a' * 300}:6379", "h:0"])
 def test_an_address_that_is_none_is_refused_without_asking_ray(capsys, tmp_path, address):
-    assert "expected HOST:PORT of a Ray head, and auto" in refusal(
+    assert "expected HOST:PORT of a Ray head, or auto" in refusal(
         capsys, tmp_path, "cluster=ray", f"cluster.address='{address}'"
     )
 

@@ -171,7 +171,7 @@ def test_a_report_of_a_stored_run_lies_beside_its_copy(s3, tmp_path, capsys):
     assert (copy / "report.html").read_text().startswith("<!doctype html>")
     assert list(copy.rglob("requests*.parquet")), "the files that the report links to"
     for arguments, message in (
-        ([url], "with --output FOLDER"),
+        ([url], "add --output FOLDER"),
         ([url, "--output", str(copy)], "the folder is not empty"),
         ([str(copy), "--output", str(tmp_path / "new")], "expected a folder"),
     ):

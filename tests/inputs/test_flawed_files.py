@@ -35,7 +35,7 @@ SHAREGPT = [
 CONVERSATIONS = [{"id": index, "conversations": turns} for index, turns in enumerate(SHAREGPT)]
 X = [{"prompt": "x", "output_tokens": 4}]
 USABLE = [CONVERSATIONS[0], CONVERSATIONS[4]]
-ANSWERED = "6 of 10 rows left out: no question before the first answer (4), no question (1), its prompt holds half of"
+ANSWERED = "6 of 10 rows left out: no question before the first answer (4), no question (1), its prompt contains half"
 
 
 def trace(*times: object, **cells: object) -> list[dict[str, Any]]:

@@ -37,14 +37,14 @@ def test_the_baselines_largest_batch(plan):
 
 
 def test_an_engine_that_cannot_be_launched(plan):
-    assert "fail at the launch" not in plan("backend=vllm", *SYNTHETIC, "hardware=l4")
+    assert "expected to fail" not in plan("backend=vllm", *SYNTHETIC, "hardware=l4")
     output = plan("backend=vllm", *SYNTHETIC, "hardware=t4")
     assert "weights of 12.6 GiB leave a KV cache of" in output
     assert "less than the context of 4,096, in 14.6 GiB: the launch is expected to fail" in output
     slots = plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, "hardware=a100-80g")
     assert "262,144 tokens of KV cache (128.0 GiB) do not fit in 79.2 GiB" in slots
     bounded = ("model.max_model_len=512", "backend.quantization=Q4_0", "hardware=a100-80g")
-    assert "fail at the launch" not in plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, *bounded)
+    assert "expected to fail" not in plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, *bounded)
 
 
 def test_the_roofline_against_the_limits(plan):
@@ -88,7 +88,7 @@ def test_a_point_with_one_batch_in_all_its_replicates(plan):
     command = ["workload=synthetic", "model=opt-125m", "hardware=cpu"]
     output = plan("backend=transformers", *command, "load.batch_size=1,32,128")
     assert [line for line in output.splitlines() if "1 batch" in line] == [
-        f"warning: {warning}: raise it, or replicates"
+        f"warning: {warning}: raise num_requests or replicates"
     ]
     for several in ("replicates=2", "workload.num_requests=129"):
         assert "1 batch" not in plan("backend=transformers", *command, "load.batch_size=128", several)

@@ -34,7 +34,7 @@ def test_zipped_axes_are_walked_in_step():
         {"workload.input_tokens": 1, "workload.output_tokens": 3},
         {"workload.input_tokens": 2, "workload.output_tokens": 4},
     ]
-    with pytest.raises(ConfigError, match="equally many"):
+    with pytest.raises(ConfigError, match="same number of values"):
         points(zip={"a": [1, 2], "b": [1]})
 
 
@@ -344,7 +344,7 @@ def experiment(tmp_path):
         ("without_gpu: {grid: {lod.batch_size: [1]}}", "without_gpu.grid.lod.batch_size: expected a key of backend,"),
         ("without_gpu: {without_gpu: {}}", "without_gpu=without_gpu: unknown; expected: "),
         ("without_gpu: {zip: 3}", "without_gpu.zip=3: expected {axis: values}, or a list of such mappings"),
-        ("when: {load.batch_sise: {load: b}}\ngrid: {load.batch_size: [1]}", "when.load.batch_sise: no axis of this"),
+        ("when: {load.batch_sise: {load: b}}\ngrid: {load.batch_size: [1]}", "when.load.batch_sise: not an axis of"),
         ("exclude: [{backend: vlm}]", "backend=vlm: unknown; did you mean vllm?"),
         ("exclude: [{load.rate: 3}]", "load.rate=3: not an axis here; "),
         ("backend: vllm", "experiment=my: backend=vllm: choose an option under defaults, `- override /backend: NAME`"),
@@ -353,7 +353,7 @@ def experiment(tmp_path):
         ("percentiles: []", "percentiles=[]: tuple should have at least 1 item"),
         ("slo: {ttft: true}", "slo={'ttft': True}: ttft=True: expected a time above 0 with its unit, such as"),
         ("client: {timeouts: {total: true}}", "client.timeouts.total=True: input should be a number"),
-        ("deadline: 20:10", 'deadline=1210: quote a time of day: "08:00"'),
+        ("deadline: 20:10", 'deadline=1210: put a time of day in quotes: "08:00"'),
         ("replicates: [3", "experiment=my: while parsing a flow sequence in "),
         ("replicates: 2\nreplicates: 3", "experiment=my: while constructing a mapping in "),
         ("defaults: vllm", "experiment=my: Invalid defaults list in 'experiment/my'"),
