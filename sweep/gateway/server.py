@@ -72,7 +72,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.scope["extensions"] = extensions
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._has_head:  # later it is a trailer, which a proxy in front has not checked (RFC 9110, 6.5.1)
+        if not self._has_head:  # later headers are a trailer, which a proxy in front has not checked (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -91,7 +91,7 @@ class PatientProtocol(HttpToolsProtocol):
 
 @dataclass(frozen=True)
 class Service:
-    """The settings that a gateway's process is started with."""
+    """The settings with which a gateway's process is started."""
 
     settings: Gateway
     to: tuple[str, ...]  # URLs of the engines
@@ -103,12 +103,12 @@ class Service:
     path: str | None = None  # of questions at the engines; None: as the client asks
 
     def serve_forever(self) -> None:
-        """Serve until a signal ends it. Raises ConfigError if the address cannot be listened on."""
+        """Serve until a signal ends it. Raises ConfigError if the address cannot be used."""
         with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(self.serve())
 
     def listen(self) -> socket.socket:
-        """The listening socket."""
+        """Return the listening socket."""
         try:
             return socket.create_server((self.host, self.port), family=self._family, backlog=BACKLOG)
         except OSError as error:
@@ -135,12 +135,12 @@ class Service:
             engines.close()
 
     async def serve(self, on_ready: Callable[[str, uvicorn.Server], None] | None = None) -> None:
-        """Serve; `on_ready` gets the URL, and the server to stop."""
+        """Serve; `on_ready` gets the URL, and the server, which it can stop."""
         raise_file_limit()
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote what passes through
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote content that passes through
         with self.listen() as listener:
             async with self._application() as app:
-                gc.freeze()  # ten thousand answers are not looked through again and again
+                gc.freeze()  # so that ten thousand answers are not scanned again and again
                 config = uvicorn.Config(
                     app,
                     http=PatientProtocol,
@@ -164,7 +164,7 @@ class Service:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve with settings as JSON, as a deployment starts it."""
+    """Serve with settings given as JSON, as a deployment starts it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", action="append", required=True)
     parser.add_argument("--host", default="127.0.0.1")

@@ -26,7 +26,7 @@ SPLITS = range(3, 8)  # tenths after which the latency of a whole trial may chan
 
 
 def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
-    """The second half's p50 or p90 of e2el over the first half's; None without drift."""
+    """Return the ratio of the second half's p50 or p90 of e2el to the first half's; None if there is no drift."""
     latencies = _latencies(records, sent_within(records, mask, window))
     if latencies.size < TENTHS * FEWEST_IN_A_TENTH:
         return None
@@ -63,7 +63,7 @@ def drift_over(records: Records, mask: Mask) -> float | None:
 
 
 def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """The p50 or p90 of e2el of the requests sent after the window, over the window's; None without drift."""
+    """Return the ratio of p50 or p90 of e2el after the window to that within it; None if there is no drift."""
     if window.end is None:
         return None
     latencies = _latencies(records, sent_within(records, mask, window))
@@ -80,7 +80,7 @@ def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def _latencies(records: Records, mask: Mask) -> Floats:
-    """e2el in the order of the sends; for a failed request its duration until then: it would have taken longer."""
+    """Return e2el in the order of the sends; for a failed request, the time until it failed, which is a lower bound."""
     lasted = as_floats(records.ended) - as_floats(records.sent)
     values = np.where(succeeded(records), e2el(records), lasted)[mask]
     ordered = values[np.argsort(as_floats(records.sent)[mask], kind="stable")]

@@ -19,15 +19,15 @@ ROUNDING = 1e-9  # of an order statistic's number: 0.99 × 100 may be a little a
 
 
 def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
-    """The value below which this share of the values lies; NaN without values."""
+    """Return the value below which this share of the values lies; NaN if there are no values."""
     return float(np.quantile(values, share)) if len(values) else math.nan
 
 
 def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float = 1.0) -> dict[str, float | None]:
-    """mean, percentiles and max of the values / unit, NaN left out, or None. Reorders `values`.
+    """Return mean, percentiles and max of the values / unit, ignoring NaN; None if all are NaN. Reorders `values`.
 
-    An infinite value is a request that failed (`selection.with_failures`): it counts in the percentiles, and one that
-    reaches it is None; mean and max are of the finite values.
+    An infinite value is a failed request (`selection.with_failures`): percentiles count it and are None if they reach
+    it; mean and max cover only finite values.
     """
     values = values[~np.isnan(values)] if values.dtype.kind == "f" else values
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values

@@ -1,4 +1,4 @@
-"""The measuring client's report on itself (`client`), and the trial's other costs."""
+"""The measuring client's report on itself (`client`), and figures of the launch and the trial as a whole."""
 
 from collections.abc import Callable
 from inspect import Parameter, Signature
@@ -13,8 +13,8 @@ REPORT: dict[str, tuple[str, type, str]] = {
     "loop_lag_p50": ("s", float, "median delay of the client's event loop."),
     "loop_lag_p99": ("s", float, "p99 of the delays of the client's event loop."),
     "reads": ("", int, "number of reads from sockets."),
-    "multi_event_reads": ("", int, "reads that returned several token events, which then share a stamp."),
-    "clock_steps": ("", int, "how often the host's clock was set while the client measured."),
+    "multi_event_reads": ("", int, "reads that returned several token events, which therefore share a stamp."),
+    "clock_steps": ("", int, "number of times that the host's clock was set while the client measured."),
     "processes": ("", int, "number of client processes."),
     "offered": ("requests", int, "requests that were due."),
     "sent": ("requests", int, "requests that were sent."),

@@ -28,7 +28,7 @@ def offered_rate(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="requests/s", kind="validity")
 def realised_rate(records: Records, mask: Mask) -> float | None:
-    """(n − 1) / (last send − first send): below offered_rate when a cap or the client held requests back."""
+    """(n − 1) / (last send − first send): below offered_rate if a cap or the client held requests back."""
     return _rate(as_floats(records.sent)[mask])
 
 
@@ -60,7 +60,7 @@ def below_saturation(
     """whether an open loop's requests were sent and answered at 90 % or more of the rate at which they were due, and
     its queue does not grow.
 
-    The load then sets its throughput and its cost, which show no merit of the engine. Null in a closed loop and in
+    The load then determines throughput and cost, which say nothing about the engine. Null in a closed loop and in
     lockstep.
     """
     answered = mask & succeeded(records)
