@@ -250,7 +250,7 @@ def test_engines_of_one_launch_each_are_not_told_apart(tmp_path: Path) -> None:
     for name in ("gptq-no-help-at-batch-1", "exllama-best-library", "8bit-slower-than-32bit"):
         (first,), (second,) = ([each for each in judged if each.finding.name == name] for judged in (once, twice))
         assert (first.judgement, second.judgement) == ("not testable here", "reproduced")
-        assert "no interval of a new launch, as after one launch each" in first.figures
+        assert "no interval of a new launch, e.g. since each has one launch" in first.figures
 
 
 @pytest.mark.parametrize(("launches", "judgement"), [(("a", "a"), "reproduced"), (("a", "b"), "not testable here")])
