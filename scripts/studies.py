@@ -258,7 +258,7 @@ def command_time(folder: Path) -> Iterator[str]:
     if None in parts:
         return
     minutes, seconds = divmod(round(sum(session["seconds"] for session in parts)), 60)
-    took = f"The command took {minutes} min {seconds} s from an empty results folder"
+    took = f"The command took {f'{minutes} min ' if minutes else ''}{seconds} s from an empty results folder"
     counts = {preparation: sum(session["prepared"][preparation] for session in parts) for preparation in PREPARED}
     new = [count(number, PREPARED[preparation]) for preparation, number in counts.items() if number]
     circumstance = (

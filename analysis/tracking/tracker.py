@@ -93,7 +93,7 @@ class Tracker:
             self._warn(f"the whole run was not sent: {type(error).__name__}")
             return []
         if done.returncode:
-            self._warn((done.stderr.strip().splitlines() or ["the whole run was not sent""])[-1])
+            self._warn((done.stderr.strip().splitlines() or ["the whole run was not sent"])[-1])
         return done.stdout.splitlines()
 
     def _start(self) -> None:

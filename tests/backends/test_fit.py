@@ -86,7 +86,7 @@ def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkey
         (
             "driver=580",
             "tensorrt_llm",
-            "tensorrt-llm 1.2.1, Python 3.12, CUDA 13 (not locked yet: NVIDIA's guide also wants",
+            "tensorrt-llm 1.2.1, Python 3.12, CUDA 13 (not locked yet: NVIDIA's guide also requires",
         ),
     ],
 )
