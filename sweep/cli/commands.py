@@ -236,6 +236,7 @@ def summary(arguments: list[str]) -> int:
     """
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
+    from analysis.report.models import models_table
     from analysis.report.tables import deciding_table
     from analysis.report.terminal import Summary, everything
     from analysis.table import Output
@@ -255,7 +256,8 @@ def summary(arguments: list[str]) -> int:
         parts = [part for each in runs for part in everything(each, answers([each], slo))]
         output = Output(parts, output.table, output.data)
     elif options.table:
-        output = Output([deciding_table(each, None) for each in runs], output.table, output.data)
+        tables = [table for each in runs for table in (deciding_table(each, None), models_table(each)) if table]
+        output = Output(tables, output.table, output.data)
     elif len(runs) == 1 and options.format == "text" and options.output is None:
         make_console(160).print(Summary(runs[0], answered))
         return 0

@@ -113,6 +113,9 @@ class _Builder:
         if deployment.backend.traits.timed_inside and load.built.mode(1, 0).batch() is None:
             problem = f"{deployment.backend.name} is timed inside its own process, in lockstep batches"
             raise ConfigError(f"load={load.built.name}: {problem}; expected load=batch")
+        if workload.built.models and deployment.backend.traits.timed_inside:
+            problem = f"{deployment.backend.name} has one model"
+            raise ConfigError(f"workload.models={', '.join(workload.built.models)}: {problem}; expected {{}}")
         if workload.built.temperature and not deployment.backend.wire.samples:
             problem = f"{deployment.backend.name} decodes greedily"
             raise ConfigError(f"workload.temperature={workload.built.temperature:g}: {problem}; expected 0")
@@ -144,8 +147,8 @@ class _Builder:
                 message = str(error) if str(error).startswith(group) else f"{group}: {error}"
                 raise _unusable(error, message) from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            if fields.get("temperature") == 0:  # as all workloads were before there was one
-                del fields["temperature"]
+            # A workload without them is as all were before there were any.
+            fields = {key: field for key, field in fields.items() if field or key not in ("temperature", "models")}
             identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
             self.parts[key] = _Part(pinned, digest, identity)
