@@ -353,7 +353,7 @@ def test_formats(tmp_path, capsys):
         (["nowhere"], "no run here"),
         (["RUN@backend=tgi"], "no trial with a result has backend=tgi"),
         (["RUN@batch=1"], "batch is no setting of this run"),
-        (["RUN", "--metric", "outcome"], "metric=outcome: no measured quantity"),
+        (["RUN", "--metric", "outcome"], "metric=outcome: expected a quantity with a better direction"),
         (["RUN", "--fail-if", "output_throughput < 3%"], "a loss is negative after <"),
         (["RUN", "--fail-if", "output_throughput below 3"], "expected a column"),
     ],
