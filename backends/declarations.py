@@ -7,11 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from backends.tables.causes import KnownCause, cause_table, told
 from backends.tables.flags import value_of, with_value
+from backends.tables.log_causes import KnownCause, cause_table, told
 from backends.tables.table import EngineTable, load, spelling
 from sweep.base.exits import Exit
 
+# Fields of a backend that say how it is run here, and fields of a model for estimates: they cannot change a result.
+NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
+NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
 OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # to get another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
 ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags for an engine's address, which must stay local
@@ -135,7 +138,7 @@ class LogReading:
     """Regular expressions that read the engine's log."""
 
     prefix: str = ""  # time, process and source file before a line's message
-    out_of_memory: tuple[str, ...] = ()  # memory ran out, beside the patterns in causes.yaml
+    out_of_memory: tuple[str, ...] = ()  # memory ran out, beside the patterns in log_causes.yaml
     noise: tuple[str, ...] = ()  # error lines that only refer to another line
     gpus_unused: tuple[str, ...] = ()  # the engine serves without its GPUs
     dtype: str | None = None  # dtype that "auto" chose; None: the stored weights' dtype

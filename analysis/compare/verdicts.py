@@ -20,10 +20,10 @@ from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, compared_column
+from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
-MARGIN = 0.03  # default; a smaller difference is a tie
 MINUTES = (10, 30, 120)  # measuring times for which the smallest detectable change is stated
 CHANGES = (0.1, 0.2)  # changes for which the needed launches are stated
 DURATIONS = ("startup_seconds", "wall_seconds")  # columns that make up a launch's time

@@ -13,7 +13,7 @@ from analysis.answers.deciding import answers
 from analysis.answers.output import lines as answer_lines
 from analysis.answers.question import TaskAnswer
 from analysis.answers.sentences import BY_LAUNCHES, advantage, lead, range_text
-from analysis.points import listed
+from analysis.point_names import listed
 from analysis.report.models import models_table
 from analysis.report.tables import (
     MAYBE,

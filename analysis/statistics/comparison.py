@@ -23,6 +23,7 @@ from analysis.statistics.power import Error
 
 Positions = NDArray[np.int64]  # positions of rows or points
 
+MARGIN = 0.03  # default; a smaller difference is a tie
 WEIGHTLESS = 1e-12  # a weight this small is a rounding error
 PRIOR_FREEDOM = 0.3  # weight of the pooled variance in a point's own variance, in launches
 

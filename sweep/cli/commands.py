@@ -402,7 +402,7 @@ def backends(arguments: list[str]) -> int:
                                     it are glibc=2.31, nvcc=12.4 and python=3.12
     """
     from backends import installed
-    from backends.launch import this_host
+    from backends.launch import host_facts
 
     console, cache = make_console(), cache_directory(None)
     plain = [argument for argument in arguments if argument not in ("-h", "--help")]
@@ -410,13 +410,13 @@ def backends(arguments: list[str]) -> int:
         case [] if plain != arguments:
             print(f"{Parser(backends).description}")
         case []:
-            installed.show(this_host.host(), cache, console)
+            installed.show(host_facts.host(), cache, console)
             where = f"environments are in {cache / 'environments'}; to move them, set cache_dir=DIR or XDG_CACHE_HOME"
             console.print(where, markup=False, soft_wrap=True)
         case ["--on", facts]:
             installed.show_plan(installed.host_like(facts), cache, console)
         case ["install", *names] if names and plain == arguments:
-            return installed.install(names, this_host.host(), cache, console)
+            return installed.install(names, host_facts.host(), cache, console)
         case [name] if name in ConfigPath.of_user().choices("backend"):
             _print_keys(ConfigPath.of_user(), "backend", name)
         case _:
@@ -586,10 +586,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         print(TOP.format(commands="\n".join(lines), choices=_choices(ConfigPath.of_user())))
         return 0
     if first in ("--version", "version"):
-        from sweep.base import provenance
+        from sweep.base import code_version
 
-        commit = provenance.commit()
-        print(f"sweep {provenance.own_versions()['sweep']}" + (f" ({commit})" if commit else ""))
+        commit = code_version.commit()
+        print(f"sweep {code_version.own_versions()['sweep']}" + (f" ({commit})" if commit else ""))
         return 0
     if "=" in first or first.startswith("--config-dir") or first in ConfigPath.of_user().choices("experiment"):
         return run(list(arguments))

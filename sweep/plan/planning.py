@@ -14,13 +14,14 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from backends.base import AMPERE, Backend, EnvironmentSpec
+from backends.declarations import NOT_IN_ID
 from backends.prepare.fit import older
 from backends.tables import check
 from sweep.base.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.base.exits import Outage
-from sweep.base.labels import labels
 from sweep.base.options import ConfigPath
 from sweep.base.records import PROTOCOL_VERSION
+from sweep.base.setting_labels import labels
 from sweep.gateway.settings import Gateway
 from sweep.inputs.draft import draft_model
 from sweep.plan.command_line import Assignments
@@ -28,9 +29,6 @@ from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 
 ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
-# Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
-NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
-NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
 
 
 class Surroundings(NamedTuple):
