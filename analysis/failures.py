@@ -1,4 +1,4 @@
-"""The trials without a result: how they ended, with equal failures grouped."""
+"""The trials without a result and how they ended, with equal failures grouped."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Loss(NamedTuple):
     outcome: str
     reason: str
     trials: int
-    where: str  # which workloads and loads
+    where: str  # the workloads and loads concerned
     log: str | None
     log_tail: str | None
 
@@ -59,7 +59,7 @@ def losses(run: Run, layout: Layout) -> Losses:
 
 
 def _log(run: Run, trials: pd.DataFrame) -> str | None:
-    """The engine log of the first of the trials that has one."""
+    """Return the engine log of the first trial that has one."""
     tried = trials.dropna(subset="attempt")
     paths = map(run.paths.engine_log, tried["deployment_id"], tried["attempt"])
     return next((path.as_posix() for path in paths if path.is_file()), None)

@@ -131,20 +131,20 @@ def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterat
     yield from (
         "# The published studies",
         "",
-        "What the published student and demo studies asked, the line that asks it again, and what their own",
-        "tables say of their findings. `sweep studies RUN` judges a run, and so does the run's report. Each finding",
-        "is reproduced, not reproduced, not decided, not testable here, or contradicted by its own table. It is",
-        "reproduced only if it holds at the unfavourable ends of the intervals of a new launch. It is not",
+        "This page states what the published student and demo studies asked, the command that repeats each, and what",
+        "their own tables say about their findings. `sweep studies RUN` judges a run, as does the run's report. Each",
+        "finding is reproduced, not reproduced, not decided, not testable here, or contradicted by its own table. It",
+        "is reproduced only if it holds at the unfavourable ends of the intervals of a new launch. It is not",
         "reproduced only if the whole interval contradicts it. An interval that spans a limit decides nothing.",
-        'Where a study states no limit, we set one ("judged by"). A run must have everything that a study',
+        'If a study states no limit, we set one ("judged by"). A run must have everything that a study',
         "compares. A finding about what fits in memory needs the study's hardware. Throughput as offered is not",
         "ranked, nor is memory of different kinds. One launch does not show how much launches differ, so no finding",
-        "between engines or settings is testable after a single launch. A finding about the loads of one launch",
-        "uses the interval of these launches, and says so. Without an interval, as after a single replicate, a",
+        "that compares engines or settings can be tested with a single launch. A finding about the loads of one launch",
+        "uses the interval of these launches, and says so. Without an interval, e.g. after a single replicate, a",
         "finding is not testable. Outcomes decide what fits in memory. The studies' own tables have no intervals",
         "and are judged by their figures. A ratio of two points has the same interval as in the report and the",
-        "summary ([metrics](metrics.md#comparisons)). The tables and their sources are data, `analysis/studies/data`.",
-        "The runs beside them are of the small forms of a machine without a GPU. Only ratios can be compared, and",
+        "summary ([metrics](metrics.md#comparisons)). The tables and their sources are data (`analysis/studies/data`).",
+        "The runs beside them use the small forms for a machine without a GPU. Only ratios can be compared, and",
         "most findings need the study's hardware. `python scripts/studies.py` writes this page.",
     )
     for study in all_studies():
@@ -258,7 +258,7 @@ def command_time(folder: Path) -> Iterator[str]:
     if None in parts:
         return
     minutes, seconds = divmod(round(sum(session["seconds"] for session in parts)), 60)
-    took = f"The command took {minutes} min {seconds} s from an empty results folder"
+    took = f"The command took {f'{minutes} min ' if minutes else ''}{seconds} s from an empty results folder"
     counts = {preparation: sum(session["prepared"][preparation] for session in parts) for preparation in PREPARED}
     new = [count(number, PREPARED[preparation]) for preparation, number in counts.items() if number]
     circumstance = (

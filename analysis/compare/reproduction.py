@@ -1,4 +1,4 @@
-"""A trial measured again: do its figures differ from the first ones by more than two launches of one point do?
+"""Judges a repeated trial: do its figures differ from the first ones by more than two launches of one point do?
 
 The spread between launches is the run's: the components of variance (`variance`) pooled over its points. They count as
 RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). The two measurements are a
@@ -35,10 +35,10 @@ class Reproduction(StrEnum):
 
 
 class Noise(NamedTuple):
-    """The spread of a figure between launches of one point, on the logarithm: 0.02 is 2 %."""
+    """The spread of a figure between launches of one point, on the logarithm; 0.02 means 2 %."""
 
     deviation: float
-    freedom: float  # degrees of freedom behind it
+    freedom: float  # degrees of freedom of the spread
 
     def most(self, level: float) -> float:
         """The largest relative change between two launches that it explains, at this level."""
@@ -46,7 +46,7 @@ class Noise(NamedTuple):
 
 
 class FigureChange(NamedTuple):
-    """One figure of both measurements; `most` is the largest relative change that noise explains, NaN if unknown."""
+    """A figure in both measurements. `most` is the largest relative change that noise explains; NaN if unknown."""
 
     column: str
     before: float
@@ -66,12 +66,12 @@ class FigureChange(NamedTuple):
 
     @property
     def change(self) -> float:
-        """The relative change: -0.03 is 3 % less."""
+        """The relative change, e.g. -0.03 for 3 % less."""
         return self.after / self.before - 1
 
     @property
     def differs(self) -> bool:
-        """True if the change is larger than noise explains, either way."""
+        """Whether the change, up or down, is larger than noise explains."""
         return abs(math.log(self.after / self.before)) > math.log1p(self.most)
 
     def describe(self) -> str:
@@ -83,9 +83,9 @@ class FigureChange(NamedTuple):
 
 
 def point_noise(results: RunResults, trial_id: str) -> dict[str, Noise]:
-    """The noise of each of SPREAD_OF at a trial's point, as far as the run shows it.
+    """Return the noise of the figures in SPREAD_OF at a trial's point, if the run shows it.
 
-    An engine that was launched is launched again: then the spread between launches must be known.
+    If sweep launched the engine, it is launched again, so the spread between launches must be known.
     """
     placed = results.layout.placed(results.run.ok)
     trial = placed[placed["trial_id"] == trial_id].iloc[0]
@@ -107,7 +107,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
         pooled = spread.launches - placed["deployment_id"].nunique()
     else:
         pooled = spread.trials - int((placed["point"].value_counts() > 1).sum())
-    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # of its other points
+    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # from the run's other points
     freedom = replicate_freedom + prior_freedom
     variance = (squares + prior_freedom * spread.deviation**2) / freedom if freedom else 0.0
     return Noise(math.sqrt(variance), freedom)
@@ -116,7 +116,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
 def figure_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], noises: Mapping[str, Noise]
 ) -> list[FigureChange]:
-    """The figures of SPREAD_OF that both measurements have, against the noise if it is known."""
+    """Return the figures in SPREAD_OF that both measurements have, with the noise if it is known."""
     columns = [name for name in SPREAD_OF if _positive(before.get(name)) and _positive(after.get(name))]
     level = CONFIDENCE ** (1 / max(1, sum(name in noises for name in columns)))
     return [

@@ -1,4 +1,4 @@
-"""Output throughput over the baseline's at the same task and load, with its interval; 1 is as fast."""
+"""Output throughput divided by the baseline's at the same task and load, with its interval. 1 means equally fast."""
 
 from matplotlib.figure import Figure
 

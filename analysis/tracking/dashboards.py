@@ -1,6 +1,6 @@
 """W&B's comparison of the configurations of a run: a workspace and a report, with a section for each task.
 
-A workspace can be made without W&B, and is then JSON in the run's folder; a report asks the API while it is built.
+A workspace can be made without W&B, as JSON in the run's folder. A report queries the API while it is built.
 """
 
 import json
@@ -125,7 +125,7 @@ def answer_text(results: RunResults) -> str:
 
 
 def view_of(made: workspaces.Workspace) -> dict[str, Any]:
-    """Return what `save` would send of a workspace."""
+    """Return what `save` would send for a workspace."""
     view = made._to_model()
     content: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {"displayName": view.display_name, "entityName": view.entity, "projectName": view.project, "spec": content}
@@ -139,7 +139,7 @@ def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
 
 
 def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) -> list[str]:
-    """Save both, replacing those saved from this folder before; return their addresses."""
+    """Save both, replacing what was saved from this folder before. Return their addresses."""
     ids: dict[str, str] = {}
     remembered = folder / "views.json"
     if remembered.is_file():

@@ -1,4 +1,4 @@
-"""A whole run as one run of W&B: the table of its points, its curves as history, figures, report and files."""
+"""A whole run as one W&B run: the table of its points, its curves as history, its figures, report and files."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ MOST_ROWS = 10_000  # rows: W&B shows no more
 
 
 def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> None:
-    """Log the run: the figures of default panels as history, the rest as a table, images, a page and an artifact."""
+    """Log the run: the default panels' figures as history, the rest as a table, images, a page and an artifact."""
     import wandb
 
     paths = results.run.paths
@@ -47,7 +47,7 @@ def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> 
 
 
 def described_sweep(results: RunResults) -> dict[str, Any]:
-    """The run as W&B lists it. The command line is left out: people type secrets into command lines."""
+    """Describe the run for W&B, without the command line, since people type secrets into command lines."""
     run, trials = results.run, results.run.trials
     return {
         "trial_id": SWEEP,

@@ -226,7 +226,7 @@ def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, ca
         part[last] = value
     (tmp_path / "x.json").write_text(json.dumps(content))
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-    assert f"incomplete, or of another version of its tool ({problem}" in capsys.readouterr().err
+    assert f"incomplete, or from another version of its tool ({problem}" in capsys.readouterr().err
 
 
 def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
@@ -253,13 +253,13 @@ def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
 def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"a": 1}')
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-    assert "no result of vllm bench serve" in capsys.readouterr().err
+    assert "not a result of vllm bench serve" in capsys.readouterr().err
     for text in ("[]", "[1]", "7", "null"):
         (tmp_path / "x.json").write_text(text)
         assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-        assert "no result of vllm bench serve" in capsys.readouterr().err
+        assert "not a result of vllm bench serve" in capsys.readouterr().err
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 0
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 2
-    assert "a folder of its own" in capsys.readouterr().err
+    assert "import into a new folder" in capsys.readouterr().err
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "x"), "output_throughput=9"]) == 2
     assert "import=output_throughput" in capsys.readouterr().err
