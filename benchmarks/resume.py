@@ -96,7 +96,7 @@ def begin(out: Path, trials: int) -> Cost:
     texts = Texts()
     with (out / "ledger.jsonl").open("ab") as ledger:
         for entry in entries:
-            ledger.writelines(map(sealed, texts.stored(done_row(sample, entry))))
+            ledger.writelines(map(sealed, texts.stored(done_row(dict(sample), entry))))
     return begun
 
 

@@ -31,16 +31,15 @@ def _fastest(results: RunResults) -> Iterator[str]:
         measured = measured[~measured["as_offered"].eq(True)]
     for (line, panel), group in measured.groupby(["line", "panel"], sort=False):
         group = group.sort_values(layout.x, kind="stable")
-        best = group[THROUGHPUT].idxmax()
-        reference = group.index[-1] if best != group.index[-1] else group.index[0]
+        best = int(group.index[int(group[THROUGHPUT].argmax())])
+        reference = int(group.index[-1] if best != group.index[-1] else group.index[0])
         if best == reference:
             continue
         task = f", {panel}" if points["panel"].nunique() > 1 else ""
-        where = (
-            f"fastest at {layout.load(points.loc[best])}: {quantity.shown(points.at[best, THROUGHPUT])} {quantity.unit}"
-        )
-        ratio = _ratio_text(results, quantity, (int(best), int(reference)))
-        yield f"{line}{task} is {where}, {ratio} that at {layout.load(points.loc[reference])}"
+        at, beside = (layout.load(group.loc[[place]].iloc[0]) for place in (best, reference))
+        where = f"fastest at {at}: {quantity.shown(float(group[THROUGHPUT].max()))} {quantity.unit}"
+        ratio = _ratio_text(results, quantity, (best, reference))
+        yield f"{line}{task} is {where}, {ratio} that at {beside}"
 
 
 def _ratio_text(results: RunResults, quantity: LabelledColumn, pair: tuple[int, int]) -> str:

@@ -26,7 +26,7 @@ from analysis.plotting.figure_files import (
     line_style,
     panels,
 )
-from analysis.plotting.finding import finding
+from analysis.plotting.finding import figure_finding
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
@@ -63,7 +63,7 @@ def against_load(
     size = PANEL if layout.x else (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
     handles = [] if layout.x is None else [legend_entry(layout, line) for line in lines]
     handles += _explanations(layout, shown, also, lines)
-    established = finding(layout, shown)
+    established = figure_finding(layout, shown)
     figure, axes = panels(layout.visible_panels, established or _heading(layout, shown), handles, size=size)
     figure.set_label(established)
     means = [_scaled(layout.points[layout.points["line"].isin(lines)], name, shown) for name in (column, also) if name]

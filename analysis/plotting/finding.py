@@ -14,7 +14,7 @@ FEWEST_REQUESTS = 20  # of a point, below which a figure says little
 COST, SPEED = "cost_per_million_tokens", "output_throughput"
 
 
-def finding(layout: Layout, shown: LabelledColumn) -> str:
+def figure_finding(layout: Layout, shown: LabelledColumn) -> str:
     """Who is ahead by more than the intervals or, where nothing competes, the load at which one figure stands out."""
     points = layout.points[layout.points[shown.column].notna()]
     points = points[(points["requests"] + points["failed"]).ge(FEWEST_REQUESTS)]
@@ -53,7 +53,7 @@ def _optimum(layout: Layout, points: pd.DataFrame, shown: LabelledColumn) -> str
     """The first line whose best figure is apart from all others along x."""
     for (line, panel), group in points.groupby(["line", "panel"], sort=False) if layout.x else ():
         signed = group[shown.column] if shown.better == "higher" else -group[shown.column]
-        best, others = group.loc[signed.idxmax()], group.drop(index=signed.idxmax())
+        best, others = group.iloc[int(signed.argmax())], group.drop(index=signed.idxmax())
         low, high = best[f"{shown.column}_ci_low"], best[f"{shown.column}_ci_high"]
         lows, highs = others[f"{shown.column}_ci_low"], others[f"{shown.column}_ci_high"]
         apart = low > highs if shown.better == "higher" else high < lows

@@ -89,7 +89,7 @@ def _refuse_dead_address(cluster: Cluster) -> None:
         raise ConfigError(f"cluster.address={address}: {problem}") from None
 
 
-def connect(cluster: Cluster) -> None:
+def join_cluster(cluster: Cluster) -> None:
     """Start a Ray for this run, or join an existing one. Raises ConfigError if there is none to join."""
     if ray.is_initialized():
         return
@@ -308,7 +308,7 @@ class RayExecutor:
         self.home, self.home_alive = "", True  # the driver's own node
 
     def __enter__(self) -> Self:
-        connect(self.cluster)
+        join_cluster(self.cluster)
         self.session = f"{ray.get_runtime_context().get_job_id()}-{os.getpid()}-{time.time_ns()}"
         self.home = ray.get_runtime_context().get_node_id()
         self._refresh_nodes()

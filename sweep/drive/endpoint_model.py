@@ -37,7 +37,7 @@ BUSY = (429, 502, 503, 504)  # statuses of an endpoint that may answer later: no
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
 SHORT_KEYS = "workload.input_tokens=128 workload.output_tokens=32 workload.num_requests=64 load.concurrency=4"
 # Words in a rejection, and the setting that avoids what is rejected.
-REMEDIES = {
+PROBE_REMEDIES = {
     "max_completion_tokens": ("max_tokens_field", "max_completion_tokens"),
     "continuous_usage": ("continuous_usage", False),
     "ignore_eos": ("ignore_eos", False),
@@ -162,7 +162,7 @@ class _Endpoint:
             versioned = [api for api in apis if wire.PATHS[api].startswith("/v1")]
             pending.extend({"api": api, "path": wire.PATHS[api].removeprefix("/v1")} for api in versioned)
         problem = ""
-        for _ in range(min(MOST_PROBES, len(pending) + len(REMEDIES))):
+        for _ in range(min(MOST_PROBES, len(pending) + len(PROBE_REMEDIES))):
             change = pending.popleft()
             answer = self._ask(target := replace(first, **change))
             if isinstance(answer, str):
@@ -176,7 +176,7 @@ class _Endpoint:
                 needed = {name: to for name, to in changes.items() if name in settings and to != self.backend.get(name)}
                 return [f"backend.{name}={json.dumps(to)}" for name, to in needed.items()], _description(target, answer)
             problem = problem or error
-            for words, (name, setting) in REMEDIES.items():
+            for words, (name, setting) in PROBE_REMEDIES.items():
                 settled = {f"backend.{name}", name} & {*typed, *change}
                 if answer.status in (400, 422) and words in error and not settled:
                     pending.appendleft({**change, name: setting})

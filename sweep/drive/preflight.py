@@ -69,7 +69,7 @@ def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None)
 def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
     """Return the Ray cluster's nodes and those that its autoscaler could start; wait up to `wait` s for the first."""
     ray_executor = ray_schedule(cluster)
-    ray_executor.connect(cluster)
+    ray_executor.join_cluster(cluster)
     wait = 0.0 if cluster.address in _empty_clusters else wait
     begin, reported = time.monotonic(), False
     while not (nodes := [*ray_executor.nodes(cluster), *ray_executor.startable_nodes(cluster)]):

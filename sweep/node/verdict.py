@@ -15,8 +15,7 @@ from sweep.disk.row import Verdict
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
-from sweep.numbers.quantities.answers import LENGTH_TOLERANCE
-from sweep.numbers.quantities.answers import other_length as has_other_length
+from sweep.numbers.quantities.answers import LENGTH_TOLERANCE, other_length
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
 from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
@@ -76,7 +75,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         if not work.deployment.backend.launches:
             exit = Exit(Cause.UNREACHABLE if gone else Cause.ENDPOINT)
         return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
-    if has_fixed_length(work, trial) and (reason := other_length(result.records, work.settings.max_failed)):
+    if has_fixed_length(work, trial) and (reason := wrong_length(result.records, work.settings.max_failed)):
         return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
@@ -151,7 +150,7 @@ def _invalid(reason: str, exit: Exit) -> Verdict:
     return Verdict(outcome=Outcome.INVALID, reason=reason, exit=exit)
 
 
-def other_length(records: Records, most: float) -> str | None:
+def wrong_length(records: Records, most: float) -> str | None:
     """Why the answers are not as long as was asked for with ignore_eos, with the remedy; None where they are.
 
     `most` is the largest share of them that may differ by more than the tolerance.
@@ -162,7 +161,7 @@ def other_length(records: Records, most: float) -> str | None:
     if tokens is None or asked_tokens is None:
         return None
     lengths, asked = (np.asarray(column, np.float64)[answered] for column in counts)
-    share = float(has_other_length(lengths, asked).mean())
+    share = float(other_length(lengths, asked).mean())
     mean = not_honoured(int(answered.sum()), tokens, asked_tokens)
     if mean or share <= most:
         return mean

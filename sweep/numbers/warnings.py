@@ -39,7 +39,7 @@ LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest 
 LOW_RATE = 0.95  # of the rate that was offered
 ODD = 0.01  # of the answers
 PADDED = 5.0  # times the gap between later arrivals
-CLOSED = 0.5  # of the answers
+MOST_CLOSED = 0.5  # of the answers
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
@@ -369,7 +369,7 @@ def padded_first_token(first_gap_ratio: float) -> Evidence | None:
 @_info(TTFT_COLUMNS)
 def closed_connections(closed_share: float) -> Evidence | None:
     """Most connections were closed after their answer, so each request had to set one up."""
-    closed = closed_share > CLOSED
+    closed = closed_share > MOST_CLOSED
     return (
         Evidence(closed_share, f"connections were closed after {closed_share:.0%} of the answers") if closed else None
     )

@@ -25,7 +25,7 @@ class Joining:
     def __init__(self, startable=()):
         self.looks, self.startable, self.facts = 0, list(startable), {}
 
-    def connect(self, cluster):
+    def join_cluster(self, cluster):
         pass
 
     def nodes(self, cluster):

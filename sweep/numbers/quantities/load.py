@@ -1,6 +1,6 @@
 """The load as it really was, and as it was requested.
 
-The queue of an open loop grows for ever if requests come faster than the server answers. `queue_score` adds two signs.
+The queue of an open loop keeps growing if requests come faster than the server answers. `queue_score` adds two signs.
 One is the growth of the requests in flight from the first answer to the last arrival. It is counted, so that the luck
 of the arrivals is no part of it. The other is the rise of e2el from the first quarter to the last, in standard errors.
 docs/measurements/growing_queue.md has how often it is right.
