@@ -23,7 +23,7 @@ from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damage
 from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
-from sweep.drive.policy import TrialHistory, earlier_attempts
+from sweep.drive.policy import TrialHistory, attempts_before
 
 LedgerRow = dict[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, above which it is rewritten if most of its rows are superseded
@@ -191,7 +191,7 @@ class Ledger:
 
     def commit(self, row: LedgerRow) -> None:
         """Make a trial's row durable: it is the trial's result from now on."""
-        row = {**row, **earlier_attempts(self.rows.get(row["trial_id"]))}
+        row = {**row, **attempts_before(self.rows.get(row["trial_id"]))}
         self._append(*self._texts.entries(row))
         self.damaged.discard(row["trial_id"])
 

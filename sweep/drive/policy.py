@@ -191,7 +191,7 @@ def engine_answer(row: Cells) -> str | None:
     return f"{row['outcome']} under driver {row.get('driver')}: {without_numbers(words)}"
 
 
-def earlier_attempts(before: Cells | None) -> dict[str, Any]:
+def attempts_before(before: Cells | None) -> dict[str, Any]:
     """The columns of a row that say how often its endpoint had failed it, after its last row.
 
     An endpoint that fails now and then would otherwise pass by being asked again. An outage is no attempt.

@@ -15,8 +15,7 @@ from sweep.disk.row import Verdict
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
-from sweep.numbers.quantities.answers import LENGTH_TOLERANCE
-from sweep.numbers.quantities.answers import other_length as has_other_length
+from sweep.numbers.quantities.answers import LENGTH_TOLERANCE, has_other_length
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
 from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
