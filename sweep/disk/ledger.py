@@ -25,6 +25,7 @@ from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, i
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.policy import TrialHistory, attempts_before
+from sweep.numbers.warnings import warning_codes
 
 LedgerRow = Mapping[str, Any]
 COMPACT_BYTES = 1 << 20  # of a ledger, above which it is rewritten if most of its rows are superseded
@@ -190,7 +191,9 @@ class Ledger:
 
     def commit(self, row: LedgerRow) -> None:
         """Make a trial's row durable: it is the trial's result from now on."""
-        row = {**row, **attempts_before(self.rows.get(row["trial_id"]))}
+        if earlier := attempts_before(self.rows.get(row["trial_id"])):
+            row = {**row, **earlier}
+            row |= {"warnings": warning_codes(row)} if row["outcome"] == Outcome.OK else {}
         self._append(*self._texts.entries(row))
         self.damaged.discard(row["trial_id"])
 

@@ -15,7 +15,7 @@ from sweep.disk.row import Verdict
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
-from sweep.numbers.quantities.answers import LENGTH_TOLERANCE, other_length
+from sweep.numbers.quantities.answers import LENGTH_TOLERANCE, has_other_length
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
 from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
@@ -161,7 +161,7 @@ def wrong_length(records: Records, most: float) -> str | None:
     if tokens is None or asked_tokens is None:
         return None
     lengths, asked = (np.asarray(column, np.float64)[answered] for column in counts)
-    share = float(other_length(lengths, asked).mean())
+    share = float(has_other_length(lengths, asked).mean())
     mean = not_honoured(int(answered.sum()), tokens, asked_tokens)
     if mean or share <= most:
         return mean

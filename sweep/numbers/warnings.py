@@ -21,7 +21,7 @@ from sweep.numbers.quantities.load import GROWING
 from sweep.numbers.quantity import BUFFERED, columns
 from sweep.numbers.steady import LIFETIMES
 
-REMEDIES: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("remedies.yaml").read_text("utf-8"))
+WHAT_TO_DO: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("remedies.yaml").read_text("utf-8"))
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
@@ -39,7 +39,7 @@ LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest 
 LOW_RATE = 0.95  # of the rate that was offered
 ODD = 0.01  # of the answers
 PADDED = 5.0  # times the gap between later arrivals
-MOST_CLOSED = 0.5  # of the answers
+MOSTLY_CLOSED = 0.5  # of the answers
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
@@ -131,13 +131,13 @@ def register(
     """Return a decorator that adds a check to a list: its name is the code, its docstring the meaning.
 
     The function's parameters are the columns that it needs, unless `columns` names them, which may be null.
-    Without a remedy, the check has that of its code in REMEDIES.
+    Without a remedy, the check has that of its code in WHAT_TO_DO.
     """
 
     def add(function: F) -> F:
         code = function.__name__.replace("_", "-")
         kind = WarningKind(
-            code, severity, inspect.getdoc(function) or "", remedy or REMEDIES[code], quantities, lowest_is_worst
+            code, severity, inspect.getdoc(function) or "", remedy or WHAT_TO_DO[code], quantities, lowest_is_worst
         )
         parameters = {} if columns else inspect.signature(function).parameters
         required = tuple(name for name in parameters if parameters[name].default is inspect.Parameter.empty)
@@ -369,7 +369,7 @@ def padded_first_token(first_gap_ratio: float) -> Evidence | None:
 @_info(TTFT_COLUMNS)
 def closed_connections(closed_share: float) -> Evidence | None:
     """Most connections were closed after their answer, so each request had to set one up."""
-    closed = closed_share > MOST_CLOSED
+    closed = closed_share > MOSTLY_CLOSED
     return (
         Evidence(closed_share, f"connections were closed after {closed_share:.0%} of the answers") if closed else None
     )

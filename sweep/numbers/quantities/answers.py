@@ -32,11 +32,12 @@ SAME_SUFFIX = r"[-:@](latest|\d{4}[\d-]*)"  # of a model's name: the version tha
 def odd_answer_share(
     records: Records, mask: Mask, exact_length: bool, unlike_prompts: bool, endpoint: bool
 ) -> float | None:
-    """share of the successful answers that are not like the others: over twice their tokens to an event, within 5 % of
-    their time for as many tokens, over 10 % off the tokens asked for where ignore_eos was sent, or at an endpoint
-    with the text of another answer (half as long as the quickest tenth of the others, or of half of all answers).
+    """share of the successful answers that are unlike the others. Such an answer has over twice their tokens to an
+    event, or came within 5 % of their time for as many tokens. Or it is over 10 % off the tokens asked for, with
+    ignore_eos. Or, at an endpoint, it has the text of another answer, as half of them have, or came in half the time of
+    the quickest tenth of the others. A single one is no share.
 
-    A single one is no share. Texts of less than some 8 different words, and of equal prompts, are not compared.
+    Texts of less than some 8 different words, and of equal prompts, are not compared.
     """
     chosen = np.flatnonzero(mask & engine_answered(records))
     if not chosen.size:
@@ -57,13 +58,13 @@ def odd_answer_share(
         expected = pace * (tokens - 1)
         odd |= several & (expected > LEAST_TIME) & (last - first < QUICK * expected)
     if exact_length:
-        odd |= known & (asked != UNKNOWN) & other_length(tokens, asked)
+        odd |= known & (asked != UNKNOWN) & has_other_length(tokens, asked)
     if endpoint and unlike_prompts:
         odd |= _repeated(texts, last)
     return float(odd.mean()) if odd.sum() >= FEWEST_ODD else 0.0
 
 
-def other_length(tokens: Floats, asked: Floats) -> Mask:
+def has_other_length(tokens: Floats, asked: Floats) -> Mask:
     """The answers that are not about as long as was asked for. Shape of both."""
     return np.asarray(np.abs(tokens - asked) > np.maximum(1, LENGTH_TOLERANCE * asked))
 

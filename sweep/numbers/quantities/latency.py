@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sweep.base.records import Records
 from sweep.numbers.chunks import Block, Floats, Mask, as_floats, blocks, later_tokens, token_times
 from sweep.numbers.quantities.answers import tokens_are_stamped
-from sweep.numbers.quantity import quantity
+from sweep.numbers.quantity import Quantity, declare, quantity
 from sweep.numbers.selection import divided, succeeded
 
 MOSTLY = 0.5  # of the answers: a server that closes so many connections has one for each request
@@ -25,13 +25,18 @@ def ttft(records: Records) -> Floats:
     return service_ttft(records) + _before_the_send(records)
 
 
-@quantity(**PER_REQUEST, kind="validity", label="connection set-up")
-def connect(records: Records) -> Floats:
-    """connected − connecting, the TLS handshake included; null where the connection had answered before.
-
-    Shape (requests,), s.
-    """
-    return as_floats(records.connected) - as_floats(records.connecting)
+declare(
+    Quantity(
+        name="connect",
+        unit="s",
+        per="request",
+        better="lower",
+        kind="validity",
+        label="connection set-up",
+        function=lambda records: as_floats(records.connected) - as_floats(records.connecting),
+        formula="connected − connecting, the TLS handshake included; null where the connection had answered before.",
+    )
+)
 
 
 @quantity(**PER_REQUEST, kind="latency", label="TTFT of the answer")

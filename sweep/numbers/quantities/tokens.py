@@ -80,8 +80,8 @@ def tokens_per_event(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def buffered_share(records: Records, mask: Mask) -> float | None:
-    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer, or
-    with the events of an answer that was held back; answers of the gateway's own are left out."""
+    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer. All
+    events of an answer that was held back did. Answers of the gateway's own are left out."""
     together = events = 0
     chosen = mask & engine_answered(records)
     held = held_back(records, chosen)
@@ -117,8 +117,8 @@ def tokens_per_word(records: Records, mask: Mask) -> float | None:
 def prompts_counted(
     records: Records, mask: Mask, tokens_per_word: float | None, templated: bool = False
 ) -> bool | None:
-    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word (64 more in a chat's template), and 0.35
-    for each further word where the prompts' lengths differ by a tenth (8 prompts or more).
+    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word, and 64 more in a chat's template. Where
+    the lengths of 8 prompts or more differ by a tenth, a further word also has 0.35 or more.
     """
     if tokens_per_word is None:
         return None
