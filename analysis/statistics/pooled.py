@@ -54,7 +54,7 @@ THROUGHPUTS: Mapping[str, Sequence[str]] = {
 }
 """The throughputs over a whole run, and what each request adds to them: its tokens, or 1."""
 
-SHARE = "goodput_share"
+GOOD_SHARE = "goodput_share"
 REFERENCE_COLUMNS = ("agreement", "quality")
 """Figures of a comparison with a reference, which has intervals of its own: FIGURE_low, FIGURE_high."""
 
@@ -117,13 +117,13 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
             .to_numpy(np.float64)
         )
         figures["cost_per_million_tokens"] = _per(hourly, figures["output_throughput"])
-    if SHARE in figures and "e2el_p50" in figures:
+    if GOOD_SHARE in figures and "e2el_p50" in figures:
         requests = (
             run.ok["num_requests"].astype("float64").groupby(point[measured.index.get_indexer(run.ok.index)]).sum()
         )
         all_requests = requests.reindex(range(count)).to_numpy(np.float64)
         independent = np.fmin(figures["e2el_p50"].effective_n, all_requests)
-        figures[SHARE] = intervals.of_share(figures[SHARE], independent)
+        figures[GOOD_SHARE] = intervals.of_share(figures[GOOD_SHARE], independent)
     for name in REFERENCE_COLUMNS:
         if {name, f"{name}_low", f"{name}_high"} <= {*measured}:
             ends = measured[[f"{name}_low", f"{name}_high"]].groupby(point).mean().to_numpy(np.float64).T

@@ -1,8 +1,8 @@
 """The load as it really was, and as it was requested.
 
-Above capacity the queue of an open loop grows without end. `queue_score` adds the growth of the requests in flight from
-the first answer to the last arrival, and the rise of e2el from the first quarter to the last in standard errors. The
-growth is counted, so the luck of the arrivals is no part of it.
+Above capacity the queue of an open loop grows without end. `queue_score` adds two figures. One is the growth of the
+requests in flight from the first answer to the last arrival; the luck of the arrivals is no part of it. The other is
+the rise of e2el from the first quarter to the last, in standard errors.
 docs/measurements/growing_queue.md has how often it is right.
 """
 
