@@ -5,7 +5,7 @@ above every tenth of the first, or below. By chance alone 1 in 126 windows does 
 five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later requests are slower
 than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
 
-Over the whole trial a change may come at any of CHANGE_POINTS: all tenths after it are above all earlier ones, or below.
+Over the whole trial a change may come at any of CHANGE_POINTS: all later tenths are above all earlier ones, or below.
 """
 
 import numpy as np
