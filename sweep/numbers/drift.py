@@ -5,7 +5,7 @@ above every tenth of the first, or below. By chance alone 1 in 126 windows does 
 five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later requests are slower
 than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
 
-Over the whole trial a change may come at any of SPLIT_TENTHS: all tenths after it are above all before, or below.
+Over the whole trial a change may come at any of CHANGE_POINTS: all later tenths are above all earlier ones, or below.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ LEAST_CHANGE = 1.1  # one half over the other
 LEAST_OVER = 1.2  # the later part of a whole trial over the earlier one
 LEAST_AFTER = 1.25  # after the window over within it
 SHARES = (0.5, 0.9)
-SPLIT_TENTHS = range(3, 8)  # tenths after which the latency of a whole trial may change
+CHANGE_POINTS = range(3, 8)  # tenths after which the latency of a whole trial may change
 
 
 def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
@@ -52,7 +52,7 @@ def drift_over(records: Records, mask: Mask) -> float | None:
     tenths, changes = np.array_split(latencies, TENTHS), [1.0]
     for share in SHARES:
         figures = [quantile(tenth, share) for tenth in tenths]
-        for split in SPLIT_TENTHS:
+        for split in CHANGE_POINTS:
             before, after = figures[:split], figures[split:]
             if min(after) > max(before) or max(after) < min(before):
                 parts = (np.concatenate(part) for part in (tenths[split:], tenths[:split]))

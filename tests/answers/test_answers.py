@@ -356,7 +356,7 @@ def test_a_bound_is_met_surely_with_the_whole_interval_and_never_by_failed_reque
 
 def test_advice_from_two_launches_says_that_they_reveal_little(tmp_path, capsys):
     doubt = "so few launches hardly show the spread"
-    few = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, launched=2, spread=0.02)
+    few = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, launched=2, spread=0.006)
     assert doubt in summary(capsys, few)
     assert doubt not in summary(capsys, engines(tmp_path / "b", {"vllm": 100, "tgi": 101}, spread=0.02))
 

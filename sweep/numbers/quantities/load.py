@@ -1,8 +1,8 @@
 """The load as it really was, and as it was requested.
 
-The queue of an open loop keeps growing if requests come faster than the server answers. `queue_score` adds two signs.
-One is the growth of the requests in flight from the first answer to the last arrival. It is counted, so that the luck
-of the arrivals is no part of it. The other is the rise of e2el from the first quarter to the last, in standard errors.
+Above capacity the queue of an open loop grows without end. `queue_score` adds two figures. One is the growth of the
+requests in flight from the first answer to the last arrival; the luck of the arrivals is no part of it. The other is
+the rise of e2el from the first quarter to the last, in standard errors.
 docs/measurements/growing_queue.md has how often it is right.
 """
 
@@ -42,8 +42,8 @@ def arrival_gap_cv(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="", kind="validity", better="lower")
 def queue_growth(records: Records, mask: Mask, open_loop: bool) -> float | None:
-    """how surely the queue of an open loop grows, which is so from 6: ln(1 + growth of the requests in flight) +
-    3 arctan(rise of e2el in standard errors / 3) + 0.2 ln(1 + requests in flight at first).
+    """ln(1 + growth of the requests in flight) + 3 arctan(rise of e2el in standard errors / 3) + 0.2 ln(1 + requests in
+    flight at first); from 6 on the queue grows.
     """
     return queue_score(records, mask) if open_loop else None
 
