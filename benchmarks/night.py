@@ -167,7 +167,8 @@ class Night:
         """Issue the command until every trial is measured, or the time is over."""
         while time.monotonic() < until and not self.state["complete"]:
             self.state["commands"] += 1
-            began, output = time.monotonic(), []
+            began = time.monotonic()
+            output: list[bytes] = []
             with subprocess.Popen(
                 self._command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             ) as driver:

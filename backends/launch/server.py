@@ -112,7 +112,7 @@ class Engine:
 
     def log_left_out(self) -> int:
         """Bytes that were taken out of the middle of the log, which has a largest size."""
-        return supervisor.left_out(str(self.log))
+        return supervisor.bytes_left_out(str(self.log))
 
     def _log_shift(self) -> int:
         missing = self.log_left_out()

@@ -115,7 +115,7 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
-def left_out(log: str) -> int:
+def bytes_left_out(log: str) -> int:
     """Return the bytes that `cut_log` took out of a log."""
     with contextlib.suppress(OSError), open(log, "rb") as file:
         file.seek(LOG_HEAD)
@@ -129,7 +129,7 @@ def cut_log(log: str) -> None:
     with contextlib.suppress(OSError):
         if (size := os.path.getsize(log)) < 2 * (LOG_HEAD + LOG_TAIL):
             return
-        earlier = left_out(log)
+        earlier = bytes_left_out(log)
         with open(log, "r+b") as file:
             file.seek(size - LOG_TAIL)
             tail = file.read(LOG_TAIL)

@@ -22,7 +22,7 @@ HOP_BY_HOP = frozenset(
         *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     }
 )
-NOT_PASSED = HOP_BY_HOP | {b"host", b"content-length"}
+NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length"}
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: of prompts or token ids
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -119,8 +119,8 @@ def _message_question(message: dict[str, Any]) -> Question | None:
     return Question("\n".join(texts), parts=texts)
 
 
-class Memory:
-    """The bytes of all bodies in flight and of their contents; requests wait for others, and none for ever.
+class RequestMemory:
+    """The bytes of all bodies in flight and of their contents, for which requests wait.
 
     A request takes its share of the bodies first, and holds both until its answer has ended.
     """
@@ -159,7 +159,7 @@ class Memory:
         async with self._share("bodies", size, timeout):
             body = await _timely_body(receive, largest, timeout)
             async with self._share("contents", parsed_size(body), timeout):
-                passed = [pair for pair in headers if pair[0] not in NOT_PASSED]
+                passed = [pair for pair in headers if pair[0] not in NOT_FORWARDED]
                 yield Call(scope["path"], passed, body, parse_body(scope["path"], body))
 
 
