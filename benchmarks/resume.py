@@ -74,7 +74,8 @@ def done_row(sample: Mapping[str, Any], entry: dict[str, Any]) -> dict[str, Any]
     """A row of realistic size for this trial of the plan: each replicate is a launch, whose facts are its own."""
     deployment, attempt = entry["deployment_id"], str(entry["replicate"] + 1)
     log, own_log = (f"/{row}/engine.log" for row in (f"{sample['deployment_id']}/1", f"{deployment}/{attempt}"))
-    return sample | {
+    return {
+        **sample,
         "trial_id": entry["trial_id"],
         "deployment_id": deployment,
         "attempt": attempt,
