@@ -114,10 +114,8 @@ def endless_answer(folder: Path) -> Peaks:
 
 def endless_event(folder: Path) -> Peaks:
     """One event of an answer that never ends."""
-    return endpoint(
-        folder,
-        lambda connection: _stream(connection, (b"data: " if number == 0 else b"x" * MIB for number in range(4096))),
-    )
+    parts = [b"data: ", *[b"x" * MIB] * 4096]
+    return endpoint(folder, lambda connection: _stream(connection, iter(parts)))
 
 
 def nested_event(folder: Path) -> Peaks:
@@ -229,7 +227,7 @@ def packed_lock(folder: Path) -> Peaks:
         packed += packer.compress(b"#" * 10**6)
     packed += packer.flush()
     config = {group: {"_target_": "x", "name": "x"} for group in ("backend", "model", "workload", "load", "gateway")}
-    lines: dict[str, Any] = {key: {} for key in ("coordinates", "settings", "digests", "figures", "noise")} | {
+    lines: dict[str, object] = {key: {} for key in ("coordinates", "settings", "digests", "figures", "noise")} | {
         "capsule": "run#1",
         "trial": {"trial_id": "1", "seed": 1},
         "config": config,

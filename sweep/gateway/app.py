@@ -9,7 +9,7 @@ import time
 from sweep.gateway.caching.cache import Hit
 from sweep.gateway.caching.keys import key_of
 from sweep.gateway.caching.source import AnswerSource
-from sweep.gateway.call import QUESTION_KEYS, BodyMemory, Call, Headers, Receive, Refused, Scope, Send
+from sweep.gateway.call import QUESTION_KEYS, Call, Headers, Receive, Refused, RequestMemory, Scope, Send
 from sweep.gateway.clipping import Clipper
 from sweep.gateway.engines import BegunAnswer, Engines
 from sweep.gateway.metrics import Decision, Metrics
@@ -83,7 +83,7 @@ class GatewayApp:
         self.settings, self.engines, self.clipper, self.source = settings, engines, clipper, source
         self.metrics, self.reset_key = metrics, reset_key
         self.event_interval = settings.cache.event_interval if settings.cache else 0.0
-        self.memory = BodyMemory(settings.bodies)
+        self.memory = RequestMemory(settings.bodies)
         self._exchanges: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -119,8 +119,8 @@ def _message_question(message: dict[str, Any]) -> Question | None:
     return Question("\n".join(texts), parts=texts)
 
 
-class BodyMemory:
-    """The bytes of all bodies in flight and of their contents; a request waits for others, but not without end.
+class RequestMemory:
+    """The bytes of all bodies in flight and of their contents, for which requests wait.
 
     A request takes its share of the bodies first, and holds both until its answer has ended.
     """

@@ -92,11 +92,9 @@ def run_again(
     Raises ConfigError for what cannot be run again here; Halted for an outage that lasts.
     """
     options = ConfigPath.of_user(config_dirs)
-    if not trusted:
-        _refuse_unfamiliar(capsules, overrides, options, console)
     with traced(["rerun", *command]):
         planned = plan_patiently(
-            lambda: plan_again(capsules, overrides, out, options),
+            lambda: plan_again(capsules, overrides, out, options, None if trusted else console),
             lambda: _settings_today(capsules, overrides, out, options),
         )
     status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
@@ -112,11 +110,8 @@ def run_again(
     return 1 if Reproduction.DIFFERS in results else UNCERTAIN if Reproduction.UNKNOWN in results else 0
 
 
-def _refuse_unfamiliar(
-    capsules: Sequence[Capsule], overrides: Sequence[str], options: ConfigPath, console: Console
-) -> None:
-    cache_dir = parse_command_line(overrides).typed.get("cache_dir")
-    if parts := unfamiliar_parts(capsules, options, cache_directory(None if cache_dir is None else str(cache_dir))):
+def _refuse_unfamiliar(capsules: Sequence[Capsule], settings: Settings, options: ConfigPath, console: Console) -> None:
+    if parts := unfamiliar_parts(capsules, options, cache_directory(settings.cache_dir)):
         for line in parts:
             console.print(f"  {line}", markup=False, soft_wrap=True)
         raise ConfigError(
@@ -140,12 +135,22 @@ def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
     return RerunVerdict(capsule, *finding(changes), changes, changed)
 
 
-def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath) -> Planned:
-    """Plan the trials of capsules: their configuration, seeds and locks, on this machine.
+def plan_again(
+    capsules: Sequence[Capsule],
+    overrides: Sequence[str],
+    out: str | None,
+    options: ConfigPath,
+    distrusting: Console | None = None,
+) -> Planned:
+    """Plan the trials of capsules: their configuration, seeds and locks, and this machine.
+
+    With a console, parts that this machine does not have are printed there and refused.
 
     Raises ConfigError for what cannot be planned here, or together; Outage if an index or a hub gave no answer.
     """
     settings = _settings_today(capsules, overrides, out, options)
+    if distrusting is not None:
+        _refuse_unfamiliar(capsules, settings, options, distrusting)
     nodes, paths = find_nodes(settings), RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, _common_locks(capsules), pinned=True)
     composition = Composition(

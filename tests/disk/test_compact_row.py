@@ -6,7 +6,7 @@ import pickle
 import tracemalloc
 
 from sweep.disk.ledger import Ledger
-from sweep.disk.ledger_lines.compact_row import CompactRow, full_row
+from sweep.disk.ledger_lines.compact_row import CompactRow, dict_of_row
 from sweep.disk.row import schema
 from sweep.disk.run_files import RunPaths
 
@@ -16,7 +16,7 @@ EXAMPLES = {float: 0.25, int: 70_000, str: "lognormal", bool: True, list: ["few-
 def test_a_compact_row_has_the_cells_of_its_row():
     rows = [{"trial_id": "a", "x": 1.5, "n": 3, "ok": True}, {"n": 1, "x": math.inf, "extra": [1], "trial_id": "b"}]
     for row, compact in zip(rows, map(CompactRow, rows), strict=True):
-        assert compact == row == full_row(compact)
+        assert compact == row == dict_of_row(compact)
         assert {column: type(cell) for column, cell in compact.items()} == {c: type(cell) for c, cell in row.items()}
         assert len(compact) == len(row)
         assert compact.get("unheard of") is None

@@ -41,7 +41,7 @@ class CompactRow(Mapping[str, Any]):
         return len(self._cells) + len(self._floats)
 
 
-def full_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def dict_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row as a dict; of a compact one in a tenth of the time that it takes cell by cell."""
     if not isinstance(row, CompactRow):
         return dict(row)

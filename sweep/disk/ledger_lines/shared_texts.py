@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from sweep.disk.ledger_lines.compact_row import full_row
+from sweep.disk.ledger_lines.compact_row import dict_of_row
 
 SHORTEST_TEXT = 200  # characters of a text that is stored by itself
 TEXT_ENTRY = {"column": str, "digest": str, "text": str}  # what the entry of a text has
@@ -65,7 +65,7 @@ class Texts:
     def entries(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the entries for a row: texts that are not stored yet, then the row itself. No text is added."""
         stored = {}
-        for column, cell in full_row(row).items():
+        for column, cell in dict_of_row(row).items():
             if type(cell) is str and len(cell) >= SHORTEST_TEXT:
                 digest = digest_of(cell)
                 if (column, digest) not in self._texts:
