@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from analysis.answers.question import TaskAnswer
 from analysis.answers.sentences import caveats, lead
 from analysis.quantities import LabelledColumn, labelled_column
@@ -31,15 +33,16 @@ def _fastest(results: RunResults) -> Iterator[str]:
         measured = measured[~measured["as_offered"].eq(True)]
     for (line, panel), group in measured.groupby(["line", "panel"], sort=False):
         group = group.sort_values(layout.x, kind="stable")
-        best = int(group.index[int(group[THROUGHPUT].argmax())])
-        reference = int(group.index[-1] if best != group.index[-1] else group.index[0])
-        if best == reference:
+        fastest = int(group[THROUGHPUT].argmax())
+        compared = 0 if fastest == len(group) - 1 else len(group) - 1  # the other end
+        if fastest == compared:
             continue
+        best, reference = group.iloc[fastest], group.iloc[compared]
+        places = group.index.to_numpy(np.int64)
         task = f", {panel}" if points["panel"].nunique() > 1 else ""
-        at, beside = (layout.load(group.loc[[place]].iloc[0]) for place in (best, reference))
-        where = f"fastest at {at}: {quantity.shown(float(group[THROUGHPUT].max()))} {quantity.unit}"
-        ratio = _ratio_text(results, quantity, (best, reference))
-        yield f"{line}{task} is {where}, {ratio} that at {beside}"
+        speed = f"{quantity.shown(float(best[THROUGHPUT]))} {quantity.unit}"
+        ratio = _ratio_text(results, quantity, (places[fastest], places[compared]))
+        yield f"{line}{task} is fastest at {layout.load(best)}: {speed}, {ratio} that at {layout.load(reference)}"
 
 
 def _ratio_text(results: RunResults, quantity: LabelledColumn, pair: tuple[int, int]) -> str:

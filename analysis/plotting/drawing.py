@@ -26,10 +26,12 @@ from analysis.plotting.figure_files import (
     line_style,
     panels,
 )
-from analysis.plotting.finding import figure_finding
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
+from analysis.studies.findings import KEY_COLUMNS
+from analysis.studies.tables import study_of
+from analysis.studies.uncertain import matching_points
 from sweep.numbers.quantity import columns
 
 LOGARITHMIC_FROM = 30.0  # largest value / smallest, above which a linear axis hides small ones
@@ -38,18 +40,16 @@ _ALSO: dict[str, dict[str, Any]] = {  # style of the second quantity; a line's o
     "thin dashes": {"linestyle": "--", "linewidth": 1, "marker": ""},
     "hollow": {"linestyle": "none", "markerfacecolor": "none"},
 }
-MOST_REPLICATES = 3000  # most dots in a figure; with more, only means and whiskers are drawn
+PUBLISHED: dict[str, Any] = {"color": MUTED, "marker": "D", "linestyle": "none", "markerfacecolor": "none"}
+MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers are drawn
 
 
-def against_load(
-    run: Run, layout: Layout, column: str, also: str | None = None, shown: LabelledColumn | None = None
-) -> Figure | None:
-    """Draw a quantity's means along the load, or as rows if no number varies; None if there are no values.
+def against_load(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
+    """Draw the means of a quantity along the load, or as rows if no number varies; None without values.
 
-    `also` is another column with the same unit, drawn in thin dashes (hollow). `shown` labels a column that only points
-    have, not trials.
+    `also` is another column of the same unit, drawn in thin dashes (hollow).
     """
-    shown = shown or labelled_column(column)
+    shown = labelled_column(column)
     if shown is None or column not in layout.points:
         return None
     present = set(layout.points.loc[layout.points[column].notna(), "line"])  # other places say why others failed
@@ -58,11 +58,14 @@ def against_load(
         return None
     also = also if also in layout.points and layout.points[also].notna().any() else None
     replicates = layout.visible(run.ok)
-    if column not in replicates or len(replicates) > MOST_REPLICATES:
-        replicates = replicates.head(0).assign(**{column: np.nan})
+    if len(replicates) > MOST_REPLICATES:
+        replicates = replicates.head(0)
     size = PANEL if layout.x else (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
     handles = [] if layout.x is None else [legend_entry(layout, line) for line in lines]
     handles += _explanations(layout, shown, also, lines)
+    published = _published(run, layout, column) * shown.scale
+    if len(published):
+        handles.append(Line2D([], [], label="published by the study", **PUBLISHED))
     established = figure_finding(layout, shown)
     figure, axes = panels(layout.visible_panels, established or _heading(layout, shown), handles, size=size)
     figure.set_label(established)
@@ -72,7 +75,9 @@ def against_load(
         points, dots = (_in_panel(layout, frame, title, lines) for frame in (layout.points, replicates))
         for line in lines:
             _line(ax, layout, points[points["line"] == line], dots[dots["line"] == line], shown, also)
-        value_axis(ax, "y" if layout.x else "x", values)
+        if (marked := points[points.index.isin(published.index)]).size:
+            ax.plot(marked["_at"], published[marked.index], **PUBLISHED)
+        value_axis(ax, "y" if layout.x else "x", np.concatenate([values, published]))
         _mark_cut_whiskers(ax, layout, points, shown)
         if layout.x:
             load_axis(ax, layout, title)
@@ -82,6 +87,18 @@ def against_load(
             ax.set(ylim=(len(lines) - 0.5, -0.5), xlabel=shown.axis)
             ax.grid(visible=False, axis="y")
     return figure
+
+
+def _published(run: Run, layout: Layout, column: str) -> "pd.Series[float]":
+    """The study's figure of each point along x; none in the form without a GPU, which is another question."""
+    study = study_of(run.name) if layout.x and not run.experiment.get("replaced") else None
+    table = study.tables.get(run.name) if study else None
+    figures: dict[Any, float] = {}
+    for row in table.rows if table else ():
+        chosen = matching_points(layout.points, {key: row[key] for key in KEY_COLUMNS if key in row})
+        if len(chosen) == 1 and column in row:
+            figures[chosen.index[0]] = float(row[column])
+    return pd.Series(figures, dtype="float64")
 
 
 def against_step(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from analysis.point_names import Layout, listed
+from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn
 from analysis.statistics.standings import Standing, question_columns
 from sweep.base.wording import count
@@ -45,15 +45,17 @@ def _leaders(rivals: pd.DataFrame, standing: str, shown: LabelledColumn) -> str:
     behind = Counter(line for group in standings for line in group.index[group == Standing.BEHIND])
     if not behind:
         return ""
-    verb = "is" if len(behind) == 1 else "are"
-    return f"{listed(list(behind))} {verb} behind in {shown.in_sentence} at up to {max(behind.values())} of {total}"
+    few = len(behind) <= 2
+    subject = f"{' and '.join(behind)} {'is' if len(behind) == 1 else 'are'}" if few else f"{len(behind)} lines are"
+    return f"{subject} behind in {shown.in_sentence} at up to {max(behind.values())} of {total}"
 
 
 def _optimum(layout: Layout, points: pd.DataFrame, shown: LabelledColumn) -> str:
     """The first line whose best figure is apart from all others along x."""
     for (line, panel), group in points.groupby(["line", "panel"], sort=False) if layout.x else ():
         signed = group[shown.column] if shown.better == "higher" else -group[shown.column]
-        best, others = group.iloc[int(signed.argmax())], group.drop(index=signed.idxmax())
+        place = int(signed.argmax())
+        best, others = group.iloc[place], group.drop(index=group.index[place])
         low, high = best[f"{shown.column}_ci_low"], best[f"{shown.column}_ci_high"]
         lows, highs = others[f"{shown.column}_ci_low"], others[f"{shown.column}_ci_high"]
         apart = low > highs if shown.better == "higher" else high < lows

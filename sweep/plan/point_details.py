@@ -46,7 +46,7 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
         yield f"environment: {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}"
     context = getattr(model, "context", None)
     if backend.replicas > 1:
-        yield f"{backend.replicas} replicas of it behind the router ({deployment.gateway.routing})"
+        yield f"{backend.replicas} replicas behind the router ({deployment.gateway.routing})"
     yield from _gateway(deployment)
     gpus = f"{count(deployment.gpu_count, 'GPU')} ({deployment.accelerator or 'any'})" if platform == "cuda" else "CPU"
     dtype = "as stored in the weights" if launch.dtype == "auto" else launch.dtype

@@ -12,7 +12,7 @@ from sweep.base.wording import count
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
-from sweep.plan.plan import Deployment, Plan, elsewhere
+from sweep.plan.plan import Deployment, Plan, Trial, elsewhere
 
 MOST_TRIALS_LISTED = 200  # a larger plan is listed by deployment
 MOST_STARTS_LISTED = 8  # of a block
@@ -97,7 +97,7 @@ def _first(labels: Sequence[str]) -> str:
 
 
 def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
-    """Yield a line for each deployment and, in a small plan, for each of its trials; seeds only if they fit."""
+    """Yield a line for each deployment and, in a small plan, for each of its trials; requests only if they fit."""
     to_run = {trial.trial_id for deployment in pending.runnable for trial in deployment.trials}
     state = {t.trial_id: "unavailable" if d.unavailable else "done" for d in plan.deployments for t in d.trials}
     state |= {trial_id: pending.reasons.get(trial_id, "to run") for trial_id in to_run}
@@ -115,8 +115,14 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
             continue
         for trial in deployment.trials:
             line = f"  {trial.trial_id}  {trial.describe():<{label_width}}  {state[trial.trial_id]}"
-            seed = f"{'':<{state_width - len(state[trial.trial_id])}}  seed {trial.seed:>10}"
-            yield line + seed if len(line + seed) <= width else line
+            requests = f"{'':<{state_width - len(state[trial.trial_id])}}  {_requests(trial)}"
+            yield line + requests if len(line + requests) <= width else line
+
+
+def _requests(trial: Trial) -> str:
+    """`64 requests, 128 in, 64 out`; the lengths of a file's prompts are its own."""
+    lengths = [f"{getattr(trial.workload, f'{side}put_tokens', None)} {side}" for side in ("in", "out")]
+    return ", ".join([count(trial.num_requests, "request"), *(text for text in lengths if text[0].isdigit())])
 
 
 def few_requests_note(plan: Plan) -> list[str]:

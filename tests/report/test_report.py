@@ -69,9 +69,9 @@ class _Reader(HTMLParser):
 
 @pytest.mark.slow
 def test_figures_are_written_twice_and_well_formed(run_folder: Path, output: str) -> None:
-    names = ["pareto", "output_throughput", "speed_up", "ratio_forest", "ttft", "latency_distribution", "cost", "tpot"]
+    names = ["pareto", "output_throughput", "ratio_forest", "ttft", "latency_distribution", "cost", "tpot"]
     names += ["kv_cache", "kv_cache_bytes", "memory", "throughput_timeline", "memory_timeline", "requests_timeline"]
-    of_vllm = ("kv_cache", "speed_up", "requests_timeline")  # the other is the baseline, and reports bytes and no queue
+    of_vllm = ("kv_cache", "requests_timeline")  # the other is the baseline, and reports bytes and no queue
     assert {path.stem for path in (run_folder / "figures").iterdir()} == set(names)
     report = (run_folder / "report.html").read_text()
     at = {name: report.index(f'id="{name}-figure_1"') for name in names if name != "pareto"}  # the script draws that

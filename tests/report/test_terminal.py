@@ -133,7 +133,7 @@ def test_lockstep_batches_show_what_a_batch_took(tmp_path: Path, width: int) -> 
 
 
 def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
-    rows = [{**trial("a", 1, index, None), "reason": f"failed at {index}"} for index in range(1000)]
+    rows = [{**trial("a", 1, index, None), "reason": f"failed at {chr(0x4E00 + index)}"} for index in range(1000)]
     rows += [{**trial("a", 2, index, None), "reason": "failed alike"} for index in range(5)]
     run_of(tmp_path, rows)
     text = printed(open_run(tmp_path), 120)

@@ -1,6 +1,5 @@
 """The published studies' plans, held against what the studies say; and what they need of workloads and engines."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -19,7 +18,6 @@ from analysis.figures import (
     memory_timeline,
     request_throughput,
     requests_timeline,
-    speed_up,
     total_throughput,
 )
 from analysis.load import telemetry
@@ -321,20 +319,6 @@ def test_the_plain_environment_where_an_extra_cannot_be_installed(monkeypatch, t
     assert found.python == "python"
     with pytest.raises(environments.OptionalPartFailed, match="no wheel"):
         environments.prepare_or_plain(resolved, tmp_path, lambda text: None)
-
-
-@pytest.mark.slow
-def test_speed_ups_over_the_baseline_are_drawn_along_the_load(tmp_path):
-    make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
-    results = open_results(tmp_path)
-    figure = speed_up.draw(results.run, results.layout)
-    (ax,) = figure.axes
-    drawn = {tuple(line.get_ydata()) for line in ax.lines if len(line.get_ydata()) == 3}
-    points = results.points.set_index(["line", "batch_size"])["output_throughput_vs_baseline"]
-    assert any(values == pytest.approx(tuple(points["vllm"]), nan_ok=True) for values in drawn)
-    assert ax.get_ylabel() == "Speed-up (×)"
-    without = results.layout.points.drop(columns="output_throughput_vs_baseline")
-    assert speed_up.draw(results.run, dataclasses.replace(results.layout, points=without)) is None
 
 
 @pytest.mark.slow
