@@ -1,13 +1,12 @@
 """Ollama: its own server on weights in GGUF, where the node has its program; else a running one that is attached to."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
 
 from backends.base import EnvironmentChoice, Host, Launch
-from backends.declarations import FlagRules, Traits, Wire
+from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.llamacpp import CONVERTED, GGUF, LlamaCpp, model_context
 
 # Its model is made once the server answers; until then it has none by that name, and is not ready.
@@ -33,11 +32,10 @@ class Ollama(LlamaCpp):
             "temperature": "workload.temperature",
         },
     )
-    log = replace(
-        LlamaCpp.log,
+    log = LogReading(
         prefix=r"^(time=\S+ )?(level=[A-Z]+ )?(source=\S+ )?(msg=)?",
+        out_of_memory=LlamaCpp.log.out_of_memory,
         gpus_unused=(r"no compatible GPUs were discovered",),
-        choices={},
     )
     wire = Wire(ready_path="/v1/models/{model}", version_path="/api/version", show_ids={})
     traits = Traits(
@@ -74,12 +72,14 @@ class Ollama(LlamaCpp):
         return {**ours, **super().environment(launch)}
 
     def unavailable(self, host: Host) -> str | None:
-        if self.launches and self.env.binary == "ollama" and "ollama" not in host.executables:
+        missing = self.launches and self.env.binary == "ollama" and "ollama" not in host.executables
+        reason = super().unavailable(host)
+        if missing and reason is None:
             return (
                 "no ollama on PATH: install it, name it with backend.env.binary=/path/to/ollama, or attach to a "
                 "running server with backend.url=http://127.0.0.1:11434 model=NAME"
             )
-        return super().unavailable(host)
+        return reason
 
     def _context(self, launch: Launch) -> int:
         return launch.max_model_len or model_context(launch.model)

@@ -19,7 +19,7 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # as Open
 class OpenVINO(Hosted):
     """`flags` are fields of GenAI's `SchedulerConfig`, `properties` are OpenVINO's own of the device."""
 
-    flag_rules = FlagRules(tables=("openvino",))
+    flag_rules = FlagRules(tables=("openvino",), set_by={"properties": "backend.properties"})
     log = LogReading(out_of_memory=(r"Requested cache size is larger than available memory",))
     wire = replace(Hosted.wire, log_probabilities="host")
     traits = Traits(

@@ -423,7 +423,7 @@ def ctranslate2(folder: Path) -> tuple[Reading, CompiledSource]:
 
 
 def openvino(folder: Path) -> tuple[Reading, CompiledSource]:
-    """The fields of `SchedulerConfig`, by the setters in the stub of its extension."""
+    """The fields of `SchedulerConfig`, by the setters in the extension's stub, and the pipeline's own argument."""
     (stub,) = folder.glob("openvino_genai/py_openvino_genai.pyi")
     tree, types = ast.parse(stub.read_text()), Types({})
     fields = _fields(tree, "SchedulerConfig")
@@ -432,7 +432,7 @@ def openvino(folder: Path) -> tuple[Reading, CompiledSource]:
         if isinstance(method, ast.FunctionDef) and (annotation := method.args.args[-1].annotation):
             fields[method.name] = annotation
     flags = {name: types.of_annotation(annotation) for name, annotation in fields.items()}
-    return Reading(flags=flags), CompiledSource(folder, "openvino_genai")
+    return Reading(flags={**flags, "properties": "json"}), CompiledSource(folder, "openvino_genai")
 
 
 class CppSource:

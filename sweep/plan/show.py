@@ -16,10 +16,10 @@ from sweep.plan.plan import Deployment, Plan, Trial, elsewhere
 
 MOST_TRIALS_LISTED = 200  # a larger plan is listed by deployment
 MOST_STARTS_LISTED = 8  # of a block
-FEW_REQUESTS = 0.5  # of the requested duration: random arrivals of a few dozen hardly ever all come before
-FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and the system
+FEW_REQUESTS = 0.5  # share of the requested duration; random arrivals of a few dozen requests rarely end that early
+FEW_CORES = 4  # per GPU (or deployment on a CPU), for server, engine, client and system
 CANNOT_FIT = 0.8  # of the sizes, which are rounded
-PIPE_WIDTH = 160  # characters, where there is no terminal and no COLUMNS
+PIPE_WIDTH = 160  # characters, if there is no terminal and no COLUMNS
 
 
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:

@@ -67,7 +67,7 @@ def test_every_backend_runs_here_can_be_installed_or_says_why_not(name, host, tm
     assert "\n" not in missing
     if not host.gpus and backend.traits.needs_gpu:
         assert "GPU" in missing
-    if host.gpus and backend.launches and not present:
+    if host.gpus and backend.launches and backend.env.cuda and not present:
         assert f"sweep backends install {name}" in missing
 
 

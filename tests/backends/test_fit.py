@@ -135,7 +135,7 @@ def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(free, status
     assert main([*words, f"out={tmp_path}/out", f"cache_dir={tmp_path}/cache"]) == status
     printed = capsys.readouterr()
     (line,) = [line for line in (printed.out + printed.err).splitlines() if "GB of disk are free" in line]
-    assert f"{free} GB of disk are free, and about 4 GB of engines and 13.5 GB of weights are to be written" in line
+    assert f"{free} GB of disk are free, but about 4 GB of engines and 13.5 GB of weights are to be written" in line
 
 
 def test_what_is_compiled_by_the_nodes_compiler_is_for_its_cuda():

@@ -61,7 +61,7 @@ def test_its_own_server_has_the_model_before_it_is_ready(program, tmp_path):
 def test_a_running_server_is_measured_with_its_model_and_context(tmp_path, monkeypatch, capsys):
     """Its answers end at EOS, so they are as long as it likes, and the row says which context it was given."""
     monkeypatch.setenv("STAND_IN_EOS", "5")
-    monkeypatch.setenv("STAND_IN_DELAY", "0.8")
+    monkeypatch.setenv("STAND_IN_DELAY", "0.15")
     monkeypatch.setattr(Ollama, "models", {MODEL: 4096})
     monkeypatch.setattr(Ollama, "loaded", {MODEL})
     monkeypatch.setattr(Ollama, "bodies", [])

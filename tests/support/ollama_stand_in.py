@@ -4,7 +4,7 @@
 
 As there, OLLAMA_HOST is the server's address, `create` sends it the model, and a model is loaded by its first request.
 An answer is w1 w2 w3 …; STAND_IN_EOS is the number of words after which it ends, whatever was asked for, and
-STAND_IN_DELAY the seconds that it takes.
+STAND_IN_DELAY the seconds before each event.
 """
 
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.support.http_stub import Stub
 
+DONE = "data: [DONE]\n\n"
 ADDRESS = os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
 
 
@@ -53,7 +54,6 @@ class Ollama(Stub):
         else:
             self.loaded.add(body["model"])
             self.bodies.append(body)
-            time.sleep(float(os.environ.get("STAND_IN_DELAY", 0)))
             self.complete(body)
 
     def complete(self, body: dict[str, object]) -> None:
@@ -69,7 +69,13 @@ class Ollama(Stub):
         ]
         chunks.append({**head, "choices": [], "usage": usage})
         lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
-        self.reply(200, "".join([*lines, "data: [DONE]\n\n"]).encode(), {"Content-Type": "text/event-stream"})
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Length", str(len("".join([*lines, DONE]))))
+        self.end_headers()
+        for line in [*lines, DONE]:
+            time.sleep(float(os.environ.get("STAND_IN_DELAY", 0)))
+            self.wfile.write(line.encode())
 
 
 def main() -> None:
