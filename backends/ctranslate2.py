@@ -52,7 +52,7 @@ class CTranslate2(Hosted):
         return {**ours, **super().flags_on(launch)}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """Return a copy of the model's folder with CTranslate2's weights, in a subfolder, instead of the model's."""
+        """Return a copy of the model's folder with CTranslate2's weights in a subfolder, without the original ones."""
 
         def convert(folder: Path) -> None:
             output = {"output_dir": folder / FOLDER, "quantization": self.quantization, "low_cpu_mem_usage": True}

@@ -63,7 +63,7 @@ class FlagRules:
         return [form for flag in self.meanings(name) for form in (flag, f"{flag}={value}")]
 
     def setter(self, name: str, value: object) -> str | None:
-        """Return the sweep key to set instead of a flag (perhaps abbreviated), or None if the flag is the user's."""
+        """Return the sweep key to set instead of a flag (perhaps abbreviated), or None if the user may set the flag."""
         return next((self.set_by[form] for form in self._forms(name, value) if form in self.set_by), None)
 
     def reaches_beyond(self, name: str, value: object) -> bool:

@@ -59,7 +59,7 @@ FIGURES = {  # of experiments in whose study memory is a result; of others the m
     "kv_cache": ("output_throughput", "memory_timeline"),
     "serving_ladder": ("output_throughput", "memory_timeline", "requests_timeline"),
 }
-PREPARED = {  # folders of the cache, and what one of each is
+PREPARED = {  # the cache's folders, with a word for one item
     "environments": "environment",
     "models": "model",
     "converted": "conversion",
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def measure(name: str, folder: Path) -> int:
-    """Run an experiment's command, add its time to that of earlier parts, and return its exit status."""
+    """Run an experiment's command, add its time to the time of earlier parts, and return its exit status."""
     timed = time_file(folder)
     if not (folder / "ledger.jsonl").is_file():
         timed.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def measure(name: str, folder: Path) -> int:
     elif timed.is_file():
         parts = json.loads(timed.read_text())
     else:
-        parts = [None]  # an earlier part that nothing timed
+        parts = [None]  # an earlier part that was not timed
     before, begun = prepared(), time.monotonic()
     line = [f"+experiment={name}", f"out={folder}", "tracking=none"]
     status = subprocess.run([sys.executable, "-m", "sweep", *line], cwd=ROOT).returncode
@@ -109,14 +109,14 @@ def time_file(folder: Path) -> Path:
 
 
 def prepared() -> set[str]:
-    """What engines need that this machine's cache has: KIND/NAME."""
+    """Return what engines need and this machine's cache has, as KIND/NAME."""
     cache = cache_directory(None)
     paths = (path for kind in PREPARED for path in (cache / kind).glob("*"))
     return {f"{path.parent.name}/{path.name}" for path in paths if path.suffix not in (".lock", ".log")}
 
 
 def sections(page: Path) -> dict[str, list[str]]:
-    """The sections that a page has, by heading, each with its heading; also those below another one."""
+    """Return a page's sections and subsections by heading, each including its heading."""
     by_heading: dict[str, list[str]] = {}
     section: list[str] = []
     for line in page.read_text().splitlines():
@@ -127,7 +127,7 @@ def sections(page: Path) -> dict[str, list[str]]:
 
 
 def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
-    """docs/studies.md: each study, its line, its findings, and its table beside the run's, or an earlier one's."""
+    """Write docs/studies.md: each study, its command, its findings, and its table beside this or an earlier run's."""
     yield from (
         "# The published studies",
         "",
@@ -190,7 +190,7 @@ def copy_figure(run: Path, name: str, figure: str) -> str:
 
 
 def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
-    """docs/measurements/studies.md: what the command printed at the end of each run."""
+    """Write docs/measurements/studies.md: what the command printed at the end of each run."""
     yield from (
         "# The studies on a machine without a GPU",
         "",
@@ -203,7 +203,7 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
         "`python scripts/studies.py` runs them all and writes this page.",
     )
     missing = [name for name in EXPERIMENTS if name not in runs and name not in earlier]
-    if missing:  # above all sections, where it is part of none that a later page takes over
+    if missing:  # above all sections, so that no later page copies it with a section
         yield from ("", f"Not run: {', '.join(missing)}.")
     for name in EXPERIMENTS:
         if name not in runs:
@@ -220,7 +220,7 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
 
 
 def circumstances(folder: Path) -> str:
-    """What was run, where and in what time, and how busy the machine was: by the run's own files and its clock's."""
+    """Describe what was run, where, how long it took, and how busy the machine was, from the run's files."""
     rows = analysis.load(folder)
     ran = rows.dropna(subset=["engine_version"])
     engines = sorted({f"{name} {version}" for name, version in zip(ran.backend, ran.engine_version, strict=True)})
@@ -231,7 +231,7 @@ def circumstances(folder: Path) -> str:
 
 
 def machine(rows: pd.DataFrame) -> Iterator[str]:
-    """The machine, and its load average at the trials."""
+    """Describe the machine and its load average during the trials."""
     nodes = [json.loads(hardware) for hardware in rows["hardware"].dropna()]
     if nodes:
         loads = [node["load_average"] for node in nodes]
@@ -240,7 +240,7 @@ def machine(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def launch_time(folder: Path) -> str:
-    """The time that all launches took together, by the ledger: on one machine they are one after another."""
+    """Return the total time of all launches from the ledger; on one machine they run one after another."""
     begun: dict[tuple[str, str], float] = {}
     times = []
     for event in ledger_entries((folder / "ledger.jsonl").open("rb")):
@@ -252,7 +252,7 @@ def launch_time(folder: Path) -> str:
 
 
 def command_time(folder: Path) -> Iterator[str]:
-    """The time of the command from its start to its end; nothing if some part of the run was not timed."""
+    """Yield the command's time from start to end; nothing if a part of the run was not timed."""
     timed = time_file(folder)
     parts: list[Any] = json.loads(timed.read_text()) if timed.is_file() else [None]
     if None in parts:

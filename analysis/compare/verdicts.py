@@ -42,7 +42,7 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True)
 class PointComparison:
-    """One configuration by one quantity. `ratio` is the second side's figure over the reference's."""
+    """One configuration by one quantity. `ratio` is the second side's figure divided by the reference's figure."""
 
     reference: str
     other: str

@@ -18,7 +18,7 @@ MOST_KNOBS = 10
 
 
 class Unexplained(ConfigError):
-    """The run or one of its tasks does not reveal what brought its gain."""
+    """The run or one of its tasks does not reveal what caused its gain."""
 
 
 class Knob(NamedTuple):

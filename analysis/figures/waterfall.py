@@ -1,4 +1,4 @@
-"""What brought the gain in throughput, TTFT and cost: the factor of each setting or step, from first to last."""
+"""What caused the gain in throughput, TTFT and cost: the factor of each setting or step, from first to last."""
 
 from collections.abc import Sequence
 

@@ -98,7 +98,7 @@ class RatioCheck(FindingCheck):
 
 
 class RisingCheck(FindingCheck):
-    """The figure at the last end of `over`, divided by the first end's, is within limits, and every step rises."""
+    """The last end's figure, divided by the first end's figure over `over`, is within limits, and every step rises."""
 
     kind: Literal["rising"]
     column: str

@@ -33,7 +33,7 @@ def node_target(spec: EnvironmentSpec) -> str:
 
 
 def python_version(spec: EnvironmentSpec) -> str:
-    """Return an environment's Python version, e.g. "3.12": its own or the nodes', else the orchestrator's version."""
+    """Return an environment's Python version, e.g. "3.12": its own or the nodes' version, else the orchestrator's."""
     return spec.python_version or ".".join(map(str, sys.version_info[:2]))
 
 
