@@ -61,7 +61,7 @@ class Run:
 
     @property
     def baseline(self) -> dict[str, Any]:
-        """The baseline as column -> value; empty if there is none."""
+        """The baseline as column -> value; empty if the run has none."""
         return dict(self.experiment.get("baseline") or {})
 
     @cached_property

@@ -31,7 +31,7 @@ class PointLayout:
 
     @property
     def x_label(self) -> str:
-        """The labels of x in all panels, e.g. `Batch size or concurrency`; empty if there is none."""
+        """The labels of x in all panels, e.g. `Batch size or concurrency`; empty if x has none."""
         first, *rest = dict.fromkeys(self.x_labels.values()) or [""]
         return " or ".join([first, *(label.lower() for label in rest)])
 

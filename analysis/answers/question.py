@@ -119,12 +119,12 @@ class Candidate:
 
     @property
     def meets(self) -> bool:
-        """Whether it is within all bounds; True if there is no bound."""
+        """True if the candidate is within all bounds, or if there is no bound."""
         return math.isnan(self.headroom) or self.headroom >= 0
 
     @property
     def surely_meets(self) -> bool:
-        """Whether the interval of the tightest latency is within its bound as well."""
+        """True if the interval of the tightest latency is within its bound as well."""
         if self.tightest is None or self.latency is None:
             return True
         return self.meets and self.latency.high <= self.tightest.limit
@@ -170,7 +170,7 @@ class TaskAnswer:
 
     @property
     def judged(self) -> bool:
-        """Whether any candidate has enough requests for the bounded percentile."""
+        """True if any candidate has enough requests for the bounded percentile."""
         return any(candidate.judged for candidate in self.candidates)
 
     @property
@@ -181,5 +181,5 @@ class TaskAnswer:
 
     @property
     def decided(self) -> bool:
-        """Whether one of several candidates leads."""
+        """True if one of several candidates leads."""
         return len(self.meeting) > 1 and not self.tied

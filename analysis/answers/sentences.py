@@ -128,7 +128,7 @@ def figure(answer: TaskAnswer, candidate: Candidate) -> str:
 
 
 def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
-    """Return an interval, e.g. `46.0–61.9`, marked if from the launches' own figures; empty if there is none."""
+    """Return an interval, e.g. `46.0–61.9`, marked if from the launches' own figures; empty if it is missing."""
     ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
     return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
 

@@ -54,7 +54,7 @@ class FigureChange(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the change, up or down, is larger than noise explains."""
+        """True if the change, up or down, is larger than noise explains."""
         return abs(math.log(self.after / self.before)) > math.log1p(self.most)
 
     def describe(self) -> str:

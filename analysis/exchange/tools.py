@@ -132,7 +132,7 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
 
 
 def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the statistics of successful requests; empty if there are none."""
+    """Return the statistics of successful requests; empty if none succeeded."""
     summary = (metric or {}).get("successful") or {}
     if not summary.get("count"):
         return {}

@@ -65,7 +65,7 @@ MOST_DECIDING = 5
 
 
 def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
-    """Return the answer to each question, with the runner-up and what would decide a tie; None if there is none."""
+    """Return the answer to each question, with the runner-up and what would decide a tie; None if none is asked."""
     columns = [
         view("question", lambda answer: answer.question.title, kind="text"),
         view("answer", _winner, kind="text"),
@@ -255,7 +255,7 @@ def _gain(step: PointRow) -> Cell:
 
 
 def steady_table(results: RunResults) -> Table[PointRow] | None:
-    """Return the figures without start and drain for points with a steady-state window; None if there is none."""
+    """Return the figures without start and drain for points with a steady-state window; None if no point has one."""
     points = results.points
     if "steady_share" not in points:
         return None

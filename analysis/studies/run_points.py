@@ -39,6 +39,6 @@ def _by_point(
 
 
 def _profile(settings: str | None) -> str | None:
-    """Return the name of the hardware profile in a trial's settings, or None if there is none."""
+    """Return the name of the hardware profile in a trial's settings, or None if it names none."""
     hardware = json.loads(settings).get("hardware") if isinstance(settings, str) else None
     return hardware.get("name") if hardware else None

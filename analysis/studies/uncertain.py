@@ -86,7 +86,7 @@ class Uncertain(NamedTuple):
 
     @property
     def has_interval(self) -> bool:
-        """Whether the ends are known and differ. The ends of a published figure do not differ."""
+        """True if the ends are known and differ. The ends of a published figure do not differ."""
         return not math.isnan(self.low) and self.low != self.high
 
     @property
@@ -96,7 +96,7 @@ class Uncertain(NamedTuple):
 
 
 class PointFigure(NamedTuple):
-    """What is needed to compare a run's point with another: contests, quantity and place."""
+    """The values needed to compare a run's point with another: contests, quantity and place."""
 
     contests: Contests
     quantity: LabelledColumn
