@@ -32,7 +32,7 @@ class Error(NamedTuple):
 
 
 def smallest_change(error: Error, launches: int, level: float) -> float:
-    """Return the smallest relative change that these launches detect with probability POWER; NaN if they detect none."""
+    """Return the smallest relative change that these launches detect with probability POWER; NaN if none is."""
     if launches < (1 if error.known else 2) or not error.freedom > 0:
         return math.nan
     if error.known:
