@@ -1,7 +1,7 @@
-"""Warnings about results, as data: what makes one, and the checks that need the row of one trial alone.
+"""Warnings about results, as data: their definition, and the checks that need only the row of one trial.
 
-A check is a function with a docstring in the list that it is declared for; its name is the warning's code. Checks that
-compare trials or points are in `analysis.warnings`.
+A check is a function with a docstring, registered in a list; its name is the warning's code. Checks that compare trials
+or points are in `analysis.warnings`.
 """
 
 import inspect
@@ -22,16 +22,16 @@ WHAT_TO_DO: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("remedie
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
-LOW_QUALITY = 0.98  # of the reference's: the gate of the main job
-SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
-MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
+LOW_QUALITY = 0.98  # of the reference's likelihood: the gate of the main job
+SHARED_EVENTS = 0.01  # of the events: above this share they affect the p99 of the gaps
+MISCOUNT = 0.1  # relative difference between the server's token count and the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
-LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
-CACHED = 0.05  # of the input: the one token that begins all prompts is below it
+LEAST_DEVIATION = 0.001  # of the requested tokens: less is rounding
+CACHED = 0.05  # of the input: the single token that begins all prompts is less
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
-LOW_RATE = 0.95  # of the rate that was offered
+LOW_RATE = 0.95  # of the offered rate
 ODD = 0.01  # of the answers
 PADDED = 5.0  # times the gap between later arrivals
 MOSTLY_CLOSED = 0.5  # of the answers
@@ -61,23 +61,23 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class WarningKind:
-    """The properties that all warnings of one code share."""
+    """The properties that all warnings with one code share."""
 
     code: str
     severity: Severity
     meaning: str
     remedy: str
-    quantities: tuple[str, ...]  # the columns that it concerns; empty if it concerns all
+    quantities: tuple[str, ...]  # the columns that it concerns; empty: all
     lowest_is_worst: bool
 
     def concerns(self, columns: Collection[str]) -> bool:
-        """Return whether it is about any of these columns."""
+        """Return whether the warning concerns any of these columns."""
         return not self.quantities or not {*self.quantities}.isdisjoint(columns)
 
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason not to take a figure at face value. Without trials or points it concerns the run."""
+    """A reason not to take a figure at face value. Without trials or points, it concerns the whole run."""
 
     kind: WarningKind
     figure: float  # the number behind it
@@ -91,7 +91,7 @@ class ResultWarning:
 
 
 class Evidence(NamedTuple):
-    """The figure that a check found, a message with it, and the trials or points that it concerns."""
+    """The figure that a check found, a message that quotes it, and the trials or points that it concerns."""
 
     figure: float
     message: str
@@ -116,7 +116,7 @@ def register(
     quantities: tuple[str, ...] = (),
     lowest_is_worst: bool = False,
 ) -> Callable[[F], F]:
-    """Return a decorator that adds a check to a list: its name is the code, its docstring the meaning.
+    """Return a decorator that adds a check to a list; its name is the code, its docstring the meaning.
 
     Without a remedy, the check has that of its code in WHAT_TO_DO.
     """
@@ -135,14 +135,14 @@ def register(
 
 
 # Checks of one trial -------------------------------------------------------------------------------------------------
-# Their parameters are columns of the row; a check is not called where one without a default is null.
+# Their parameters are columns of the row; a check is skipped if one without a default is null.
 
 TRIAL_CHECKS: list[Check] = []
 _severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity, None) for severity in Severity)
 
 
 def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECKS) -> list[ResultWarning]:
-    """The warnings about one trial; none if it is no result, which its outcome says."""
+    """Return the warnings about one trial; none for a trial without a result, which its outcome explains."""
     warnings: list[ResultWarning] = []
     for check in checks if row["outcome"] == "ok" else ():
         if any(row.get(name) is None for name in check.required):
@@ -154,7 +154,7 @@ def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECK
 
 
 def warning_codes(row: Mapping[str, Any]) -> list[str]:
-    """The column `warnings` of a trials row."""
+    """Return the column `warnings` of a trials row."""
     return [warning.code for warning in trial_warnings(row)]
 
 
@@ -226,7 +226,7 @@ def caches_not_reset(caches_reset: bool) -> Evidence | None:
 
 @_warning()
 def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
-    """The prompts have no unique headers, so the engine's prompt cache may answer for it."""
+    """The prompts have no unique headers, so the engine's prompt cache may answer part of them."""
     share = expected_prefix_hit_rate
     return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
 
@@ -240,7 +240,7 @@ def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
 
 @_warning()
 def cached_input(cached_share: float) -> Evidence | None:
-    """By the usage of its answers the server had more than 5 % of the input in its prompt cache."""
+    """According to the answers' usage, the server had more than 5 % of the input in its prompt cache."""
     share = cached_share
     return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
 
@@ -286,7 +286,7 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
 
 @_warning(("itl_p99",))
 def shared_timestamps(buffered_share: float) -> Evidence | None:
-    """Between 1 and 10 % of the events came together with another event of the same answer."""
+    """Between 1 and 10 % of the events arrived together with another event of the same answer."""
     shared = SHARED_EVENTS < buffered_share <= BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another one") if shared else None
 
@@ -340,7 +340,7 @@ def unverified_tokens(
 
 @_severe((*STREAMED, *ARRIVALS, "goodput"))
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10 % of the events came together with another event of the same answer, or of an answer held back."""
+    """More than 10 % of the events arrived together with another event of the answer, or in an answer held back."""
     buffered = buffered_share > BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
 
@@ -369,24 +369,24 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
 
 @_warning(ARRIVALS)
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
-    """Over 5 % more tokens than events, and no event says how many it brings."""
+    """Over 5 % more tokens than events, and no event says how many it carries."""
     silent = "final usage" in token_source.split(", ") and tokens_per_event > MERGED
-    return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens to an event") if silent else None
+    return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens per event") if silent else None
 
 
 @_warning(TOKEN_COLUMNS)
 def hidden_tokens(hidden_share: float) -> Evidence | None:
-    """More than 10 % of the output tokens never came: hidden reasoning, counted by the server."""
+    """More than 10 % of the output tokens were never sent: hidden reasoning, counted by the server."""
     hidden = hidden_share > HIDDEN
-    return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens never came") if hidden else None
+    return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens were never sent") if hidden else None
 
 
 @_warning(("duration", "request_throughput", *E2EL))
 def other_lengths(output_length_ratio: float) -> Evidence | None:
-    """Answers are shorter or longer than was asked for: the engine ignores ignore_eos, or does not have it."""
+    """Answers are shorter or longer than requested: the engine ignores ignore_eos, or does not support it."""
     other = abs(output_length_ratio - 1)
     return (
-        Evidence(other, f"answers have {output_length_ratio:.1%} of the tokens asked for")
+        Evidence(other, f"answers have {output_length_ratio:.1%} of the requested tokens")
         if other > LEAST_DEVIATION
         else None
     )
@@ -413,11 +413,11 @@ def busy_client(client_cpu: float) -> Evidence | None:
 
 @_warning()
 def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | None:
-    """Other processes took more than 10 % of the engine's cores."""
+    """Other processes used more than 10 % of the engine's cores."""
     if foreign_cpu_share <= FOREIGN_CPU:
         return None
-    by = f": {foreign_processes}" if foreign_processes else ", none of which still runs"
-    return Evidence(foreign_cpu_share, f"others took {foreign_cpu_share:.0%} of the engine's cores{by}")
+    by = f": {foreign_processes}" if foreign_processes else ", all of which have ended"
+    return Evidence(foreign_cpu_share, f"others used {foreign_cpu_share:.0%} of the engine's cores{by}")
 
 
 @_warning()
@@ -429,31 +429,28 @@ def foreign_gpu(foreign_gpu_processes: int, foreign_processes: str) -> Evidence 
 
 @_warning()
 def gpu_thermal_limit(gpu_thermal_share: float) -> Evidence | None:
-    """The temperature lowered a GPU's clock in more than 1 % of the time."""
-    message = f"temperature lowered the GPU's clock in {gpu_thermal_share:.0%} of the time"
+    """A GPU's clock was lowered for more than 1 % of the time because of its temperature."""
+    message = f"temperature lowered the GPU's clock for {gpu_thermal_share:.0%} of the time"
     return Evidence(gpu_thermal_share, message) if gpu_thermal_share > LIMITED else None
 
 
 @_info()
 def gpu_power_limit(gpu_power_share: float) -> Evidence | None:
-    """The power limit lowered a GPU's clock in more than 1 % of the time."""
-    message = f"the power limit lowered the GPU's clock in {gpu_power_share:.0%} of the time"
+    """A GPU's clock was lowered for more than 1 % of the time because of its power limit."""
+    message = f"the power limit lowered the GPU's clock for {gpu_power_share:.0%} of the time"
     return Evidence(gpu_power_share, message) if gpu_power_share > LIMITED else None
 
 
 @_warning()
 def cpu_throttled(cpu_throttled_share: float) -> Evidence | None:
     """The CPU quota was used up in more than 1 % of its periods."""
-    return (
-        Evidence(cpu_throttled_share, f"the CPU quota was used up in {cpu_throttled_share:.0%} of its periods")
-        if cpu_throttled_share > LIMITED
-        else None
-    )
+    message = f"the CPU quota was used up in {cpu_throttled_share:.0%} of its periods"
+    return Evidence(cpu_throttled_share, message) if cpu_throttled_share > LIMITED else None
 
 
 @_warning()
 def cpu_thermal_limit(cpu_thermal_limits: int) -> Evidence | None:
-    """The temperature slowed down cores of the engine."""
+    """Cores of the engine were slowed down because of their temperature."""
     message = f"temperature slowed down the engine's cores {cpu_thermal_limits} times"
     return Evidence(cpu_thermal_limits, message) if cpu_thermal_limits else None
 
@@ -473,6 +470,6 @@ def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
 
 @_severe()
 def false_hits(false_hit_rate: float) -> Evidence | None:
-    """The gateway's cache served answers to questions that mean something else."""
+    """The gateway's cache answered questions with the answers to questions that mean something else."""
     share = false_hit_rate
     return Evidence(share, f"{share:.1%} of the requests got the answer to another question") if share > 0 else None

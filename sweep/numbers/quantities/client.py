@@ -1,4 +1,4 @@
-"""The measuring client's report on itself (`client`), and the trial's other costs."""
+"""The measuring client's report on itself (`client`), and figures of the launch and the trial as a whole."""
 
 from collections.abc import Callable
 from inspect import Parameter, Signature
@@ -13,8 +13,8 @@ REPORT: dict[str, tuple[str, type, str]] = {
     "loop_lag_p50": ("s", float, "median delay of the client's event loop."),
     "loop_lag_p99": ("s", float, "p99 of the delays of the client's event loop."),
     "reads": ("", int, "number of reads from sockets."),
-    "multi_event_reads": ("", int, "reads that returned several token events, which then share a stamp."),
-    "clock_steps": ("", int, "how often the host's clock was set while the client measured."),
+    "multi_event_reads": ("", int, "reads that returned several token events, which therefore share a stamp."),
+    "clock_steps": ("", int, "number of times that the host's clock was set while the client measured."),
     "processes": ("", int, "number of client processes."),
     "offered": ("requests", int, "requests that were due."),
     "sent": ("requests", int, "requests that were sent."),
@@ -48,26 +48,26 @@ def _input(name: str) -> Callable[..., Any]:
 
 
 COSTS = {
-    "startup_seconds": "from the engine's launch to its first successful answer.",
-    "cold_ttft": "time to first token of the first request after the engine's launch, of a prompt of some 16 tokens.",
-    "wall_seconds": "elapsed time of the trial, warm-up included.",
+    "startup_seconds": "time from the engine's launch to its first successful answer.",
+    "cold_ttft": "time to first token of the first request after the engine's launch, with a prompt of about 16 tokens.",
+    "wall_seconds": "elapsed time of the trial, including the warm-up.",
 }
 LABELS = {"startup_seconds": "Engine start-up", "cold_ttft": "Cold TTFT"}
 AGREEMENT = (
     "share of positions at which the engine's greedy token is the reference's, after the reference's own tokens."
 )
-WILSON = "lower end of the agreement's 95 % interval, by Wilson over the prompts' effective number of positions."
+WILSON = "lower end of the agreement's 95 % interval (Wilson, for the prompts' effective number of positions)."
 QUALITY = "exp of the mean log-probability of a token of shipped text under the engine, over that under the reference."
-STUDENT = "lower end of the quality's 95 % interval, of the differences paired by token, by Student's t over the texts."
+STUDENT = "lower end of the quality's 95 % interval (Student's t over the texts, for differences paired by token)."
 OF_ANSWERS = {
     "agreement": AGREEMENT,
     "agreement_low": WILSON,
     "agreement_high": "upper end of the agreement's 95 % interval.",
-    "agreement_positions": "positions behind the agreement, without those at which the engine would end its answer.",
+    "agreement_positions": "positions on which the agreement is based, without those at which the engine would end its answer.",
     "quality": QUALITY,
     "quality_low": STUDENT,
     "quality_high": "upper end of the quality's 95 % interval.",
-    "quality_tokens": "tokens of the text that the quality is of.",
+    "quality_tokens": "tokens of the text on which the quality is based.",
 }
 for _name, _formula in (COSTS | OF_ANSWERS).items():
     _counted = _name in ("agreement_positions", "quality_tokens")

@@ -1,4 +1,4 @@
-"""Latencies of one request and of one gap between chunks."""
+"""Latencies of a request, and of a gap between chunks."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ declare(
 
 @quantity(**PER_REQUEST, kind="latency", label="TTFT of the answer")
 def answer_ttft(records: Records) -> Floats:
-    """first token after visible reasoning, counted like ttft; null without such reasoning.
+    """first token after visible reasoning, measured like ttft; null if there is no visible reasoning.
 
     Shape (requests,), s.
     """
@@ -63,13 +63,13 @@ def tpot(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", label="TPOT end to end")
 def tpot_e2e(records: Records) -> Floats:
-    """e2el / output_tokens: TTFT included. Shape (requests,), s."""
+    """e2el / output_tokens, which includes TTFT. Shape (requests,), s."""
     return divided(e2el(records), np.asarray(records.output_tokens))
 
 
 @quantity(unit="s", per="gap", better="lower", kind="latency", event="last", label="ITL", spaced=True)
 def itl(block: Block) -> NDArray[np.int64]:
-    """arrival of a chunk with a token − arrival of the previous one; every such gap. Shape (gaps,), µs."""
+    """arrival of a chunk with a token − arrival of the previous such chunk; every such gap. Shape (gaps,), µs."""
     return block.gaps()
 
 
@@ -81,7 +81,7 @@ def itl_token(block: Block) -> NDArray[Any]:
 
 @quantity(**PER_REQUEST, kind="latency", event="last", spaced=True)
 def longest_gap(records: Records) -> Floats:
-    """longest itl of the request: the percentiles of itl do not show a stall that is one gap in hundreds. Shape
+    """longest itl of the request: percentiles of itl do not show a stall that is one gap in hundreds. Shape
     (requests,), s.
     """
     longest = np.full(len(records), np.nan)
@@ -113,7 +113,7 @@ def service_e2el(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", event="sent", label="slot wait")
 def slot_wait(records: Records) -> Floats:
-    """released − scheduled: waiting at the cap on requests in flight; null without a schedule. Shape (requests,), s."""
+    """released − scheduled: wait at the cap on requests in flight; null without a schedule. Shape (requests,), s."""
     return as_floats(records.released) - as_floats(records.scheduled)
 
 
