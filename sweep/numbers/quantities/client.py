@@ -49,7 +49,7 @@ def _input(name: str) -> Callable[..., Any]:
 
 COSTS = {
     "startup_seconds": "time from the engine's launch to its first successful answer.",
-    "cold_ttft": "time to first token of the first request after the engine's launch, with a prompt of about 16 tokens.",
+    "cold_ttft": "time to first token of the first request after the launch, with a prompt of about 16 tokens.",
     "wall_seconds": "elapsed time of the trial, including the warm-up.",
 }
 LABELS = {"startup_seconds": "Engine start-up", "cold_ttft": "Cold TTFT"}
@@ -63,7 +63,7 @@ OF_ANSWERS = {
     "agreement": AGREEMENT,
     "agreement_low": WILSON,
     "agreement_high": "upper end of the agreement's 95 % interval.",
-    "agreement_positions": "positions on which the agreement is based, without those at which the engine would end its answer.",
+    "agreement_positions": "positions behind the agreement, without those at which the engine would end its answer.",
     "quality": QUALITY,
     "quality_low": STUDENT,
     "quality_high": "upper end of the quality's 95 % interval.",
