@@ -173,8 +173,16 @@ def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
     """Return why answers' tokens differ from those requested with ignore_eos, with the remedy; None if they do not."""
     if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
         return None
+<<<<<<< HEAD
     means = f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f}"
     return f"{means} asked for {OTHER_LENGTH}"
+=======
+    return (
+        f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f} requested "
+        "with ignore_eos: set backend.ignores_eos=false if the server does not support it, "
+        "or workload.ignore_eos=false for answers of any length"
+    )
+>>>>>>> main
 
 
 def step_back(records: Records, mask: Mask) -> float:
