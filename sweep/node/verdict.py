@@ -28,7 +28,7 @@ LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, if they wait for the clie
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
 OTHER_LENGTH = (
-    "with ignore_eos: set backend.ignores_eos=false if the server lacks it, "
+    "with ignore_eos: set backend.ignores_eos=false if the server does not support it, "
     "or workload.ignore_eos=false for answers of any length"
 )
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
@@ -166,23 +166,15 @@ def other_length(records: Records, most: float) -> str | None:
     if mean or share <= most:
         return mean
     found = f"{share:.0%} of the answers ({lengths.min():.0f} to {lengths.max():.0f} tokens)"
-    return f"{found} are over 10 % longer or shorter than was asked for {OTHER_LENGTH}"
+    return f"{found} are over 10 % longer or shorter than requested {OTHER_LENGTH}"
 
 
 def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
     """Return why answers' tokens differ from those requested with ignore_eos, with the remedy; None if they do not."""
     if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
         return None
-<<<<<<< HEAD
     means = f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f}"
-    return f"{means} asked for {OTHER_LENGTH}"
-=======
-    return (
-        f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f} requested "
-        "with ignore_eos: set backend.ignores_eos=false if the server does not support it, "
-        "or workload.ignore_eos=false for answers of any length"
-    )
->>>>>>> main
+    return f"{means} requested {OTHER_LENGTH}"
 
 
 def step_back(records: Records, mask: Mask) -> float:
