@@ -304,8 +304,9 @@ class StampedConnection:
     def _feed(self, data: bytes, arrived: int, answer: Answer) -> None:
         """Remove the HTTP framing.
 
-        After a read of one whole chunk, as nearly all are, the parser stands between two chunks and need not see the
-        next: its state is no longer in the processor's caches then.
+        In the middle of an answer a read is nearly always one whole chunk. If the parser has just read such a chunk, it
+        is between two chunks and need not see the next. (The parser is quick, but its state for each connection is no
+        longer in the processor's caches when the next token arrives.)
         """
         head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # nothing starts with ()
         is_chunk = data.startswith(head) and data[-1] == _LF and data[-2] == _CR

@@ -28,7 +28,7 @@ LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, if they wait for the clie
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
 OTHER_LENGTH = (
-    "with ignore_eos: set backend.ignores_eos=false if the server lacks it, "
+    "with ignore_eos: set backend.ignores_eos=false if the server does not support it, "
     "or workload.ignore_eos=false for answers of any length"
 )
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
@@ -150,7 +150,7 @@ def _invalid(reason: str, exit: Exit) -> Verdict:
     return Verdict(outcome=Outcome.INVALID, reason=reason, exit=exit)
 
 
-def wrong_length(records: Records, most: float) -> str | None:
+def other_length(records: Records, most: float) -> str | None:
     """Why the answers are not as long as was asked for with ignore_eos, with the remedy; None where they are.
 
     `most` is the largest share of them that may differ by more than the tolerance.
@@ -166,7 +166,7 @@ def wrong_length(records: Records, most: float) -> str | None:
     if mean or share <= most:
         return mean
     found = f"{share:.0%} of the answers ({lengths.min():.0f} to {lengths.max():.0f} tokens)"
-    return f"{found} are over 10 % longer or shorter than was asked for {OTHER_LENGTH}"
+    return f"{found} are over 10 % longer or shorter than requested {OTHER_LENGTH}"
 
 
 def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
@@ -174,7 +174,7 @@ def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
     if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
         return None
     means = f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f}"
-    return f"{means} asked for {OTHER_LENGTH}"
+    return f"{means} requested {OTHER_LENGTH}"
 
 
 def step_back(records: Records, mask: Mask) -> float:
@@ -206,9 +206,11 @@ def only_timeouts(records: Records) -> bool:
 def limited(report: ClientReport, records: Records) -> str | None:
     """Return why the client, not the engine, limited this trial, with the remedy; None if the client kept up.
 
-    The client is the bottleneck if a process of it used over 90 % of a core, if it sent late (`_late_sends`), or if
-    its loop was late (p99): by more than may be where it takes the stamps, else by more than the chunks are apart and 5
-    ms, if over a hundredth of them were read together.
+    The client is the bottleneck if one of its processes used more than 90 % of a core, or if it sent late
+    (`_late_sends`). If the process takes the stamps, it is the bottleneck also if its event loop was later (p99) than
+    allowed. If the kernel takes them, a late loop falsifies only gaps, by reading several chunks at once. Then the loop
+    must be later (p99) than the median time between chunks and 5 ms, with over 1 % of chunks read together. (A punctual
+    loop reads bursts so too.)
     """
     remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
     if report.cpu > LARGEST_CPU_SHARE:
@@ -240,8 +242,9 @@ def limited(report: ClientReport, records: Records) -> str | None:
 def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
     """Return by how much the client's own delay of the sends changed the load; None if it did not.
 
-    In an open loop, `lag` (p99) may be `allowed`, s, with 50 µs more for each request that was due with this one and
-    left before it. Without a schedule, `turnaround` may be 1 % of the users' time, since it delays the whole load.
+    In an open loop, `lag` (p99) may be `allowed` seconds: a tenth of the median `service_ttft` or 5 ms, plus 50 µs for
+    each request that was due together with this one and sent before it. Without a schedule, `turnaround` delays the
+    whole load instead of one request: it may be 1 % of its users' time.
     """
     share = turnaround_share(records, mask)
     if share is not None:

@@ -29,14 +29,12 @@ LOW_QUALITY = 0.98  # of the reference's likelihood: the gate of the main job
 SHARED_EVENTS = 0.01  # of the events: above this share they affect the p99 of the gaps
 MISCOUNT = 0.1  # relative difference between the server's token count and the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
-LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
-CACHED = 0.05  # of the input: the one token that begins all prompts is below it
+LEAST_DEVIATION = 0.001  # of the requested tokens: less is rounding
+CACHED = 0.05  # of the input: the single token that begins all prompts is less
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
-TOO_SHORT = re.compile("shorter than|fewer than|turned over once|no steady state detected")  # reasons for no window
-LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest that may have one
-LOW_RATE = 0.95  # of the rate that was offered
+LOW_RATE = 0.95  # of the offered rate
 ODD = 0.01  # of the answers
 PADDED = 5.0  # times the gap between later arrivals
 MOSTLY_CLOSED = 0.5  # of the answers
@@ -128,7 +126,7 @@ def register(
     lowest_is_worst: bool = False,
     columns: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
-    """Return a decorator that adds a check to a list: its name is the code, its docstring the meaning.
+    """Return a decorator that adds a check to a list; its name is the code, its docstring the meaning.
 
     The function's parameters are the columns that it needs, unless `columns` names them, which may be null.
     Without a remedy, the check has that of its code in WHAT_TO_DO.
@@ -394,7 +392,7 @@ def unverified_tokens(
 
 @_severe((*STREAMED, *ARRIVALS, "goodput"))
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10 % of the events came together with another event of the same answer, or of an answer held back."""
+    """More than 10 % of the events arrived together with another event of the answer, or in an answer held back."""
     buffered = buffered_share > BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
 
@@ -498,11 +496,8 @@ def gpu_power_limit(gpu_power_share: float) -> Evidence | None:
 @_warning()
 def cpu_throttled(cpu_throttled_share: float) -> Evidence | None:
     """The CPU quota was used up in more than 1 % of its periods."""
-    return (
-        Evidence(cpu_throttled_share, f"the CPU quota was used up in {cpu_throttled_share:.0%} of its periods")
-        if cpu_throttled_share > LIMITED
-        else None
-    )
+    message = f"the CPU quota was used up in {cpu_throttled_share:.0%} of its periods"
+    return Evidence(cpu_throttled_share, message) if cpu_throttled_share > LIMITED else None
 
 
 @_warning()

@@ -49,17 +49,17 @@ def _input(name: str) -> Callable[..., Any]:
 
 
 COSTS = {
-    "startup_seconds": "from the engine's launch to its first successful answer.",
-    "cold_ttft": "time to first token of the first request after the engine's launch, of a prompt of some 16 tokens.",
-    "wall_seconds": "elapsed time of the trial, warm-up included.",
+    "startup_seconds": "time from the engine's launch to its first successful answer.",
+    "cold_ttft": "time to first token of the first request after the launch, with a prompt of about 16 tokens.",
+    "wall_seconds": "elapsed time of the trial, including the warm-up.",
 }
 LABELS = {"startup_seconds": "Engine start-up", "cold_ttft": "Cold TTFT"}
 AGREEMENT = (
     "share of positions at which the engine's greedy token is the reference's, after the reference's own tokens."
 )
-WILSON = "lower end of the agreement's 95 % interval, by Wilson over the prompts' effective number of positions."
+WILSON = "lower end of the agreement's 95 % interval (Wilson, for the prompts' effective number of positions)."
 QUALITY = "exp of the mean log-probability of a token of shipped text under the engine, over that under the reference."
-STUDENT = "lower end of the quality's 95 % interval, of the differences paired by token, by Student's t over the texts."
+STUDENT = "lower end of the quality's 95 % interval (Student's t over the texts, for differences paired by token)."
 OF_ANSWERS = {
     "agreement": AGREEMENT,
     "agreement_low": WILSON,
@@ -68,7 +68,7 @@ OF_ANSWERS = {
     "quality": QUALITY,
     "quality_low": STUDENT,
     "quality_high": "upper end of the quality's 95 % interval.",
-    "quality_tokens": "tokens of the text that the quality is of.",
+    "quality_tokens": "tokens of the text on which the quality is based.",
 }
 for _name, _formula in (COSTS | OF_ANSWERS).items():
     _counted = _name in ("agreement_positions", "quality_tokens")
