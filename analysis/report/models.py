@@ -1,4 +1,4 @@
-"""Requests by the model that they asked for, where `workload.models` names several, e.g. LoRA adapters."""
+"""Groups requests by the model that they asked for, if `workload.models` names several (e.g. LoRA adapters)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +20,7 @@ ModelRow = dict[str, Any]  # heading or figure -> cell of one model at one point
 
 
 def models_table(results: RunResults) -> Table[ModelRow] | None:
-    """The models of each point, most requests first; None for a run whose requests name none."""
+    """Return the models of each point, most requests first; None if no request names a model."""
     placed = results.layout.placed(results.run.ok)
     asking = placed[placed["config"].str.contains('"models": {"', regex=False, na=False)]
     rows = [row for _, trials in asking.groupby("point", sort=True) for row in _model_rows(results, trials)]
@@ -38,7 +38,7 @@ def _cells(name: str, heading: str = "", **options: Any) -> Column[ModelRow]:
 
 
 def _model_rows(results: RunResults, trials: pd.DataFrame) -> Iterator[ModelRow]:
-    """The rows of one point; a failed request is slower than any other."""
+    """Return the rows of one point; a failed request is slower than any other."""
     names = written_columns(["phase", "model", "error", "output_tokens", *MODEL_SERIES])
     paths = [trial_folder(results.run, trial) / "requests.parquet" for _, trial in trials.iterrows()]
     tables = [table.to_pandas() for path in paths if (table := read_if_whole(read_table, path, names)) is not None]
