@@ -33,7 +33,7 @@ def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str
             raise one_of("import", key, [*NAMED_PARTS, "an axis such as backend.flags.x"])
     paths = RunPaths(folder)
     if paths.trials.exists():
-        raise ConfigError(f"{folder}: has a run; import into a folder of its own")
+        raise ConfigError(f"{folder}: already has a run; import into a new folder")
     rows = [row for file in files for each in _results_in(file) for row in rows_of(each)]
     repeated: dict[str, int] = {}
     for index, row in enumerate(rows):

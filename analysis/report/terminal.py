@@ -40,9 +40,9 @@ MOST_FITS = 40
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
-    BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures: the requests are too few, or too dependent",
+    BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures, since the requests are too few or too dependent",
     OF_STEADY: f"{OF_STEADY} steady state: over the whole run, start and drain included, it differs by more than 10 %",
-    MAYBE: f"{MAYBE} the interval includes 1, or is missing: may be no difference",
+    MAYBE: f"{MAYBE} may be a tie: the interval includes 1 or is missing",
 }
 """What a mark in a cell means."""
 

@@ -140,8 +140,8 @@ class ClosedLoop(Mode):
     """
 
     concurrency: int
-    think: array[float] | None = None  # s, one a request
-    offsets: array[float] | None = None  # s from the start, one a user; or shares of `request_duration`
+    think: array[float] | None = None  # in s, one per request
+    offsets: array[float] | None = None  # in s from the start, one per user; or shares of `request_duration`
     request_duration: float | None = None  # s, 0 until the warm-up has shown it; None: offsets are in s
 
     def most_in_flight(self) -> int:

@@ -65,7 +65,7 @@ class MeasuringProcess:
         if warmup and self.stop is None:
             await self._send_phase(pool, 0, warmup, time.monotonic_ns())
         gc.collect()
-        gc.freeze()  # what is there now stays: no need to look at it again during the measurement
+        gc.freeze()  # the objects that exist now stay: they need no checks during the measurement
         _send_message(event="ready", warm_up=self.results.warm_up, durations=self.results.warm_up_durations)
         start = await self.go
         self.job.mode = self.job.mode.after_warm_up(self.request_duration)

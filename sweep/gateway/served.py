@@ -37,7 +37,7 @@ def served_equal(
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, each, request) for each in (at_gateway, target)]
-            except httpx.TransportError:  # what does not answer once would take as long for each of the others
+            except httpx.TransportError:  # a server that fails once to answer would take as long for each of the others
                 break
             except (httpx.HTTPError, ValueError):
                 continue

@@ -96,10 +96,10 @@ class Service:
     settings: Gateway
     to: tuple[str, ...]  # URLs of the engines
     host: str = "127.0.0.1"
-    port: int = 0  # 0: any free one
-    tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
-    log: str | None = None  # file for a line a request
-    reset_key: str = ""  # of those who may empty the cache; empty: nobody
+    port: int = 0  # 0: any free port
+    tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
+    log: str | None = None  # file for one line per request
+    reset_key: str = ""  # key that allows a client to empty the cache; empty: nobody may
     path: str | None = None  # of questions at the engines; None: as the client asks
 
     def serve_forever(self) -> None:
