@@ -1,4 +1,4 @@
-"""The load as it really was, and as it was requested."""
+"""The load as it actually was, and as it was requested."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from sweep.numbers.quantities.latency import service_e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import per_second, succeeded
 
-KEPT_UP = 0.9  # of the rate that was offered: an engine that answers at more of it is not saturated
+KEPT_UP = 0.9  # of the offered rate: an engine that answers at a higher share is not saturated
 
 
 @quantity(unit="requests/s", kind="validity")
@@ -19,7 +19,7 @@ def offered_rate(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="requests/s", kind="validity")
 def realised_rate(records: Records, mask: Mask) -> float | None:
-    """(n − 1) / (last send − first send): below offered_rate when a cap or the client held requests back."""
+    """(n − 1) / (last send − first send): below offered_rate if a cap or the client held requests back."""
     return _rate(as_floats(records.sent)[mask])
 
 
@@ -37,7 +37,7 @@ def below_saturation(
 ) -> bool | None:
     """whether an open loop's requests were sent and answered at 90 % or more of the rate at which they were due.
 
-    The load then sets its throughput and its cost, which show no merit of the engine. Null in a closed loop and in
+    The load then determines throughput and cost, which say nothing about the engine. Null in a closed loop and in
     lockstep.
     """
     answered = mask & succeeded(records)
