@@ -301,11 +301,11 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 def print_report(
     folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
 ) -> None:
-    """Print the summary of the results in a folder; rebuild tables, figures and report before.
+    """Print the summary of the results in a folder, after rebuilding tables, figures and report.
 
     The report of a folder that may only be read goes to the current folder.
     """
-    import analysis  # pandas, scipy: not for a command with nothing to do
+    import analysis  # imports pandas and scipy, which a command with nothing to do does not need
 
     paths = RunPaths(folder)
     try:
@@ -337,7 +337,7 @@ def _elsewhere(run: Path) -> RunPaths:
 
 def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = False) -> None:
     is_stale = not is_new and _is_stale(paths)
-    where = f"none is up to date; sweep report {paths.out} writes it" if is_stale else paths.report
+    where = f"out of date; sweep report {paths.out} writes it" if is_stale else paths.report
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 
 

@@ -28,8 +28,8 @@ from sweep.drive.policy import TrialHistory, attempts_before
 from sweep.numbers.warnings import warning_codes
 
 LedgerRow = Mapping[str, Any]
-COMPACT_BYTES = 1 << 20  # of a ledger, above which it is rewritten if most of its rows are superseded
-MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
+COMPACT_BYTES = 1 << 20  # size above which a ledger is rewritten if most of its rows are superseded
+MOST_DAMAGE_NAMED = 5  # damaged lines that are listed; further lines are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
 TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # the fields of each kind of entry
     "run": {"run": str},

@@ -93,8 +93,8 @@ class Observation:
     """The sources of the observation."""
 
     client_stamp_source: str  # who took the stamps: kernel, user (the client's clock), mixed, engine, a tool
-    telemetry_sources: str  # sources of its telemetry
-    foreign_processes: str  # the largest other processes, with the cores or the GPU memory that each took
+    telemetry_sources: str  # sources of the telemetry
+    foreign_processes: str  # the largest other processes, with the cores or the GPU memory that each used
     log_left_out: int | None = None  # bytes left out of its engines' logs, whose middle is not kept; null: none
 
 

@@ -27,8 +27,8 @@ from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
 
-BACKLOG = 16384  # connections that wait to be accepted
-HEADER_TIMEOUT = 30.0  # s within which the head of a request must have come in
+BACKLOG = 16384  # connections waiting to be accepted
+HEADER_TIMEOUT = 30.0  # s within which the head of a request must arrive
 HEAD_TOO_LARGE = f"The request's head is larger than {LARGEST_HEAD} bytes."
 
 

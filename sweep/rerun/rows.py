@@ -24,7 +24,7 @@ from sweep.rerun.circumstances import circumstances
 
 STANDARD_INPUT = "-"
 LARGEST_CAPSULES = 64 << 20  # bytes of a file with capsules
-FEWEST_CHARACTERS = 4  # of a trial's id, where only its beginning is given
+FEWEST_CHARACTERS = 4  # of a trial's id, if only its beginning is given
 
 
 def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
@@ -39,7 +39,7 @@ def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
     try:
         if not mark and Path(source).is_file():
             return parse_capsules(read_bounded(Path(source), LARGEST_CAPSULES).decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:  # also for what cannot be the name of a file
+    except (OSError, UnicodeDecodeError) as error:  # also for what cannot be a file name
         raise ConfigError(f"{shortened(source)}: {first_line(error)}") from None
     if mark and not trial_id:
         raise ConfigError(f"{source}: expected a trial's id from trials.parquet after {TRIAL_MARK}")
@@ -61,7 +61,7 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
     except RunNotFound:
         raise ConfigError(f"{run}: no run here (trials.parquet is missing)") from None
     if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
-        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: is {outcome}; expected a trial with a result")
+        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: its outcome is {outcome}; expected a trial with a result")
     lock_texts = {
         path.name: read_bounded(path, LARGEST_LOCK).decode() for path in run_files.RunPaths(folder).locks.glob("*.txt")
     }

@@ -11,8 +11,8 @@ from typing import Any
 
 from sweep.disk.ledger_lines.compact_row import dict_of_row
 
-SHORTEST_TEXT = 200  # characters of a text that is stored by itself
-TEXT_ENTRY = {"column": str, "digest": str, "text": str}  # what the entry of a text has
+SHORTEST_TEXT = 200  # characters; shorter texts stay in their row
+TEXT_ENTRY = {"column": str, "digest": str, "text": str}  # the fields of a text's entry
 
 
 def digest_of(text: str) -> str:
