@@ -26,7 +26,7 @@ from analysis.plotting.figure_files import (
     line_style,
     panels,
 )
-from analysis.plotting.finding import figure_finding
+from analysis.plotting.finding import established
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
@@ -67,9 +67,9 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
     published = _published(run, layout, column) * shown.scale
     if len(published):
         handles.append(Line2D([], [], label="published by the study", **PUBLISHED))
-    established = figure_finding(layout, shown)
-    figure, axes = panels(layout.visible_panels, established or _heading(layout, shown), handles, size=size)
-    figure.set_label(established)
+    heading = established(layout, shown)
+    figure, axes = panels(layout.visible_panels, heading or _heading(layout, shown), handles, size=size)
+    figure.set_label(heading)
     means = [_scaled(layout.points[layout.points["line"].isin(lines)], name, shown) for name in (column, also) if name]
     values = np.concatenate([*means, _scaled(replicates, column, shown)])  # everything except whiskers
     for index, (title, (ax,)) in enumerate(zip(layout.visible_panels, axes, strict=True)):

@@ -14,7 +14,7 @@ FEWEST_REQUESTS = 20  # of a point, below which a figure says little
 COST, SPEED = "cost_per_million_tokens", "output_throughput"
 
 
-def figure_finding(layout: Layout, shown: LabelledColumn) -> str:
+def established(layout: Layout, shown: LabelledColumn) -> str:
     """Who is ahead by more than the intervals or, where nothing competes, the load at which one figure stands out."""
     points = layout.points[layout.points[shown.column].notna()]
     points = points[(points["requests"] + points["failed"]).ge(FEWEST_REQUESTS)]

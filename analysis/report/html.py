@@ -67,7 +67,7 @@ def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
     data = page_data([results])
     left_out = INTERACTIVE if is_explorable(data) else ""
     inline = [replace(each, svg=_inline(each)) for each in figures if each.name != left_out]
-    telling = list(_figures_that_tell(inline))
+    telling = list(_open_figures(inline))
     parts = {
         **_findings(results),
         "runs": [provenance(results)],
@@ -143,7 +143,7 @@ def lead_of_run(results: RunResults) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _figures_that_tell(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
+def _open_figures(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
     """The figures with a finding, as far as they fit one screen and a half, two beside each other; one at least."""
     points = 0.0
     for index, each in enumerate([figure for figure in figures if figure.finding][:MOST_FIGURES]):

@@ -22,12 +22,11 @@ from analysis.tracking.tracker import LONGEST_NAME
 from sweep.base.whole_file import write_whole
 
 WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # of a panel, in W&B's units; panels beside each other
-# In parallel coordinates, after what varies.
-COORDINATE_FIGURES = (
+DECIDING_FIGURES = (
     "output_throughput",
     "ttft_p50_ms",
     "cost_per_million_tokens",
-)
+)  # in parallel coordinates, after what varies
 
 
 def engines_workspace(results: RunResults, project: str, entity: str, group: str) -> workspaces.Workspace:
@@ -70,7 +69,7 @@ def answer_panels(results: RunResults) -> list[Any]:
         reports.ParallelCoordinatesPlotColumn(metric=reports.Config(key), display_name=spaced(key))
         for key in _varying(results)
     ]
-    figures = [reports.ParallelCoordinatesPlotColumn(metric=reports.SummaryMetric(name)) for name in COORDINATE_FIGURES]
+    figures = [reports.ParallelCoordinatesPlotColumn(metric=reports.SummaryMetric(name)) for name in DECIDING_FIGURES]
     panels = [
         reports.MarkdownPanel(markdown=answer_text(results)),
         reports.WeavePanelSummaryTable(table_name="points"),

@@ -33,7 +33,7 @@ INIT_TIMEOUT = 20.0  # s to reach the server
 CLOSE_TIMEOUT = 120.0  # s for uploading what is left
 MOST_KEYS = 40  # of a run's summary
 OUTCOME = ("outcome", "reason", "warnings", "attempt", "num_requests", "num_failed", "duration", "client_stamp_source")
-ALSO_LOGGED = (
+OTHER_FIGURES = (
     *("total_throughput", "request_throughput", "goodput_share", "kv_cache_usage_max", "memory_peak_bytes"),
     *("agreement", "quality", "acceptance_rate", "prefix_hit_rate", "preemptions", "launch_seconds"),
 )
@@ -159,7 +159,7 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
         "job_type": row.get("backend"),
         "tags": [str(values[key]) for key in ("backend", "workload", "outcome") if key in values],
         "config": {**axes, **config},  # W&B groups and filters by names of letters, digits and underscores alone
-        "summary": dict(_logged_value(key, values[key]) for key in _summarised(percentiles) if key in values),
+        "summary": dict(_on_wandb(key, values[key]) for key in _summarised(percentiles) if key in values),
         "ok": row.get("outcome") == "ok",
     }
 
@@ -167,10 +167,10 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
 def _summarised(percentiles: Sequence[float]) -> list[str]:
     """The columns in a run's summary: what decides, few enough to read; trials.parquet in the artifact has all."""
     latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
-    return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *ALSO_LOGGED]))[:MOST_KEYS]
+    return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *OTHER_FIGURES]))[:MOST_KEYS]
 
 
-def _logged_value(column: str, value: Any) -> tuple[str, Any]:
+def _on_wandb(column: str, value: Any) -> tuple[str, Any]:
     """A column's name and value on W&B: latencies in milliseconds, as everywhere else."""
     labelled = labelled_column(column)
     return (f"{column}_ms", value * labelled.scale) if labelled and labelled.unit == "ms" else (column, value)
