@@ -127,10 +127,10 @@ class Host:
     nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
     glibc: str | None = None  # e.g. "2.36"
     python: str | None = None  # e.g. "3.11"
-    machine: str | None = None  # its architecture, e.g. "x86_64"
-    free_disk: int | None = None  # bytes, where its cache is
+    machine: str | None = None  # architecture, e.g. "x86_64"
+    free_disk: int | None = None  # free bytes on the cache's disk
     broken_driver: str | None = None  # NVML's error, with the remedy; then nothing else is stated
-    cpu_features: frozenset[str] | None = None  # as /proc/cpuinfo has them, e.g. "avx512f"
+    cpu_features: frozenset[str] | None = None  # as in /proc/cpuinfo, e.g. "avx512f"
 
 
 @dataclass(frozen=True, kw_only=True)

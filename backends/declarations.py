@@ -198,7 +198,7 @@ class LogReading:
 class Wire:
     """Details of the engine's API that its YAML does not state: paths, and keys of requests."""
 
-    ready_path: str = "/health"  # answers with status 200 once it is ready; {model} is the name that it serves
+    ready_path: str = "/health"  # status 200 once the engine is ready; {model}: the served name
     version_path: str = "/version"  # serves a JSON object with its "version"
     show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers have ids
     show_special: Mapping[str, Any] = field(default_factory=dict)  # makes answers' text include special tokens

@@ -174,7 +174,7 @@ def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], Non
 
 
 def model_context(model: Path) -> int:
-    """The context that a model was made for, in tokens."""
+    """Return the context length of a model, in tokens."""
     config = json.loads((model / "config.json").read_text())
     return int(config.get("text_config", config)["max_position_embeddings"])
 

@@ -19,7 +19,7 @@ from backends.tables.table import Flag, spelling
 ROUTE_METHODS = {"get", "post", "put", "api_route", "add_api_route", "route", "mount", "Mount", "Route"}
 CALLED = {"int": "int", "float": "float", "str": "str", "nonnegative_int": "int", "positive_int": "int"}
 CALLED["typing.SupportsInt"] = "int"  # in the stub of a C++ extension
-# Arguments of vLLM's parser that take 4k and 1M as well.
+# Arguments of vLLM's parser that also accept 4k and 1M.
 SIZES = {"human_readable_int", "human_readable_int_or_auto"}
 SKIPPED = re.compile(r"(^|/)(tests?|benchmarks?|examples|models|layers|third_party)/")
 

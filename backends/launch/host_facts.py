@@ -19,7 +19,7 @@ from sweep.base.config import cache_directory
 
 ENGINES = ("ollama", "text-generation-launcher")  # that are programs
 EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", *ENGINES)
-COMPILERS = ("cc", "gcc", "clang")  # any of which counts as cc, and $CC
+COMPILERS = ("cc", "gcc", "clang")  # any of these or $CC counts as cc
 
 
 def gpu_names() -> tuple[str, ...]:

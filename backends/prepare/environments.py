@@ -60,8 +60,7 @@ def resolve(
     if not chosen:
         cpu = "its environment is for CPUs: set hardware=cpu, or " if choice.cpu else ""
         raise ValueError(
-            f"backend.env.{on} names no environment: {cpu}name one, or set backend.env.python to the interpreter of "
-            "your own"
+            f"backend.env.{on} names no environment: {cpu}name one, or set backend.env.python to your own interpreter"
         )
     options = options or ConfigPath()
     specs = [
