@@ -325,7 +325,7 @@ class Backend(Strict):
         if self.traits.timed_inside:
             return f"{self.name} is timed inside its own process"
         if self.api in ("tgi", *TYPED_APIS):
-            return f"the router passes completions and chat, and {self.name} speaks {self.api}"
+            return f"the router supports completions and chat, but {self.name} speaks {self.api}"
         return None if self.port is None else f"they cannot share backend.port={self.port}"
 
     def command(self, launch: Launch) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files that appear complete: written under another name, flushed to the disk, renamed."""
+"""Files that appear complete: written under another name, flushed to disk, then renamed."""
 
 import filecmp
 import os
@@ -15,10 +15,10 @@ def write_whole(
     *,
     keep_equal: bool = False,
 ) -> bool:
-    """Write a file that appears complete, or not at all: a text (UTF-8), bytes, or what `content` writes to a path.
+    """Write a file that appears complete or not at all: a text (UTF-8), bytes, or what `content` writes to a path.
 
-    It is written in the new folder `staging`, on the same file system; by default one beside the target. With
-    `keep_equal`, a target with equal content is left alone. Returns whether the target was written.
+    It is written in the new folder `staging`, on the same file system; by default beside the target. With `keep_equal`,
+    a target with equal content is left alone. Returns whether the target was written.
     """
     staging = staging or target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_whole(
 
 
 def rename_whole(source: Path, target: Path) -> None:
-    """Rename a file or folder after its content is on the disk: the rename may outlive a power cut, unlike that."""
+    """Flush a file or folder to disk, then rename it: a power cut must not keep the rename but lose the content."""
     for path in [source, *source.rglob("*")]:
         if path.is_file():
             with path.open("rb") as file:

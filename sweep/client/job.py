@@ -1,6 +1,6 @@
-"""The files between the client and its measuring process: the job, and the rows and chunks that come back.
+"""The files exchanged between the client and its measuring process: the job, and the resulting rows and chunks.
 
-Results are written as they come, one fixed row per request and its chunks, so that memory does not grow with the trial.
+Results are written as they arrive, one fixed row per request and its chunks, so memory does not grow with the trial.
 """
 
 import json
@@ -18,20 +18,20 @@ from sweep.client import wire
 from sweep.client.modes import Dispatch, Mode
 
 ROW = struct.Struct("<IiqqqqIiiiqiiiii")
-NO_REASONING = -2  # as a row's `answer_us`
-SPILL = 1 << 16  # chunks kept in memory before they go to the files
-TEXTS = 64  # answers of a trial whose text is kept where the server counts the tokens: to check its count
+NO_REASONING = -2  # value of a row's `answer_us`
+SPILL = 1 << 16  # chunks kept in memory before they are written to the files
+TEXTS = 64  # number of answers whose text is kept to check the count of a server that counts tokens
 
 
 class PackedRow(NamedTuple):
     """A request's results as `ROW` packs them. Times are in ns, UNKNOWN if the request was never sent.
 
-    The chunks and the text of a row are the next ones in their files. A text index of -1 means no text.
+    The chunks and the text of a row are the next ones in their files. A text index of -1 means that there is no text.
     """
 
     record: int
     batch: int
-    scheduled: int  # UNKNOWN without a schedule
+    scheduled: int  # UNKNOWN if there is no schedule
     released: int
     sent: int
     ended: int
@@ -41,7 +41,7 @@ class PackedRow(NamedTuple):
     reasoning_tokens: int
     answer_us: int  # UNKNOWN if no answer followed the reasoning
     text_bytes: int  # UNKNOWN if the text was not kept
-    token_source: int  # this and the next two: indices of the text table
+    token_source: int  # index in the text table, like the next two
     finish_reason: int
     error: int
     cached_tokens: int
@@ -56,22 +56,22 @@ class Job:
     mode: Mode
     parts: int
     cpus: set[int] | None
-    keeps_texts: bool = False  # of some answers, and of all where the server does not count their tokens
-    progress_every: float | None = None  # s between two reports of what has come to the parent; None: no reports
+    keeps_texts: bool = False  # the text of some answers, or of all if the server does not count their tokens
+    progress_every: float | None = None  # s between two reports of the progress to the parent; None: no reports
     warmup_calls: int = 0
     offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # of each call in the file of requests
     prompts: "array[int]" = field(default_factory=lambda: array("I"))  # of each call
-    limits: "array[int]" = field(default_factory=lambda: array("I"))  # output tokens asked for, per prompt of each call
+    limits: "array[int]" = field(default_factory=lambda: array("I"))  # requested output tokens per prompt of each call
     folder: Path = field(init=False)
     part: int = field(init=False)
-    counted: bool = field(init=False, default=False)  # the latest answer's tokens were counted by the server
-    first: "array[int]" = field(init=False)  # record of each call's first prompt
+    counted: bool = field(init=False, default=False)  # whether the server counted the latest answer's tokens
+    first: "array[int]" = field(init=False)  # index of the Record for each call's first prompt
     _requests: int = field(init=False)
     _head: bytes = field(init=False)
 
     @staticmethod
     def open(folder: Path, part: int) -> "Job":
-        """The part of one process in the job that the parent wrote into a folder."""
+        """Open one process's part of the job that the parent wrote to a folder."""
         job: Job = pickle.loads((folder / "job").read_bytes())
         job.folder, job.part = folder, part
         job.mode = job.mode.split(part, job.parts)
@@ -86,16 +86,16 @@ class Job:
         return len(self.prompts)
 
     def request(self, call: int) -> bytes:
-        """The bytes of one call, read when they are needed: the page cache holds them, not our memory."""
+        """Return the bytes of one call, read when needed, so that the page cache holds them and not our memory."""
         begin, end = self.offsets[call], self.offsets[call + 1]
         return self._head + os.pread(self._requests, end - begin, begin)
 
     def patient_until(self, call: int) -> int:
-        """Tokens before which a call's answer cannot end, so that its reads may wait (see `poller`)."""
+        """Return the tokens before which a call's answer cannot end, so that reads may be late (see `poller`)."""
         return self.limits[call] - 1 if self.target.ignore_eos and self.prompts[call] == 1 else 0
 
     def answer(self, call: int) -> wire.Answer:
-        """An empty answer for one call."""
+        """Return an empty answer for one call."""
         keeps_text = self.keeps_texts and (not self.counted or call % (1 + self.calls // TEXTS) == 0)
         times, least = wire.ENDLESS
         limit = self.prompts[call] * max(times * self.limits[call], least)
@@ -103,7 +103,7 @@ class Job:
 
 
 class ResultFiles:
-    """Rows and chunks, spilled to files of the job folder as they come."""
+    """Rows and chunks, written to files of the job folder as they arrive."""
 
     def __init__(self, folder: Path, part: int) -> None:
         self._rows = (folder / f"rows.{part}").open("wb")
@@ -113,11 +113,11 @@ class ResultFiles:
         self._row_bytes = bytearray()
         self._chunk_us, self._chunk_tokens = array("I"), array("H")
         self._texts: dict[str, int] = {}
-        self.warm_up = [0, 0, 0]  # the answers that the server counted, their tokens, and those asked for
+        self.warm_up = [0, 0, 0]  # answers that the server counted, their tokens, and the requested tokens
         self._texts_path = folder / f"texts.{part}.json"
 
     def count_warm_up(self, answer: wire.Answer, limit: int) -> None:
-        """Add a call of the warm-up, whose answers have `limit` tokens at most, to its counts."""
+        """Add a call of the warm-up, whose answers have at most `limit` tokens, to the counts."""
         if answer.error is None and answer.counted:
             for stream in answer.streams:
                 hidden = stream.reasoning_tokens if stream.answer_us is None else 0
@@ -125,7 +125,7 @@ class ResultFiles:
                 self.warm_up = [total + number for total, number in zip(self.warm_up, more, strict=True)]
 
     def add(self, dispatch: Dispatch, answer: wire.Answer, first_record: int) -> None:
-        """Write down a call that has ended."""
+        """Write the results of a call that has ended."""
         for number, stream in enumerate(answer.streams):
             row = PackedRow(
                 record=first_record + number,

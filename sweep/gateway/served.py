@@ -1,4 +1,4 @@
-"""Agreement of a cache's answers with the engine's own: both questions are asked again, one after the other."""
+"""Agreement of the cache's answers with the engine's own: both questions are asked again, one after the other."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from sweep.base.records import Request, key_header, tls_context
 from sweep.client import wire
 
-MOST_COMPARED = 32  # hits: the engine has to answer each of them
-COMPARE_TIMEOUT = 120.0  # s, of one answer
+MOST_COMPARED = 32  # hits, since the engine has to answer each of them
+COMPARE_TIMEOUT = 120.0  # s for one answer
 
 
 def served_equal(
@@ -23,10 +23,10 @@ def served_equal(
     gateway: str,
     tokenizer: Tokenizer | None,
 ) -> float | None:
-    """The share of token positions at which the cache's answer to a similar question equals the engine's own greedy
-    one.
+    """Return the share of token positions at which the cache's answer to a similar question equals the engine's own
+    greedy answer.
 
-    It covers up to `MOST_COMPARED` hits, evenly spaced; None without hits, or with an unknown tokenizer.
+    It covers up to `MOST_COMPARED` hits, evenly spaced; None if there are no hits, or the tokenizer is unknown.
     """
     hits = [each for each in requests if decisions.get(each.request_id, {}).get("cache") == "semantic"]
     if not hits or tokenizer is None:
@@ -36,7 +36,7 @@ def served_equal(
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, replace(target, url=url), request) for url in (gateway, target.url)]
-            except httpx.TransportError:  # what does not answer once would take as long for each of the others
+            except httpx.TransportError:  # a server that fails once to answer would take as long for each of the others
                 break
             except (httpx.HTTPError, ValueError):
                 continue
@@ -47,7 +47,7 @@ def served_equal(
 
 
 def _answer_text(client: httpx.Client, target: wire.Target, request: Request) -> str:
-    """The text of an answer to the very request that was measured."""
+    """Return the text of the answer to exactly the request that was measured."""
     body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
     headers = {"Content-Type": "application/json", **target.headers}
     if target.api_key_env is not None:

@@ -26,15 +26,15 @@ from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
 
-BACKLOG = 16384  # connections that wait to be accepted
-HEADER_TIMEOUT = 30.0  # s within which the head of a request must have come in
+BACKLOG = 16384  # connections waiting to be accepted
+HEADER_TIMEOUT = 30.0  # s within which the head of a request must arrive
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's, with a limit on the time that each request's head may take."""
+    """uvicorn's protocol, with a limit on the time that each request's head may take."""
 
     on_leave: Callable[[], None] | None = None  # called when the client leaves
-    _has_head = False  # of the latest request
+    _has_head = False  # whether the latest request has one
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -44,7 +44,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._has_head:
             self._stop_head_timer()
-        elif self._head_timer is None:  # a later request, of which the head is not complete yet
+        elif self._head_timer is None:  # a later request whose head is not complete yet
             self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.close)
 
     def _stop_head_timer(self) -> None:
@@ -59,7 +59,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.scope["extensions"] = extensions
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._has_head:  # later it is a trailer, which a proxy in front has not checked (RFC 9110, 6.5.1)
+        if not self._has_head:  # later headers are a trailer, which a proxy in front has not checked (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -75,23 +75,23 @@ class PatientProtocol(HttpToolsProtocol):
 
 @dataclass(frozen=True)
 class Service:
-    """The settings that a gateway's process is started with."""
+    """The settings with which a gateway's process is started."""
 
     settings: Gateway
     to: tuple[str, ...]  # URLs of the engines
     host: str = "127.0.0.1"
-    port: int = 0  # 0: any free one
-    tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
-    log: str | None = None  # file for a line a request
-    reset_key: str = ""  # of those who may empty the cache; empty: nobody
+    port: int = 0  # 0: any free port
+    tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
+    log: str | None = None  # file for one line per request
+    reset_key: str = ""  # key that allows a client to empty the cache; empty: nobody may
 
     def serve_forever(self) -> None:
-        """Serve until a signal ends it. Raises ConfigError if the address cannot be listened on."""
+        """Serve until a signal ends it. Raises ConfigError if the address cannot be used."""
         with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(self.serve())
 
     def listen(self) -> socket.socket:
-        """The listening socket."""
+        """Return the listening socket."""
         try:
             return socket.create_server((self.host, self.port), family=self._family, backlog=BACKLOG)
         except OSError as error:
@@ -103,7 +103,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _application(self) -> AsyncIterator[GatewayApp]:
-        """The application with its background tasks."""
+        """Yield the application with its background tasks."""
         metrics = Metrics(self.log)
         engines = Engines(self.to, self.settings, metrics)
         clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))
@@ -119,12 +119,12 @@ class Service:
             engines.close()
 
     async def serve(self, on_ready: Callable[[str, uvicorn.Server], None] | None = None) -> None:
-        """Serve; `on_ready` gets the URL, and the server to stop."""
+        """Serve; `on_ready` gets the URL, and the server, which it can stop."""
         raise_file_limit()
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote what passes through
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote content that passes through
         with self.listen() as listener:
             async with self._application() as app:
-                gc.freeze()  # ten thousand answers are not looked through again and again
+                gc.freeze()  # so that ten thousand answers are not scanned again and again
                 config = uvicorn.Config(
                     app,
                     http=PatientProtocol,
@@ -148,7 +148,7 @@ class Service:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve with settings as JSON, as a deployment starts it."""
+    """Serve with settings given as JSON, as a deployment starts it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", action="append", required=True)
     parser.add_argument("--host", default="127.0.0.1")

@@ -1,7 +1,7 @@
-"""Warnings about results, as data: what makes one, and the checks that need the row of one trial alone.
+"""Warnings about results, as data: their definition, and the checks that need only the row of one trial.
 
-A check is a function with a docstring in the list that it is declared for; its name is the warning's code. Checks that
-compare trials or points are in `analysis.warnings`.
+A check is a function with a docstring, registered in a list; its name is the warning's code. Checks that compare trials
+or points are in `analysis.warnings`.
 """
 
 import inspect
@@ -20,19 +20,19 @@ from sweep.numbers.steady import LIFETIMES
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
-LOW_QUALITY = 0.98  # of the reference's: the gate of the main job
-SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
-MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
+LOW_QUALITY = 0.98  # of the reference's likelihood: the gate of the main job
+SHARED_EVENTS = 0.01  # of the events: above this share they affect the p99 of the gaps
+MISCOUNT = 0.1  # relative difference between the server's token count and the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
-MERGED = 1.05  # tokens to an event
-LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
-CACHED = 0.05  # of the input: the one token that begins all prompts is below it
+MERGED = 1.05  # tokens per event
+LEAST_DEVIATION = 0.001  # of the requested tokens: less is rounding
+CACHED = 0.05  # of the input: the single token that begins all prompts is less
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
 TOO_SHORT = re.compile("shorter than|fewer than|turned over once|no steady state detected")  # reasons for no window
 LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest that may have one
-LOW_RATE = 0.95  # of the rate that was offered
+LOW_RATE = 0.95  # of the offered rate
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
@@ -59,23 +59,23 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class WarningKind:
-    """The properties that all warnings of one code share."""
+    """The properties that all warnings with one code share."""
 
     code: str
     severity: Severity
     meaning: str
     remedy: str
-    quantities: tuple[str, ...]  # the columns that it concerns; empty if it concerns all
+    quantities: tuple[str, ...]  # the columns that it concerns; empty: all
     lowest_is_worst: bool
 
     def concerns(self, columns: Collection[str]) -> bool:
-        """Return whether it is about any of these columns."""
+        """Return whether the warning concerns any of these columns."""
         return not self.quantities or not {*self.quantities}.isdisjoint(columns)
 
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason not to take a figure at face value. Without trials or points it concerns the run."""
+    """A reason not to take a figure at face value. Without trials or points, it concerns the whole run."""
 
     kind: WarningKind
     figure: float  # the number behind it
@@ -89,7 +89,7 @@ class ResultWarning:
 
 
 class Evidence(NamedTuple):
-    """The figure that a check found, a message with it, and the trials or points that it concerns."""
+    """The figure that a check found, a message that quotes it, and the trials or points that it concerns."""
 
     figure: float
     message: str
@@ -114,7 +114,7 @@ def register(
     quantities: tuple[str, ...] = (),
     lowest_is_worst: bool = False,
 ) -> Callable[[F], F]:
-    """Return a decorator that adds a check to a list: its name is the code, its docstring the meaning."""
+    """Return a decorator that adds a check to a list; its name is the code, its docstring the meaning."""
 
     def add(function: F) -> F:
         code = function.__name__.replace("_", "-")
@@ -128,14 +128,14 @@ def register(
 
 
 # Checks of one trial -------------------------------------------------------------------------------------------------
-# Their parameters are columns of the row; a check is not called where one without a default is null.
+# Their parameters are columns of the row; a check is skipped if one without a default is null.
 
 TRIAL_CHECKS: list[Check] = []
 _severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity) for severity in Severity)
 
 
 def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECKS) -> list[ResultWarning]:
-    """The warnings about one trial; none if it is no result, which its outcome says."""
+    """Return the warnings about one trial; none for a trial without a result, which its outcome explains."""
     warnings: list[ResultWarning] = []
     for check in checks if row["outcome"] == "ok" else ():
         if any(row.get(name) is None for name in check.required):
@@ -147,7 +147,7 @@ def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECK
 
 
 def warning_codes(row: Mapping[str, Any]) -> list[str]:
-    """The column `warnings` of a trials row."""
+    """Return the column `warnings` of a trials row."""
     return [warning.code for warning in trial_warnings(row)]
 
 
@@ -156,7 +156,7 @@ def _share(part: float, total: float) -> float:
 
 
 @_severe(
-    "The engine gives other answers than the model, so its speed cannot be compared: check the number format, the"
+    "The engine's answers differ from the model's, so its speed cannot be compared: check the number format, the"
     " quantization and the engine's version.",
     lowest_is_worst=True,
 )
@@ -166,7 +166,7 @@ def low_agreement(agreement: float, coarser_format: str | None = None) -> Eviden
     return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if low else None
 
 
-@_warning("A coarser number format costs this much: quote it beside the speed.", lowest_is_worst=True)
+@_warning("This is the cost of a coarser number format: quote it beside the speed.", lowest_is_worst=True)
 def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
     """Fewer than 90 % of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
     message = f"agreement {agreement:.0%} with the reference in {coarser_format}"
@@ -181,7 +181,7 @@ def inexact_agreement(agreement: float) -> Evidence | None:
 
 
 @_warning(
-    "A coarser number format costs this much: quote it beside the speed. If none was asked for, the engine computes the"
+    "This is the cost of a coarser number format: quote it beside the speed. If none was set, the engine computes the"
     " model wrongly: set gate: {quality: 0.98} to exclude such engines.",
     ("quality",),
     lowest_is_worst=True,
@@ -192,7 +192,7 @@ def low_quality(quality: float, quality_high: float) -> Evidence | None:
 
 
 @_warning(
-    "In the percentiles of a latency they are slower than any other; means and maxima leave them out. The errors are in"
+    "In a latency's percentiles they count as slower than any other; means and maxima omit them. The errors are in"
     " the trial's requests.parquet.",
     LATENCIES,
 )
@@ -203,8 +203,8 @@ def failed_requests(num_failed: int, num_requests: int, client_sent: int, client
 
 
 @_warning(
-    "They were waiting at the concurrency cap when the time was up. In the percentiles of a latency they are slower"
-    " than any other; means and maxima leave them out: raise the cap or lower the rate.",
+    "They were waiting at the concurrency cap when the time was up. In a latency's percentiles they count as slower"
+    " than any other; means and maxima omit them: raise the cap or lower the rate.",
     LATENCIES,
 )
 def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
@@ -247,10 +247,10 @@ def caches_not_reset(caches_reset: bool) -> Evidence | None:
 
 
 @_warning(
-    "TTFT and throughput hold for this share of repeated input only; workload.unique_header=true makes all of it new."
+    "TTFT and throughput hold only for this share of repeated input; workload.unique_header=true makes all of it new."
 )
 def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
-    """The prompts have no unique headers, so the engine's prompt cache may answer for it."""
+    """The prompts have no unique headers, so the engine's prompt cache may answer part of them."""
     share = expected_prefix_hit_rate
     return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
 
@@ -264,7 +264,7 @@ def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
 
 @_warning("The server did not compute this input: TTFT and throughput hold for repeated prompts.")
 def cached_input(cached_share: float) -> Evidence | None:
-    """By the usage of its answers the server had more than 5 % of the input in its prompt cache."""
+    """According to the answers' usage, the server had more than 5 % of the input in its prompt cache."""
     share = cached_share
     return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
 
@@ -296,7 +296,7 @@ def few_steady_requests(steady_num_requests: int) -> Evidence | None:
 
 
 @_warning(
-    "The steady_* latencies are a mean of the two: find out what changes during a trial, or measure for longer.",
+    "The steady_* latencies are a mean of both halves: find out what changes during a trial, or measure for longer.",
     STEADY_LATENCIES,
 )
 def drift_within_steady_state(steady_drift: float) -> Evidence | None:
@@ -347,24 +347,24 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
 
 
 @_warning(
-    "They share a timestamp, so ITL p99 is less exact than 0.1 ms: either the engine writes in bursts or the client was"
+    "They share a timestamp, so ITL p99 is off by over 0.1 ms: either the engine writes in bursts or the client was"
     " late. To find out, give the client its own core, or set client.processes higher.",
     ("itl_p99",),
 )
 def shared_timestamps(buffered_share: float) -> Evidence | None:
-    """Between 1 and 10 % of the events came together with another event of the same answer."""
+    """Between 1 and 10 % of the events arrived together with another event of the same answer."""
     shared = SHARED_EVENTS < buffered_share <= BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another one") if shared else None
 
 
 @_severe(
-    "Something between the engine and the client holds its events back: TPOT, ITL and goodput with a bound on TPOT are"
+    "Something between the engine and the client holds events back: TPOT, ITL and goodput with a bound on TPOT are"
     " left out, and TTFT measures the buffer. Switch off response buffering (nginx: proxy_buffering off), or ask the"
     " engine directly.",
     (*STREAMED, *ARRIVALS, "goodput"),
 )
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10 % of the events came together with another event of the same answer."""
+    """More than 10 % of the events arrived together with another event of the same answer."""
     buffered = buffered_share > BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
 
@@ -404,41 +404,41 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
 
 
 @_warning(
-    "TTFT is the first event's, which may bring several tokens, and gaps are between events. Have the server send its"
+    "TTFT is that of the first event, which may carry several tokens; gaps are between events. Have the server send its"
     " count with each event (stream_options.continuous_usage_stats), or compare TPOT and E2EL.",
     ARRIVALS,
 )
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
-    """Over 5 % more tokens than events, and no event says how many it brings."""
+    """Over 5 % more tokens than events, and no event says how many it carries."""
     silent = "final usage" in token_source.split(", ") and tokens_per_event > MERGED
-    return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens to an event") if silent else None
+    return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens per event") if silent else None
 
 
 @_warning(
     "Output tokens, throughput and cost include them; TPOT, the peak and the steady state exclude them.", TOKEN_COLUMNS
 )
 def hidden_tokens(hidden_share: float) -> Evidence | None:
-    """More than 10 % of the output tokens never came: hidden reasoning, counted by the server."""
+    """More than 10 % of the output tokens were never sent: hidden reasoning, counted by the server."""
     hidden = hidden_share > HIDDEN
-    return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens never came") if hidden else None
+    return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens were never sent") if hidden else None
 
 
 @_warning(
     "Compare tokens/s and TPOT, not durations, requests/s or end-to-end latencies. finish_stop_share says how many"
-    " answers ended by themselves.",
+    " answers the model ended.",
     ("duration", "request_throughput", *E2EL),
 )
 def other_lengths(output_length_ratio: float) -> Evidence | None:
-    """Answers are shorter or longer than was asked for: the engine ignores ignore_eos, or does not have it."""
+    """Answers are shorter or longer than requested: the engine ignores ignore_eos, or does not support it."""
     other = abs(output_length_ratio - 1)
     return (
-        Evidence(other, f"answers have {output_length_ratio:.1%} of the tokens asked for")
+        Evidence(other, f"answers have {output_length_ratio:.1%} of the requested tokens")
         if other > LEAST_DEVIATION
         else None
     )
 
 
-@_warning("Their length is the filter's, and their end comes early: use other prompts, or another endpoint.")
+@_warning("The filter ends them early and so sets their length: use other prompts, or another endpoint.")
 def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
     """A content filter ended some answers."""
     share = finish_content_filter_share
@@ -446,7 +446,7 @@ def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
 
 
 @_info(
-    "They are never called best. To find what the engine can do, raise load.rate until requests come faster than they"
+    "Such points are never best. To find the engine's limit, raise load.rate until requests arrive faster than they"
     " are answered, or use a closed loop.",
     AS_OFFERED,
 )
@@ -455,7 +455,7 @@ def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Eviden
     return Evidence(offered_rate, f"as offered, {offered_rate:.3g} requests/s") if below_saturation else None
 
 
-@_info("At a higher load the client would limit what is measured: set client.processes higher.")
+@_info("At a higher load the client would limit the figures: set client.processes higher.")
 def busy_client(client_cpu: float) -> Evidence | None:
     """A process of the client used more than 70 % of a core."""
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
@@ -466,11 +466,11 @@ def busy_client(client_cpu: float) -> Evidence | None:
     " quiet={foreign_cpu: 0.1, within: 600}."
 )
 def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | None:
-    """Other processes took more than 10 % of the engine's cores."""
+    """Other processes used more than 10 % of the engine's cores."""
     if foreign_cpu_share <= FOREIGN_CPU:
         return None
-    by = f": {foreign_processes}" if foreign_processes else ", none of which still runs"
-    return Evidence(foreign_cpu_share, f"others took {foreign_cpu_share:.0%} of the engine's cores{by}")
+    by = f": {foreign_processes}" if foreign_processes else ", all of which have ended"
+    return Evidence(foreign_cpu_share, f"others used {foreign_cpu_share:.0%} of the engine's cores{by}")
 
 
 @_warning("Something else computed on the engine's GPU: measure again when it is free, or set quiet.")
@@ -480,17 +480,17 @@ def foreign_gpu(foreign_gpu_processes: int, foreign_processes: str) -> Evidence 
     return Evidence(foreign_gpu_processes, message) if foreign_gpu_processes else None
 
 
-@_warning("The GPU was too hot for its full clock: mind its cooling, and let it cool down between trials.")
+@_warning("The GPU was too hot for its full clock: check its cooling, and let it cool down between trials.")
 def gpu_thermal_limit(gpu_thermal_share: float) -> Evidence | None:
-    """The temperature lowered a GPU's clock in more than 1 % of the time."""
-    message = f"temperature lowered the GPU's clock in {gpu_thermal_share:.0%} of the time"
+    """A GPU's clock was lowered for more than 1 % of the time because of its temperature."""
+    message = f"temperature lowered the GPU's clock for {gpu_thermal_share:.0%} of the time"
     return Evidence(gpu_thermal_share, message) if gpu_thermal_share > LIMITED else None
 
 
 @_info("Usual for some cards under full load. Compare with cards of the same power limit (nvidia-smi -q -d POWER).")
 def gpu_power_limit(gpu_power_share: float) -> Evidence | None:
-    """The power limit lowered a GPU's clock in more than 1 % of the time."""
-    message = f"the power limit lowered the GPU's clock in {gpu_power_share:.0%} of the time"
+    """A GPU's clock was lowered for more than 1 % of the time because of its power limit."""
+    message = f"the power limit lowered the GPU's clock for {gpu_power_share:.0%} of the time"
     return Evidence(gpu_power_share, message) if gpu_power_share > LIMITED else None
 
 
@@ -501,9 +501,9 @@ def cpu_throttled(cpu_throttled_share: float) -> Evidence | None:
     return Evidence(cpu_throttled_share, message) if cpu_throttled_share > LIMITED else None
 
 
-@_warning("The cores were too hot for their full clock: mind their cooling.")
+@_warning("The cores were too hot for their full clock: check their cooling.")
 def cpu_thermal_limit(cpu_thermal_limits: int) -> Evidence | None:
-    """The temperature slowed down cores of the engine."""
+    """Cores of the engine were slowed down because of their temperature."""
     message = f"temperature slowed down the engine's cores {cpu_thermal_limits} times"
     return Evidence(cpu_thermal_limits, message) if cpu_thermal_limits else None
 
@@ -515,7 +515,7 @@ def uncommitted_code(commit: str) -> Evidence | None:
 
 
 @_warning(
-    "The gateway, not the engine, delayed tokens: give the engine's deployment a core more, lower the load, or measure"
+    "The gateway, not the engine, delayed tokens: give the engine's deployment another core, lower the load, or measure"
     " without gateway.cache.",
     ARRIVALS,
 )
@@ -525,8 +525,8 @@ def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
     return Evidence(lag, f"the gateway's loop was {lag * 1e3:.1f} ms late (p99)") if lag > LATE_GATEWAY else None
 
 
-@_severe("They got the answer to another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.")
+@_severe("They were answered for another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.")
 def false_hits(false_hit_rate: float) -> Evidence | None:
-    """The gateway's cache served answers to questions that mean something else."""
+    """The gateway's cache answered questions with the answers to questions that mean something else."""
     share = false_hit_rate
     return Evidence(share, f"{share:.1%} of the requests got the answer to another question") if share > 0 else None

@@ -1,4 +1,4 @@
-"""`sweep rerun`: rows run again from what they say of themselves, and each compared with what was measured then."""
+"""`sweep rerun`: runs rows again as they were recorded, and compares each with its earlier measurement."""
 
 import functools
 import json
@@ -29,11 +29,11 @@ from sweep.rerun.rows import opened_rows
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun
 UNCERTAIN = 3  # exit status
-DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: no Ray is needed for this machine
+DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: this machine alone needs no Ray
 
 
 class RerunVerdict(NamedTuple):
-    """The comparison of a row with the same trial measured again."""
+    """The comparison of a row with a new measurement of the same trial."""
 
     capsule: Capsule
     result: Reproduction
@@ -42,7 +42,7 @@ class RerunVerdict(NamedTuple):
     differences: list[Difference]
 
     def lines(self) -> list[str]:
-        """The verdict for people: the figures, the sentence, and what was not the same."""
+        """Return the verdict for people: the figures, the conclusion, and what was not the same."""
         label = self.capsule.trial.get("label") or ""
         lines = [f"{self.capsule.capsule}  {label}", *(f"  {change.describe()}" for change in self.changes)]
         lines.append(f"  {self.result}" + (f" ({self.reason})" if self.reason else ""))
@@ -51,7 +51,7 @@ class RerunVerdict(NamedTuple):
         return lines + [f"    {name}" for name in names]
 
     def record(self) -> dict[str, Any]:
-        """The verdict for scripts."""
+        """Return the verdict for scripts."""
         return {
             "trial": self.capsule.capsule,
             "label": self.capsule.trial.get("label"),
@@ -113,7 +113,7 @@ def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
 
 
 def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath) -> Planned:
-    """Plan the trials of capsules: their configuration, seeds and locks, and this machine.
+    """Plan the trials of capsules: their configuration, seeds and locks, on this machine.
 
     Raises ConfigError for what cannot be planned here, or together; Outage if an index or a hub gave no answer.
     """
@@ -138,17 +138,17 @@ def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str |
 def _settings_today(
     capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath
 ) -> Settings:
-    """The settings of the rows' run, and where and how it is run today."""
+    """Return the settings of the rows' run, with those for where and how it runs today."""
     capsule, typed = capsules[0], parse_command_line(overrides).typed
     if key := next(filter(is_point_key, typed), None):
         groups = ", ".join(POINT_GROUPS)
-        raise ConfigError(f"{key}={typed[key]}: is the row's own; expected keys of a run, none of {groups}")
+        raise ConfigError(f"{key}={typed[key]}: taken from the row; expected keys of a run, none of {groups}")
     if stranger := next((each for each in capsules if each.settings != capsule.settings), None):
         names = f"{stranger.capsule} and {capsule.capsule}"
-        raise ConfigError(f"{names}: were measured with different settings; run them again one by one")
+        raise ConfigError(f"{names} were measured with different settings; run them again one at a time")
     defaults = [each for each in DEFAULTS if each.partition("=")[0] not in typed]
     find = functools.partial(find_hardware, options=options)
-    today = compose_run([*defaults, *overrides], find, options).settings  # whose model and workload are not the rows'
+    today = compose_run([*defaults, *overrides], find, options).settings  # its model and workload are not the rows'
     present = {"hardware", "assumed", *(key.partition(".")[0] for key in typed)}
     recorded = {key: value for key, value in capsule.settings.items() if key not in present}
     recorded |= {"slo": slo_in_units(slo)} if (slo := recorded.get("slo")) else {}
@@ -160,7 +160,7 @@ def _settings_today(
 
 
 def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
-    """The row's profile, or the profile of the GPU here if that is another; CPU and GPU do not stand for each other."""
+    """Return the row's profile, or this GPU's profile if it differs; a CPU and a GPU cannot replace each other."""
     recorded = capsule.settings.get("hardware")
     if recorded is None:
         return present
@@ -169,7 +169,7 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
     if profile.platform != present.platform and capsule.config["backend"].get("url") is None:
         platform = {"cpu": "a CPU", "cuda": "a GPU"}
         raise ConfigError(
-            f"{capsule.capsule}: was measured on {platform[profile.platform]} ({profile.name}), and this machine has "
+            f"{capsule.capsule}: measured on {platform[profile.platform]} ({profile.name}), but this machine has "
             f"{platform[present.platform]} ({present.name}); expected the same platform, e.g. hardware={profile.name}"
         )
     same_gpu = not profile.matches or profile.name == present.name
@@ -177,7 +177,7 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
 
 
 def _new_folder(capsules: Sequence[Capsule]) -> Path:
-    """A folder that does not exist: each rerun is a measurement of its own."""
+    """Return a folder that does not exist yet, since each rerun is a measurement of its own."""
     trial = capsules[0].trial
     stem = f"{trial.get('experiment')}-{trial['trial_id']}" if len(capsules) == 1 else f"{trial.get('experiment')}"
     numbered = [FOLDER / stem, *(FOLDER / f"{stem}-{number}" for number in range(2, 10_000))]
@@ -194,7 +194,7 @@ def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
 
 
 def _pinned(capsule: Capsule) -> dict[str, Any]:
-    """The configuration, with the commits that its revisions pointed to then."""
+    """Return the configuration, with the commits that its revisions pointed to at the time."""
     config = dict(capsule.config)
     for group, key in (("model", "repo"), ("workload", "dataset")):
         commits = dict(REVISION.findall(capsule.digests.get(group, "")))

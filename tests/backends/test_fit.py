@@ -132,7 +132,7 @@ def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(tmp_path, ca
     words = ["backend=vllm", "model=random-llama-2-7b", "workload=qa", "cluster=inline", "hardware=cpu", "dry_run=true"]
     assert main([*words, f"out={tmp_path}/out", f"cache_dir={tmp_path}/cache"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "GB of disk are free" in line]
-    assert "3.0 GB of disk are free, and about 4 GB of engines and 13.5 GB of weights are to be written" in line
+    assert "3.0 GB of disk are free, but about 4 GB of engines and 13.5 GB of weights are to be written" in line
 
 
 def test_what_is_compiled_by_the_nodes_compiler_is_for_its_cuda():

@@ -160,7 +160,7 @@ def test_dry_run_of_the_published_form_needs_no_gpu(capsys, out, monkeypatch):
     monkeypatch.setattr("backends.launch.host_facts.gpu_names", lambda: ())
     assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=l4", f"out={out}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "no L4 here: planned for one machine with 1 L4 and 4 cores, as conf/hardware has it" in said
+    assert "no L4 here: planned for one machine with 1 L4 and 4 cores, as described in conf/hardware" in said
     assert "2.93" in said
     assert "unavailable" not in said
 

@@ -371,7 +371,7 @@ def test_formats(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "RUN: two or more are compared"),
+        ([], "RUN: expected two or more"),
         (["nowhere"], "no run here"),
         (["RUN@backend=tgi"], "no trial with a result has backend=tgi"),
         (["RUN@batch=1"], "batch is no setting of this run"),

@@ -66,13 +66,16 @@ def test_an_endpoint_is_asked_with_the_headers_that_are_typed(endpoint):
 
 def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoint, monkeypatch):
     url, served = endpoint
-    with pytest.raises(ConfigError, match=r"401 .*; start it, or give model=NAME$"):
+    with pytest.raises(ConfigError, match=r"401 .*; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}"], ConfigPath())
     monkeypatch.setenv("SOME_KEY", KEY)
     served.append("another")
-    with pytest.raises(ConfigError, match=r"serves org/model-7b, another; give model=NAME of one$"):
+    with pytest.raises(ConfigError, match=r"serves org/model-7b, another; add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
-    with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*give model=NAME$"):
+    monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
+    with pytest.raises(ConfigError, match=r"its answer exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
+        with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+    with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
         with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
 
 

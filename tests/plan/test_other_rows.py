@@ -50,7 +50,7 @@ def test_each_command_that_reads_rows_can_read_all_of_them(twice, tmp_path, caps
     arguments = [command, str(twice), *{"export": [str(tmp_path)], "compare": [str(twice)]}.get(command, [])]
     assert main(arguments) == 0
     before = capsys.readouterr()
-    assert "1 row of other plans not shown; all=true shows them" in before.err
+    assert "1 row of other plans not shown; add all=true to show them" in before.err
     assert main([*arguments, spelling]) == 0
     after = capsys.readouterr()
     assert "not shown" not in after.err

@@ -155,7 +155,7 @@ def test_an_outage_of_the_hub_is_that_of_a_model_or_of_a_data_set(planned, monke
     """Two repositories may have one name."""
     plan = with_digest(planned(), part, "org/name@main")
     monkeypatch.setattr(hub, "_unanswered", {("org/name", "main", kind): "503"})
-    with pytest.raises(Outage, match=r"for the commit of org/name@main \(503\)"):
+    with pytest.raises(Outage, match=r"to resolve org/name@main to a commit \(503\)"):
         check_resolved(plan)
     other = {"model": "dataset", "dataset": "model"}[kind]
     monkeypatch.setattr(hub, "_unanswered", {("org/name", "main", other): "503"})

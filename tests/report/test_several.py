@@ -220,7 +220,7 @@ def test_all_rows_are_of_each_run(tmp_path, capsys):
         runs.append(str(run_of(tmp_path / name, rows).paths.out))
     output = tmp_path / "both"
     assert main(["report", *runs, "--output", str(output)]) == 0
-    assert capsys.readouterr().err.count("1 row of other plans not shown; all=true shows them") == 2
+    assert capsys.readouterr().err.count("1 row of other plans not shown; add all=true to show them") == 2
     assert len(pd.read_csv(output / "summary.csv")) == 2
     assert main(["report", *runs, "all=true", "--output", str(output)]) == 0
     assert "not shown" not in capsys.readouterr().err

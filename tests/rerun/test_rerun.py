@@ -188,14 +188,14 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 
     cases = {
         f"{folder}#ffffffff": "no such trial",
-        f"{folder}#": "after # comes a trial's id",
+        f"{folder}#": "expected a trial's id from trials.parquet",
         f"{folder}#vllm": "4 trials have ids that begin with it",
         f"{folder}#vll": "at least 4 characters",
         f"{folder}#{row(3, None)['trial_id']}": "is hung",
         "http://bucket/run#123456": "expected a folder, s3://bucket/path",
         str(tmp_path / "none"): "no run here",
         "x" * 300: "File name too long",
-        written.text() + "flags: {}\n": "flags: no key of a capsule",
+        written.text() + "flags: {}\n": "flags: not a key of a capsule",
         written.text().replace("seed", "sead"): "cannot be read",
         written.text().partition("\n")[2]: "capsule: required, but not given",
         written.text()[:-4]: "copy the whole line",
@@ -291,4 +291,4 @@ def test_rows_of_the_simulated_engine_are_run_again(tmp_path, capsys, monkeypatc
 def test_a_key_of_the_point_is_refused(tmp_path, capsys):
     folder = write_run(tmp_path / "run", rows())
     assert main(["rerun", str(folder), "backend.flags.x=1"]) == 2
-    assert "is the row's own" in capsys.readouterr().err
+    assert "taken from the row" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The measuring client's report on itself (`client`), and the trial's other costs."""
+"""The measuring client's report on itself (`client`), and figures of the launch and the trial as a whole."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,8 @@ REPORT: dict[str, tuple[str, type, str]] = {
     "loop_lag_p50": ("s", float, "median delay of the client's event loop."),
     "loop_lag_p99": ("s", float, "p99 of the delays of the client's event loop."),
     "reads": ("", int, "number of reads from sockets."),
-    "multi_event_reads": ("", int, "reads that returned several token events, which then share a stamp."),
-    "clock_steps": ("", int, "how often the host's clock was set while the client measured."),
+    "multi_event_reads": ("", int, "reads that returned several token events, which therefore share a stamp."),
+    "clock_steps": ("", int, "number of times that the host's clock was set while the client measured."),
     "processes": ("", int, "number of client processes."),
     "offered": ("requests", int, "requests that were due."),
     "sent": ("requests", int, "requests that were sent."),
@@ -41,19 +41,19 @@ for _name, (_unit, _type, _formula) in REPORT.items():
 
 @quantity(unit="s", kind="count", better="lower", label="Engine start-up")
 def startup_seconds(startup_seconds: float | None) -> float | None:
-    """from the engine's launch to its first successful answer."""
+    """time from the engine's launch to its first successful answer."""
     return startup_seconds
 
 
 @quantity(unit="s", kind="count", better="lower", label="Cold TTFT")
 def cold_ttft(cold_ttft: float | None) -> float | None:
-    """time to first token of the first request after the engine's launch, of a prompt of some 16 tokens."""
+    """time to first token of the first request after the engine's launch, with a prompt of about 16 tokens."""
     return cold_ttft
 
 
 @quantity(unit="s", kind="count", better="lower")
 def wall_seconds(wall_seconds: float) -> float:
-    """elapsed time of the trial, warm-up included."""
+    """elapsed time of the trial, including the warm-up."""
     return wall_seconds
 
 
@@ -65,7 +65,7 @@ def agreement(agreement: float | None) -> float | None:
 
 @quantity(unit="share", kind="validity")
 def agreement_low(agreement_low: float | None) -> float | None:
-    """lower end of the agreement's 95 % interval, by Wilson over the prompts' effective number of positions."""
+    """lower end of the agreement's 95 % interval (Wilson, for the prompts' effective number of positions)."""
     return agreement_low
 
 
@@ -77,7 +77,7 @@ def agreement_high(agreement_high: float | None) -> float | None:
 
 @quantity(unit="", kind="validity", type=int)
 def agreement_positions(agreement_positions: int | None) -> int | None:
-    """positions behind the agreement, without those at which the engine would end its answer."""
+    """positions on which the agreement is based, without those at which the engine would end its answer."""
     return agreement_positions
 
 
@@ -89,7 +89,7 @@ def quality(quality: float | None) -> float | None:
 
 @quantity(unit="share", kind="validity")
 def quality_low(quality_low: float | None) -> float | None:
-    """lower end of the quality's 95 % interval, of the differences paired by token, by Student's t over the texts."""
+    """lower end of the quality's 95 % interval (Student's t over the texts, for differences paired by token)."""
     return quality_low
 
 
@@ -101,11 +101,11 @@ def quality_high(quality_high: float | None) -> float | None:
 
 @quantity(unit="", kind="validity", type=int)
 def quality_tokens(quality_tokens: int | None) -> int | None:
-    """tokens of the text that the quality is of."""
+    """tokens of the text on which the quality is based."""
     return quality_tokens
 
 
 AGREEMENT = (agreement, agreement_low, agreement_high, agreement_positions)
 QUALITY = (quality, quality_low, quality_high, quality_tokens)
 ANSWERS = tuple(function.__name__ for function in (*AGREEMENT, *QUALITY))
-"""Measured at a launch, and the same in the rows of all its trials."""
+"""The columns measured at a launch, which are the same in the rows of all its trials."""

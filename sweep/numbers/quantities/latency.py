@@ -1,4 +1,4 @@
-"""Latencies of one request and of one gap between chunks."""
+"""Latencies of a request, and of a gap between chunks."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def ttft(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", label="TTFT of the answer")
 def answer_ttft(records: Records) -> Floats:
-    """first token after visible reasoning, counted like ttft; null without such reasoning.
+    """first token after visible reasoning, measured like ttft; null if there is no visible reasoning.
 
     Shape (requests,), s.
     """
@@ -36,7 +36,7 @@ def answer_ttft(records: Records) -> Floats:
 def tpot(records: Records) -> Floats:
     """(last token − first token) / (streamed tokens − tokens of the first arrival).
 
-    Undefined if all came at once. Shape (requests,), s.
+    Undefined if all tokens arrived at once. Shape (requests,), s.
     """
     first, last = token_times(records)
     return divided(last - first, later_tokens(records))
@@ -44,13 +44,13 @@ def tpot(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", label="TPOT end to end")
 def tpot_e2e(records: Records) -> Floats:
-    """e2el / output_tokens: TTFT included. Shape (requests,), s."""
+    """e2el / output_tokens, which includes TTFT. Shape (requests,), s."""
     return divided(e2el(records), np.asarray(records.output_tokens))
 
 
 @quantity(unit="s", per="gap", better="lower", kind="latency", event="last", label="ITL", spaced=True)
 def itl(block: Block) -> NDArray[np.int64]:
-    """arrival of a chunk with a token − arrival of the previous one; every such gap. Shape (gaps,), µs."""
+    """arrival of a chunk with a token − arrival of the previous such chunk; every such gap. Shape (gaps,), µs."""
     return block.gaps()
 
 
@@ -62,7 +62,7 @@ def itl_token(block: Block) -> NDArray[Any]:
 
 @quantity(**PER_REQUEST, kind="latency", event="last", spaced=True)
 def longest_gap(records: Records) -> Floats:
-    """longest itl of the request: the percentiles of itl do not show a stall that is one gap in hundreds. Shape
+    """longest itl of the request: percentiles of itl do not show a stall that is one gap in hundreds. Shape
     (requests,), s.
     """
     longest = np.full(len(records), np.nan)
@@ -94,7 +94,7 @@ def service_e2el(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", event="sent", label="slot wait")
 def slot_wait(records: Records) -> Floats:
-    """released − scheduled: waiting at the cap on requests in flight; null without a schedule. Shape (requests,), s."""
+    """released − scheduled: wait at the cap on requests in flight; null without a schedule. Shape (requests,), s."""
     return as_floats(records.released) - as_floats(records.scheduled)
 
 
@@ -106,8 +106,8 @@ def lag(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="validity", event="sent", label="client turnaround")
 def turnaround(records: Records) -> Floats:
-    """sent − released without a schedule: the client's own delay, from the last byte of the user's answer before
-    (lockstep: of the batch before; at first: from the start) plus the think time, to the send; null in an open loop.
+    """sent − released, without a schedule: the client's own delay until the send, after the user's previous answer (in
+    lockstep: the previous batch; at first: the start) and the think time; null in an open loop.
 
     Shape (requests,), s.
     """
@@ -125,6 +125,6 @@ def turnaround_share(records: Records, mask: Mask) -> float | None:
 
 
 def _before_the_send(records: Records) -> Floats:
-    """Time from the schedule to the send, s; 0 without a schedule. Shape (requests,)."""
+    """Return the time from schedule to send, in s; 0 without a schedule. Shape (requests,)."""
     waited = as_floats(records.sent) - as_floats(records.scheduled)
     return np.where(np.isnan(as_floats(records.scheduled)), 0.0, waited)

@@ -1,6 +1,6 @@
-"""Tokens: who counted them, how they came, and how many were requested.
+"""Tokens: who counted them, how they were delivered, and how many were requested.
 
-`output_tokens` is the server's count, hidden reasoning included; *streamed* tokens are those that came.
+`output_tokens` is the server's count, including hidden reasoning; *streamed* tokens are those that were received.
 """
 
 from array import array
@@ -18,14 +18,14 @@ FINISHES = {
     "length": ("length", "max_tokens"),
     "content_filter": ("content_filter",),
 }
-"""Our names of finish reasons -> the servers'."""
+"""Our names of finish reasons -> the servers' names."""
 
 
 @quantity(unit="", kind="validity", type=str)
 def token_source(records: Records, mask: Mask) -> str | None:
     """who counted output tokens: the server (ids, running usage, final usage), our tokenizer (text), nobody (events).
 
-    Several sources are joined, the one with most requests first.
+    Several sources are joined, the one with the most requests first.
     """
     sources = Counter(records.token_source[index] for index in np.flatnonzero(mask & succeeded(records)))
     return ", ".join(source for source, _ in sources.most_common() if source) or None
@@ -33,9 +33,9 @@ def token_source(records: Records, mask: Mask) -> str | None:
 
 @quantity(unit="share", kind="validity")
 def recounted_share(records: Records, mask: Mask) -> float | None:
-    """tokens of the answers' text by the model's own tokenizer / tokens by the server, its hidden reasoning left out.
+    """tokens of the answers' text by the model's own tokenizer / tokens by the server, without its hidden reasoning.
 
-    Of the answers whose text was kept; null without a tokenizer, or where the server counted nothing.
+    Covers answers whose text was kept; null if there is no tokenizer, or the server counted nothing.
     """
     recounted, counted = np.asarray(records.recounted_tokens), np.asarray(records.output_tokens)
     server = np.fromiter((source not in ("text", "events") for source in records.token_source), np.bool_, len(records))
@@ -46,19 +46,19 @@ def recounted_share(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="tokens", kind="count", type=int)
 def streamed_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ output tokens of the successful requests that came in their streams: all but hidden reasoning."""
+    """Σ output tokens of the successful requests received in their streams: all but hidden reasoning."""
     return total_tokens(records.streamed_tokens, mask & succeeded(records))
 
 
 @quantity(unit="share", kind="validity")
 def hidden_share(output_tokens: int | None, streamed_tokens: int | None) -> float | None:
-    """share of the output tokens that never came: the server counted them, as hidden reasoning."""
+    """share of the output tokens that were never sent: the server counted them, as hidden reasoning."""
     return None if not output_tokens or streamed_tokens is None else 1 - streamed_tokens / output_tokens
 
 
 @quantity(unit="tokens/event", kind="validity")
 def tokens_per_event(records: Records, mask: Mask) -> float | None:
-    """streamed tokens / events with a token: more than 1 under speculative decoding, or where events are merged."""
+    """streamed tokens / events with a token: above 1 with speculative decoding, or if events are merged."""
     answered = mask & succeeded(records)
     tokens, events = total_tokens(records.streamed_tokens, answered), int(token_chunks(records)[answered].sum())
     return tokens / events if tokens and events else None
@@ -66,8 +66,8 @@ def tokens_per_event(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def buffered_share(records: Records, mask: Mask) -> float | None:
-    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer;
-    answers of the gateway's own are left out."""
+    """share of the events that arrived together (in one read, or within 0.1 ms) with another event of the same answer;
+    the gateway's own answers are left out."""
     together = events = 0
     for block in blocks(records, mask & engine_answered(records)):
         close = np.concatenate([[False], near(block), [False]])
@@ -84,19 +84,19 @@ def input_length(records: Records) -> Floats:
 
 @quantity(unit="tokens/request", kind="count", per="request", recorded_as="output_tokens")
 def output_length(records: Records) -> Floats:
-    """output tokens of a request, hidden reasoning included. Shape (requests,)."""
+    """output tokens of a request, including hidden reasoning. Shape (requests,)."""
     return _known(records.output_tokens)
 
 
 @quantity(unit="tokens", kind="count", type=int)
 def asked_input_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ input tokens of the successful requests as the model's own tokenizer counts the prompts; null without one."""
+    """Σ input tokens of the successful requests as the model's own tokenizer counts prompts; null without one."""
     return total_tokens(records.asked_input_tokens, mask & succeeded(records))
 
 
 @quantity(unit="tokens", kind="count", type=int)
 def asked_output_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ output tokens that the successful requests asked for (max_tokens)."""
+    """Σ output tokens that the successful requests were allowed (max_tokens)."""
     return total_tokens(records.asked_output_tokens, mask & succeeded(records))
 
 
@@ -104,19 +104,19 @@ def asked_output_tokens(records: Records, mask: Mask) -> int | None:
 def output_length_ratio(
     streamed_tokens: int | None, asked_output_tokens: int | None, fixed_length: bool
 ) -> float | None:
-    """streamed_tokens / asked_output_tokens; null where answers may be shorter (workload.ignore_eos=false)."""
+    """streamed_tokens / asked_output_tokens; null if answers may be shorter (workload.ignore_eos=false)."""
     return streamed_tokens / asked_output_tokens if fixed_length and streamed_tokens and asked_output_tokens else None
 
 
 @quantity(unit="share", kind="validity")
 def finish_stop_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers that ended by themselves (finish reason stop, eos_token, stop_sequence, end_turn)."""
+    """share of the answers that the model ended (finish reason stop, eos_token, stop_sequence, end_turn)."""
     return _finished(records, mask, "stop")
 
 
 @quantity(unit="share", kind="validity")
 def finish_length_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers that ended at the length asked for (finish reason length, max_tokens)."""
+    """share of the answers that ended at the requested length (finish reason length, max_tokens)."""
     return _finished(records, mask, "length")
 
 
