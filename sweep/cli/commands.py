@@ -273,7 +273,7 @@ def rerun(arguments: list[str]) -> int:
     sweep rerun results/night#1a2b3c4d5e6f --capsule > capsule.txt
     sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
 
-    Configuration, seeds, settings and the lock of the engine's environment are the row's. It runs without Ray in a
+    The row provides configuration, seeds, settings and the lock of the engine's environment. It runs without Ray in a
     folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0
     reproduced; 1 it differs, or has no result now; 2 bad input; 3 it is uncertain.
     """

@@ -1,9 +1,9 @@
 """Drift of the latency of a trial: within its steady window, after it and over the whole trial.
 
-The requests sent in the window are split into TENTHS by their send. There is drift if every tenth of the second half is
-above every tenth of the first, or below. By chance alone 1 in 126 windows does that (Mann & Whitney 1947, five against
-five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later requests are slower
-than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
+The requests sent in the window are split into TENTHS by their send. There is drift if every tenth of the second half
+lies above every tenth of the first, or below it. By chance alone this happens in 1 of 126 windows (Mann & Whitney 1947,
+five against five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later
+requests are slower than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
 
 Over the whole trial a change may come at any of CHANGE_POINTS: all later tenths are above all earlier ones, or below.
 """
@@ -18,9 +18,9 @@ from sweep.numbers.selection import Window, sent_within, succeeded
 
 TENTHS = 10
 FEWEST_IN_A_TENTH = 5  # requests
-LEAST_CHANGE = 1.1  # one half over the other
-LEAST_OVER = 1.2  # the later part of a whole trial over the earlier one
-LEAST_AFTER = 1.25  # after the window over within it
+LEAST_CHANGE = 1.1  # ratio of one half to the other
+LEAST_OVER = 1.2  # ratio of the later part of a whole trial to the earlier one
+LEAST_AFTER = 1.25  # ratio of the time after the window to the window
 SHARES = (0.5, 0.9)
 CHANGE_POINTS = range(3, 8)  # tenths after which the latency of a whole trial may change
 

@@ -15,7 +15,7 @@ from sweep.numbers.quantity import percentile_name
 
 FEWEST_OF_MODES = 10  # values
 WIDEST_STEP = 1.2  # one order statistic over the one before, across which nothing is interpolated
-ROUNDING = 1e-9  # of an order statistic's number: 0.99 × 100 may be a little above 99
+ROUNDING = 1e-9  # tolerance of an order statistic's index: 0.99 × 100 may be slightly above 99
 
 
 def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
@@ -41,8 +41,8 @@ def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float =
 
 
 def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) -> list[float]:
-    """Quantiles of `count` values, of which those that are not among the finite ones are +∞. Reorders `finite`."""
-    at = shares * (count - 1)  # between which order statistics: with one that is infinite, so is what is between
+    """Return quantiles of `count` values, of which those not in `finite` are +∞. Reorders `finite`."""
+    at = shares * (count - 1)  # position between two order statistics: if either is infinite, so is the quantile
     lower = np.floor(at + ROUNDING).astype(np.int64)
     upper = np.ceil(at - ROUNDING).astype(np.int64)
     known, last = upper <= finite.size - 1, finite.size - 1

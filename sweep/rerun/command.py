@@ -39,7 +39,7 @@ from sweep.rerun.trust import unfamiliar_parts
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun
 UNCERTAIN = 3  # exit status
-DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: no Ray is needed for this machine
+DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: this machine alone needs no Ray
 
 
 class RerunVerdict(NamedTuple):

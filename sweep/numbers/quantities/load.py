@@ -1,4 +1,4 @@
-"""The load as it really was, and as it was requested.
+"""The load as it actually was, and as it was requested.
 
 Above capacity the queue of an open loop grows without end. `queue_score` adds two figures. One is the growth of the
 requests in flight from the first answer to the last arrival; the luck of the arrivals is no part of it. The other is
@@ -17,7 +17,7 @@ from sweep.numbers.selection import per_second, succeeded
 FEWEST_IN_A_QUARTER = 5  # requests
 RISE_WEIGHT, RISE_SCALE, LOAD_WEIGHT = 3.0, 3.0, 0.2  # in the score of a queue
 GROWING = 6.0  # score: at a load of 0.7 at most 5 % of trials reach it, with 1 to 64 slots
-KEPT_UP = 0.9  # of the rate that was offered: an engine that answers at more of it is not saturated
+KEPT_UP = 0.9  # of the offered rate: an engine that answers at a higher share is not saturated
 
 
 @quantity(unit="requests/s", kind="validity")
