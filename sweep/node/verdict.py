@@ -75,7 +75,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         if not work.deployment.backend.launches:
             exit = Exit(Cause.UNREACHABLE if gone else Cause.ENDPOINT)
         return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
-    if has_fixed_length(work, trial) and (reason := wrong_length(result.records, work.settings.max_failed)):
+    if has_fixed_length(work, trial) and (reason := other_length(result.records, work.settings.max_failed)):
         return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic

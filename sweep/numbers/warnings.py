@@ -37,6 +37,9 @@ LIMITED = 0.01  # of the time
 TOO_SHORT = re.compile("shorter than|fewer than|turned over once|no steady state detected")  # reasons for no window
 LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest that may have one
 LOW_RATE = 0.95  # of the offered rate
+ODD = 0.01  # of the answers
+PADDED = 5.0  # times the gap between later arrivals
+MOSTLY_CLOSED = 0.5  # of the answers
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
