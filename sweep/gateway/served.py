@@ -48,7 +48,6 @@ def served_equal(
 
 
 def _answer_text(client: httpx.Client, target: wire.Target, request: Request) -> str:
-    """Return the text of the answer to exactly the request that was measured."""
     body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
     headers = wire.header_fields(target, target.api_key_env and os.environ[target.api_key_env])
     url = httpx.URL(target.url).join(target.request_path)
