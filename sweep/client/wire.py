@@ -88,7 +88,7 @@ class Target:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
             raise ValueError(f"url={self.url!r}: expected http(s)://host[:port][/path][?query]")
         if parts.username or parts.password:
-            raise ValueError("url: holds credentials; give the name of an environment variable as api_key_env instead")
+            raise ValueError("url: contains credentials; set api_key_env to the name of an environment variable")
         if self.api not in PATHS:
             raise ValueError(f"api={self.api!r}: expected {', '.join(PATHS)}")
         if self.batch_form == "list" and self.api != "completions":

@@ -259,7 +259,7 @@ class Trace(_ArrivalProcess):
         arrivals = len(self._times())
         if num_requests > arrivals:
             limit = f"workload.num_requests may be at most {arrivals}"
-            raise ConfigError(f"load.path={self.path}: holds {arrivals} arrivals; {limit}")
+            raise ConfigError(f"load.path={self.path}: contains {arrivals} arrivals; {limit}")
         return num_requests
 
     def arrivals(self, count: int, seed: int) -> Floats:
@@ -269,7 +269,7 @@ class Trace(_ArrivalProcess):
         """Return the arrivals in s since the first one. Shape (arrivals,)."""
         instants = list(self._instants())
         if not instants:
-            raise ConfigError(f"load.path={self.path}: holds no arrival times")
+            raise ConfigError(f"load.path={self.path}: contains no arrival times")
         times = np.array([float(instant - instants[0]) for instant in instants])
         if np.any(np.diff(times) < 0):
             raise ConfigError(f"load.path={self.path}: expected times in ascending order")

@@ -160,8 +160,8 @@ def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
     if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
         return None
     return (
-        f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f} asked for "
-        "with ignore_eos: set backend.ignores_eos=false if the server lacks it, "
+        f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f} requested "
+        "with ignore_eos: set backend.ignores_eos=false if the server does not support it, "
         "or workload.ignore_eos=false for answers of any length"
     )
 

@@ -144,7 +144,7 @@ ONE = '{"prompt": "a"}\n'
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),
         ("bailian.jsonl", trace(0.0, 0.5), ARRIVALS, "row 2: timestamp=0.5; its unit is uncertain; set load.unit to s"),
         ("epoch.txt", "1700000000000\n1700000000500\n", ARRIVALS, "its unit is uncertain; set load.unit"),
-        ("t.txt", "# nothing\n", ARRIVALS, "holds no arrival times"),
+        ("t.txt", "# nothing\n", ARRIVALS, "contains no arrival times"),
         ("t.txt", "2\n1\n", ARRIVALS, "expected times in ascending order"),
         ("t.txt", "1\nnan\n", ARRIVALS, "row 2: time='nan'; expected finite times"),
         ("t.txt", "1\nsoon\n", ARRIVALS, "row 2: time='soon'; expected a number or an ISO 8601 time"),

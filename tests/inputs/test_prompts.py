@@ -301,7 +301,7 @@ def test_a_traces_times_and_lengths_are_not_torn_apart(tmp_path: Path, capsys: A
     assert main([*line, "workload.num_requests=4", "workload.order=random"]) == 2
     assert "workload.order=random: each length of" in capsys.readouterr().err
     assert main(line) == 2
-    assert "holds 4 arrivals; workload.num_requests may be at most 4" in capsys.readouterr().err
+    assert "contains 4 arrivals; workload.num_requests may be at most 4" in capsys.readouterr().err
     assert main([*QUICK, "load=recorded", f"out={tmp_path / 'out'}"]) == 2
     assert "load.path: " in capsys.readouterr().err
 

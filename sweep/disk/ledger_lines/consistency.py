@@ -45,7 +45,7 @@ class TableResults:
         if not lost:
             return self.damage
         kept = f"; the table is kept as {_keep(self.paths.trials)}" if keep_table else ""
-        lacks = f"{self.paths.ledger}: lacks {count(len(lost), 'result')} that {self.paths.trials.name} has"
+        lacks = f"{self.paths.ledger} lacks {count(len(lost), 'result')} that {self.paths.trials.name} has"
         return [f"{lacks}; those in the plan are measured again{kept}"]
 
 
