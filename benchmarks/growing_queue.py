@@ -27,11 +27,11 @@ def simulate(load: float, n: int, slots: int, service: str, runs: int, seed: int
     """When each request was due, and how long it took from then on. Shape (runs, n) each."""
     chance, each = np.random.default_rng([seed, n, slots, SERVICES.index(service)]), np.arange(runs)
     due = np.cumsum(chance.exponential(1 / (load * slots), (runs, n)), 1)
-    took = {
-        "constant": lambda: np.ones((runs, n)),
-        "lognormal": lambda: np.exp(0.5 * chance.standard_normal((runs, n)) - 0.125),
-        "exponential": lambda: chance.exponential(1, (runs, n)),
-    }[service]()
+    took = np.ones((runs, n))
+    if service == "lognormal":
+        took = np.exp(0.5 * chance.standard_normal((runs, n)) - 0.125)
+    elif service == "exponential":
+        took = chance.exponential(1, (runs, n))
     free, latency = np.zeros((runs, slots)), np.empty((runs, n))
     for index in range(n):
         slot = free.argmin(1)
