@@ -24,13 +24,13 @@ from analysis.summary import planned_trials
 from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
 
-WIDE = 0.10  # half an interval over its mean
+WIDE = 0.10  # half an interval / its mean
 UNEQUAL_CHARACTERS = 1.3  # most over fewest characters to a token
-UNEQUAL_INPUTS = 1.05  # most over fewest tokens in a prompt: a chat template may add a few
+UNEQUAL_INPUTS = 1.05  # most / fewest tokens in a prompt; a chat template may add a few
 LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and change, by which they differ with their age
 BY_AGE = ("output_throughput", "e2el_p50")
-MOST_NAMED = 3  # points in a sentence
-OF_FIGURES = ("few-requests", "few-steady-requests")  # about figures that the trials have, and their point may not
+MOST_NAMED = 3  # points that a sentence names
+OF_FIGURES = ("few-requests", "few-steady-requests")  # about figures of trials, which the point may lack
 CHECKS: list[Check] = []
 _warning = partial(register, CHECKS, Severity.WARNING)
 

@@ -102,7 +102,7 @@ def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:
-    """The lead, then a sentence for each question, unless that is the lead, and when it was measured."""
+    """Return the lead, then a sentence per question unless the lead says the same, and when it was measured."""
     every = [lead(answers), *map(sentence, answers), measured_text(answers)]
     return list(dict.fromkeys(filter(None, every))) or ["no configuration has a result"]
 

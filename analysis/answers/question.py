@@ -113,9 +113,9 @@ class Candidate:
     ratio: float = math.nan  # the best's figure / this one's, with its interval
     low: float = math.nan
     high: float = math.nan
-    point: int = -1  # its place among the points of all runs
-    judged: bool = True  # False: its requests are too few for the bounded percentile
-    codes: tuple[str, ...] = ()  # of the warnings about its figure and what is bounded
+    point: int = -1  # place among the points of all runs
+    judged: bool = True  # False: too few requests for the bounded percentile
+    codes: tuple[str, ...] = ()  # codes of warnings about its figure and its bounded latencies
     measured: tuple[str, str] | None = None  # begin of its first and of its last trial
 
     @property

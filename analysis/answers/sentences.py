@@ -11,7 +11,7 @@ from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 
-MOST_IN_SENTENCE = 3  # configurations in a sentence
+MOST_IN_SENTENCE = 3  # configurations that a sentence names
 FEWEST_ADVISERS = 3  # launches on which advice holds nine times in ten
 BY_LAUNCHES = "*"  # after an interval
 

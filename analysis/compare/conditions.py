@@ -22,7 +22,7 @@ class Condition:
     change: float  # relative, e.g. -0.03 for 3 % less
 
     def met(self, comparison: PointComparison) -> bool:
-        """Return whether the figure changed by more, and its interval for all configurations at once excludes 1."""
+        """Return whether the figure changed by more, and its joint interval for all configurations excludes 1."""
         if not self.judges(comparison) or comparison.within_guess:
             return False
         if self.sign == "<":

@@ -126,7 +126,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
 
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
-    """Facts in which the rows of the sides differ, such as versions, and failures: name, and the values of either."""
+    """Return the facts in which the sides' rows differ, such as versions, and failures: name and both sides' values."""
     for column, fact in FACTS.items():
         if column in first and column in second:
             texts = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]

@@ -22,9 +22,9 @@ from analysis.statistics.power import Error
 from sweep.base.config import ConfigError
 from sweep.base.wording import count, duration_text
 
-LONGEST_TURN = 2  # launches of one side in a row, where each replicate has both in random order
+LONGEST_TURN = 2  # launches of one side in a row, if each replicate has both sides in random order
 LEAST_PAUSE = 60  # s between the launches of one side and those of the other
-FEWEST_COMPARISONS = 3  # of blocks: fewer would be an error that nobody knows
+FEWEST_COMPARISONS = 3  # comparisons of blocks; fewer would not give a reliable error
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Judges a repeated trial: do its figures differ from the first ones by more than two launches of one point do?
 
-The spread between launches is the run's: the components of variance (`variance`) pooled over its points. They count as
-RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). The two measurements are a
-comparison of one launch a side, with an error (`power.Error`) as in every comparison. Figures are logarithms, and the
-intervals hold for all figures together (Sidak 1967). A trial is reproduced only if they could have shown a difference.
+The spread between launches comes from the run. Its components of variance (`variance`), pooled over its points, count
+as RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). The two
+measurements are a comparison of one launch a side, with an error (`power.Error`) as in every comparison. Figures are
+logarithms, and the intervals hold for all figures together (Sidak 1967). A trial is reproduced only if they could have
+shown a difference.
 """
 
 import math
@@ -21,9 +22,9 @@ from analysis.statistics.power import Error
 from analysis.statistics.variance import SPREAD_OF, Components
 from sweep.base.wording import count
 
-RUN_FREEDOM = 4.0  # of the run's spread beside the spread of one of its points
+RUN_FREEDOM = 4.0  # weight of the run's spread beside the point's own spread
 MOST_NOISE = 0.10  # of a figure, beyond which it cannot be called reproduced: an engine may well be slower by as much
-NO_SPREAD = "one launch of each point does not show how much launches differ: measure with replicates=3 or more"
+NO_SPREAD = "one launch of each point does not show how much launches differ; measure with replicates=3 or more"
 
 
 class Reproduction(StrEnum):
@@ -75,7 +76,7 @@ class FigureChange(NamedTuple):
         return abs(math.log(self.after / self.before)) > math.log1p(self.most)
 
     def describe(self) -> str:
-        """`output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
+        """Describe the change, e.g. `output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
         label = self._label
         noise = "noise unknown" if math.isnan(self.most) else f"noise up to {self.most:.1%}"
         figures = f"{label.shown(self.before)} → {label.shown(self.after)} {label.unit}"
@@ -130,7 +131,7 @@ def _positive(value: Any) -> bool:
 
 
 def finding(changes: list[FigureChange]) -> tuple[Reproduction, str]:
-    """The result of all figures, and its reason."""
+    """Return the overall result and its reason."""
     if beyond := [change for change in changes if change.differs]:
         return Reproduction.DIFFERS, ", ".join(f"{change.name} by {change.change:+.1%}" for change in beyond)
     if not changes or any(math.isnan(change.most) for change in changes):

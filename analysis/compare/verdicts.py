@@ -25,9 +25,9 @@ from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
 GUESSED_NOISE = 0.03  # of a machine between sides that did not take turns, without --noise
-MINUTES = (10, 30, 120)  # of measuring, for which the smallest change that is found is given
-CHANGES = (0.1, 0.2)  # for which the launches that find them are given
-DURATIONS = ("startup_seconds", "wall_seconds")  # of a trial's row: what a launch takes
+MINUTES = (10, 30, 120)  # measuring times for which the smallest detectable change is stated
+CHANGES = (0.1, 0.2)  # changes for which the needed launches are stated
+DURATIONS = ("startup_seconds", "wall_seconds")  # columns that make up a launch's time
 
 
 class Finding(StrEnum):
@@ -58,11 +58,11 @@ class PointComparison:
     all_low: float = math.nan  # ends of the interval that holds for all configurations at once
     all_high: float = math.nan
     units: int = 0
-    smallest: float = math.nan  # relative change that as many launches find with a probability of 90 %
-    in_minutes: tuple[float, ...] = ()  # likewise, in MINUTES of launches of both sides
-    launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: unknown
-    launch_minutes: float = 0.0  # that one launch of each side takes; 0: unknown
-    noise: str = ""  # the machine's, where it was measured apart
+    smallest: float = math.nan  # relative change that as many launches detect with 90 % probability
+    in_minutes: tuple[float, ...] = ()  # the same for MINUTES of launches of both sides
+    launches: tuple[int, ...] = ()  # launches per side that detect CHANGES with 90 % probability; 0: unknown
+    launch_minutes: float = 0.0  # minutes for one launch of each side; 0: unknown
+    noise: str = ""  # the machine's noise, if measured separately
     apart: str = ""  # how the sides were measured, if not in turns; empty with a known noise
     differences: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()  # codes of warnings about either side's figures

@@ -18,13 +18,13 @@ from sweep.base.whole_file import parsed_size, read_bounded
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
-NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # columns of a row; the others are figures
-EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not have
-CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
-OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
+NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # a row's names; its other columns are figures
+EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
+CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # names in GuideLLM and AIPerf
+OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # loads with another name in sweep
 LARGEST_IMPORT, LARGEST_PARSED = 128 << 20, 768 << 20  # bytes of a file, and of its content once it is parsed
 MOST_FAILED = 0.05  # of the requests of a result; a trial of ours is invalid beyond it (max_failed)
-OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, if there is one; these tools from the send
+OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # sweep counts from a schedule if any, these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
     name: name for name in ("p50", "p90", "p95", "p99")
 }
@@ -46,7 +46,7 @@ def rows_of(file: Path) -> list[ImportedRow]:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"{file}: incomplete, or from another version of its tool ({problem})") from None
     if not rows:
-        raise ConfigError(f"{file}: no result of vllm bench serve (--save-result), GuideLLM or AIPerf")
+        raise ConfigError(f"{file}: not a result of vllm bench serve (--save-result), GuideLLM or AIPerf")
     return [_with_failures(row) for row in rows]
 
 

@@ -95,7 +95,7 @@ def _fitted_rows(
 
 
 def run_heading(results: RunResults) -> str:
-    """The run, its model and machine, how many trials are results, when they were measured and the time they took."""
+    """Return the run, its model and machine, how many trials have a result, when and how long."""
     run = results.run
     begin, end = (pd.to_datetime(run.trials[name].dropna()) for name in ("started_at", "ended_at"))
     parts = [

@@ -126,7 +126,7 @@ class PooledRequests:
         return np.asarray(self.n / np.maximum(self.dependence, 1.0))
 
     def quantile(self, q: float) -> Interval:
-        """The q-quantile of the pooled requests; its ends are order statistics."""
+        """Return the q-quantile of the pooled requests. Its ends are order statistics."""
         value = _between(self.sorted, q * (self.n - 1.0), self.n, between)
         beyond = self.n * min(q, 1 - q)
         value = np.where((q <= 0.5) | (beyond >= FEWEST_BEYOND), value, np.nan)
@@ -212,7 +212,7 @@ class PooledGaps(PooledRequests):
         self.sorted_gaps = np.sort(gaps.reshape(*gaps.shape[:-3], -1), axis=-1)
 
     def quantile(self, q: float) -> Interval:
-        """The q-quantile of the pooled gaps; its ends are order statistics."""
+        """Return the q-quantile of the pooled gaps. Its ends are order statistics."""
         value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total, between)
         below = (self.gaps <= value[..., None, None, None]).sum(-1)
         excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is the gaps'
