@@ -100,7 +100,7 @@ def test_the_ladders_table_has_the_steps_of_the_experiment() -> None:
     study = study_of("serving_ladder")
     assert study is not None
     published = [row["ladder"] for row in study.tables["serving_ladder"].rows]
-    ours = [step["step"] for step in ladder if "gateway" in step["set"] or "weights" in step["step"]]
+    ours = [step["step"] for step in ladder if "gateway" in str(step["set"]) or "weights" in step["step"]]
     assert published == [step["step"] for step in ladder if step["step"] not in ours]
 
 

@@ -51,7 +51,9 @@ def published(folder: Path, *arguments: str, **environ: str) -> "subprocess.Comp
 
 def section_titles(spec: dict[str, Any]) -> dict[str, list[str]]:
     sections = spec["section"]["panelBankConfig"]["sections"]
-    return {section["name"]: [panel["config"]["chartTitle"] for panel in section["panels"]] for section in sections}
+    return {
+        section["name"]: [panel["config"].get("chartTitle", "") for panel in section["panels"]] for section in sections
+    }
 
 
 def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_path: Path) -> None:
