@@ -283,6 +283,7 @@ def rerun(arguments: list[str]) -> int:
     parser.add_argument("source", metavar="RUN#TRIAL", help="RUN#TRIAL, RUN, or a file with a capsule")
     parser.add_argument("--all", action="store_true", help="measure every result of RUN again")
     parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
+    parser.add_argument("--trust", action="store_true", help="install and start also what this machine does not have")
     parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, remaining = _config_dirs(arguments)
@@ -297,7 +298,7 @@ def rerun(arguments: list[str]) -> int:
     console = make_console()
     refused = len(capsules) > 1 and not options.all and content is None and not Path(options.source).is_file()
     overrides = [*options.overrides, *(["dry_run=true"] if refused else [])]
-    status = run_again(capsules, overrides, options.out, arguments, console, folders)
+    status = run_again(capsules, overrides, options.out, arguments, console, folders, options.trust)
     if refused:
         raise ConfigError(f"{options.source}: expected RUN#TRIAL, or --all for {len(capsules):,} trials")
     return status

@@ -16,7 +16,7 @@ from sweep.gateway.call import HOP_BY_HOP, Headers, Refused
 
 REACH_TIMEOUT = 30.0  # s to connect
 LONGEST_IDLE = 15.0  # s after which an idle connection is not used again
-LARGEST_HEAD = 64 << 10  # bytes of an answer's status and headers
+LARGEST_HEAD = 64 << 10  # bytes of a request's or an answer's head
 MOST_UNREAD = 256 << 10  # bytes of an answer after which its engine has to wait for the client
 
 

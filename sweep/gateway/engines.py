@@ -77,7 +77,6 @@ class Router:
 
 
 def _blocks(prompt: str) -> Iterator[int]:
-    """Yield a hash of the prompt's beginning up to the end of each whole block."""
     value = 0
     for end in range(ROUTED_BLOCK, len(prompt) + 1, ROUTED_BLOCK):
         value = hash((value, prompt[end - ROUTED_BLOCK : end]))

@@ -47,7 +47,6 @@ def served_equal(
 
 
 def _answer_text(client: httpx.Client, target: wire.Target, request: Request) -> str:
-    """Return the text of the answer to exactly the request that was measured."""
     body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
     headers = {"Content-Type": "application/json", **target.headers}
     if target.api_key_env is not None:

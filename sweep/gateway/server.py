@@ -21,6 +21,7 @@ from sweep.base.config import ConfigError
 from sweep.gateway.app import GatewayApp
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.clipping import Clipper
+from sweep.gateway.connection import LARGEST_HEAD
 from sweep.gateway.engines import Engines, raise_file_limit
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
@@ -28,24 +29,36 @@ from sweep.inputs.tokenizer import load_tokenizer
 
 BACKLOG = 16384  # connections waiting to be accepted
 HEADER_TIMEOUT = 30.0  # s within which the head of a request must arrive
+HEAD_TOO_LARGE = f"The request's head is larger than {LARGEST_HEAD} bytes."
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a limit on the time that each request's head may take."""
+    """uvicorn's, with limits on each request's head: its bytes, and the time that the client may send without one."""
 
     on_leave: Callable[[], None] | None = None  # called when the client leaves
-    _has_head = False  # whether the latest request has one
+    _has_head = False  # of the latest request
+    _head_size = 0  # bytes of the head that is not complete yet
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_TIMEOUT, transport.close)
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._has_head:
-            self._stop_head_timer()
-        elif self._head_timer is None:  # a later request whose head is not complete yet
-            self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.close)
+        if self._head_timer is None and not self._is_answering():  # these bytes were no complete head
+            self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
+        if not self._has_head and not self.transport.is_closing():
+            self._head_size += len(data)
+            if self._head_size > LARGEST_HEAD:
+                self.send_400_response(HEAD_TOO_LARGE)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _end_late_head(self) -> None:
+        self._head_timer = None
+        if not self._is_answering():
+            self.transport.close()
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -54,7 +67,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._has_head = False
+        self._has_head, self._head_size = False, 0
         extensions: dict[str, Any] = {"gateway.connection": self}
         self.scope["extensions"] = extensions
 
@@ -63,7 +76,10 @@ class PatientProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
+            raise ValueError(HEAD_TOO_LARGE)  # to the parser, which refuses the request
         self._has_head = True
+        self._stop_head_timer()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

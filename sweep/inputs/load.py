@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from sweep.base.config import ConfigError, Strict
+from sweep.base.whole_file import read_bounded
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.inputs.rows import READERS, fault_of_lengths, read_rows, trace_columns
 
@@ -251,8 +252,11 @@ class Trace(_ArrivalProcess):
             raise ConfigError(f"load.skip_unsendable={ours}: {problem}; expected {skip}, like workload.skip_unsendable")
 
     def digest(self, cache_dir: Path) -> str:
-        """Return a hash of the file, so that another trace under the same name makes another trial."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        """Hash of the file, so that another trace under the same name is another trial."""
+        try:
+            return hashlib.sha256(read_bounded(self.file)).hexdigest()
+        except OSError as error:
+            raise ConfigError(f"load.path={self.path}: {error.strerror}") from None
 
     def count(self, num_requests: int) -> int:
         """Return `num_requests`. Raises ConfigError if the trace has fewer arrivals: it is not repeated."""

@@ -89,7 +89,8 @@ def run_trial(
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
     inputs["wall_seconds"] = time.monotonic() - began
     measured = trial_quantities(work, trial, result.records, inputs)
-    observation = Observation(result.report.stamp_source, sampler.described, foreign.describe())
+    left_out = sum(engine.log_left_out() for engine in running.engines) or None
+    observation = Observation(result.report.stamp_source, sampler.described, foreign.describe(), left_out)
     verdict = judge(work, trial, running, result, logged)
     verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
     verdict = replace(verdict, ended_at=code_version.now())
