@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.answers.question import common_percentiles
+from analysis.answers.task_answer import common_percentiles
 from analysis.compare.questions import conditions
 from analysis.headline import ASKED
 from analysis.point_names import SIZE, Layout

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from analysis.answers.question import TaskAnswer
 from analysis.answers.sentences import caveats, lead
+from analysis.answers.task_answer import TaskAnswer
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
 from sweep.base.wording import number
@@ -17,7 +17,7 @@ MOST_TASKS = 3  # in the sentence
 
 def leading_sentence(results: RunResults, answers: Sequence[TaskAnswer]) -> str:
     """The sentence that is true of all answers; of a run without rivals, where each configuration is fastest."""
-    if any(len(answer.candidates) > 1 or answer.question.bounds for answer in answers):
+    if any(len(answer.configurations) > 1 or answer.criterion.bounds for answer in answers):
         return lead(answers)
     fastest = list(_fastest(results))[:MOST_TASKS]
     return "; ".join(fastest) + caveats(answers) if fastest else lead(answers)

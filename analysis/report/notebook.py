@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis.answers.deciding import answers
-from analysis.answers.output import candidates_table, lines
+from analysis.answers.output import lines, ranking_table
 from analysis.compare.output import comparison_output
 from analysis.compare.sides import side_of
 from analysis.compare.verdicts import comparisons
@@ -80,8 +80,8 @@ class OpenedRun:
 
     def best(self, slo: str | Mapping[str, str] | None = None) -> pd.DataFrame:
         """Return the best configuration of each task within an SLO such as `ttft=200ms` (default: the run's SLO)."""
-        candidates = candidates_table(answers([self.results], read_slo(slo))).records()
-        return pd.DataFrame([candidate for candidate in candidates if candidate["rank"] == 1])
+        configurations = ranking_table(answers([self.results], read_slo(slo))).records()
+        return pd.DataFrame([configuration for configuration in configurations if configuration["rank"] == 1])
 
     def compare(self, reference: str, other: str, column: str = "output_throughput") -> pd.DataFrame:
         """Compare two engines, or two selections such as `backend.flags.max-num-seqs=8`, task by task."""

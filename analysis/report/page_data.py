@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from analysis.answers.asking import measured_points, placed_trials, run_names
 from analysis.answers.deciding import answers, shared_slo
-from analysis.answers.question import bounded_percentile, common_percentiles
+from analysis.answers.task_answer import bounded_percentile, common_percentiles
 from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.quantities import LabelledColumn, labelled_column, setting
@@ -187,7 +187,7 @@ def _tested_pair(first: int, second: int, ratio: float, low: float, high: float,
 
 
 def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
-    """Return the tested pairs of the answers within the runs' own SLO: each task's best with every other candidate."""
+    """Return the tested pairs of the answers within the runs' own SLO: each task's best with every other one."""
     slo = shared_slo(runs)
     # The page's own bounds have no percentile.
     if not slo or not set(slo) <= set(BOUNDED) or not any((results.points["n"] > 0).any() for results in runs):
@@ -195,7 +195,7 @@ def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
     return [
         _tested_pair(answer.meeting[0].point, rival.point, rival.ratio, rival.low, rival.high, is_lower_better)
         for answer in answers(runs, slo)
-        for is_lower_better in [answer.question.quantity.better == "lower"]
+        for is_lower_better in [answer.criterion.quantity.better == "lower"]
         for rival in answer.meeting[1:]
         if rival.low > 0 and math.isfinite(rival.high)
     ]

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from analysis.answers.question import Candidate, TaskAnswer
 from analysis.answers.sentences import advantage, caveats, figure, range_text, remedy_text, sentence
+from analysis.answers.task_answer import RankedConfiguration, TaskAnswer
 from analysis.compare.output import headline, tables
 from analysis.compare.verdicts import PointComparison
 from analysis.explain.decomposition import explanations
@@ -68,7 +68,7 @@ MOST_DECIDING = 5
 def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
     """Return the answer to each question, with the runner-up and what would decide a tie; None without answers."""
     columns = [
-        view("question", lambda answer: answer.question.title, kind="text"),
+        view("task", lambda answer: answer.criterion.title, kind="text"),
         view("answer", _winner, kind="text"),
         view("its figure", lambda answer: figure(answer, answer.best) if answer.best else NONE),
         view("headroom", best_headroom),
@@ -76,12 +76,12 @@ def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
         view("lead", lambda answer: advantage(answer, rival) if (rival := _rival(answer)) else NONE),
         view("how sure", _certainty, kind="text wide"),
     ]
-    if not any(answer.question.bounds for answer in answers):
+    if not any(answer.criterion.bounds for answer in answers):
         columns = [column for column in columns if column.heading != "headroom"]
     return Table(columns, answers[:LARGEST_TABLE], points=len(answers)) if answers else None
 
 
-def _rival(answer: TaskAnswer) -> Candidate | None:
+def _rival(answer: TaskAnswer) -> RankedConfiguration | None:
     return (answer.tied or answer.meeting[1:] or (None,))[0]
 
 
@@ -102,9 +102,9 @@ def _runner_up(answer: TaskAnswer) -> Cell:
 
 def _certainty(answer: TaskAnswer) -> str:
     if answer.best is None:
-        return sentence(answer).removeprefix(f"{answer.question.title}: ")
+        return sentence(answer).removeprefix(f"{answer.criterion.title}: ")
     if len(answer.meeting) == 1:
-        certainty = f"no other configuration {'meets the SLO' if answer.question.bounds else 'can be compared here'}"
+        certainty = f"no other configuration {'meets the SLO' if answer.criterion.bounds else 'can be compared here'}"
     elif answer.decided:
         certainty = "leads"
     else:

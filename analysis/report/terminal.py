@@ -12,8 +12,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from analysis.answers.deciding import answers
 from analysis.answers.optimum import leading_sentence
 from analysis.answers.output import lines as answer_lines
-from analysis.answers.question import TaskAnswer
 from analysis.answers.sentences import BY_LAUNCHES, advantage, range_text
+from analysis.answers.task_answer import TaskAnswer
 from analysis.point_names import listed
 from analysis.report.models import models_table
 from analysis.report.tables import (
@@ -114,31 +114,31 @@ def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[
     """Return the winner of each task, its lead, and how certain that is. Tasks with nothing to compare get no row."""
     run, points = results.run, results.points
     baseline = set(points.loc[is_baseline(points, run.baseline), "line"])
-    adjectives = list(dict.fromkeys(answer.question.adjective for answer in answered))
-    units = list(dict.fromkeys(answer.question.quantity.unit for answer in answered))
+    adjectives = list(dict.fromkeys(answer.criterion.adjective for answer in answered))
+    units = list(dict.fromkeys(answer.criterion.quantity.unit for answer in answered))
 
     def figure(answer: TaskAnswer) -> str:
         if answer.best is None:
             return NONE
-        quantity, ends = answer.question.quantity, range_text(answer.best.figure, answer.question.quantity)
+        quantity, ends = answer.criterion.quantity, range_text(answer.best.figure, answer.criterion.quantity)
         unit = f" {quantity.unit}" if len(units) > 1 else ""
         return quantity.shown(answer.best.figure.value) + unit + (f" ({ends})" if ends else "")
 
     def versus(answer: TaskAnswer) -> str:
-        rivals = [each for each in answer.candidates if each.name in baseline and each is not answer.best]
+        rivals = [each for each in answer.configurations if each.name in baseline and each is not answer.best]
         lead_over_it = rivals[0].ratio if rivals and answer.best else math.nan
         return NONE if math.isnan(lead_over_it) else advantage(answer, rivals[0]).partition(" ")[0]
 
     columns = [
-        view("task", lambda answer: answer.question.title, **KEY),
+        view("task", lambda answer: answer.criterion.title, **KEY),
         view(adjectives[0] if len(adjectives) == 1 else "best", _winner, **KEY),
         view("over the next", _lead),
         view("figure", figure, units[0] if len(units) == 1 else ""),
-        *([view("headroom", best_headroom)] if any(answer.question.bounds for answer in answered) else []),
+        *([view("headroom", best_headroom)] if any(answer.criterion.bounds for answer in answered) else []),
         view(f"× {listed(sorted(baseline))}", versus),
     ]
-    compared = [answer for answer in answered if len(answer.candidates) > 1]
-    if all(len(answer.candidates) == 2 for answer in compared):
+    compared = [answer for answer in answered if len(answer.configurations) > 1]
+    if all(len(answer.configurations) == 2 for answer in compared):
         columns.pop()  # the runner-up is the baseline
     return Table(columns, compared if len(answered) > 1 else [])  # for one task the sentence is enough
 
@@ -180,7 +180,7 @@ def doubts(results: RunResults, width: int) -> list[Line]:
 
 def further(results: RunResults, answered: Sequence[TaskAnswer]) -> list[Line]:
     """Return where to read more."""
-    command, slo = f"sweep summary {results.run.place}", any(answer.question.bounds for answer in answered)
+    command, slo = f"sweep summary {results.run.place}", any(answer.criterion.bounds for answer in answered)
     left_out = bool(results.losses.trials) + len(grouped(results.warnings)) - MOST_DOUBTS
     warnings = f" ({count(left_out, 'more warning')})" if left_out > 0 else ""
     asked = "" if slo or "ttft_p50" not in results.points else f"slo: {command} --slo ttft=200ms"

@@ -267,16 +267,16 @@ def _named(points: pd.DataFrame, column: str) -> list[tuple[str, Uncertain]]:
 
 
 def _ahead(
-    candidates: Sequence[tuple[str, Uncertain]], rivals: Sequence[tuple[str, Uncertain]], better: Better
+    configurations: Sequence[tuple[str, Uncertain]], rivals: Sequence[tuple[str, Uncertain]], better: Better
 ) -> CheckAnswer:
-    """Return whether a candidate (the best first) beats all rivals, with the deciding ratio."""
-    answers = [_ahead_of_all(candidate, rivals, better) for _, candidate in candidates]
+    """Return whether a configuration (the best first) beats all rivals, with the deciding ratio."""
+    answers = [_ahead_of_all(configuration, rivals, better) for _, configuration in configurations]
     ruling = any_of(answer.ruling for answer in answers)
     return next(answer for answer in answers if answer.ruling is ruling)
 
 
-def _ahead_of_all(candidate: Uncertain, rivals: Sequence[tuple[str, Uncertain]], better: Better) -> CheckAnswer:
-    named = [(rival_name, ratio(candidate, rival)) for rival_name, rival in rivals]
+def _ahead_of_all(configuration: Uncertain, rivals: Sequence[tuple[str, Uncertain]], better: Better) -> CheckAnswer:
+    named = [(rival_name, ratio(configuration, rival)) for rival_name, rival in rivals]
     answers = [lead.above(1) if better == "higher" else lead.below(1) for _, lead in named]
     ruling = all_of(answers)
     deciding = [lead for lead, answer in zip(named, answers, strict=True) if answer is ruling]

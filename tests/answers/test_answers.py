@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.answers.deciding import Spread, answers, remedy
-from analysis.answers.question import Candidate, bounds
+from analysis.answers.task_answer import RankedConfiguration, bounds
 from analysis.figures.pareto import on_front
 from analysis.load import open_run
 from analysis.report.page_data import page_data
@@ -66,7 +66,7 @@ def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(
     assert all("ties with vllm" in line for line in rest)
     assert all("more launches of each would tell a difference of 3.0%, about" in line for line in rest)
     answers = json.loads(summary(capsys, run, "--format", "json"))["answers"]
-    best = answers[0]["candidates"][0]
+    best = answers[0]["configurations"][0]
     assert best["more_minutes"] == best["more_launches"] * 4  # 60 s to start and 60 s to run, of each of the two
 
 
@@ -349,7 +349,7 @@ def test_a_bound_is_met_surely_with_the_whole_interval_and_never_by_failed_reque
     assert bound.text == "TTFT p99 ≤ 200 ms"
     assert bound.headroom(math.nan) == -math.inf
     latencies = [Estimate(0.18, low, high, 3, math.nan, math.nan) for low, high in ((0.17, 0.19), (0.15, 0.21))]
-    sure, unsure = (Candidate("vllm", "", "a", latency, 0.1, bound, latency) for latency in latencies)
+    sure, unsure = (RankedConfiguration("vllm", "", "a", latency, 0.1, bound, latency) for latency in latencies)
     assert [sure.meets, sure.surely_meets] == [True, True]
     assert [unsure.meets, unsure.surely_meets] == [True, False]
 

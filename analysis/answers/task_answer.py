@@ -1,4 +1,4 @@
-"""The data types of an answer: the question, its candidates, and what would decide a tie."""
+"""The data types of an answer: the criterion, its configurations, and what would decide a tie."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -80,8 +80,8 @@ def tells(requests: float, percentile: float) -> bool:
 
 
 @dataclass(frozen=True)
-class TaskQuestion:
-    """A question: which configuration is best by `quantity` within the bounds?"""
+class TaskCriterion:
+    """The criterion of a task: the best configuration is best by `quantity`, within the bounds."""
 
     title: str  # the task, and the load if it is part of the question
     quantity: LabelledColumn
@@ -99,7 +99,7 @@ class TaskQuestion:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RankedConfiguration:
     """A configuration at its best load."""
 
     name: str  # engine and settings
@@ -132,7 +132,7 @@ class Candidate:
 
     @property
     def full_name(self) -> str:
-        """The name, with the load if the candidate has its own."""
+        """The name, with the load if the configuration has its own."""
         return f"{self.name} at {self.load}" if self.load else self.name
 
 
@@ -147,32 +147,32 @@ class Remedy(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """The candidates of a question, the best first. Candidates that meet the bounds come before the others."""
+    """The configurations of a task, the best first. Configurations that meet the bounds come before the others."""
 
-    question: TaskQuestion
-    candidates: tuple[Candidate, ...]
+    criterion: TaskCriterion
+    configurations: tuple[RankedConfiguration, ...]
     remedy: Remedy | None = None  # for a tie
     shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
-    barred: tuple[Candidate, ...] = ()  # those that a severe warning keeps from being ranked
+    barred: tuple[RankedConfiguration, ...] = ()  # those that a severe warning keeps from being ranked
 
     @property
-    def meeting(self) -> tuple[Candidate, ...]:
-        return tuple(candidate for candidate in self.candidates if candidate.meets)
+    def meeting(self) -> tuple[RankedConfiguration, ...]:
+        return tuple(configuration for configuration in self.configurations if configuration.meets)
 
     @property
-    def best(self) -> Candidate | None:
-        """The best candidate that meets the bounds; None if none does."""
+    def best(self) -> RankedConfiguration | None:
+        """The best configuration that meets the bounds; None if none does."""
         return next(iter(self.meeting), None)
 
     @property
-    def tied(self) -> tuple[Candidate, ...]:
-        """The candidates that tie with the best."""
-        return tuple(candidate for candidate in self.meeting if candidate.standing is Standing.TIED)
+    def tied(self) -> tuple[RankedConfiguration, ...]:
+        """The configurations that tie with the best."""
+        return tuple(configuration for configuration in self.meeting if configuration.standing is Standing.TIED)
 
     @property
     def judged(self) -> bool:
-        """True if any candidate has enough requests for the bounded percentile."""
-        return any(candidate.judged for candidate in self.candidates)
+        """True if any configuration has enough requests for the bounded percentile."""
+        return any(configuration.judged for configuration in self.configurations)
 
     @property
     def suggested(self) -> Remedy | None:
@@ -182,5 +182,5 @@ class TaskAnswer:
 
     @property
     def decided(self) -> bool:
-        """True if one of several candidates leads."""
+        """True if one of several configurations leads."""
         return len(self.meeting) > 1 and not self.tied
