@@ -1,4 +1,4 @@
-"""The trials without a result: how they ended, with equal failures grouped."""
+"""The trials without a result and how they ended, with equal failures grouped."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.load import Run
 from analysis.point_names import Layout
 
-MOST_LOSSES = 40  # ways to fail
+MOST_LOSSES = 40  # kinds of failure to show
 
 
 class Loss(NamedTuple):
@@ -16,7 +16,7 @@ class Loss(NamedTuple):
     outcome: str
     reason: str
     trials: int
-    where: str  # which workloads and loads
+    where: str  # the workloads and loads concerned
     log: str | None
     log_tail: str | None
 
@@ -30,7 +30,7 @@ class Losses(NamedTuple):
 
 
 def losses(run: Run, layout: Layout) -> Losses:
-    """The failures of a run, in the order of the plan."""
+    """Return the failures of a run, in the plan's order."""
     kind = ["line", "outcome", "reason"]
     lost = layout.placed(run.not_ok)
     lost["reason"] = lost["reason"].fillna("no reason given")
@@ -56,7 +56,7 @@ def losses(run: Run, layout: Layout) -> Losses:
 
 
 def _log(run: Run, trials: pd.DataFrame) -> str | None:
-    """The engine log of the first of the trials that has one."""
+    """Return the engine log of the first trial that has one."""
     tried = trials.dropna(subset="attempt")
     paths = map(run.paths.engine_log, tried["deployment_id"], tried["attempt"])
     return next((path.as_posix() for path in paths if path.is_file()), None)

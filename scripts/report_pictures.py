@@ -1,7 +1,7 @@
-"""The pictures of a report that docs/report.md shows, taken by a headless Chromium.
+"""Takes the pictures of a report for docs/report.md with a headless Chromium.
 
 `python -m scripts.report_pictures RUN/report.html` writes docs/images/report.png, report_dark.png and report_phone.png.
-`--fragment '#explore?ttft=0.2'` opens the page as that address has it, `--name slo` gives other names: slo.png, ….
+`--fragment '#explore?ttft=0.2'` opens the page at that address, and `--name slo` gives other names: slo.png, ….
 """
 
 import argparse
@@ -17,11 +17,11 @@ IMAGES = ROOT / "docs" / "images"
 
 
 class View(NamedTuple):
-    """A screen: CSS pixels, the colour scheme, and the suffix of the file's name."""
+    """A screen: its CSS pixels, its colour scheme, and the suffix of the picture's name."""
 
     width: int
     height: int
-    scale: int  # pixels of the picture for each
+    scale: int  # picture pixels per CSS pixel
     scheme: str
     suffix: str
 
@@ -34,7 +34,7 @@ VIEWS = (
 
 
 def take(browser: Browser, page: Path, fragment: str, view: View, picture: Path) -> None:
-    """Write the top of the page as a PNG; an address that chooses a view is scrolled back to the first screen."""
+    """Write the top of the page as a PNG. An address that chooses a view is scrolled back to the first screen."""
     size = {"width": view.width, "height": view.height, "deviceScaleFactor": view.scale}
     browser.devtools("Emulation.setDeviceMetricsOverride", **size, mobile=view.scale > 1)
     browser.devtools("Emulation.setScrollbarsHidden", hidden=True)
@@ -48,8 +48,8 @@ def main() -> None:
     """Take the pictures of one report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, help="report.html of a run")
-    parser.add_argument("--fragment", default="", help="of the address: what is chosen on the page")
-    parser.add_argument("--name", default="report", help="of the pictures (default: report)")
+    parser.add_argument("--fragment", default="", help="part of the address that selects a view")
+    parser.add_argument("--name", default="report", help="name of the pictures (default: report)")
     arguments = parser.parse_args()
     if reason := missing():
         parser.error(reason)

@@ -1,8 +1,8 @@
-"""The decision of each question: who is best of those that meet the bounds, and whether that is more than noise.
+"""Decides each question: which configuration is best among those that meet the bounds, and is it more than noise?
 
-The best is tested against all others (`comparison.Contest`): about 5 % of equal configurations are named, whatever
-their number, and whatever the number of loads of which each is taken at its best.
-What would decide a tie follows from the spread between launches that is left after pairing.
+The best is tested against all others (`comparison.Contest`). Among equal configurations one is falsely named in about
+5 % of cases, whatever their number, and whatever the number of loads from which each takes its best.
+The remedy for a tie follows from the spread between launches that remains after pairing.
 """
 
 import json
@@ -24,15 +24,15 @@ from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.power import Error, smallest_change
 from analysis.statistics.standings import Standing
 
-SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts beside the question's own
-FEWEST_LAUNCHES = 3  # that are advised where none were repeated
+SPREAD_WEIGHT = 4  # weight of all questions' spread beside the question's own, in degrees of freedom
+FEWEST_LAUNCHES = 3  # launches to advise if none were repeated
 
 
 def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) -> list[TaskAnswer]:
-    """The answer to each question of these runs; `slo` replaces the one that the runs had.
+    """Return the answer to each question of these runs. `slo` replaces the runs' own SLO.
 
-    Without an SLO a question is asked at one load; with one, each configuration is taken at the load at which it does
-    best within the bounds.
+    Without an SLO a question concerns one load. With an SLO each configuration is taken at its best load within the
+    bounds.
     """
     if slo is None:
         slo = shared_slo(runs)
@@ -43,7 +43,7 @@ def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) 
 
 
 def shared_slo(runs: Sequence[RunResults]) -> dict[str, float]:
-    """The SLO that all trials of the runs have; none if they have several."""
+    """Return the SLO that all trials of the runs share; empty if there are several."""
     texts = {text for results in runs for text in results.run.trials["slo"].dropna().unique()}
     return json.loads(texts.pop()) if len(texts) == 1 else {}
 
@@ -54,15 +54,15 @@ class Ranking(NamedTuple):
     question: TaskQuestion
     meeting: list[Candidate]
     failing: list[Candidate]
-    points: list[int]  # of those that meet the bounds
-    contest: Contest | None  # None if none does
-    places: Positions  # of `points` in it
-    shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
-    barred: tuple[Candidate, ...] = ()  # those that a severe warning keeps from being ranked
+    points: list[int]  # points that meet the bounds
+    contest: Contest | None  # None if no point meets the bounds
+    places: Positions  # places of `points` in the contest
+    shorter: tuple[str, ...] = ()  # names of configurations left out, since their answers were shorter
+    barred: tuple[Candidate, ...] = ()  # candidates that a severe warning keeps from being ranked
 
 
 def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Ranking | None:
-    """The candidates of a question by their standing; None if they have no figure."""
+    """Rank the candidates of a question; None if they have no figure."""
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
@@ -90,7 +90,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     if not meeting:
         return Ranking(question, [], failing, [], None, np.zeros(0, np.int64), shorter, barred)
     points = [pairs[0][1] for pairs in meeting]
-    if slo:  # each is the best of its loads: a comparison of its own, beside those at equal loads
+    if slo:  # each is the best of its loads: a separate comparison beside those at equal loads
         of_loads = [every.contests.of_points(quantity, [point for _, point in pairs], best=0) for pairs in meeting]
         choices = sum(map(best_choices, of_loads))
         whole, places = every.contests.of_points(quantity, points, choices, best=0), np.arange(len(points))
@@ -102,7 +102,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
 
 
 def best_choices(of_loads: Contest) -> int:
-    """The points of one configuration, the best first, among which chance has chosen: its ties."""
+    """Return a configuration's tied points, the best first. Only chance chose among them."""
     return 1 + int(of_loads.tied(0).sum())
 
 
@@ -123,7 +123,7 @@ def _candidate(every: Measured, point: "pd.Series[Any]", question: TaskQuestion)
 
 
 def _standings(candidates: Sequence[Candidate], whole: Contest, places: Positions) -> list[Candidate]:
-    """The candidates, of which the first is best, with their standing and the best's ratio to them."""
+    """Return the candidates, the best first, with their standing and the best's ratio to them."""
     placed, tied = [replace(candidates[0], standing=Standing.BEST, ratio=1.0)], whole.tied(int(places[0]))
     for candidate, place in zip(candidates[1:], places[1:], strict=True):
         ratio, low, high = map(float, whole.ratios([places[0]], [place])[:, 0])
@@ -133,14 +133,14 @@ def _standings(candidates: Sequence[Candidate], whole: Contest, places: Position
 
 
 class Spread(NamedTuple):
-    """The variance of a logarithm between launches, after pairing, and its degrees of freedom."""
+    """The variance of a logarithm between launches after pairing, with its degrees of freedom."""
 
     squares: float
     freedom: int
 
 
 def _spreads(rankings: Sequence[Ranking]) -> dict[str, Spread]:
-    """By quantity, over all questions."""
+    """Return the spread by quantity over all questions."""
     spreads: dict[str, Spread] = {}
     for ranking in rankings:
         if ranking.contest is not None and (model := ranking.contest.model).freedom > 0:
@@ -163,9 +163,9 @@ def _answer(every: Measured, ranking: Ranking, spreads: Mapping[str, Spread]) ->
 
 
 def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: float) -> Remedy:
-    """The launches that tell a pair of points apart nine times in ten, if they do differ so much.
+    """Return the launches that would separate a pair of points nine times in ten, if they differ as measured.
 
-    A difference within the margin counts as the margin: nobody needs to know who is ahead by less.
+    A difference within the margin counts as the margin, since a smaller lead does not matter.
     """
     model, (best, rival) = contest.model, pair
     difference = max(abs(math.expm1(model.effects[best] - model.effects[rival])), MARGIN)
@@ -184,6 +184,6 @@ def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: flo
 
 
 def _smallest_difference(variance: float, launches: int, rivals: int, level: float) -> float:
-    """The smallest difference from the best that so many launches of each configuration tell, at that level."""
+    """Return the smallest difference from the best that this many launches per configuration detect at this level."""
     paired = Error(math.sqrt(2 * variance / launches), (launches - 1) * rivals, launches)
     return smallest_change(paired, launches, level)

@@ -1,4 +1,4 @@
-"""Answers as text and files: the sentences, and a table of all candidates."""
+"""Presents answers as text and files: sentences, and a table of all candidates."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from analysis.answers.sentences import advantage, figure, lead, sentence
 from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
-WITHOUT_REQUESTS = "true if the intervals are from the launches' own figures, since the requests give none"
-BEST_OVER_IT = "the best's figure over its own, as a plain ratio: for a cost, 0.8 is 20 % less"
+WITHOUT_REQUESTS = "true if the intervals come from the launches' own figures, since the requests give none"
+BEST_OVER_IT = "the best's figure / this one's, as a plain ratio; for a cost 0.8 means 20 % less"
 
 
 class AnswerRow(NamedTuple):
-    """A candidate, and the answer that it stands in; `rank` 1 is the best."""
+    """A candidate and its answer; `rank` 1 is the best."""
 
     answer: TaskAnswer
-    rank: int | None  # None of one that a severe warning bars
+    rank: int | None  # None if a severe warning bars the candidate
     candidate: Candidate
 
     @property
@@ -31,13 +31,13 @@ class AnswerRow(NamedTuple):
 
     @property
     def remedy(self) -> tuple[float | None, int | None]:
-        """The minutes and the launches that would decide a tie, beside the best alone."""
+        """Minutes and launches that would decide a tie, only for the best candidate."""
         remedy = self.answer.remedy if self.rank == 1 else None
         return (remedy.minutes, remedy.launches or None) if remedy else (None, None)
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """The interval of its figure for these launches, then for a fresh one."""
+        """The intervals of the figure for these launches, then for a fresh launch."""
         figure = self.candidate.figure
         return figure.low, figure.high, figure.new_low, figure.new_high
 
@@ -52,11 +52,11 @@ def _best_over_it(row: AnswerRow) -> str:
 
 
 ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
-    Column("question", "the task, and the load if it is asked for", lambda row: row.answer.question.title, **KEY),
+    Column("question", "the task, with the load if the question has one", lambda row: row.answer.question.title, **KEY),
     Column("run", "name of the configuration's run", lambda row: row.candidate.run),
     Column("rank", "place among the configurations of its task; 1 is the best", lambda row: row.rank),
     Column("configuration", "the engine, with the settings that vary", lambda row: row.candidate.name, **KEY),
-    Column("load", "the load that an SLO lets it choose", lambda row: row.candidate.load or None, kind="text"),
+    Column("load", "the load chosen within an SLO", lambda row: row.candidate.load or None, kind="text"),
     Column("column", "the deciding column of trials.parquet", lambda row: row.answer.question.quantity.column),
     Column("value", "mean over the replicates", lambda row: row.candidate.figure.value, of_value="of `column`"),
     view("figure", lambda row: figure(row.answer, row.candidate)),
@@ -66,7 +66,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     ),
     Column(
         "headroom",
-        "unused share of the SLO's tightest bound; below 0 beyond it",
+        "unused share of the SLO's tightest bound; negative if exceeded",
         lambda row: row.candidate.headroom,
         _headroom_cell,
         "share",
@@ -90,20 +90,20 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
 
 
 def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
-    """All candidates, question by question."""
+    """Return the table of all candidates, question by question."""
     ranks = [[*enumerate(task.candidates, 1), *((None, barred) for barred in task.barred)] for task in answers]
     rows = [AnswerRow(task, *pair) for task, pairs in zip(answers, ranks, strict=True) for pair in pairs]
     return Table(ANSWER_COLUMNS, rows)
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:
-    """The lead, then a sentence for each question, unless that is the lead."""
+    """Return the lead, then a sentence per question unless the lead says the same."""
     every = [lead(answers), *map(sentence, answers)]
     return list(dict.fromkeys(filter(None, every))) or ["no configuration has a result"]
 
 
 def answers_output(answers: Sequence[TaskAnswer]) -> Output:
-    """Return what `sweep summary` prints: the sentences, then the table."""
+    """Return the output of `sweep summary`: the sentences, then the table."""
     first, *sentences = lines(answers)
     table = candidates_table(answers)
     questions = [

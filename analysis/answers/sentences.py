@@ -1,4 +1,4 @@
-"""Answers as sentences: the one that is true of all of them first, then one for each question."""
+"""Writes answers as sentences: first one that covers all answers, then one per question."""
 
 import math
 from collections import Counter
@@ -11,12 +11,12 @@ from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 
-MOST_IN_SENTENCE = 3  # configurations in a sentence
+MOST_IN_SENTENCE = 3  # configurations that a sentence names
 BY_LAUNCHES = "*"  # after an interval
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
-    """The sentence that is true of all answers: who leads, and where; empty without answers."""
+    """Return the sentence that covers all answers: what leads, and where; empty if there are no answers."""
     if len(answers) == 1:
         return sentence(answers[0])
     noun = "task" if answers and answers[0].question.bounds else "point"
@@ -47,7 +47,7 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
         subject = " and ".join(names) if few else f"The {len(names)} configurations"
         verb = "were launched too seldom to tell who leads at any of"
         if any(math.isfinite(each.low) for answer in contested for each in answer.tied):
-            # Of three, two may be alike and both far ahead of the third.
+            # Two of three may be equal and far ahead of the third.
             subject = subject if few else f"None of {len(names)} configurations"
             verb = "differ at none of" if few else "leads at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"
@@ -65,14 +65,14 @@ def _adjective(contested: Sequence[TaskAnswer], name: str) -> str:
 
 
 def sentence(answer: TaskAnswer) -> str:
-    """The answer to one question, with its figure, interval, headroom, runner-up and what would decide a tie."""
+    """Return the answer to a question, with figure, interval, headroom, runner-up and what would decide a tie."""
     best = answer.best
     text = _unmet(answer) if best is None else _met(answer, best)
     return f"{answer.question.title}: {text}{caveats([answer])}"
 
 
 def caveats(answers: Sequence[TaskAnswer]) -> str:
-    """The configurations that are left out, and why; and the codes of the warnings about the named ones."""
+    """Return which configurations are left out and why, and the codes of warnings about the named ones."""
     shorter = list(dict.fromkeys(name for answer in answers for name in answer.shorter))
     barred = [f"{each.full_name} ({', '.join(each.codes)})" for answer in answers for each in answer.barred]
     named = [each for answer in answers for each in (*answer.candidates[:1], *(answer.tied or answer.meeting[1:2]))]
@@ -122,19 +122,19 @@ def _unmet(answer: TaskAnswer) -> str:
 
 
 def figure(answer: TaskAnswer, candidate: Candidate) -> str:
-    """`538 tokens/s, 524–552`, of these launches; `524–552 over launches` where the requests give no interval."""
+    """Return a figure as `538 tokens/s, 524–552`, or with `524–552 over launches` if requests give no interval."""
     quantity, ends = answer.question.quantity, range_text(candidate.figure, answer.question.quantity, " over launches")
     return f"{quantity.shown(candidate.figure.value)} {quantity.unit}" + (f", {ends}" if ends else "")
 
 
 def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
-    """`46.0–61.9`, with a mark if it is from the launches' own figures; empty without an interval."""
+    """Return an interval, e.g. `46.0–61.9`, marked if from the launches' own figures; empty if it is missing."""
     ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
     return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
 
 
 def advantage(answer: TaskAnswer, candidate: Candidate) -> str:
-    """`1.42× (1.31 to 1.53)`: how many times better the best is than a candidate."""
+    """Return how many times better the best is than a candidate, e.g. `1.42× (1.31 to 1.53)`."""
     better_higher = answer.question.quantity.better == "higher"
     ends = [candidate.ratio, candidate.low, candidate.high]
     ratio, low, high = ends if better_higher else [1 / end for end in (ends[0], ends[2], ends[1])]
@@ -142,7 +142,7 @@ def advantage(answer: TaskAnswer, candidate: Candidate) -> str:
 
 
 def remedy_text(remedy: Remedy) -> str:
-    """`12 more launches of each would (a difference of 4 %), about 38 min; replicates=17`."""
+    """Return a remedy as text: how many more launches would decide, for which difference, in what time."""
     if not remedy.launches:
         needed = f"replicates={remedy.replicates} would, with relaunch=per_replicate"
         return f"one launch of each does not show how much launches differ; {needed}"
@@ -153,7 +153,7 @@ def remedy_text(remedy: Remedy) -> str:
 
 
 def _headroom(candidate: Candidate) -> str:
-    """`, headroom 12%: TTFT p99 176 ms`; also where its interval goes over the bound."""
+    """Return the headroom, e.g. `, headroom 12%: TTFT p99 176 ms`, and whether its interval exceeds the bound."""
     if candidate.tightest is None or candidate.latency is None:
         return ""
     bound, latency = candidate.tightest.quantity, candidate.latency
@@ -164,5 +164,5 @@ def _headroom(candidate: Candidate) -> str:
 
 
 def _slo(answer: TaskAnswer) -> str:
-    """`TTFT p99 ≤ 200 ms and TPOT p99 ≤ 20.0 ms`."""
+    """Return the SLO as text, e.g. `TTFT p99 ≤ 200 ms and TPOT p99 ≤ 20.0 ms`."""
     return " and ".join(bound.text for bound in answer.question.bounds)

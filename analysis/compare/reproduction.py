@@ -1,8 +1,8 @@
-"""A trial measured again: do its figures differ from the first ones by more than two launches of one point do?
+"""Judges a repeated trial: do its figures differ from the first ones by more than two launches of one point do?
 
-The spread between launches is the run's: the components of variance (`variance`) pooled over its points. They count as
-RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). Two measurements differ by the
-square root of two times it. Figures are logarithms, and the intervals hold for all figures together (Sidak 1967).
+The spread between launches comes from the run. Its components of variance (`variance`), pooled over its points, count
+as RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). Two measurements differ by √2 ×
+the spread. Figures are logarithms, and the intervals hold for all figures together (Sidak 1967).
 """
 
 import math
@@ -20,8 +20,8 @@ from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.variance import SPREAD_OF, Components
 from sweep.base.wording import count
 
-RUN_FREEDOM = 4.0  # of the run's spread beside the spread of one of its points
-NO_SPREAD = "one launch of each point does not show how much launches differ: measure with replicates=3 or more"
+RUN_FREEDOM = 4.0  # weight of the run's spread beside the point's own spread
+NO_SPREAD = "one launch of each point does not show how much launches differ; measure with replicates=3 or more"
 
 
 class Reproduction(StrEnum):
@@ -33,14 +33,14 @@ class Reproduction(StrEnum):
 
 
 class Noise(NamedTuple):
-    """The spread of a figure between launches of one point, on the logarithm: 0.02 is 2 %."""
+    """The spread of a figure between launches of one point, on the logarithm; 0.02 means 2 %."""
 
     deviation: float
-    freedom: float  # degrees of freedom behind it
+    freedom: float  # degrees of freedom of the spread
 
 
 class FigureChange(NamedTuple):
-    """One figure of both measurements; `most` is the largest relative change that noise explains, NaN if unknown."""
+    """A figure in both measurements. `most` is the largest relative change that noise explains; NaN if unknown."""
 
     column: str
     before: float
@@ -49,16 +49,16 @@ class FigureChange(NamedTuple):
 
     @property
     def change(self) -> float:
-        """The relative change: -0.03 is 3 % less."""
+        """The relative change, e.g. -0.03 for 3 % less."""
         return self.after / self.before - 1
 
     @property
     def differs(self) -> bool:
-        """True if the change is larger than noise explains, either way."""
+        """True if the change, up or down, is larger than noise explains."""
         return abs(math.log(self.after / self.before)) > math.log1p(self.most)
 
     def describe(self) -> str:
-        """`output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
+        """Describe the change, e.g. `output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
         label = labelled_column(self.column)
         assert label is not None
         noise = "noise unknown" if math.isnan(self.most) else f"noise up to {self.most:.1%}"
@@ -67,9 +67,9 @@ class FigureChange(NamedTuple):
 
 
 def point_noise(results: RunResults, trial_id: str) -> dict[str, Noise]:
-    """The noise of each of SPREAD_OF at a trial's point, as far as the run shows it.
+    """Return the noise of the figures in SPREAD_OF at a trial's point, if the run shows it.
 
-    An engine that was launched is launched again: then the spread between launches must be known.
+    If sweep launched the engine, it is launched again, so the spread between launches must be known.
     """
     placed = results.layout.placed(results.run.ok)
     trial = placed[placed["trial_id"] == trial_id].iloc[0]
@@ -91,7 +91,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
         pooled = spread.launches - placed["deployment_id"].nunique()
     else:
         pooled = spread.trials - int((placed["point"].value_counts() > 1).sum())
-    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # of its other points
+    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # from the run's other points
     freedom = replicate_freedom + prior_freedom
     variance = (squares + prior_freedom * spread.deviation**2) / freedom if freedom else 0.0
     return Noise(math.sqrt(variance), freedom)
@@ -100,7 +100,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
 def figure_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], noises: Mapping[str, Noise]
 ) -> list[FigureChange]:
-    """The figures of SPREAD_OF that both measurements have, against the noise if it is known."""
+    """Return the figures in SPREAD_OF that both measurements have, with the noise if it is known."""
     columns = [name for name in SPREAD_OF if _positive(before.get(name)) and _positive(after.get(name))]
     level = CONFIDENCE ** (1 / max(1, sum(name in noises for name in columns)))
     return [
@@ -118,7 +118,7 @@ def _most(noise: Noise, level: float) -> float:
 
 
 def finding(changes: list[FigureChange]) -> tuple[Reproduction, str]:
-    """The result of all figures, and its reason."""
+    """Return the overall result and its reason."""
     judged = [change for change in changes if not math.isnan(change.most)]
     if not judged:
         return Reproduction.UNKNOWN, NO_SPREAD if changes else "no figure in common"

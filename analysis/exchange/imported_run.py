@@ -1,4 +1,4 @@
-"""A run made from the rows of other tools: no requests, price or telemetry; `client_stamp_source` says who measured."""
+"""Makes a run from other tools' rows, without requests, price or telemetry. `client_stamp_source` says who measured."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
 
 
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
-    """Write a run of the rows in these files; `settings` are the names and axes that the files do not know."""
+    """Write a run from the rows in these files. `settings` supplies names and axes that the files lack."""
     for key in settings:
-        if key not in NAMED_PARTS and "." not in key:  # nor may it replace a figure
+        if key not in NAMED_PARTS and "." not in key:  # a setting must not replace a figure
             raise one_of("import", key, [*NAMED_PARTS, "an axis such as backend.flags.x"])
     paths = RunPaths(folder)
     if paths.trials.exists():
-        raise ConfigError(f"{folder}: has a run; import into a folder of its own")
+        raise ConfigError(f"{folder}: already has a run; import into a new folder")
     rows = [row for file in files for row in rows_of(file)]
     repeated: dict[str, int] = {}
     for index, row in enumerate(rows):

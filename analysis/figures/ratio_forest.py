@@ -1,4 +1,4 @@
-"""Throughput as a ratio to the baseline, with its 95 % interval: one that holds 1 may be no difference."""
+"""Throughput as a ratio to the baseline, with its 95 % interval. If the interval contains 1, it may be a tie."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from analysis.point_names import Layout
 
 POSITION = 16
 THROUGHPUT_RATIO = "output_throughput_vs_baseline"
-MOST_RATIOS = 30  # in a panel
+MOST_RATIOS = 30  # ratios in a panel
 ROW_HEIGHT = 0.2  # inches
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw a row for each point that has a ratio, a panel for each task; None without a baseline."""
+    """Draw a row for each point with a ratio and a panel for each task; None if there is no baseline."""
     points = layout.points
     if THROUGHPUT_RATIO not in points:
         return None
@@ -43,7 +43,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _rows(ax: Axes, layout: Layout, points: pd.DataFrame, rows: int) -> None:
-    """The ratios around a line at 1, on a logarithmic axis: twice and half as fast are equally far from it."""
+    """Draw the ratios around a line at 1. The axis is logarithmic, so 2x and 0.5x are equally far from the line."""
     ax.axvline(1, color=MUTED, linewidth=1)
     for place, (_, point) in enumerate(points.iterrows()):
         style = line_style(layout, str(point["line"]))

@@ -1,4 +1,4 @@
-"""Output throughput over the baseline's at the same task and load, with its interval; 1 is as fast."""
+"""Output throughput divided by the baseline's at the same task and load, with its interval. 1 means equally fast."""
 
 from matplotlib.figure import Figure
 
@@ -13,5 +13,5 @@ SHOWN = LabelledColumn(COLUMN, "Speed-up over the baseline", "Speed-up", "×", 1
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Without a varying load the table's ratios say as much."""
+    """Draw the speed-up along the load; None if the load does not vary, since the table shows the same ratios."""
     return against_load(run, layout, COLUMN, shown=SHOWN) if layout.x else None

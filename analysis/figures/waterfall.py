@@ -1,4 +1,4 @@
-"""What bought the gain, in throughput, TTFT and cost: the factor of each setting or step, first to last."""
+"""What caused the gain in throughput, TTFT and cost: the factor of each setting or step, from first to last."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from sweep.base.wording import number
 POSITION = 12
 GAIN, LOSS = COLOURS[2], COLOURS[1]
 WIDTH, BAR_HEIGHT = PANEL[0] * 1.3, 0.3
-REACH = 1.5  # times the axis without intervals: as far as it goes on for them at either end
+REACH = 1.5  # at either end, intervals may lengthen the axis by this factor
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
@@ -42,7 +42,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]:
-    """The explanations of each design by quantity, grouped by design."""
+    """Return each design's explanations by quantity."""
     designs: list[dict[str, Explanation]] = []
     task = None
     for each in explained:
@@ -54,16 +54,16 @@ def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]
 
 
 def _row_names(explained: Sequence[Explanation]) -> list[str]:
-    """The names of all bars, each once: panels share the axis, and a task may have only some of the steps."""
+    """Return the names of all bars without repetitions, since panels share the axis but not all their steps."""
     names = [[each.begin, *(part.name for part in each.parts)] for each in explained]
-    names.sort(key=len, reverse=True)  # the longest branch gives the order
+    names.sort(key=len, reverse=True)  # the longest branch sets the order
     return [*dict.fromkeys(name for of_one in names for name in of_one), END]
 
 
 def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
-    """Bars from one cumulative figure to the next, with the interval of each gain at its end; a logarithmic axis.
+    """Draw bars from one cumulative figure to the next on a logarithmic axis, with each gain's interval at its end.
 
-    `names` are the rows' labels; the explanation may have only some of them.
+    `names` labels the rows. The explanation may have only some of these rows.
     """
     scale, is_lower_better = explanation.quantity.scale, explanation.quantity.better == "lower"
     level = explanation.first * scale
@@ -85,7 +85,7 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
         )
         level = after
     ax.barh(names.index(END), level, color=MUTED, height=0.6)
-    ax.set_xlim(*limits)  # first: a scale looks for limits, and equal levels have none
+    ax.set_xlim(*limits)  # set first, since a scale derives limits, and equal levels give none
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -97,19 +97,19 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
 
 
 def _limits(explanation: Explanation) -> tuple[float, float]:
-    """The ends of the axis, with room for the labels, and for intervals as far as the bars keep their width."""
+    """Return the ends of the axis, with room for labels, and for intervals unless they would squeeze the bars."""
     scale, parts = explanation.quantity.scale, explanation.parts
     levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in parts)])
     low, high = float(levels.min()), float(levels.max())
-    room = 2.0 if all(np.isfinite(part.gain.low) for part in parts) else 3.0  # for longer labels
-    room = max(room, (high / low) ** 0.3)  # labels are as wide where the axis has more decades
+    room = 2.0 if all(np.isfinite(part.gain.low) for part in parts) else 3.0  # labels without an interval are longer
+    room = max(room, (high / low) ** 0.3)  # labels need the same width if the axis has more decades
     ends = [level * end for level, part in zip(levels[:-1], parts, strict=True) for end in part.gain[1:] if end > 0]
     least = max(low / 1.6 / REACH, min([low / 1.6, *(end / 1.05 for end in ends)]))
     return least, min(high * room * REACH, max([high * room, *(end * 1.05 for end in ends)]))
 
 
 def _interval(ax: Axes, low: float, high: float, row: int, limits: tuple[float, float]) -> None:
-    """A line from end to end; beyond the axis it ends in an arrowhead."""
+    """Draw a line from end to end. If it leaves the axis, it ends in an arrowhead."""
     ax.plot([max(low, limits[0]), min(high, limits[1])], [row, row], color=INK, linewidth=1)
     for end, edge, marker in ((low < limits[0], limits[0], "<"), (high > limits[1], limits[1], ">")):
         if end:

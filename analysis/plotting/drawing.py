@@ -1,8 +1,8 @@
-"""A quantity against the load: a line per engine, a panel per workload. If no number varies, a row per engine.
+"""Draws a quantity against the load: a line per engine, a panel per workload. If no number varies, a row per engine.
 
-Small dots are replicates and whiskers the 95 % interval of their mean. Axes are scaled to the data: a whisker over two
-replicates can be very long, and is cut at the panel's edge with an arrowhead. A cross on the axis is a point without a
-result. If there are too many lines to distinguish, some are chosen.
+Small dots are replicates, and whiskers are the 95 % interval of their mean. Axes are scaled to the data. A whisker over
+two replicates can be very long, so an arrowhead cuts it at the panel's edge. A cross on the axis is a point without a
+result. If there are too many lines to distinguish, only some are drawn.
 """
 
 from collections.abc import Iterator
@@ -31,27 +31,27 @@ from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
 from sweep.numbers.quantity import columns
 
-LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
-BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
-_ALSO: dict[str, dict[str, Any]] = {  # the looks of the second quantity; a line's own dashes are thick and have marks
+LOGARITHMIC_FROM = 30.0  # largest value / smallest, above which a linear axis hides small ones
+BASE_2_FROM = 4.0  # the same ratio for loads, which are mostly powers of two
+_ALSO: dict[str, dict[str, Any]] = {  # style of the second quantity; a line's own dashes are thick and have markers
     "thin dashes": {"linestyle": "--", "linewidth": 1, "marker": ""},
     "hollow": {"linestyle": "none", "markerfacecolor": "none"},
 }
-MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers are drawn
+MOST_REPLICATES = 3000  # most dots in a figure; with more, only means and whiskers are drawn
 
 
 def against_load(
     run: Run, layout: Layout, column: str, also: str | None = None, shown: LabelledColumn | None = None
 ) -> Figure | None:
-    """Draw the means of a quantity along the load, or as rows if no number varies; None without values.
+    """Draw a quantity's means along the load, or as rows if no number varies; None if there are no values.
 
-    `also` is another column of the same unit, drawn in thin dashes (hollow). `shown` are the labels of a column that
-    only points have, not trials.
+    `also` is another column with the same unit, drawn in thin dashes (hollow). `shown` labels a column that only points
+    have, not trials.
     """
     shown = shown or labelled_column(column)
     if shown is None or column not in layout.points:
         return None
-    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # why others failed is said elsewhere
+    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # other places say why others failed
     lines = [line for line in layout.coloured if line in present]
     if not lines:
         return None
@@ -64,7 +64,7 @@ def against_load(
     handles += _explanations(layout, shown, also, lines)
     figure, axes = panels(layout.visible_panels, _heading(layout, shown), handles, size=size)
     means = [_scaled(layout.points[layout.points["line"].isin(lines)], name, shown) for name in (column, also) if name]
-    values = np.concatenate([*means, _scaled(replicates, column, shown)])  # all except whiskers
+    values = np.concatenate([*means, _scaled(replicates, column, shown)])  # everything except whiskers
     for index, (title, (ax,)) in enumerate(zip(layout.visible_panels, axes, strict=True)):
         points, dots = (_in_panel(layout, frame, title, lines) for frame in (layout.points, replicates))
         for line in lines:
@@ -82,7 +82,7 @@ def against_load(
 
 
 def against_step(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
-    """Draw `against_load` for a run with a ladder, whose steps share task and load; otherwise None."""
+    """Draw `against_load` if the run has a ladder, whose steps share task and load; else return None."""
     return against_load(run, layout, column, also) if "ladder" in run.axes else None
 
 
@@ -96,7 +96,7 @@ def _heading(layout: Layout, shown: LabelledColumn) -> str:
 
 
 def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines: list[str]) -> Iterator[Line2D]:
-    """The entries of the legend that belong to no single line."""
+    """Return the legend entries that belong to no single line."""
     if layout.x is None:
         yield Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")
     if also:
@@ -111,7 +111,7 @@ def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines
 
 
 def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str]) -> pd.DataFrame:
-    """Points or trials of a panel with their place (`_at`) along x or, without an x, by line; sorted by it."""
+    """Return a panel's points or trials, sorted by their place (`_at`) along x or, if there is no x, by line."""
     frame = frame[(frame["panel"] == panel) & frame["line"].isin(lines)]
     at = frame[layout.x].astype("float64") if layout.x else None
     if at is None or not at.notna().any():
@@ -122,7 +122,7 @@ def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str])
 def _line(
     ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
-    """Draw a line's means, their intervals, its replicates and crosses for points without a result; or all in a row."""
+    """Draw a line's means, intervals and replicates, and crosses for points without a result; without x, as a row."""
     if points.empty:
         return
     style: dict[str, Any] = line_style(layout, points["line"].iloc[0])
@@ -145,7 +145,7 @@ def _line(
 
 
 def _mark_cut_whiskers(ax: Axes, layout: Layout, points: pd.DataFrame, shown: LabelledColumn) -> None:
-    """Draw an arrowhead at the panel's edge where a whisker continues beyond it."""
+    """Draw an arrowhead wherever a whisker continues beyond the panel's edge."""
     least, most = ax.get_ylim() if layout.x else ax.get_xlim()
     low, high = (_scaled(points, f"{shown.column}_ci_{end}", shown) for end in ("low", "high"))
     colours = np.array([line_style(layout, line)["color"] for line in points["line"]], dtype=object)
@@ -163,7 +163,7 @@ def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatAr
 
 
 def load_axis(ax: Axes, layout: Layout, panel: str) -> None:
-    """Label x and scale it to the points of all panels with the same x, so that panels can be compared."""
+    """Label x and scale it to all panels with the same x, so that these panels can be compared."""
     ax.grid(visible=False, axis="x")
     ax.set_xlabel(layout.axis(panel))
     if panel not in layout.x_labels:
@@ -181,7 +181,7 @@ def load_axis(ax: Axes, layout: Layout, panel: str) -> None:
 
 
 def value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> None:
-    """Scale values from zero, or logarithmically if small ones would be invisible."""
+    """Scale values from zero, or logarithmically if small values would be invisible."""
     values = values[np.isfinite(values) & (values > 0)]
     if values.size == 0:
         return
@@ -196,7 +196,7 @@ def value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> No
 
 
 def logarithmic_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis with figures in plain notation, few enough not to overlap."""
+    """Label a logarithmic axis with a few plain numbers that do not overlap."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_tick_text))

@@ -1,6 +1,6 @@
-"""report.html: the results of a run, how far they hold, and what was run, in one file that can be mailed.
+"""Writes report.html: a run's results, how reliable they are, and what was run, in one file that can be mailed.
 
-Its content is gathered here; its look is in templates/.
+This module gathers the content; templates/ decides its look.
 """
 
 import json
@@ -44,21 +44,21 @@ INTERACTIVE = "pareto"  # the figure that the script draws
 
 
 def write_all(results: RunResults) -> None:
-    """Write summary.csv, figures/ and report.html of a run.
+    """Write a run's summary.csv, figures/ and report.html.
 
     Raises:
-        ValueError: for a run in an object store, of which `sweep report URL --output FOLDER` writes a report.
+        ValueError: for a run in an object store, since only `sweep report URL --output FOLDER` writes its report.
     """
     run = results.run
     if run.copy is not None:
-        raise ValueError("a report of a run in an object store needs a folder: sweep report URL --output FOLDER")
+        raise ValueError("the report of a run in an object store needs a folder: sweep report URL --output FOLDER")
     run_files.write_whole(run.paths, run.paths.summary, csv_of(summary_table(results)))
     figures = draw_all(run, results.layout)
     run_files.write_whole(run.paths, run.paths.report, html(results, figures))
 
 
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
-    """The report as a document."""
+    """Return the report as a document."""
     data = page_data([results])
     left_out = INTERACTIVE if is_explorable(data) else ""
     parts = {
@@ -70,7 +70,7 @@ def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:
 
 
 def summary_table(results: RunResults) -> pd.DataFrame:
-    """The points as in summary.csv."""
+    """Return the points as in summary.csv."""
     codes = [
         ";".join(sorted(warning.code for warning in results.point_warnings.get(index, ())))
         for index in results.summary.index
@@ -80,7 +80,7 @@ def summary_table(results: RunResults) -> pd.DataFrame:
 
 
 def _findings(results: RunResults) -> dict[str, Any]:
-    """The parts of the report with findings, and the variables of the notes below them."""
+    """Return the report's parts with findings, and the variables for the notes below them."""
     run, layout, counts = results.run, results.layout, results.points["n"]
     replicates = len(layout.visible(run.ok))
     reasons = run.ok["steady_method"].dropna().mode()
@@ -109,7 +109,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
 
 
 def warned(runs: Iterable[tuple[str, RunResults]]) -> list[tuple[ResultWarning, list[str]]]:
-    """Each kind of warning once, with the messages about these runs, which begin with the run's name, if any."""
+    """Return every kind of warning once, with its messages about these runs (behind the run's name, if any)."""
     warnings: dict[str, tuple[ResultWarning, list[str]]] = {}
     for name, results in runs:
         for warning in grouped(results.warnings):
@@ -120,7 +120,7 @@ def warned(runs: Iterable[tuple[str, RunResults]]) -> list[tuple[ResultWarning, 
 
 
 def lead_of_run(results: RunResults) -> str:
-    """The number of trials and points with a result, the model, the machine and the time."""
+    """Return the number of trials and points with a result, the model, the machine and the time."""
     run, counts = results.run, results.points["n"]
     trials = planned_trials(run)
     begin, end = run.trials["started_at"].dropna(), run.trials["ended_at"].dropna()
@@ -135,7 +135,7 @@ def lead_of_run(results: RunResults) -> str:
 
 
 def _inline(figure: SavedFigure) -> Markup:
-    """A figure's SVG for the page: in the page's own colours, and with ids that are unique on it."""
+    """Return a figure's SVG for the page, with the page's colours and with ids that are unique on the page."""
     svg = figure.svg[figure.svg.index("<svg") :]
     named = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: f"line-{n}" for n, colour in enumerate(COLOURS)}}
     for colour, name in named.items():
@@ -150,7 +150,7 @@ def _inline(figure: SavedFigure) -> Markup:
 
 
 def provenance(results: RunResults, name: str = "") -> dict[str, Any]:
-    """A run's command, engines, machines and versions; `name` is its title among several."""
+    """Return a run's command, engines, machines and versions; `name` is its title among several runs."""
     run = results.run
     attempted = run.trials[run.trials["attempt"].notna()]
     engines = attempted.groupby("backend", sort=False)["engine_version"]
@@ -174,7 +174,7 @@ def provenance(results: RunResults, name: str = "") -> dict[str, Any]:
 
 def _machine(text: str) -> str:
     hardware = json.loads(text)
-    hardware.pop("load_average", None)  # of the moment: it would tell one machine apart from itself
+    hardware.pop("load_average", None)  # varies with time, so it would split one machine into several
     if "memory_bytes" in hardware:
         hardware["memory"] = f"{number(hardware.pop('memory_bytes') / 2**30)} GiB"
     parts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in hardware.items() if value}

@@ -1,4 +1,4 @@
-"""Requests by the model that they asked for, where `workload.models` names several, e.g. LoRA adapters."""
+"""Groups requests by the model that they asked for, if `workload.models` names several (e.g. LoRA adapters)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ MODEL_RATIOS = ("ttft_p50", "tpot_p50")
 
 @dataclass(frozen=True)
 class ModelRow:
-    """The measured requests of a point that asked for one model, of all its trials with a result."""
+    """A point's measured requests for one model, from all its trials with a result."""
 
     line: str
     panel: str
     model: str
     requests: int
     failed: int
-    output_tokens: int  # of the requests that succeeded, as far as they were counted
-    figures: dict[str, float | None]  # s; a failed request is slower than any other
+    output_tokens: int  # of successful requests, if counted
+    figures: dict[str, float | None]  # seconds; a failed request counts as slower than any other
     first: "ModelRow | None"  # the point's model of most requests, which the others are compared with; None: this one
 
     def ratio(self, figure: str) -> str:
-        """This model's figure over the first one's."""
+        """Return this model's figure divided by the first model's figure."""
         own, base = self.figures[figure], self.first and self.first.figures[figure]
         return times(own / base) if own and base else NONE
 
 
 def models_table(results: RunResults) -> Table[ModelRow] | None:
-    """The models of each point, most requests first; None for a run whose requests name none."""
+    """Return the models of each point, most requests first; None if no request names a model."""
     placed = results.layout.placed(results.run.ok)
     asking = placed[placed["config"].str.contains('"models": {"', regex=False, na=False)]
     rows = [row for _, trials in asking.groupby("point", sort=True) for row in _model_rows(results, trials)]
@@ -71,7 +71,7 @@ def _over_the_first(name: str) -> Column[ModelRow]:
 
 
 def _model_rows(results: RunResults, trials: pd.DataFrame) -> Iterator[ModelRow]:
-    """The rows of one point."""
+    """Return the rows of one point."""
     paths = [trial_folder(results.run, trial) / "requests.parquet" for _, trial in trials.iterrows()]
     tables = [table.to_pandas() for path in paths if (table := read_if_whole(read_table, path, READ)) is not None]
     first, (line, panel) = None, trials.iloc[0][["line", "panel"]]

@@ -1,6 +1,6 @@
-"""W&B's comparison of the engines of a run: a workspace and a report, with a section for each task.
+"""Compares a run's engines in W&B: a workspace and a report, with a section for each task.
 
-A workspace can be made without W&B, and is then JSON in the run's folder; a report asks the API while it is built.
+A workspace can be made without W&B, as JSON in the run's folder. A report queries the API while it is built.
 """
 
 import json
@@ -21,12 +21,12 @@ from analysis.tracking.tracker import LONGEST_NAME
 from sweep.base.records import LOAD_COLUMNS
 from sweep.base.whole_file import write_whole
 
-WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # of a panel, in W&B's units; panels beside each other
-GROUPED_BY = ("backend", "model")  # what tells engines apart: runs of one value are one line, their mean
+WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # a panel's size in W&B's units; panels in a row
+GROUPED_BY = ("backend", "model")  # what separates engines: runs with equal values form one line, their mean
 
 
 def engines_workspace(results: RunResults, project: str, entity: str, group: str) -> workspaces.Workspace:
-    """The saved view of a run's trials: headline figures by engine, one section for each task."""
+    """Make the saved view of a run's trials: headline figures by engine, with a section for each task."""
     sections = [
         workspaces.Section(name=task, panels=task_panels(results, task), is_open=True) for task in tasks_of(results)
     ]
@@ -41,7 +41,7 @@ def engines_workspace(results: RunResults, project: str, entity: str, group: str
 
 
 def engines_report(results: RunResults, project: str, entity: str, group: str) -> reports.Report:
-    """The run as a page of W&B. It asks the API, for the project, while it is built."""
+    """Make a W&B page for the run. It queries the API for the project while it is built."""
     blocks: list[Any] = [reports.MarkdownBlock(text=best_table(results))]
     for task in tasks_of(results):
         runset = reports.Runset(entity=entity, project=project, filters=runs_of(group), groupby=["config.backend"])
@@ -51,7 +51,7 @@ def engines_report(results: RunResults, project: str, entity: str, group: str) -
 
 
 def runs_of(group: str) -> str:
-    """The filter for the trials of one run."""
+    """Return the filter for a run's trials."""
     return f"Metric('group') = '{group}' and Metric('jobType') != '{SWEEP}'"
 
 
@@ -60,7 +60,7 @@ def tasks_of(results: RunResults) -> list[str]:
 
 
 def task_panels(results: RunResults, task: str) -> list[Any]:
-    """A panel for each headline figure of a task: over the load if it varies, otherwise as bars."""
+    """Make a panel for each headline figure of a task: over the load if it varies, otherwise as bars."""
     ok = results.run.ok[results.run.ok["workload"] == task]
     loads = ok[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]
     draw = _over_load if loads.nunique() > 1 else _bars
@@ -91,22 +91,22 @@ def _title(column: str) -> str:
     declared = labelled_column(column)
     if declared is None:
         return column
-    unit = "s" if declared.unit == "ms" else declared.unit  # runs hold the data as it is: seconds
+    unit = "s" if declared.unit == "ms" else declared.unit  # runs hold the raw data, in seconds
     return f"{declared.label} ({unit})"
 
 
 def best_table(results: RunResults) -> str:
-    """The best engine of each task, in Markdown."""
+    """Return each task's best engine, in Markdown."""
     points = results.points
     rows = [[best.panel, best.line, f"{best.output_throughput:.4g}"] for best in best_lines(points)]
     table = text_table(["task", "highest output throughput", "tokens/s"], rows).markdown()
     measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
-    note = "Intervals, warnings and failures are in the report of the sweep's run."
+    note = "Intervals, warnings and failures are in the run's report."
     return "\n".join([f"{measured} {note}", "", *table])
 
 
 def view_of(made: workspaces.Workspace) -> dict[str, Any]:
-    """Return what `save` would send of a workspace."""
+    """Return what `save` would send for a workspace."""
     view = made._to_model()
     content: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {"displayName": view.display_name, "entityName": view.entity, "projectName": view.project, "spec": content}
@@ -120,7 +120,7 @@ def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
 
 
 def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) -> list[str]:
-    """Save both, replacing those saved from this folder before; return their addresses."""
+    """Save both, replacing what was saved from this folder before. Return their addresses."""
     ids: dict[str, str] = {}
     remembered = folder / "views.json"
     if remembered.is_file():

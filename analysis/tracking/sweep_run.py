@@ -1,4 +1,4 @@
-"""A whole run as one run of W&B: the table of its points, its curves as history, figures, report and files."""
+"""A whole run as one W&B run: the table of its points, its curves as history, its figures, report and files."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,12 @@ from analysis.results import RunResults
 from analysis.tracking import process
 from analysis.tracking.tracker import LONGEST_NAME
 
-SWEEP = "sweep"  # the job type of this run, and the end of its id
-MOST_ROWS = 10_000  # rows: W&B shows no more
+SWEEP = "sweep"  # this run's job type, and the end of its id
+MOST_ROWS = 10_000  # rows that W&B shows at most
 
 
 def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> None:
-    """Log the run: the figures of default panels as history, the rest as a table, images, a page and an artifact."""
+    """Log the run: the default panels' figures as history, the rest as a table, images, a page and an artifact."""
     import wandb
 
     paths = results.run.paths
@@ -42,7 +42,7 @@ def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> 
 
 
 def described_sweep(results: RunResults) -> dict[str, Any]:
-    """The run as W&B lists it. The command line is left out: people type secrets into command lines."""
+    """Describe the run for W&B, without the command line, since people type secrets into command lines."""
     run, trials = results.run, results.run.trials
     return {
         "trial_id": SWEEP,
@@ -60,13 +60,13 @@ def described_sweep(results: RunResults) -> dict[str, Any]:
 
 
 def points_table(results: RunResults) -> pd.DataFrame:
-    """The points as in summary.csv, without the columns that hold nothing."""
+    """Return the points as in summary.csv, without empty columns."""
     table = pd.read_csv(results.run.paths.summary).dropna(axis="columns", how="all").head(MOST_ROWS)
     return table.astype(object).where(table.notna(), None)
 
 
 def curves(results: RunResults) -> Iterator[dict[str, Any]]:
-    """The headline figures of each load, in ascending order: a key for each line of each panel."""
+    """Return the headline figures by load, in ascending order, with a key for every line of every panel."""
     layout = results.layout
     points = layout.points[layout.points["n"] > 0]
     sizes = points[layout.x].astype("float64") if layout.x else pd.Series(0.0, points.index)
@@ -90,7 +90,7 @@ class BestLine(NamedTuple):
 
 
 def best_lines(points: pd.DataFrame) -> Iterator[BestLine]:
-    """The best line of each panel that has a throughput."""
+    """Return the best line of each panel that has a throughput."""
     if "output_throughput" in points:
         measured = points[points["output_throughput"].notna()]
         for panel, of_panel in measured.groupby("panel"):
@@ -99,7 +99,7 @@ def best_lines(points: pd.DataFrame) -> Iterator[BestLine]:
 
 
 def best_figures(points: pd.DataFrame) -> dict[str, Any]:
-    """The best line of each panel, its throughput, and the numbers of points and of points with a result."""
+    """Return each panel's best line and its throughput, and the numbers of points with and without a result."""
     figures: dict[str, Any] = {"points": len(points), "points_with_result": int((points["n"] > 0).sum())}
     for best in best_lines(points):
         figures[f"best output_throughput of {best.panel}"] = best.output_throughput

@@ -1,9 +1,9 @@
-"""The parent process of an engine, or of a program that prepares something for one; it leaves no process behind.
+"""The parent process of an engine or of a preparing program. It leaves no process behind.
 
-It is forked twice (a parent that kills its direct children does not hit it) and leads a session of its own. Two pipes
-connect it to the task: the *lease*, whose end means that the task has closed it or has died; and the *status*, a JSON
-object a line: {"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits what the engine detaches; a marker in
-every process' environment identifies it if the supervisor is killed. `hold LEASE COMMAND…` does so for a program.
+It is forked twice, so that a parent that kills its direct children misses it, and leads its own session. Two pipes
+connect it to the task. The *lease* ends when the task closes it or dies. The *status* has one JSON object per line:
+{"pid": …}, {"exit": …}, {"gone": …}. As a subreaper the supervisor inherits processes that the engine detaches. If the
+supervisor is killed, a marker in the environment identifies them. `hold LEASE COMMAND…` supervises a program.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-MARKER = "SWEEP_MARKER"  # in the environment of an engine: which attempt it belongs to
+MARKER = "SWEEP_MARKER"  # in an engine's environment: the attempt that it belongs to
 OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
-SUPERVISOR = "SWEEP_SUPERVISOR"  # in the environment of a supervisor only
+SUPERVISOR = "SWEEP_SUPERVISOR"  # only in a supervisor's environment
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver can hold one for seconds)
+GONE_WITHIN = 15.0  # seconds that killed processes have to disappear (a GPU driver can hold one)
 
 
 def status_field(pid: int, number: int) -> str | None:
-    """A field of /proc/PID/stat, by its number from 4 on; None if the process is gone or a zombie."""
+    """Return a field of /proc/PID/stat by its number (4 or more); None if the process is gone or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *fields = file.read().rpartition(")")[2].split()
@@ -35,7 +35,7 @@ def status_field(pid: int, number: int) -> str | None:
 
 
 def start_time(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None if the process is gone or a zombie."""
+    """Return a process's start time in clock ticks since boot; None if the process is gone or a zombie."""
     return status_field(pid, 22)
 
 
@@ -44,12 +44,12 @@ def all_pids() -> list[int]:
 
 
 def this_process() -> str:
-    """The value of OWNER for engines that this process launches."""
+    """Return the value of OWNER for engines that this process launches."""
     return f"{os.getpid()}:{start_time(os.getpid())}"
 
 
 def process_environment(pid: int) -> dict[str, str]:
-    """The environment a process was started with; empty if it is gone or unreadable."""
+    """Return a process's initial environment; empty if the process is gone or unreadable."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             entries = file.read().split(b"\0")
@@ -60,19 +60,19 @@ def process_environment(pid: int) -> dict[str, str]:
 
 
 def marked(matches: Callable[[dict[str, str]], bool]) -> list[int]:
-    """Other processes on this node that carry a marker and whose environment `matches`."""
+    """Return other processes on this node that carry a marker and whose environment `matches`."""
     environments = ((pid, process_environment(pid)) for pid in all_pids() if pid != os.getpid())
     return [pid for pid, environment in environments if MARKER in environment and matches(environment)]
 
 
 def descendants(ancestor: int) -> list[int]:
-    """All living descendants of a process, by the parent pids in /proc."""
+    """Return all living descendants of a process, by the parent pids in /proc."""
     children: dict[int, list[int]] = {}
     for pid in all_pids():
         if parent := status_field(pid, 4):
             children.setdefault(int(parent), []).append(pid)
     pids = [ancestor]
-    for pid in pids:  # grows as it goes
+    for pid in pids:  # `pids` grows during the loop
         pids += children.get(pid, [])
     return pids[1:]
 
@@ -85,7 +85,7 @@ def send(pids: list[int], number: int) -> None:
 
 
 def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list[int]:
-    """SIGKILL the processes that `find` returns until none is left; return what is stuck in the kernel `within` s."""
+    """Send SIGKILL until `find` returns no process. Return those still stuck in the kernel after `within` seconds."""
     deadline = time.monotonic() + within
     while (pids := find()) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
@@ -94,7 +94,7 @@ def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list
 
 
 def reap() -> dict[int, int]:
-    """Collect ended children: {pid: exit status, negative = the signal that killed it}."""
+    """Collect ended children as {pid: exit status}; a negative status is the signal that killed the child."""
     ended: dict[int, int] = {}
     with contextlib.suppress(ChildProcessError):  # none is left
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
@@ -109,7 +109,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def start(spec: dict[str, Any]) -> int:
-    """Fork and exec the engine in its own group on its cores, logged; return its pid. It dies with this process."""
+    """Start the engine, logged, in its own group and on its cores. Return its pid. It dies with this process."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid:
@@ -117,7 +117,7 @@ def start(spec: dict[str, Any]) -> int:
     try:
         os.setsid()
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:  # it died before the line above took effect
+        if os.getppid() != supervisor:  # the supervisor died before the line above took effect
             os._exit(1)
         if spec["log"] is not None:
             log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -137,12 +137,12 @@ def start(spec: dict[str, Any]) -> int:
 
 
 def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | None:
-    """Supervise one engine until it or the lease ends, then kill what remains of it; return its exit status, if any."""
+    """Supervise an engine until it or the lease ends, then kill what remains. Return the exit status, if any."""
 
     def say(**message: Any) -> None:
         if status is None:
             return
-        with contextlib.suppress(BrokenPipeError):  # the task is dead, but its processes must still be killed
+        with contextlib.suppress(BrokenPipeError):  # even if the task is dead, its processes must be killed
             os.write(status, json.dumps(message).encode() + b"\n")
 
     def ours() -> list[int]:
@@ -184,12 +184,12 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
         ended = reap()
         if engine in ended:
             say(exit=ended[engine])
-    say(gone=not kill_all(ours))  # zombies need no reaping: init reaps them when this process ends
+    say(gone=not kill_all(ours))  # init reaps the zombies when this process ends
     return exited
 
 
 def hold(lease: int, command: list[str]) -> int:
-    """Supervise a program and return its exit status; if a signal killed it, 128 + signal, as a shell does."""
+    """Supervise a program. Return its exit status, or 128 + signal if a signal killed it, as a shell does."""
     os.set_inheritable(lease, False)
     spec = {"argv": command, "env": dict(os.environ), "cwd": os.getcwd(), "log": None, "cpus": [], "grace": 0.0}
     exited = supervise(spec, lease, None)
@@ -200,7 +200,7 @@ def main() -> None:
     if sys.argv[1] == "hold":
         sys.exit(hold(int(sys.argv[2]), sys.argv[3:]))
     lease, status = int(sys.argv[1]), int(sys.argv[2])
-    spec = json.load(sys.stdin)  # not on the command line: the engine's environment may hold a token
+    spec = json.load(sys.stdin)  # not on the command line, since the engine's environment may hold a token
     if os.fork():
         os._exit(0)
     os.setsid()

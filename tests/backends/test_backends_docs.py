@@ -148,7 +148,7 @@ def test_only_some_engines_are_attached_to():
     tgi = build({**load_option("backend", "tgi"), "url": "http://host:1"}, "backend")
     assert not tgi.launches
     assert installed.configured("tgi").launches
-    with pytest.raises(ValueError, match=r"^backend.url=http://host:1: vllm is launched here; needs backend=openai"):
+    with pytest.raises(ValueError, match=r"^backend.url=http://host:1: sweep launches vllm; set backend=openai"):
         build({**load_option("backend", "vllm"), "url": "http://host:1"}, "backend").check()
 
 

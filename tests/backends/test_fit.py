@@ -62,7 +62,7 @@ def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkey
         if name == "tensorrt_llm" and capability == "7.5" and not old:
             assert lines[name].startswith("no: environment tensorrt_llm: its kernels need GPUs of compute")
         elif expected is None:
-            assert "which needs NVIDIA driver 580 or newer, the node has" in lines[name]
+            assert "which needs NVIDIA driver 580 or newer, but the node has" in lines[name]
             assert "update the driver" in lines[name]
         else:
             assert lines[name].startswith(f"environment {expected}: ")
@@ -79,14 +79,14 @@ def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkey
     ("facts", "name", "words"),
     [
         ("driver=550,nvcc=13.0", "llamacpp", "no: environment llamacpp_cuda: built for CUDA 13"),
-        ("driver=580,glibc=2.31", "sglang", "its wheels need glibc 2.34 or newer, the node has 2.31"),
+        ("driver=580,glibc=2.31", "sglang", "its wheels need glibc 2.34 or newer, but the node has 2.31"),
         ("driver=580,glibc=2.31", "vllm", "environment vllm: vllm 0.32.0, torch 2.13.0, CUDA 13"),
         ("driver=470", "transformers", "built for CUDA 13, which needs NVIDIA driver 580"),
         ("capability=7.0", "vllm", "no: environment vllm: its kernels need GPUs of compute capability 7.5 or newer"),
         (
             "driver=580",
             "tensorrt_llm",
-            "tensorrt-llm 1.2.1, Python 3.12, CUDA 13 (not locked yet: NVIDIA's guide also wants",
+            "tensorrt-llm 1.2.1, Python 3.12, CUDA 13 (not locked yet: NVIDIA's guide also requires",
         ),
     ],
 )

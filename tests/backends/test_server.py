@@ -127,7 +127,7 @@ def test_a_fixed_port_that_is_taken_is_refused_at_the_door(launch, marker):
         other.listen()
         port = other.getsockname()[1]
         assert server.port_problem(port) == (
-            f"backend.port={port}: Address already in use; expected: a free port, or null for any"
+            f"backend.port={port}: Address already in use; expected a free port, or null for any"
         )
         assert f"backend.port={port}" in failed_launch(fake(port=port), launch, marker).reason
         assert not (launch.workdir / server.LOG).exists()

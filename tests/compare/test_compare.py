@@ -322,7 +322,7 @@ def test_a_condition_that_could_not_be_judged_is_no_success(tmp_path, capsys):
     assert main(["compare", *once, *fail, "--format", "markdown"]) == 3
     assert "one launch does not show how much launches differ" in capsys.readouterr().out
     assert main(["compare", reference, reference, "--fail-if", "ttft_p50 > 5%"]) == 3
-    assert "no configuration of the reference has ttft_p50" in capsys.readouterr().out
+    assert "no configuration in the reference has ttft_p50" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -352,9 +352,9 @@ def test_formats(tmp_path, capsys):
         ([], "RUN: expected two or more"),
         (["nowhere"], "no run here"),
         (["RUN@backend=tgi"], "no trial with a result has backend=tgi"),
-        (["RUN@batch=1"], "batch is no setting of this run"),
-        (["RUN", "--metric", "outcome"], "metric=outcome: no measured quantity"),
-        (["RUN", "--fail-if", "output_throughput < 3%"], "a loss is negative after <"),
+        (["RUN@batch=1"], "batch is not a setting of this run"),
+        (["RUN", "--metric", "outcome"], "metric=outcome: expected a quantity with a better direction"),
+        (["RUN", "--fail-if", "output_throughput < 3%"], "the percentage must be negative after <"),
         (["RUN", "--fail-if", "output_throughput below 3"], "expected a column"),
     ],
 )

@@ -180,13 +180,13 @@ def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_pa
         ("guidellm.json", ("benchmarks", 0, "metrics", "request_totals"), None, "KeyError: 'request_totals'"),
         ("aiperf.json", ("input_config", "phases"), [], "IndexError"),
         ("aiperf.json", ("benchmark_duration", "avg"), 0.0, "ZeroDivisionError"),
-        ("aiperf.json", ("benchmark_duration", "avg"), -1.0, "ValueError: duration=-1.0: expected a number from 0"),
+        ("aiperf.json", ("benchmark_duration", "avg"), -1.0, "ValueError: duration=-1.0: expected a number >= 0"),
         ("vllm_bench.json", ("output_throughput",), "1e9", "ValueError: output_throughput='1e9': expected a number"),
-        ("vllm_bench.json", ("completed",), -5, "ValueError: num_requests=-5: expected a number from 0"),
-        ("vllm_bench.json", ("failed",), -5, "ValueError: num_failed=-5: expected a number from 0"),
-        ("vllm_bench.json", ("total_input_tokens",), True, "ValueError: input_tokens=True: expected a number from 0"),
-        ("vllm_bench.json", ("median_tpot_ms",), -1, "ValueError: tpot_p50=-0.001: expected a number from 0"),
-        ("vllm_bench.json", ("duration",), math.nan, "ValueError: duration=nan: expected a number from 0"),
+        ("vllm_bench.json", ("completed",), -5, "ValueError: num_requests=-5: expected a number >= 0"),
+        ("vllm_bench.json", ("failed",), -5, "ValueError: num_failed=-5: expected a number >= 0"),
+        ("vllm_bench.json", ("total_input_tokens",), True, "ValueError: input_tokens=True: expected a number >= 0"),
+        ("vllm_bench.json", ("median_tpot_ms",), -1, "ValueError: tpot_p50=-0.001: expected a number >= 0"),
+        ("vllm_bench.json", ("duration",), math.nan, "ValueError: duration=nan: expected a number >= 0"),
     ],
 )
 def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, capsys, name, keys, value, problem):
@@ -200,7 +200,7 @@ def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, ca
         part[last] = value
     (tmp_path / "x.json").write_text(json.dumps(content))
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-    assert f"incomplete, or of another version of its tool ({problem}" in capsys.readouterr().err
+    assert f"incomplete, or from another version of its tool ({problem}" in capsys.readouterr().err
 
 
 def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
@@ -227,13 +227,13 @@ def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
 def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"a": 1}')
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-    assert "no result of vllm bench serve" in capsys.readouterr().err
+    assert "not a result of vllm bench serve" in capsys.readouterr().err
     for text in ("[]", "[1]", "7", "null"):
         (tmp_path / "x.json").write_text(text)
         assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-        assert "no result of vllm bench serve" in capsys.readouterr().err
+        assert "not a result of vllm bench serve" in capsys.readouterr().err
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 0
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 2
-    assert "a folder of its own" in capsys.readouterr().err
+    assert "import into a new folder" in capsys.readouterr().err
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "x"), "output_throughput=9"]) == 2
     assert "import=output_throughput" in capsys.readouterr().err

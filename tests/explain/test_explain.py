@@ -92,7 +92,7 @@ def test_a_fraction_says_what_it_cannot_tell_and_shares_still_add_up(tmp_path):
     full, half = (explained(factorial(tmp_path / str(even), even, noise=0.001, cubic=0.3)) for even in (False, True))
     assert not full.notes
     assert parts(full)["no-cache"].gain.value == pytest.approx(math.exp(-0.1 + 0.1), rel=0.01)
-    assert "8 of 16 combinations: shares are exact if no more than 2 knobs interact" in half.notes[0]
+    assert "8 of 16 combinations: the shares are exact if no more than 2 knobs interact" in half.notes[0]
     assert sum(part.share.value for part in half.parts) == pytest.approx(1)
     assert all(math.isnan(part.alone.value) for part in half.parts)
 

@@ -36,7 +36,7 @@ def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
     capsys.readouterr()
     assert main(["summary", str(twice), "--all"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "other-rows: 1 row measured in this folder by other commands, or before" in printed
+    assert "other-rows: 1 row measured in this folder by other commands, or earlier" in printed
     assert main(["report", str(twice), "all=true"]) == 0
     assert "other-rows" not in capsys.readouterr().out
     summary = pd.read_csv(twice / "summary.csv")

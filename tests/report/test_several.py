@@ -231,7 +231,7 @@ def test_all_rows_are_of_each_run(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "RUN: the report of several runs needs a folder of its own: --output FOLDER"),
-        (["--output", "a"], "a run is there, with a report of its own"),
+        (["--output", "a"], "holds a run with its own report"),
         (["--output", "/proc/none"], "--output /proc/none"),
         (["--output", "new", "--metrics", "vllm"], "--metrics vllm"),
         (["./a", "--output", "new"], "a run is named twice"),

@@ -151,7 +151,7 @@ def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
     text = printed(open_run(tmp_path), 120)
     assert " ≈1.02×" in text
     assert " 2.87×" in text
-    assert "≈ the interval includes 1, or is missing: may be no difference" in text
+    assert "≈ may be a tie: the interval includes 1 or is missing" in text
     run_of(tmp_path, [row for row in rows if row["backend"] != "alike"], baseline={"backend": "plain"})
     assert "≈" not in printed(open_run(tmp_path), 120)
     run_of(tmp_path, [trial("plain", 8, 0, 10.0), trial("fast", 8, 0, 20.0)], baseline={"backend": "plain"})

@@ -177,7 +177,7 @@ def test_a_sweep_that_is_asked_for_again_starts_afresh_unless_it_was_cut_off(bef
 def test_an_engine_that_is_not_installed_is_not_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     listed = {section.name: section for section in gpu_check.sections(tmp_path)}
-    assert listed["conformance:vllm"].obstacle() == "environment cpu is not installed yet: install:vllm comes first"
+    assert listed["conformance:vllm"].obstacle() == "environment cpu has not been installed yet; run install:vllm first"
 
 
 def test_without_network_only_the_folder_of_wheels_is_used(tmp_path):

@@ -77,12 +77,12 @@ FIRST_STUDY = [
     "--gpu-memory-utilization 0.9",
     "--max-batch-total-tokens 32768",
     "  not as published: prompts and their lengths are ours, not the study's prompts.txt",
-    "  not as published: a header of random words begins each prompt",
+    "  not as published: each prompt begins with a header of random words",
     "  not as published: --trust-remote-code is left out",
     "  not as published: --disable-log-requests is left out",
-    "  not as published: max-concurrent-requests is 512, not 128",
-    "  not as published: TGI 3.3.7",
-    "  not as published: max-batch-total-tokens is ignored by TGI 3.3.7",
+    "  not as published: max-concurrent-requests is 512, since 128",
+    "  not as published: TGI 3.3.7, the last release",
+    "  not as published: TGI 3.3.7 ignores max-batch-total-tokens",
 ]
 PUBLISHED = {  # by experiment and hardware: what the study says, as the details of a dry run have it
     ("throughput_bound", "l4"): [
@@ -108,7 +108,7 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
             f"  synthetic batches of {size}: 32 requests after 1 of warm-up; input 128 tokens; output 64 tokens"
             for size in (1, 2, 4, 8, 16, 32)
         ),
-        "  not as published: 32 requests at every batch size, so 32 batches of 1 and one of 32",
+        "  not as published: 32 requests at every batch size (32 batches of 1, one of 32)",
     ],
     ("sequence_length", "t4"): [
         UTILISATION + "4096",
@@ -128,8 +128,8 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
         "--max-model-len 1024",
         "--gpu-memory-utilization 0.9",
         "serving Poisson 50/s, at most 250 in flight: 500 requests",
-        "  not as published: prompts are random words behind a header each, not `vllm bench`'s random tokens",
-        "  not as published: without --override-generation-config",
+        "  not as published: each prompt is a header followed by random words",
+        "  not as published: --override-generation-config is not set",
     ],
     ("completion_batches", "a100-80g"): [
         "dtype: float32; context: 1280 tokens; on 1 GPU (A100)",
@@ -140,9 +140,9 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
         *(f"batches of {size}: {6000 + size + -6000 % size} requests after 0 of warm-up" for size in (1, 4, 16, 64)),
         "output at most 200 tokens",
         "3.1 GiB weights + 40.0 KV cache (reserved: 81,920 tokens)",  # ExLlama's, of 4 bits
-        "  not as published: ExLlamaV3 on 4 bits of its own format, not ExLlama V1",
-        "  not as published: 4 bits in GPTQ's format, made here",
-        "  not as published: llama.cpp's own server in place of its Python binding",
+        "  not as published: ExLlamaV3 with 4 bits in its own format, not ExLlama V1",
+        "  not as published: sweep makes the 4-bit GPTQ checkpoint",
+        "  not as published: llama.cpp's own server instead of its Python binding",
     ],
 }
 
@@ -255,7 +255,7 @@ def test_eight_steps_with_the_published_flags(plan):
     given = [json.loads(line.partition("--override-generation-config '")[2].partition("'")[0]) for line in commands]
     assert given == [json.loads(greedy)] * 12
     assert output.count("; environment vllm+suffix") == 12, "steps differ in their flags alone"
-    assert output.count("  not as published: steps 3 to 8 without --calculate-kv-scales") == 12
+    assert output.count("  not as published: steps 3 to 8 lack --calculate-kv-scales") == 12
     narrow, wide = ("128", False), ("256", True)
     flags = [(line.partition("--max-num-seqs ")[2].split()[0], "fp8" in line) for line in commands]
     assert flags == [("256", False), narrow, ("128", True), *[wide] * 3, ("512", True), *[wide] * 5]
@@ -469,7 +469,7 @@ def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tm
     shutil.rmtree(folder)  # all is in the cache now
     monkeypatch.setattr(studies, "prepared", set)
     measure("throughput_bound", folder)
-    there = "The command took 0 min 9 s from an empty results folder, with environments, weights and references in the"
+    there = "The command took 9 s from an empty results folder, with environments, weights and references in the"
     assert f"{there} cache." in studies.circumstances(folder)
     time_file(folder).unlink()
     measure("throughput_bound", folder)

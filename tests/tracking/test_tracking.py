@@ -126,7 +126,7 @@ def test_a_process_that_dies_or_hangs_is_one_warning(
         tracker.log_trial({**ROW, "log_tail": "x" * 4000}, TELEMETRY)
     tracker.close(timeout=0.5)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "the sweep goes on" in caplog.text
+    assert "the sweep continues" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
