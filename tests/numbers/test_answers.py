@@ -62,7 +62,7 @@ def test_what_is_odd_is_named_and_what_is_honest_is_not(
     assert requests.text_hash.notna().any() == (script.text != "same")
     if "prompt-tokens-differ" in codes:
         assert pd.isna(row.total_throughput)
-        assert pd.isna(pd.read_csv(tmp_path / "out" / "summary.csv").total_throughput[0])
+        assert "total_throughput" not in pd.read_csv(tmp_path / "out" / "summary.csv").dropna(axis=1)
     if "buffered-stream" in codes:
         assert pd.isna(row.tpot_p50)
 
