@@ -4,12 +4,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from analysis.exchange.tools import NAMED_PARTS, ImportedRow, rows_of
+from analysis.exchange.vllm_bench import SUMMARY
 from sweep.base.config import ConfigError, one_of
 from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 
 OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
+
+
+def _results_in(path: Path) -> list[Path]:
+    """The file, or the result files below a folder; a summary.json stands for the files beside it."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.rglob("*.json"))
+    summarised = {file.parent for file in files if file.name == SUMMARY}
+    files = [file for file in files if file.name == SUMMARY or file.parent not in summarised]
+    if not files:
+        raise ConfigError(f"{path}: no result file (*.json) is in this folder")
+    return files
 
 
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
@@ -20,7 +33,7 @@ def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str
     paths = RunPaths(folder)
     if paths.trials.exists():
         raise ConfigError(f"{folder}: already has a run; import into a new folder")
-    rows = [row for file in files for row in rows_of(file)]
+    rows = [row for file in files for each in _results_in(file) for row in rows_of(each)]
     repeated: dict[str, int] = {}
     for index, row in enumerate(rows):
         row |= settings

@@ -13,15 +13,17 @@ from typing import Any
 
 from sweep.base.config import ConfigError, first_line
 from sweep.base.records import LOAD_COLUMNS
+from sweep.base.whole_file import parsed_size, read_bounded
 
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
-NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # a row's names; its other columns are figures
-EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
-CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # names in GuideLLM and AIPerf
-OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # loads with another name in sweep
-OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # sweep counts from a schedule if any, these tools from the send
+NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # columns of a row; the others are figures
+EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not have
+CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
+OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
+LARGEST_IMPORT, LARGEST_PARSED = 128 << 20, 768 << 20  # bytes of a file, and of its content once it is parsed
+OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, if there is one; these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
     name: name for name in ("p50", "p90", "p95", "p99")
 }
@@ -31,8 +33,11 @@ STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
 def rows_of(file: Path) -> list[ImportedRow]:
     """Return the results in a file, one row per result."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = read_bounded(file, LARGEST_IMPORT)
+        if parsed_size(document) > LARGEST_PARSED:
+            raise ValueError("has too many objects and lists for a file of results")
+        content = json.loads(document.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from None
     try:
         rows = _rows(content)
@@ -164,7 +169,6 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
 
 
 def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:
-    """Return the task and the tool that measured it."""
     return {
         "backend": "openai",
         "model": str(model or "unknown"),
@@ -201,7 +205,6 @@ def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seco
 
 
 def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    """Return a series' statistics under sweep's names, in seconds."""
     figures = {statistic: float(of_tool[key]) for key, statistic in STATISTICS.items() if of_tool.get(key) is not None}
     return {statistic: figure * seconds for statistic, figure in figures.items() if not math.isnan(figure)}
 

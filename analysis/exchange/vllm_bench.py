@@ -43,7 +43,6 @@ def _exported_settings(run: Run, row: Any) -> dict[str, Any]:
 
 
 def _present(row: Any, keys: Iterable[str]) -> dict[str, Any]:
-    """Return a row's values of these keys, as JSON values."""
     values = {key: row[key] for key in keys if key in row and pd.notna(row[key])}
     return {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 

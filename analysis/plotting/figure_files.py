@@ -68,18 +68,19 @@ class SavedFigure:
     svg: str
 
 
-def draw_all(run: Run, layout: Layout) -> list[SavedFigure]:
-    """Draw and save every figure that has data in this run, and remove stale ones."""
+def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None) -> list[SavedFigure]:
+    """Draw and save every figure that has data in this run, in its folder or another, and remove stale ones."""
+    paths = target or run.paths
     saved: list[SavedFigure] = []
     with style():
         for name, module in _modules():
             figure = module.draw(run, layout)
             if figure is None:
                 for suffix in ("svg", "png"):
-                    (run.paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
+                    (paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
             else:
                 caption = (module.__doc__ or name).strip().splitlines()[0]
-                saved.append(SavedFigure(name, caption, _save(run, name, figure)))
+                saved.append(SavedFigure(name, caption, _save(paths, name, figure)))
     return saved
 
 
@@ -94,13 +95,13 @@ def style() -> AbstractContextManager[None]:
     return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"})
 
 
-def _save(run: Run, name: str, figure: Figure) -> str:
-    """Write NAME.svg and NAME.png. Return the SVG's text."""
+def _save(paths: run_files.RunPaths, name: str, figure: Figure) -> str:
+    """Write NAME.svg and NAME.png; return the SVG's text."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     figure.savefig(png, format="png", dpi=200, facecolor="white")
-    run_files.write_whole(run.paths, run.paths.figures / f"{name}.svg", svg.getvalue())
-    run_files.write_whole(run.paths, run.paths.figures / f"{name}.png", png.getvalue())
+    run_files.write_whole(paths, paths.figures / f"{name}.svg", svg.getvalue())
+    run_files.write_whole(paths, paths.figures / f"{name}.png", png.getvalue())
     return svg.getvalue()
 
 

@@ -43,18 +43,19 @@ from sweep.numbers.warnings import ResultWarning
 INTERACTIVE = "pareto"  # the figure that the script draws
 
 
-def write_all(results: RunResults) -> None:
-    """Write a run's summary.csv, figures/ and report.html.
+def write_all(results: RunResults, target: run_files.RunPaths | None = None) -> None:
+    """Write summary.csv, figures/ and report.html of a run, to its folder or another.
 
     Raises:
         ValueError: for a run in an object store, since only `sweep report URL --output FOLDER` writes its report.
     """
     run = results.run
     if run.copy is not None:
-        raise ValueError("the report of a run in an object store needs a folder: sweep report URL --output FOLDER")
-    run_files.write_whole(run.paths, run.paths.summary, csv_of(summary_table(results)))
-    figures = draw_all(run, results.layout)
-    run_files.write_whole(run.paths, run.paths.report, html(results, figures))
+        raise ValueError("a report of a run in an object store needs a folder: sweep report URL --output FOLDER")
+    paths = target or run.paths
+    run_files.write_whole(paths, paths.summary, csv_of(summary_table(results)))
+    figures = draw_all(run, results.layout, paths)
+    run_files.write_whole(paths, paths.report, html(results, figures))
 
 
 def html(results: RunResults, figures: Iterable[SavedFigure]) -> str:

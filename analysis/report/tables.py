@@ -26,12 +26,13 @@ from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import Components, shares_text
 from analysis.table import KEY, NONE, Cell, Column, Table, view
 from sweep.base.wording import number
-from sweep.numbers.warnings import ResultWarning
+from sweep.numbers.warnings import ResultWarning, off_steady
 
 WITH_INTERVAL = {*HEADLINE, *STEADY, *REFERENCE_COLUMNS} - {"steady_num_requests", "steady_num_failed"}
 PointRow: TypeAlias = "pd.Series[Any]"  # a row in the summary
 LARGEST_TABLE = 400  # rows; summary.csv has the others
 MAYBE = "≈"  # before a ratio whose interval includes 1
+OF_STEADY = "°"  # behind a latency of the steady state, where the whole run's differs
 COLUMNS = (
     *HEADLINE,
     "goodput_share",
@@ -185,6 +186,8 @@ def _brief(point: PointRow, name: str) -> str:
     known = bound(point, name, label(name).scale)
     if known is not None:
         return known[0] if known[0] != NONE else f"{NONE} {known[1].replace('more than ', '>')}"
+    if steady := _steady_figure(point, name):
+        return steady
     shown, ends = label(name).shown(point[name]), range_text(estimate(point, name), label(name))
     return f"{shown} ({ends})" if ends and name in ("output_throughput", *REFERENCE_COLUMNS) else shown
 
@@ -201,9 +204,19 @@ def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> 
     known = bound(point, name, label(name).scale)
     if known is not None:
         return Cell(*known, warnings=concerned)
+    if steady := _steady_figure(point, name):
+        return Cell(steady, f"whole run {label(name).shown(point[name])}", warnings=concerned)
     detail = range_text(estimate(point, name), label(name)) if name in WITH_INTERVAL else ""
     best = point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED)
     return Cell(label(name).shown(point[name]), detail, best, concerned)
+
+
+def _steady_figure(point: PointRow, name: str) -> str:
+    """A quantile of the steady state, marked, where the whole run's differs by more than 10 %; else empty."""
+    steady = f"steady_{name}"
+    if steady not in STEADY or steady not in point or not off_steady(point[name], point[steady]):
+        return ""
+    return f"{label(steady).shown(point[steady])}{OF_STEADY}"
 
 
 def spread_table(results: RunResults) -> Table[Components] | None:

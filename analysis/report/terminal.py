@@ -17,6 +17,7 @@ from analysis.point_names import listed
 from analysis.report.models import models_table
 from analysis.report.tables import (
     MAYBE,
+    OF_STEADY,
     best_headroom,
     deciding_table,
     everything_table,
@@ -39,6 +40,7 @@ STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cy
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
     BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures, since the requests are too few or too dependent",
+    OF_STEADY: f"{OF_STEADY} steady state: over the whole run, start and drain included, it differs by more than 10 %",
     MAYBE: f"{MAYBE} may be a tie: the interval includes 1 or is missing",
 }
 """What a mark in a cell means."""

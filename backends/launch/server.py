@@ -107,17 +107,29 @@ class Engine:
             return not self._gone and self.exit_status is None
 
     def log_position(self) -> int:
-        """Return the log's current size in bytes, for `since` in `log_tail` and `ran_out_of_memory`."""
-        return self.log.stat().st_size if self.log.exists() else 0
+        """Bytes logged so far, to pass as `since` to `log_tail` and `ran_out_of_memory`."""
+        return self.log.stat().st_size + self._log_shift() if self.log.exists() else 0
+
+    def log_left_out(self) -> int:
+        """Bytes that were taken out of the middle of the log, which has a largest size."""
+        return supervisor.bytes_left_out(str(self.log))
+
+    def _log_shift(self) -> int:
+        missing = self.log_left_out()
+        return missing - supervisor.NOTE_SIZE if missing else 0
 
     def log_tail(self, lines: int = 40, since: int = 0) -> str:
         """Return the last lines that this launch logged after position `since`, with secrets masked."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
-            file.seek(max(self._log_begin, since, self.log_position() - TAIL_BYTES))
+            end = file.seek(0, os.SEEK_END)
+            begin = max(min(self._log_begin, supervisor.LOG_HEAD), since - self._log_shift(), end - TAIL_BYTES)
+            file.seek(begin)
             text = file.read().decode(errors="replace")
-        return "\n".join(masked(text, self._secrets).splitlines()[-lines:])
+        tail = masked(text, self._secrets).splitlines()[-lines:]
+        cut = [f"sweep: {missing} bytes of this log are left out"] if (missing := self.log_left_out()) and tail else []
+        return "\n".join(cut + tail)
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
         """Return whether this launch logged an out-of-memory error after position `since`, even if it survived."""
@@ -228,7 +240,6 @@ class Engine:
         self._wait_for_gpu_memory()
 
     def _wait_for_gpu_memory(self) -> None:
-        """Wait until GPU memory use is back to its level before the launch, since the driver frees it with a delay."""
         deadline = time.monotonic() + GPU_MEMORY_WITHIN
         while (used := used_memory(self.launch.gpus)) > self._gpu_memory + GPU_MEMORY_SLACK:
             if time.monotonic() > deadline:
@@ -253,15 +264,15 @@ class Engine:
             "log": str(self.log),
             "cpus": list(self.launch.cpus),
             "grace": self.backend.stop_grace,
+            "marks": {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)},
         }
-        marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)} | {supervisor.SUPERVISOR: "1"}
         try:
             subprocess.run(
-                # -I and -S exclude the user's settings and site-packages.
-                [sys.executable, "-I", "-S", supervisor.__file__, str(lease_read), str(status_write)],
+                # -I -S: without the user's settings and site-packages.
+                [sys.executable, "-I", "-S", supervisor.__file__, "guard", str(lease_read), str(status_write)],
                 input=json.dumps(spec).encode(),
                 pass_fds=(lease_read, status_write),
-                env=marks,
+                env={},  # what looks for marks finds the supervisor, and not its guardian
                 check=True,
             )
         except BaseException:
@@ -294,24 +305,21 @@ class Engine:
             self.exit_status = message.get("exit", self.exit_status)
 
     def _log_text(self) -> str:
-        """Return what this launch has logged, up to LOG_PART bytes at each end, without earlier launches."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
-            file.seek(self._log_begin)
+            file.seek(min(self._log_begin, supervisor.LOG_HEAD))
             head = file.read(LOG_PART)
-            file.seek(max(file.tell(), self.log_position() - LOG_PART))
+            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - LOG_PART))
             return (head + file.read(LOG_PART)).decode(errors="replace")
 
     def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
-        """Return the engine's own choices (attention backend, graphs, scheduler) from its log and version route."""
         text, patterns = self._log_text(), self.backend.log.choices.items()
         logged = {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
         settled = {name: info.get(name.replace("-", "_")) for name in self.backend.flag_rules.settled}
         return logged | {name.replace("-", "_"): str(value) for name, value in settled.items() if value is not None}
 
     def _dtype(self) -> str | None:
-        """Return the data type of the computation; None for an attached endpoint whose `dtype` is auto."""
         if self.launch.dtype != "auto":
             return self.launch.dtype
         if not self.backend.launches:
@@ -329,12 +337,10 @@ class Engine:
         return str(stored) if stored else None
 
     def _before_ampere(self) -> bool:
-        """Return whether a GPU of this launch lacks bfloat16."""
         capabilities = [gpu.capability for gpu in filter(None, map(find_gpu, self.launch.gpus))]
         return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
-        """Return the JSON object that the engine serves at `path`; empty if it serves none."""
         try:
             with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
                 answer = client.get(self.url + path, headers=self.backend.key_headers(), timeout=10)
@@ -355,6 +361,9 @@ class AttachedEngine(Engine):
 
     def _start(self) -> None:
         self.command = []
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"proxy": "none"}  # docs/endpoints.md has the rule
 
     def alive(self) -> bool:
         """Return whether the endpoint accepts connections. Try at most once a second, since it is not our machine."""
@@ -517,7 +526,6 @@ class _Start:
 
 
 def _answers(engine: Engine, client: httpx.Client) -> bool:
-    """Return whether an engine reports that it is ready."""
     try:
         return client.get(engine.url + engine.backend.wire.ready_path).status_code == 200
     except httpx.TransportError:
@@ -577,6 +585,5 @@ def _reachable_by() -> str:
 
 
 def _oom_kills() -> int:
-    """Return how many processes the kernel has killed for lack of memory since boot."""
     match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     return int(match[1]) if match else 0

@@ -1,17 +1,20 @@
 """The parent process of an engine or of a preparing program. It leaves no process behind.
 
-It is forked twice, so that a parent that kills its direct children misses it, and leads its own session. Two pipes
-connect it to the task. The *lease* ends when the task closes it or dies. The *status* has one JSON object per line:
-{"pid": …}, {"exit": …}, {"gone": …}. As a subreaper the supervisor inherits processes that the engine detaches. If the
-supervisor is killed, a marker in the environment identifies them. `hold LEASE COMMAND…` supervises a program.
+It is forked twice (a parent that kills its direct children does not hit it) and leads a session of its own. Two pipes
+connect it to the task: the *lease*, whose end means that the task has closed it or has died; and the *status*, a JSON
+object a line: {"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits what the engine detaches, also from an
+environment and a session of its own. If it is killed itself, its parent, the *guardian*, inherits them and ends them; a
+marker in every process' environment identifies the others. `hold LEASE COMMAND…` does so for a program.
 """
 
 import contextlib
 import ctypes
 import json
 import os
+import re
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +24,11 @@ MARKER = "SWEEP_MARKER"  # in an engine's environment: the attempt that it belon
 OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
 SUPERVISOR = "SWEEP_SUPERVISOR"  # only in a supervisor's environment
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-GONE_WITHIN = 15.0  # seconds that killed processes have to disappear (a GPU driver can hold one)
+LOG_HEAD = LOG_TAIL = 8 << 20  # bytes of a log that are kept, once it has twice as many
+LOG_CHECK = 1.0  # s between two looks at its size
+LOG_NOTE = b"\nsweep: %015d bytes of this log are left out here\n"
+NOTE_SIZE = len(LOG_NOTE % 0)
+GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver can hold one for seconds)
 
 
 def status_field(pid: int, number: int) -> str | None:
@@ -108,6 +115,29 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
+def bytes_left_out(log: str) -> int:
+    """Return the bytes that `cut_log` took out of a log."""
+    with contextlib.suppress(OSError), open(log, "rb") as file:
+        file.seek(LOG_HEAD)
+        if note := re.fullmatch(LOG_NOTE.replace(b"%015d", rb"(\d{15})"), file.read(NOTE_SIZE)):
+            return int(note[1])
+    return 0
+
+
+def cut_log(log: str) -> None:
+    """Keep the head and the tail of a log that is twice as large as both, with a note of the bytes between them."""
+    with contextlib.suppress(OSError):
+        if (size := os.path.getsize(log)) < 2 * (LOG_HEAD + LOG_TAIL):
+            return
+        earlier = bytes_left_out(log)
+        with open(log, "r+b") as file:
+            file.seek(size - LOG_TAIL)
+            tail = file.read(LOG_TAIL)
+            file.seek(LOG_HEAD)
+            file.write(LOG_NOTE % (earlier + size - LOG_HEAD - LOG_TAIL - (NOTE_SIZE if earlier else 0)) + tail)
+            file.truncate()  # the engine appends, so it goes on from here
+
+
 def start(spec: dict[str, Any]) -> int:
     """Start the engine, logged, in its own group and on its cores. Return its pid. It dies with this process."""
     supervisor = os.getpid()
@@ -173,7 +203,9 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
 
     exited: int | None = None
     while exited is None and not stopping:
-        stopping = lease in wait([lease, wake_read], None) or stopping
+        stopping = lease in wait([lease, wake_read], LOG_CHECK if spec["log"] else None) or stopping
+        if spec["log"]:
+            cut_log(spec["log"])
         exited = reap().get(engine)
         if exited is not None:
             say(exit=exited)
@@ -196,20 +228,34 @@ def hold(lease: int, command: list[str]) -> int:
     return 128 + signal.SIGKILL if exited is None else exited if exited >= 0 else 128 - exited
 
 
+def guard(spec: dict[str, Any], lease: int, status: int) -> None:
+    """Run the supervisor, and end what it leaves if it is killed; whoever watches `status` waits for that."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    arguments = [sys.executable, "-I", "-S", __file__, "supervise", str(lease), str(status)]
+    marks = spec["marks"] | {SUPERVISOR: "1"}
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, pass_fds=(lease, status), env=marks, start_new_session=True
+    ) as child:
+        os.close(lease)
+        child.communicate(json.dumps(spec).encode())
+    kill_all(lambda: descendants(os.getpid()))
+
+
 def main() -> None:
     if sys.argv[1] == "hold":
         sys.exit(hold(int(sys.argv[2]), sys.argv[3:]))
-    lease, status = int(sys.argv[1]), int(sys.argv[2])
-    spec = json.load(sys.stdin)  # not on the command line, since the engine's environment may hold a token
-    if os.fork():
-        os._exit(0)
-    os.setsid()
+    run, lease, status = supervise if sys.argv[1] == "supervise" else guard, int(sys.argv[2]), int(sys.argv[3])
+    spec = json.load(sys.stdin)  # not on the command line: the engine's environment may hold a token
+    if run is guard:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
     for descriptor in (lease, status):
         os.set_inheritable(descriptor, False)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    supervise(spec, lease, status)
+    run(spec, lease, status)
 
 
 if __name__ == "__main__":

@@ -250,7 +250,6 @@ def installed(python: str) -> dict[str, str]:
 
 
 def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:
-    """Install the locked distributions, compile the sources and verify. Return the exact installed versions."""
     assert spec.lock is not None, f"environment {spec.name} has no lock"
     progress(f"environment {spec.name}: building {folder} ({', '.join(spec.requirements)}); this takes minutes, once")
     if folder.exists():

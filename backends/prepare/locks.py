@@ -146,7 +146,6 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tupl
 
 
 def _fits(build: str | int | None, spec: EnvironmentSpec) -> bool:
-    """Return whether a build of torch (None: no torch) is the kind that the environment requires."""
     if build is None or spec.torch == "cpu":
         return build in (None, "cpu")
     return build == spec.cuda if spec.cuda else build != "cpu"

@@ -57,6 +57,11 @@ class EngineTable(Strict):
         name = spelling(name)
         return [] if name in self.names else sorted({self.names[each] for each in self.names if each.startswith(name)})
 
+    def takes_text(self, name: str) -> bool:
+        """Return whether a flag takes any text, such as a module's name, or is unknown."""
+        flag = self.flags.get(self.names.get(spelling(name.partition(".")[0]), ""), "any")
+        return isinstance(flag, str) and flag.removesuffix("+") in ("str", "json", "any")
+
     def problem(self, name: str, value: Any) -> str | None:
         """Return in a few words why the engine would reject a flag, or None if it would not."""
         flag = self.flags.get(self.names.get(spelling(name.partition(".")[0]), ""))

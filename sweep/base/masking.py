@@ -5,19 +5,25 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 NAME = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|(ACCESS|ACCOUNT|PRIVATE)_KEY(_ID)?|AUTHORIZATION"
     r"|COOKIE|CONNECTION_?STRING|(^|_)(PAT|DSN|AUTH))$",
     re.IGNORECASE,
 )
-# Keys by their issuers' prefixes, web tokens, and passwords in URLs.
-VALUE = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bgh[opsur]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
-    r"|\bxox[abp]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bya29\.[\w-]{20,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"
-    r"|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)|(?<=AccountKey=)[\w+/=-]{20,}"
+# The shape of each issuer's keys; docs/backends.md has their table.
+_TABLE = Path(__file__).with_name("secret_shapes.txt").read_text(encoding="utf-8").splitlines()
+SHAPES = dict(line.split("\t") for line in _TABLE if not line.startswith("#"))
+VALUE = re.compile("|".join(SHAPES.values()))
+PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a name and its value, in a message
+# The same in what engines print: their tokens are mostly words of a vocabulary, or counted.
+LOGGED_PAIR = re.compile(
+    r"(?i)(?<![\w-])(?P<name>[\w-]{0,40}?(?:token|secret|password|passwd|passphrase|credentials?|api[_-]?key|(?:access|account|private)[_-]key"
+    r"|authorization|connection[_-]?string))"
+    r"(?P<sign>['\"]?\s*(?:[:=]|=>|(?<=['\"])\s*,)\s*(?:b?['\"])?(?:(?:basic|token|digest|apikey)\s+)?)"
+    r"(?P<secret>(?=[^\s'\",;{}()\[\]]*\d)(?=[^\s'\",;{}()\[\]]*[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
 )
-PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a name and its value in a message
 MASK = "***"
 SHORTEST = 8  # characters of a variable's value that is masked everywhere: shorter values may be ordinary words
 
@@ -68,7 +74,7 @@ def masked_message(text: str, secrets: set[str]) -> str:
 
 
 def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
-    """Return a text without these secrets, and without anything that looks like a key or a password in a URL."""
-    for secret in sorted(secrets, key=len, reverse=True):  # one secret may begin with another
+    """Return a text without these values, the shapes above, and the values of pairs that are named as secrets."""
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, MASK)
-    return VALUE.sub(MASK, text)
+    return LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))

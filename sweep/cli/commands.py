@@ -283,6 +283,7 @@ def rerun(arguments: list[str]) -> int:
     parser.add_argument("source", metavar="RUN#TRIAL", help="RUN#TRIAL, RUN, or a file with a capsule")
     parser.add_argument("--all", action="store_true", help="measure every result of RUN again")
     parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
+    parser.add_argument("--trust", action="store_true", help="install and start also what this machine does not have")
     parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, remaining = _config_dirs(arguments)
@@ -297,7 +298,7 @@ def rerun(arguments: list[str]) -> int:
     console = make_console()
     refused = len(capsules) > 1 and not options.all and content is None and not Path(options.source).is_file()
     overrides = [*options.overrides, *(["dry_run=true"] if refused else [])]
-    status = run_again(capsules, overrides, options.out, arguments, console, folders)
+    status = run_again(capsules, overrides, options.out, arguments, console, folders, options.trust)
     if refused:
         raise ConfigError(f"{options.source}: expected RUN#TRIAL, or --all for {len(capsules):,} trials")
     return status
@@ -519,6 +520,7 @@ def import_(arguments: list[str]) -> int:
     """Make a run from results saved by `vllm bench serve`, GuideLLM or AIPerf.
 
     sweep import result.json OUT backend=vllm model=tiny-llama workload=synthetic
+    sweep import FOLDER OUT                      all results of an export, or of a `vllm bench sweep`
     sweep compare results/mine OUT
 
     KEY=VALUE supplies what the file lacks, in the terms of the run that it is compared with. Each row says in
@@ -527,7 +529,7 @@ def import_(arguments: list[str]) -> int:
     from analysis.exchange.imported_run import import_files
 
     parser = Parser(import_)
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="or a folder with files")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new results folder")
     pairs = [each for each in arguments if "=" in each and not each.startswith("-") and not Path(each).is_file()]
     options = parser.parse_args([argument for argument in arguments if argument not in pairs])

@@ -63,6 +63,7 @@ from sweep.plan.planning import make_plan
 from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, print_plan
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
 
 
@@ -294,23 +295,43 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 def print_report(
     folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
 ) -> None:
-    """Print the summary of the results in a folder, after rebuilding tables, figures and report."""
+    """Print the summary of the results in a folder, after rebuilding tables, figures and report.
+
+    The report of a folder that may only be read goes to the current folder.
+    """
     import analysis  # imports pandas and scipy, which a command with nothing to do does not need
 
+    paths = RunPaths(folder)
     try:
         results = analysis.open_results(folder, all_rows)
         if rebuild:
-            analysis.write_all(results)
+            try:
+                analysis.write_all(results)
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                paths = _elsewhere(folder)
+                analysis.write_all(results, paths)
+                console.print(
+                    f"{folder} may only be read: its report goes to {paths.out}", markup=False, soft_wrap=True
+                )
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
     for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
         console.print(table)
-    _print_place_of_report(RunPaths(folder), console)
+    _print_place_of_report(paths, console, rebuild)
 
 
-def _print_place_of_report(paths: RunPaths, console: Console) -> None:
-    where = f"out of date; sweep report {paths.out} writes it" if _is_stale(paths) else paths.report
+def _elsewhere(run: Path) -> RunPaths:
+    """Where the report of a run goes that cannot be written: the current folder, or a new one there."""
+    current = RunPaths(Path.cwd())
+    return RunPaths(current.out / f"{run.name}-report") if current.report.exists() else current
+
+
+def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = False) -> None:
+    is_stale = not is_new and _is_stale(paths)
+    where = f"out of date; sweep report {paths.out} writes it" if is_stale else paths.report
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 
 

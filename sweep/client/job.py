@@ -114,10 +114,13 @@ class ResultFiles:
         self._chunk_us, self._chunk_tokens = array("I"), array("H")
         self._texts: dict[str, int] = {}
         self.warm_up = [0, 0, 0]  # answers that the server counted, their tokens, and the requested tokens
+        self.warm_up_durations: list[float] = []  # s, of the warm-up's requests that succeeded
         self._texts_path = folder / f"texts.{part}.json"
 
     def count_warm_up(self, answer: wire.Answer, limit: int) -> None:
         """Add a call of the warm-up, whose answers have at most `limit` tokens, to the counts."""
+        if answer.error is None and answer.completed:
+            self.warm_up_durations.append((answer.completed - answer.sent) / 1e9)
         if answer.error is None and answer.counted:
             for stream in answer.streams:
                 hidden = stream.reasoning_tokens if stream.answer_us is None else 0

@@ -63,6 +63,7 @@ class ClientReport:
     peak_memory_bytes: int  # of the largest client process
     batch_form: BatchForm  # how lockstep batches were actually sent
     stopped: str | None = None  # why the trial was stopped early
+    start_spread: float | None = None  # s between the first and the last user's start; None without users
 
 
 class WarmUp(NamedTuple):
@@ -132,7 +133,9 @@ def measure(
         folder, parts, [*warmup, *requests], len(warmup), supervisor.start, count_tokens, target.ignore_eos
     )
     cores = len(cpus or os.sched_getaffinity(0))
-    return Measurement(records, _report(folder, finals, target, supervisor.stopped, cores), supervisor.start / 1e9)
+    report = _report(folder, finals, target, supervisor.stopped, cores)
+    report = replace(report, start_spread=mode.after_warm_up(supervisor.request_duration).start_spread())
+    return Measurement(records, report, supervisor.start / 1e9)
 
 
 def allow_open_files(files: int) -> None:
@@ -248,6 +251,8 @@ class _Supervisor:
         self._stall_timeout = math.inf if stall_timeout is None else stall_timeout
         self._progress = time.monotonic_ns()  # the latest token, as reported by the processes
         self._warm_ups: list[WarmUp] = []
+        self._durations: list[float] = []  # s, of the warm-up's requests
+        self.request_duration = 0.0  # their median
         self.start = time.monotonic_ns()
         self.stopped: str | None = None
         self._stop_by = float("inf")  # time.monotonic()
@@ -278,10 +283,12 @@ class _Supervisor:
         if message["event"] == "ready":
             self._ready.add(part)
             self._warm_ups.append(WarmUp(*message["warm_up"]))
+            self._durations += message["durations"]
             if len(self._ready) == len(clients):
                 self._on_warm(WarmUp(*map(sum, zip(*self._warm_ups, strict=True))))
+                self.request_duration = quantile(self._durations, 0.5) if self._durations else 0.0
                 self.start = time.monotonic_ns() + int(HEAD_START * 1e9)
-                _send(clients, go=self.start)
+                _send(clients, go=self.start, request_duration=self.request_duration)
                 self._on_start(self.start / 1e9)
         elif message["event"] == "progress":
             self._progress = max(self._progress, message["at"])
@@ -385,7 +392,6 @@ def _read_records(
 
 
 def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens | None) -> None:
-    """Count the tokens of the answers whose text was stored."""
     kept_texts = [(record, text) for record, text in records if text]
     if count_tokens is not None and kept_texts:
         counts = count_tokens([text for _, text in kept_texts])
@@ -394,7 +400,6 @@ def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens
 
 
 def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: int) -> tuple[Record, str | None]:
-    """Return a record as the client wrote it, and the answer's text if it was stored."""
     row = PackedRow(*ROW.unpack_from(part.rows, place.row))
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
@@ -427,7 +432,6 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
 
 
 def _since(instant: int, start: int) -> float | None:
-    """Return the seconds from the start to an instant in ns; None if it is unknown."""
     return None if instant == UNKNOWN else (instant - start) / 1e9
 
 

@@ -13,6 +13,7 @@ Indices count the calls of a phase (warm-up or measured) over all client process
 
 from __future__ import annotations  # array[float] cannot be evaluated before Python 3.12
 
+import math
 from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
@@ -21,6 +22,8 @@ from sweep.base.records import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sized
+
+LARGEST_SPREAD = 0.1  # of a load's duration, over which its users begin
 
 
 @dataclass(slots=True)
@@ -76,6 +79,14 @@ class Mode:
         """Return the share of one of several client processes: every `parts`-th request, starting with `part`."""
         return self
 
+    def after_warm_up(self, request_duration: float) -> Self:
+        """The mode of the measured phase, when the warm-up's requests took so many seconds (median; 0: unknown)."""
+        return self
+
+    def start_spread(self) -> float | None:
+        """Time between the first and the last user's start, s; None without users."""
+        return None
+
     def begin(self, sender: CallSender) -> None:
         """Put the first instants on the timeline; the clock starts at `sender.start`."""
         raise NotImplementedError
@@ -130,7 +141,8 @@ class ClosedLoop(Mode):
 
     concurrency: int
     think: array[float] | None = None  # in s, one per request
-    offsets: array[float] | None = None  # in s from the start, one per user
+    offsets: array[float] | None = None  # in s from the start, one per user; or shares of `request_duration`
+    request_duration: float | None = None  # s, 0 until the warm-up has shown it; None: offsets are in s
 
     def most_in_flight(self) -> int:
         return self.concurrency
@@ -139,10 +151,22 @@ class ClosedLoop(Mode):
         offsets = None if self.offsets is None else self.offsets[part::parts]
         return replace(self, concurrency=_part_of(self.concurrency, part, parts), offsets=offsets)
 
+    def after_warm_up(self, request_duration: float) -> Self:
+        if self.request_duration is None:
+            return self
+        return replace(self, request_duration=min(request_duration, LARGEST_SPREAD * (self.duration or math.inf)))
+
+    def start_spread(self) -> float:
+        return max(map(self._begins, range(self.concurrency)))
+
+    def _begins(self, user: int) -> float:
+        """When a user begins, s from the start."""
+        scale = 1.0 if self.request_duration is None else self.request_duration
+        return 0.0 if self.offsets is None else self.offsets[user] * scale
+
     def begin(self, sender: CallSender) -> None:
         for user in range(self.concurrency):
-            offset = 0.0 if self.offsets is None else self.offsets[user]
-            sender.at(sender.start + int(offset * 1e9), user)
+            sender.at(sender.start + int(self._begins(user) * 1e9), user)
 
     def due(self, sender: CallSender, instant: int, index: int) -> None:
         sender.send_next(instant)

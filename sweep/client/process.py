@@ -4,7 +4,7 @@
 reports "ready", and begins at the instant that it gets in return (see `sender`). It imports nothing heavy: the standard
 library, uvloop and httptools. It talks to the parent in lines of JSON on stdout and stdin:
 
-    -> {"event": "ready"}            <- {"go": start}  (ns of CLOCK_MONOTONIC)
+    -> {"event": "ready"}            <- {"go": start, "request_duration": s}  (ns of CLOCK_MONOTONIC)
     -> {"event": "progress", "at": instant of the latest token, "counts": as `Sender.counts`}
                                      <- {"stop": reason}; end of stdin: the parent is gone, stop
     -> {"event": "done", ...}
@@ -47,6 +47,7 @@ class MeasuringProcess:
         self.results = ResultFiles(job.folder, job.part)
         self.sender: Sender | None = None
         self.go: asyncio.Future[int] = loop.create_future()
+        self.request_duration = 0.0  # s, of the warm-up's requests
         self.stop: str | None = None
         self.lags = array("f")  # s
         self._line = b""
@@ -65,8 +66,9 @@ class MeasuringProcess:
             await self._send_phase(pool, 0, warmup, time.monotonic_ns())
         gc.collect()
         gc.freeze()  # the objects that exist now stay: they need no checks during the measurement
-        _send_message(event="ready", warm_up=self.results.warm_up)
+        _send_message(event="ready", warm_up=self.results.warm_up, durations=self.results.warm_up_durations)
         start = await self.go
+        self.job.mode = self.job.mode.after_warm_up(self.request_duration)
         warm, steps = replace(self.counters), self.stamps.steps
         del self.lags[:]
         self._lag_due = time.monotonic_ns() + LAG_EVERY
@@ -100,7 +102,6 @@ class MeasuringProcess:
         return sender
 
     def _first_connections(self) -> int:
-        """Return the number of connections to open before the clock starts."""
         calls, requests = len(range(self.job.part, self.job.calls, self.job.parts)), self.job.mode.most_in_flight()
         if requests is None:
             return min(calls, FIRST_CONNECTIONS)
@@ -117,6 +118,7 @@ class MeasuringProcess:
         for line in lines:
             message = json.loads(line)
             if "go" in message:
+                self.request_duration = message["request_duration"]
                 self.go.set_result(message["go"])
             if "stop" in message:
                 self._stop(message["stop"])

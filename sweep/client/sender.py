@@ -153,7 +153,6 @@ class Sender:
         return min(gaps, default=0) / 1e6
 
     def _expired(self) -> None:
-        """Process what is due on the timeline, since the alarm has gone off."""
         now = time.monotonic_ns()
         self._alarm_at = 0
         while self._timeline and self._timeline[0][0] <= now:

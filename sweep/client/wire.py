@@ -714,7 +714,6 @@ def _escaped(text: Any) -> bytes:
 
 
 def _message(data: bytes) -> str:
-    """Return the server's error message in one line."""
     text = data.decode("utf-8", "replace")
     try:
         content = json.loads(text)

@@ -190,7 +190,6 @@ def _node(address: str, resources: Mapping[str, float], node_id: str = "") -> No
 
 
 def _deploy(work: Work, session: str) -> Iterator[Event]:
-    """Run a deployment on the GPUs that Ray assigned: the body of the Ray task."""
     draining, preempted = threading.Event(), preemption.watch()
     _follow(session, draining)
     yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
@@ -446,7 +445,6 @@ class RayExecutor:
                 yield self._end(stream, end)
 
     def _timeout(self, task: _RunningTask, polled: float) -> Lost | NotStarted | None:
-        """Return a task's loss, or that it did not start, if it has been silent too long at the time `polled`."""
         node, silence = task.node, polled - task.last_event
         if task.place is None and node.node_id not in {living.node_id for living in self.nodes}:
             return Lost(f"node {node.address} died before starting it")
@@ -466,7 +464,6 @@ class RayExecutor:
         return False
 
     def _next(self, stream: Any) -> Iterator[tuple[Work, Event | End]]:
-        """Yield the next event of a stream, if it is meant for the driver."""
         task = self.tasks[stream]
         try:
             event = ray.get(next(stream), timeout=HEARTBEAT_TIMEOUT)
@@ -485,7 +482,6 @@ class RayExecutor:
                 yield task.work, event
 
     def _failed_task(self, task: _RunningTask, error: RayTaskError) -> Lost:
-        """Return the loss that describes an exception in a task."""
         match error.cause:
             case DiskFull():
                 return self._disk_full(task, error.cause)
@@ -514,7 +510,6 @@ class RayExecutor:
         return task.work, end
 
     def _check(self) -> None:
-        """Raise Halted if Ray is gone."""
         now = time.monotonic()
         frozen = now - self.ticked > HEARTBEAT  # until now, so that nobody listened
         if now - self.head_seen > HEARTBEAT_TIMEOUT and not frozen:

@@ -43,7 +43,6 @@ def request_columns() -> dict[str, Meaning]:
 
 
 def _commented_fields(kind: type) -> list[tuple[str, str]]:
-    """Return the fields of a class with the comments behind them."""
     return [(field["name"], field["meaning"] or "") for field in _FIELD.finditer(inspect.getsource(kind))]
 
 

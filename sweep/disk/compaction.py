@@ -66,7 +66,6 @@ def _is_compact(file: Path) -> bool:
 
 
 def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
-    """Yield files with the same columns, as many as go into one compact file."""
     batches: dict[pa.Schema, list[Path]] = defaultdict(list)
     sizes: dict[pa.Schema, int] = defaultdict(int)
     for file in files:
@@ -111,7 +110,6 @@ def _has_same_rows(file: Path) -> bool:
 
 
 def _trial_of(file: Path) -> str:
-    """Return a trial's key in the index of a compact file."""
     return "/".join(file.parts[-4:-1])
 
 

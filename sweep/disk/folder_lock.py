@@ -113,7 +113,6 @@ def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[He
 
 
 def _lock(descriptor: int) -> int | None:
-    """Lock a file; return the error number if the file system cannot lock it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -19,13 +19,14 @@ from sweep.base.config import DamagedFile, Halted
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
 from sweep.disk.ledger_lines.checksums import entries, sealed
+from sweep.disk.ledger_lines.compact_row import CompactRow
 from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damaged_data
 from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
 from sweep.drive.policy import TrialHistory
 
-LedgerRow = dict[str, Any]
+LedgerRow = Mapping[str, Any]
 COMPACT_BYTES = 1 << 20  # size above which a ledger is rewritten if most of its rows are superseded
 MOST_DAMAGE_NAMED = 5  # damaged lines that are listed; further lines are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
@@ -89,7 +90,6 @@ class Ledger:
                 self._append({"event": "run", "run": uuid.uuid4().hex})
 
     def _read(self) -> int:
-        """Replay the file; return its number of rows, including superseded rows."""
         if not self.path.exists():
             return 0
         num_rows = 0
@@ -111,7 +111,6 @@ class Ledger:
         return True
 
     def _text_of_trial(self, row: LedgerRow, column: str) -> str | None:
-        """Return a text column of a row from the trial's own file; None if no file can be read."""
         path = RunPaths(self.path.parent).trial(row["deployment_id"], row["attempt"], row["trial_id"]).trial
         try:
             values = read_table(path, [column]).to_pydict().get(column)
@@ -131,7 +130,6 @@ class Ledger:
         return [f"{damage}; trials recorded only there are measured again", *self._losses]
 
     def _compact(self) -> None:
-        """Rewrite the file without superseded lines; move damaged lines to a separate file."""
         if self.set_aside:
             with self.path.with_name("ledger.damaged.jsonl").open("ab") as file:
                 file.writelines(line.rstrip(b"\n") + b"\n" for _, line, _ in self.set_aside)
@@ -155,7 +153,8 @@ class Ledger:
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
-            row = self._texts.restored(entry["row"])
+            restored = self._texts.restored(entry["row"])
+            row = CompactRow(restored) if self._texts.columns is None else restored
             before = self.rows.get(row["trial_id"])
             if before is not None and before["outcome"] == "ok" and before.get("attempt") != row.get("attempt"):
                 self.superseded.append(before)
@@ -238,7 +237,6 @@ class Ledger:
 
 
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Return all lines except a last line that a crash has cut short."""
     return (line for line in lines if line.endswith(b"\n"))
 
 
@@ -273,7 +271,6 @@ def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
 
 
 def _trial_of(line: bytes) -> str | None:
-    """Return the trial that a damaged line names, if the name is still readable."""
     match = re.search(rb'"trial_id": "([0-9a-f]{6,32})"', line)
     return match[1].decode() if match else None
 

@@ -195,7 +195,6 @@ class Mirror:
             time.sleep(RETRY)
 
     def _failed(self, error: OSError) -> None:
-        """Report a failure, but only the first of several in a row."""
         if self.error is None:
             self.notify(f"{self.store.url}: {first_line(error)}; retrying; the results are safe on this machine")
         self.error = first_line(error)
@@ -220,7 +219,6 @@ class Mirror:
         return True
 
     def _replace_compacted(self) -> None:
-        """Upload the compact files, then delete the objects whose content is now in them."""
         self._upload_changed(self.paths.compact.glob("*.parquet"))
         for path in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
             self.store.delete(path)
@@ -276,19 +274,16 @@ class Mirror:
         self._upload_changed([self.paths.trials])
 
     def _new_entries(self) -> bytes:
-        """Return the complete ledger lines that have not been uploaded yet."""
         content = self._ledger(self.end)
         return content[: content.rfind(b"\n") + 1]
 
     def _ledger(self, begin: int, size: int = -1) -> bytes:
-        """Return bytes of the local ledger."""
         with suppress(FileNotFoundError), self.paths.ledger.open("rb") as file:
             file.seek(begin)
             return file.read(size)
         return b""
 
     def _files(self, ledger: bytes) -> Iterator[Path]:
-        """Yield the files that these entries refer to: a trial's files, and an attempt's files once it has ended."""
         for entry in entries(ledger.splitlines(), is_ledger_entry):
             if entry["event"] == "trial":
                 row = entry["row"]

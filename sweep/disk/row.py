@@ -92,6 +92,7 @@ class Observation:
     client_stamp_source: str  # who took the stamps: kernel, user (the client's clock), mixed, engine, a tool
     telemetry_sources: str  # sources of the telemetry
     foreign_processes: str  # the largest other processes, with the cores or the GPU memory that each used
+    log_left_out: int | None = None  # bytes left out of its engines' logs, whose middle is not kept; null: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,6 @@ def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:
 
 @cache
 def _fields(record: type) -> dict[str, type]:
-    """Return the fields of a part with the types of their values, ignoring None."""
     return {field: _plain(hint) for field, hint in typing.get_type_hints(record).items()}
 
 

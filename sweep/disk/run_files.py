@@ -160,7 +160,6 @@ def _request_column(figures: Any, code: str) -> pa.Array:
 
 
 def _derived(records: Records) -> dict[str, pa.Array]:
-    """Return the derived times of each request, null where the request's Record is null."""
     buffered = is_buffered(buffered_share(records, measured(records)))
     nothing = np.full(len(records), math.nan)
     return {
@@ -211,7 +210,6 @@ def _with_older_versions(table: pa.Table, column: str, code: str) -> pa.ChunkedA
 
 
 def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
-    """Return a column with few distinct values, in which equal values are one object."""
     encoded = texts.combine_chunks().dictionary_encode()
     words = encoded.dictionary.to_pylist()
     return [None if index is None else words[index] for index in encoded.indices.to_pylist()]
@@ -369,6 +367,5 @@ def _plan_entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]
 
 
 def _is_of_plan(entry: dict[str, Any]) -> bool:
-    """Return whether an entry has the fields that every reader of a plan needs."""
     kind = entry.get("kind", "trial")
     return "name" in entry if kind == "experiment" else f"{kind}_id" in entry

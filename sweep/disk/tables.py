@@ -42,7 +42,6 @@ class TableFile:
     """A table of the run, opened for reading part by part."""
 
     def __init__(self, file: pq.ParquetFile, place: Place | None = None) -> None:
-        """Open a whole file, or only a trial's rows of a compact file."""
         self.file, self.place = file, place
         self.groups = range(file.num_row_groups) if place is None else range(place.group, place.group + 1)
         added = json.loads(file.schema_arrow.metadata[b"added"]) if place else ()
@@ -210,7 +209,6 @@ def compact_trials(folder: Path, stem: str) -> tuple[set[str], bool]:
 
 
 def _read_indexes(folder: Path) -> list[DamagedFile]:
-    """Read the footers of the compact files not read before; return the errors of those that cannot be read."""
     damage = []
     for file in sorted(folder.glob("*.parquet")):
         if file in _INDEXES:

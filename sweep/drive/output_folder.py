@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sweep.base.config import ConfigError, Settings, cache_directory
+from sweep.base.exits import Outage
 from sweep.disk import object_store
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
@@ -36,11 +37,11 @@ def results_folder(settings: Settings) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Check that results can be written to `out`. Raises ConfigError if not, or if the disk is almost full."""
+    """Check that results can be written to `out`. Raises ConfigError if not; Outage if the disk is almost full."""
     free = shutil.disk_usage(check_writable("out", out)).free
     if free < MIN_FREE_BYTES:
         needed = f"at least {MIN_FREE_BYTES >> 20} MiB are needed"
-        raise ConfigError(f"out={out}: {free >> 20} MiB free on its disk; {needed}")
+        raise Outage(f"out={out}: {free >> 20} MiB free on its disk; {needed}")
 
 
 def check_writable(key: str, folder: Path) -> Path:

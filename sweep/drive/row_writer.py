@@ -13,6 +13,7 @@ from sweep.base.records import UNMEASURED, Outcome, Sample
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
+from sweep.disk.ledger_lines.compact_row import dict_of_row
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
@@ -41,9 +42,9 @@ class TableRows(Collection[LedgerRow]):
     def __iter__(self) -> Iterator[LedgerRow]:
         settings, axes = self.plan.settings, self.plan.axes
         for deployment, trial, row in self.planned:
-            yield present_row(row, deployment, trial, settings, axes) | {"in_plan": True}
+            yield present_row(dict_of_row(row), deployment, trial, settings, axes) | {"in_plan": True}
         for row in self.others:
-            yield row | {"in_plan": False}
+            yield dict_of_row(row) | {"in_plan": False}
 
     def __len__(self) -> int:
         return len(self.planned) + len(self.others)

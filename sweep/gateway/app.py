@@ -9,7 +9,7 @@ import time
 from sweep.gateway.caching.cache import Hit
 from sweep.gateway.caching.keys import key_of
 from sweep.gateway.caching.source import AnswerSource
-from sweep.gateway.call import QUESTION_KEYS, Headers, Receive, Refused, Scope, Send, read_call
+from sweep.gateway.call import QUESTION_KEYS, Call, Headers, Receive, Refused, RequestMemory, Scope, Send
 from sweep.gateway.clipping import Clipper
 from sweep.gateway.engines import BegunAnswer, Engines
 from sweep.gateway.metrics import Decision, Metrics
@@ -83,6 +83,7 @@ class GatewayApp:
         self.settings, self.engines, self.clipper, self.source = settings, engines, clipper, source
         self.metrics, self.reset_key = metrics, reset_key
         self.event_interval = settings.cache.event_interval if settings.cache else 0.0
+        self.memory = RequestMemory(settings.bodies)
         self._exchanges: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +124,11 @@ class GatewayApp:
             self.metrics.decided(decision)
 
     async def _answer(self, scope: Scope, exchange: Exchange, decision: Decision) -> None:
-        call = await read_call(scope, exchange.receive, self.settings.largest_body, self.settings.request_timeout)
+        limits = self.settings.largest_body, self.settings.request_timeout
+        async with self.memory.read_call(scope, exchange.receive, *limits) as call:
+            await self._answer_call(call, exchange, decision)
+
+    async def _answer_call(self, call: Call, exchange: Exchange, decision: Decision) -> None:
         decision.request_id = call.request_id
         call, clipped = self.clipper.clip(call)
         decision.input_before, decision.input_after, decision.output_before, decision.output_after = clipped

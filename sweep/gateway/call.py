@@ -1,11 +1,14 @@
 """A client's call: its body, read within limits and parsed, and the question that it asks."""
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+
+from sweep.base.whole_file import parsed_size
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -19,6 +22,7 @@ HOP_BY_HOP = frozenset(
         *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     }
 )
+NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length"}
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: prompts or token ids
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -115,13 +119,51 @@ def _message_question(message: dict[str, Any]) -> Question | None:
     return Question("\n".join(texts), parts=texts)
 
 
-async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float) -> Call:
-    """Read a request for tokens.
+class RequestMemory:
+    """The bytes of all bodies in flight and of their contents, for which requests wait.
 
-    Raises Refused for a body that is too large, too slow or not a valid request; ConnectionError if the client left
-    before the body was complete.
+    A request takes its share of the bodies first, and holds both until its answer has ended.
     """
-    headers: Headers = scope["headers"]
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.taken = limit, {"bodies": 0, "contents": 0}
+        self._freed = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def _share(self, kind: str, size: int, timeout: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout):
+                while self.taken[kind] and self.taken[kind] + size > self.limit:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            message = "the requests in flight take all memory that gateway.bodies allows"
+            raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
+        self.taken[kind] += size
+        try:
+            yield
+        finally:
+            self.taken[kind] -= size
+            self._freed.set()
+
+    @contextlib.asynccontextmanager
+    async def read_call(self, scope: Scope, receive: Receive, largest: int, timeout: float) -> AsyncIterator[Call]:
+        """Read a request for tokens and hold its share until the block ends.
+
+        Raises Refused for a body that is too large, too slow or no request, or for too many of them; ConnectionError if
+        the client left before it was complete.
+        """
+        headers: Headers = scope["headers"]
+        length = next((value for name, value in headers if name == b"content-length"), b"")
+        size = min(int(length), largest) if length.isdigit() else largest
+        async with self._share("bodies", size, timeout):
+            body = await _timely_body(receive, largest, timeout)
+            async with self._share("contents", parsed_size(body), timeout):
+                passed = [pair for pair in headers if pair[0] not in NOT_FORWARDED]
+                yield Call(scope["path"], passed, body, parse_body(scope["path"], body))
+
+
+async def _timely_body(receive: Receive, largest: int, timeout: float) -> bytes:
     try:
         async with asyncio.timeout(timeout):
             body = await _read_body(receive, largest)
@@ -129,8 +171,7 @@ async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float
         raise Refused(408, f"the request's body was not complete within {timeout:g} s") from None
     if body is None:
         raise Refused(413, f"the request's body is larger than {largest} bytes", [(b"connection", b"close")])
-    plain = [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in (b"host", b"content-length")]
-    return Call(scope["path"], plain, body, parse_body(scope["path"], body))
+    return body
 
 
 async def _read_body(receive: Receive, largest: int) -> bytes | None:

@@ -58,7 +58,6 @@ class Clipper:
         return (call.with_content(content) if changed else call), clipped
 
     def _clip_input(self, content: dict[str, Any]) -> tuple[int, int]:
-        """Clip the prompts in a request's content; return the number of tokens before and after."""
         if self.bounds.input_tokens is None or self.tokenizer is None:
             return 0, 0
         if "messages" in content:
@@ -73,7 +72,6 @@ class Clipper:
         return sum(cut[1] for cut in cuts), sum(cut[2] for cut in cuts)
 
     def _clip_prompt(self, prompt: Any, limit: int) -> tuple[Any, int, int]:
-        """Return a prompt of at most `limit` tokens, with the number of its tokens before and after."""
         if isinstance(prompt, str):
             assert self.tokenizer is not None
             return clip_text(prompt, limit, self.bounds.keep, self.tokenizer)
@@ -131,7 +129,6 @@ class MessageText(NamedTuple):
 
 
 def _copied(message: dict[str, Any]) -> dict[str, Any]:
-    """Return the message with its own copy of its parts."""
     content = message.get("content")
     if not isinstance(content, list):
         return {**message}

@@ -38,7 +38,6 @@ def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
 
 
 def _settings(overrides: Sequence[str], options: ConfigPath) -> Gateway:
-    """Return the settings of an option of conf/gateway, with the keys that were typed."""
     typed: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")

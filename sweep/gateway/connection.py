@@ -5,18 +5,18 @@ On a busy machine, aiohttp's client took 0.28 ms from the call until a request w
 """
 
 import asyncio
-import ssl
 from collections import deque
 from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from sweep.base.records import request_path, tls_context
 from sweep.gateway.call import HOP_BY_HOP, Headers, Refused
 
 REACH_TIMEOUT = 30.0  # s to connect
 LONGEST_IDLE = 15.0  # s after which an idle connection is not used again
-LARGEST_HEAD = 64 << 10  # bytes of an answer's status and headers
+LARGEST_HEAD = 64 << 10  # bytes of a request's or an answer's head
 MOST_UNREAD = 256 << 10  # bytes of an answer after which its engine has to wait for the client
 
 
@@ -203,9 +203,9 @@ class EngineConnections:
 
     def __init__(self, url: str, verify_tls: bool) -> None:
         parts = urlsplit(url)
-        self._tls = _tls_context(verify_tls) if parts.scheme == "https" else None
+        self._tls = tls_context(verify_tls) if parts.scheme == "https" else None
         self._host, self._port = parts.hostname or "", parts.port or (443 if self._tls else 80)
-        self._prefix, self._authority = parts.path.rstrip("/").encode(), parts.netloc.rpartition("@")[2].encode()
+        self._url, self._authority = url, parts.netloc.rpartition("@")[2].encode()
         self._idle: deque[EngineConnection] = deque()
         self._busy: set[EngineConnection] = set()
 
@@ -260,7 +260,7 @@ class EngineConnections:
         return connection
 
     def _head(self, method: bytes, path: str, headers: Headers, body: bytes) -> bytes:
-        lines = [b"%b %b%b HTTP/1.1\r\nhost: %b" % (method, self._prefix, path.encode(), self._authority)]
+        lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method, request_path(self._url, path).encode(), self._authority)]
         lines += [b"%b: %b" % pair for pair in headers]
         lines.append(b"content-length: %d\r\n\r\n" % len(body))
         head = b"\r\n".join(lines)
@@ -268,11 +268,3 @@ class EngineConnections:
         if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
             raise Refused(400, "a header of the request contains a line break")
         return head
-
-
-def _tls_context(verify: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if not verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context

@@ -77,7 +77,6 @@ class Router:
 
 
 def _blocks(prompt: str) -> Iterator[int]:
-    """Yield a hash of the prompt's beginning up to the end of each whole block."""
     value = 0
     for end in range(ROUTED_BLOCK, len(prompt) + 1, ROUTED_BLOCK):
         value = hash((value, prompt[end - ROUTED_BLOCK : end]))
@@ -117,7 +116,9 @@ class EngineAnswer:
 class Engines:
     """The engines, and the connections to them."""
 
-    def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics) -> None:
+    def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics, path: str | None = None) -> None:
+        """`path`: of questions at the engines; None: as the client asks the gateway."""
+        self._path = path
         self.states = [EngineState(url.rstrip("/").removesuffix("/v1")) for url in urls]
         self.settings, self.metrics = settings, metrics
         self.router = Router(self.states, settings.routing)
@@ -176,7 +177,7 @@ class Engines:
         connections = self._connections[engine]
         engine.in_flight += 1
         try:
-            connection = await connections.ask(b"POST", call.path, call.headers, call.body)
+            connection = await connections.ask(b"POST", self._path or call.path, call.headers, call.body)
         except BaseException:
             engine.in_flight -= 1
             raise

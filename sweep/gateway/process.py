@@ -32,6 +32,7 @@ class GatewayProcess(Backend):
     settings: Gateway
     tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
     reset_key: str = ""
+    path: str | None = None  # of questions at the engines
 
     def command(self, launch: Launch) -> list[str]:
         arguments = [part for url in self.to for part in ("--to", url)]
@@ -39,6 +40,8 @@ class GatewayProcess(Backend):
         arguments += ["--settings", self.settings.model_dump_json(), "--log", str(launch.workdir / DECISIONS)]
         if self.tokenizer is not None:
             arguments += ["--tokenizer", str(self.tokenizer.resolve())]
+        if self.path is not None:
+            arguments += ["--path", self.path]
         return [sys.executable, "-m", "sweep.gateway.server", *arguments]
 
     def environment(self, launch: Launch) -> dict[str, str]:
@@ -128,8 +131,10 @@ def running_gateway(
     )
     verify_tls = settings.verify_tls and all(engine.backend.verify_tls for engine in engines)
     trusting = settings.model_copy(update={"verify_tls": verify_tls})
-    urls = tuple(engine.url for engine in engines)
-    key = secrets.token_urlsafe()
-    process = GatewayProcess(to=urls, settings=trusting, tokenizer=tokenizer, reset_key=key, launch_timeout=120.0)
+    urls = tuple(engine.backend.url or engine.url for engine in engines)
+    key, path = secrets.token_urlsafe(), getattr(engines[0].backend, "path", None)
+    process = GatewayProcess(
+        to=urls, settings=trusting, tokenizer=tokenizer, reset_key=key, path=path, launch_timeout=120.0
+    )
     with server.running(process, launch, marker=f"{marker}/gateway") as front:
         yield RunningGateway(front, key)

@@ -21,6 +21,7 @@ from sweep.base.config import ConfigError
 from sweep.gateway.app import GatewayApp
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.clipping import Clipper
+from sweep.gateway.connection import LARGEST_HEAD
 from sweep.gateway.engines import Engines, raise_file_limit
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
@@ -28,24 +29,36 @@ from sweep.inputs.tokenizer import load_tokenizer
 
 BACKLOG = 16384  # connections waiting to be accepted
 HEADER_TIMEOUT = 30.0  # s within which the head of a request must arrive
+HEAD_TOO_LARGE = f"The request's head is larger than {LARGEST_HEAD} bytes."
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a limit on the time that each request's head may take."""
+    """uvicorn's, with limits on each request's head: its bytes, and the time that the client may send without one."""
 
     on_leave: Callable[[], None] | None = None  # called when the client leaves
-    _has_head = False  # whether the latest request has one
+    _has_head = False  # of the latest request
+    _head_size = 0  # bytes of the head that is not complete yet
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_TIMEOUT, transport.close)
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._has_head:
-            self._stop_head_timer()
-        elif self._head_timer is None:  # a later request whose head is not complete yet
-            self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.close)
+        if self._head_timer is None and not self._is_answering():  # these bytes were no complete head
+            self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
+        if not self._has_head and not self.transport.is_closing():
+            self._head_size += len(data)
+            if self._head_size > LARGEST_HEAD:
+                self.send_400_response(HEAD_TOO_LARGE)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _end_late_head(self) -> None:
+        self._head_timer = None
+        if not self._is_answering():
+            self.transport.close()
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -54,7 +67,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._has_head = False
+        self._has_head, self._head_size = False, 0
         extensions: dict[str, Any] = {"gateway.connection": self}
         self.scope["extensions"] = extensions
 
@@ -63,7 +76,10 @@ class PatientProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
+            raise ValueError(HEAD_TOO_LARGE)  # to the parser, which refuses the request
         self._has_head = True
+        self._stop_head_timer()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -84,6 +100,7 @@ class Service:
     tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
     log: str | None = None  # file for one line per request
     reset_key: str = ""  # key that allows a client to empty the cache; empty: nobody may
+    path: str | None = None  # of questions at the engines; None: as the client asks
 
     def serve_forever(self) -> None:
         """Serve until a signal ends it. Raises ConfigError if the address cannot be used."""
@@ -103,9 +120,8 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _application(self) -> AsyncIterator[GatewayApp]:
-        """Yield the application with its background tasks."""
         metrics = Metrics(self.log)
-        engines = Engines(self.to, self.settings, metrics)
+        engines = Engines(self.to, self.settings, metrics, self.path)
         clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))
         source = None if self.settings.cache is None else AnswerSource(self.settings.cache, metrics)
         app = GatewayApp(self.settings, engines, clipper, source, metrics, self.reset_key)
@@ -155,12 +171,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--log")
+    parser.add_argument("--path")
     parser.add_argument("--settings", default="{}")
     options = parser.parse_args(arguments)
     settings = Gateway.model_validate_json(options.settings)
     key = os.environ.get(RESET_VARIABLE, "")
-    service = Service(settings, tuple(options.to), options.host, options.port, options.tokenizer, options.log, key)
-    service.serve_forever()
+    to, listened = tuple(options.to), (options.host, options.port)
+    Service(settings, to, *listened, options.tokenizer, options.log, key, options.path).serve_forever()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Cache(Strict):
     mode: Literal["semantic", "exact"] = "semantic"  # exact: only for equal prompts
     threshold: float = Field(default=0.95, ge=0, le=1)  # cosine similarity above which another prompt's answer serves
     capacity: PositiveInt = 10_000  # answers; beyond that, the least recently served is dropped
+    bytes: PositiveInt = 256 << 20  # of all answers; beyond that likewise
     ttl: PositiveFloat | None = 3600.0  # s after which an answer is stale; null: never
     single_flight: bool = True  # whether equal prompts in flight share one answer
     event_interval: NonNegativeFloat = 0.001  # s between the events of a cached stream; 0: as fast as the client reads
@@ -53,6 +54,7 @@ class Gateway(Strict):
     health_interval: PositiveFloat = 2.0  # s between the checks of each engine
     verify_tls: bool = True  # whether this machine must trust the engines' certificates
     largest_body: PositiveInt = 16 << 20  # bytes of a request; larger ones are rejected
+    bodies: PositiveInt = 256 << 20  # bytes of all requests in flight, and as many of their contents; others wait
     request_timeout: PositiveFloat = 30.0  # s within which a request must have arrived completely
     stall_timeout: PositiveFloat = 60.0  # s that a client may leave an answer unread
     answer_timeout: PositiveFloat = 3600.0  # s between two parts of an engine's answer

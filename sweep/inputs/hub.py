@@ -257,6 +257,5 @@ def _pauses(hub: str) -> Iterator[float]:
 
 
 def _fetched_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType) -> str | None:
-    """Return the commit of a revision according to the hub's own cache on this machine."""
     reference = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None

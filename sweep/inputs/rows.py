@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from sweep.base.config import ConfigError, shortened
+from sweep.base.whole_file import LARGEST_FILE
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # why rows are left out, listed in a plan
@@ -107,6 +108,8 @@ def read_rows(
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")
     if not path.is_file():
         raise ConfigError(f"{key}: no such file; expected a file ending in {', '.join(READERS)}{or_else}")
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise ConfigError(f"{key}: has {size:,} bytes; expected at most {LARGEST_FILE:,}")
     return _parse_rows(path, key, path.stat().st_mtime_ns, first)
 
 
@@ -124,7 +127,6 @@ def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[F
 
 
 def _text_lines(path: Path) -> Iterator[FileRow]:
-    """Yield one prompt per line."""
     return ({"prompt": line} for line in _lines(path) if line.strip())
 
 
@@ -142,7 +144,6 @@ def _lines(path: Path) -> list[str]:
 
 
 def _json(path: Path) -> Iterator[FileRow]:
-    """Yield the mappings in a list, as in ShareGPT's file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig") or "[]")
     except json.JSONDecodeError as error:

@@ -144,7 +144,6 @@ class Workload(Strict):
         ]
 
     def _models(self, draw: Draw) -> Sequence[str | None]:
-        """Return the model that each request asks for."""
         if not self.models:
             return [None] * draw.count
         names = sorted(self.models)  # a mapping read from a file may have another order
@@ -288,7 +287,6 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
 
 
 def _word_lists(vocabulary: list[str], sizes: Sequence[int], draw: Draw, unique: bool) -> list[list[str]]:
-    """Return random words, `sizes[i]` of them for request i."""
     indices = iter(draw.below(len(vocabulary), "words", sum(sizes)).tolist())
     lists = [[vocabulary[index] for index in islice(indices, size)] for size in sizes]
     if unique:

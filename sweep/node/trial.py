@@ -89,7 +89,8 @@ def run_trial(
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
     inputs["wall_seconds"] = time.monotonic() - began
     measured = trial_quantities(work, trial, result.records, inputs)
-    observation = Observation(result.report.stamp_source, sampler.described, foreign.describe())
+    left_out = sum(engine.log_left_out() for engine in running.engines) or None
+    observation = Observation(result.report.stamp_source, sampler.described, foreign.describe(), left_out)
     verdict = judge(work, trial, running, result, logged)
     verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
     verdict = replace(verdict, ended_at=code_version.now())
@@ -216,13 +217,15 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature
     """
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(type(backend).model_fields) - {"url", "extra_body"}
+    own = {name: getattr(backend, name) for name in shared}
+    direct = url in (None, engine.url)
     return wire.Target(
-        url=url if url not in (None, engine.url) else backend.url or engine.url,
+        url=backend.url or engine.url if direct else str(url),
         model=engine.launch.served_name,
         temperature=temperature,
         ignore_eos=ignore_eos and backend.ignores_eos,
         extra_body={**(backend.wire.show_special if ignore_eos else {}), **backend.extra_body},
-        **{name: getattr(backend, name) for name in shared},
+        **(own if direct else {**own, "path": None}),  # a gateway has the paths of its own
     )
 
 

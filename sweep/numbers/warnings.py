@@ -34,6 +34,12 @@ _LATENCIES = {
 LATENCIES = tuple(_LATENCIES)
 STEADY_COLUMNS = tuple(name for name, column in columns().items() if column.steady)
 STEADY_LATENCIES = tuple(name for name in STEADY_COLUMNS if columns()[name].quantity.kind == "latency")
+STEADY_DIFFERS = 0.1  # of a quantile over the whole run
+_PAIRED = tuple(  # the quantiles over the whole run that the steady state has too
+    name
+    for name, column in _LATENCIES.items()
+    if column.quantity.name in ("ttft", "tpot", "e2el") and column.name not in ("mean", "max")
+)
 STEADY_P99 = tuple(name for name in STEADY_LATENCIES if columns()[name].name == "p99")
 P99 = tuple(name for name, column in _LATENCIES.items() if column.name == "p99")
 TTFT_COLUMNS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "ttft")
@@ -108,15 +114,19 @@ def register(
     remedy: str,
     quantities: tuple[str, ...] = (),
     lowest_is_worst: bool = False,
+    columns: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
-    """Return a decorator that adds a check to a list; its name is the code, its docstring the meaning."""
+    """Return a decorator that adds a check to a list; its name is the code, its docstring the meaning.
+
+    The function's parameters are the columns that it needs, unless `columns` names them, which may be null.
+    """
 
     def add(function: F) -> F:
         code = function.__name__.replace("_", "-")
         kind = WarningKind(code, severity, inspect.getdoc(function) or "", remedy, quantities, lowest_is_worst)
-        parameters = inspect.signature(function).parameters
+        parameters = {} if columns else inspect.signature(function).parameters
         required = tuple(name for name in parameters if parameters[name].default is inspect.Parameter.empty)
-        checks.append(Check(kind, tuple(parameters), required, function))
+        checks.append(Check(kind, columns or tuple(parameters), required, function))
         return function
 
     return add
@@ -257,6 +267,25 @@ def cached_input(cached_share: float) -> Evidence | None:
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
     """The time before the steady state is a large part of the trial."""
     return Evidence(startup_share, f"the start-up took {startup_share:.0%} of the trial") if startup_transient else None
+
+
+@_warning(
+    "Start or drain is a large part of the whole run's figure: tables show the steady one, marked °. Measure for longer"
+    " (workload.num_requests).",
+    _PAIRED,
+    columns=(*_PAIRED, *(f"steady_{name}" for name in _PAIRED)),
+)
+def steady_state_differs(*figures: float | None) -> Evidence | None:
+    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10 % from the steady state's."""
+    pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
+    share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
+    return Evidence(share, f"{worst} over the whole run is {share:.0%} off the steady state's") if share else None
+
+
+def off_steady(whole: float | None, steady: float | None) -> float:
+    """Return by what share a figure over the whole run is off the steady state's; 0 for up to 10 %."""
+    share = abs(whole / steady - 1) if whole and steady else 0.0
+    return share if share > STEADY_DIFFERS else 0.0
 
 
 @_warning(

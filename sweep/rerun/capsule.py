@@ -38,7 +38,7 @@ class Capsule:
         return "".join(f"{key}: {json.dumps(content)}\n" for key, content in asdict(self).items())
 
     def lock_texts(self) -> dict[str, str]:
-        """Return the content of the locks by file name. Raises ValueError if they contain anything but pins."""
+        """The content of the locks, by the names of their files. Raises ConfigError if they are more than pins."""
         return {name: _unpacked_lock(name, content) for name, content in self.locks.items()}
 
 
@@ -79,10 +79,10 @@ def parse_capsule(text: str) -> Capsule:
 def _unpacked_lock(name: str, content: str) -> str:
     lock = zlib.decompressobj().decompress(base64.b64decode(content), LARGEST_LOCK + 1).decode()
     if len(lock) > LARGEST_LOCK:
-        raise ValueError(f"lock {shortened(name)} has more than {LARGEST_LOCK} bytes")
+        raise ConfigError(f"lock {shortened(name)} has more than {LARGEST_LOCK} bytes")
     for line in lock.splitlines():
         if not PIN.fullmatch(line):
-            raise ValueError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")
+            raise ConfigError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")
     return lock
 
 

@@ -166,7 +166,6 @@ def _flags(command: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(setting: Any) -> Any:
-    """Return the mapping that a flag's JSON contains; otherwise the text."""
     if isinstance(setting, str) and setting.startswith("{"):
         try:
             return json.loads(setting)

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from analysis.compare.reproduction import FigureChange, Reproduction, figure_changes, finding
-from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, slo_in_units, validate
+from sweep.base.config import (
+    POINT_GROUPS,
+    ConfigError,
+    FoundHardware,
+    Hardware,
+    Settings,
+    cache_directory,
+    slo_in_units,
+    validate,
+)
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
 from sweep.cli.run import Planned, execute_plan, traced
@@ -25,6 +34,7 @@ from sweep.plan.planning import make_plan
 from sweep.rerun.capsule import Capsule
 from sweep.rerun.circumstances import Difference, changed_circumstances, circumstances, difference_lines
 from sweep.rerun.rows import opened_rows
+from sweep.rerun.trust import unfamiliar_parts
 
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun
@@ -73,8 +83,11 @@ def run_again(
     command: Sequence[str],
     console: Console,
     config_dirs: Sequence[str] = (),
+    trusted: bool = False,
 ) -> int:
     """Run the capsules again in a folder of their own, and print each verdict.
+
+    Unless they are `trusted`, what they bring that this machine does not have is printed and refused.
 
     Returns:
         0 if all are reproduced, or nothing indicates otherwise; 1 if one differs; else the status of an unfinished run.
@@ -84,7 +97,7 @@ def run_again(
     options = ConfigPath.of_user(config_dirs)
     with traced(["rerun", *command]):
         planned = plan_patiently(
-            lambda: plan_again(capsules, overrides, out, options),
+            lambda: plan_again(capsules, overrides, out, options, None if trusted else console),
             lambda: _settings_today(capsules, overrides, out, options),
         )
     status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
@@ -97,6 +110,16 @@ def run_again(
         for line in verdict.lines():
             console.print(line, markup=False, soft_wrap=True)
     return 1 if any(verdict.failed for verdict in verdicts) else 0
+
+
+def _refuse_unfamiliar(capsules: Sequence[Capsule], settings: Settings, options: ConfigPath, console: Console) -> None:
+    if parts := unfamiliar_parts(capsules, options, cache_directory(settings.cache_dir)):
+        for line in parts:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+        raise ConfigError(
+            f"{capsules[0].capsule}: the {len(parts)} parts above can run code, and this machine does not have them; "
+            "read them, then add --trust"
+        )
 
 
 def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
@@ -114,12 +137,22 @@ def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
     return RerunVerdict(capsule, *finding(changes), changes, changed)
 
 
-def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath) -> Planned:
-    """Plan the trials of capsules: their configuration, seeds and locks, on this machine.
+def plan_again(
+    capsules: Sequence[Capsule],
+    overrides: Sequence[str],
+    out: str | None,
+    options: ConfigPath,
+    distrusting: Console | None = None,
+) -> Planned:
+    """Plan the trials of capsules: their configuration, seeds and locks, and this machine.
+
+    With a console, parts that this machine does not have are printed there and refused.
 
     Raises ConfigError for what cannot be planned here, or together; Outage if an index or a hub gave no answer.
     """
     settings = _settings_today(capsules, overrides, out, options)
+    if distrusting is not None:
+        _refuse_unfamiliar(capsules, settings, options, distrusting)
     nodes, paths = find_nodes(settings), RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, _common_locks(capsules), pinned=True)
     composition = Composition(
@@ -179,7 +212,6 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
 
 
 def _new_folder(capsules: Sequence[Capsule]) -> Path:
-    """Return a folder that does not exist yet, since each rerun is a measurement of its own."""
     trial = capsules[0].trial
     stem = f"{trial.get('experiment')}-{trial['trial_id']}" if len(capsules) == 1 else f"{trial.get('experiment')}"
     numbered = [FOLDER / stem, *(FOLDER / f"{stem}-{number}" for number in range(2, 10_000))]
@@ -196,7 +228,6 @@ def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
 
 
 def _pinned(capsule: Capsule) -> dict[str, Any]:
-    """Return the configuration, with the commits that its revisions pointed to at the time."""
     config = dict(capsule.config)
     for group, key in (("model", "repo"), ("workload", "dataset")):
         commits = dict(REVISION.findall(capsule.digests.get(group, "")))

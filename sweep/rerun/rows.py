@@ -15,13 +15,15 @@ from analysis.statistics.variance import SPREAD_OF
 from backends.prepare import locks
 from sweep.base.config import ConfigError, first_line, shortened
 from sweep.base.setting_labels import TRIAL_MARK
+from sweep.base.whole_file import read_bounded
 from sweep.disk import object_store, run_files
 from sweep.disk.run_files import run_folder
 from sweep.disk.stored_run import LocalCopy
-from sweep.rerun.capsule import Capsule, packed_lock, parse_capsules
+from sweep.rerun.capsule import LARGEST_LOCK, Capsule, packed_lock, parse_capsules
 from sweep.rerun.circumstances import circumstances
 
 STANDARD_INPUT = "-"
+LARGEST_CAPSULES = 64 << 20  # bytes of a file with capsules
 FEWEST_CHARACTERS = 4  # of a trial's id, if only its beginning is given
 
 
@@ -36,7 +38,7 @@ def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
     run, mark, trial_id = source.partition(TRIAL_MARK)
     try:
         if not mark and Path(source).is_file():
-            return parse_capsules(Path(source).read_text(encoding="utf-8"))
+            return parse_capsules(read_bounded(Path(source), LARGEST_CAPSULES).decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:  # also for what cannot be a file name
         raise ConfigError(f"{shortened(source)}: {first_line(error)}") from None
     if mark and not trial_id:
@@ -60,7 +62,9 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
         raise ConfigError(f"{run}: no run here (trials.parquet is missing)") from None
     if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
         raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: its outcome is {outcome}; expected a trial with a result")
-    lock_texts = {path.name: path.read_text() for path in run_files.RunPaths(folder).locks.glob("*.txt")}
+    lock_texts = {
+        path.name: read_bounded(path, LARGEST_LOCK).decode() for path in run_files.RunPaths(folder).locks.glob("*.txt")
+    }
     axes = _coordinates(folder)
     places = _places(everything.run.trials)
     rows = [each for _, each in chosen.sort_values("started_at").iterrows()]
@@ -86,14 +90,12 @@ def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
 
 
 def _coordinates(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the coordinates of each trial in the current plan, by id."""
     plan = run_files.RunPaths(folder).plan
     entries = run_files.read_plan(plan) if plan.is_file() else []
     return {entry["trial_id"]: entry["coordinates"] for entry in entries if "coordinates" in entry}
 
 
 def _places(trials: pd.DataFrame) -> "pd.Series[Any]":
-    """Return the position of each row in its launch: 1 for the first that was measured."""
     return trials.groupby("launch")["started_at"].rank(method="first")
 
 
@@ -130,7 +132,6 @@ def _capsule(
 
 
 def _settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the row's run, with the bounds and percentiles of its columns."""
     settings: dict[str, Any] = json.loads(row.get("settings") or "{}")
     if row.get("slo"):
         settings["slo"] = json.loads(row["slo"])

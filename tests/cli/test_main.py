@@ -75,7 +75,10 @@ def test_a_folder_without_permission_is_refused(capsys, tmp_path):
 
 def test_a_full_disk_is_refused(capsys, out, monkeypatch):
     monkeypatch.setattr("sweep.drive.output_folder.MIN_FREE_BYTES", 1 << 60)
-    assert "MiB free on its disk" in refused(capsys, *SMALL, f"out={out}")
+    assert main([*INLINE, *SMALL, f"out={out}"]) == 75
+    printed = capsys.readouterr().err
+    assert "MiB free on its disk" in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(

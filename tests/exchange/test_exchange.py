@@ -50,6 +50,10 @@ def test_an_export_comes_back_point_by_point_and_says_who_measured(tmp_path, run
     names = ["backend", "model", "workload", "load", "batch_size"]
     assert rows.groupby(names).size().to_dict() == original.groupby(names).size().to_dict()
     assert len(analysis.open_results(tmp_path / "back").layout.points) == len(files)
+    assert main(["import", str(tmp_path / "files"), str(tmp_path / "folder")]) == 0
+    assert sorted(analysis.load(tmp_path / "folder")["ttft_p50"]) == sorted(rows["ttft_p50"])
+    (tmp_path / "empty").mkdir()
+    assert main(["import", str(tmp_path / "empty"), str(tmp_path / "nothing")]) == 2
     for named in ("backend=tgi", "workload=other"):
         assert main(["import", *files, str(tmp_path / named[:3]), named]) == 0
         key, value = named.split("=")

@@ -13,6 +13,7 @@ from analysis.results import RunResults
 from backends.base import EnvironmentLock, EnvironmentSpec
 from backends.prepare import locks
 from sweep.__main__ import main
+from sweep.base.options import ConfigPath
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.rerun.capsule import packed_lock, parse_capsules
@@ -183,6 +184,9 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     capsule = tmp_path / "capsule.txt"
     (written,) = capsules_of(f"{folder}#{trial_id}")
 
+    evil_run = write_run(tmp_path / "evil", [row(digests="{}")])
+    (RunPaths(evil_run).locks / NAME).write_text("evil @ https://evil.example/x.whl\n")
+
     def with_lock(line):
         return replace(written, locks={"x.txt": packed_lock(f"torch==2.1+cpu\n{line}\n")}).text()
 
@@ -203,6 +207,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         with_lock("evil @ https://evil.example/x.whl"): "evil @ https://evil.example/x.whl: expected name==version",
         with_lock("--index-url=https://evil.example"): "--index-url=https://evil.example: expected name==version",
         with_lock("#" * 10**7): "has more than 1048576 bytes",
+        str(evil_run): "evil @ https://evil.example/x.whl: expected name==version",
+        "/dev/zero": "no run here",
     }
     for source, expected in cases.items():
         if "\n" in source:
@@ -211,6 +217,41 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         printed = capsys.readouterr().err
         assert expected in printed
         assert printed.count("\n") == 1
+
+
+GROUPS = {"gateway": "none", "model": "tiny-llama", "workload": "qa", "load": "batch"}
+FOREIGN_FLAGS = {"middleware": "evil.Module", "max-num-seqs": 4, "no-such-flag": 1, "kv-cache-dtype": "fp8"}
+
+
+def test_foreign_parts_of_a_capsule_are_shown_and_need_trust(tmp_path, capsys, monkeypatch):
+    options = ConfigPath()
+    config = {group: options.load(group, option) for group, option in GROUPS.items()}
+    config["backend"] = {**options.load("backend", "vllm"), "environ": {"LD_PRELOAD": "x.so"}}
+    config["backend"]["flags"] |= FOREIGN_FLAGS
+    known = write_run(tmp_path / "run", [row(config=json.dumps(config))])
+    (capsule,) = capsules_of(str(known))
+    capsule.config["workload"]["_target_"] = "evil.Workload"
+    capsule.locks[NAME] = packed_lock(LOCK + "evil==1.0\n")
+    (tmp_path / "capsule.txt").write_text(capsule.text())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remembered = tmp_path / "sweep" / "locks"
+    foreign = {
+        f"lock {NAME}: evil==1.0",
+        "backend.environ={'LD_PRELOAD': 'x.so'}",
+        "backend.flags.middleware=evil.Module",
+        "backend.flags.no-such-flag=1",
+        "workload._target_=evil.Workload",
+    }
+    for lock in ("", LOCK):
+        assert main(["rerun", str(tmp_path / "capsule.txt")]) == 2
+        printed = capsys.readouterr()
+        shown = set(map(str.strip, printed.out.splitlines()))
+        assert shown == {line for line in foreign if not lock or NAME not in line}
+        assert "can run code, and this machine does not have them" in printed.err
+        remembered.mkdir(parents=True, exist_ok=True)
+        (remembered / NAME).write_text(LOCK + "evil==1.0\n")
+    assert main(["rerun", str(tmp_path / "capsule.txt"), "--trust"]) == 2
+    assert "no such class" in capsys.readouterr().err
 
 
 def change(ratio, noise):

@@ -55,7 +55,6 @@ def _is_lost_result(row: Row, attempts: set[tuple[str, str]]) -> bool:
 
 
 def _keep(table: Path) -> str:
-    """Copy a table to a file beside it; return the copy's name, which contains the table's modification time."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(table.stat().st_mtime))
     copy = table.with_name(f"{table.stem}.{stamp}{table.suffix}")
     shutil.copy2(table, copy)

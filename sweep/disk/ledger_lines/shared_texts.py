@@ -9,6 +9,8 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from sweep.disk.ledger_lines.compact_row import dict_of_row
+
 SHORTEST_TEXT = 200  # characters; shorter texts stay in their row
 TEXT_ENTRY = {"column": str, "digest": str, "text": str}  # the fields of a text's entry
 
@@ -63,7 +65,7 @@ class Texts:
     def entries(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the entries for a row: texts that are not stored yet, then the row itself. No text is added."""
         stored = {}
-        for column, cell in row.items():
+        for column, cell in dict_of_row(row).items():
             if type(cell) is str and len(cell) >= SHORTEST_TEXT:
                 digest = digest_of(cell)
                 if (column, digest) not in self._texts:

@@ -13,6 +13,8 @@ from sweep.gateway.caching.embedding import Vector
 from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.settings import Cache
 
+ENTRY_BYTES, PART_BYTES = 1000, 41  # of an entry's objects beside its answer, and of each part's
+
 
 @dataclass(eq=False)
 class Entry:
@@ -23,6 +25,12 @@ class Entry:
     answer: KeptAnswer
     stored_at: float  # s since the epoch
     vector_number: int = -1  # number of the vector in the context's index
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        vector = 0 if self.vector is None else 2 * self.vector.nbytes
+        return ENTRY_BYTES + vector + sum(len(part) + PART_BYTES for part in self.answer.parts)
 
 
 class Hit(NamedTuple):
@@ -69,11 +77,12 @@ class NearestVectors:
 
 
 class AnswerCache:
-    """Answers by key, at most `capacity` of them."""
+    """Answers by key, at most `capacity` and `bytes`."""
 
     def __init__(self, settings: Cache, dimensions: int, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.dimensions, self.clock = settings, dimensions, clock
-        self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()  # the next to be dropped comes first
+        self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()  # the next to go first
+        self._size = 0  # bytes
         self._contexts: dict[bytes, NearestVectors] = {}
 
     def __len__(self) -> int:
@@ -104,9 +113,12 @@ class AnswerCache:
         """Store an answer; when the cache is full, remove the least recently served one."""
         if (old := self._entries.get(entry.key)) is not None:
             self.remove(old)  # its key stays in use
-        while len(self._entries) >= self.settings.capacity:
+        if entry.size > self.settings.bytes:
+            return
+        while len(self._entries) >= self.settings.capacity or self._size + entry.size > self.settings.bytes:
             self.remove(next(iter(self._entries.values())))
         self._entries[entry.key] = entry
+        self._size += entry.size
         if entry.vector is not None:
             if entry.key.context not in self._contexts:
                 self._contexts[entry.key.context] = NearestVectors(self.dimensions)
@@ -114,6 +126,7 @@ class AnswerCache:
 
     def remove(self, entry: Entry) -> None:
         del self._entries[entry.key]
+        self._size -= entry.size
         if entry.vector is not None:
             vectors = self._contexts[entry.key.context]
             vectors.remove(entry)
@@ -123,6 +136,7 @@ class AnswerCache:
     def clear(self) -> None:
         """Forget all answers."""
         self._entries.clear()
+        self._size = 0
         self._contexts.clear()
 
     def _is_stale(self, entry: Entry) -> bool:

@@ -55,7 +55,6 @@ class Embedder:
         return _unit(total)
 
     def _vector(self, word: str) -> Vector:
-        """Return the sum of a word's token vectors, remembered unless the word is long."""
         row = self._rows.get(word)
         if row is not None:
             remembered: Vector = self._words[row]

@@ -44,7 +44,6 @@ def _digest(text: str) -> bytes:
 
 
 def _bypasses_cache(call: Call) -> bool:
-    """Return whether a request asks for a new answer, or asks that its answer is not stored."""
     directives = call.header(b"cache-control").lower().split(b",")
     return any(directive.partition(b"=")[0].strip() in UNCACHED for directive in directives)
 
