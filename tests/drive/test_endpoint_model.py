@@ -383,7 +383,7 @@ def test_each_request_asks_for_a_model_drawn_by_weight(tmp_path, monkeypatch, ca
     with serving(Endpoint) as url:
         assert main(["run", url, *words.split(), "workload.models={base: 1, adapter-a: 2}"]) == 0
         sent = Counter({model: count for (_, _, model), count in asked.items() if model != "m"})
-        assert main(["rerun", str(out), "--all", "--out", str(again)]) == 0
+        assert main(["rerun", str(out), "--all", "--trust", "--out", str(again)]) == 0
     requests = analysis.requests(out)
     assert sent == Counter(requests["model"])
     assert list(analysis.requests(again)["model"]) == list(requests["model"])
