@@ -208,7 +208,7 @@ def test_a_ladder_gives_ordered_shares_and_says_so(tmp_path):
     assert sentence.startswith(
         "qa: throughput from 100.0 to 303 tokens/s, 3.03× that of plain. Shares of the change: fp8"
     )
-    assert any("in its own order alone" in note for note in explanation.notes)
+    assert any("hold for this ladder's order" in note for note in explanation.notes)
     ((branch, below, gain, _, *_),) = explanation.branches
     assert (branch, below, gain.value) == ("aside", "wide", pytest.approx(10 / 150, rel=0.05))
 
