@@ -393,7 +393,7 @@ def test_each_request_asks_for_a_model_drawn_by_weight(tmp_path, monkeypatch, ca
         capsys.readouterr()
         assert main(["summary", str(out), flag]) == 0
         rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-        (adapter,), (base,) = ([row for row in rows if row[2:3] == [name]] for name in ("adapter-a", "base"))
+        adapter, base = (next(row for row in rows if row[2:3] == [name]) for name in ("adapter-a", "base"))
         assert [int(row[3]) for row in (adapter, base)] == [counts["adapter-a"], counts["base"]]
         assert int(base[5]) == 4 * counts["base"]
         assert float(adapter[6]) > 100 > float(base[6]) > 20
