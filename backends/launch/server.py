@@ -125,7 +125,8 @@ class Engine:
             return ""
         with self.log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            begin = max(min(self._log_begin, supervisor.LOG_HEAD), since - self._log_shift(), end - TAIL_BYTES)
+            kept = self._log_begin if self._log_begin <= supervisor.LOG_HEAD else self._log_begin - self._log_shift()
+            begin = max(kept, since - self._log_shift(), end - TAIL_BYTES)
             file.seek(begin)
             text = file.read().decode(errors="replace")
         tail = masked(text, self._secrets).splitlines()[-lines:]

@@ -178,6 +178,7 @@ class Endpoint(BaseHTTPRequestHandler):
         ("/chat/completions", "max_tokens", "", "backend.api=chat backend.path=/chat/completions", None),
         ("/api/v4/chat/completions", "max_tokens", "/api/v4", "backend.api=chat gateway=cache", None),
         ("/ask", "max_tokens", "", "backend.api=chat backend.path=/ask gateway=cache", None),
+        ("/v1/ask", "max_tokens", "/v1", "backend.api=chat backend.path=/ask gateway=cache", None),
         ("/v1/chat/completions", "max_completion_tokens", "", "", None),
         ("/chat/completions", "max_tokens", "", "", None),
         (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", "k"),

@@ -434,6 +434,8 @@ def test_requests_wait_for_the_memory_of_those_in_flight(part):
         with ThreadPoolExecutor() as pool:
             statuses = list(pool.map(lambda _: post(url, ASK | part).status_code, range(2)))
         assert sorted(statuses) == [200, 503]
+        chunked = {"content": iter([json.dumps(ASK).encode()]), "headers": {"content-type": "application/json"}}
+        assert httpx.post(url + COMPLETIONS, **chunked, timeout=20).status_code == 200, "without a length"
         assert post(url, ASK | part).status_code == 200
 
 
