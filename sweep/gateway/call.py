@@ -172,31 +172,22 @@ class RequestMemory:
 
 
 async def _timely_body(receive: Receive, largest: int, timeout: float) -> bytes:
+    """Return a request's body. One that is too large is read to its end, too: a client reads no answer before."""
+    parts, size, more = list[bytes](), 0, True
     try:
         async with asyncio.timeout(timeout):
-            body = await _read_body(receive, largest)
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionError("the client left before its request was complete")
+                size += len(message.get("body", b""))
+                if size <= largest:
+                    parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
     except TimeoutError:
         raise Refused(408, f"the request's body was not complete within {timeout:g} s") from None
-    if body is None:
-        raise Refused(413, f"the request's body is larger than {largest} bytes", [(b"connection", b"close")])
-    return body
-
-
-async def _read_body(receive: Receive, largest: int) -> bytes | None:
-    """Return a request's body; None if it is too large. It is read to its end: a client reads no answer before."""
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionError("the client left before its request was complete")
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= largest:
-            parts.append(part)
-        if not message.get("more_body"):
-            break
     if size > largest:
-        return None
+        raise Refused(413, f"the request's body is larger than {largest} bytes", [(b"connection", b"close")])
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
