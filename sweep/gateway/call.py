@@ -16,12 +16,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 # Headers of one connection only (RFC 9110, 7.6.1), or set again for the engine's connection.
-HOP_BY_HOP = frozenset(
-    {
-        *(b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
-        *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
-    }
-)
+HOP_BY_HOP = {
+    *(b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
+    *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+}
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length"}
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: prompts or token ids
