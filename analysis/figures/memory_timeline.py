@@ -7,7 +7,6 @@ shows as a flat line, whatever its use.
 import math
 from collections.abc import Iterable
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,7 +25,7 @@ _NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Re
 
 def draw(run: Run, layout: Layout) -> Figure | None:
     trials = largest_load_trials(run, layout)
-    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
+    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip")
     if samples.empty:
         return None
     samples = samples[samples["time"] >= 0]
