@@ -113,8 +113,8 @@ def answer_text(results: RunResults) -> str:
     measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
     table = answers_table(answered)
     note = "Intervals, warnings and failures are in the report of the sweep's run."
-    text = f"**{leading_sentence(results, answered)}**\n\n{measured} {note}\n\n"
-    return text + "\n".join(table.markdown() if table else ())
+    text = f"**{leading_sentence(results, answered)}**\n\n{measured} {note}\n"
+    return "\n".join([text, *(table.markdown() if table else ())])
 
 
 def view_of(made: workspaces.Workspace) -> dict[str, Any]:
