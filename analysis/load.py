@@ -26,15 +26,8 @@ from sweep.disk.tables import check_footer, read_table, warn_left_out
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # keep missing counts apart from 0
 PARTS = ("backend", "model", "workload", "load")
 IMPORTED = "imported-"  # before the id of a trial that another tool measured
-_BULKY = (
-    "config",
-    "settings",
-    "versions",
-    "hardware",
-    "engine_facts",
-    "telemetry_sources",
-    "log_tail",
-)  # columns with kilobytes of text
+# Columns with kilobytes of text.
+_BULKY = ("config", "settings", "versions", "hardware", "engine_facts", "telemetry_sources", "log_tail")
 
 
 class RunNotFound(Exception):

@@ -82,23 +82,18 @@ class RunResults:
 
     @cached_property
     def formats(self) -> dict[str, list[str]]:
-        return number_formats(self.run, self.layout)
+        """The lines by number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed means little without it."""
+        ok = self.layout.placed(self.run.ok)[["line", "dtype", "engine_facts"]].drop_duplicates()
+        formats: dict[str, dict[str, None]] = {}
+        for line, dtype, facts in ok.astype(object).itertuples(index=False, name=None):
+            text = _format(dtype, json.loads(facts) if isinstance(facts, str) else {})
+            formats.setdefault(text, {})[line] = None
+        return {text: list(lines) for text, lines in formats.items()}
 
 
 def open_results(folder: str | Path, all_rows: bool = False) -> RunResults:
     """Open the results of a run in a folder or at a URL: its current plan or all rows. Raises as `load` does."""
     return RunResults(open_run(folder, all_rows))
-
-
-def number_formats(run: Run, layout: Layout) -> dict[str, list[str]]:
-    """Return the lines by number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed means little without it."""
-    ok = layout.placed(run.ok)[["line", "dtype", "engine_facts"]].drop_duplicates()
-    formats: dict[str, list[str]] = {}
-    for line, dtype, facts in ok.astype(object).itertuples(index=False, name=None):
-        lines = formats.setdefault(_format(dtype, json.loads(facts) if isinstance(facts, str) else {}), [])
-        if line not in lines:
-            lines.append(line)
-    return formats
 
 
 def _format(dtype: Any, facts: dict[str, Any]) -> str:

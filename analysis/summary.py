@@ -102,18 +102,7 @@ def summarise(run: Run) -> pd.DataFrame:
 
 
 def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
-    """Return a run's points, sorted, and the contests that compare any two of them.
-
-    Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
-    answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
-    launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
-    where it is of requests, `*_by_launches` where an interval is from the launches' own figures, and `*_n` if some ok
-    trials lack it; `as_offered`, whether an open loop set its throughput, if there is one; `unpooled`,
-    the figures for which the requests could not be read; `steady_share`, the share of ok trials with a steady-state
-    window, if there is one;
-    for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
-    and `*_standing` among the points of one task and load: best, tie with the best, or behind.
-    """
+    """Return a run's points, sorted, under SUMMARY_COLUMNS, and the contests that compare any two of them."""
     keys = key_columns(run)
     trials = _planned(run, keys)
     point: Positions = np.asarray(trials.groupby(keys, dropna=False, sort=False).ngroup(), np.int64)
@@ -169,9 +158,7 @@ def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
 def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
     """Return the columns of a figure."""
     ends = (figure.low, figure.high, figure.new_low, figure.new_high)
-    columns = {name: figure.value} | {
-        f"{name}_{end}": values for end, values in zip(INTERVAL_COLUMNS, ends, strict=True)
-    }
+    columns = dict(zip((name, *(f"{name}_{end}" for end in INTERVAL_COLUMNS)), (figure.value, *ends), strict=True))
     return columns | ({f"{name}_effective_n": figure.effective_n} if of_requests else {})
 
 

@@ -181,8 +181,8 @@ class LogReading:
         if causes:
             first, *_, last = *causes, *causes
             return lines[last if causes[first].whose == "memory" == causes[last].whose else first]
-        table, noise = cause_table(), re.compile("|".join(self.noise) or "(?!)")
-        reasons = [i for i, line in enumerate(lines) if not noise.search(line) and not table.is_symptom(line)]
+        noise, symptoms = re.compile("|".join(self.noise) or "(?!)"), re.compile(cause_table().symptoms, re.IGNORECASE)
+        reasons = [i for i, line in enumerate(lines) if not noise.search(line) and not symptoms.search(line)]
         errors = [i for i in reasons if ERROR_LINE.search(lines[i])]
         if not errors:
             return lines[max(reasons or range(len(lines)))] if lines else ""

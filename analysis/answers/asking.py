@@ -77,7 +77,8 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
     """Return the points with a result. A name that occurs in several runs also gets the run's name."""
     every, rows = every_point(runs), placed_trials(runs)
     measured = every[every["n"] > 0]
-    of_a_load = [_of_a_load(results.layout) for results in runs]
+    layouts = [results.layout for results in runs]  # an axis zipped with the load's follows from it
+    of_a_load = [OF_A_LOAD.union(layout.zipped if layout.x in OF_A_LOAD else ()) for layout in layouts]
     if len(runs) > 1:
         of_points = [of_a_load[order] for order in measured["order"]]
         texts = conditions(rows, rows["point"].to_numpy(np.int64), list(measured.index), of_points)
@@ -92,11 +93,6 @@ def _contests(runs: Sequence[RunResults], measured: pd.DataFrame, count: int) ->
     question = -1 - np.arange(count)  # a point without a result has its own question
     question[measured.index] = pd.factorize(measured["conditions"])[0]
     return joined([results.contests for results in runs], question)
-
-
-def _of_a_load(layout: Layout) -> frozenset[str]:
-    """Return the columns with a load's size, and the columns that follow from it (zipped with the load's axis)."""
-    return OF_A_LOAD.union(layout.zipped if layout.x in OF_A_LOAD else ())
 
 
 def every_point(runs: Sequence[RunResults]) -> pd.DataFrame:

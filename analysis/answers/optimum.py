@@ -1,15 +1,13 @@
 """The answer of a run without rivals: the load or length at which its one configuration is fastest."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from analysis.answers.sentences import caveats, lead
+from analysis.answers.sentences import caveats, lead, times_text
 from analysis.answers.task_answer import TaskAnswer
-from analysis.quantities import LabelledColumn, labelled_column
+from analysis.quantities import labelled_column
 from analysis.results import RunResults
-from sweep.base.wording import number
 
 THROUGHPUT = "output_throughput"
 MOST_TASKS = 3  # in the sentence
@@ -41,10 +39,5 @@ def _fastest(results: RunResults) -> Iterator[str]:
         places = group.index.to_numpy(np.int64)
         task = f", {panel}" if points["panel"].nunique() > 1 else ""
         speed = f"{quantity.shown(float(best[THROUGHPUT]))} {quantity.unit}"
-        ratio = _ratio_text(results, quantity, (places[fastest], places[compared]))
+        ratio = times_text(*results.contests.ratios(quantity, [(places[fastest], places[compared])])[:, 0])
         yield f"{line}{task} is fastest at {layout.load(best)}: {speed}, {ratio} that at {layout.load(reference)}"
-
-
-def _ratio_text(results: RunResults, quantity: LabelledColumn, pair: tuple[int, int]) -> str:
-    ratio, low, high = map(float, results.contests.ratios(quantity, [pair])[:, 0])
-    return f"{number(ratio)}×" + ("" if math.isnan(low) else f" ({number(low)} to {number(high)})")

@@ -135,10 +135,8 @@ def _unmet(answer: TaskAnswer) -> str:
 
 def figure(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
     """Return a figure as `538 tokens/s, 524–552`, or with `524–552 over launches` if requests give no interval."""
-    quantity, ends = (
-        answer.criterion.quantity,
-        range_text(configuration.figure, answer.criterion.quantity, " over launches"),
-    )
+    quantity = answer.criterion.quantity
+    ends = range_text(configuration.figure, quantity, " over launches")
     return f"{quantity.shown(configuration.figure.value)} {quantity.unit}" + (f", {ends}" if ends else "")
 
 
@@ -152,7 +150,11 @@ def advantage(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
     """Return how many times better the best is than a configuration, e.g. `1.42× (1.31 to 1.53)`."""
     better_higher = answer.criterion.quantity.better == "higher"
     ends = [configuration.ratio, configuration.low, configuration.high]
-    ratio, low, high = ends if better_higher else [1 / end for end in (ends[0], ends[2], ends[1])]
+    return times_text(*(ends if better_higher else [1 / end for end in (ends[0], ends[2], ends[1])]))
+
+
+def times_text(ratio: float, low: float, high: float) -> str:
+    """Return a ratio with its interval, if any."""
     return f"{number(ratio)}×" + ("" if math.isnan(low) else f" ({number(low)} to {number(high)})")
 
 

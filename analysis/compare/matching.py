@@ -37,10 +37,7 @@ class Match:
 
     def obstacle_of(self, compared: LabelledColumn) -> str:
         """Return why the sides are not compared by this column; empty if they are."""
-        for counted, affected, most in (
-            ("output", BY_OUTPUT, UNEQUAL),
-            ("input", BY_INPUT, UNEQUAL_INPUTS),
-        ):
+        for counted, affected, most in (("output", BY_OUTPUT, UNEQUAL), ("input", BY_INPUT, UNEQUAL_INPUTS)):
             means = [_tokens_a_request(trials, f"{counted}_tokens") for trials in (self.first, self.second)]
             if compared.quantity in affected and all(means) and max(means) / min(means) > most:
                 return f"tokens: {means[0]:.0f} and {means[1]:.0f} {counted} tokens a request"
@@ -67,7 +64,8 @@ def match(first: Side, second: Side) -> list[Match]:
     selected = first.selected | second.selected
     keys = [key for key in dict.fromkeys([*NAMES, *sorted(axes)]) if key not in selected]
     grouped = [_grouped(side, keys) for side in (first, second)]
-    if not grouped[0].keys() & grouped[1].keys() and all(_engines(side) == 1 for side in (first, second)):
+    single = all(side.trials["deployment_id"].nunique() == 1 for side in (first, second))
+    if single and not grouped[0].keys() & grouped[1].keys():
         keys = [key for key in keys if not key.startswith("backend.")]
         grouped = [_grouped(side, keys) for side in (first, second)]
     configurations = list(dict.fromkeys([*grouped[0], *grouped[1]]))
@@ -90,10 +88,6 @@ def _grouped(side: Side, keys: Sequence[str]) -> dict[tuple[Any, ...], list[int]
     for index, settings in enumerate(side.settings):
         groups.setdefault(tuple(settings.get(key) for key in keys), []).append(index)
     return groups
-
-
-def _engines(side: Side) -> int:
-    return side.trials["deployment_id"].nunique()
 
 
 def _labels(settings: Sequence[TrialSettings]) -> list[str]:

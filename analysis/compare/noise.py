@@ -127,11 +127,8 @@ def logarithms(trials: pd.DataFrame, column: str) -> "pd.Series[float]":
     return values.where(values > 0).map(np.log)
 
 
-def _by_launch(logs: "pd.Series[float]", trials: pd.DataFrame) -> FloatArray:
-    return np.asarray(logs.groupby(launch_of(trials)).mean().dropna(), np.float64)
-
-
 def figure_of(trials: pd.DataFrame, column: str) -> float:
     """Return the geometric mean over the launches, whose ratio is compared; NaN if there is no value."""
-    launches = _by_launch(logarithms(trials, column), trials) if column in trials and len(trials) else np.zeros(0)
-    return float(np.exp(launches.mean())) if len(launches) else math.nan
+    if column not in trials or trials.empty:
+        return math.nan
+    return math.exp(logarithms(trials, column).groupby(launch_of(trials)).mean().mean())

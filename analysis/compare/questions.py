@@ -25,10 +25,7 @@ def conditions(
     ]
     files = rows[["digests"]]  # a row is wide
     digests = [question_digests(files.iloc[of_point]) for of_point in rows_at]
-    return {
-        "conditions": _condition_texts(equal, digests),
-        "conditions_at_any_load": _condition_texts(at_any, digests),
-    }
+    return {"conditions": _condition_texts(equal, digests), "conditions_at_any_load": _condition_texts(at_any, digests)}
 
 
 def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:

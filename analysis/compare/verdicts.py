@@ -96,25 +96,14 @@ def comparisons(
     compared: list[PointComparison] = []
     for other in others:
         matches = match(reference, other)
+        names, places = (reference.text, other.text), (str(reference.run.place), str(other.run.place))
         for quantity in quantities:
-            compared += _by_column(field, reference, other, matches, quantity, margin, noise)
+            measured = [each for each in matches if _has(each.first, quantity) or _has(each.second, quantity)]
+            usable = sum(not each.obstacle_of(quantity) for each in measured)
+            compared += [
+                point_comparison(names, each, quantity, field, places, margin, usable, noise) for each in measured
+            ]
     return compared
-
-
-def _by_column(
-    field: Rivals,
-    reference: Side,
-    other: Side,
-    matches: Sequence[Match],
-    quantity: LabelledColumn,
-    margin: float,
-    noise: MachineNoise | None = None,
-) -> list[PointComparison]:
-    measured = [each for each in matches if _has(each.first, quantity) or _has(each.second, quantity)]
-    usable = sum(not each.obstacle_of(quantity) for each in measured)
-    places = str(reference.run.place), str(other.run.place)
-    names = reference.text, other.text
-    return [point_comparison(names, each, quantity, field, places, margin, usable, noise) for each in measured]
 
 
 def _unverified(side: Side) -> bool:
@@ -208,10 +197,6 @@ def verdict(low: float, high: float, margin: float, better: Literal["higher", "l
 
 def minutes_a_launch(*sides: pd.DataFrame) -> float:
     """Return the minutes for one launch of each side, including this configuration's trials; 0 if unknown."""
-    total = 0.0
-    for trials in sides:
-        seconds = sum(
-            float(trials[column].astype("float64").fillna(0).mean()) for column in DURATIONS if column in trials
-        )
-        total += seconds / 60
-    return total if total > 0 else 0.0
+    durations = [trials[column].astype("float64") for trials in sides for column in DURATIONS if column in trials]
+    seconds = sum(float(duration.fillna(0).mean()) for duration in durations)
+    return seconds / 60 if seconds > 0 else 0.0

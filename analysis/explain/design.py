@@ -143,14 +143,8 @@ def _factorials(task: str, group: pd.DataFrame, layout: Layout, baseline: dict[s
             raise Unexplained(f"{engine}: {len(knobs)} settings vary; expected at most {MOST_KNOBS}")
         rest = [int(index) for index in compared if index not in points.index]
         notes = [f"{baseline['backend']} has {len(rest)} points, so none is the baseline"] if len(rest) > 1 else []
-        yield Factorial(
-            task,
-            str(engine),
-            knobs,
-            _combinations(points, knobs),
-            rest[0] if len(rest) == 1 else None,
-            tuple(notes),
-        )
+        alone = rest[0] if len(rest) == 1 else None
+        yield Factorial(task, str(engine), knobs, _combinations(points, knobs), alone, tuple(notes))
 
 
 def _knob(key: str, column: "pd.Series[Any]", baseline: dict[str, Any]) -> Knob:

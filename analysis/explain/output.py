@@ -99,11 +99,6 @@ def parts_table(explanation: Explanation, title: str = "") -> Table[PartRow]:
     return Table(columns, [PartRow(explanation, *entry) for entry in entries], title)
 
 
-def branch_lines(explanation: Explanation) -> list[str]:
-    """Each step beside the way to a ladder's last one, with its gain over the step below it."""
-    return [f"{part.name}: {_both(part.gain)} that of {part.change}" for part in explanation.branches]
-
-
 def remarks(explanations: Sequence[Explanation]) -> list[str]:
     """Return the notes on these explanations without repetitions."""
     return list(dict.fromkeys(note for explanation in explanations for note in explanation.notes))
@@ -126,7 +121,8 @@ def explanation_output(explanations: Sequence[Explanation]) -> Output:
         parts.append(table)
         if pairs:
             parts.append(Line(f"together × each alone: {'; '.join(interaction_lines(explanation))}", "dim"))
-        if beside := branch_lines(explanation):
+        if explanation.branches:
             rows += [PartRow(explanation, "branch", part) for part in explanation.branches]
+            beside = [f"{part.name}: {_both(part.gain)} that of {part.change}" for part in explanation.branches]
             parts.append(Line(f"not on the way to the end: {'; '.join(beside)}", "dim"))
     return Output([*parts, *(Line(note, "dim") for note in remarks(explanations))], Table(PART_COLUMNS, rows))

@@ -1,8 +1,6 @@
 """Cost per million output tokens: price per hour over output throughput."""
 
-from functools import partial
-
-from analysis.plotting.drawing import against_load
+from analysis.plotting.drawing import curve
 
 POSITION = 30
-draw = partial(against_load, column="cost_per_million_tokens")
+draw = curve("cost_per_million_tokens")

@@ -1,8 +1,6 @@
 """Duration of a ladder's steps, from the first send to the last completion of the same requests."""
 
-from functools import partial
-
-from analysis.plotting.drawing import against_step
+from analysis.plotting.drawing import curve
 
 POSITION = 13
-draw = partial(against_step, column="duration")
+draw = curve("duration", of_ladder=True)

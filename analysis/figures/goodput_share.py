@@ -1,8 +1,6 @@
 """Goodput share: requests that met every bound of `slo`, out of all measured requests, including failed ones."""
 
-from functools import partial
-
-from analysis.plotting.drawing import against_load
+from analysis.plotting.drawing import curve
 
 POSITION = 26
-draw = partial(against_load, column="goodput_share")
+draw = curve("goodput_share")

@@ -48,7 +48,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 def _peaks(run: Run, trials: pd.DataFrame) -> "pd.Series[float]":
     """Return each trial's largest KV cache in GiB; NaN if unknown."""
-    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
+    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip")
     if samples.empty:
         return pd.Series(math.nan, trials.index)
     during = samples[samples["time"] >= 0]

@@ -1,8 +1,6 @@
 """A trial's mean memory (the GPU's, or the engine processes' if there is no GPU) and its peak in thin dashes."""
 
-from functools import partial
-
-from analysis.plotting.drawing import against_load
+from analysis.plotting.drawing import curve
 
 POSITION = 45
-draw = partial(against_load, column="memory_mean_bytes", also="memory_peak_bytes")
+draw = curve("memory_mean_bytes", also="memory_peak_bytes")

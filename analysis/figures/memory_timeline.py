@@ -7,7 +7,6 @@ shows as a flat line, whatever its use.
 import math
 from collections.abc import Iterable
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,7 +25,7 @@ _NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Re
 
 def draw(run: Run, layout: Layout) -> Figure | None:
     trials = largest_load_trials(run, layout)
-    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
+    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip")
     if samples.empty:
         return None
     samples = samples[samples["time"] >= 0]
@@ -54,7 +53,8 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         if index % PANELS_IN_A_ROW == 0:
             for ax, (_, _, title) in zip(column, rows, strict=False):
                 ax.set_ylabel(title)
-            column[-1].set_ylabel(_axis_label(trials))
+            labels = {_NAMES.get(label, _NAMES["process"]) for label in trials["memory_label"]}
+            column[-1].set_ylabel(f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)")
     figure.align_ylabels()
     return figure
 
@@ -76,8 +76,3 @@ def _same_scales(axes: list[list[Axes]]) -> None:
 def _end(ends: Iterable[float]) -> float:
     """Return the largest end of an axis; 1 if only zeros or nothing is drawn."""
     return max((end for end in ends if math.isfinite(end) and end > 0), default=1.0)
-
-
-def _axis_label(trials: pd.DataFrame) -> str:
-    labels = {_NAMES.get(label, _NAMES["process"]) for label in trials["memory_label"]}
-    return f"{labels.pop() if len(labels) == 1 else 'Memory'} (GiB)"

@@ -1,8 +1,6 @@
 """Request throughput of a ladder's steps: successful requests divided by the duration, including the drain."""
 
-from functools import partial
-
-from analysis.plotting.drawing import against_step
+from analysis.plotting.drawing import curve
 
 POSITION = 11
-draw = partial(against_step, column="request_throughput")
+draw = curve("request_throughput", of_ladder=True)

@@ -1,6 +1,5 @@
 """Requests that an engine reports as running and, dashed, as waiting, over one trial at the largest completed load."""
 
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -17,7 +16,7 @@ _SERIES = {"requests_running": "-", "requests_waiting": "--"}  # with the dash o
 def draw(run: Run, layout: Layout) -> Figure | None:
     """Draw a panel for each task; None if no engine reports its queue."""
     trials = largest_load_trials(run, layout)
-    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
+    samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip")
     if samples.empty:
         return None
     samples = samples[samples["series"].isin(_SERIES) & (samples["time"] >= 0)]

@@ -1,8 +1,6 @@
 """Time per output token after the first: the median of the requests of all replicates."""
 
-from functools import partial
-
-from analysis.plotting.drawing import against_load
+from analysis.plotting.drawing import curve
 
 POSITION = 40
-draw = partial(against_load, column="tpot_p50", also="tpot_p99")
+draw = curve("tpot_p50", also="tpot_p99")

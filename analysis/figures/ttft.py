@@ -1,8 +1,6 @@
 """Time to first token: the median of the requests of all replicates."""
 
-from functools import partial
-
-from analysis.plotting.drawing import against_load
+from analysis.plotting.drawing import curve
 
 POSITION = 20
-draw = partial(against_load, column="ttft_p50", also="ttft_p99")
+draw = curve("ttft_p50", also="ttft_p99")

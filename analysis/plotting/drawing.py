@@ -5,7 +5,7 @@ two replicates can be very long, so an arrowhead cuts it at the panel's edge. A 
 result. If there are too many lines to distinguish, only some are drawn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -102,9 +102,11 @@ def _published(run: Run, layout: Layout, column: str) -> "pd.Series[float]":
     return pd.Series(figures, dtype="float64")
 
 
-def against_step(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
-    """Draw `against_load` if the run has a ladder, whose steps share task and load; else return None."""
-    return against_load(run, layout, column, also) if "ladder" in run.axes else None
+def curve(column: str, also: str | None = None, of_ladder: bool = False) -> Callable[[Run, Layout], Figure | None]:
+    """Return a figure's `draw`: `against_load`, or with `of_ladder` only for a run whose steps share task and load."""
+    return lambda run, layout: (
+        against_load(run, layout, column, also) if not of_ladder or "ladder" in run.axes else None
+    )
 
 
 def _heading(layout: Layout, shown: LabelledColumn) -> str:

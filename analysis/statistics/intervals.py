@@ -73,11 +73,6 @@ class Estimate(NamedTuple):
     new_high: float = math.nan
     by_launches: bool = False  # the launches' own figures give the ends, since the requests give none
 
-    @property
-    def relative_half_width(self) -> float:
-        """Half the interval of these launches divided by the value, e.g. 0.05 for ±5 %; NaN if there is no interval."""
-        return (self.high - self.low) / 2 / abs(self.value) if self.value else math.nan
-
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
 

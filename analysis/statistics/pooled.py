@@ -115,17 +115,11 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
     for name in rates & figures.keys() | {name for name, statistic in pooled.items() if statistic.steady}:
         figures[name] = without_intervals(figures[name], unsettled)  # only trials with a steady state were selected
     if "cost_per_million_tokens" in figures and "output_throughput" in figures:
-        hourly = (
-            (measured["cost_per_million_tokens"] * measured["output_throughput"])
-            .groupby(point)
-            .mean()
-            .to_numpy(np.float64)
-        )
-        figures["cost_per_million_tokens"] = _per(hourly, figures["output_throughput"])
+        hourly = (measured["cost_per_million_tokens"] * measured["output_throughput"]).groupby(point).mean()
+        figures["cost_per_million_tokens"] = _per(hourly.to_numpy(np.float64), figures["output_throughput"])
     if GOOD_SHARE in figures and "e2el_p50" in figures:
-        requests = (
-            run.ok["num_requests"].astype("float64").groupby(point[measured.index.get_indexer(run.ok.index)]).sum()
-        )
+        point_of_ok = point[measured.index.get_indexer(run.ok.index)]
+        requests = run.ok["num_requests"].astype("float64").groupby(point_of_ok).sum()
         all_requests = requests.reindex(range(count)).to_numpy(np.float64)
         independent = np.fmin(figures["e2el_p50"].effective_n, all_requests)
         figures[GOOD_SHARE] = intervals.of_share(figures[GOOD_SHARE], independent)
@@ -179,16 +173,10 @@ def _is_pooled(statistic: Statistic) -> bool:
 
 def _per(hourly: FloatArray, throughput: Interval) -> Interval:
     """Return the cost per token from the throughput's figure. A high throughput gives the low end of the cost."""
+    value, low, high, new_low, new_high, effective_n, by_launches = throughput
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Interval(
-            hourly / throughput.value,
-            hourly / throughput.high,
-            hourly / throughput.low,
-            hourly / throughput.new_high,
-            hourly / throughput.new_low,
-            throughput.effective_n,
-            throughput.by_launches,
-        )
+        ends = (hourly / high, hourly / low, hourly / new_high, hourly / new_low)
+        return Interval(hourly / value, *ends, effective_n, by_launches)
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -215,10 +203,8 @@ def _parts(
         else:
             windows = ok[["steady_begin", "steady_end"]].astype("float64").itertuples(index=False, name=None)
             batch.append(_Point(int(str(index)), trials, list(windows), launch[ok.index].to_list()))
-            requests += sum(arrays["sent"].size for arrays in trials)
-            requests += (
-                sum(arrays[name].size for arrays in trials for name in of_gaps if name in arrays) // GAPS_OF_A_REQUEST
-            )
+            gaps = sum(arrays[name].size for arrays in trials for name in of_gaps if name in arrays)
+            requests += sum(arrays["sent"].size for arrays in trials) + gaps // GAPS_OF_A_REQUEST
         if requests > REQUESTS_AT_ONCE:
             yield batch
             batch, requests = [], 0
@@ -369,12 +355,8 @@ def _of_requests(
             yield statistic, pool.quantile(_rank(statistic))
         elif np.isinf(sample).any():
             finite = np.where(np.isinf(sample), np.nan, sample)
-            yield (
-                statistic,
-                PooledRequests(
-                    np.take_along_axis(finite, np.isnan(finite).argsort(-1, kind="stable"), -1), launch
-                ).mean(),
-            )
+            finite = np.take_along_axis(finite, np.isnan(finite).argsort(-1, kind="stable"), -1)
+            yield statistic, PooledRequests(finite, launch).mean()
         else:
             yield statistic, pool.mean()
 

@@ -7,6 +7,7 @@ fiducial distribution, 1935). The results then hold nine times in ten, whatever 
 """
 
 import math
+from bisect import bisect_left
 from functools import cache
 from typing import NamedTuple
 
@@ -69,9 +70,5 @@ def launches_for(error: Error, change: float, level: float) -> int:
     """Return the fewest launches that detect a relative change with probability POWER; 0 if unknown or too many."""
     if not smallest_change(error, MOST_LAUNCHES, level) <= change:
         return 0
-    too_few, enough = 0, MOST_LAUNCHES
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        finds = smallest_change(error, middle, level) <= change
-        too_few, enough = (too_few, middle) if finds else (middle, enough)
-    return enough
+    launches = range(MOST_LAUNCHES)
+    return bisect_left(launches, True, 1, key=lambda number: smallest_change(error, number, level) <= change)

@@ -60,7 +60,8 @@ def components(run: Run, layout: Layout) -> list[Components]:
 
 
 def _components(run: Run, labelled: LabelledColumn, trials: pd.DataFrame) -> Components:
-    nodes = trials["hardware"].map(_node).astype(object)
+    nodes = trials["hardware"].map(lambda text: json.loads(text).get("node") if isinstance(text, str) else None)
+    nodes = nodes.astype(object)
     factors = {"trial": np.arange(len(trials)), "launch": _codes(trials["launch"]), "node": _codes(nodes)}
     logs = np.log(trials[labelled.column].to_numpy(np.float64))
     variances, notes = _mivque(logs, _codes(trials["point"]), factors)
@@ -71,20 +72,9 @@ def _components(run: Run, labelled: LabelledColumn, trials: pd.DataFrame) -> Com
     else:
         variances = {**variances, confounded: variances[confounded] - request, "request": request}
     total = sum(variances.values())
-    return Components(
-        labelled,
-        math.sqrt(total),
-        {name: variance / total if total else 0.0 for name, variance in variances.items()},
-        notes,
-        len(trials),
-        int(trials["launch"].nunique()),
-        int(nodes.nunique()),
-    )
-
-
-def _node(hardware: Any) -> str | None:
-    node: str | None = json.loads(hardware).get("node") if isinstance(hardware, str) else None
-    return node
+    shares = {name: variance / total if total else 0.0 for name, variance in variances.items()}
+    counts = len(trials), int(trials["launch"].nunique()), int(nodes.nunique())
+    return Components(labelled, math.sqrt(total), shares, notes, *counts)
 
 
 def _codes(values: "pd.Series[Any]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

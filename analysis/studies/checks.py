@@ -147,9 +147,8 @@ class ConstantCheck(FindingCheck):
         compared = [(size, ratio(each, base)) for size, each in zip(sizes[1:], larger, strict=True)]
         answered = [(each.between(self.at_least, self.at_most), size, each) for size, each in compared]
         ruling = all_of(answer for answer, *_ in answered)
-        _, size, farthest = max(
-            (each for each in answered if each[0] is ruling), key=lambda each: abs(each[2].value - 1)
-        )
+        deciding = [each for each in answered if each[0] is ruling]
+        _, size, farthest = max(deciding, key=lambda each: abs(each[2].value - 1))
         limits = _limits(self.at_least, self.at_most)
         return CheckAnswer(ruling, f"{farthest.shown} from {self.over} {sizes[0]} to {size}, the farthest ({limits})")
 
@@ -171,7 +170,7 @@ class GainsCheck(FindingCheck):
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = points_of_any(points_with(points, self.column), self.among)
         lines = [column for column in self.lines if column in chosen]
-        if not lines or not _has_all(chosen, [self.over]):
+        if not lines or self.over not in chosen:
             return lacking(f"{self.column} at {self.over} {self.ends[0]:g} and {self.ends[1]:g}")
         first, last = (chosen[chosen[self.over] == end] for end in self.ends)
         for end, there in zip(self.ends, (first, last), strict=True):
@@ -227,9 +226,8 @@ class OnceCheck(FindingCheck):
     claim: Literal["exllama_memory_is_linear", "peak_is_not_below_mean"]
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
-        return {"exllama_memory_is_linear": exllama_memory_is_linear, "peak_is_not_below_mean": peak_is_not_below_mean}[
-            self.claim
-        ](points)
+        linear = self.claim == "exllama_memory_is_linear"
+        return exllama_memory_is_linear(points) if linear else peak_is_not_below_mean(points)
 
 
 def exllama_memory_is_linear(points: pd.DataFrame, within: float = 0.1) -> CheckAnswer:
@@ -288,10 +286,6 @@ def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
     """Interpolate between two figures. The result has an interval if both figures have one."""
     figure, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
     return from_parts(figure, low, high, first, last)
-
-
-def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
-    return all(column in points for column in columns)
 
 
 def _is_one_line(points: pd.DataFrame, over: str, ends: Sequence[float] = (), fewest: int = 2) -> bool:

@@ -110,16 +110,11 @@ def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Besi
             if column not in (*KEY_COLUMNS, "outcomes"):
                 reference = _point(published, baseline, column)
                 measured, ours = (_point(points, place, column) for place in (where, baseline))
-                yield Beside(
-                    name,
-                    column,
-                    value,
-                    None if reference is None else value / float(reference[column]),
-                    None if measured is None else float(measured[column]),
-                    None
-                    if measured is None or ours is None
-                    else ratio(uncertain(measured, column), uncertain(ours, column)).value,
-                )
+                of_reference = None if reference is None else value / float(reference[column])
+                figure, of_ours = None if measured is None else float(measured[column]), None
+                if measured is not None and ours is not None:
+                    of_ours = ratio(uncertain(measured, column), uncertain(ours, column)).value
+                yield Beside(name, column, value, of_reference, figure, of_ours)
 
 
 KEY_COLUMNS = (*NAMING, "workload.input_tokens")

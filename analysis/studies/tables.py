@@ -8,15 +8,7 @@ import pandas as pd
 import yaml
 from pydantic import Field
 
-from analysis.studies.checks import (
-    BestCheck,
-    ConstantCheck,
-    GainsCheck,
-    OnceCheck,
-    RangeCheck,
-    RatioCheck,
-    RisingCheck,
-)
+from analysis.studies.checks import BestCheck, ConstantCheck, GainsCheck, OnceCheck, RangeCheck, RatioCheck, RisingCheck
 from analysis.studies.fitting import FitsCheck
 from sweep.base.config import Strict, validate
 

@@ -22,11 +22,7 @@ from analysis.tracking.tracker import LONGEST_NAME
 from sweep.base.whole_file import write_whole
 
 WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # of a panel, in W&B's units; panels beside each other
-DECIDING_FIGURES = (
-    "output_throughput",
-    "ttft_p50_ms",
-    "cost_per_million_tokens",
-)  # in parallel coordinates, after what varies
+DECIDING_FIGURES = ("output_throughput", "ttft_p50_ms", "cost_per_million_tokens")  # after what varies
 
 
 def engines_workspace(results: RunResults, project: str, entity: str, group: str) -> workspaces.Workspace:
@@ -117,15 +113,8 @@ def answer_text(results: RunResults) -> str:
     measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
     table = answers_table(answered)
     note = "Intervals, warnings and failures are in the report of the sweep's run."
-    return "\n".join(
-        [
-            f"**{leading_sentence(results, answered)}**",
-            "",
-            f"{measured} {note}",
-            "",
-            *(table.markdown() if table else ()),
-        ]
-    )
+    text = f"**{leading_sentence(results, answered)}**\n\n{measured} {note}\n"
+    return "\n".join([text, *(table.markdown() if table else ())])
 
 
 def view_of(made: workspaces.Workspace) -> dict[str, Any]:

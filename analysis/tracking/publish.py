@@ -90,12 +90,8 @@ def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str
     if mode == "online":
         return dashboards.save_online(made, dashboards.engines_report(results, *place), tracking)
     file = dashboards.write_offline(made, tracking)
-    return [f"workspace: {file} (`sweep wandb` saves it once there is a login)", sync_line(tracking)]
-
-
-def sync_line(tracking: Path) -> str:
-    """Return a line with the command that sends a folder's offline runs."""
-    return f"to send it: wandb sync {shlex.quote(str(tracking))}/offline-run-*"
+    command = f"wandb sync {shlex.quote(str(tracking))}/offline-run-*"
+    return [f"workspace: {file} (`sweep wandb` saves it once there is a login)", f"to send it: {command}"]
 
 
 def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:

@@ -111,9 +111,5 @@ def curve_key(panel: str, shown: LabelledColumn, line: str) -> str:
 def outcome(results: RunResults) -> dict[str, Any]:
     """The answer, and the numbers of points and of points with a result."""
     points = results.points
-    measured = int((points["n"] > 0).sum())
-    return {
-        "answer": leading_sentence(results, answers([results])),
-        "points": len(points),
-        "points_with_result": measured,
-    }
+    answer = leading_sentence(results, answers([results]))
+    return {"answer": answer, "points": len(points), "points_with_result": int((points["n"] > 0).sum())}

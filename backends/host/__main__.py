@@ -28,12 +28,7 @@ class LibraryServer:
     """One loaded model behind HTTP."""
 
     def __init__(
-        self,
-        library: Library | ContinuousLibrary,
-        tokenizer: Tokenizer,
-        name: str,
-        context: int | None,
-        max_batch: int,
+        self, library: Library | ContinuousLibrary, tokenizer: Tokenizer, name: str, context: int | None, max_batch: int
     ) -> None:
         self.version = library.version
         self.tokenizer = tokenizer

@@ -70,8 +70,3 @@ def folders(model: Path) -> list[Path]:
     """Return the folders to mount for a model: its own, and the targets of its links (as in the hub cache)."""
     linked = {path.resolve().parent for path in model.iterdir() if path.is_symlink()} if model.is_dir() else set()
     return [model.absolute(), *sorted(linked - {model.resolve()})]
-
-
-def hub_token() -> dict[str, str]:
-    """Return the variable with the user's hub token, if set. The wrapper passes the token on as a file."""
-    return {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}

@@ -96,7 +96,8 @@ class Engine:
             marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)}
             variables = {**ENGINE_ENVIRON, **self.launch.environ, **self.backend.environment(self.launch), **marks}
             self.command = container_options.wrap(self.command, self.launch, variables)
-            environ |= container_options.hub_token()
+            if "HF_TOKEN" in os.environ:  # which the wrapper passes on as a file
+                environ["HF_TOKEN"] = os.environ["HF_TOKEN"]
         self._secrets = secret_values(environ) | secret_values(os.environ)
         self._gpu_memory = used_memory(self.launch.gpus)
         self._lease, self._status = self._supervise(environ)
@@ -335,13 +336,10 @@ class Engine:
         except (OSError, ValueError):
             return None
         stored = config.get("dtype") or config.get("torch_dtype")
-        if stored == "bfloat16" and self.backend.traits.before_ampere == "float16" and self._before_ampere():
-            return "float16"
+        if stored == "bfloat16" and self.backend.traits.before_ampere == "float16":
+            gpus = filter(None, map(find_gpu, self.launch.gpus))
+            stored = "float16" if any(older(gpu.capability, AMPERE) for gpu in gpus) else stored
         return str(stored) if stored else None
-
-    def _before_ampere(self) -> bool:
-        capabilities = [gpu.capability for gpu in filter(None, map(find_gpu, self.launch.gpus))]
-        return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
         try:
@@ -417,11 +415,7 @@ class AttachedEngine(Engine):
 
 @contextmanager
 def running(
-    backend: Backend,
-    launch: Launch,
-    *,
-    marker: str,
-    versions: Mapping[str, str] | None = None,
+    backend: Backend, launch: Launch, *, marker: str, versions: Mapping[str, str] | None = None
 ) -> Iterator[Engine]:
     """Launch an engine, yield it once it is ready, and leave nothing behind. Raises LaunchError before it is ready."""
     with running_together(backend, [launch], marker=marker, versions=versions) as (engine,):

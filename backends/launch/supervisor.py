@@ -91,9 +91,9 @@ def send(pids: list[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list[int]:
-    """Send SIGKILL until `find` returns no process. Return those still stuck in the kernel after `within` seconds."""
-    deadline = time.monotonic() + within
+def kill_all(find: Callable[[], list[int]]) -> list[int]:
+    """Send SIGKILL until `find` returns no process. Return those still stuck in the kernel after GONE_WITHIN s."""
+    deadline = time.monotonic() + GONE_WITHIN
     while (pids := find()) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
         time.sleep(0.02)

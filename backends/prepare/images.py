@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -94,9 +93,9 @@ def pull_image(spec: EnvironmentSpec, image: str, cache_dir: Path, progress: Pro
     log = folder / f"{spec.name}.log"
     progress(f"environment {spec.name}: pulling {image} with {program}; this takes minutes, once")
 
-    def pull(*arguments: str, environ: Mapping[str, str] | None = None) -> None:
+    def pull(*arguments: str) -> None:
         try:
-            programs.run([program, "pull", *arguments], environ or task.clean_environment(), log)
+            programs.run([program, "pull", *arguments], task.clean_environment(), log)
         except programs.ToolFailed as failure:
             problem = f"environment {spec.name}: {image} cannot be pulled: {failure.last}; log: {log}"
             raise EnvironmentFailed(problem, programs.printed(failure.last)) from None

@@ -201,7 +201,8 @@ class SimulatedEngine:
             self.context_tokens += count
             self.generated += count
             data += self._event(sequence, count)
-            sequence.due += self._gap(sequence)
+            gap = None if sequence.gaps is None else next(sequence.gaps) + self.config.itl_per_sequence * self.running
+            sequence.due += self.config.itl.mean if gap is None else gap
             if sequence.made >= sequence.max_tokens:
                 break
         if not call.started:
@@ -232,11 +233,6 @@ class SimulatedEngine:
         if sequence.template is None:
             sequence.template = chunk(dialect.token(sequence, count))
         return sequence.template
-
-    def _gap(self, sequence: EngineSequence) -> float:
-        if sequence.gaps is None:
-            return self.config.itl.mean
-        return next(sequence.gaps) + self.config.itl_per_sequence * self.running
 
     def _fail(self, sequence: EngineSequence) -> None:
         """Apply the call's fault, since half of its answer has been sent."""

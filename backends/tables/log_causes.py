@@ -26,7 +26,7 @@ class CauseTable(Strict):
     """The known causes, of which the first match counts, and the pattern of lines that are mere consequences."""
 
     causes: tuple[KnownCause, ...]
-    symptoms: str
+    symptoms: str  # of a line that is a mere consequence of another line's error
 
     def find(self, line: str) -> KnownCause | None:
         """Return the cause that a line reports; None if it is unknown."""
@@ -36,10 +36,6 @@ class CauseTable(Strict):
         """Return the remedy for the cause that a program's words report; "" if it is unknown."""
         cause = self.find(words)
         return cause.remedy if cause else ""
-
-    def is_symptom(self, line: str) -> bool:
-        """Return whether a line is a mere consequence of another line's error."""
-        return re.search(self.symptoms, line, re.IGNORECASE) is not None
 
     @property
     def out_of_memory(self) -> tuple[str, ...]:

@@ -484,20 +484,16 @@ class RayExecutor:
 
     def _failed_task(self, task: _RunningTask, error: RayTaskError) -> Lost:
         match error.cause:
-            case DiskFull():
-                return self._disk_full(task, error.cause)
+            case DiskFull():  # its own disk, or that of the results
+                self.full.add(task.node.node_id)
+                problem = f"{error.cause} (on node {task.node.address})"
+                if not _has_room(task.work.out) or not self.has_nodes_besides(set()):
+                    raise Halted(problem)
+                return Lost(f"{problem}: nothing more is started there in this run")
             case Preempted():
                 self.backoff_until[task.node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
                 return Lost(f"node {task.node.address}: {error.cause}")
         return Lost(f"{type(error.cause).__name__}: {error.cause}", str(error))
-
-    def _disk_full(self, task: _RunningTask, error: DiskFull) -> Lost:
-        """Exclude a node whose own disk is full. Raises Halted if it is the results' disk, or no other node remains."""
-        self.full.add(task.node.node_id)
-        problem = f"{error} (on node {task.node.address})"
-        if not _has_room(task.work.out) or not self.has_nodes_besides(set()):
-            raise Halted(problem)
-        return Lost(f"{problem}: nothing more is started there in this run")
 
     def _end(self, stream: Any, end: End) -> tuple[Work, End]:
         """End a task. If its node is alive, kill engines that a lost task may have left running there."""

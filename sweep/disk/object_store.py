@@ -264,7 +264,8 @@ class Mirror:
         Raises Misplaced if another driver has taken over.
         """
         self.lock.check()
-        ledger = self._new_entries()
+        ledger = self._ledger(self.end)
+        ledger = ledger[: ledger.rfind(b"\n") + 1]
         self._upload_changed(self._files(ledger))
         self._upload_changed([self.paths.plan, self.paths.status, *self.paths.locks.glob("*.txt")])
         while ledger:
@@ -272,10 +273,6 @@ class Mirror:
             self._upload_piece(ledger[:cut])
             ledger = ledger[cut:]
         self._upload_changed([self.paths.trials])
-
-    def _new_entries(self) -> bytes:
-        content = self._ledger(self.end)
-        return content[: content.rfind(b"\n") + 1]
 
     def _ledger(self, begin: int, size: int = -1) -> bytes:
         with suppress(FileNotFoundError), self.paths.ledger.open("rb") as file:

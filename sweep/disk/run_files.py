@@ -263,12 +263,8 @@ def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
     walk = iter(rows)
     for begin in range(0, max(1, len(rows)), PART_ROWS):
         batch = list(itertools.islice(walk, PART_ROWS))
-        yield _trials_part(batch, schema, {axis: cells[begin : begin + len(batch)] for axis, cells in typed.items()})
-
-
-def _trials_part(rows: Sequence[Row], schema: Mapping[str, pa.DataType], axes: Mapping[str, pa.Array]) -> pa.Table:
-    columns = {column: _column(column, [row.get(column) for row in rows], type_) for column, type_ in schema.items()}
-    return pa.table({**columns, **axes})
+        columns = {name: _column(name, [row.get(name) for row in batch], type_) for name, type_ in schema.items()}
+        yield pa.table(columns | {axis: cells[begin : begin + len(batch)] for axis, cells in typed.items()})
 
 
 def _column(column: str, cells: Sequence[Any], type_: pa.DataType | None = None) -> pa.Array:

@@ -16,12 +16,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 # Headers of one connection only (RFC 9110, 7.6.1), or set again for the engine's connection.
-HOP_BY_HOP = frozenset(
-    {
-        *(b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
-        *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
-    }
-)
+HOP_BY_HOP = {
+    *(b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
+    *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+}
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length"}
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: prompts or token ids
@@ -172,31 +170,22 @@ class RequestMemory:
 
 
 async def _timely_body(receive: Receive, largest: int, timeout: float) -> bytes:
+    """Return a request's body. One that is too large is read to its end, too: a client reads no answer before."""
+    parts, size, more = list[bytes](), 0, True
     try:
         async with asyncio.timeout(timeout):
-            body = await _read_body(receive, largest)
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionError("the client left before its request was complete")
+                size += len(message.get("body", b""))
+                if size <= largest:
+                    parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
     except TimeoutError:
         raise Refused(408, f"the request's body was not complete within {timeout:g} s") from None
-    if body is None:
-        raise Refused(413, f"the request's body is larger than {largest} bytes", [(b"connection", b"close")])
-    return body
-
-
-async def _read_body(receive: Receive, largest: int) -> bytes | None:
-    """Return a request's body; None if it is too large. It is read to its end: a client reads no answer before."""
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionError("the client left before its request was complete")
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= largest:
-            parts.append(part)
-        if not message.get("more_body"):
-            break
     if size > largest:
-        return None
+        raise Refused(413, f"the request's body is larger than {largest} bytes", [(b"connection", b"close")])
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

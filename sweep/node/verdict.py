@@ -46,7 +46,9 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     """
     requests = judge_requests(result.records, max_failed=work.settings.max_failed)
     if requests.outcome is not Outcome.OK and _share_without_service(result.records, NO_SERVICE):
-        _await_exit(running)
+        deadline = time.monotonic() + EXIT_WITHIN  # an engine may take longer to exit than its requests take to fail
+        while running.alive() and time.monotonic() < deadline:
+            time.sleep(0.1)
     gateway, dead = running.gateway, running.dead()
     log = (dead or running.engine).log_tail()
     if gateway is not None and not gateway.alive():
@@ -93,16 +95,6 @@ def _share_without_service(records: Records, errors: tuple[str, ...]) -> float:
     return sum(error.startswith(errors) for error in failed) / max(1, int(mask.sum()))
 
 
-def _await_exit(running: RunningEngine) -> None:
-    """Wait for an engine that no longer serves to exit, so that its death becomes the verdict, not its failed requests.
-
-    An engine that dies before a trial refuses all requests at once, and may take longer to exit than they take to fail.
-    """
-    deadline = time.monotonic() + EXIT_WITHIN
-    while running.alive() and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
 def _over_time(stopped: str | None, settings: Settings) -> str | None:
     """Return why a stopped trial counts as hung; None if it was not stopped because of the time."""
     if stopped == STALLED:
@@ -139,8 +131,8 @@ def judge_requests(records: Records, *, max_failed: float = 0.05) -> Verdict:
         return _invalid(reason, Exit(Cause.MANY_FAILED, words=words))
     if np.all(np.isnan(service_ttft(records)[mask & succeeded(records)])):
         return _invalid(f"none of {total} requests returned a token", Exit(Cause.NO_TOKEN))
-    step = step_back(records, mask)
-    if step > STEP_BACK:
+    back = (np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, mask))
+    if (step := float(max(back, default=0)) / 1e6) > STEP_BACK:
         reason = f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
         return _invalid(reason, Exit(Cause.CLOCK))
     return Verdict(outcome=Outcome.OK)
@@ -175,12 +167,6 @@ def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
         return None
     means = f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f}"
     return f"{means} requested {OTHER_LENGTH}"
-
-
-def step_back(records: Records, mask: Mask) -> float:
-    """Return the most by which a chunk's stamp precedes the previous chunk's, in seconds; 0 if none does."""
-    back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, mask)]
-    return float(max(back, default=0)) / 1e6
 
 
 def _commonest(errors: Counter[str]) -> tuple[str, str]:
@@ -227,9 +213,8 @@ def limited(report: ClientReport, records: Records) -> str | None:
                 remedy += ", or ask for longer answers (workload.output_tokens)"
         return f"{late}: {remedy}"
     loop = report.loop_lag_p99
-    if loop > max(LATE, _chunks_apart(records, mask)) and report.multi_event_reads > SHARED_STAMPS * len(
-        records.chunk_us
-    ):
+    shared = report.multi_event_reads > SHARED_STAMPS * len(records.chunk_us)
+    if shared and loop > max(LATE, _chunks_apart(records, mask)):
         return (
             f"the client's loop was {loop * 1e3:.1f} ms late (p99), more than the time between chunks, and "
             f"{report.multi_event_reads} reads returned several chunks: {remedy}"

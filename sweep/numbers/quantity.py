@@ -115,11 +115,6 @@ def declared() -> list[Quantity]:
     return list(_DECLARED.values())
 
 
-def statistic_names(percentiles: Iterable[float]) -> list[str]:
-    """Return the statistics of a series: mean, p50, …, max."""
-    return ["mean", *map(percentile_name, percentiles), "max"]
-
-
 def percentile_name(percentile: float) -> str:
     """Return p99; or p99_9 for 99.9, since only axes have a dot in their name."""
     return f"p{percentile:g}".replace(".", "_")
@@ -132,7 +127,7 @@ def columns(percentiles: Iterable[float] = PERCENTILES) -> dict[str, Statistic]:
 
 @cache
 def _columns(quantities: tuple[Quantity, ...], percentiles: tuple[float, ...]) -> dict[str, Statistic]:
-    names = statistic_names(percentiles)
+    names = ["mean", *map(percentile_name, percentiles), "max"]
     statistics: list[Statistic] = []
     for quantity in quantities:
         if quantity.per is None:

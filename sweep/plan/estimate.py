@@ -227,7 +227,8 @@ def estimate_run(
     units = "GPUs" if hardware.platform == "cuda" else "nodes"
     messages = [
         f"{duration_text(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
-        _against_bound(simulated, units),
+        f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
+        f"the shortest possible: all {units} busy, or the longest launch",
         f"durations: {_sources(expected, assumed)}",
         _critical_path(simulated, names, units),
     ]
@@ -269,13 +270,6 @@ def _cost(simulated: SimulatedRun, hardware: Hardware) -> str:
         return f"{hours:.2f} {unit}, no price set"
     rented = simulated.makespan * simulated.capacity / 3600 * hardware.price_per_hour
     return f"{hours:.2f} {unit}, ${hours * hardware.price_per_hour:.2f} (${rented:.2f} for the whole cluster)"
-
-
-def _against_bound(simulated: SimulatedRun, units: str) -> str:
-    return (
-        f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
-        f"the shortest possible: all {units} busy, or the longest launch"
-    )
 
 
 def _sources(expected: Expected, assumed: Assumed | None) -> str:

@@ -34,7 +34,10 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
         lines.append(f"SLO: {', '.join(f'{latency} ≤ {1000 * limit:,g} ms' for latency, limit in slo.items())}")
     _print(console, [*lines, _headline(plan, pending.runnable)])
     if details:
-        _print_cut(console, _trials(plan, pending, console.width))
+        # Cut at the terminal's width: the reasons are printed in full below the table.
+        overflow: OverflowMethod = "ellipsis" if console.is_terminal else "ignore"
+        for line in _trials(plan, pending, console.width):
+            console.print(line, markup=False, no_wrap=True, overflow=overflow, crop=console.is_terminal)
     counts = Counter(pending.reasons.values()).most_common()
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in counts]
     if pending.final_failures:
@@ -53,13 +56,6 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
 def _print(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
-
-
-def _print_cut(console: Console, lines: Iterable[str]) -> None:
-    """Print a table's rows unwrapped, cut at the terminal's width; the reasons are printed in full below the table."""
-    overflow: OverflowMethod = "ellipsis" if console.is_terminal else "ignore"
-    for line in lines:
-        console.print(line, markup=False, no_wrap=True, overflow=overflow, crop=console.is_terminal)
 
 
 def _headline(plan: Plan, runnable: Sequence[Deployment]) -> str:

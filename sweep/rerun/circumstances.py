@@ -57,13 +57,7 @@ NOT_COMPARED = {
     *("below_gate", "replicas", "coarser_format"),  # the last one follows from quantization and flags
 }
 ANSWER_FACTS = ("agreement", "quality")  # first parts of facts about an engine's answers, which are figures
-NAMED_KINDS = (
-    "flag",
-    "environment variable",
-    "engine's",
-    "version of",
-    "setting",
-)  # of circumstances with names of their own
+NAMED_KINDS = ("flag", "environment variable", "engine's", "version of", "setting")  # of which each has its own name
 LATER_KINDS = {"environment variable", "setting"}  # not recorded in the oldest rows
 OF_THE_RUN = ("hardware", "assumed", "relaunch")  # settings about the other trials of the run, or named above
 FOREIGN, LOAD_AVERAGE = "cores taken by other processes", "load average"

@@ -111,16 +111,6 @@ def run_again(
     return 1 if Reproduction.DIFFERS in results else UNCERTAIN if Reproduction.UNKNOWN in results else 0
 
 
-def _refuse_unfamiliar(capsules: Sequence[Capsule], settings: Settings, options: ConfigPath, console: Console) -> None:
-    if parts := unfamiliar_parts(capsules, options, cache_directory(settings.cache_dir)):
-        for line in parts:
-            console.print(f"  {line}", markup=False, soft_wrap=True)
-        raise ConfigError(
-            f"{capsules[0].capsule}: the {len(parts)} parts above can run code, and this machine does not have them; "
-            "read them, then add --trust"
-        )
-
-
 def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
     return json.dumps([trial["replicate"], trial["seed"], config], sort_keys=True)
 
@@ -150,8 +140,13 @@ def plan_again(
     Raises ConfigError for what cannot be planned here, or together; Outage if an index or a hub gave no answer.
     """
     settings = _settings_today(capsules, overrides, out, options)
-    if distrusting is not None:
-        _refuse_unfamiliar(capsules, settings, options, distrusting)
+    if distrusting is not None and (parts := unfamiliar_parts(capsules, options, cache_directory(settings.cache_dir))):
+        for line in parts:
+            distrusting.print(f"  {line}", markup=False, soft_wrap=True)
+        raise ConfigError(
+            f"{capsules[0].capsule}: the {len(parts)} parts above can run code, and this machine does not have them; "
+            "read them, then add --trust"
+        )
     nodes, paths = find_nodes(settings), RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, _common_locks(capsules), pinned=True)
     composition = Composition(

@@ -65,7 +65,9 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
     lock_texts = {
         path.name: read_bounded(path, LARGEST_LOCK).decode() for path in run_files.RunPaths(folder).locks.glob("*.txt")
     }
-    axes = _coordinates(folder)
+    plan = run_files.RunPaths(folder).plan
+    entries = run_files.read_plan(plan) if plan.is_file() else []
+    axes = {entry["trial_id"]: entry["coordinates"] for entry in entries if "coordinates" in entry}
     places = _places(everything.run.trials)
     rows = [each for _, each in chosen.sort_values("started_at").iterrows()]
     return [_capsule(run, row, results, lock_texts, axes, places) for row in rows]
@@ -89,12 +91,6 @@ def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
     return planned.iloc[-1:] if len(planned) else matches.iloc[-1:]
 
 
-def _coordinates(folder: Path) -> dict[str, dict[str, Any]]:
-    plan = run_files.RunPaths(folder).plan
-    entries = run_files.read_plan(plan) if plan.is_file() else []
-    return {entry["trial_id"]: entry["coordinates"] for entry in entries if "coordinates" in entry}
-
-
 def _places(trials: pd.DataFrame) -> "pd.Series[Any]":
     return trials.groupby("launch")["started_at"].rank(method="first")
 
@@ -116,7 +112,6 @@ def _capsule(
     config, digests = json.loads(row["config"]), json.loads(row.get("digests") or "{}")
     names = {column: row[column] for column in results.run.axes if row.get(column) is not None}
     keys = ("trial_id", "experiment", "label", "replicate", "seed", "started_at")
-    noise = point_noise(results, trial_id)
     return Capsule(
         f"{run}{TRIAL_MARK}{trial_id}",
         {key: row.get(key) for key in keys},
@@ -127,7 +122,7 @@ def _capsule(
         {file: packed_lock(lock) for file, lock in _locks(digests.get("lock"), lock_texts).items()},
         circumstances(row),
         {column: row[column] for column in SPREAD_OF if row.get(column) is not None},
-        noise,
+        point_noise(results, trial_id),
     )
 
 
@@ -142,16 +137,12 @@ def _settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain_row(frame_row: "pd.Series[Any]", places: "pd.Series[Any]") -> dict[str, Any]:
     """Return a row of a frame as plain Python data, without missing cells, and with its `place` in its launch."""
-    cells = {str(column): cell for column, cell in frame_row.items() if not _missing(cell)}
-    row = {
-        column: cell.tolist() if isinstance(cell, np.generic | np.ndarray) else cell for column, cell in cells.items()
+    present = {
+        str(name): cell for name, cell in frame_row.items() if not pd.api.types.is_scalar(cell) or pd.notna(cell)
     }
+    row = {name: cell.tolist() if isinstance(cell, np.generic | np.ndarray) else cell for name, cell in present.items()}
     place = places.get(frame_row.name)
     return row if place is None or pd.isna(place) else {**row, "place": int(place)}
-
-
-def _missing(cell: Any) -> bool:
-    return bool(pd.api.types.is_scalar(cell) and pd.isna(cell))
 
 
 def _locks(reference: str | None, texts: Mapping[str, str]) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """The host's protocol, on a fake library whose tokens are known: each is the one after the last."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -85,37 +86,35 @@ def library():
     return Counting()
 
 
+@contextlib.contextmanager
+def hosted(library, model, max_batch: int = 1) -> Iterator[httpx.Client]:
+    """A host in a thread, by its client."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    loop, started = asyncio.new_event_loop(), threading.Event()
+
+    async def main() -> None:
+        host = LibraryServer(library, Tokenizer(model), "tiny", None, max_batch)
+        async with await asyncio.start_server(serve_connections(host.handle), sock=listener):
+            started.set()
+            await asyncio.Future()
+
+    task = loop.create_task(main())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
+    thread.start()
+    started.wait(10)
+    with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20) as client:
+        yield client
+    loop.call_soon_threadsafe(task.cancel)
+    thread.join(10)
+
+
 @pytest.fixture
 def serve(model, library):
-    """Starts a host in a thread: serve(max_batch=…) -> client."""
-    stops = []
-
-    def start(max_batch: int = 1) -> httpx.Client:
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        loop = asyncio.new_event_loop()
-
-        async def main() -> None:
-            host = LibraryServer(library, Tokenizer(model), "tiny", None, max_batch)
-            async with await asyncio.start_server(serve_connections(host.handle), sock=listener):
-                started.set()
-                await asyncio.Future()
-
-        started = threading.Event()
-        task = loop.create_task(main())
-        thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
-        thread.start()
-        started.wait(10)
-        client = httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20)
-        stops.append((client, loop, task, thread))
-        return client
-
-    yield start
-    library.gate.set()
-    for client, loop, task, thread in stops:
-        client.close()
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+    """serve(max_batch) -> the client of a host of the library."""
+    with contextlib.ExitStack() as stack:
+        yield lambda max_batch=1: stack.enter_context(hosted(library, model, max_batch))
+        library.gate.set()
 
 
 def events(answer: httpx.Response) -> list[dict]:

@@ -1,7 +1,5 @@
 """The host with a library that is stepped, and a trial measured inside it: a fake whose tokens and order are known."""
 
-import asyncio
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -9,11 +7,8 @@ from collections.abc import Mapping, Sequence
 import httpx
 import pytest
 
-from backends.host.__main__ import LibraryServer
-from backends.host.http import serve_connections
 from backends.host.library import ContinuousLibrary, PromptRow, Step
-from backends.host.text import Tokenizer
-from tests.backends.test_host import VOCABULARY, model  # noqa: F401 - a fixture
+from tests.backends.test_host import VOCABULARY, hosted, model  # noqa: F401 - a fixture
 from tests.support.waiting import wait_until
 
 
@@ -73,25 +68,8 @@ def library(request) -> Stepper:
 
 @pytest.fixture
 def client(model, library):  # noqa: F811
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    loop = asyncio.new_event_loop()
-    started = threading.Event()
-
-    async def main() -> None:
-        host = LibraryServer(library, Tokenizer(model), "tiny", None, 1)
-        async with await asyncio.start_server(serve_connections(host.handle), sock=listener):
-            started.set()
-            await asyncio.Future()
-
-    task = loop.create_task(main())
-    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
-    thread.start()
-    started.wait(10)
-    with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20) as client:
+    with hosted(library, model) as client:
         yield client
-    loop.call_soon_threadsafe(task.cancel)
-    thread.join(10)
 
 
 def complete(client: httpx.Client, prompt: object, wanted: int) -> httpx.Response:

@@ -107,26 +107,21 @@ def run_of(backend: Backend, tokenizer: Tokenizer | None = None, **settings: obj
         load_tokenizer=lambda cache: tokenizer,
         prepare=lambda cache, progress: Path("/models/tiny"),
     )
-    known = {
-        "agreement": True,
-        "comparison_limit": 300.0,
-        "gate": None,
-        "seed": 0,
-        "cache_dir": "/nonexistent",
-        **settings,
-    }
+    known = {"agreement": True, "comparison_limit": 300.0, "gate": None, "seed": 0, "cache_dir": "/nonexistent"}
     return SimpleNamespace(
         deployment=SimpleNamespace(backend=backend, model=model, trials=[]),
-        settings=SimpleNamespace(**known),
-        cache=Path(str(known["cache_dir"])),
+        settings=SimpleNamespace(**(known | settings)),
+        cache=Path(str(settings.get("cache_dir", known["cache_dir"]))),
     )
 
 
+def compared_by(backend: Backend, url: str, tokenizer, expected: Reference = EXPECTED, **settings) -> dict:
+    engine = SimpleNamespace(backend=backend, url=url, launch=Launch(model=Path(), served_name="tiny", workdir=Path()))
+    return agreement.compare(run_of(backend, tokenizer, **settings), engine, expected)
+
+
 def compared(serve, tokenizer, answer, expected: Reference = EXPECTED, gate: dict | None = None, **fields) -> dict:
-    backend = Backend(name="x", **fields)
-    launch = Launch(model=Path(), served_name="tiny", workdir=Path())
-    engine = SimpleNamespace(backend=backend, url=serve(answer), launch=launch)
-    return agreement.compare(run_of(backend, tokenizer, gate=gate), engine, expected)
+    return compared_by(Backend(name="x", **fields), serve(answer), tokenizer, expected, gate=gate)
 
 
 def test_every_position_is_judged_after_the_references_own_tokens(serve, tokenizer):
@@ -254,10 +249,7 @@ def scored(serve, tokenizer, loss: float, gate: dict | None = None, **fields) ->
         entries = [{str(token): {"logprob": value - loss}, "0": {"logprob": 0.0}} for token, value in pairs]
         return 200, {"choices": [{"index": 0, "text": "", "prompt_logprobs": [None, *entries]}]}
 
-    backend = Scored(name="x", **fields)
-    launch = Launch(model=Path(), served_name="tiny", workdir=Path())
-    engine = SimpleNamespace(backend=backend, url=serve(answer), launch=launch)
-    return agreement.compare(run_of(backend, tokenizer, gate=gate), engine, EXPECTED)
+    return compared_by(Scored(name="x", **fields), serve(answer), tokenizer, gate=gate)
 
 
 class Hosted(Backend):
@@ -277,12 +269,9 @@ def test_after_the_limit_nothing_more_is_asked(serve, tokenizer, monkeypatch):
             return Oracle()(path, body)
         return 200, {"log_probabilities": [LOGS[TEXTS.index(text)] for text in body["texts"]]}
 
-    backend = Hosted(name="x")
-    launch = Launch(model=Path(), served_name="tiny", workdir=Path())
-    engine = SimpleNamespace(backend=backend, url=serve(slow), launch=launch)
-    sizes = {}
+    url, sizes = serve(slow), {}
     for limit in (0.25, 300.0):
-        found = agreement.compare(run_of(backend, tokenizer, comparison_limit=limit), engine, twice)
+        found = compared_by(Hosted(name="x"), url, tokenizer, twice, comparison_limit=limit)
         sizes[limit] = found["agreement_positions"], found["quality_tokens"]
     assert sizes == {0.25: (8, 3), 300.0: (16, 6)}
 
@@ -318,8 +307,7 @@ def test_llama_cpp_generates_the_text_that_its_quality_is_of(serve, tokenizer, e
 
 def check_quality(backend, url, tokenizer, extra):
     """The quality of an engine that scores the text is 1; that of one that scores other tokens is unknown."""
-    engine = SimpleNamespace(backend=backend, url=url, launch=Launch(model=Path(), served_name="tiny", workdir=Path()))
-    found = agreement.compare(run_of(backend, tokenizer), engine, EXPECTED)
+    found = compared_by(backend, url, tokenizer)
     if extra:
         assert found["quality"] is None
         assert "tokens that are not in the text" in found["quality_reference"]
@@ -378,9 +366,7 @@ def test_no_failure_is_raised(serve, tokenizer, answer):
 
 
 def test_an_engine_that_is_gone_is_said(tokenizer):
-    backend = Backend(name="x")
-    engine = SimpleNamespace(backend=backend, url="http://127.0.0.1:9", launch=SimpleNamespace(served_name="tiny"))
-    found = agreement.compare(run_of(backend, tokenizer), engine, EXPECTED)
+    found = compared_by(Backend(name="x"), "http://127.0.0.1:9", tokenizer)
     assert found["agreement_reference"].startswith("none: the engine's answer: ConnectError")
 
 

@@ -97,9 +97,7 @@ def test_every_file_names_its_source_and_experiments_that_exist() -> None:
 
 def test_the_ladders_table_has_the_steps_of_the_experiment() -> None:
     ladder = yaml.safe_load((CONF / "experiment" / "serving_ladder.yaml").read_text())["ladder"]
-    study = study_of("serving_ladder")
-    assert study is not None
-    published = [row["ladder"] for row in study.tables["serving_ladder"].rows]
+    published = [row["ladder"] for row in study_for("serving_ladder").tables["serving_ladder"].rows]
     ours = [step["step"] for step in ladder if "gateway" in str(step["set"]) or "weights" in step["step"]]
     assert published == [step["step"] for step in ladder if step["step"] not in ours]
 
@@ -192,24 +190,18 @@ def test_what_the_intervals_leave_open_is_not_decided(tmp_path: Path) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_study_reproduces_its_own_table(experiment: str) -> None:
     """Its table as if it were a run: nothing is `not reproduced`."""
-    study = study_of(experiment)
-    assert study is not None
+    study = study_for(experiment)
     points = study.tables[experiment].exact
-    judged = [
-        judge_finding(study, finding, experiment, points)
-        for finding in study.findings
-        if experiment in finding.experiments
-    ]
+    findings = [finding for finding in study.findings if experiment in finding.experiments]
+    judged = [judge_finding(study, finding, experiment, points) for finding in findings]
     assert judged
     assert "not reproduced" not in {each.judgement for each in judged}
 
 
 def as_run(folder: Path, experiment: str, factors: tuple[float, ...], launches: int) -> RunResults:
     """A study's table as a run of it: each figure times each factor, on so many launches in turn."""
-    study = study_of(experiment)
-    assert study is not None
     rows = []
-    for number, row in enumerate(study.tables[experiment].rows):
+    for number, row in enumerate(study_for(experiment).tables[experiment].rows):
         turned = factors[number % len(factors) :] + factors[: number % len(factors)]  # no two rows have them in common
         for replicate, factor in enumerate(each ** (1 + number / 10) for each in turned):
             asked = {"backend": "vllm", "batch_size": 1, **{key: row[key] for key in KEY_COLUMNS if key in row}}
@@ -277,10 +269,9 @@ def test_a_range_says_that_its_interval_is_of_these_launches() -> None:
 
 def test_the_ladders_table_stands_beside_a_run_of_all_workloads(tmp_path: Path) -> None:
     """Stories are another workload of the same steps: neither their rows nor their figures are the study's."""
-    study = study_of("serving_ladder")
-    assert study is not None
+    steps = study_for("serving_ladder").tables["serving_ladder"].rows
     rows = []
-    for step in study.tables["serving_ladder"].rows:
+    for step in steps:
         for workload, factor in (("random_tokens", 1.0), ("natural_text", 0.5)):  # stories are twice as fast
             for replicate in range(2):
                 figures = {key: step[key] * factor for key in ("ttft_mean", "itl_mean")}
@@ -289,7 +280,7 @@ def test_the_ladders_table_stands_beside_a_run_of_all_workloads(tmp_path: Path) 
                 rows.append({**trial("vllm", 1, replicate, step["output_throughput"]), **figures, **asked})
     results = run(tmp_path, "serving_ladder", rows)
     stand = {(each.point, each.column): each for each in beside(results)}
-    for step in study.tables["serving_ladder"].rows:
+    for step in steps:
         row = stand[f"{step['ladder']}, random_tokens", "request_throughput"]
         assert row.measured == pytest.approx(step["request_throughput"])
         assert row.measured_ratio == pytest.approx(row.published_ratio)
@@ -350,13 +341,8 @@ def test_memory_that_grows_in_a_straight_line() -> None:
 
 
 def test_who_gains_most_is_not_who_is_fastest() -> None:
-    fields: dict[str, Any] = {
-        "kind": "gains",
-        "column": "speed",
-        "over": "batch_size",
-        "ends": (1, 8),
-        "lines": ("backend",),
-    }
+    fields: dict[str, Any] = {"kind": "gains", "column": "speed", "over": "batch_size"}
+    fields |= {"ends": (1, 8), "lines": ("backend",)}
     fast = points("speed", {1: 100.0, 8: 300.0}, backend="fast")
     steep = points("speed", {1: 10.0, 8: 60.0}, backend="steep")
     short = points("speed", {1: 1.0, 4: 90.0}, backend="short")  # without the larger size

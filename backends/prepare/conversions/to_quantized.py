@@ -58,10 +58,7 @@ def ct_int8(weight: Tensor, group: int) -> Tensors:
     return {"weight": torch.round(weight / scales).clamp(-128, 127).to(torch.int8), "weight_scale": scales}
 
 
-QUANTISE: Mapping[str, Callable[[Tensor, int], Tensors]] = {
-    "gptq": gptq,
-    "ct-int8": ct_int8,
-}
+QUANTISE: Mapping[str, Callable[[Tensor, int], Tensors]] = {"gptq": gptq, "ct-int8": ct_int8}
 
 
 def description(kind: str, group: int) -> dict[str, Any]:

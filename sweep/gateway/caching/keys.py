@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 from sweep.gateway.call import Call
 
 # Headers that affect neither who asks nor the answer. Every other header may be a credential.
-IGNORED_HEADERS = frozenset(
-    (
-        *(b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"user-agent"),
-        *(b"x-request-id", b"traceparent", b"tracestate"),
-    )
-)
+IGNORED_HEADERS = {
+    *(b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"user-agent"),
+    *(b"x-request-id", b"traceparent", b"tracestate"),
+}
 IGNORED_PREFIX = b"x-stainless-"  # OpenAI's libraries describe themselves and count their retries in these headers
 SINGLE = ("n", "best_of")  # number of answers to one request
 UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control, compared in full

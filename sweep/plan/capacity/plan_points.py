@@ -121,15 +121,13 @@ def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
 
 def _idle_users(plan: Plan) -> list[str]:
     """Warn of loads with more users than requests: some users would stay idle."""
-    lines: dict[str, None] = {}
-    for trial in plan.trials:
-        users = getattr(trial.load, "concurrency", None)
-        if users and users > trial.num_requests:
-            lines[
-                f"load.concurrency={users}: {count(trial.num_requests, 'request')} for {users} users; the "
-                "other users would be idle: raise workload.num_requests"
-            ] = None
-    return list(lines)
+    loads = dict.fromkeys((getattr(trial.load, "concurrency", None) or 0, trial.num_requests) for trial in plan.trials)
+    return [
+        f"load.concurrency={users}: {count(requests, 'request')} for {users} users; the other users would be idle: "
+        "raise workload.num_requests"
+        for users, requests in loads
+        if users > requests
+    ]
 
 
 def _single_batches(plan: Plan) -> list[str]:
