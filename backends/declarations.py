@@ -21,12 +21,18 @@ ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags for an engine's add
 
 # The final error line of a Python or C++ program: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(
-    r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b|\berror response\b", re.IGNORECASE
+    r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^(value )?error\b|\b(fatal|failed)\b|\berror (response|loading)\b",
+    re.IGNORECASE,
 )
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # Marks of a line that is no error: its level, or a length that only a line of settings has.
-HARMLESS = re.compile(r"\b(DEBUG|INFO|WARN)\b|[Ww]arning\b|WARNING|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] |^.{1000}")
+LEVEL = re.compile(  # NCCL calls its errors warnings
+    r"(?<!NCCL )\b(DEBUG|INFO|WARN)\b|[Ww]arning\b|WARNING|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] "
+    r"|^\[[\d/:-]+\] \[TRT-LLM\] (\[RANK \d+\] )?\[[DVIW]\]"
+)
+HARMLESS = re.compile(LEVEL.pattern + "|^.{1000}")
+RANK = re.compile(r"^\[rank\d+\]: ?")
 TRACEBACK = "Traceback (most recent call last)"
 
 # A key of vLLM's requests; a key of SGLang's answers on its own route; a path of sweep's host; llama.cpp's grammars of
@@ -146,12 +152,12 @@ class LogReading:
 
     def message(self, line: str) -> str:
         """Return a line without the engine's prefix and without colours."""
-        return re.sub(self.prefix, "", COLOUR.sub("", line).strip(), count=1).strip()
+        return RANK.sub("", re.sub(self.prefix, "", COLOUR.sub("", line).strip(), count=1).strip())
 
     def ran_out_of_memory(self, log: str) -> bool:
         """Return whether a log reports running out of memory."""
-        patterns = (*cause_table().out_of_memory, *self.out_of_memory)
-        return any(re.search(pattern, log, re.IGNORECASE) for pattern in patterns)
+        pattern = re.compile("|".join((*cause_table().out_of_memory, *self.out_of_memory)), re.IGNORECASE)
+        return any(pattern.search(line) and not HARMLESS.search(line) for line in log.splitlines())
 
     def known_cause(self, words: str) -> KnownCause | None:
         """Return the cause that the engine's words report; None if it is unknown."""
@@ -171,7 +177,7 @@ class LogReading:
         Causes come before their consequences, so the first line with a cause counts, else the first error of the last
         traceback. If memory ran out, the last such line counts, since it says what could not be loaded.
         """
-        raw = [line for line in log.splitlines() if self.message(line)]
+        raw = [line for line in log.splitlines() if re.search(r"\w", self.message(line))]
         lines = list(map(self.message, raw))
         causes = {
             i: cause
@@ -184,6 +190,7 @@ class LogReading:
         noise, symptoms = re.compile("|".join(self.noise) or "(?!)"), re.compile(cause_table().symptoms, re.IGNORECASE)
         reasons = [i for i, line in enumerate(lines) if not noise.search(line) and not symptoms.search(line)]
         errors = [i for i in reasons if ERROR_LINE.search(lines[i])]
+        errors = [i for i in errors if not LEVEL.search(raw[i])] or errors
         if not errors:
             return lines[max(reasons or range(len(lines)))] if lines else ""
         tracebacks = [i for i, line in enumerate(lines) if line.startswith(TRACEBACK) and i < errors[-1]]

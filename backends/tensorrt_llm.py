@@ -43,7 +43,10 @@ class TensorRTLLM(Backend):
         beyond=("disagg-cluster-uri", "server-role", "metadata-server-config-file"),
         parallel=("pp-size", "cp-size"),
     )
-    log = LogReading(out_of_memory=(r"Executor creation failed due to insufficient GPU memory",))
+    log = LogReading(
+        prefix=r"^\[[\d/:-]+\] \[TRT-LLM\] (\[RANK \d+\] )?\[\w\] ",
+        out_of_memory=(r"Executor creation failed due to insufficient GPU memory",),
+    )
     traits = Traits(
         distribution="tensorrt-llm",
         inherits=("TRTLLM_*", "TLLM_*", "OMPI_*", "PMIX_*"),

@@ -1,4 +1,4 @@
-"""Reads the result files of `vllm bench serve`, GuideLLM and AIPerf as rows.
+"""Reads the result files of `vllm bench serve`, SGLang's bench_serving, GuideLLM and AIPerf as rows.
 
 A row holds only what its file states. All three tools count latencies from the send, so `ttft` and `e2el` are filled
 only in a closed loop, where sweep's count from the send too. A tool's TPOT or ITL gets sweep's name (docs/metrics.md).
@@ -23,6 +23,7 @@ EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # names in GuideLLM and AIPerf
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # loads with another name in sweep
 LARGEST_IMPORT, LARGEST_PARSED = 128 << 20, 768 << 20  # bytes of a file, and of its content once it is parsed
+LARGEST_FIGURE = 1e18
 MOST_FAILED = 0.05  # of the requests of a result; a trial of ours is invalid beyond it (max_failed)
 OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # sweep counts from a schedule if any, these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
@@ -37,17 +38,27 @@ def rows_of(file: Path) -> list[ImportedRow]:
         document = read_bounded(file, LARGEST_IMPORT)
         if parsed_size(document) > LARGEST_PARSED:
             raise ValueError("has too many objects and lists for a file of results")
-        content = json.loads(document.decode("utf-8"))
+        content = _parsed(document.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from None
     try:
         rows = _rows(content)
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"{file}: incomplete, or from another version of its tool ({problem})") from None
     if not rows:
         raise ConfigError(f"{file}: not a result of vllm bench serve (--save-result), GuideLLM or AIPerf")
     return [_with_failures(row) for row in rows]
+
+
+def _parsed(text: str) -> Any:
+    """Return the JSON of a file, or of its lines: `--append-result` and SGLang's benchmark write a result a line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _with_failures(row: ImportedRow) -> ImportedRow:
@@ -67,11 +78,14 @@ def _with_failures(row: ImportedRow) -> ImportedRow:
 def _plausible(row: ImportedRow) -> ImportedRow:
     """Return the row. Raises ValueError unless every name is a string and every figure a number of at least 0."""
     for column, cell in row.items():
-        is_number = type(cell) in (int, float) and 0 <= cell < math.inf
-        if cell is not None and not (isinstance(cell, str) if column in NAME_COLUMNS else is_number):
+        is_number = type(cell) in (int, float) and 0 <= cell < LARGEST_FIGURE
+        is_name = isinstance(cell, str) and not any("\ud800" <= letter <= "\udfff" for letter in cell)
+        if cell is not None and not (is_name if column in NAME_COLUMNS else is_number):
             raise ValueError(f"{column}={cell!r}: expected {'a string' if column in NAME_COLUMNS else 'a number >= 0'}")
     if row.get("num_failed", 0) > row.get("num_requests", math.inf):
         raise ValueError(f"num_requests={row['num_requests']}: expected at least num_failed={row['num_failed']}")
+    if row.get("duration") == 0 < row.get("num_requests", 0) - row.get("num_failed", 0):
+        raise ValueError("duration=0: expected a number > 0")
     return row
 
 
@@ -92,10 +106,13 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     rate = _positive(result.get("request_rate"))
     burstiness = float(result.get("burstiness") or 1.0) if rate else 1.0
     load = CLOSED if not rate else "poisson" if burstiness == 1 else "gamma"
-    row = _row("vllm bench serve", result.get("model_id"), load, rate, result.get("max_concurrency"))
+    of_sglang = "median_e2e_latency_ms" in result
+    tool = "SGLang bench_serving" if of_sglang else "vllm bench serve"
+    row = _row(tool, result.get("model_id"), load, rate, result.get("max_concurrency"))
     row["load.burstiness"] = None if burstiness == 1 else burstiness
     for series in ("ttft", "tpot", "itl", "e2el"):
-        _add_series(row, series, {key: result.get(f"{key}_{series}_ms") for key in STATISTICS}, 1e-3)
+        suffix = "e2e_latency" if of_sglang and series == "e2el" else series
+        _add_series(row, series, {key: result.get(f"{key}_{suffix}_ms") for key in STATISTICS}, 1e-3)
     failed = int(result.get("failed") or 0)
     ours = {key.removeprefix(EXPORTED): figure for key, figure in result.items() if key.startswith(EXPORTED)}
     if ours:
@@ -178,7 +195,7 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
 def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:
     return {
         "backend": "openai",
-        "model": str(model or "unknown"),
+        "model": model or "unknown",
         "workload": "imported",
         "load": load,
         "concurrency": None if users is None or load != CLOSED else int(users),
@@ -213,6 +230,8 @@ def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seco
 
 def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
     figures = {statistic: float(of_tool[key]) for key, statistic in STATISTICS.items() if of_tool.get(key) is not None}
+    if wrong := next((key for key in STATISTICS if isinstance(of_tool.get(key), bool)), None):
+        raise ValueError(f"{wrong}={of_tool[wrong]}: expected a number")
     return {statistic: figure * seconds for statistic, figure in figures.items() if not math.isnan(figure)}
 
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 NAME = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|(ACCESS|ACCOUNT|PRIVATE)_KEY(_ID)?|AUTHORIZATION"
-    r"|COOKIE|CONNECTION_?STRING|(^|_)(PAT|DSN|AUTH))$",
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|(ACCESS|ACCOUNT|PRIVATE|SECRET|SIGNING|SUBSCRIPTION)_KEY(_ID)?|AUTHORIZATION"
+    r"|COOKIE|CONNECTION_?STRING|_PWD|(^|_)(PAT|DSN|AUTH))$",
     re.IGNORECASE,
 )
 # The shape of each issuer's keys; docs/backends.md has their table.
@@ -18,12 +18,18 @@ SHAPES = dict(line.split("\t") for line in _TABLE if not line.startswith("#"))
 VALUE = re.compile("|".join(SHAPES.values()))
 PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a name and its value, in a message
 # The same in what engines print: their tokens are mostly words of a vocabulary, or counted.
-LOGGED_PAIR = re.compile(
-    r"(?i)(?<![\w-])(?P<name>[\w-]{0,40}?(?:token|secret|password|passwd|passphrase|credentials?|api[_-]?key|(?:access|account|private)[_-]key"
-    r"|authorization|connection[_-]?string))"
-    r"(?P<sign>['\"]?\s*(?:[:=]|=>|(?<=['\"])\s*,)\s*(?:b?['\"])?(?:(?:basic|token|digest|apikey)\s+)?)"
-    r"(?P<secret>(?=[^\s'\",;{}()\[\]]{0,200}?\d)(?=[^\s'\",;{}()\[\]]{0,200}?[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
+_SECRETS_NAME = (
+    r"token|secret|password|passwd|(?<=[_;])pwd|passphrase|credentials?|api[_-]?key|authorization|connection[_-]?string"
+    r"|(?:access|account|private|secret|signing|subscription)[_-]key(?:[_-]id)?"
 )
+LOGGED_PAIR = re.compile(
+    rf"(?i)(?<![\w-])(?P<name>(?P<flag>--)?[\w;-]{{0,40}}?(?:{_SECRETS_NAME}))"
+    r"(?P<sign>(?:['\"]?\s*(?:[:=]|=>|(?<=['\"])\s*,)\s*|(?(flag)\s+|(?!)))(?:\w*[\[(])?(?:b?['\"])?"
+    r"(?:(?:basic|token|digest|apikey)\s+)?)"
+    r"(?P<secret>(?!\d+\.\d+[a-z/])(?=[^\s'\",;{}()\[\]]{0,200}?\d)(?=[^\s'\",;{}()\[\]]{0,200}?[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
+)
+# A sentence with a key: "the API key 0a1b… is invalid".
+SPOKEN = re.compile(r"(?i)(\b(?:api[ _-]?key|password|client[ _]secret)\s+)(?=\S*\d)(?=\S*[a-z])[\w+=~.-]{20,}")
 MASK = "***"
 SHORTEST = 8  # characters of a variable's value that is masked everywhere: shorter values may be ordinary words
 
@@ -77,4 +83,5 @@ def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
     """Return a text without these values, the shapes above, and the values of pairs that are named as secrets."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, MASK)
-    return LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))
+    text = LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))
+    return SPOKEN.sub(rf"\g<1>{MASK}", text)

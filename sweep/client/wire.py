@@ -50,7 +50,8 @@ NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
 OTHER_LIMIT = "set backend.max_tokens_field=max_completion_tokens"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for aborted answers
-REASONING = ("reasoning_content", "reasoning")  # fields of a delta with the text of a reasoning model before its answer
+# Fields of a delta with the text of a reasoning model before its answer.
+REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -376,6 +377,8 @@ class Answer:
         if self._carry:
             data = self._carry + data
             self._carry = b""
+        # Some proxies give a stream another content type.
+        self._is_stream = self._is_stream or (self.status == 200 and data.startswith((b"data:", b"event:")))
         if not self._is_stream or self.status != 200:
             self._carry = data[: 64 << 10]  # an error's message, which is read when it is complete
             return
@@ -417,7 +420,9 @@ class Answer:
             self.fail(self._status_error())
             return
         if not self._is_stream:
-            self.fail(f"protocol: not an event stream: {_message(self._carry)}")
+            whole = b'"choices"' in self._carry and b'"delta"' not in self._carry
+            ignores = "; the server ignored stream=true" if whole else ""
+            self.fail(f"protocol: not an event stream{ignores}: {_message(self._carry)}")
             return
         rest = self._carry.replace(b"\r", b"\n").strip(b"\n")
         self._carry = b""
@@ -518,7 +523,8 @@ class Answer:
         try:
             content = json.loads(data.decode())  # given bytes, it would check for other encodings first
         except ValueError:
-            self.fail(f"protocol: an event is not JSON: {_message(data)}")
+            several = " (its lines have no blank line between them)" if b"\n" in data else ""
+            self.fail(f"protocol: an event is not JSON{several}: {_message(data)}")
             return
         if not isinstance(content, dict):
             self.fail(f"protocol: an event is not an object: {_message(data)}")
@@ -659,7 +665,7 @@ class Answer:
         if self._retry_after:
             error += f" retry_after={self._retry_after[:40]}"
         if self.status in REDIRECTS and self._location:
-            return f"{error} redirects to {self._location[:200]}; {_direct_address(self._location, PATHS[self.api])}"
+            return f"{error} redirects to {self._location[:200]}; {direct_address(self._location, PATHS[self.api])}"
         message = _message(self._carry)
         if self.api == "chat" and "chat template" in message.lower().replace("_", " "):
             error += f" {NO_TEMPLATE}:"
@@ -682,7 +688,7 @@ def _fields(event: bytes) -> tuple[bytes, bytes]:
     return name, b"\n".join(lines)
 
 
-def _direct_address(location: str, path: str) -> str:
+def direct_address(location: str, path: str) -> str:
     """Return the setting with which requests reach a redirect's target; following it would distort the times."""
     parts = urlsplit(location)
     if not parts.path.endswith(path):
@@ -710,7 +716,7 @@ def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
     if api == "completions":
         return ["text"] if choice.get("text") else []
     delta = choice.get("delta") or {}
-    return [key for key in ("content", "reasoning_content", "reasoning", "refusal", "tool_calls") if delta.get(key)]
+    return [key for key in ("content", *REASONING, "refusal", "tool_calls") if delta.get(key)]
 
 
 def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: bool) -> tuple[int, bytes]:

@@ -32,6 +32,7 @@ LONGEST_PROBE = 3 * TIMEOUT  # s for the answer to the probe
 LARGEST_LIST = 4 << 20  # bytes of a list of models
 PROBE_TOKENS = 16  # tokens of the answer to the probe; the Responses API accepts no fewer
 MOST_PROBES = 12
+NO_SUCH_PATH = (404, 405, 501)  # statuses of a server that does not speak a dialect
 BUSY = (429, 502, 503, 504)  # statuses of an endpoint that may answer later: no reason to try another dialect
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
@@ -129,6 +130,8 @@ class _Endpoint:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             remedy = tls_remedy(error) or "; start it, or add model=NAME"
             raise ConfigError(f"{request}: {shortened(first_line(error))}{remedy}") from None
+        except ConfigError:
+            raise
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{request}: {path} has no list of models; add model=NAME") from None
         if len(names) != 1 or "'" in names[0]:
@@ -139,6 +142,9 @@ class _Endpoint:
         """Return the body of a GET. Raises httpx.HTTPError, also for a body that is too large or arrives too slowly."""
         until, content = time.monotonic() + LONGEST_PROBE, bytearray()
         with self.client.stream("GET", self.origin + path, headers=self.headers) as reply:
+            if location := reply.has_redirect_location and reply.headers["location"]:
+                remedy = wire.direct_address(location, "/v1/models")
+                raise ConfigError(f"backend.url={self.url}: redirects to {shortened(location)}; {remedy}")
             reply.raise_for_status()
             for part in reply.iter_bytes():
                 content += part
@@ -149,7 +155,8 @@ class _Endpoint:
     def probe(self, model: str, typed: Mapping[str, Any]) -> tuple[list[str], str]:
         """Send short requests until one is answered; return the settings that it needs, and a line about the answer.
 
-        Only settings that were not typed are changed. If the endpoint does not answer, that is left to the trial.
+        Only settings that were not typed are changed. If the endpoint does not answer, that is left to the trial, which
+        uses the dialect that came closest: its error says more than another's 404.
         """
         asking = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api")
         names = (*asking, "headers", "auth_header", "auth_scheme")
@@ -161,7 +168,7 @@ class _Endpoint:
         if "backend.path" not in typed and not API_VERSION.search(urlsplit(self.url).path.rstrip("/")):
             versioned = [api for api in apis if wire.PATHS[api].startswith("/v1")]
             pending.extend({"api": api, "path": wire.PATHS[api].removeprefix("/v1")} for api in versioned)
-        problem = ""
+        closest: tuple[int, list[str], str] = (-1, [], "")  # nearness, settings and error
         for _ in range(min(MOST_PROBES, len(pending) + len(PROBE_REMEDIES))):
             change = pending.popleft()
             answer = self._ask(target := replace(first, **change))
@@ -170,12 +177,14 @@ class _Endpoint:
             if answer.status in BUSY:
                 return [], f"{self.url}: no answer to a first request ({shortened(answer.error)})"
             error = answer.error_of(answer.streams[0])
+            changes = {"ignores_eos" if name == "ignore_eos" else name: to for name, to in change.items()}
+            settings = ("api", "path") if target.api in TYPED_APIS else changes  # the api implies the others
+            needed = {name: to for name, to in changes.items() if name in settings and to != self.backend.get(name)}
+            typing = [f"backend.{name}={json.dumps(to)}" for name, to in needed.items()]
             if error is None:
-                changes = {"ignores_eos" if name == "ignore_eos" else name: to for name, to in change.items()}
-                settings = ("api", "path") if target.api in TYPED_APIS else changes  # the api implies the others
-                needed = {name: to for name, to in changes.items() if name in settings and to != self.backend.get(name)}
-                return [f"backend.{name}={json.dumps(to)}" for name, to in needed.items()], _description(target, answer)
-            problem = problem or error
+                return typing, _description(target, answer)
+            nearness = 2 if answer.status == 200 else 1 if answer.status not in NO_SUCH_PATH else 0
+            closest = max(closest, (nearness, typing, error), key=lambda attempt: attempt[0])
             for words, (name, setting) in PROBE_REMEDIES.items():
                 settled = {f"backend.{name}", name} & {*typed, *change}
                 if answer.status in (400, 422) and words in error and not settled:
@@ -183,7 +192,8 @@ class _Endpoint:
                     break
             if not pending:
                 break
-        return [], f"{self.url}: a first request failed ({shortened(problem)})"
+        nearness, typing, problem = closest
+        return typing if nearness else [], f"{self.url}: a first request failed ({shortened(problem)})"
 
     def _ask(self, target: wire.Target) -> wire.Answer | str:
         """Return the answer to a short request, or why none arrived. Raises ConfigError if TLS fails."""

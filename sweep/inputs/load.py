@@ -281,7 +281,8 @@ class Trace(_ArrivalProcess):
             raise ConfigError(f"load.path={self.path}: contains no arrival times")
         times = np.array([float(instant - instants[0]) for instant in instants])
         if np.any(np.diff(times) < 0):
-            raise ConfigError(f"load.path={self.path}: expected times in ascending order")
+            number = self._cells()[2][int(np.argmax(np.diff(times) < 0)) + 1][0]
+            raise ConfigError(f"load.path={self.path}: row {number}: expected times in ascending order")
         return times
 
     def _instants(self) -> Iterator[Decimal]:

@@ -320,8 +320,11 @@ def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
 
 
 def _text_of(content: Any) -> str:
-    """Return the text of a turn, which some chat formats split into parts."""
+    """Return the text of a turn, which some chat formats split into parts. Raises Unusable for an image or a sound."""
     if isinstance(content, list):
+        kinds = (part.get("type") for part in content if isinstance(part, Mapping) and not part.get("text"))
+        if kind := next((kind for kind in kinds if kind not in (None, "text")), None):
+            raise Unusable(f"a part of type {shortened(str(kind))}; expected text", of_conversation=True)
         parts = (part.get("text") for part in content if isinstance(part, Mapping))
         return "\n".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""

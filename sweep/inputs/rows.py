@@ -17,6 +17,7 @@ from sweep.base.whole_file import LARGEST_FILE
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # why rows are left out, listed in a plan
+MOST_TOKENS = 10_000_000  # of a prompt or an answer: more than any model takes
 csv.field_size_limit(1 << 30)  # a prompt may be longer than the module's limit of 128 KiB
 
 
@@ -46,12 +47,12 @@ def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
 
 
 def whole_number(cell: Any) -> int | None:
-    """Return a whole number of at least 1 from a cell; 4.0 and "4.0" count as 4. Return None for anything else."""
+    """Return a number of tokens, at least 1, from a cell; 4.0 and "4.0" count as 4. Return None for anything else."""
     try:
         number = 0.0 if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError, OverflowError):
         return None
-    return int(number) if number >= 1 and number.is_integer() else None
+    return int(number) if 1 <= number <= MOST_TOKENS and number.is_integer() else None
 
 
 def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
@@ -119,6 +120,8 @@ def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[F
         rows = list(islice(READERS.get(path.suffix, _text_lines)(path), limit))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{key}: {error.reason} at byte {error.start}; expected UTF-8") from None
+    except RecursionError:
+        raise ConfigError(f"{key}: is nested too deeply; expected a list of mappings") from None
     except (ValueError, OSError, ArrowException, csv.Error) as error:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
     if not rows:
@@ -134,7 +137,7 @@ def _json_lines(path: Path) -> Iterator[FileRow]:
     for number, line in enumerate(_lines(path), 1):
         try:
             row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also for a number of thousands of digits
             row = None
         yield from [_mapping(row, f"line {number}")] if row != {} else []
 
@@ -161,8 +164,21 @@ def _mapping(entry: Any, where: str) -> FileRow:
 
 def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file, delimiter=delimiter):
-            yield {column: value for column, value in row.items() if column is not None}
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)  # strict: an open quote would hide rows
+        number = 0
+        try:
+            columns = [column.strip() for column in reader.fieldnames or ()]
+            if twice := next((column for column in columns if column and columns.count(column) > 1), None):
+                raise ValueError(f"column {twice} occurs twice; expected different names")
+            reader.fieldnames = columns
+            for number, row in enumerate(reader, 1):
+                if any(row.pop(None, ())):  # the cells beyond the last column
+                    raise ValueError(
+                        f"row {number}: more cells than columns; expected quotes around a cell's {delimiter!r}"
+                    )
+                yield dict(row)
+        except csv.Error as error:
+            raise ValueError(f"row {number + 1}: {error}; expected each quote closed before the next cell") from None
 
 
 def _parquet(path: Path) -> Iterator[FileRow]:

@@ -1,4 +1,4 @@
-"""Why engines failed: real logs from public issues, each with the outcome, fault, cause and remedy that are right.
+"""Why engines failed: logs with the outcome, fault, cause and remedy that are right, real ones by their public issue.
 
 A new log is a line of engine_logs.jsonl, a new cause a line of backends/tables/log_causes.yaml.
 """
@@ -49,9 +49,10 @@ def test_a_log_tells_outcome_fault_cause_and_remedy(case):
 
 
 @cases("prepare")
-def test_a_registrys_limit_is_an_outage(case):
+def test_a_registrys_limit_is_an_outage_and_its_refusal_is_the_users_to_mend(case):
     (line,) = case["lines"]
-    assert policy.is_outage(told(line))
+    outage = case["right_outcome"] == "outage"
+    assert (policy.is_outage(told(line)), told(line).blames) == (outage, None if outage else "user")
     assert re.search(case["right_cause"], line)
     assert re.search(case["right_remedy_hint"], cause_table().find_remedy(line))
 

@@ -22,23 +22,42 @@ KEYS = ["hf_" + "a1B2" * 8, "sk-" + "proj-" + "x9" * 12, "ghp_" + "Z" * 36, "AKI
 LONG = "x9" * 20
 # A key of each shape in the table, as an engine might log it; * stands for it.
 LOGGED = {
+    "Alibaba, Baidu, Tencent": ["LTAI" + LONG, "AKID" + LONG, "bce-v3/" + "ALTAK-" + LONG + "/" + "0f" * 20],
+    "Anyscale, Lambda, Modal, RunPod": ["esecret_" + LONG, "secret_me_" + "0f" * 16, "as-" + LONG[:22], "rpa_" + LONG],
     "Anthropic, DeepSeek, OpenAI, OpenRouter, Langfuse": ["sk-" + "ant-" + LONG, "sk-" + "or-" + LONG],
     "Atlassian": ["ATATT3" + LONG],
-    "AWS": [KEYS[3], "ASIA" + "ABCDEFGHIJKLMNOP", ("s3?X-Amz-Signature=*&x=1", LONG), ("X-Amz-Security-Token=*", LONG)],
-    "Azure": [("AccountKey=*;", LONG), ("SharedAccessKey=*", LONG), ("https://b.example/c?se=1&sig=*&sp=r", LONG)],
+    "AWS": [
+        KEYS[3],
+        "ASIA" + "ABCDEFGHIJKLMNOP",
+        ("s3?X-Amz-Signature=*&x=1", LONG),
+        ("X-Amz-Security-Token=*", LONG),
+        "IQoJb3JpZ2lu" + 2 * LONG,
+        ("AWS4-HMAC-SHA256 SignedHeaders=host, Signature=*", "0f" * 32),
+    ],
+    "Azure": [
+        ("AccountKey=*;", LONG),
+        ("SharedAccessKey=*", LONG),
+        ("https://b.example/c?se=1&sig=*&sp=r", LONG),
+        "a1b8Q~" + LONG[:34],
+    ],
     "Cerebras": ["csk-" + LONG],
     "Databricks": ["dapi" + "0f" * 16],
     "DigitalOcean": ["dop_v1_" + "0f" * 32],
+    "Discord, Telegram": [("/api/webhooks/*", "123/" + LONG), ("/bot*/sendMessage", "1234567890:" + "AA" + LONG)],
     "Docker": ["dckr_pat_" + LONG],
+    "ElevenLabs, Jina, Tavily, Voyage": ["sk_" + "0f" * 24, "jina_" + LONG, "tvly-dev-" + LONG, "pa-" + LONG],
     "Fireworks": ["fw_" + LONG],
     "GitHub": [KEYS[2], "github_pat_" + LONG],
     "GitLab": ["glpat-" + "k" * 20],
-    "Google": ["AI" + "za" + "y" * 35, "ya29." + LONG, "GOCSPX-" + LONG, ("?X-Goog-Signature=*&", LONG)],
+    "Google": ["AI" + "za" + "y" * 35, "ya29." + LONG, "GOCSPX-" + LONG, "1//0" + LONG, ("?X-Goog-Signature=*&", LONG)],
     "Grafana": ["glsa_" + LONG],
+    "Fly, Vercel, Supabase, Sentry": ["fm2_" + LONG, "vcp_" + LONG, "sbp_" + LONG, "sntrys_" + LONG],
     "Groq": ["gsk_" + LONG],
     "Hashicorp Vault": ["hvs." + LONG],
     "Hugging Face": [KEYS[0]],
     "LangSmith": ["lsv2_pt_" + LONG],
+    "Linear, Notion": ["lin_api_" + LONG, "ntn_" + LONG],
+    "Mailgun, Meta, Shopify, Square": ["key-" + "0f" * 16, "EAA" + 2 * LONG, "shpat_" + "0f" * 16, "sq0atp-" + LONG],
     "npm, PyPI": ["npm_" + LONG, "pypi-" + LONG],
     "NVIDIA": ["nvapi-" + LONG],
     "Perplexity": ["pplx-" + LONG],
@@ -49,22 +68,31 @@ LOGGED = {
     "Stripe": ["sk_" + "live_" + LONG],
     "Together": ["tgp_v1_" + LONG],
     "Twilio": ["SK" + "0f" * 16],
-    "Weights & Biases": ["wandb_v1_" + LONG],
+    "Weights & Biases": ["wandb_v1_" + LONG, ("wandb: Appending key to your netrc file: *", "0f" * 20)],
+    "Zhipu": ["0f" * 16 + "." + LONG[:16]],
     "xAI": ["xai-" + LONG],
     "web tokens (JWT)": ["eyJ" + "a" * 20 + "." + "b" * 20 + "." + "c" * 20],
     "private keys (PEM, OpenSSH, PGP, age)": [
-        "-----BEGIN RSA " + "PRIVATE KEY-----\nMII\n-----END RSA " + "PRIVATE KEY-----"
+        "-----BEGIN RSA " + "PRIVATE KEY-----\nMII\n-----END RSA " + "PRIVATE KEY-----",
+        "LS0tLS1CRUdJTi" + "BSU0Eg" + LONG,
     ],
     "a URL's password, or key as its user": [
         ("http://*@proxy:80/", "me:s3cret"),
         ("https://*@git/x", LONG),
         ("?key=*&", LONG),
     ],
-    "headers": [("Authorization: Bearer *", "abc123def456"), ("cookie: *", "session=abc; id=12345")],
+    "headers": [
+        ("Authorization: Bearer *", "abc123def456"),
+        ("-H 'authorization: bearer *'", LONG),
+        ("cookie: *", "session=abc; id=12345"),
+    ],
 }
 PAIRS = [
     *("api_key='*'", '"password": "*"', "x-api-key: *", "(b'authorization', b'Basic *')", "HF_TOKEN=*"),
     "'client_secret': '*'",
+    *("--api-key * --port 8000", "api_key=['*'], port=8000", "api_key=SecretStr('*')", "MYSQL_PWD=*"),
+    *("SCW_SECRET_KEY=*", "{'Ocp-Apim-Subscription-Key': '*'}"),
+    "Server=x;Uid=sa;Pwd=*;",
 ]
 HARMLESS = [
     "eos_token='<|im_end|>', pad_token_id=2, stop_token=[128001], bos_token: <s>",
@@ -72,6 +100,10 @@ HARMLESS = [
     "http://127.0.0.1:8000/v1 12:30:15 user@host sk-short hf_hub Bearer authentication is off",
     "tokenizer=meta-llama/Llama-2-7b-hf, revision=9f8e7d6c5b4a, seed=0, kv_cache_dtype=fp8_e4m3",
     "INFO 08-19 [api_server.py:1207] vLLM API server version 0.32.0: key=value, prompt_token: 512",
+    "time_per_output_token: 12.345ms, per-token=0.0123s PWD=/home/user1/project2 Signature=forward(self, ids)",
+    "--max-num-batched-tokens 8192 --skip-special-token 1 --tokenizer Qwen/Qwen3-8B --stop-token </s>",
+    "api key is required but none was set; bearer tokens are validated; password authentication is off, v2",
+    "key-0123 pa-rank as-is sk_proj busId 1234567890:AB LTAI, GPU-1a2b3c4d-1122-3344-5566-77889900aabb",
     "loading /root/.cache/huggingface/hub/models--a--b/snapshots/0123456789abcdef0123456789abcdef01234567",
 ]
 
@@ -105,6 +137,10 @@ def test_the_value_of_a_secrets_name_is_masked_in_a_log(line):
 @pytest.mark.parametrize("line", HARMLESS)
 def test_what_engines_log_is_not_masked(line):
     assert masked(line) == line
+
+
+def test_a_long_key_in_a_sentence_is_masked():
+    assert masked(f"the API key {LONG} is invalid; password {LONG}") == "the API key *** is invalid; password ***"
 
 
 def test_long_words_and_open_keys_cost_no_time():

@@ -138,6 +138,7 @@ class Endpoint(BaseHTTPRequestHandler):
 
     protocol_version, expected, limit, asked = "HTTP/1.1", "/v1/completions", "max_tokens", Counter()
     delays: ClassVar = {}
+    kind = "text/event-stream"
 
     def do_GET(self):
         self.reply(200, json.dumps({"data": [{"id": "a/b"}]}))
@@ -158,7 +159,7 @@ class Endpoint(BaseHTTPRequestHandler):
 
     def reply(self, status, content):
         self.send_response(status)
-        self.send_header("content-type", "text/event-stream" if "data: " in content else "application/json")
+        self.send_header("content-type", self.kind if "data: " in content else "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.write(content.encode())
@@ -191,6 +192,7 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     monkeypatch.setattr(Endpoint, "expected", expected)
     monkeypatch.setattr(Endpoint, "limit", limit)
     monkeypatch.setattr(Endpoint, "asked", asked := Counter())
+    monkeypatch.setattr(Endpoint, "kind", "text/plain" if base == "/api/v4" else "text/event-stream")
     for name, value in {
         "SOME_KEY": "k",
         "http_proxy": "http://127.0.0.1:9",
@@ -243,6 +245,51 @@ def test_the_address_alone_gives_an_answer_in_every_dialect(tmp_path, monkeypatc
     (row,) = analysis.load(next((tmp_path / "results").iterdir())).to_dict("records")
     assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (64, 0, 64 * 32)
     assert json.loads(row["engine_facts"])["proxy"] == "none"
+
+
+EVENTS = [json.dumps({"choices": [{"index": 0, "delta": {"content": "a"}}]}) for _ in range(3)]
+WHOLE = '{"choices": [{"message": {"content": "a a"}}], "usage": {"completion_tokens": 2}}'
+REFUSED = '{"error": {"message": "out of credit", "code": 402}}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (200, WHOLE, "protocol: not an event stream; the server ignored stream=true: {"),
+        (
+            200,
+            "".join(f"data: {event}\n" for event in EVENTS),
+            "protocol: an event is not JSON (its lines have no blank ",
+        ),
+        (200, f"data: {EVENTS[0]}\n\ndata: {REFUSED}\n\n", "engine: 402 out of credit"),
+        (401, '{"error": {"message": "bad key"}}', "status: 401 bad key"),
+        (400, '{"error": {"message": "no such model"}}', "status: 400 no such model"),
+    ],
+)
+def test_a_server_of_another_dialect_is_quoted_in_its_own(tmp_path, monkeypatch, status, body, reason):
+    """The error of the dialect that came closest, not the 404 of the first one."""
+
+    def answer(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.reply(*((status, body) if self.path == "/v1/chat/completions" else (404, "no such path")))
+
+    monkeypatch.setattr(Endpoint, "do_POST", answer)
+    with serving(Endpoint) as url:
+        assert main(["run", url, "workload.num_requests=2", f"out={tmp_path}"]) == 1
+    assert f"2 times, e.g. '{reason}" in analysis.load(tmp_path).iloc[0]["reason"]
+
+
+def test_a_redirect_of_the_models_names_the_address_to_set(capsys):
+    class Moved(Stub):
+        def do_GET(self):
+            self.send_response(307)
+            self.send_header("location", f"/real{self.path}")
+            self.end_headers()
+
+    with serving(Moved) as url:
+        assert main(["run", url]) == 2
+    assert "redirects to /real/v1/models; set the path of backend.url to /real" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("trusted", [False, True])

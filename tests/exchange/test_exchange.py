@@ -82,6 +82,17 @@ def test_the_figures_of_a_real_file_are_read(tmp_path, name, tool, median_ttft):
     assert row["output_throughput"] == pytest.approx(640 / row["duration"], rel=0.01)
 
 
+def test_a_result_a_line_is_read_and_sglangs_are_called_its_own(tmp_path):
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    of_sglang = {key.replace("e2el", "e2e_latency"): figure for key, figure in content.items() if key != "model_id"}
+    lines = [json.dumps(content), json.dumps(of_sglang | {"median_e2e_latency_ms": 250.0})]
+    (tmp_path / "x.jsonl").write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    assert main(["import", str(tmp_path / "x.jsonl"), str(tmp_path / "out")]) == 0
+    ours, theirs = analysis.load(tmp_path / "out").to_dict("records")
+    assert (ours["client_stamp_source"], theirs["client_stamp_source"]) == ("vllm bench serve", "SGLang bench_serving")
+    assert (theirs["model"], theirs["e2el_p50"]) == ("unknown", 0.25)
+
+
 def test_the_arrivals_of_an_open_loop_go_out_and_come_back(tmp_path):
     """Bursty requests are not taken for Poisson's; the files of `vllm bench sweep` have a = in their names."""
     content = json.loads((FILES / "vllm_bench.json").read_text()) | {"request_rate": 5.0}
@@ -212,6 +223,11 @@ def test_an_imported_row_with_failures_is_no_rival_and_shows_them(tmp_path, caps
         ("vllm_bench.json", ("failed",), -5, "ValueError: num_failed=-5: expected a number >= 0"),
         ("vllm_bench.json", ("total_input_tokens",), True, "ValueError: input_tokens=True: expected a number >= 0"),
         ("vllm_bench.json", ("median_tpot_ms",), -1, "ValueError: tpot_p50=-0.001: expected a number >= 0"),
+        ("vllm_bench.json", ("completed",), 10**400, "num_requests=1000"),
+        ("vllm_bench.json", ("median_ttft_ms",), True, "ValueError: median=True: expected a number"),
+        ("vllm_bench.json", ("model_id",), ["a"], "ValueError: model=['a']: expected a string"),
+        ("vllm_bench.json", ("model_id",), "\ud83d", "expected a string"),
+        ("vllm_bench.json", ("duration",), 0, "ValueError: duration=0: expected a number > 0"),
         ("vllm_bench.json", ("duration",), math.nan, "ValueError: duration=nan: expected a number >= 0"),
     ],
 )
@@ -226,7 +242,9 @@ def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, ca
         part[last] = value
     (tmp_path / "x.json").write_text(json.dumps(content))
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-    assert f"incomplete, or from another version of its tool ({problem}" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert problem in message
+    assert "x.json: incomplete, or from another version of its tool (" in message
 
 
 def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):

@@ -70,6 +70,7 @@ TABLE: list[tuple[str, Any, str, Any]] = [  # file, content, keys; the clean fil
     ("json.parquet", JSON_CELLS, "", CHATS),
     ("python.csv", PYTHON_CELLS, "", CHATS),
     ("named.csv", [{"q": cell["messages"], "output_tokens": 4} for cell in JSON_CELLS], "workload.column=q", CHATS),
+    ("heads.csv", "prompt , output_tokens,\na b c,4,\nd e f g,5,\n", "", COUNTED),
     ("list.jsonl", [{"prompt": "[1, 2, 3]"}], "workload.output_tokens=4", [{"text": "[1, 2, 3]"}]),
     ("sharegpt.jsonl", CONVERSATIONS, "", USABLE),
     ("upper.jsonl", [{"messages": [{"role": " USER ", "content": None, "value": "x"}], "output_tokens": 4.0}], "", X),
@@ -111,6 +112,7 @@ def test_a_plan_says_what_it_made_of_a_file(
     assert (status, message in printed) == (0, True), printed
 
 
+PICTURE = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "data:image/png,"}}]
 ONE = '{"prompt": "a"}\n'
 
 
@@ -134,6 +136,30 @@ ONE = '{"prompt": "a"}\n'
         ("p.json", {"prompt": "a"}, "", "not a list; expected a list of mappings"),
         ("p.json", "[", "", "not JSON"),
         ("p.parquet", "no parquet", "", "arquet"),
+        ("p.jsonl", [{"prompt": "a", "output_tokens": 10**30}], "", "row 1: output_tokens=1000"),
+        ("p.jsonl", ONE + "[" * 100_000, "", "line 2 is not a JSON object"),
+        ("p.jsonl", ONE + '{"n": ' + "9" * 5000 + "}", "", "line 2 is not a JSON object"),
+        ("p.json", "[" * 100_000, "", "is nested too deeply; expected a list of mappings"),
+        (
+            "p.csv",
+            "prompt\nYes\nWhy, oh why?\n",
+            "workload.output_tokens=4",
+            "row 2: more cells than columns; expected qu",
+        ),
+        (
+            "p.csv",
+            'prompt,id\nYes,1\n"No,2\nWhy,3\n',
+            "workload.output_tokens=4",
+            "row 2: unexpected end of data; expec",
+        ),
+        ("p.csv", "prompt,prompt\na,b\n", "workload.output_tokens=4", "column prompt occurs twice; expected different"),
+        (
+            "m.jsonl",
+            [{"messages": [{"role": "user", "content": PICTURE}]}],
+            "",
+            "row 1: a part of type image_url; expec",
+        ),
+        ("l.csv", "timestamp,input_tokens,output_tokens\n0,99999999999999,5\n", RECORDED, "row 1: input_tokens='99999"),
         ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], "", "row 1: a turn of tool; expected user, hu"),
         ("m.jsonl", [{"messages": ["x"]}], "", "row 1: a turn is not a mapping; expected {role, content}"),
         ("s.json", CONVERSATIONS[1:3], "", "none of 2 rows can be sent: row 1: no question"),
@@ -145,7 +171,7 @@ ONE = '{"prompt": "a"}\n'
         ("bailian.jsonl", trace(0.0, 0.5), ARRIVALS, "row 2: timestamp=0.5; its unit is uncertain; set load.unit to s"),
         ("epoch.txt", "1700000000000\n1700000000500\n", ARRIVALS, "its unit is uncertain; set load.unit"),
         ("t.txt", "# nothing\n", ARRIVALS, "contains no arrival times"),
-        ("t.txt", "2\n1\n", ARRIVALS, "expected times in ascending order"),
+        ("t.txt", "2\n1\n", ARRIVALS, "row 2: expected times in ascending order"),
         ("t.txt", "1\nnan\n", ARRIVALS, "row 2: time='nan'; expected finite times"),
         ("t.txt", "1\nsoon\n", ARRIVALS, "row 2: time='soon'; expected a number or an ISO 8601 time"),
         ("t.csv", "timestamp,x\n1.0,a\n,b\n", ARRIVALS, "row 2: timestamp=''; expected a number or an ISO 8601 time"),
