@@ -217,6 +217,19 @@ class Durations(Strict):
     trial: PositiveFloat  # the mean
 
 
+class CapacitySearch(Strict):
+    """A search for the highest rate within the SLO, in place of a grid of loads."""
+
+    budget: PositiveFloat = 480.0  # of measuring: s, or 90s, 8m, 2h
+    percentile: float = Field(default=90.0, gt=0, lt=100)  # of each bound of the SLO
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _in_seconds(cls, budget: Any) -> Any:
+        duration = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(budget))
+        return float(duration[1]) * {"s": 1, "m": 60, "h": 3600}[duration[2]] if duration else budget
+
+
 class Settings(Strict):
     """Everything about a run that is not part of a point: none of it can change a trial's result, save where said.
 
@@ -250,6 +263,7 @@ class Settings(Strict):
     max_failed: float = Field(default=0.05, ge=0, lt=1)
     quiet: Quiet | None = None
     slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None
+    capacity: CapacitySearch | None = None
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
     report: bool = True

@@ -1,6 +1,7 @@
 """The subcommands of `sweep`: each reads its arguments and imports, only then, the room that does the work."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -235,6 +236,8 @@ def summary(arguments: list[str]) -> int:
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
     from analysis.answers.question import slo_of
+    from sweep.cli.capacity import claim_lines
+    from sweep.search.probes import read_claims
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
@@ -242,7 +245,38 @@ def summary(arguments: list[str]) -> int:
     options = _printed(parser, arguments)
     runs = [_opened(each, options.all) for each in options.runs]
     _print(answers_output(answers(runs, options.slo and slo_of(options.slo))), options)
+    for results in runs if options.format == "text" and options.output is None else ():
+        for name, claim in read_claims(results.run.paths.out).items():
+            print("\n".join([name, *claim_lines(claim)]))
     return 0
+
+
+def capacity(arguments: list[str]) -> int:
+    """Find the highest request rate that a running endpoint holds within an SLO, with an interval and a stated risk.
+
+    sweep capacity http://127.0.0.1:8000 --slo ttft=0.5,tpot=0.05 workload.input_tokens=2000
+
+    Bounds hold for 90 % of the requests (capacity.percentile=90). Each probe is a trial in a results folder; the same
+    command goes on where it was stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
+    """
+    from sweep.cli.capacity import arguments_of_run
+    from sweep.cli.run import run
+    from sweep.search.probes import CLAIMS
+
+    parser = Parser(capacity)
+    parser.add_argument("url", metavar="URL", help="of a running engine")
+    parser.add_argument("--slo", metavar="NAME=SECONDS,...", required=True, help="of ttft, tpot, e2el")
+    parser.add_argument("--budget", default="8m", help="of measuring: 90s, 20m, 2h (default: 8m)")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
+    folders, arguments = _config_dirs(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    line, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
+    with contextlib.redirect_stdout(sys.stderr if options.format == "json" else sys.stdout):
+        status = run(line, folders)
+    if options.format == "json" and (out / CLAIMS).is_file():
+        print((out / CLAIMS).read_text(), end="")
+    return status
 
 
 def rerun(arguments: list[str]) -> int:
@@ -537,7 +571,7 @@ def _typed_name(command: Callable[[list[str]], int]) -> str:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     _typed_name(command): command
     for command in (
-        *(run, reissue, status, report, summary, compare, rerun, explain, studies, wandb),
+        *(run, reissue, capacity, status, report, summary, compare, rerun, explain, studies, wandb),
         *(backends, selfcheck, gateway, copy, export, import_, completion),
     )
 }
