@@ -112,7 +112,7 @@ def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = 
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFile(paths.trials, first_line(error)) from error
     trials, experiment = _frame(table), _experiment(paths.plan)
-    if all_rows:  # those of other plans may have other axes
+    if all_rows:  # rows of other plans may have other axes
         trials = _with_settings(trials)
         without_plan = {key: value for key, value in experiment.items() if key not in ("axes", "trials")}
         return Run(paths, trials, without_plan, copy=copy)

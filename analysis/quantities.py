@@ -76,7 +76,7 @@ def compared_column(
     """The labels of a column by which one configuration is better than another.
 
     Raises:
-        ConfigError: if it is none; it names the nearest of the suggestions.
+        ConfigError: for an unknown name; it names the nearest of the suggestions.
     """
     labelled = labelled_column(column, percentiles)
     if labelled is None or labelled.better is None:

@@ -48,7 +48,7 @@ SUMMARY_COLUMNS = {
     "FIGURE_n": ("trials", "trials with a value, if some with a result lack it"),
     "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline figure: its ratio to the baseline, or parent"),
     "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95 % interval (docs/comparing.md)"),
-    "FIGURE_standing": ("", "of a headline figure: best, not told apart from the best, or behind"),
+    "FIGURE_standing": ("", "of a headline figure: best, tie with the best, or behind"),
     "unpooled": ("", "figures that are means over the trials, since some requests cannot be read"),
     "as_offered": ("", "whether an open loop set its throughput"),
     "steady_share": ("share", "share of the trials with a result that have a steady-state window"),
@@ -111,7 +111,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
     the figures for which the requests could not be read; `steady_share`, the share of ok trials with a steady-state
     window, if there is one;
     for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
-    and `*_standing` among the points of one task and load: best, not told apart from the best, or behind.
+    and `*_standing` among the points of one task and load: best, tie with the best, or behind.
     """
     keys = key_columns(run)
     trials = _planned(run, keys)

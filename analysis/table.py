@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -112,6 +112,31 @@ class Table(Generic[Item]):
         """The cells that people read, row by row."""
         return [[cells[index] for _, cells in self._visible] for index in range(len(self.rows))]
 
+    def first(self, rows: int) -> "Table[Item]":
+        """The table with its first rows alone."""
+        return replace(self, rows=self.rows[:rows])
+
+    def condensed(self) -> tuple["Table[Item]", str]:
+        """The table without columns whose cells are all equal, and these in half a line."""
+        if len(self.rows) < 2:
+            return self, ""
+        equal = [(column, cells[0]) for column, cells in self._visible if len({str(cell) for cell in cells}) == 1]
+        texts = [" ".join(filter(None, (column.title, str(cell), column.unit))) for column, cell in equal]
+        varying = [column for column, _ in self._visible if all(column is not each for each, _ in equal)]
+        return replace(self, columns=varying), ", ".join(texts)
+
+    def within(self, width: int) -> "Table[Item]":
+        """The table without its last columns, as far as one in a terminal of this width has no room for them.
+
+        Beside the keys and one column another has no room either where words of the keys would have to wrap.
+        """
+        sizes = self._sizes()
+        shown = len(next(_panels(sizes, width), ([], []))[0])
+        fewest = 1 + sum(size.key for size in sizes)
+        while shown > fewest and _total([size.most for size in sizes[:shown]]) > width:
+            shown -= 1
+        return replace(self, columns=self.headings[:shown])
+
     def records(self) -> list[dict[str, Any]]:
         """Return the records that files hold, one a row."""
         return [
@@ -141,19 +166,24 @@ class Table(Generic[Item]):
         """Yield the table; columns that do not fit follow in further tables, behind the same keys."""
         if self.title:
             yield Text(one_line(self.title), style="bold")
-        heads = [
-            [one_line(column.title), *([one_line(column.unit)] if column.unit else [])] for column in self.headings
-        ]
         rows = [[Text(one_line(str(cell)), style=cell.style) for cell in row] for row in self.body]
-        sizes = [
-            _Size(bool(column.kind), column.key, head, [row[index].plain for row in rows])
-            for index, (column, head) in enumerate(zip(self.headings, heads, strict=True))
-        ]
+        heads, sizes = self._heads, self._sizes()
         for panel, widths in _panels(sizes, options.max_width):
             columns = [(index, width, sizes[index].words) for index, width in zip(panel, widths, strict=True)]
             yield from _text_lines([Text("\n".join(head), style="bold") for head in heads], columns, console, head=True)
             for row in rows:
                 yield from _text_lines(row, columns, console)
+
+    @property
+    def _heads(self) -> list[list[str]]:
+        """The lines above each column in the terminal: its heading, and its unit."""
+        return [[one_line(text) for text in (column.title, column.unit) if text] for column in self.headings]
+
+    def _sizes(self) -> list["_Size"]:
+        return [
+            _Size(bool(column.kind), column.key, head, [one_line(str(cell)) for cell in cells])
+            for (column, cells), head in zip(self._visible, self._heads, strict=True)
+        ]
 
 
 def _text_lines(
@@ -225,11 +255,14 @@ class Line(NamedTuple):
         return Text(one_line(self.text), style=self.style)
 
 
+OutputPart = Line | Table[Any]  # of the output of a command
+
+
 @dataclass(frozen=True)
 class Output:
     """The output of a command: lines and tables for people, one table for files."""
 
-    parts: Sequence[Line | Table[Any]]
+    parts: Sequence[OutputPart]
     table: Table[Any]
     data: Any = None  # of JSON; default: the table's records
 
@@ -254,9 +287,9 @@ class Output:
             print(self.written(form), end="")
 
 
-def print_parts(parts: Iterable[Line | Table[Any]], console: Console) -> None:
+def print_parts(parts: Iterable[OutputPart], console: Console) -> None:
     """Print lines and tables. Where no terminal bounds them, lines stay whole."""
-    above: Line | Table[Any] | None = None
+    above: OutputPart | None = None
     for part in (each for each in parts if isinstance(each, Line) or each.rows):
         if isinstance(part, Table) or isinstance(above, Table):
             console.print()
@@ -264,7 +297,7 @@ def print_parts(parts: Iterable[Line | Table[Any]], console: Console) -> None:
         above = part
 
 
-def markdown_lines(parts: Iterable[Line | Table[Any]]) -> Iterator[str]:
+def markdown_lines(parts: Iterable[OutputPart]) -> Iterator[str]:
     """Yield sentences as a list, and tables under their titles."""
     for part in parts:
         if isinstance(part, Line):

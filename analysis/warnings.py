@@ -1,4 +1,4 @@
-"""Warnings about a run's results: those of its trials, and those that only a comparison of trials or points finds.
+"""Warnings about a run's results: its trials' own, and the ones that only a comparison of trials or points finds.
 
 A check is a function in CHECKS, by `sweep.numbers.warnings.register`: its name is the code, its docstring the meaning.
 """
@@ -223,7 +223,7 @@ def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _asked(run: Run, layout: Layout) -> pd.DataFrame:
-    """The trials with a result, placed, and with a `question` that those asked the same share."""
+    """The trials with a result, placed, and with a `question` that the points of one task share."""
     ok = layout.placed(run.ok)
     question = ok.groupby(["panel", *([layout.x] if layout.x else [])], dropna=False).ngroup()
     return ok.assign(question=question)

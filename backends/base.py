@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -72,7 +72,7 @@ class EnvironmentSpec(Strict):
     capability: str | None = None  # the oldest GPUs that its kernels run on, e.g. "8.0"; None = any that its CUDA has
     note: str | None = None  # what an installation needs besides, where a program cannot check it
     needs: dict[str, str] = Field(default_factory=dict)  # programs (or Python.h) that must be there, and the remedy
-    driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None = that of its CUDA major
+    driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None: its CUDA major's
     environ: dict[str, str] = Field(default_factory=dict)  # variables of its engine
     environ_older_driver: dict[str, str] = Field(default_factory=dict)  # further ones with a driver older than its CUDA
     disk_gb: float | None = None  # GB that it takes on a node's disk, about
@@ -121,7 +121,7 @@ class Host:
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
-    executables: frozenset[str] = frozenset()  # those of EXECUTABLES found on PATH, e.g. "docker"
+    executables: frozenset[str] = frozenset()  # which EXECUTABLES are on PATH, e.g. "docker"
     driver: str | None = None  # NVIDIA's, e.g. "550.54.15"
     capability: str | None = None  # the least compute capability of its GPUs, e.g. "8.9"
     nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
@@ -228,16 +228,17 @@ class Backend(Strict):
     def _is_http(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        allowed = "expected http(s)://host[:port][/base]"
+        allowed = "expected http(s)://host[:port][/base][?query]"
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError as error:  # brackets that do not close, a port that is none
+        except ValueError as error:  # brackets that do not close, a port that is no number
             raise ValueError(f"{error}; {allowed}") from None
         if parts.username or parts.password:
             raise ValueError("holds credentials: put the key into an environment variable, and its name in api_key_env")
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.fragment:
             raise ValueError(allowed)
+        without_secrets(dict(parse_qsl(parts.query)))
         return url.rstrip("/")
 
     @field_validator("headers", "environ", "extra_body", *FLAG_KEYS)
@@ -338,6 +339,10 @@ class Backend(Strict):
     def environment(self, launch: Launch) -> dict[str, str]:
         """Environment variables that the engine gets in addition to the inherited ones."""
         return {"OMP_NUM_THREADS": str(launch.threads), **self.environ}
+
+    def key_headers(self) -> dict[str, str]:
+        """The header with the key of an endpoint, as this machine's environment has it."""
+        return {}
 
     def unavailable(self, host: Host) -> str | None:
         """Return why this engine cannot run on such a host, with the remedy, in one line, or None."""

@@ -16,7 +16,7 @@ FOLDER = "ctranslate2"  # of the model's folder, where the converted weights are
 
 
 class CTranslate2(Hosted):
-    """`flags` are those of `ctranslate2.Generator`; a device may lack `compute_type`, and then the launch fails."""
+    """`flags` are the arguments of `ctranslate2.Generator`; a launch fails where a device lacks `compute_type`."""
 
     flag_rules = FlagRules(
         tables=("ctranslate2",),
@@ -41,7 +41,7 @@ class CTranslate2(Hosted):
 
     library = "backends.host.libraries.ctranslate2_library"
     quantization: Quantization = "float32"
-    compute_type: Quantization | None = None  # None: that of the weights
+    compute_type: Quantization | None = None  # None: the weights' own
     metric_names: dict[str, str] = metrics("host_", *QUEUE)
 
     def in_bfloat16(self, dtype: str) -> bool:

@@ -41,7 +41,7 @@ class FlagRules:
     set_by: Mapping[str, str] = field(default_factory=dict)  # "flag" or "flag=value" of sweep's: the key to set instead
     beyond: tuple[str, ...] = ()  # "flag" or "flag=value" that reaches other nodes or GPUs than those that are leased
     parallel: tuple[str, ...] = ()  # multiply the GPUs of an engine: data, pipeline, context
-    folded: str | None = None  # takes a JSON object, whose keys may be flags too: dotted ones, and those of `short`
+    folded: str | None = None  # takes a JSON object, whose keys may be flags too: dotted ones, and the ones in `short`
     short: Mapping[str, str] = field(default_factory=dict)  # flags that are a key of `folded` each
     draft: str | None = None  # names a draft model, "flag" or "flag.key" of a JSON object
     draft_revision: str | None = None  # and its revision
@@ -135,7 +135,7 @@ class LogReading:
     """Patterns that read the engine's log. All but `prefix` are regular expressions to be found in it."""
 
     prefix: str = ""  # of a line, before its message: a regular expression for time, process, source file
-    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides those of causes.yaml
+    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides the ones in causes.yaml
     noise: tuple[str, ...] = ()  # in error lines that only point to another: not why it failed
     gpus_unused: tuple[str, ...] = ()  # where it serves without the GPUs that it was given
     dtype: str | None = None  # what "auto" came to; None: the stored weights' own

@@ -30,7 +30,7 @@ FileType = Literal[
 
 
 class LlamaCpp(Backend):
-    """Flags are those of `llama-server`; `slots` sequences run together, each with room for a whole context."""
+    """Flags are the options of `llama-server`; `slots` sequences run together, each with room for a whole context."""
 
     flag_rules = FlagRules(
         tables=("llamacpp",),

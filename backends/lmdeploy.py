@@ -7,7 +7,7 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class LMDeploy(Backend):
-    """Flags are those of `lmdeploy serve api_server`; it answers a list one by one, so batches are streams."""
+    """Flags are the options of `lmdeploy serve api_server`; it answers a list one by one, so batches are streams."""
 
     flag_rules = FlagRules(
         tables=("lmdeploy",),

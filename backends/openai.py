@@ -1,11 +1,13 @@
 """A running endpoint that speaks OpenAI's protocol (or TGI's): nothing is launched, installed or stopped."""
 
 import os
+from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from backends.base import Backend, Host
 from backends.declarations import Traits
+from sweep.base.records import key_header
 
 
 class OpenAI(Backend):
@@ -13,8 +15,12 @@ class OpenAI(Backend):
 
     traits = Traits(attachable=True)
 
-    url: str  # http(s)://host[:port][/base], with or without /v1
+    url: str  # http(s)://host[:port][/base][?query], with or without /v1 or another version
+    path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after the path of url; null: the api's own
     api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
+    auth_header: str | None = Field(default=None, pattern=r"^[\w-]+$")  # of the key, e.g. api-key; null: the api's
+    auth_scheme: str | None = None  # before the key; null: Bearer in Authorization, nothing in another header
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"] = "max_tokens"
 
     continuous_usage: bool = True
     metrics_path: str | None = None
@@ -25,6 +31,10 @@ class OpenAI(Backend):
         if name is not None and not name.isidentifier():
             raise ValueError("expected the NAME of an environment variable, never the key itself")
         return name
+
+    def key_headers(self) -> dict[str, str]:
+        key = os.environ.get(self.api_key_env or "")
+        return dict([key_header(self.api, self.auth_header, self.auth_scheme, key)]) if key else {}
 
     def unavailable(self, host: Host) -> str | None:
         if self.api_key_env and self.api_key_env not in os.environ:

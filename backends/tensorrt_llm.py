@@ -24,7 +24,7 @@ OWN_OPTIONS = {
 
 
 class TensorRTLLM(Backend):
-    """Flags are those of `trtllm-serve serve`; `options` are fields of its LLM API (KV metrics: from 1.3)."""
+    """Flags are the options of `trtllm-serve serve`; `options` are fields of its LLM API (KV metrics: from 1.3)."""
 
     flag_rules = FlagRules(
         tables=("tensorrt_llm",),

@@ -49,7 +49,7 @@ def utilisation(flags: Mapping[str, Any]) -> float:
 
 
 class VLLM(Backend):
-    """Flags are those of `vllm serve` (`max-num-seqs: 256`); unquantised weights are quantised to a `checkpoint`."""
+    """Flags are options of `vllm serve` (`max-num-seqs: 256`); unquantised weights are quantised to a `checkpoint`."""
 
     flag_rules = FlagRules(
         tables=("vllm", "vllm_cuda12"),

@@ -1,4 +1,4 @@
-"""The one import package of the wheel: `from llm_sweep import analysis`, and the `sweep` command.
+"""The one import package of the wheel: `llm_sweep.open(RUN)`, `from llm_sweep import analysis`, the `sweep` command.
 
 All code imports `sweep`, `backends` and `analysis`, which are other projects' names on the package index. In the wheel
 those three folders and conf/ lie inside this one, in a checkout beside it; importing this package puts the folder that
@@ -8,7 +8,7 @@ holds them in front of the import path, and makes each of the three an attribute
 import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 PACKAGES = ("sweep", "backends", "analysis")
 _HERE = Path(__file__).resolve().parent
@@ -16,10 +16,12 @@ HOLDER = _HERE if (_HERE / "sweep").is_dir() else _HERE.parent  # of the three p
 __path__.clear()  # no submodules: `llm_sweep.analysis` would be a second copy of `analysis`
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "open":
+        return importlib.import_module("analysis.report.notebook").opened_run
     if name in PACKAGES:
         return importlib.import_module(name)
-    raise AttributeError(f"llm_sweep has no {name!r}; it has {', '.join(PACKAGES)}")
+    raise AttributeError(f"llm_sweep has no {name!r}; it has open, {', '.join(PACKAGES)}")
 
 
 def _make_importable() -> None:
@@ -39,9 +41,10 @@ def main() -> int:
     """Run the `sweep` command; its exit status."""
     for name in PACKAGES:
         folder = Path.cwd() / name
-        if (folder / "__init__.py").exists() and folder.resolve().parent != HOLDER:
+        replaces = (folder / "__init__.py").exists() or folder.with_suffix(".py").exists()
+        if replaces and folder.resolve().parent != HOLDER:
             print(
-                f"error: {folder}: a package of this name would replace sweep's own in the processes that sweep starts "
+                f"error: {folder}: a module of this name would replace sweep's own in the processes that sweep starts "
                 f"here; run it in another folder",
                 file=sys.stderr,
             )

@@ -113,16 +113,16 @@ def _references(work: Work, launch: Any, runs: int, first: int) -> Iterator[agre
     Of several runs each has the first prompts alone, beyond which an engine that is right is not asked.
     """
     if runs == 1:
-        yield _known(agreement.reference(work, launch, lambda text: None))
+        yield _known(agreement.reference(work, launch, lambda message: None))
         return
     for begin in range(first, runs, AT_ONCE):
         jobs = [_job_of(work, run) for run in range(begin, min(begin + AT_ONCE, runs))]
         prompts, texts = (list(chain(*parts)) for parts in zip(*jobs, strict=True))
         with patch.multiple(agreement, prompts=Mock(return_value=prompts), texts=Mock(return_value=texts)):
-            whole = _known(agreement.reference(work, launch, lambda text: None))
-        tokens, values = iter(whole.tokens), iter(whole.log_probabilities)
+            whole = _known(agreement.reference(work, launch, lambda message: None))
+        tokens, log_probabilities = iter(whole.tokens), iter(whole.log_probabilities)
         for asked, passages in jobs:
-            own_tokens, own_values = list(islice(tokens, len(asked))), list(islice(values, len(passages)))
+            own_tokens, own_values = list(islice(tokens, len(asked))), list(islice(log_probabilities, len(passages)))
             yield replace(whole, prompts=asked, texts=passages, tokens=own_tokens, log_probabilities=own_values)
 
 
@@ -132,9 +132,9 @@ def _job_of(work: Work, run: int) -> tuple[list[list[int]], list[list[int]]]:
     seeded = replace(work, settings=work.settings.model_copy(update={"seed": run}))
     shipped = agreement.shipped
 
-    def other(name: str) -> list[str]:
-        lines = shipped(name)
-        return random.Random(f"{run}/{name}").sample(lines, len(lines)) if run else lines
+    def other(file: str) -> list[str]:
+        lines = shipped(file)
+        return random.Random(f"{run}/{file}").sample(lines, len(lines)) if run else lines
 
     with patch.object(agreement, "shipped", other):
         return agreement.prompts(seeded, tokenizer)[: answers.IN_FLIGHT], agreement.texts(tokenizer)
@@ -147,31 +147,35 @@ def _known(reference: agreement.Reference | str) -> agreement.Reference:
 
 
 def line(case: Case, rows: list[dict[str, Any]]) -> str:
-    alarms = sum(row["below_gate"] is not None for row in rows)
+    alarms = sum(run["below_gate"] is not None for run in rows)
     cells = [case.name, str(len(rows)), str(alarms)]
-    for name, unit in (("agreement", "positions"), ("quality", "tokens")):
-        figures = [row for row in rows if row[name] is not None]
+    for measure, unit in (("agreement", "positions"), ("quality", "tokens")):
+        figures = [run for run in rows if run[measure] is not None]
         if not figures:
             cells += ["–", "–"]
             continue
-        first, mean = figures[0], sum(row[name] for row in figures) / len(figures)
+        example, mean = figures[0], sum(run[measure] for run in figures) / len(figures)
         without = f"; none in {len(rows) - len(figures)}" if len(figures) < len(rows) else ""
-        cells += [f"{mean:.3f} ({first[f'{name}_low']:.3f} to {first[f'{name}_high']:.3f}){without}"]
-        cells += [f"{first[f'{name}_{unit}']:,}"]
-    return f"| {' | '.join(cells)} | {sum(row['seconds'] for row in rows) / len(rows):.0f} s |"
+        cells += [f"{mean:.3f} ({example[f'{measure}_low']:.3f} to {example[f'{measure}_high']:.3f}){without}"]
+        cells += [f"{example[f'{measure}_{unit}']:,}"]
+    return f"| {' | '.join(cells)} | {sum(run['seconds'] for run in rows) / len(rows):.0f} s |"
 
 
 def head() -> str:
     """What stands above the table."""
-    paragraphs = (textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in ABOUT.split("\n\n"))
+    paragraphs = (textwrap.fill(paragraph, WIDTH, break_on_hyphens=False) for paragraph in ABOUT.split("\n\n"))
     return "\n\n".join(["# Agreement and quality", *paragraphs, TABLE])
 
 
 def circumstances() -> str:
     """The commit, the machine and how busy it is: of this call of the script, which may have measured some cases."""
     machine = this_host.hardware()
-    text = f"These rows: commit {provenance.commit()}; {machine['cores']} cores of {machine['cpu']}; load average "
-    return textwrap.fill(f"{text}{machine['load_average']:.1f} at the end.", WIDTH, break_on_hyphens=False)
+    commit_and_machine = (
+        f"These rows: commit {provenance.commit()}; {machine['cores']} cores of {machine['cpu']}; load average "
+    )
+    return textwrap.fill(
+        f"{commit_and_machine}{machine['load_average']:.1f} at the end.", WIDTH, break_on_hyphens=False
+    )
 
 
 def main(runs: int, names: list[str]) -> None:
@@ -179,16 +183,16 @@ def main(runs: int, names: list[str]) -> None:
         signal.signal(number, signal.default_int_handler)
     print(head(), flush=True)
     for case in CASES:
-        if not names or any(name in case.name for name in names):
+        if not names or any(case_name in case.name for case_name in names):
             print(line(case, finished(measured(case, runs))), flush=True)
     print(f"\n{circumstances()}")
 
 
 def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:
     """The runs of a case: those of a series that are kept, and the others as they are measured."""
-    name = re.sub("[^a-z0-9]+", "_", case.name.lower())
-    kept = SERIES / str(provenance.commit()) / f"{name}.jsonl"
-    done = [json.loads(text) for text in kept.read_text().splitlines()][:runs] if runs > 1 and kept.exists() else []
+    stem = re.sub("[^a-z0-9]+", "_", case.name.lower())
+    kept = SERIES / str(provenance.commit()) / f"{stem}.jsonl"
+    done = [json.loads(record) for record in kept.read_text().splitlines()][:runs] if runs > 1 and kept.exists() else []
     yield from done
     if len(done) == runs:
         return
@@ -205,7 +209,7 @@ def finished(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs of a case, or those until an interrupt, if there are any."""
     done: list[dict[str, Any]] = []
     try:
-        done.extend(row for row in rows)
+        done.extend(run for run in rows)
     except KeyboardInterrupt:
         if not done:
             raise

@@ -34,11 +34,11 @@ class Reading:
 
     def add(self, names: Iterable[str], flag: Flag, no: bool = False) -> None:
         """Add a flag by its command-line names, the first long one being the one that we use."""
-        long = [name[2:] for name in names if name.startswith("--") and "{" not in name]
+        long = [spelt[2:] for spelt in names if spelt.startswith("--") and "{" not in spelt]
         if not long:
             return
         self.flags[long[0]] = flag
-        self.aliases |= {spelling(name): long[0] for name in long[1:]}
+        self.aliases |= {spelling(spelt): long[0] for spelt in long[1:]}
         if no:
             self.flags["no-" + long[0]] = "bool"
 
@@ -89,9 +89,9 @@ class PythonSource:
         names = set()
         for tree in self.trees(*under):
             for node in ast.walk(tree):
-                values, maker = _metric_names(node)
-                for text in filter(re.compile(re.escape(prefix) + r"\w+").fullmatch, map(_text_or_empty, values)):
-                    names.add(text + "_total" * ("counter" in maker.lower() and not text.endswith("_total")))
+                candidates, maker = _metric_names(node)
+                for metric in filter(re.compile(re.escape(prefix) + r"\w+").fullmatch, map(_text_or_empty, candidates)):
+                    names.add(metric + "_total" * ("counter" in maker.lower() and not metric.endswith("_total")))
         return names
 
     def routes(self, *under: str) -> set[str]:
@@ -99,16 +99,16 @@ class PythonSource:
         paths = set()
         for tree in self.trees(*under):
             for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
-                name = ast.unparse(call.func).rpartition(".")[2]
-                text = _text(call.args[0])
-                if name in ROUTE_METHODS and text and text.startswith("/"):
-                    paths.add(text)
+                method = ast.unparse(call.func).rpartition(".")[2]
+                route = _text(call.args[0])
+                if method in ROUTE_METHODS and route and route.startswith("/"):
+                    paths.add(route)
         return paths
 
     @cached_property
     def messages(self) -> list[str]:
         """Every string in the sources, with {} for what is put into it."""
-        return [text for tree in self.trees() for node in ast.walk(tree) if (text := _text(node))]
+        return [message for tree in self.trees() for node in ast.walk(tree) if (message := _text(node))]
 
 
 def _metric_names(node: ast.AST) -> tuple[list[ast.AST], str]:
@@ -128,7 +128,7 @@ def _text(node: ast.AST) -> str | None:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        return "".join(str(piece.value) if isinstance(piece, ast.Constant) else "{}" for piece in node.values)
     return None
 
 
@@ -139,24 +139,26 @@ class Types:
         self.constants = constants
 
     def of_annotation(self, node: ast.expr) -> Flag:
-        parts = [part for part in self._parts(node) if not _is_none(part)]
-        names = {ast.unparse(part) for part in parts}
+        parts = [member for member in self._parts(node) if not _is_none(member)]
+        names = {ast.unparse(member) for member in parts}
         if "bool" in names:
             return "bool" if names == {"bool"} else "any"
-        literals = [part for part in parts if ast.unparse(part).startswith(("Literal[", "typing.Literal["))]
+        literals = [member for member in parts if ast.unparse(member).startswith(("Literal[", "typing.Literal["))]
         if literals and "str" not in names:
-            return list(dict.fromkeys(value for part in literals for value in self.choices(part) or []))
+            return list(dict.fromkeys(choice for member in literals for choice in self.choices(member) or []))
         if len(parts) != 1:
             return "any"
-        part = parts[0]
-        if isinstance(part, ast.Subscript):
-            container = ast.unparse(part.value).rpartition(".")[2]
+        member = parts[0]
+        if isinstance(member, ast.Subscript):
+            container = ast.unparse(member.value).rpartition(".")[2]
             if container.lower() in ("list", "tuple", "set", "sequence"):
-                item = part.slice.elts[0] if isinstance(part.slice, ast.Tuple) else part.slice
-                kind = self.of_annotation(item)
-                return f"{kind}+" if isinstance(kind, str) and kind in ("int", "float", "str") else "any+"
+                item = member.slice.elts[0] if isinstance(member.slice, ast.Tuple) else member.slice
+                item_flag = self.of_annotation(item)
+                return (
+                    f"{item_flag}+" if isinstance(item_flag, str) and item_flag in ("int", "float", "str") else "any+"
+                )
             return "json" if container.lower() == "dict" else "any"
-        return CALLED.get(ast.unparse(part), "any")
+        return CALLED.get(ast.unparse(member), "any")
 
     def _parts(self, node: ast.expr) -> list[ast.expr]:
         """The members of a union, however it is spelt; aliases and Annotated are looked through."""
@@ -165,13 +167,13 @@ class Types:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             return [*self._parts(node.left), *self._parts(node.right)]
         if isinstance(node, ast.Subscript):
-            name = ast.unparse(node.value).rpartition(".")[2]
+            generic = ast.unparse(node.value).rpartition(".")[2]
             inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            if name == "Optional":
+            if generic == "Optional":
                 return self._parts(inner[0])
-            if name == "Union":
-                return [part for each in inner for part in self._parts(each)]
-            if name in ("Annotated", "A", "SkipValidation", "ClassVar"):
+            if generic == "Union":
+                return [member for argument in inner for member in self._parts(argument)]
+            if generic in ("Annotated", "A", "SkipValidation", "ClassVar"):
                 return self._parts(inner[0])
         if isinstance(node, ast.Name) and node.id in self.constants and node.id not in CALLED:
             return self._parts(self.constants[node.id])
@@ -186,8 +188,8 @@ class Types:
             return self.choices(words["choices"]) or "any"
         if "action" in words and action != "append":
             return "any"
-        kind = ast.unparse(words["type"]).rpartition(".")[2] if "type" in words else "str"
-        flag = "json" if kind == "loads" else "size" if kind in SIZES else CALLED.get(kind, "any")
+        type_name = ast.unparse(words["type"]).rpartition(".")[2] if "type" in words else "str"
+        flag = "json" if type_name == "loads" else "size" if type_name in SIZES else CALLED.get(type_name, "any")
         nargs = _text(words["nargs"]) if "nargs" in words else None
         return f"{flag}+" if nargs in ("+", "*") else "any" if "nargs" in words else flag
 
@@ -202,7 +204,7 @@ class Types:
         if isinstance(node, ast.Constant):
             return [node.value]
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
-            return [value for part in node.elts for value in self._values(part)]
+            return [constant for element in node.elts for constant in self._values(element)]
         if isinstance(node, ast.Starred):
             return self._values(node.value)
         if isinstance(node, ast.Subscript):
@@ -227,7 +229,7 @@ def _calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
 
 
 def _names(call: ast.Call) -> list[str]:
-    return [text for argument in call.args if (text := _text(argument)) and text.startswith("-")]
+    return [word for argument in call.args if (word := _text(argument)) and word.startswith("-")]
 
 
 def _words(call: ast.Call) -> dict[str, ast.expr]:
@@ -245,9 +247,9 @@ def _fields(tree: ast.AST, name: str) -> dict[str, ast.expr]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return {
-                part.target.id: part.annotation
-                for part in node.body
-                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+                statement.target.id: statement.annotation
+                for statement in node.body
+                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
             }
     return {}
 
@@ -267,15 +269,15 @@ def vllm(folder: Path) -> tuple[Reading, PythonSource]:
             _add_call(reading, call, types)
             continue
         name = match[2]
-        kind = types.of_annotation(classes.get(configs.get(match[1], ""), {}).get(name, ast.Constant(0)))
-        reading.add(_names(call), "size" if name in sizes else kind, no=kind == "bool")
+        flag = types.of_annotation(classes.get(configs.get(match[1], ""), {}).get(name, ast.Constant(0)))
+        reading.add(_names(call), "size" if name in sizes else flag, no=flag == "bool")
     for call in _calls(frontend, "add_argument"):
         _add_call(reading, call, types)
     customised = set(re.findall(r"frontend_kwargs\['(\w+)'\]", ast.unparse(frontend)))
     for name in ("BaseFrontendArgs", "FrontendArgs"):
         for key, annotation in _fields(frontend, name).items():
-            kind = "any" if key in customised else types.of_annotation(annotation)
-            reading.add([f"--{key.replace('_', '-')}"], kind, no=kind == "bool")
+            flag = "any" if key in customised else types.of_annotation(annotation)
+            reading.add([f"--{key.replace('_', '-')}"], flag, no=flag == "bool")
     reading.metrics = source.metrics("vllm:", "v1")
     reading.routes = source.routes("entrypoints")
     return reading, source
@@ -299,9 +301,9 @@ def vllm_offline(folder: Path) -> tuple[Reading, PythonSource]:
     source = PythonSource(folder, "vllm")
     types = Types(source.constants("config", "engine", "model_executor/layers/quantization"))
     fields = _fields(source.defining("EngineArgs"), "EngineArgs")
-    kinds = {name: types.of_annotation(annotation) for name, annotation in fields.items()}
-    metrics = {name.removeprefix("vllm:") for name in source.metrics("vllm:", "v1")}
-    return Reading(flags=kinds, metrics={f"host_{name}" for name in metrics}), source
+    kinds = {metric: types.of_annotation(annotation) for metric, annotation in fields.items()}
+    metrics = {metric.removeprefix("vllm:") for metric in source.metrics("vllm:", "v1")}
+    return Reading(flags=kinds, metrics={f"host_{metric}" for metric in metrics}), source
 
 
 def sglang(folder: Path) -> tuple[Reading, PythonSource]:
@@ -324,17 +326,17 @@ def _add_sglang_field(reading: Reading, name: str, annotation: ast.expr, types: 
     if not (isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "A"):
         return
     assert isinstance(annotation.slice, ast.Tuple)
-    kind, marks = types.of_annotation(annotation), annotation.slice.elts[1:]
+    flag, marks = types.of_annotation(annotation), annotation.slice.elts[1:]
     words = next((_words(mark) for mark in marks if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "Arg"), {})
     if "no_cli" in words or not any(words or _text(mark) for mark in marks):
         return
     names = [_text(words["cli_name"]) if "cli_name" in words else f"--{name.replace('_', '-')}"]
     names += [_text(alias) for alias in getattr(words.get("aliases"), "elts", [])]
     if "choices" in words:
-        kind = types.choices(words["choices"]) or "any"
-    elif "type_parser" in words or "action" in words or "nargs" in words or kind == "json":
-        kind = "any" if "List" not in ast.unparse(annotation) or "type_parser" in words else kind
-    reading.add([name for name in names if name], kind)
+        flag = types.choices(words["choices"]) or "any"
+    elif "type_parser" in words or "action" in words or "nargs" in words or flag == "json":
+        flag = "any" if "List" not in ast.unparse(annotation) or "type_parser" in words else flag
+    reading.add([name for name in names if name], flag)
 
 
 def lmdeploy(folder: Path) -> tuple[Reading, "CompiledSource"]:
@@ -348,10 +350,10 @@ def lmdeploy(folder: Path) -> tuple[Reading, "CompiledSource"]:
         if not (isinstance(function, ast.FunctionDef) and function.name == "add_parser_api_server"):
             continue
         for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
-            owner, _, name = ast.unparse(call.func).rpartition(".")
-            inner = _calls(helpers[name], "add_argument") if owner == "ArgumentHelper" and name in helpers else ()
-            for each in [call] if name == "add_argument" else inner:
-                _add_call(reading, each, types)
+            owner, _, method = ast.unparse(call.func).rpartition(".")
+            inner = _calls(helpers[method], "add_argument") if owner == "ArgumentHelper" and method in helpers else ()
+            for argument in [call] if method == "add_argument" else inner:
+                _add_call(reading, argument, types)
     reading.metrics = source.metrics("lmdeploy:", "metrics")
     reading.routes = source.routes("serve/openai")
     return reading, CompiledSource(folder, "lmdeploy")  # TurboMind is compiled
@@ -365,10 +367,14 @@ def generator_arguments(package: str, name: str) -> Callable[[Path], tuple[Readi
         reading, types = Reading(), Types({})
         for node in ast.walk(source.defining(name)):
             if isinstance(node, ast.ClassDef) and node.name == name:
-                init = next(part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
+                init = next(
+                    member for member in node.body if isinstance(member, ast.FunctionDef) and member.name == "__init__"
+                )
                 arguments = [*init.args.args[1:], *init.args.kwonlyargs]
-                for each in arguments:
-                    reading.flags[each.arg] = types.of_annotation(each.annotation) if each.annotation else "any"
+                for argument in arguments:
+                    reading.flags[argument.arg] = (
+                        types.of_annotation(argument.annotation) if argument.annotation else "any"
+                    )
         return reading, source
 
     return read
@@ -380,7 +386,7 @@ def fields_of(package: str, name: str) -> Callable[[Path], tuple[Reading, Python
     def read(folder: Path) -> tuple[Reading, PythonSource]:
         source, types = PythonSource(folder, package), Types({})
         fields = _fields(source.defining(name), name)
-        return Reading(flags={key: types.of_annotation(kind) for key, kind in fields.items()}), source
+        return Reading(flags={key: types.of_annotation(annotation) for key, annotation in fields.items()}), source
 
     return read
 
@@ -395,7 +401,7 @@ class CompiledSource:
     def messages(self) -> list[str]:
         texts = list(self.python.messages)
         for path in sorted(self.folder.rglob("*.so*")):
-            texts += [text.decode() for text in re.findall(rb"[\x20-\x7e]{12,300}", path.read_bytes())]
+            texts += [message.decode() for message in re.findall(rb"[\x20-\x7e]{12,300}", path.read_bytes())]
         return texts
 
 
@@ -408,7 +414,10 @@ def ctranslate2(folder: Path) -> tuple[Reading, CompiledSource]:
     assert isinstance(signature, ast.FunctionDef)
     types = Types({})
     arguments = [*signature.args.args[1:], *signature.args.kwonlyargs]
-    flags = {each.arg: types.of_annotation(each.annotation) if each.annotation else "any" for each in arguments}
+    flags = {
+        argument.arg: types.of_annotation(argument.annotation) if argument.annotation else "any"
+        for argument in arguments
+    }
     return Reading(flags=flags), CompiledSource(folder, "ctranslate2")
 
 
@@ -453,12 +462,12 @@ def llamacpp(folder: Path) -> tuple[Reading, CppSource]:
             continue
         signature = LAMBDA.search(re.sub(r"/\*.*?\*/", "", option))
         type_name = (signature[1] if signature else None) or ""
-        kind: Flag = "bool" if type_name in ("", "bool") else "int" if type_name == "int" else "any"
+        flag: Flag = "bool" if type_name in ("", "bool") else "int" if type_name == "int" else "any"
         names = [re.findall(r'"([^"]+)"', group) for group in NAMES.findall(option.split("](common_params")[0])]
         for group in names:
-            reading.add(group, kind)
+            reading.add(group, flag)
     tasks, server = source.having("llamacpp:"), source.having("ctx_http.")
-    reading.metrics = {f"llamacpp:{name}" for name in re.findall(r'\{\s*"([a-z_]+)",\s*"[A-Z]', tasks)}
+    reading.metrics = {f"llamacpp:{metric}" for metric in re.findall(r'\{\s*"([a-z_]+)",\s*"[A-Z]', tasks)}
     reading.metrics |= set(re.findall(r"llamacpp:\w+", tasks))
     reading.routes = set(re.findall(r'ctx_http\.(?:get|post) ?\(\s*"(/[^"]*)"', server))
     return reading, source

@@ -58,7 +58,11 @@ def pinned_version(pinned: Pinned) -> str:
     """Return the version that conf/environment pins."""
     content = ConfigPath().load("environment", pinned.environment)
     requirements = [*content["requirements"], content.get("source", {}).get("sdist", "")]
-    return next(str(each).split("==")[1] for each in requirements if each.startswith(f"{pinned.distribution}=="))
+    return next(
+        str(requirement).split("==")[1]
+        for requirement in requirements
+        if requirement.startswith(f"{pinned.distribution}==")
+    )
 
 
 def patterns(backend: Backend) -> Iterator[str]:
@@ -75,7 +79,7 @@ def says(message: str, pattern: str) -> bool:
 def _fill(message: str, pattern: str) -> int | None:
     """Return which of FILLS makes a message match a pattern: the later ones say too much themselves."""
     fills = (PLACEHOLDER.sub(fill, message) for fill in FILLS)
-    return next((index for index, each in enumerate(fills) if re.search(pattern, each, re.IGNORECASE)), None)
+    return next((index for index, filled in enumerate(fills) if re.search(pattern, filled, re.IGNORECASE)), None)
 
 
 def adapters(name: str) -> list[Backend]:
@@ -119,31 +123,31 @@ def read(name: str, version: str, folder: Path) -> EngineTable:
 
 def download(requirement: str, kind: str, folder: Path) -> Path:
     """Return the unpacked wheel or source distribution, as pip's option `kind` says."""
-    place = folder / re.sub(r"\W+", "-", requirement)
-    if not place.exists():
-        archives = place.with_suffix(".archives")
+    unpacked = folder / re.sub(r"\W+", "-", requirement)
+    if not unpacked.exists():
+        archives = unpacked.with_suffix(".archives")
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", kind, ":all:", "--dest", str(archives)]
         subprocess.run([*pip, requirement], check=True)
         archive = next(archives.iterdir())
-        shutil.unpack_archive(archive, place, "zip" if archive.suffix == ".whl" else None)
-    inner = list(place.iterdir())
-    return inner[0] if len(inner) == 1 else place  # a source distribution has one folder
+        shutil.unpack_archive(archive, unpacked, "zip" if archive.suffix == ".whl" else None)
+    inner = list(unpacked.iterdir())
+    return inner[0] if len(inner) == 1 else unpacked  # a source distribution has one folder
 
 
 def changes(old: EngineTable, new: EngineTable) -> Iterator[str]:
     """The differences between two versions, one a line."""
-    for kind in ("metrics", "routes", "messages"):
-        before, after = set(getattr(old, kind)), set(getattr(new, kind))
-        yield from (f"- {kind}: {name}" for name in sorted(before - after))
-        yield from (f"+ {kind}: {name}" for name in sorted(after - before))
-    for name in sorted({*old.flags, *new.flags}):
-        meaning, successor = old.flags.get(name), new.flags.get(name)
-        if name not in old.flags:
-            yield f"+ flags: {name}: {successor}"
-        elif name not in new.flags:
-            yield f"- flags: {name}"
+    for field in ("metrics", "routes", "messages"):
+        before, after = set(getattr(old, field)), set(getattr(new, field))
+        yield from (f"- {field}: {entry}" for entry in sorted(before - after))
+        yield from (f"+ {field}: {entry}" for entry in sorted(after - before))
+    for entry in sorted({*old.flags, *new.flags}):
+        meaning, successor = old.flags.get(entry), new.flags.get(entry)
+        if entry not in old.flags:
+            yield f"+ flags: {entry}: {successor}"
+        elif entry not in new.flags:
+            yield f"- flags: {entry}"
         elif meaning != successor:
-            yield f"  flags: {name}: {meaning} became {successor}"
+            yield f"  flags: {entry}: {meaning} became {successor}"
 
 
 def main() -> int:

@@ -80,35 +80,37 @@ class Result:
 def engines() -> dict[str, str]:
     """What the environment of each backend holds, of those that are launched here in one of their own."""
     host, cache, contents = this_host.host(), cache_directory(None), {}
-    for name in installed.names():
-        backend = installed.configured(name)
+    for engine in installed.names():
+        backend = installed.configured(engine)
         if backend.launches and backend.traits.computes_model and (host.gpus or backend.env.cpu):
-            contents[name], _ = installed.planned(backend, host, cache)
-    return {name: content for name, content in contents.items() if content.startswith("environment ")}
+            contents[engine], _ = installed.planned(backend, host, cache)
+    return {engine: content for engine, content in contents.items() if content.startswith("environment ")}
 
 
 def sections(folder: Path) -> list[Section]:
     """All sections for this machine, in order."""
     on_gpu = bool(this_host.gpu_names())
-    names = list(engines())
+    engine_names = list(engines())
     pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # -q is in its settings: twice it says no counts
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
-    listed = [Section(f"install:{name}", (PYTHON, "-m", "sweep", "backends", "install", name)) for name in names]
-    for name in names:
-        selection = f"{_only(name, names)} and not forgets_prompts"
-        listed.append(Section(f"conformance:{name}", (*conformance, selection), obstacle=partial(_obstacle, name)))
-    listed += _memory(names, pytest, on_gpu)
-    for name in filter(_resets, names):
-        asked = f"{_only(name, names)} and forgets_prompts"
-        listed.append(Section(f"reset:{name}", (*conformance, asked), obstacle=partial(_obstacle, name)))
+    listed = [
+        Section(f"install:{engine}", (PYTHON, "-m", "sweep", "backends", "install", engine)) for engine in engine_names
+    ]
+    for engine in engine_names:
+        selection = f"{_only(engine, engine_names)} and not forgets_prompts"
+        listed.append(Section(f"conformance:{engine}", (*conformance, selection), obstacle=partial(_obstacle, engine)))
+    listed += _memory(engine_names, pytest, on_gpu)
+    for engine in filter(_resets, engine_names):
+        asked = f"{_only(engine, engine_names)} and forgets_prompts"
+        listed.append(Section(f"reset:{engine}", (*conformance, asked), obstacle=partial(_obstacle, engine)))
     listed.append(_power(folder, on_gpu))
     listed.append(_two_gpus(folder))
     model = "random-llama-2-7b" if on_gpu else REHEARSED
-    for name in ("transformers", "vllm"):
+    for engine in ("transformers", "vllm"):
         cut = BOUND if on_gpu else (*BOUND, *REHEARSAL)
-        out = str(folder / f"bound-{name}")
-        command = ("+experiment=throughput_bound", f"backend={name}", f"model={model}", *cut, *TRIAL, f"out={out}")
-        listed.append(Section(f"bound:{name}", (PYTHON, "-m", "sweep", *_last(command)), out))
+        out = str(folder / f"bound-{engine}")
+        command = ("+experiment=throughput_bound", f"backend={engine}", f"model={model}", *cut, *TRIAL, f"out={out}")
+        listed.append(Section(f"bound:{engine}", (PYTHON, "-m", "sweep", *_last(command)), out))
     return listed
 
 
@@ -126,9 +128,9 @@ def _memory(names: Sequence[str], pytest: Sequence[str], on_gpu: bool) -> Iterat
     if not on_gpu:
         yield Section("memory", (*pytest, "tests/engines/test_memory.py"))
         return
-    for name in names:
-        command = (*pytest, "tests/engines/test_gpu_memory.py", "-k", _only(name, names))
-        yield Section(f"memory:{name}", command, obstacle=partial(_obstacle, name))
+    for engine in names:
+        command = (*pytest, "tests/engines/test_gpu_memory.py", "-k", _only(engine, names))
+        yield Section(f"memory:{engine}", command, obstacle=partial(_obstacle, engine))
 
 
 def _resets(name: str) -> bool:
@@ -147,8 +149,8 @@ def _environment(choice: EnvironmentChoice, host: Host | None = None) -> Environ
 
 def _only(name: str, names: Sequence[str]) -> str:
     """pytest's -k for one backend: names that contain it are other ones."""
-    longer = [other for other in names if name in other and other != name]
-    return " and ".join([name, *(f"not {other}" for other in longer)])
+    longer = [longer_name for longer_name in names if name in longer_name and longer_name != name]
+    return " and ".join([name, *(f"not {longer_name}" for longer_name in longer)])
 
 
 def _last(words: Sequence[str]) -> tuple[str, ...]:
@@ -231,25 +233,25 @@ def rows(out: Path) -> Iterator[str]:
     """What the trials of a run came to, one phrase each, with energy where telemetry has power."""
     if not (out / "trials.parquet").exists():
         return
-    for row in pq.read_table(out / "trials.parquet").to_pylist():
-        load = f"{row['load']} {row.get('batch_size') or row.get('concurrency') or ''}".strip()
-        text = f"{row['backend']} {row['engine_version']} {load}: {row['outcome']}"
-        if row["outcome"] == "ok":
-            text += f", {row['output_throughput']:.0f} tokens/s"
-        elif row.get("reason"):
-            text += f", {row['reason'][:120]}"
-        yield text + energy(out, row)
+    for trial in pq.read_table(out / "trials.parquet").to_pylist():
+        load = f"{trial['load']} {trial.get('batch_size') or trial.get('concurrency') or ''}".strip()
+        phrase = f"{trial['backend']} {trial['engine_version']} {load}: {trial['outcome']}"
+        if trial["outcome"] == "ok":
+            phrase += f", {trial['output_throughput']:.0f} tokens/s"
+        elif trial.get("reason"):
+            phrase += f", {trial['reason'][:120]}"
+        yield phrase + energy(out, trial)
 
 
-def energy(out: Path, row: Mapping[str, Any]) -> str:
+def energy(out: Path, trial: Mapping[str, Any]) -> str:
     """Mean power and energy per output token of a trial, from its telemetry; empty without power."""
-    files = list((out / "deployments").glob(f"*/{row['attempt']}/{row['trial_id']}/telemetry.parquet"))
+    files = list((out / "deployments").glob(f"*/{trial['attempt']}/{trial['trial_id']}/telemetry.parquet"))
     samples = pq.read_table(files[0]).to_pylist() if files else []
     watts = [sample["value"] for sample in samples if sample["series"] == "gpu_power_watts"]
-    if not watts or not row.get("output_tokens"):
+    if not watts or not trial.get("output_tokens"):
         return ""
     mean = sum(watts) / len(watts)
-    return f", {mean:.0f} W, {mean * row['duration'] / row['output_tokens']:.2f} J/token"
+    return f", {mean:.0f} W, {mean * trial['duration'] / trial['output_tokens']:.2f} J/token"
 
 
 def report(folder: Path, listed: Sequence[Section]) -> str:
@@ -285,7 +287,7 @@ def pending(listed: Sequence[Section], named: Sequence[str], results: Mapping[st
     """
     if named:
         return [section for section in listed if section.name in named]
-    without_ok = [each for each in listed if each.name not in results or results[each.name].outcome != "ok"]
+    without_ok = [section for section in listed if section.name not in results or results[section.name].outcome != "ok"]
     return sorted(without_ok, key=lambda section: section.name in results)
 
 
@@ -296,7 +298,7 @@ def fetch(names: Sequence[str], wheels: Path, host: Host) -> int:
     model of a rehearsal. Return the exit status.
     """
     wheels.mkdir(parents=True, exist_ok=True)
-    choices = [installed.configured(name).env for name in dict.fromkeys([*names, REFERENCE])]
+    choices = [installed.configured(engine).env for engine in dict.fromkeys([*names, REFERENCE])]
     choices += [llamacpp.CONVERTER] if "llamacpp" in names else []
     try:
         for choice in choices:
@@ -319,7 +321,7 @@ def _fetch(spec: EnvironmentSpec, wheels: Path) -> None:
     (wheels / "locks" / locks.file_name(spec)).write_text(locks.text(spec))
     pins = wheels / f"{spec.name}.txt"
     pins.write_text("\n".join(spec.lock.pins) + "\n")
-    everything = ["-r", str(pins), *(part for url in spec.index for part in ("--extra-index-url", url))]
+    everything = ["-r", str(pins), *(option for url in spec.index for option in ("--extra-index-url", url))]
     if spec.python_version:
         everything += ["--python-version", spec.python_version, "--only-binary", ":all:"]
     build = next((pin.partition("+")[2] for pin in spec.lock.pins if pin.startswith("torch==")), "")
@@ -331,8 +333,8 @@ def _fetch(spec: EnvironmentSpec, wheels: Path) -> None:
         # The user's own indexes have no such build of torch: PyTorch's has.
         _download([*everything, "--extra-index-url", f"{PYTORCH}/{build}"], wheels)
     if spec.source:
-        name = spec.source.sdist.partition("==")[0]
-        _download(["--no-binary", name, spec.source.sdist], wheels)  # but what it is built with comes as wheels
+        distribution = spec.source.sdist.partition("==")[0]
+        _download(["--no-binary", distribution, spec.source.sdist], wheels)  # but what it is built with comes as wheels
 
 
 def _download(requirements: Sequence[str], wheels: Path) -> None:

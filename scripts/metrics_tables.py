@@ -11,7 +11,6 @@ from analysis.answers.output import ANSWER_COLUMNS
 from analysis.compare.output import comparison_columns
 from analysis.compare.verdicts import MARGIN
 from analysis.explain.output import PART_COLUMNS
-from analysis.report.wide import WIDE_ROWS
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.studies.printed import JUDGED
 from analysis.summary import SUMMARY_COLUMNS
@@ -56,15 +55,15 @@ def _statistics(quantity: Quantity) -> str:
 def column_tables() -> str:
     """A table in Markdown for each file of a run, and each export: every column with its unit, its kind and meaning."""
     measured: dict[str, tuple[str, str, str]] = {}
-    for name, statistic in columns().items():
+    for column, statistic in columns().items():
         quantity = statistic.quantity
         over = f"{statistic.name} of " if statistic.name else ""
         formula = f"{over}`{quantity.name}`{', steady state' if statistic.steady else ''}" if over else quantity.formula
-        measured[name] = (quantity.unit, quantity.kind, formula)
+        measured[column] = (quantity.unit, quantity.kind, formula)
     recorded = _recorded(trial_columns())
     placed = ("warnings", "in_plan")
-    trials = {name: recorded[name] for name in recorded if name not in placed} | measured
-    trials |= {name: recorded[name] for name in placed}
+    trials = {column: recorded[column] for column in recorded if column not in placed} | measured
+    trials |= {column: recorded[column] for column in placed}
     files = {
         "trials.parquet": trials,
         "requests.parquet": _recorded(request_columns()),
@@ -75,10 +74,11 @@ def column_tables() -> str:
         "sweep explain --format csv, json": _recorded(meanings(PART_COLUMNS)),
         "sweep studies RUN --format csv, json": _recorded(meanings(JUDGED)),
         "analysis.quantiles(folder).table": _recorded(QUANTILE_COLUMNS),
-        "analysis.wide(results): the rows of each frame": _recorded(WIDE_ROWS),
     }
-    tables = {name: "\n".join(meanings_table(of_file, COLUMN_HEADINGS).markdown()) for name, of_file in files.items()}
-    return "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
+    tables = {
+        column: "\n".join(meanings_table(of_file, COLUMN_HEADINGS).markdown()) for column, of_file in files.items()
+    }
+    return "\n\n".join(f"## {column}\n\n{table}" for column, table in tables.items())
 
 
 def _recorded(meanings: Mapping[str, Meaning]) -> dict[str, tuple[str, str, str]]:

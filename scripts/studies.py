@@ -73,14 +73,14 @@ def main() -> None:
     parser.add_argument("--no-run", action="store_true")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "studies")
     options = parser.parse_args()
-    for name in () if options.no_run else options.experiments or EXPERIMENTS:
-        status = measure(name, options.results / name)
-        print(f"{name}: exit status {status}", flush=True)
-    folders = {name: options.results / name for name in EXPERIMENTS}
-    runs = {name: folder for name, folder in folders.items() if (folder / "trials.parquet").is_file()}
+    for experiment in () if options.no_run else options.experiments or EXPERIMENTS:
+        status = measure(experiment, options.results / experiment)
+        print(f"{experiment}: exit status {status}", flush=True)
+    folders = {experiment: options.results / experiment for experiment in EXPERIMENTS}
+    runs = {experiment: folder for experiment, folder in folders.items() if (folder / "trials.parquet").is_file()}
     for page, lines in ((STUDIES, studies_page), (MEASUREMENTS, measurements_page)):
-        text = "\n".join(lines(runs, sections(page)))
-        page.write_text(f"{text}\n")
+        page_text = "\n".join(lines(runs, sections(page)))
+        page.write_text(f"{page_text}\n")
 
 
 def measure(name: str, folder: Path) -> int:
@@ -232,7 +232,7 @@ def circumstances(folder: Path) -> str:
 
 def machine(rows: pd.DataFrame) -> Iterator[str]:
     """The machine, and its load average at the trials."""
-    nodes = [json.loads(text) for text in rows["hardware"].dropna()]
+    nodes = [json.loads(hardware) for hardware in rows["hardware"].dropna()]
     if nodes:
         loads = [node["load_average"] for node in nodes]
         yield f"Machine: {nodes[0]['cores']} cores of {nodes[0]['cpu']}"
@@ -257,14 +257,14 @@ def command_time(folder: Path) -> Iterator[str]:
     parts: list[Any] = json.loads(timed.read_text()) if timed.is_file() else [None]
     if None in parts:
         return
-    minutes, seconds = divmod(round(sum(part["seconds"] for part in parts)), 60)
+    minutes, seconds = divmod(round(sum(session["seconds"] for session in parts)), 60)
     took = f"The command took {minutes} min {seconds} s from an empty results folder"
-    counts = {kind: sum(part["prepared"][kind] for part in parts) for kind in PREPARED}
-    new = [count(number, PREPARED[kind]) for kind, number in counts.items() if number]
-    first = (
+    counts = {preparation: sum(session["prepared"][preparation] for session in parts) for preparation in PREPARED}
+    new = [count(number, PREPARED[preparation]) for preparation, number in counts.items() if number]
+    circumstance = (
         f"with {', '.join(new)} to prepare first" if new else "with environments, weights and references in the cache"
     )
-    yield f"{took}, {first}{'' if len(parts) == 1 else f', in {len(parts)} parts'}"
+    yield f"{took}, {circumstance}{'' if len(parts) == 1 else f', in {len(parts)} parts'}"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sweep.base.exits import Outage
 from sweep.base.masking import masked_message, secret_values
 from sweep.cli.commands import dispatch
 from sweep.cli.output import replace_streams
+from sweep.drive.policy import DISK_FULL, is_waited_for
 
 # Objects between two searches for cycles: a plan or a ledger of many trials is millions of objects that are in none.
 COLLECT_EVERY = 100_000
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     except (ConfigError, DamagedFile) as error:
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return 2
+    except (OSError, UnicodeError) as error:  # a disk, a network or a locale that no check foresaw
+        print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
+        return ISSUE_AGAIN if is_waited_for(error) or getattr(error, "errno", None) in DISK_FULL else 2
     except Unforeseen as error:
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return OUR_ERROR
@@ -66,13 +70,13 @@ def _show_warning(
 
 def _one_line(error: Exception, arguments: Sequence[str]) -> str:
     """The message in one line, without secrets and without the whole of a long value."""
-    text = str(error)
+    message = str(error)
     for argument in arguments:
-        value = argument.partition("=")[2] or argument
-        if len(value) > MOST_ECHOED and "/" not in value:
-            text = text.replace(value, shortened(value))
-    text = LONG_WORD.sub(lambda word: shortened(word[0]), " ".join(text.split()))
-    return masked_message(text, secret_values(os.environ))
+        content = argument.partition("=")[2] or argument
+        if len(content) > MOST_ECHOED and "/" not in content:
+            message = message.replace(content, shortened(content))
+    message = LONG_WORD.sub(lambda word: shortened(word[0]), " ".join(message.split()))
+    return masked_message(message, secret_values(os.environ))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, how many files one has, their picture in CONTRIBUTING. A rule is a test."""
+"""The rooms: who may import whom, how many files one has, which test is a module's. A rule is a test."""
 
 import ast
 import re
@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweep", "backends", "analysis", "llm_sweep", "benchmarks")
@@ -26,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.plan": BASIS | {"sweep.gateway.settings", "sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
     "sweep.search": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan"},
     "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
-    "sweep.drive": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
+    "sweep.drive": BASIS
+    | {"sweep.client.wire", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},
     "sweep.rerun": BASIS  # one row's run, judged by the spread of its run
     | {"sweep.cli.run", "sweep.disk", "sweep.drive", "sweep.plan", "analysis", "backends"},
     "sweep.cli": {"sweep", "analysis", "backends"},  # the commands: a run ends with its report
@@ -57,6 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
     "benchmarks": {"sweep", "analysis", "backends"},  # all of it is measured
 }
+SMALL = 60  # lines of a module that needs no test file of its name
+TESTED_ELSEWHERE = ROOT / "tests" / "modules_tested_elsewhere.yaml"
 MOST_FILES = 11  # of a room, beside its __init__
 COLLECTIONS = {  # one file each, found by being there
     "backends": "engines",
@@ -139,6 +143,23 @@ def test_a_room_says_what_it_is_and_is_small(room):
     assert docstring.split("\n\n")[0].endswith(".")
     files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert len(files) <= MOST_FILES or room in COLLECTIONS, files
+
+
+def test_a_module_has_a_test_file_of_its_name_or_a_reason():
+    tests = {(path.parent.name, path.stem.removeprefix("test_")) for path in (ROOT / "tests").rglob("test_*.py")}
+    large = [path for path in modules() if path.stem != "__init__" and path.read_text().count("\n") > SMALL]
+    untested = {
+        name_of(path) for path in large if not tests & {(room, path.stem) for room in name_of(path).split(".")[:-1]}
+    }
+    listed = [
+        (module, file)
+        for files in yaml.safe_load(TESTED_ELSEWHERE.read_text()).values()
+        for file, names in files.items()
+        for module in names
+    ]
+    assert untested == {module for module, _ in listed}
+    assert len(dict(listed)) == len(listed), "one reason for each"
+    assert not [file for _, file in listed if not (ROOT / file).is_file()]
 
 
 def test_the_picture_of_the_rooms_is_the_listing():

@@ -28,7 +28,7 @@ class Measured:
     """The points with a result of all runs together.
 
     `points` have `name` (the configuration), `at` (the x axis), `by_load` (x is the size of a load), and `run`; their
-    index is the place among those of `every_point`. `of_a_load` are the columns of one run that say the size of a load,
+    index is the place in `every_point`. `of_a_load` are the columns of one run that say the size of a load,
     or follow from it.
     """
 
@@ -86,7 +86,7 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
 
 
 def _contests(runs: Sequence[RunResults], measured: pd.DataFrame, count: int) -> Contests:
-    """The contests of the points of all runs; those of a single run are its own."""
+    """The contests of the points of all runs; of a single run, its own."""
     if len(runs) == 1:
         return runs[0].contests
     question = -1 - np.arange(count)  # a point without a result is in a question of its own
@@ -107,7 +107,7 @@ def every_point(runs: Sequence[RunResults]) -> pd.DataFrame:
 
 
 def placed_trials(runs: Sequence[RunResults]) -> pd.DataFrame:
-    """The trials with a result of these runs one after another, with their `point` among those of `every_point`."""
+    """The trials with a result of these runs one after another, with their `point` in `every_point`."""
     rows, begin = [], 0
     for results in runs:
         placed = results.layout.placed(results.run.ok)
@@ -123,7 +123,7 @@ def names_with_runs(points: pd.DataFrame) -> "pd.Series[str]":
 
 
 def run_names(runs: Sequence[RunResults]) -> list[str]:
-    """Names that tell the runs apart: those of their experiments, else of their folders, else the folders' paths."""
+    """Names that tell the runs apart: of their experiments, else of their folders, else the folders' paths."""
     folders = [results.run.paths.out for results in runs]
     for names in ([results.run.name for results in runs], [folder.name for folder in folders]):
         if len(set(names)) == len(names):

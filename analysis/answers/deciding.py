@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
-from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds
+from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds, tells
 from analysis.compare.verdicts import DURATIONS, MARGIN, minutes_a_launch
 from analysis.results import RunResults
 from analysis.statistics.comparison import Contest, Positions, comparisons_with_best
@@ -24,7 +24,7 @@ from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.power import Error, smallest_change
 from analysis.statistics.standings import Standing
 
-SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts in that of one
+SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts beside the question's own
 FEWEST_LAUNCHES = 3  # that are advised where none were repeated
 
 
@@ -70,7 +70,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     question = TaskQuestion(title(group, bool(slo)), quantity, limits)
     columns = [each.column for each in question.quantities]
     severe = np.array([bool(every.contests.barred(columns, point)) for point in group.index], np.bool_)
-    ranked = every.contests.ranked(quantity, group.index.to_numpy(np.int64)) & ~severe
+    ranked = every.contests.ranked(quantity, group.index.to_numpy(np.int64), bool(slo)) & ~severe
     shorter = tuple(group["name"][~ranked & ~severe].unique())
     candidates = [(_candidate(every, point, question), int(str(index))) for index, point in group[ranked].iterrows()]
     candidates = [pair for pair in candidates if not math.isnan(pair[0].figure.value)]
@@ -102,7 +102,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
 
 
 def best_choices(of_loads: Contest) -> int:
-    """The points of one configuration, the best first, among which chance has chosen: those not told apart from it."""
+    """The points of one configuration, the best first, among which chance has chosen: its ties."""
     return 1 + int(of_loads.tied(0).sum())
 
 
@@ -116,6 +116,8 @@ def _candidate(every: Measured, point: "pd.Series[Any]", question: TaskQuestion)
     if not question.bounds:
         return candidate
     latencies = [(bound, estimate(point, bound.quantity.column)) for bound in question.bounds]
+    if not all(tells(point["requests"] + point["failed"], bound.percentile) for bound in question.bounds):
+        return replace(candidate, headroom=-math.inf, judged=False)
     bound, latency = min(latencies, key=lambda pair: pair[0].headroom(pair[1].value))
     return replace(candidate, headroom=bound.headroom(latency.value), tightest=bound, latency=latency)
 

@@ -22,9 +22,11 @@ class AnswerRow(NamedTuple):
 
     @property
     def standing(self) -> str:
-        """`best`, `not told apart from the best`, `behind`, `misses the SLO` or `not ranked`."""
+        """`best`, `tie with the best`, `behind`, `misses the SLO`, `too few requests` or `not ranked`."""
         if self.rank is None:
             return "not ranked"
+        if not self.candidate.judged:
+            return "too few requests"
         return str(self.candidate.standing) if self.candidate.meets else "misses the SLO"
 
     @property
@@ -36,8 +38,8 @@ class AnswerRow(NamedTuple):
     @property
     def ends(self) -> tuple[float, ...]:
         """The interval of its figure for these launches, then for a fresh one."""
-        each = self.candidate.figure
-        return each.low, each.high, each.new_low, each.new_high
+        figure = self.candidate.figure
+        return figure.low, figure.high, figure.new_low, figure.new_high
 
 
 def _headroom_cell(row: AnswerRow) -> str:
@@ -89,8 +91,8 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
 
 def candidates_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
     """All candidates, question by question."""
-    ranks = [[*enumerate(each.candidates, 1), *((None, barred) for barred in each.barred)] for each in answers]
-    rows = [AnswerRow(each, *pair) for each, pairs in zip(answers, ranks, strict=True) for pair in pairs]
+    ranks = [[*enumerate(task.candidates, 1), *((None, barred) for barred in task.barred)] for task in answers]
+    rows = [AnswerRow(task, *pair) for task, pairs in zip(answers, ranks, strict=True) for pair in pairs]
     return Table(ANSWER_COLUMNS, rows)
 
 

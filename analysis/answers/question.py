@@ -10,10 +10,12 @@ import pandas as pd
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
 from analysis.statistics.standings import Standing
-from sweep.base.config import PERCENTILES, ConfigError, one_of
+from sweep.base.config import PERCENTILES, ConfigError
 from sweep.disk.row import merged_percentiles, percentiles_text
-from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
+
+MOST_SUGGESTED = 3  # times those that ran: to suggest more would be absurd
+LEAST_BOUNDED = 90  # the lowest percentile that an SLO is judged at
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Bound:
 
     quantity: LabelledColumn
     limit: float  # s
+    percentile: float
 
     @property
     def text(self) -> str:
@@ -36,42 +39,44 @@ class Bound:
 def bounds(
     slo: Mapping[str, float], fewest_requests: int, percentiles: Sequence[float] = PERCENTILES
 ) -> tuple[Bound, ...]:
-    """The bounds of an SLO, such as {"ttft": 0.2}, on the highest of the percentiles that so many requests can tell."""
-    percentile = percentile_name(bounded_percentile(fewest_requests, percentiles))
-    labelled = {name: labelled_column(f"{name}_{percentile}", percentiles) for name in slo}
-    return tuple(Bound(column, slo[name]) for name, column in labelled.items() if column is not None)
+    """The bounds of an SLO, such as {"ttft.p90": 0.2}.
+
+    One without a percentile is on the highest that so many requests can tell.
+
+    Raises:
+        ConfigError: for a percentile that these trials lack.
+    """
+    usual, limits = bounded_percentile(fewest_requests, percentiles), []
+    for name, limit in slo.items():
+        latency, _, typed = name.partition(".p")
+        percentile = float(typed) if typed else usual
+        labelled = labelled_column(f"{latency}_{percentile_name(percentile)}", percentiles)
+        if labelled is None or percentile not in percentiles:
+            raise ConfigError(f"slo={name}: expected one of {', '.join(f'p{each:g}' for each in percentiles)}")
+        limits.append(Bound(labelled, limit, percentile))
+    return tuple(limits)
 
 
 def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
-    """The percentiles that all of these trials have, which an SLO can be on; the default ones where there is none."""
+    """The percentiles that all of these trials have, for an SLO; the default ones if no trial has any."""
     texts = {text if isinstance(text, str) else percentiles_text(PERCENTILES) for text in trials["percentiles"]}
     common = set(merged_percentiles(texts)).intersection(*(merged_percentiles([text]) for text in texts))
     return tuple(sorted(common)) or PERCENTILES
 
 
 def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> float:
-    """The highest of the percentiles that so many requests can tell."""
-    usable = [each for each in percentiles if fewest_requests * (100 - each) / 100 >= FEWEST_BEYOND]
-    return max(usable, default=min(percentiles))
+    """The highest of the percentiles that so many requests can tell, and never one below LEAST_BOUNDED.
 
-
-def slo_of(text: str) -> dict[str, float]:
-    """The SLO that `ttft=0.2,tpot=0.02` states, in s.
-
-    Raises:
-        ConfigError: for anything else.
+    A lower one would call an SLO met that half of the requests miss.
     """
-    try:
-        pairs = [pair.split("=") for pair in text.split(",")]
-        slo = {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise ConfigError(f"slo={text}: expected NAME=SECONDS,... of ttft, tpot and e2el") from None
-    for name in slo:
-        if name not in BOUNDED:
-            raise one_of("slo", name, list(BOUNDED))
-    if bad := [name for name, limit in slo.items() if not 0 < limit < math.inf]:
-        raise ConfigError(f"slo={text}: {bad[0]} must be a number of seconds above 0")
-    return slo
+    high = [each for each in percentiles if each >= LEAST_BOUNDED] or [max(percentiles)]
+    usable = [each for each in high if tells(fewest_requests, each)]
+    return max(usable, default=min(high))
+
+
+def tells(requests: float, percentile: float) -> bool:
+    """Return whether so many requests can tell a percentile."""
+    return requests * (100 - percentile) / 100 >= FEWEST_BEYOND
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ class Candidate:
     low: float = math.nan
     high: float = math.nan
     point: int = -1  # its place among the points of all runs
+    judged: bool = True  # False: its requests are too few for the bounded percentile
     codes: tuple[str, ...] = ()  # of the warnings about its figure and what is bounded
 
     @property
@@ -159,10 +165,21 @@ class TaskAnswer:
 
     @property
     def tied(self) -> tuple[Candidate, ...]:
-        """Those not told apart from the best."""
+        """Those that tie with the best."""
         return tuple(candidate for candidate in self.meeting if candidate.standing is Standing.TIED)
 
     @property
+    def judged(self) -> bool:
+        """False if every candidate has too few requests for the bounded percentile."""
+        return any(candidate.judged for candidate in self.candidates)
+
+    @property
+    def suggested(self) -> Remedy | None:
+        """The remedy of a tie, if it takes fewer than three times the launches that ran."""
+        affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
+        return self.remedy if affordable else None
+
+    @property
     def decided(self) -> bool:
-        """True if one of several is told apart from all others."""
+        """True if one of several leads."""
         return len(self.meeting) > 1 and not self.tied

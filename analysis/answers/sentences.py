@@ -7,24 +7,27 @@ from collections.abc import Sequence
 from analysis.answers.question import Candidate, Remedy, TaskAnswer
 from analysis.compare.verdicts import MARGIN
 from analysis.points import listed
+from analysis.quantities import LabelledColumn
+from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 
 MOST_IN_SENTENCE = 3  # configurations in a sentence
+BY_LAUNCHES = "*"  # after an interval
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
-    """The sentence that is true of all answers: who is told apart from the others, and where; empty without answers."""
+    """The sentence that is true of all answers: who leads, and where; empty without answers."""
     if len(answers) == 1:
         return sentence(answers[0])
     noun = "task" if answers and answers[0].question.bounds else "point"
     contested = [answer for answer in answers if len(answer.meeting) > 1]
     alone = Counter(answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.candidates))
-    unmet = sum(not answer.meeting for answer in answers if answer.candidates)
-    unranked = sum(not answer.candidates for answer in answers)
+    unmet = sum(not answer.meeting for answer in answers if answer.judged)
+    unranked = sum(not answer.judged for answer in answers)
     parts = [_contested(contested, len(answers) - alone.total() - unmet - unranked, noun)] if contested else []
     parts += [f"{name} alone meets the SLO at {times} of {count(len(answers), noun)}" for name, times in alone.items()]
     if answers and not parts and not unmet and not unranked:
-        parts.append(f"At each of {count(len(answers), noun)} a single configuration has a result")
+        parts.append(f"At each of {count(len(answers), noun)} a single configuration can be compared")
     if unmet:
         parts.append(f"at {unmet} of {count(len(answers), noun)} none meets the SLO")
     if unranked:
@@ -46,13 +49,13 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
         if any(math.isfinite(each.low) for answer in contested for each in answer.tied):
             # Of three, two may be alike and both far ahead of the third.
             subject = subject if few else f"None of {len(names)} configurations"
-            verb = "differ at none of" if few else "is told apart from all others as the best at any of"
+            verb = "differ at none of" if few else "leads at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"
     named = [
         f"{name} is the {_adjective(contested, name)} at {times}" for name, times in wins.most_common(MOST_IN_SENTENCE)
     ]
     undecided = len(contested) - wins.total()
-    rest = f"; at {undecided} the best is not told apart from another" if undecided else ""
+    rest = f"; {undecided} {'is a tie' if undecided == 1 else 'are ties'}" if undecided else ""
     more = f" and {count(len(wins) - MOST_IN_SENTENCE, 'other')}" if len(wins) > MOST_IN_SENTENCE else ""
     return f"{', '.join(named)}{more} of {where}{rest}{others}"
 
@@ -65,16 +68,17 @@ def sentence(answer: TaskAnswer) -> str:
     """The answer to one question, with its figure, interval, headroom, runner-up and what would decide a tie."""
     best = answer.best
     text = _unmet(answer) if best is None else _met(answer, best)
-    shorter = f"; not compared, since answers were shorter: {listed(list(answer.shorter))}" if answer.shorter else ""
-    return f"{answer.question.title}: {text}{shorter}{caveats([answer])}"
+    return f"{answer.question.title}: {text}{caveats([answer])}"
 
 
 def caveats(answers: Sequence[TaskAnswer]) -> str:
-    """The configurations that a severe warning bars, and the codes of the warnings about those that are named."""
+    """The configurations that are left out, and why; and the codes of the warnings about the named ones."""
+    shorter = list(dict.fromkeys(name for answer in answers for name in answer.shorter))
     barred = [f"{each.full_name} ({', '.join(each.codes)})" for answer in answers for each in answer.barred]
     named = [each for answer in answers for each in (*answer.candidates[:1], *(answer.tied or answer.meeting[1:2]))]
     codes = dict.fromkeys(code for each in named for code in each.codes)
-    parts = {"not ranked": list(dict.fromkeys(barred)), "warnings": list(codes)}
+    parts = {"not compared, since answers were shorter": shorter, "not ranked": list(dict.fromkeys(barred))}
+    parts["warnings"] = list(codes)
     return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
 
 
@@ -83,7 +87,8 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
     shown = f"{best.full_name} ({figure(answer, best)}{_headroom(best)})"
     if len(answer.meeting) == 1:
         only = f"alone meets {_slo(answer)} of {len(answer.candidates)}" if len(answer.candidates) > 1 else ""
-        only = only or (f"meets {_slo(answer)}" if question.bounds else "was measured alone")
+        alone = "is the only one compared" if answer.shorter or answer.barred else "was measured alone"
+        only = only or (f"meets {_slo(answer)}" if question.bounds else alone)
         return f"{shown} {only}"
     if answer.decided:
         runner_up = answer.meeting[1]
@@ -95,18 +100,20 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
     names = [f"{each.full_name} ({figure(answer, each)})" for each in answer.tied[:MOST_IN_SENTENCE]]
     more = f" and {len(answer.tied) - MOST_IN_SENTENCE} more" if len(answer.tied) > MOST_IN_SENTENCE else ""
     equal = all(each.low > 1 - MARGIN and each.high < 1 + MARGIN for each in answer.tied)
-    verdict = f"is equal within {MARGIN:.0%} to" if equal else "is not told apart from"
-    decisive = f": {remedy_text(answer.remedy)}" if answer.remedy and not equal else ""
+    verdict = f"is equal within {MARGIN:.0%} to" if equal else "ties with"
+    decisive = f": {remedy_text(answer.suggested)}" if answer.suggested and not equal else ""
     return f"{shown} {verdict} {', '.join(names)}{more}{decisive}"
 
 
 def _unmet(answer: TaskAnswer) -> str:
     if not answer.candidates:
         return "no configuration can be ranked"
+    if not answer.judged:
+        return f"too few requests to judge {_slo(answer)}"
     closest, total = answer.candidates[0], len(answer.candidates)
     none = f"none of {count(total, 'configuration')} meets {_slo(answer)}"
     if closest.tightest is None or closest.latency is None or math.isinf(closest.headroom):
-        return f"{none}: too many requests failed, or the latency is not known"
+        return f"{none}: too many requests failed, or the latency is unknown"
     bound = closest.tightest.quantity
     return (
         f"{none}; the closest is {closest.full_name}: {bound.short} "
@@ -115,11 +122,15 @@ def _unmet(answer: TaskAnswer) -> str:
 
 
 def figure(answer: TaskAnswer, candidate: Candidate) -> str:
-    """`538 tokens/s ±3%`, of these launches; `±3% over launches` where the requests give no interval."""
-    half = candidate.figure.relative_half_width
-    text = f"{answer.question.quantity.shown(candidate.figure.value)} {answer.question.quantity.unit}"
-    source = " over launches" if candidate.figure.by_launches else ""
-    return text if math.isnan(half) else text + (f" ±{half:.0%}" if half >= 0.01 else " ±<1%") + source
+    """`538 tokens/s, 524–552`, of these launches; `524–552 over launches` where the requests give no interval."""
+    quantity, ends = answer.question.quantity, range_text(candidate.figure, answer.question.quantity, " over launches")
+    return f"{quantity.shown(candidate.figure.value)} {quantity.unit}" + (f", {ends}" if ends else "")
+
+
+def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
+    """`46.0–61.9`, with a mark if it is from the launches' own figures; empty without an interval."""
+    ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
+    return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
 
 
 def advantage(answer: TaskAnswer, candidate: Candidate) -> str:

@@ -71,10 +71,10 @@ def match(first: Side, second: Side) -> list[Match]:
         keys = [key for key in keys if not key.startswith("backend.")]
         grouped = [_grouped(side, keys) for side in (first, second)]
     configurations = list(dict.fromkeys([*grouped[0], *grouped[1]]))
-    settings = [dict(zip(keys, values, strict=True)) for values in configurations]
+    settings = [dict(zip(keys, cells, strict=True)) for cells in configurations]
     return [
-        _match(label, grouped[0].get(values, []), grouped[1].get(values, []), (first, second))
-        for label, values in zip(_labels(settings), configurations, strict=True)
+        _match(label, grouped[0].get(cells, []), grouped[1].get(cells, []), (first, second))
+        for label, cells in zip(_labels(settings), configurations, strict=True)
     ]
 
 
@@ -98,11 +98,11 @@ def _engines(side: Side) -> int:
 
 def _labels(settings: Sequence[TrialSettings]) -> list[str]:
     """The settings that distinguish each configuration from the others; a single one has its names."""
-    varying = [key for key in NAMES[:3] if len({each.get(key) for each in settings}) > 1]
-    rest = [{key: value for key, value in each.items() if key not in NAMES[:3]} for each in settings]
-    names = [" ".join(str(each[key]) for key in varying if each.get(key)) for each in settings]
-    every = [label.strip() for label in labels(names, rest)]
-    return every if all(every) else [" ".join(str(each[key]) for key in NAMES if each.get(key)) for each in settings]
+    varying = [key for key in NAMES[:3] if len({trial.get(key) for trial in settings}) > 1]
+    further = [{key: setting for key, setting in trial.items() if key not in NAMES[:3]} for trial in settings]
+    names = [" ".join(str(trial[key]) for key in varying if trial.get(key)) for trial in settings]
+    texts = [label.strip() for label in labels(names, further)]
+    return texts if all(texts) else [" ".join(str(trial[key]) for key in NAMES if trial.get(key)) for trial in settings]
 
 
 def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, Side]) -> Match:
@@ -112,7 +112,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         return Match(label, *trials, obstacle=f"no result in {missing[0]}")
     settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
     compared = {*settings[0], *settings[1]}
-    if any(each["config"].isna().all() for each in trials):  # imported: little is known of such a row
+    if any(frame["config"].isna().all() for frame in trials):  # imported: little is known of such a row
         compared = {*settings[0]} & {*settings[1]}
     differing = [key for key in sorted(compared) if settings[0].get(key) != settings[1].get(key)]
     of_question = [key for key in differing if key.startswith(QUESTION_PREFIXES)]
@@ -121,29 +121,29 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         for key in differing
         if key not in {*of_question, NAMES[0]}
     ]
-    engine += [f"{name} {a} → {b}" for name, a, b in _facts(*trials)]
+    engine += [f"{fact} {a} → {b}" for fact, a, b in _facts(*trials)]
     return Match(label, *trials, tuple(engine), _obstacle(of_question, settings, *trials))
 
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
     """Versions and similar facts in which the rows of the sides differ: name, and the values of either."""
-    for column, name in FACTS.items():
+    for column, fact in FACTS.items():
         if column in first and column in second:
-            values = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
-            if values[0] != values[1] and all(values):
-                yield name, values[0], values[1]
+            texts = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
+            if texts[0] != texts[1] and all(texts):
+                yield fact, texts[0], texts[1]
 
 
 def _obstacle(
     of_question: Sequence[str], settings: Sequence[TrialSettings], first: pd.DataFrame, second: pd.DataFrame
 ) -> str:
     """The first of: another protocol, hardware, model, workload or load."""
-    for name, values in (
+    for subject, facts in (
         ("protocol", [_values(trials, "protocol") for trials in (first, second)]),
         ("hardware", [machines(trials) for trials in (first, second)]),
     ):
-        if all(values) and values[0] != values[1]:
-            return f"{name}: {_some(values[0])} and {_some(values[1])}"
+        if all(facts) and facts[0] != facts[1]:
+            return f"{subject}: {_some(facts[0])} and {_some(facts[1])}"
     if of_question:
         named = [f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in of_question[:MOST_SETTINGS]]
         return f"{of_question[0].partition('.')[0]}: " + "; ".join(named)
@@ -161,10 +161,10 @@ def _values(trials: pd.DataFrame, column: str) -> set[str]:
 def machines(trials: pd.DataFrame) -> set[str]:
     """The accelerators; on a machine without one, its processor and number of cores."""
     accelerators = _values(trials, "accelerator")
-    hosts = [json.loads(text) for text in _values(trials, "hardware")]
+    hosts = [json.loads(hardware) for hardware in _values(trials, "hardware")]
     return {
-        f"{name}, {host.get('cpu')}, {host.get('cores')} cores" if not host.get("gpus") else name
-        for name in accelerators or {""}
+        f"{accelerator}, {host.get('cpu')}, {host.get('cores')} cores" if not host.get("gpus") else accelerator
+        for accelerator in accelerators or {""}
         for host in hosts or [{"gpus": True}]
     } - {""}
 
@@ -174,13 +174,13 @@ def question_digests(trials: pd.DataFrame) -> dict[str, str]:
 
     It is empty for a part without files, an imported row, or a row older than digests.
     """
-    texts = [json.loads(text) for text in _values(trials, "digests")]
+    texts = [json.loads(document) for document in _values(trials, "digests")]
     known = {part: sorted({str(each[part]) for each in texts if part in each}) for part in QUESTION_PARTS}
     return {part: ", ".join(digests) for part, digests in known.items() if digests}
 
 
-def _some(values: set[str]) -> str:
-    return ", ".join(sorted(values)[:MOST_SETTINGS])
+def _some(facts: set[str]) -> str:
+    return ", ".join(sorted(facts)[:MOST_SETTINGS])
 
 
 def _tokens_a_request(trials: pd.DataFrame, column: str) -> float:

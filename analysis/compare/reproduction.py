@@ -20,7 +20,7 @@ from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.variance import SPREAD_OF, Components
 from sweep.base.wording import count
 
-RUN_FREEDOM = 4.0  # of the run's spread in that of one of its points
+RUN_FREEDOM = 4.0  # of the run's spread beside the spread of one of its points
 NO_SPREAD = "one launch of each point does not show how much launches differ: measure with replicates=3 or more"
 
 
@@ -91,7 +91,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
         pooled = spread.launches - placed["deployment_id"].nunique()
     else:
         pooled = spread.trials - int((placed["point"].value_counts() > 1).sum())
-    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # those of its other points
+    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # of its other points
     freedom = replicate_freedom + prior_freedom
     variance = (squares + prior_freedom * spread.deviation**2) / freedom if freedom else 0.0
     return Noise(math.sqrt(variance), freedom)

@@ -36,20 +36,20 @@ def side(text: str, all_rows: bool = False) -> Side:
         ConfigError: if nothing is selected, or the selection is not KEY=VALUE.
         RunNotFound, DamagedFile: as `analysis.load`.
     """
-    place, _, selection = text.partition(SELECT)
-    return side_of(text, open_run(run_place(place), all_rows or bool(selection), kinds=()), selection)
+    run_name, _, selection = text.partition(SELECT)
+    return side_of(text, open_run(run_place(run_name), all_rows or bool(selection), kinds=()), selection)
 
 
 def side_of(text: str, run: Run, selection: str = "") -> Side:
     """The side of a run, or of its selected trials; `text` is its name. Raises as `side`."""
     trials = run.ok
-    settings = [trial_settings(row) for row in trials.to_dict("records")]
+    settings = [trial_settings(record) for record in trials.to_dict("records")]
     wanted_values = _selection(text, selection)
     for key in wanted_values:
-        if settings and not any(key in each for each in settings):
-            keys = sorted({name for each in settings for name in each})
+        if settings and not any(key in trial for trial in settings):
+            keys = sorted({setting for trial in settings for setting in trial})
             raise ConfigError(f"{text}: {key} is no setting of this run; {did_you_mean(key, keys)}")
-    chosen = [all(str(each.get(key)) == value for key, value in wanted_values.items()) for each in settings]
+    chosen = [all(str(trial.get(key)) == word for key, word in wanted_values.items()) for trial in settings]
     if not any(chosen):
         reason = "no trial with a result" + (f" has {selection}" if selection else "")
         raise ConfigError(f"{text}: {reason}")
@@ -57,7 +57,7 @@ def side_of(text: str, run: Run, selection: str = "") -> Side:
         text,
         run,
         trials[chosen],
-        [each for each, is_chosen in zip(settings, chosen, strict=True) if is_chosen],
+        [trial for trial, is_chosen in zip(settings, chosen, strict=True) if is_chosen],
         frozenset(wanted_values),
     )
 
@@ -66,7 +66,7 @@ def _selection(text: str, selection: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in selection.split(",") if pair]
     if any(not key or not equals for key, equals, _ in pairs):
         raise ConfigError(f"{text}: after {SELECT} come KEY=VALUE pairs, e.g. results/a@backend=vllm")
-    return {f"{key}.name" if key in PARTS else key: value for key, _, value in pairs}
+    return {f"{key}.name" if key in PARTS else key: word for key, _, word in pairs}
 
 
 def trial_settings(row: dict[Any, Any]) -> TrialSettings:

@@ -13,10 +13,7 @@ OF_LOAD = ("load.concurrency", "load.rate", "load.burstiness")
 
 
 def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str]) -> list[ImportedRow]:
-    """Write a run of the rows in these files; `settings` are the names and axes that the files do not know.
-
-    Raises ConfigError if a file is of none of the tools, the folder has a run, or a setting is no name.
-    """
+    """Write a run of the rows in these files; `settings` are the names and axes that the files do not know."""
     for key in settings:
         if key not in NAMED_PARTS and "." not in key:  # nor may it replace a figure
             raise one_of("import", key, [*NAMED_PARTS, "an axis such as backend.flags.x"])
@@ -31,7 +28,8 @@ def import_files(files: Iterable[Path], folder: Path, settings: Mapping[str, str
         settings_of_row = {*NAMED_PARTS, *LOAD_COLUMNS, *(key for key in row if "." in key)}
         point = repr(sorted((key, str(row.get(key))) for key in settings_of_row))
         row["replicate"] = repeated[point] = repeated.get(point, -1) + 1
-        row |= {"trial_id": f"imported-{index}", "deployment_id": f"imported-{row['backend']}", "outcome": "ok"}
+        row |= {"trial_id": f"imported-{index}", "deployment_id": f"imported-{row['backend']}"}
+        row.setdefault("outcome", "ok")
     keys = (*OF_LOAD, *settings, *(key for row in rows for key in row))
     axes = [key for key in dict.fromkeys(keys) if "." in key and any(row.get(key) is not None for row in rows)]
     rows = [{key: value for key, value in row.items() if "." not in key or key in axes} for row in rows]

@@ -29,10 +29,7 @@ STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
 
 
 def rows_of(file: Path) -> list[ImportedRow]:
-    """The results in a file, a row each.
-
-    Raises ConfigError if the file cannot be read, is of none of the tools, or lacks what a row needs.
-    """
+    """The results in a file, a row each."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -61,13 +58,13 @@ def _plausible(row: ImportedRow) -> ImportedRow:
 def _rows(content: Any) -> list[ImportedRow]:
     """The results in the JSON of a file; empty if no known tool wrote it."""
     results = content if isinstance(content, list) else [content]  # a summary.json of `vllm bench sweep` has several
-    if not all(isinstance(each, dict) for each in results):
+    if not all(isinstance(report, dict) for report in results):
         return []
-    if all("median_ttft_ms" in each for each in results):
+    if all("median_ttft_ms" in report for report in results):
         return [_vllm_row(result) for result in results]
     metadata = results[0].get("metadata")
     if isinstance(metadata, dict) and "guidellm_version" in metadata:
-        return [_guidellm_row(each, metadata["guidellm_version"]) for each in results[0]["benchmarks"]]
+        return [_guidellm_row(report, metadata["guidellm_version"]) for report in results[0]["benchmarks"]]
     return [_aiperf_row(result, result["aiperf_version"]) for result in results if "aiperf_version" in result]
 
 
@@ -77,10 +74,10 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
     load = CLOSED if not rate else "poisson" if burstiness == 1 else "gamma"
     row = _row("vllm bench serve", result.get("model_id"), load, rate, result.get("max_concurrency"))
     row["load.burstiness"] = None if burstiness == 1 else burstiness
-    for name in ("ttft", "tpot", "itl", "e2el"):
-        _add_series(row, name, {key: result.get(f"{key}_{name}_ms") for key in STATISTICS}, 1e-3)
+    for series in ("ttft", "tpot", "itl", "e2el"):
+        _add_series(row, series, {key: result.get(f"{key}_{series}_ms") for key in STATISTICS}, 1e-3)
     failed = int(result.get("failed") or 0)
-    ours = {key.removeprefix(EXPORTED): value for key, value in result.items() if key.startswith(EXPORTED)}
+    ours = {key.removeprefix(EXPORTED): figure for key, figure in result.items() if key.startswith(EXPORTED)}
     if ours:
         ours["client_stamp_source"] = "sweep export"
     _plausible({key: cell for key, cell in ours.items() if key in (*NAME_COLUMNS, *LOAD_COLUMNS)})
@@ -96,7 +93,15 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         "total_throughput": result.get("total_token_throughput"),
         "request_throughput": result.get("request_throughput"),
     }
-    return _plausible(row | figures) | ours
+    row = _plausible(row | figures) | ours
+    return _nothing_completed(row) if not int(result["completed"]) else row
+
+
+def _nothing_completed(row: ImportedRow) -> ImportedRow:
+    """A failed row, without figures: its zeros are no measurement."""
+    kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "load.burstiness", "num_requests", "num_failed")
+    names = {key: cell for key, cell in row.items() if key in kept or "." in key}
+    return names | {"outcome": "invalid", "reason": f"none of {row['num_requests']} requests was completed"}
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
@@ -106,20 +111,20 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
     an open loop it also has the latency from the scheduled arrival, which is our E2EL.
     """
     metrics, times, strategy = benchmark["metrics"], benchmark["scheduler_metrics"], benchmark["config"]["strategy"]
-    rate, kind = _positive(strategy.get("rate")), str(strategy["type_"])
-    users = {"synchronous": 1, "concurrent": strategy.get("streams")}.get(kind, strategy.get("max_concurrency"))
+    rate, profile = _positive(strategy.get("rate")), str(strategy["type_"])
+    users = {"synchronous": 1, "concurrent": strategy.get("streams")}.get(profile, strategy.get("max_concurrency"))
     model = (benchmark["config"].get("backend") or {}).get("model")
-    row = _row(f"GuideLLM {version}", model, OUR_LOADS.get(kind, kind), rate, users)
+    row = _row(f"GuideLLM {version}", model, OUR_LOADS.get(profile, profile), rate, users)
     series = {
         "ttft": ("time_to_first_token_ms", 1e-3),
         "tpot": ("inter_token_latency_ms", 1e-3),
         "tpot_e2e": ("time_per_output_token_ms", 1e-3),
         "e2el": ("request_latency", 1.0),
     }
-    for name, (key, seconds) in series.items():
-        _add_series(row, name, _of_guidellm(metrics[key]), seconds)
+    for latency, (key, seconds) in series.items():
+        _add_series(row, latency, _of_guidellm(metrics[key]), seconds)
     scheduled = _of_guidellm(metrics.get("request_scheduled_latency"))  # null in a closed loop
-    row |= {f"e2el_{statistic}": value for statistic, value in _statistics(scheduled, 1.0).items()}
+    row |= {f"e2el_{statistic}": figure for statistic, figure in _statistics(scheduled, 1.0).items()}
     tokens = [int(metrics[key]["successful"]["total_sum"]) for key in ("prompt_token_count", "output_token_count")]
     requests = metrics["request_totals"]
     duration = times["request_end_time"] - times["request_start_time"]
@@ -131,14 +136,11 @@ def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
     summary = (metric or {}).get("successful") or {}
     if not summary.get("count"):
         return {}
-    return {**summary["percentiles"], **{name: summary[name] for name in ("mean", "median", "max")}}
+    return {**summary["percentiles"], **{statistic: summary[statistic] for statistic in ("mean", "median", "max")}}
 
 
 def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
-    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL, its smoothness our burstiness.
-
-    A rate without a cap on the requests in flight has no `concurrency`.
-    """
+    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL, its smoothness our burstiness."""
     phases = [phase for phase in content["input_config"]["phases"] if phase.get("kind") != "warmup"]
     phase = phases[-1]
     rate = _positive(phase.get("rate"))
@@ -152,9 +154,9 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
         "itl": "inter_chunk_latency",
         "e2el": "request_latency",
     }
-    for name, key in series.items():
+    for latency, key in series.items():
         if key in content:
-            _add_series(row, name, content[key], {"ms": 1e-3, "sec": 1.0}[content[key]["unit"]])
+            _add_series(row, latency, content[key], {"ms": 1e-3, "sec": 1.0}[content[key]["unit"]])
     tokens = [int(content[key]["avg"]) for key in ("total_isl", "total_osl")]
     failed = int((content.get("error_request_count") or {}).get("avg") or 0)
     totals = _totals(content["benchmark_duration"]["avg"], int(content["request_count"]["avg"]), failed, tokens)
@@ -189,22 +191,22 @@ def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) 
     }
 
 
-def _add_series(row: ImportedRow, name: str, of_tool: Mapping[str, Any], seconds: float) -> None:
+def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seconds: float) -> None:
     """Add the statistics of a latency, in s; one that counts from the send is also ours in a closed loop."""
-    for statistic, value in _statistics(of_tool, seconds).items():
-        if name in ("ttft", "e2el"):
-            row[f"service_{name}_{statistic}"] = value
-        if row["load"] == CLOSED or name not in OF_A_SCHEDULE:
-            row[f"{name}_{statistic}"] = value
+    for statistic, figure in _statistics(of_tool, seconds).items():
+        if latency in ("ttft", "e2el"):
+            row[f"service_{latency}_{statistic}"] = figure
+        if row["load"] == CLOSED or latency not in OF_A_SCHEDULE:
+            row[f"{latency}_{statistic}"] = figure
 
 
 def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
     """The statistics of a series under our names, in s."""
-    values = {statistic: float(of_tool[key]) for key, statistic in STATISTICS.items() if of_tool.get(key) is not None}
-    return {statistic: value * seconds for statistic, value in values.items() if not math.isnan(value)}
+    figures = {statistic: float(of_tool[key]) for key, statistic in STATISTICS.items() if of_tool.get(key) is not None}
+    return {statistic: figure * seconds for statistic, figure in figures.items() if not math.isnan(figure)}
 
 
-def _positive(value: Any) -> float | None:
+def _positive(rate: Any) -> float | None:
     """A rate; None where missing, which is written as infinite."""
-    number = math.inf if value is None else float(value)
+    number = math.inf if rate is None else float(rate)
     return number if 0 < number < math.inf else None

@@ -97,7 +97,7 @@ def parts_table(explanation: Explanation, title: str = "") -> Table[PartRow]:
 
 def remarks(explanations: Sequence[Explanation]) -> list[str]:
     """The notes on the explanations of one table or several, each once."""
-    return list(dict.fromkeys(note for each in explanations for note in each.notes))
+    return list(dict.fromkeys(note for explanation in explanations for note in explanation.notes))
 
 
 def interaction_lines(explanation: Explanation) -> list[str]:
@@ -107,13 +107,14 @@ def interaction_lines(explanation: Explanation) -> list[str]:
 
 def explanation_output(explanations: Sequence[Explanation]) -> Output:
     """Return what `sweep explain` prints: the answers, a table each, and the notes."""
-    parts: list[Line | Table[PartRow]] = [Line(gain_sentence(each), "bold") for each in explanations]
+    parts: list[Line | Table[PartRow]] = [Line(gain_sentence(explanation), "bold") for explanation in explanations]
     rows: list[PartRow] = []
-    for each in explanations:
-        table = parts_table(each, f"{each.task}: {each.quantity.label}, against {each.begin}")
-        pairs = [Part(label, "", change, NO_CHANGE) for label, change in each.interactions]
-        rows += [*table.rows, *(PartRow(each, "interaction", pair) for pair in pairs)]
+    for explanation in explanations:
+        title = f"{explanation.task}: {explanation.quantity.label}, against {explanation.begin}"
+        table = parts_table(explanation, title)
+        pairs = [Part(label, "", change, NO_CHANGE) for label, change in explanation.interactions]
+        rows += [*table.rows, *(PartRow(explanation, "interaction", pair) for pair in pairs)]
         parts.append(table)
         if pairs:
-            parts.append(Line(f"together × each alone: {'; '.join(interaction_lines(each))}", "dim"))
+            parts.append(Line(f"together × each alone: {'; '.join(interaction_lines(explanation))}", "dim"))
     return Output([*parts, *(Line(note, "dim") for note in remarks(explanations))], Table(PART_COLUMNS, rows))

@@ -56,7 +56,7 @@ def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]
 def _row_names(explained: Sequence[Explanation]) -> list[str]:
     """The names of all bars, each once: panels share the axis, and a task may have only some of the steps."""
     names = [[each.begin, *(part.name for part in each.parts)] for each in explained]
-    names.sort(key=len, reverse=True)  # the order is that of the longest
+    names.sort(key=len, reverse=True)  # the longest branch gives the order
     return [*dict.fromkeys(name for of_one in names for name in of_one), END]
 
 

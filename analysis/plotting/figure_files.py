@@ -1,7 +1,7 @@
 """Style, discovery and saving of figures. Each figure is a file in `analysis.figures`, found without a list.
 
 A figure module has a docstring, whose first line is its caption, a POSITION in the report's order, and
-`draw(run, layout) -> Figure | None` (None if the run has nothing to show in it). Colours are those of Okabe and Ito,
+`draw(run, layout) -> Figure | None` (None if the run has nothing to show in it). Colours are Okabe and Ito's,
 distinguishable with every kind of colour vision; markers differ as well.
 """
 

@@ -24,7 +24,6 @@ from analysis.report.tables import (
     explained_tables,
     ladder_table,
     results_table,
-    slowest_table,
     spread_table,
     steady_table,
 )
@@ -99,8 +98,6 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "ladder": ladder_table(layout),
         "explained": explained_tables(results),
         "steady": steady_table(results),
-        "slowest": slowest_table(results),
-        "points_with_result": int((counts > 0).sum()),
         "points_without_result": int((counts == 0).sum()),
         "too_many_replicates": MOST_REPLICATES if replicates > MOST_REPLICATES else 0,
         "no_steady_state": str(reasons.iloc[0]).removeprefix("none: ") if len(reasons) else "",

@@ -19,7 +19,7 @@ from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.shared_layout import shared_layout
-from analysis.report.terminal import label
+from analysis.report.tables import label
 from analysis.report.trial_files import FileLink, file_links, relative_path
 from analysis.results import RunResults
 from analysis.statistics.estimates import INTERVAL_COLUMNS
@@ -43,7 +43,7 @@ ALSO = (  # after the headline and the percentiles of what an SLO bounds
     "quality",
 )
 RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
-MOST_RIVALS = 12  # of a question, of which every pair is on the page; of more, those of the best
+MOST_RIVALS = 12  # of a question, whose pairs are all on the page; of more, the pairs of the best
 TestedPair = list[Any]  # the better point, the other, the lead and the ends of its interval, "ahead" or "a tie"
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
@@ -52,7 +52,7 @@ def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[st
     """The points with their figures, intervals, warnings and trials, column by column, and the labels of all that.
 
     Args:
-        folder: where the page lies, from which it links to the files of trials; by default in that of the one run.
+        folder: where the page lies, from which it links to the files of trials; by default the folder of the one run.
     """
     layout = shared_layout(runs)
     points, rows = layout.points, _result_rows(runs)
@@ -186,7 +186,8 @@ def _tested_pair(first: int, second: int, ratio: float, low: float, high: float,
 def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
     """The tested pairs of the answers within the runs' own SLO: the best of each task with each other candidate."""
     slo = shared_slo(runs)
-    if not slo or not any((results.points["n"] > 0).any() for results in runs):
+    # The page's own bounds name no percentile.
+    if not slo or not set(slo) <= set(BOUNDED) or not any((results.points["n"] > 0).any() for results in runs):
         return []
     return [
         _tested_pair(answer.meeting[0].point, rival.point, rival.ratio, rival.low, rival.high, is_lower_better)

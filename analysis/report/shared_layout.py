@@ -32,7 +32,7 @@ def shared_layout(runs: Sequence[RunResults]) -> PointLayout:
 
 
 def _tasks(points: pd.DataFrame, measured: pd.DataFrame) -> "pd.Series[str]":
-    """The name of each point's task; a point without a result joins those of its run with the same task and load."""
+    """The name of each point's task; one without a result joins its run's points of the same task and load."""
     conditions = pd.Series(None, points.index, dtype=object)
     present = points["n"] > 0
     conditions[present] = measured["conditions_at_any_load"].to_numpy(object)

@@ -1,5 +1,6 @@
 """The report's tables of figures as rows of cells: of points, of a ladder's steps, and of the steady state."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -7,7 +8,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from analysis.answers.question import Candidate, TaskAnswer
-from analysis.answers.sentences import advantage, caveats, figure, remedy_text, sentence
+from analysis.answers.sentences import advantage, caveats, figure, range_text, remedy_text, sentence
 from analysis.compare.output import headline, tables
 from analysis.compare.verdicts import MARGIN, PointComparison
 from analysis.explain.decomposition import explanations
@@ -15,29 +16,51 @@ from analysis.explain.design import Unexplained
 from analysis.explain.output import PartRow, gain_sentence, interaction_lines, parts_table, remarks
 from analysis.headline import HEADLINE, STEADY
 from analysis.points import Layout
-from analysis.quantities import setting
-from analysis.report.slowest import SlowRequest, slowest_requests
-from analysis.report.terminal import (
-    heading,
-    label,
-    shown_columns,
-    times,
-    with_ends,
-    with_interval,
-)
+from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
 from analysis.statistics.estimates import estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.standings import Standing
-from analysis.statistics.survivors import bound
+from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import Components, shares_text
-from analysis.table import NONE, Cell, Column, Table, view
+from analysis.table import KEY, NONE, Cell, Column, Table, view
 from sweep.base.wording import number
 from sweep.numbers.warnings import ResultWarning
 
-WITH_INTERVAL = {*HEADLINE, *STEADY} - {"steady_num_requests", "steady_num_failed"}  # shown with an interval
+WITH_INTERVAL = {*HEADLINE, *STEADY, *REFERENCE_COLUMNS} - {"steady_num_requests", "steady_num_failed"}
 PointRow: TypeAlias = "pd.Series[Any]"  # a row of the summary
 LARGEST_TABLE = 400  # rows: the rest is in summary.csv
+MAYBE = "≈"  # before a ratio whose interval includes 1
+COLUMNS = (
+    *HEADLINE,
+    "goodput_share",
+    "longest_gap_p50",
+    "longest_gap_max",
+    "acceptance_rate",
+    "acceptance_length",
+    "preemptions",
+    "prefix_hit_rate",
+    "kv_cache_usage_max",
+    "kv_cache_full_share",
+    "memory_mean_bytes",
+    "memory_peak_bytes",
+    *REFERENCE_COLUMNS,
+)
+BATCH_COLUMNS = (
+    "output_throughput",
+    "batch_latency_mean",
+    "output_length_mean",
+    "memory_mean_bytes",
+    "memory_peak_bytes",
+    *REFERENCE_COLUMNS,
+    "total_throughput",
+)
+DECIDING = (
+    *("output_throughput", "output_throughput_vs_parent", "goodput_share", "ttft_p50", "tpot_p50"),
+    *("cost_per_million_tokens", "memory_peak_bytes", "batch_latency_mean", "e2el_p50"),
+)
+"""The figures by which people decide, the most telling first."""
+MOST_DECIDING = 5
 
 
 def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
@@ -46,7 +69,7 @@ def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
         view("question", lambda answer: answer.question.title, kind="text"),
         view("answer", _winner, kind="text"),
         view("its figure", lambda answer: figure(answer, answer.best) if answer.best else NONE),
-        view("headroom", _best_headroom),
+        view("headroom", best_headroom),
         view("runner-up", _runner_up, kind="text"),
         view("ahead of it", lambda answer: advantage(answer, rival) if (rival := _rival(answer)) else NONE),
         view("how sure", _certainty, kind="text wide"),
@@ -64,7 +87,7 @@ def _winner(answer: TaskAnswer) -> Cell:
     return Cell(answer.best.full_name, best=answer.decided) if answer.best else Cell("none")
 
 
-def _best_headroom(answer: TaskAnswer) -> Cell:
+def best_headroom(answer: TaskAnswer) -> Cell:
     if answer.best is None:
         return Cell(NONE)
     return Cell(f"{answer.best.headroom:.0%}", "" if answer.best.surely_meets else "not surely")
@@ -79,11 +102,11 @@ def _certainty(answer: TaskAnswer) -> str:
     if answer.best is None:
         return sentence(answer).removeprefix(f"{answer.question.title}: ")
     if len(answer.meeting) == 1:
-        certainty = f"no other configuration {'meets the SLO' if answer.question.bounds else 'has a result here'}"
+        certainty = f"no other configuration {'meets the SLO' if answer.question.bounds else 'can be compared here'}"
     elif answer.decided:
-        certainty = "told apart from all others"
+        certainty = "leads"
     else:
-        certainty = "not told apart" + (f": {remedy_text(answer.remedy)}" if answer.remedy else "")
+        certainty = "a tie" + (f": {remedy_text(answer.suggested)}" if answer.suggested else "")
     return certainty + caveats([answer])
 
 
@@ -100,9 +123,13 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
     layout, points = results.layout, results.points
     if not points["n"].any():
         return None
+
+    def engine(point: PointRow) -> Cell:
+        return Cell(point["line"], warnings=[each for each in results.warnings_at(point) if not each.kind.quantities])
+
     compared = [name for name in ("output_throughput", "ttft_p50") if f"{name}_vs_baseline" in points]
     columns = [
-        view("engine", lambda point: Cell(point["line"], warnings=_general(results, point)), kind="text"),
+        view("engine", engine, kind="text"),
         view("task", lambda point: point["panel"], kind="text"),
         *_x_column(layout),
         *(_ratio_column(name, "baseline") for name in compared),  # what decides comes first
@@ -114,12 +141,57 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
     return _of_points(columns, points)
 
 
-def _of_points(columns: Sequence[Column[PointRow]], points: pd.DataFrame) -> Table[PointRow]:
-    return Table(columns, [point for _, point in points.head(LARGEST_TABLE).iterrows()], points=len(points))
+def deciding_table(results: RunResults, most: int | None = LARGEST_TABLE) -> Table[PointRow]:
+    """The points by the few figures that decide; `most`: as many of them, by default as many as a table has."""
+    layout, points = results.layout, results.points
+    names = [name for name in DECIDING if name in points and points[name].notna().any()][:MOST_DECIDING]
+    columns: list[Column[PointRow]] = [
+        view("configuration", lambda point: point["line"], **KEY),
+        view("task", lambda point: point["panel"], **KEY),
+        *(replace(column, key=True) for column in _x_column(layout)),
+        *([view("failed", share_of_failures)] if points["failed"].gt(0).any() else []),
+        *map(_brief_column, names),
+    ]
+    return _of_points(columns, points, most)
 
 
-def _general(results: RunResults, point: PointRow) -> list[ResultWarning]:
-    return [warning for warning in results.warnings_at(point) if not warning.kind.quantities]
+def everything_table(results: RunResults) -> Table[PointRow]:
+    """The points with every figure that some point has, in a few words each."""
+    versus = [name for name in ("output_throughput_vs_baseline",) if name in results.points]
+    columns = [*deciding_table(results).columns, view("n", lambda point: str(point["n"]))]
+    present = {column.title for column in columns}
+    more = [_brief_column(name) for name in [*versus, *shown_columns(results.points)]]
+    return _of_points([*columns, *(column for column in more if column.title not in present)], results.points)
+
+
+def _brief_column(name: str) -> Column[PointRow]:
+    """A figure of a point; of throughput also its range, or why it has no range."""
+    base, _, reference = name.partition("_vs_")
+    if reference:
+        return view(f"{label(base).short} × {reference}", lambda point: _brief_ratio(point, name))
+    return view(label(name).short, lambda point: _brief(point, name), label(name).unit)
+
+
+def _brief_ratio(point: PointRow, name: str) -> str:
+    """A ratio, marked unless its interval leaves 1 out."""
+    sure = point[f"{name}_ci_low"] > 1 or point[f"{name}_ci_high"] < 1 or pd.isna(point[name])
+    return ("" if sure else MAYBE) + times(point[name])
+
+
+def _brief(point: PointRow, name: str) -> str:
+    if name == "output_throughput" and not point["n"]:
+        return str(point["outcomes"]).split(",")[0].rpartition(" ")[0]
+    known = bound(point, name, label(name).scale)
+    if known is not None:
+        return known[0] if known[0] != NONE else f"{NONE} {known[1].replace('more than ', '>')}"
+    shown, ends = label(name).shown(point[name]), range_text(estimate(point, name), label(name))
+    return f"{shown} ({ends})" if ends and name in ("output_throughput", *REFERENCE_COLUMNS) else shown
+
+
+def _of_points(
+    columns: Sequence[Column[PointRow]], points: pd.DataFrame, most: int | None = LARGEST_TABLE
+) -> Table[PointRow]:
+    return Table(columns, [point for _, point in points[:most].iterrows()], points=len(points))
 
 
 def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> Cell:
@@ -128,14 +200,9 @@ def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> 
     known = bound(point, name, label(name).scale)
     if known is not None:
         return Cell(*known, warnings=concerned)
-    text = label(name).shown(point[name])
-    shown = text
-    if name in REFERENCE_COLUMNS:
-        shown = with_ends(estimate(point, name), text, label(name))
-    elif name in WITH_INTERVAL:
-        shown = with_interval(estimate(point, name), text)
-    detail = shown.removeprefix(text).strip()
-    return Cell(text, detail, point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED), concerned)
+    detail = range_text(estimate(point, name), label(name)) if name in WITH_INTERVAL else ""
+    best = point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED)
+    return Cell(label(name).shown(point[name]), detail, best, concerned)
 
 
 def spread_table(results: RunResults) -> Table[Components] | None:
@@ -201,27 +268,6 @@ def steady_table(results: RunResults) -> Table[PointRow] | None:
     return _of_points(columns, points[points["steady_share"] > 0])
 
 
-def slowest_table(results: RunResults) -> Table[SlowRequest] | None:
-    """The slowest requests, each against the median of its trial; None without requests."""
-    slow = slowest_requests(results)
-    columns: list[Column[SlowRequest]] = [
-        view("point", lambda each: each.point, kind="text"),
-        view("request", lambda each: each.request_id, kind="text"),
-        view("× median", lambda each: times(each.times_median), "of its trial"),
-        view("E2EL", lambda each: number(each.e2el * 1e3), "ms"),
-        view("TTFT", lambda each: number(each.ttft * 1e3), "ms"),
-        view("sent", lambda each: number(each.sent), "s"),
-        view("input", lambda each: _tokens(each.input_tokens), "tokens"),
-        view("output", lambda each: _tokens(each.output_tokens), "tokens"),
-        *([view("error", lambda each: each.error, kind="text wide")] if any(each.error for each in slow) else []),
-    ]
-    return Table(columns, slow) if slow else None
-
-
-def _tokens(count: int | None) -> str:
-    return NONE if count is None else f"{count:,}"
-
-
 def _column(name: str, results: RunResults) -> Column[PointRow]:
     """A measured quantity of a point, with the warnings that concern it."""
     title = heading(results.points, name)
@@ -248,3 +294,38 @@ def _x_column(layout: Layout) -> list[Column[PointRow]]:
     """The column of the x axis, if there is one."""
     axis = layout.x
     return [view(layout.x_label.lower(), lambda point: setting(point[axis]))] if axis else []
+
+
+def shown_columns(points: pd.DataFrame) -> list[str]:
+    """The metrics that a table of some points shows, the most telling first: for lockstep, of batches."""
+    in_batches = "batch_latency_mean" in points and points["batch_latency_mean"].notna().any()
+    columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if in_batches else COLUMNS)
+    return [name for name in columns if name in points and (points[name].notna().any() or _is_bounded(points, name))]
+
+
+def share_of_failures(point: "pd.Series[Any]") -> str:
+    """`4 of 120`; an em dash without a result."""
+    return f"{point['failed']:,.0f} of {point['requests'] + point['failed']:,.0f}" if point["n"] else "—"
+
+
+def _is_bounded(points: pd.DataFrame, column: str) -> bool:
+    """Return whether a quantile of some point falls on failed requests."""
+    with_failures = points[points["failed"] > 0]
+    return any(bound(point, column, 1.0) is not None for _, point in with_failures.iterrows())
+
+
+def heading(points: pd.DataFrame, column: str) -> str:
+    """The short name of a column; of a mean or maximum with failed requests also that it leaves them out."""
+    return label(column).short + left_out(column, points)
+
+
+def label(column: str) -> LabelledColumn:
+    """The labels of a measured column."""
+    labelled = labelled_column(column)
+    assert labelled is not None
+    return labelled
+
+
+def times(ratio: float) -> str:
+    """A ratio to the baseline as text; an em dash without a ratio."""
+    return "—" if math.isnan(ratio) else f"{number(ratio)}×"

@@ -1,307 +1,230 @@
-"""The table that the terminal shows at the end of a sweep: results, the best figure per metric, and what failed."""
+"""What the terminal shows of a run: one screen with the answer, and on request all that is behind it."""
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from analysis.answers.deciding import answers
 from analysis.answers.output import lines as answer_lines
-from analysis.failures import Losses
-from analysis.headline import HEADLINE
-from analysis.plotting.fitting import Fit
-from analysis.points import Layout, listed
-from analysis.quantities import LabelledColumn, labelled_column, setting
+from analysis.answers.question import TaskAnswer
+from analysis.answers.sentences import BY_LAUNCHES, advantage, lead, range_text
+from analysis.points import listed
+from analysis.report.tables import (
+    MAYBE,
+    best_headroom,
+    deciding_table,
+    everything_table,
+    spread_table,
+)
 from analysis.results import RunResults
-from analysis.statistics.estimates import estimate
-from analysis.statistics.intervals import Estimate
-from analysis.statistics.pooled import REFERENCE_COLUMNS
-from analysis.statistics.survivors import bound, left_out
-from analysis.statistics.variance import shares_text
+from analysis.statistics.ratios import is_baseline
+from analysis.summary import planned_trials
+from analysis.table import KEY, NONE, Cell, Line, OutputPart, Table, view
 from analysis.warnings import grouped, scope
 from sweep.base.records import UNMEASURED
-from sweep.base.wording import count, number
+from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import Severity
 
-COLUMNS = (
-    *HEADLINE,
-    "goodput_share",
-    "longest_gap_p50",
-    "longest_gap_max",
-    "acceptance_rate",
-    "acceptance_length",
-    "preemptions",
-    "prefix_hit_rate",
-    "kv_cache_usage_max",
-    "kv_cache_full_share",
-    "memory_mean_bytes",
-    "memory_peak_bytes",
-    *REFERENCE_COLUMNS,
-)
-BATCH_COLUMNS = (
-    "output_throughput",
-    "batch_latency_mean",
-    "output_length_mean",
-    "memory_mean_bytes",
-    "memory_peak_bytes",
-    *REFERENCE_COLUMNS,
-    "total_throughput",
-)
-RATIO = "output_throughput_vs_baseline"
-MAYBE = "≈"  # before a ratio whose interval includes 1
-BY_LAUNCHES = "*"  # after an interval
-INTERVALS = "± half the 95% interval of these launches; summary.csv and the report also have that of a new launch"
-FROM_LAUNCHES = f"{BY_LAUNCHES} from the launches' own figures: the requests are too few, or too dependent"
-ANSWER_INTERVALS = "(a to b): the 95% interval of the comparison with the reference"
-GAP = 2  # characters between columns
-MOST_ANSWERS = 12  # questions: the rest is in `sweep summary`
-MOST_POINTS = 40  # points: the rest is in summary.csv
+SCREEN = 23  # lines of a run's end, before the path of the report
+FEWEST_ROWS = 3  # of each table on it
+MOST_DOUBTS = 3  # warnings on it
+MOST_FITS = 40
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
+LEGENDS = {
+    "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
+    BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures: the requests are too few, or too dependent",
+    MAYBE: f"{MAYBE} the interval includes 1, or is missing: may be no difference",
+}
+"""What a mark in a cell means."""
 
 
 class Summary:
-    """The results of a run for a rich console: as many metrics as its width has room for."""
+    """The end of a run on one screen: who is best at each task, what decides, what is doubtful, where the rest is."""
 
-    def __init__(self, results: RunResults) -> None:
+    def __init__(self, results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> None:
         self.results = results
+        self.answers = answers([results]) if answered is None else answered
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        results = self.results
-        if (results.points["n"] > 0).any():
-            yield from _answers(results)
-            yield from _results(results.layout, options.max_width)
-            yield from _spreads(results)
-            yield from _formats(results.formats)
-        else:
-            yield Text("no trial has a result", style="bold red")
-        yield from _fits(results.fits)
-        if results.losses.trials:
-            yield from _failures(results.losses)
-        yield from _warnings(results)
+        """Yield as many rows as the screen has room for, and a few at least."""
+        heading = Line(run_heading(self.results), "bold")
+        doubtful = doubts(self.results, options.max_width)
+        answer = Line(lead(self.answers) or "no trial has a result", "bold green")
+        below = [Line(""), answer, *further(self.results, self.answers)]
+        lines = [heading, *([Line(""), *doubtful] if doubtful else []), *below]
+        room = SCREEN - sum(len(console.render_lines(part, options)) for part in lines)
+        points, equal = deciding_table(self.results), ""
+        if points.points == len(points.rows):  # else nobody has looked whether the others are equal too
+            points, equal = points.condensed()
+        note = f"everywhere: {equal}" if equal else ""
+        winners = winners_table(self.results, self.answers).within(options.max_width)
+        winning = list(_fitted_rows(winners, "", room - FEWEST_ROWS - 5, console, options))
+        room -= sum(len(console.render_lines(part, options)) for part in winning)
+        yield heading
+        yield from _fitted_rows(points.within(options.max_width), note, room, console, options)
+        yield from lines[1 : len(lines) - len(below)]
+        yield from (*winning, *below)
 
 
-def _answers(results: RunResults) -> Iterator[Text]:
-    """The sentence that is true of all questions, then those of the first few."""
-    first, *rest = answer_lines(answers([results]))
-    yield Text(first, style="bold green")
-    for line in rest[:MOST_ANSWERS]:
-        yield Text(f"  {line}")
-    if len(rest) > MOST_ANSWERS:
-        yield Text(f"  {len(rest) - MOST_ANSWERS:,} more: sweep summary {results.run.paths.out}", style="dim")
+def _fitted_rows(
+    table: Table[Any], note: str, lines: int, console: Console, options: ConsoleOptions
+) -> Iterator[OutputPart]:
+    """Yield a table's rows that fit these lines, and a few at least; the note, and the number of rows left out."""
+    if not table.rows:
+        return
+    rows = min(len(table.rows), max(FEWEST_ROWS, lines))
+    while rows > FEWEST_ROWS and len(console.render_lines(table.first(rows), options)) > lines - 2:
+        rows -= 1
+    rows += not note and rows == len(table.rows) - 1  # a line that says so would be as long
+    yield from (Line(""), table.first(rows))
+    points = max(table.points, len(table.rows))
+    left_out = f"{points - rows:,} more: --table" if rows < points else ""
+    if note or left_out:
+        yield Line("; ".join(filter(None, (note, left_out))), "dim")
 
 
-def _warnings(results: RunResults) -> Iterator[Text | Padding]:
-    """Each warning: its code, what happened, where, and below that the remedy."""
-    warnings = grouped(results.warnings)
-    if warnings:
-        yield Text(f"\n{count(len(warnings), 'warning')}:", style="bold")
+def run_heading(results: RunResults) -> str:
+    """The run, its model and machine, how many trials are results, and the time they took."""
+    run = results.run
+    begin, end = (pd.to_datetime(run.trials[name].dropna()) for name in ("started_at", "ended_at"))
+    parts = [
+        run.name,
+        listed(sorted(run.trials["model"].dropna().unique())),
+        listed(sorted(run.ok["accelerator"].dropna().unique())),
+        f"{len(run.ok)} of {planned_trials(run)} trials ok",
+        duration_text((end.max() - begin.min()).total_seconds()) if len(begin) and len(end) else "",
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[TaskAnswer]:
+    """Who is best at each task, by how much, and how sure; no row where nothing was compared."""
+    run, points = results.run, results.points
+    baseline = set(points.loc[is_baseline(points, run.baseline), "line"])
+    adjectives = list(dict.fromkeys(answer.question.adjective for answer in answered))
+    units = list(dict.fromkeys(answer.question.quantity.unit for answer in answered))
+
+    def figure(answer: TaskAnswer) -> str:
+        if answer.best is None:
+            return NONE
+        quantity, ends = answer.question.quantity, range_text(answer.best.figure, answer.question.quantity)
+        unit = f" {quantity.unit}" if len(units) > 1 else ""
+        return quantity.shown(answer.best.figure.value) + unit + (f" ({ends})" if ends else "")
+
+    def versus(answer: TaskAnswer) -> str:
+        rivals = [each for each in answer.candidates if each.name in baseline and each is not answer.best]
+        lead_over_it = rivals[0].ratio if rivals and answer.best else math.nan
+        return NONE if math.isnan(lead_over_it) else advantage(answer, rivals[0]).partition(" ")[0]
+
+    columns = [
+        view("task", lambda answer: answer.question.title, **KEY),
+        view(adjectives[0] if len(adjectives) == 1 else "best", _winner, **KEY),
+        view("over the next", _lead),
+        view("figure", figure, units[0] if len(units) == 1 else ""),
+        *([view("headroom", best_headroom)] if any(answer.question.bounds for answer in answered) else []),
+        view(f"× {listed(sorted(baseline))}", versus),
+    ]
+    compared = [answer for answer in answered if len(answer.candidates) > 1]
+    if all(len(answer.candidates) == 2 for answer in compared):
+        columns.pop()  # the baseline is the next
+    return Table(columns, compared if len(answered) > 1 else [])  # the sentence on one says it all
+
+
+def _winner(answer: TaskAnswer) -> Cell:
+    if answer.best is None:
+        return Cell("none meets the SLO" if answer.judged else "none can be ranked", style="yellow")
+    return Cell(answer.best.full_name, style="yellow" if answer.tied else "green")
+
+
+def _lead(answer: TaskAnswer) -> Cell:
+    if answer.tied:
+        others = f"{len(answer.tied)} others"
+        return Cell(f"tie with {answer.tied[0].full_name if len(answer.tied) == 1 else others}", style="yellow")
+    return Cell(advantage(answer, answer.meeting[1]).replace(" to ", "–") if answer.decided else NONE)
+
+
+def doubts(results: RunResults, width: int) -> list[Line]:
+    """At most three lines in plain words on failures and warnings, the severe ones first; and the log of the first."""
+    lost, warnings = results.losses, grouped(results.warnings)
+    lines: list[Line] = []
+    room = MOST_DOUBTS
+    if lost.trials:
+        worst = max(lost.shown, key=lambda loss: loss.trials)
+        share = f" ({worst.trials} of them)" if worst.trials < lost.trials else ""
+        reason = "" if worst.outcome in UNMEASURED else f": {worst.reason}"
+        text = f"! {count(lost.trials, 'trial')} without a result: {worst.line}: {worst.outcome}{share}{reason}"
+        lines.append(Line(text if len(text) <= 2 * width else f"{text[: 2 * width - 1]}…", "red"))
+        if worst.log:
+            lines.append(Line(f"log: {worst.log}", "dim"))
+            room += 1
     for warning in warnings:
-        place = scope(warning, results.layout)
-        title = Text(warning.code, style=STYLES[warning.kind.severity]).append(f": {warning.message}", style="default")
-        yield Padding(title.append(f" [{place}]" if place else "", style="dim"), (0, 0, 0, 2))
-        yield Padding(Text(warning.kind.remedy, style="dim"), (0, 0, 0, 4))
+        place = scope(warning, results.layout).partition(":")[0].partition(";")[0]
+        points, some, _ = place.partition(" points")
+        text = f"! {warning.message.partition(': ')[0]}" + (f" ({points}{some})" if place else "")
+        lines.append(Line(text if len(text) <= width else f"{text[: width - 1]}…", STYLES[warning.kind.severity]))
+    return lines[:room]
 
 
-class TextColumn(NamedTuple):
-    """A column of the table; its heading may have two lines."""
-
-    heading: str
-    cells: list[str]
-    narrow: bool = False  # as narrow as its longest word
-
-    @property
-    def width(self) -> int:
-        cells = " ".join(self.cells).split() if self.narrow else self.cells
-        return max(map(len, [*self.heading.split("\n"), *cells]))
+def further(results: RunResults, answered: Sequence[TaskAnswer]) -> list[Line]:
+    """Where the rest is."""
+    command, slo = f"sweep summary {results.run.place}", any(answer.question.bounds for answer in answered)
+    left_out = bool(results.losses.trials) + len(grouped(results.warnings)) - MOST_DOUBTS
+    warnings = f" ({count(left_out, 'more warning')})" if left_out > 0 else ""
+    asked = "" if slo or "ttft_p50" not in results.points else f"slo: {command} --slo ttft=200ms"
+    return [Line(text, "dim") for text in (f"more: {command} --table, or --all{warnings}", asked) if text]
 
 
-def shown_columns(points: pd.DataFrame) -> list[str]:
-    """The metrics that a table of some points shows, the most telling first: of lockstep batches those of a batch."""
-    in_batches = "batch_latency_mean" in points and points["batch_latency_mean"].notna().any()
-    columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if in_batches else COLUMNS)
-    return [name for name in columns if name in points and (points[name].notna().any() or _is_bounded(points, name))]
+def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> list[OutputPart]:
+    """All that is behind the screen: each task's answer, every figure, where it spreads, and what is doubtful."""
+    first, *sentences = answer_lines(answers([results]) if answered is None else answered)
+    parts: list[OutputPart] = [Line(first, "bold green"), *map(Line, sentences)]
+    if results.points["n"].any():
+        table = everything_table(results)
+        cells = "".join(map(str, chain.from_iterable(table.body)))
+        parts += [table, *(Line(legend, "dim") for mark, legend in LEGENDS.items() if mark in cells)]
+        if left_out := table.points - len(table.rows):
+            parts.append(Line(f"{left_out:,} more points are in summary.csv", "dim"))
+    if spread := spread_table(results):
+        parts.append(replace(spread, title="Spread between trials of a point"))
+    formats = [Line(f"{name}: {listed(lines)}") for name, lines in results.formats.items()]
+    parts += [Line("number formats:", "bold"), *formats] if formats else []
+    return [*parts, *_fits(results), *_failures(results), *_warnings(results)]
 
 
-def _results(layout: Layout, width: int) -> Iterator[Table | Text]:
-    """The points. Metrics that the width has no room for follow in a table of their own."""
-    points = layout.points.head(MOST_POINTS)
-    columns = shown_columns(points)
-    metrics = [_metric(points, column) for column in columns]
-    versus = [_versus(point) for _, point in points.iterrows()] if RATIO in points else []
-    if versus:
-        place = len({*BATCH_COLUMNS} & {*columns}) if "batch_latency_mean" in columns else 1
-        metrics.insert(place, TextColumn("vs\nbaseline", versus))
-    texts, numbers, title = _identity(layout, points)
-    yield Text(title, style="bold")
-    if _width(texts + numbers + metrics) > width:  # names are broken between words, never within one
-        texts = [column._replace(narrow=True) for column in texts]
-    while metrics:
-        fitting = len(metrics)
-        while fitting > 1 and _width(texts + numbers + metrics[:fitting]) > width:
-            fitting -= 1
-        yield _table(texts, numbers + metrics[:fitting], list(points["panel"]))
-        metrics = metrics[fitting:]
-    if any(cell.startswith(MAYBE) for cell in versus):
-        yield Text(f"{MAYBE} the interval includes 1: may be no difference from the baseline", style="dim")
-    if points.get("output_throughput_ci_low", points["n"].astype("float64") * float("nan")).notna().any():
-        yield Text(INTERVALS, style="dim")
-    if points.get("output_throughput_by_launches", points["n"].lt(0)).any():
-        yield Text(FROM_LAUNCHES, style="dim")
-    if any(f"{name}_ci_low" in points and points[f"{name}_ci_low"].notna().any() for name in REFERENCE_COLUMNS):
-        yield Text(ANSWER_INTERVALS, style="dim")
-    if left_out := len(layout.points) - len(points):
-        yield Text(f"{left_out:,} more points are in summary.csv", style="dim")
-
-
-def _width(columns: list[TextColumn]) -> int:
-    return sum(column.width + GAP for column in columns)
-
-
-def _identity(layout: Layout, points: pd.DataFrame) -> tuple[list[TextColumn], list[TextColumn], str]:
-    """The columns that tell points apart, in words and in numbers, and the title: what all have in common."""
-    texts, numbers, common = [TextColumn("engine", list(points["line"]))], [], []
-    if points["panel"].nunique() > 1:
-        texts.append(TextColumn("workload", list(points["panel"])))
-    else:
-        common.append(points["panel"].iloc[0])
-    if layout.x:
-        heading = layout.x_label.lower().replace(" ", "\n", 1)
-        numbers.append(TextColumn(heading, [setting(value) for value in points[layout.x]]))
-    counts = points.loc[points["n"] > 0, "n"]
-    if counts.nunique() > 1:
-        numbers.append(TextColumn("n", [str(n) for n in points["n"]]))
-    else:
-        common.append(f"{counts.iloc[0]} replicates" if counts.iloc[0] > 1 else "one replicate")
-    if points["failed"].gt(0).any():
-        numbers.append(TextColumn("requests\nfailed", [share_of_failures(point) for _, point in points.iterrows()]))
-    else:
-        common.append("no request failed")
-    return texts, numbers, ", ".join(common)
-
-
-def share_of_failures(point: "pd.Series[Any]") -> str:
-    """`4 of 120`; an em dash without a result."""
-    return f"{point['failed']:,.0f} of {point['requests'] + point['failed']:,.0f}" if point["n"] else "—"
-
-
-def _table(texts: list[TextColumn], numbers: list[TextColumn], panels: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for column in texts:
-        table.add_column(column.heading, overflow="fold", width=column.width)
-    for column in numbers:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for index, row in enumerate(zip(*(column.cells for column in texts + numbers), strict=True)):
-        table.add_row(*map(Text, row), end_section=panels[index] != panels[min(index + 1, len(panels) - 1)])
-    return table
-
-
-def _is_bounded(points: pd.DataFrame, column: str) -> bool:
-    """Return whether a quantile of some point falls on failed requests."""
-    with_failures = points[points["failed"] > 0]
-    return any(bound(point, column, 1.0) is not None for _, point in with_failures.iterrows())
-
-
-def heading(points: pd.DataFrame, column: str) -> str:
-    """The short name of a column; of a mean or maximum with failed requests also that it leaves them out."""
-    return label(column).short + left_out(column, points)
-
-
-def _metric(points: pd.DataFrame, column: str) -> TextColumn:
-    labelled = label(column)
-    lines = [*heading(points, column).split(), labelled.unit]
-    return TextColumn("\n".join(lines), [_cell(point, column) for _, point in points.iterrows()])
-
-
-def label(column: str) -> LabelledColumn:
-    """The labels of a measured column."""
-    labelled = labelled_column(column)
-    assert labelled is not None
-    return labelled
-
-
-def _cell(point: "pd.Series[Any]", column: str) -> str:
-    """Throughput with its interval, since that is compared, or why it has none; others by their mean."""
-    if column == "output_throughput" and not point["n"]:
-        return str(point["outcomes"]).split(",")[0].rpartition(" ")[0]
-    known = bound(point, column, label(column).scale)
-    if known is not None:
-        return known[0] if known[0] != "—" else f"— {known[1].replace('more than ', '>')}"
-    shown = label(column).shown(point[column])
-    if column in REFERENCE_COLUMNS:
-        return with_ends(estimate(point, column), shown, label(column))
-    return with_interval(estimate(point, column), shown) if column == "output_throughput" else shown
-
-
-def with_ends(figure: Estimate, shown: str, labelled: LabelledColumn) -> str:
-    """`54.1 (46.0 to 61.9)`; without ends if it has none."""
-    if math.isnan(figure.low):
-        return shown
-    return f"{shown} ({labelled.shown(figure.low)} to {labelled.shown(figure.high)})"
-
-
-def with_interval(mean: Estimate, shown: str) -> str:
-    """`538 ±3%`, of these launches; without the interval if it has none."""
-    return f"{shown} {_half_width(mean.relative_half_width, mean.by_launches)}".rstrip()
-
-
-def _half_width(half: float, by_launches: bool) -> str:
-    if math.isnan(half):
-        return ""
-    return (f"±{half:.0%}" if half >= 0.01 else "±<1%") + BY_LAUNCHES * by_launches
-
-
-def times(ratio: float) -> str:
-    """A ratio to the baseline as text; an em dash without one."""
-    return "—" if math.isnan(ratio) else f"{number(ratio)}×"
-
-
-def _versus(point: "pd.Series[Any]") -> str:
-    """The ratio to the baseline, marked if it may be none."""
-    uncertain = point[f"{RATIO}_ci_low"] <= 1 <= point[f"{RATIO}_ci_high"]
-    return (MAYBE if uncertain else "") + times(point[RATIO])
-
-
-def _spreads(results: RunResults) -> Iterator[Text]:
-    """A line for each figure: the spread between trials at a point, and what it is made of."""
-    if results.components:
-        yield Text("spread between trials of a point:", style="bold")
-    for spread in results.components:
-        line = Text("  ").append(spread.quantity.in_sentence, style="green")
-        line.append(f" {spread.deviation:.1%}: {shares_text(spread)}")
-        yield line.append(f" ({'; '.join(spread.notes)})" if spread.notes else "", style="dim")
-
-
-def _formats(formats: dict[str, list[str]]) -> Iterator[Text]:
-    """A line for each number format."""
-    yield Text("number formats:", style="bold")
-    for name, lines in formats.items():
-        yield Text("  ").append(name, style="green").append(f": {listed(lines)}")
-
-
-def _fits(fits: list[Fit]) -> Iterator[Text]:
-    if fits:
-        yield Text("\nlargest that fitted in memory:", style="bold")
-    for fit in fits[:MOST_POINTS]:
+def _fits(results: RunResults) -> Iterator[Line]:
+    if results.fits:
+        yield Line("largest that fitted in memory:", "bold")
+    for fit in results.fits[:MOST_FITS]:
         largest = "none" if fit.largest is None else f"{fit.size} {fit.largest:g}"
-        line = Text("  ").append(f"{fit.line}, {fit.task}: ").append(largest, style="green")
-        yield line.append(f" ({fit.detail})", style="dim")
-    if len(fits) > MOST_POINTS:
-        yield Text(f"  and {len(fits) - MOST_POINTS:,} more: see report.html")
+        yield Line(f"{fit.line}, {fit.task}: {largest} ({fit.detail})")
+    if len(results.fits) > MOST_FITS:
+        yield Line(f"and {len(results.fits) - MOST_FITS:,} more: see report.html")
 
 
-def _failures(lost: Losses) -> Iterator[Text]:
-    yield Text(f"\n{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", style="bold")
+def _failures(results: RunResults) -> Iterator[Line]:
+    lost = results.losses
+    if lost.trials:
+        yield Line(f"{lost.trials:,} trial{'s have' if lost.trials > 1 else ' has'} no result:", "bold")
     for loss in lost.shown:
         style = "yellow" if loss.outcome in UNMEASURED else "red"
-        line = Text("  ").append(loss.outcome, style=style).append(f" x{loss.trials} {loss.line}: {loss.reason}")
-        yield line.append(f"  [{loss.where}]", style="dim")
+        yield Line(f"{loss.outcome} x{loss.trials} {loss.line}: {loss.reason}  [{loss.where}]", style)
         if loss.log:
-            yield Text(f"    log: {loss.log}", style="dim")
+            yield Line(f"log: {loss.log}", "dim")
     if lost.left_out:
-        yield Text(f"  {lost.left_out}")
+        yield Line(lost.left_out)
+
+
+def _warnings(results: RunResults) -> Iterator[Line]:
+    warnings = grouped(results.warnings)
+    if warnings:
+        yield Line(f"{count(len(warnings), 'warning')}:", "bold")
+    for warning in warnings:
+        place = scope(warning, results.layout)
+        text = f"{warning.code}: {warning.message}" + (f" [{place}]" if place else "")
+        yield Line(text, STYLES[warning.kind.severity])
+        yield Line(warning.kind.remedy, "dim")

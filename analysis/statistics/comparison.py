@@ -179,14 +179,6 @@ def comparisons_with_best(points: int, choices: int) -> float:
     return max(1.0, (points - 1) * max(choices, points) / max(1, points))
 
 
-class Ratio(NamedTuple):
-    """A figure over another, with the ends of its 95 % interval; NaN where missing."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-
 class Contest(NamedTuple):
     """Points of one task and load, compared by one figure: each ratio of two has one interval, and one verdict.
 

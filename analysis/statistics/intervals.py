@@ -177,7 +177,7 @@ class PooledRequests:
         return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
 
     def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
-        """Variance of the pooled mean over that of as many independent values, the largest over numbers of batches.
+        """Variance of the pooled mean over its variance for independent values, the largest over numbers of batches.
 
         The means of successive batches correlate as ρ, ρ², ρ³, …: an autoregression of order 1, as in ASAP3 (Steiger,
         Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
@@ -213,7 +213,7 @@ class PooledGaps(PooledRequests):
         """The q-quantile of the pooled gaps; its ends are order statistics."""
         value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total)
         below = (self.gaps <= value[..., None, None, None]).sum(-1)
-        excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is that of the gaps
+        excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is the gaps'
         variance = (excess**2).sum((-2, -1)) / self.n
         with np.errstate(divide="ignore"):
             independent = np.minimum(self.n * q * (1 - q) / variance, self.total)
@@ -228,15 +228,15 @@ class PooledGaps(PooledRequests):
         return _by_launches(figure, _medians(gaps, self.sizes.sum(-1)), self.launches, ~(enough & self._long_enough))
 
 
-def quantile_alone(values: FloatArray, q: float) -> Interval:
+def quantile_alone(sample: FloatArray, q: float) -> Interval:
     """The q-quantile of a point's values, if they are too many for an interval. Shape (1,)."""
-    value, nothing = np.array([np.quantile(values, q)], np.float64), np.full(1, np.nan)
-    return _whole(value, [nothing] * 4, nothing)
+    quantile, nothing = np.array([np.quantile(sample, q)], np.float64), np.full(1, np.nan)
+    return _whole(quantile, [nothing] * 4, nothing)
 
 
-def _medians(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
+def _medians(samples: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
     """The median of each replicate. Shape (..., R)."""
-    return _between(np.sort(values, -1), np.asarray(0.5 * (lengths - 1), np.float64), lengths)
+    return _between(np.sort(samples, -1), np.asarray(0.5 * (lengths - 1), np.float64), lengths)
 
 
 def _by_launches(
@@ -270,12 +270,12 @@ def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
     return np.eye(replicates) if launches is None else np.eye(max(launches) + 1)[list(launches)]
 
 
-def _rests_on_few(values: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
+def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
     """Whether a few requests make most of the variance, and the slowest adds much to a replicate's total.
 
     Then the next replicate may have one more slow request, or none, and so few do not show how often. Shape (...).
     """
-    flat = values.reshape(*values.shape[:-2], -1)
+    flat = latencies.reshape(*latencies.shape[:-2], -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = (flat - (np.nansum(flat, -1) / n)[..., None]) ** 2
         carriers = np.nansum(squares, -1) ** 2 / np.nansum(squares**2, -1)
@@ -444,7 +444,7 @@ def over_replicates(
 
 
 def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) -> Interval:
-    """A figure without its intervals, or without those of some points."""
+    """A figure without its intervals, or without the intervals of some points."""
     low, high, new_low, new_high = (np.where(where, np.nan, end) for end in figure[1:5])
     return Interval(
         figure.value, low, high, new_low, new_high, figure.effective_n, figure.by_launches & ~np.asarray(where)
@@ -510,6 +510,6 @@ def _middle_ranks(ordered: FloatArray) -> FloatArray:
         return places
     begins, ends = np.ones(ordered.shape, np.bool_), np.ones(ordered.shape, np.bool_)
     begins[..., 1:] = ends[..., :-1] = ~equal
-    first = np.maximum.accumulate(np.where(begins, places, 0), -1)
-    last = np.minimum.accumulate(np.where(ends, places, np.inf)[..., ::-1], -1)[..., ::-1]
-    return (first + last) / 2
+    lowest = np.maximum.accumulate(np.where(begins, places, 0), -1)
+    highest = np.minimum.accumulate(np.where(ends, places, np.inf)[..., ::-1], -1)[..., ::-1]
+    return (lowest + highest) / 2

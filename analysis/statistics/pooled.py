@@ -138,10 +138,10 @@ def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArra
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":
     """True for each ok trial measured at an endpoint, which others launched."""
-    first = run.ok.drop_duplicates("deployment_id")
-    configs = [json.loads(str(config)) if pd.notna(config) else {} for config in first["config"]]
+    deployments = run.ok.drop_duplicates("deployment_id")
+    configs = [json.loads(str(config)) if pd.notna(config) else {} for config in deployments["config"]]
     attached = [(config.get("backend") or {}).get("url") is not None for config in configs]
-    return run.ok["deployment_id"].isin(first["deployment_id"][attached])
+    return run.ok["deployment_id"].isin(deployments["deployment_id"][attached])
 
 
 def launches(run: Run) -> "pd.Series[int]":
@@ -155,7 +155,7 @@ def launches(run: Run) -> "pd.Series[int]":
 
 def pooled_columns(run: Run) -> dict[str, Statistic]:
     """The columns of statistics that are of all requests of a point, and quantiles of all its batches and gaps."""
-    return {name: statistic for name, statistic in columns(run.percentiles).items() if _is_pooled(statistic)}
+    return {column: statistic for column, statistic in columns(run.percentiles).items() if _is_pooled(statistic)}
 
 
 def _is_pooled(statistic: Statistic) -> bool:
@@ -189,65 +189,65 @@ def _parts(
     series = {name: quantity.request_column for name, quantity in quantities.items() if quantity.per == "request"}
     latencies = [name for name in series if quantities[name].kind == "latency"]
     of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
-    part, requests = list[_Point](), 0
+    batch, requests = list[_Point](), 0
     ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
     ok_rows = ok_rows.astype(object).where(ok_rows.notna(), None)  # a row of columns of many types takes 1 ms to take
     for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
-        for _, row in ok.iterrows():
-            values = None if pd.isna(row["attempt"]) else _read(run, row, series, latencies, of_gaps)
-            if values is None:
+        for _, trial in ok.iterrows():
+            arrays = None if pd.isna(trial["attempt"]) else _read(run, trial, series, latencies, of_gaps)
+            if arrays is None:
                 break
-            trials.append(values)
+            trials.append(arrays)
         else:
             windows = ok[["steady_begin", "steady_end"]].astype("float64").itertuples(index=False, name=None)
-            part.append(_Point(int(str(index)), trials, list(windows), launch[ok.index].to_list()))
-            requests += sum(values["sent"].size for values in trials)
+            batch.append(_Point(int(str(index)), trials, list(windows), launch[ok.index].to_list()))
+            requests += sum(arrays["sent"].size for arrays in trials)
             requests += (
-                sum(values[name].size for values in trials for name in of_gaps if name in values) // GAPS_OF_A_REQUEST
+                sum(arrays[name].size for arrays in trials for name in of_gaps if name in arrays) // GAPS_OF_A_REQUEST
             )
         if requests > REQUESTS_AT_ONCE:
-            yield part
-            part, requests = [], 0
-    if part:
-        yield part
+            yield batch
+            batch, requests = [], 0
+    if batch:
+        yield batch
 
 
 def _read(
-    run: Run, row: "pd.Series[Any]", series: Mapping[str, str], latencies: Sequence[str], of_gaps: Mapping[str, Any]
+    run: Run, trial: "pd.Series[Any]", series: Mapping[str, str], latencies: Sequence[str], of_gaps: Mapping[str, Any]
 ) -> Values | None:
     """The measured requests of a trial; None if they are missing, damaged, or do not match its row.
 
     The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last.
     """
-    chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(row["itl_mean"]) else []
+    chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(trial["itl_mean"]) else []
     needed = written_columns([*series.values(), *OF_A_REQUEST, *chunks, "phase", "batch", "error"])
-    table = read_if_whole(read_table, trial_folder(run, row) / "requests.parquet", needed)
+    table = read_if_whole(read_table, trial_folder(run, trial) / "requests.parquet", needed)
     if table is None or not set(needed) <= set(table.column_names):  # damaged, or of an older version
         return None
     batch = table["batch"].fill_null(UNKNOWN).to_numpy()
     mask = pc.equal(table["phase"], "measured").to_numpy()
-    if mask.sum() != row["num_requests"]:  # the first lockstep batch is not in the row
+    if mask.sum() != trial["num_requests"]:  # the first lockstep batch is not in the row
         mask &= batch != 0
-    if mask.sum() != row["num_requests"]:
+    if mask.sum() != trial["num_requests"]:
         return None
-    sources = {**series, **{name: name for name in OF_A_REQUEST}}
-    values = {name: table[column].to_numpy()[mask].astype(np.float64) for name, column in sources.items()}
-    values |= {"took": values["service_e2el"], "batch": batch[mask].astype(np.float64)}
-    values["failed"] = table["error"].is_valid().to_numpy()[mask].astype(np.float64)
-    if row["client_stamp_source"] == "engine":  # its latencies leave out the way to the client
-        values |= {name: np.full_like(values[name], np.nan) for name in latencies}
-    order = np.argsort(values["sent"], kind="stable")
-    values = {name: column[order] for name, column in values.items()}
+    sources = {**series, **{field: field for field in OF_A_REQUEST}}
+    arrays = {field: table[column].to_numpy()[mask].astype(np.float64) for field, column in sources.items()}
+    arrays |= {"took": arrays["service_e2el"], "batch": batch[mask].astype(np.float64)}
+    arrays["failed"] = table["error"].is_valid().to_numpy()[mask].astype(np.float64)
+    if trial["client_stamp_source"] == "engine":  # its latencies leave out the way to the client
+        arrays |= {field: np.full_like(arrays[field], np.nan) for field in latencies}
+    order = np.argsort(arrays["sent"], kind="stable")
+    arrays = {field: column[order] for field, column in arrays.items()}
     if chunks:
         measured = table.filter(mask).take(order)
-        values |= {name: _gaps(measured, function) for name, function in of_gaps.items()}
-    return values
+        arrays |= {field: _gaps(measured, function) for field, function in of_gaps.items()}
+    return arrays
 
 
 def _gaps(requests: pa.Table, function: Callable[[Block], NDArray[Any]]) -> FloatArray:
     """A series of gaps, s, in 4 bytes each. Shape (requests with a gap, most gaps of one)."""
-    us, tokens = (requests[name].combine_chunks() for name in ("chunk_us", "chunk_tokens"))
+    us, tokens = (requests[column].combine_chunks() for column in ("chunk_us", "chunk_tokens"))
     request = np.repeat(np.arange(len(us)), us.value_lengths().to_numpy())
     tokens = tokens.flatten().to_numpy()
     arrived = tokens > 0
@@ -269,20 +269,20 @@ def _figures(
     groups: dict[tuple[str, bool], list[Statistic]] = defaultdict(list)
     for statistic in pooled.values():
         groups[statistic.quantity.name, statistic.steady].append(statistic)
-    for (name, steady), statistics in groups.items():
+    for (figure, steady), statistics in groups.items():
         if statistics[0].quantity.per == "gap":
-            yield from _figures_of_gaps(points, name, statistics)
+            yield from _figures_of_gaps(points, figure, statistics)
             continue
         samples: list[Replicates] = [
-            [(values,) for values in _replicates(point, statistics[0], steady)] for point in points
+            [(sample,) for sample in _replicates(point, statistics[0], steady)] for point in points
         ]
-        for chosen, (values,), launch in _batches(points, samples):
-            for statistic, interval in _of_requests(values, launch, statistics):  # or of batches, as if they were
+        for chosen, (sample,), launch in _batches(points, samples):
+            for statistic, interval in _of_requests(sample, launch, statistics):  # or of batches, as if they were
                 yield statistic.column, interval, chosen
-    for name in THROUGHPUTS.keys() & set(names):
-        samples = [[_work(trial, name) for trial in point.trials] for point in points]
+    for figure in THROUGHPUTS.keys() & set(names):
+        samples = [[_work(trial, figure) for trial in point.trials] for point in points]
         for chosen, (counts, sent, latency), launch in _batches(points, samples):
-            yield name, intervals.throughput(counts, sent, latency, launch), chosen
+            yield figure, intervals.throughput(counts, sent, latency, launch), chosen
 
 
 def _figures_of_gaps(
@@ -326,15 +326,15 @@ def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[F
         if quantity.per == "batch":
             yield _batch_latencies(trial)
             continue
-        values, failed = trial[quantity.name], trial["failed"] > 0
-        if quantity.kind == "latency" and not np.isnan(values).all():
-            values = np.where(failed & (np.isnan(values) if quantity.event == "sent" else True), np.inf, values)
+        sample, failed = trial[quantity.name], trial["failed"] > 0
+        if quantity.kind == "latency" and not np.isnan(sample).all():
+            sample = np.where(failed & (np.isnan(sample) if quantity.event == "sent" else True), np.inf, sample)
         else:
-            values = np.where(failed, np.nan, values)
+            sample = np.where(failed, np.nan, sample)
         if steady:
             sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # if only due: then
-            values = values[(sent >= begin) & (sent <= end)]
-        yield values[~np.isnan(values)]
+            sample = sample[(sent >= begin) & (sent <= end)]
+        yield sample[~np.isnan(sample)]
 
 
 def _batch_latencies(trial: Values) -> FloatArray:
@@ -347,15 +347,15 @@ def _batch_latencies(trial: Values) -> FloatArray:
 
 
 def _of_requests(
-    values: FloatArray, launch: Sequence[int], statistics: Sequence[Statistic]
+    sample: FloatArray, launch: Sequence[int], statistics: Sequence[Statistic]
 ) -> Iterator[tuple[Statistic, Interval]]:
     """Statistics of values of shape (points, R, n); a mean is of the requests that succeeded."""
-    pool = PooledRequests(values, launch)
+    pool = PooledRequests(sample, launch)
     for statistic in statistics:
         if statistic.name != "mean":
             yield statistic, pool.quantile(_rank(statistic))
-        elif np.isinf(values).any():
-            finite = np.where(np.isinf(values), np.nan, values)
+        elif np.isinf(sample).any():
+            finite = np.where(np.isinf(sample), np.nan, sample)
             yield (
                 statistic,
                 PooledRequests(
@@ -395,8 +395,8 @@ def _batches(
         longest = max(arrays[0].size for _, replicates in members for arrays in replicates)
         shape = (len(members), len(launch), longest)
         filled = [np.full(shape, np.nan) for _ in members[0][1][0]]
-        for row, (_, replicates) in enumerate(members):
+        for member, (_, replicates) in enumerate(members):
             for column, arrays in enumerate(replicates):
-                for target, values in zip(filled, arrays, strict=True):
-                    target[row, column, : values.size] = values
+                for target, sample in zip(filled, arrays, strict=True):
+                    target[member, column, : sample.size] = sample
         yield [point for point, _ in members], filled, list(launch)

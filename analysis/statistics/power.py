@@ -46,7 +46,7 @@ def smallest_change(error: Error, launches: int, level: float) -> float:
 def _errors_needed(known: float, new: float, level: float) -> float:
     """The standard errors, as measured, by which a change must exceed 0 to be detected with a probability of POWER.
 
-    `known` are the degrees of freedom of that error, `new` those of the measurement that should detect the change.
+    `known` are the degrees of freedom of that error, `new` of the measurement that should detect the change.
     """
 
     def probability(errors: float) -> float:

@@ -1,4 +1,4 @@
-"""Who was asked the same, how any two of them compare by any figure, and who of them is best.
+"""Which points share a task, how any two of them compare by any figure, and who of them is best.
 
 Every ratio of two points is worked out here, for the summary, the answers, `sweep compare`, `sweep explain` and the
 report: points of one task and load are compared in one contest of them all.
@@ -30,10 +30,10 @@ Severe = dict[int, dict[str, tuple[str, ...]]]  # by point: code -> the columns 
 
 
 class Standing(StrEnum):
-    """A point's standing among those of its task and load."""
+    """A point's standing among the points of its task and load."""
 
     BEST = "best"
-    TIED = "not told apart from the best"
+    TIED = "tie with the best"
     BEHIND = "behind"
 
 
@@ -66,10 +66,13 @@ class Contests:
         severe = self.severe.get(point, {}).items()
         return [code for code, concerned in severe if not concerned or not {*concerned}.isdisjoint(columns)]
 
-    def ranked(self, quantity: LabelledColumn, points: Positions) -> NDArray[np.bool_]:
-        """Which points of a question can be best: not barred, as offered, nor done sooner by shorter answers."""
+    def ranked(self, quantity: LabelledColumn, points: Positions, chosen_load: bool = False) -> NDArray[np.bool_]:
+        """Which points of a question can be best: not barred, as offered, nor done sooner by shorter answers.
+
+        With a `chosen_load`, the highest rate within an SLO, what was offered is the answer.
+        """
         ranked = np.array([not self.barred([quantity.column], int(point)) for point in points], np.bool_)
-        ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED))
+        ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED and not chosen_load))
         if quantity.quantity in BY_OUTPUT and len(points):
             tokens = np.nan_to_num(self.answer_tokens[points])
             ranked &= ~((tokens > 0) & (tokens * UNEQUAL < tokens.max(initial=0, where=ranked)))

@@ -103,9 +103,9 @@ def _mivque(logs: FloatArray, point: Any, factors: dict[str, Any]) -> tuple[dict
         system = _expected_squares(point, in_points, [*kept_factors.values(), codes])
         scale = np.sqrt(np.outer(np.diag(system), np.diag(system)))
         if system[-1, -1] <= NOT_ESTIMABLE:
-            notes.append(f"{name}: not known (one {name} for all replicates of a point)")
+            notes.append(f"{name}: unknown (one {name} for all replicates of a point)")
         elif len(system) > 1 and np.linalg.det(system / scale) < NOT_ESTIMABLE:
-            notes.append(f"{name}: not told apart from {names[-1]} (one {names[-1]} in each {name})")
+            notes.append(f"{name}: confounded with {names[-1]} (one {names[-1]} in each {name})")
             names[-1] = f"{name} and {names[-1]}"
         else:
             kept_factors[name] = codes

@@ -82,18 +82,18 @@ class RatioCheck(FindingCheck):
             denominators = denominators.nlargest(1, self.column)
         ratios = [
             ratio(uncertain(numerator, self.column), uncertain(denominator, self.column))
-            for place, numerator in numerators.iterrows()
-            for other, denominator in denominators.iterrows()
-            if place != other
+            for top, numerator in numerators.iterrows()
+            for bottom, denominator in denominators.iterrows()
+            if top != bottom
             and all(numerator.get(key) == denominator.get(key) or key not in points for key in self.same)
         ]
         if not ratios:
             return lacking(f"{choice_text(self.of)} beside {choice_text(self.to)}")
-        answered = [(each.between(self.at_least, self.at_most), each) for each in ratios]
+        answered = [(gain.between(self.at_least, self.at_most), gain) for gain in ratios]
         claims_all = self.at_most is not None if self.pick == "largest" else self.at_least is not None
         ruling = (all_of if claims_all else any_of)(answer for answer, _ in answered)
         order = min if self.pick == "smallest" else max
-        deciding = order((each for answer, each in answered if answer is ruling), key=lambda each: each.value)
+        deciding = order((gain for answer, gain in answered if answer is ruling), key=lambda gain: gain.value)
         return CheckAnswer(ruling, f"{deciding.shown} ({_limits(self.at_least, self.at_most)})")
 
 
@@ -116,14 +116,14 @@ class RisingCheck(FindingCheck):
             return lacking(_line_text(self.where, self.over, self.ends))
         ordered = chosen.sort_values(self.over)
         along = [uncertain(point, self.column) for _, point in ordered.iterrows()]
-        names = [f"{value:g}" for value in ordered[self.over]]
+        names = [f"{size:g}" for size in ordered[self.over]]
         whole, steps = ratio(along[-1], along[0]), [ratio(after, before) for before, after in pairwise(along)]
         within = whole.between(self.at_least, self.at_most)
         ruling = all_of([within, *(step.above(1) for step in steps)])
         figures = f"{whole.shown} from {self.over} {names[0]} to {names[-1]} ({_limits(self.at_least, self.at_most)})"
         if within is not ruling:  # a step decides
-            step, place = next((step, place) for place, step in enumerate(steps) if step.above(1) is ruling)
-            figures += f"; {step.shown} from {names[place]} to {names[place + 1]}"
+            step, index = next((step, index) for index, step in enumerate(steps) if step.above(1) is ruling)
+            figures += f"; {step.shown} from {names[index]} to {names[index + 1]}"
         return CheckAnswer(ruling, figures)
 
 
@@ -142,9 +142,9 @@ class ConstantCheck(FindingCheck):
         if not _is_one_line(chosen, self.over, fewest=3):
             return lacking(_line_text(self.where, self.over))
         ordered = chosen.sort_values(self.over)
-        first, *rest = [uncertain(point, self.column) for _, point in ordered.iterrows()]
+        base, *larger = [uncertain(point, self.column) for _, point in ordered.iterrows()]
         sizes = [f"{value:g}" for value in ordered[self.over]]
-        compared = [(size, ratio(each, first)) for size, each in zip(sizes[1:], rest, strict=True)]
+        compared = [(size, ratio(each, base)) for size, each in zip(sizes[1:], larger, strict=True)]
         answered = [(each.between(self.at_least, self.at_most), size, each) for size, each in compared]
         ruling = all_of(answer for answer, *_ in answered)
         _, size, farthest = max(
@@ -213,9 +213,9 @@ class RangeCheck(FindingCheck):
         chosen = [uncertain(point, self.column) for _, point in with_figure.iterrows()]
         if not chosen:
             return lacking(f"{choice_text(self.where)} with {self.column}")
-        ruling = all_of(each.between(self.at_least, self.at_most) for each in chosen)
-        reasons = dict.fromkeys(each.reservation for each in chosen if each.reservation)
-        figures = ", ".join(each.absolute for each in chosen)
+        ruling = all_of(figure.between(self.at_least, self.at_most) for figure in chosen)
+        reasons = dict.fromkeys(figure.reservation for figure in chosen if figure.reservation)
+        figures = ", ".join(figure.absolute for figure in chosen)
         limits = _limits(self.at_least, self.at_most, unit="")
         return CheckAnswer(ruling, f"{'; '.join([figures, *reasons])} ({limits})")
 
@@ -239,12 +239,12 @@ def exllama_memory_is_linear(points: pd.DataFrame, within: float = 0.1) -> Check
         return lacking(_line_text({"backend": "exllama"}, "batch_size"))
     ordered = chosen.sort_values("batch_size")
     sizes = ordered["batch_size"].astype(float)
-    first, *between, last = [uncertain(point, "memory_mean_bytes") for _, point in ordered.iterrows()]
+    start, *between, end = [uncertain(point, "memory_mean_bytes") for _, point in ordered.iterrows()]
     shares = (sizes - sizes.iloc[0]) / (sizes.iloc[-1] - sizes.iloc[0])
-    beside = [ratio(each, _on_line(first, last, share)) for each, share in zip(between, shares[1:-1], strict=True)]
-    rise = ratio(last, first)
-    ruling = all_of([rise.above(1), *(each.between(1 / (1 + within), 1 + within) for each in beside)])
-    farthest = max(beside, key=lambda each: abs(each.value - 1))
+    beside = [ratio(step, _on_line(start, end, share)) for step, share in zip(between, shares[1:-1], strict=True)]
+    rise = ratio(end, start)
+    ruling = all_of([rise.above(1), *(step.between(1 / (1 + within), 1 + within) for step in beside)])
+    farthest = max(beside, key=lambda step: abs(step.value - 1))
     figures = f"{rise.shown} from batch_size {sizes.iloc[0]:g} to {sizes.iloc[-1]:g}, between them {farthest.shown}"
     return CheckAnswer(ruling, f"{figures} of the straight line (judged by: within {within:.0%})")
 
@@ -252,14 +252,14 @@ def exllama_memory_is_linear(points: pd.DataFrame, within: float = 0.1) -> Check
 def peak_is_not_below_mean(points: pd.DataFrame) -> CheckAnswer:
     """The peak of output throughput is at no point below its mean."""
     names = "peak_output_throughput", "output_throughput"
-    both = points_with(points_with(points, names[0]), names[1])
-    if both.empty:
+    paired = points_with(points_with(points, names[0]), names[1])
+    if paired.empty:
         return lacking(" and ".join(names))
-    ratios = [ratio(*(uncertain(point, name) for name in names)) for _, point in both.iterrows()]
-    ruling = all_of(each.at_least(1) for each in ratios)
-    lowest = min((each for each in ratios if each.at_least(1) is ruling), key=lambda each: each.value)
-    below = sum(each.value < 1 for each in ratios)
-    return CheckAnswer(ruling, f"{names[0]} below {names[1]} in {below} of {len(both)} points; lowest {lowest.shown}")
+    ratios = [ratio(*(uncertain(point, column) for column in names)) for _, point in paired.iterrows()]
+    ruling = all_of(gain.at_least(1) for gain in ratios)
+    lowest = min((gain for gain in ratios if gain.at_least(1) is ruling), key=lambda gain: gain.value)
+    below = sum(gain.value < 1 for gain in ratios)
+    return CheckAnswer(ruling, f"{names[0]} below {names[1]} in {below} of {len(paired)} points; lowest {lowest.shown}")
 
 
 def _named(points: pd.DataFrame, column: str) -> list[tuple[str, Uncertain]]:
@@ -276,18 +276,18 @@ def _ahead(
 
 
 def _ahead_of_all(candidate: Uncertain, rivals: Sequence[tuple[str, Uncertain]], better: Better) -> CheckAnswer:
-    named = [(name, ratio(candidate, rival)) for name, rival in rivals]
-    answers = [each.above(1) if better == "higher" else each.below(1) for _, each in named]
+    named = [(rival_name, ratio(candidate, rival)) for rival_name, rival in rivals]
+    answers = [lead.above(1) if better == "higher" else lead.below(1) for _, lead in named]
     ruling = all_of(answers)
-    deciding = [each for each, answer in zip(named, answers, strict=True) if answer is ruling]
-    name, closest = min(deciding, key=lambda each: each[1].value if better == "higher" else -each[1].value)
-    return CheckAnswer(ruling, f"{closest.shown} that of {name}")
+    deciding = [lead for lead, answer in zip(named, answers, strict=True) if answer is ruling]
+    rival_name, closest = min(deciding, key=lambda lead: lead[1].value if better == "higher" else -lead[1].value)
+    return CheckAnswer(ruling, f"{closest.shown} that of {rival_name}")
 
 
 def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
     """The figure at a fraction of the way from one to another, and its interval if both have one."""
-    value, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
-    return from_parts(value, low, high, first, last)
+    figure, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
+    return from_parts(figure, low, high, first, last)
 
 
 def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
@@ -302,8 +302,8 @@ def _is_one_line(points: pd.DataFrame, over: str, ends: Sequence[float] = (), fe
 
 
 def _line_text(where: Where, over: str, ends: Sequence[float] = ()) -> str:
-    values = f"{over} {' and '.join(f'{end:g}' for end in ends)}" if ends else f"three values of {over}"
-    return f"{choice_text(where)}{': ' if where else ''}{values}, with one point each"
+    needed = f"{over} {' and '.join(f'{end:g}' for end in ends)}" if ends else f"three values of {over}"
+    return f"{choice_text(where)}{': ' if where else ''}{needed}, with one point each"
 
 
 def _limits(at_least: float | None, at_most: float | None, unit: str = "x") -> str:

@@ -71,13 +71,10 @@ def _judged(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
         where = choice_text(finding.premise.where)
         return lacking(f"its premise, {finding.premise.column} of {where}: {premise.figures}")
     answer = finding.check.answer(points)
-    if not answer.measured and finding.check.column in AS_OFFERED and _any_as_offered(points):
+    as_offered = "as_offered" in points and points["as_offered"].eq(True).any()
+    if as_offered and not answer.measured and finding.check.column in AS_OFFERED:
         return answer._replace(figures=f"{answer.figures} that is not as offered")
     return answer
-
-
-def _any_as_offered(points: pd.DataFrame) -> bool:
-    return "as_offered" in points and bool(points["as_offered"].eq(True).any())
 
 
 def _joined(parts: Iterable[str | None]) -> str:

@@ -21,12 +21,12 @@ JUDGED: tuple[Column[Judged], ...] = (
     Column("figures", "why", lambda row: row.figures, kind="text wide"),
 )
 BESIDE: tuple[Column[Beside], ...] = (
-    view("point", lambda row: row.point, **KEY),
-    view("figure", lambda row: row.column, **KEY),
-    view("published", lambda row: _digits(row.published)),
-    view("× baseline", lambda row: _digits(row.published_ratio)),
-    view("here", lambda row: _digits(row.measured)),
-    view("× baseline", lambda row: _digits(row.measured_ratio)),
+    view("point", lambda figure: figure.point, **KEY),
+    view("figure", lambda figure: figure.column, **KEY),
+    view("published", lambda figure: _digits(figure.published)),
+    view("× baseline", lambda figure: _digits(figure.published_ratio)),
+    view("here", lambda figure: _digits(figure.measured)),
+    view("× baseline", lambda figure: _digits(figure.measured_ratio)),
 )
 
 
@@ -71,9 +71,9 @@ def run_findings(results: RunResults) -> Output:
     """A run's judgements, and the study's table beside its points."""
     study, judged = study_of(results.run.name), Table(JUDGED, judge_run(results))
     if study is None:
-        named = ", ".join(experiment for each in all_studies() for experiment in each.experiments)
+        named = ", ".join(experiment for published in all_studies() for experiment in published.experiments)
         return Output([Line(f"{results.run.name}: follows no published study; these experiments do: {named}")], judged)
-    conditions = "; ".join(f"{key}: {value}" for key, value in study.conditions.items())
+    conditions = "; ".join(f"{key}: {condition}" for key, condition in study.conditions.items())
     parts = [Line(study.title, "bold"), Line(f"there: {conditions}"), Line(run_conditions(results))]
     return Output([*parts, *run_parts(results)], judged)
 
@@ -101,10 +101,10 @@ def run_conditions(results: RunResults) -> str:
     """The conditions of a run, in a line."""
     trials = results.run.trials
     names = {"model": "model", "accelerator": "hardware"}
-    values = (
+    conditions = (
         f"{label}: {', '.join(sorted(map(str, trials[column].dropna().unique())))}" for column, label in names.items()
     )
-    return f"here: {'; '.join(value for value in values if not value.endswith(': '))}"
+    return f"here: {'; '.join(condition for condition in conditions if not condition.endswith(': '))}"
 
 
 def _digits(figure: float | None) -> str:
@@ -125,6 +125,6 @@ def smaller_columns(results: RunResults) -> Sequence[Column[SmallerPoint]]:
     )
 
 
-def _smaller_ratio(row: SmallerPoint) -> str:
-    interval = "" if row.low is None or row.high is None else f" ({row.low:.2f} to {row.high:.2f})"
-    return "–" if row.ratio is None else f"{row.ratio:.2f}{interval}"
+def _smaller_ratio(point: SmallerPoint) -> str:
+    interval = "" if point.low is None or point.high is None else f" ({point.low:.2f} to {point.high:.2f})"
+    return "–" if point.ratio is None else f"{point.ratio:.2f}{interval}"

@@ -1,4 +1,4 @@
-"""The points of a run without a published counterpart, such as those of the smaller form without a GPU."""
+"""The points of a run without a published counterpart, such as the points of the smaller form without a GPU."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

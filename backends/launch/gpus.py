@@ -33,7 +33,7 @@ class Gpu(NamedTuple):
     """A GPU, or a part of one (MIG), as the driver describes it."""
 
     uuid: str  # "GPU-…" or "MIG-…": what it is handed out by, whoever counts
-    number: int  # by PCI bus, as NVML counts; that of the whole GPU for a part
+    number: int  # by PCI bus, as NVML counts; for a part of a GPU, the number of the whole
     name: str  # e.g. "NVIDIA L4"
     capability: str  # compute capability, e.g. "8.9"
 
@@ -55,7 +55,7 @@ def present() -> tuple[Gpu, ...]:
 
 @functools.cache
 def visible() -> tuple[Gpu, ...]:
-    """The GPUs that $CUDA_VISIBLE_DEVICES leaves to this process, in its order up to the first entry that is none."""
+    """The GPUs that $CUDA_VISIBLE_DEVICES leaves to this process, in its order, up to an entry that names no GPU."""
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None or not present():
         return present()
@@ -74,7 +74,7 @@ def driver() -> str | None:
 
 
 def find_gpu(entry: str) -> Gpu | None:
-    """Return the GPU of an index, a UUID or the beginning of one, or None."""
+    """Return the GPU of an index, a UUID or the beginning of exactly one UUID, or None."""
     if entry.isdecimal():
         return next((gpu for gpu in present() if gpu.number == int(entry)), None)
     if entry.startswith("MIG-"):
@@ -82,7 +82,8 @@ def find_gpu(entry: str) -> Gpu | None:
             return _describe(pynvml.nvmlDeviceGetHandleByUUID(entry))
         except pynvml.NVMLError:
             return None
-    return next((gpu for gpu in present() if entry and gpu.uuid.startswith(entry)), None)
+    matches = [gpu for gpu in present() if entry and gpu.uuid.startswith(entry)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _describe(handle: Any) -> Gpu:

@@ -34,7 +34,7 @@ from backends.prepare.fit import older
 from backends.tables.causes import cause_table
 from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
-from sweep.base.records import Outcome
+from sweep.base.records import API_VERSION, Outcome, tls_context
 
 LOG = "engine.log"
 READY_POLL = 0.05  # s between two checks of an engine that is starting
@@ -43,7 +43,9 @@ KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended; in a
 GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an engine that has ended
 GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
 TAIL_BYTES = 2**18
+LOG_PART = 2**20  # bytes of a log's begin, and of its end, in which an engine's choices are looked for
 LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
+GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is gone, or of a server that is starting
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
 REACHABLE_BY_OURS = "this sweep: its network namespace has no interface but loopback"
@@ -53,7 +55,7 @@ class LaunchError(Exception):
     """An engine did not become ready."""
 
     def __init__(self, outcome: Outcome, reason: str, exit: Exit, log_tail: str = "") -> None:
-        super().__init__(f"{outcome}: {reason}")
+        super().__init__(reason)
         self.exit = exit
         self.outcome = outcome  # launch_failed, launch_timeout or oom_load
         self.reason = reason  # one line, with the engine's own error message
@@ -297,7 +299,9 @@ class Engine:
             return ""
         with self.log.open("rb") as file:
             file.seek(self._log_begin)
-            return file.read().decode(errors="replace")
+            head = file.read(LOG_PART)
+            file.seek(max(file.tell(), self.log_position() - LOG_PART))
+            return (head + file.read(LOG_PART)).decode(errors="replace")
 
     def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
         """The engine's own choices (attention backend, graphs, scheduler), from its log and its answer."""
@@ -330,12 +334,10 @@ class Engine:
         return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
-        """The JSON object that the engine serves at `path`, or an empty one."""
-        key = os.environ.get(self.backend.api_key_env or "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        """The JSON object that the engine serves at `path`; empty if it serves none."""
         try:
-            with httpx.Client(verify=self.backend.verify_tls, trust_env=not self.backend.launches) as client:
-                answer = client.get(self.url + path, headers=headers, timeout=10)
+            with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
+                answer = client.get(self.url + path, headers=self.backend.key_headers(), timeout=10)
             content = answer.json() if answer.status_code == 200 else {}
         except (httpx.HTTPError, ValueError):
             return {}
@@ -347,7 +349,8 @@ class AttachedEngine(Engine):
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
         super().__init__(backend, launch, marker="", versions={})
-        self.url = str(backend.url).removesuffix("/v1")
+        parts = urlsplit(str(backend.url))
+        self.url = f"{parts.scheme}://{parts.netloc}{API_VERSION.sub('', parts.path.rstrip('/'))}"
         self._last_reachable = -math.inf  # monotonic time of the last successful connection
 
     def _start(self) -> None:
@@ -365,6 +368,19 @@ class AttachedEngine(Engine):
             return False
         self._last_reachable = time.monotonic()
         return True
+
+    def outage(self) -> str | None:
+        """Return why the endpoint serves nothing now, though a proxy before it may accept connections; else None."""
+        if not self.alive():
+            return "accepts no connections"
+        try:
+            with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
+                status = client.get(f"{self.url}/v1/models", timeout=10).status_code
+        except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError):
+            return "closes connections without an answer"
+        except httpx.HTTPError:  # its certificate, or its silence, which requests will meet too
+            return None
+        return f"answers with status {status}" if status in GATEWAY_ERRORS else None
 
     def exit_reason(self) -> str:
         return f"{self.url} accepts no connections"
@@ -427,9 +443,8 @@ def running_together(
 
 def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
     endpoint = AttachedEngine(backend, launch)
-    if not endpoint.alive():
-        refused = f"backend.url={backend.url}: accepts no connections"
-        raise LaunchError(Outcome.LAUNCH_FAILED, refused, endpoint.exit())
+    if problem := endpoint.outage():
+        raise LaunchError(Outcome.LAUNCH_FAILED, f"backend.url={backend.url}: {problem}", endpoint.exit())
     return endpoint
 
 
@@ -486,8 +501,10 @@ class _Start:
         outcome = Outcome.OOM_LOAD if memory else Outcome.LAUNCH_FAILED
         reason = engine.exit_reason()
         if killed:
-            reason += f"; {cause_table().find_remedy('SIGKILL')}"
-        return LaunchError(outcome, reason, engine.exit(), engine.log_tail())
+            reason += f"; {cause_table().find_remedy('killed by SIGKILL')}"
+        taken = not memory and PORT_TAKEN.search(engine.log_tail(LOG_LINES))
+        exit = replace(engine.exit(), cause=Cause.PORT) if taken else engine.exit()
+        return LaunchError(outcome, reason, exit, engine.log_tail())
 
     def _timeout(self) -> LaunchError:
         engine = self.engine

@@ -14,18 +14,27 @@ Provided = TypeVar("Provided")
 FAULTS = (EnvironmentFailed, OSError, ValueError)
 
 
-def patiently(prepare: Callable[[], Provided], patience: float, on_outage: Callable[[str], None]) -> Provided:
-    """Return what `prepare` does, retrying for `patience` s while it is an outage, then Outage; other errors pass."""
-    until, pause = None, None
+def patiently(
+    prepare: Callable[[], Provided],
+    patience: float,
+    on_outage: Callable[[str], None],
+    pause: Callable[[float], None] | None = None,
+    faults: tuple[type[Exception], ...] = FAULTS,
+) -> Provided:
+    """Return what `prepare` does, retrying for `patience` s while it is an outage, then Outage; other errors pass.
+
+    `pause` sleeps, and may return early.
+    """
+    until, seconds = None, None
     while True:
         try:
             return prepare()
-        except FAULTS as error:
+        except faults as error:
             if not policy.is_waited_for(error):
                 raise
             until = until or time.monotonic() + patience
             if time.monotonic() >= until:
                 raise Outage(f"{error} (tried for {duration_text(patience)})") from error
             on_outage(str(error))
-        pause = policy.next_pause(pause)
-        task.pause(min(pause, until - time.monotonic()))
+        seconds = policy.next_pause(seconds)
+        (pause or task.pause)(min(seconds, until - time.monotonic()))

@@ -56,11 +56,11 @@ class Faults:
         return float(sum(vars(self).values()))
 
     def draw(self, rng: random.Random) -> str | None:
-        value = rng.random()
-        for name, share in vars(self).items():
-            value -= share
-            if value < 0:
-                return name
+        point = rng.random()
+        for fault, share in vars(self).items():
+            point -= share
+            if point < 0:
+                return fault
         return None
 
 

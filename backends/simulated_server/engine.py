@@ -261,7 +261,7 @@ class SimulatedEngine:
 
     def metrics(self) -> str:
         usage = min(1.0, self.context_tokens / self.config.kv_cache_tokens)
-        values = {
+        readings = {
             "vllm:kv_cache_usage_perc": ("gauge", usage),
             "vllm:num_requests_running": ("gauge", self.running),
             "vllm:num_requests_waiting": ("gauge", len(self.waiting)),
@@ -270,8 +270,8 @@ class SimulatedEngine:
             "vllm:generation_tokens_total": ("counter", self.generated),
         }
         lines = []
-        for name, (kind, value) in values.items():
-            lines += [f"# TYPE {name} {kind}", f'{name}{{model_name="{self.model}"}} {value}']
+        for metric, (type_, reading) in readings.items():
+            lines += [f"# TYPE {metric} {type_}", f'{metric}{{model_name="{self.model}"}} {reading}']
         return "\n".join(lines) + "\n"
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ class Responses(Dialect):
 
 @dataclass(slots=True)
 class Messages(Dialect):
-    """Messages: blocks of content, with the prompt's count before them and the answer's after."""
+    """Messages: blocks of content, with both counts after them."""
 
     def opening(self) -> bytes:
         """The events before the first delta."""

@@ -20,10 +20,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -40,10 +42,11 @@ CONF = ROOT / "conf"
 ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command goes on with
 OUR_ERROR = 70  # exit status (sysexits: an error inside the software) of an error that no check foresaw
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
-_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: which of several kinds, not a key
+_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: a kind of value, not a key
 ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
 MOST_ECHOED = 80  # characters of a value in a message
 MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
+LONGEST_FOLDER_NAME = 255  # bytes of a name in a folder, on every file system that Linux mounts by default
 LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
 UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys whose number may be larger
 PASSED_ON = dict[str, Any]  # the type of what an engine gets as it stands: its numbers may be bytes
@@ -124,7 +127,7 @@ class Hardware(Strict):
 
 
 class FoundHardware(Hardware):
-    """The profile that hardware=auto picked: that of engines launched here, not of an endpoint somewhere else."""
+    """The profile that hardware=auto picked, for engines launched here, never for an endpoint."""
 
     assumed: ClassVar[bool] = True
 
@@ -220,14 +223,46 @@ class Durations(Strict):
 class CapacitySearch(Strict):
     """A search for the highest rate within the SLO, in place of a grid of loads."""
 
-    budget: PositiveFloat = 480.0  # of measuring: s, or 90s, 8m, 2h
-    percentile: float = Field(default=90.0, gt=0, lt=100)  # of each bound of the SLO
+    budget: PositiveFloat = 480.0  # of measuring, s; typed as 90s, 8m or 2h
 
     @field_validator("budget", mode="before")
     @classmethod
     def _in_seconds(cls, budget: Any) -> Any:
         duration = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(budget))
         return float(duration[1]) * {"s": 1, "m": 60, "h": 3600}[duration[2]] if duration else budget
+
+
+def read_slo(typed: Any) -> dict[str, float] | None:
+    """Return the bounds of `ttft=200ms,tpot.p90=0.05s`, or of such a mapping, in seconds.
+
+    Raises:
+        ConfigError: for another latency, or a limit without a unit.
+    """
+    if typed is None:
+        return None
+    if isinstance(typed, str):
+        typed = dict(pair.partition("=")[::2] for pair in typed.split(","))
+    if not isinstance(typed, Mapping):
+        raise ConfigError("expected bounds such as ttft=200ms,tpot.p90=0.05s")
+    return {str(latency).strip(): _seconds(str(latency).strip(), limit) for latency, limit in typed.items()}
+
+
+def _seconds(latency: str, limit: Any) -> float:
+    if not re.fullmatch(r"(ttft|tpot|e2el)(\.p\d{1,2}(\.\d+)?)?", latency, re.ASCII):
+        raise ConfigError(f"{shortened(latency)}: expected ttft, tpot or e2el, with a percentile as in ttft.p90")
+    typed = shortened(limit).strip()
+    match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?) ?(ms|s)?", typed, re.ASCII)
+    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else 0
+    if match and not match[2]:
+        raise ConfigError(f"{latency}={typed}: expected a unit: {typed}ms or {typed}s")
+    if not 0 < seconds <= LARGEST_NUMBER:
+        raise ConfigError(f"{latency}={typed}: expected a time above 0 with its unit, such as 200ms or 0.2s")
+    return seconds
+
+
+def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
+    """The bounds as a configuration states them; recorded ones are in seconds."""
+    return None if slo is None else {latency: f"{seconds!r}s" for latency, seconds in slo.items()}
 
 
 class Settings(Strict):
@@ -262,7 +297,11 @@ class Settings(Strict):
     relaunch: Literal["auto", "once", "per_replicate"] = "auto"
     max_failed: float = Field(default=0.05, ge=0, lt=1)
     quiet: Quiet | None = None
-    slo: dict[Literal["ttft", "tpot", "e2el"], PositiveFloat] | None = None
+    slo: Annotated[
+        dict[str, float] | None,
+        BeforeValidator(read_slo),
+        PlainSerializer(slo_in_units, return_type=dict[str, str] | None),
+    ] = None  # s
     capacity: CapacitySearch | None = None
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
@@ -285,20 +324,26 @@ class Settings(Strict):
         return str(deadline)
 
 
-def next_time(text: str, now: datetime) -> datetime:
+def next_time(deadline: str, now: datetime) -> datetime:
     """The next "08:00" after `now`, or the instant of an ISO date and time; local. Raises ValueError for others."""
     try:
-        if len(text) <= len("08:00:00"):
-            at = datetime.combine(now.date(), time.fromisoformat(text))
+        if len(deadline) <= len("08:00:00"):
+            at = datetime.combine(now.date(), time.fromisoformat(deadline))
             return at if at > now else at + timedelta(days=1)
-        return datetime.fromisoformat(text).astimezone().replace(tzinfo=None)
+        return datetime.fromisoformat(deadline).astimezone().replace(tzinfo=None)
     except ValueError:
         raise ValueError("expected a time of day (08:00) and a date with a time (2026-11-22T08:00)") from None
 
 
 def cache_directory(setting: str | None) -> Path:
-    """Node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep."""
+    """Node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep.
+
+    Raises:
+        ConfigError: for a name that is longer than a folder's can be.
+    """
     if setting:
+        if any(len(os.fsencode(part)) > LONGEST_FOLDER_NAME for part in Path(setting).parts):
+            raise ConfigError(f"cache_dir={shortened(setting)}: expected names of at most {LONGEST_FOLDER_NAME} bytes")
         return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
 
@@ -310,8 +355,8 @@ def import_path() -> str:
 
 def content_hash(value: Any, length: int = 12) -> str:
     """Hash of a JSON-able value that does not depend on the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    document = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(document.encode()).hexdigest()[:length]
 
 
 def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
@@ -319,29 +364,28 @@ def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
 
     Mappings on the way are copied into the settings, since others may share them.
 
-    Raises:
-        ConfigError: if a part of the key before the last is no mapping.
+    Raises ConfigError if a part of the key before the last is no mapping.
     """
     parents, mapping = key.split(".")[:-1], settings
-    for depth, name in enumerate(parents, start=1):
-        child = mapping.get(name)
+    for depth, part in enumerate(parents, start=1):
+        child = mapping.get(part)
         if child is not None and not isinstance(child, Mapping):
             raise ConfigError(f"{key}: {'.'.join(parents[:depth])} is a value and has no keys")
-        mapping[name] = dict(child or {})
-        mapping = mapping[name]
+        mapping[part] = dict(child or {})
+        mapping = mapping[part]
     return mapping
 
 
 def locate(target: str, key: str) -> type[BaseModel]:
     """The class that a `_target_` names. Raises ConfigError if there is no such module or class."""
-    module, _, name = target.rpartition(".")
+    module, _, attribute = target.rpartition(".")
     try:
-        kind = getattr(importlib.import_module(module), name)
+        located = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_={target!r}: no such class ({error})") from None
-    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+    if not (isinstance(located, type) and issubclass(located, BaseModel)):
         raise ConfigError(f"{key}._target_={target!r}: not a configuration class")
-    return kind
+    return located
 
 
 def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
@@ -424,7 +468,7 @@ def _keys_of(kind: Any) -> list[str]:
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
-    """The ConfigError for a value that is none of those allowed."""
+    """The ConfigError for a value that is not among the expected ones."""
     return ConfigError(f"{key}={shortened(value)}: unknown; {did_you_mean(value, allowed)}")
 
 

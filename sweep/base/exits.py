@@ -51,7 +51,6 @@ class Cause(StrEnum):
     NONE_COMPLETED = "none completed"
     MANY_FAILED = "many failed"
     NO_TOKEN = "no token"
-    STAMPS = "stamps go back"
     OTHER_LENGTH = "other length"
     BELOW_GATE = "below gate"
     PROMPTS = "prompts"
@@ -79,7 +78,7 @@ class Exit:
 
     def stored(self) -> str:
         """Return the known fields, as JSON."""
-        return json.dumps({name: value for name, value in asdict(self).items() if value not in ("", None, False)})
+        return json.dumps({field: fact for field, fact in asdict(self).items() if fact not in ("", None, False)})
 
     @classmethod
     def restored(cls, stored: str) -> Self:
@@ -88,7 +87,7 @@ class Exit:
 
 
 class Failed(Exception):
-    """A failure that carries its exit; without one it is that of the error from which it was raised."""
+    """A failure that carries its exit; without one, the exit of the error from which it was raised."""
 
     def __init__(self, message: str, exit: Exit | None = None) -> None:
         super().__init__(message)
@@ -117,21 +116,21 @@ def exit_of(error: BaseException) -> Exit:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return Exit(http=status, words=str(error))
-    place = _place_of_ours(error)
-    if place is None:
+    origin = _place_of_ours(error)
+    if origin is None:
         return Exit(words=str(error), outage=LIBRARY_OUTAGES.search(str(error)) is not None)
     source = error.__cause__ or error.__context__
-    return Exit(place) if source is None else exit_of(source)
+    return Exit(origin) if source is None else exit_of(source)
 
 
 def _place_of_ours(error: BaseException) -> str | None:
     """Return the function of ours that raised an error; None where a library did."""
     if isinstance(error, OSError):  # which we raise with a number alone
         return None
-    traceback, place = error.__traceback__, ""
+    traceback, origin = error.__traceback__, ""
     while traceback is not None:
         code, module = traceback.tb_frame.f_code, traceback.tb_frame.f_globals.get("__name__", "")
-        place, traceback = f"{type(error).__name__} in {module}.{code.co_qualname}", traceback.tb_next
+        origin, traceback = f"{type(error).__name__} in {module}.{code.co_qualname}", traceback.tb_next
     of_our_type = f"{type(error).__module__}.".startswith(OUR_MODULES)
-    raised_by_us = type(error).__module__ == "builtins" and place.partition(" in ")[2].startswith(OUR_MODULES)
-    return (place or type(error).__name__) if of_our_type or raised_by_us else None
+    raised_by_us = type(error).__module__ == "builtins" and origin.partition(" in ")[2].startswith(OUR_MODULES)
+    return (origin or type(error).__name__) if of_our_type or raised_by_us else None

@@ -22,10 +22,10 @@ def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
     enough.
     """
     siblings: dict[str, list[Coordinates]] = defaultdict(list)
-    for name, mapping in zip(names, settings, strict=True):
-        siblings[name].append(mapping)
-    keys = {name: _telling(group) for name, group in siblings.items()}
-    return [" ".join([name, *described(mapping, keys[name])]) for name, mapping in zip(names, settings, strict=True)]
+    for label, mapping in zip(names, settings, strict=True):
+        siblings[label].append(mapping)
+    keys = {label: _telling(group) for label, group in siblings.items()}
+    return [" ".join([label, *described(mapping, keys[label])]) for label, mapping in zip(names, settings, strict=True)]
 
 
 def _telling(settings: Sequence[Coordinates]) -> list[str]:
@@ -65,11 +65,11 @@ def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
 def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved configuration as settings: its values under dotted keys, without the classes that they configure."""
     settings: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            settings |= {f"{name}.{key}": inner for key, inner in dotted(value).items()}
-        elif name != "_target_":
-            settings[name] = value
+    for key, setting in config.items():
+        if isinstance(setting, Mapping):
+            settings |= {f"{key}.{inner_key}": inner for inner_key, inner in dotted(setting).items()}
+        elif key != "_target_":
+            settings[key] = setting
     return settings
 
 

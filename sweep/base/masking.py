@@ -38,9 +38,9 @@ def secret_within(name: str, value: object, inherited: bool = False) -> str | No
         with suppress(ValueError):  # a template, or the engine's own notation
             value = json.loads(value)
     if isinstance(value, Mapping):
-        return next(filter(None, (secret_within(f"{name}.{key}", each, named) for key, each in value.items())), None)
+        return next(filter(None, (secret_within(f"{name}.{key}", inner, named) for key, inner in value.items())), None)
     if isinstance(value, list | tuple):
-        return next(filter(None, (secret_within(name, each, inherited) for each in value)), None)
+        return next(filter(None, (secret_within(name, inner, inherited) for inner in value)), None)
     if isinstance(value, str):
         return name if named or is_secret("", value) else None
     a_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -50,10 +50,10 @@ def secret_within(name: str, value: object, inherited: bool = False) -> str | No
 def secret_values(environ: Mapping[str, str]) -> set[str]:
     """Return the values of variables that hold secrets, to be masked wherever they stand.
 
-    Of a variable any name that ends with KEY is a secret's. A number is none: JSON has many.
+    Of a variable any name that ends with KEY is a secret's. A number is no secret: JSON has many.
     """
-    secrets = (value for name, value in environ.items() if NAME.search(name) or name.upper().endswith("KEY"))
-    return {value for value in secrets if len(value) >= SHORTEST and not value.isdecimal()}
+    secrets = (content for key, content in environ.items() if NAME.search(key) or key.upper().endswith("KEY"))
+    return {content for content in secrets if len(content) >= SHORTEST and not content.isdecimal()}
 
 
 def masked_here(text: str) -> str:
@@ -61,14 +61,14 @@ def masked_here(text: str) -> str:
     return masked(text, secret_values(os.environ))
 
 
-def masked_message(text: str, values: set[str]) -> str:
+def masked_message(text: str, secrets: set[str]) -> str:
     """Return a message about what a user typed, masked, and without the value of any name that is a secret's."""
     text = PAIR.sub(lambda pair: f"{pair[1]}{pair[2]}{MASK}" if is_secret(pair[1]) else pair[0], text)
-    return masked(text, values)
+    return masked(text, secrets)
 
 
-def masked(text: str, values: set[str] | frozenset[str] = frozenset()) -> str:
+def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
     """Return a text without these values, and without anything that looks like a key or a URL's password."""
-    for value in sorted(values, key=len, reverse=True):  # one may begin with another
-        text = text.replace(value, MASK)
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
+        text = text.replace(secret, MASK)
     return VALUE.sub(MASK, text)

@@ -41,10 +41,9 @@ class ConfigPath:
     def of_user(cls, user_folders: Sequence[str] = ()) -> "ConfigPath":
         """The folders given, then ./conf, then the project's own.
 
-        A ./conf with a config.yaml is that of another program (or of this project) and is left out.
+        A ./conf with a config.yaml belongs to another program (or to this project) and is left out.
 
-        Raises:
-            ConfigError: for a given folder that does not exist, or that has a config.yaml.
+        Raises ConfigError for a given folder that does not exist, or that has a config.yaml.
         """
         if "" in user_folders:
             raise ConfigError("--config-dir=: expected a folder like conf/")
@@ -72,16 +71,12 @@ class ConfigPath:
         return None if file is None or file.is_relative_to(CONF) else file
 
     def load(self, group: str, name: str) -> dict[str, Any]:
-        """One option, composed.
-
-        Raises:
-            ConfigError: if the name is unknown, or Hydra refuses it.
-        """
+        """One option, composed. Raises ConfigError if the name is unknown, or Hydra refuses it."""
         if name not in self.choices(group):
             raise one_of(group, name, self.choices(group))
         option = self.compose(None, [f"+{group}='{name}'"]).values[group]
         assert isinstance(option, dict)
-        return {str(key): value for key, value in option.items()}
+        return {str(key): setting for key, setting in option.items()}
 
     def compose(self, primary: str | None, overrides: Sequence[str]) -> "Composed":
         """Compose a primary configuration and overrides of config groups with Hydra.
@@ -92,7 +87,7 @@ class ConfigPath:
         return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
 
     def _stamps(self, overrides: Sequence[str]) -> Stamps:
-        """The stamps that change when a file does; those of experiments only where one is composed."""
+        """The stamps that change when a file does; an experiment's stamp only where one is composed."""
         files = [path for folder in self.folders for at in ("*.yaml", "*/*.yaml") for path in folder.glob(at)]
         if not any(override.startswith("+experiment=") for override in overrides):
             files = [path for path in files if path.parent.name != "experiment"]
@@ -116,13 +111,13 @@ def _composed(folders: tuple[Path, ...], stamps: Stamps, primary: str | None, ov
 
     try:
         config, choices = _hydra_composition(folders, primary, list(overrides))
-        values = OmegaConf.to_container(config, resolve=False)
+        settings = OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         complaint = " ".join(str(error).partition("Config search path:")[0].split())
         subject = overrides[0].lstrip("+").replace("'", "") if overrides else primary
         raise ConfigError(f"{subject}: {complaint[:300]}") from None
-    assert isinstance(values, dict)
-    return Composed({str(key): value for key, value in values.items()}, choices)
+    assert isinstance(settings, dict)
+    return Composed({str(key): setting for key, setting in settings.items()}, choices)
 
 
 def _hydra_composition(
@@ -173,9 +168,9 @@ def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
     """The nodes of a YAML document with a copy of what it stands for in the place of each alias."""
     if id(node) not in sizes:
         sizes[id(node)] = MOST_NODES + 1  # of one that contains itself
-        parts = getattr(node, "value", ())
-        inner = [part for entry in parts for part in (entry if isinstance(entry, tuple) else (entry,))]
-        sizes[id(node)] = 1 + (0 if isinstance(parts, str) else sum(_expanded_size(part, sizes) for part in inner))
+        content = getattr(node, "value", ())
+        inner = [child for entry in content for child in (entry if isinstance(entry, tuple) else (entry,))]
+        sizes[id(node)] = 1 + (0 if isinstance(content, str) else sum(_expanded_size(child, sizes) for child in inner))
     return sizes[id(node)]
 
 
@@ -216,9 +211,5 @@ def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
 
 
 def load_option(group: str, name: str) -> dict[str, Any]:
-    """One of the project's own options, composed.
-
-    Raises:
-        ConfigError: if the name is unknown.
-    """
+    """One of the project's own options, composed. Raises ConfigError if the name is unknown."""
     return ConfigPath().load(group, name)

@@ -7,11 +7,14 @@ file, so it needs nothing but the standard library and costs neither start-up ti
 from __future__ import annotations  # array[int] cannot be written at run time before Python 3.12
 
 import math
+import re
+import ssl
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 PROTOCOL_VERSION = 5
 """Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
@@ -19,6 +22,7 @@ PROTOCOL_VERSION = 5
 Phase = Literal["warmup", "measured"]
 Api = Literal["completions", "chat", "responses", "messages", "tgi"]
 TYPED_APIS = ("responses", "messages")  # take text only, and have neither ignore_eos nor a running count
+API_VERSION = re.compile(r"/v\d+[a-z]*\d*$")  # that a base URL may end in: /v1, /api/v4, /v1beta1
 BatchForm = Literal["list", "streams"]
 TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
 UNKNOWN = -1  # a count that was not reported
@@ -176,8 +180,8 @@ class Records:
     gateway_answer: array[int]
 
     def __init__(self) -> None:
-        for name, code in REQUEST_COLUMNS.items():
-            setattr(self, name, array(code) if code else [])
+        for column, code in REQUEST_COLUMNS.items():
+            setattr(self, column, array(code) if code else [])
         self.offsets = array("q", [0])
         self.chunk_us = array("I")
         self.chunk_tokens = array("H")
@@ -186,19 +190,19 @@ class Records:
         return len(self.request_id)
 
     def append(self, record: Record) -> None:
-        for name, code in REQUEST_COLUMNS.items():
-            value = getattr(record, name)
-            getattr(self, name).append(math.nan if code == "d" and value is None else value)
+        for column, code in REQUEST_COLUMNS.items():
+            figure = getattr(record, column)
+            getattr(self, column).append(math.nan if code == "d" and figure is None else figure)
         self.chunk_us.extend(record.chunk_us)
         self.chunk_tokens.extend(record.chunk_tokens)
         self.offsets.append(len(self.chunk_us))
 
     def __getitem__(self, index: int) -> Record:
-        values = {name: getattr(self, name)[index] for name in REQUEST_COLUMNS}
-        values |= {name: None for name in _OPTIONAL if math.isnan(values[name])}
-        values["gateway_answer"] = bool(values["gateway_answer"])
+        cells = {column: getattr(self, column)[index] for column in REQUEST_COLUMNS}
+        cells |= {column: None for column in _OPTIONAL if math.isnan(cells[column])}
+        cells["gateway_answer"] = bool(cells["gateway_answer"])
         begin, end = self.offsets[index], self.offsets[index + 1]
-        return Record(**values, chunk_us=self.chunk_us[begin:end], chunk_tokens=self.chunk_tokens[begin:end])
+        return Record(**cells, chunk_us=self.chunk_us[begin:end], chunk_tokens=self.chunk_tokens[begin:end])
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
@@ -211,3 +215,38 @@ class Sample(NamedTuple):
     series: str  # e.g. kv_cache_usage, requests_running, gpu_memory_bytes
     value: float
     device: str = ""  # a GPU, a core or a position in a draft; "" for the whole
+
+
+def request_path(url: str, path: str) -> str:
+    """Return the path of a request with the query of the endpoint's URL; a version in the URL replaces `path`'s /v1."""
+    parts = urlsplit(url)
+    base = parts.path.rstrip("/")
+    path = path.removeprefix("/v1") if API_VERSION.search(base) else path
+    return base.removesuffix(path) + path + (f"?{parts.query}" if parts.query else "")
+
+
+def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tuple[str, str]:
+    """Return the header of a key, by default the api's; without a scheme it is Bearer in Authorization alone.
+
+    Raises ValueError for a key that no header can hold, such as one with a line break.
+    """
+    if not key.isprintable() or not key.isascii():
+        raise ValueError("the endpoint's key cannot go into a header: expected printable ASCII")
+    header = header or ("x-api-key" if api == "messages" else "Authorization")
+    if scheme is None:
+        scheme = "Bearer" if header.lower() == "authorization" else ""
+    return header, f"{scheme} {key}".strip()
+
+
+def tls_context(verify: bool) -> ssl.SSLContext:
+    """Return the context of a TLS connection, which trusts what SSL_CERT_FILE names where that is set."""
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def tls_remedy(error: object) -> str:
+    """Return what to do about a certificate that is not trusted, after a semicolon; empty for another error."""
+    text = "; set SSL_CERT_FILE to the certificate of its authority, or backend.verify_tls=false"
+    return text if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""

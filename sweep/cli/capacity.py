@@ -9,8 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis.answers.question import slo_of
-from sweep.base.config import ConfigError, content_hash
+from sweep.base.config import ConfigError, content_hash, read_slo
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
 from sweep.base.wording import count, duration_text, number
@@ -23,6 +22,7 @@ from sweep.search.probes import CLAIMS, WARM_UP, measured_of, question_of
 
 RISK = "about 8 % of such claims are too high in simulation, by at most 2 %"
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
+TRIES = 3  # of a probe that its surroundings spoiled
 LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
 
 
@@ -73,7 +73,9 @@ class Search:
         self.plan = self.make(replace(self.base, points=self.points, coordinates=self.coordinates, seeds=self.seeds))
         trial = next(trial for trial in self.plan.trials if trial.seed == seed)
         row = self.ledger.valid_row(trial.trial_id)
-        if row is None or not _is_measured(row):
+        for _ in range(TRIES):
+            if (row is not None and _is_measured(row)) or self.interrupted:
+                break
             self.interrupted = measure(self.plan)
             row = self.ledger.rows.get(trial.trial_id)
         if self.interrupted or row is None:
@@ -124,8 +126,8 @@ def claim_lines(claim: Claim) -> Iterator[str]:
 
 def arguments_of_run(url: str, slo: str, budget: str, overrides: Sequence[str]) -> tuple[list[str], Path]:
     """Return the arguments of `sweep run` for an endpoint, and the folder. Raises ConfigError for unreadable bounds."""
-    bounds = ", ".join(f"{name}: {limit:g}" for name, limit in slo_of(slo).items())
+    read_slo(slo)
     place = re.sub(r"[^\w.]+", "-", url.partition("//")[2] or url).strip("-")
-    keys = ENDPOINT | LENGTHS | {"backend.url": url, "slo": f"{{{bounds}}}", "out": f"results/capacity-{place}"}
+    keys = ENDPOINT | LENGTHS | {"backend.url": url, "slo": slo, "out": f"results/capacity-{place}"}
     keys |= {"capacity.budget": budget} | dict(override.split("=", 1) for override in overrides if "=" in override)
     return [f"{key}={value}" for key, value in keys.items()], Path(keys["out"])

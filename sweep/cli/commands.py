@@ -67,10 +67,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command that shows a run's rows; `all=true`, typed as the keys of a run are, is `--all`."""
+    """The options of a command that shows a run's rows; `all=true`, as the keys of a run are typed, is `--all-rows`."""
     shown = "everything measured in the folder, not only the current plan; also typed all=true"
-    parser.add_argument("--all", action="store_true", help=shown)
-    typed = {"all=true": ["--all"], "all=false": []}
+    parser.add_argument("--all-rows", action="store_true", help=shown)
+    typed = {"all=true": ["--all-rows"], "all=false": []}
+    if "--all" in arguments and parser.prog != "sweep summary":
+        raise ConfigError("--all: expected --all-rows")
     return parser.parse_intermixed_args([part for argument in arguments for part in typed.get(argument, [argument])])
 
 
@@ -199,7 +201,7 @@ def report(arguments: list[str]) -> int:
         )
     if options.output is not None:
         object_store.copy(run, options.output)
-    print_report(options.output or run_folder(run), make_console(), options.metrics, all_rows=options.all)
+    print_report(options.output or run_folder(run), make_console(), options.metrics, all_rows=options.all_rows)
     return 0
 
 
@@ -215,7 +217,7 @@ def _report_several(options: argparse.Namespace) -> None:
     places = [run_place(each) for each in options.runs]
     if len({place if isinstance(place, str) else place.resolve() for place in places}) < len(places):
         raise ConfigError(f"RUN={' '.join(options.runs)}: a run is named twice")
-    runs = [_opened(each, options.all) for each in options.runs]
+    runs = [_opened(each, options.all_rows) for each in options.runs]
     try:
         write_several(runs, options.output)
     except OSError as error:
@@ -227,25 +229,42 @@ def summary(arguments: list[str]) -> int:
     """Answer per task: the cheapest or fastest configuration within the SLO, how sure, its headroom and runner-up.
 
     sweep summary results/night
-    sweep summary monday tuesday --slo ttft=0.2,tpot=0.02 --format markdown --output answer.md
+    sweep summary monday tuesday --slo ttft=200ms,tpot=20ms --format markdown --output answer.md
 
     RUN is a results folder, its name under results/, or s3://bucket/run; the configurations of several runs are
-    rivals where they were asked the same on the same machine. Without an SLO configurations are compared at equal
+    rivals at the tasks and on the machines that they share. Without an SLO configurations are compared at equal
     loads; with one, each at the load at which it does best within the bounds.
     """
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
-    from analysis.answers.question import slo_of
+    from analysis.report.tables import deciding_table
+    from analysis.report.terminal import Summary, everything
+    from analysis.table import Output
+    from sweep.base.config import read_slo
     from sweep.cli.capacity import claim_lines
     from sweep.search.probes import read_claims
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
-    parser.add_argument("--slo", metavar="NAME=SECONDS,...", help="of ttft, tpot, e2el; default: the run's slo")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="ttft=200ms,tpot.p90=0.05s; default: the run's slo")
+    parser.add_argument("--table", action="store_true", help="all points, with the figures that decide")
+    parser.add_argument("--all", action="store_true", help="all figures, spreads, failures and warnings")
     options = _printed(parser, arguments)
-    runs = [_opened(each, options.all) for each in options.runs]
-    _print(answers_output(answers(runs, options.slo and slo_of(options.slo))), options)
-    for results in runs if options.format == "text" and options.output is None else ():
+    runs = [_opened(each, options.all_rows) for each in options.runs]
+    slo = read_slo(options.slo)
+    answered = answers(runs, slo)
+    output = answers_output(answered)
+    if options.all:
+        parts = [part for each in runs for part in everything(each, answers([each], slo))]
+        output = Output(parts, output.table, output.data)
+    elif options.table:
+        output = Output([deciding_table(each, None) for each in runs], output.table, output.data)
+    to_read = options.format == "text" and options.output is None
+    if len(runs) == 1 and to_read and not options.all and not options.table:
+        make_console(160).print(Summary(runs[0], answered))
+    else:
+        _print(output, options)
+    for results in runs if to_read else ():
         for name, claim in read_claims(results.run.paths.out).items():
             print("\n".join([name, *claim_lines(claim)]))
     return 0
@@ -254,9 +273,9 @@ def summary(arguments: list[str]) -> int:
 def capacity(arguments: list[str]) -> int:
     """Find the highest request rate that a running endpoint holds within an SLO, with an interval and a stated risk.
 
-    sweep capacity http://127.0.0.1:8000 --slo ttft=0.5,tpot=0.05 workload.input_tokens=2000
+    sweep capacity http://127.0.0.1:8000 --slo ttft=500ms,tpot.p95=50ms workload.input_tokens=2000
 
-    Bounds hold for 90 % of the requests (capacity.percentile=90). Each probe is a trial in a results folder; the same
+    A bound without a percentile is on p90. Each probe is a trial in a results folder; the same
     command goes on where it was stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
     """
     from sweep.cli.capacity import arguments_of_run
@@ -265,7 +284,7 @@ def capacity(arguments: list[str]) -> int:
 
     parser = Parser(capacity)
     parser.add_argument("url", metavar="URL", help="of a running engine")
-    parser.add_argument("--slo", metavar="NAME=SECONDS,...", required=True, help="of ttft, tpot, e2el")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", required=True, help="ttft=500ms,tpot.p90=0.05s")
     parser.add_argument("--budget", default="8m", help="of measuring: 90s, 20m, 2h (default: 8m)")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
@@ -283,7 +302,7 @@ def rerun(arguments: list[str]) -> int:
     """Run a row of a run again from what it says of itself, and say whether it was reproduced, or what differs.
 
     sweep rerun results/night#1a2b3c4d5e6f       a trial by its id, or the beginning of it
-    sweep rerun results/night                    every result of its present plan, launch by launch
+    sweep rerun results/night --all              every result of its present plan; without --all the estimate alone
     sweep rerun results/night#1a2b3c4d5e6f --capsule > capsule.txt
     sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
 
@@ -295,6 +314,7 @@ def rerun(arguments: list[str]) -> int:
 
     parser = Parser(rerun)
     parser.add_argument("source", metavar="RUN#TRIAL", help="or RUN, or a file with a capsule")
+    parser.add_argument("--all", action="store_true", help="measure every result of RUN again")
     parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
     parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
@@ -308,7 +328,12 @@ def rerun(arguments: list[str]) -> int:
     from sweep.rerun.command import run_again
 
     console = make_console()
-    return run_again(capsules, options.overrides, options.out, arguments, console, folders)
+    refused = len(capsules) > 1 and not options.all and content is None and not Path(options.source).is_file()
+    overrides = [*options.overrides, *(["dry_run=true"] if refused else [])]
+    status = run_again(capsules, overrides, options.out, arguments, console, folders)
+    if refused:
+        raise ConfigError(f"{options.source}: expected RUN#TRIAL, or --all for {len(capsules):,} trials")
+    return status
 
 
 def studies(arguments: list[str]) -> int:
@@ -321,7 +346,9 @@ def studies(arguments: list[str]) -> int:
     options = _printed(parser, arguments)
     if options.markdown:
         raise ConfigError("--markdown: expected --format markdown")
-    _print(printed.run_findings(_opened(options.run, options.all)) if options.run else printed.catalogue(), options)
+    _print(
+        printed.run_findings(_opened(options.run, options.all_rows)) if options.run else printed.catalogue(), options
+    )
     return 0
 
 
@@ -363,7 +390,7 @@ def compare(arguments: list[str]) -> int:
     conditions = [room.condition(text) for text in options.fail_if]
     columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
-        sides = [room.side(text, options.all) for text in options.runs]
+        sides = [room.side(text, options.all_rows) for text in options.runs]
         _name_others(*(each.run for each in sides))
         noise = room.noise_of(options.noise, sides) if options.noise else None
     except (RunNotFound, DamagedFile) as error:
@@ -392,7 +419,7 @@ def explain(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
     options = _printed(parser, arguments)
-    results = _opened(options.run, options.all)
+    results = _opened(options.run, options.all_rows)
     _print(explanation_output(explanations(results.run, results.layout, options.metric or EXPLAINED)), options)
     return 0
 
@@ -515,7 +542,7 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = _of_all_rows(parser, arguments)
-    results = _opened(options.run, options.all)
+    results = _opened(options.run, options.all_rows)
     written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
     print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points")
     return 0
@@ -585,17 +612,19 @@ def dispatch(arguments: Sequence[str]) -> int:
     first, *rest = arguments or ["--help"]
     if first in COMMANDS:
         return COMMANDS[first](rest)
+    if first == "help" and rest and rest[0] in COMMANDS:
+        return COMMANDS[rest[0]](["--help"])
     if first in ("-h", "--help", "help"):
         lines = [f"  {name:11} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
         print(TOP.format(commands="\n".join(lines), choices=_choices(ConfigPath.of_user())))
         return 0
-    if first == "--version":
+    if first in ("--version", "version"):
         from sweep.base import provenance
 
         commit = provenance.commit()
         print(f"sweep {provenance.own_versions()['sweep']}" + (f" ({commit})" if commit else ""))
         return 0
-    if "=" in first or first.startswith("--config-dir"):
+    if "=" in first or first.startswith("--config-dir") or first in ConfigPath.of_user().choices("experiment"):
         return run(list(arguments))
     raise one_of("command", first, list(COMMANDS))
 

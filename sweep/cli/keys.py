@@ -30,10 +30,7 @@ class Key(NamedTuple):
 
 
 def keys_of(options: ConfigPath, group: str = "", option: str = PRIMARY) -> list[Key]:
-    """The keys of an option of a config group; by default those of conf/config.yaml, which every run has.
-
-    Raises ConfigError if there is no such option, or its class does not exist.
-    """
+    """The keys of an option of a config group; by default the keys of conf/config.yaml, which every run has."""
     loaded = options.load(group, option) if group else yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())
     values = {key: value for key, value in loaded.items() if key not in ("defaults", "name")}
     target = values.pop("_target_", None)

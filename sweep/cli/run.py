@@ -28,7 +28,7 @@ from sweep.base.config import (
     shortened,
 )
 from sweep.base.exits import Outage
-from sweep.base.masking import masked_message, secret_values
+from sweep.base.masking import masked_here, masked_message, secret_values
 from sweep.base.options import ConfigPath
 from sweep.base.wording import count
 from sweep.cli.capacity import Search, check_search, claim_lines
@@ -40,7 +40,7 @@ from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, write_plan
 from sweep.drive.driver import Driver, Executor, RunResult
-from sweep.drive.endpoint_model import with_model
+from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.drive.monitor.progress import Display
 from sweep.drive.output_folder import check_out, ledger_to_read, move_aside, results_folder
 from sweep.drive.planning_outages import plan_patiently
@@ -65,6 +65,8 @@ from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, print_plan
 
+LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
+
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
@@ -73,9 +75,12 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     error of ours while planning.
     """
     with traced(arguments):
-        arguments = with_model(arguments, ConfigPath.of_user(config_dirs))
+        options = ConfigPath.of_user(config_dirs)
+        arguments, answered = with_dialect(with_model(arguments, options), options)
         settings = functools.partial(_settings_of_run, arguments, config_dirs)
         planned = plan_patiently(functools.partial(_planned, arguments, config_dirs), settings)
+    if answered:
+        make_console(PIPE_WIDTH).print(f"endpoint: {masked_here(answered)}", markup=False, soft_wrap=True)
     folders = [part for folder in config_dirs for part in ("--config-dir", folder)]
     return execute_plan(planned, shlex.join(["sweep", *folders, *arguments]))
 
@@ -119,7 +124,12 @@ def execute_plan(planned: "Planned", command: str) -> int:
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command, lock.check)
         with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
-            return _run_locked(plan, paths, nodes, console, command, lock.check, mirror)
+
+            def check() -> None:
+                lock.check()
+                mirror.lock.check()
+
+            return _run_locked(plan, paths, nodes, console, command, check, mirror)
 
 
 @contextmanager
@@ -235,7 +245,7 @@ def _run_locked(
         with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
         console.print(f"interrupted: {with_row} of {count(len(plan.trials), 'trial')} finished; {remedy}")
     elif result.unfinished:
-        console.print(f"deadline: {count(result.unfinished, 'trial')} not finished; {remedy}")
+        console.print(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
 
 
@@ -319,12 +329,7 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 def print_report(
     folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
 ) -> None:
-    """Print the summary of the results in a folder; rebuild tables, figures and report before.
-
-    `all_rows`: of everything that was measured there, not of the present plan alone.
-
-    Raises ConfigError if there is no run, or its files are damaged.
-    """
+    """Print the summary of the results in a folder; rebuild tables, figures and report before."""
     import analysis  # pandas, scipy: not for a command with nothing to do
 
     try:
@@ -334,9 +339,8 @@ def print_report(
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
-    for render in (analysis.render_wide, analysis.render_vllm_flavour) if metrics == "vllm" else ():
-        for table in render(results):
-            console.print(table)
+    for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
+        console.print(table)
     _print_place_of_report(RunPaths(folder), console)
 
 
@@ -348,6 +352,10 @@ def _print_place_of_report(paths: RunPaths, console: Console) -> None:
 def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
     if settings.cluster.kind == "inline":
         return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
+    folder = tempfile.gettempdir()
+    if settings.cluster.kind == "local" and len(os.fsencode(folder)) > LONGEST_TMPDIR:
+        problem = "Ray's sockets are under it, and the path of a socket has at most 107 bytes"
+        raise ConfigError(f"TMPDIR={shortened(folder)}: {problem}; expected at most {LONGEST_TMPDIR}, e.g. TMPDIR=/tmp")
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor
 

@@ -97,7 +97,9 @@ class Job:
     def answer(self, call: int) -> wire.Answer:
         """An empty answer for one call."""
         keeps_text = self.keeps_texts and (not self.counted or call % (1 + self.calls // TEXTS) == 0)
-        return wire.Answer(self.target.api, self.prompts[call], self.patient_until(call), keeps_text)
+        times, least = wire.ENDLESS
+        limit = self.prompts[call] * max(times * self.limits[call], least)
+        return wire.Answer(self.target.api, self.prompts[call], self.patient_until(call), keeps_text, limit)
 
 
 class ResultFiles:

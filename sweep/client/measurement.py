@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import resource
 import selectors
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from sweep.numbers.quantile import quantile
 
 HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
 STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
+FILES_OF_PROCESS = 64  # that a measuring process has open beside its connections
 STALLED = "stall_timeout"  # the reason to stop when no token of any request comes
 PROGRESS_REPORTS = 5  # of each process within the stall timeout, unless that is more than one a second
 TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
@@ -119,6 +121,7 @@ def measure(
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
     target = replace(target, batch_form=_batch_form(target, mode, warmup, requests))
     parts = process_count(processes, mode, requests, cpus)
+    allow_open_files(-(-min(mode.most_in_flight() or len(requests), len(requests)) // parts) + FILES_OF_PROCESS)
     keeps_texts = count_tokens is not None
     every = min(1.0, (stall_timeout or math.inf) / PROGRESS_REPORTS)
     job = Job(target, timeouts or Timeouts(), mode, parts, cpus, keeps_texts, every)
@@ -131,6 +134,15 @@ def measure(
     )
     cores = len(cpus or os.sched_getaffinity(0))
     return Measurement(records, _report(folder, finals, target, supervisor.stopped, cores), supervisor.start / 1e9)
+
+
+def allow_open_files(files: int) -> None:
+    """Allow so many open files, here and in the client processes. Raises ValueError if the hard limit is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < files:
+        raise ValueError(f"{files} open files are needed, and this machine allows {hard}; set ulimit -n {files}")
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
 # -- the job folder
@@ -318,7 +330,7 @@ class _Part(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """The position of a request's results among those of its process."""
+    """The position of a request's results in its process's files."""
 
     row: int
     chunk: int

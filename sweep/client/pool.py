@@ -2,12 +2,11 @@
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Any
 
 from sweep.base.clock import StampClock
-from sweep.base.records import Timeouts
+from sweep.base.records import Timeouts, tls_context
 from sweep.client import wire
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import Counters, ServerAddress, StampedConnection
@@ -72,10 +71,7 @@ def _resolve(target: wire.Target, timeouts: Timeouts) -> ServerAddress:
         chosen = next(filter(_accepts, candidates), chosen)
     context = None
     if target.tls:
-        context = ssl.create_default_context()
-        if not target.verify_tls:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
+        context = tls_context(target.verify_tls)
     closes = any(name.lower() == "connection" and "close" in value.lower() for name, value in target.headers.items())
     return ServerAddress(chosen[0], tuple(chosen[4]), host, context, timeouts.connect, not closes)
 

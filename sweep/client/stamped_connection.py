@@ -19,6 +19,7 @@ from typing import Any
 import httptools
 
 from sweep.base.clock import STAMP_OPTION, StampClock
+from sweep.base.records import tls_remedy
 from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
@@ -113,8 +114,9 @@ class StampedConnection:
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
-        sock = socket.socket(self._address.family, socket.SOCK_STREAM)
+        sock: socket.socket | None = None  # made inside: without a free file descriptor, `_opening` is cleared too
         try:
+            sock = socket.socket(self._address.family, socket.SOCK_STREAM)
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
@@ -125,7 +127,8 @@ class StampedConnection:
                     await self._tls.handshake(self._loop, sock)
         except BaseException:
             self._tls = None
-            sock.close()
+            if sock is not None:
+                sock.close()
             raise
         finally:
             self._opening = None
@@ -178,7 +181,7 @@ class StampedConnection:
             return  # abandoned meanwhile
         except (OSError, TimeoutError) as error:
             if self.answer is answer:
-                answer.fail(f"connect: {_in_one_line(error)}")
+                answer.fail(f"connect: {_in_one_line(error)}{tls_remedy(error)}")
                 self._finish(answer)
             return
         if self.answer is answer:
@@ -282,6 +285,9 @@ class StampedConnection:
             raise
         except httptools.HttpParserError as error:
             self.abandon(f"protocol: {_in_one_line(error)}")
+            return
+        if answer.chunks > answer.limit and not self._answered:
+            self.abandon(f"protocol: {answer.chunks} events without an end; the request asked for far fewer tokens")
             return
         if answer.chunks - before > 1 and (len(answer.streams) == 1 or answer.shared != shared):
             self._counters.multi_event_reads += 1

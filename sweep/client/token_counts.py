@@ -6,7 +6,7 @@ that came, so nothing generated before the first visible token makes later token
 
 from sweep.base.records import UNKNOWN, Record
 
-TOLERANCE = 0.1  # by which a server's count may differ from that of the text
+TOLERANCE = 0.1  # by which a server's count may differ from our count of the text
 
 
 def settle(record: Record, fixed_length: bool) -> None:

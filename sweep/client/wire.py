@@ -31,7 +31,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource
+from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource, key_header, request_path
 from sweep.client.dialects import TYPED_DIALECTS
 from sweep.client.dialects.event import TypedEvent
 
@@ -43,19 +43,22 @@ PATHS: dict[str, str] = {
 }
 LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
+ENDLESS = 4, 64  # times the tokens asked for, and token events at least: more is an answer that does not end
 NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
+OTHER_LIMIT = "set backend.max_tokens_field=max_completion_tokens"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
 REASONING = ("reasoning_content", "reasoning")  # keys of a delta for the text of a reasoning model before its answer
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_NUMBER = re.compile(rb"\s*(\d+)")
+_NUMBER = re.compile(rb"\s*(\d{1,9})(?!\d)")
+LARGEST_COUNT = 10**9  # tokens: no usage says as many, and records have 32 bits
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
 _COMPRESSED = (
-    "is not supported: a compressed stream hides the times of its tokens. The requests accept identity only: switch "
-    "off compression of text/event-stream in the server or its proxy"
+    "is not supported: it hides the times of tokens; switch compression of text/event-stream off in the server or its "
+    "proxy"
 )
 
 
@@ -73,13 +76,17 @@ class Target:
     ignore_eos: bool = False  # send ignore_eos, so that every answer has exactly the tokens asked for
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to each body; null takes a key out
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
-    api_key_env: str | None = None  # NAME of the environment variable that holds the key; sent as a bearer token
+    path: str | None = None  # of the requests, in place of the api's
+    api_key_env: str | None = None  # NAME of the environment variable that holds the key
+    auth_header: str | None = None  # None: the api's own
+    auth_scheme: str | None = None
+    max_tokens_field: str = "max_tokens"
     verify_tls: bool = True
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"url={self.url!r}: expected http(s)://host[:port][/path]")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+            raise ValueError(f"url={self.url!r}: expected http(s)://host[:port][/path][?query]")
         if parts.username or parts.password:
             raise ValueError("url: holds credentials; give the name of an environment variable as api_key_env instead")
         if self.api not in PATHS:
@@ -91,10 +98,8 @@ class Target:
                 raise ValueError(f"headers: {name!r} is not an HTTP header")
 
     @property
-    def path(self) -> str:
-        base = urlsplit(self.url).path.rstrip("/")
-        path = PATHS[self.api]
-        return base + path.removeprefix("/v1") if base.endswith("/v1") else base + path
+    def request_path(self) -> str:
+        return request_path(self.url, self.path or PATHS[self.api])
 
     @property
     def tls(self) -> bool:
@@ -106,23 +111,20 @@ class Target:
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
+def header_fields(target: Target, key: str | None) -> dict[str, str]:
+    """The header that all requests share. Raises ValueError for a key that no header can hold."""
+    dialect = TYPED_DIALECTS.get(target.api)
+    fields = {"User-Agent": "llm-sweep", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
+    fields |= {"Content-Type": "application/json", **(dialect.headers if dialect else {}), **target.headers}
+    if key is not None:
+        fields |= [key_header(target.api, target.auth_header, target.auth_scheme, key)]
+    return fields
+
+
 def head(target: Target, key: str | None) -> bytes:
     """The part of a request's head that all requests share; what `call` gives follows it on the wire."""
-    dialect = TYPED_DIALECTS.get(target.api)
-    headers = {**dialect.headers, **target.headers} if dialect else target.headers
-    lines = [
-        f"POST {target.path} HTTP/1.1",
-        f"Host: {urlsplit(target.url).netloc}",
-        "User-Agent: llm-sweep",
-        "Accept: text/event-stream",
-        "Accept-Encoding: identity",
-        "Content-Type: application/json",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    if key is not None:
-        if not key.isprintable() or not key.isascii():
-            raise ValueError(f"the value of {target.api_key_env} cannot go into a header")
-        lines.append(f"{dialect.key_header if dialect else 'Authorization: Bearer '}{key}")
+    lines = [f"POST {target.request_path} HTTP/1.1", f"Host: {urlsplit(target.url).netloc}"]
+    lines += [f"{name}: {value}" for name, value in header_fields(target, key).items()]
     return ("\r\n".join(lines) + "\r\n").encode("ascii")
 
 
@@ -166,7 +168,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
         options["continuous_usage_stats"] = True
     content: dict[str, Any] = {
         "model": target.model,
-        "max_tokens": limit,
+        target.max_tokens_field: limit,
         "temperature": target.temperature or 0,
         "stream": True,
         "stream_options": options,
@@ -293,6 +295,7 @@ class Answer:
     prompts: InitVar[int] = 1
     patient_until: int = 0  # tokens before which the answer cannot end with the next event
     keeps_text: InitVar[bool] = False  # for its tokens to be counted afterwards
+    limit: int = LARGEST_COUNT  # token events of all streams, with more of which it is over
     streams: list[Stream] = field(init=False)
     sent: int = 0  # ns, when the first byte of the request was written
     completed: int = 0  # ns, arrival of the end of the body; 0: it never came
@@ -340,8 +343,14 @@ class Answer:
 
     def body(self, data: bytes, arrived: int) -> None:
         """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
-        if self._shape and not self._carry and self._short_cut(data, arrived):
-            return
+        try:
+            if not (self._shape and not self._carry and self._short_cut(data, arrived)):
+                self._take(data, arrived)
+        except Exception as error:  # noqa: BLE001 - this answer's failure, whatever its server sent
+            self._shape = None
+            self.fail(f"protocol: {type(error).__name__}: {str(error)[:LARGEST_MESSAGE]}")
+
+    def _take(self, data: bytes, arrived: int) -> None:
         if self._carry:
             data = self._carry + data
             self._carry = b""
@@ -376,6 +385,12 @@ class Answer:
     def complete(self, arrived: int) -> None:
         """The body has ended as HTTP wants it."""
         self.completed = arrived
+        try:
+            self._complete(arrived)
+        except Exception as error:  # noqa: BLE001 - this answer's failure, whatever its server sent
+            self.fail(f"protocol: {type(error).__name__}: {str(error)[:LARGEST_MESSAGE]}")
+
+    def _complete(self, arrived: int) -> None:
         if self.status != 200:
             self.fail(self._status_error())
             return
@@ -537,19 +552,19 @@ class Answer:
         elif len(choices) == 1 and 0 <= (choices[0].get("index") or 0) < len(self.streams):
             stream = self.streams[choices[0].get("index") or 0]
         else:
-            self._sum = number if not choices and isinstance(number, int) else self._sum
+            self._sum = _token_count(number) if not choices and isinstance(number, int) else self._sum
             return
         if isinstance(usage.get("prompt_tokens"), int):
-            stream.input_tokens = usage["prompt_tokens"]
+            stream.input_tokens = _token_count(usage["prompt_tokens"])
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
-            stream.cached_tokens = details["cached_tokens"]
+            stream.cached_tokens = _token_count(details["cached_tokens"])
         final = not choices or stream.finish_reason is not None  # until then it is a running count
         if final and isinstance(number, int):
-            stream.output_tokens = number
+            stream.output_tokens = _token_count(number)
         details = usage.get("completion_tokens_details")
         if isinstance(details, dict) and isinstance(details.get("reasoning_tokens"), int):
-            stream.reasoning_tokens = details["reasoning_tokens"]
+            stream.reasoning_tokens = _token_count(details["reasoning_tokens"])
 
     def _share_sum(self) -> None:
         """Give each prompt of a list its share of the call's count, by its events, where no count was its own."""
@@ -569,8 +584,10 @@ class Answer:
         details = content.get("details") or {}
         if details or content.get("generated_text") is not None:
             stream.finish_reason = str(details.get("finish_reason") or "unknown")
-            stream.output_tokens = details.get("generated_tokens", UNKNOWN)
-            stream.input_tokens = details.get("input_length", UNKNOWN)
+            if "generated_tokens" in details:
+                stream.output_tokens = _token_count(details["generated_tokens"])
+            if "input_length" in details:
+                stream.input_tokens = _token_count(details["input_length"])
             self.ended = True
         elif content.get("token"):
             self._learn(event, "text", b"token")
@@ -610,6 +627,8 @@ class Answer:
         message = _message(self._carry)
         if self.api == "chat" and "chat template" in message.lower().replace("_", " "):
             error += f" {NO_TEMPLATE}:"
+        if self.status == 400 and "max_completion_tokens" in message:
+            error += f" {OTHER_LIMIT}:"
         return f"{error} {message}".rstrip()
 
 
@@ -638,8 +657,16 @@ def _direct_address(location: str, path: str) -> str:
 
 def _number(event: bytes, key: bytes) -> int:
     match = _NUMBER.match(event, event.rfind(key) + len(key))
-    assert match is not None  # asked only of events of a shape that has it
+    if match is None:
+        raise ValueError(f"expected a count after {key.decode()}")
     return int(match[1])
+
+
+def _token_count(number: Any) -> int:
+    """Return a count of tokens. Raises ValueError for anything else."""
+    if not isinstance(number, int) or not 0 <= number < LARGEST_COUNT:
+        raise ValueError(f"expected a count of tokens, not {str(number)[:40]}")
+    return number
 
 
 def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
@@ -660,7 +687,11 @@ def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: 
         stream.by_ids = True
         return len(ids), b'"token_ids":'
     count = usage.get("completion_tokens")
-    if isinstance(count, int) and (stream.running_count or stream.ahead or not stream.chunk_us):
+    if (
+        isinstance(count, int)
+        and _token_count(count) >= 0
+        and (stream.running_count or stream.ahead or not stream.chunk_us)
+    ):
         tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
         return stream.reconciled(tokens, text), b'"completion_tokens":'
     return (1 if text else 0), b""

@@ -42,10 +42,8 @@ class NodeHealth:
     def suspects(self) -> set[str]:
         """Return the nodes that are to blame for the deployments that failed on them and on no other."""
         nodes = set().union(*self.failures.values())
-        return {node_id for node_id in nodes if self.failed_only_on(node_id) and self._is_suspect(node_id)}
-
-    def _is_suspect(self, node_id: str) -> bool:
-        return node_id in self.broken or len(self.failed_only_on(node_id)) >= DEPLOYMENTS
+        failures = {node_id: len(self.failed_only_on(node_id)) for node_id in nodes}
+        return {node_id for node_id, n in failures.items() if n >= DEPLOYMENTS or (n and node_id in self.broken)}
 
     def review(self, has_nodes_besides: Callable[[set[str]], bool]) -> Review:
         """Quarantine suspects while another node remains, and restore nodes that are no longer suspect."""

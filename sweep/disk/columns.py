@@ -1,6 +1,6 @@
 """The columns of a run's files that are not quantities: their units and meanings, for docs/columns.md.
 
-Meanings of trials.parquet stand beside the fields of `sweep.disk.row`, those of requests.parquet beside the fields of
+Meanings of trials.parquet stand beside the fields of `sweep.disk.row`, of requests.parquet beside the fields of
 `sweep.base.records.Record`; quantities have their own.
 """
 
@@ -61,8 +61,7 @@ def derived_series() -> list[Quantity]:
 def written_columns(names: Iterable[str]) -> list[str]:
     """Return the names, without repetition, of columns that a reader needs of requests.parquet.
 
-    Raises:
-        KeyError: for a column that is never written. A reader that asks for it would find every file incomplete.
+    Raises KeyError for a column that is never written. A reader that asks for it would find every file incomplete.
     """
     if never := sorted(set(names) - request_columns().keys()):
         raise KeyError(f"requests.parquet: no column {', '.join(never)} is ever written")

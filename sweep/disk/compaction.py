@@ -49,8 +49,8 @@ def compact(paths: RunPaths, fewest: int = FEWEST_FILES) -> int:
 def compacted_names(paths: RunPaths, names: Iterable[str]) -> list[str]:
     """Those of a run's files, named by their path in it, that now are in a compact file alone."""
     kinds = ("requests.parquet", "telemetry.parquet", "trial.parquet")
-    candidates = [name for name in names if name.count("/") == 4 and name.endswith(kinds)]
-    return [name for name in candidates if not (paths.out / name).exists() and _is_compact(paths.out / name)]
+    candidates = [path for path in names if path.count("/") == 4 and path.endswith(kinds)]
+    return [path for path in candidates if not (paths.out / path).exists() and _is_compact(paths.out / path)]
 
 
 def _is_small(file: Path) -> bool:
@@ -118,11 +118,11 @@ def _trial_of(file: Path) -> str:
 def _write(files: Sequence[Path], target: Path) -> None:
     """Write a compact file: whole trials in each row group, their places in the footer."""
     index: list[tuple[str, int, int, int]] = []
-    with opened_table(files[0]) as first:
-        added = [name for name in tables.TRIAL_KEY if name not in first.names]
-        schema = first.file.schema_arrow.remove_metadata()
-    for name in added:
-        schema = schema.append(pa.field(name, pa.string()))
+    with opened_table(files[0]) as table_file:
+        added = [column for column in tables.TRIAL_KEY if column not in table_file.names]
+        schema = table_file.file.schema_arrow.remove_metadata()
+    for column in added:
+        schema = schema.append(pa.field(column, pa.string()))
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in UNREPEATED]
     options = {"compression": "zstd", "use_dictionary": texts, "write_page_checksum": True}
     with pq.ParquetWriter(target, schema.with_metadata({"added": json.dumps(added)}), **options) as writer:
@@ -131,11 +131,11 @@ def _write(files: Sequence[Path], target: Path) -> None:
         for file in files:
             table = read_table(file)
             key = dict(zip(tables.TRIAL_KEY, file.parts[-4:-1], strict=True))
-            for name in added:
-                table = table.append_column(name, pa.repeat(key[name], len(table)))
+            for column in added:
+                table = table.append_column(column, pa.repeat(key[column], len(table)))
             index.append((_trial_of(file), group, sum(map(len, pending)), len(table)))
             pending.append(table)
-            if sum(each.nbytes for each in pending) > GROUP_BYTES:
+            if sum(batch.nbytes for batch in pending) > GROUP_BYTES:
                 group += _write_group(writer, pending)
                 pending = []
         _write_group(writer, pending)

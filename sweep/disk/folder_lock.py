@@ -2,14 +2,13 @@
 
 The kernel's lock on `.lock` takes effect immediately and is released when its holder exits. But some file systems have
 no locks, on others they hold on one node only, and the file may be deleted. So the driver also rewrites `.heartbeat`,
-as it does a lock in an object store. A holder on this host is looked up by its process; a holder on another host is
-dead after `heartbeat_lock.LOCK_TIMEOUT` seconds without a heartbeat.
+as it does a lock in an object store. A holder of the same boot and the same pid namespace is looked up by its process,
+as only there a number means one process. Any other is dead after `heartbeat_lock.LOCK_TIMEOUT` s without a heartbeat.
 """
 
 import errno
 import fcntl
 import os
-import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from typing import Any
 import psutil
 
 from sweep.base.config import ConfigError
-from sweep.disk.heartbeat_lock import Lock, stop_at_once
+from sweep.disk.heartbeat_lock import Lock
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
@@ -60,29 +59,32 @@ class Heartbeat(Lock):
     def __init__(self, out: Path) -> None:
         super().__init__(_Folder(out))
 
-    def ours(self) -> bool:
-        """Return whether no other driver holds it: one that was deleted is written again, with its folder it is not."""
-        lock = self._read()
-        return lock is None or bool(lock["owner"] == self.owner)
-
     def describe_holder(self) -> dict[str, Any]:
         driver = psutil.Process()
         identity = {"pid": driver.pid, "began": driver.create_time()}
-        return {**super().describe_holder(), "host": socket.gethostname(), **identity}
+        return {**super().describe_holder(), "processes": process_space(), **identity}
 
     def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
-        """Return whether the holder is dead: on this host a look is mostly enough.
+        """Return whether the holder is dead: a look is mostly enough where its processes are seen from here.
 
         Where a process of its number began at another time, it is another one, or the clock was set, by which that time
         is told: the heartbeat decides.
         """
-        if lock.get("host") == socket.gethostname():
+        if lock.get("processes") == process_space():
             try:
                 if psutil.Process(int(lock["pid"])).create_time() == lock["began"]:
                     return False
             except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
                 return True
         return super().expired(lock, notify)
+
+
+def process_space() -> str:
+    """Return what makes a process id unique: the boot and the pid namespace; a name of its own where unknown."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return uuid.uuid4().hex
 
 
 @contextmanager
@@ -102,7 +104,7 @@ def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[He
             why = os.strerror(problem)
             notify(f"out={out}: file locks are not supported here ({why}); using the heartbeat file only")
         heartbeat.acquire(notify, contested=problem is not None or file_system(out) not in LOCAL)
-        heartbeat.keep(lambda: _taken_over(out, notify))
+        heartbeat.keep()
         try:
             yield heartbeat
         finally:
@@ -127,8 +129,3 @@ def file_system(folder: Path) -> str:
         partitions = [each for each in psutil.disk_partitions(all=True) if each.mountpoint in parents]
         return max(partitions, key=lambda each: len(each.mountpoint)).fstype if partitions else ""
     return ""
-
-
-def _taken_over(out: Path, notify: Callable[[str], None]) -> None:
-    notify(f"out={out}: another driver has taken over: stopping now")
-    stop_at_once()

@@ -1,11 +1,11 @@
 """The lock of a run: a file or object that its driver rewrites every LOCK_HEARTBEAT seconds, also during uploads.
 
-A lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver. A driver whose lock was taken stops.
+A lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver. A driver whose lock was taken stops; one
+whose lock is missing writes it again: a store may be behind for a moment, and somebody may tidy up.
 """
 
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -42,6 +42,7 @@ class Lock:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.ended = threading.Event()
+        self.taken = False  # by another driver, as a heartbeat found
         self.thread: threading.Thread | None = None
         self.last_beat = time.monotonic(), time.time()
 
@@ -75,29 +76,42 @@ class Lock:
         holder = (self._read() or {}).get("who", "process unknown")
         return ConfigError(f"out={self.store.url}: a sweep is running there ({holder})")
 
-    def keep(self, taken: Callable[[], None]) -> None:
-        """Start a thread that sends heartbeats; it calls `taken` if another driver takes the lock."""
-        self.thread = threading.Thread(target=self._keep, args=(taken,), name="lock", daemon=True)
+    def keep(self) -> None:
+        """Start a thread that sends heartbeats until another driver takes the lock, which `check` then reports."""
+        self.thread = threading.Thread(target=self._keep, name="lock", daemon=True)
         self.thread.start()
 
-    def _keep(self, taken: Callable[[], None]) -> None:
-        while not self.ended.wait(LOCK_HEARTBEAT):
+    def _keep(self) -> None:
+        while not self.taken and not self.ended.wait(LOCK_HEARTBEAT):
             with suppress(OSError):  # the mirror meets the same error and reports it
-                if not self.ours():
-                    return taken()
-                self.beat()
+                self.taken = not self.ours()
+                if not self.taken:
+                    self.beat()
 
     def ours(self) -> bool:
-        return (self._read() or {}).get("owner") == self.owner
+        """Return whether no other driver holds the lock, which is asked twice. A lock that goes missing stays ours."""
+        if not self._is_others():
+            return True
+        time.sleep(LOCK_POLL)
+        return not self._is_others()
+
+    def _is_others(self) -> bool:
+        lock = self._read()
+        if lock is None:  # after so long a silence another driver may have taken it, finished, and released it
+            return self._silence() > LOCK_TIMEOUT
+        return bool(lock["owner"] != self.owner)
+
+    def _silence(self) -> float:
+        """Return the time since the last heartbeat, s. Either clock may have stood still with the process."""
+        monotonic, wall = self.last_beat
+        return max(time.monotonic() - monotonic, time.time() - wall)
 
     def check(self) -> None:
-        """Raise Misplaced if another driver took over while this process stood still, as with a frozen machine.
+        """Raise Misplaced if another driver took over, also while this process stood still, as with a frozen machine.
 
-        Nothing is asked while heartbeats are sent. Either clock may have stood still with the process.
+        Nothing is asked while heartbeats are sent.
         """
-        monotonic, wall = self.last_beat
-        silent = max(time.monotonic() - monotonic, time.time() - wall)
-        if silent > 2 * LOCK_HEARTBEAT and not self.ours():
+        if self.taken or (self._silence() > 2 * LOCK_HEARTBEAT and not self.ours()):
             raise Misplaced(f"out={self.store.url}: another driver has taken over: nothing more is written here")
 
     def beat(self) -> None:
@@ -117,7 +131,7 @@ class Lock:
 
     def release(self) -> None:
         self.end()
-        if self.ours():
+        if (self._read() or {}).get("owner") == self.owner:
             self.store.delete(self.NAME)
 
     def _read(self) -> dict[str, Any] | None:
@@ -126,10 +140,4 @@ class Lock:
             lock = json.loads(content or b"null")
         except ValueError:
             lock = None
-        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # a damaged one is none
-
-
-def stop_at_once() -> None:
-    """Signal this process to stop as a second Ctrl-C does: another driver has its run."""
-    for _ in range(2):
-        os.kill(os.getpid(), signal.SIGTERM)
+        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # a damaged one is missing

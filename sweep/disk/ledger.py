@@ -260,15 +260,12 @@ def is_ledger_entry(entry: dict[str, Any]) -> bool:
     if types is None or not _has_types(entry, types):
         return False
     if entry["event"] == "trial":
-        return _is_row(entry["row"])
+        row = entry["row"]
+        stored = all(is_stored(value) for value in row.values() if type(value) is dict)
+        return stored and _has_types(row, TYPES_OF_ROW) and row["outcome"] in OUTCOMES
     if entry["event"] == "text":
         return bool(entry["digest"] == digest_of(entry["text"]))
     return bool(entry.get("attempt", "0").isdecimal())
-
-
-def _is_row(row: LedgerRow) -> bool:
-    texts = [value for value in row.values() if type(value) is dict]
-    return all(map(is_stored, texts)) and _has_types(row, TYPES_OF_ROW) and row["outcome"] in OUTCOMES
 
 
 def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from sweep.base.exits import Outage
 from sweep.base.time_factor import scaled
 from sweep.disk import run_files
 from sweep.disk.compaction import compacted_names
-from sweep.disk.heartbeat_lock import Lock, stop_at_once
+from sweep.disk.heartbeat_lock import Lock
 from sweep.disk.ledger import Misplaced, is_ledger_entry
 from sweep.disk.ledger_lines.checksums import entries
 from sweep.disk.run_files import RunPaths
@@ -59,8 +59,8 @@ def store_error(place: str, error: OSError) -> ValueError:
 
 def staging_folder(url: str, cache_dir: Path) -> Path:
     """The local working folder of a run in an object store."""
-    name = urlsplit(url).path.strip("/").replace("/", "-") or "run"
-    return cache_dir / "runs" / f"{name}-{content_hash(url)}"
+    run = urlsplit(url).path.strip("/").replace("/", "-") or "run"
+    return cache_dir / "runs" / f"{run}-{content_hash(url)}"
 
 
 class ObjectStore:
@@ -69,9 +69,7 @@ class ObjectStore:
     def __init__(self, url: str) -> None:
         """Open it with the environment's credentials.
 
-        Raises:
-            ConfigError: if it is no store, or holds a secret.
-            Outage: if it gave no answer.
+        Raises ConfigError if it is no store, or holds a secret; Outage if it gave no answer.
         """
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
@@ -113,7 +111,7 @@ class ObjectStore:
     def read_ledger(self) -> tuple[Sequence[str], bytes]:
         """The names of the ledger's pieces, and its content."""
         pieces = sorted(self.list("ledger"))
-        return pieces, b"".join(self.read(name) or b"" for name in pieces)
+        return pieces, b"".join(self.read(piece) or b"" for piece in pieces)
 
     def upload(self, folder: Path, files: Iterable[Path]) -> None:
         """Copy files of a local folder to objects of the same names, skipping files that no longer exist."""
@@ -155,14 +153,13 @@ class Mirror:
     def __enter__(self) -> Self:
         """Take the lock and bring the folder up to date.
 
-        Raises:
-            ConfigError: if another driver has the lock, or the store cannot be used.
-            Outage: if the store gave no answer.
+        Raises ConfigError if another driver has the lock, or the store cannot be used; Outage if the store gave no
+        answer.
         """
         pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # uploads must not delay the lock's heartbeat
         try:
             self.lock.acquire(self.notify)
-            self.lock.keep(self._taken_over)
+            self.lock.keep()
             self._fetch_ledger()
         except OSError as error:
             self.lock.end()
@@ -187,7 +184,7 @@ class Mirror:
         until = time.monotonic() + PATIENCE
         while True:
             try:
-                if self.lock.ours():  # else another driver has taken over, as was reported
+                if not self.lock.taken and self.lock.ours():
                     self._upload_all()
                     self.lock.release()
                 return None
@@ -225,14 +222,14 @@ class Mirror:
     def _replace_compacted(self) -> None:
         """Upload the compact files, then delete the objects whose content they have."""
         self._upload_changed(self.paths.compact.glob("*.parquet"))
-        for name in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
-            self.store.delete(name)
+        for path in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
+            self.store.delete(path)
 
     def fetch_trials(self) -> None:
         """Download what other machines have measured, for the report; continue with what is available on errors."""
         try:
             sizes = self.store.list("deployments")
-            missing = [name for name, size in sizes.items() if not _has(self.paths.out / name, size)]
+            missing = [path for path, size in sizes.items() if not _has(self.paths.out / path, size)]
             self.store.download(self.paths.out, missing)
         except OSError as error:
             self.notify(f"{self.store.url}: {first_line(error)}; the report covers only the results on this machine")
@@ -262,11 +259,6 @@ class Mirror:
                 return
             except OSError as error:
                 self._failed(error)
-
-    def _taken_over(self) -> None:
-        self.notify(f"{self.store.url} was taken over by another driver: stopping now")
-        self.closed.set()  # the store now belongs to the other driver
-        stop_at_once()
 
     def sync(self) -> None:
         """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError.
@@ -331,9 +323,7 @@ def _has(path: Path, size: int) -> bool:
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
     """Copy a run from a store to a new folder, or an empty one, its ledger in one piece.
 
-    Raises:
-        ConfigError: if the folder has files, or the store cannot be read.
-        Outage: if the store gave no answer.
+    Raises ConfigError if the folder has files, or the store cannot be read; Outage if the store gave no answer.
     """
     try:
         if folder.exists() and any(folder.iterdir()):
@@ -346,7 +336,7 @@ def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True
 def _copy_into(folder: Path, store: ObjectStore, only: Callable[[str], bool]) -> None:
     try:
         pieces, ledger = store.read_ledger()
-        store.download(folder, [name for name in store.list() if name not in {*pieces, Lock.NAME} and only(name)])
+        store.download(folder, [path for path in store.list() if path not in {*pieces, Lock.NAME} and only(path)])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ledger.jsonl").write_bytes(ledger)
     except BaseException:

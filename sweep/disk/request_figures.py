@@ -27,7 +27,7 @@ class RequestFigures:
 
 def read_figures(path: Path) -> "RequestFigures | DamagedFile":
     """The figures in a requests.parquet; the error, which names the file, if it cannot be read."""
-    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in SERIES}
+    parts: dict[str, list[NDArray[np.float64]]] = {series: [] for series in SERIES}
     figures = RequestFigures({})
     try:
         with opened_table(path) as file:
@@ -37,7 +37,7 @@ def read_figures(path: Path) -> "RequestFigures | DamagedFile":
         return DamagedFile(path, "the file is missing")
     except DamagedFile as error:
         return error
-    figures.series = {name: np.concatenate(values) if values else np.empty(0) for name, values in parts.items()}
+    figures.series = {series: np.concatenate(trials) if trials else np.empty(0) for series, trials in parts.items()}
     return figures
 
 
@@ -54,9 +54,9 @@ def _add_group(
     if not pc.all(measured).as_py():
         table = table.filter(measured)
     failed = pc.is_valid(table["error"]).to_numpy()
-    for name, values in parts.items():
-        latencies = table[name].fill_null(np.nan).to_numpy() if name in available else np.full(len(table), np.nan)
-        values.append(np.where(failed, np.inf, latencies))
+    for series, trials in parts.items():
+        latencies = table[series].fill_null(np.nan).to_numpy() if series in available else np.full(len(table), np.nan)
+        trials.append(np.where(failed, np.inf, latencies))
     figures.requests += len(table)
     if "chunk_us" in available:
         for index, chunk in enumerate(table["chunk_us"].chunks):
@@ -66,9 +66,9 @@ def _add_group(
 
 def _count(stamps: pa.LargeListArray, tokens: pa.LargeListArray | None) -> Counts:
     offsets = stamps.offsets.to_numpy()
-    values = stamps.flatten().to_numpy()
+    arrival_us = stamps.flatten().to_numpy()
     if tokens is not None:  # chunks without a token are no arrivals
         arrivals = tokens.flatten().to_numpy() > 0
         offsets = np.concatenate([[0], np.cumsum(arrivals)])[offsets - offsets[0]]
-        values = values[arrivals]
-    return count_gaps(values, offsets)
+        arrival_us = arrival_us[arrivals]
+    return count_gaps(arrival_us, offsets)

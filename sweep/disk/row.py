@@ -110,13 +110,13 @@ class TrialRow:
 
         What a user sets is refused where it looks like a secret; what engines and endpoints say is masked here.
         """
-        parts = [asdict(part) for part in (self.verdict, self.engine, self.observation) if part is not None]
-        texts = {name: value for part in parts for name, value in part.items()}
+        parts = [asdict(facts) for facts in (self.verdict, self.engine, self.observation) if facts is not None]
+        texts = {column: cell for facts in parts for column, cell in facts.items()}
         failed, exit = self.verdict.fault, self.verdict.exit
         texts |= {"outcome": self.verdict.outcome.value, "fault": failed and failed.value}
         texts["exit"] = exit.stored() if failed and exit else None
         row = asdict(self.identity)
-        row |= {name: masked_here(value) if isinstance(value, str) else value for name, value in texts.items()}
+        row |= {column: masked_here(cell) if isinstance(cell, str) else cell for column, cell in texts.items()}
         measured = dict(self.measured)
         if self.verdict.outcome is not Outcome.OK:
             measured |= dict.fromkeys(performance_columns(percentiles_of([row])) & measured.keys())
@@ -127,7 +127,7 @@ class TrialRow:
 
 def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
     """The columns of every trials row and the types of their values, in order; axes follow."""
-    measured = {name: statistic.type for name, statistic in columns(percentiles).items()}
+    measured = {column: statistic.type for column, statistic in columns(percentiles).items()}
     parts = {**_fields(EngineFacts), **_fields(Observation), "warnings": list, "in_plan": bool}
     return {**_fields(Identity), **_fields(Verdict), **measured, **parts}
 
@@ -139,12 +139,12 @@ def asked_columns() -> set[str]:
 
 def performance_columns(percentiles: Iterable[float]) -> set[str]:
     """The columns that only a result has."""
-    return {name for name, statistic in columns(percentiles).items() if statistic.quantity.kind in PERFORMANCE}
+    return {column for column, statistic in columns(percentiles).items() if statistic.quantity.kind in PERFORMANCE}
 
 
 def latency_columns(percentiles: Iterable[float]) -> set[str]:
     """The columns that rest on a client's stamps."""
-    return {name for name, statistic in columns(percentiles).items() if statistic.quantity.kind == "latency"}
+    return {column for column, statistic in columns(percentiles).items() if statistic.quantity.kind == "latency"}
 
 
 def percentiles_text(percentiles: Sequence[float]) -> str:
@@ -159,13 +159,13 @@ def percentiles_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
 def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:
     """Those of all rows with such texts in `percentiles`; None is of a row from before that was a setting."""
     sets = [OLD_PERCENTILES if text is None else tuple(map(float, text.split(", "))) for text in texts]
-    return tuple(sorted({percentile for some in sets for percentile in some}))
+    return tuple(sorted({percentile for percentiles in sets for percentile in percentiles}))
 
 
 @cache
-def _fields(part: type) -> dict[str, type]:
+def _fields(record: type) -> dict[str, type]:
     """The fields of a part with the types of their values, None aside."""
-    return {name: _plain(hint) for name, hint in typing.get_type_hints(part).items()}
+    return {field: _plain(hint) for field, hint in typing.get_type_hints(record).items()}
 
 
 def _plain(hint: Any) -> type:

@@ -37,6 +37,7 @@ from sweep.numbers.selection import measured
 
 Row = Mapping[str, Any]
 
+REPORT_FILE = "report.html"
 REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by the code of the column
 NULLS = {"d": math.nan, "i": UNKNOWN, "b": 0}  # the value in Records of a null in the file
 
@@ -76,7 +77,7 @@ class RunPaths:
         self.totals = out / "totals.json"
         self.trials = out / "trials.parquet"
         self.summary = out / "summary.csv"
-        self.report = out / "report.html"
+        self.report = out / REPORT_FILE
         self.figures = out / "figures"
         self.deployments = out / "deployments"
         self.compact = self.deployments / COMPACT
@@ -106,7 +107,7 @@ class RunPaths:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, which a user gives as a path or as its name under results/.
+    """The folder of a run, which a user gives as a path, as its name under results/, or as the path of its report.
 
     Raises:
         ConfigError: for what cannot be the name of a folder, such as the address of an object store.
@@ -115,6 +116,8 @@ def run_folder(run: str | Path) -> Path:
         needed = "this command needs a folder: sweep copy URL FOLDER brings a run here"
         raise ConfigError(f"RUN={shortened(run)}: {needed}")
     folder = Path(run)
+    if folder.name == REPORT_FILE:
+        folder = folder.parent
     try:
         return folder if folder.exists() else Path("results") / folder
     except OSError as error:
@@ -141,17 +144,17 @@ def requests_table(records: Records) -> pa.Table:
     """
     offsets = np.frombuffer(records.offsets, np.int64)
     masked_errors = {error: error and masked_here(error) for error in set(records.error)}  # many fail alike
-    columns = {name: _request_column(getattr(records, name), code) for name, code in REQUEST_COLUMNS.items()}
+    columns = {field: _request_column(getattr(records, field), code) for field, code in REQUEST_COLUMNS.items()}
     columns["error"] = pa.array([masked_errors[error] for error in records.error], pa.string())
     columns["chunk_us"] = _lists(offsets, np.frombuffer(records.chunk_us, np.uint32))
     columns["chunk_tokens"] = _lists(offsets, np.frombuffer(records.chunk_tokens, np.uint16))
     return pa.table(columns | _derived(records))
 
 
-def _request_column(values: Any, code: str) -> pa.Array:
+def _request_column(figures: Any, code: str) -> pa.Array:
     if not code:
-        return pa.array(values, pa.string())
-    numbers = np.asarray(values)
+        return pa.array(figures, pa.string())
+    numbers = np.asarray(figures)
     unknown = numbers == UNKNOWN if code == "i" else np.isnan(numbers) if code == "d" else None
     return pa.array(numbers.astype(np.bool_) if code == "b" else numbers, REQUEST_TYPES[code], mask=unknown)
 
@@ -166,12 +169,12 @@ def _derived(records: Records) -> dict[str, pa.Array]:
     }
 
 
-def _lists(offsets: Any, values: Any) -> pa.Array:
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+def _lists(offsets: Any, entries: Any) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(entries))
 
 
 def write_requests(paths: TrialPaths, records: Records) -> None:
-    texts = [name for name, code in REQUEST_COLUMNS.items() if not code and name != "request_id"]
+    texts = [column for column, code in REQUEST_COLUMNS.items() if not code and column != "request_id"]
     _write_table(paths.run, paths.requests, requests_table(records), texts)
 
 
@@ -185,37 +188,37 @@ def read_requests(path: Path) -> Records:
 
 
 def _append(records: Records, table: pa.Table) -> None:
-    for name, code in REQUEST_COLUMNS.items():
-        column, values = _with_older_versions(table, name, code), getattr(records, name)
+    for field, code in REQUEST_COLUMNS.items():
+        column, buffer = _with_older_versions(table, field, code), getattr(records, field)
         if code:
-            _extend(values, column.cast(pa.int8() if code == "b" else column.type).fill_null(NULLS[code]), code)
+            _extend(buffer, column.cast(pa.int8() if code == "b" else column.type).fill_null(NULLS[code]), code)
         else:
-            values += column.to_pylist() if name == "request_id" else _repeated(column)
+            buffer += column.to_pylist() if field == "request_id" else _repeated(column)
     chunks = table["chunk_us"].combine_chunks()
     _extend(records.offsets, records.offsets[-1] + np.cumsum(chunks.value_lengths().to_numpy()), "q")
     _extend(records.chunk_us, chunks.flatten(), "I")
     _extend(records.chunk_tokens, table["chunk_tokens"].combine_chunks().flatten(), "H")
 
 
-def _with_older_versions(table: pa.Table, name: str, code: str) -> pa.ChunkedArray:
+def _with_older_versions(table: pa.Table, column: str, code: str) -> pa.ChunkedArray:
     """A column; what follows from the others, or nulls, in the file of a version that did not write it."""
-    if name in table.column_names:
-        return table[name]
-    if name == "streamed_tokens":
+    if column in table.column_names:
+        return table[column]
+    if column == "streamed_tokens":
         return table["output_tokens"]
-    absent = pa.array([0] * table.num_rows, pa.int32()) if name == "hidden_tokens" else pa.nulls(table.num_rows)
+    absent = pa.array([0] * table.num_rows, pa.int32()) if column == "hidden_tokens" else pa.nulls(table.num_rows)
     return pa.chunked_array([absent.cast(REQUEST_TYPES[code])])
 
 
 def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
     """A column of few different values, each of them one object."""
     encoded = texts.combine_chunks().dictionary_encode()
-    values = encoded.dictionary.to_pylist()
-    return [None if index is None else values[index] for index in encoded.indices.to_pylist()]
+    words = encoded.dictionary.to_pylist()
+    return [None if index is None else words[index] for index in encoded.indices.to_pylist()]
 
 
-def _extend(values: "array[Any]", more: Any, code: str) -> None:
-    values.frombytes(np.ascontiguousarray(more, code).view(np.uint8).data)
+def _extend(buffer: "array[Any]", figures: Any, code: str) -> None:
+    buffer.frombytes(np.ascontiguousarray(figures, code).view(np.uint8).data)
 
 
 # Telemetry -----------------------------------------------------------------------------------------------------------
@@ -236,7 +239,7 @@ def read_telemetry(path: Path) -> list[Sample]:
 
 def trial_schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, pa.DataType]:
     """The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
-    return {name: PARQUET[type_] for name, type_ in trial_row.schema(percentiles).items()}
+    return {column: PARQUET[type_] for column, type_ in trial_row.schema(percentiles).items()}
 
 
 def trials_table(rows: Collection[Row]) -> pa.Table:
@@ -254,53 +257,53 @@ def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
         percentiles.add(row.get("percentiles"))
         names |= dict.fromkeys(row)
     schema = trial_schema(trial_row.merged_percentiles(percentiles) if percentiles else PERCENTILES)
-    axes = {name: list[Any]() for name in names if name not in schema}
+    axes = {axis: list[Any]() for axis in names if axis not in schema}
     for row in rows:
-        for name, values in axes.items():
-            values.append(row.get(name))
-    typed = {name: _column(name, values) for name, values in axes.items()}  # all values decide the type
+        for axis, cells in axes.items():
+            cells.append(row.get(axis))
+    typed = {axis: _column(axis, cells) for axis, cells in axes.items()}  # all values decide the type
     walk = iter(rows)
     for begin in range(0, max(1, len(rows)), PART_ROWS):
-        part = list(itertools.islice(walk, PART_ROWS))
-        yield _trials_part(part, schema, {name: column[begin : begin + len(part)] for name, column in typed.items()})
+        batch = list(itertools.islice(walk, PART_ROWS))
+        yield _trials_part(batch, schema, {axis: cells[begin : begin + len(batch)] for axis, cells in typed.items()})
 
 
 def _trials_part(rows: Sequence[Row], schema: Mapping[str, pa.DataType], axes: Mapping[str, pa.Array]) -> pa.Table:
-    columns = {name: _column(name, [row.get(name) for row in rows], type_) for name, type_ in schema.items()}
+    columns = {column: _column(column, [row.get(column) for row in rows], type_) for column, type_ in schema.items()}
     return pa.table({**columns, **axes})
 
 
-def _column(name: str, values: Sequence[Any], type_: pa.DataType | None = None) -> pa.Array:
+def _column(column: str, cells: Sequence[Any], type_: pa.DataType | None = None) -> pa.Array:
     """A column of a type; of None, numbers or truth values if all values are, else text.
 
     Stricter than pyarrow, which makes an integer of 1.5 and a number of True without a word.
     """
-    if any(PARQUET.get(kind) != type_ for kind in {type(value) for value in values} - {type(None)}):  # rarely
-        values = [_plain(value) for value in values]
-    kinds = {type(value) for value in values} - {type(None)}
+    if any(PARQUET.get(plain) != type_ for plain in {type(cell) for cell in cells} - {type(None)}):  # rarely
+        cells = [_plain(cell) for cell in cells]
+    kinds = {type(cell) for cell in cells} - {type(None)}
     if type_ is None:
         type_ = PARQUET[kinds.pop()] if len(kinds) == 1 else pa.float64() if kinds == {int, float} else pa.string()
     if pa.types.is_string(type_):
-        values = [value if value is None else str(value) for value in values]
-    fitting = {kind for kind, parquet in PARQUET.items() if parquet == type_ or (kind, type_) == (int, pa.float64())}
+        cells = [cell if cell is None else str(cell) for cell in cells]
+    fitting = {plain for plain, parquet in PARQUET.items() if parquet == type_ or (plain, type_) == (int, pa.float64())}
     try:
         if pa.types.is_string(type_) or kinds <= fitting:
-            return pa.array(values, type_, from_pandas=True)  # NaN is null
-        wrong = next(value for value in values if value is not None and type(value) not in fitting)
+            return pa.array(cells, type_, from_pandas=True)  # NaN is null
+        wrong = next(cell for cell in cells if cell is not None and type(cell) not in fitting)
     except (OverflowError, pa.ArrowInvalid):
-        wrong = max((value for value in values if value is not None), key=abs)
-    raise ValueError(f"{name}={wrong!r}: not a value of type {type_}")
+        wrong = max((cell for cell in cells if cell is not None), key=abs)
+    raise ValueError(f"{column}={wrong!r}: not a value of type {type_}")
 
 
-def _plain(value: Any) -> Any:
+def _plain(cell: Any) -> Any:
     """A value as Python and Parquet have it: no numpy scalars, no NaN, nested data as JSON."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(cell, np.generic):
+        cell = cell.item()
+    if isinstance(cell, float) and math.isnan(cell):
         return None
-    if isinstance(value, Mapping | list | tuple):
-        return json.dumps(value, default=str)
-    return value
+    if isinstance(cell, Mapping | list | tuple):
+        return json.dumps(cell, default=str)
+    return cell
 
 
 def write_trial(paths: TrialPaths, row: Row) -> None:

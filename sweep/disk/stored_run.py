@@ -19,9 +19,7 @@ class LocalCopy:
     def __init__(self, url: str, kinds: Sequence[str] = ()) -> None:
         """Copy the tables of all trials, and files of these kinds: `requests`, `telemetry`, `locks`.
 
-        Raises:
-            ConfigError: if the store cannot be read.
-            Outage: if it gave no answer.
+        Raises ConfigError if the store cannot be read; Outage if it gave no answer.
         """
         self.url = url
         parent = tempfile.mkdtemp(prefix="sweep-run-")
@@ -37,4 +35,5 @@ def _is_needed(name: PurePosixPath, kinds: Sequence[str]) -> bool:
 
 def run_place(run: str) -> str | Path:
     """The run's folder, or its URL. Raises ConfigError as `run_folder`."""
+    run = run.partition("#")[0].removeprefix("file://") if run.startswith("file://") else run  # a browser's address
     return run if object_store.is_url(run) else run_folder(run)

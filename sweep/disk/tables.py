@@ -53,7 +53,7 @@ class TableFile:
         return len(self.groups)
 
     def group(self, index: int, columns: Sequence[str] | None = None, use_threads: bool = True) -> pa.Table:
-        """The rows of one row group, with all columns, or those of `columns` that it has."""
+        """The rows of one row group, with all columns, or with the ones in `columns` that it has."""
         names = [name for name in self.names if columns is None or name in columns]
         if self.place and not self.place.rows:  # it may have no row group
             return self.file.schema_arrow.empty_table().select(names).replace_schema_metadata()
@@ -79,7 +79,7 @@ class TableFile:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of the run, with all of its columns, or those of `columns` that it has."""
+    """A Parquet file of the run, with all of its columns, or with the ones in `columns` that it has."""
     with opened_table(path) as file:
         return file.read(columns)
 
@@ -182,8 +182,7 @@ _INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never cha
 def compact_place(path: Path) -> Place | None:
     """The place in a compact file of the table that a trial's path names, or None.
 
-    Raises:
-        DamagedFile: if it is in none that can be read, and one of them cannot.
+    Raises DamagedFile if it is in none that can be read, and one of them cannot.
     """
     if len(path.parts) < 5:
         return None

@@ -114,8 +114,7 @@ class Driver:
     def run(self) -> RunResult:
         """Run the pending work until none is left or the run is to stop.
 
-        Raises:
-            Halted: if the sweep cannot go on; all rows so far are safe.
+        Raises Halted if the sweep cannot go on; all rows so far are safe.
         """
         try:
             for state in self.states.values():
@@ -287,8 +286,10 @@ class Driver:
             case Prepared():
                 if (pause := self.breaker.prepared(launch.launch_key)) is not None:
                     self.display.log(f"resumed after {duration_text(pause)}: preparation works again")
-            case Unprepared(text):
-                state.unprepared = text
+            case Unprepared(text, postponed):
+                state.unprepared = event
+                if postponed:
+                    self.display.log(f"{launch.describe_launch()}: {text}; left for the next run of the command")
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():
@@ -304,7 +305,7 @@ class Driver:
         self.forecast.finished(work.deployment, event.trial, row)
         outcome = Outcome(row["outcome"])
         state.finish(event.trial.trial_id, outcome)
-        if state.node and outcome in policy.NODE_FAULTS:
+        if state.node and outcome in policy.NODE_FAULTS and not policy.was_interrupted(row):
             self.nodes.record_failure(work.deployment.deployment_id, state.node, policy.node_is_broken(row))
         elif state.node and outcome is Outcome.OK:
             self.nodes.record_success(state.node)
@@ -315,10 +316,11 @@ class Driver:
         self.packer.release(launch.launch_key)
         self.breaker.end(launch.launch_key)
         self.display.remove(launch.launch_key)
-        reason = "done" if isinstance(end, Completed) else end.reason
-        self.ledger.end_attempt(launch.deployment_id, work.attempt, reason)
+        ending = "done" if isinstance(end, Completed) else end.reason
+        self.ledger.end_attempt(launch.deployment_id, work.attempt, ending)
         if isinstance(end, Completed):
-            self._carry_out(state, state.ended(self.breaker.opened is not None), state.unprepared)
+            action = state.ended(self.breaker.opened is not None)
+            self._carry_out(state, action, state.unprepared and state.unprepared.reason)
             self._conclude(launch.deployment_id)
             if state.unprepared:
                 self.breaker.check(self.plan.settings.patience)

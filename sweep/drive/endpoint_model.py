@@ -1,58 +1,224 @@
-"""The model of a running endpoint: the endpoint is asked if the command line names none."""
+"""An endpoint that runs already, asked before planning: for its model, and for the requests that it answers."""
 
+import json
 import os
 import re
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from sweep.base.config import ConfigError, first_line, parent_mapping, shortened
+from sweep.base.config import ConfigError, build, first_line, parent_mapping, shortened
 from sweep.base.options import ConfigPath
-from sweep.plan.command_line import parse_command_line
+from sweep.base.records import (
+    API_VERSION,
+    TYPED_APIS,
+    UNKNOWN,
+    Request,
+    key_header,
+    request_path,
+    tls_context,
+    tls_remedy,
+)
+from sweep.client import wire
+from sweep.plan.command_line import CommandLine, parse_command_line
 
 TIMEOUT = 10.0  # s
+LONGEST_PROBE = 3 * TIMEOUT  # s, of the answer to the probe
+LARGEST_LIST = 4 << 20  # bytes of a list of models
+PROBE_TOKENS = 16  # of the answer to the probe; Responses takes no fewer
+MOST_PROBES = 12
+BUSY = (429, 502, 503, 504)  # statuses of an endpoint that answers later: no reason for another dialect
+# What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
+SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
+SHORT_KEYS = "workload.input_tokens=128 workload.output_tokens=32 workload.num_requests=64 load.concurrency=4"
+# Words of a refusal, and the setting that does without what is refused.
+REMEDIES = {
+    "max_completion_tokens": ("max_tokens_field", "max_completion_tokens"),
+    "continuous_usage": ("continuous_usage", False),
+    "ignore_eos": ("ignore_eos", False),
+}
 
 
 def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
-    """A command line with the model of its endpoint, if it has an endpoint but neither model nor experiment.
+    """A command line with the model of its endpoint, if it has an endpoint, and neither model nor experiment.
 
-    Raises:
-        ConfigError: if the endpoint cannot be asked, or serves several models.
+    A URL among the arguments stands for an endpoint, with defaults for what is not typed beside it. Raises ConfigError
+    if the endpoint cannot be asked, or serves several models.
     """
-    line = parse_command_line(arguments)
-    choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
-    if line.experiment or "model" in line.typed or endpoint_keys & line.axes.keys() or not isinstance(choice, str):
+    arguments = _written_out(arguments)
+    endpoint = _endpoint(line := parse_command_line(arguments), options)
+    if endpoint is None or "model" in line.typed:
+        return arguments
+    return [*arguments, f"model='{endpoint.served_model()}'"]
+
+
+def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[str], str | None]:
+    """A command line with the settings that its endpoint needs, and a line about its answer to a short request.
+
+    Raises ConfigError if its certificate is not trusted, or TLS fails otherwise.
+    """
+    endpoint = _endpoint(line := parse_command_line(arguments), options)
+    varied = any(key.startswith(("backend.", "model")) for key in line.axes)
+    if endpoint is None or varied or line.scalars.get("dry_run"):
+        return list(arguments), None
+    model = str(line.scalars.get("model"))
+    named = options.load("model", model).get("served_name") if model in options.choices("model") else None
+    changes, answered = endpoint.probe(str(line.scalars.get("model.served_name", named or model)), line.scalars)
+    return [*arguments, *changes], answered
+
+
+def _written_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments with an endpoint's URL as settings, and with defaults for what is not typed beside it."""
+    urls = [argument for argument in arguments if re.match(r"https?://", argument)]
+    others = [argument for argument in arguments if argument not in urls]
+    if len(urls) != 1:
         return list(arguments)
-    if choice not in options.choices("backend"):
-        return list(arguments)  # planning says what was expected
-    settings = {"backend": options.load("backend", choice)}
+    typed = parse_command_line(others).typed
+    groups = [pair for pair in SHORT.split() if pair.partition("=")[0] not in typed]
+    keys = [pair for pair in SHORT_KEYS.split() if pair.partition("=")[0] not in typed]
+    chosen = {pair.partition("=")[0] for pair in groups}
+    defaults = [*groups, *(pair for pair in keys if pair.partition(".")[0] in chosen)]
+    return [*defaults, f"backend.url='{urls[0]}'", *others]
+
+
+def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
+    """The endpoint of a command line without experiment; None without one that can be asked."""
+    choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
+    if line.experiment or endpoint_keys & line.axes.keys() or choice not in options.choices("backend"):
+        return None  # planning says what was expected
+    settings = {"backend": options.load("backend", str(choice))}
     for key in line.scalars:
         if key.startswith("backend."):
             parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
-    backend = settings["backend"]
-    if not re.fullmatch(r"https?://[^@\s]+", str(backend.get("url"))):
-        return list(arguments)  # launched here, or refused by planning
-    return [*arguments, f"model='{_served_model(backend)}'"]
+    if not re.fullmatch(r"https?://[^@\s]+", str(settings["backend"].get("url"))):
+        return None  # launched here, or refused by planning
+    build(settings["backend"], "backend")  # refuses what planning would refuse
+    return _Endpoint(settings["backend"])
 
 
-def _served_model(backend: Mapping[str, Any]) -> str:
-    """The one model that an endpoint serves, by its own list."""
-    url = str(backend["url"]).rstrip("/")
-    path = "/models" if urlsplit(url).path.endswith("/v1") else "/v1/models"
-    headers = {str(name): str(value) for name, value in (backend.get("headers") or {}).items()}
-    if key := os.environ.get(str(backend.get("api_key_env"))):
-        headers["Authorization"] = f"Bearer {key}"
-    request = f"backend.url={url}: was asked for its model, as no model=NAME is given"
-    try:
-        verify = bool(backend.get("verify_tls", True))
-        answer = httpx.get(url + path, headers=headers, timeout=TIMEOUT, verify=verify).raise_for_status().json()
-        names = [str(model["id"]) for model in answer["data"]]
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ConfigError(f"{request}: {shortened(first_line(error))}; start it, or give model=NAME") from None
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{request}: {path} has no list of models; give model=NAME") from None
-    if len(names) != 1 or "'" in names[0]:
-        raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; give model=NAME of one")
-    return names[0]
+class _Endpoint:
+    """The endpoint of a command line, by the settings of its backend. No request of it goes through a proxy."""
+
+    def __init__(self, backend: Mapping[str, Any]) -> None:
+        self.backend = backend
+        self.url = str(backend["url"]).rstrip("/")
+        self.origin = "{0.scheme}://{0.netloc}".format(urlsplit(self.url))
+        self.headers = {str(name): str(value) for name, value in (backend.get("headers") or {}).items()}
+        self.key = os.environ.get(str(backend.get("api_key_env"))) or None
+        if self.key:
+            header, scheme = backend.get("auth_header"), backend.get("auth_scheme")
+            try:
+                self.headers |= [key_header(str(backend.get("api")), header, scheme, self.key)]
+            except ValueError as error:
+                raise ConfigError(f"backend.api_key_env={backend.get('api_key_env')}: {error}") from None
+        verify = tls_context(bool(backend.get("verify_tls", True)))
+        fresh = httpx.Limits(max_keepalive_connections=0)  # a server may close what it has just answered on
+        self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh)
+
+    def served_model(self) -> str:
+        """The one model that the endpoint serves, by its own list."""
+        path = request_path(self.url, "/v1/models")
+        request = f"backend.url={self.url}: was asked for its model, as no model=NAME is given"
+        try:
+            names = [str(model["id"]) for model in json.loads(self._read(path))["data"]]
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            remedy = tls_remedy(error) or "; start it, or give model=NAME"
+            raise ConfigError(f"{request}: {shortened(first_line(error))}{remedy}") from None
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{request}: {path} has no list of models; give model=NAME") from None
+        if len(names) != 1 or "'" in names[0]:
+            raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; give model=NAME of one")
+        return names[0]
+
+    def _read(self, path: str) -> bytes:
+        """The body of a GET, of bounded size and time. Raises httpx.HTTPError, and ValueError beyond these bounds."""
+        until, content = time.monotonic() + LONGEST_PROBE, bytearray()
+        with self.client.stream("GET", self.origin + path, headers=self.headers) as reply:
+            reply.raise_for_status()
+            for part in reply.iter_bytes():
+                content += part
+                if len(content) > LARGEST_LIST or time.monotonic() > until:
+                    raise ValueError("its answer does not end")
+        return bytes(content)
+
+    def probe(self, model: str, typed: Mapping[str, Any]) -> tuple[list[str], str]:
+        """Send a short request until one is answered; return the settings that it needs, and a line about the answer.
+
+        Only settings that are not typed are changed. An endpoint that does not answer is left to the trial.
+        """
+        asking = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api")
+        names = (*asking, "headers", "auth_header", "auth_scheme")
+        fields = {name: self.backend[name] for name in names if self.backend.get(name) is not None}
+        first = wire.Target(self.url, model, ignore_eos=bool(self.backend.get("ignores_eos", True)), **fields)
+        apis = [first.api] if "backend.api" in typed else sorted(wire.PATHS, key=lambda api: api != first.api)
+        plain: dict[str, Any] = {"token_ids": False, "ignore_eos": False, "continuous_usage": False}
+        pending: deque[dict[str, Any]] = deque({"api": api, **(plain if api in TYPED_APIS else {})} for api in apis)
+        if "backend.path" not in typed and not API_VERSION.search(urlsplit(self.url).path.rstrip("/")):
+            versioned = [api for api in apis if wire.PATHS[api].startswith("/v1")]
+            pending.extend({"api": api, "path": wire.PATHS[api].removeprefix("/v1")} for api in versioned)
+        problem = ""
+        for _ in range(min(MOST_PROBES, len(pending) + len(REMEDIES))):
+            change = pending.popleft()
+            answer = self._ask(target := replace(first, **change))
+            if isinstance(answer, str):
+                return [], f"{self.url}: no answer to a first request ({answer})"
+            if answer.status in BUSY:
+                return [], f"{self.url}: no answer to a first request ({shortened(answer.error)})"
+            error = answer.error_of(answer.streams[0])
+            if error is None:
+                changes = {"ignores_eos" if name == "ignore_eos" else name: to for name, to in change.items()}
+                settings = ("api", "path") if target.api in TYPED_APIS else changes  # the api says the others
+                needed = {name: to for name, to in changes.items() if name in settings and to != self.backend.get(name)}
+                return [f"backend.{name}={json.dumps(to)}" for name, to in needed.items()], _description(target, answer)
+            problem = problem or error
+            for words, (name, setting) in REMEDIES.items():
+                settled = {f"backend.{name}", name} & {*typed, *change}
+                if answer.status in (400, 422) and words in error and not settled:
+                    pending.appendleft({**change, name: setting})
+                    break
+            if not pending:
+                break
+        return [], f"{self.url}: a first request failed ({shortened(problem)})"
+
+    def _ask(self, target: wire.Target) -> wire.Answer | str:
+        """The answer to a short request, or the reason why no answer came. Raises ConfigError where TLS fails."""
+        request = Request("probe", "Count from one to four.", PROBE_TOKENS, UNKNOWN, "warmup")
+        body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
+        headers = wire.header_fields(target, self.key) | {"x-request-id": "probe"}
+        answer, until = wire.Answer(target.api), time.monotonic() + LONGEST_PROBE
+        try:
+            with self.client.stream("POST", self.origin + target.request_path, content=body, headers=headers) as reply:
+                answer.status, answer.sent = reply.status_code, time.monotonic_ns()
+                for name, header in reply.headers.raw:
+                    answer.header(name, header)
+                for part in reply.iter_raw():
+                    answer.body(part, time.monotonic_ns())
+                    if answer.chunks > wire.ENDLESS[1] or time.monotonic() > until:
+                        return "its answer does not end"
+            answer.complete(time.monotonic_ns())
+        except httpx.HTTPError as error:
+            if "SSL" in str(error):
+                raise ConfigError(f"backend.url={self.url}: TLS fails ({error}){tls_remedy(error)}") from None
+            return shortened(first_line(error))
+        return answer
+
+
+def _description(target: wire.Target, answer: wire.Answer) -> str:
+    """The way in which an endpoint is asked and answers, in one line."""
+    (stream,) = answer.streams
+    tokens = stream.total if stream.total != UNKNOWN else answer.tokens
+    length = (
+        "ignore_eos honoured"
+        if tokens == PROBE_TOKENS
+        else f"ignore_eos ignored ({tokens} of {PROBE_TOKENS} tokens came)"
+    )
+    return (
+        f"{target.url}: POST {target.request_path}, model {target.model}, api {target.api}, streams {answer.chunks} "
+        f"events, tokens by {stream.source}, prompts as {'text or token ids' if target.token_ids else 'text'}, "
+        f"{length if target.ignore_eos else 'no ignore_eos'}, limit {target.max_tokens_field}"
+    )

@@ -10,7 +10,7 @@ from enum import Enum, auto
 
 from sweep.base.records import Outcome
 from sweep.drive.policy import FAILED
-from sweep.node.events import Placed
+from sweep.node.events import Placed, Unprepared
 from sweep.plan.plan import Deployment, Trial
 
 
@@ -93,7 +93,7 @@ class LaunchState:
     retried: set[str] = field(default_factory=set)  # failed trials that were retried; one is enough
     failed_on: set[str] = field(default_factory=set)  # ids of the nodes on which trials failed
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # of trials that have a row in this run, by id
-    unprepared: str | None = None  # why its node could not be prepared in the last attempt, for all its patience
+    unprepared: Unprepared | None = None  # the end of the last attempt, if its outage outlasted the patience
     reopened: set[str] = field(default_factory=set)  # trials to retry although they have a row
     order: list[Trial] = field(default_factory=list)  # of the next attempt
 
@@ -103,8 +103,7 @@ class LaunchState:
     def advance(self, trigger: Trigger) -> Action:
         """Enter the next stage; the action is the caller's to carry out.
 
-        Raises:
-            ValueError: if the trigger cannot occur in this stage.
+        Raises ValueError if the trigger cannot occur in this stage.
         """
         if (self.stage, trigger) not in TRANSITIONS:
             raise ValueError(f"{self.launch.launch_key}: {trigger.name} in stage {self.stage.name}")
@@ -157,7 +156,9 @@ class LaunchState:
         """End an attempt that ended by itself; one that could not be prepared is retried while all others fail too."""
         if self.unprepared is None or not self.pending_trials:
             return self.advance(Trigger.COMPLETE)
-        return self.advance(Trigger.RETRY if breaker_open else Trigger.UNPREPARED)
+        if breaker_open:
+            return self.advance(Trigger.RETRY)
+        return self.advance(Trigger.POSTPONE if self.unprepared.postponed else Trigger.UNPREPARED)
 
     def not_started(self, now: float, patience: float) -> Action:
         """Retry an attempt that its node did not start, for `patience` s since the first such attempt."""

@@ -22,9 +22,7 @@ INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a su
 def results_folder(settings: Settings) -> Path:
     """Return the local folder for results.
 
-    Raises:
-        ConfigError: if they would be lost, or cannot be stored there.
-        Outage: if their object store gave no answer.
+    Raises ConfigError if they would be lost, or cannot be stored there; Outage if their object store gave no answer.
     """
     if object_store.is_url(settings.out):
         object_store.ObjectStore(settings.out)
@@ -63,9 +61,7 @@ def check_writable(key: str, folder: Path) -> Path:
 def ledger_to_read(settings: Settings, paths: RunPaths) -> Ledger:
     """Return the ledger of earlier runs, read-only; from an object store nothing else is copied.
 
-    Raises:
-        ConfigError: if the store cannot be read.
-        Outage: if it gave no answer.
+    Raises ConfigError if the store cannot be read; Outage if it gave no answer.
     """
     if not object_store.is_url(settings.out):
         return Ledger(paths.ledger, write=False)

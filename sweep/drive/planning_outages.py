@@ -20,9 +20,8 @@ def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings
 
     Nothing has worked in this run yet, so the patience is two minutes at most.
 
-    Raises:
-        ConfigError: at once in a dry run, which is not issued again.
-        Halted: when that time is over, for the same command to be issued again.
+    Raises ConfigError at once in a dry run, which is not issued again; Halted when that time is over, for the same
+    command to be issued again.
     """
     try:
         return plan()

@@ -14,6 +14,7 @@ RULES has what an outcome means; an Exit decides whose fault a failure is and wh
 | an OSError number of OUTAGE_ERRORS; HTTP 408, 429, 5xx | surroundings | waited for |
 | a full disk | – | waited for in a build; else nothing more is started on that node |
 | a Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE |
+| an endpoint is gone; others hold a port, GPU memory | surroundings | its launch is waited for (`is_unavailable`) |
 | any other Cause | engine | an answer |
 | HTTP 401, 403 of a hub or registry | surroundings | an answer |
 
@@ -100,7 +101,7 @@ ENGINE_SIGNALS = {  # a program's own doing; others are sent to it
 
 
 def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
-    """Return whose fault a failure is; None of what is none."""
+    """Return whose fault a failure is; None if the outcome is no failure."""
     fault = RULES[outcome].fault
     of_others = was_killed(exit) or exit.cause in SURROUNDINGS or is_outage(exit) or exit.blames == Blame.NODE
     of_others |= exit.http in NO_ACCESS
@@ -117,6 +118,16 @@ def is_outage(exit: Exit) -> bool:
     if exit.http is not None:
         return no_answer(exit.http)
     return exit.outage or exit.errno in OUTAGE_ERRORS or exit.cause in (Cause.OUTAGE, Cause.UNREACHABLE)
+
+
+def is_unavailable(exit: Exit) -> bool:
+    """Return whether a launch, or a trial, ended because others held what it needs, or an endpoint was gone."""
+    return exit.cause in (Cause.UNREACHABLE, Cause.PORT, Cause.GPU_MEMORY)
+
+
+def was_interrupted(row: Cells) -> bool:
+    """Return whether a trial's endpoint was gone, which says nothing about the engine."""
+    return bool(row.get("exit")) and is_unavailable(Exit.restored(row["exit"]))
 
 
 def no_answer(status: int) -> bool:
@@ -233,6 +244,8 @@ def launches_again(failures: Sequence[Failure], attempts: int) -> bool:
 
 def engine_failed(row: Cells) -> bool:
     """Return whether a trial's row shows that its engine failed, at launch or later, or that it answered nothing."""
+    if was_interrupted(row):
+        return False
     answered_none = row["outcome"] == Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
     return RULES[Outcome(row["outcome"])].of_engine or answered_none
 

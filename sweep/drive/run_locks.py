@@ -65,9 +65,7 @@ class RunEnvironments:
     def lock(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
         """Return the environment with its lock, resolved if it is not locked yet (never in a dry run); or why not.
 
-        Raises:
-            ConfigError: if relock=true cannot be done.
-            Outage: if no index gave an answer.
+        Raises ConfigError if relock=true cannot be done; Outage if no index gave an answer.
         """
         key, spec = self._key(backend, platform), self.compose(backend, platform)
         if not isinstance(spec, str) and key not in self.locked:
@@ -125,9 +123,7 @@ class RunEnvironments:
 def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
     """Return the locks that earlier commands have stored in the results, by file name.
 
-    Raises:
-        ConfigError: if they cannot be read.
-        Outage: if the object store gave no answer.
+    Raises ConfigError if they cannot be read; Outage if the object store gave no answer.
     """
     try:
         if not object_store.is_url(settings.out):

@@ -14,18 +14,10 @@ Headers = list[tuple[bytes, bytes]]
 
 # Of one connection only (RFC 9110, 7.6.1), or set again for the engine's.
 HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"expect",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    )
+    {
+        *(b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
+        *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    }
 )
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
 PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: of prompts or token ids
@@ -59,7 +51,7 @@ class Call:
     """A request for tokens: its bytes as they came, and their meaning."""
 
     path: str
-    headers: Headers  # without those of the client's connection
+    headers: Headers  # without the hop-by-hop headers of the client's connection
     body: bytes
     content: dict[str, Any] = field(repr=False)
 
@@ -126,9 +118,8 @@ def _message_question(message: dict[str, Any]) -> Question | None:
 async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float) -> Call:
     """Read a request for tokens.
 
-    Raises:
-        Refused: for a body that is too large, too slow or no request.
-        ConnectionError: if the client left before it was complete.
+    Raises Refused for a body that is too large, too slow or no request; ConnectionError if the client left before it
+    was complete.
     """
     headers: Headers = scope["headers"]
     try:

@@ -18,11 +18,7 @@ GROUP = "gateway"
 
 
 def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
-    """The service that a command line describes.
-
-    Raises:
-        ConfigError: for an argument that is not allowed.
-    """
+    """The service that a command line describes. Raises ConfigError for an argument that is not allowed."""
     settings = _settings(arguments.overrides, options)
     for url in arguments.to:
         parts = urlsplit(url)

@@ -59,19 +59,14 @@ class EngineConnection(asyncio.Protocol):
         self._transport.write(head + body)
 
     async def begun(self) -> None:
-        """Wait for the answer's first bytes after its head, or its end.
-
-        Raises:
-            EngineFailed: if it does not begin.
-        """
+        """Wait for the answer's first bytes after its head, or its end. Raises EngineFailed if it does not begin."""
         while not self._parts and not self._is_complete:
             await self._wait()
 
     async def read(self) -> bytes:
         """The next bytes of the body, as they came; empty at its end.
 
-        Raises:
-            EngineFailed, TimeoutError: if the answer broke off.
+        Raises EngineFailed or TimeoutError if the answer broke off.
         """
         while not self._parts:
             if self._is_complete:
@@ -138,7 +133,7 @@ class EngineConnection(asyncio.Protocol):
     # -- of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass of it
 
     def data_received(self, data: bytes) -> None:
         if not self._is_busy or self._is_complete:
@@ -217,8 +212,7 @@ class EngineConnections:
     async def ask(self, method: bytes, path: str, headers: Headers, body: bytes = b"") -> EngineConnection:
         """A connection on which the answer to a request has begun; return it with `release`.
 
-        Raises:
-            OSError: if it is missing, or it does not begin.
+        Raises OSError if it is missing, or it does not begin.
         """
         head = self._head(method, path, headers, body)
         connection = self._idle_connection() or await self._connect()

@@ -131,8 +131,7 @@ class Engines:
     async def answer(self, call: Call) -> BegunAnswer:
         """An engine's answer to a call, begun: another engine is asked as long as nothing of it has come.
 
-        Raises:
-            Refused: if no engine began to answer.
+        Raises Refused if no engine began to answer.
         """
         await self._slots.acquire()
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from tokenizers import Tokenizer
 
-from sweep.base.records import Request
+from sweep.base.records import Request, key_header, tls_context
 from sweep.client import wire
 
 MOST_COMPARED = 32  # hits: the engine has to answer each of them
@@ -32,7 +32,7 @@ def served_equal(
     if not hits or tokenizer is None:
         return None
     equal = positions = 0
-    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False, verify=target.verify_tls) as client:
+    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False, verify=tls_context(target.verify_tls)) as client:
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, replace(target, url=url), request) for url in (gateway, target.url)]
@@ -51,8 +51,9 @@ def _answer_text(client: httpx.Client, target: wire.Target, request: Request) ->
     body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
     headers = {"Content-Type": "application/json", **target.headers}
     if target.api_key_env is not None:
-        headers["Authorization"] = f"Bearer {os.environ[target.api_key_env]}"
-    answer = client.post(httpx.URL(target.url).join(target.path), content=body, headers=headers).raise_for_status()
+        headers |= [key_header(target.api, target.auth_header, target.auth_scheme, os.environ[target.api_key_env])]
+    url = httpx.URL(target.url).join(target.request_path)
+    answer = client.post(url, content=body, headers=headers).raise_for_status()
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
     choices = [choice for event in events for choice in json.loads(event).get("choices") or []]
     return "".join(choice.get("text") or (choice.get("delta") or {}).get("content") or "" for choice in choices)

@@ -86,11 +86,7 @@ class Service:
     reset_key: str = ""  # of those who may empty the cache; empty: nobody
 
     def serve_forever(self) -> None:
-        """Serve until a signal ends it.
-
-        Raises:
-            ConfigError: if the address cannot be listened on.
-        """
+        """Serve until a signal ends it. Raises ConfigError if the address cannot be listened on."""
         with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(self.serve())
 

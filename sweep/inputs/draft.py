@@ -1,7 +1,4 @@
-"""The draft model of speculative decoding: fetched, digested and offered offline like the model that it drafts for.
-
-Its tokenizer is the model's, so its own is not read.
-"""
+"""The draft model of speculative decoding: fetched, digested and offered offline like the model that it drafts for."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import PositiveInt
 from tokenizers import Tokenizer
 
-from sweep.base.config import first_line
+from sweep.base.config import first_line, shortened
 from sweep.base.exits import Outage
 from sweep.inputs import hub
 from sweep.inputs.rows import FileRow, check_faults, omissions, read_rows, whole_number
@@ -66,7 +66,7 @@ class Prompts(Workload):
     skip_unsendable: bool = False  # leave rows without a prompt or a length out; false: refuse such a table
 
     def check(self) -> None:
-        if _shipped(self.name) not in (None, self._path):  # its rows would be taken for those of the task
+        if _shipped(self.name) not in (None, self._path):  # its rows would be taken for the task's
             problem = f"{self.name} is the name of a shipped task"
             raise ValueError(f"workload.file={self.file}: {problem}; use workload=prompts workload.file={self.file}")
         self._questions()
@@ -118,10 +118,7 @@ class Prompts(Workload):
 
 
 class Paraphrases(Prompts):
-    """Questions in several wordings, with the cluster of those that mean the same; other clusters are near misses.
-
-    They repeat, and have no headers: this is a workload for caches of answers.
-    """
+    """Questions in several wordings, with the cluster of those that mean the same; other clusters are near misses."""
 
     file: str = "paraphrases"  # name of a shipped task, or path of a file with the columns prompt and cluster
     unique_header: bool = False
@@ -198,7 +195,7 @@ class HubPrompts(Prompts):
         return [folder / name for name in self._of_split(names)]
 
     def _of_split(self, names: Iterable[str]) -> list[str]:
-        """The files of the split, in order. Raises ValueError, naming what there is, if there are none."""
+        """The files of the split, in order. Raises ValueError, naming those that exist, if the split has no file."""
         files = [Path(name) for name in names if Path(name).suffix in hub.ROWS]
         pattern = re.compile(rf"(^|/)({re.escape(self.split)})([-_./]|$)")
         chosen = [file for file in files if pattern.search(file.as_posix())]
@@ -277,7 +274,7 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
     cell = row.get("output_tokens")
     if length is None and cell not in (None, "") and cell == cell:  # NaN is what a table has for none
         if (tokens := whole_number(cell)) is None:
-            raise Unusable(f"output_tokens={cell!r}; expected a whole number from 1")
+            raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number from 1")
     elif length is None and not answer:
         raise Unusable("no output_tokens and no answer; set workload.output_tokens", is_conversation)
     for part, content in (("prompt", text), ("answer", answer)):
@@ -314,7 +311,7 @@ def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
             return "\n\n".join(question), text or None
         if speaker not in (*ASKING, *INSTRUCTING):
             expected = ", ".join((*ASKING, *INSTRUCTING, *ANSWERING))
-            raise Unusable(f"a turn of {speaker or 'nobody'}; expected {expected}", of_conversation=True)
+            raise Unusable(f"a turn of {shortened(speaker or 'nobody')}; expected {expected}", of_conversation=True)
         question += [text] if text else []
         asked = asked or (speaker in ASKING and text != "")
     if not asked:

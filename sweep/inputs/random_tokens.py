@@ -36,13 +36,13 @@ def _of_length(tokenizer: Tokenizer, vocabulary: list[int], first: int, length: 
     """The prompt from a token on; the length is the encoded one, which for a few texts is a token off."""
     following = (vocabulary[(extra + step) % len(vocabulary)] for step in count())
     tokens = [vocabulary[(first + step) % len(vocabulary)] for step in range(length)]
-    text, encoded = "", tokens
+    words, encoded = "", tokens
     for _ in range(TRIES):
-        text = tokenizer.decode(tokens, skip_special_tokens=False)
-        encoded = tokenizer.encode(text).ids
-        special = len(encoded) - len(tokenizer.encode(text, add_special_tokens=False).ids)
+        words = tokenizer.decode(tokens, skip_special_tokens=False)
+        encoded = tokenizer.encode(words).ids
+        special = len(encoded) - len(tokenizer.encode(words, add_special_tokens=False).ids)
         if len(encoded) == length:
             break
         tokens = encoded[special:][: length - special]
         tokens += [next(following) for _ in range(length - special - len(tokens))]
-    return Encoded(text, encoded)
+    return Encoded(words, encoded)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
-from sweep.base.config import ConfigError
+from sweep.base.config import ConfigError, shortened
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # that a plan names why rows are left out
@@ -48,7 +48,7 @@ def whole_number(cell: Any) -> int | None:
     """Return a whole number from 1 as a file has it, 4.0 and "4.0" being 4; None for anything else."""
     try:
         number = 0.0 if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return int(number) if number >= 1 and number.is_integer() else None
 
@@ -57,7 +57,7 @@ def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
     """Return why a row of a trace cannot be sent, e.g. as it is of a request that failed; None for one that can."""
     for column in (columns.input_tokens, columns.output_tokens):
         if whole_number(row.get(column)) is None:
-            return f"{column}={row.get(column)!r}; expected a whole number from 1"
+            return f"{column}={shortened(repr(row.get(column)))}; expected a whole number from 1"
     return None
 
 
@@ -101,11 +101,7 @@ def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
 def read_rows(
     path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
 ) -> list[FileRow]:
-    """Return the rows of a file, its `first` ones if that is given; with `any_ending`, an unknown one is of text.
-
-    Raises ConfigError, in one line that begins with `key`, for a file that is missing, empty or not what its name says;
-    `or_else` are other values that are allowed in place of a path.
-    """
+    """Return the rows of a file, its `first` ones if that is given; with `any_ending`, an unknown one is of text."""
     if path.suffix not in READERS and not any_ending:
         problem = f"the ending {path.suffix} is not known" if path.suffix else "a name without an ending"
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")
@@ -115,9 +111,9 @@ def read_rows(
 
 
 @lru_cache(maxsize=16)
-def _parse_rows(path: Path, key: str, changed: int, first: int | None) -> list[FileRow]:
+def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[FileRow]:
     try:
-        rows = list(islice(READERS.get(path.suffix, _text_lines)(path), first))
+        rows = list(islice(READERS.get(path.suffix, _text_lines)(path), limit))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{key}: {error.reason} at byte {error.start}; expected UTF-8") from None
     except (ValueError, OSError, ArrowException, csv.Error) as error:
@@ -156,10 +152,10 @@ def _json(path: Path) -> Iterator[FileRow]:
     return (_mapping(row, f"entry {number}") for number, row in enumerate(content, 1))
 
 
-def _mapping(value: Any, where: str) -> FileRow:
-    if not isinstance(value, dict):
+def _mapping(entry: Any, where: str) -> FileRow:
+    if not isinstance(entry, dict):
         raise ValueError(f"{where} is not a JSON mapping")
-    return value
+    return entry
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:

@@ -1,4 +1,4 @@
-"""Workloads: prompts as a seeded stream of Requests; here those of drawn, exact lengths. Their timing is the Load's.
+"""Workloads: prompts as a seeded stream of Requests; here prompts of drawn, exact lengths. Their timing is the Load's.
 
 Every prompt begins with a unique header, so that no cache can answer for the engine; two requests of a trial differ
 from their first words on. Prompts depend on the seed, never on the backend. Each random dimension has its own stream of
@@ -221,10 +221,7 @@ class Serving(Synthetic):
 
 
 class Recorded(_ExactLengths):
-    """Like Synthetic, with the lengths of recorded requests, of which a trace's columns are recognised by their names.
-
-    In the file's order, request i has the lengths of line i, which load=recorded sends at the time of line i.
-    """
+    """Like Synthetic, with the lengths of recorded requests; known traces are recognised by their columns."""
 
     file: str  # path of a file with input_tokens and output_tokens in each row, or of a trace: docs/experiments.md
     order: Literal["file", "random"] = "file"
@@ -257,12 +254,7 @@ class Recorded(_ExactLengths):
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
-    """Random plain words of exactly `lengths[i]` tokens each, special ones included; the first words are a header.
-
-    Words that are one token each are chosen, so one round is nearly always enough; the result is checked and corrected.
-
-    Raises ValueError if the tokenizer cannot produce one of the lengths.
-    """
+    """Random plain words of exactly `lengths[i]` tokens each, special ones included; the first words are a header."""
     lead, vocabulary, special = ("", _word_list(), 0) if tokenizer is None else _plain_words(tokenizer)
     if min(lengths) <= special:
         allowed = f"at least {special + 1}, as the tokenizer adds {special}"

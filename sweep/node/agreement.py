@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
@@ -109,18 +109,15 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
 def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
     """The openings that every engine continues, and a sample of requests as the trials' workloads make them."""
     samples = [[tokenizer.encode(text).ids for text in shipped("stories")[:PROMPTS]]]
-    workloads = {content_hash(each.model_dump(mode="json")): each for each in _workloads(work)}
+    # Those whose requests can be made again: behind another header they are not the measured ones.
+    repeatable = (trial.workload for trial in work.deployment.trials if trial.workload.unique_header)
+    workloads = {content_hash(each.model_dump(mode="json")): each for each in repeatable}
     for _, workload in sorted(workloads.items()):
         requests = workload.fetched(work.cache).requests(tokenizer, SAMPLED_REQUESTS, work.settings.seed, salt=SALT)
         ids = [tokenizer.encode(request.prompt).ids for request in requests]
         samples.append([each for each in ids if len(each) <= LONGEST_REQUEST][: -(-SAMPLED_REQUESTS // len(workloads))])
     # In turns, so that every part of them that an engine is asked at once has some of each.
     return [prompt for turn in zip_longest(*samples) for prompt in turn if prompt is not None]
-
-
-def _workloads(work: Work) -> Iterator[Any]:
-    """The workloads whose requests can be made again: behind another header they are not the measured ones."""
-    return (trial.workload for trial in work.deployment.trials if trial.workload.unique_header)
 
 
 def texts(tokenizer: Tokenizer) -> list[list[int]]:

@@ -71,7 +71,7 @@ class Contradiction(Exception):
 def stream_deployment(
     work: Work, gpus: tuple[str, ...], draining: threading.Event, beat: float
 ) -> Generator[Event, None, None]:
-    """`run_deployment` as a generator of events, of a Beat when there is none for `beat` s.
+    """`run_deployment` as a generator of events, of a Beat after `beat` s without one.
 
     `draining` ends it after the trial that runs; closing it ends what it is doing.
     """
@@ -122,16 +122,17 @@ def run_deployment(
 
     An engine that died, hung or answered nothing is launched again for the trials after it. All of them end after
     `settings.attempts` such failures with no good trial in between, or after two launches that fail for one reason.
+    A launch is waited for while its endpoint is gone, or others hold its port or its GPUs' memory.
     """
     pending = _Pending(work, stop, draining)
 
     def prepared() -> PreparedNode | None:
         # Without GPUs it would disturb who measures on this machine; with GPUs, theirs would idle meanwhile.
         with _lease(work, gpus, pending, emit) if not gpus else nullcontext(True) as leased:
-            return _prepare(work, gpus, emit) if leased else None
+            return _prepare(work, gpus, emit) if leased and pending.next() else None
 
     try:
-        node = patiently(prepared, work.patience, _outage_reporter(emit))
+        node = patiently(prepared, work.patience, _outage_reporter(emit), pending.pause)
     except Outage as error:
         emit(Unprepared(str(error)))
         return
@@ -147,14 +148,21 @@ def run_deployment(
         return
     if node is None:
         return
-    emit(Prepared())
+    if work.deployment.backend.launches:
+        emit(Prepared())
     _end_contradicted(work, pending.trials, emit)
     failures: list[Failure] = []
-    while pending.next():
+
+    def launch() -> Failure | None:
         with _lease(work, gpus, pending, emit) as leased:
-            if not leased:
-                return
-            failure = _one_launch(work, node, pending, emit)
+            return _one_launch(work, node, pending, emit) if leased else None
+
+    while pending.next():
+        try:
+            failure = patiently(launch, work.patience, _outage_reporter(emit), pending.pause, (Outage,))
+        except Outage as error:
+            emit(Unprepared(str(error), postponed=True))
+            return
         if failure is None or failure.good:
             failures.clear()
         if failure is not None:
@@ -191,7 +199,7 @@ def _outage_reporter(emit: Emit) -> Callable[[str], None]:
             emit(Note(f"{reason}; retrying"))
         first = False
         emit(Stalled(reason))
-        emit(State(f"waiting to prepare the node again: {reason}"))
+        emit(State(f"waiting: {reason}"))
 
     return report
 
@@ -235,6 +243,12 @@ class _Pending:
         remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < remaining), None)
 
+    def pause(self, seconds: float) -> None:
+        """Sleep while a trial may still start."""
+        until = time.monotonic() + seconds
+        while (remaining := until - time.monotonic()) > 0 and self.next():
+            task.pause(min(remaining, 1.0))
+
 
 def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -> Failure | None:
     """Launch the engine and run all pending trials on it. None if it did not fail."""
@@ -243,10 +257,10 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
         _wait_for_gpu_memory(node, emit)
         expected = _reference(work, node, emit)
         _wait_for_gpu_memory(node, emit)  # the reference's too, or it would count as free when the engine has ended
-        emit(Prepared())
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         launches = replica_launches(node.launch, backend.replicas)
         with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
+            emit(Prepared())
             facts = _first_facts(work, node, engines, expected, emit)
             if not all(engine.shows_on_gpus() for engine in engines):  # after an answer: some load at the first request
                 reason = "it answers, but its GPUs show neither its process nor more memory: it computes elsewhere"
@@ -257,6 +271,9 @@ def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -
             with running_gateway(work.deployment.gateway, engines, folder, tokenizer, work.marker) as gateway:
                 return _run_trials(work, RunningEngine(node, engines, facts, launch, gateway), pending, emit)
     except server.LaunchError as error:
+        if policy.is_unavailable(error.exit):
+            raise Outage(error.reason) from error
+        emit(Prepared())
         return Failure(error.outcome, error.reason, error.exit, error.log_tail)
 
 
@@ -345,7 +362,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
 def _weights(work: Work, environment: environments.Environment, progress: Progress) -> Path:
     """The folder that the engine loads: the model's, or what is made of it.
 
-    The interpreter in an image is none of this machine's: conversions run in ours.
+    An image's interpreter does not run on this machine: conversions run in ours.
     """
     backend: Backend = work.deployment.backend
     folder: Path = work.deployment.model.prepare(work.cache, progress)
@@ -405,7 +422,7 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
             _censor(work, trial, pending.trials, emit)
         elif failure := _failure(row, good):
             return failure
-        if not running.alive():
+        if not running.alive() or policy.was_interrupted(row):
             return None
         good = good or row["outcome"] == Outcome.OK
     return None

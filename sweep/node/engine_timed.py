@@ -152,7 +152,7 @@ def _record(request: Request, row: dict[str, Any], batch: int, start: int) -> Re
 
 
 def _report(offered: int, sent: int, problem: str | None) -> ClientReport:
-    """The report of a client, where there is none."""
+    """The report in place of a client's, for an engine that is timed inside."""
     stopped = problem.removeprefix("cancelled: ") if problem and problem.startswith("cancelled") else None
     zeros: dict[str, Any] = dict.fromkeys((field.name for field in fields(ClientReport)), 0)
     figures = {"offered": offered, "sent": sent, "stamp_source": "engine", "batch_form": "list", "stopped": stopped}

@@ -46,6 +46,7 @@ class Unprepared(NamedTuple):
     """The outage has outlasted the patience: the trials have no row."""
 
     reason: str
+    postponed: bool = False  # they get none in this run: the node is prepared, but what the launch needs is not there
 
 
 class Finished(NamedTuple):

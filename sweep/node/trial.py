@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from backends.base import Backend
 from backends.launch.server import Engine
 from sweep.base import provenance
 from sweep.base.exits import Cause, Exit, exit_of
@@ -58,8 +57,7 @@ def run_trial(
 
     The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
 
-    Raises:
-        client.ClientDied: if the measuring process ended without its results.
+    Raises client.ClientDied if the measuring process ended without its results.
     """
     salt = salt if trial.workload.unique_header else None
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
@@ -213,13 +211,13 @@ def _count_tokens(work: Work) -> measurement.CountTokens | None:
 def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature: float = 0) -> wire.Target:
     """Return what the client must know of the engine: what its backend says under the same names, and five more.
 
-    `url` is that of what is in front of it. Where the end of an answer is ignored, its text shows special tokens: so
-    our count of it is that of its tokens.
+    `url` is the address of a gateway in front of it. Where the end of an answer is ignored, its text shows special
+    tokens, so that our count includes them.
     """
     backend = engine.backend
-    shared = {each.name for each in fields(wire.Target)} & set(Backend.model_fields) - {"url", "extra_body"}
+    shared = {each.name for each in fields(wire.Target)} & set(type(backend).model_fields) - {"url", "extra_body"}
     return wire.Target(
-        url=url or engine.url,
+        url=url if url not in (None, engine.url) else backend.url or engine.url,
         model=engine.launch.served_name,
         temperature=temperature,
         ignore_eos=ignore_eos and backend.ignores_eos,

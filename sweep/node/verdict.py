@@ -32,6 +32,7 @@ BURST = 0.01  # s within which requests count as due at the same time
 EXIT_WITHIN = 5.0  # s after a trial within which an engine that serves no more has to exit
 SERVERS_OWN = ("status", "engine")  # kinds of errors whose detail the server says
 NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # beginnings of the errors that a dying engine leaves
+GONE = ("connect:", "reset:", "closed:", "status: 502", "status: 503", "status: 504")  # as an endpoint's proxy says it
 
 
 def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: Mapping[Path, int]) -> Verdict:
@@ -40,7 +41,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     `logged` is how far each engine's log went before the trial: what it said of memory earlier is no part of this one.
     """
     requests = judge_requests(result.records, max_failed=work.settings.max_failed)
-    if requests.outcome is not Outcome.OK and _lacks_service(result.records):
+    if requests.outcome is not Outcome.OK and _share_without_service(result.records, NO_SERVICE):
         _await_exit(running)
     gateway, dead = running.gateway, running.dead()
     log = (dead or running.engine).log_tail()
@@ -56,7 +57,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         return Verdict(outcome=Outcome.HUNG, reason=over_time, exit=Exit(cause), log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
-        # Part of a trial is none, even if what was sent went well; a duration is the one reason to send less.
+        # Part of a trial is no result, even if all that was sent succeeded; only a duration may cut it short.
         stopped = result.report.stopped
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
         unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
@@ -66,7 +67,9 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
             outcome = Outcome.OOM_RUN
         else:
             outcome = Outcome.HUNG if only_timeouts(result.records) else Outcome.INVALID
-        exit = requests.exit if work.deployment.backend.launches else Exit(Cause.ENDPOINT)
+        exit, gone = requests.exit, _share_without_service(result.records, GONE) == 1
+        if not work.deployment.backend.launches:
+            exit = Exit(Cause.UNREACHABLE if gone else Cause.ENDPOINT)
         return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
     if has_fixed_length(work, trial) and (reason := other_length(result.records)):
         return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
@@ -79,10 +82,11 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
     return Verdict(outcome=Outcome.OK)
 
 
-def _lacks_service(records: Records) -> bool:
-    """Return whether any measured request ended as those of a dying engine do."""
-    errors = (error for error, chosen in zip(records.error, measured(records), strict=True) if chosen)
-    return any(error is not None and error.startswith(NO_SERVICE) for error in errors)
+def _share_without_service(records: Records, errors: tuple[str, ...]) -> float:
+    """Return the share of the measured requests that were sent whose error begins like one of these."""
+    mask = measured(records) & was_sent(records)
+    failed = (error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
+    return sum(error.startswith(errors) for error in failed) / max(1, int(mask.sum()))
 
 
 def _await_exit(running: RunningEngine) -> None:
@@ -134,7 +138,7 @@ def judge_requests(records: Records, *, max_failed: float = 0.05) -> Verdict:
     step = step_back(records, mask)
     if step > STEP_BACK:
         reason = f"receive stamps go back by {step:.6f} s: the host's clock was set during the trial"
-        return _invalid(reason, Exit(Cause.STAMPS))
+        return _invalid(reason, Exit(Cause.CLOCK))
     return Verdict(outcome=Outcome.OK)
 
 
@@ -163,7 +167,7 @@ def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
 
 
 def step_back(records: Records, mask: Mask) -> float:
-    """The most that a chunk's stamp lies before that of the chunk before it, s; 0 if none does."""
+    """The most by which a chunk's stamp precedes the previous chunk's, s; 0 if none does."""
     back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, mask)]
     return float(max(back, default=0)) / 1e6
 

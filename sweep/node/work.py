@@ -72,7 +72,7 @@ class RunningEngine:
 
     @property
     def engine(self) -> Engine:
-        """The engine that answers where one of the replicates stands for all."""
+        """The engine that answers where one of the replicas stands for all."""
         return self.engines[0]
 
     @property

@@ -24,7 +24,7 @@ class Bounded(NamedTuple):
 def share(hits: Sequence[int], sizes: Sequence[int]) -> Bounded:
     """The share of hits, `hits[i]` of `sizes[i]` in text i: Wilson's interval of the effective number of tokens.
 
-    That number is smaller than theirs by the ratio of the variance between texts to that of independent tokens.
+    That number is smaller than theirs by the ratio of the variance between texts to the variance of independent tokens.
     """
     counts, totals = np.asarray(hits, float), np.asarray(sizes, float)
     total = totals.sum()

@@ -17,7 +17,7 @@ class Window(NamedTuple):
     """The part of a trial in which it was in steady state (`steady`), s from the trial's start."""
 
     begin: float | None
-    end: float | None  # None, as begin, if there is none
+    end: float | None  # None, as begin, without a steady state
     method: str  # how it was found, or why it was not
 
 

@@ -29,7 +29,7 @@ from sweep.numbers.selection import Window, measured, sent_within, succeeded, wi
 
 LIFETIMES = 5  # of a slow request (p90) that a window holds at least
 LIGHTER_TAIL = 2.0  # p99 with what was cut off over that without it
-SAME_MEDIAN = 1.1  # of what was cut off over that of the rest
+SAME_MEDIAN = 1.1  # of what was cut off over the rest's
 BINS = 500  # at most
 TOKENS_PER_BIN = 10  # at least, so that fewer tokens give fewer bins
 FEWEST_MEANS = 10  # needed by MSER: 10 x 5 bins of time, or 10 batches

@@ -42,10 +42,7 @@ class PlanSpec(Strict):
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any], under: str = "") -> "PlanSpec":
-        """The plan that these keys describe, each of them checked; `under` is their parent key, with a dot.
-
-        Raises ConfigError, naming the first key whose value is not of its form, or that nothing would come of.
-        """
+        """The plan that these keys describe, each of them checked; `under` is their parent key, with a dot."""
         try:
             plan = cls.model_validate(dict(fields))
         except ValidationError as error:

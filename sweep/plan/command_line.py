@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override, OverrideType, Transformer
 from hydra.errors import HydraException
 
 from sweep.base.config import POINT_GROUPS, ConfigError, first_line, shortened
+from sweep.base.options import ConfigPath
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
@@ -39,15 +40,12 @@ def point_keys(assignments: Mapping[str, Any]) -> Assignments:
 
 
 def parse_command_line(arguments: Sequence[str]) -> CommandLine:
-    """Parse Hydra's override grammar, with a sweep (`a=1,2`, `range(1,9)`) meaning an axis of the plan.
-
-    Raises ConfigError for what the grammar refuses.
-    """
+    """Parse Hydra's override grammar, with a sweep (`a=1,2`, `range(1,9)`) meaning an axis of the plan."""
     experiment: str | None = None
     scalars: Assignments = {}
     axes: dict[str, list[Any]] = {}
     for argument in arguments:
-        override = _parse_override(argument)
+        override = _parse_override(_quoted_slo(argument))
         key, typed = override.key_or_group, shortened(argument.lstrip("+"))
         scalars.pop(key, None)  # given twice, the last counts, as a wrapper around a command expects
         axes.pop(key, None)
@@ -56,6 +54,10 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
                 raise ConfigError(f"{typed}: one experiment a command; expected the name of one")
             experiment = str(override.value())
         elif override.is_sweep_override():
+            if key == "model" and ", " in argument:
+                raise ConfigError(
+                    f"{typed}: expected a name with a comma in quotes, model='\"A, B\"', or models as A,B"
+                )
             axes[key] = _sweep_values(override, argument)
         elif is_point_key(key) and override.value() in ([], ""):
             raise ConfigError(f"{key}=[]: an axis needs at least one value")
@@ -65,10 +67,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
 
 
 def axis_values(key: str, values: Any) -> list[Any]:
-    """The values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar.
-
-    Raises ConfigError without one.
-    """
+    """The values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar."""
     if isinstance(values, str):
         override = _parse_override(f"{key}={values}")
         values = _sweep_values(override, f"{key}={values}") if override.is_sweep_override() else [override.value()]
@@ -77,6 +76,13 @@ def axis_values(key: str, values: Any) -> list[Any]:
     if not values:
         raise ConfigError(f"{key}=[]: an axis needs at least one value")
     return list(values)
+
+
+def _quoted_slo(argument: str) -> str:
+    """Quote the bounds of `slo=ttft=200ms,tpot=0.05s`: their comma is no choice between values."""
+    key, _, bounds = argument.partition("=")
+    is_plain = key == "slo" and bounds not in ("", "null") and bounds[0] not in "{'\""
+    return f"slo='{bounds}'" if is_plain and "'" not in bounds else argument
 
 
 def _parse_override(argument: str) -> Override:
@@ -88,6 +94,10 @@ def _parse_override(argument: str) -> Override:
     except HydraException:
         if argument.startswith("-"):
             raise ConfigError(f"{typed}: no such option; expected --help and key=value (dry_run=true)") from None
+        if "=" not in argument:
+            is_experiment = argument in ConfigPath.of_user().choices("experiment")
+            remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="
+            raise ConfigError(f"{typed}: expected key=value{remedy}") from None
         quoting = "a value with brackets or letters beyond ASCII is quoted, \"key='value'\""
         raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None
     if override.package is not None:
@@ -101,7 +111,7 @@ def _sweep_values(override: Override, argument: str) -> list[Any]:
     typed = shortened(argument)
     try:
         values = list(itertools.islice(override.sweep_iterator(transformer=Transformer.identity), MOST_PLANNED + 1))
-    except (HydraException, ArithmeticError, ValueError):  # the latter are those of range()
+    except (HydraException, ArithmeticError, ValueError):  # the latter two come from range()
         raise ConfigError(f"{typed}: expected a list (1,2), range(), choice() and glob-free sweeps") from None
     if len(values) > MOST_PLANNED:
         raise ConfigError(f"{typed}: too many values; expected at most {MOST_PLANNED:,}")

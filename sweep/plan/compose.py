@@ -105,7 +105,7 @@ def compose_run(
         _replace_unreachable("model", request, line, composer.options, obstacle)
     _replace_unreachable("workload", request, line, composer.options, obstacle)
     if any(map(is_point_key, line.typed)):
-        request.settings["durations"] = None  # those of the experiment as it is written
+        request.settings["durations"] = None  # the experiment's durations hold for it as it is written
     settings = _settings(request.settings, line, hardware)
     plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
@@ -166,13 +166,23 @@ class _Composer:
         for group, name in chosen.items():
             self.note_origin(group, name)
 
+    def _is_alias(self, model: str, choices: Mapping[str, Any]) -> bool:
+        """Return whether a model of the hub is meant as the name that an endpoint has for it: no hub is asked then."""
+        backend = choices.get("backend")
+        at_endpoint = backend in self.options.choices("backend") and self.options.load("backend", backend).get("url")
+        return bool(at_endpoint) and str(self.options.load("model", model).get("_target_")).endswith(".HubModel")
+
     def _compose(self, choices: Mapping[str, Any]) -> tuple[dict[str, Any], Assignments]:
         """Hydra's composition as plain data, and the option chosen of each group."""
         overrides = [f"+experiment='{self.line.experiment}'"] if self.line.experiment else []
         served = file = None
         for group, choice in choices.items():
             names = self.options.choices(group)
-            if group == "model" and isinstance(choice, str) and choice not in names:
+            if (
+                group == "model"
+                and isinstance(choice, str)
+                and (choice not in names or self._is_alias(choice, choices))
+            ):
                 served, choice = choice, SERVED_MODEL
             elif group == "workload" and choice not in names and Path(str(choice)).suffix in READERS:
                 file, choice = str(choice), PROMPTS_WORKLOAD

@@ -178,10 +178,7 @@ class Packer:
         return [heap[0][1] for heap in self.pending.values() if heap]
 
     def next_needs(self, nodes: Sequence[Node]) -> list[Need]:
-        """Return the next pending needs, as many as are worth growing the cluster for.
-
-        Kinds that fit none of these nodes come first: only a new node can run those.
-        """
+        """Return the next pending needs, as many as are worth growing the cluster for."""
         unschedulable = sorted(heap[0] for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes))
         heaps = [heapq.nsmallest(LOOKAHEAD, heap) for heap in self.pending.values()]
         rest = heapq.nsmallest(LOOKAHEAD, (entry for heap in heaps for entry in heap if entry not in unschedulable))

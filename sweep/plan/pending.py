@@ -49,8 +49,6 @@ def find_pending(
 
     `drivers` are the GPU drivers of the nodes that there are, None where they are unknown: a failure that was final
     under another one is not.
-
-    Raises ConfigError if no hub can tell whether the results in the ledger are of the plan's models.
     """
     launches = pending_launches(plan, ledger, drivers)
     runnable = [launch for launch in launches if not launch.unavailable]
@@ -73,10 +71,7 @@ def _assumed(settings: Settings) -> Assumed | None:
 
 
 def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None) -> list[Deployment]:
-    """Return the launches that have pending trials, with these trials only.
-
-    Raises ConfigError if no hub can tell whether the results in the ledger are of the plan's models.
-    """
+    """Return the launches that have pending trials, with these trials only."""
     _check_commits(plan, ledger)
 
     def pending(trial: Trial) -> bool:
@@ -113,7 +108,7 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
 
 
 def check_resolved(plan: Plan) -> None:
-    """Check that every revision of the plan has its commit, of which ids are made; those of a dry run are provisional.
+    """Check that every revision of the plan has its commit, from which ids are made; a dry run's ids are provisional.
 
     Raises Outage if the hub did not answer: rows would get an id that they have on no other day.
     """

@@ -92,10 +92,7 @@ class Deployment:
         return list(replicates.values())
 
     def launches(self, per_replicate: bool) -> "list[Deployment]":
-        """The deployment once for each launch, with the trials of that launch: the unit that is scheduled.
-
-        An engine that others run is not launched, but measured in as many turns; never by several clients at once.
-        """
+        """The deployment once for each launch, with the trials of that launch: the unit that is scheduled."""
         replicates = sorted({trial.replicate for trial in self.trials})
         if not (per_replicate and len(replicates) > 1):
             return [self]

@@ -30,7 +30,7 @@ from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
 # Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
-NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens"}
+NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
 
 
 class Surroundings(NamedTuple):
@@ -123,7 +123,7 @@ class _Builder:
             # Never of the backend: all get the same prompts. Of the load: no cache may answer for an earlier trial.
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
             seed = seed if seeds is None else seeds[replicate]
-            # The first replicate is of a new engine either way.
+            # The first replicate starts on a new engine either way.
             launch = "its own" if anew and replicate else "shared"
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:

@@ -29,6 +29,8 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     cache = cache_directory(plan.settings.cache_dir)
     notes = dict.fromkeys(note for workload in workloads for note in workload.notes(cache))
     lines = [*(f"{because}{text}" for text in plan.replaced), *notes]
+    if slo := plan.settings.slo:
+        lines.append(f"SLO: {', '.join(f'{latency} ≤ {1000 * limit:,g} ms' for latency, limit in slo.items())}")
     _print(console, [*lines, _headline(plan, pending.runnable)])
     if details:
         _print_cut(console, _trials(plan, pending, console.width))
@@ -77,7 +79,7 @@ def _launches(number: int) -> str:
 
 
 def starts(pending: PendingWork) -> list[str]:
-    """A line for each block of launches: those of one replicate, in the order in which they start."""
+    """A line for each block, which is the launches of one replicate, in the order in which they start."""
     names = {launch.launch_key: launch.describe() for launch in pending.runnable}
     blocks: dict[int, list[str]] = {}
     for need in start_order(pending.estimate.expected.needs):
@@ -139,7 +141,7 @@ def plan_warnings(plan: Plan, nodes: Sequence[Node], points: list[PlanPoint]) ->
 
 
 def not_locked(plan: Plan) -> list[str]:
-    """Name the environments whose distributions no run has resolved yet: the ids shown are not yet those of the run."""
+    """Name the environments whose distributions no run has resolved yet: the run's ids will differ."""
     specs = {d.environment.name: d.environment for d in plan.deployments if d.environment and not d.unavailable}
     return [
         f"not locked yet: environment {name} for {locks.node_target(spec)}: a run resolves it; ids will differ"

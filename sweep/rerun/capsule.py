@@ -14,6 +14,9 @@ from analysis.compare.reproduction import Noise
 from sweep.base.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.rerun.circumstances import Circumstances
 
+LARGEST_LOCK = 1 << 20  # bytes; a lock of 1,000 distributions has 30,000
+PIN = re.compile(r"[\w.-]+==[\w.+!-]+|\S+@sha256:[0-9a-f]{64}|#.*|")  # or an image by its digest; no address, no option
+
 
 @dataclass(frozen=True)
 class Capsule:
@@ -32,48 +35,57 @@ class Capsule:
 
     def text(self) -> str:
         """The capsule's ten lines."""
-        return "".join(f"{name}: {json.dumps(value)}\n" for name, value in asdict(self).items())
+        return "".join(f"{key}: {json.dumps(content)}\n" for key, content in asdict(self).items())
 
     def lock_texts(self) -> dict[str, str]:
-        """The content of the locks, by the names of their files."""
-        return {name: zlib.decompress(base64.b64decode(content)).decode() for name, content in self.locks.items()}
+        """The content of the locks, by the names of their files. Raises ValueError if they are more than pins."""
+        return {name: _unpacked_lock(name, content) for name, content in self.locks.items()}
 
 
 def parse_capsules(text: str) -> list[Capsule]:
-    """Read capsules with empty lines between them; raises ConfigError if there is none, or one cannot be read."""
-    parts = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+    """Read capsules with empty lines between them; raises ConfigError for a text without one, or a damaged one."""
+    parts = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
     if not parts:
         raise ConfigError("capsule: is empty; expected the lines that sweep rerun RUN#TRIAL --capsule prints")
-    return [parse_capsule(part) for part in parts]
+    return [parse_capsule(block) for block in parts]
 
 
 def parse_capsule(text: str) -> Capsule:
     """Read a capsule's lines, in any order.
 
-    Raises:
-        ConfigError: for a line that is none of a capsule's, or one that is missing or damaged.
+    Raises ConfigError for a line that no capsule has, or one that is missing or damaged.
     """
     allowed = [field.name for field in fields(Capsule)]
-    values: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         key, colon, content = line.partition(":")
         if key not in allowed or not colon:
             raise ConfigError(f"capsule: {shortened(key)}: no key of a capsule; {did_you_mean(key, allowed)}")
         try:
-            values[key] = json.loads(content)
+            contents[key] = json.loads(content)
         except ValueError as error:
             raise ConfigError(f"capsule: {key}: cannot be read ({first_line(error)}); copy the whole line") from None
-    if missing := [name for name in allowed if name not in values]:
+    if missing := [key for key in allowed if key not in contents]:
         raise ConfigError(f"capsule: {missing[0]}: required, but not given")
     try:
-        values["noise"] = {column: Noise(*map(float, noise)) for column, noise in values["noise"].items()}
-        capsule = Capsule(**values)
+        contents["noise"] = {column: Noise(*map(float, noise)) for column, noise in contents["noise"].items()}
+        capsule = Capsule(**contents)
         capsule.lock_texts(), capsule.trial["trial_id"], int(capsule.trial["seed"]), capsule.config["backend"]["name"]
     except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
         raise ConfigError(f"capsule: cannot be read ({type(error).__name__}: {first_line(error)})") from None
     return capsule
 
 
-def packed_lock(text: str) -> str:
+def _unpacked_lock(name: str, content: str) -> str:
+    lock = zlib.decompressobj().decompress(base64.b64decode(content), LARGEST_LOCK + 1).decode()
+    if len(lock) > LARGEST_LOCK:
+        raise ValueError(f"lock {shortened(name)} has more than {LARGEST_LOCK} bytes")
+    for line in lock.splitlines():
+        if not PIN.fullmatch(line):
+            raise ValueError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")
+    return lock
+
+
+def packed_lock(lock: str) -> str:
     """The content of a lock as a capsule has it."""
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return base64.b64encode(zlib.compress(lock.encode(), 9)).decode()

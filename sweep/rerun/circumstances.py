@@ -88,63 +88,63 @@ class Difference(NamedTuple):
 def circumstances(row: Mapping[str, Any]) -> Circumstances:
     """Everything that a row says of how it was measured, save its configuration: that is what is run again."""
     facts, machine = _parsed(row, "engine_facts"), _parsed(row, "hardware")
-    recorded = {name: row.get(column) for column, name in ROW_COLUMNS.items()}
-    recorded |= {f"flag {name}": value for name, value in _flags(facts.get("command") or ()).items()}
-    recorded |= {f"environment variable {name}": value for name, value in (facts.get("environ") or {}).items()}
-    compared = {name: facts[name] for name in facts if name not in NOT_COMPARED and not name.startswith(ANSWER_FACTS)}
-    recorded |= {f"engine's {name}": value for name, value in dotted(_without_folders(compared)).items()}
-    recorded |= {name: machine.get(fact) for fact, name in MACHINE_FACTS.items()}
+    recorded = {title: row.get(column) for column, title in ROW_COLUMNS.items()}
+    recorded |= {f"flag {title}": fact for title, fact in _flags(facts.get("command") or ()).items()}
+    recorded |= {f"environment variable {title}": fact for title, fact in (facts.get("environ") or {}).items()}
+    compared = {key: facts[key] for key in facts if key not in NOT_COMPARED and not key.startswith(ANSWER_FACTS)}
+    recorded |= {f"engine's {title}": fact for title, fact in dotted(_without_folders(compared)).items()}
+    recorded |= {title: machine.get(fact) for fact, title in MACHINE_FACTS.items()}
     if machine.get("memory_bytes"):
         recorded["memory"] = f"{machine['memory_bytes'] / BYTES_OF_GIB:.1f} GiB"
-    recorded |= {DIGEST_NAMES.get(name, f"files of {name}"): value for name, value in _parsed(row, "digests").items()}
-    recorded |= {f"version of {name}": value for name, value in _parsed(row, "versions").items()}
-    settings = {name: value for name, value in _parsed(row, "settings").items() if name not in OF_THE_RUN}
-    recorded |= {f"setting {name}": value for name, value in dotted(settings).items()}
+    recorded |= {DIGEST_NAMES.get(title, f"files of {title}"): fact for title, fact in _parsed(row, "digests").items()}
+    recorded |= {f"version of {title}": fact for title, fact in _parsed(row, "versions").items()}
+    settings = {title: fact for title, fact in _parsed(row, "settings").items() if title not in OF_THE_RUN}
+    recorded |= {f"setting {title}": fact for title, fact in dotted(settings).items()}
     recorded["setting of the run"] = "recorded" if row.get("settings") else None  # all may be the defaults
     recorded["prompt headers"] = "salted" if row.get("prompt_salt") else None
     recorded["place in its launch"] = row.get("place")
     recorded[FOREIGN] = row.get("foreign_cpu_share")
     recorded[LOAD_AVERAGE] = machine.get("load_average")
-    return {name: value for name, value in recorded.items() if value is not None}
+    return {title: fact for title, fact in recorded.items() if fact is not None}
 
 
 def changed_circumstances(before: Circumstances, after: Circumstances) -> list[Difference]:
-    """The circumstances in which two measurements differ, those of the first in their order.
+    """The circumstances in which two measurements differ, in the order of the first.
 
     A kind of which a row of an older version says nothing at all is left out.
     """
-    kinds = [{_kind(name) for name in each} for each in (before, after)]
+    kinds = [{_kind(title) for title in measurement} for measurement in (before, after)]
     silent = LATER_KINDS - (kinds[0] & kinds[1])
-    names = [name for name in dict.fromkeys([*before, *after]) if _kind(name) not in silent]
-    pairs = (Difference(name, before.get(name), after.get(name)) for name in names)
+    names = [title for title in dict.fromkeys([*before, *after]) if _kind(title) not in silent]
+    pairs = (Difference(title, before.get(title), after.get(title)) for title in names)
     return [pair for pair in pairs if not _equal(pair)]
 
 
-def _kind(name: str) -> str | None:
-    return next((kind for kind in NAMED_KINDS if name.startswith(f"{kind} ")), None)
+def _kind(title: str) -> str | None:
+    return next((prefix for prefix in NAMED_KINDS if title.startswith(f"{prefix} ")), None)
 
 
 def _equal(pair: Difference) -> bool:
     if pair.name in LEAST_DIFFERENCES:
-        before, after = (float(value or 0.0) for value in (pair.before, pair.after))
+        before, after = (float(amount or 0.0) for amount in (pair.before, pair.after))
         return abs(before - after) <= LEAST_DIFFERENCES[pair.name]
     return bool(pair.before == pair.after)
 
 
-def difference_lines(every: Sequence[Difference]) -> Iterator[str]:
+def difference_lines(differences: Sequence[Difference]) -> Iterator[str]:
     """A line for each difference; of many of one kind the first, and how many more."""
-    kinds: dict[str, list[Difference]] = {}
-    for difference in every:
-        kinds.setdefault(_kind(difference.name) or difference.name, []).append(difference)
-    for kind, group in kinds.items():
+    groups: dict[str, list[Difference]] = {}
+    for difference in differences:
+        groups.setdefault(_kind(difference.name) or difference.name, []).append(difference)
+    for subject, group in groups.items():
         yield from (difference.describe() for difference in group[:MOST_OF_A_KIND])
         if len(group) > MOST_OF_A_KIND:
-            yield f"{kind}: {len(group) - MOST_OF_A_KIND} more"
+            yield f"{subject}: {len(group) - MOST_OF_A_KIND} more"
 
 
 def _parsed(row: Mapping[str, Any], column: str) -> dict[str, Any]:
-    text = row.get(column)
-    return dict(json.loads(text)) if isinstance(text, str) else {}  # of an older version
+    document = row.get(column)
+    return dict(json.loads(document)) if isinstance(document, str) else {}  # of an older version
 
 
 def _flags(command: Sequence[str]) -> dict[str, Any]:
@@ -155,40 +155,40 @@ def _flags(command: Sequence[str]) -> dict[str, Any]:
     for index, word in enumerate(words):
         before = words[index - 1] if index else ""
         if word.startswith("--"):
-            name, equals, value = word.partition("=")
+            flag, equals, setting = word.partition("=")
             follows = index + 1 < len(words) and not words[index + 1].startswith("--")
-            flags[name] = value if equals else (words[index + 1] if follows else True)
+            flags[flag] = setting if equals else (words[index + 1] if follows else True)
         elif not (before.startswith("--") and "=" not in before):
             program.append(word)
-    named = {name.lstrip("-"): _value(value) for name, value in flags.items() if name not in OF_A_LAUNCH}
+    named = {flag.lstrip("-"): _value(setting) for flag, setting in flags.items() if flag not in OF_A_LAUNCH}
     mapping = _without_folders({**named, "program": " ".join(_last_part(word) for word in program)})
     return dotted(mapping)
 
 
-def _value(text: Any) -> Any:
+def _value(setting: Any) -> Any:
     """The mapping that a flag's JSON is; else the text."""
-    if isinstance(text, str) and text.startswith("{"):
+    if isinstance(setting, str) and setting.startswith("{"):
         try:
-            return json.loads(text)
+            return json.loads(setting)
         except ValueError:
-            return text
-    return text
+            return setting
+    return setting
 
 
-def _without_folders(value: Any) -> Any:
+def _without_folders(fact: Any) -> Any:
     """The same with the last part of every path: folders differ from machine to machine."""
-    if isinstance(value, Mapping):
-        return {key: _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    return _last_part(value) if isinstance(value, str) else value
+    if isinstance(fact, Mapping):
+        return {key: _without_folders(inner) for key, inner in fact.items()}
+    if isinstance(fact, list):
+        return [_without_folders(inner) for inner in fact]
+    return _last_part(fact) if isinstance(fact, str) else fact
 
 
-def _last_part(text: str) -> str:
-    return os.path.basename(text.rstrip("/")) if os.path.isabs(text) else text
+def _last_part(path: str) -> str:
+    return os.path.basename(path.rstrip("/")) if os.path.isabs(path) else path
 
 
-def _shown_value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return "none" if value is None or value == [] else shortened(value)
+def _shown_value(fact: Any) -> str:
+    if isinstance(fact, float):
+        return f"{fact:.3g}"
+    return "none" if fact is None or fact == [] else shortened(fact)

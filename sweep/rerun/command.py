@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from analysis.compare.reproduction import FigureChange, Reproduction, figure_changes, finding
-from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, validate
+from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, slo_in_units, validate
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
 from sweep.cli.run import Planned, execute_plan, traced
@@ -79,9 +79,7 @@ def run_again(
     Returns:
         0 if all are reproduced, or nothing shows it; 1 if one differs; else the status of a run that did not finish.
 
-    Raises:
-        ConfigError: for what cannot be run again here.
-        Halted: for an outage that lasts.
+    Raises ConfigError for what cannot be run again here; Halted for an outage that lasts.
     """
     options = ConfigPath.of_user(config_dirs)
     with traced(["rerun", *command]):
@@ -92,17 +90,13 @@ def run_again(
     status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
     if status not in (0, 1) or planned.plan.settings.dry_run:
         return status
-    rows = {row["seed_and_config"]: row for row in map(_keyed, opened_rows(planned.paths.out))}
-    every = [_verdict(each, rows[_key(_pinned(each), each.trial)]) for each in capsules]
-    write_whole(planned.paths.out / VERDICTS, json.dumps([each.record() for each in every], indent=1) + "\n")
-    for verdict in every:
+    rows = {_key(json.loads(row["config"]), row): row for row in opened_rows(planned.paths.out)}
+    verdicts = [_verdict(capsule, rows[_key(_pinned(capsule), capsule.trial)]) for capsule in capsules]
+    write_whole(planned.paths.out / VERDICTS, json.dumps([verdict.record() for verdict in verdicts], indent=1) + "\n")
+    for verdict in verdicts:
         for line in verdict.lines():
             console.print(line, markup=False, soft_wrap=True)
-    return 1 if any(verdict.failed for verdict in every) else 0
-
-
-def _keyed(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "seed_and_config": _key(json.loads(row["config"]), row)}
+    return 1 if any(verdict.failed for verdict in verdicts) else 0
 
 
 def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
@@ -123,19 +117,17 @@ def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
 def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath) -> Planned:
     """Plan the trials of capsules: their configuration, seeds and locks, and this machine.
 
-    Raises:
-        ConfigError: for what cannot be planned here, or together.
-        Outage: if an index or a hub gave no answer.
+    Raises ConfigError for what cannot be planned here, or together; Outage if an index or a hub gave no answer.
     """
     settings = _settings_today(capsules, overrides, out, options)
     nodes, paths = find_nodes(settings), RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, _common_locks(capsules), pinned=True)
     composition = Composition(
         settings,
-        [_pinned(each) for each in capsules],
-        [each.coordinates for each in capsules],
+        [_pinned(capsule) for capsule in capsules],
+        [capsule.coordinates for capsule in capsules],
         options=options,
-        seeds=[{each.trial["replicate"]: each.trial["seed"]} for each in capsules],
+        seeds=[{capsule.trial["replicate"]: capsule.trial["seed"]} for capsule in capsules],
     )
     plan = make_plan(composition, facts)
     check_resolved(plan)
@@ -149,32 +141,33 @@ def _settings_today(
     capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath
 ) -> Settings:
     """The settings of the rows' run, and where and how it is run today."""
-    first, typed = capsules[0], parse_command_line(overrides).typed
+    capsule, typed = capsules[0], parse_command_line(overrides).typed
     if key := next(filter(is_point_key, typed), None):
         groups = ", ".join(POINT_GROUPS)
         raise ConfigError(f"{key}={typed[key]}: is the row's own; expected keys of a run, none of {groups}")
-    if other := next((each for each in capsules if each.settings != first.settings), None):
-        names = f"{other.capsule} and {first.capsule}"
+    if stranger := next((each for each in capsules if each.settings != capsule.settings), None):
+        names = f"{stranger.capsule} and {capsule.capsule}"
         raise ConfigError(f"{names}: were measured with different settings; run them again one by one")
     defaults = [each for each in DEFAULTS if each.partition("=")[0] not in typed]
     find = functools.partial(find_hardware, options=options)
     today = compose_run([*defaults, *overrides], find, options).settings  # whose model and workload are not the rows'
     present = {"hardware", "assumed", *(key.partition(".")[0] for key in typed)}
-    recorded = {key: value for key, value in first.settings.items() if key not in present}
+    recorded = {key: value for key, value in capsule.settings.items() if key not in present}
+    recorded |= {"slo": slo_in_units(slo)} if (slo := recorded.get("slo")) else {}
     recorded["replicates"] = len({each.trial["replicate"] for each in capsules})
-    name = str(first.trial.get("experiment") or "rerun")
+    name = str(capsule.trial.get("experiment") or "rerun")
     folder = out or (today.out if "out" in typed else str(_new_folder(capsules)))
-    hardware = today.hardware if "hardware" in typed else _hardware(first, today.hardware)
+    hardware = today.hardware if "hardware" in typed else _hardware(capsule, today.hardware)
     return validate(Settings, {**today.model_dump(), **recorded, "name": name, "out": folder, "hardware": hardware}, "")
 
 
 def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
-    """The row's profile, or that of the GPU here where it is another; CPU and GPU do not stand for each other."""
+    """The row's profile, or the profile of the GPU here if that is another; CPU and GPU do not stand for each other."""
     recorded = capsule.settings.get("hardware")
     if recorded is None:
         return present
-    kind = FoundHardware if capsule.settings.get("assumed") else Hardware
-    profile = validate(kind, recorded, "capsule: hardware")
+    profile_type = FoundHardware if capsule.settings.get("assumed") else Hardware
+    profile = validate(profile_type, recorded, "capsule: hardware")
     if profile.platform != present.platform and capsule.config["backend"].get("url") is None:
         platform = {"cpu": "a CPU", "cuda": "a GPU"}
         raise ConfigError(
@@ -187,18 +180,18 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
 
 def _new_folder(capsules: Sequence[Capsule]) -> Path:
     """A folder that does not exist: each rerun is a measurement of its own."""
-    first = capsules[0].trial
-    name = f"{first.get('experiment')}-{first['trial_id']}" if len(capsules) == 1 else f"{first.get('experiment')}"
-    numbered = [FOLDER / name, *(FOLDER / f"{name}-{number}" for number in range(2, 10_000))]
+    trial = capsules[0].trial
+    stem = f"{trial.get('experiment')}-{trial['trial_id']}" if len(capsules) == 1 else f"{trial.get('experiment')}"
+    numbered = [FOLDER / stem, *(FOLDER / f"{stem}-{number}" for number in range(2, 10_000))]
     return next(path for path in numbered if not path.exists())
 
 
 def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for each in capsules:
-        for name, text in each.lock_texts().items():
-            if texts.setdefault(name, text) != text:
-                raise ConfigError(f"{each.capsule}: its lock {name} differs from the others' lock; run them one by one")
+        for file, lock in each.lock_texts().items():
+            if texts.setdefault(file, lock) != lock:
+                raise ConfigError(f"{each.capsule}: its lock {file} differs from the others' lock; run them one by one")
     return texts
 
 

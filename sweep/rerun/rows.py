@@ -26,10 +26,10 @@ FEWEST_CHARACTERS = 4  # of a trial's id, where only its beginning is given
 
 
 def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
-    """The capsules of RUN#TRIAL, of all results of RUN, or the one in a file; `content` is that of standard input.
+    """The capsules of RUN#TRIAL, of all results of RUN, or the one in a file; `content` is what standard input had.
 
     Raises:
-        ConfigError: for what is none of them, a missing trial, or one without a result.
+        ConfigError: for anything else, a missing trial, or one without a result.
     """
     if content is not None:
         return parse_capsules(content)
@@ -122,7 +122,7 @@ def _capsule(
         axes.get(trial_id, names),
         _settings_of(row),
         digests,
-        {name: packed_lock(text) for name, text in _locks(digests.get("lock"), lock_texts).items()},
+        {file: packed_lock(lock) for file, lock in _locks(digests.get("lock"), lock_texts).items()},
         circumstances(row),
         {column: row[column] for column in SPREAD_OF if row.get(column) is not None},
         noise,
@@ -135,22 +135,22 @@ def _settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
     if row.get("slo"):
         settings["slo"] = json.loads(row["slo"])
     if row.get("percentiles"):
-        settings["percentiles"] = [float(each) for each in row["percentiles"].split(", ")]
+        settings["percentiles"] = [float(percentile) for percentile in row["percentiles"].split(", ")]
     return settings
 
 
 def plain_row(frame_row: "pd.Series[Any]", places: "pd.Series[Any]") -> dict[str, Any]:
     """A row of a frame as Python has it, without what is missing, and with its `place` in its launch."""
-    values = {str(name): value for name, value in frame_row.items() if not _missing(value)}
+    cells = {str(column): cell for column, cell in frame_row.items() if not _missing(cell)}
     row = {
-        name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value for name, value in values.items()
+        column: cell.tolist() if isinstance(cell, np.generic | np.ndarray) else cell for column, cell in cells.items()
     }
     place = places.get(frame_row.name)
     return row if place is None or pd.isna(place) else {**row, "place": int(place)}
 
 
-def _missing(value: Any) -> bool:
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+def _missing(cell: Any) -> bool:
+    return bool(pd.api.types.is_scalar(cell) and pd.isna(cell))
 
 
 def _locks(reference: str | None, texts: Mapping[str, str]) -> dict[str, str]:
@@ -160,9 +160,9 @@ def _locks(reference: str | None, texts: Mapping[str, str]) -> dict[str, str]:
     """
     if reference is None:
         return dict(texts)
-    name, _, digest = reference.partition(" ")
-    text = next((text for text in texts.values() if locks.lock_digest(text) == digest), texts.get(name))
-    return {} if text is None else {name: text}
+    file, _, digest = reference.partition(" ")
+    lock = next((lock for lock in texts.values() if locks.lock_digest(lock) == digest), texts.get(file))
+    return {} if lock is None else {file: lock}
 
 
 def opened_rows(folder: Path) -> Sequence[dict[str, Any]]:

@@ -17,8 +17,8 @@ from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
 NEAR = 0.12  # |log rate / estimate| of the probes that the estimate is made from
 LOOKS = 2.2  # standard errors between the estimate and the claim: 95 % one-sided, with repeated looks
 FLOOR = 0.02  # of the log capacity: what the twin itself does not know
-NARROW = 0.016  # of the log capacity: the standard error at which a search ends
-LEAST = 6.0  # probes' lengths near the estimate before it does
+NARROW = 0.013  # of the log capacity: the standard error at which a search ends
+LEAST = 8.0  # full probes' lengths near the estimate before it does
 CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
 CONFIRMATIONS = 6
 LIGHT = 0.45  # of the saturated throughput: a rate that every deployment holds
@@ -109,6 +109,7 @@ class Capacity:
         self.below = self.above = math.inf  # log widths of the interval around it
         self.met: LatencyBound | None = None  # the bound that is met first
         self.claimed, self.confirmations = math.nan, 0
+        self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
 
     def ask(self) -> Probe | None:
         """Return the next probe; None when the search has ended."""
@@ -135,9 +136,13 @@ class Capacity:
         return probe if probe.requests <= left else None
 
     @property
+    def _full(self) -> float:
+        """The length in s of a probe for which the risk was calibrated."""
+        return max(self.question.shortest, self.question.requests / self.throughput)
+
+    @property
     def _unit(self) -> float:
-        most = SHARE_OF_BUDGET * self.question.budget  # s
-        return max(min(self.question.shortest, most), min(self.question.requests / self.throughput, most))
+        return min(self._full, SHARE_OF_BUDGET * self.question.budget)
 
     @property
     def _highest(self) -> float:
@@ -199,14 +204,15 @@ class Capacity:
         twins = [self.twin.run(one.run.requests) for one in near]
         errors = [self._match(j, near, twins) for j in range(len(self.question.bounds))]
         self.estimate = self._capacity_of_twin(self.estimate)
-        lengths = sum(one.probe.requests / one.probe.rate for one in near) / self._unit
+        lengths = sum(one.probe.requests / one.probe.rate for one in near) / self._full
+        self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
         if not self._narrow(errors, near):  # by the twin a bound is met first that no probe has come near
             self.estimate = min(max(self.estimate, 1.06 * max(one.probe.rate for one in near)), self._highest)
             if near[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
                 self.phase = "above"
                 return
         if self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST:
-            self.claimed = self.estimate * math.exp(-max(self.below, FLOOR))
+            self.claimed = self.estimate * math.exp(-max(self.below, self.floor))
             self.phase = "confirm"
         elif self._spent > self.question.most * self._unit:
             self.phase = "done"
@@ -307,7 +313,7 @@ class Capacity:
         if self.phase == "above":
             return replace(shown, status="above", lower=self._open_probes[-1].probe.rate, upper=self.throughput)
         if math.isnan(self.claimed):
-            return replace(shown, lower=self.estimate * math.exp(-max(self.below, FLOOR)))
+            return replace(shown, lower=self.estimate * math.exp(-max(self.below, self.floor)))
         shown = replace(shown, lower=self.claimed, upper=max(shown.upper, self.claimed))
         return (
             replace(shown, status="confirmed") if self.phase == "done" and self.confirmations < CONFIRMATIONS else shown

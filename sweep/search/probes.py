@@ -24,10 +24,10 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
     search = settings.capacity
     assert search is not None
     if not settings.slo:
-        raise ConfigError("slo=null: expected the bounds of the capacity, e.g. slo='{ttft: 0.2, tpot: 0.05}'")
+        raise ConfigError("slo=null: expected the bounds of the capacity, e.g. slo=ttft=200ms,tpot=50ms")
     if not trial.load.open_loop or getattr(trial.load, "rate", None) is None:
         raise ConfigError(f"load={trial.load.name}: expected a load with a rate, e.g. load=poisson, for a capacity")
-    bounds = [LatencyBound(name, limit, search.percentile / 100) for name, limit in settings.slo.items()]
+    bounds = [_bound(name, limit) for name, limit in settings.slo.items()]
     workload, load = trial.workload, trial.load.model_copy(update={"rate": 1.0})
 
     def lengths(count: int, seed: int) -> tuple[Integers, Integers]:
@@ -36,6 +36,11 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
 
     drawn = lengths if hasattr(workload, "lengths") else None
     return CapacityQuestion(bounds, load.arrivals, drawn, budget=search.budget)
+
+
+def _bound(name: str, limit: float) -> LatencyBound:
+    latency, _, percentile = name.partition(".p")
+    return LatencyBound(latency, limit, float(percentile) / 100) if percentile else LatencyBound(latency, limit)
 
 
 def measured_of(probe: Probe, requests: Path) -> ProbeResult:

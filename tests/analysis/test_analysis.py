@@ -5,17 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
 import analysis
 from analysis.figures import memory_timeline
-from analysis.load import open_run
+from analysis.load import Run, open_run
 from analysis.plotting import drawing, figure_files
 from analysis.plotting.fitting import fits
 from analysis.plotting.layout import MOST_LINES, arrange
 from analysis.quantities import labelled_column
 from analysis.summary import summarise
-from sweep.__main__ import main
 from sweep.base.records import Sample
 from sweep.base.wording import number
 from sweep.disk import run_files
@@ -87,11 +87,6 @@ def test_a_damaged_file_is_named_or_skipped(tmp_path: Path) -> None:
         assert list(analysis.telemetry(tmp_path, damaged="skip")["trial_id"]) == [rows[0]["trial_id"]]
 
 
-def test_a_folder_without_a_run_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path)]) == 2
-    assert "no run here" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("column", "axis", "value", "shown"),
     [
@@ -110,12 +105,16 @@ def test_units_are_on_the_label_only(column: str, axis: str, value: float, shown
 
 
 def test_what_is_no_measurement_has_no_unit() -> None:
-    assert [
-        name
-        for name in run_files.trial_schema((50, 90, 99))
-        if name.startswith(("trial", "batch_size", "seed")) and labelled_column(name)
-    ] == []
+    names = [name for name in run_files.trial_schema((50, 90, 99)) if name.startswith(("trial", "batch_size", "seed"))]
+    assert not [name for name in names if labelled_column(name)]
     assert (number(math.nan), number(0), number(0.01234), number(12345.6)) == ("—", "0", "0.0123", "12,346")
+
+
+def against_load(run: Run, column: str) -> Axes:
+    with figure_files.style():
+        figure = drawing.against_load(run, arrange(run, summarise(run)), column)
+    assert figure is not None
+    return figure.axes[0]
 
 
 def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
@@ -128,10 +127,7 @@ def test_lines_show_the_means_in_the_unit_of_the_label(tmp_path: Path) -> None:
     run = run_of(tmp_path, rows)
     layout = arrange(run, summarise(run))
     assert (layout.x, layout.lines, layout.panels) == ("batch_size", ["a"], ["qa"])
-    with figure_files.style():
-        figure = drawing.against_load(run, layout, "ttft_p50")
-    assert figure is not None
-    ax = figure.axes[0]
+    ax = against_load(run, "ttft_p50")
     assert ax.get_lines()[0].get_xydata().tolist()[:2] == [[1.0, pytest.approx(2.0)], [8.0, pytest.approx(9.0)]]
     crosses = [line for line in ax.get_lines() if line.get_marker() == "x"]
     assert crosses[0].get_xdata().tolist() == [32.0]  # no result there
@@ -144,10 +140,8 @@ def test_a_whisker_that_is_cut_at_the_edge_ends_in_an_arrowhead(tmp_path: Path) 
     rows = [trial("a", 8, index, speed, launch=str(index)) for index, speed in enumerate((10.0, 30.0))]
     rows += [trial("a", 1, index, speed, launch=str(index)) for index, speed in enumerate((10.0, 10.1))]
     run = run_of(tmp_path, rows)
-    with figure_files.style():
-        figure = drawing.against_load(run, arrange(run, summarise(run)), "output_throughput")
-    assert figure is not None
-    _, *cut = [each.get_offsets() for each in figure.axes[0].collections if isinstance(each, PathCollection)]
+    ax = against_load(run, "output_throughput")
+    _, *cut = [each.get_offsets() for each in ax.collections if isinstance(each, PathCollection)]
     assert [arrows.tolist() for arrows in cut] == [[[8, 1]]]
 
 
@@ -174,15 +168,10 @@ def test_steps_of_a_ladder_go_by_their_name(tmp_path: Path) -> None:
     layout = arrange(run, summarise(run))
     assert layout.lines == ["vllm, 256/auto", "vllm, 128/auto"]
     assert layout.x is None
-    with figure_files.style():
-        figure = drawing.against_load(run, layout, "output_throughput")
-    assert figure is not None
-    ax = figure.axes[0]
+    ax = against_load(run, "output_throughput")
     assert [label.get_text() for label in ax.get_yticklabels()] == layout.lines
-    assert [line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() in figure_files.MARKERS] == [
-        [10.0],
-        [15.0],
-    ]
+    marks = [line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() in figure_files.MARKERS]
+    assert marks == [[10.0], [15.0]]
 
 
 @pytest.mark.slow

@@ -69,12 +69,7 @@ def test_axes_in_step_are_one_curve(tmp_path: Path) -> None:
 
     batches = [{"load.batch_size": n, "batch_size": n} for n in (1, 2, 4)]
     layout = layout_of(run_of(tmp_path / "batches", batches))
-    assert (layout.x, layout.lines, layout.panels, layout.axis("qa")) == (
-        "batch_size",
-        ["vllm"],
-        ["qa"],
-        "Batch size",
-    )
+    assert (layout.x, layout.lines, layout.panels, layout.axis("qa")) == ("batch_size", ["vllm"], ["qa"], "Batch size")
 
 
 def test_names_stay_names_though_they_change_with_the_load(tmp_path: Path) -> None:
@@ -96,11 +91,7 @@ def test_each_kind_of_load_has_its_own_abscissa(tmp_path: Path) -> None:
     layout = layout_of(run)
     assert layout.lines == ["vllm", "sglang"]
     assert layout.panels == ["qa, load=batch", "qa, load=closed", "qa, load=trace"]
-    assert [layout.axis(panel) for panel in layout.panels] == [
-        "Batch size (with num requests)",
-        "Concurrency",
-        "",
-    ]
+    assert [layout.axis(panel) for panel in layout.panels] == ["Batch size (with num requests)", "Concurrency", ""]
     assert {layout.describe(point) for _, point in layout.points.iterrows() if point["line"] == "vllm"} == {
         "vllm, qa, load=batch, batch size 1",
         "vllm, qa, load=batch, batch size 8",

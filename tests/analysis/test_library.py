@@ -18,9 +18,14 @@ def test_every_sample_of_the_document_runs(tmp_path: Path, monkeypatch, capsys) 
     names: dict[str, object] = {}
     for sample in SAMPLES:
         exec(sample, names)
+    assert names["throughput"].index.names == ["task", "configuration", "load"]
+    assert (names["throughput"]["low"] < names["throughput"]["value"]).any()
+    assert "<table" in names["r"]._repr_html_()
+    assert len(names["slowest"]) == 5
     assert len(names["trials"])
     assert len(names["requests"])
     assert len(names["telemetry"])
     assert isinstance(names["best"].figure, Estimate)
     printed = capsys.readouterr().out
+    assert "vllm is the" in printed
     assert "ladder" in printed, "the last sample explains one"

@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parent / "golden"
 COMPARED = ("night@backend=transformers", "night@backend=vllm")
 COMMANDS = {
     "summary.text": ("summary", "night"),
-    "summary.slo.text": ("summary", "night", "--slo", "ttft=0.2"),
+    "summary.slo.text": ("summary", "night", "--slo", "ttft=200ms"),
     **{f"summary.{name}": ("summary", "night", "--format", name) for name in ("markdown", "csv", "json")},
     "compare.text": ("compare", *COMPARED, "--fail-if", "output_throughput < -3%"),
     **{f"compare.{name}": ("compare", *COMPARED, "--format", name) for name in ("markdown", "csv", "json")},

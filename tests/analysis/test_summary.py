@@ -217,9 +217,9 @@ def test_points_without_a_result_are_rows_and_axes_stay_that_only_one_value_has_
     run_files.write_plan(RunPaths(tmp_path), entries)
     text = printed(open_run(tmp_path), 160)
     table = text.partition("best")[0]
-    assert re.search(r"^ a +16 .*10\.0", table, re.MULTILINE)
-    assert re.search(r"^ a +64 .*oom_load", table, re.MULTILINE)
-    assert re.search(r"^ a +256 .*not run", table, re.MULTILINE)
+    assert re.search(r"^a +qa +16 .*10\.0", table, re.MULTILINE)
+    assert re.search(r"^a +qa +64 .*oom_load", table, re.MULTILINE)
+    assert re.search(r"^a +qa +256 .*not run", table, re.MULTILINE)
     analysis.write_all(open_results(tmp_path))
     html = (tmp_path / "report.html").read_text()
     assert "oom_load 1" in html

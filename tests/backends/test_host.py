@@ -19,6 +19,7 @@ from backends.host.__main__ import LibraryServer
 from backends.host.http import serve_connections
 from backends.host.library import EmitTokens, PromptRow
 from backends.host.text import Detokenizer, Tokenizer
+from tests.support.waiting import wait_until
 
 VOCABULARY, CONTEXT, BOS, EOS = 320, 64, 0, 1
 TOKENS = 300  # of the tokenizer: those above never come from text
@@ -260,10 +261,7 @@ def test_queued_requests_are_joined_up_to_max_batch(serve, library, max_batch, e
 
 
 def wait_for_metric(client: httpx.Client, name: str, value: float) -> None:
-    deadline = time.monotonic() + 10
-    while metrics(client)[name] != value:
-        assert time.monotonic() < deadline, f"{name} never was {value}"
-        time.sleep(0.01)
+    wait_until(lambda: metrics(client)[name] == value, 10, f"{name} is {value}")
 
 
 def metrics(client: httpx.Client) -> dict[str, float]:

@@ -14,6 +14,7 @@ from backends.host.http import serve_connections
 from backends.host.library import ContinuousLibrary, PromptRow, Step
 from backends.host.text import Tokenizer
 from tests.backends.test_host import VOCABULARY, model  # noqa: F401 - a fixture
+from tests.support.waiting import wait_until
 
 
 class Stepper:
@@ -114,8 +115,7 @@ def test_a_request_joins_those_that_run(client, library):
     library.step_seconds = 0.01
     first = threading.Thread(target=complete, args=(client, [10], 40))
     first.start()
-    while not library.steps:
-        time.sleep(0.001)
+    wait_until(lambda: library.steps, poll=0.001)
     assert complete(client, [100], 5).json()["usage"]["completion_tokens"] == 5
     first.join()
     assert 2 in library.steps  # both in one step
@@ -131,17 +131,13 @@ def test_a_failed_step_fails_what_runs_and_the_library_begins_anew(client, libra
     assert complete(client, [10], 2).status_code == 200
 
 
-def test_a_failed_row_fails_its_call_alone(client):
-    answer = complete(client, [[10], [Stepper.fails_alone]], 5)
+@pytest.mark.parametrize(
+    ("token", "words"), [(Stepper.fails_alone, "this row only"), (Stepper.refused, "larger than the cache")]
+)
+def test_a_row_that_fails_or_is_refused_fails_its_call_alone(client, token, words):
+    answer = complete(client, [[10], [token]], 5)
     assert answer.status_code == 500
-    assert "this row only" in answer.text
-    assert complete(client, [10], 2).json()["choices"][0]["token_ids"] == [11, 12]
-
-
-def test_a_row_that_the_library_refuses_fails_its_call_alone(client):
-    answer = complete(client, [[10], [Stepper.refused]], 5)
-    assert answer.status_code == 500
-    assert "larger than the cache" in answer.text
+    assert words in answer.text
     assert complete(client, [10], 2).json()["choices"][0]["token_ids"] == [11, 12]
 
 
@@ -150,10 +146,7 @@ def test_a_client_that_leaves_is_dropped(client, library):
     body = {"model": "tiny", "prompt": [10], "max_tokens": 50, "ignore_eos": True, "stream": True}
     with client.stream("POST", "/v1/completions", json=body) as answer:
         next(answer.iter_lines())
-    deadline = time.monotonic() + 5
-    while not library.dropped:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: library.dropped, 5)
     assert len(library.steps) < 40
 
 
@@ -201,10 +194,7 @@ def test_a_trial_whose_client_leaves_is_stopped(client, library):
     library.step_seconds = 0.1
     with pytest.raises(httpx.ReadTimeout):
         client.post("/measure", json=body([10], tokens=60), timeout=0.1)
-    deadline = time.monotonic() + 5
-    while not library.dropped:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: library.dropped, 5)
     library.step_seconds = 0
     assert complete(client, [10], 2).status_code == 200
 

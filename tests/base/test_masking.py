@@ -1,7 +1,6 @@
 """Secrets stay out of configuration, out of an engine's environment and out of what is quoted of its log."""
 
 import sys
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from sweep.base.masking import is_secret, masked
 from sweep.base.options import load_option
 from sweep.disk.run_files import read_trials
 from sweep.node.machine.sharing import VARIABLE
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
 
 # Put together here, so that no file holds what looks like a key.
 KEYS = [
@@ -120,22 +119,15 @@ def test_a_user_names_more_that_an_engine_inherits_and_a_secret_by_its_full_name
     assert {name: environ.get(name) for name in variables} == {**variables, "OWN_TOKEN": None}
 
 
-class Leaky(BaseHTTPRequestHandler):
+class Leaky(Stub):
     """An endpoint that refuses every request with all that it should not say."""
 
     secrets = (KEYS[1], "correct-horse-battery", "s3cr3t-passw0rd")
 
     def do_POST(self):
-        body = f"no: {self.headers['authorization']} {KEYS[1]} postgres://me:s3cr3t-passw0rd@db/x".encode()
-        self.send_response(401)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.reply(401, f"no: {self.headers['authorization']} {KEYS[1]} postgres://me:s3cr3t-passw0rd@db/x".encode())
 
     do_GET = do_POST
-
-    def log_message(self, *arguments):
-        pass
 
 
 @pytest.mark.slow

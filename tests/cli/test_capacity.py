@@ -47,9 +47,9 @@ def rows(out):
 
 @pytest.mark.slow
 def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url, tmp_path, capsys):
-    command = ["capacity", url, "--slo", f"ttft={BOUND}", "--budget", "20s"]
+    command = ["capacity", url, "--slo", f"ttft={BOUND}s", "--budget", "20s"]
     command += ["workload.input_tokens=16", f"workload.output_tokens={OUTPUT}", "workload.spread=0"]
-    command += ["out=run", "report=false", "retry=none"]
+    command += ["out=run", "report=false"]
     for _ in range(3):
         assert dispatch(command) in (0, 1)  # a busy machine may limit the client, which ends the search
         printed = capsys.readouterr().out
@@ -74,9 +74,9 @@ def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--slo", "tpop=1"], "slo=tpop"),
-        (["--slo", "ttft=1", "--budget", "soon"], "capacity.budget='soon'"),
-        (["--slo", "ttft=1", "load=closed"], "load=closed: expected a load with a rate"),
+        (["--slo", "tpop=1s"], "tpop: expected ttft"),
+        (["--slo", "ttft=1s", "--budget", "soon"], "capacity.budget='soon'"),
+        (["--slo", "ttft=1s", "load=closed"], "load=closed: expected a load with a rate"),
     ],
 )
 def test_bad_input_is_refused_at_the_door(arguments, message, url):

@@ -1,6 +1,7 @@
 """The command: errors at the door, what dry_run prints, and that it starts nothing."""
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -40,6 +41,9 @@ def refused(capsys, *arguments):
         (["+experiment=nope"], ["experiment=nope", "throughput_bound"]),
         (["backend=nope"], ["backend=nope", "vllm"]),
         (["nope=1"], ["nope", "replicates"]),
+        (["backend=openai", "model=Meta Llama 3, 8B"], ["expected a name with a comma in quotes"]),
+        (["backend=openai", "model=m", "backend.path=chat"], ["backend.path='chat'"]),
+        (["backend=openai", "model=m", "backend.url='http://h?token=sk-1234567890abcdef'"], ["looks like a secret"]),
         (["load.batch_size=-1"], ["load.batch_size=-1"]),
         (["load.batch_size=[]"], ["load.batch_size=[]", "at least one value"]),
         (["load.batch_size="], ["load.batch_size", "at least one value"]),
@@ -58,10 +62,6 @@ def test_bad_input_is_one_line_with_key_value_and_what_is_allowed(capsys, out, a
     assert not out.exists(), "nothing was begun"
 
 
-def test_an_axis_without_values_is_refused(capsys, out):
-    assert "load.batch_size" in refused(capsys, *SMALL, "load.batch_size=", f"out={out}")
-
-
 def test_an_out_that_cannot_be_written_is_refused(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is not a folder" in refused(capsys, *SMALL, f"out={tmp_path / 'file' / 'x'}")
@@ -76,6 +76,28 @@ def test_a_folder_without_permission_is_refused(capsys, tmp_path):
 def test_a_full_disk_is_refused(capsys, out, monkeypatch):
     monkeypatch.setattr("sweep.drive.output_folder.MIN_FREE_BYTES", 1 << 60)
     assert "MiB free on its disk" in refused(capsys, *SMALL, f"out={out}")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "/run/summary.csv"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "/run/summary.csv"), 75),
+        (UnicodeEncodeError("utf-8", "\udcdc", 0, 1, "surrogates not allowed"), 2),
+    ],
+    ids=["read-only", "full", "locale"],
+)
+def test_an_error_of_the_system_is_one_line_in_every_command(capsys, monkeypatch, error, status):
+    """`sweep report` of a run on a disk that one may only read ended in a traceback."""
+
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("sweep.__main__.dispatch", fail)
+    assert main(["report", "run"]) == status
+    printed = capsys.readouterr().err
+    assert str(error) in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_fixed_port_that_is_taken_is_refused(capsys, out):
@@ -125,15 +147,8 @@ def test_the_plan_of_the_main_job_prints_how_long_it_takes_from_nothing_on_a_mac
         capsys.readouterr().out,
     )
     parts = [float(seconds) for seconds in re.findall(r" (\d+) s", said[1])]
-    assert re.findall(r"set-up|environments|model|reference|comparisons|launches|trials", said[1]) == [
-        "set-up",
-        "environments",
-        "model",
-        "reference",
-        "comparisons",
-        "launches",
-        "trials",
-    ]
+    steps = ["set-up", "environments", "model", "reference", "comparisons", "launches", "trials"]
+    assert re.findall("|".join(steps), said[1]) == steps
     assert float(said[0]) == pytest.approx(sum(parts) / 60, abs=0.06)
     assert float(said[0]) <= 10
     assert main([*command, "load.batch_size=1,64"]) == 0, "no longer the experiment as it is written"
@@ -233,6 +248,14 @@ def test_a_ray_that_is_not_there_is_said_at_once(capsys, out):
     assert f"cluster.address=127.0.0.1:{port}: nothing listens there" in said
 
 
+def test_a_tmpdir_too_long_for_rays_sockets_is_refused(capsys, out, tmp_path, monkeypatch):
+    (folder := tmp_path / ("x" * 110)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    command = ["backend=simulated", "model=tiny-llama", "workload=qa", "workload.num_requests=2", "tracking=none"]
+    assert main([*command, "cluster=local", f"out={out}"]) == 2
+    assert capsys.readouterr().err.startswith("error: TMPDIR=")
+
+
 OWN_LOAD = "_target_: sweep.inputs.load.Closed\nname: pair\nconcurrency: 2\n"
 
 
@@ -241,8 +264,11 @@ def test_options_of_the_users_own_are_used_and_listed(capsys, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder / "load").mkdir(parents=True)
     (tmp_path / folder / "load" / "pair.yaml").write_text(OWN_LOAD)
-    assert main([*arguments, *SMALL, *INLINE, "load=pair", "dry_run=true", "hardware=cpu"]) == 0
-    assert "2 users" in capsys.readouterr().out
+    slo = "slo=ttft.p90=200ms,tpot=0.05s"
+    assert main([*arguments, *SMALL, *INLINE, "load=pair", "dry_run=true", "hardware=cpu", slo]) == 0
+    printed = capsys.readouterr().out
+    assert "2 users" in printed
+    assert "SLO: ttft.p90 ≤ 200 ms, tpot ≤ 50 ms" in printed
     assert main([*arguments, "load=pair", "--help"]) == 0
     assert "load.concurrency" in capsys.readouterr().out
     assert main(["completion", "--words", "sweep", *arguments, "load=pa"]) == 0
@@ -257,9 +283,12 @@ def test_help_and_status_do_not_wait_for_hydra():
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["summary", "first", "--slo", "ttft=1", "second"], "results/first: "),
+        (["summary", "first", "--slo", "ttft=1s", "second"], "results/first: "),
         (["compare", "first", "--margin", "5", "second"], "results/first: "),
         (["selfcheck", "model=tiny-llama", "--itl", "1", "backend=nope"], "backend=nope: unknown"),
+        (["summary", "first/report.html"], "results/first: "),
+        (["throughput_bound"], "throughput_bound: expected key=value; did you mean +experiment=throughput_bound?"),
+        (["run", "backend", "=", "vllm"], "backend: expected key=value, without spaces around ="),
         (["gateway", "--to", "http://h:1", "gateway=cache", "--port", "1", "gateway.nope=1"], "gateway.nope=1"),
     ],
 )

@@ -25,6 +25,7 @@ from sweep.client.process import _peak_memory
 from sweep.client.process_count import process_count
 from sweep.client.wire import Target
 from tests.support.simulated_engine import behind_tls, simulated
+from tests.support.waiting import wait_until
 
 SHORT = Timeouts(connect=1.0, first_token=0.5, between_tokens=0.3, total=2.0)
 
@@ -381,11 +382,7 @@ measure(target, [], [Request("a", "b", 5)], ClosedLoop(1), folder=Path({str(tmp_
         assert parent.stdout.readline() == "started\n"
         parent.kill()
         parent.communicate()
-        for _ in range(50):
-            if not clients_of(tmp_path):
-                return
-            time.sleep(0.1)
-    pytest.fail("the client outlived its parent")
+        wait_until(lambda: not clients_of(tmp_path), 5, "the client ends with its parent")
 
 
 # -- secrets, TLS, weight

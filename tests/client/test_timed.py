@@ -47,7 +47,7 @@ def report_row(out: Path, heading: str) -> dict[str, str]:
 def test_what_was_due_and_never_sent_is_slower_than_any_answer(tmp_path: Path) -> None:
     """At three times what the cap allows, two thirds of what was due within 2 s is never sent."""
     load = ["load=constant", "load.rate=100", "load.max_concurrency=4", "load.duration=2"]
-    sizes = ["workload.num_requests=1000", "workload.output_tokens=2", "slo={ttft: 60}"]
+    sizes = ["workload.num_requests=1000", "workload.output_tokens=2", "slo={ttft: 60s}"]
     row = measure(tmp_path, {}, *sizes, load=load)
     unsent = row["client_offered"] - row["client_sent"]
     assert (row["num_requests"], row["num_failed"]) == (200, unsent)
@@ -79,7 +79,7 @@ def test_a_window_too_short_for_the_slow_requests_is_none(tmp_path: Path) -> Non
 def test_a_window_holds_the_slow_requests_sent_in_it(tmp_path: Path) -> None:
     timing = {"ttft": 0.1, "itl": 0.02, "slow_every": 30, "slow": 1.0}
     sizes = ["workload.num_requests=600", "workload.output_tokens=4", "load.concurrency=12"]
-    row = measure(tmp_path, timing, *sizes, "slo={ttft: 0.5}")
+    row = measure(tmp_path, timing, *sizes, "slo=ttft=500ms")
     assert row["steady_ttft_p99"] >= 1.0, row["steady_method"]
     assert row["steady_num_requests"] > 300
     length = row["steady_end"] - row["steady_begin"]
@@ -98,7 +98,7 @@ def test_a_p99_that_falls_on_requests_without_an_answer_does_not_exist(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every 30th of 120 requests is never answered, 3.3 %: neither the p99 nor its best is of the survivors."""
-    limits = ["client.timeouts.first_token=1.5", "slo={ttft: 1}"]
+    limits = ["client.timeouts.first_token=1.5", "slo=ttft=1s"]
     row = measure(tmp_path, {"silent_every": 30}, *limits)
     assert (row["num_requests"], row["num_failed"]) == (120, 4)
     assert row["ttft_p50"] == pytest.approx(0.1, abs=0.05)

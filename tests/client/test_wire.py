@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httptools
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from sweep.base.clock import StampClock
 from sweep.base.records import UNKNOWN, Api, Request, Timeouts
 from sweep.client import wire
+from sweep.client.job import ResultFiles
+from sweep.client.modes import Dispatch
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import PATIENT_READ_SIZE, READ_SIZE, Counters, ServerAddress, StampedConnection
 from sweep.client.wire import Answer, Target
@@ -351,6 +354,11 @@ def test_a_running_count_is_not_taken_for_the_final_one() -> None:
     assert read("completions", 1, [data]).streams[0].total == 2
 
 
+@pytest.mark.parametrize(("status", "data"), [(500, b"[" * 60_000), (200, b"data: " + b"[" * 60_000)])
+def test_an_answer_nested_too_deep_fails_alone(status: int, data: bytes) -> None:
+    assert str(read("completions", 1, [data], status).error).startswith("protocol: RecursionError")
+
+
 def test_tgi_error_in_a_200() -> None:
     data = sse({"error": "Model is overloaded", "error_type": "overloaded"})
     assert read("tgi", 1, [data]).error == "engine: overloaded Model is overloaded"
@@ -391,6 +399,29 @@ def test_a_model_without_a_chat_template_is_named_with_the_remedy(api: Api) -> N
     assert answer.error is not None
     assert ("set backend.api=completions" in answer.error) == (api == "chat")
     assert "tokenizer does not define one" in answer.error
+
+
+COUNTS = [-5, -1, 10**9, 10**300, float("nan"), "7", [1], True]
+
+
+@pytest.mark.parametrize("count", COUNTS, ids=str)
+@pytest.mark.parametrize("key", ["completion_tokens", "prompt_tokens", "cached", "reasoning", "tgi"])
+def test_a_malformed_count_fails_its_request_and_never_the_measuring_process(
+    tmp_path: Path, key: str, count: Any
+) -> None:
+    """-5 in a running usage ended the process, and with it the timings of all other requests."""
+    usage: dict[str, Any] = {"prompt_tokens": 3, "completion_tokens": 2}
+    details = {"cached": "prompt_tokens_details", "reasoning": "completion_tokens_details"}.get(key, key)
+    usage[details] = {f"{key}_tokens": count} if details != key else count
+    last = {"token": {"text": " b"}, "details": TGI_END | {"generated_tokens": count}}
+    content = last if key == "tgi" else completion(" b") | {"usage": usage}
+    events = [completion(" a") | {"usage": {"completion_tokens": 1}}, content, completion("", finish="stop")]
+    pieces = [sse(event) for event in (events[1:2] if key == "tgi" else events)]
+    answer = read("tgi" if key == "tgi" else "completions", 1, [*pieces, sse("[DONE]")])
+    ResultFiles(tmp_path, 0).add(Dispatch(0, 0, 0, 0), answer, 0)
+    assert answer.error is None or answer.error.startswith("protocol: ")
+    if isinstance(count, int) and count < 0:
+        assert answer.error is not None
 
 
 def test_an_event_without_end_is_refused() -> None:
@@ -660,7 +691,7 @@ def test_bodies_of_each_api() -> None:
 )
 def test_urls(url: str, path: str, address: tuple[str, int]) -> None:
     target = Target(url, "m")
-    assert (target.path, target.address) == (path, address)
+    assert (target.request_path, target.address) == (path, address)
 
 
 @pytest.mark.parametrize(
@@ -688,5 +719,5 @@ def test_mistakes_are_refused_at_the_door(make: Any, words: str) -> None:
 def test_the_key_is_in_the_head_only() -> None:
     assert b"Authorization: Bearer sk-1\r\n" in wire.head(Target("http://h", "m", api_key_env="K"), "sk-1")
     assert b"Authorization" not in wire.head(Target("http://h", "m"), None)
-    with pytest.raises(ValueError, match="K cannot go into a header"):
+    with pytest.raises(ValueError, match="key cannot go into a header"):
         wire.head(Target("http://h", "m", api_key_env="K"), "a\r\nb: c")

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.cluster.harness import RayCluster, Sweep, kill, wait_until
+from tests.cluster.harness import RayCluster, Sweep, kill
+from tests.support.waiting import wait_until
 
 EVERY = 5.0  # s
 COMMANDS = 20  # at most

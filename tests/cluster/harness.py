@@ -13,9 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +26,7 @@ from sweep.base.config import ROOT
 from sweep.disk.ledger import ledger_entries
 from sweep.disk.run_files import read_trials
 from tests.support.results import committed_rows
+from tests.support.waiting import wait_until
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=100000000"]
 ENVIRONMENT = {
@@ -41,14 +41,8 @@ ENVIRONMENT = {
 SUBNET = f"127.0.{40 + int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))}"
 JOINS_WITHIN = 240.0  # s; a machine that others use too
 SIMULATED = (
-    "backend=simulated",
-    "model=tiny-llama",
-    "workload=qa",
-    "workload.output_tokens=8",
-    "workload.num_requests=4",
-    "tracking=none",
-    "report=false",
-    "backend.ttft.mean=0.02",
+    *("backend=simulated", "model=tiny-llama", "workload=qa", "workload.output_tokens=8", "workload.num_requests=4"),
+    *("tracking=none", "report=false", "backend.ttft.mean=0.02"),
 )
 
 
@@ -380,15 +374,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(condition: Callable[[], Any], seconds: float, event: str, poll: float = 0.1) -> float:
-    """Wait for a condition and return the seconds that it took; raises AssertionError after `seconds`."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < seconds, f"not within {seconds:g} s: {event}"
-        time.sleep(poll)
-    return time.monotonic() - begin
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 
 from sweep.base.config import ROOT
-from tests.cluster.harness import ENVIRONMENT, SIMULATED, Network, Sweep, free_port, network_obstacle, wait_until
+from tests.cluster.harness import ENVIRONMENT, SIMULATED, Network, Sweep, free_port, network_obstacle
+from tests.support.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")

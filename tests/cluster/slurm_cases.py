@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.cluster.harness import wait_until
 from tests.cluster.slurm import SILENCE, Job, Slurm
+from tests.support.waiting import wait_until
 
 # Trials of some seconds, four in each launch: two launches, and twelve.
 SHORT = ("load.batch_size=1,2,3,4", "backend.itl.mean=0.05,0.055", "backend.ttft.mean=0.3")

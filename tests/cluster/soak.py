@@ -20,9 +20,9 @@ import psutil
 from sweep.disk.ledger_lines.shared_texts import Texts
 from sweep.inputs.model import RandomModel
 from sweep.inputs.weights.random_weights import Architecture
-from tests.cluster.harness import wait_until
 from tests.cluster.storm import FAULTS
 from tests.cluster.surroundings import Surroundings
+from tests.support.waiting import wait_until
 
 TRIALS_OF_LAUNCH = 10
 FINISHED = (0, 1)  # exit statuses

@@ -11,9 +11,10 @@ import yaml
 
 from sweep.base.config import ROOT, cache_directory
 from sweep.cluster import preemption
-from tests.cluster.harness import ENVIRONMENT, SUBNET, Node, RayCluster, Sweep, free_port, wait_until
+from tests.cluster.harness import ENVIRONMENT, SUBNET, Node, RayCluster, Sweep, free_port
 from tests.support.metadata_stub import metadata_server
 from tests.support.results import committed_rows
+from tests.support.waiting import wait_until
 
 FILES = ROOT / "scripts" / "cluster"
 

@@ -10,18 +10,13 @@ import time
 import psutil
 import pytest
 
-from sweep.disk.ledger import Ledger
-from tests.cluster.harness import Network, RayCluster, kill, netns, wait_until, write_engine
+from tests.cluster.harness import Network, RayCluster, kill, netns, write_engine
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
 # Three deployments, each launched once for two trials; a trial takes about two seconds.
-GRID = (
-    "+backend.itl.mean=0.02,0.021,0.022",
-    "load.batch_size=1,2",
-    "workload.output_tokens=24",
-    "retry=next_run",
-)
+GRID = ("+backend.itl.mean=0.02,0.021,0.022", "load.batch_size=1,2", "workload.output_tokens=24", "retry=next_run")
 TRIALS = 6
 EIGHT_TRIALS = ("load.batch_size=1,2", "replicates=4", "retry=next_run")
 LEFT_WITHIN = 30  # s after which no engine may be left on a living node
@@ -256,22 +251,6 @@ def test_started_twice_at_once(cluster, sweep_of):
     assert sweep.measured() == {"ok": TRIALS}
 
 
-def test_parquet_files_cut_short(sweep_of):
-    sweep = sweep_of("cluster=inline", "load.batch_size=1,2")
-    assert sweep.run() in (0, 1)
-    row = sweep.rows()[0]
-    folder = sweep.out / "deployments" / row["deployment_id"] / row["attempt"] / row["trial_id"]
-    for path in (folder / "requests.parquet", sweep.out / "trials.parquet"):
-        os.truncate(path, path.stat().st_size - 100)
-    assert sweep.run("dry_run=true") == 0
-    assert "requests.parquet is cut short" in " ".join(sweep.said().split())
-    assert sweep.run() in (0, 1)
-    assert sweep.measured() == {"ok": 2}
-    assert [r["trial_id"] for r in sweep.committed()].count(row["trial_id"]) == 2, "that trial was measured again"
-    limited = sum(row["outcome"] != "ok" for row in sweep.committed())
-    assert len(sweep.committed()) <= 3 + limited, "and only that"
-
-
 def test_disk_full(sweep_of, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -310,27 +289,6 @@ def test_an_engine_that_hangs(sweep_of):
     nothing_left(sweep, 5)
 
 
-def test_an_engine_that_answers_500_to_everything(sweep_of):
-    sweep = sweep_of(
-        "cluster=inline", "backend.always_500=true", "load.batch_size=1,2", "replicates=4", "retry=next_run"
-    )
-    assert sweep.run() == 1, sweep.said()
-    assert sweep.outcomes() == {"invalid": 8}
-    assert sweep.said().count("launching the engine") == 3
-    assert all("500" in row["reason"] for row in sweep.rows())
-
-
-def test_an_engine_that_cannot_be_launched_is_not_tried_on_and_on(sweep_of):
-    sweep = sweep_of(
-        "cluster=inline", "backend.die_at_launch=error", "load.batch_size=1,2", "replicates=4", "retry=next_run"
-    )
-    assert sweep.run() == 1
-    assert sweep.outcomes() == {"launch_failed": 8}
-    assert "simulated failure at launch" in sweep.rows()[0]["reason"]
-    log = next((sweep.out / "deployments").glob("*/1/engine.log")).read_text()
-    assert log.count("simulated failure at launch") == 2, "twice in the same words is enough"
-
-
 def test_an_engine_that_dies_at_one_launch_of_several(sweep_of, tmp_path):
     """The second launch fails, the third does not; a launch for each replicate."""
     count = tmp_path / "launches"
@@ -360,16 +318,6 @@ def test_a_deadline_starts_nothing_that_cannot_end_by_then(sweep_of):
     assert len(sweep.committed()) == begun
     assert sweep.run() in (0, 1)
     assert sweep.measured() == {"ok": 5}
-
-
-def test_the_ledger_of_a_killed_driver_is_read(sweep_of):
-    """The rows are in the ledger before anyone is told; trials.parquet is made from it."""
-    sweep = sweep_of("cluster=inline", *GRID).start()
-    under_way(sweep, finished=3)
-    sweep.process.kill()
-    sweep.process.wait()
-    assert len(Ledger(sweep.out / "ledger.jsonl", write=False).rows) >= 3
-    completes(sweep)
 
 
 def test_the_engine_forgets_prompts_between_trials_where_it_can(sweep_of):

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ from backends.prepare import images
 from backends.tgi import TGI
 from sweep.inputs.load import Batch
 from tests.backends.test_tgi import STAND_IN, asked, executable, measure
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MOUNTED = ("/usr", "/bin", "/lib", "/lib64")
@@ -97,17 +97,10 @@ def test_an_engine_in_podman(podman, tmp_path, monkeypatch):
         assert environ["HF_TOKEN_PATH"] == "/run/sweep/token"
         assert Path("/proc", str(pid), "root", "run/sweep/token").read_text() == "hf_secret_value"
         assert "hf_secret_value" not in json.dumps(environ)
-    assert gone(tmp_path)
+    wait_until(lambda: not inside(tmp_path), 25)
     with server.running(backend, launch, marker=f"podman/{os.getpid()}") as engine:
         for process in engine.processes():
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
                 if os.readlink(f"/proc/{process.pid}/ns/pid") == os.readlink("/proc/self/ns/pid"):  # not the engine
                     process.send_signal(signal.SIGKILL)
-        assert gone(tmp_path)
-
-
-def gone(folder: Path, within: float = 25.0) -> bool:
-    deadline = time.monotonic() + within
-    while inside(folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not inside(folder)
+        wait_until(lambda: not inside(tmp_path), 25)

@@ -51,15 +51,7 @@ def test_a_server_that_does_not_answer_is_asked_again(metadata, monkeypatch):
 def test_a_server_that_does_not_wait_for_a_change_is_not_asked_on_and_on(metadata, monkeypatch):
     answers, pauses = iter(["FALSE", "FALSE", "TRUE"]), []
     monkeypatch.setattr(preemption.time, "sleep", pauses.append)
-
-    def answer(self):
-        text = next(answers).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    monkeypatch.setattr(metadata.RequestHandlerClass, "do_GET", answer)
+    monkeypatch.setattr(metadata.RequestHandlerClass, "do_GET", lambda self: self.reply(200, next(answers).encode()))
     preemption.wait_for_notice(preemption.notice_url())
     assert pauses == [preemption.ASK_AGAIN] * 2
 

@@ -9,7 +9,8 @@ import pytest
 import ray.util
 
 from sweep.base.config import cache_directory
-from tests.cluster.harness import SUBNET, RayCluster, Sweep, wait_until
+from tests.cluster.harness import SUBNET, RayCluster, Sweep
+from tests.support.waiting import wait_until
 
 REFUSAL = "Failed to connect to GCS"
 

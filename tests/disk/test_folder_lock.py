@@ -20,6 +20,7 @@ from sweep.disk import folder_lock, heartbeat_lock
 from sweep.disk.folder_lock import file_system, sole_driver
 from sweep.disk.ledger import Misplaced
 from tests.cli.test_line import SIMULATED
+from tests.support.waiting import wait_until
 
 LONG = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2", "replicates=60"]
 
@@ -53,7 +54,7 @@ def no_flock(monkeypatch):
 
 def test_locks_of_one_node_let_no_driver_of_another_in(tmp_path, quick, no_flock, monkeypatch):
     with sole_driver(tmp_path):
-        monkeypatch.setattr(folder_lock.socket, "gethostname", lambda: "another")
+        monkeypatch.setattr(folder_lock, "process_space", lambda: "another")
         refused(tmp_path)
 
 
@@ -90,7 +91,7 @@ def test_a_process_of_its_number_is_the_holder_only_if_it_beats(tmp_path, quick,
     holder.describe_holder = lambda: lock | {"beat": time.time()}
     holder.beat()
     if beats:
-        holder.keep(lambda: None)
+        holder.keep()
         refused(tmp_path)
         holder.end()
     else:
@@ -149,18 +150,34 @@ def test_a_file_system_without_locks_is_named(tmp_path, quick, monkeypatch, numb
         refused(tmp_path)
 
 
-def test_a_driver_that_another_has_replaced_stops(tmp_path, quick, monkeypatch):
-    """It was frozen for longer than its heartbeat lasts: the folder is the other's now."""
-    stopped = []
-    monkeypatch.setattr(folder_lock, "_taken_over", lambda out, notify: stopped.append(out))
-    with sole_driver(tmp_path, lambda text: None):
-        lock = json.loads((tmp_path / ".heartbeat").read_text())
-        (tmp_path / ".heartbeat").write_text(json.dumps(lock | {"owner": "another"}))
-        until = time.monotonic() + 5
-        while not stopped and time.monotonic() < until:
-            time.sleep(0.05)
-    assert stopped == [tmp_path]
-    assert json.loads((tmp_path / ".heartbeat").read_text())["owner"] == "another", "it is left to the other"
+def test_a_lock_of_which_another_name_is_read_once_stays_ours_and_a_released_one_does_not_come_back(tmp_path, quick):
+    """A store may answer with an older state. After a long silence another driver may have come and gone."""
+    lock, reads = heartbeat_lock.Lock(folder_lock._Folder(tmp_path)), []
+    lock.beat()
+    answers = iter([json.dumps({"owner": "another", "who": "x"}).encode(), None])
+    lock.store.read = lambda name: reads.append(name) or next(answers)
+    assert lock.ours()
+    assert len(reads) == 2
+    lock.store.read = lambda name: None
+    lock.last_beat = time.monotonic() - 60, time.time() - 60
+    assert not lock.ours()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["other boot/pid:[1]", None], ids=["elsewhere", "seen from here"])
+def test_a_process_id_counts_only_where_it_means_one_process(tmp_path, quick, no_flock, processes):
+    """A driver in another pid namespace of the same host was declared dead, and each took over from the other."""
+    holder = folder_lock.Heartbeat(tmp_path)
+    lock = holder.describe_holder() | {"pid": 2**22 + 1} | ({"processes": processes} if processes else {})
+    holder.describe_holder = lambda: lock | {"beat": time.time()}
+    holder.beat()
+    holder.keep()
+    if processes:
+        refused(tmp_path)
+    else:
+        with sole_driver(tmp_path):
+            pass
+    holder.end()
 
 
 def test_a_deleted_folder_is_not_made_again(tmp_path, quick):
@@ -181,14 +198,13 @@ def test_the_file_system_is_that_of_the_mount(tmp_path):
 
 
 @contextlib.contextmanager
-def running(out, stdout=subprocess.PIPE):
+def running(out, stdout=subprocess.PIPE, **environ):
     """A sweep that has its first row."""
     command = [sys.executable, "-m", "sweep", "run", *LONG, f"out={out}"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=subprocess.STDOUT, text=True) as process:
-        until = time.monotonic() + 60
+    streams = {"stdout": stdout, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | environ, **streams) as process:
         ledger = out / "ledger.jsonl"
-        while not (ledger.exists() and b'"trial"' in ledger.read_bytes()) and time.monotonic() < until:
-            time.sleep(0.1)
+        wait_until(lambda: ledger.exists() and b'"trial"' in ledger.read_bytes(), 60)
         yield process
         process.kill()
 
@@ -204,6 +220,26 @@ def test_a_results_folder_that_goes_halts_the_run_at_once(tmp_path, replaced):
         assert process.wait(60) == ISSUE_AGAIN
         assert "ledger.jsonl was deleted or replaced: nothing more is written" in process.stdout.read()
     assert out.exists() == replaced
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taken", [True, False], ids=["taken over", "deleted"])
+def test_a_lock_that_another_driver_takes_ends_the_run_to_be_issued_again_and_a_deleted_one_does_not(tmp_path, taken):
+    """A driver that was frozen for longer than its heartbeat lasts: the folder is the other's now."""
+    heartbeat = tmp_path / "out" / ".heartbeat"
+    with running(tmp_path / "out", SWEEP_TIME_FACTOR="0.1") as process:
+        lock = json.loads(heartbeat.read_text())
+        if not taken:
+            heartbeat.unlink()
+            until = time.monotonic() + 20
+            while not heartbeat.exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            assert json.loads(heartbeat.read_text())["owner"] == lock["owner"]
+            return
+        heartbeat.write_text(json.dumps(lock | {"owner": "another"}))
+        assert process.wait(60) == ISSUE_AGAIN
+        assert "another driver has taken over: nothing more is written here" in process.stdout.read()
+    assert json.loads(heartbeat.read_text())["owner"] == "another", "it is left to the other"
 
 
 @pytest.mark.slow

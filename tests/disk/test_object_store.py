@@ -29,6 +29,7 @@ from tests.rerun.test_rerun import rows as capsule_rows
 from tests.rerun.test_rerun import write_run
 from tests.support.results import committed_rows, run_of, trial
 from tests.support.synthetic_run import make_records, make_run
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -92,13 +93,6 @@ def write_trial(ledger, name):
 
 def objects(url):
     return object_store.ObjectStore(url).list()
-
-
-def wait_until(condition):
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_a_row_in_the_store_has_its_files_there(s3, quick, tmp_path):
@@ -386,15 +380,17 @@ def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
-def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path, monkeypatch):
-    url, sent, said = "s3://bucket/run-k", [], []
-    monkeypatch.setattr(heartbeat_lock.os, "kill", lambda pid, number: sent.append((pid, number)))
-    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, said.append):
+def test_a_driver_whose_lock_was_taken_stops_and_writes_no_more(s3, quick, tmp_path):
+    url = "s3://bucket/run-k"
+    with object_store.Mirror(object_store.ObjectStore(url), tmp_path, print) as mirror:
+        object_store.ObjectStore(url).delete(heartbeat_lock.Lock.NAME)  # a missing lock is written again
+        wait_until(lambda: heartbeat_lock.Lock.NAME in objects(url))
+        mirror.lock.check()
         heartbeat_lock.Lock(object_store.ObjectStore(url)).beat()  # as if this one had been silent for long
-        wait_until(lambda: sent)
+        wait_until(lambda: mirror.lock.taken)
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")
-    assert sent == [(os.getpid(), signal.SIGTERM)] * 2
-    assert said == [f"{url} was taken over by another driver: stopping now"]
+        with pytest.raises(Misplaced, match=f"out={url}: another driver has taken over"):
+            mirror.lock.check()
     assert list(objects(url)) == [heartbeat_lock.Lock.NAME]
 
 
@@ -464,11 +460,8 @@ def test_a_killed_sweep_is_finished_from_another_folder(s3, tmp_path):
     first = subprocess.Popen([*command, f"cache_dir={tmp_path / 'one'}"], cwd=ROOT, start_new_session=True)
     url = "s3://bucket/sweeps/killed"
     try:
-        until = time.monotonic() + 100
-        while not any("requests.parquet" in name for name in objects(url)):
-            assert time.monotonic() < until
-            assert first.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: first.poll() is not None or any("requests.parquet" in name for name in objects(url)), 100)
+        assert first.poll() is None
         wait_until(
             lambda: (
                 b'"outcome": "ok"'

@@ -1,4 +1,4 @@
-"""The figures that are drawn request by request, those of settings and ratios, and the slowest requests."""
+"""The figures that are drawn request by request, and those of settings and ratios."""
 
 import io
 import json
@@ -21,7 +21,6 @@ from analysis.figures import (
 )
 from analysis.plotting.figure_files import INK
 from analysis.report.page_data import as_block
-from analysis.report.slowest import slowest_requests
 from analysis.results import RunResults, open_results
 from sweep.base.records import Sample
 from sweep.disk import run_files
@@ -44,15 +43,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
         records.error[index] = "status: 500"
     run_files.write_requests(paths.trial("dep-vllm", "1", "vlqa1r0"), records)
     return open_results(folder)
-
-
-def test_the_slowest_request_is_named(results: RunResults) -> None:
-    slowest, *rest = slowest_requests(results)
-    assert (slowest.point, slowest.request_id) == ("vllm, qa", f"r{SLOW}")
-    latency = 0.05 + 0.01 * (TOKENS - 1)
-    assert slowest.times_median == pytest.approx((10 + latency) / latency, rel=1e-3)
-    assert slowest.e2el == pytest.approx(10 + latency, rel=1e-3)
-    assert all(each.times_median < 2 for each in rest)
 
 
 def test_a_curve_ends_at_the_share_that_was_answered(results: RunResults) -> None:

@@ -25,18 +25,10 @@ def paths(tmp_path: Path) -> RunPaths:
 
 def test_every_path_of_the_design(paths: RunPaths) -> None:
     trial = paths.trial("dep", "1", "abc")
-    relative = [
-        path.relative_to(paths.out).as_posix()
-        for path in (paths.plan, paths.trials, paths.summary, paths.report, paths.figures, paths.engine_log("dep", "1"))
-    ]
-    assert relative == [
-        "plan.jsonl",
-        "trials.parquet",
-        "summary.csv",
-        "report.html",
-        "figures",
-        "deployments/dep/1/engine.log",
-    ]
+    names = {paths.plan: "plan.jsonl", paths.trials: "trials.parquet", paths.summary: "summary.csv"}
+    names |= {paths.report: "report.html", paths.figures: "figures"}
+    names |= {paths.engine_log("dep", "1"): "deployments/dep/1/engine.log"}
+    assert {path: path.relative_to(paths.out).as_posix() for path in names} == names
     assert trial.requests == paths.out / "deployments/dep/1/abc/requests.parquet"
     assert trial.telemetry == paths.out / "deployments/dep/1/abc/telemetry.parquet"
     assert trial.trial == paths.out / "deployments/dep/1/abc/trial.parquet"

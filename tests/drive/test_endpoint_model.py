@@ -2,9 +2,11 @@
 
 import json
 import re
+import resource
 import shlex
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -14,12 +16,12 @@ from backends.simulated import Simulated
 from sweep.__main__ import main
 from sweep.base.config import ConfigError, Hardware
 from sweep.base.options import ConfigPath
-from sweep.drive.endpoint_model import with_model
+from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.node.rows import _cost
 from sweep.plan.plan import hourly_price
 from tests.plan.test_compose import composed
 from tests.plan.test_plan import ids, planned
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
 from tests.support.simulated_engine import simulated
 
 KEY = "a key that nobody else has"
@@ -30,16 +32,12 @@ def endpoint():
     """The URL of an endpoint with a key, and the list of what it says that it serves."""
     served = ["org/model-7b"]
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Stub):
         def do_GET(self):
             keys = self.headers["Authorization"], f"Bearer {self.headers['x-key']}"
             allowed = f"Bearer {KEY}" in keys and self.path == "/base/v1/models"
-            self.send_response(200 if allowed else 401)
-            self.end_headers()
-            self.wfile.write(json.dumps({"data": [{"id": name} for name in served]}).encode())
-
-        def log_message(self, *arguments):
-            pass
+            models = {"data": [{"id": name} for name in served]}
+            self.reply(200 if allowed else 401, json.dumps(models).encode())
 
     with serving(Handler) as address:
         yield f"{address}/base", served
@@ -116,3 +114,129 @@ def test_the_documents_example_with_key_chat_and_price_runs(tmp_path, monkeypatc
     assert (row["outcome"], row["num_requests"], row["num_failed"]) == ("ok", 8, 0)
     assert row["cost_per_million_tokens"] > 0
     assert KEY not in (tmp_path / "results/endpoint/report.html").read_text()
+
+
+AZURE = "/openai/deployments/d/chat/completions?api-version=1"
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers requests for its path with its name of the limit, and notes path, key and model of all."""
+
+    protocol_version, expected, limit, asked = "HTTP/1.1", "/v1/completions", "max_tokens", set()
+
+    def do_GET(self):
+        self.reply(200, json.dumps({"data": [{"id": "a/b"}]}))
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.asked.add((self.path, self.headers["api-key"] or self.headers["authorization"], body.get("model")))
+        if self.path != self.expected:
+            return self.reply(404, "no such path")
+        if self.limit not in body:
+            return self.reply(400, "use max_completion_tokens")
+        text = {"delta": {"content": "a"}} if "messages" in body else {"text": "a"}
+        events = [{"choices": [{"index": 0, **text, "finish_reason": "length"}]}] * body[self.limit]
+        stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        return self.reply(200, f"{stream}data: [DONE]\n\n")
+
+    def reply(self, status, content):
+        self.send_response(status)
+        self.send_header("content-type", "text/event-stream" if "data: " in content else "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    def log_message(self, *arguments):
+        return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("expected", "limit", "base", "typed", "key"),
+    [
+        ("/api/v4/chat/completions", "max_tokens", "/api/v4", "backend.api=chat", None),
+        ("/chat/completions", "max_tokens", "", "backend.api=chat backend.path=/chat/completions", None),
+        ("/v1/chat/completions", "max_completion_tokens", "", "", None),
+        ("/chat/completions", "max_tokens", "", "", None),
+        (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", "k"),
+        ("/v1/completions", "max_tokens", "/v1", "backend.auth_scheme=Token", "Token k"),
+        ("/v1/completions", "max_completion_tokens", "", "backend.max_tokens_field=max_completion_tokens", "Bearer k"),
+    ],
+)
+def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expected, limit, base, typed, key):
+    """By its URL alone otherwise: with an alias that conf/model knows, through no proxy, with enough open files."""
+    monkeypatch.setattr(Endpoint, "expected", expected)
+    monkeypatch.setattr(Endpoint, "limit", limit)
+    monkeypatch.setattr(Endpoint, "asked", asked := set())
+    for name, value in {
+        "SOME_KEY": "k",
+        "http_proxy": "http://127.0.0.1:9",
+        "ALL_PROXY": "socks5h://127.0.0.1:1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    typed += " backend.api_key_env=SOME_KEY" if key else ""
+    typed += " backend.api=chat backend.path=/chat/completions" if expected == AZURE else ""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with serving(Endpoint) as url:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 120), hard))
+        try:
+            main(["run", f"{url}{base}", "model=phi-4-mini", *typed.split(), "load.concurrency=16", f"out={tmp_path}"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    row = analysis.load(tmp_path).iloc[0]  # a busy client is no matter
+    assert (row["num_requests"], row["num_failed"]) == (64, 0), row["reason"]
+    assert (expected, key, "phi-4-mini") in asked
+    assert len(asked) == 1 or not typed, "no guess beside what is typed"
+
+
+def dialect_of(url, *typed, **answers):
+    """What `sweep run URL` adds to a command line."""
+    return with_dialect(with_model([url, "model=m", *typed], ConfigPath.of_user([])), ConfigPath.of_user([]))
+
+
+def test_a_probe_meets_a_busy_moment_an_endless_answer_and_an_empty_one(monkeypatch):
+    """None of them changes the plan, takes longer than its bound, or hides why."""
+
+    class Odd(Endpoint):
+        answer: ClassVar = (503, "busy")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            return self.reply(*self.answer)
+
+    ended = 'data: {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
+    endless = 'data: {"choices": [{"index": 0, "text": "a", "finish_reason": null}]}\n\n' * 1000
+    with serving(Odd) as url:
+        for answer, words in (
+            ((503, "busy"), "status: 503"),
+            ((200, ended), "empty"),
+            ((200, endless), "does not end"),
+        ):
+            monkeypatch.setattr(Odd, "answer", answer)
+            _, line = dialect_of(url, "backend.api=completions")
+            assert words in line, line
+            assert "None" not in line
+
+
+def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "k")
+
+    class Messages(Endpoint):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            if self.path != "/messages" or self.headers["x-api-key"] != "k" or not self.headers["anthropic-version"]:
+                return self.reply(404, "no such path")
+            delta = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}
+            end = {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 16}}
+            return self.reply(200, "".join(f"data: {json.dumps(event)}\n\n" for event in [delta] * 16 + [end]))
+
+    with serving(Messages) as url:
+        arguments, line = dialect_of(url, "backend.api_key_env=SOME_KEY")
+    assert {'backend.api="messages"', 'backend.path="/messages"'} <= {*arguments}, line
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "a\nhush-hush")
+    with pytest.raises(ConfigError, match=r"api_key_env=SOME_KEY: .*cannot go into a header") as caught:
+        dialect_of("http://127.0.0.1:9", "backend.api_key_env=SOME_KEY")
+    assert "hush" not in str(caught.value)

@@ -19,23 +19,16 @@ from backends.installed import configured
 from backends.launch import this_host
 from backends.prepare import environments, locks, programs
 from sweep.__main__ import main
-from sweep.base.config import CONF, Cluster, Hardware, Settings, Tracking
+from sweep.base.config import CONF, Cluster, Hardware
 from sweep.base.options import ConfigPath
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import preflight
 from sweep.plan.packing import Node
 from tests.support.index_stub import make_wheel
+from tests.support.settings import run_settings
 
-TRIAL = [
-    "model=tiny-llama",
-    "workload=synthetic",
-    "workload.input_tokens=8",
-    "workload.output_tokens=4",
-    "workload.num_requests=2",
-    "workload.warmup_requests=0",
-    "cluster=inline",
-    "tracking=none",
-]
+TRIAL = ["model=tiny-llama", "workload=synthetic", "workload.input_tokens=8", "workload.output_tokens=4"]
+TRIAL += ["workload.num_requests=2", "workload.warmup_requests=0", "cluster=inline", "tracking=none"]
 
 
 @pytest.fixture
@@ -408,14 +401,8 @@ def test_unlike_nodes_are_refused_in_one_line():
 
 
 def of_a_cluster(platform):
-    return Settings(
-        name="t",
-        out="out",
-        dry_run=True,
-        cluster=Cluster(name="ray", kind="ray", address="auto"),
-        hardware=Hardware(name=platform, platform=platform),
-        tracking=Tracking(name="none", kind="none"),
-    )
+    cluster = Cluster(name="ray", kind="ray", address="auto")
+    return run_settings(dry_run=True, cluster=cluster, hardware=Hardware(name=platform, platform=platform))
 
 
 @pytest.mark.parametrize("pythons", [("3.11", "3.12"), ("3.10", "3.12")])

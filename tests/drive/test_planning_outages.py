@@ -17,16 +17,8 @@ from tests.rerun.test_rerun import row, write_run
 from tests.support.hub_stub import COMMITS, Hub
 from tests.support.index_stub import serving_wheels
 
-ONCE = [
-    "backend=simulated",
-    "load=batch",
-    "load.batch_size=1",
-    "workload.num_requests=2",
-    "workload.warmup_requests=0",
-    "cluster=inline",
-    "tracking=none",
-    "hardware=cpu",
-]
+ONCE = ["backend=simulated", "load=batch", "load.batch_size=1", "workload.num_requests=2"]
+ONCE += ["workload.warmup_requests=0", "cluster=inline", "tracking=none", "hardware=cpu"]
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from backends.launch import server
 from backends.prepare import checkpoints, images, programs, retry, uv
 from backends.prepare.checkpoints import ConversionFailed
 from backends.prepare.environments import EnvironmentFailed, OptionalPartFailed
-from sweep.base.config import Cluster, ConfigError, Halted, Hardware, Settings, Tracking
+from sweep.base.config import ConfigError, Halted
 from sweep.base.exits import Cause, Exit, Outage
 from sweep.base.records import Fault, Outcome
 from sweep.cli.run import exit_status
@@ -47,6 +47,7 @@ from tests.drive.test_driver import ByNode, Scripted, drive, make_plan, new_driv
 from tests.drive.test_driver import deployment as planned
 from tests.node.test_verdict import report
 from tests.numbers.test_metrics import gather, record
+from tests.support.settings import run_settings
 
 
 def rows_of(table):
@@ -54,13 +55,7 @@ def rows_of(table):
     return [tuple(cell.strip() for cell in line.split("|")) for line in table.strip().splitlines()]
 
 
-SETTINGS = Settings(
-    name="test",
-    out="out",
-    hardware=Hardware(name="cpu", platform="cpu"),
-    cluster=Cluster(name="inline", kind="inline"),
-    tracking=Tracking(name="none", kind="none"),
-)
+SETTINGS = run_settings()
 
 
 def trial(name="t", load=None, workload=None):
@@ -177,11 +172,11 @@ def unreachable_endpoint():
 
 
 @pytest.mark.parametrize("fails", [refused_port, unreachable_endpoint])
-def test_a_launch_that_its_surroundings_refuse_is_their_fault(monkeypatch, fails):
+def test_a_launch_that_its_surroundings_refuse_is_their_fault_and_is_waited_for(fails):
     with pytest.raises(server.LaunchError) as caught:
         fails()
-    row = row_of_launch(caught.value, monkeypatch)
-    assert (row["outcome"], row["fault"]) == ("launch_failed", "surroundings")
+    assert policy.fault_of(caught.value.outcome, caught.value.exit) == "surroundings"
+    assert policy.is_unavailable(caught.value.exit)
 
 
 def row_of_trial(end, engine=None, launches=True, gateway=None, **reported):
@@ -284,7 +279,7 @@ def test_whose_fault_a_preparation_is(monkeypatch, raised, outcome, fault):
     def prepare(*arguments):
         raise raised
 
-    monkeypatch.setattr(deployment, "patiently", lambda prepared, patience, report: prepared())
+    monkeypatch.setattr(deployment, "patiently", lambda prepared, *arguments: prepared())
     monkeypatch.setattr(deployment, "_prepare", prepare)
     (finished,) = run_on_node(work_of(trial()))
     assert (finished.row["outcome"], finished.row["fault"]) == (outcome, fault)
@@ -527,18 +522,6 @@ def test_what_a_batch_that_ran_out_of_memory_censors(tmp_path, smaller, larger, 
 # In the driver: again in this run, where, and in the next ------------------------------------------------------------
 
 
-class Answering(ByNode):
-    """Every trial's row is what `answer(node)` says: an outcome with what is known of it."""
-
-    def events(self):
-        work, node_id = self.pending.popleft()
-        yield from self.start(work, node_id)
-        for asked in work.deployment.trials:
-            row = {"trial_id": asked.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
-            yield work, Finished(asked, row | self.outcome(work.deployment.deployment_id, node_id))
-        yield work, Completed()
-
-
 def failed_row(outcome, fault, words="", driver="580.1"):
     return {
         "outcome": outcome,
@@ -573,7 +556,7 @@ disturbed      | surroundings | 2 | yes | yes | 1
 
 @pytest.mark.parametrize(("outcome", "fault", "launches", "pending", "again", "status"), rows_of(OUTCOMES))
 def test_what_is_tried_again_in_this_run_and_in_the_next(tmp_path, outcome, fault, launches, pending, again, status):
-    executor = Answering(lambda name, node: failed_row(outcome, fault), nodes=2)
+    executor = ByNode(lambda name, node: failed_row(outcome, fault), nodes=2)
     plan = make_plan(planned("a", ["1"]), retry="in_run")
     _, ledger = drive(plan, tmp_path, executor)
     nodes = [node for _, node in executor.placed]
@@ -666,7 +649,7 @@ COUNTS = {"all": (4, 4), "some": (1, 4), "not": (None, None)}
 @pytest.mark.parametrize(("script", "launches", "outcome"), rows_of(SIBLINGS))
 def test_when_a_deployment_is_given_up(tmp_path, script, launches, outcome):
     ends = deque([script] if ":" in script else script.split())
-    executor = Answering(lambda name, node: row_of(ends.popleft() if len(ends) > 1 else ends[0]), nodes=1)
+    executor = ByNode(lambda name, node: row_of(ends.popleft() if len(ends) > 1 else ends[0]), nodes=1)
 
     def row_of(end):
         end, _, requests = end.partition(": ")
@@ -710,6 +693,7 @@ def test_how_often_an_attempt_is_made_again(tmp_path, end, submitted, outcome, f
         assert len(executor.placed) == int(submitted)
     row = ledger.rows["1"]
     assert (row["outcome"], row.get("fault") or "-") == (outcome, fault)
+    assert END_OF_ATTEMPT[end][0].reason in row["reason"]
 
 
 BLAMED_ON_A_NODE = """

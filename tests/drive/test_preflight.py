@@ -6,10 +6,11 @@ import pytest
 
 from backends.base import Host
 from backends.simulated import Simulated
-from sweep.base.config import Cluster, ConfigError, Hardware, Settings, SimulatedNodes, Tracking, build
+from sweep.base.config import Cluster, ConfigError, Hardware, SimulatedNodes, build
 from sweep.base.options import load_option
 from sweep.drive import preflight
 from sweep.plan.packing import Node
+from tests.support.settings import run_settings
 
 L4 = Node("n0", 4, 48, ("L4",), "n0")
 
@@ -35,14 +36,8 @@ class Joining:
 
 
 def settings(**more):
-    return Settings(
-        name="test",
-        out="out",
-        hardware=Hardware(name="l4", platform="cuda", accelerator="L4"),
-        cluster=Cluster(name="ray", kind="ray"),
-        tracking=Tracking(name="none", kind="none"),
-        **more,
-    )
+    hardware = Hardware(name="l4", platform="cuda", accelerator="L4")
+    return run_settings(hardware=hardware, cluster=Cluster(name="ray", kind="ray"), **more)
 
 
 @pytest.fixture

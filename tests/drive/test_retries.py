@@ -15,33 +15,14 @@ import pytest
 from sweep.__main__ import main
 from sweep.base.config import ISSUE_AGAIN, ROOT, Halted
 from sweep.cli import reissue
-from sweep.cli.run import exit_status
-from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
 from sweep.drive import driver
 from sweep.drive.stop_control import JOB_END, JOB_END_MARGIN
-from sweep.node.events import Completed, Finished
-from sweep.plan.pending import final_failures, pending_launches
 from tests.cli.test_line import SIMULATED
 from tests.drive.test_driver import ByNode, Scripted, deployment, drive, make_plan, outcomes, replicated
+from tests.support.waiting import wait_until
 
 TRIAL = [*SIMULATED, "load.batch_size=1", "workload.num_requests=2"]
-
-
-class Answering(ByNode):
-    """Every trial's row is `answer(deployment, node)`: an outcome with its reason and fault."""
-
-    def events(self):
-        work, node_id = self.pending.popleft()
-        yield from self.start(work, node_id)
-        for trial in work.deployment.trials:
-            row = {"trial_id": trial.trial_id, "deployment_id": work.deployment.deployment_id, "attempt": work.attempt}
-            yield work, Finished(trial, row | self.outcome(work.deployment.deployment_id, node_id))
-        yield work, Completed()
-
-
-def engines_own(words="no such quantization: q9", driver="580.1"):
-    return {"outcome": "launch_failed", "reason": words, "fault": "engine", "driver": driver}
 
 
 def test_what_failed_is_tried_once_more_when_nothing_else_is_left_and_elsewhere(tmp_path):
@@ -83,14 +64,6 @@ def test_the_only_node_has_the_second_try_too(tmp_path):
     assert outcomes(ledger) == {"1": "ok", "2": "ok"}
 
 
-def test_each_has_one_more_try_and_no_third(tmp_path):
-    executor = ByNode(lambda name, node: "hung", nodes=3)
-    plan = make_plan(*(deployment(name, [name]) for name in "ab"), retry="in_run")
-    _, ledger = drive(plan, tmp_path, executor)
-    assert len(executor.placed) == 4
-    assert exit_status(plan, ledger, interrupted=False) == 1
-
-
 @pytest.mark.parametrize("retry", ["next_run", "none"])
 def test_no_second_try_in_the_run_where_that_is_not_asked_for(tmp_path, retry):
     executor = Scripted({"a": [["hung"]]})
@@ -103,25 +76,6 @@ def test_replicates_that_were_not_even_tried_are_tried_at_the_tail(tmp_path):
     plan = make_plan(replicated("a", [1]), replicated("b", [1]), retry="in_run", relaunch="per_replicate")
     _, ledger = drive(plan, tmp_path, executor)
     assert set(outcomes(ledger).values()) == {"ok"}
-
-
-def test_the_same_answer_twice_is_final_for_the_next_run_too(tmp_path):
-    plan = make_plan(deployment("a", ["1"]), retry="in_run")
-    executor = Answering(lambda name, node: engines_own(), nodes=2)
-    drive(plan, tmp_path, executor)
-    assert len(executor.placed) == 2
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    assert pending_launches(plan, ledger) == []
-    assert final_failures(plan, ledger) == {"1"}
-    again = make_plan(deployment("a", ["1"]), retry_failed=True)
-    assert [launch.deployment_id for launch in pending_launches(again, ledger)] == ["a"]
-
-
-@pytest.mark.parametrize(("present", "runs"), [({"580.1"}, 0), ({"590.2"}, 1), ({"590.2", "580.1"}, 0), (None, 0)])
-def test_another_driver_on_the_nodes_opens_a_final_failure(tmp_path, present, runs):
-    plan = make_plan(deployment("a", ["1"]), retry="in_run")
-    drive(plan, tmp_path, Answering(lambda name, node: engines_own(), nodes=1))
-    assert len(pending_launches(plan, Ledger(tmp_path / "ledger.jsonl"), present)) == runs
 
 
 # Through the whole command -------------------------------------------------------------------------------------------
@@ -273,9 +227,7 @@ def test_the_command_that_is_issued_is_the_whole_one_and_hears_signals(tmp_path)
     long = [*TRIAL, "workload.num_requests=2000", f"out={tmp_path / 'out'}"]
     with subprocess.Popen([*command, *long], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         status = tmp_path / "out" / "status.json"
-        until = time.monotonic() + 60
-        while not (status.exists() and json.loads(status.read_text())["running"]) and time.monotonic() < until:
-            time.sleep(0.1)
+        wait_until(lambda: status.exists() and json.loads(status.read_text())["running"], 60)
         process.send_signal(signal.SIGHUP)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)

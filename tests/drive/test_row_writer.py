@@ -55,18 +55,22 @@ def test_another_row_or_plan_or_price_or_program_makes_it_again(folder, monkeypa
     commit(planned(), folder, 1)
     assert tables_made(planned(), folder, monkeypatch) == 1
     assert len(read_trials(folder.trials)) == 2
-    for changed in (["load.batch_size=1,2,4"], ["hardware.price_per_hour=7"], ["slo={ttft: 0.1}"], ["name=other"]):
+    for changed in (["load.batch_size=1,2,4"], ["hardware.price_per_hour=7"], ["slo=ttft=100ms"], ["name=other"]):
         assert tables_made(planned(*changed), folder, monkeypatch) == 1, changed
         assert tables_made(planned(*changed), folder, monkeypatch) == 0, changed
     monkeypatch.setattr(provenance, "commit", lambda: "ba9876543210")
     assert tables_made(planned("name=other"), folder, monkeypatch) == 1
 
 
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
 def test_a_table_that_was_damaged_or_deleted_is_made_again(folder, monkeypatch):
     rows = read_trials(folder.trials)
-    content = bytearray(folder.trials.read_bytes())
-    content[len(content) // 2] ^= 1
-    folder.trials.write_bytes(bytes(content))
+    damage(folder.trials)
     assert tables_made(planned(), folder, monkeypatch) == 1
     folder.trials.unlink()
     assert tables_made(planned(), folder, monkeypatch) == 1
@@ -74,10 +78,7 @@ def test_a_table_that_was_damaged_or_deleted_is_made_again(folder, monkeypatch):
 
 
 def test_a_damaged_stamp_and_code_that_no_commit_names_make_it_again(folder, monkeypatch):
-    stamp = folder.out / ".trials.json"
-    content = bytearray(stamp.read_bytes())
-    content[len(content) // 2] ^= 1
-    stamp.write_bytes(bytes(content))
+    damage(folder.out / ".trials.json")
     assert tables_made(planned(), folder, monkeypatch) == 1
     monkeypatch.setattr(provenance, "changed_files", lambda: " M sweep/numbers/summarise.py\n")
     assert tables_made(planned(), folder, monkeypatch) == 1

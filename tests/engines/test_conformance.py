@@ -23,6 +23,7 @@ from sweep.node.deployment import _reset_caches
 from sweep.node.telemetry import EngineMetrics
 from tests.engines.conftest import CONTEXT, DTYPE, left_behind, stream
 from tests.support.gateway_stand import bodies, gateway, tee
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -264,10 +265,7 @@ def test_the_death_of_its_main_process_under_load_is_noticed(backend, launch_for
         threading.Thread(target=stream_until_cut, args=(engine,), daemon=True).start()
         time.sleep(0.5)
         os.kill(engine.pid, signal.SIGKILL)
-        begin = time.monotonic()
-        while engine.alive():
-            assert time.monotonic() - begin < 2
-            time.sleep(0.01)
+        wait_until(lambda: not engine.alive(), 2)
         assert engine.exit_status == -signal.SIGKILL
         assert "killed by signal 9" in engine.exit_reason()
     assert left_behind(marker) == []

@@ -115,32 +115,45 @@ def test_an_open_loop_of_aiperf_has_latencies_from_the_send_alone(tmp_path, phas
     assert not any(name.startswith(("ttft", "e2el")) for name in row)
 
 
-def test_a_real_open_loop_of_aiperf_is_read_as_one():
+@pytest.mark.parametrize(
+    ("file", "latencies", "absent"),
+    [
+        (
+            "aiperf_poisson.json",
+            {"service_ttft_p50": 0.0511, "service_e2el_p50": 0.2009, "tpot_p50": 0.01},
+            ("ttft", "e2el", "tpot_e2e"),
+        ),
+        (  # sent later than scheduled
+            "guidellm_poisson.json",
+            {"service_ttft_p50": 0.0516, "service_e2el_p50": 0.2015, "e2el_p50": 0.2067},
+            ("ttft", "tpot_e2e"),
+        ),
+    ],
+)
+def test_a_real_open_loop_is_read_as_one(file, latencies, absent):
     """40 requests of 16 tokens, 10/s, of an engine with 50 ms to the first token and 10 ms to each later."""
-    (row,) = tools.rows_of(FILES / "aiperf_poisson.json")
+    (row,) = tools.rows_of(FILES / file)
     assert (row["load"], row["rate"], row.get("concurrency")) == ("poisson", 10, None)
     assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (40, 0, 640)
-    assert row["service_ttft_p50"] == pytest.approx(0.0511, abs=0.001)
-    assert row["service_e2el_p50"] == pytest.approx(0.2009, abs=0.001)
-    assert row["tpot_p50"] == pytest.approx(0.01, rel=0.01)
-    assert not any(name.startswith(("ttft", "e2el", "tpot_e2e")) for name in row)
-
-
-def test_an_open_loop_of_guidellm_has_its_latency_from_the_schedule_as_e2el():
-    """40 requests of 16 tokens, 10/s, of an engine with 50 ms to the first token and 10 ms to each later."""
-    (row,) = tools.rows_of(FILES / "guidellm_poisson.json")
-    assert (row["load"], row["rate"], row["concurrency"]) == ("poisson", 10, None)
-    assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (40, 0, 640)
-    assert row["service_e2el_p50"] == pytest.approx(0.2015, abs=0.001)
-    assert row["e2el_p50"] == pytest.approx(0.2067, abs=0.001), "it was sent later than scheduled"
-    assert row["service_ttft_p50"] == pytest.approx(0.0516, abs=0.001)
-    assert not any(name.startswith(("ttft", "tpot_e2e")) for name in row)
+    assert {column: row[column] for column in latencies} == pytest.approx(latencies, abs=0.001)
+    assert not any(name.startswith(absent) for name in row)
 
 
 def rows_of_content(folder, content):
     file = folder / "result.json"
     file.write_text(json.dumps(content))
     return tools.rows_of(file)
+
+
+def test_a_file_in_which_nothing_was_completed_is_a_failed_row(tmp_path):
+    """The figures in it are zeros, which no table may show as the fastest."""
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    zeros = {key: 0.0 for key, value in content.items() if isinstance(value, float) and key != "burstiness"}
+    (tmp_path / "zero.json").write_text(json.dumps(content | zeros | {"completed": 0, "failed": 100, "duration": 1.0}))
+    assert main(["import", str(tmp_path / "zero.json"), str(tmp_path / "out")]) == 0
+    (row,) = analysis.load(tmp_path / "out").to_dict("records")
+    assert (row["outcome"], row["num_failed"], row["num_requests"]) == ("invalid", 100, 100)
+    assert not any(name.startswith(("ttft", "tpot", "output_through")) and value == 0 for name, value in row.items())
 
 
 def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_path, capsys):

@@ -27,10 +27,10 @@ from tests.gateway.test_gateway import (
     post,
     read_answer,
     request_bytes,
-    wait_for,
 )
 from tests.support.gateway_stand import STREAM_HEAD, engine, gateway, plain
 from tests.support.simulated_engine import ROOT
+from tests.support.waiting import wait_until
 
 PRIME, NEAR, OTHER = "Is 7 prime?", "Is 8 prime?", "Who wrote Hamlet?"
 ASK = {"model": "m", "prompt": PRIME, "max_tokens": 3, "temperature": 0, "stream": True}
@@ -265,7 +265,7 @@ def test_a_flight_outlives_the_client_that_began_it_and_ends_with_the_last():
         behind = stack.enter_context(talkative(pause=0.3))
         url = stack.enter_context(gateway(behind.url, cache={}))
         first = send(stack, url)
-        wait_for(lambda: behind.received)
+        wait_until(lambda: behind.received)
         second = send(stack, url)
         time.sleep(0.1)
         first.close()

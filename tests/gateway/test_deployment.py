@@ -186,14 +186,8 @@ def test_a_removed_key_of_the_cache_says_so(tmp_path, capsys, option):
 
 def test_an_endpoint_with_a_certificate_of_its_own_is_reached_through_the_gateway(tmp_path):
     endpoint = ["backend=openai", "model=served", "workload=paraphrases", "workload.num_requests=8"]
-    endpoint += [
-        "workload.first=2",
-        "workload.output_tokens=6",
-        "load=closed",
-        "load.concurrency=2",
-        "cluster=inline",
-        "tracking=none",
-    ]
+    endpoint += ["workload.first=2", "workload.output_tokens=6", "load=closed", "load.concurrency=2"]
+    endpoint += ["cluster=inline", "tracking=none"]
     endpoint += ["gateway=cache", "gateway.cache.threshold=0.5", "agreement=false", f"out={tmp_path / 'out'}"]
     with simulated() as (plain, _), behind_tls(plain, tmp_path) as url:
         main([*endpoint, f"backend.url={url}", "backend.verify_tls=false"])

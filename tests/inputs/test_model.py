@@ -1,14 +1,13 @@
 """Models: what is refused at the door, what a digest depends on, what is built, and what is fetched from a hub."""
 
 import hashlib
-import http.server
 import json
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from sweep.inputs import hub as hub_module
 from sweep.inputs.model import HubModel, Model, PathModel, RandomModel, ServedModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer, ordinary_tokens
 from sweep.inputs.weights.random_weights import Architecture, encode, shapes, tensor, write_weights
+from tests.support.http_stub import running
 from tests.support.hub_stub import COMMITS, Hub
 
 NUMBERS: dict[str, Any] = {
@@ -328,7 +328,7 @@ def test_a_served_model_has_only_a_name(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     """A hub on the loopback that HF_ENDPOINT names, in an environment that says nothing else of hubs."""
     Hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     Hub.files |= {"pytorch_model.bin": b"pickle", "modeling_custom.py": b"raise SystemExit", "onnx/model.onnx": b"x"}
@@ -339,13 +339,10 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     hub_module.resolve_commit.cache_clear()
     hub_module._pauses.cache_clear()
     monkeypatch.setattr(hub_module, "RESOLVE_PAUSES", (0.01, 0.01))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    with running(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_a_hub_model_is_fetched_without_what_engines_do_not_need(

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +33,7 @@ from sweep.node import agreement, deployment
 from sweep.node.agreement import Reference
 from tests.engines import circuit
 from tests.engines.conftest import CACHE, configured, make_launch
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
 
 VOCABULARY = {f"t{index}": index for index in range(100)} | {"two words": 100}
 PROMPTS, TOKENS = [[1, 2], [3, 4]], [[10, 11, 12, 14], [20, 21, 22, 23]]
@@ -87,16 +86,11 @@ def serve():
     servers = contextlib.ExitStack()
 
     def start(answer: Callable[[str, dict], tuple[int, dict]]) -> str:
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Stub):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 status, found = answer(self.path, body)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(found).encode())
-
-            def log_message(self, *arguments: object) -> None:
-                return
+                self.reply(status, json.dumps(found).encode())
 
         return servers.enter_context(serving(Handler))
 
@@ -319,12 +313,13 @@ def test_llama_cpp_generates_the_text_that_its_quality_is_of(serve, tokenizer, e
         entries = [{"id": token + extra, "logprob": value} for token, value in zip(following, values, strict=True)]
         return 200, {"completion_probabilities": entries}
 
-    engine = SimpleNamespace(
-        backend=Generating(name="x"),
-        url=serve(answer),
-        launch=Launch(model=Path(), served_name="tiny", workdir=Path()),
-    )
-    found = agreement.compare(run_of(engine.backend, tokenizer), engine, EXPECTED)
+    check_quality(Generating(name="x"), serve(answer), tokenizer, extra)
+
+
+def check_quality(backend, url, tokenizer, extra):
+    """The quality of an engine that scores the text is 1; that of one that scores other tokens is unknown."""
+    engine = SimpleNamespace(backend=backend, url=url, launch=Launch(model=Path(), served_name="tiny", workdir=Path()))
+    found = agreement.compare(run_of(backend, tokenizer), engine, EXPECTED)
     if extra:
         assert found["quality"] is None
         assert "other tokens than those of the text" in found["quality_reference"]
@@ -345,15 +340,7 @@ def test_sglang_scores_the_tokens_of_its_input(serve, tokenizer, extra):
         entries = [[value, token + extra, None] for value, token in zip(values, text, strict=True)]
         return 200, {"text": "", "meta_info": {"input_token_logprobs": entries}}
 
-    backend, launch = configured("backend", "sglang"), Launch(model=Path(), served_name="tiny", workdir=Path())
-    found = agreement.compare(
-        run_of(backend, tokenizer), SimpleNamespace(backend=backend, url=serve(answer), launch=launch), EXPECTED
-    )
-    if extra:
-        assert found["quality"] is None
-        assert "other tokens than those of the text" in found["quality_reference"]
-    else:
-        assert (found["quality"], found["quality_tokens"]) == (1.0, 3)
+    check_quality(configured("backend", "sglang"), serve(answer), tokenizer, extra)
 
 
 def test_an_engine_without_log_probabilities_has_no_quality(serve, tokenizer):

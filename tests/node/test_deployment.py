@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from contextlib import nullcontext
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from backends.base import Backend, EnvironmentSpec
 from backends.launch.gpus import Gpu
 from backends.prepare import environments
 from backends.prepare.build_once import exclusive
-from sweep.base.config import Cluster, Hardware, Settings, Tracking, build
+from sweep.base.config import Hardware, build
 from sweep.base.exits import Exit
 from sweep.base.options import load_option
 from sweep.base.records import Outcome
@@ -27,7 +26,8 @@ from sweep.node import deployment
 from sweep.node.machine import cores as node_cores
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Trial
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
+from tests.support.settings import run_settings
 
 L4 = Hardware(name="l4", platform="cuda", accelerator="L4", matches=("NVIDIA L4",))
 ANY = Hardware(name="gpu", platform="cuda")
@@ -127,13 +127,7 @@ def test_a_node_with_other_content_than_planned_is_no_place_for_a_result(tmp_pat
     )
     path.write_text('{"prompt": "two"}')
     ended = []
-    settings = Settings(
-        name="experiment",
-        out="out",
-        hardware=L4,
-        cluster=Cluster(name="inline", kind="inline"),
-        tracking=Tracking(name="none", kind="none"),
-    )
+    settings = run_settings(hardware=L4)
     work = Work(Deployment("d1", Backend(name="x"), ServedModel(name="m"), 0, None), settings, "", "1", ())
     deployment._end_contradicted(work, trials, ended.append)
     assert [trial.trial_id for trial in trials] == ["t2"]
@@ -185,19 +179,14 @@ def test_closing_the_stream_gives_up_what_is_prepared(monkeypatch, tmp_path):
         assert time.monotonic() - begin < 5.0
 
 
-class Caches(BaseHTTPRequestHandler):
+class Caches(Stub):
     """Answers a POST with the next of `answers`: the last one again and again."""
 
     answers: list[tuple[int, str]]
 
     def do_POST(self):
         status, text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *arguments):
-        pass
+        self.reply(status, text.encode())
 
 
 @pytest.mark.parametrize(
@@ -314,14 +303,7 @@ def test_a_step_that_needs_an_extra_is_unavailable_in_one_line_and_the_others_go
             return tmp_path
 
     monkeypatch.setattr(environments, "prepare", prepare)
-    settings = Settings(
-        name="experiment",
-        out="out",
-        hardware=Hardware(name="cpu", platform="cpu"),
-        cache_dir=str(tmp_path),
-        cluster=Cluster(name="inline", kind="inline"),
-        tracking=Tracking(name="none", kind="none"),
-    )
+    settings = run_settings(cache_dir=str(tmp_path))
     suffix = EnvironmentSpec(name="cpu+suffix")
     plain = suffix.model_copy(update={"plain": EnvironmentSpec(name="cpu")})
     workload, events = Workload(name="fixed"), {"5 suffix 16": [], "4 seqs 256": []}

@@ -236,6 +236,10 @@ def test_a_driver_before_535_tells_everything_too(nvml):
         ("MIG-cc", ["MIG-cc"]),
         ("0,7,1", ["GPU-aa"]),  # as in CUDA, nothing counts after one that does not exist
         ("", []),
+        ("-1", []),
+        ("0,-1,1", ["GPU-aa"]),
+        ("GPU-bb,GPU-aa", ["GPU-bb", "GPU-aa"]),
+        ("GPU-", []),  # the beginning of both
     ],
 )
 def test_the_users_choice_of_gpus_is_respected(setting, uuids, nvml, monkeypatch):

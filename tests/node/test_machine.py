@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from sweep.node.machine.foreign_processes import ForeignCpu
 from sweep.node.machine.limits import CpuLimits
 from sweep.node.machine.sharing import VARIABLE
 from sweep.numbers.summarise import figures
+from tests.support.waiting import wait_until
 
 LINE = ["backend=simulated", "backend.ttft.mean=0.1", "backend.itl.mean=0.02", "model=tiny-llama", "workload=synthetic"]
 LINE += ["workload.input_tokens=16", "workload.output_tokens=8", "workload.warmup_requests=0", "load=batch"]
@@ -50,16 +52,8 @@ def start(
     """The command in a process of its own, that shares this machine under this name, or with none."""
     environ = {key: value for key, value in os.environ.items() if key != VARIABLE}
     environ |= {VARIABLE: sharing} if sharing else {}
-    command = [
-        *prefix,
-        sys.executable,
-        "-m",
-        "sweep",
-        *LINE,
-        *arguments,
-        f"out={out}",
-        *([f"name={name}"] if name else []),
-    ]
+    named = [f"name={name}"] if name else []
+    command = [*prefix, sys.executable, "-m", "sweep", *LINE, *arguments, f"out={out}", *named]
     return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -89,9 +83,7 @@ def test_two_sweeps_on_one_machine_take_turns_and_the_second_names_the_first(
     tmp_path: Path, network: list[str]
 ) -> None:
     first = start(tmp_path / "first", "workload.num_requests=12", name="first sweep", prefix=network)
-    while not list((tmp_path / "first").rglob("engine.log")):  # it has the lease, as nobody else had
-        assert first.poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: list((tmp_path / "first").rglob("engine.log")), 60)  # it has the lease, as nobody else had
     os.kill(first.pid, signal.SIGSTOP)  # so that it still has it, however long the second takes to begin
     second = start(tmp_path / "second", "workload.num_requests=2", "replicates=2", name="second sweep", prefix=network)
     assert second.stdout is not None
@@ -120,11 +112,17 @@ def test_who_shares_a_machine_on_purpose_has_the_lease_together_and_nobody_else(
 def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     code = "from sweep.node.machine import lease\nwith lease.leased(['GPU-x'], 's', '', print, lambda: True): input()"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE) as process:
-        while no_lease(("GPU-x",), "") is None:
-            time.sleep(0.05)
+        wait_until(lambda: no_lease(("GPU-x",), ""))
         process.kill()
         process.wait()
     assert no_lease(("GPU-x",), "") is None
+
+
+@pytest.mark.parametrize("name", ["sweep-lease-taking", "sweep-lease/GPU-v/01234567/1/nobody"])
+def test_a_name_that_any_process_may_bind_stops_nobody(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as foreign:
+        foreign.bind(b"\0" + name.encode())
+        assert no_lease(("GPU-v",), "") is None
 
 
 @contextlib.contextmanager
@@ -152,7 +150,8 @@ def test_a_sweep_of_many_launches_lets_another_have_its_turn() -> None:
             reports = [process.stdout.readline()]
             while reports[-1].strip().isdecimal():
                 reports.append(process.stdout.readline())
-        assert reports[-1] == f"waiting for process {os.getpid()} (sweep test), which measures on GPU-y\n"
+        holder = f"process {os.getpid()} (sweep test), which measures on GPU-y"
+        assert reports[-1] == f"waiting for {holder}; to go on now, stop that process\n"
         assert len(reports) <= 4, "it comes between two of the next launches"
         assert int(process.stdout.readline()) == len(reports), "the other sweep goes on where it was"
 

@@ -7,7 +7,7 @@ import pytest
 
 from backends.base import Backend
 from backends.vllm import VLLM
-from sweep.base.config import Cluster, FoundHardware, Hardware, Settings, Tracking
+from sweep.base.config import FoundHardware, Hardware, slo_in_units
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths
@@ -16,6 +16,7 @@ from sweep.inputs.load import Batch
 from sweep.node.rows import present_row, slo_text
 from sweep.node.trial import target
 from sweep.plan.plan import Deployment, Plan, Trial
+from tests.support.settings import run_settings
 from tests.support.synthetic_run import make_records
 
 ENGINE, ENDPOINT = (
@@ -47,20 +48,13 @@ def test_a_price_that_is_set_or_dropped_later_reaches_the_rows(was, price, assum
 
 
 def test_the_client_gets_what_the_backend_says_of_its_endpoint():
-    dialect = {
-        "api": "chat",
-        "batch_form": "streams",
-        "continuous_usage": True,
-        "token_ids": False,
-        "extra_body": {"top_k": 1},
-        "headers": {"x-team": "a"},
-        "api_key_env": "KEY",
-        "verify_tls": False,
-    }
+    dialect = {"api": "chat", "batch_form": "streams", "continuous_usage": True, "token_ids": False}
+    dialect |= {"extra_body": {"top_k": 1}, "headers": {"x-team": "a"}, "api_key_env": "KEY", "verify_tls": False}
     backend = Backend(name="x", url="http://elsewhere/v1", ignores_eos=False, **dialect)
     engine = SimpleNamespace(url="http://host:1", backend=backend, launch=SimpleNamespace(served_name="m"))
-    facts = {"url": "http://host:1", "model": "m", "ignore_eos": False}
-    assert asdict(target(engine, ignore_eos=True)) == {**facts, **dialect}
+    facts = {"url": "http://elsewhere/v1", "model": "m", "ignore_eos": False, **dialect}
+    assert asdict(target(engine, ignore_eos=True)).items() >= facts.items()
+    assert target(engine, True, "http://gateway:1").url == "http://gateway:1"
 
 
 def test_answers_whose_end_is_ignored_show_their_special_tokens_so_that_the_text_can_be_counted():
@@ -71,28 +65,19 @@ def test_answers_whose_end_is_ignored_show_their_special_tokens_so_that_the_text
     assert target(engine, ignore_eos=False).extra_body == {"top_k": 1}
 
 
-def settings_with(slo):
-    return Settings(
-        name="t",
-        out="t",
-        hardware=Hardware(name="cpu", platform="cpu"),
-        cluster=Cluster(name="inline", kind="inline"),
-        tracking=Tracking(name="none", kind="none"),
-        slo=slo,
-    )
-
-
 @pytest.mark.parametrize("slo", [None, {"ttft": 0.3}, {"ttft": 0.1}])
 @pytest.mark.parametrize("stamps", [True, False])
 def test_a_changed_slo_is_judged_from_the_stamps_on_disk(tmp_path, slo, stamps):
     paths, records = RunPaths(tmp_path), make_records(8, 4, 10, ttft=0.2, tpot=0.01)
     trial = Trial("t1", SimpleNamespace(name="qa"), Batch(batch_size=4), 0, 1, {}, {}, label="qa batches of 4")
-    plan = Plan(settings_with(slo), [Deployment("d1", ENGINE, None, 0, None, [trial], label="vllm m")], [], [])
+    plan = Plan(
+        run_settings(slo=slo_in_units(slo)), [Deployment("d1", ENGINE, None, 0, None, [trial], label="vllm m")], [], []
+    )
     if stamps:
         run_files.write_requests(paths.trial("d1", "1", "t1"), records)
     ledger = Ledger(paths.ledger)
     row = {"trial_id": "t1", "deployment_id": "d1", "attempt": "1", "outcome": "ok", "gpu_count": 0}
-    ledger.commit({**row, "slo": slo_text(settings_with({"ttft": 9.0})), "goodput": 7.0})
+    ledger.commit({**row, "slo": slo_text(run_settings(slo="ttft=9s")), "goodput": 7.0})
     RowWriter(plan, paths, ledger, None, None).write_table()
     present = run_files.read_trials(paths.trials)[0]
     assert present["slo"] == slo_text(plan.settings)

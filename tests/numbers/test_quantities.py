@@ -119,7 +119,7 @@ def test_percentiles_and_slo_are_recomputed_from_the_stamps(tmp_path):
     assert "ttft_p50" not in trial
     assert open_run(out).axes == []
     assert "ttft_p75" in pd.read_csv(out / "summary.csv")
-    assert main([*SLOW, "slo={ttft: 10}", f"out={out}"]) == 0
+    assert main([*SLOW, "slo=ttft=10s", f"out={out}"]) == 0
     (again,) = run_files.read_trials(out / "trials.parquet")
     assert (again["trial_id"], again["started_at"]) == (trial["trial_id"], trial["started_at"])
     assert again["ttft_mean"] == pytest.approx(trial["ttft_mean"])

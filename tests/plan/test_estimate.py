@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from backends.launch import this_host
-from sweep.base.config import FoundHardware, Hardware, Settings
+from sweep.base.config import FoundHardware, Hardware
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.plan.estimate import Assumed, History, estimate_run, kind_of
 from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial, config_text
+from tests.support.settings import run_settings
 
 NO_PRICE = {"price_per_hour": None, "price_per_million_tokens": None}
 HARDWARE = Hardware(name="l4", platform="cuda", accelerator="L4", price_per_hour=3.6)
@@ -30,15 +31,7 @@ def deployment(name, *trials, gpus=1, **flags):
 
 
 def plan(*deployments):
-    group = {"name": "inline", "kind": "inline"}
-    settings = {
-        "name": "t",
-        "out": "o",
-        "hardware": HARDWARE.model_dump(),
-        "cluster": group,
-        "tracking": {"name": "n", "kind": "none"},
-    }
-    return Plan(Settings.model_validate(settings), list(deployments), [], [])
+    return Plan(run_settings(hardware=HARDWARE), list(deployments), [], [])
 
 
 def row(of, one, seconds, startup=100.0, outcome="ok", accelerator="L4"):

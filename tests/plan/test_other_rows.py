@@ -33,6 +33,8 @@ def test_a_second_measurement_does_not_hide_the_first(twice):
 
 def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
     assert main(["report", str(twice)]) == 0
+    capsys.readouterr()
+    assert main(["summary", str(twice), "--all"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "other-rows: 1 row measured in this folder by other commands, or before" in printed
     assert main(["report", str(twice), "all=true"]) == 0
@@ -42,7 +44,7 @@ def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
     assert main(["report", str(twice)]) == 0
 
 
-@pytest.mark.parametrize("spelling", ["--all", "all=true"])
+@pytest.mark.parametrize("spelling", ["--all-rows", "all=true"])
 @pytest.mark.parametrize("command", ["summary", "export", "compare"])
 def test_each_command_that_reads_rows_can_read_all_of_them(twice, tmp_path, capsys, command, spelling):
     arguments = [command, str(twice), *{"export": [str(tmp_path)], "compare": [str(twice)]}.get(command, [])]

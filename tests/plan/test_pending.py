@@ -206,7 +206,7 @@ def test_a_launch_for_each_replicate_reruns_what_shared_one(planned, tmp_path):
         ("max_failed=0.5", 4),
         ("client.timeouts.between_tokens=7", 4),
         ("relaunch=once", 0),
-        ("slo={ttft: 0.5}", 0),
+        ("slo={ttft: 500ms}", 0),
         ("out=elsewhere", 0),
     ],
 )

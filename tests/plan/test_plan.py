@@ -77,8 +77,8 @@ Q4 = ("backend=llamacpp", "backend.quantization=Q4_0")
     [
         (("backend=vllm_gptq",), "backend.checkpoint=gptq: not made", "or a model that is quantised already"),
         (("backend=exllama",), "backend.checkpoint=exl3: not made", "or a model that is quantised already"),
-        (Q4, "backend.quantization=Q4_0: not made", "an environment that is no image, or one of F32, F16, BF16"),
-        (("backend=ctranslate2",), "backend.quantization=float32: not made", "an environment that is no image"),
+        (Q4, "backend.quantization=Q4_0: not made", "an environment that is not an image, or one of F32, F16, BF16"),
+        (("backend=ctranslate2",), "backend.quantization=float32: not made", "an environment that is not an image"),
     ],
 )
 def test_weights_that_cannot_be_made_for_an_image_are_said_by_the_plan(words, begins, remedy):

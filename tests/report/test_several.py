@@ -33,10 +33,6 @@ def places(page: dict[str, Any]) -> set[tuple[str, str, str]]:
     }
 
 
-def digest(name: str) -> str:
-    return json.dumps({"workload": name})
-
-
 def test_runs_that_were_asked_the_same_share_a_task_and_a_shared_name_gets_the_runs(tmp_path):
     one = engines(tmp_path / "monday", {"vllm": 110, "tgi": 100})
     two = engines(tmp_path / "tuesday", {"vllm": 120})
@@ -70,7 +66,7 @@ def test_points_that_were_not_asked_the_same_never_share_a_task(tmp_path):
         ("qa, m, NVIDIA L4", "tgi (c)"),
         ("qa, large", "tgi (d)"),
     }
-    files = [engines(tmp_path / name, {name: 10}, digests=digest(name)) for name in ("e", "f")]
+    files = [engines(tmp_path / name, {name: 10}, digests=json.dumps({"workload": name})) for name in ("e", "f")]
     page = page_of(tmp_path / "files", *files)
     assert page["tasks"] == ["qa, files of workload=e", "qa, files of workload=f"]
 

@@ -1,72 +1,124 @@
 """The table that the terminal shows."""
 
+import io
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from analysis.load import open_run
+from analysis.answers.deciding import answers
+from analysis.answers.sentences import lead
+from analysis.load import Run, open_run
 from analysis.report.page_data import page_data
+from analysis.report.terminal import Summary, doubts
 from analysis.results import RunResults
 from analysis.summary import summarise
+from sweep.__main__ import main
 from tests.support.results import printed, report_of, rows_of, run_of, trial
 from tests.support.synthetic_run import make_completion_batches, make_run
 
+WIDTHS = range(60, 201)
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "throughput_bound"
-    make_run(folder, replicates=2, batches=(1, 8, 32), workloads=("qa", "reasoning"))
-    return folder
+
+def main_job(folder: Path) -> Run:
+    """Two engines at eight points, and one that this host cannot run at four more."""
+    return open_run(make_run(folder, replicates=3, batches=(1, 8), workloads=("qa", "reasoning")).out)
+
+
+def ladder(folder: Path) -> Run:
+    steps = [(f"step {n}", f"step {n - 1}" if n else None, 100.0 + 20 * n) for n in range(10)]
+    rows = [
+        trial("vllm", 8, n, speed + n, launch=f"{step}{n}", ladder=step, ladder_parent=parent, ttft_p50=0.1)
+        for step, parent, speed in steps
+        for n in range(3)
+    ]
+    return run_of(folder, rows)
+
+
+def many(folder: Path) -> Run:
+    """200 points of 20 engines, whose names are long."""
+    named = [(f"a-rather-long-name-of-engine-{n}", n) for n in range(20)]
+    one = {"tpot_p50": 0.01, "cost_per_million_tokens": 0.3, "memory_peak_bytes": 2.0**30}
+    rows = [
+        trial(name, batch, 0, 100.0 + n * batch, ttft_p50=0.1 * n + 0.1, **one)
+        for name, n in named
+        for batch in range(1, 11)
+    ]
+    return run_of(folder, rows)
+
+
+def screen(results: RunResults, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    console.print(Summary(results))
+    return console.file.getvalue().splitlines()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_table_fits_the_terminal(run_folder: Path, width: int) -> None:
-    text = printed(open_run(run_folder), width)
-    assert "replaced-settings: settings replaced for this machine" in " ".join(text.split())
-    assert text.count(" engine  ") == {60: 3, 80: 2}.get(width, 1)
-    for said in ("TTFT", "$/M tok", "KV", "Memory", "baseline"):
-        assert said in text, said  # nothing is left out of eleven points: it follows below
+@pytest.mark.parametrize("make", [main_job, ladder, many])
+def test_the_end_of_a_run_fits_every_width_and_24_lines_of_80(
+    make: Callable[[Path], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = RunResults(make(Path("results/night")))
+    answered = answers([results])
+    for width in WIDTHS:
+        console = Console(width=width, file=io.StringIO())
+        console.print(Summary(results, answered))
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert len(lines) <= (23 if width >= 80 and make is not many else 30), "\n".join(lines)
+        printed = " ".join(" ".join(lines).split())
+        assert lead(answered) in printed
+        assert "--table, or --all" in printed
+        assert str(results.layout.lines[0]).split(", ")[0] in printed, width
 
 
 @pytest.mark.slow
-def test_metrics_of_many_points_without_room_follow(tmp_path: Path) -> None:
-    one = dict.fromkeys(("ttft_p50", "tpot_p50", "ttft_p99", "cost_per_million_tokens"), 0.1)
-    memory = {"memory_peak_bytes": 2.0**30, "kv_cache_usage_max": 0.5}
-    rows = [trial("a-rather-long-name-of-an-engine", batch, 0, 10.0, **one, **memory) for batch in range(1, 31)]
-    run_of(tmp_path, rows)
-    for width, tables in ((80, 2), (120, 1)):
-        text = printed(open_run(tmp_path), width)
-        assert text.count(" engine  ") == tables
-        assert text.count(" 50.0 ") == 30  # the KV-cache use of every point
+def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = screen(RunResults(main_job(Path("throughput_bound"))), 80)
+    text = "\n".join(lines)
+    assert lines[0].rstrip() == "throughput_bound  tiny-llama  NVIDIA L4  24 of 36 trials ok  60 s"
+    assert re.search(r"^qa, batch size 1 +vllm +tie with transformers +44\.5 \(44\.1–44\.9\)$", text, re.MULTILINE)
+    assert re.search(r"^qa, batch size 8 +vllm +1\.63× \(1\.62–1\.64\) +7\.70 \([\d.–]+\)$", text, re.MULTILINE)
+    warnings = [line for line in lines if line.startswith("! ")]
+    assert warnings == [
+        "! 12 trials without a result: tgi: unavailable",
+        "! settings replaced for this machine",
+    ], "in plain words: no YAML, hash, or list of processes"
+    ladder_text = "\n".join(screen(RunResults(ladder(Path("ladder"))), 80))
+    assert "everywhere: task qa, TTFT p50 100 ms" in ladder_text
+    assert ladder_text.count("vllm, step ") == 12, "ten steps, and two in the sentence"
+    assert "more: --table" not in ladder_text
+    assert re.search(r"19\d more: --table", "\n".join(screen(RunResults(many(Path("many"))), 120)))
 
 
-@pytest.mark.parametrize("width", [80, 160])
-def test_names_are_broken_between_words_only(tmp_path: Path, width: int) -> None:
-    flags = [{"backend.flags.max-num-batched-tokens": value} for value in (2048, 8192)]
-    other = dict.fromkeys(("ttft_p50", "tpot_p50", "ttft_p99", "cost_per_million_tokens"), 0.1)
-    rows = [trial("transformers", batch, 0, 10.0, **flag, **other) for batch in (1, 8) for flag in flags]
-    run_of(tmp_path, rows)
-    text = printed(open_run(tmp_path), width)
-    assert re.search(r"\bmax-num-batched-tokens=2048\b", text)
-    table = text.partition("engine")[2].partition("best")[0]
-    assert ("transformers, max-num-batched-tokens=2048 " in table) == (width == 160)
+@pytest.mark.slow
+def test_all_points_and_all_figures_are_printed_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    for option in ("--table", "--all"):
+        assert main(["summary", str(tmp_path), option]) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("name-of-engine-7 ") >= 10
+        assert max(map(len, printed.splitlines())) <= 80 or option == "--all"
+    assert main(["compare", str(tmp_path), str(tmp_path), "--all"]) == 2
+    assert capsys.readouterr().err == "error: --all: expected --all-rows\n"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_lockstep_batches_show_what_a_batch_took(tmp_path: Path, width: int) -> None:
     make_completion_batches(tmp_path)
     text = printed(open_run(tmp_path), width)
-    if width > 60:  # else in two tables
-        units = next(line for line in text.splitlines() if line.startswith(" engine"))
-        assert " ".join(units.split()).startswith("engine size tokens/s ms tokens/request GiB ")
-        row = next(line for line in text.splitlines() if line.split()[:2] == ["vllm_gptq", "64"])
-        assert row.split()[4:8] == ["5,792", "200", "5.00", "24.2"]
-    for said in ("latency", "Output", "Memory", "Agreement"):
-        assert said in text, said
     for said in (
+        *("latency", "Output", "Memory", "Agreement", "5,792", "24.2"),
         "float32: transformers\n",
         "bfloat16, bitsandbytes int8: transformers_8bit",
         "float16, gptq (made by GPTQ): vllm_gptq",
@@ -99,9 +151,24 @@ def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
     text = printed(open_run(tmp_path), 120)
     assert " ≈1.02×" in text
     assert " 2.87×" in text
-    assert "≈ the interval includes 1: may be no difference from the baseline" in text
+    assert "≈ the interval includes 1, or is missing: may be no difference" in text
     run_of(tmp_path, [row for row in rows if row["backend"] != "alike"], baseline={"backend": "plain"})
     assert "≈" not in printed(open_run(tmp_path), 120)
+    run_of(tmp_path, [trial("plain", 8, 0, 10.0), trial("fast", 8, 0, 20.0)], baseline={"backend": "plain"})
+    assert " ≈2.00×" in printed(open_run(tmp_path), 120), "one launch each"
+
+
+def test_a_failure_leaves_room_for_its_log_and_counts_its_kind(tmp_path: Path) -> None:
+    """The most frequent kind is named with its share; the log takes no warning's place."""
+    lost = [("oom_load", "no memory left", "w", 4), ("hung", "not done in time", "v", 1)]
+    rows = [
+        {**trial(name, batch, 0, None), "outcome": outcome, "reason": reason}
+        for outcome, reason, name, times in lost
+        for batch in range(1, times + 1)
+    ]
+    results = RunResults(run_of(tmp_path, [trial("a", 1, 0, 10.0), *rows]))
+    first, *_ = map(str, doubts(results, 80))
+    assert "5 trials without a result: w: oom_load (4 of them): no memory left" in first
 
 
 def test_launches_add_their_spread_to_the_interval_of_the_comparison(tmp_path: Path) -> None:
@@ -130,17 +197,13 @@ def test_quality_stands_beside_agreement_with_the_interval_of_the_comparison(tmp
     rows += [trial("b", 1, replicate, 90.0, launch=f"b{replicate}") for replicate in range(2)]
     run = run_of(tmp_path, rows)
     text = printed(run, 200)
-    assert "90.0 (85.0 to 94.0)  98.5 (97.6 to 99.3)" in text
-    assert "(a to b): the 95% interval of the comparison with the reference" in text
+    assert "90.0 (85.0–94.0)" in text
+    assert "for agreement and quality, of the comparison with the reference" in text
     point = summarise(run).set_index("backend").loc["a"]
     assert list(point[["agreement_ci_low", "agreement_ci_high"]]) == pytest.approx([0.85, 0.94])
     assert list(point[["quality_new_launch_low", "quality_new_launch_high"]]) == pytest.approx([0.976, 0.9932])
     shown = {each["key"]: each for each in page_data([RunResults(run)])["quantities"]}
-    assert (shown["quality"]["value"][0], shown["quality"]["low"][0], shown["quality"]["high"][0]) == (
-        98.5,
-        97.6,
-        99.32,
-    )
+    assert [shown["quality"][end][0] for end in ("value", "low", "high")] == [98.5, 97.6, 99.32]
     assert shown["agreement"]["low"][0] == 85
-    assert [row for row in rows_of(report_of(run)) if "90.0 (85.0 to 94.0)" in row and "98.5 (97.6 to 99.3)" in row]
+    assert [row for row in rows_of(report_of(run)) if "90.0 85.0–94.0" in row and "98.5 97.6–99.3" in row]
     assert "95% interval of the comparison" not in printed(run_of(tmp_path / "none", rows[2:]), 200)

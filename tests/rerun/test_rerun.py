@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,14 +15,8 @@ from backends.prepare import locks
 from sweep.__main__ import main
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
-from sweep.rerun.capsule import parse_capsules
-from sweep.rerun.circumstances import (
-    FOREIGN,
-    LOAD_AVERAGE,
-    changed_circumstances,
-    circumstances,
-    difference_lines,
-)
+from sweep.rerun.capsule import packed_lock, parse_capsules
+from sweep.rerun.circumstances import FOREIGN, LOAD_AVERAGE, changed_circumstances, circumstances, difference_lines
 from sweep.rerun.rows import capsules_of
 from tests.cli.test_line import SIMULATED
 from tests.support.results import run_of, trial
@@ -187,6 +182,10 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     trial_id = row()["trial_id"]
     capsule = tmp_path / "capsule.txt"
     (written,) = capsules_of(f"{folder}#{trial_id}")
+
+    def with_lock(line):
+        return replace(written, locks={"x.txt": packed_lock(f"torch==2.1+cpu\n{line}\n")}).text()
+
     cases = {
         f"{folder}#ffffffff": "no such trial",
         f"{folder}#": "after # comes a trial's id",
@@ -201,6 +200,9 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         written.text().partition("\n")[2]: "capsule: required, but not given",
         written.text()[:-4]: "copy the whole line",
         "\n": "is empty",
+        with_lock("evil @ https://evil.example/x.whl"): "evil @ https://evil.example/x.whl: expected name==version",
+        with_lock("--index-url=https://evil.example"): "--index-url=https://evil.example: expected name==version",
+        with_lock("#" * 10**7): "has more than 1048576 bytes",
     }
     for source, expected in cases.items():
         if "\n" in source:
@@ -255,7 +257,10 @@ def test_rows_of_the_simulated_engine_are_run_again(tmp_path, capsys, monkeypatc
     slow = ["backend.ttft.mean=0.6", "backend.itl.mean=0.1", "workload.num_requests=2", "load.batch_size=1"]
     command = [*SIMULATED, *slow, "replicates=2", "relaunch=per_replicate", "max_failed=0.1"]
     assert main([*command, f"out={tmp_path / 'run'}"]) == 0
-    assert main(["rerun", str(tmp_path / "run")]) in (0, 1)
+    assert main(["rerun", str(tmp_path / "run")]) == 2
+    assert "expected RUN#TRIAL, or --all for" in capsys.readouterr().err
+    assert not list((tmp_path / "results").rglob("rerun.json")), "nothing was measured"
+    assert main(["rerun", str(tmp_path / "run"), "--all"]) in (0, 1)
     (verdicts,) = (tmp_path / "results" / "rerun").glob("*/rerun.json")
     first = json.loads(verdicts.read_text())
     ours = [pair for each in first for pair in each["differences"] if pair["name"] not in (FOREIGN, LOAD_AVERAGE)]

@@ -127,5 +127,5 @@ def test_a_plain_script_reads_them_without_a_guard_around_its_lines(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert "no such file" in str(read_figures(tmp_path / "requests.parquet"))
+    assert "the file is missing" in str(read_figures(tmp_path / "requests.parquet"))
     assert not isinstance(read_figures(tmp_path / "requests.parquet"), RequestFigures)

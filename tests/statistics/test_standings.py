@@ -91,7 +91,7 @@ def test_a_severe_warning_takes_the_crown(tmp_path: Path, capsys: pytest.Capture
     points = RunResults(run).points.set_index(["backend", "batch_size"])
     assert points.loc[("gptq", 8), "output_throughput_standing"] is None
     assert points.loc[("vllm", 8), "output_throughput_standing"] == "best"
-    assert main(["summary", str(tmp_path)]) == 0
+    assert main(["summary", str(tmp_path), "--all"]) == 0
     lead, sentence, *_ = capsys.readouterr().out.splitlines()
     assert lead == "vllm is the fastest at 2 of 2 points; not ranked: gptq (low-agreement)"
     assert "is the fastest; 1.20×" in sentence
@@ -120,7 +120,7 @@ def test_a_warning_stands_beside_its_sentence(tmp_path: Path, capsys: pytest.Cap
     throughput, ttft, *_ = capsys.readouterr().out.splitlines()
     assert "failed-requests" not in throughput, "it is about latencies"
     assert ttft.endswith("; warnings: failed-requests")
-    assert main(["summary", str(tmp_path), "--slo", "ttft=2"]) == 0
+    assert main(["summary", str(tmp_path), "--slo", "ttft=2s", "--all"]) == 0
     assert "; warnings: failed-requests" in capsys.readouterr().out.splitlines()[0]
 
 

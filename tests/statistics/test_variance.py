@@ -39,7 +39,7 @@ def test_launch_and_trial_are_told_apart_where_a_launch_has_several_trials(tmp_p
     assert spread.deviation == pytest.approx(np.hypot(0.03, 0.01), rel=0.15)
     assert spread.shares == pytest.approx({"trial": 0.1, "launch": 0.9}, abs=0.05)
     assert (spread.trials, spread.launches, spread.nodes) == (720, 120, 1)
-    assert spread.notes[0] == "node: not known (one node for all replicates of a point)"
+    assert spread.notes[0] == "node: unknown (one node for all replicates of a point)"
 
 
 def test_nodes_have_a_share_where_launches_of_an_engine_were_on_several(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_what_the_design_confounds_has_one_share_and_a_note(tmp_path: Path) -> N
     run = run_of(tmp_path, rows_of(5, 1, spread=(0, 0.03, 0.01)))
     (spread,) = RunResults(run).components
     assert list(spread.shares) == ["launch and trial"]
-    assert "launch: not told apart from trial (one trial in each launch)" in spread.notes
-    assert "spread between trials of a point:" in printed(run, 200)
+    assert "launch: confounded with trial (one trial in each launch)" in spread.notes
+    assert "Spread between trials of a point" in printed(run, 200)
     assert "launch and trial 100%" in " ".join(printed(run, 200).split())
     assert "launch and trial 100%" in report_of(run).partition("Where the spread comes from")[2]
 
@@ -62,7 +62,7 @@ def test_replicates_of_one_launch_say_nothing_about_launches(tmp_path: Path) -> 
     rows = [{**row, "launch": row["backend"]} for row in rows_of(5, 2, spread=(0, 0.0, 0.01))]
     (spread,) = RunResults(run_of(tmp_path, rows)).components
     assert list(spread.shares) == ["trial"]
-    assert "launch: not known (one launch for all replicates of a point)" in spread.notes
+    assert "launch: unknown (one launch for all replicates of a point)" in spread.notes
     alone = [row for row in rows if row["replicate"] == 0]
     assert RunResults(run_of(tmp_path / "alone", alone)).components == [], "without replicates there is no spread"
 

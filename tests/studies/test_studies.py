@@ -1,7 +1,6 @@
 """The published studies' plans, held against what the studies say; and what they need of workloads and engines."""
 
 import dataclasses
-import io
 import json
 import re
 import shutil
@@ -12,7 +11,6 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
-from rich.console import Console
 
 from analysis.figures import (
     duration,
@@ -25,7 +23,6 @@ from analysis.figures import (
     total_throughput,
 )
 from analysis.load import telemetry
-from analysis.report.wide import render_wide, wide
 from analysis.results import RunResults, open_results
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch
 from backends.prepare import environments
@@ -327,20 +324,6 @@ def test_the_plain_environment_where_an_extra_cannot_be_installed(monkeypatch, t
 
 
 @pytest.mark.slow
-def test_the_wide_table(tmp_path):
-    make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
-    results = open_results(tmp_path)
-    console = Console(width=120, file=io.StringIO())
-    console.print(*render_wide(results))
-    assert isinstance(console.file, io.StringIO)
-    printed = console.file.getvalue()
-    for name in ("Output token throughput (tok/s)", "Mean TTFT (ms)", "KV-cache use max (%)"):
-        assert name in printed
-    (frame,) = wide(results).values()
-    assert list(frame.columns)[-1] == "vllm, batch size 32"
-
-
-@pytest.mark.slow
 def test_speed_ups_over_the_baseline_are_drawn_along_the_load(tmp_path):
     make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
     results = open_results(tmp_path)
@@ -354,24 +337,13 @@ def test_speed_ups_over_the_baseline_are_drawn_along_the_load(tmp_path):
     assert speed_up.draw(results.run, dataclasses.replace(results.layout, points=without)) is None
 
 
-def test_the_wide_table_leaves_out_latencies_by_the_engines_own_stamps(tmp_path: Path):
-    paths = make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
-    stamps = {"vllm": "engine"}
-    rows = [{**row, "client_stamp_source": stamps.get(row["backend"], "kernel")} for row in read_trials(paths.trials)]
-    write_trials(paths, rows)
-    (frame,) = wide(open_results(tmp_path)).values()
-    for name, shown in (("Mean TTFT (ms)", False), ("P99 ITL (ms)", False), ("Benchmark duration (s)", True)):
-        assert (frame.loc[name, "vllm"] != "—") == shown
-        assert frame.loc[name, "transformers"] != "—"
-
-
 @pytest.mark.slow
-def test_the_wide_table_from_a_folder(capsys, tmp_path: Path):
+def test_each_trial_in_vllms_terms(capsys, tmp_path: Path):
     make_run(tmp_path, replicates=1, batches=(1,), workloads=("qa",))
     assert main(["report", str(tmp_path), "--metrics", "vllm"]) == 0
     output = capsys.readouterr().out
     assert "Maximum request concurrency" not in output  # the load has none
-    assert output.count("Total generated tokens") == 3  # side by side, and in each trial's block
+    assert output.count("Total generated tokens") == 2  # in each trial's block
 
 
 @pytest.mark.slow

@@ -108,7 +108,10 @@ SETTINGS: dict[str, Any] = {
     "details": Flag(),
     "fresh": Flag(),
     "deadline": Some((None, "08:00", "2030-01-01T08:00"), ("25:00", "soon", 480, True, math.inf, "2030-13-01T08:00")),
-    "slo": Some(({"ttft": 0.5}, {"tpot": 0.1, "e2el": 9}), ({"ttft": True}, {"itl": 1}, {"ttft": math.inf}, 3, True)),
+    "slo": Some(
+        ({"ttft": "500ms"}, {"tpot.p90": "0.1s", "e2el": "9s"}),
+        ({"ttft": True}, {"itl": "1s"}, {"ttft": math.inf}, {"ttft": 0.5}, 3, True),
+    ),
     "percentiles": Some(([50, 99.9], [1]), ([0], [100], [True], [math.nan], [], 50, "median", [[5]])),
     "gate": Some(
         ({"quality": 0.98},), ({"quality": 2}, {"quality": True}, {"speed": 0.5}, 0.9, {"agreement": math.nan})

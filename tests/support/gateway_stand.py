@@ -15,6 +15,7 @@ import uvloop
 
 from sweep.gateway.server import Service
 from sweep.gateway.settings import RESET_HEADER, Gateway
+from tests.support.http_stub import running
 
 
 @dataclass
@@ -32,6 +33,11 @@ class Received:
 
 RESET = {RESET_HEADER: "key"}  # header of a request to begin anew
 Script = Callable[[socket.socket, Received], None]
+
+
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    request_queue_size = 128
 
 
 @dataclass
@@ -67,19 +73,9 @@ def engine(script: Script) -> Iterator[ScriptedEngine]:
             with contextlib.suppress(OSError, ValueError):
                 scripted.handle(self.request)
 
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
+    with running(server := Server(("127.0.0.1", 0), Handler)):
         scripted.url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
-            yield scripted
-        finally:
-            server.shutdown()
-            thread.join()
+        yield scripted
 
 
 @contextlib.contextmanager
@@ -162,17 +158,8 @@ def tee(url: str) -> Iterator[tuple[str, list[bytes]]]:
                     sink.sendall(part)
                 sink.shutdown(socket.SHUT_WR)
 
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", kept
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(server := Server(("127.0.0.1", 0), Handler)):
+        yield f"http://127.0.0.1:{server.server_address[1]}", kept
 
 
 def bodies(connections: list[bytes]) -> list[bytes]:

@@ -1,14 +1,15 @@
 """A stand-in for the Hugging Face hub: as much of it as a download of one public and one gated repository needs."""
 
 import hashlib
-import http.server
 import json
 import time
+
+from tests.support.http_stub import Stub
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Stub):
     """Answers for every repository of `org` with the same files."""
 
     files: dict[str, bytes]
@@ -17,45 +18,33 @@ class Hub(http.server.BaseHTTPRequestHandler):
     hiccups = 0  # questions that it does not answer yet
     down_until = 0.0  # monotonic
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         path = self.path.split("?")[0].replace("/api/datasets/", "/api/models/")
         self.requests.append((path, self.headers.get("Authorization")))
         if Hub.hiccups or time.monotonic() < Hub.down_until:
             Hub.hiccups -= bool(Hub.hiccups)
-            self.answer(503, b"{}", {})
+            self.reply(503, b"{}")
         elif path.startswith("/org/gated/resolve/") and self.headers.get("Authorization") != "Bearer secret":
-            self.answer(401, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
+            self.reply(401, b'{"error": "Access to org/gated is restricted"}', {"X-Error-Code": "GatedRepo"})
         elif path.startswith("/api/models/org/"):
             parts = path.removeprefix("/api/models/").split("/")
             revision = parts[3] if len(parts) > 3 else "main"
             if parts[1] in self.closed:
-                return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+                return self.reply(401, b"{}", {"X-Error-Code": "RepoNotFound"})
             if revision not in {*COMMITS, *COMMITS.values()}:
-                return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+                return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             commit = COMMITS.get(revision, revision)
             listed = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
             gated = "manual" if parts[1] == "gated" else False
             info = {"id": "/".join(parts[:2]), "sha": commit, "siblings": listed, "gated": gated}
             tree = [{"type": "file", "path": f["rfilename"], "size": f["size"], "oid": "0"} for f in listed]
-            self.answer(200, json.dumps(tree if "tree" in parts else info).encode(), {})
+            self.reply(200, json.dumps(tree if "tree" in parts else info).encode())
         elif "/resolve/" in path:
             revision, name = path.split("/resolve/")[1].split("/", 1)
             content = self.files[name]
             tag = hashlib.sha256(content).hexdigest()
-            self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMITS.get(revision, revision)})
+            self.reply(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMITS.get(revision, revision)})
         else:
-            self.answer(404, b"{}", {})
+            self.reply(404, b"{}")
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+    do_HEAD = do_GET

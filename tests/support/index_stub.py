@@ -3,10 +3,9 @@
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
 
 
 def make_wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = ()) -> None:
@@ -30,34 +29,22 @@ class Index:
         self.folder, self.failures, self.url = folder, 0, ""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Stub):
     index: Index
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
 
     def do_GET(self) -> None:
         name = self.path.strip("/").split("/")[-1]
         if self.index.failures > 0:
             self.index.failures -= 1
-            self._answer(503, b"")
+            self.reply(503)
         elif name.endswith(".whl"):
-            self._answer(200, (self.index.folder / name).read_bytes())
+            self.reply(200, (self.index.folder / name).read_bytes())
         else:
             wheels = [path.name for path in self.index.folder.glob("*.whl") if path.name.split("-")[0] == name]
             links = "".join(f'<a href="/files/{wheel}">{wheel}</a>' for wheel in wheels)
-            self._answer(200 if wheels else 404, links.encode())
+            self.reply(200 if wheels else 404, links.encode(), {"Content-Type": "text/html"})
 
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+    do_HEAD = do_GET
 
 
 @contextmanager

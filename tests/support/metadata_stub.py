@@ -3,8 +3,10 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.http_stub import Stub, running
 
 
 class MetadataServer(ThreadingHTTPServer):
@@ -21,7 +23,7 @@ class MetadataServer(ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_port}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Stub):
     server: MetadataServer
 
     def do_GET(self) -> None:
@@ -35,21 +37,13 @@ class Handler(BaseHTTPRequestHandler):
             self.server.asked.set()
             preempted.wait(float(query["timeout_sec"]))
         value = preempted.is_set()
-        self.send_response(200)
-        self.send_header("ETag", f"etag-{value}")
-        self.end_headers()
-        self.wfile.write(str(value).upper().encode())
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Log nothing."""
+        self.reply(200, str(value).upper().encode(), {"ETag": f"etag-{value}"})
 
 
 @contextmanager
 def metadata_server() -> Iterator[MetadataServer]:
-    with MetadataServer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running(server := MetadataServer()):
         try:
             yield server
         finally:
             server.preempted.set()
-            server.shutdown()

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from analysis.load import Run, open_run
 from analysis.report.html import html
-from analysis.report.terminal import Summary
+from analysis.report.terminal import everything
 from analysis.results import RunResults
 from analysis.warnings import grouped, scope
 from sweep.disk import run_files
@@ -54,9 +54,10 @@ def committed_rows(ledger: Path) -> list[dict[str, Any]]:
 
 
 def printed(run: Run, width: int) -> str:
+    """What `sweep summary --all` prints, checked to fit."""
     console = Console(width=width)
     with console.capture() as output:
-        console.print(Summary(RunResults(run)))
+        console.print(*everything(RunResults(run)), sep="\n")
     assert max(map(len, output.get().splitlines())) <= width
     assert "…" not in output.get()
     return output.get()

@@ -37,13 +37,7 @@ POOL = 24 * 2**30
 LIBRARIES = {  # of completion_batches: tokens/s at batch 1, number format, GiB of weights, agreement, largest batch
     "transformers": (20.0, {"dtype": "float32"}, 27.0, 1.0, 16),
     "transformers_8bit": (8.0, {"dtype": "bfloat16", "quantization": "bitsandbytes int8"}, 7.5, 0.81, 64),
-    "vllm_gptq": (
-        80.0,
-        {"dtype": "float16", "quantization": "gptq", "quantization_method": "GPTQ"},
-        5.0,
-        0.42,
-        64,
-    ),
+    "vllm_gptq": (80.0, {"dtype": "float16", "quantization": "gptq", "quantization_method": "GPTQ"}, 5.0, 0.42, 64),
     "llamacpp": (45.0, {"dtype": "F16", "quantization": "F16"}, 13.5, 0.97, 4),
 }
 

@@ -68,10 +68,11 @@ async def _serve(timing: argparse.Namespace) -> None:
                     continue
                 length = int(head.partition(b"content-length:")[2].split()[0])
                 body = json.loads(await reader.readexactly(length))
-                await _answer(writer, next(numbers), body["max_tokens"], timing)
+                number = -1 if b"x-request-id: probe" in head else next(numbers)  # an endpoint's probe
+                await _answer(writer, number, body["max_tokens"], timing)
         writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", timing.port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -80,6 +81,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     for name, value in {"ttft": 0.1, "itl": 0.01, "slow": 5.0, "stall": 0.0, "later": 1.0}.items():
         parser.add_argument(f"--{name}", type=float, default=value)
-    for name in ("slow-every", "silent-every", "stall-at", "later-from"):
+    for name in ("slow-every", "silent-every", "stall-at", "later-from", "port"):
         parser.add_argument(f"--{name}", type=int, default=0)
     asyncio.run(_serve(parser.parse_args()))

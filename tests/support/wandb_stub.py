@@ -6,10 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.support.http_stub import serving
+from tests.support.http_stub import Stub, serving
 
 ENTITY = "team"
 
@@ -27,12 +26,9 @@ class Kept:
         self.bodies: list[bytes] = []  # of all requests
 
 
-class Server(BaseHTTPRequestHandler):
+class Server(Stub):
     protocol_version = "HTTP/1.1"
     keep: Kept
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         self.answer({})
@@ -70,12 +66,7 @@ class Server(BaseHTTPRequestHandler):
         return content
 
     def answer(self, content: Any) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def keep_history(self, stream: dict[str, Any]) -> None:
         run = self.path.split("/")[-2]

@@ -29,9 +29,9 @@ SMALLEST_SCALE = 1e-8
 CALIBRATION_SAMPLES = 128
 
 
-def pack_int4(values: Tensor, axis: int) -> Tensor:
+def pack_int4(numbers: Tensor, axis: int) -> Tensor:
     """Eight numbers of 0..15 along `axis` into each int32, the first in its lowest bits."""
-    groups = values.movedim(axis, 0).to(torch.int64)
+    groups = numbers.movedim(axis, 0).to(torch.int64)
     groups = groups.reshape(groups.shape[0] // 8, 8, *groups.shape[1:])
     packed = sum(groups[:, column] << (4 * column) for column in range(8))
     signed = torch.where(packed >= 2**31, packed - 2**32, packed)

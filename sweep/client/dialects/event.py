@@ -24,7 +24,6 @@ class TypedDialect:
     body: Callable[[str, str, int], dict[str, Any]]  # of a model, a prompt and a number of tokens
     read: Callable[[dict[str, Any]], TypedEvent]
     headers: Mapping[str, str] = field(default_factory=dict)
-    key_header: str = "Authorization: Bearer "  # what stands before the key
 
 
 def usage_of(**counts: Any) -> dict[str, Any]:

@@ -41,6 +41,4 @@ def _prompt_usage(usage: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-MESSAGES = TypedDialect(
-    "/v1/messages", messages_body, read_messages, headers={"anthropic-version": "2023-06-01"}, key_header="x-api-key: "
-)
+MESSAGES = TypedDialect("/v1/messages", messages_body, read_messages, headers={"anthropic-version": "2023-06-01"})

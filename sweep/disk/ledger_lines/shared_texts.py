@@ -19,9 +19,9 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def is_stored(value: Mapping[str, Any]) -> bool:
+def is_stored(cell: Mapping[str, Any]) -> bool:
     """Return whether a mapping in a stored row names a text."""
-    return value.keys() == {"text"} and isinstance(value["text"], str)
+    return cell.keys() == {"text"} and isinstance(cell["text"], str)
 
 
 class Texts:
@@ -40,7 +40,7 @@ class Texts:
 
     def missing(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return column and digest of each text that a stored row names and nobody has added."""
-        named = [(column, value["text"]) for column, value in row.items() if type(value) is dict]
+        named = [(column, cell["text"]) for column, cell in row.items() if type(cell) is dict]
         return [text for text in named if text not in self._texts and (self.columns is None or text[0] in self.columns)]
 
     def restored(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -50,28 +50,28 @@ class Texts:
         memory.
         """
         if self.columns is not None:
-            row = {name: row[name] for name in self.columns if name in row}
-        for name, value in row.items():
-            kind = type(value)
-            if kind is str:
-                row[name] = sys.intern(value)
-            elif kind is dict:
-                row[name] = self._texts[name, value["text"]]
-        for name in [name for name, value in row.items() if value is None]:
-            del row[name]
+            row = {column: row[column] for column in self.columns if column in row}
+        for column, cell in row.items():
+            cell_type = type(cell)
+            if cell_type is str:
+                row[column] = sys.intern(cell)
+            elif cell_type is dict:
+                row[column] = self._texts[column, cell["text"]]
+        for column in [column for column, cell in row.items() if cell is None]:
+            del row[column]
         return row
 
     def entries(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the entries of a row: its texts that are not stored yet, which are not added, and then itself."""
         stored = {}
-        for column, value in row.items():
-            if type(value) is str and len(value) >= SHORTEST_TEXT:
-                digest = digest_of(value)
+        for column, cell in row.items():
+            if type(cell) is str and len(cell) >= SHORTEST_TEXT:
+                digest = digest_of(cell)
                 if (column, digest) not in self._texts:
-                    yield {"event": "text", "column": column, "digest": digest, "text": value}
+                    yield {"event": "text", "column": column, "digest": digest, "text": cell}
                 stored[column] = {"text": digest}
-            elif value is not None:
-                stored[column] = value
+            elif cell is not None:
+                stored[column] = cell
         yield {"event": "trial", "row": stored}
 
     def stored(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

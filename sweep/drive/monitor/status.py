@@ -131,8 +131,7 @@ def read(out: Path) -> Status:
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
     """Return the last content of status.json; None if no driver ran here.
 
-    Raises:
-        DamagedFile: if it is not as it was written.
+    Raises DamagedFile if it is not as it was written.
     """
     try:
         content, _ = unsealed(paths.status.read_bytes())

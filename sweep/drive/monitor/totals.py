@@ -106,8 +106,7 @@ def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
 
     While the driver is alive its latest rows may be missing.
 
-    Raises:
-        DamagedFile: if the file is not as it was written.
+    Raises DamagedFile if the file is not as it was written.
     """
     try:
         content, vouched = unsealed(paths.totals.read_bytes())
@@ -131,9 +130,7 @@ def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
 def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
     """Count the trials of a plan in its ledger; also return a line about damage in it.
 
-    Raises:
-        FileNotFoundError, NotADirectoryError: if there is no plan.
-        DamagedFile: if the plan is damaged.
+    Raises FileNotFoundError or NotADirectoryError if there is no plan; DamagedFile if the plan is damaged.
     """
     labels: dict[str, str] = {}
     trials: dict[str, str] = {}  # trial -> deployment

@@ -31,11 +31,7 @@ class Flight:
         self._beginning = asyncio.ensure_future(ask())
 
     async def join(self) -> "SharedAnswer":
-        """The answer from its beginning, for one more reader.
-
-        Raises:
-            Refused: if no engine began to answer.
-        """
+        """The answer from its beginning, for one more reader. Raises Refused if no engine began to answer."""
         self._readers += 1
         try:
             if self._answer is None:

@@ -33,17 +33,14 @@ def key_of(call: Call) -> AnswerKey | None:
     question = call.question
     if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
         return None
-    headers = sorted((name.hex(), value.hex()) for name, value in call.headers if not _is_ignored(name))
+    counted = (pair for pair in call.headers if not (pair[0] in IGNORED_HEADERS or pair[0].startswith(IGNORED_PREFIX)))
+    headers = sorted((name.hex(), value.hex()) for name, value in counted)
     text = _ENCODER.encode([call.path, call.context(), headers, question.is_text])
     return AnswerKey(_digest(text), _digest(json.dumps(question.parts) if question.parts else question.text))
 
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
-
-
-def _is_ignored(header: bytes) -> bool:
-    return header in IGNORED_HEADERS or header.startswith(IGNORED_PREFIX)
 
 
 def _bypasses_cache(call: Call) -> bool:

@@ -48,7 +48,8 @@ class AnswerSource:
         def land(status: int, headers: Headers, chunks: list[bytes]) -> None:
             answer = complete_answer(status, headers, chunks, call.request_id)
             if answer is not None:
-                self._remember(Entry(key, vector, answer, self.clock()))
+                self._cache.add(Entry(key, vector, answer, self.clock()))
+                self.metrics.entries.set(len(self._cache))
 
         def leave() -> None:
             if self._flights.get(key) is flight:
@@ -57,10 +58,6 @@ class AnswerSource:
         flight = Flight(ask, land, leave)
         self._flights[key] = flight
         return flight, False
-
-    def _remember(self, entry: Entry) -> None:
-        self._cache.add(entry)
-        self.metrics.entries.set(len(self._cache))
 
     def clear(self) -> None:
         """Forget all answers."""

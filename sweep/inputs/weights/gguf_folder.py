@@ -1,7 +1,4 @@
-"""A GGUF file of a Llama to a folder in Hugging Face layout: weights dequantised once, config and tokenizer.
-
-The weights are stored in bfloat16, so every engine starts from the same numbers whatever its own format.
-"""
+"""A GGUF file of a Llama to a folder in Hugging Face layout: weights dequantised once, config and tokenizer."""
 
 import json
 from collections.abc import Callable
@@ -140,9 +137,6 @@ def _name(name: str) -> str:
 
 
 def halves(weights: Array, heads: int) -> Array:
-    """Each head's rows in the order of Hugging Face's rotary embedding: first those of its even places, then the odd.
-
-    llama.cpp rotates neighbours, Hugging Face the first half with the second.
-    """
+    """Each head's rows in the order of Hugging Face's rotary embedding: its even rows, then the odd."""
     pairs = weights.reshape(heads, weights.shape[0] // heads // 2, 2, -1)
     return pairs.swapaxes(1, 2).reshape(weights.shape)

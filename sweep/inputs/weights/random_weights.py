@@ -89,10 +89,7 @@ def shapes(architecture: Architecture) -> Iterator[tuple[str, Shape]]:
 
 
 def tensor(name: str, shape: Shape, seed: int, ordinary: Sequence[int], deviation: float = DEVIATION) -> Array:
-    """One tensor in float32: norms are ones, matrices uniform with this standard deviation.
-
-    `ordinary` are the tokens that may be generated; rows of the output head for any other are zero.
-    """
+    """One tensor in float32: norms are ones, matrices uniform with this standard deviation."""
     if len(shape) == 1:
         return np.ones(shape, np.float32)
     weights = np.empty(math.prod(shape), np.float32)
@@ -135,10 +132,7 @@ def write_weights(
     progress: Callable[[int], None] = lambda done: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write `folder`/model*.safetensors, tensor by tensor, with an index when there is more than one file.
-
-    `make` gives a tensor by its name and shape; `progress` is called with the number of weights written so far.
-    """
+    """Write `folder`/model*.safetensors, tensor by tensor, with an index when there is more than one file."""
     size = 4 if dtype == "float32" else 2
     tensors: dict[str, Any] = dict(shapes(architecture))
     split = split_state_dict_into_shards_factory(

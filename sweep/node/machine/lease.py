@@ -1,15 +1,18 @@
 """The lease on GPUs, or on the CPU of a machine: one launch at a time measures on each, whoever's sweep it belongs to.
 
-A lease is a socket bound to an abstract name. So it is one per host and network namespace, every user sees it, and it
-ends with its process. Checking and taking happens under another such name. A waiting process has one too, and a later
-one lets it go first: a sweep of many launches must not keep others from theirs.
+A lease is a socket that listens under an abstract name. It is one per host and network namespace, every user sees it,
+and it ends with its process. Whoever takes one looks again: of two that take it at once both let go. A waiting process
+has such a name too, and a later one lets it go first: a sweep of many launches must not keep others from theirs. A bare
+name decides nothing, and the kernel says which process listens.
 """
 
 import contextlib
 import errno
 import hashlib
 import os
+import random
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,30 +21,30 @@ from typing import NamedTuple
 from backends.launch import task
 from backends.launch.gpus import find_gpu
 
-HOLDS, WAITS, TAKING = "sweep-lease", "sweep-lease-waits", b"sweep-lease-taking"
+HOLDS, WAITS = "sweep-lease", "sweep-lease-waits"
 SOCKETS = Path("/proc/net/unix")
 CPU = "CPU"
-TAKING_POLL = 0.02  # s
 POLL = 0.5  # s between two looks at a lease that another process has
 GIVE_WAY = 4 * POLL  # s for which a free device is left to who waits for it, who may be suspended
 REPORT_AGAIN = 60.0  # s between two reports of the wait
 SOCKET_NAME_BYTES = 100  # bytes of an abstract name
+CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class Holder(NamedTuple):
     """A process that measures on a device, or waits for it, as the name of its socket says."""
 
     device: str
-    sharing: str  # a digest of the name under which it shares the machine; that of its pid if it does not
+    sharing: str  # a digest of the name under which it shares the machine; of its pid if it does not
     pid: int
     sweep: str
 
     def describe(self) -> str:
         where = "on this machine's CPU" if self.device == CPU else f"on {self.device}"
-        return f"process {self.pid} (sweep {self.sweep}), which measures {where}"
+        return f"process {self.pid} (sweep {self.sweep}), which measures {where}; to go on now, stop that process"
 
     def name(self, prefix: str) -> bytes:
-        return "/".join([prefix, *map(str, self)]).encode()[:SOCKET_NAME_BYTES]
+        return os.fsencode("/".join([prefix, *map(str, self)]))[:SOCKET_NAME_BYTES]
 
 
 @contextlib.contextmanager
@@ -68,7 +71,7 @@ def leased(
             if give_up():
                 yield False
                 return
-            task.pause(POLL)
+            task.pause(POLL * random.uniform(0.8, 1.2))
         queue.close()
         yield True
 
@@ -78,13 +81,14 @@ def _take(leases: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bo
 
     The holder may be a waiting process, if this one `gives_way`.
     """
-    with contextlib.ExitStack() as looking:
-        while not looking.enter_context(_bound(TAKING)):
-            task.pause(TAKING_POLL)
-        holders = _others(leases, HOLDS)
-        if holders or (gives_way and _others(leases, WAITS)):
+    holders = _others(leases, HOLDS)
+    if holders or (gives_way and _others(leases, WAITS)):
+        return holders
+    with contextlib.ExitStack() as taken:
+        _bind(leases, HOLDS, taken)
+        if holders := _others(leases, HOLDS):
             return holders
-        _bind(leases, HOLDS, sockets)
+        sockets.enter_context(taken.pop_all())
         return None
 
 
@@ -96,15 +100,30 @@ def _bind(leases: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) 
 def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
     """Return the others that measure on one of these devices now, or wait for it; empty if the system does not say."""
     try:
-        lines = SOCKETS.read_text(errors="replace").splitlines()
+        lines = SOCKETS.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return []
     names = {line.partition(f"@{prefix}/")[2] for line in lines}
     parts = [name.split("/", 3) for name in names if name.count("/") >= 3]
     every = sorted(Holder(device, sharing, int(pid), sweep) for device, sharing, pid, sweep in parts if pid.isdecimal())
-    return [
+    others = (
         each for each in every if any(each.device == mine.device and each.sharing != mine.sharing for mine in leases)
-    ]
+    )
+    return [each._replace(pid=pid) for each in others if (pid := _listener(each, prefix)) is not None]
+
+
+def _listener(holder: Holder, prefix: str) -> int | None:
+    """Return the pid of the process that listens under a holder's name, as the kernel says; None if none does."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(b"\0" + holder.name(prefix))
+            pid, _, _ = CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        except ConnectionRefusedError:
+            return None
+        except OSError:  # its queue is full of such questions
+            return holder.pid
+    return pid or holder.pid  # 0: a process in another pid namespace
 
 
 @contextlib.contextmanager
@@ -118,4 +137,5 @@ def _bound(name: bytes) -> Iterator[bool]:
                 raise
             yield False
             return
+        lease.listen(16)  # questions of others wait here; nobody accepts them
         yield True

@@ -1,7 +1,4 @@
-"""The memory that a point of a plan takes of its GPUs, by the numbers of its model: weights, KV cache, activations.
-
-Only necessary memory is counted; an allocator's fragments come on top.
-"""
+"""The memory that a point of a plan takes of its GPUs, by the numbers of its model: weights, KV cache, activations."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-// Which points are looked at, which of them keep to the bounds, and the one answer of each configuration.
+// The points in view, the ones within the bounds, and one answer per configuration.
 
 function isBounded() {
   return BOUNDED.some((name) => state[name] !== null);
@@ -101,7 +101,7 @@ function verdict(entries) {
   return `${text}. ${testText(best.index, next.index)}`;
 }
 
-// The tested ratio of two points. With bounds that of the run's own SLO alone: other choices among loads are not tested.
+// The tested ratio of two points. With bounds, only for the run's own SLO: other choices among loads are not tested.
 function testedPair(first, second) {
   const isPair = (pair) => pair.slice(0, 2).includes(first) && pair.slice(0, 2).includes(second);
   if (isBounded() && BOUNDED.some((name) => state[name] !== (page.slo[name] ?? null))) return undefined;

@@ -24,7 +24,7 @@ function priceFactor(index, prices) {
   return original && cost.value[index] !== null ? { measured: price / original } : { hour: price };
 }
 
-// A figure of a point in the unit of its label; null where there is none. A cost follows the price that is set.
+// A figure of a point in the unit of its label; null if the point lacks it. A cost follows the price that is set.
 function figure(key, index, part = "value") {
   if (key === SIZE) return points.size[index];
   const quantity = quantities.get(key);
@@ -91,7 +91,7 @@ function shownInterval(key, index) {
   return range ? `${number(range[0])} to ${number(range[1])}` : "";
 }
 
-// The interval of a figure for a reader, or the reason why there is none; empty where intervals are not shown.
+// The interval of a figure for a reader, or the reason why it has none; empty where intervals are not shown.
 function intervalOrReason(key, index) {
   const source = isByLaunches(key, index) ? ", from the launches' own figures" : "";
   return (shownInterval(key, index) && shownInterval(key, index) + source) || (lacksInterval(key, index) ? `no interval: ${reasonWithoutInterval(key, index)}` : "");

@@ -1,5 +1,5 @@
 // One point in full: all its figures, its warnings, its trials with their files, the command that runs it again,
-// and the line that reads one trial's rows from among those of others.
+// and the line that reads one trial's rows from among other trials' rows.
 
 function select(index) {
   state.point = state.point === points.name[index] ? "" : points.name[index];

@@ -1,0 +1,105 @@
+"""An opened run: its answer, its points with intervals, its trials and requests, and figures of them."""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from analysis.answers.deciding import answers
+from analysis.answers.output import candidates_table, lines
+from analysis.compare.output import comparison_output
+from analysis.compare.sides import side_of
+from analysis.compare.verdicts import MARGIN, comparisons
+from analysis.explain.decomposition import EXPLAINED, explanations
+from analysis.explain.output import explanation_output
+from analysis.load import requests
+from analysis.plotting.drawing import against_load
+from analysis.plotting.figure_files import style
+from analysis.quantities import compared_column, labelled_column
+from analysis.report.tables import deciding_table
+from analysis.results import RunResults, open_results
+from analysis.table import Line, print_parts
+from sweep.base.config import read_slo
+from sweep.disk.stored_run import run_place
+
+
+@dataclass(frozen=True, repr=False)
+class OpenedRun:
+    """A run. Times are in seconds, and every interval is the one that the terminal and the report show."""
+
+    results: RunResults
+
+    def __repr__(self) -> str:
+        """Return the answer and the figures that decide, as text."""
+        text = io.StringIO()
+        print_parts([*map(Line, self.answers), deciding_table(self.results)], Console(width=100, file=text))
+        return text.getvalue().rstrip()
+
+    def _repr_html_(self) -> str:
+        table = deciding_table(self.results)
+        headings = [f"{column.title} {column.unit}".strip() for column in table.headings]
+        frame = pd.DataFrame([[str(cell) for cell in row] for row in table.body], columns=headings)
+        return "".join(f"<p>{escape(text)}</p>" for text in self.answers) + frame.to_html(index=False)
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """The answer in sentences, as `sweep summary` prints it."""
+        return lines(answers([self.results]))
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """Each quantity's `value`, and its interval's `low` and `high`, by task, configuration and load."""
+        points, layout = self.results.points, self.results.layout
+        keys = [points["panel"], points["line"], pd.Series([layout.load(point) for _, point in points.iterrows()])]
+        index = pd.MultiIndex.from_arrays(keys, names=["task", "configuration", "load"])
+        percentiles = self.results.run.percentiles
+        ends = {"value": "", "low": "_ci_low", "high": "_ci_high"}
+        names = {
+            (name, end): f"{name}{ends[end]}"
+            for name in points
+            if labelled_column(str(name), percentiles)
+            for end in ends
+        }
+        return pd.DataFrame({key: points[name] for key, name in names.items() if name in points}).set_index(index)
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The trials, whatever their outcome: docs/columns.md."""
+        return self.results.run.trials
+
+    def requests(self, trial_id: str) -> pd.DataFrame:
+        """The requests of a trial: docs/columns.md."""
+        return requests(self.results.run.place, trial_id)
+
+    def best(self, slo: str | Mapping[str, str] | None = None) -> pd.DataFrame:
+        """The best configuration of each task within an SLO such as `ttft=200ms`; by default the run's own."""
+        candidates = candidates_table(answers([self.results], read_slo(slo))).records()
+        return pd.DataFrame([candidate for candidate in candidates if candidate["rank"] == 1])
+
+    def compare(self, reference: str, other: str, column: str = "output_throughput") -> pd.DataFrame:
+        """Two engines, or two selections such as `backend.flags.max-num-seqs=8`, task by task."""
+        named = [name if "=" in name else f"backend={name}" for name in (reference, other)]
+        sides = [side_of(f"{self.results.run.name}@{name}", self.results.run, name) for name in named]
+        return pd.DataFrame(comparison_output(comparisons(sides, [column]), MARGIN, []).table.records())
+
+    def explain(self, columns: Iterable[str] = EXPLAINED) -> pd.DataFrame:
+        """The factor and the share of each part of a ladder or factorial; raises `Unexplained` without one."""
+        parts = explanations(self.results.run, self.results.layout, columns)
+        return pd.DataFrame(explanation_output(parts).table.records())
+
+    def plot(self, quantity: str = "output_throughput") -> Figure | None:
+        """A quantity against the load, a line for each configuration; None without a figure of it."""
+        compared_column(quantity, map(str, self.results.points), self.results.run.percentiles)
+        with style():
+            return against_load(self.results.run, self.results.layout, quantity)
+
+
+def opened_run(run: str | Path, all_rows: bool = False) -> OpenedRun:
+    """Open a run by its folder, its name under results/, its report or its URL; raises as `analysis.load`."""
+    return OpenedRun(open_results(run_place(str(run)), all_rows))
