@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.load import Run
-from analysis.points import Layout
+from analysis.point_names import Layout
 
 MOST_LOSSES = 40  # ways to fail
 

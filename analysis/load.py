@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep.base.config import PERCENTILES, first_line
-from sweep.base.labels import dotted
+from sweep.base.setting_labels import dotted
 from sweep.disk import object_store, run_files
 from sweep.disk import row as trial_row
 from sweep.disk.run_files import DamagedFile, RunPaths

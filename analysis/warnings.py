@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.headline import HEADLINE
 from analysis.load import Run
-from analysis.points import Layout, listed
+from analysis.point_names import Layout, listed
 from analysis.statistics.pooled import of_endpoints
 from analysis.statistics.standings import UNEQUAL, warnings_of_trials
 from analysis.summary import planned_trials

@@ -7,11 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from backends.tables.causes import KnownCause, cause_table, told
 from backends.tables.flags import value_of, with_value
+from backends.tables.log_causes import KnownCause, cause_table, told
 from backends.tables.table import EngineTable, load, spelling
 from sweep.base.exits import Exit
 
+# Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
+NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
+NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
 OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
 ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags of an address: what an engine lets its caller do is local
@@ -135,7 +138,7 @@ class LogReading:
     """Patterns that read the engine's log. All but `prefix` are regular expressions to be found in it."""
 
     prefix: str = ""  # of a line, before its message: a regular expression for time, process, source file
-    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides the ones in causes.yaml
+    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides the ones in log_causes.yaml
     noise: tuple[str, ...] = ()  # in error lines that only point to another: not why it failed
     gpus_unused: tuple[str, ...] = ()  # where it serves without the GPUs that it was given
     dtype: str | None = None  # what "auto" came to; None: the stored weights' own

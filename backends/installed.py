@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backends.base import Backend, EnvironmentSpec, Host, Platform
-from backends.launch.this_host import EXECUTABLES
+from backends.launch.host_facts import EXECUTABLES
 from backends.prepare import environments, locks
 from sweep.base.config import ConfigError, build, one_of
 from sweep.base.options import ConfigPath, load_option

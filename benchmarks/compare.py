@@ -30,7 +30,7 @@ from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.power import CHANCES
 from benchmarks.documents import markdown_table, publish
 from benchmarks.paired_launches import AGAIN, PLANTED, REFERENCE, ROWS, read_rows
-from sweep.base import provenance
+from sweep.base import code_version
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "compare.md"
 MARKS = ("<!-- tables: python -m benchmarks.compare -->", "<!-- end of tables -->")
@@ -192,7 +192,7 @@ def conditions(frame: pd.DataFrame) -> str:
     return (
         f"{len(frame)} launches in {frame['block'].nunique()} blocks, {' and '.join(times)} UTC; the load"
         f" average was {load.min():.1f} to {load.max():.1f} (median {load.median():.1f}). Judged at commit"
-        f" {(provenance.commit() or 'unknown')[:12]}."
+        f" {(code_version.commit() or 'unknown')[:12]}."
     )
 
 

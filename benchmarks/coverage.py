@@ -41,7 +41,7 @@ from benchmarks.simulated_runs import (
     stationary,
     steady_states,
 )
-from sweep.base import provenance
+from sweep.base import code_version
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "measurements" / "coverage.md"
 REQUESTS = (8, 24, 64, 100, 500, 1500)  # of the first two the intervals are from the launches' own figures
@@ -224,7 +224,7 @@ class Design(NamedTuple):
         wrong, effective = float((shown & ~covered).mean()), float(np.median(interval.effective_n))
         return Cell(
             rule, figure, self.scenario, self.n, self.replicates, float(shown.mean()), coverage, float(width), wrong,
-            effective, provenance.commit() or "",
+            effective, code_version.commit() or "",
         )  # fmt: skip
 
 

@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 
 from backends.simulated_server.truth import read_log
 from benchmarks.documents import markdown_table, publish
+from sweep.base.code_version import commit
 from sweep.base.config import ROOT
-from sweep.base.provenance import commit
 from sweep.base.records import Request
 from sweep.client.measurement import Measurement, measure
 from sweep.client.modes import ClosedLoop, Mode, OpenLoop

@@ -33,9 +33,9 @@ from backends.base import Backend, Launch
 from backends.launch import server
 from backends.prepare import environments as environments
 from backends.prepare import locks
+from sweep.base.code_version import now
 from sweep.base.config import ROOT, build, cache_directory
 from sweep.base.options import load_option
-from sweep.base.provenance import now
 from sweep.base.whole_file import write_whole
 from sweep.client.measurement import measure
 from sweep.inputs.load import Closed

@@ -31,7 +31,7 @@ from benchmarks.coverage import Figures, ours, study
 from benchmarks.documents import write_section
 from benchmarks.simulated_runs import Runs, records_of, simulate
 from benchmarks.winners import DRIFT, FASTER, SPREAD
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import PERCENTILES
 from sweep.base.records import PROTOCOL_VERSION, Outcome, Records
 from sweep.disk import run_files
@@ -77,8 +77,8 @@ def _row(trial: SimulatedTrial, trial_id: str) -> dict[str, object]:
         batch_size=None, concurrency=4, rate=None, replicate=trial.replicate, seed=trial.replicate,
         price_per_hour=None, accelerator=None, gpu_count=0, replicas=1, percentiles=percentiles_text(PERCENTILES),
         slo=None, config=json.dumps({"backend": {"name": trial.backend}, "workload": {"name": trial.workload}}),
-        settings="{}", digests=None, commit=provenance.commit(), protocol=PROTOCOL_VERSION,
-        started_at=provenance.now(),
+        settings="{}", digests=None, commit=code_version.commit(), protocol=PROTOCOL_VERSION,
+        started_at=code_version.now(),
     )  # fmt: skip
     engine = EngineFacts(
         launch=f"{trial.backend}/{trial.workload}/{trial.replicate}", engine_version=None, dtype=None,
@@ -169,7 +169,7 @@ def tables(repetitions: int) -> Iterator[str]:
     """The three tables."""
     yield from (
         "",
-        f"Measured at commit {(provenance.commit() or 'unknown')[:12]}; {repetitions} repetitions a cell.",
+        f"Measured at commit {(code_version.commit() or 'unknown')[:12]}; {repetitions} repetitions a cell.",
         "",
     )
     yield "| scenario | requests, replicates | interval | figure | shown | covers | shown, from arrays | covers |"

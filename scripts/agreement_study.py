@@ -24,9 +24,9 @@ from unittest.mock import Mock, patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backends.launch import server, this_host
+from backends.launch import host_facts, server
 from scripts import faults
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import ROOT, Settings
 from sweep.drive.preflight import surroundings
 from sweep.node import agreement, answers
@@ -169,9 +169,9 @@ def head() -> str:
 
 def circumstances() -> str:
     """The commit, the machine and how busy it is: of this call of the script, which may have measured some cases."""
-    machine = this_host.hardware()
+    machine = host_facts.hardware()
     commit_and_machine = (
-        f"These rows: commit {provenance.commit()}; {machine['cores']} cores of {machine['cpu']}; load average "
+        f"These rows: commit {code_version.commit()}; {machine['cores']} cores of {machine['cpu']}; load average "
     )
     return textwrap.fill(
         f"{commit_and_machine}{machine['load_average']:.1f} at the end.", WIDTH, break_on_hyphens=False
@@ -191,7 +191,7 @@ def main(runs: int, names: list[str]) -> None:
 def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:
     """The runs of a case: those of a series that are kept, and the others as they are measured."""
     stem = re.sub("[^a-z0-9]+", "_", case.name.lower())
-    kept = SERIES / str(provenance.commit()) / f"{stem}.jsonl"
+    kept = SERIES / str(code_version.commit()) / f"{stem}.jsonl"
     done = [json.loads(record) for record in kept.read_text().splitlines()][:runs] if runs > 1 and kept.exists() else []
     yield from done
     if len(done) == runs:

@@ -33,9 +33,9 @@ import pyarrow.parquet as pq
 from analysis.table import text_table
 from backends import installed, llamacpp
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Platform
-from backends.launch import gpus, this_host
+from backends.launch import gpus, host_facts
 from backends.prepare import environments, fit, locks
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import ROOT, ConfigError, cache_directory
 from sweep.base.options import load_option
 
@@ -79,7 +79,7 @@ class Result:
 
 def engines() -> dict[str, str]:
     """What the environment of each backend holds, of those that are launched here in one of their own."""
-    host, cache, contents = this_host.host(), cache_directory(None), {}
+    host, cache, contents = host_facts.host(), cache_directory(None), {}
     for engine in installed.names():
         backend = installed.configured(engine)
         if backend.launches and backend.traits.computes_model and (host.gpus or backend.env.cpu):
@@ -89,7 +89,7 @@ def engines() -> dict[str, str]:
 
 def sections(folder: Path) -> list[Section]:
     """All sections for this machine, in order."""
-    on_gpu = bool(this_host.gpu_names())
+    on_gpu = bool(host_facts.gpu_names())
     engine_names = list(engines())
     pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # -q is in its settings: twice it says no counts
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
@@ -117,7 +117,7 @@ def sections(folder: Path) -> list[Section]:
 def _obstacle(name: str) -> str | None:
     """Why the engine of a backend cannot be launched now on this machine."""
     spec = _environment(installed.configured(name).env)
-    if problem := fit.problem(spec, this_host.host()):
+    if problem := fit.problem(spec, host_facts.host()):
         return problem
     ready = environments.built(spec, cache_directory(None))
     return None if ready else f"environment {spec.name} is not installed yet: install:{name} comes first"
@@ -141,7 +141,7 @@ def _resets(name: str) -> bool:
 
 def _environment(choice: EnvironmentChoice, host: Host | None = None) -> EnvironmentSpec:
     """The environment that a machine takes, by default this one, with its lock if there is one."""
-    host = host or this_host.host()
+    host = host or host_facts.host()
     on: Platform = "cuda" if (host.gpus and choice.cuda) or not choice.cpu else "cpu"
     spec = environments.resolve(choice, on, host=host)
     return locks.with_lock(spec, *locks.committed(), locks.remembered(cache_directory(None)))
@@ -181,7 +181,7 @@ def _two_gpus(folder: Path) -> Section:
 
 def environ(wheels: Path | None) -> dict[str, str]:
     """The environment of every section: on the GPU if there is one, and without network given a folder of wheels."""
-    settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if this_host.gpu_names() else "cpu"}
+    settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if host_facts.gpu_names() else "cpu"}
     if wheels is not None:
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "HF_HUB_OFFLINE": "1", "UV_OFFLINE": "1"}
         settings |= {**offline, "PIP_CONFIG_FILE": os.devnull}
@@ -216,7 +216,7 @@ def run(
 
 def _result(section: Section, outcome: str, seconds: float, detail: str) -> Result:
     detail = detail.replace(str(Path.home()), "~")  # the report is for others too
-    return Result(section.name, outcome, seconds, detail, provenance.now(), provenance.commit())
+    return Result(section.name, outcome, seconds, detail, code_version.now(), code_version.commit())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -256,7 +256,7 @@ def energy(out: Path, trial: Mapping[str, Any]) -> str:
 
 def report(folder: Path, listed: Sequence[Section]) -> str:
     """The report of all results so far: the machine, the versions, and a line for each section."""
-    host, machine, results = this_host.host(), this_host.hardware(), load_results(folder)
+    host, machine, results = host_facts.host(), host_facts.hardware(), load_results(folder)
     made = [results[section.name] for section in listed if section.name in results]
     commits = ", ".join(dict.fromkeys(result.commit or "unknown" for result in made))
     times = sorted(result.time[:16].replace("T", " ") for result in made)
@@ -365,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.wheels is None:
             parser.error("--fetch: needs --wheels DIR")
         try:
-            host = installed.host_like(options.on) if options.on else this_host.host()
+            host = installed.host_like(options.on) if options.on else host_facts.host()
         except ConfigError as error:
             parser.error(str(error))
         return fetch(options.sections, options.wheels.absolute(), host)

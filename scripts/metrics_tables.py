@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from analysis.answers.output import ANSWER_COLUMNS
 from analysis.compare.output import comparison_columns
-from analysis.compare.verdicts import MARGIN
 from analysis.explain.output import PART_COLUMNS
+from analysis.statistics.comparison import MARGIN
 from analysis.statistics.request_quantiles import QUANTILE_COLUMNS
 from analysis.studies.printed import JUDGED
 from analysis.summary import SUMMARY_COLUMNS

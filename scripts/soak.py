@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.table import text_table
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import cache_directory
 from tests.cluster.soak import LEFT_WITHIN, TRIALS_OF_LAUNCH, soak
 from tests.cluster.storm import FAULTS
@@ -100,7 +100,7 @@ def measure(seed: int, arguments: argparse.Namespace, seconds: float) -> dict[st
     loads = f"load average over 15 min {load[0]:.0f} before and {load[1]:.0f} after seed {seed}"
     end["machine"] = f"{os.cpu_count()} cores, {loads}"
     end["every"] = arguments.every
-    end["commit"] = (provenance.commit() or "")[:7]
+    end["commit"] = (code_version.commit() or "")[:7]
     return end
 
 

@@ -41,12 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     # From the files to figures of points: it renders nothing.
     "analysis.statistics": BASIS
     | {"sweep.numbers", "sweep.disk"}
-    | {f"analysis.{name}" for name in ("headline", "load", "points", "quantities")},
+    | {f"analysis.{name}" for name in ("headline", "load", "point_names", "quantities")},
     "analysis.explain": {  # from points to shares: no report, no figure
         "sweep.base",
         "analysis.headline",
         "analysis.load",
-        "analysis.points",
+        "analysis.point_names",
         "analysis.quantities",
         "analysis.statistics",
         "analysis.table",
@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What a run was made for, from what its tables are made of: it renders nothing.
     "analysis.answers": BASIS
     | {"sweep.numbers", "sweep.disk"}
-    | {f"analysis.{name}" for name in ("compare", "headline", "points")}
+    | {f"analysis.{name}" for name in ("compare", "headline", "point_names")}
     | {f"analysis.{name}" for name in ("quantities", "results", "statistics", "table")},
     "llm_sweep": {"sweep", "analysis"},  # the wheel's name for them
     "benchmarks": {"sweep", "analysis", "backends"},  # all of it is measured

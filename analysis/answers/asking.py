@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.answers.question import common_percentiles
 from analysis.compare.questions import conditions
 from analysis.headline import ASKED
-from analysis.points import SIZE, Layout
+from analysis.point_names import SIZE, Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
 from analysis.statistics.comparison import Positions, positions

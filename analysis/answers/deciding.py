@@ -16,9 +16,9 @@ import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
 from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds, tells
-from analysis.compare.verdicts import DURATIONS, MARGIN, minutes_a_launch
+from analysis.compare.verdicts import DURATIONS, minutes_a_launch
 from analysis.results import RunResults
-from analysis.statistics.comparison import Contest, Positions, comparisons_with_best
+from analysis.statistics.comparison import MARGIN, Contest, Positions, comparisons_with_best
 from analysis.statistics.estimates import estimate
 from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.power import Error, smallest_change

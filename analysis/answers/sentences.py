@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from analysis.answers.question import Candidate, Remedy, TaskAnswer
-from analysis.compare.verdicts import MARGIN
-from analysis.points import listed
+from analysis.point_names import listed
 from analysis.quantities import LabelledColumn
+from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 

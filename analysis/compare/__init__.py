@@ -7,7 +7,8 @@ from analysis.compare.conditions import Condition, condition, failures, unjudged
 from analysis.compare.noise import noise_of
 from analysis.compare.output import comparison_output
 from analysis.compare.sides import Side, side
-from analysis.compare.verdicts import MARGIN, Finding, PointComparison, comparisons
+from analysis.compare.verdicts import Finding, PointComparison, comparisons
+from analysis.statistics.comparison import MARGIN
 
 __all__ = [
     "MARGIN",

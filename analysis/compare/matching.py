@@ -12,7 +12,7 @@ from analysis.compare.sides import Side, TrialSettings
 from analysis.quantities import LabelledColumn
 from analysis.statistics.standings import BY_OUTPUT, UNEQUAL, warnings_of_trials
 from analysis.warnings import UNEQUAL_INPUTS
-from sweep.base.labels import labels
+from sweep.base.setting_labels import labels
 from sweep.numbers.warnings import Severity, WarningKind
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")

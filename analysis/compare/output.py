@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.compare.conditions import Condition, failures, unjudged
 from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
-from analysis.points import listed
+from analysis.point_names import listed
 from analysis.table import KEY, NONE, Cell, Column, Line, Output, Table
 from sweep.base.wording import count, duration_text
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.load import PARTS, Run, open_run
 from sweep.base.config import ConfigError, did_you_mean
-from sweep.base.labels import dotted
+from sweep.base.setting_labels import dotted
 from sweep.disk.stored_run import run_place
 
 SELECT = "@"  # between a run and the settings that select some of its points

@@ -20,10 +20,10 @@ from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
 from analysis.quantities import LabelledColumn, compared_column
+from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
-MARGIN = 0.03  # by default: a smaller difference is a tie
 MINUTES = (10, 30, 120)  # of measuring, for which the smallest change that is found is given
 CHANGES = (0.1, 0.2)  # for which the launches that find them are given
 DURATIONS = ("startup_seconds", "wall_seconds")  # of a trial's row: what a launch takes

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.exchange.tools import EXPORTED, NAMED_PARTS
 from analysis.load import Run
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.vllm_figures import VLLMFigures
 from sweep.base import whole_file
 from sweep.base.records import LOAD_COLUMNS

@@ -13,7 +13,7 @@ import numpy as np
 from analysis.explain.contrasts import difference, interactions, shapley
 from analysis.explain.design import Factorial, Ladder, Unexplained, designs
 from analysis.load import Run
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, compared_column
 from analysis.statistics.comparison import Contest, Positions
 from analysis.statistics.intervals import FloatArray

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.headline import ASKED
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.statistics.ratios import is_baseline
 from sweep.base.config import ConfigError
-from sweep.base.labels import LADDER, PARENT, short
+from sweep.base.setting_labels import LADDER, PARENT, short
 
 PARTS_OF_ENGINE = ("backend", "gateway")  # first parts of the axes that can be knobs
 MOST_KNOBS = 10

@@ -16,7 +16,7 @@ from analysis.load import Run, telemetry
 from analysis.plotting.drawing import load_axis
 from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.timeline import GIB
-from analysis.points import Layout
+from analysis.point_names import Layout
 
 POSITION = 44
 MOST_TELEMETRY = 200  # trials whose telemetry is read

@@ -15,7 +15,7 @@ from analysis.load import Run, telemetry
 from analysis.plotting.chosen_trials import largest_load_trials
 from analysis.plotting.figure_files import PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.timeline import GIB, STROKE, plot_series
-from analysis.points import Layout
+from analysis.point_names import Layout
 
 POSITION = 50
 # Of engines that report a share of a pool, and of those that report bytes: series, scale and label.

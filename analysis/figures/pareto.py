@@ -18,7 +18,7 @@ from analysis.plotting.figure_files import (
     line_style,
     panels,
 )
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.statistics.intervals import FloatArray
 
 POSITION = 5

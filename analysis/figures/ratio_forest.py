@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from analysis.load import Run
 from analysis.plotting.figure_files import GAPS, LETTER, MUTED, PANEL, entries_without_interval, line_style, panels
-from analysis.points import Layout
+from analysis.point_names import Layout
 
 POSITION = 16
 THROUGHPUT_RATIO = "output_throughput_vs_baseline"

@@ -8,7 +8,7 @@ from analysis.load import Run, telemetry
 from analysis.plotting.chosen_trials import largest_load_trials
 from analysis.plotting.figure_files import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
 from analysis.plotting.timeline import STROKE, plot_series
-from analysis.points import Layout
+from analysis.point_names import Layout
 
 POSITION = 51
 _SERIES = {"requests_running": "-", "requests_waiting": "--"}  # and the dash of each

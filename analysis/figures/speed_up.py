@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 
 from analysis.load import Run
 from analysis.plotting.drawing import against_load
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn
 
 POSITION = 15

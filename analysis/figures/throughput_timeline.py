@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from analysis.load import Run
 from analysis.plotting.chosen_trials import chosen_records
 from analysis.plotting.figure_files import MUTED, PANELS_IN_A_ROW, legend_entry, line_style, panels
-from analysis.points import Layout
+from analysis.point_names import Layout
 from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
 from sweep.numbers.selection import measured, succeeded
 

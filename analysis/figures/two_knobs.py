@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis.load import Run
 from analysis.plotting.figure_files import GRID, INK, PANEL, panels
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.summary import key_columns
 from sweep.base.wording import number
 

@@ -12,7 +12,7 @@ from analysis.explain.design import Unexplained
 from analysis.explain.output import END, share_text
 from analysis.load import Run
 from analysis.plotting.figure_files import COLOURS, INK, MUTED, PANEL, panels
-from analysis.points import MOST_PANELS, Layout
+from analysis.point_names import MOST_PANELS, Layout
 from sweep.base.wording import number
 
 POSITION = 12

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.load import Run, trial_folder
-from analysis.points import Layout
+from analysis.point_names import Layout
 from sweep.base.records import Records
 from sweep.disk import run_files
 from sweep.disk.tables import read_if_whole

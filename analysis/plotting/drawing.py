@@ -26,7 +26,7 @@ from analysis.plotting.figure_files import (
     line_style,
     panels,
 )
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
 from sweep.numbers.quantity import columns

@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 
 from analysis import figures
 from analysis.load import Run
-from analysis.points import Layout
+from analysis.point_names import Layout
 from sweep.disk import run_files
 
 INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report replaces these three in dark mode

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.load import Run
-from analysis.points import SIZE, Layout
+from analysis.point_names import SIZE, Layout
 from sweep.base.records import LOAD_COLUMNS
 
 OOM_OUTCOMES = ("oom_load", "oom_run")

@@ -13,7 +13,7 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.headline import ASKED
 from analysis.load import Run
-from analysis.points import LOAD_LABELS, SIZE, Layout, spaced
+from analysis.point_names import LOAD_LABELS, SIZE, Layout, spaced
 from analysis.statistics.ratios import is_baseline
 from analysis.statistics.standings import Standing
 from analysis.summary import key_columns

@@ -17,6 +17,7 @@ from analysis.answers.sentences import lead
 from analysis.plotting.drawing import MOST_REPLICATES
 from analysis.plotting.figure_files import COLOURS, GRID, INK, MUTED, SavedFigure, draw_all
 from analysis.quantities import definitions
+from analysis.report.models import models_table
 from analysis.report.page import Lead, is_explorable, page
 from analysis.report.page_data import page_data
 from analysis.report.tables import (
@@ -94,6 +95,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "points": results_table(results),
         "findings": Table(JUDGED, judgements) if (judgements := judge_run(results)) else None,
         "study": study_of(run.name),
+        "models": models_table(results),
         "spread": spread_table(results),
         "ladder": ladder_table(layout),
         "explained": explained_tables(results),

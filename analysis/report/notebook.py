@@ -15,7 +15,7 @@ from analysis.answers.deciding import answers
 from analysis.answers.output import candidates_table, lines
 from analysis.compare.output import comparison_output
 from analysis.compare.sides import side_of
-from analysis.compare.verdicts import MARGIN, comparisons
+from analysis.compare.verdicts import comparisons
 from analysis.explain.decomposition import EXPLAINED, explanations
 from analysis.explain.output import explanation_output
 from analysis.load import requests
@@ -24,6 +24,7 @@ from analysis.plotting.figure_files import style
 from analysis.quantities import compared_column, labelled_column
 from analysis.report.tables import deciding_table
 from analysis.results import RunResults, open_results
+from analysis.statistics.comparison import MARGIN
 from analysis.table import Line, print_parts
 from sweep.base.config import read_slo
 from sweep.disk.stored_run import run_place

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.points import listed
+from analysis.point_names import listed
 from analysis.report.page_data import as_block
 from analysis.report.tables import LARGEST_TABLE
 from analysis.statistics.intervals import CONFIDENCE

@@ -26,7 +26,7 @@ from analysis.statistics.estimates import INTERVAL_COLUMNS
 from analysis.statistics.pooled import launches
 from analysis.statistics.standings import Contests, by_question
 from analysis.statistics.survivors import bound
-from sweep.base.labels import TRIAL_MARK
+from sweep.base.setting_labels import TRIAL_MARK
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 

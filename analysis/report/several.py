@@ -15,13 +15,14 @@ from analysis.answers.deciding import answers
 from analysis.answers.sentences import lead
 from analysis.compare.output import changes, verdict_reasons
 from analysis.compare.sides import side_of
-from analysis.compare.verdicts import MARGIN, comparisons
+from analysis.compare.verdicts import comparisons
 from analysis.report.html import lead_of_run, provenance, summary_table, warned
 from analysis.report.page import Lead, page
 from analysis.report.page_data import page_data
 from analysis.report.tables import answers_table, verdict_tables
 from analysis.report.trial_files import relative_path
 from analysis.results import RunResults
+from analysis.statistics.comparison import MARGIN
 from analysis.table import csv_of
 from sweep.base.config import ConfigError
 from sweep.base.whole_file import write_whole

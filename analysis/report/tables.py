@@ -10,14 +10,15 @@ import pandas as pd
 from analysis.answers.question import Candidate, TaskAnswer
 from analysis.answers.sentences import advantage, caveats, figure, range_text, remedy_text, sentence
 from analysis.compare.output import headline, tables
-from analysis.compare.verdicts import MARGIN, PointComparison
+from analysis.compare.verdicts import PointComparison
 from analysis.explain.decomposition import explanations
 from analysis.explain.design import Unexplained
 from analysis.explain.output import PartRow, gain_sentence, interaction_lines, parts_table, remarks
 from analysis.headline import HEADLINE, STEADY
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
+from analysis.statistics.comparison import MARGIN
 from analysis.statistics.estimates import estimate
 from analysis.statistics.pooled import REFERENCE_COLUMNS
 from analysis.statistics.standings import Standing

@@ -13,7 +13,8 @@ from analysis.answers.deciding import answers
 from analysis.answers.output import lines as answer_lines
 from analysis.answers.question import TaskAnswer
 from analysis.answers.sentences import BY_LAUNCHES, advantage, lead, range_text
-from analysis.points import listed
+from analysis.point_names import listed
+from analysis.report.models import models_table
 from analysis.report.tables import (
     MAYBE,
     best_headroom,
@@ -67,6 +68,8 @@ class Summary:
         room -= sum(len(console.render_lines(part, options)) for part in winning)
         yield heading
         yield from _fitted_rows(points.within(options.max_width), note, room, console, options)
+        if models := models_table(self.results):
+            yield from _fitted_rows(models.within(options.max_width), "", FEWEST_ROWS, console, options)
         yield from lines[1 : len(lines) - len(below)]
         yield from (*winning, *below)
 
@@ -189,6 +192,8 @@ def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None
         parts += [table, *(Line(legend, "dim") for mark, legend in LEGENDS.items() if mark in cells)]
         if left_out := table.points - len(table.rows):
             parts.append(Line(f"{left_out:,} more points are in summary.csv", "dim"))
+    if models := models_table(results):
+        parts.append(models)
     if spread := spread_table(results):
         parts.append(replace(spread, title="Spread between trials of a point"))
     formats = [Line(f"{name}: {listed(lines)}") for name, lines in results.formats.items()]

@@ -23,6 +23,7 @@ from analysis.statistics.power import Error
 
 Positions = NDArray[np.int64]  # of rows, or of points
 
+MARGIN = 0.03  # by default: a smaller difference is a tie
 WEIGHTLESS = 1e-12  # a weight that only rounding makes
 PRIOR_FREEDOM = 0.3  # of the pooled variance in a point's own: as if each had so much of a launch more, of that spread
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Run, trial_folder
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
 from sweep.disk.columns import written_columns

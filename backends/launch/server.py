@@ -31,7 +31,7 @@ from backends.launch import container_options, supervisor, task
 from backends.launch.engine_environment import ENGINE_ENVIRON, engine_environment, telling_variables
 from backends.launch.gpus import find_gpu, gpus_show, used_memory
 from backends.prepare.fit import older
-from backends.tables.causes import cause_table
+from backends.tables.log_causes import cause_table
 from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
 from sweep.base.records import API_VERSION, Outcome, tls_context

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends.launch import task
-from backends.tables.causes import told
+from backends.tables.log_causes import told
 from sweep.base.exits import Exit
 
 KILLED = re.compile(

@@ -1,7 +1,7 @@
 """The ends of launches, trials and preparations, as values: `sweep.drive.policy` decides what they mean.
 
-Words count only where a foreign tool printed them, by the table of causes (`backends/tables/causes.yaml`) and by the
-table here, of the libraries that all of them share.
+Words count only where a foreign tool printed them: by the causes in `backends/tables/log_causes.yaml`, and by the table
+here, of the libraries that all of them share.
 """
 
 import json

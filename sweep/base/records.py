@@ -87,6 +87,7 @@ class Request:
     output_tokens: int  # max_tokens
     input_tokens: int = UNKNOWN  # as the model's own tokenizer counts them, special tokens included
     phase: Phase = "measured"
+    model: str | None = None  # e.g. a LoRA adapter; None: the trial's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class Record:
     recounted_tokens: int = UNKNOWN  # of the answer by the model's own tokenizer, where it was recounted
     first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
     cached_tokens: int = UNKNOWN  # of the prompt that the engine says it had cached
+    model: str | None = None  # the model of workload.models that it asked for; null without them
     gateway_answer: bool = False  # whether the gateway answered, from its cache or from an equal request under way
 
     def __post_init__(self) -> None:
@@ -177,6 +179,7 @@ class Records:
     recounted_tokens: array[int]
     first_answer: array[float]
     cached_tokens: array[int]
+    model: list[str | None]
     gateway_answer: array[int]
 
     def __init__(self) -> None:

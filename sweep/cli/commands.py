@@ -237,6 +237,7 @@ def summary(arguments: list[str]) -> int:
     """
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
+    from analysis.report.models import models_table
     from analysis.report.tables import deciding_table
     from analysis.report.terminal import Summary, everything
     from analysis.table import Output
@@ -258,7 +259,8 @@ def summary(arguments: list[str]) -> int:
         parts = [part for each in runs for part in everything(each, answers([each], slo))]
         output = Output(parts, output.table, output.data)
     elif options.table:
-        output = Output([deciding_table(each, None) for each in runs], output.table, output.data)
+        tables = [table for each in runs for table in (deciding_table(each, None), models_table(each)) if table]
+        output = Output(tables, output.table, output.data)
     to_read = options.format == "text" and options.output is None
     if len(runs) == 1 and to_read and not options.all and not options.table:
         make_console(160).print(Summary(runs[0], answered))
@@ -435,7 +437,7 @@ def backends(arguments: list[str]) -> int:
                                     it are glibc=2.31, nvcc=12.4 and python=3.12
     """
     from backends import installed
-    from backends.launch import this_host
+    from backends.launch import host_facts
 
     console, cache = make_console(), cache_directory(None)
     plain = [argument for argument in arguments if argument not in ("-h", "--help")]
@@ -443,13 +445,13 @@ def backends(arguments: list[str]) -> int:
         case [] if plain != arguments:
             print(f"{Parser(backends).description}")
         case []:
-            installed.show(this_host.host(), cache, console)
+            installed.show(host_facts.host(), cache, console)
             where = f"environments are in {cache / 'environments'}; to move them, set cache_dir=DIR or XDG_CACHE_HOME"
             console.print(where, markup=False, soft_wrap=True)
         case ["--on", facts]:
             installed.show_plan(installed.host_like(facts), cache, console)
         case ["install", *names] if names and plain == arguments:
-            return installed.install(names, this_host.host(), cache, console)
+            return installed.install(names, host_facts.host(), cache, console)
         case [name] if name in ConfigPath.of_user().choices("backend"):
             _print_keys(ConfigPath.of_user(), "backend", name)
         case _:
@@ -619,10 +621,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         print(TOP.format(commands="\n".join(lines), choices=_choices(ConfigPath.of_user())))
         return 0
     if first in ("--version", "version"):
-        from sweep.base import provenance
+        from sweep.base import code_version
 
-        commit = provenance.commit()
-        print(f"sweep {provenance.own_versions()['sweep']}" + (f" ({commit})" if commit else ""))
+        commit = code_version.commit()
+        print(f"sweep {code_version.own_versions()['sweep']}" + (f" ({commit})" if commit else ""))
         return 0
     if "=" in first or first.startswith("--config-dir") or first in ConfigPath.of_user().choices("experiment"):
         return run(list(arguments))

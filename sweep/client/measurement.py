@@ -149,10 +149,10 @@ def allow_open_files(files: int) -> None:
 
 
 def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests: Sequence[Request]) -> BatchForm:
-    """The form of the calls: a list of prompts has one max_tokens, so batches of mixed lengths are sent as streams."""
+    """The form of the calls: a list of prompts has one max_tokens and model, so mixed batches are sent as streams."""
     if target.batch_form == "streams" or mode.batch() in (None, 1):
         return "streams"
-    alike = all(len({request.output_tokens for request in phase}) <= 1 for phase in (warmup, requests))
+    alike = all(len({(each.output_tokens, each.model) for each in phase}) <= 1 for phase in (warmup, requests))
     return "list" if alike else "streams"
 
 
@@ -422,6 +422,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         hidden_tokens=row.reasoning_tokens if row.answer_us == NO_REASONING else 0,  # else they came as well
         first_answer=row.answer_us / 1e6 if row.answer_us >= 0 else None,
         cached_tokens=row.cached_tokens,
+        model=request.model,
     )
     return record, _answer_text(part, place, row.text_bytes)
 

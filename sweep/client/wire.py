@@ -154,8 +154,8 @@ def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     if not isinstance(request.prompt, str):
         raise ValueError(f"request {request.request_id}: backend.api={target.api} takes text, not token ids")
     if target.api == "tgi":
-        return _tgi_body(request.prompt, request.output_tokens, target.temperature)
-    body = TYPED_DIALECTS[target.api].body(target.model, request.prompt, request.output_tokens)
+        return _tgi_body(target, request)
+    body = TYPED_DIALECTS[target.api].body(request.model or target.model, request.prompt, request.output_tokens)
     return {**body, "temperature": target.temperature} if target.temperature else body
 
 
@@ -167,7 +167,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     if target.continuous_usage:
         options["continuous_usage_stats"] = True
     content: dict[str, Any] = {
-        "model": target.model,
+        "model": requests[0].model or target.model,
         target.max_tokens_field: limit,
         "temperature": target.temperature or 0,
         "stream": True,
@@ -185,11 +185,12 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     return content
 
 
-def _tgi_body(prompt: str, limit: int, temperature: float) -> dict[str, Any]:
+def _tgi_body(target: Target, request: Request) -> dict[str, Any]:
     # do_sample is true by default where parameters leave it out; details carry the counts. TGI has no ignore_eos.
-    sampled = {"temperature": temperature} if temperature else {}
-    parameters = {"max_new_tokens": limit, "do_sample": bool(sampled), **sampled, "details": True}
-    return {"inputs": prompt, "parameters": parameters}
+    sampled = {"temperature": target.temperature} if target.temperature else {}
+    adapter = {"adapter_id": request.model} if request.model not in (None, target.model) else {}
+    parameters = {"max_new_tokens": request.output_tokens, "do_sample": bool(sampled), **sampled, "details": True}
+    return {"inputs": request.prompt, "parameters": parameters | adapter}
 
 
 @dataclass(slots=True, eq=False)

@@ -30,7 +30,7 @@ from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from backends.base import Host
-from backends.launch import this_host
+from backends.launch import host_facts
 from backends.launch.gpus import find_gpu
 from sweep.base.config import ROOT, Cluster, ConfigError, Halted, first_line, import_path
 from sweep.base.time_factor import FACTOR_VARIABLE, TIME_FACTOR, scaled
@@ -123,7 +123,7 @@ def nodes(cluster: Cluster) -> list[Node]:
 def state_facts(living: Sequence[Node]) -> list[Node]:
     """Return the nodes with their own facts: driver, GPUs, C library; a node that does not answer has none."""
     asked_now = [node for node in living if node.node_id not in _facts]
-    _facts.update(ask_nodes(this_host.host, asked_now))
+    _facts.update(ask_nodes(host_facts.host, asked_now))
     return [node._replace(facts=_facts.get(node.node_id, node.facts)) for node in living]
 
 

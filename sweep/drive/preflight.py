@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host
-from backends.launch import this_host
+from backends.launch import host_facts
 from backends.launch.server import port_problem
 from backends.prepare import fit, locks
 from backends.prepare.environments import own_content, unusable
@@ -40,7 +40,7 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
         names = sorted({name for node in nodes if node.facts for name in node.facts.gpus})
         accelerators = sorted({name for node in nodes for name in node.accelerators})
         return _profile(names, accelerators, options) or ("gpu" if nodes else "cpu")
-    names = list(this_host.gpu_names()[:1])
+    names = list(host_facts.gpu_names()[:1])
     return _profile(names, (), options) or ("gpu" if names else "cpu")
 
 
@@ -91,7 +91,7 @@ def assume_machine(settings: Settings) -> Settings:
     cluster, hardware = settings.cluster, settings.hardware
     if not settings.dry_run or cluster.kind == "ray" or cluster.simulate is not None or hardware.platform != "cuda":
         return settings
-    names = this_host.gpu_names()
+    names = host_facts.gpu_names()
     if set(names) & set(hardware.matches) or (names and not hardware.accelerator):
         return settings
     machine = SimulatedNodes(nodes=1, gpus=1, cpus=hardware.cpus or 64)
@@ -110,11 +110,11 @@ def find_nodes(settings: Settings) -> list[Node]:
         nodes = _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
         stated: list[Node] = ray_schedule(settings.cluster).state_facts(nodes)
         return stated
-    gpus = this_host.gpu_names()
+    gpus = host_facts.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
     accelerators, cores = (*profile, *sorted(set(gpus))), len(os.sched_getaffinity(0))
-    free = this_host.free_disk(cache_directory(settings.cache_dir))
-    facts = dataclasses.replace(this_host.host(), free_disk=free)
+    free = host_facts.free_disk(cache_directory(settings.cache_dir))
+    facts = dataclasses.replace(host_facts.host(), free_disk=free)
     return [Node("this machine", len(gpus), cores, accelerators, facts=facts)]
 
 
@@ -250,7 +250,7 @@ def _check_own_programs(choice: EnvironmentChoice) -> None:
 
 def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if settings.cluster.kind != "ray" and settings.cluster.simulate is None:
-        return this_host.host()
+        return host_facts.host()
     gpus = tuple(name for node in nodes for name in (node.accelerators or ("GPU",)) if node.gpus)
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
@@ -259,7 +259,7 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
     return Host(
         gpus=gpus,
-        executables=frozenset(this_host.EXECUTABLES),
+        executables=frozenset(host_facts.EXECUTABLES),
         # An engine is planned for all nodes alike, so the oldest counts.
         driver=fit.oldest(each.driver for each in facts),
         capability=fit.oldest(each.capability for each in facts),

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import content_hash
 from sweep.base.exits import Exit
 from sweep.base.records import UNMEASURED, Outcome, Sample
@@ -119,7 +119,7 @@ class RowWriter:
 
         Return None without a table, or if its code is unknown because files differ from their commit.
         """
-        program, settings = provenance.program_version(), self.plan.settings
+        program, settings = code_version.program_version(), self.plan.settings
         try:
             ledger = self.paths.ledger.stat()
             checksums = [zlib.crc32(path.read_bytes()) for path in (self.paths.plan, self.paths.trials)]

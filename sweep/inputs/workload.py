@@ -20,7 +20,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from tokenizers import Tokenizer
 
 from sweep.base.config import Strict
@@ -95,6 +95,8 @@ class Workload(Strict):
     ignore_eos: bool = True  # true: every answer has exactly the requested length; false: at most
     temperature: NonNegativeFloat = 0.0  # of sampling; 0: greedy decoding
     unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
+    models: dict[str, PositiveFloat] = Field(default_factory=dict)  # name -> weight, e.g. {base: 1, adapter-a: 2}: the
+    # seed draws the model that a request asks for; empty: the trial's own
 
     def check(self) -> None:
         """Raise ValueError, in one line that names the key and what was expected, if a file is invalid."""
@@ -132,11 +134,22 @@ class Workload(Strict):
         """
         if count == 0:
             return []
-        prompts, outputs = self._draw(Draw(seed, phase, count, salt), tokenizer)
+        draw = Draw(seed, phase, count, salt)
+        prompts, outputs = self._draw(draw, tokenizer)
         return [
-            Request(f"{phase}-{seed:x}-{number}", text, output, UNKNOWN if ids is None else len(ids), phase)
-            for number, ((text, ids), output) in enumerate(zip(prompts, outputs, strict=True))
+            Request(f"{phase}-{seed:x}-{number}", text, output, UNKNOWN if ids is None else len(ids), phase, model)
+            for number, ((text, ids), output, model) in enumerate(
+                zip(prompts, outputs, self._models(draw), strict=True)
+            )
         ]
+
+    def _models(self, draw: Draw) -> Sequence[str | None]:
+        """The model that each request asks for."""
+        if not self.models:
+            return [None] * draw.count
+        names = sorted(self.models)  # a mapping comes back from a file in another order
+        ends = np.cumsum([self.models[name] for name in names])
+        return [names[index] for index in np.searchsorted(ends, np.asarray(draw.fractions("models")) * ends[-1])]
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         """The prompts of a phase, and the lengths of their answers in tokens."""

@@ -26,8 +26,8 @@ from tokenizers import Tokenizer
 from backends.base import EnvironmentChoice, EnvironmentSpec, Launch, Progress
 from backends.launch import task
 from backends.launch.engine_environment import ENGINE_ENVIRON, inherited_environment
+from backends.launch.host_facts import host
 from backends.launch.server import Engine
-from backends.launch.this_host import host
 from backends.prepare import environments, locks
 from backends.prepare.build_once import build_once
 from backends.prepare.programs import printed

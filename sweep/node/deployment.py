@@ -27,13 +27,13 @@ import httpx
 from backends.base import Backend, Launch, Progress
 from backends.launch import server, supervisor, task
 from backends.launch.gpus import find_gpu
+from backends.launch.host_facts import host
 from backends.launch.replicas import replica_launches
 from backends.launch.task import Stopped
-from backends.launch.this_host import host
 from backends.prepare import checkpoints, fit
 from backends.prepare import environments as environments
 from backends.prepare.retry import patiently
-from backends.tables.causes import cause_table
+from backends.tables.log_causes import cause_table
 from sweep.base.config import Hardware, first_line
 from sweep.base.exits import Blame, Cause, Exit, Outage, exit_of
 from sweep.base.records import Outcome

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backends.base import Backend
-from backends.launch import this_host
+from backends.launch import host_facts
 from backends.launch.gpus import driver, find_gpu
 from backends.prepare import locks
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import NAMED_GROUPS, Settings
 from sweep.base.exits import Exit
 from sweep.base.records import PROTOCOL_VERSION, Outcome, Records
@@ -59,9 +59,9 @@ def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identi
         config=config_text(trial.config),
         settings=_settings_text(work),
         digests=None if deployment.unavailable else json.dumps({**_contents(deployment), **trial.content}),
-        commit=provenance.commit(),
+        commit=code_version.commit(),
         protocol=PROTOCOL_VERSION,
-        started_at=provenance.now(),
+        started_at=code_version.now(),
     )
 
 
@@ -75,7 +75,7 @@ def unmeasured_row(
     exit: Exit | None = None,
 ) -> dict[str, Any]:
     """The row of a trial that ended before it was measured."""
-    verdict = Verdict(outcome=outcome, reason=reason, exit=exit, log_tail=log_tail, ended_at=provenance.now())
+    verdict = Verdict(outcome=outcome, reason=reason, exit=exit, log_tail=log_tail, ended_at=code_version.now())
     axes = coordinates(trial, work.axes)
     row = TrialRow(identity=identity(work, trial), verdict=verdict, axes=axes, engine=engine).flat()
     return {"driver": driver()} | row
@@ -166,8 +166,8 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
         coarser_format=facts.get("coarser_format"),
         agreement_reference=facts.get("agreement_reference"),
         quality_reference=facts.get("quality_reference"),
-        versions=json.dumps({**provenance.own_versions(), **node.environment.versions}),
-        hardware=json.dumps({"node": node.name, **this_host.hardware()}),
+        versions=json.dumps({**code_version.own_versions(), **node.environment.versions}),
+        hardware=json.dumps({"node": node.name, **host_facts.hardware()}),
         driver=driver(),
         engine_facts=json.dumps({key: facts[key] for key in facts if key != "versions"}, default=str),
         caches_reset=caches_reset,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.launch.server import Engine
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.exits import Cause, Exit, exit_of
 from sweep.base.records import Outcome, Request, Sample, TrialProgress
 from sweep.client import measurement, wire
@@ -92,7 +92,7 @@ def run_trial(
     observation = Observation(result.report.stamp_source, sampler.described, foreign.describe())
     verdict = judge(work, trial, running, result, logged)
     verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
-    verdict = replace(verdict, ended_at=provenance.now())
+    verdict = replace(verdict, ended_at=code_version.now())
     engine = replace(facts, batch_form=result.report.batch_form)
     columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()
     _write(work, trial, columns, result, samples)
@@ -114,7 +114,7 @@ def _cancelled(
 
 def _unmeasured(row: TrialRow, outcome: Outcome, reason: str, exit: Exit) -> dict[str, Any]:
     """The row of a trial that is not measured, for this reason."""
-    return replace(row, verdict=Verdict(outcome=outcome, reason=reason, exit=exit, ended_at=provenance.now())).flat()
+    return replace(row, verdict=Verdict(outcome=outcome, reason=reason, exit=exit, ended_at=code_version.now())).flat()
 
 
 def _write(

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
-from backends.launch import this_host
+from backends.launch import host_facts
 from sweep.base.config import DamagedFile, Durations, Hardware
 from sweep.base.records import Outcome
 from sweep.base.wording import count, duration_text
@@ -120,7 +120,7 @@ def _launch_kind(gpus: int, config: Mapping[str, Any]) -> tuple[int, str]:
 
 def kind_of(deployment: Deployment, trial: Trial, hardware: Hardware) -> dict[str, Any]:
     """Return what decides a trial's duration: its id, resolved config and accelerator, as its row will name them."""
-    gpus = this_host.gpu_names() if deployment.gpu_count and hardware.accelerator is None else ()
+    gpus = host_facts.gpu_names() if deployment.gpu_count and hardware.accelerator is None else ()
     accelerator = hardware.accelerator or next(iter(gpus), hardware.name)
     return {
         "trial_id": trial.trial_id,

@@ -12,8 +12,8 @@ from typing import Any
 
 from sweep.base.config import ConfigError, Settings
 from sweep.base.exits import Outage
-from sweep.base.labels import dotted
 from sweep.base.records import LOAD_COLUMNS
+from sweep.base.setting_labels import dotted
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.drive.policy import needs_run
 from sweep.inputs.hub import COMMIT, resolve_outage

@@ -14,13 +14,14 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from backends.base import AMPERE, Backend, EnvironmentSpec
+from backends.declarations import NOT_IN_ID
 from backends.prepare.fit import older
 from backends.tables import check
 from sweep.base.config import ConfigError, Settings, build, cache_directory, content_hash, one_of
 from sweep.base.exits import Outage
-from sweep.base.labels import labels
 from sweep.base.options import ConfigPath
 from sweep.base.records import PROTOCOL_VERSION
+from sweep.base.setting_labels import labels
 from sweep.gateway.settings import Gateway
 from sweep.inputs.draft import draft_model
 from sweep.plan.command_line import Assignments
@@ -28,9 +29,6 @@ from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 
 ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
-# Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
-NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
-NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
 
 
 class Surroundings(NamedTuple):
@@ -113,6 +111,9 @@ class _Builder:
         if deployment.backend.traits.timed_inside and load.built.mode(1, 0).batch() is None:
             problem = f"{deployment.backend.name} is timed inside its own process, in lockstep batches"
             raise ConfigError(f"load={load.built.name}: {problem}; expected load=batch")
+        if workload.built.models and deployment.backend.traits.timed_inside:
+            problem = f"{deployment.backend.name} has one model"
+            raise ConfigError(f"workload.models={', '.join(workload.built.models)}: {problem}; expected {{}}")
         if workload.built.temperature and not deployment.backend.wire.samples:
             problem = f"{deployment.backend.name} decodes greedily"
             raise ConfigError(f"workload.temperature={workload.built.temperature:g}: {problem}; expected 0")
@@ -144,8 +145,8 @@ class _Builder:
                 message = str(error) if str(error).startswith(group) else f"{group}: {error}"
                 raise _unusable(error, message) from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            if fields.get("temperature") == 0:  # as all workloads were before there was one
-                del fields["temperature"]
+            # A workload without them is as all were before there were any.
+            fields = {key: field for key, field in fields.items() if field or key not in ("temperature", "models")}
             identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
             self.parts[key] = _Part(pinned, digest, identity)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sweep.base.config import shortened
-from sweep.base.labels import dotted
+from sweep.base.setting_labels import dotted
 
 Circumstances = dict[str, Any]
 

@@ -14,7 +14,7 @@ from analysis.results import RunResults, open_results
 from analysis.statistics.variance import SPREAD_OF
 from backends.prepare import locks
 from sweep.base.config import ConfigError, first_line, shortened
-from sweep.base.labels import TRIAL_MARK
+from sweep.base.setting_labels import TRIAL_MARK
 from sweep.disk import object_store, run_files
 from sweep.disk.run_files import run_folder
 from sweep.disk.stored_run import LocalCopy

@@ -10,7 +10,7 @@ from rich.console import Console
 from analysis.load import Run, open_run
 from analysis.plotting import drawing, figure_files
 from analysis.plotting.layout import arrange
-from analysis.points import Layout
+from analysis.point_names import Layout
 from analysis.report.vllm_flavour import render_vllm_flavour
 from analysis.results import open_results
 from analysis.summary import summarise

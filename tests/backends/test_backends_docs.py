@@ -13,7 +13,7 @@ from rich.console import Console
 from backends import installed
 from backends.base import EnvironmentLock, EnvironmentSpec, Host
 from backends.declarations import Traits
-from backends.launch import this_host
+from backends.launch import host_facts
 from backends.prepare import environments
 from sweep.__main__ import main
 from sweep.base.config import ROOT, ConfigError, build
@@ -21,7 +21,7 @@ from sweep.base.options import load_option
 from tests.support import backends_table
 
 CPU = Host()
-GPU = Host(gpus=("NVIDIA L4",), executables=frozenset(this_host.EXECUTABLES))
+GPU = Host(gpus=("NVIDIA L4",), executables=frozenset(host_facts.EXECUTABLES))
 BLOCK = re.compile(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", re.M | re.S)
 
 
@@ -110,7 +110,7 @@ def test_an_installed_environment_is_told_with_the_engines_version(tmp_path, mon
     ],
 )
 def test_bad_input(arguments, status, words, capsys, monkeypatch):
-    monkeypatch.setattr(this_host, "host", lambda: CPU)
+    monkeypatch.setattr(host_facts, "host", lambda: CPU)
     assert main(["backends", *arguments]) == status
     error = capsys.readouterr().err
     assert words in error

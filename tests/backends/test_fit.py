@@ -7,9 +7,9 @@ import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentSpec, Host, Launch
 from backends.installed import configured
-from backends.launch import this_host
+from backends.launch import host_facts
 from backends.launch.engine_environment import engine_environment
-from backends.launch.this_host import EXECUTABLES
+from backends.launch.host_facts import EXECUTABLES
 from backends.prepare import fit
 from backends.prepare.environments import resolve
 from scripts import hosts_table
@@ -114,9 +114,9 @@ def test_an_engine_that_compiles_at_first_use_needs_a_compiler_and_pythons_heade
         assert (fit.problem(spec, node) or "").startswith(f"needs {missing}")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    assert "cc" not in this_host.host().executables
+    assert "cc" not in host_facts.host().executables
     monkeypatch.setenv("CC", sys.executable)
-    assert "cc" in this_host.host().executables
+    assert "cc" in host_facts.host().executables
 
 
 @pytest.mark.parametrize(("driver", "passed"), [("550", True), ("580", False)])
@@ -128,7 +128,7 @@ def test_an_image_gets_the_variables_that_an_older_driver_needs(driver, passed, 
 
 
 def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(this_host, "free_disk", lambda folder: 3 * 10**9)
+    monkeypatch.setattr(host_facts, "free_disk", lambda folder: 3 * 10**9)
     words = ["backend=vllm", "model=random-llama-2-7b", "workload=qa", "cluster=inline", "hardware=cpu", "dry_run=true"]
     assert main([*words, f"out={tmp_path}/out", f"cache_dir={tmp_path}/cache"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "GB of disk are free" in line]

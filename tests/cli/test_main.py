@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from sweep.__main__ import main
+from sweep.base.code_version import own_versions
 from sweep.base.config import ROOT
 from sweep.base.options import ConfigPath
-from sweep.base.provenance import own_versions
 from sweep.cli.commands import COMMANDS
 from sweep.inputs import package_model
 
@@ -157,7 +157,7 @@ def test_the_plan_of_the_main_job_prints_how_long_it_takes_from_nothing_on_a_mac
 
 @pytest.mark.slow
 def test_dry_run_of_the_published_form_needs_no_gpu(capsys, out, monkeypatch):
-    monkeypatch.setattr("backends.launch.this_host.gpu_names", lambda: ())
+    monkeypatch.setattr("backends.launch.host_facts.gpu_names", lambda: ())
     assert main(["+experiment=throughput_bound", *INLINE, "dry_run=true", "hardware=l4", f"out={out}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "no L4 here: planned for one machine with 1 L4 and 4 cores, as conf/hardware has it" in said

@@ -4,6 +4,8 @@ import json
 import re
 import resource
 import shlex
+import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
@@ -122,20 +124,23 @@ AZURE = "/openai/deployments/d/chat/completions?api-version=1"
 class Endpoint(BaseHTTPRequestHandler):
     """Answers requests for its path with its name of the limit, and notes path, key and model of all."""
 
-    protocol_version, expected, limit, asked = "HTTP/1.1", "/v1/completions", "max_tokens", set()
+    protocol_version, expected, limit, asked = "HTTP/1.1", "/v1/completions", "max_tokens", Counter()
+    delays: ClassVar = {}
 
     def do_GET(self):
         self.reply(200, json.dumps({"data": [{"id": "a/b"}]}))
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.add((self.path, self.headers["api-key"] or self.headers["authorization"], body.get("model")))
+        self.asked[self.path, self.headers["api-key"] or self.headers["authorization"], body.get("model")] += 1
+        time.sleep(self.delays.get(body.get("model"), 0))
         if self.path != self.expected:
             return self.reply(404, "no such path")
         if self.limit not in body:
             return self.reply(400, "use max_completion_tokens")
         text = {"delta": {"content": "a"}} if "messages" in body else {"text": "a"}
         events = [{"choices": [{"index": 0, **text, "finish_reason": "length"}]}] * body[self.limit]
+        events += [{"choices": [], "usage": {"prompt_tokens": 128, "completion_tokens": body[self.limit]}}]
         stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
         return self.reply(200, f"{stream}data: [DONE]\n\n")
 
@@ -167,7 +172,7 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     """By its URL alone otherwise: with an alias that conf/model knows, through no proxy, with enough open files."""
     monkeypatch.setattr(Endpoint, "expected", expected)
     monkeypatch.setattr(Endpoint, "limit", limit)
-    monkeypatch.setattr(Endpoint, "asked", asked := set())
+    monkeypatch.setattr(Endpoint, "asked", asked := Counter())
     for name, value in {
         "SOME_KEY": "k",
         "http_proxy": "http://127.0.0.1:9",
@@ -240,3 +245,32 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
     with pytest.raises(ConfigError, match=r"api_key_env=SOME_KEY: .*cannot go into a header") as caught:
         dialect_of("http://127.0.0.1:9", "backend.api_key_env=SOME_KEY")
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_each_request_asks_for_a_model_drawn_by_weight(tmp_path, monkeypatch, capsys):
+    """LoRA adapters: counted and compared, and drawn the same in a rerun; the slower one is seen to be slower."""
+    monkeypatch.setattr("sweep.node.verdict.limited", lambda report, records: None)  # a busy client is no matter
+    monkeypatch.setattr(Endpoint, "delays", {"base": 0.02, "adapter-a": 0.1})
+    monkeypatch.setattr(Endpoint, "asked", asked := Counter())
+    out, again = tmp_path / "out", tmp_path / "again"
+    words = f"model=m workload.num_requests=60 workload.output_tokens=4 backend.api=completions out={out}"
+    with serving(Endpoint) as url:
+        assert main(["run", url, *words.split(), "workload.models={base: 1, adapter-a: 2}"]) == 0
+        sent = Counter({model: count for (_, _, model), count in asked.items() if model != "m"})
+        assert main(["rerun", str(out), "--all", "--out", str(again)]) == 0
+    requests = analysis.requests(out)
+    assert sent == Counter(requests["model"])
+    assert list(analysis.requests(again)["model"]) == list(requests["model"])
+    counts = requests.loc[requests["phase"] == "measured", "model"].value_counts()
+    assert 28 <= counts["adapter-a"] <= 52
+    for flag in ("--table", "--all"):
+        capsys.readouterr()
+        assert main(["summary", str(out), flag]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        (adapter,), (base,) = ([row for row in rows if row[2:3] == [name]] for name in ("adapter-a", "base"))
+        assert [int(row[3]) for row in (adapter, base)] == [counts["adapter-a"], counts["base"]]
+        assert int(base[5]) == 4 * counts["base"]
+        assert float(adapter[6]) > 100 > float(base[6]) > 20
+        assert 0.15 < float(base[9].rstrip("×")) < 0.6
+    assert "adapter-a" in (out / "report.html").read_text()

@@ -16,7 +16,7 @@ import pytest
 
 from backends.base import EnvironmentChoice, EnvironmentLock, EnvironmentSpec, Host
 from backends.installed import configured
-from backends.launch import this_host
+from backends.launch import host_facts
 from backends.prepare import environments, locks, programs
 from sweep.__main__ import main
 from sweep.base.config import CONF, Cluster, Hardware
@@ -379,7 +379,7 @@ def test_locks_are_for_the_nodes_architecture_and_python(tmp_path):
     problem = environments.other_platform(locked)
     assert problem is not None
     assert problem.startswith("environment cpu is locked for linux-sparc64-cpu-python3.9, this node is linux-")
-    here = environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu", host=this_host.host())
+    here = environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu", host=host_facts.host())
     assert here == environments.resolve(EnvironmentChoice(cpu="cpu"), "cpu"), "as without a node"
     own = environments.resolve(EnvironmentChoice(cuda="tensorrt_llm"), "cuda", host=nodes)
     assert own.python_version == "3.12", "its own Python, on any node"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
 from sweep.disk.run_files import RunPaths, read_trials
@@ -21,8 +21,8 @@ def planned(*arguments):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a result and its table; the code is that of a commit."""
-    monkeypatch.setattr(provenance, "commit", lambda: "0123456789ab")
-    monkeypatch.setattr(provenance, "changed_files", lambda: "")
+    monkeypatch.setattr(code_version, "commit", lambda: "0123456789ab")
+    monkeypatch.setattr(code_version, "changed_files", lambda: "")
     plan, paths = planned(), RunPaths(tmp_path)
     commit(plan, paths, 0)
     assert tables_made(plan, paths, monkeypatch) == 1
@@ -58,7 +58,7 @@ def test_another_row_or_plan_or_price_or_program_makes_it_again(folder, monkeypa
     for changed in (["load.batch_size=1,2,4"], ["hardware.price_per_hour=7"], ["slo=ttft=100ms"], ["name=other"]):
         assert tables_made(planned(*changed), folder, monkeypatch) == 1, changed
         assert tables_made(planned(*changed), folder, monkeypatch) == 0, changed
-    monkeypatch.setattr(provenance, "commit", lambda: "ba9876543210")
+    monkeypatch.setattr(code_version, "commit", lambda: "ba9876543210")
     assert tables_made(planned("name=other"), folder, monkeypatch) == 1
 
 
@@ -80,6 +80,6 @@ def test_a_table_that_was_damaged_or_deleted_is_made_again(folder, monkeypatch):
 def test_a_damaged_stamp_and_code_that_no_commit_names_make_it_again(folder, monkeypatch):
     damage(folder.out / ".trials.json")
     assert tables_made(planned(), folder, monkeypatch) == 1
-    monkeypatch.setattr(provenance, "changed_files", lambda: " M sweep/numbers/summarise.py\n")
+    monkeypatch.setattr(code_version, "changed_files", lambda: " M sweep/numbers/summarise.py\n")
     assert tables_made(planned(), folder, monkeypatch) == 1
     assert tables_made(planned(), folder, monkeypatch) == 1

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from backends.base import AMPERE, Backend, EnvironmentSpec, Host, Launch, Platform
-from backends.launch import server, supervisor, this_host
+from backends.launch import host_facts, server, supervisor
 from backends.launch.gpus import visible
 from backends.prepare import environments as prepared
 from backends.prepare import fit, locks
@@ -29,7 +29,7 @@ from tests.engines import circuit
 CONTEXT = 512  # tokens that engines are told to make room for
 CACHE = cache_directory(os.environ.get("SWEEP_TEST_CACHE"))
 PLATFORM: Platform = "cuda" if os.environ.get("SWEEP_TEST_ON") == "cuda" else "cpu"  # set by scripts/gpu-check
-HOST = this_host.host() if PLATFORM == "cuda" else Host(cpu_features=cpu_features())
+HOST = host_facts.host() if PLATFORM == "cuda" else Host(cpu_features=cpu_features())
 GPUS = tuple(gpu.uuid for gpu in visible()[:1]) if PLATFORM == "cuda" else ()
 DTYPE = "float16" if older(HOST.capability, AMPERE) else "bfloat16"
 

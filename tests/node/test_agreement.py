@@ -26,7 +26,7 @@ from backends.simulated import Simulated
 from scripts import agreement_study
 from scripts.agreement_study import CASES
 from sweep.__main__ import main
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.inputs.model import PathModel
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
 from sweep.node import agreement, deployment
@@ -595,7 +595,7 @@ def test_a_series_goes_on_after_an_interrupt_and_says_what_has_no_figure(tmp_pat
     for runs in (4, 4, 4):
         agreement_study.main(runs, [name])
     printed = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith(f"These rows: commit {provenance.commit()}; ") for line in printed) == 3
+    assert sum(line.startswith(f"These rows: commit {code_version.commit()}; ") for line in printed) == 3
     lines = [line for line in printed if line.startswith(f"| {name}")]
     assert firsts == [0, 2]
     assert lines[0].startswith(f"| {name} | 2 | 0 | 1.000 (0.500 to 1.000); none in 1 | 9 | – | – |")

@@ -8,7 +8,7 @@ import psutil
 import pynvml
 import pytest
 
-from backends.launch import gpus, this_host
+from backends.launch import gpus, host_facts
 from backends.launch.server import LaunchError
 from sweep.__main__ import main
 from sweep.base.exits import exit_of
@@ -248,13 +248,13 @@ def test_the_users_choice_of_gpus_is_respected(setting, uuids, nvml, monkeypatch
     if setting is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
     assert [gpu.uuid for gpu in gpus.visible()] == uuids
-    assert len(this_host.host().gpus) == len(uuids)
+    assert len(host_facts.host().gpus) == len(uuids)
 
 
 def test_a_node_states_its_driver_gpus_and_system(nvml, monkeypatch):
     nvml()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    host = this_host.host()
+    host = host_facts.host()
     assert (host.driver, host.capability) == ("580.65.06", "8.0"), "the least of its GPUs"
     assert host.glibc.startswith("2.")
     assert host.python.startswith("3.")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from backends.launch import this_host
+from backends.launch import host_facts
 from sweep.base.config import FoundHardware, Hardware
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
@@ -149,7 +149,7 @@ def test_launches_are_of_the_same_flags_and_the_same_kind_of_device():
 )
 def test_accelerators_have_the_names_that_rows_give_them(monkeypatch, hardware, gpus, launches, named):
     """As `trial` writes them: a GPU by the profile's name or by its own, nothing of an endpoint somewhere else."""
-    monkeypatch.setattr(this_host, "gpu_names", lambda: ("NVIDIA H200",))
+    monkeypatch.setattr(host_facts, "gpu_names", lambda: ("NVIDIA H200",))
     one = deployment("a", trial("1", 8), gpus=gpus)
     one.backend.launches = launches
     other = deployment("a", trial("another replicate", 8))

@@ -12,7 +12,7 @@ from googleapiclient import discovery
 from googleapiclient.http import HttpMockSequence
 
 from sweep.__main__ import main
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import ROOT, Cluster
 from sweep.base.options import ConfigPath
 from sweep.cluster import ray_executor
@@ -217,9 +217,9 @@ def test_what_git_ignores_stays_out_of_the_image():
 def test_the_commit_of_an_image_is_the_one_it_was_built_with(tmp_path, monkeypatch):
     """Its history stays outside, so a build argument tells."""
     assert "ENV PATH=/sweep/.venv/bin:$PATH SWEEP_COMMIT=$COMMIT" in (FILES / "Dockerfile").read_text()
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(code_version, "ROOT", tmp_path)
     monkeypatch.setenv("SWEEP_COMMIT", "0123456789ab+")
-    commit = provenance.commit.__wrapped__
+    commit = code_version.commit.__wrapped__
     assert commit() == "0123456789ab+"
     monkeypatch.setenv("SWEEP_COMMIT", "")
     assert commit() is None
@@ -241,7 +241,7 @@ def test_a_program_is_known_by_its_commit_or_as_an_installed_version(
     tmp_path, monkeypatch, commit, place, status, known
 ):
     (tmp_path / place).touch()
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    monkeypatch.setattr(provenance, "commit", lambda: commit)
-    monkeypatch.setattr(provenance, "changed_files", lambda: status)
-    assert (provenance.program_version() is not None) == known
+    monkeypatch.setattr(code_version, "ROOT", tmp_path)
+    monkeypatch.setattr(code_version, "commit", lambda: commit)
+    monkeypatch.setattr(code_version, "changed_files", lambda: status)
+    assert (code_version.program_version() is not None) == known

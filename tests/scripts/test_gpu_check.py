@@ -10,13 +10,13 @@ import pytest
 
 from backends import installed
 from backends.base import EnvironmentSpec
-from backends.launch import gpus, this_host
+from backends.launch import gpus, host_facts
 from backends.launch.gpus import Gpu
 from backends.prepare import locks
 from backends.tables import check
 from scripts import gpu_check
 from sweep.__main__ import main
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.config import cache_directory
 from tests.engines.test_gpu_memory import BY_BATCH, TOO_LARGE, too_large
 from tests.support.index_stub import make_wheel
@@ -31,7 +31,7 @@ def two_l4s(monkeypatch):
     for function in (gpus.present, gpus.visible):
         monkeypatch.setattr(gpus, function.__name__, lambda: present)
     monkeypatch.setattr(gpus, "driver", lambda: "580.65")
-    monkeypatch.setattr(this_host.task, "cuda_release", lambda compiler: None)
+    monkeypatch.setattr(host_facts.task, "cuda_release", lambda compiler: None)
 
 
 def names(folder: Path) -> list[str]:
@@ -107,9 +107,9 @@ def test_results_are_kept_and_reported(ran, tmp_path):
         gpu_check.Section("home", python(f"print({str(Path.home() / '.cache')!r})")),
         gpu_check.Section("none", (), obstacle=lambda: "1 GPUs here"),
     ]
-    days = [provenance.now()[:10]]
+    days = [code_version.now()[:10]]
     ran(made)
-    days.append(provenance.now()[:10])  # another one after midnight
+    days.append(code_version.now()[:10])  # another one after midnight
     text = (tmp_path / "report.md").read_text()
     for line in (
         r"\| good \| ok \| \d+ s \| 12 passed \|",
@@ -117,7 +117,7 @@ def test_results_are_kept_and_reported(ran, tmp_path):
         r"\| home \| ok \| \d+ s \| ~/\.cache \|",
         r"\| none \| skipped \| 0 s \| 1 GPUs",
         r"- vllm: environment vllm: vllm 0\.32\.0",
-        rf"at commit {re.escape(str(provenance.commit()))}, from ({'|'.join(days)}) ",
+        rf"at commit {re.escape(str(code_version.commit()))}, from ({'|'.join(days)}) ",
     ):
         assert re.search(line, text), text
     assert ran(made, "good").startswith("good: ok")
@@ -170,7 +170,7 @@ def test_a_section_is_ended_within_ten_minutes_even_if_it_does_not_want_to(tmp_p
 @pytest.mark.parametrize(("before", "afresh"), [("failed", True), ("ok", True), ("timeout", False)])
 def test_a_sweep_that_is_asked_for_again_starts_afresh_unless_it_was_cut_off(before, afresh, tmp_path):
     section = gpu_check.Section("x", python("import sys; print(sys.argv[1:])"), out=str(tmp_path / "none"))
-    result = gpu_check.Result("x", before, 1.0, "", provenance.now(), None)
+    result = gpu_check.Result("x", before, 1.0, "", code_version.now(), None)
     assert ("fresh=true" in gpu_check.run(section, tmp_path, None, result).detail) == afresh
 
 

@@ -49,7 +49,7 @@ QUIET = ["cluster=inline", "tracking=none", "dry_run=true"]
 def plan(capsys, tmp_path, monkeypatch):
     """The output of a dry run; no hub, and no GPU."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("backends.launch.this_host.gpu_names", lambda: ())
+    monkeypatch.setattr("backends.launch.host_facts.gpu_names", lambda: ())
 
     def dry_run(*arguments: str) -> list[str]:
         assert main([*arguments, *QUIET, f"out={tmp_path / 'run'}"]) == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from backends.base import Backend
 from backends.installed import configured, names
-from backends.tables.causes import cause_table
+from backends.tables.log_causes import cause_table
 from sweep.base.config import ROOT
 
 DOCUMENT = ROOT / "docs" / "backends.md"

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sweep.base import provenance
+from sweep.base import code_version
 from sweep.base.records import Outcome, Record, Records, Sample
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger
@@ -110,7 +110,7 @@ def finish_run(plan: Plan, paths: RunPaths) -> list[str]:
             records = make_records(min(trial.workload.num_requests, 2 * batch), batch, 8, 0.05 * batch, 0.05 / speed)
             row = TrialRow(
                 identity=identity(work, trial),
-                verdict=Verdict(outcome=Outcome.OK, ended_at=provenance.now()),
+                verdict=Verdict(outcome=Outcome.OK, ended_at=code_version.now()),
                 axes=coordinates(trial, work.axes),
                 observation=Observation("kernel", "", "[]"),
                 measured=trial_quantities(work, trial, records, {"shared_prefix_share": 0.5}),

@@ -10,11 +10,11 @@ from backends.tables.table import FOLDER
 from sweep.base.config import Strict
 from sweep.base.exits import LIBRARY_OUTAGES, Blame, Exit
 
-FILE = FOLDER / "causes.yaml"
+FILE = FOLDER / "log_causes.yaml"
 
 
 class KnownCause(Strict):
-    """A cause of failures, as causes.yaml has it."""
+    """A cause of failures, as log_causes.yaml has it."""
 
     cause: str
     words: str  # a regular expression
@@ -49,7 +49,7 @@ class CauseTable(Strict):
 
 @cache
 def cause_table() -> CauseTable:
-    """Return the table of causes.yaml."""
+    """Return the table of log_causes.yaml."""
     return CauseTable.model_validate(yaml.safe_load(FILE.read_text()))
 
 

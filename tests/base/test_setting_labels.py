@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sweep.__main__ import main
-from sweep.base.labels import dotted, labels
+from sweep.base.setting_labels import dotted, labels
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Why engines failed: real logs from public issues, each with the outcome, fault, cause and remedy that are right.
 
-A new log is a line of engine_logs.jsonl, a new cause a line of backends/tables/causes.yaml.
+A new log is a line of engine_logs.jsonl, a new cause a line of backends/tables/log_causes.yaml.
 """
 
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from backends.installed import configured, names
 from backends.launch import server
-from backends.tables.causes import cause_table, told
+from backends.tables.log_causes import cause_table, told
 from sweep.base.records import Outcome
 from sweep.drive import policy
 from tests.drive.test_policy import Ended, of_launch
