@@ -22,7 +22,7 @@ from sweep.search.probes import CLAIMS, WARM_UP, measured_of, question_of
 
 RISK = "about 8 % of such claims are too high in simulation, by at most 2 %"
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
-TRIES = 3  # of a probe that its surroundings spoiled
+PROBE_TRIES = 3  # of a probe that its surroundings spoiled
 LENGTHS = {"workload.input_tokens": "512", "workload.output_tokens": "128"}
 
 
@@ -73,7 +73,7 @@ class Search:
         self.plan = self.make(replace(self.base, points=self.points, coordinates=self.coordinates, seeds=self.seeds))
         trial = next(trial for trial in self.plan.trials if trial.seed == seed)
         row = self.ledger.valid_row(trial.trial_id)
-        for _ in range(TRIES):
+        for _ in range(PROBE_TRIES):
             if (row is not None and _is_measured(row)) or self.interrupted:
                 break
             self.interrupted = measure(self.plan)
