@@ -1,6 +1,6 @@
-"""Tables, figures and a report from the files of a run. Reads what `sweep.disk.run_files` wrote; never starts anything.
+"""Makes tables, figures and a report from a run's files. It reads what `sweep.disk.run_files` wrote and starts nothing.
 
-docs/library.md shows every call, docs/columns.md lists the frames and every column.
+docs/library.md shows every call, and docs/columns.md lists the frames and every column.
 """
 
 from analysis.load import RunNotFound, load, requests, telemetry

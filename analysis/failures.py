@@ -1,4 +1,4 @@
-"""The trials without a result: how they ended, with equal failures grouped."""
+"""The trials without a result and how they ended, with equal failures grouped."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from analysis.load import Run
 from analysis.point_names import Layout
 
 MOST_LOSSES = 40  # ways to fail
+NUMBER = r"\b[0-9a-f]*\d[0-9a-f]*(?:[.,]\d+)*"  # in which reasons may differ, and be the same
 
 
 class Loss(NamedTuple):
@@ -16,7 +17,7 @@ class Loss(NamedTuple):
     outcome: str
     reason: str
     trials: int
-    where: str  # which workloads and loads
+    where: str  # the workloads and loads concerned
     log: str | None
     log_tail: str | None
 
@@ -31,9 +32,10 @@ class Losses(NamedTuple):
 
 def losses(run: Run, layout: Layout) -> Losses:
     """The failures of a run, in the order of the plan."""
-    kind = ["line", "outcome", "reason"]
+    kind = ["line", "outcome", "alike"]
     lost = layout.placed(run.not_ok)
     lost["reason"] = lost["reason"].fillna("no reason given")
+    lost["alike"] = lost["reason"].str.replace(NUMBER, "#", regex=True)
     sizes = lost.value_counts(kind, sort=False)
     most = sizes.nlargest(MOST_LOSSES)
     lost = lost.merge(most.index.to_frame(index=False), on=kind)
@@ -42,13 +44,14 @@ def losses(run: Run, layout: Layout) -> Losses:
         Loss(
             line=str(line),
             outcome=str(outcome),
-            reason=str(reason),
+            reason=str(group["reason"].iloc[0])
+            + (" (in others other figures)" if group["reason"].nunique() > 1 else ""),
             trials=len(group),
             where="all its trials" if len(group) == planned[line] else "; ".join(_where(group, layout)),
             log=_log(run, group),
             log_tail=next(iter(group["log_tail"].dropna()), None),
         )
-        for (line, outcome, reason), group in lost.groupby(kind, sort=False)
+        for (line, outcome, _), group in lost.groupby(kind, sort=False)
     ]
     kinds, others = len(sizes) - len(most), sizes.sum() - most.sum()
     left_out = f"and {others:,} more trials with {kinds:,} other failures: see trials.parquet" if kinds else ""
@@ -56,7 +59,7 @@ def losses(run: Run, layout: Layout) -> Losses:
 
 
 def _log(run: Run, trials: pd.DataFrame) -> str | None:
-    """The engine log of the first of the trials that has one."""
+    """Return the engine log of the first trial that has one."""
     tried = trials.dropna(subset="attempt")
     paths = map(run.paths.engine_log, tried["deployment_id"], tried["attempt"])
     return next((path.as_posix() for path in paths if path.is_file()), None)

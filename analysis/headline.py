@@ -1,4 +1,4 @@
-"""The columns of a run's points: the headline figures, and those that describe the task and the outcome."""
+"""The columns of a run's points: the headline figures, and columns that describe the task and the outcome."""
 
 from sweep.base.records import LOAD_COLUMNS
 from sweep.numbers.quantity import columns
@@ -11,7 +11,7 @@ COUNTS = ("n", "not_ok", "planned", "outcomes", "requests", "failed")
 
 
 def _headline(steady: bool) -> tuple[str, ...]:
-    """The columns of the statistics that are declared as headlines, by their rank."""
+    """Return the columns of the statistics that are declared as headlines, by rank."""
     ranks = {
         column: statistic.quantity.headline[statistic.name]
         for column, statistic in columns().items()

@@ -1,7 +1,7 @@
-"""A run's files as pandas frames: trials at once, requests and telemetry on demand.
+"""Reads a run's files as pandas frames: trials at once, requests and telemetry on demand.
 
-A run is a folder, or the URL of one in an object store, whose needed files are copied to a temporary folder. Only the
-attempts that trials.parquet names are read: remains of a lost or superseded attempt do not belong to it.
+A run is a folder, or the URL of a folder in an object store, whose needed files are copied to a temporary folder. Only
+attempts in trials.parquet are read, since remains of lost or superseded attempts do not belong to the run.
 """
 
 import json
@@ -23,8 +23,9 @@ from sweep.disk.run_files import DamagedFile, RunPaths
 from sweep.disk.stored_run import LocalCopy
 from sweep.disk.tables import check_footer, read_table, warn_left_out
 
-_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # a missing count is not 0.0
+_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # keep missing counts apart from 0
 PARTS = ("backend", "model", "workload", "load")
+IMPORTED = "imported-"  # before the id of a trial that another tool measured
 _BULKY = (
     "config",
     "settings",
@@ -33,7 +34,7 @@ _BULKY = (
     "engine_facts",
     "telemetry_sources",
     "log_tail",
-)  # texts of kilobytes
+)  # columns with kilobytes of text
 
 
 class RunNotFound(Exception):
@@ -42,13 +43,13 @@ class RunNotFound(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's data without its request files."""
+    """A run's data without its requests."""
 
     paths: RunPaths
-    trials: pd.DataFrame  # one row a trial of the present plan; its bulky texts are categories
-    experiment: dict[str, Any] = field(default_factory=dict)  # plan.jsonl's entry of that kind
-    others: int = 0  # rows of other plans, left out
-    copy: LocalCopy | None = None  # of a run in an object store, whose files exist as long as this
+    trials: pd.DataFrame  # one row per trial of the current plan; bulky texts are categories
+    experiment: dict[str, Any] = field(default_factory=dict)  # the experiment's entry in plan.jsonl
+    others: int = 0  # number of omitted rows of other plans
+    copy: LocalCopy | None = None  # for a run in an object store: its files exist as long as this copy
 
     @property
     def name(self) -> str:
@@ -56,20 +57,20 @@ class Run:
 
     @property
     def place(self) -> str | Path:
-        """The run as a user names it: its folder, or its URL."""
+        """The run as a user writes it: its folder or URL."""
         return self.copy.url if self.copy else self.paths.out
 
     @property
     def baseline(self) -> dict[str, Any]:
-        """Column -> value of the points that others are compared with; empty without one."""
+        """The baseline as column -> value; empty if the run has no baseline."""
         return dict(self.experiment.get("baseline") or {})
 
     @cached_property
     def ok(self) -> pd.DataFrame:
-        """The trials that are results.
+        """The trials with a result.
 
-        Latencies are left out where the engine took its own stamps: they exclude the way to the client, so such trials
-        are compared on throughput and duration only.
+        If the engine took its own timestamps, latencies are left out: they exclude the way to the client, so such
+        trials are compared only by throughput and duration.
         """
         results = self.trials[self.trials["outcome"] == "ok"].copy()
         latencies = trial_row.latency_columns(self.percentiles)
@@ -82,37 +83,37 @@ class Run:
 
     @cached_property
     def percentiles(self) -> tuple[float, ...]:
-        """The percentiles that a series may have: the trials' own, and the default ones."""
+        """The percentiles that a series may have: the trials' percentiles and the default ones."""
         return _percentiles(self.trials["percentiles"].unique())
 
     @property
     def axes(self) -> list[str]:
-        """The columns of the experiment's axes that are not in every run."""
-        named = self.experiment.get("axes", self.trials.columns)  # without a plan, whatever else there is
+        """The columns of the experiment's axes that not every run has."""
+        named = self.experiment.get("axes", self.trials.columns)  # without a plan, all further columns
         schema = run_files.trial_schema(self.percentiles)
         return [name for name in named if name in self.trials.columns and name not in schema]
 
 
 def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = ("requests",)) -> Run:
-    """The run in a folder: the trials of its present plan, or all trials ever measured there.
+    """Open the run in a folder: the trials of its current plan, or all trials ever measured there.
 
-    `folder` may be the URL of a run in an object store; files of these kinds (LocalCopy) are then copied too.
+    `folder` may be the URL of a run in an object store. Then files of these `kinds` (LocalCopy) are copied as well.
 
     Raises:
-        RunNotFound, DamagedFile: if trials.parquet does not exist, or it or the plan's experiment is not whole.
+        RunNotFound, DamagedFile: if trials.parquet is missing, or it or the plan's experiment is damaged.
         ConfigError: if the store cannot be read.
     """
     paths, copy = _paths(folder, kinds)
     try:
         check_footer(paths.trials)
-        # Trials share the bulky texts: 20,000 times 4 KB. A run of an older version lacks some.
+        # Trials share the bulky texts (20,000 times 4 KB). Runs of older versions lack some of these columns.
         bulky = [name for name in _BULKY if name in pq.read_schema(paths.trials).names]
         with pq.ParquetFile(paths.trials, read_dictionary=bulky, page_checksum_verification=True) as file:
             table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFile(paths.trials, first_line(error)) from error
     trials, experiment = _frame(table), _experiment(paths.plan)
-    if all_rows:  # rows of other plans may have other axes
+    if all_rows:  # rows of other plans may have further axes
         trials = _with_settings(trials)
         without_plan = {key: value for key, value in experiment.items() if key not in ("axes", "trials")}
         return Run(paths, trials, without_plan, copy=copy)
@@ -121,18 +122,18 @@ def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = 
 
 
 def in_plan(run: Run) -> Run:
-    """The trials of a run's present plan, of a run that may be opened with all rows."""
+    """Return the trials of the current plan, even if the run was opened with all rows."""
     planned = _in_plan(run.trials)
     return Run(run.paths, planned, _experiment(run.paths.plan), len(run.trials) - len(planned), run.copy)
 
 
 def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
-    """The trials of a run, one row each: seconds, bytes, tokens per second, USD; missing where unknown.
+    """Return a run's trials, one row each, in seconds, bytes, tokens per second and USD. Unknown values are missing.
 
     `all_rows` adds trials that other commands measured in this folder, with `in_plan` False.
 
     Raises:
-        RunNotFound, DamagedFile: if trials.parquet does not exist, or is not whole.
+        RunNotFound, DamagedFile: if trials.parquet is missing or damaged.
         ConfigError: if the object store cannot be read.
     """
     paths, _copy = _paths(folder)
@@ -141,7 +142,7 @@ def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
 
 
 def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials of the present plan, without columns that only others have; all rows of an older version count."""
+    """Return the current plan's trials, without columns that only others have. Of an older version all rows count."""
     planned = trials["in_plan"].fillna(True).astype(bool)
     if planned.all():
         return trials
@@ -151,7 +152,7 @@ def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
-    """Add a column for each setting in which trials with equal names differ: a plan has columns for its axes alone.
+    """Add a column for each setting in which trials with equal names differ, since a plan has columns only for axes.
 
     Without these columns, trials of plans that differ in a setting would look like replicates of one point.
     """
@@ -166,19 +167,19 @@ def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
     columns = {}
     for key in (key for key in settings if "." in key):
         column = pd.Series(settings[key], trials.index, object)
-        if key in trials:  # an axis of some of the plans
+        if key in trials:  # an axis in some of the plans
             column = trials[key].astype(object).where(trials[key].notna(), column)
         columns[key] = column.infer_objects()
     return trials.assign(**columns)
 
 
 def _column_value(value: Any) -> Any:
-    """A setting as a column's value: a list becomes its text."""
+    """Return a setting as a column's value; a list becomes text."""
     return json.dumps(value) if isinstance(value, list) else value
 
 
 def _paths(folder: str | Path, kinds: Sequence[str] = ()) -> tuple[RunPaths, LocalCopy | None]:
-    """The files of a run, and the copy that they are if the run is in an object store."""
+    """Return a run's paths, and the local copy behind them if the run is in an object store."""
     copy = LocalCopy(str(folder), kinds) if object_store.is_url(str(folder)) else None
     paths = RunPaths(copy.folder if copy else Path(folder))
     if not paths.trials.is_file():
@@ -187,8 +188,8 @@ def _paths(folder: str | Path, kinds: Sequence[str] = ()) -> tuple[RunPaths, Loc
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    """Add missing columns: a run of an older version lacks some, which are null, like anything unknown."""
-    present = set(table.column_names)  # once: each look at the names makes a list of them all
+    """Add the columns that a run of an older version lacks, as null, like everything unknown."""
+    present = set(table.column_names)  # once, since every access builds the list of names
     texts = table["percentiles"].unique().to_pylist() if "percentiles" in present else []
     schema = run_files.trial_schema(_percentiles(texts))
     absent = pa.schema([(name, type_) for name, type_ in schema.items() if name not in present]).empty_table()
@@ -203,7 +204,7 @@ def _percentiles(texts: Iterable[Any]) -> tuple[float, ...]:
 
 
 def _experiment(plan: Path) -> dict[str, Any]:
-    """The plan's entry about the experiment as a whole; the trials' entries, one each, are passed over unread."""
+    """Return the plan's entry about the whole experiment, without parsing the entries about trials."""
     entry = run_files.read_experiment(plan) if plan.is_file() else {}
     return entry if entry.get("kind") == "experiment" else {}
 
@@ -211,14 +212,14 @@ def _experiment(plan: Path) -> dict[str, Any]:
 def requests(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
-    """The requests of a run's present plan, or of the named trials, with their `trial_id`; warm-up included (`phase`).
+    """Return the requests, including the warm-up (`phase`), of the current plan or of these trials, with `trial_id`.
 
-    A named trial may belong to another plan; for a trial measured twice it is the last measurement. A column that an
-    older file lacks is null. `damaged="skip"` leaves out unreadable files, with a Python warning that names each.
+    A named trial may belong to another plan. If it was measured twice, the last measurement counts. A column that an
+    older file lacks is null. `damaged="skip"` leaves out unreadable files, with a Python warning for each.
 
     Raises:
-        RunNotFound, KeyError: if there is no such run or trial.
-        DamagedFile: naming the first file that cannot be read.
+        RunNotFound, KeyError: if the run or trial does not exist.
+        DamagedFile: for the first file that cannot be read.
     """
     return _read(open_run(folder), "requests.parquet", trial_id, damaged == "skip")
 
@@ -226,12 +227,12 @@ def requests(
 def telemetry(
     folder: str | Path, trial_id: str | Iterable[str] | None = None, damaged: Literal["raise", "skip"] = "raise"
 ) -> pd.DataFrame:
-    """As `requests`, the telemetry: time (s from the trial's start), series, device, value, trial_id."""
+    """Return telemetry as `requests` does: time (seconds from the trial's start), series, device, value, trial_id."""
     return _read(open_run(folder, kinds=("telemetry",)), "telemetry.parquet", trial_id, damaged == "skip")
 
 
 def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
-    """Where the files of a trials row are."""
+    """Return the folder with the files of a row of the trials."""
     return run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder
 
 

@@ -1,6 +1,6 @@
-"""The labels of measured columns, their unit on a label, and which direction is better, as their quantity declares.
+"""The label of each measured column, the unit on the label, and which direction is better, from the column's quantity.
 
-Data are in seconds, bytes and shares; only labels are in ms, GiB and %.
+Data are stored in seconds, bytes and shares. Only labels use ms, GiB and %.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,7 +23,7 @@ _SCALES = {
 
 @dataclass(frozen=True)
 class LabelledColumn:
-    """A measured column as people read it: `label` in `unit`, which is the data times `scale`."""
+    """A measured column as people read it, with its `label` and `unit`. A figure is the data times `scale`."""
 
     column: str
     label: str
@@ -31,7 +31,7 @@ class LabelledColumn:
     unit: str
     scale: float
     better: Literal["higher", "lower"] | None
-    quantity: str = ""  # whose statistic or figure it is; of a column made here, none
+    quantity: str = ""  # the quantity that declares it; empty for a column made here
 
     @property
     def axis(self) -> str:
@@ -39,12 +39,12 @@ class LabelledColumn:
 
     @property
     def in_sentence(self) -> str:
-        """The short name within a sentence: acronyms stay as they are."""
+        """The short name within a sentence, in lower case except acronyms."""
         acronym = self.short[1:2].isupper() or self.short[1:2].isdigit()
         return self.short if acronym else self.short[:1].lower() + self.short[1:]
 
     def shown(self, value: float) -> str:
-        """A value with three significant digits, without its unit; an em dash without one."""
+        """Return a value with three significant digits and no unit, or an em dash if it is missing."""
         return number(value * self.scale)
 
 
@@ -54,7 +54,7 @@ def setting(value: Any) -> str:
 
 
 def labelled_column(column: str, percentiles: Iterable[float] = PERCENTILES) -> LabelledColumn | None:
-    """The labels of a column of trials.parquet; None if it is not a measured number."""
+    """Return the labels of a column in trials.parquet; None if it is not a measured number."""
     statistic = columns(percentiles).get(column)
     if statistic is None or statistic.type not in (int, float):
         return None
@@ -73,20 +73,20 @@ def labelled_column(column: str, percentiles: Iterable[float] = PERCENTILES) -> 
 def compared_column(
     column: str, suggestions: Iterable[str], percentiles: Iterable[float] = PERCENTILES
 ) -> LabelledColumn:
-    """The labels of a column by which one configuration is better than another.
+    """Return the labels of a column that has a better direction, so that it can rank configurations.
 
     Raises:
-        ConfigError: for an unknown name; it names the nearest of the suggestions.
+        ConfigError: for any other name; the message gives the nearest suggestion.
     """
     labelled = labelled_column(column, percentiles)
     if labelled is None or labelled.better is None:
         raise ConfigError(
-            f"metric={column}: no measured quantity that is better higher or lower; {did_you_mean(column, suggestions)}"
+            f"metric={column}: expected a quantity with a better direction; {did_you_mean(column, suggestions)}"
         )
     return labelled
 
 
 def definitions(available: Collection[str], percentiles: Iterable[float] = PERCENTILES) -> dict[str, str]:
-    """Name -> formula of the quantities that have any of the columns."""
+    """Return name -> formula for the quantities with any of these columns."""
     declared = (statistic.quantity for name, statistic in columns(percentiles).items() if name in available)
     return {quantity.name: quantity.formula for quantity in declared}

@@ -1,4 +1,4 @@
-"""A run summarised once, for its tables, its figures and its report."""
+"""Summarises a run once, for its tables, figures and report."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from sweep.numbers.warnings import ResultWarning
 
 @dataclass(frozen=True)
 class RunResults:
-    """A run and everything derived from it, each part computed when it is first needed."""
+    """A run and everything derived from it. Each part is computed when it is first needed."""
 
     run: Run
 
@@ -34,7 +34,7 @@ class RunResults:
 
     @property
     def contests(self) -> Contests:
-        """How any two of the points compare, by any measured figure."""
+        """The contests, which compare any two points by any measured figure."""
         return self._summarised[1]
 
     @cached_property
@@ -47,7 +47,7 @@ class RunResults:
 
     @property
     def points(self) -> pd.DataFrame:
-        """The summary with the place of each point in the figures."""
+        """The summary, with each point's place in the figures."""
         return self.layout.points
 
     @cached_property
@@ -59,7 +59,7 @@ class RunResults:
         return by_point(self.warnings)
 
     def warnings_at(self, point: "pd.Series[Any]") -> list[ResultWarning]:
-        """The warnings about a row of `points`, one for each code."""
+        """Return the warnings about a row of `points`, one per code."""
         return self.point_warnings.get(int(str(point.name)), [])
 
     @cached_property
@@ -77,7 +77,7 @@ class RunResults:
 
     @cached_property
     def vllm_figures(self) -> VLLMFigures:
-        """The trials' figures by vLLM's definitions, from their requests; raises DamagedFile."""
+        """The trials' figures by vLLM's definitions, from their requests. Raises DamagedFile."""
         return vllm_figures(self.run)
 
     @cached_property
@@ -86,12 +86,12 @@ class RunResults:
 
 
 def open_results(folder: str | Path, all_rows: bool = False) -> RunResults:
-    """The results of the run in a folder or at a URL, of its present plan or all; raises as `load` does."""
+    """Open the results of a run in a folder or at a URL: its current plan or all rows. Raises as `load` does."""
     return RunResults(open_run(folder, all_rows))
 
 
 def number_formats(run: Run, layout: Layout) -> dict[str, list[str]]:
-    """The lines measured in each number format, e.g. `bfloat16, bitsandbytes nf4`: a speed means little without it."""
+    """Return the lines by number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed means little without it."""
     ok = layout.placed(run.ok)[["line", "dtype", "engine_facts"]].drop_duplicates()
     formats: dict[str, list[str]] = {}
     for line, dtype, facts in ok.astype(object).itertuples(index=False, name=None):
@@ -102,7 +102,7 @@ def number_formats(run: Run, layout: Layout) -> dict[str, list[str]]:
 
 
 def _format(dtype: Any, facts: dict[str, Any]) -> str:
-    """The data type of the computation, the quantisation of the weights, and its method if known."""
+    """Return the data type of the computation and the weights' quantisation, with its method if known."""
     quantisation, method = facts.get("quantization"), facts.get("quantization_method")
     if quantisation and method:
         quantisation = f"{quantisation} (made by {method})"

@@ -1,7 +1,7 @@
-"""One row per point of the plan: its replicates' mean with a 95 % interval, and how it compares to the baseline.
+"""Summarises each point of the plan in a row: figures with 95 % intervals, and how they compare to the baseline.
 
-Only `ok` trials are summarised. A point without any, or of which no trial has run yet, is a row with n = 0, so that it
-is not taken for one that was never asked for; and every axis of the plan tells points apart, whatever has a result.
+Only `ok` trials are summarised. A planned point without an `ok` trial has a row with n = 0, so that it does not look as
+if nobody had asked for it. Every axis of the plan distinguishes points, whether or not they have a result.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from analysis.headline import ASKED, HEADLINE, STEADY
 from analysis.load import Run
@@ -26,33 +27,33 @@ from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
 
-NOT_RUN = "not run"  # beside the outcomes: the sweep was stopped before
+NOT_RUN = "not run"  # a further outcome: the sweep stopped before the trial
 
 SUMMARY_COLUMNS = {
     "run": ("", "the run's name, in summary.csv of a report of several runs"),
     "backend, model, workload, load, batch_size, concurrency, rate": ("", "the point, as in trials.parquet"),
-    "accelerator": ("", "the same, if the results have several"),
+    "accelerator": ("", "the same, if the run has several"),
     "KEY": ("", "an axis of the experiment under its dotted key, e.g. backend.flags.max-num-seqs"),
     "ladder_parent": ("", "the parent of a ladder's step"),
     "n, not_ok, planned": ("trials", "trials with a result, others that ran, and all planned ones"),
     "outcomes": ("", "the trials by outcome"),
-    "requests, failed": ("requests", "requests answered in trials with a result, and failed there"),
-    "FIGURE": ("as in trials.parquet", "a measured column, of all requests of the point's trials together"),
+    "requests, failed": ("requests", "answered and failed requests in trials with a result"),
+    "FIGURE": ("as in trials.parquet", "a measured column, over all requests of the point's trials"),
     "FIGURE_ci_low, FIGURE_ci_high": ("as FIGURE", "ends of its 95 % interval of these launches"),
     "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95 % interval of a new launch"),
-    "FIGURE_effective_n": ("requests", "number of independent requests that would say as much"),
+    "FIGURE_effective_n": ("requests", "number of independent requests with the same information"),
     "FIGURE_by_launches": (
         "",
-        "whether its intervals are from the launches' own figures, since requests give none",
+        "whether its intervals come from the launches' own figures, since the requests give none",
     ),
-    "FIGURE_n": ("trials", "trials with a value, if some with a result lack it"),
+    "FIGURE_n": ("trials", "trials with a value, if some trials with a result lack it"),
     "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline figure: its ratio to the baseline, or parent"),
     "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95 % interval (docs/comparing.md)"),
     "FIGURE_standing": ("", "of a headline figure: best, tie with the best, or behind"),
-    "unpooled": ("", "figures that are means over the trials, since some requests cannot be read"),
+    "unpooled": ("", "figures that are means over trials, since some requests cannot be read"),
     "as_offered": ("", "whether an open loop set its throughput"),
-    "steady_share": ("share", "share of the trials with a result that have a steady-state window"),
-    "lost_to_failures": ("", "the percentiles that fall on failed requests, with their known bounds in s"),
+    "steady_share": ("share", "share of trials with a result that have a steady-state window"),
+    "lost_to_failures": ("", "percentiles that fall on failed requests, with their known bounds in seconds"),
     "warnings": ("", "codes of the point's warnings (docs/warnings.md)"),
 }
 """The columns of summary.csv, for docs/columns.md: unit, meaning."""
@@ -62,7 +63,7 @@ IDENTITY = ("backend", "model", "workload", "load", *LOAD_COLUMNS)
 
 
 def key_columns(run: Run) -> list[str]:
-    """The columns that make a point: IDENTITY, the accelerator if results are of several, and axes that say more."""
+    """Return the columns that identify a point: IDENTITY, the accelerator if there are several, and further axes."""
     axes = [axis for axis in run.axes if not _repeats(run.trials, axis) and axis != "ladder_parent"]
     accelerator = ["accelerator"] if run.ok["accelerator"].nunique() > 1 else []
     return [*IDENTITY, *accelerator, *axes]
@@ -73,17 +74,17 @@ def _repeats(trials: pd.DataFrame, axis: str) -> bool:
     column = axis.rpartition(".")[2]
     if column == axis or column not in IDENTITY:
         return False
-    set_there = trials[trials[axis].notna()]  # an axis of one kind of load is null for the others
+    set_there = trials[trials[axis].notna()]  # an axis of one kind of load is null for other kinds
     return bool(set_there[axis].eq(set_there[column]).all())
 
 
 def planned_trials(run: Run) -> int:
-    """The number of trials in the plan; if unknown, the number with a row."""
+    """Return the number of trials in the plan or, if unknown, with a row."""
     return max(int(run.experiment.get("trials") or 0), len(run.trials))
 
 
 def measured_columns(run: Run) -> list[str]:
-    """The measured columns that have a value in some trial: the headline first, then the whole runs' and STEADY."""
+    """Return the measured columns with a value in some trial: headline columns first, then the others, then STEADY."""
     whole_run = [name for name, statistic in columns(run.percentiles).items() if not statistic.steady]
     names = dict.fromkeys([*HEADLINE, *whole_run, *STEADY])
     statistics = columns(run.percentiles)
@@ -96,12 +97,12 @@ def measured_columns(run: Run) -> list[str]:
 
 
 def summarise(run: Run) -> pd.DataFrame:
-    """The points of a run, as `summary_and_contests`."""
+    """Return the points of a run, as `summary_and_contests` does."""
     return summary_and_contests(run)[0]
 
 
 def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
-    """The points of a run, sorted, and how any two of them compare.
+    """Return a run's points, sorted, and the contests that compare any two of them.
 
     Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
     answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
@@ -126,7 +127,10 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
     points["outcomes"] = [", ".join(f"{name} {count}" for name, count in counts.most_common()) for counts in outcomes]
     answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(trials.index)
     points["requests"] = answered.groupby(point).sum()
-    points["failed"] = run.ok["num_failed"].reindex(trials.index).groupby(point).sum()
+    failed = run.ok["num_failed"]
+    if "earlier_failed" in run.ok:  # of attempts that did not become the result
+        failed = failed + run.ok["earlier_failed"].fillna(0)
+    points["failed"] = failed.reindex(trials.index).groupby(point).sum()
     measured = run.ok[measured_columns(run)].astype("float64").reindex(trials.index)
     measured = without_lost(run, measured, point)
     counts = measured.groupby(point).count()
@@ -152,7 +156,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
 
 
 def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
-    """`<headline>_standing` of each point, by its figure; null where its task and load have no other point."""
+    """Return `<headline>_standing` of each point by its figure; null if its task and load have no other point."""
     quantities = [labelled_column(headline) for headline in HEADLINE if headline in contests.figures]
     columns = {
         f"{quantity.column}_standing": contests.standings(quantity, figures[quantity.column].to_numpy(np.float64))
@@ -163,7 +167,7 @@ def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
-    """The columns of a figure."""
+    """Return the columns of a figure."""
     ends = (figure.low, figure.high, figure.new_low, figure.new_high)
     columns = {name: figure.value} | {
         f"{name}_{end}": values for end, values in zip(INTERVAL_COLUMNS, ends, strict=True)
@@ -172,7 +176,7 @@ def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
 
 
 def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]]:
-    """The number of trials of each point by how they ended."""
+    """Return each point's number of trials by outcome."""
     counts = [Counter[str]() for _ in range(int(point.max(initial=-1)) + 1)]
     for index, outcome in zip(point, outcomes, strict=True):
         counts[index][outcome] += 1
@@ -180,10 +184,12 @@ def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]
 
 
 def _order(points: pd.DataFrame, run: Run) -> Positions:
-    """By workload and load, engines in the plan's order within: rows to be compared stand together."""
+    """Sort by workload and load, then by engine in the plan's order, so that rows to compare stand together."""
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     by = [column for column in ASKED if column in points]
+    axes = [str(key) for key in points if str(key).partition(".")[0] in ASKED and "." in str(key)]
+    by += [key for key in axes if is_numeric_dtype(points[key])]  # of lengths, say: 32, 64, 128
     return np.asarray(by_engine.sort_values(by, kind="stable").index, np.int64)
 
 
@@ -203,7 +209,7 @@ def _planned(run: Run, keys: list[str]) -> pd.DataFrame:
 
 
 def _not_run(run: Run, keys: list[str]) -> pd.DataFrame:
-    """The planned trials without a row. Of a complete run the long plan is not read."""
+    """Return the planned trials without a row. The long plan of a complete run is not read."""
     plan = run_files.read_plan(run.paths.plan) if planned_trials(run) > len(run.trials) else []
     measured = set(run.trials["trial_id"])
     deployments: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""A table whose columns are declared once: for the terminal, Markdown, CSV, JSON, HTML and the documents."""
+"""Tables whose columns are declared once for the terminal, Markdown, CSV, JSON, HTML and the documents."""
 
 import csv
 import io
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Item = TypeVar("Item")
-KEY: dict[str, Any] = {"kind": "text", "key": True}  # words that say which row one is in
-NONE = "—"  # the cell of a figure that does not exist
-PIPED_WIDTH = 160  # characters of a table that no terminal bounds
+KEY: dict[str, Any] = {"kind": "text", "key": True}  # text that identifies a row
+NONE = "—"  # the cell of a missing figure
+PIPED_WIDTH = 160  # characters in a table's line outside a terminal
 COLUMN_GAP = 2  # characters between two columns in the terminal
-NARROWEST_WORDS = 12  # characters of a column of words, before the terminal's table breaks one
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings that a spreadsheet computes
+NARROWEST_WORDS = 12  # characters in a column of words before the terminal's table breaks words
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that a spreadsheet would compute
 FORMATS = ("text", "markdown", "csv", "json")
-CODE_SPAN = re.compile(r"(`[^`]*`)")  # of Markdown
+CODE_SPAN = re.compile(r"(`[^`]*`)")  # in Markdown
 
 
 class Cell(NamedTuple):
-    """The text that people read of a row in one column."""
+    """The text that people read in one cell."""
 
     text: str
-    detail: str = ""  # beside it, muted: an interval
+    detail: str = ""  # muted text beside it, e.g. an interval
     best: bool = False
     warnings: Sequence[Any] = ()  # marks in HTML
     style: str = ""  # in the terminal
@@ -45,17 +45,17 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column(Generic[Item]):
-    """A column: its name and content in files, and how people read it. Either half may be left out."""
+    """A column: its name and content in files, and its heading and cells for people. Either half may be left out."""
 
-    name: str = ""  # its key in CSV and JSON; `low, high` for a value of two; empty: people alone read it
+    name: str = ""  # key in CSV and JSON, or `low, high` for a pair of values; empty: not in files
     meaning: str = ""
-    value: Callable[[Item], Any] | None = None  # in data units; of several keys a tuple
-    cell: Callable[[Item], Cell | str] | None = None  # what people read; without it and without a kind, files alone
-    of_value: str = ""  # the unit of the value
+    value: Callable[[Item], Any] | None = None  # in data units; a tuple for several keys
+    cell: Callable[[Item], Cell | str] | None = None  # for people; without it or a kind, only files have the column
+    of_value: str = ""  # unit of the value
     heading: str = ""  # over the cells; default: the name
-    unit: str = ""  # of the cells
-    kind: str = ""  # `text` or `text wide`; else numbers, which no line break divides
-    key: bool = False  # repeated where a table is divided, since it says which row one is in
+    unit: str = ""  # unit of the cells
+    kind: str = ""  # `text` or `text wide`; otherwise numbers, which are never broken
+    key: bool = False  # identifies a row, so it is repeated if the table is divided
 
     @property
     def title(self) -> str:
@@ -63,7 +63,7 @@ class Column(Generic[Item]):
         return self.heading or self.name
 
     def shown(self, row: Item) -> Cell:
-        """Return a row as people read it."""
+        """Return a row's cell for people."""
         if self.cell is None:
             value = self.value(row) if self.value else None
             return Cell(NONE if value is None else str(value))
@@ -71,7 +71,7 @@ class Column(Generic[Item]):
         return cell if isinstance(cell, Cell) else Cell(cell)
 
     def record(self, row: Item) -> dict[str, Any]:
-        """Return a row as files hold it, by key; None for a number that does not exist."""
+        """Return a row's values for files, by key; None for a missing number."""
         if not self.name or self.value is None:
             return {}
         names, value = self.name.split(", "), self.value(row)
@@ -81,7 +81,7 @@ class Column(Generic[Item]):
 def view(
     heading: str, cell: Callable[[Item], Cell | str], unit: str = "", kind: str = "", key: bool = False
 ) -> Column[Item]:
-    """A column that people alone read."""
+    """Declare a column that only people read."""
     return Column(heading=heading, cell=cell, unit=unit, kind=kind, key=key)
 
 
@@ -92,11 +92,11 @@ class Table(Generic[Item]):
     columns: Sequence[Column[Item]]
     rows: Sequence[Item]
     title: str = ""
-    points: int = 0  # of which the rows are the first
+    points: int = 0  # number of points, if the rows are only the first of them
 
     @cached_property
     def _visible(self) -> list[tuple[Column[Item], list[Cell]]]:
-        """The columns that people read, each with its cells, without columns that are empty in every row."""
+        """Return the columns for people with their cells, without columns that are empty in every row."""
         columns = [column for column in self.columns if column.cell or column.kind]
         cells = [[column.shown(row) for row in self.rows] for column in columns]
         shown = zip(columns, cells, strict=True)
@@ -104,20 +104,20 @@ class Table(Generic[Item]):
 
     @property
     def headings(self) -> list[Column[Item]]:
-        """The columns that people read."""
+        """The columns for people."""
         return [column for column, _ in self._visible]
 
     @property
     def body(self) -> list[list[Cell]]:
-        """The cells that people read, row by row."""
+        """The cells for people, row by row."""
         return [[cells[index] for _, cells in self._visible] for index in range(len(self.rows))]
 
     def first(self, rows: int) -> "Table[Item]":
-        """The table with its first rows alone."""
+        """Return the table with only its first rows."""
         return replace(self, rows=self.rows[:rows])
 
     def condensed(self) -> tuple["Table[Item]", str]:
-        """The table without columns whose cells are all equal, and these in half a line."""
+        """Return the table without columns whose cells are all equal, and these columns in a few words."""
         if len(self.rows) < 2:
             return self, ""
         equal = [(column, cells[0]) for column, cells in self._visible if len({str(cell) for cell in cells}) == 1]
@@ -126,9 +126,9 @@ class Table(Generic[Item]):
         return replace(self, columns=varying), ", ".join(texts)
 
     def within(self, width: int) -> "Table[Item]":
-        """The table without its last columns, as far as one in a terminal of this width has no room for them.
+        """Return the table without the last columns, if a terminal of this width has no room for them.
 
-        Beside the keys and one column another has no room either where words of the keys would have to wrap.
+        Beside the keys and one column, a further column also has no room if it would make the keys wrap.
         """
         sizes = self._sizes()
         shown = len(next(_panels(sizes, width), ([], []))[0])
@@ -138,13 +138,13 @@ class Table(Generic[Item]):
         return replace(self, columns=self.headings[:shown])
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records that files hold, one a row."""
+        """Return the records for files, one per row."""
         return [
             {key: value for column in self.columns for key, value in column.record(row).items()} for row in self.rows
         ]
 
     def csv(self) -> str:
-        """The records as CSV, of which no cell is a formula."""
+        """Return the records as CSV without formulas."""
         output = io.StringIO()
         writer = csv.writer(output, lineterminator="\n")
         writer.writerow(name for column in self.columns if column.name for name in column.name.split(", "))
@@ -152,18 +152,18 @@ class Table(Generic[Item]):
         return output.getvalue()
 
     def json(self) -> str:
-        """The records as JSON."""
+        """Return the records as JSON."""
         return json_text(self.records())
 
     def markdown(self) -> list[str]:
-        """The lines of the table in Markdown, units beside the headings."""
+        """Return the table's lines in Markdown, with units beside the headings."""
         names = [f"{column.title} ({column.unit})" if column.unit else column.title for column in self.headings]
         cells = ([str(cell) for cell in row] for row in self.body)
         head, *rows = (f"| {' | '.join(map(markdown_cell, row))} |" for row in [names, *cells])
         return [head, "|" + "---|" * len(names), *rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table; columns that do not fit follow in further tables, behind the same keys."""
+        """Yield the table. Columns that do not fit follow in further tables, behind the same keys."""
         if self.title:
             yield Text(one_line(self.title), style="bold")
         rows = [[Text(one_line(str(cell)), style=cell.style) for cell in row] for row in self.body]
@@ -176,7 +176,7 @@ class Table(Generic[Item]):
 
     @property
     def _heads(self) -> list[list[str]]:
-        """The lines above each column in the terminal: its heading, and its unit."""
+        """Return the lines above each column in the terminal: heading and unit."""
         return [[one_line(text) for text in (column.title, column.unit) if text] for column in self.headings]
 
     def _sizes(self) -> list["_Size"]:
@@ -189,7 +189,7 @@ class Table(Generic[Item]):
 def _text_lines(
     cells: Sequence[Text], columns: Sequence[tuple[int, int, bool]], console: Console, head: bool = False
 ) -> Iterator[Text]:
-    """Yield the lines of a row; `columns`: index, width, and if it has words. A head stands at the foot."""
+    """Yield a row's lines. `columns` has index, width and whether it holds words. A head is aligned at the bottom."""
     wrapped = [cells[index].wrap(console, width, overflow="fold") for index, width, _ in columns]
     height = max(map(len, wrapped))
     for number in range(height):
@@ -205,7 +205,7 @@ def _text_lines(
 
 
 class _Size:
-    """How wide a column of the terminal may be: `least` and at most `most`; `unbroken` breaks no word."""
+    """The width of a column in the terminal: from `least` to `most`; `unbroken` is the width that breaks no word."""
 
     def __init__(self, words: bool, key: bool, head: Sequence[str], cells: Sequence[str]) -> None:
         self.words, self.key = words, key
@@ -216,7 +216,7 @@ class _Size:
 
 
 def _panels(sizes: Sequence[_Size], width: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield the columns that stand beside each other, with their widths: as many as fit."""
+    """Yield groups of columns that fit beside each other, with their widths."""
     keys = [index for index, size in enumerate(sizes) if size.key]
     pending = [index for index, size in enumerate(sizes) if not size.key]
     while pending or keys:
@@ -235,7 +235,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _widths(sizes: Sequence[_Size], width: int) -> list[int]:
-    """Return the widths of columns: no word broken if there is room, then no line; otherwise narrowed."""
+    """Return the widths of columns. They break no word if there is room, and no line if there is more room."""
     widths = [size.least for size in sizes]
     while _total(widths) > width and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
@@ -249,25 +249,25 @@ class Line(NamedTuple):
     """A sentence before or after a table."""
 
     text: str
-    style: str = ""  # in the terminal; a bold one is bold in Markdown too
+    style: str = ""  # in the terminal; bold also applies to Markdown
 
     def __rich__(self) -> Text:
         return Text(one_line(self.text), style=self.style)
 
 
-OutputPart = Line | Table[Any]  # of the output of a command
+OutputPart = Line | Table[Any]  # a part of a command's output
 
 
 @dataclass(frozen=True)
 class Output:
-    """The output of a command: lines and tables for people, one table for files."""
+    """A command's output: lines and tables for people, and one table for files."""
 
     parts: Sequence[OutputPart]
     table: Table[Any]
-    data: Any = None  # of JSON; default: the table's records
+    data: Any = None  # data for JSON; default: the table's records
 
     def written(self, form: str) -> str:
-        """The output in one of FORMATS."""
+        """Return the output in one of FORMATS."""
         match form:
             case "text":
                 console = Console(file=io.StringIO(), highlight=False, width=PIPED_WIDTH)
@@ -280,7 +280,7 @@ class Output:
         return json_text(self.table.records() if self.data is None else self.data)
 
     def print(self, form: str, console: Console) -> None:
-        """Print it in one of FORMATS."""
+        """Print the output in one of FORMATS."""
         if form == "text":
             print_parts(self.parts, console)
         else:
@@ -288,7 +288,7 @@ class Output:
 
 
 def print_parts(parts: Iterable[OutputPart], console: Console) -> None:
-    """Print lines and tables. Where no terminal bounds them, lines stay whole."""
+    """Print lines and tables. Outside a terminal, lines are not broken."""
     above: OutputPart | None = None
     for part in (each for each in parts if isinstance(each, Line) or each.rows):
         if isinstance(part, Table) or isinstance(above, Table):
@@ -313,7 +313,7 @@ def markdown_lines(parts: Iterable[OutputPart]) -> Iterator[str]:
 
 
 def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table[Sequence[object]]:
-    """A table of texts under headings."""
+    """Return a table of texts under headings."""
 
     def column(index: int, heading: str) -> Column[Sequence[object]]:
         return view(heading or " ", lambda row: str(row[index]), kind="text")
@@ -322,22 +322,22 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title:
 
 
 def meanings_table(meanings: Mapping[str, tuple[str, ...]], headings: Sequence[str]) -> Table[Sequence[object]]:
-    """A table for documents: names as code, then their description; a dash for an empty cell."""
+    """Return a table for documents: names as code with their descriptions, and a dash for an empty cell."""
     return text_table(headings, ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items()))
 
 
 def meanings(columns: Iterable[Column[Any]]) -> dict[str, tuple[str, str]]:
-    """Name -> unit and meaning of the columns that files have."""
+    """Return name -> (unit, meaning) for the columns in files."""
     return {column.name: (column.of_value, column.meaning) for column in columns if column.name}
 
 
 def one_line(text: str) -> str:
-    """A text in one line, its control characters as escapes: no terminal obeys it."""
+    """Return a text in one line with control characters escaped, so that it cannot control a terminal."""
     return printable(" ".join(re.split("[\n\r\t]+", text)))
 
 
 def markdown_cell(text: str) -> str:
-    """A cell that ends no column and begins no HTML."""
+    """Escape a cell, so that it neither ends a column nor begins HTML."""
     return _without_html(re.sub(r"(\\*)\|", r"\1\1\\|", one_line(text)))
 
 
@@ -347,7 +347,7 @@ def _without_html(text: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for CSV: an apostrophe before a text that a spreadsheet would compute, unless it is a number."""
+    """Return a value for CSV, with an apostrophe before a text that a spreadsheet would compute."""
     if not isinstance(value, str):
         return value
     text = printable(re.sub("\r\n?", "\n", value))
@@ -355,7 +355,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def csv_of(frame: "pd.DataFrame") -> str:
-    """A frame as CSV, of which no cell is a formula."""
+    """Return a frame as CSV without formulas."""
     return frame.map(csv_cell).to_csv(index=False)
 
 
@@ -367,7 +367,7 @@ def _is_number(text: str) -> bool:
 
 
 def json_text(data: Any) -> str:
-    """Data as JSON in ASCII, without a control character."""
+    """Return data as JSON in ASCII without control characters."""
     return json.dumps(data, indent=2).replace("\x7f", "\\u007f") + "\n"
 
 

@@ -1,35 +1,42 @@
-"""Warnings about a run's results: its trials' own, and the ones that only a comparison of trials or points finds.
+"""Warnings about a run's results: the trials' warnings, and warnings that only a comparison of trials or points finds.
 
-A check is a function in CHECKS, by `sweep.numbers.warnings.register`: its name is the code, its docstring the meaning.
+A check is a function in CHECKS (`sweep.numbers.warnings.register`): its name is the code, its docstring the meaning.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.point_names import Layout, listed
+from analysis.quantities import labelled_column
+from analysis.statistics.intervals import FloatArray, t
 from analysis.statistics.pooled import of_endpoints
 from analysis.statistics.standings import UNEQUAL, warnings_of_trials
 from analysis.summary import planned_trials
-from sweep.base.wording import count
+from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
 
-WIDE = 0.10  # half an interval over its mean
-UNEQUAL_INPUTS = 1.05  # most over fewest tokens in a prompt: a chat template may add a few
-MOST_NAMED = 3  # points in a sentence
-OF_FIGURES = ("few-requests", "few-steady-requests")  # about figures that the trials have, and their point may not
+WIDE = 0.10  # half an interval / its mean
+UNEQUAL_CHARACTERS = 1.3  # most over fewest characters to a token
+UNEQUAL_INPUTS = 1.05  # most / fewest tokens in a prompt; a chat template may add a few
+LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and change, by which they differ with their age
+BY_AGE = ("output_throughput", "e2el_p50")
+MOST_NAMED = 3  # points that a sentence names
+OF_FIGURES = ("few-requests", "few-steady-requests")  # about figures of trials, which the point may lack
 CHECKS: list[Check] = []
 _warning = partial(register, CHECKS, Severity.WARNING)
 
 
 def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
-    """Every warning about a run, the most serious first: one for each trial, point or run that a check finds."""
+    """Return every warning about a run, the most serious first: one per trial, point or run that a check finds."""
     warnings = [
         replace(warning, points=(point,))
         for point, alike in zip(layout.placed(run.ok)["point"], warnings_of_trials(run.ok), strict=True)
@@ -43,13 +50,13 @@ def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
 
 
 def _has_some(points: pd.DataFrame, point: int, columns: Iterable[str]) -> bool:
-    """Return whether a point has one of these figures, unless none of them was measured at all."""
+    """Return whether a point has one of these figures; True if none of them was measured at all."""
     measured = [column for column in columns if column in points]
     return not measured or bool(points.loc[point, measured].notna().any())
 
 
 def grouped(warnings: Iterable[ResultWarning]) -> list[ResultWarning]:
-    """One warning for each code: the worst of its figures, and all the trials and points, the worst first."""
+    """Merge the warnings of each code into one, with the worst figures and all trials and points, worst first."""
     by_code: dict[str, list[ResultWarning]] = {}
     for warning in warnings:
         by_code.setdefault(warning.code, []).append(warning)
@@ -64,7 +71,7 @@ def grouped(warnings: Iterable[ResultWarning]) -> list[ResultWarning]:
 
 
 def by_point(warnings: Iterable[ResultWarning]) -> dict[int, list[ResultWarning]]:
-    """Position of a point in the summary -> the warnings about it and its trials, one for each code."""
+    """Return a point's position in the summary -> the warnings about it and its trials, one per code."""
     concerned: dict[int, list[ResultWarning]] = {}
     for warning in warnings:
         for point in warning.points:
@@ -73,7 +80,7 @@ def by_point(warnings: Iterable[ResultWarning]) -> dict[int, list[ResultWarning]
 
 
 def scope(warning: ResultWarning, layout: Layout) -> str:
-    """The points concerned, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty if it is the run."""
+    """Name the points concerned, e.g. `4 of 12 points of vllm; the worst: vllm, qa`; empty if it is the whole run."""
     if not warning.points:
         return ""
     with_result = layout.points[layout.points["n"] > 0]
@@ -116,7 +123,7 @@ def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
 @register(
     CHECKS,
     Severity.SEVERE,
-    "Restore the requests.parquet of its trials, or measure them again: a mean of percentiles is no percentile.",
+    "Restore its trials' requests.parquet, or measure them again: a mean of percentiles is not a percentile.",
 )
 def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The point's figures are means of its trials' figures, since the requests of a trial cannot be read."""
@@ -127,9 +134,41 @@ def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(count_of, f"requests cannot be read: {count_of} figures are means over trials", points=(point,))
 
 
+@_warning(
+    "The engine, the endpoint or the machine has changed in between, and the mean is of neither: measure all replicates"
+    " anew, in another folder.",
+)
+def replicates_apart(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """Replicates of the point were measured over an hour apart, and the later ones differ from the earlier ones."""
+    placed = layout.placed(run.ok).dropna(subset=["started_at"])
+    placed = placed.assign(began=pd.to_datetime(placed["started_at"])).sort_values("began", kind="stable")
+    for point, trials in placed.groupby("point"):
+        pauses = trials["began"].diff().dt.total_seconds().fillna(0).to_numpy(np.float64)
+        at = int(pauses.argmax())
+        columns = [name for name in BY_AGE if pauses[at] > LONG_PAUSE and trials[name].gt(0).all()]
+        figures = {name: np.log(trials[name].to_numpy(np.float64)) for name in columns}
+        changes = {name: _change(logs[:at], logs[at:]) for name, logs in figures.items()}
+        largest = max(changes, key=lambda name: abs(changes[name]), default="")
+        if labelled := labelled_column(largest) if changes.get(largest) else None:
+            later = f"{math.expm1(changes[largest]):+.0%} in {labelled.in_sentence}"
+            message = f"replicates measured {duration_text(float(pauses[at]))} apart differ: the later have {later}"
+            yield Evidence(abs(changes[largest]), message, points=(int(str(point)),))
+
+
+def _change(before: FloatArray, after: FloatArray) -> float:
+    """The difference of the means of two groups of logarithms; 0 if that is small, or the spread explains it."""
+    difference, freedom = float(after.mean() - before.mean()), len(before) + len(after) - 2
+    least = WIDE  # of one replicate each
+    if freedom:
+        squares = sum(float(((side - side.mean()) ** 2).sum()) for side in (before, after))
+        error = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
+        least = max(LEAST_CHANGE, float(t(freedom)) * error)
+    return difference if abs(difference) > least else 0.0
+
+
 @_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.")
 def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Replicates that are compared with other engines' were measured on one launch."""
+    """Replicates that are compared with another engine's replicates were measured on one launch."""
     standings = _derived(layout, "standing")
     compared = layout.points.index[layout.points[standings].notna().any(axis="columns")]
     launched = layout.placed(run.ok[run.ok["launch"].notna()])
@@ -141,20 +180,20 @@ def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _derived(layout: Layout, name: str) -> list[str]:
-    """The columns of this name that the points have of the headline figures."""
+    """Return the points' columns of this kind for the headline figures."""
     return [column for column in (f"{headline}_{name}" for headline in HEADLINE) if column in layout.points]
 
 
 def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     planned = layout.points["planned"]
-    if "accelerator" in layout.points:  # replicates were spread over different GPUs: the run's number was planned
+    if "accelerator" in layout.points:  # replicates ran on different GPUs, so the run's number was planned
         planned = planned.clip(lower=int(run.experiment.get("replicates") or 1))
     return planned
 
 
 @_warning(
-    "More replicates narrow it: the second and the third above all, later ones by the root of their number. Where it is"
-    " from the launches, more requests a trial give an interval of their own.",
+    "More replicates narrow it: the second and third most of all, later ones by the root of their number. If it comes"
+    " from the launches, more requests per trial give an interval from the requests.",
     ("output_throughput",),
 )
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -163,11 +202,11 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     if "output_throughput" not in points:
         return
     width_of_all = points["output_throughput_ci_high"] - points["output_throughput_ci_low"]
-    half = width_of_all / 2 / points["output_throughput"]  # as the tables show it
+    half = width_of_all / 2 / points["output_throughput"]  # as shown in the tables
     by_launches = points.get("output_throughput_by_launches", points["n"].lt(0))
     for point in half.index[half > WIDE]:
         source = ", from the launches' own figures" if by_launches[point] else ""
-        yield Evidence(half[point], f"throughput known to ±{half[point]:.0%} only{source}", points=(point,))
+        yield Evidence(half[point], f"throughput known only to ±{half[point]:.0%}{source}", points=(point,))
 
 
 @_warning(
@@ -182,8 +221,8 @@ def unequal_answers(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 @_warning(
-    "A chat template adds tokens, and another tokenizer counts others: compare engines with the same backend.api, and"
-    " set model.tokenizer to the served model's.",
+    "A chat template adds tokens, and another tokenizer counts differently: compare engines with the same backend.api,"
+    " and set model.tokenizer to the served model's.",
     ("total_throughput", *TTFT_COLUMNS),
 )
 def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -192,12 +231,28 @@ def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
     yield from _unequal(_asked(run, layout), "input_tokens", UNEQUAL_INPUTS, text)
 
 
-def _unequal(ok: pd.DataFrame, column: str, most: float, text: str) -> Iterator[Evidence]:
+@_warning(
+    "Compare them by characters/s (character_throughput): one of them counts other tokens, or writes in another"
+    " language. With model.tokenizer the tokens are counted anew.",
+    ("output_throughput", "total_throughput", "cost_per_million_tokens", "tpot_p50"),
+)
+def unequal_characters(run: Run, layout: Layout) -> Iterator[Evidence]:
+    """By their own counts, which nobody checked, engines wrote different numbers of characters to a token."""
+    ok = _asked(run, layout)
+    if "characters" in ok and ok["recounted_share"].isna().any():
+        text = "up to {:.1f} times as many characters to a token as another engine's answers"
+        yield from _unequal(ok, "characters", UNEQUAL_CHARACTERS, text, ok["output_tokens"])
+
+
+def _unequal(
+    ok: pd.DataFrame, column: str, most: float, text: str, by: "pd.Series[int] | None" = None
+) -> Iterator[Evidence]:
     """The questions in which one engine's mean number of tokens is more than `most` times another's.
 
-    A replicate has prompts of its own, so an engine counts by those that another has a result of too.
+    A replicate has prompts of its own, so an engine counts by those that another has a result of too. `by`: what the
+    number is divided by, in place of the answers.
     """
-    tokens = (ok[column] / (ok["num_requests"] - ok["num_failed"])).astype("float64")
+    tokens = (ok[column] / (ok["num_requests"] - ok["num_failed"] if by is None else by)).astype("float64")
     shared = [ok["question"], ok["replicate"]]
     lines = ok["line"].where(tokens.notna()).groupby(shared, dropna=False).transform("nunique")
     relative = (tokens / tokens.groupby(shared, dropna=False).transform("mean"))[lines > 1]
@@ -210,7 +265,7 @@ def _unequal(ok: pd.DataFrame, column: str, most: float, text: str) -> Iterator[
 
 @register(CHECKS, Severity.INFO, "To send every engine simultaneous requests, set backend.batch_form=streams.")
 def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Batches of the same size reached some engines as one call with a list, others as simultaneous requests."""
+    """Batches of equal size reached some engines as one call with a list and others as simultaneous requests."""
     ok = _asked(run, layout)
     lockstep = ok[ok["batch_size"] > 1]  # a batch of one is a single request in either form
     forms = lockstep.groupby("question")["batch_form"].transform("nunique")
@@ -223,7 +278,7 @@ def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _asked(run: Run, layout: Layout) -> pd.DataFrame:
-    """The trials with a result, placed, and with a `question` that the points of one task share."""
+    """Return the placed trials with a result, with a `question` that the points of one task share."""
     ok = layout.placed(run.ok)
     question = ok.groupby(["panel", *([layout.x] if layout.x else [])], dropna=False).ngroup()
     return ok.assign(question=question)
@@ -240,9 +295,9 @@ def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(limited), f"the client was the bottleneck in {count(len(limited), 'trial')}", tuple(limited))
 
 
-@_warning("Compare their speeds with the others' only if you know that their answers are right.", ("agreement",))
+@_warning("Compare their speeds with other engines' only if you know that their answers are right.", ("agreement",))
 def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Some engines' answers were compared with the reference's, others' could not be."""
+    """Some engines' answers were compared with the reference, but other engines' answers could not be."""
     ok = _asked(run, layout)
     lines = ok.groupby("line", sort=False)
     unknown = lines["agreement"].max().isna()
@@ -258,7 +313,7 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
     ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes"),
 )
 def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The memory figures of the engines are of different kinds."""
+    """The engines' memory figures are of different kinds."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])
     kinds = measured.groupby("memory_label", sort=False)["line"].unique()
     if len(kinds) > 1:
@@ -267,9 +322,9 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
 
 
-@_warning("To compare launches too, let sweep launch the engines, or restart the endpoints and measure again.")
+@_warning("To include how launches differ, let sweep launch the engines, or restart the endpoints and measure again.")
 def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Endpoints are compared, each on one launch: no interval covers how launches differ."""
+    """Endpoints are compared on one launch each, so no interval covers how launches differ."""
     ok = layout.placed(run.ok)
     lines = sorted(ok.loc[of_endpoints(run).reindex(ok.index), "line"].unique())
     if lines and ok["line"].nunique() > 1:
@@ -281,7 +336,7 @@ def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 @_warning("Compare engines within this run; do not compare its figures with the study's.")
 def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The study's model, hardware or settings were replaced by what this machine can run."""
+    """The study's model, hardware or settings were replaced by others that this machine can run."""
     replaced = run.experiment.get("replaced") or []
     if replaced:
         yield Evidence(len(replaced), f"settings replaced for this machine: {'; '.join(replaced)}")
@@ -297,7 +352,7 @@ def trials_not_run(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 @_warning(
-    "The baseline needs a result at the same workload and load and on the same kind of GPU: see which of its trials"
+    "The baseline needs a result at the same workload and load, on the same kind of GPU: see which of its trials"
     " failed."
 )
 def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
@@ -311,12 +366,12 @@ def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
 @register(
     CHECKS,
     Severity.INFO,
-    "sweep report RUN all=true shows them; in_plan in trials.parquet marks the plan's; sweep compare compares them.",
+    "sweep report RUN all=true shows them, and sweep compare compares them; in_plan marks the plan's rows.",
 )
 def other_rows(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The folder holds results of other plans, or earlier ones of the same trials, which are not shown."""
+    """The folder holds results of other plans, or earlier results of the same trials, which are not shown."""
     if run.others:
-        yield Evidence(run.others, f"{count(run.others, 'row')} measured in this folder by other commands, or before")
+        yield Evidence(run.others, f"{count(run.others, 'row')} measured in this folder by other commands, or earlier")
 
 
 @_warning("If the difference may matter, measure again with one version of the code.")
@@ -327,7 +382,7 @@ def mixed_code(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(commits), f"measured by {len(commits)} versions of this code ({', '.join(commits)})")
 
 
-@_warning("Compare engines on the same kind of machine only.")
+@_warning("Compare engines only on the same kind of machine.")
 def mixed_machines(run: Run, layout: Layout) -> Iterator[Evidence]:
     """The trials ran on several kinds of machine."""
     machines = {_machine(text) for text in run.ok["hardware"].dropna().unique()}

@@ -1,1 +1,1 @@
-"""The engines, one file each, built on the declarations in `base`."""
+"""The engines. Each has its own file and builds on the declarations in `base`."""

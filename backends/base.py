@@ -1,4 +1,4 @@
-"""A backend: how one kind of engine is installed, launched, health-checked and read; see docs/backends.md."""
+"""A backend: how one kind of engine is installed, launched, health-checked and read. See docs/backends.md."""
 
 import hashlib
 import json
@@ -20,29 +20,29 @@ from sweep.base.records import TYPED_APIS, Api, BatchForm
 
 HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
-TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # and of those that run on torch
+TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # metrics of libraries that run on torch
 
 FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # of a backend
 Platform = Literal["cpu", "cuda"]
 AMPERE = "8.0"  # the first compute capability with bfloat16
 
 Runtime = Literal["docker", "podman", "apptainer"]
-Progress = Callable[[str], None]  # told, in a few words, what is being done just now
+Progress = Callable[[str], None]  # takes a few words on the current step
 
 COARSE_FLAG = re.compile(r"^(kv[-_]?cache[-_]dtype|cache[-_]type[-_][kv]|quant(ization|ize|_policy))$")
 WIDE_FORMATS = {"auto", "none", "f32", "f16", "bf16", "float", "float32", "float16", "bfloat16", "half"}
 
 
 class SourceBuild(Strict):
-    """Programs that are compiled with CMake; a source distribution's archive is only where their source comes from."""
+    """Programs compiled with CMake. A source distribution's archive only supplies their source."""
 
     sdist: str  # pinned requirement, e.g. "llama-cpp-python==0.3.36"
-    folder: str = "."  # of the archive, the one with CMakeLists.txt
-    targets: tuple[str, ...] = ()  # executables to build; the first one is the engine. None: nothing is compiled
-    options: dict[str, str | bool] = Field(default_factory=dict)  # CMake's -D
-    cpu_options: dict[str, dict[str, str | bool]] = Field(default_factory=dict)  # by feature, as /proc/cpuinfo has it
-    architectures: str | None = None  # CMake's option for the GPUs that it is compiled for; None: for no GPU
-    keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt that stay, under share/
+    folder: str = "."  # folder in the archive that has CMakeLists.txt
+    targets: tuple[str, ...] = ()  # executables to build, the first of which is the engine; empty: nothing is compiled
+    options: dict[str, str | bool] = Field(default_factory=dict)  # CMake's -D options
+    cpu_options: dict[str, dict[str, str | bool]] = Field(default_factory=dict)  # by feature in /proc/cpuinfo
+    architectures: str | None = None  # CMake's option for the GPUs to compile for; None: no GPU
+    keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt to keep under share/
 
 
 class EnvironmentLock(Strict):
@@ -53,50 +53,50 @@ class EnvironmentLock(Strict):
 
 
 class EnvironmentSpec(Strict):
-    """A named set of requirements (conf/environment/<name>.yaml), or something the user already has."""
+    """A named set of requirements (conf/environment/<name>.yaml), or a program that the user already has."""
 
     name: str
-    python: str | None = None  # an interpreter of the user's own: nothing is installed. Of an image: the one in it
-    binary: str | None = None  # an executable of the user's own, or in an image
-    image: str | None = None  # a container image, "name:tag" or "name@sha256:…": nothing is installed
-    runtime: Runtime | None = None  # that runs it; None: the first of docker, podman, apptainer on the node
-    cache: str = "/var/cache/sweep"  # in an image: the folder of what an engine compiles, kept between launches
-    shm_size: str = "16g"  # of an image: shared memory, through which an engine's processes talk
-    python_version: str | None = None  # e.g. "3.11"; None = the orchestrator's
-    machine: str | None = None  # the nodes' architecture, e.g. "aarch64"; set where it is not the orchestrator's
+    python: str | None = None  # the user's own interpreter, with nothing to install; or the interpreter in an image
+    binary: str | None = None  # the user's own executable, or an executable in an image
+    image: str | None = None  # a container image, "name:tag" or "name@sha256:…"; nothing is installed
+    runtime: Runtime | None = None  # runs the image; None: the node's first of docker, podman, apptainer
+    cache: str = "/var/cache/sweep"  # folder in an image for compiled code, kept between launches
+    shm_size: str = "16g"  # an image's shared memory, through which an engine's processes communicate
+    python_version: str | None = None  # e.g. "3.11"; None: the orchestrator's version
+    machine: str | None = None  # the nodes' architecture, e.g. "aarch64", if it is not the orchestrator's
     requirements: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()  # distributions that must not be there, whoever depends on them
-    torch: Platform | None = None  # which builds of torch: None = whatever the index gives
-    cuda: Literal[12, 13] | None = None  # the CUDA major of its builds; None = none, or whatever the index gives
-    glibc: str = "2.28"  # the oldest that its wheels run with
-    capability: str | None = None  # the oldest GPUs that its kernels run on, e.g. "8.0"; None = any that its CUDA has
-    note: str | None = None  # what an installation needs besides, where a program cannot check it
-    needs: dict[str, str] = Field(default_factory=dict)  # programs (or Python.h) that must be there, and the remedy
-    driver: str | None = None  # the oldest of NVIDIA's that it runs with, e.g. "535"; None: its CUDA major's
-    environ: dict[str, str] = Field(default_factory=dict)  # variables of its engine
-    environ_older_driver: dict[str, str] = Field(default_factory=dict)  # further ones with a driver older than its CUDA
-    disk_gb: float | None = None  # GB that it takes on a node's disk, about
-    substitutes: str | None = None  # why it is taken in place of the one named for any GPU; set when it is chosen
-    index: tuple[str, ...] = ()  # package indexes that it needs besides the user's own
-    optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements, by feature of an engine
-    compiled: tuple[str, ...] = ()  # distributions that are compiled against the others, after these are installed
-    imports: tuple[str, ...] = ()  # modules that compile themselves when they are first imported: done at the end
-    source: SourceBuild | None = None  # what is built there besides
-    lock: EnvironmentLock | None = None  # what is installed, exactly; None: not resolved yet
-    plain: "EnvironmentSpec | None" = None  # used where optional parts that the engine can do without fail
-    content: dict[str, str] = Field(default_factory=dict)  # digests of the user's own python and binary, when planned
+    exclude: tuple[str, ...] = ()  # distributions to leave out, even if others depend on them
+    torch: Platform | None = None  # which build of torch; None: the index decides
+    cuda: Literal[12, 13] | None = None  # CUDA major of the builds; None: no CUDA, or the index decides
+    glibc: str = "2.28"  # oldest glibc that the wheels run with
+    capability: str | None = None  # oldest GPUs for the kernels, e.g. "8.0"; None: any GPU of its CUDA
+    note: str | None = None  # a further need of the installation that no program can check
+    needs: dict[str, str] = Field(default_factory=dict)  # required programs (or Python.h), each with its remedy
+    driver: str | None = None  # oldest NVIDIA driver, e.g. "535"; None: the oldest for its CUDA major
+    environ: dict[str, str] = Field(default_factory=dict)  # the engine's variables
+    environ_older_driver: dict[str, str] = Field(default_factory=dict)  # more, if the driver is older than its CUDA
+    disk_gb: float | None = None  # approximate size on a node's disk, in GB
+    substitutes: str | None = None  # why it replaces the environment for any GPU; set when chosen
+    index: tuple[str, ...] = ()  # package indexes that it needs beside the user's own
+    optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements by engine feature
+    compiled: tuple[str, ...] = ()  # distributions to compile after the others, against them
+    imports: tuple[str, ...] = ()  # modules that compile themselves on their first import, which comes last
+    source: SourceBuild | None = None  # program to build in addition
+    lock: EnvironmentLock | None = None  # the exact distributions; None: not resolved yet
+    plain: "EnvironmentSpec | None" = None  # replaces this one if dispensable optional parts fail
+    content: dict[str, str] = Field(default_factory=dict)  # digests of the user's python and binary at planning
 
     @field_validator("index")
     @classmethod
     def _without_password(cls, index: tuple[str, ...]) -> tuple[str, ...]:
         for url in index:
             if urlsplit(url).password:
-                raise ValueError("holds a password: name that index in pip's settings instead")
+                raise ValueError("holds a password; put that index into pip's settings instead")
         return index
 
 
 class EnvironmentChoice(Strict):
-    """The environment that an engine runs in: one named for each platform, unless the user gives an own one."""
+    """The environment that an engine runs in: a named one for each platform, unless the user provides one."""
 
     cpu: str | None = None  # name of a conf/environment/*.yaml
     cuda: str | None = None
@@ -105,69 +105,70 @@ class EnvironmentChoice(Strict):
     runtime: Runtime | None = None  # for an image: docker, podman or apptainer; null: the first that a node has
     python: str | None = None  # the user's own interpreter, with the engine installed
     binary: str | None = None  # the user's own executable, e.g. of llama-server
-    extras: tuple[str, ...] = ()  # optional parts of the environment to install although these flags do not need them
-    inherit: tuple[str, ...] = ()  # further variables of this machine that the engine gets; PREFIX_*: all that begin so
+    extras: tuple[str, ...] = ()  # optional parts of the environment to install even if the flags need none
+    inherit: tuple[str, ...] = ()  # further variables for the engine to inherit; PREFIX_* means all with that prefix
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:
-    """Return a default for `metric_names`: the engine's begin with `prefix`, the rest is ours, or `renamed`."""
+    """Return a default for `metric_names`: the engine's name is `prefix` plus sweep's name or its `renamed` form."""
     theirs = dict(zip(names, names, strict=True)) | renamed
     return Field(default_factory=lambda: {ours: prefix + name for ours, name in theirs.items()})
 
 
 @dataclass(frozen=True)
 class Host:
-    """The facts of a node by which a backend decides whether it can run there. None means unknown."""
+    """Facts of a node that decide whether a backend can run on it. None means unknown."""
 
     platform: str = "linux"
     gpus: tuple[str, ...] = ()  # accelerator names, e.g. "NVIDIA L4"
     executables: frozenset[str] = frozenset()  # which EXECUTABLES are on PATH, e.g. "docker"
-    driver: str | None = None  # NVIDIA's, e.g. "550.54.15"
-    capability: str | None = None  # the least compute capability of its GPUs, e.g. "8.9"
+    driver: str | None = None  # NVIDIA's driver, e.g. "550.54.15"
+    capability: str | None = None  # lowest compute capability among its GPUs, e.g. "8.9"
     nvcc: str | None = None  # the CUDA release of the compiler on PATH, e.g. "13.0"
     glibc: str | None = None  # e.g. "2.36"
     python: str | None = None  # e.g. "3.11"
-    machine: str | None = None  # its architecture, e.g. "x86_64"
-    free_disk: int | None = None  # bytes, where its cache is
-    cpu_features: frozenset[str] | None = None  # as /proc/cpuinfo has them, e.g. "avx512f"
+    machine: str | None = None  # architecture, e.g. "x86_64"
+    free_disk: int | None = None  # free bytes on the cache's disk
+    broken_driver: str | None = None  # NVML's error, with the remedy; then nothing else is stated
+    cpu_features: frozenset[str] | None = None  # as in /proc/cpuinfo, e.g. "avx512f"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Everything that one launch of an engine needs to know; a backend turns it into a command line."""
+    """All settings of one engine launch. A backend turns them into a command line."""
 
     model: Path  # folder in Hugging Face layout
     served_name: str
     port: int = 0  # 0: `server.running` finds a free one
-    workdir: Path  # the attempt's folder: engine.log goes there
+    workdir: Path  # the attempt's folder, which gets engine.log
     python: str = "python"  # interpreter of the engine's environment
     binary: str | None = None
-    image: str | None = None  # by digest, or apptainer's file: the engine runs in a container of it
+    image: str | None = None  # image for the engine's container, by digest or as apptainer's file
     runtime: Runtime | None = None
-    cache: Path | None = None  # folder of this machine that is mounted as `image_cache`
+    cache: Path | None = None  # this machine's folder that is mounted as `image_cache`
     image_cache: str | None = None
     shm_size: str = "16g"
     host: str = "127.0.0.1"
-    gpus: tuple[str, ...] = ()  # ids as CUDA_VISIBLE_DEVICES wants them; empty on a CPU
+    gpus: tuple[str, ...] = ()  # ids for CUDA_VISIBLE_DEVICES; empty on a CPU
     threads: int = 1  # CPU threads the engine may use
-    cpus: tuple[int, ...] = ()  # cores that its processes are bound to; empty = all
-    environ: Mapping[str, str] = field(default_factory=dict)  # of the environment, for the engine
+    cpus: tuple[int, ...] = ()  # cores to which its processes are bound; empty: all
+    environ: Mapping[str, str] = field(default_factory=dict)  # the environment's variables for the engine
     dtype: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
-    draft: Path | None = None  # folder of the draft model that the flags name
-    replica: str = ""  # of several engines of one deployment, "replica 2 of 3"
+    draft: Path | None = None  # folder of the flags' draft model
+    replica: str = ""  # e.g. "replica 2 of 3", if a deployment has several engines
 
 
 class TokenPrices(Strict):
-    """Prices of a million tokens, in USD."""
+    """Prices per million tokens, in USD."""
 
     input: NonNegativeFloat
     output: NonNegativeFloat
 
 
 class Backend(Strict):
-    """The adapter for one kind of engine. Subclasses add fields and override what differs."""
+    """The adapter for one kind of engine. Subclasses add fields and override methods."""
 
     flag_rules: ClassVar[FlagRules] = FlagRules()
     log: ClassVar[LogReading] = LogReading()
@@ -180,31 +181,31 @@ class Backend(Strict):
     cpu_flags: dict[str, Any] = Field(default_factory=dict)  # defaults without a GPU; `flags` override them
     cuda_flags: dict[str, Any] = Field(default_factory=dict)  # defaults on a GPU; `flags` override them
     environ: dict[str, str] = Field(default_factory=dict)  # additional environment variables of the engine
-    dtype: str = "auto"  # number format, as the engine calls it; auto: the engine chooses
+    dtype: str = "auto"  # number format, in the engine's terms; auto: the engine chooses
     gpus: PositiveInt = 1  # GPUs of one engine (its tensor-parallel size); ignored on a CPU
     replicas: PositiveInt = 1  # engines of one deployment, behind the gateway's router
     port: int | None = Field(default=None, ge=1, le=65535)  # null: any free port
-    launch_timeout: PositiveFloat = 900.0  # s within which the engine must be ready
-    stop_grace: PositiveFloat = 5.0  # s between SIGTERM and SIGKILL
+    launch_timeout: PositiveFloat = 900.0  # seconds within which the engine must be ready
+    stop_grace: PositiveFloat = 5.0  # seconds between SIGTERM and SIGKILL
     extra_body: dict[str, Any] = Field(default_factory=dict)  # added to every request body
     headers: dict[str, str] = Field(default_factory=dict)  # added to every request's HTTP headers; not for secrets
 
-    # What the client must know to talk to it.
+    # What the client must know about the engine's API.
     api: Api = "completions"  # completions | chat | responses | messages | tgi: the protocol of the requests
     batch_form: BatchForm = "streams"  # list | streams: a batch is one call with a list of prompts, or many streams
     token_ids: bool = True  # whether the engine accepts prompts as token ids
     continuous_usage: bool = False  # whether the engine accepts stream_options.continuous_usage_stats
     ignores_eos: bool = True  # whether the engine accepts ignore_eos
 
-    # Where the engine is read. Keys of metric_names are ours (sweep/node/telemetry.py), values are Prometheus names.
+    # Where sweep reads the engine. metric_names maps sweep's names (sweep/node/telemetry.py) to Prometheus names.
     url: str | None = None  # URL of a running endpoint; then nothing is launched
     api_key_env: str | None = None  # NAME of the environment variable that holds the endpoint's key
-    price_per_hour: PositiveFloat | None = None  # USD of the endpoint, of each of its `gpus` where that says how many
-    price_per_million_tokens: TokenPrices | None = None  # USD, of an endpoint that is paid by token
+    price_per_hour: PositiveFloat | None = None  # USD for the endpoint, or per GPU if `gpus` says how many it has
+    price_per_million_tokens: TokenPrices | None = None  # USD, for an endpoint billed by token
     verify_tls: bool = True  # whether this machine must trust the endpoint's certificate
-    reset_paths: tuple[str, ...] = ()  # paths to POST to between trials, which clear the engine's prompt caches
+    reset_paths: tuple[str, ...] = ()  # paths to POST to between trials, to clear the engine's prompt caches
     metrics_path: str | None = "/metrics"  # path of the engine's Prometheus metrics
-    metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric: the engine's name
+    metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric -> the engine's name
 
     @model_validator(mode="before")
     @classmethod
@@ -215,11 +216,11 @@ class Backend(Strict):
     @model_validator(mode="after")
     def _has_one_price(self) -> Self:
         if self.price_per_hour and self.price_per_million_tokens:
-            raise ValueError("price_per_hour and price_per_million_tokens: expected one of them")
+            raise ValueError("price_per_hour and price_per_million_tokens: expected at most one of the two")
         if (self.price_per_hour or self.price_per_million_tokens) and self.launches:
             raise ValueError(
-                "price_per_hour and price_per_million_tokens: expected for an endpoint; the price of a machine that "
-                "launches engines is hardware.price_per_hour"
+                "price_per_hour and price_per_million_tokens: only for an endpoint; if this machine launches the "
+                "engine, set hardware.price_per_hour"
             )
         return self
 
@@ -232,10 +233,10 @@ class Backend(Strict):
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError as error:  # brackets that do not close, a port that is no number
+        except ValueError as error:  # e.g. unclosed brackets, or a port that is not a number
             raise ValueError(f"{error}; {allowed}") from None
         if parts.username or parts.password:
-            raise ValueError("holds credentials: put the key into an environment variable, and its name in api_key_env")
+            raise ValueError("holds credentials; put the key into an environment variable named by api_key_env")
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.fragment:
             raise ValueError(allowed)
         without_secrets(dict(parse_qsl(parts.query)))
@@ -253,21 +254,21 @@ class Backend(Strict):
 
     @property
     def resets(self) -> tuple[str, ...]:
-        """The paths that make it forget all earlier trials; none where something would remember them all the same."""
+        """Return the paths that make the engine forget all earlier trials; empty if any memory of them would remain."""
         return self.reset_paths
 
     @property
     def launches(self) -> bool:
-        """True if the engine is launched here, False if a running endpoint is attached."""
+        """Whether sweep launches the engine, instead of attaching to a running endpoint."""
         return self.url is None
 
     @property
     def gpus_of_engine(self) -> int:
-        """GPUs that one engine takes: its tensor-parallel size times its other parallel sizes."""
+        """Return the GPUs that one engine uses: its tensor-parallel size times its other parallel sizes."""
         return self.gpus * math.prod(self._parallel_sizes().values())
 
     def _parallel_sizes(self) -> dict[str, int]:
-        """The sizes that flags multiply an engine's GPUs by, however they are spelled, each by its key."""
+        """Return the factors by which flags, however spelled, multiply an engine's GPUs, by configuration key."""
         flags = set(self._multiplying_flags())
         return {
             f"backend.{'flags' if name in self.flags else 'cuda_flags'}.{name}": int(size)
@@ -280,30 +281,30 @@ class Backend(Strict):
 
     @property
     def gpu_count(self) -> int:
-        """GPUs of one deployment."""
+        """Return the number of GPUs of one deployment."""
         return self.replicas * self.gpus_of_engine
 
     @property
     def gpu_keys(self) -> tuple[str, ...]:
-        """The keys to lower for a deployment of fewer GPUs."""
+        """Return the keys to lower so that a deployment needs fewer GPUs."""
         sizes = {"backend.gpus": self.gpus, "backend.replicas": self.replicas, **self._parallel_sizes()}
         return tuple(key for key, size in sizes.items() if size > 1)
 
     def features(self) -> tuple[str, ...]:
-        """The features of this configuration that an environment may need optional distributions for."""
+        """Return this configuration's features for which an environment may need optional distributions."""
         return ()
 
     def check(self) -> None:
-        """Raise ValueError for fields that contradict each other, in one line naming the key and what was expected."""
+        """Raise ValueError if fields contradict each other. Its one line names the key and what was expected."""
         if self.url is not None and not self.traits.attachable:
             raise ValueError(
-                f"backend.url={self.url}: {self.name} is launched here; needs backend=openai, which attaches"
+                f"backend.url={self.url}: sweep launches {self.name}; set backend=openai to attach to an endpoint"
             )
         if self.batch_form == "list" and self.api != "completions":
-            raise ValueError(f"backend.api={self.api}: takes one prompt per call; needs backend.batch_form=streams")
+            raise ValueError(f"backend.api={self.api}: allows one prompt per call; set backend.batch_form=streams")
         if self.traits.most_gpus is not None and self.gpus > self.traits.most_gpus:
             raise ValueError(
-                f"backend.gpus={self.gpus}: {self.name} computes on one GPU; expected 1 "
+                f"backend.gpus={self.gpus}: {self.name} uses only one GPU; expected 1 "
                 f"(for several engines behind one URL: backend.replicas={self.gpus})"
             )
         if self.replicas > 1 and (problem := self._single()):
@@ -311,128 +312,133 @@ class Backend(Strict):
         for group in FLAG_KEYS:
             for name, value in getattr(self, group).items():
                 if setter := self.flag_rules.setter(name, value):
-                    raise ValueError(f"backend.{group}.{name}={value}: only sweep sets it; set {setter} instead")
+                    raise ValueError(f"backend.{group}.{name}={value}: sweep sets this flag; set {setter} instead")
                 if self.flag_rules.reaches_beyond(name, value):
                     raise ValueError(
-                        f"backend.{group}.{name}={value}: leaves the node or the GPUs that this deployment is leased; "
-                        "for more GPUs of its node set backend.gpus or backend.replicas"
+                        f"backend.{group}.{name}={value}: reaches beyond the node and GPUs leased to this deployment; "
+                        "for more GPUs on its node set backend.gpus or backend.replicas"
                     )
 
     def _single(self) -> str | None:
-        """Return why this backend cannot be replicated behind the router, or None."""
+        """Return why this backend cannot be replicated behind the router, or None if it can."""
         if not self.launches:
-            return f"{self.url} is launched by others"
+            return f"sweep does not launch {self.url}"
         if self.traits.timed_inside:
             return f"{self.name} is timed inside its own process"
         if self.api in ("tgi", *TYPED_APIS):
-            return f"the router passes completions and chat, and {self.name} speaks {self.api}"
+            return f"the router supports completions and chat, but {self.name} speaks {self.api}"
         return None if self.port is None else f"they cannot share backend.port={self.port}"
 
     def command(self, launch: Launch) -> list[str]:
-        """The command line that starts the engine in the foreground."""
+        """Return the command line that starts the engine in the foreground."""
         raise NotImplementedError
 
     def flag_arguments(self, launch: Launch, ours: Mapping[str, Any]) -> list[str]:
-        """Return our settings and the user's flags, which override them, as command-line arguments."""
+        """Return sweep's settings, overridden by the user's flags, as command-line arguments."""
         return cli({**ours, **self.flags_on(launch)}, self.flag_rules.table)
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        """Environment variables that the engine gets in addition to the inherited ones."""
+        """Return the engine's environment variables beside the inherited ones."""
         return {"OMP_NUM_THREADS": str(launch.threads), **self.environ}
 
     def key_headers(self) -> dict[str, str]:
-        """The header with the key of an endpoint, as this machine's environment has it."""
+        """Return the header with an endpoint's key, which is read from this machine's environment."""
         return {}
 
     def unavailable(self, host: Host) -> str | None:
-        """Return why this engine cannot run on such a host, with the remedy, in one line, or None."""
+        """Return in one line why this engine cannot run on a host, with the remedy, or None if it can."""
         if self.launches and host.platform != "linux":
-            return f"{self.name} can be launched on Linux only: run sweep on Linux, or in a Linux container"
+            return f"{self.name} can be launched only on Linux; run sweep on Linux or in a Linux container"
         if self.traits.needs_gpu and self.launches and not host.gpus:
             attach = "backend.url" if self.traits.attachable else "backend=openai backend.url"
             return (
-                f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine that runs "
+                f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine running "
                 f"elsewhere with {attach}=http://HOST:PORT"
             )
         return None
 
     def in_bfloat16(self, dtype: str) -> bool:
-        """Return whether the engine computes in bfloat16 when the model is to be computed in this format."""
+        """Return whether the engine computes in bfloat16 if the model asks for this format."""
         return (dtype if self.dtype == "auto" else self.dtype) == "bfloat16"
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """The folder to load: the model's own, or a conversion, made once by `python`. Raises ValueError or OSError."""
+        """Return the folder to load: the model's, or a conversion made once by `python`. Raises ValueError, OSError."""
         return model
 
     def gpus_unused(self, log: str) -> str | None:
-        """Return the line of a GPU launch's log by which it computes elsewhere than on its GPUs; None without one."""
+        """Return the log line that says a GPU launch does not compute on its GPUs, or None."""
         lines = map(self.log.message, log.splitlines())
         unused = re.compile("|".join(self.log.gpus_unused) or "(?!)")
         return next((line for line in lines if unused.search(line)), None)
 
     def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
-        """Return why an engine in an image gets no weights, with the remedy; None if it does, or that is unknown."""
+        """Return why an engine in an image cannot get its weights, with the remedy; None if it can or may."""
         return None
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        """Facts to cite in addition to version and command line, e.g. whether the prefix cache is on."""
+        """Return facts to cite beside version and command line, e.g. whether the prefix cache is on."""
         return {}
 
+    def stated(self, get: Callable[[str], dict[str, Any]], model: str) -> dict[str, Any]:
+        """Return what the running engine states about the model it serves, by its answers to `get` of a path."""
+        models = get("/v1/models").get("data") or [{}]
+        return {"max_model_len": models[0].get("max_model_len")}
+
     def coarser(self, launch: Launch) -> str | None:
-        """Return a format of weights or KV cache that is declared coarser than the model's, or None."""
+        """Return a declared format of weights or KV cache that is coarser than the model's, or None if none is."""
         formats = [self.facts(launch).get("quantization")]
         formats += [value for name, value in self.flags_on(launch).items() if COARSE_FLAG.search(name)]
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
 
     def weight_format(self, launch: Launch) -> str | None:
-        """Return the format of the stored weights, as the engine calls it; None means the compute format."""
+        """Return the engine's name for the stored weights' format; None means the compute format."""
         stored = self.facts(launch).get("quantization")
         return None if stored is None else str(stored)
 
     def reserved_tokens(self, context: int) -> int | None:
-        """Return the tokens that the KV cache holds from the launch on; None: as many as memory allows."""
+        """Return how many tokens the KV cache reserves at launch; None: as many as memory allows."""
         return None
 
     def streams_at_once(self) -> int | None:
-        """Return the most separate requests that it computes together; None: no fixed number."""
+        """Return the most separate requests that the engine computes together; None: no fixed number."""
         return None
 
     def memory_share(self, launch: Launch) -> float | None:
-        """Return the share of a GPU's memory that it takes at the launch; None: it allocates as needed."""
+        """Return the share of a GPU's memory that the engine reserves at launch; None: it allocates as needed."""
         return None
 
     def flags_for(self, platform: Platform) -> dict[str, Any]:
-        """The flags of a platform, merged over the flags for any platform."""
+        """Return the flags for a platform, including the flags for any platform."""
         return (self.cuda_flags if platform == "cuda" else self.cpu_flags) | self.flags
 
     def flags_on(self, launch: Launch) -> dict[str, Any]:
-        """All flags of a launch; a draft model that they name becomes its path on this node."""
+        """Return all flags of a launch, with a draft model as its path on this node."""
         flags = self.flags_for("cuda" if launch.gpus else "cpu")
         return flags if launch.draft is None else self.flag_rules.with_draft(flags, str(launch.draft))
 
     def draft(self, platform: Platform) -> tuple[str, str | None] | None:
-        """Return the draft model that the flags name, a repository or a folder, with its revision, or None."""
+        """Return the flags' draft model (a repository or folder) and its revision, or None if they name none."""
         return self.flag_rules.draft_model(self.flags_for(platform))
 
 
 def without_secrets(named: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings unchanged. Raises ValueError for a secret: configuration is written into every result."""
+    """Return the settings unchanged. Raises ValueError for a secret, since every result records the configuration."""
     for name, value in named.items():
         if path := secret_within(name, value):
             raise ValueError(
-                f"{path} looks like a secret, and what is configured is written into every result; "
-                "put it in the environment (api_key_env=NAME for an endpoint's key)"
+                f"{path} looks like a secret, and every result records the configuration; "
+                "put it into the environment (api_key_env=NAME for an endpoint's key)"
             )
     return named
 
 
 def _host_sources(library: str) -> list[Path]:
-    """Our sources that run in the engine's process: the host, the library's file, and what they import of ours."""
+    """Return sweep's sources in the engine's process: the host, the library's file, and sweep modules they import."""
     sources: set[Path] = set()
     pending = ["backends.host.__main__", library]
     while pending:
         path = HOST / f"{pending.pop().removeprefix('backends.host.').replace('.', '/')}.py"
-        if path not in sources and path.is_file():  # a library of the user's own is elsewhere
+        if path not in sources and path.is_file():  # the user's own library is elsewhere
             sources.add(path)
             imports = re.findall(r"^from (backends\.host[\w.]*) import (\w+)", path.read_text(), re.MULTILINE)
             pending += [name for module, member in imports for name in (module, f"{module}.{member}")]
@@ -440,18 +446,18 @@ def _host_sources(library: str) -> list[Path]:
 
 
 class Hosted(Backend):
-    """A library served by `python -m backends.host`; `flags` are keyword arguments of its own loading function."""
+    """A library served by `python -m backends.host`. `flags` are keyword arguments of its loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
     wire = Wire(show_special={"skip_special_tokens": False}, samples=False)
-    max_batch: PositiveInt = 1  # most queued prompts joined into one batch; 1: requests are served one by one
+    max_batch: PositiveInt = 1  # most queued prompts that join one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metric_names: dict[str, str] = metrics("host_", "kv_cache_bytes", *QUEUE, *TORCH_MEMORY)
 
     def digest(self) -> str:
-        """The digest of the host's source, which is part of the measured system."""
+        """Return a digest of the host's source, which is part of the measured system."""
         content = "".join(path.read_text() for path in _host_sources(self.library))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -472,15 +478,15 @@ class Hosted(Backend):
         return [launch.python, "-m", "backends.host", *cli(arguments)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        # The host is ours and needs nothing but the standard library and what the engine's environment has.
+        # The host belongs to sweep and needs only the standard library and the engine's environment.
         return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), **super().environment(launch)}
 
 
 def cli(flags: Mapping[str, Any], table: EngineTable | None = None) -> list[str]:
-    """`{max-num-seqs: 256, enforce-eager: true, x: false, y: null, s: {a: 1}}` as command-line arguments.
+    """Turn `{max-num-seqs: 256, enforce-eager: true, x: false, y: null, s: {a: 1}}` into command-line arguments.
 
-    True is a bare flag, false and null leave it out, a mapping or list becomes JSON. With the engine's table, false is
-    `--no-x` if the engine has that flag, and a list becomes several values if it takes them.
+    True gives a bare flag, false and null omit the flag, and a mapping or list becomes JSON. With the engine's table,
+    false gives `--no-x` if the engine has that flag, and a list gives several values if the flag accepts them.
     """
     arguments: list[str] = []
     for key, value in flags.items():

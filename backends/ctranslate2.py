@@ -1,4 +1,4 @@
-"""CTranslate2's generator, served by the host, on weights that CTranslate2's own converter made. Static batches."""
+"""CTranslate2's generator, run by the host in static batches, on weights converted by CTranslate2's own converter."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +12,11 @@ from backends.prepare import checkpoints
 Quantization = Literal[
     "float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16"
 ]
-FOLDER = "ctranslate2"  # of the model's folder, where the converted weights are
+FOLDER = "ctranslate2"  # subfolder of the model's folder with the converted weights
 
 
 class CTranslate2(Hosted):
-    """`flags` are the arguments of `ctranslate2.Generator`; a launch fails where a device lacks `compute_type`."""
+    """`flags` are arguments of `ctranslate2.Generator`. A launch fails if its device lacks `compute_type`."""
 
     flag_rules = FlagRules(
         tables=("ctranslate2",),
@@ -41,7 +41,7 @@ class CTranslate2(Hosted):
 
     library = "backends.host.libraries.ctranslate2_library"
     quantization: Quantization = "float32"
-    compute_type: Quantization | None = None  # None: the weights' own
+    compute_type: Quantization | None = None  # None: the weights' type
     metric_names: dict[str, str] = metrics("host_", *QUEUE)
 
     def in_bfloat16(self, dtype: str) -> bool:
@@ -52,7 +52,7 @@ class CTranslate2(Hosted):
         return {**ours, **super().flags_on(launch)}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """The model's folder without its weights, with a folder of CTranslate2's weights in it."""
+        """Return a copy of the model's folder with CTranslate2's weights in a subfolder, without the original ones."""
 
         def convert(folder: Path) -> None:
             output = {"output_dir": folder / FOLDER, "quantization": self.quantization, "low_cpu_mem_usage": True}

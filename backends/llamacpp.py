@@ -1,4 +1,4 @@
-"""llama.cpp's own server, on GGUF files that are made of the model's weights."""
+"""llama.cpp's own server, on GGUF files made from the model's weights."""
 
 import json
 import re
@@ -17,10 +17,10 @@ from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
 GGUF = "model.gguf"
-CONVERTER = EnvironmentChoice(cpu="gguf")  # the environment that llama.cpp's converter runs in
-CONVERTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the converter; the others by llama-quantize
+CONVERTER = EnvironmentChoice(cpu="gguf")  # environment for llama.cpp's converter
+CONVERTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the converter; llama-quantize makes others
 WITHOUT_TOOL = ", ".join(CONVERTED)
-# Those that need an importance matrix are left out.
+# Formats that need an importance matrix are left out.
 # fmt: off
 FileType = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -30,7 +30,7 @@ FileType = Literal[
 
 
 class LlamaCpp(Backend):
-    """Flags are the options of `llama-server`; `slots` sequences run together, each with room for a whole context."""
+    """`flags` are options of `llama-server`. `slots` sequences run together, each with room for a whole context."""
 
     flag_rules = FlagRules(
         tables=("llamacpp",),
@@ -44,7 +44,7 @@ class LlamaCpp(Backend):
             **dict.fromkeys(("hf-repo", "hf-file", "model-url", "docker-repo", "models-dir", "models-preset"), "model"),
             "override-kv": OTHER_CONFIGURATION,
         },
-        beyond=("rpc",),  # which computes on other machines
+        beyond=("rpc",),  # computes on other machines
     )
     log = LogReading(
         # "0.00.123.456 E srv    load_model: failed to load …": seconds since its start, level, part.
@@ -68,9 +68,9 @@ class LlamaCpp(Backend):
 
     quantization: FileType = "F16"
     slots: PositiveInt = 16
-    stop_grace: PositiveFloat = 1.0  # it would wait for its streams to end
-    batch_form: BatchForm = "streams"  # it takes lists, but begins a list's stream with an event that is null
-    # After each stream it closes the connection, whose Keep-Alive header it has sent: the next request would be lost.
+    stop_grace: PositiveFloat = 1.0  # otherwise it waits for its streams to end
+    batch_form: BatchForm = "streams"  # it accepts lists, but begins a list's stream with a null event
+    # It closes the connection after each stream despite its Keep-Alive header, so the next request would be lost.
     headers: dict[str, str] = Field(default={"Connection": "close"})
     metric_names: dict[str, str] = metrics(
         "llamacpp:",
@@ -83,14 +83,14 @@ class LlamaCpp(Backend):
     )
 
     def command(self, launch: Launch) -> list[str]:
-        context = launch.max_model_len or _context(launch.model)
+        context = launch.max_model_len or model_context(launch.model)
         arguments = {
             "model": str(launch.model / GGUF),
             "alias": launch.served_name,
             "host": launch.host,
             "port": launch.port,
             "parallel": self.slots,
-            "ctx-size": self.slots * context,  # llama-server deals it out to its slots
+            "ctx-size": self.slots * context,  # llama-server divides it among its slots
             "threads": launch.threads,
             "threads-batch": launch.threads,
             "seed": launch.seed,
@@ -99,7 +99,7 @@ class LlamaCpp(Backend):
         return [launch.binary or "llama-server", *self.flag_arguments(launch, arguments)]
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """A folder with model.gguf of this quantization, and the model's config and tokenizer beside it."""
+        """Return a folder with model.gguf in this quantization, and the model's config and tokenizer."""
         if self.quantization in CONVERTED:
             return _gguf(model, self.quantization.lower(), cache_dir, progress)
         tool = Path(self.env.binary or python).with_name("llama-quantize")
@@ -124,7 +124,7 @@ class LlamaCpp(Backend):
         )
 
     def gpus_unused(self, log: str) -> str | None:
-        """As for every engine; also where it has fewer layers on its GPUs than a flag asks for."""
+        """Also return the line that says fewer layers are on the GPUs than a flag asks for."""
         layers = str(value_of(self.flags_for("cuda"), "gpu-layers"))
         offloaded = re.search(r"offloaded (\d+)/(\d+) layers to GPU", log)
         if offloaded and (layers.isdecimal() or layers == "all"):
@@ -141,14 +141,14 @@ class LlamaCpp(Backend):
         return self.slots * context
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        # In an image the path is the container's; what is there is cited by the image's digest.
+        # In an image the path belongs to the container, and the image's digest identifies the content.
         version, commit = (None, None) if launch.image else _version(launch.binary or "llama-server")
         facts = {
             "dtype": CONVERTED.get(self.quantization, self.quantization),
             "quantization": self.quantization,
             "prefix_cache": self.flags_on(launch).get("no-cache-prompt") is not True,
             "slots": self.slots,
-            "max_model_len": launch.max_model_len or _context(launch.model),
+            "max_model_len": launch.max_model_len or model_context(launch.model),
             "engine_commit": commit,
         }
         return {**facts, "engine_version": version} if version else facts
@@ -159,7 +159,7 @@ def _converter(cache_dir: Path, progress: Callable[[str], None]) -> EnvironmentS
 
 
 def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-    """A folder with model.gguf, made by llama.cpp's converter, whose environment is built when needed."""
+    """Return a folder with model.gguf from llama.cpp's converter, whose environment is built if needed."""
     spec = _converter(cache_dir, progress)
 
     def convert(folder: Path) -> None:
@@ -173,15 +173,15 @@ def _gguf(model: Path, kind: str, cache_dir: Path, progress: Callable[[str], Non
     return checkpoints.converted(model, "gguf", parameters, convert, cache_dir, progress)
 
 
-def _context(model: Path) -> int:
-    """The context that a model was made for, in tokens."""
+def model_context(model: Path) -> int:
+    """Return the context length of a model, in tokens."""
     config = json.loads((model / "config.json").read_text())
     return int(config.get("text_config", config)["max_position_embeddings"])
 
 
 @lru_cache
 def _version(binary: str) -> tuple[str | None, str | None]:
-    """Return ("0.5.0", commit or the builder's text) of a llama-server; (None, None) if it does not say."""
+    """Return a llama-server's ("0.5.0", commit or the builder's text); (None, None) if it does not report them."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True)
     match = re.search(r"^version: (\S+)(?: \(build \d+, commit (\S+)\))?", answer.stdout + answer.stderr, re.M)
     return (match[1], match[2]) if match else (None, None)

@@ -7,7 +7,7 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class LMDeploy(Backend):
-    """Flags are the options of `lmdeploy serve api_server`; it answers a list one by one, so batches are streams."""
+    """`flags` are options of `lmdeploy serve api_server`. It answers a list one by one, so batches are streams."""
 
     flag_rules = FlagRules(
         tables=("lmdeploy",),
@@ -28,8 +28,8 @@ class LMDeploy(Backend):
         draft="speculative-draft-model",
     )
     log = LogReading(
-        out_of_memory=(r"\bout of memory at \S+/\S+", r"No enough gpu memory"),  # TurboMind's
-        choices={  # it says little unless flags.log-level is INFO, which also logs every prompt
+        out_of_memory=(r"\bout of memory at \S+/\S+", r"No enough gpu memory"),  # TurboMind's messages
+        choices={  # it logs little unless flags.log-level is INFO, which also logs every prompt
             "engine": r"Fallback to (pytorch) engine because",
             "missing": r"For higher performance, please install (FlashAttention-3)",
             "backend_config": r"updated backend_config=(.+)",

@@ -1,4 +1,4 @@
-"""A running endpoint that speaks OpenAI's protocol (or TGI's): nothing is launched, installed or stopped."""
+"""A running endpoint with OpenAI's (or TGI's) protocol. sweep launches, installs and stops nothing."""
 
 import os
 from typing import Literal
@@ -11,15 +11,15 @@ from sweep.base.records import key_header
 
 
 class OpenAI(Backend):
-    """The address of the endpoint and its way of being asked; the model is the name that it serves."""
+    """The endpoint's address and protocol. `model` is the name that it serves."""
 
     traits = Traits(attachable=True)
 
     url: str  # http(s)://host[:port][/base][?query], with or without /v1 or another version
-    path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after the path of url; null: the api's own
-    api_key_env: str | None = None  # NAME of the environment variable that holds the key: the key itself goes nowhere
-    auth_header: str | None = Field(default=None, pattern=r"^[\w-]+$")  # of the key, e.g. api-key; null: the api's
-    auth_scheme: str | None = None  # before the key; null: Bearer in Authorization, nothing in another header
+    path: str | None = Field(default=None, pattern=r"^/[!-~]*$")  # after the path of url; null: the api's default
+    api_key_env: str | None = None  # NAME of the environment variable with the key, which is never recorded
+    auth_header: str | None = Field(default=None, pattern=r"^[\w-]+$")  # for the key, e.g. api-key; null: the api's
+    auth_scheme: str | None = None  # word before the key; null: Bearer in Authorization, none in another header
     max_tokens_field: Literal["max_tokens", "max_completion_tokens", "max_output_tokens"] = "max_tokens"
 
     continuous_usage: bool = True

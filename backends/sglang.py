@@ -9,7 +9,7 @@ from sweep.base.records import BatchForm
 
 
 class SGLang(Backend):
-    """Flags are options of `python -m sglang.launch_server`."""
+    """`flags` are options of `python -m sglang.launch_server`."""
 
     flag_rules = FlagRules(
         tables=("sglang",),
@@ -59,7 +59,7 @@ class SGLang(Backend):
             "graph_capture_seconds": r"Capture .+ end\. bs=.+, elapsed=([\d.]+) s",
         },
     )
-    # Ready once the server's own warm-up request is answered; /health_generate would sleep a second before it answers.
+    # Ready once the server's own warm-up request is answered; /health_generate would first sleep for a second.
     wire = Wire(ready_path="/ready", version_path="/server_info", log_probabilities="input_token_logprobs")
     traits = Traits(
         distribution="sglang",
@@ -74,7 +74,7 @@ class SGLang(Backend):
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    reset_paths: tuple[str, ...] = ("/flush_cache",)  # its radix cache; 400 while requests run
+    reset_paths: tuple[str, ...] = ("/flush_cache",)  # clears its radix cache; status 400 while requests run
     metric_names: dict[str, str] = metrics(
         "sglang:",
         kv_cache_usage="token_usage",
@@ -89,7 +89,7 @@ class SGLang(Backend):
 
     @property
     def resets(self) -> tuple[str, ...]:
-        """As of every engine; the storage behind its hierarchical cache has a route of its own."""
+        """Also reset the storage behind the hierarchical cache, which has its own route."""
         stored = value_of(self.flags_for("cuda"), "hicache-storage-backend")
         return (*self.reset_paths, *(["/hicache/storage-backend/clear"] if stored else []))
 
@@ -108,7 +108,7 @@ class SGLang(Backend):
         return [launch.python, "-m", "sglang.launch_server", *self.flag_arguments(launch, arguments)]
 
     def _multiplying_flags(self) -> tuple[str, ...]:
-        if value_of(self.flags_for("cuda"), "enable-dp-attention"):  # is within the tensor-parallel GPUs
+        if value_of(self.flags_for("cuda"), "enable-dp-attention"):  # it stays within the tensor-parallel GPUs
             return ("pp-size",)
         return super()._multiplying_flags()
 

@@ -1,4 +1,4 @@
-"""The simulated engine, for trying sweep without a model, testing every failure and checking the measuring client."""
+"""The simulated engine, for trying sweep without a model, testing failures and checking the measuring client."""
 
 import sys
 from pathlib import Path
@@ -12,12 +12,12 @@ from sweep.base.records import BatchForm
 
 
 class Simulated(Behaviour, Backend):
-    """An engine that answers by the clock, without a model."""
+    """An engine without a model that answers by the clock."""
 
     traits = Traits(computes_model=False, continuous_batching=True, beam_search=False, quantisations="none")
 
-    fault_seed: NonNegativeInt = 0  # seed of the choice of these requests
-    truth_log: bool = False  # write true times to truth.log in the attempt's folder
+    fault_seed: NonNegativeInt = 0  # seed that chooses the requests with faults
+    truth_log: bool = False  # write the true times to truth.log in the attempt's folder
 
     env: EnvironmentChoice = EnvironmentChoice(python=sys.executable)
     launch_timeout: PositiveFloat = 60.0

@@ -24,7 +24,7 @@ OWN_OPTIONS = {
 
 
 class TensorRTLLM(Backend):
-    """Flags are the options of `trtllm-serve serve`; `options` are fields of its LLM API (KV metrics: from 1.3)."""
+    """`flags` are options of `trtllm-serve serve`. `options` are fields of its LLM API (KV metrics: from 1.3)."""
 
     flag_rules = FlagRules(
         tables=("tensorrt_llm",),
@@ -91,7 +91,7 @@ class TensorRTLLM(Backend):
         return [*serve, *self.flag_arguments(launch, arguments)]
 
     def _options(self) -> dict[str, Any]:
-        """The options, without the reuse of earlier prompts' blocks unless it is asked for: nothing can reset it."""
+        """Return the options. By default they disable the reuse of earlier prompts' blocks, since nothing resets it."""
         cache = {"enable_block_reuse": False, **(self.options.get("kv_cache_config") or {})}
         return {**self.options, "kv_cache_config": cache}
 

@@ -1,4 +1,4 @@
-"""Text Generation Inference: in its image, by its launcher, or attached; without ignore_eos and token ids."""
+"""Text Generation Inference, in its image, by its launcher, or attached. It lacks ignore_eos and token ids."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from backends.launch.server import free_port
 from sweep.base.records import Api
 
 LAUNCHER = "text-generation-launcher"
-MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, and would answer a trial from the one before
+MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, so a trial could hit an earlier trial's cache
 
-POOL_SHARE = 0.95  # of the memory that is left, by its own warm-up
+POOL_SHARE = 0.95  # share of the remaining memory that its warm-up takes
 
 
 class TGI(Backend):
-    """Flags are options of text-generation-launcher."""
+    """`flags` are options of text-generation-launcher."""
 
     flag_rules = FlagRules(
         tables=("tgi",),
@@ -32,7 +32,7 @@ class TGI(Backend):
             "revision": "model.revision",
             "tokenizer-config-path": "model.tokenizer",
         },
-        beyond=("ngrok",),  # which serves it to the internet
+        beyond=("ngrok",),  # exposes it to the internet
     )
     log = LogReading(
         # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed"
@@ -57,10 +57,10 @@ class TGI(Backend):
     api: Api = "tgi"
     token_ids: bool = False
     ignores_eos: bool = False
-    stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 s in all
+    stop_grace: float = Field(default=20.0, gt=0)  # an engine on a node that is cut off has 60 seconds in all
     metric_names: dict[str, str] = metrics(
         "tgi_",
-        kv_cache_usage="batch_current_max_tokens / tgi_batch_max_total_tokens",  # reserved, of its budget of tokens
+        kv_cache_usage="batch_current_max_tokens / tgi_batch_max_total_tokens",  # reserved share of its token budget
         requests_running="batch_current_size",
         requests_waiting="queue_size",
     )
@@ -69,7 +69,7 @@ class TGI(Backend):
         own_ports = {
             "hostname": launch.host,
             "port": launch.port,
-            # Every launcher on a node needs its own of these, which it does not look for itself.
+            # Every launcher on a node needs its own ports and files, but does not choose free ones itself.
             "prometheus-port": free_port(),
             "master-port": free_port(),
             "shard-uds-path": f"/tmp/tgi-{launch.port}",
@@ -94,7 +94,7 @@ class TGI(Backend):
         return POOL_SHARE * float(self.flags_on(launch).get("cuda-memory-fraction", 1.0))
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        # Told nothing, it chooses by kind of model and says nowhere what.
+        # By default it chooses by kind of model and does not report its choice.
         dtype = {"dtype": None} if launch.dtype == "auto" else {}
         cached = (MEMORYLESS | self.environ)["PREFIX_CACHING"].lower() in ("1", "true") if self.launches else None
         return {**dtype, "prefix_cache": cached, "quantization": self.flags_on(launch).get("quantize")}

@@ -1,4 +1,4 @@
-"""Hugging Face transformers as people first use it: `model.generate` on left-padded static batches. The baseline."""
+"""Hugging Face transformers as people first use it, as the baseline: `model.generate` on left-padded static batches."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ from backends.declarations import OTHER_CONFIGURATION, FlagRules, LogReading, Tr
 
 
 class Transformers(Hosted):
-    """dtype and flags are arguments of `from_pretrained`, e.g. a quantization_config; a list prompt is one batch."""
+    """`dtype` and `flags` are arguments of `from_pretrained`, e.g. quantization_config. A list prompt is one batch."""
 
     flag_rules = FlagRules(
         set_by={
@@ -20,7 +20,7 @@ class Transformers(Hosted):
             **dict.fromkeys(("pretrained-model-name-or-path", "gguf-file", "subfolder", "state-dict"), "model"),
         }
     )
-    # bitsandbytes logs the lack of a faster kernel as an error, and goes on.
+    # bitsandbytes logs a missing faster kernel as an error and continues.
     log = LogReading(noise=(r"Failed to load CPU gemm_4bit_forward",))
     wire = replace(Hosted.wire, log_probabilities="host")
     traits = Traits(

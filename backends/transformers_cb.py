@@ -1,4 +1,4 @@
-"""Continuous batching by transformers itself (`generate_batch`'s manager), streaming every request token by token."""
+"""transformers' own continuous batching (the manager of `generate_batch`), streaming every request token by token."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,8 +10,8 @@ from backends.transformers import Transformers
 
 
 class TransformersCB(Transformers):
-    """`scheduler` holds fields of transformers' ContinuousBatchingConfig. `num_blocks` is set from the memory stated
-    here: by default the manager takes the whole machine's.
+    """`scheduler` holds fields of transformers' ContinuousBatchingConfig. The memory stated here sets `num_blocks`,
+    since the manager would otherwise take all of the machine's memory.
     """
 
     flag_rules = replace(
@@ -21,7 +21,7 @@ class TransformersCB(Transformers):
 
     library = "backends.host.libraries.transformers_cb_library"
     cpu_kv_cache_gib: PositiveFloat = 0.25
-    cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # of what is free once the weights are loaded
+    cuda_memory_share: float = Field(default=0.8, gt=0, lt=1)  # share of the memory left after loading the weights
     scheduler: dict[str, Any] = Field(default_factory=dict)
     cpu_scheduler: dict[str, Any] = Field(default_factory=dict)
     reset_paths: tuple[str, ...] = ("/reset_caches",)

@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI server, on CUDA or, in its CPU build, on a CPU."""
+"""vLLM's own OpenAI server, on CUDA or, with its CPU build, on a CPU."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,23 +13,23 @@ from backends.prepare import checkpoints
 from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
-RESETTABLE = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # of vLLM 0.32; others say they are reset and are not
-NO_KV_SCALES = "those of the checkpoint, else 1.0: --calculate-kv-scales is not in vLLM 0.32"
+RESETTABLE = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # in vLLM 0.32; others report a false reset
+NO_KV_SCALES = "the checkpoint's scales, else 1.0 (vLLM 0.32 has no --calculate-kv-scales)"
 
 
 def speculation(backend: Backend) -> tuple[str, ...]:
-    """The method of speculative decoding that flags ask for, as an environment's features name it."""
+    """Return the method of speculative decoding in the flags, as an environment's feature."""
     config = value_of(given_flags(backend), "speculative-config")
     return (str(config["method"]),) if isinstance(config, Mapping) and "method" in config else ()
 
 
 def given_flags(backend: Backend) -> dict[str, Any]:
-    """The flags of a backend for any platform."""
+    """Return a backend's flags for any platform."""
     return backend.cpu_flags | backend.cuda_flags | backend.flags
 
 
 def external_cache(flags: Mapping[str, Any]) -> str | None:
-    """The connector to a KV cache outside the GPU that flags ask for; None without one."""
+    """Return the flags' connector to a KV cache outside the GPU, or None if they set none."""
     if value_of(flags, "kv-transfer-config"):
         return str(value_of(flags, "kv-transfer-config.kv_connector"))
     native = value_of(flags, "kv-offloading-backend") in (None, "native")
@@ -37,19 +37,19 @@ def external_cache(flags: Mapping[str, Any]) -> str | None:
 
 
 def keeps_answers(flags: Mapping[str, Any]) -> bool:
-    """Return whether speculation learns from the answers of all requests since the launch, which nothing resets."""
+    """Return whether speculation learns from all answers since the launch, which nothing resets."""
     config = value_of(flags, "speculative-config")
     suffix = isinstance(config, Mapping) and config.get("method") == "suffix"
     return suffix and config.get("suffix_decoding_max_cached_requests") != 0
 
 
 def utilisation(flags: Mapping[str, Any]) -> float:
-    """The share of a GPU's memory that flags let it take."""
+    """Return the share of a GPU's memory that the flags allow."""
     return float(value_of(flags, "gpu-memory-utilization") or 0.92)
 
 
 class VLLM(Backend):
-    """Flags are options of `vllm serve` (`max-num-seqs: 256`); unquantised weights are quantised to a `checkpoint`."""
+    """`flags` are options of `vllm serve` (`max-num-seqs: 256`). Unquantised weights become a `checkpoint`."""
 
     flag_rules = FlagRules(
         tables=("vllm", "vllm_cuda12"),
@@ -97,7 +97,7 @@ class VLLM(Backend):
             "model_runner": r"\b[Uu]sing (?:the )?(V\d) [Mm]odel [Rr]unner",
             "kv_cache_layout": r"Using (\w+) KV cache layout",
             "kv_cache_tokens": r"KV cache size: ([\d,]+) tokens",
-            "kv_cache_gib": r"Available KV cache memory: ([\d.]+) GiB",  # of each GPU
+            "kv_cache_gib": r"Available KV cache memory: ([\d.]+) GiB",  # per GPU
             "kv_cache_dtype": r"\bkv_cache_dtype=([\w.]+), device_config=",
             "enforce_eager": r"\benforce_eager=(\w+), ",
             "cudagraph_mode": r"\bcompilation_config=\{.*'cudagraph_mode': <CUDAGraphMode\.(\w+):",
@@ -121,12 +121,12 @@ class VLLM(Backend):
         quantisations="GPTQ, AWQ, compressed-tensors, int8, fp8 (GPU), bitsandbytes (GPU); KV: fp8",
     )
 
-    checkpoint: Literal["gptq", "ct-int8"] | None = None  # checkpoint made of the model's weights
+    checkpoint: Literal["gptq", "ct-int8"] | None = None  # checkpoint to make from the model's weights
     group_size: PositiveInt = 128  # weights that share a scale in a 4-bit checkpoint
     cpu_kv_cache_gib: PositiveInt = 1  # GiB of memory for the KV cache without a GPU
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
-    reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # served in vLLM's development mode only: see `environment`
+    reset_paths: tuple[str, ...] = ("/reset_prefix_cache",)  # only in vLLM's development mode; see `environment`
     metric_names: dict[str, str] = metrics(
         "vllm:",
         "prefix_cache_queries_total",
@@ -150,19 +150,19 @@ class VLLM(Backend):
         return tuple(f"{path}?reset_external=true" if external else path for path in self.reset_paths)
 
     def unavailable(self, host: Host) -> str | None:
-        """As for every engine; vLLM's AVX2 build lacks `cpu_gemm_wna16`: the first request would crash it."""
+        """Also refuse a GPTQ checkpoint on AVX2: that build lacks `cpu_gemm_wna16`, so the first request crashes it."""
         features = host.cpu_features or frozenset()
         lacking = not host.gpus and "avx2" in features and "avx512f" not in features
         if lacking and self.checkpoint == "gptq":
-            return f"{self.name} has 4-bit kernels for CPUs with AVX-512 only: use checkpoint=ct-int8, or a GPU"
+            return f"{self.name} has 4-bit kernels only for CPUs with AVX-512; use checkpoint=ct-int8, or a GPU"
         return super().unavailable(host)
 
     def features(self) -> tuple[str, ...]:
         return speculation(self)
 
     def command(self, launch: Launch) -> list[str]:
-        # The CPU build has no `vllm` command: its distribution is not called vllm, which the command asks for.
-        # `vllm serve` takes the model as its first argument: its --model will be removed.
+        # The CPU build has no working `vllm` command, since the command looks for a distribution called vllm.
+        # `vllm serve` takes the model as its first argument, since --model will be removed.
         serve = ["vllm.entrypoints.cli.main", "serve"] if launch.gpus else ["vllm.entrypoints.openai.api_server"]
         arguments: dict[str, Any] = {
             **({} if launch.gpus else {"model": str(launch.model)}),
@@ -178,14 +178,14 @@ class VLLM(Backend):
         return [launch.python, "-m", *serve, *self.flag_arguments(launch, arguments)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        # Without development mode there is no /reset_prefix_cache. That mode also serves /collective_rpc (methods of
-        # the workers, arguments as text), /sleep, /pause, /update_weights and /server_info (settings and VLLM_*
-        # variables). All are on loopback only (`flags.host` is refused) and live no longer than the sweep's own engine:
-        # whoever reaches them could disturb it with ordinary requests too. How requests are served does not change.
+        # Only development mode has /reset_prefix_cache. It also serves /collective_rpc (worker methods, with arguments
+        # as text), /sleep, /pause, /update_weights and /server_info (settings and VLLM_* variables). All are only on
+        # loopback (`flags.host` is refused) and end with sweep's engine. Whoever reaches them could also disturb the
+        # engine with ordinary requests. The mode does not change how requests are served.
         ours = {"VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
         if not launch.gpus:
             ours["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_kv_cache_gib)
-            if launch.cpus:  # left to itself it takes a core for each NUMA node's threads and keeps one free
+            if launch.cpus:  # by default it takes a core for each NUMA node's threads and keeps one free
                 ranks = shares(launch.cpus, self.gpus_of_engine // self.gpus)
                 ours["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, rank)) for rank in ranks)
         return {**ours, **super().environment(launch)}

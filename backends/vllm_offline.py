@@ -1,4 +1,4 @@
-"""vLLM's engine in the host's own process: prompts of exact length as token ids, no HTTP while the clock runs."""
+"""vLLM's engine in the host's process: prompts are token ids of exact length, and no HTTP runs while timing."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,16 +8,16 @@ from pydantic import Field
 from backends.base import FLAG_KEYS, Hosted, Launch
 from backends.vllm import VLLM, given_flags, speculation, utilisation
 
-SERVER_ONLY = ("served-model-name", "port", "config")  # of vLLM's flags that only sweep sets
+SERVER_ONLY = ("served-model-name", "port", "config")  # vLLM flags that only sweep sets
 
 
 class VLLMOffline(Hosted):
-    """Flags are fields of vLLM's EngineArgs; a trial is one control call, and Records hold the engine's own stamps."""
+    """`flags` are fields of vLLM's EngineArgs. A trial is one control call, and Records hold the engine's stamps."""
 
     flag_rules = replace(
         VLLM.flag_rules,
         tables=("vllm_offline", "vllm_offline_cuda12"),
-        # No server: neither its name nor its port, but the flags that only its Python interface has.
+        # There is no server, so no name or port; but the Python interface has flags of its own.
         set_by={
             **{flag: key for flag, key in VLLM.flag_rules.set_by.items() if flag not in SERVER_ONLY},
             "model-weights": "model",
@@ -31,8 +31,8 @@ class VLLMOffline(Hosted):
     traits = replace(VLLM.traits, timed_inside=True)
 
     library = "backends.host.libraries.vllm_offline_library"
-    detokenize: bool = True  # also make the text of the answers, which nothing here reads
-    multiprocessing: bool = True  # V1's engine core in a process of its own, beside the one that feeds it
+    detokenize: bool = True  # also make the answers' text, which nothing here reads
+    multiprocessing: bool = True  # run V1's engine core in its own process, apart from its feeder
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
     reset_paths: tuple[str, ...] = ("/reset_caches",)
     metric_names: dict[str, str] = Field(
@@ -49,7 +49,7 @@ class VLLMOffline(Hosted):
             for name, size in getattr(self, group).items():
                 if "data-parallel-size" in self.flag_rules.meanings(name) and str(size) not in ("None", "1"):
                     raise ValueError(
-                        f"backend.{group}.{name}={size}: its host's process has one engine; expected 1 (for several "
+                        f"backend.{group}.{name}={size}: the host's process has one engine; expected 1 (for several "
                         f"ranks behind one URL: backend=vllm backend.flags.data-parallel-size={size})"
                     )
 

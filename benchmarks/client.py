@@ -180,7 +180,7 @@ def _alone_on(pid: int, core: int) -> None:
 
 def ours(row: Row, url: str, folder: Path, cores: tuple[int, int]) -> Result:
     """The whole command on the row, and what it published."""
-    load = ["load=closed", f"load.concurrency={row.concurrency}"]
+    load = ["load=closed", f"load.concurrency={row.concurrency}", "load.stagger=0"]
     if row.rate is not None:
         load = ["load=poisson", f"load.rate={row.rate}", f"load.max_concurrency={row.concurrency}"]
     command = [

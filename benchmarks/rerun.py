@@ -146,7 +146,7 @@ def slowed_rows(folder: Path, share: float) -> list[str]:
         again = folder / f"again-{name.partition(' ')[0]}"
         rerun = ["rerun", str(run), "--out", str(again)]
         status = sweep(rerun, folder) if name == "as it was" else slowed_sweep(rerun, folder, share)
-        if status not in (0, 1):
+        if status not in (0, 1, 3):
             raise SystemExit(f"sweep rerun ended with {status}: {folder / 'output.txt'}")
         verdicts = json.loads((again / "rerun.json").read_text())
         results = Counter(each["result"] for each in verdicts)
@@ -180,7 +180,7 @@ def rows_again(run: Path, folder: Path, replicate: int | None) -> list[dict[str,
         (clone / "capsules.txt").write_text("\n".join(each.text() for each in chosen))
         target = "capsules.txt"
     status = sweep(["rerun", target, "--out", str((folder / "again").absolute())], folder, clone)
-    if status not in (0, 1):
+    if status not in (0, 1, 3):
         raise SystemExit(f"sweep rerun ended with {status}: {folder / 'output.txt'}")
     verdicts: list[dict[str, Any]] = json.loads((folder / "again" / "rerun.json").read_text())
     return verdicts
@@ -291,7 +291,7 @@ def _rerun(
         file.write_text(target.text())
     out = folder / "out"
     status = sweep(["rerun", str(file), "--out", str(out), *overrides], folder, prefix=prefix, environ=environ)
-    if status not in (0, 1):
+    if status not in (0, 1, 3):
         raise SystemExit(f"sweep rerun ended with {status}: {folder / 'output.txt'}")
     verdicts = json.loads((out / "rerun.json").read_text())
     return [[pair["name"] for pair in each["differences"]] for each in verdicts]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -70,11 +70,12 @@ def measure(arguments: list[str], kill_after: str | None = None) -> Cost:
     return Cost(seconds, usage.ru_utime + usage.ru_stime, round(usage.ru_maxrss / 1024), output)
 
 
-def done_row(sample: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+def done_row(sample: Mapping[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     """A row of realistic size for this trial of the plan: each replicate is a launch, whose facts are its own."""
     deployment, attempt = entry["deployment_id"], str(entry["replicate"] + 1)
     log, own_log = (f"/{row}/engine.log" for row in (f"{sample['deployment_id']}/1", f"{deployment}/{attempt}"))
-    return sample | {
+    return {
+        **sample,
         "trial_id": entry["trial_id"],
         "deployment_id": deployment,
         "attempt": attempt,
@@ -96,7 +97,7 @@ def begin(out: Path, trials: int) -> Cost:
     texts = Texts()
     with (out / "ledger.jsonl").open("ab") as ledger:
         for entry in entries:
-            ledger.writelines(map(sealed, texts.stored(done_row(sample, entry))))
+            ledger.writelines(map(sealed, texts.stored(done_row(dict(sample), entry))))
     return begun
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -233,7 +233,7 @@ def memory() -> dict[str, Any]:
         driver = Driver(plan, pending, paths, ledger, executor, display, None)
         commit = driver.rows.commit
 
-        def counted(deployment: Deployment, trial: Trial, row: dict[str, Any]) -> None:
+        def counted(deployment: Deployment, trial: Trial, row: Mapping[str, Any]) -> None:
             commit(deployment, trial, row)
             rows = len(ledger.rows)
             if rows % 1000 == 0:

@@ -76,6 +76,7 @@ def ours(url: str, concurrency: int, requests: int, seed: int, folder: Path) -> 
         *(sys.executable, "-m", "sweep", "backend=openai", f"backend.url={url}", "model=tiny-llama"),
         *("workload=synthetic", f"workload.input_tokens={INPUT_TOKENS}", f"workload.output_tokens={OUTPUT_TOKENS}"),
         *(f"workload.num_requests={requests}", "load=closed", f"load.concurrency={concurrency}", f"seed={seed}"),
+        "load.stagger=0",
         *("cluster=inline", "tracking=none", f"out={folder}"),
     ]
     for _ in range(TRIES):

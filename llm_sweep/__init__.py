@@ -1,8 +1,8 @@
-"""The one import package of the wheel: `llm_sweep.open(RUN)`, `from llm_sweep import analysis`, the `sweep` command.
+"""The wheel's only import package: `llm_sweep.open(RUN)`, `from llm_sweep import analysis` and the `sweep` command.
 
-All code imports `sweep`, `backends` and `analysis`, which are other projects' names on the package index. In the wheel
-those three folders and conf/ lie inside this one, in a checkout beside it; importing this package puts the folder that
-holds them in front of the import path, and makes each of the three an attribute of this package.
+All code imports `sweep`, `backends` and `analysis`, but other projects own these names on the package index. So these
+three folders and conf/ lie inside this one in the wheel, and beside it in a checkout. Importing this package puts the
+folder that holds them first on the import path and makes the three packages its attributes.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGES = ("sweep", "backends", "analysis")
 _HERE = Path(__file__).resolve().parent
-HOLDER = _HERE if (_HERE / "sweep").is_dir() else _HERE.parent  # of the three packages and conf/
+HOLDER = _HERE if (_HERE / "sweep").is_dir() else _HERE.parent  # holds the three packages and conf/
 __path__.clear()  # no submodules: `llm_sweep.analysis` would be a second copy of `analysis`
 
 
@@ -32,20 +32,20 @@ def _make_importable() -> None:
             origin = getattr(loaded, "__file__", None) or ", ".join(folders) or "nowhere"
             raise ImportError(
                 f"llm_sweep: another package named {name!r} is already imported, from {origin}; import llm_sweep in a "
-                f"process without it"
+                f"process without that package"
             )
     sys.path.insert(0, str(HOLDER))
 
 
 def main() -> int:
-    """Run the `sweep` command; its exit status."""
+    """Run the `sweep` command and return its exit status."""
     for name in PACKAGES:
         folder = Path.cwd() / name
         replaces = (folder / "__init__.py").exists() or folder.with_suffix(".py").exists()
         if replaces and folder.resolve().parent != HOLDER:
             print(
                 f"error: {folder}: a module of this name would replace sweep's own in the processes that sweep starts "
-                f"here; run it in another folder",
+                f"here; run sweep in another folder",
                 file=sys.stderr,
             )
             return 2

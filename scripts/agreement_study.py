@@ -1,10 +1,10 @@
-"""Agreement and quality of engines that are right, of a coarser format, and of planted faults, as a table:
+"""Measure agreement and quality for correct engines, coarser formats and planted faults, and print a table:
 
     python scripts/agreement_study.py [RUNS] [CASE...] > docs/measurements/agreement.md
 
-Each case is launched once, and compared RUNS times (default 1) with the reference on other texts each time. With more
-than one run, it is asked the first prompts alone, as far as the main job asks an engine that is right. Such a series is
-kept in results/agreement_study, a line for each run: the same command goes on where it was stopped, at the same commit.
+Each case is launched once and compared RUNS times (default 1) with the reference, each time on other texts. With more
+than one run it gets only the first prompts, as many as the main job sends to a correct engine. Such a series is kept in
+results/agreement_study, with a line per run. The same command, at the same commit, continues where it was stopped.
 """
 
 import json
@@ -37,7 +37,7 @@ from sweep.plan.plan import Deployment
 from sweep.plan.planning import make_plan
 
 SERIES = ROOT / "results" / "agreement_study"
-AT_ONCE = 5  # runs whose references are made in one process
+AT_ONCE = 5  # runs whose references one process computes
 GATE = {"agreement": 0.95, "quality": 0.98}
 ABOUT = f"""\
 The cases are SmolLM2-135M-Instruct (`model=smollm2`) on correct engines, on weights in a coarser format, and on
@@ -60,14 +60,14 @@ WIDTH = 120
 
 @dataclass(frozen=True)
 class Case:
-    """An engine, and what is done to its weights."""
+    """An engine, and the change to its weights."""
 
     name: str
     overrides: tuple[str, ...]
     fault: faults.Fault | None = None
 
 
-# A limit that no engine reaches: each is asked all of it, also where other work shares its core.
+# A limit that no engine reaches, so that each gets all prompts, even if other work shares its core.
 EACH = ("model=smollm2", "workload=qa", "load=batch", "hardware=cpu", "cluster=inline", "comparison_limit=1500")
 FLOAT32 = ("backend=transformers", "backend.dtype=float32")
 BF16 = ("backend=transformers", "backend.dtype=bfloat16")
@@ -75,6 +75,7 @@ CASES = (
     Case("transformers, float32", FLOAT32),
     Case("transformers, bfloat16", BF16),
     Case("CTranslate2, float32", ("backend=ctranslate2",)),
+    Case("OpenVINO, float32", ("backend=openvino",)),
     Case("transformers, continuous batching, bfloat16", ("backend=transformers_cb", "backend.dtype=bfloat16")),
     Case("llama.cpp, F16", ("backend=llamacpp",)),
     Case("vLLM, bfloat16", ("backend=vllm", "backend.dtype=bfloat16")),
@@ -87,11 +88,11 @@ CASES = (
 
 
 def compared(case: Case, runs: int, folder: Path, first: int = 0) -> Iterator[dict[str, Any]]:
-    """The columns of each run from the first one on, on one launch."""
+    """Yield the columns of each run, from number `first` on, on one launch."""
     command = [*case.overrides, *EACH]
     plan = make_plan(composition := compose_run(command, lambda cluster: "cpu"), surroundings(composition.settings, []))
     deployment: Deployment = plan.deployments[0]
-    settings: Settings = plan.settings  # without a gate: a single run is asked to the end
+    settings: Settings = plan.settings  # no gate, so a single run gets all prompts
     work = Work(deployment, settings, str(folder), case.name, ())
     gated = replace(work, settings=settings.model_copy(update={"gate": GATE}))
     asking = gated if runs > 1 else work
@@ -108,9 +109,9 @@ def compared(case: Case, runs: int, folder: Path, first: int = 0) -> Iterator[di
 
 
 def _references(work: Work, launch: Any, runs: int, first: int) -> Iterator[agreement.Reference]:
-    """Those of the runs from the first one on, each on its own openings and passages, made a few runs at a time.
+    """Yield the references of the runs from `first` on, each on its own openings and passages, a few runs at a time.
 
-    Of several runs each has the first prompts alone, beyond which an engine that is right is not asked.
+    If there are several runs, each has only the first prompts, since a correct engine gets no more.
     """
     if runs == 1:
         yield _known(agreement.reference(work, launch, lambda message: None))
@@ -127,7 +128,7 @@ def _references(work: Work, launch: Any, runs: int, first: int) -> Iterator[agre
 
 
 def _job_of(work: Work, run: int) -> tuple[list[list[int]], list[list[int]]]:
-    """The first prompts, and the passages, of a run: the shipped texts in its own order, and requests of its own."""
+    """Return a run's first prompts and passages: the shipped texts in the run's order, and the run's own requests."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     seeded = replace(work, settings=work.settings.model_copy(update={"seed": run}))
     shipped = agreement.shipped
@@ -162,13 +163,13 @@ def line(case: Case, rows: list[dict[str, Any]]) -> str:
 
 
 def head() -> str:
-    """What stands above the table."""
+    """Return the text above the table."""
     paragraphs = (textwrap.fill(paragraph, WIDTH, break_on_hyphens=False) for paragraph in ABOUT.split("\n\n"))
     return "\n\n".join(["# Agreement and quality", *paragraphs, TABLE])
 
 
 def circumstances() -> str:
-    """The commit, the machine and how busy it is: of this call of the script, which may have measured some cases."""
+    """Return the commit, the machine and its load for this call of the script, which may have measured some cases."""
     machine = host_facts.hardware()
     commit_and_machine = (
         f"These rows: commit {code_version.commit()}; {machine['cores']} cores of {machine['cpu']}; load average "
@@ -179,7 +180,7 @@ def circumstances() -> str:
 
 
 def main(runs: int, names: list[str]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # also in the background of a shell, where an interrupt is ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # even in a shell's background, where interrupts are ignored
         signal.signal(number, signal.default_int_handler)
     print(head(), flush=True)
     for case in CASES:
@@ -189,7 +190,7 @@ def main(runs: int, names: list[str]) -> None:
 
 
 def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:
-    """The runs of a case: those of a series that are kept, and the others as they are measured."""
+    """Yield the runs of a case: first those that a series has kept, then the others as they are measured."""
     stem = re.sub("[^a-z0-9]+", "_", case.name.lower())
     kept = SERIES / str(code_version.commit()) / f"{stem}.jsonl"
     done = [json.loads(record) for record in kept.read_text().splitlines()][:runs] if runs > 1 and kept.exists() else []
@@ -206,7 +207,7 @@ def measured(case: Case, runs: int) -> Iterator[dict[str, Any]]:
 
 
 def finished(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of a case, or those until an interrupt, if there are any."""
+    """Return the runs of a case, or those before an interrupt, if any."""
     done: list[dict[str, Any]] = []
     try:
         done.extend(run for run in rows)

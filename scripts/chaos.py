@@ -1,6 +1,6 @@
-"""The chaos test over ten seeds (or those given), as a table: scripts/chaos.py > docs/measurements/chaos.md
+"""Run the chaos test with ten seeds (or those given) and print a table: scripts/chaos.py > docs/measurements/chaos.md
 
-One sweep of 40 trials on 3 Ray nodes, and every five seconds one of its parts is killed at random.
+One sweep of 40 trials runs on 3 Ray nodes, and every five seconds one of its parts is killed at random.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Compile what CUDA engines compile at installation or first use: `python scripts/compile_cuda.py [NAME...]`.
+"""Compile the code that CUDA engines compile at installation or first use: `python scripts/compile_cuda.py [NAME...]`.
 
-It needs no GPU. It installs each environment as a node of that compute capability would, so it checks locks, compilers,
-linking and sources; only the kernels are not run. In vllm and sglang FlashInfer compiles its sampling kernels and one
-decode kernel, by its own JIT. What is compiled is kept: the same command goes on where it was stopped.
-docs/measurements/compile_cuda.md holds its output.
+It needs no GPU. It installs each environment as a node with that compute capability would, so it checks locks,
+compilers, linking and sources; only the kernels do not run. In vllm and sglang FlashInfer compiles its sampling kernels
+and one decode kernel with its own JIT. Compiled code is kept, so the same command continues where it was stopped.
+docs/measurements/compile_cuda.md has the output.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from backends.launch import task
 from backends.prepare import environments, locks
 from sweep.base.config import cache_directory
 
-# The capabilities that each environment is compiled for: at installation, or at an engine's first use.
+# The capabilities for which each environment is compiled, at installation or at an engine's first use.
 COMPILED = {"llamacpp_cuda": ("8.9",), "exllamav3": ("8.9",)}
 AT_FIRST_USE = dict.fromkeys(("vllm", "sglang"), ("7.5", "8.9", "9.0"))
-# What an engine's sampler needs, and the decode of a 7B model in float16.
+# Kernels for an engine's sampler, and for decoding with a 7B model in float16.
 KERNELS = """
 import json, time, torch
 from flashinfer.jit import attention, sampling
@@ -40,18 +40,18 @@ for module in (sampling.gen_sampling_module(), decode):
     print(json.dumps({"file": file, "error": error, "seconds": time.monotonic() - begin}), flush=True)
 """
 TOOLKIT = ("flashinfer-python", "nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
-FAT_BINARY = b"\x50\xed\x55\xba"  # begins each of them
-ENTRY_BYTES = 32  # of an entry's header, as far as it is read
+FAT_BINARY = b"\x50\xed\x55\xba"  # begins each fat binary
+ENTRY_BYTES = 32  # bytes of an entry's header that are read
 
 
 def compiled_files(folder: Path) -> list[Path]:
-    """The programs and extensions that were compiled for the GPU."""
+    """Return the programs and extensions that were compiled for the GPU."""
     programs = [path for path in (folder / "bin").glob("llama-*") if path.is_file()]
     return [*programs, *(folder / task.EXTENSIONS).glob("**/*.so")]
 
 
 def architectures(file: Path) -> list[str]:
-    """The kinds of code in a program, library or object, e.g. "sm_89", from the headers of its CUDA fat binaries."""
+    """Return the kinds of code in a program, library or object, e.g. "sm_89", from its CUDA fat binaries' headers."""
     data, kinds = file.read_bytes(), set()
     at = data.find(FAT_BINARY)
     while at >= 0:
@@ -84,7 +84,7 @@ def install(name: str, cache: Path) -> environments.Environment:
 
 
 def driver_stand_in(folder: Path) -> dict[str, str]:
-    """Make an empty libcuda where this machine has none to link to, and return the variable that linkers find it by."""
+    """Make an empty libcuda if this machine has none to link to. Return the variable by which linkers find it."""
     if find_library("cuda"):
         return {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def driver_stand_in(folder: Path) -> dict[str, str]:
 
 
 def compile_kernels(name: str, environment: environments.Environment, capability: str) -> int:
-    """Let FlashInfer compile for one capability what it compiles at first use; return how many modules failed."""
+    """Let FlashInfer compile its first-use modules for one capability. Return how many modules failed."""
     folder = Path(environment.python).parents[1].with_suffix(".kernels")
     stand_in = driver_stand_in(folder / "driver")
     environ = task.clean_environment(
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--jobs", default="2", help="compilers at once (default: 2)")
     options = parser.parse_args()
     os.environ["MAX_JOBS"] = options.jobs
-    os.environ.pop("CUDA_HOME", None)  # only the environments' own compilers are of interest
+    os.environ.pop("CUDA_HOME", None)  # only the environments' own compilers matter
     failures = 0
     targets = {**COMPILED, **AT_FIRST_USE}
     pairs = [(name, each) for name in options.names for each in options.capability or targets.get(name, ("8.9",))]

@@ -1,6 +1,6 @@
-"""What an engine's own sources say: its flags, metrics, routes and messages, read without importing the engine.
+"""Reads an engine's flags, metrics, routes and messages from its source, without importing the engine.
 
-A reader takes the unpacked wheel or source distribution; `engine_tables.py` makes the committed tables of it.
+A reader takes the unpacked wheel or source distribution. `engine_tables.py` makes the committed tables from the result.
 """
 
 import ast
@@ -18,22 +18,23 @@ from backends.tables.table import Flag, spelling
 
 ROUTE_METHODS = {"get", "post", "put", "api_route", "add_api_route", "route", "mount", "Mount", "Route"}
 CALLED = {"int": "int", "float": "float", "str": "str", "nonnegative_int": "int", "positive_int": "int"}
-# Arguments of vLLM's parser that take 4k and 1M as well.
+CALLED["typing.SupportsInt"] = "int"  # in the stub of a C++ extension
+# Arguments of vLLM's parser that also accept 4k and 1M.
 SIZES = {"human_readable_int", "human_readable_int_or_auto"}
 SKIPPED = re.compile(r"(^|/)(tests?|benchmarks?|examples|models|layers|third_party)/")
 
 
 @dataclass
 class Reading:
-    """What was read: the content of a table."""
+    """The result of reading: a table's content."""
 
     flags: dict[str, Flag] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)  # other spellings that are more than - for _
+    aliases: dict[str, str] = field(default_factory=dict)  # other spellings that differ by more than - for _
     metrics: set[str] = field(default_factory=set)
     routes: set[str] = field(default_factory=set)
 
     def add(self, names: Iterable[str], flag: Flag, no: bool = False) -> None:
-        """Add a flag by its command-line names, the first long one being the one that we use."""
+        """Add a flag by its command-line names, of which we use the first long one."""
         long = [spelt[2:] for spelt in names if spelt.startswith("--") and "{" not in spelt]
         if not long:
             return
@@ -50,7 +51,7 @@ class PythonSource:
         self.folder, self.package = folder, package
 
     def defining(self, name: str, *under: str) -> ast.Module:
-        """The file that defines a class, or a function perhaps within one, wherever this version has it."""
+        """Return the file in which this version defines a class, or a function (perhaps within a class)."""
         definition = re.compile(rf"^(?:class|[ ]*def) {name}\b", re.MULTILINE)
         for path in self._paths(*under):
             if definition.search(content := path.read_text()):
@@ -58,7 +59,7 @@ class PythonSource:
         raise SystemExit(f"error: {self.package}: no file defines {name}: its reader in engine_sources.py needs that")
 
     def trees(self, *under: str) -> Iterator[ast.Module]:
-        """These files and folders; where a version has none of them any more, the whole package."""
+        """Return these files and folders, or the whole package if this version has none of them."""
         return (ast.parse(path.read_text()) for path in self._paths(*under))
 
     def _paths(self, *under: str) -> Iterator[Path]:
@@ -74,7 +75,7 @@ class PythonSource:
         )
 
     def constants(self, *under: str) -> dict[str, ast.expr]:
-        """The module-level names of these files, for choices that are lists elsewhere."""
+        """Return the module-level names of these files, for choices that refer to lists elsewhere."""
         names: dict[str, ast.expr] = {}
         for tree in self.trees(*under):
             for node in tree.body:
@@ -85,7 +86,7 @@ class PythonSource:
         return names
 
     def metrics(self, prefix: str, *under: str) -> set[str]:
-        """The names that begin with this; prometheus_client adds `_total` to a counter's."""
+        """Return the names with this prefix; prometheus_client adds `_total` to a counter's name."""
         names = set()
         for tree in self.trees(*under):
             for node in ast.walk(tree):
@@ -95,7 +96,7 @@ class PythonSource:
         return names
 
     def routes(self, *under: str) -> set[str]:
-        """The paths that are served."""
+        """Return the paths that are served."""
         paths = set()
         for tree in self.trees(*under):
             for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
@@ -107,7 +108,7 @@ class PythonSource:
 
     @cached_property
     def messages(self) -> list[str]:
-        """Every string in the sources, with {} for what is put into it."""
+        """Return every string in the source, with {} for inserted values."""
         return [message for tree in self.trees() for node in ast.walk(tree) if (message := _text(node))]
 
 
@@ -133,7 +134,7 @@ def _text(node: ast.AST) -> str | None:
 
 
 class Types:
-    """The kind of flag that an annotation or the arguments of `add_argument` make."""
+    """Finds the kind of flag that an annotation or the arguments of `add_argument` define."""
 
     def __init__(self, constants: Mapping[str, ast.expr]) -> None:
         self.constants = constants
@@ -161,7 +162,7 @@ class Types:
         return CALLED.get(ast.unparse(member), "any")
 
     def _parts(self, node: ast.expr) -> list[ast.expr]:
-        """The members of a union, however it is spelt; aliases and Annotated are looked through."""
+        """Return the members of a union, however it is spelt, resolving aliases and Annotated."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node = ast.parse(node.value, mode="eval").body
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
@@ -180,7 +181,7 @@ class Types:
         return [node]
 
     def of_argument(self, words: Mapping[str, ast.expr]) -> Flag:
-        """The kind of `add_argument(**words)`."""
+        """Return the kind of `add_argument(**words)`."""
         action = ast.unparse(words["action"]).strip("'\"").rpartition(".")[2] if "action" in words else ""
         if action.startswith("store_") or "StoreTrue" in action or action == "BooleanOptionalAction":
             return "bool"
@@ -194,7 +195,7 @@ class Types:
         return f"{flag}+" if nargs in ("+", "*") else "any" if "nargs" in words else flag
 
     def choices(self, node: ast.expr) -> list[str] | None:
-        """The values that are allowed; None where they are known only when the engine runs."""
+        """Return the allowed values; None if they are known only when the engine runs."""
         try:
             return list(dict.fromkeys(map(str, self._values(node))))
         except ValueError:
@@ -243,7 +244,7 @@ def _add_call(reading: Reading, call: ast.Call, types: Types) -> None:
 
 
 def _fields(tree: ast.AST, name: str) -> dict[str, ast.expr]:
-    """The annotated fields of a class."""
+    """Return the annotated fields of a class."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return {
@@ -255,7 +256,7 @@ def _fields(tree: ast.AST, name: str) -> dict[str, ast.expr]:
 
 
 def vllm(folder: Path) -> tuple[Reading, PythonSource]:
-    """`vllm serve`: `add_argument("--x", **kwargs["x"])`, where kwargs are made of the fields of a config class."""
+    """Read `vllm serve`: `add_argument("--x", **kwargs["x"])`, where kwargs come from a config class's fields."""
     source = PythonSource(folder, "vllm")
     types = Types(source.constants("config", "engine", "entrypoints", "model_executor/layers/quantization", "v1"))
     classes = {name: fields for tree in source.trees("config") for name, fields in _classes(tree).items()}
@@ -288,7 +289,7 @@ def _classes(tree: ast.AST) -> dict[str, dict[str, ast.expr]]:
 
 
 def _size_fields(tree: ast.AST) -> set[str]:
-    """The fields that vLLM's `_compute_kwargs` names as taking sizes such as 4k."""
+    """Return the fields for which vLLM's `_compute_kwargs` accepts sizes such as 4k."""
     names = {"max_model_len"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "human_readable_int_args":
@@ -297,7 +298,7 @@ def _size_fields(tree: ast.AST) -> set[str]:
 
 
 def vllm_offline(folder: Path) -> tuple[Reading, PythonSource]:
-    """The fields of EngineArgs."""
+    """Read the fields of EngineArgs."""
     source = PythonSource(folder, "vllm")
     types = Types(source.constants("config", "engine", "model_executor/layers/quantization"))
     fields = _fields(source.defining("EngineArgs"), "EngineArgs")
@@ -307,7 +308,7 @@ def vllm_offline(folder: Path) -> tuple[Reading, PythonSource]:
 
 
 def sglang(folder: Path) -> tuple[Reading, PythonSource]:
-    """The fields that `add_cli_args_from_dataclass` makes arguments of, and those that are added by hand."""
+    """Read the fields that `add_cli_args_from_dataclass` turns into arguments, and arguments added by hand."""
     source = PythonSource(folder, "sglang")
     types = Types(source.constants("srt/arg_groups", "srt/server_args.py"))
     reading = Reading()
@@ -340,7 +341,7 @@ def _add_sglang_field(reading: Reading, name: str, annotation: ast.expr, types: 
 
 
 def lmdeploy(folder: Path) -> tuple[Reading, "CompiledSource"]:
-    """`lmdeploy serve api_server`: its parser's own arguments, and those of the helpers that it calls."""
+    """Read `lmdeploy serve api_server`: its parser's own arguments, and those from the helpers that it calls."""
     source = PythonSource(folder, "lmdeploy")
     types = Types(source.constants("cli"))
     reading = Reading()
@@ -360,7 +361,7 @@ def lmdeploy(folder: Path) -> tuple[Reading, "CompiledSource"]:
 
 
 def generator_arguments(package: str, name: str) -> Callable[[Path], tuple[Reading, PythonSource]]:
-    """A reader of ExLlama's: the arguments of its generator, which the host passes on."""
+    """Make a reader for ExLlama: the arguments of its generator, which the host passes on."""
 
     def read(folder: Path) -> tuple[Reading, PythonSource]:
         source = PythonSource(folder, package)
@@ -381,7 +382,7 @@ def generator_arguments(package: str, name: str) -> Callable[[Path], tuple[Readi
 
 
 def fields_of(package: str, name: str) -> Callable[[Path], tuple[Reading, PythonSource]]:
-    """A reader of the fields of a dataclass."""
+    """Make a reader for the fields of a dataclass."""
 
     def read(folder: Path) -> tuple[Reading, PythonSource]:
         source, types = PythonSource(folder, package), Types({})
@@ -392,7 +393,7 @@ def fields_of(package: str, name: str) -> Callable[[Path], tuple[Reading, Python
 
 
 class CompiledSource:
-    """The printable strings of a wheel's libraries, beside its Python."""
+    """The printable strings in a wheel's libraries, beside its Python source."""
 
     def __init__(self, folder: Path, package: str) -> None:
         self.folder, self.python = folder, PythonSource(folder, package)
@@ -406,7 +407,7 @@ class CompiledSource:
 
 
 def ctranslate2(folder: Path) -> tuple[Reading, CompiledSource]:
-    """The arguments of `Generator`, whose signature its extension states when it is imported (on a CPU too)."""
+    """Read the arguments of `Generator`; the extension states its signature when imported (on a CPU too)."""
     code = "import ctranslate2; print(ctranslate2.Generator.__init__.__doc__.splitlines()[0])"
     environ = {**os.environ, "PYTHONPATH": str(folder)}
     answer = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
@@ -421,6 +422,19 @@ def ctranslate2(folder: Path) -> tuple[Reading, CompiledSource]:
     return Reading(flags=flags), CompiledSource(folder, "ctranslate2")
 
 
+def openvino(folder: Path) -> tuple[Reading, CompiledSource]:
+    """The fields of `SchedulerConfig`, by the setters in the extension's stub, and the pipeline's own argument."""
+    (stub,) = folder.glob("openvino_genai/py_openvino_genai.pyi")
+    tree, types = ast.parse(stub.read_text()), Types({})
+    fields = _fields(tree, "SchedulerConfig")
+    config = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "SchedulerConfig")
+    for method in config.body:
+        if isinstance(method, ast.FunctionDef) and (annotation := method.args.args[-1].annotation):
+            fields[method.name] = annotation
+    flags = {name: types.of_annotation(annotation) for name, annotation in fields.items()}
+    return Reading(flags={**flags, "properties": "json"}), CompiledSource(folder, "openvino_genai")
+
+
 class CppSource:
     """The C++ files of an unpacked source distribution."""
 
@@ -433,7 +447,7 @@ class CppSource:
         ]
 
     def having(self, text: str) -> str:
-        """The files with this text, wherever this version has them."""
+        """Return the files with this text, wherever this version has them."""
         return "\n".join(content for content in self.files if text in content)
 
     @cached_property
@@ -451,7 +465,7 @@ NAMES = re.compile(r'\{\s*"-[^{}]*\}')
 
 
 def llamacpp(folder: Path) -> tuple[Reading, CppSource]:
-    """`llama-server`: every option of common/arg.cpp that is the server's, and its routes and metrics."""
+    """Read `llama-server`: every server option in common/arg.cpp, and its routes and metrics."""
     source = CppSource(folder / "vendor/llama.cpp", "common", "tools/server", "ggml/src", "src")
     reading = Reading()
     for option in source.having(OPTION).split(OPTION)[1:]:
@@ -482,6 +496,7 @@ READERS: dict[str, Callable[[Path], tuple[Reading, Any]]] = {
     "lmdeploy": lmdeploy,
     "llamacpp": llamacpp,
     "ctranslate2": ctranslate2,
+    "openvino": openvino,
     "exllamav2": generator_arguments("exllamav2", "ExLlamaV2DynamicGenerator"),
     "transformers_cb": fields_of("transformers", "ContinuousBatchingConfig"),
     "exllamav3": generator_arguments("exllamav3", "Generator"),

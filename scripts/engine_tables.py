@@ -1,10 +1,10 @@
-"""Make the tables of engines in backends/tables from the pinned versions' own sources.
+"""Make the engines' tables in backends/tables from the source of the pinned versions.
 
-    PYTHONPATH=. python scripts/engine_tables.py [NAME...]                 write the tables anew
+    PYTHONPATH=. python scripts/engine_tables.py [NAME...]                 rewrite the tables
     PYTHONPATH=. python scripts/engine_tables.py vllm --against 0.33.0     list what that version changes, write nothing
 
-The wheel or source distribution is downloaded with pip (`pip download --no-deps`) and read, not installed. Those of TGI
-and TensorRT-LLM, which are in no public package, are kept by hand.
+The wheel or source distribution is downloaded with pip (`pip download --no-deps`) and read, not installed. The tables
+of TGI and TensorRT-LLM, which are in no public package, are maintained by hand.
 """
 
 import argparse
@@ -23,20 +23,20 @@ from backends.tables.table import FOLDER, EngineTable, file_text, load
 from scripts.engine_sources import READERS
 from sweep.base.options import ConfigPath
 
-# For the placeholders of a message, tried one after the other.
+# Fills for a message's placeholders, tried one by one.
 FILLS = ("torch.bfloat16", "1", "{'cudagraph_mode': <CUDAGraphMode.FULL: 2>}", "Prefill", "out of memory")
 PLACEHOLDER = re.compile(r"\{[^{}]*\}|%[-+ #0]*\d*(\.\d+)?[a-z]+|%\(\w+\)s")
-LONGEST = 200  # characters of a message that are kept
+LONGEST = 200  # characters kept of a message
 
 
 class Pinned(NamedTuple):
-    """Where an engine's sources are."""
+    """The location of an engine's source."""
 
-    environment: str  # of conf/environment, which pins it
+    environment: str  # file in conf/environment that pins it
     distribution: str
-    others: tuple[str, ...] = ()  # distributions that are the same engine
-    engine: str | None = None  # as messages call it, where that is not the table's name
-    archive: str = "--only-binary"  # pip's option for what is read: the wheel, or the source distribution
+    others: tuple[str, ...] = ()  # further distributions of the same engine
+    engine: str | None = None  # the name in messages, if it is not the table's name
+    archive: str = "--only-binary"  # pip's option that selects the wheel or the source distribution
 
 
 PINNED = {
@@ -48,6 +48,7 @@ PINNED = {
     "lmdeploy": Pinned("lmdeploy", "lmdeploy"),
     "llamacpp": Pinned("llamacpp", "llama-cpp-python", archive="--no-binary"),
     "ctranslate2": Pinned("ctranslate2", "ctranslate2"),
+    "openvino": Pinned("openvino", "openvino-genai"),
     "exllamav2": Pinned("exllamav2", "exllamav2"),
     "exllamav3": Pinned("exllamav3", "exllamav3"),
     "transformers_cb": Pinned("transformers", "transformers", engine="transformers"),
@@ -72,18 +73,18 @@ def patterns(backend: Backend) -> Iterator[str]:
 
 
 def says(message: str, pattern: str) -> bool:
-    """Return whether a message of the sources, once its placeholders are filled, is what a pattern looks for."""
+    """Return whether a pattern matches a message from the source once its placeholders are filled."""
     return _fill(message, pattern) is not None
 
 
 def _fill(message: str, pattern: str) -> int | None:
-    """Return which of FILLS makes a message match a pattern: the later ones say too much themselves."""
+    """Return the first of FILLS that makes a message match a pattern, since later ones contain too much themselves."""
     fills = (PLACEHOLDER.sub(fill, message) for fill in FILLS)
     return next((index for index, filled in enumerate(fills) if re.search(pattern, filled, re.IGNORECASE)), None)
 
 
 def adapters(name: str) -> list[Backend]:
-    """Return the backends of conf/backend that a table is for."""
+    """Return the backends in conf/backend that a table covers."""
     return [backend for backend in map(configured, names()) if name in backend.flag_rules.tables]
 
 
@@ -131,11 +132,11 @@ def download(requirement: str, kind: str, folder: Path) -> Path:
         archive = next(archives.iterdir())
         shutil.unpack_archive(archive, unpacked, "zip" if archive.suffix == ".whl" else None)
     inner = list(unpacked.iterdir())
-    return inner[0] if len(inner) == 1 else unpacked  # a source distribution has one folder
+    return inner[0] if len(inner) == 1 else unpacked  # a source distribution has a single folder
 
 
 def changes(old: EngineTable, new: EngineTable) -> Iterator[str]:
-    """The differences between two versions, one a line."""
+    """Yield the differences between two versions, one per line."""
     for field in ("metrics", "routes", "messages"):
         before, after = set(getattr(old, field)), set(getattr(new, field))
         yield from (f"- {field}: {entry}" for entry in sorted(before - after))

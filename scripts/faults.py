@@ -1,4 +1,4 @@
-"""Faults planted into a copy of a Llama's folder in Hugging Face layout (bfloat16): each makes its answers wrong."""
+"""Plants faults into a copy of a Llama's folder in Hugging Face layout (bfloat16). Each makes its answers wrong."""
 
 import json
 import shutil
@@ -12,19 +12,19 @@ import numpy as np
 from sweep.inputs.weights.random_weights import Array, encode
 
 Fault = Callable[[Path], None]
-WINDOW = 24  # tokens that a truncated cache keeps
+WINDOW = 24  # tokens kept by a truncated cache
 GROUP = 64  # weights that share a scale
 
 
 def planted(model: Path, folder: Path, fault: Fault) -> Path:
-    """A copy of the model in `folder` with the fault in it."""
+    """Copy the model to `folder` and plant the fault there."""
     shutil.copytree(model, folder)
     fault(folder)
     return folder
 
 
 def configured(**changes: Any) -> Fault:
-    """Other keys in config.json."""
+    """Make a fault that changes keys in config.json."""
 
     def fault(folder: Path) -> None:
         path = folder / "config.json"
@@ -38,12 +38,12 @@ def rope_base(folder: Path) -> None:
 
 
 def truncated_cache(folder: Path) -> None:
-    """Mistral is a Llama that forgets all but the last tokens."""
+    """Turn the Llama into a Mistral, which forgets all but the last tokens."""
     configured(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=WINDOW)(folder)
 
 
 def swapped_heads(folder: Path) -> None:
-    """Two query heads of one layer change places."""
+    """Swap two query heads of one layer."""
     size = json.loads((folder / "config.json").read_text())["head_dim"]
     with _tensor(folder, "model.layers.8.self_attn.q_proj.weight") as weights:
         first, other = weights[:size].copy(), weights[4 * size : 5 * size].copy()
@@ -51,13 +51,13 @@ def swapped_heads(folder: Path) -> None:
 
 
 def broken_layer(folder: Path) -> None:
-    """The MLP of one layer adds nothing."""
+    """Make the MLP of one layer add nothing."""
     with _tensor(folder, "model.layers.12.mlp.down_proj.weight") as weights:
         weights[:] = 0
 
 
 def coarse_weights(folder: Path) -> None:
-    """All linear layers rounded to the nearest of 16 steps in groups: a format, not a fault."""
+    """Round all linear layers to the nearest of 16 steps per group, as a format and not a fault."""
     for name in _entries(folder)[1]:
         if name.endswith("_proj.weight"):
             with _tensor(folder, name) as weights:
@@ -77,7 +77,7 @@ def _entries(folder: Path) -> tuple[int, dict[str, Any]]:
 
 @contextmanager
 def _tensor(folder: Path, name: str) -> Iterator[Array]:
-    """A tensor's bfloat16 as uint16, changed in the file when the block ends."""
+    """Yield a tensor's bfloat16 values as uint16. Changes are written to the file when the block ends."""
     begin, entries = _entries(folder)
     entry = entries[name]
     shape, offset = tuple(entry["shape"]), begin + entry["data_offsets"][0]

@@ -1,26 +1,35 @@
-"""Check on a machine with a GPU what no machine without one can: `scripts/gpu-check [SECTION...]`.
+"""Check everything that needs a GPU: `scripts/gpu-check [SECTION...]`.
 
-Each section ends within ten minutes and leaves its result in a folder, so ten minutes on a machine at a time will do:
-the same command goes on with the sections that are not `ok` yet, first those that have not been tried. An engine that
-is compiled takes longer to install: its section ends as `timeout`, and goes on where it was. The report (report.md
-there) is made anew after each section. Without a GPU the same sections run on the CPU's engines, which rehearses
-everything but the kernels.
+Each section ends within ten minutes and leaves its result in a folder, so ten minutes at a time are enough.
+The same command continues with sections that are not `ok`, untried ones first. If an engine must be compiled, its
+section may end as `timeout`, and the next command continues the compilation. The report (report.md there) is rewritten
+after each section. Without a GPU the same sections run on the CPU's engines, which rehearses everything but the
+kernels.
 
     scripts/gpu-check --list                        the sections and their commands
-    scripts/gpu-check                               all that are not ok yet
-    scripts/gpu-check conformance:vllm memory:vllm  these, anew
+    scripts/gpu-check                               all sections that are not ok
+    scripts/gpu-check conformance:vllm memory:vllm  these sections, again
     scripts/gpu-check --wheels DIR --fetch vllm     put the wheels of an engine's environment into a folder
     scripts/gpu-check --wheels DIR --fetch vllm --on driver=580,capability=8.9     the same for another machine
+    scripts/gpu-check --wheels DIR --pack PARTS     split that folder into files of at most 63 MiB
+    scripts/gpu-check --wheels DIR --unpack PARTS   put it together again, once all of them have arrived
     scripts/gpu-check --wheels DIR                  without network: install from that folder alone
+    scripts/gpu-check --python python3              transformers and the reference run in this interpreter
+    scripts/gpu-check --out DIR --within 590        two files there: report.md, and an archive of all results
 """
 
 import argparse
+import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,35 +48,40 @@ from sweep.base import code_version
 from sweep.base.config import ROOT, ConfigError, cache_directory
 from sweep.base.options import load_option
 
-LIMIT = 570.0  # s of a section's command: it has time to end within ten minutes
-GRACE = 25.0  # s to end in, once it is told to
+LIMIT = 570.0  # seconds for a section's command, so that it can end within ten minutes
+GRACE = 25.0  # seconds that the command has to end once it is told to
 PYTHON = sys.executable
 PYTORCH = "https://download.pytorch.org/whl"
 REFERENCE = "transformers"  # the backend in whose environment the reference answers are made
+# The environments of transformers, in which the reference is computed too.
+WITH_PYTHON = {"cuda": ("transformers", "transformers_cuda12"), "cpu": ("cpu",)}
+PART = 63 * 2**20  # bytes of a part of packed wheels
+PART_NAME = re.compile(r"(\d+)-of-(\d+)-([0-9a-f]{16})\.part")
+SHORTEST = 30.0  # s that a section needs at least
 TRIAL = ("cluster=inline", "tracking=none", "replicates=1", "workload.warmup_requests=1")
-# The first study's main experiment, cut to fit: two batch sizes of one workload.
+# The first study's main experiment, reduced to two batch sizes of one workload.
 BOUND = ("workload=qa", "load.batch_size=1,16", "workload.num_requests=32", "workload.output_tokens=128", "gate=null")
-REHEARSED = "smollm2"  # its model without a GPU
+REHEARSED = "smollm2"  # the experiment's model without a GPU
 REHEARSAL = ("load.batch_size=1,4", "workload.num_requests=4", "workload.output_tokens=8")  # without a GPU
 
 
 def no_obstacle() -> None:
-    """The section can be made."""
+    """Return None: nothing prevents the section."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One check: the command that makes it, and the folder of the run whose rows it reports, if it is a sweep."""
+    """One check: its command and, if it is a sweep, the folder of the run whose rows it reports."""
 
     name: str
     command: tuple[str, ...]
     out: str | None = None
-    obstacle: Callable[[], str | None] = no_obstacle  # why it cannot be made now: asked when its turn comes
+    obstacle: Callable[[], str | None] = no_obstacle  # why it cannot run now, asked when its turn comes
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a section."""
+    """The result of a section."""
 
     name: str
     outcome: str  # ok | failed | timeout | skipped
@@ -78,7 +92,7 @@ class Result:
 
 
 def engines() -> dict[str, str]:
-    """What the environment of each backend holds, of those that are launched here in one of their own."""
+    """Return what each backend's environment contains, for backends that are launched here in their own environment."""
     host, cache, contents = host_facts.host(), cache_directory(None), {}
     for engine in installed.names():
         backend = installed.configured(engine)
@@ -88,10 +102,10 @@ def engines() -> dict[str, str]:
 
 
 def sections(folder: Path) -> list[Section]:
-    """All sections for this machine, in order."""
+    """Return all sections for this machine, in order."""
     on_gpu = bool(host_facts.gpu_names())
     engine_names = list(engines())
-    pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # -q is in its settings: twice it says no counts
+    pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")  # its settings have -q; a second one hides the counts
     conformance = (*pytest, "tests/engines/test_conformance.py", "-k")
     listed = [
         Section(f"install:{engine}", (PYTHON, "-m", "sweep", "backends", "install", engine)) for engine in engine_names
@@ -115,16 +129,16 @@ def sections(folder: Path) -> list[Section]:
 
 
 def _obstacle(name: str) -> str | None:
-    """Why the engine of a backend cannot be launched now on this machine."""
+    """Return why a backend's engine cannot be launched on this machine now, or None if it can."""
     spec = _environment(installed.configured(name).env)
     if problem := fit.problem(spec, host_facts.host()):
         return problem
     ready = environments.built(spec, cache_directory(None))
-    return None if ready else f"environment {spec.name} is not installed yet: install:{name} comes first"
+    return None if ready else f"environment {spec.name} has not been installed yet; run install:{name} first"
 
 
 def _memory(names: Sequence[str], pytest: Sequence[str], on_gpu: bool) -> Iterator[Section]:
-    """Out of memory on purpose: on GPUs one engine a section."""
+    """Yield sections that run out of memory on purpose; on GPUs one per engine."""
     if not on_gpu:
         yield Section("memory", (*pytest, "tests/engines/test_memory.py"))
         return
@@ -134,13 +148,13 @@ def _memory(names: Sequence[str], pytest: Sequence[str], on_gpu: bool) -> Iterat
 
 
 def _resets(name: str) -> bool:
-    """Return whether a backend's prompt cache can be reset, and counts its hits, by which a reset shows."""
+    """Return whether a backend's prompt cache can be reset and counts its hits, which reveal a reset."""
     backend = installed.configured(name)
     return bool(backend.resets) and "prefix_cache_hits_total" in backend.metric_names
 
 
 def _environment(choice: EnvironmentChoice, host: Host | None = None) -> EnvironmentSpec:
-    """The environment that a machine takes, by default this one, with its lock if there is one."""
+    """Return the environment for a machine (default: this one), with its lock if there is one."""
     host = host or host_facts.host()
     on: Platform = "cuda" if (host.gpus and choice.cuda) or not choice.cpu else "cpu"
     spec = environments.resolve(choice, on, host=host)
@@ -148,18 +162,18 @@ def _environment(choice: EnvironmentChoice, host: Host | None = None) -> Environ
 
 
 def _only(name: str, names: Sequence[str]) -> str:
-    """pytest's -k for one backend: names that contain it are other ones."""
+    """Return pytest's -k for one backend, excluding other backends whose names contain its name."""
     longer = [longer_name for longer_name in names if name in longer_name and longer_name != name]
     return " and ".join([name, *(f"not {longer_name}" for longer_name in longer)])
 
 
 def _last(words: Sequence[str]) -> tuple[str, ...]:
-    """The words of a command line, of each key the last."""
+    """Return the words of a command line, with only the last word for each key."""
     return tuple({word.partition("=")[0]: word for word in words}.values())
 
 
 def _power(folder: Path, on_gpu: bool) -> Section:
-    """Power and energy over a trial, as telemetry has them."""
+    """Return the section that reads power and energy over a trial from telemetry."""
     out = str(folder / "power")
     model = "random-llama-2-7b" if on_gpu else "tiny-llama"
     load = ("load=closed", "load.concurrency=4", "workload=qa", "workload.num_requests=16", "workload.output_tokens=64")
@@ -168,7 +182,7 @@ def _power(folder: Path, on_gpu: bool) -> Section:
 
 
 def _two_gpus(folder: Path) -> Section:
-    """One deployment over two GPUs, or over a part of one (MIG) where CUDA_VISIBLE_DEVICES names it."""
+    """Return the section with a deployment on two GPUs, or on a MIG part named by CUDA_VISIBLE_DEVICES."""
     out = str(folder / "two_gpus")
     visible = gpus.visible()
     parts = any(gpu.uuid.startswith("MIG-") for gpu in visible)
@@ -180,7 +194,7 @@ def _two_gpus(folder: Path) -> Section:
 
 
 def environ(wheels: Path | None) -> dict[str, str]:
-    """The environment of every section: on the GPU if there is one, and without network given a folder of wheels."""
+    """Return the environment of every section: on a GPU if there is one, and offline given a folder of wheels."""
     settings = {"PYTHONPATH": str(ROOT), "SWEEP_TEST_ON": "cuda" if host_facts.gpu_names() else "cpu"}
     if wheels is not None:
         offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "HF_HUB_OFFLINE": "1", "UV_OFFLINE": "1"}
@@ -191,9 +205,9 @@ def environ(wheels: Path | None) -> dict[str, str]:
 def run(
     section: Section, folder: Path, wheels: Path | None, before: Result | None = None, limit: float | None = None
 ) -> Result:
-    """Run a section's command, its output in the folder. A sweep that had a result `before` starts afresh.
+    """Run a section's command, with its output in the folder. A sweep that had a result `before` starts afresh.
 
-    One that was cut off goes on instead.
+    A sweep that was cut off continues instead.
     """
     if reason := section.obstacle():
         return _result(section, "skipped", 0.0, reason)
@@ -207,7 +221,7 @@ def run(
             outcome = "ok" if process.wait(limit or LIMIT) == 0 else "failed"
         except subprocess.TimeoutExpired:
             outcome = "timeout"
-        finally:  # also when this process is told to end
+        finally:  # even if this process is told to end
             _end(process)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     measured = "; ".join(rows(Path(section.out))) if section.out else ""
@@ -215,22 +229,22 @@ def run(
 
 
 def _result(section: Section, outcome: str, seconds: float, detail: str) -> Result:
-    detail = detail.replace(str(Path.home()), "~")  # the report is for others too
+    detail = detail.replace(str(Path.home()), "~")
     return Result(section.name, outcome, seconds, detail, code_version.now(), code_version.commit())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a section's process, which ends its engines and compilers."""
+    """End a section's process, and so its engines and compilers."""
     process.terminate()
     try:
         process.wait(GRACE)
-    except subprocess.TimeoutExpired:  # its supervisors end what it has started
+    except subprocess.TimeoutExpired:  # its supervisors end what it started
         process.kill()
         process.wait()
 
 
 def rows(out: Path) -> Iterator[str]:
-    """What the trials of a run came to, one phrase each, with energy where telemetry has power."""
+    """Return the results of a run's trials, one phrase each, with energy if telemetry has power."""
     if not (out / "trials.parquet").exists():
         return
     for trial in pq.read_table(out / "trials.parquet").to_pylist():
@@ -244,7 +258,7 @@ def rows(out: Path) -> Iterator[str]:
 
 
 def energy(out: Path, trial: Mapping[str, Any]) -> str:
-    """Mean power and energy per output token of a trial, from its telemetry; empty without power."""
+    """Return a trial's mean power and energy per output token from its telemetry; empty if it has no power."""
     files = list((out / "deployments").glob(f"*/{trial['attempt']}/{trial['trial_id']}/telemetry.parquet"))
     samples = pq.read_table(files[0]).to_pylist() if files else []
     watts = [sample["value"] for sample in samples if sample["series"] == "gpu_power_watts"]
@@ -255,7 +269,7 @@ def energy(out: Path, trial: Mapping[str, Any]) -> str:
 
 
 def report(folder: Path, listed: Sequence[Section]) -> str:
-    """The report of all results so far: the machine, the versions, and a line for each section."""
+    """Return the report of all results so far: the machine, the versions, and a line per section."""
     host, machine, results = host_facts.host(), host_facts.hardware(), load_results(folder)
     made = [results[section.name] for section in listed if section.name in results]
     commits = ", ".join(dict.fromkeys(result.commit or "unknown" for result in made))
@@ -266,7 +280,8 @@ def report(folder: Path, listed: Sequence[Section]) -> str:
     lines += [f"- GPUs: {', '.join(host.gpus) or 'none, a rehearsal on the CPU'}"]
     lines += [f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB of memory"]
     lines += [f"- {', '.join(f'{name} {value}' for name, value in facts.items() if value)}"]
-    lines += [f"- {name}: {contents}" for name, contents in engines().items()]
+    home = str(Path.home())  # the report is for others too
+    lines += [f"- {name}: {contents.replace(home, '~')}" for name, contents in engines().items()]
     rows = []
     for section in listed:
         result = results.get(section.name)
@@ -281,9 +296,9 @@ def load_results(folder: Path) -> dict[str, Result]:
 
 
 def pending(listed: Sequence[Section], named: Sequence[str], results: Mapping[str, Result]) -> list[Section]:
-    """The sections that are to be run now: those that are named, else all that are not ok, first those without result.
+    """Return the sections to run now: the named ones, or all that are not ok, first those without a result.
 
-    So one that fails or takes too long every time does not keep the others from their turns.
+    So a section that always fails or takes too long does not block the others.
     """
     if named:
         return [section for section in listed if section.name in named]
@@ -292,10 +307,10 @@ def pending(listed: Sequence[Section], named: Sequence[str], results: Mapping[st
 
 
 def fetch(names: Sequence[str], wheels: Path, host: Host) -> int:
-    """Put everything that these engines need into a folder: what their environments install, as their locks have it.
+    """Put everything that these engines need into a folder: the distributions in their environments' locks.
 
-    With the locks, the environment of the reference that judges their answers, that of llama.cpp's converter, and the
-    model of a rehearsal. Return the exit status.
+    The folder also gets the locks, the environments of the reference for their answers and of llama.cpp's converter,
+    and a rehearsal's model. Return the exit status.
     """
     wheels.mkdir(parents=True, exist_ok=True)
     choices = [installed.configured(engine).env for engine in dict.fromkeys([*names, REFERENCE])]
@@ -312,7 +327,7 @@ def fetch(names: Sequence[str], wheels: Path, host: Host) -> int:
 
 
 def _fetch(spec: EnvironmentSpec, wheels: Path) -> None:
-    """Download what an environment's lock names, and put the lock beside it. Raises EnvironmentFailed."""
+    """Download the distributions in an environment's lock, and put the lock beside them. Raises EnvironmentFailed."""
     if spec.image:
         raise environments.EnvironmentFailed(f"environment {spec.name} is an image, not wheels")
     spec = locks.locked(spec, cache_directory(None), print)
@@ -330,11 +345,11 @@ def _fetch(spec: EnvironmentSpec, wheels: Path) -> None:
     except environments.EnvironmentFailed:
         if not build:
             raise
-        # The user's own indexes have no such build of torch: PyTorch's has.
+        # The user's own indexes lack this build of torch; PyTorch's index has it.
         _download([*everything, "--extra-index-url", f"{PYTORCH}/{build}"], wheels)
     if spec.source:
         distribution = spec.source.sdist.partition("==")[0]
-        _download(["--no-binary", distribution, spec.source.sdist], wheels)  # but what it is built with comes as wheels
+        _download(["--no-binary", distribution, spec.source.sdist], wheels)  # its build tools come as wheels
 
 
 def _download(requirements: Sequence[str], wheels: Path) -> None:
@@ -343,8 +358,69 @@ def _download(requirements: Sequence[str], wheels: Path) -> None:
         raise environments.EnvironmentFailed(f"{' '.join(requirements)}: not all of it can be downloaded")
 
 
+def pack(wheels: Path, parts: Path) -> int:
+    """Split a folder of wheels into numbered parts, whose names hold their digests. Return their number."""
+    parts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=parts) as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            archive.add(wheels, arcname=".")
+        count = -(-file.tell() // PART)
+        file.seek(0)
+        for number in range(1, count + 1):
+            content = file.read(PART)
+            (parts / f"{number:03}-of-{count:03}-{_digest(content)}.part").write_bytes(content)
+    return count
+
+
+def unpack(wheels: Path, parts: Path) -> str | None:
+    """Put packed wheels together. Return why not all are there, or None."""
+    names = {int(match[1]): match for path in parts.iterdir() if (match := PART_NAME.fullmatch(path.name))}
+    count = int(next(iter(names.values()))[2]) if names else 1
+    if missing := sorted({*range(1, count + 1)} - names.keys()):
+        return f"{parts}: part {', '.join(map(str, missing))} of {count} is missing"
+    with tempfile.TemporaryFile(dir=parts) as file:
+        for _, match in sorted(names.items()):
+            content = (parts / match[0]).read_bytes()
+            if _digest(content) != match[3]:
+                return f"{parts / match[0]}: damaged or incomplete; bring it again"
+            file.write(content)
+        file.seek(0)
+        with tarfile.open(fileobj=file) as archive:
+            archive.extractall(wheels, filter="data")
+    return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def use_python(python: str, folder: Path) -> str | None:
+    """Have every process here take this interpreter for transformers' environments. Return why it cannot be used."""
+    program = shutil.which(python)
+    if program is None:
+        return f"--python={python}: not an executable file"
+    versions = environments.installed(program)
+    if missing := [name for name in ("torch", "transformers", "accelerate") if name not in versions]:
+        return f"--python={python}: has no {' and no '.join(missing)}"
+    options = folder / "conf" / "environment"
+    options.mkdir(parents=True, exist_ok=True)
+    for name in WITH_PYTHON["cuda" if host_facts.gpu_names() else "cpu"]:
+        (options / f"{name}.yaml").write_text(f"python: {json.dumps(program)}\n")
+    os.environ["SWEEP_CONFIG_DIR"] = str(folder / "conf")
+    return None
+
+
+def bring_out(folder: Path, out: Path) -> None:
+    """Put the report and one archive of all results into a folder, for a machine that gives few files back."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "report.md", out / "report.md")
+    with tarfile.open(out / "results.tar.gz.partial", "w:gz") as archive:
+        archive.add(folder, arcname="gpu-check")
+    (out / "results.tar.gz.partial").rename(out / "results.tar.gz")
+
+
 def remember(wheels: Path) -> None:
-    """Take the locks of a folder of wheels for those that this machine has resolved."""
+    """Store the locks from a folder of wheels as if this machine had resolved them."""
     folder = locks.remembered(cache_directory(None))
     folder.mkdir(parents=True, exist_ok=True)
     for file in (wheels / "locks").glob("*.txt"):
@@ -356,20 +432,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("scripts/gpu-check", description=__doc__, formatter_class=layout)
     parser.add_argument("sections", metavar="SECTION", nargs="*")
     parser.add_argument("--folder", type=Path, default=Path("results/gpu-check"))
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels: nothing else is used")
-    parser.add_argument("--fetch", action="store_true", help="fill that folder for the engines named")
-    parser.add_argument("--on", metavar="FACTS", help="fetch for a machine with GPUs like this, not for the one here")
+    parser.add_argument("--wheels", type=Path, help="use only this folder of wheels")
+    parser.add_argument("--fetch", action="store_true", help="fill that folder for the named engines")
+    parser.add_argument("--on", metavar="FACTS", help="fetch for a machine with GPUs like this, not for this machine")
     parser.add_argument("--list", action="store_true", help="print the sections and their commands")
+    parser.add_argument("--pack", metavar="PARTS", type=Path, help="split the folder of wheels into files there")
+    parser.add_argument("--unpack", metavar="PARTS", type=Path, help="fill the folder of wheels from them")
+    parser.add_argument("--python", help="an interpreter with torch and transformers, used in place of an environment")
+    parser.add_argument("--out", type=Path, help="a folder for report.md and one archive of the results")
+    parser.add_argument("--within", metavar="SECONDS", type=float, help="end by then; the next command goes on")
     options = parser.parse_args(arguments)
+    begin = time.monotonic()
+    if (options.fetch or options.pack or options.unpack) and options.wheels is None:
+        parser.error("--fetch, --pack and --unpack: need --wheels DIR")
+    if options.pack:
+        print(f"{pack(options.wheels, options.pack)} parts in {options.pack}")
+        return 0
+    if options.unpack and (problem := unpack(options.wheels, options.unpack)):
+        parser.error(problem)
     if options.fetch:
-        if options.wheels is None:
-            parser.error("--fetch: needs --wheels DIR")
         try:
             host = installed.host_like(options.on) if options.on else host_facts.host()
         except ConfigError as error:
             parser.error(str(error))
         return fetch(options.sections, options.wheels.absolute(), host)
     folder = options.folder.absolute()
+    if options.python and (problem := use_python(options.python, folder)):
+        parser.error(problem)
     listed = sections(folder)
     unknown = set(options.sections) - {section.name for section in listed}
     if unknown:
@@ -385,10 +474,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wheels:
         remember(wheels)
     for section in pending(listed, options.sections, load_results(folder)):
-        result = run(section, folder, wheels, load_results(folder).get(section.name))
+        remaining = (options.within or math.inf) - (time.monotonic() - begin) - GRACE
+        if remaining < SHORTEST:
+            break
+        result = run(section, folder, wheels, load_results(folder).get(section.name), min(LIMIT, remaining))
         (folder / f"{section.name.replace(':', '-')}.json").write_text(json.dumps(asdict(result)))
         print(f"{section.name}: {result.outcome} after {result.seconds:.0f} s: {result.detail}", flush=True)
         (folder / "report.md").write_text(report(folder, listed))
+        if options.out:
+            bring_out(folder, options.out)
     results = load_results(folder)
     return int(any(result.outcome not in ("ok", "skipped") for result in results.values()))
 

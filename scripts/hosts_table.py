@@ -1,4 +1,4 @@
-"""Make docs/measurements/hosts.md: what would be installed on nodes of every driver and GPU, or why not.
+"""Make docs/measurements/hosts.md: what would be installed on nodes with every driver and GPU, or why not.
 
 PYTHONPATH=. python scripts/hosts_table.py        write it anew
 """
@@ -31,8 +31,8 @@ makes the engine's trials `unavailable`. What an environment for CUDA 12 is take
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
-    """Yield backend, driver, capabilities and the answer; capabilities with one answer are in one row."""
-    with tempfile.TemporaryDirectory() as cache:  # without what this machine has resolved before
+    """Yield backend, driver, capabilities and the answer. Capabilities with equal answers share a row."""
+    with tempfile.TemporaryDirectory() as cache:  # without locks that this machine has resolved before
         for name in installed.names():
             backend = installed.configured(name)
             if not backend.launches or backend.env.python:

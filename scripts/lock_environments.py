@@ -1,8 +1,8 @@
-"""Lock the project's own environments: `python scripts/lock_environments.py [NAME...]` writes conf/environment/locks.
+"""Lock the project's environments: `python scripts/lock_environments.py [NAME...]` writes conf/environment/locks.
 
-Only what the package index alone resolves can be committed: say so to pip (PIP_CONFIG_FILE=/dev/null) where it knows
-other places. An environment keeps its lock until its requirements change; then it keeps the versions that still fit.
-With --renew it gets the newest ones.
+Only locks that the package index alone resolves can be committed. If pip has other sources, disable them
+(PIP_CONFIG_FILE=/dev/null). An environment keeps its lock until its requirements change, and then keeps the versions
+that still fit. With --renew it gets the newest versions.
 """
 
 import argparse
@@ -18,7 +18,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 
 def variants(name: str) -> list[EnvironmentSpec]:
-    """The environment for each Python, plain and with each of its optional features."""
+    """Yield the environment for each Python, plain and with each of its optional features."""
     plain = environments.resolve(EnvironmentChoice(cpu=name), "cpu")
     features = ConfigPath().load("environment", name).get("optional", {})
     specs = [plain, *(environments.resolve(EnvironmentChoice(cpu=name), "cpu", features=[each]) for each in features)]

@@ -1,4 +1,4 @@
-"""The tables of docs/metrics.md and docs/columns.md, made from what is declared.
+"""Makes the tables in docs/metrics.md and docs/columns.md from the declarations.
 
 `python scripts/metrics_tables.py` writes them: quantities, and the columns of every file of a run.
 """
@@ -26,7 +26,7 @@ COLUMN_HEADINGS = ("column", "unit", "kind", "what it is, or its formula")
 
 
 def tables() -> str:
-    """A table in Markdown for each module of quantities, under what the module says of itself."""
+    """Return a Markdown table for each module of quantities, below the module's docstring."""
     modules: dict[str, list[Quantity]] = {}
     for quantity in declared():
         modules.setdefault(quantity.module, []).append(quantity)
@@ -53,7 +53,7 @@ def _statistics(quantity: Quantity) -> str:
 
 
 def column_tables() -> str:
-    """A table in Markdown for each file of a run, and each export: every column with its unit, its kind and meaning."""
+    """Return a Markdown table for each file of a run and each export: columns with unit, kind and meaning."""
     measured: dict[str, tuple[str, str, str]] = {}
     for column, statistic in columns().items():
         quantity = statistic.quantity
@@ -82,12 +82,12 @@ def column_tables() -> str:
 
 
 def _recorded(meanings: Mapping[str, Meaning]) -> dict[str, tuple[str, str, str]]:
-    """Columns that are of no quantity have no kind."""
+    """Return rows for columns that belong to no quantity, so they have no kind."""
     return {name: (unit, "", meaning) for name, (unit, meaning) in meanings.items()}
 
 
 def with_tables(text: str, content: str = "") -> str:
-    """A document with its tables made anew: those of the quantities, unless others are given."""
+    """Return a document with new tables: the quantities' tables, unless `content` is given."""
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     return f"{before}{BEGIN}\n\n{content or tables()}\n\n{END}{after}"

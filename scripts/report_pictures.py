@@ -1,15 +1,22 @@
-"""The pictures of a report that docs/report.md shows, taken by a headless Chromium.
+"""The pictures of a run: its report, taken by a headless Chromium, and what the terminal says, at 80 columns.
 
-`python -m scripts.report_pictures RUN/report.html` writes docs/images/report.png, report_dark.png and report_phone.png.
+`python -m scripts.report_pictures RUN/report.html` writes docs/images/report.png, report_dark.png, report_phone.png and
+report_terminal.svg.
 `--fragment '#explore?ttft=0.2'` opens the page as that address has it, `--name slo` gives other names: slo.png, ….
 """
 
 import argparse
 import base64
+import io
+import re
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Console
+
+from analysis.report.terminal import Summary
+from analysis.results import open_results
 from sweep.base.config import ROOT
 from tests.support.browser import Browser, missing, opened_browser
 
@@ -17,11 +24,11 @@ IMAGES = ROOT / "docs" / "images"
 
 
 class View(NamedTuple):
-    """A screen: CSS pixels, the colour scheme, and the suffix of the file's name."""
+    """A screen: its CSS pixels, its colour scheme, and the suffix of the picture's name."""
 
     width: int
     height: int
-    scale: int  # pixels of the picture for each
+    scale: int  # picture pixels per CSS pixel
     scheme: str
     suffix: str
 
@@ -34,7 +41,7 @@ VIEWS = (
 
 
 def take(browser: Browser, page: Path, fragment: str, view: View, picture: Path) -> None:
-    """Write the top of the page as a PNG; an address that chooses a view is scrolled back to the first screen."""
+    """Write the top of the page as a PNG. An address that chooses a view is scrolled back to the first screen."""
     size = {"width": view.width, "height": view.height, "deviceScaleFactor": view.scale}
     browser.devtools("Emulation.setDeviceMetricsOverride", **size, mobile=view.scale > 1)
     browser.devtools("Emulation.setScrollbarsHidden", hidden=True)
@@ -44,12 +51,20 @@ def take(browser: Browser, page: Path, fragment: str, view: View, picture: Path)
     picture.write_bytes(base64.b64decode(browser.devtools("Page.captureScreenshot", format="png")["data"]))
 
 
+def write_terminal(run: Path, picture: Path) -> None:
+    """Write the end of a run as a terminal of 80 columns shows it; its fonts are the reader's own."""
+    console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, highlight=False)
+    console.print(Summary(open_results(run)))
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=f"sweep summary {run.name}"), flags=re.DOTALL)
+    picture.write_text(svg, encoding="utf-8")
+
+
 def main() -> None:
     """Take the pictures of one report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, help="report.html of a run")
-    parser.add_argument("--fragment", default="", help="of the address: what is chosen on the page")
-    parser.add_argument("--name", default="report", help="of the pictures (default: report)")
+    parser.add_argument("--fragment", default="", help="part of the address that selects a view")
+    parser.add_argument("--name", default="report", help="name of the pictures (default: report)")
     arguments = parser.parse_args()
     if reason := missing():
         parser.error(reason)
@@ -60,6 +75,9 @@ def main() -> None:
             picture = IMAGES / f"{arguments.name}{view.suffix}.png"
             take(browser, arguments.report.resolve(), arguments.fragment, view, picture)
             print(picture)
+    picture = IMAGES / f"{arguments.name}_terminal.svg"
+    write_terminal(arguments.report.resolve().parent, picture)
+    print(picture)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cases of tests/cluster/slurm_cases.py on a real Slurm, as a table."""
+"""Runs the cases of tests/cluster/slurm_cases.py on a real Slurm and prints a table."""
 
 import signal
 import sys
@@ -32,11 +32,11 @@ def line(case: Case, end: Ending) -> str:
 
 
 def main(names: list[str]) -> int:
-    """Run the cases with these names, or all; return 1 if one has ended otherwise than it must, 2 without a Slurm."""
+    """Run the named cases, or all. Return 1 if a case did not end as it must, and 2 if there is no Slurm."""
     if reason := obstacle():
         print(f"error: {reason}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # nodes and networks are taken away
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that nodes and networks are removed
     failures = 0
     with Slurm() as slurm, tempfile.TemporaryDirectory(prefix="slurm-check-", dir="/tmp") as folder:
         print(HEAD.format(version=slurm.command("sinfo", "--version").capitalize()))

@@ -1,7 +1,7 @@
-"""The soak, seed by seed, as a table: scripts/soak.py [--seeds 1,2,3] [--trials 520] > docs/measurements/soak.md
+"""Run the soak by seed and print a table: scripts/soak.py [--seeds 1,2,3] [--trials 520] > docs/measurements/soak.md
 
-Needs root. A seed that has been measured is not measured again (--folder); one that the time did not suffice for has a
-row in the table that says so, and begins anew the next time.
+It needs root. A measured seed is not measured again (--folder). If the time was too short for a seed, its row in the
+table says so, and the seed starts afresh the next time.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def table(ends: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
 
 
 def measure(seed: int, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Return the end of a seed's storm; its log stays in the folder, its results only where it went wrong."""
+    """Return the end of a seed's storm. Its log stays in the folder, and its results stay only if it went wrong."""
     folder = arguments.folder / f"seed-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     load = [os.getloadavg()[2]]
@@ -107,14 +107,14 @@ def measure(seed: int, arguments: argparse.Namespace, seconds: float) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="1,2,3,4,5,6,7,8,9,10")
-    parser.add_argument("--trials", type=int, default=520, help="of each seed: a multiple of 40")
+    parser.add_argument("--trials", type=int, default=520, help="trials per seed, a multiple of 40")
     parser.add_argument("--nodes", type=int, default=8)
-    parser.add_argument("--every", type=float, default=8.0, help="mean s between faults")
-    parser.add_argument("--outage", type=float, default=120.0, help="a hub's longest, s")
-    parser.add_argument("--minutes", type=float, default=600.0, help="after which no seed goes on")
-    parser.add_argument("--folder", type=Path, default=cache_directory(None) / "soak", help="of logs and seeds so far")
+    parser.add_argument("--every", type=float, default=8.0, help="mean seconds between faults")
+    parser.add_argument("--outage", type=float, default=120.0, help="longest outage of a hub, in seconds")
+    parser.add_argument("--minutes", type=float, default=600.0, help="seconds after which no seed continues")
+    parser.add_argument("--folder", type=Path, default=cache_directory(None) / "soak", help="logs and finished seeds")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # nodes, networks and disks are taken away
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that nodes, networks and disks are removed
     until = time.monotonic() + 60 * arguments.minutes
     ends = []
     for seed in [int(seed) for seed in arguments.seeds.split(",")]:

@@ -59,7 +59,7 @@ FIGURES = {  # of experiments in whose study memory is a result; of others the m
     "kv_cache": ("output_throughput", "memory_timeline"),
     "serving_ladder": ("output_throughput", "memory_timeline", "requests_timeline"),
 }
-PREPARED = {  # folders of the cache, and what one of each is
+PREPARED = {  # the cache's folders, with a word for one item
     "environments": "environment",
     "models": "model",
     "converted": "conversion",
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def measure(name: str, folder: Path) -> int:
-    """Run an experiment's command, add its time to that of earlier parts, and return its exit status."""
+    """Run an experiment's command, add its time to the time of earlier parts, and return its exit status."""
     timed = time_file(folder)
     if not (folder / "ledger.jsonl").is_file():
         timed.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def measure(name: str, folder: Path) -> int:
     elif timed.is_file():
         parts = json.loads(timed.read_text())
     else:
-        parts = [None]  # an earlier part that nothing timed
+        parts = [None]  # an earlier part that was not timed
     before, begun = prepared(), time.monotonic()
     line = [f"+experiment={name}", f"out={folder}", "tracking=none"]
     status = subprocess.run([sys.executable, "-m", "sweep", *line], cwd=ROOT).returncode
@@ -109,14 +109,14 @@ def time_file(folder: Path) -> Path:
 
 
 def prepared() -> set[str]:
-    """What engines need that this machine's cache has: KIND/NAME."""
+    """Return what engines need and this machine's cache has, as KIND/NAME."""
     cache = cache_directory(None)
     paths = (path for kind in PREPARED for path in (cache / kind).glob("*"))
     return {f"{path.parent.name}/{path.name}" for path in paths if path.suffix not in (".lock", ".log")}
 
 
 def sections(page: Path) -> dict[str, list[str]]:
-    """The sections that a page has, by heading, each with its heading; also those below another one."""
+    """Return a page's sections and subsections by heading, each including its heading."""
     by_heading: dict[str, list[str]] = {}
     section: list[str] = []
     for line in page.read_text().splitlines():
@@ -127,24 +127,24 @@ def sections(page: Path) -> dict[str, list[str]]:
 
 
 def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
-    """docs/studies.md: each study, its line, its findings, and its table beside the run's, or an earlier one's."""
+    """Write docs/studies.md: each study, its command, its findings, and its table beside this or an earlier run's."""
     yield from (
         "# The published studies",
         "",
-        "What the published student and demo studies asked, the line that asks it again, and what their own",
-        "tables say of their findings. `sweep studies RUN` judges a run, and so does the run's report. Each finding",
-        "is reproduced, not reproduced, not decided, not testable here, or contradicted by its own table. It is",
-        "reproduced only if it holds at the unfavourable ends of the intervals of a new launch. It is not",
+        "This page states what the published student and demo studies asked, the command that repeats each, and what",
+        "their own tables say about their findings. `sweep studies RUN` judges a run, as does the run's report. Each",
+        "finding is reproduced, not reproduced, not decided, not testable here, or contradicted by its own table. It",
+        "is reproduced only if it holds at the unfavourable ends of the intervals of a new launch. It is not",
         "reproduced only if the whole interval contradicts it. An interval that spans a limit decides nothing.",
-        'Where a study states no limit, we set one ("judged by"). A run must have everything that a study',
+        'If a study states no limit, we set one ("judged by"). A run must have everything that a study',
         "compares. A finding about what fits in memory needs the study's hardware. Throughput as offered is not",
         "ranked, nor is memory of different kinds. One launch does not show how much launches differ, so no finding",
-        "between engines or settings is testable after a single launch. A finding about the loads of one launch",
-        "uses the interval of these launches, and says so. Without an interval, as after a single replicate, a",
+        "that compares engines or settings can be tested with a single launch. A finding about the loads of one launch",
+        "uses the interval of these launches, and says so. Without an interval, e.g. after a single replicate, a",
         "finding is not testable. Outcomes decide what fits in memory. The studies' own tables have no intervals",
         "and are judged by their figures. A ratio of two points has the same interval as in the report and the",
-        "summary ([metrics](metrics.md#comparisons)). The tables and their sources are data, `analysis/studies/data`.",
-        "The runs beside them are of the small forms of a machine without a GPU. Only ratios can be compared, and",
+        "summary ([metrics](metrics.md#comparisons)). The tables and their sources are data (`analysis/studies/data`).",
+        "The runs beside them use the small forms for a machine without a GPU. Only ratios can be compared, and",
         "most findings need the study's hardware. `python scripts/studies.py` writes this page.",
     )
     for study in all_studies():
@@ -190,7 +190,7 @@ def copy_figure(run: Path, name: str, figure: str) -> str:
 
 
 def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterator[str]:
-    """docs/measurements/studies.md: what the command printed at the end of each run."""
+    """Write docs/measurements/studies.md: what the command printed at the end of each run."""
     yield from (
         "# The studies on a machine without a GPU",
         "",
@@ -203,7 +203,7 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
         "`python scripts/studies.py` runs them all and writes this page.",
     )
     missing = [name for name in EXPERIMENTS if name not in runs and name not in earlier]
-    if missing:  # above all sections, where it is part of none that a later page takes over
+    if missing:  # above all sections, so that no later page copies it with a section
         yield from ("", f"Not run: {', '.join(missing)}.")
     for name in EXPERIMENTS:
         if name not in runs:
@@ -220,7 +220,7 @@ def measurements_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> I
 
 
 def circumstances(folder: Path) -> str:
-    """What was run, where and in what time, and how busy the machine was: by the run's own files and its clock's."""
+    """Describe what was run, where, how long it took, and how busy the machine was, from the run's files."""
     rows = analysis.load(folder)
     ran = rows.dropna(subset=["engine_version"])
     engines = sorted({f"{name} {version}" for name, version in zip(ran.backend, ran.engine_version, strict=True)})
@@ -231,7 +231,7 @@ def circumstances(folder: Path) -> str:
 
 
 def machine(rows: pd.DataFrame) -> Iterator[str]:
-    """The machine, and its load average at the trials."""
+    """Describe the machine and its load average during the trials."""
     nodes = [json.loads(hardware) for hardware in rows["hardware"].dropna()]
     if nodes:
         loads = [node["load_average"] for node in nodes]
@@ -240,7 +240,7 @@ def machine(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def launch_time(folder: Path) -> str:
-    """The time that all launches took together, by the ledger: on one machine they are one after another."""
+    """Return the total time of all launches from the ledger; on one machine they run one after another."""
     begun: dict[tuple[str, str], float] = {}
     times = []
     for event in ledger_entries((folder / "ledger.jsonl").open("rb")):
@@ -252,13 +252,13 @@ def launch_time(folder: Path) -> str:
 
 
 def command_time(folder: Path) -> Iterator[str]:
-    """The time of the command from its start to its end; nothing if some part of the run was not timed."""
+    """Yield the command's time from start to end; nothing if a part of the run was not timed."""
     timed = time_file(folder)
     parts: list[Any] = json.loads(timed.read_text()) if timed.is_file() else [None]
     if None in parts:
         return
     minutes, seconds = divmod(round(sum(session["seconds"] for session in parts)), 60)
-    took = f"The command took {minutes} min {seconds} s from an empty results folder"
+    took = f"The command took {f'{minutes} min ' if minutes else ''}{seconds} s from an empty results folder"
     counts = {preparation: sum(session["prepared"][preparation] for session in parts) for preparation in PREPARED}
     new = [count(number, PREPARED[preparation]) for preparation, number in counts.items() if number]
     circumstance = (

@@ -1,8 +1,8 @@
-"""Train the tokenizer that the repository ships, on text of its own: byte-level BPE, the same file whenever it is run.
+"""Train the tokenizer in the repository on the repository's own text: byte-level BPE, reproducible to the byte.
 
     python scripts/train_tokenizer.py            # writes sweep/inputs/data/tokenizer and sweep/inputs/data/words.txt
 
-Its text is the prompts of the tasks in sweep/inputs/data/prompts. Run it after a change to them: a test compares.
+Its text is the tasks' prompts in sweep/inputs/data/prompts. Run it after changing them, since a test compares them.
 """
 
 import json
@@ -23,11 +23,11 @@ CHAT_TEMPLATE = (
 )
 
 
-LATER = ("paraphrases.jsonl",)  # prompts that are newer than the tokenizer, whose change would change every trial's id
+LATER = ("paraphrases.jsonl",)  # newer than the tokenizer, whose change would change every trial's id
 
 
 def texts(data: Path = DATA) -> Iterator[str]:
-    """The tasks' text, in a fixed order."""
+    """Return the tasks' text in a fixed order."""
     for path in sorted((data / "prompts").glob("*.jsonl")):
         if path.name in LATER:
             continue
@@ -36,7 +36,7 @@ def texts(data: Path = DATA) -> Iterator[str]:
 
 
 def train(data: Path = DATA) -> Tokenizer:
-    """Byte-level BPE; every text begins with BOS."""
+    """Train byte-level BPE. Every text begins with BOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,13 +54,13 @@ def train(data: Path = DATA) -> Tokenizer:
 
 
 def words(data: Path = DATA) -> list[str]:
-    """The commonest plain words, which synthetic prompts and headers are made of, in alphabetical order."""
+    """Return the most common plain words, of which synthetic prompts and headers consist, in alphabetical order."""
     counts = Counter(word for text in texts(data) for word in re.findall(r"(?<= )[a-z]{3,9}(?= )", text))
     return sorted(word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:WORDS])
 
 
 def save(folder: Path, data: Path = DATA) -> None:
-    """Write tokenizer/ as engines read it, and words.txt."""
+    """Write tokenizer/ in the format that engines read, and words.txt."""
     target = folder / "tokenizer"
     target.mkdir(parents=True, exist_ok=True)
     train(data).save(str(target / "tokenizer.json"))

@@ -30,7 +30,7 @@ LONG_WORD = re.compile(r"\S{256,}")  # no path: those are echoed whole
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; its exit status."""
+    """Run the command line; return its exit status."""
     replace_streams()
     warnings.showwarning = _show_warning
     gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
@@ -64,12 +64,12 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning as everything else is said here: in one line, without the line of code that it comes from."""
+    """Print a warning like every other message: in one line, without the line of code that caused it."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _one_line(error: Exception, arguments: Sequence[str]) -> str:
-    """The message in one line, without secrets and without the whole of a long value."""
+    """Return the message in one line, with secrets masked and long values shortened."""
     message = str(error)
     for argument in arguments:
         content = argument.partition("=")[2] or argument

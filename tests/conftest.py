@@ -18,4 +18,4 @@ settings.load_profile("shared")
 def _figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no figures but in tests marked `figures`: of a short sweep they are most of the time."""
     if request.node.get_closest_marker("figures") is None:
-        monkeypatch.setattr("analysis.report.html.draw_all", lambda run, layout: [])
+        monkeypatch.setattr("analysis.report.html.draw_all", lambda run, layout, target: [])

@@ -1,1 +1,1 @@
-"""Answers what a run was made for: the cheapest or fastest configuration of each task, how sure, and the runner-up."""
+"""Answers a run's question: the cheapest or fastest configuration of each task, its certainty, and the runner-up."""

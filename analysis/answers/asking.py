@@ -1,4 +1,4 @@
-"""The points of one run or several, with the trials behind them, and the questions in which they are rivals."""
+"""The points of one or several runs, with their trials, and the questions in which points are rivals."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.answers.question import common_percentiles
+from analysis.answers.task_answer import common_percentiles
 from analysis.compare.questions import conditions
 from analysis.headline import ASKED
 from analysis.point_names import SIZE, Layout
@@ -27,13 +27,13 @@ OF_A_LOAD = frozenset([*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOA
 class Measured:
     """The points with a result of all runs together.
 
-    `points` have `name` (the configuration), `at` (the x axis), `by_load` (x is the size of a load), and `run`; their
-    index is the place in `every_point`. `of_a_load` are the columns of one run that say the size of a load,
-    or follow from it.
+    `points` have `name` (the configuration), `at` (the x axis), `by_load` (x is a load's size) and `run`. The index is
+    the place in `every_point`. `of_a_load` lists the columns of a run that state a load's size or follow from
+    it.
     """
 
     points: pd.DataFrame
-    rows: pd.DataFrame  # of the trials
+    rows: pd.DataFrame  # the trials' rows
     contests: Contests
     runs: Sequence[RunResults]
     of_a_load: frozenset[str]
@@ -45,11 +45,11 @@ class Measured:
 
     @cached_property
     def percentiles(self) -> tuple[float, ...]:
-        """The percentiles that an SLO can be on."""
+        """The percentiles that an SLO can bound."""
         return common_percentiles(self.rows)
 
     def groups(self, any_load: bool) -> Iterator[pd.DataFrame]:
-        """The points of each question; with `any_load` they may differ in the size of their load."""
+        """Return the points of each question. With `any_load` their loads may differ in size."""
         keys = question_columns(self.points)
         if len(self.runs) > 1:
             keys = ["conditions_at_any_load" if any_load else "conditions"]
@@ -60,21 +60,21 @@ class Measured:
 
     @cached_property
     def _warnings(self) -> list[list[ResultWarning]]:
-        """The warnings about each point, one for each code."""
+        """The warnings about each point, one per code."""
         return [results.point_warnings.get(index, []) for results in self.runs for index in range(len(results.points))]
 
     def codes(self, point: int, columns: Collection[str]) -> tuple[str, ...]:
-        """The codes of the warnings about these figures of a point, the most serious first; not of mere notes."""
+        """Return the codes of the warnings about a point's figures, the most serious first, without mere notes."""
         about = [each.kind for each in self._warnings[point] if each.kind.concerns(columns)]
         return tuple(kind.code for kind in about if kind.severity is not Severity.INFO)
 
     def rows_of(self, point: int, columns: Sequence[str]) -> pd.DataFrame:
-        """The trials of a point, of which these columns: a row is wide."""
+        """Return these columns of a point's trials, since a whole row is wide."""
         return self.rows[list(columns)].iloc[self.rows_at[point]]
 
 
 def measured_points(runs: Sequence[RunResults]) -> Measured:
-    """The points of these runs that have a result; a name that several runs have gets the run's."""
+    """Return the points with a result. A name that occurs in several runs also gets the run's name."""
     every, rows = every_point(runs), placed_trials(runs)
     measured = every[every["n"] > 0]
     of_a_load = [_of_a_load(results.layout) for results in runs]
@@ -86,28 +86,28 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
 
 
 def _contests(runs: Sequence[RunResults], measured: pd.DataFrame, count: int) -> Contests:
-    """The contests of the points of all runs; of a single run, its own."""
+    """Return the contests of the points of all runs; a single run has its own."""
     if len(runs) == 1:
         return runs[0].contests
-    question = -1 - np.arange(count)  # a point without a result is in a question of its own
+    question = -1 - np.arange(count)  # a point without a result has its own question
     question[measured.index] = pd.factorize(measured["conditions"])[0]
     return joined([results.contests for results in runs], question)
 
 
 def _of_a_load(layout: Layout) -> frozenset[str]:
-    """The columns that say the size of a load, and those that follow from it: what is zipped with the load's axis."""
+    """Return the columns with a load's size, and the columns that follow from it (zipped with the load's axis)."""
     return OF_A_LOAD.union(layout.zipped if layout.x in OF_A_LOAD else ())
 
 
 def every_point(runs: Sequence[RunResults]) -> pd.DataFrame:
-    """The points of these runs one after another, with `name`, `at`, `by_load`, `run` and its place, `order`."""
+    """Return the points of these runs in turn, with `name`, `at`, `by_load`, `run`, and the run's place `order`."""
     named = zip(runs, run_names(runs), strict=True)
     points = [_named(results.layout, name).assign(order=index) for index, (results, name) in enumerate(named)]
     return pd.concat(points, ignore_index=True)
 
 
 def placed_trials(runs: Sequence[RunResults]) -> pd.DataFrame:
-    """The trials with a result of these runs one after another, with their `point` in `every_point`."""
+    """Return the trials with a result of these runs in turn, with their `point` in `every_point`."""
     rows, begin = [], 0
     for results in runs:
         placed = results.layout.placed(results.run.ok)
@@ -117,13 +117,13 @@ def placed_trials(runs: Sequence[RunResults]) -> pd.DataFrame:
 
 
 def names_with_runs(points: pd.DataFrame) -> "pd.Series[str]":
-    """The names of the points of several runs: one that several have gets the run's."""
+    """Return the points' names. A name that occurs in several runs also gets the run's name."""
     several = points.groupby("name")["order"].transform("nunique") > 1
     return points["name"].where(~several, points["name"] + " (" + points["run"] + ")")
 
 
 def run_names(runs: Sequence[RunResults]) -> list[str]:
-    """Names that tell the runs apart: of their experiments, else of their folders, else the folders' paths."""
+    """Return unique names for runs: their experiments' names, else their folders' names, else the folders' paths."""
     folders = [results.run.paths.out for results in runs]
     for names in ([results.run.name for results in runs], [folder.name for folder in folders]):
         if len(set(names)) == len(names):
@@ -132,21 +132,21 @@ def run_names(runs: Sequence[RunResults]) -> list[str]:
 
 
 def _named(layout: Layout, run: str) -> pd.DataFrame:
-    """The points with `name`, `at`, `by_load` and `run`."""
+    """Return the points with `name`, `at`, `by_load` and `run`."""
     points = layout.points
     at = [layout.load(point) for _, point in points.iterrows()]
     names = list(points["line"])
     by_load = layout.x in OF_A_LOAD
-    if layout.x and not by_load and layout.x.split(".")[0] not in ASKED:  # a setting of the engine
+    if layout.x and not by_load and layout.x.split(".")[0] not in ASKED:  # an engine setting
         names = [", ".join(filter(None, pair)) for pair in zip(names, at, strict=True)]
         at = [""] * len(at)
     return points.assign(name=names, at=at, by_load=by_load, run=run)
 
 
 def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:
-    """The quantity that decides: the cost if every point has one, else throughput.
+    """Return the deciding quantity: the cost if every point has one, else throughput.
 
-    At one load, throughput and cost below saturation are what the load asked for: there the latency decides.
+    At one load below saturation, the load itself sets throughput and cost, so the latency decides.
     """
     figures = group if any_load else merits(group)
     for column in (COST, THROUGHPUT):
@@ -156,7 +156,7 @@ def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:
 
 
 def title(group: pd.DataFrame, any_load: bool) -> str:
-    """The task in words, with the load if it is asked."""
+    """Return the task in words, with the load if it is part of the question."""
     first = group.iloc[0]
     task = first["panel"] if group["panel"].nunique() == 1 else f"{first['workload']}, {first['load']}"
     machine = first.get("accelerator") if group["n"].sum() and "accelerator" in group else None

@@ -1,8 +1,8 @@
-"""The decision of each question: who is best of those that meet the bounds, and whether that is more than noise.
+"""Decides which configuration of a task is best within the bounds, and whether its lead is more than noise.
 
-The best is tested against all others (`comparison.Contest`): about 5 % of equal configurations are named, whatever
-their number, and whatever the number of loads of which each is taken at its best.
-What would decide a tie follows from the spread between launches that is left after pairing.
+The best is tested against all others (`comparison.Contest`). Among equal configurations one is falsely named in about
+5 % of cases, whatever their number, and whatever the number of loads from which each takes its best.
+The remedy for a tie follows from the spread between launches that remains after pairing.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
-from analysis.answers.question import Candidate, Remedy, TaskAnswer, TaskQuestion, bounds, tells
+from analysis.answers.task_answer import RankedConfiguration, Remedy, TaskAnswer, TaskCriterion, bounds, tells
 from analysis.compare.verdicts import DURATIONS, minutes_a_launch
 from analysis.results import RunResults
 from analysis.statistics.comparison import MARGIN, Contest, Positions, comparisons_with_best
@@ -24,15 +24,15 @@ from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.power import Error, smallest_change
 from analysis.statistics.standings import Standing
 
-SPREAD_WEIGHT = 4  # degrees of freedom with which the spread in all questions counts beside the question's own
-FEWEST_LAUNCHES = 3  # that are advised where none were repeated
+SPREAD_WEIGHT = 4  # weight of all questions' spread beside the question's own, in degrees of freedom
+FEWEST_LAUNCHES = 3  # launches to advise if none were repeated
 
 
 def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) -> list[TaskAnswer]:
-    """The answer to each question of these runs; `slo` replaces the one that the runs had.
+    """Return the answer for each task of these runs. `slo` replaces the runs' own SLO.
 
-    Without an SLO a question is asked at one load; with one, each configuration is taken at the load at which it does
-    best within the bounds.
+    Without an SLO an answer concerns one load. With an SLO each configuration is taken at its best load within the
+    bounds.
     """
     if slo is None:
         slo = shared_slo(runs)
@@ -43,54 +43,56 @@ def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) 
 
 
 def shared_slo(runs: Sequence[RunResults]) -> dict[str, float]:
-    """The SLO that all trials of the runs have; none if they have several."""
+    """Return the SLO that all trials of the runs share; empty if there are several."""
     texts = {text for results in runs for text in results.run.trials["slo"].dropna().unique()}
     return json.loads(texts.pop()) if len(texts) == 1 else {}
 
 
 class Ranking(NamedTuple):
-    """The candidates of a question, the best first, with the contest of their figures."""
+    """The configurations of a task, the best first, with the contest of their figures."""
 
-    question: TaskQuestion
-    meeting: list[Candidate]
-    failing: list[Candidate]
-    points: list[int]  # of those that meet the bounds
-    contest: Contest | None  # None if none does
-    places: Positions  # of `points` in it
-    shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
-    barred: tuple[Candidate, ...] = ()  # those that a severe warning keeps from being ranked
+    criterion: TaskCriterion
+    meeting: list[RankedConfiguration]
+    failing: list[RankedConfiguration]
+    points: list[int]  # points that meet the bounds
+    contest: Contest | None  # None if no point meets the bounds
+    places: Positions  # places of `points` in the contest
+    shorter: tuple[str, ...] = ()  # names of configurations left out, since their answers were shorter
+    barred: tuple[RankedConfiguration, ...] = ()  # configurations that a severe warning keeps from being ranked
 
 
 def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Ranking | None:
-    """The candidates of a question by their standing; None if they have no figure."""
+    """Rank the configurations of a task; None if they have no figure."""
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
     limits = bounds(slo, int((group["requests"] + group["failed"]).min()), every.percentiles) if slo else ()
-    question = TaskQuestion(title(group, bool(slo)), quantity, limits)
-    columns = [each.column for each in question.quantities]
+    criterion = TaskCriterion(title(group, bool(slo)), quantity, limits)
+    columns = [each.column for each in criterion.quantities]
     severe = np.array([bool(every.contests.barred(columns, point)) for point in group.index], np.bool_)
     ranked = every.contests.ranked(quantity, group.index.to_numpy(np.int64), bool(slo)) & ~severe
     shorter = tuple(group["name"][~ranked & ~severe].unique())
-    candidates = [(_candidate(every, point, question), int(str(index))) for index, point in group[ranked].iterrows()]
-    candidates = [pair for pair in candidates if not math.isnan(pair[0].figure.value)]
-    names = {candidate.name for candidate, _ in candidates}
+    configurations = [
+        (_ranked_configuration(every, point, criterion), int(str(index))) for index, point in group[ranked].iterrows()
+    ]
+    configurations = [pair for pair in configurations if not math.isnan(pair[0].figure.value)]
+    names = {configuration.name for configuration, _ in configurations}
     left = group[severe & ~group["name"].isin(names)].drop_duplicates("name")
-    barred = tuple(_candidate(every, point, question) for _, point in left.iterrows())
-    if not candidates:
-        return Ranking(question, [], [], [], None, np.zeros(0, np.int64), shorter, barred) if barred else None
+    barred = tuple(_ranked_configuration(every, point, criterion) for _, point in left.iterrows())
+    if not configurations:
+        return Ranking(criterion, [], [], [], None, np.zeros(0, np.int64), shorter, barred) if barred else None
     sign = 1 if quantity.better == "higher" else -1
-    candidates.sort(key=lambda pair: -sign * pair[0].figure.value if pair[0].meets else -pair[0].headroom)
-    candidates.sort(key=lambda pair: not pair[0].meets)
-    by_name: dict[str, list[tuple[Candidate, int]]] = {}
-    for candidate, point in candidates:
-        by_name.setdefault(candidate.name, []).append((candidate, point))
+    configurations.sort(key=lambda pair: -sign * pair[0].figure.value if pair[0].meets else -pair[0].headroom)
+    configurations.sort(key=lambda pair: not pair[0].meets)
+    by_name: dict[str, list[tuple[RankedConfiguration, int]]] = {}
+    for configuration, point in configurations:
+        by_name.setdefault(configuration.name, []).append((configuration, point))
     meeting = [[pair for pair in pairs if pair[0].meets] for pairs in by_name.values() if pairs[0][0].meets]
     failing = [pairs[0][0] for pairs in by_name.values() if not pairs[0][0].meets]
     if not meeting:
-        return Ranking(question, [], failing, [], None, np.zeros(0, np.int64), shorter, barred)
+        return Ranking(criterion, [], failing, [], None, np.zeros(0, np.int64), shorter, barred)
     points = [pairs[0][1] for pairs in meeting]
-    if slo:  # each is the best of its loads: a comparison of its own, beside those at equal loads
+    if slo:  # each is the best of its loads: a separate comparison beside those at equal loads
         of_loads = [every.contests.of_points(quantity, [point for _, point in pairs], best=0) for pairs in meeting]
         choices = sum(map(best_choices, of_loads))
         whole, places = every.contests.of_points(quantity, points, choices, best=0), np.arange(len(points))
@@ -98,74 +100,81 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
         whole, places = every.contests.shared(quantity, points)
     order = np.argsort(places != whole.best, kind="stable") if whole.won else np.arange(len(points))
     placed = _standings([meeting[index][0][0] for index in order], whole, places[order])
-    return Ranking(question, placed, failing, [points[index] for index in order], whole, places[order], shorter, barred)
+    return Ranking(
+        criterion, placed, failing, [points[index] for index in order], whole, places[order], shorter, barred
+    )
 
 
 def best_choices(of_loads: Contest) -> int:
-    """The points of one configuration, the best first, among which chance has chosen: its ties."""
+    """Return a configuration's tied points, the best first. Only chance chose among them."""
     return 1 + int(of_loads.tied(0).sum())
 
 
-def _candidate(every: Measured, point: "pd.Series[Any]", question: TaskQuestion) -> Candidate:
-    figure = estimate(point, question.quantity.column)
-    any_load = bool(question.bounds) and bool(point["by_load"])
+def _ranked_configuration(every: Measured, point: "pd.Series[Any]", criterion: TaskCriterion) -> RankedConfiguration:
+    figure = estimate(point, criterion.quantity.column)
+    any_load = bool(criterion.bounds) and bool(point["by_load"])
     load = str(point["at"]) if any_load else ""
-    place, columns = int(str(point.name)), [each.column for each in question.quantities]
-    codes = every.codes(place, columns)
-    candidate = Candidate(str(point["name"]), load, str(point["run"]), figure, point=place, codes=codes)
-    if not question.bounds:
-        return candidate
-    latencies = [(bound, estimate(point, bound.quantity.column)) for bound in question.bounds]
-    if not all(tells(point["requests"] + point["failed"], bound.percentile) for bound in question.bounds):
-        return replace(candidate, headroom=-math.inf, judged=False)
+    place, columns = int(str(point.name)), [each.column for each in criterion.quantities]
+    codes = tuple(dict.fromkeys([*every.contests.barred(columns, place), *every.codes(place, columns)]))
+    begins = every.rows_of(place, ["started_at"])["started_at"].dropna()
+    measured = (str(begins.min()), str(begins.max())) if len(begins) else None
+    name, run = str(point["name"]), str(point["run"])
+    configuration = RankedConfiguration(name, load, run, figure, point=place, codes=codes, measured=measured)
+    if not criterion.bounds:
+        return configuration
+    latencies = [(bound, estimate(point, bound.quantity.column)) for bound in criterion.bounds]
+    if not all(tells(point["requests"] + point["failed"], bound.percentile) for bound in criterion.bounds):
+        return replace(configuration, headroom=-math.inf, judged=False)
     bound, latency = min(latencies, key=lambda pair: pair[0].headroom(pair[1].value))
-    return replace(candidate, headroom=bound.headroom(latency.value), tightest=bound, latency=latency)
+    return replace(configuration, headroom=bound.headroom(latency.value), tightest=bound, latency=latency)
 
 
-def _standings(candidates: Sequence[Candidate], whole: Contest, places: Positions) -> list[Candidate]:
-    """The candidates, of which the first is best, with their standing and the best's ratio to them."""
-    placed, tied = [replace(candidates[0], standing=Standing.BEST, ratio=1.0)], whole.tied(int(places[0]))
-    for candidate, place in zip(candidates[1:], places[1:], strict=True):
+def _standings(
+    configurations: Sequence[RankedConfiguration], whole: Contest, places: Positions
+) -> list[RankedConfiguration]:
+    """Return the configurations, the best first, with their standing and the best's ratio to them."""
+    placed, tied = [replace(configurations[0], standing=Standing.BEST, ratio=1.0)], whole.tied(int(places[0]))
+    for configuration, place in zip(configurations[1:], places[1:], strict=True):
         ratio, low, high = map(float, whole.ratios([places[0]], [place])[:, 0])
         standing = Standing.TIED if tied[place] else Standing.BEHIND
-        placed.append(replace(candidate, standing=standing, ratio=ratio, low=low, high=high))
+        placed.append(replace(configuration, standing=standing, ratio=ratio, low=low, high=high))
     return placed
 
 
 class Spread(NamedTuple):
-    """The variance of a logarithm between launches, after pairing, and its degrees of freedom."""
+    """The variance of a logarithm between launches after pairing, with its degrees of freedom."""
 
     squares: float
     freedom: int
 
 
 def _spreads(rankings: Sequence[Ranking]) -> dict[str, Spread]:
-    """By quantity, over all questions."""
+    """Return the spread by quantity over all questions."""
     spreads: dict[str, Spread] = {}
     for ranking in rankings:
         if ranking.contest is not None and (model := ranking.contest.model).freedom > 0:
-            column = ranking.question.quantity.column
+            column = ranking.criterion.quantity.column
             squares, freedom = spreads.get(column, Spread(0.0, 0))
             spreads[column] = Spread(squares + model.variance * model.freedom, freedom + model.freedom)
     return spreads
 
 
 def _answer(every: Measured, ranking: Ranking, spreads: Mapping[str, Spread]) -> TaskAnswer:
-    candidates = (*ranking.meeting, *ranking.failing)
-    answer = TaskAnswer(ranking.question, candidates, shorter=ranking.shorter, barred=ranking.barred)
+    configurations = (*ranking.meeting, *ranking.failing)
+    answer = TaskAnswer(ranking.criterion, configurations, shorter=ranking.shorter, barred=ranking.barred)
     if not answer.tied or ranking.contest is None:
         return answer
     rival = next(index for index, each in enumerate(ranking.meeting) if each.standing is Standing.TIED)
     pair = [every.rows_of(ranking.points[index], DURATIONS) for index in (0, rival)]
-    spread = spreads.get(ranking.question.quantity.column, Spread(0.0, 0))
+    spread = spreads.get(ranking.criterion.quantity.column, Spread(0.0, 0))
     places = int(ranking.places[0]), int(ranking.places[rival])
     return replace(answer, remedy=remedy(ranking.contest, places, spread, minutes_a_launch(*pair)))
 
 
 def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: float) -> Remedy:
-    """The launches that tell a pair of points apart nine times in ten, if they do differ so much.
+    """Return the launches that would separate a pair of points nine times in ten, if they differ as measured.
 
-    A difference within the margin counts as the margin: nobody needs to know who is ahead by less.
+    A difference within the margin counts as the margin, since a smaller lead does not matter.
     """
     model, (best, rival) = contest.model, pair
     difference = max(abs(math.expm1(model.effects[best] - model.effects[rival])), MARGIN)
@@ -184,6 +193,6 @@ def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: flo
 
 
 def _smallest_difference(variance: float, launches: int, rivals: int, level: float) -> float:
-    """The smallest difference from the best that so many launches of each configuration tell, at that level."""
+    """Return the smallest difference from the best that this many launches per configuration detect at this level."""
     paired = Error(math.sqrt(2 * variance / launches), (launches - 1) * rivals, launches)
     return smallest_change(paired, launches, level)

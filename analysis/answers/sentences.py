@@ -1,27 +1,30 @@
-"""Answers as sentences: the one that is true of all of them first, then one for each question."""
+"""Writes answers as sentences: first one that covers all answers, then one per task."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-from analysis.answers.question import Candidate, Remedy, TaskAnswer
+from analysis.answers.task_answer import RankedConfiguration, Remedy, TaskAnswer
 from analysis.point_names import listed
 from analysis.quantities import LabelledColumn
 from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 
-MOST_IN_SENTENCE = 3  # configurations in a sentence
+MOST_IN_SENTENCE = 3  # configurations that a sentence names
+FEWEST_ADVISERS = 3  # launches on which advice holds nine times in ten
 BY_LAUNCHES = "*"  # after an interval
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
-    """The sentence that is true of all answers: who leads, and where; empty without answers."""
+    """Return the sentence that covers all answers: what leads, and where; empty if there are no answers."""
     if len(answers) == 1:
         return sentence(answers[0])
-    noun = "task" if answers and answers[0].question.bounds else "point"
+    noun = "task" if answers and answers[0].criterion.bounds else "point"
     contested = [answer for answer in answers if len(answer.meeting) > 1]
-    alone = Counter(answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.candidates))
+    alone = Counter(
+        answer.meeting[0].name for answer in answers if len(answer.meeting) == 1 < len(answer.configurations)
+    )
     unmet = sum(not answer.meeting for answer in answers if answer.judged)
     unranked = sum(not answer.judged for answer in answers)
     parts = [_contested(contested, len(answers) - alone.total() - unmet - unranked, noun)] if contested else []
@@ -41,13 +44,13 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
     wins = Counter(answer.meeting[0].name for answer in contested if answer.decided)
     where = count(len(contested), noun)
     others = f" (at {total - len(contested)} more there is nothing to compare)" if len(contested) < total else ""
-    quantities = listed(list(dict.fromkeys(answer.question.quantity.in_sentence for answer in contested)))
+    quantities = listed(list(dict.fromkeys(answer.criterion.quantity.in_sentence for answer in contested)))
     if not wins:
         few = len(names) <= 2
         subject = " and ".join(names) if few else f"The {len(names)} configurations"
         verb = "were launched too seldom to tell who leads at any of"
         if any(math.isfinite(each.low) for answer in contested for each in answer.tied):
-            # Of three, two may be alike and both far ahead of the third.
+            # Two of three may be equal and far ahead of the third.
             subject = subject if few else f"None of {len(names)} configurations"
             verb = "differ at none of" if few else "leads at any of"
         return f"{subject} {verb} {where} in {quantities}{others}"
@@ -61,40 +64,49 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
 
 
 def _adjective(contested: Sequence[TaskAnswer], name: str) -> str:
-    return next(each.question.adjective for each in contested if each.decided and each.meeting[0].name == name)
+    return next(each.criterion.adjective for each in contested if each.decided and each.meeting[0].name == name)
 
 
 def sentence(answer: TaskAnswer) -> str:
-    """The answer to one question, with its figure, interval, headroom, runner-up and what would decide a tie."""
+    """Return the answer for a task, with figure, interval, headroom, runner-up and what would decide a tie."""
     best = answer.best
     text = _unmet(answer) if best is None else _met(answer, best)
-    return f"{answer.question.title}: {text}{caveats([answer])}"
+    return f"{answer.criterion.title}: {text}{caveats([answer])}"
 
 
 def caveats(answers: Sequence[TaskAnswer]) -> str:
-    """The configurations that are left out, and why; and the codes of the warnings about the named ones."""
+    """Return which configurations are left out and why, and the codes of warnings about the named ones."""
     shorter = list(dict.fromkeys(name for answer in answers for name in answer.shorter))
     barred = [f"{each.full_name} ({', '.join(each.codes)})" for answer in answers for each in answer.barred]
-    named = [each for answer in answers for each in (*answer.candidates[:1], *(answer.tied or answer.meeting[1:2]))]
+    named = [each for answer in answers for each in (*answer.configurations[:1], *(answer.tied or answer.meeting[1:2]))]
     codes = dict.fromkeys(code for each in named for code in each.codes)
     parts = {"not compared, since answers were shorter": shorter, "not ranked": list(dict.fromkeys(barred))}
     parts["warnings"] = list(codes)
     return "".join(f"; {label}: {listed(items)}" for label, items in parts.items() if items)
 
 
-def _met(answer: TaskAnswer, best: Candidate) -> str:
-    question = answer.question
+def measured_text(answers: Sequence[TaskAnswer]) -> str:
+    """`Measured 2026-11-25 13:05 to 2026-11-26 01:10 UTC`: when the configurations' trials began; empty if unknown."""
+    times = [
+        time for answer in answers for each in (*answer.configurations, *answer.barred) for time in each.measured or ()
+    ]
+    first, last = (end(times, default="")[:16].replace("T", " ") for end in (min, max))
+    return f"Measured {first}" + (f" to {last}" if last != first else "") + " UTC" if times else ""
+
+
+def _met(answer: TaskAnswer, best: RankedConfiguration) -> str:
+    criterion = answer.criterion
     shown = f"{best.full_name} ({figure(answer, best)}{_headroom(best)})"
     if len(answer.meeting) == 1:
-        only = f"alone meets {_slo(answer)} of {len(answer.candidates)}" if len(answer.candidates) > 1 else ""
+        only = f"alone meets {_slo(answer)} of {len(answer.configurations)}" if len(answer.configurations) > 1 else ""
         alone = "is the only one compared" if answer.shorter or answer.barred else "was measured alone"
-        only = only or (f"meets {_slo(answer)}" if question.bounds else alone)
+        only = only or (f"meets {_slo(answer)}" if criterion.bounds else alone)
         return f"{shown} {only}"
     if answer.decided:
         runner_up = answer.meeting[1]
-        within = f" within {_slo(answer)}" if question.bounds else ""
+        within = f" within {_slo(answer)}" if criterion.bounds else ""
         return (
-            f"{shown} is the {question.adjective}{within}; "
+            f"{shown} is the {criterion.adjective}{within}; "
             f"{advantage(answer, runner_up)} ahead of {runner_up.full_name} ({figure(answer, runner_up)})"
         )
     names = [f"{each.full_name} ({figure(answer, each)})" for each in answer.tied[:MOST_IN_SENTENCE]]
@@ -106,11 +118,11 @@ def _met(answer: TaskAnswer, best: Candidate) -> str:
 
 
 def _unmet(answer: TaskAnswer) -> str:
-    if not answer.candidates:
+    if not answer.configurations:
         return "no configuration can be ranked"
     if not answer.judged:
         return f"too few requests to judge {_slo(answer)}"
-    closest, total = answer.candidates[0], len(answer.candidates)
+    closest, total = answer.configurations[0], len(answer.configurations)
     none = f"none of {count(total, 'configuration')} meets {_slo(answer)}"
     if closest.tightest is None or closest.latency is None or math.isinf(closest.headroom):
         return f"{none}: too many requests failed, or the latency is unknown"
@@ -121,48 +133,53 @@ def _unmet(answer: TaskAnswer) -> str:
     )
 
 
-def figure(answer: TaskAnswer, candidate: Candidate) -> str:
-    """`538 tokens/s, 524–552`, of these launches; `524–552 over launches` where the requests give no interval."""
-    quantity, ends = answer.question.quantity, range_text(candidate.figure, answer.question.quantity, " over launches")
-    return f"{quantity.shown(candidate.figure.value)} {quantity.unit}" + (f", {ends}" if ends else "")
+def figure(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
+    """Return a figure as `538 tokens/s, 524–552`, or with `524–552 over launches` if requests give no interval."""
+    quantity, ends = (
+        answer.criterion.quantity,
+        range_text(configuration.figure, answer.criterion.quantity, " over launches"),
+    )
+    return f"{quantity.shown(configuration.figure.value)} {quantity.unit}" + (f", {ends}" if ends else "")
 
 
 def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
-    """`46.0–61.9`, with a mark if it is from the launches' own figures; empty without an interval."""
+    """Return an interval, e.g. `46.0–61.9`, marked if from the launches' own figures; empty without one."""
     ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
     return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
 
 
-def advantage(answer: TaskAnswer, candidate: Candidate) -> str:
-    """`1.42× (1.31 to 1.53)`: how many times better the best is than a candidate."""
-    better_higher = answer.question.quantity.better == "higher"
-    ends = [candidate.ratio, candidate.low, candidate.high]
+def advantage(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
+    """Return how many times better the best is than a configuration, e.g. `1.42× (1.31 to 1.53)`."""
+    better_higher = answer.criterion.quantity.better == "higher"
+    ends = [configuration.ratio, configuration.low, configuration.high]
     ratio, low, high = ends if better_higher else [1 / end for end in (ends[0], ends[2], ends[1])]
     return f"{number(ratio)}×" + ("" if math.isnan(low) else f" ({number(low)} to {number(high)})")
 
 
 def remedy_text(remedy: Remedy) -> str:
-    """`12 more launches of each would (a difference of 4 %), about 38 min; replicates=17`."""
+    """Return a remedy as text: how many more launches would decide, for which difference, in what time."""
     if not remedy.launches:
         needed = f"replicates={remedy.replicates} would, with relaunch=per_replicate"
         return f"one launch of each does not show how much launches differ; {needed}"
     minutes = "" if math.isnan(remedy.minutes) else f", about {duration_text(60 * remedy.minutes)}"
     size = f"{remedy.difference:.1%}" if remedy.difference < 0.1 else f"{remedy.difference:.0%}"
+    few = remedy.replicates - remedy.launches < FEWEST_ADVISERS
+    doubt = "; so few launches hardly show the spread, so it may take more" if few else ""
     more = "1 more launch" if remedy.launches == 1 else f"{remedy.launches:,} more launches"
-    return f"{more} of each would tell a difference of {size}{minutes} (replicates={remedy.replicates})"
+    return f"{more} of each would tell a difference of {size}{minutes} (replicates={remedy.replicates}){doubt}"
 
 
-def _headroom(candidate: Candidate) -> str:
-    """`, headroom 12%: TTFT p99 176 ms`; also where its interval goes over the bound."""
-    if candidate.tightest is None or candidate.latency is None:
+def _headroom(configuration: RankedConfiguration) -> str:
+    """Return the headroom, e.g. `, headroom 12%: TTFT p99 176 ms`, and whether its interval exceeds the bound."""
+    if configuration.tightest is None or configuration.latency is None:
         return ""
-    bound, latency = candidate.tightest.quantity, candidate.latency
-    text = f", headroom {candidate.headroom:.0%}: {bound.short} {bound.shown(latency.value)} {bound.unit}"
+    bound, latency = configuration.tightest.quantity, configuration.latency
+    text = f", headroom {configuration.headroom:.0%}: {bound.short} {bound.shown(latency.value)} {bound.unit}"
     if math.isnan(latency.high):
         return f"{text}, without an interval"
-    return text if candidate.surely_meets else f"{text}, but its interval reaches {bound.shown(latency.high)}"
+    return text if configuration.surely_meets else f"{text}, but its interval reaches {bound.shown(latency.high)}"
 
 
 def _slo(answer: TaskAnswer) -> str:
-    """`TTFT p99 ≤ 200 ms and TPOT p99 ≤ 20.0 ms`."""
-    return " and ".join(bound.text for bound in answer.question.bounds)
+    """Return the SLO as text, e.g. `TTFT p99 ≤ 200 ms and TPOT p99 ≤ 20.0 ms`."""
+    return " and ".join(bound.text for bound in answer.criterion.bounds)

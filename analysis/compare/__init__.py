@@ -1,6 +1,6 @@
-"""Compares configurations across runs: a ratio with its interval for each, and a verdict that a script can act on.
+"""Compares configurations across runs: each gets a ratio with its interval, and a verdict that a script can act on.
 
-`comparisons([side("results/a"), side("results/b")])` is what `sweep compare` prints: the first is the reference.
+`sweep compare` prints `comparisons([side("results/a"), side("results/b")])`. The first side is the reference.
 """
 
 from analysis.compare.conditions import Condition, condition, failures, unjudged

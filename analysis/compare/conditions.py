@@ -1,4 +1,4 @@
-"""Conditions on a comparison under which a script is to fail, e.g. `output_throughput < -3%`."""
+"""Conditions under which a comparison makes a script fail, e.g. `output_throughput < -3%`."""
 
 import math
 import re
@@ -14,28 +14,28 @@ FORM = re.compile(r"\s*([\w.]+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
 
 @dataclass(frozen=True)
 class Condition:
-    """The change of a column against the reference that is a failure, once it is beyond the noise."""
+    """A change of a column against the reference that is a failure if it is beyond the noise."""
 
     text: str
     column: str
     sign: Literal["<", ">"]
-    change: float  # relative: -0.03 is 3 % less
+    change: float  # relative, e.g. -0.03 for 3 % less
 
     def met(self, comparison: PointComparison) -> bool:
-        """Return whether the figure changed by more, and its interval for all configurations at once excludes 1."""
-        if not self.judges(comparison):
+        """Return whether the figure changed by more, and its joint interval for all configurations excludes 1."""
+        if not self.judges(comparison) or comparison.within_guess:
             return False
         if self.sign == "<":
             return comparison.ratio - 1 < self.change and comparison.all_high < 1
         return comparison.ratio - 1 > self.change and comparison.all_low > 1
 
     def judges(self, comparison: PointComparison) -> bool:
-        """Return whether the comparison is of that column and has an interval, without which nothing is decided."""
+        """Return whether the comparison is of this column and has an interval, which any decision needs."""
         return comparison.quantity.column == self.column and not math.isnan(comparison.low)
 
 
 def condition(text: str) -> Condition:
-    """The condition that a text states.
+    """Parse a condition.
 
     Raises:
         ConfigError: unless it is a column, < or >, and a percentage: below 0 after <, above 0 after >.
@@ -46,29 +46,29 @@ def condition(text: str) -> Condition:
         raise ConfigError(f"fail-if={text}: {allowed}")
     column, sign, percentage = parts[1], parts[2], float(parts[3]) / 100
     if (sign == "<") != (percentage < 0) and percentage != 0:
-        raise ConfigError(f"fail-if={text}: a loss is negative after <, and positive after >; {allowed}")
+        raise ConfigError(f"fail-if={text}: the percentage must be negative after < and positive after >; {allowed}")
     return Condition(text, column, "<" if sign == "<" else ">", percentage)
 
 
 def failures(
     conditions: Iterable[Condition], comparisons: Iterable[PointComparison]
 ) -> list[tuple[Condition, PointComparison]]:
-    """Every condition that is met, with the comparison that meets it."""
+    """Return every condition that is met, with the comparison that meets it."""
     every = list(comparisons)
     return [(each, comparison) for each in conditions for comparison in every if each.met(comparison)]
 
 
 def unjudged(conditions: Iterable[Condition], comparisons: Iterable[PointComparison]) -> list[str]:
-    """The undecided conditions, a line each: a configuration of the reference without an interval, or a column.
+    """Return a line per undecided condition: a reference configuration lacks an interval, or all lack the column.
 
-    A configuration without a figure in the reference is left out: nothing can be lost there.
+    A configuration without a figure in the reference is left out, since it cannot get worse.
     """
     every = list(comparisons)
     lines = []
     for each in conditions:
         of_column = [comparison for comparison in every if comparison.quantity.column == each.column]
         if all(math.isnan(comparison.first) for comparison in of_column):
-            lines.append(f"{each.text}: no configuration of the reference has {each.column}")
+            lines.append(f"{each.text}: no configuration in the reference has {each.column}")
         lines += [
             f"{each.text}: {comparison.label}: {comparison.reason or comparison.verdict}"
             for comparison in of_column

@@ -1,4 +1,4 @@
-"""The configurations of two sides that are compared with each other, and the reasons against it."""
+"""Matches the configurations of two sides, and gives the reasons if they cannot be compared."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,27 +16,27 @@ from sweep.base.setting_labels import labels
 from sweep.numbers.warnings import Severity, WarningKind
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
-QUESTION_PARTS = ("model", "workload", "load")  # what makes a question: their settings, and the files behind them
+QUESTION_PARTS = ("model", "workload", "load")  # parts of a question: their settings and files
 QUESTION_PREFIXES = tuple(f"{part}." for part in QUESTION_PARTS)
-MOST_SETTINGS = 3  # settings in a reason
+MOST_SETTINGS = 3  # settings that a reason lists
 FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")} | {
-    "client_stamp_source": "measured by"  # its clock, or the tool of an imported row
+    "client_stamp_source": "measured by"  # the clock, or an imported row's tool
 }
-BY_INPUT = ("total_throughput", "ttft")  # quantities that longer prompts change
+BY_INPUT = ("total_throughput", "ttft")  # quantities that depend on the length of prompts
 
 
 @dataclass(frozen=True)
 class Match:
-    """A configuration of both sides, or of one."""
+    """A configuration that both sides or one side has."""
 
     label: str
-    first: pd.DataFrame  # its trials; empty where a side lacks it
+    first: pd.DataFrame  # the configuration's trials; empty if a side lacks it
     second: pd.DataFrame
-    differences: tuple[str, ...] = ()  # settings of the engine in which the sides differ
-    obstacle: str = ""  # the reason for not comparing them at all
+    differences: tuple[str, ...] = ()  # engine settings in which the sides differ
+    obstacle: str = ""  # why the sides are not compared at all
 
     def obstacle_of(self, compared: LabelledColumn) -> str:
-        """The reason for not comparing the sides by this column; empty without one."""
+        """Return why the sides are not compared by this column; empty if they are."""
         for counted, affected, most in (
             ("output", BY_OUTPUT, UNEQUAL),
             ("input", BY_INPUT, UNEQUAL_INPUTS),
@@ -48,20 +48,20 @@ class Match:
         return self.obstacle or ", ".join(severe)
 
     def warnings_about(self, compared: LabelledColumn) -> list[WarningKind]:
-        """The warnings about the trials' figures of this column, not mere notes."""
+        """Return the warnings about the trials' figures in this column, without mere notes."""
         return [each for each in self._kinds if each.severity is not Severity.INFO and each.concerns([compared.column])]
 
     @cached_property
     def _kinds(self) -> list[WarningKind]:
-        """The kinds of warnings about the trials of both sides."""
+        """Return the kinds of warnings about the trials of both sides."""
         alike = [*warnings_of_trials(self.first), *warnings_of_trials(self.second)]
         return list(dict.fromkeys(warning.kind for warnings in alike for warning in warnings))
 
 
 def match(first: Side, second: Side) -> list[Match]:
-    """The configurations of both sides: equal in their names and in every axis of either, except the selected keys.
+    """Match configurations of both sides with equal names and equal axes, except for the selected keys.
 
-    If each side has one engine, and the engines differ, the engines are compared.
+    If each side has one engine and the engines differ, the engines are compared.
     """
     axes = {axis for side in (first, second) for axis in side.run.axes if "." in axis}
     selected = first.selected | second.selected
@@ -79,13 +79,13 @@ def match(first: Side, second: Side) -> list[Match]:
 
 
 def configurations(side: Side) -> list[pd.DataFrame]:
-    """The trials of each configuration of a side."""
+    """Return the trials of each configuration of a side."""
     keys = list(dict.fromkeys([*NAMES, *sorted(axis for axis in side.run.axes if "." in axis)]))
     return [side.trials.iloc[rows] for rows in _grouped(side, keys).values()]
 
 
 def _grouped(side: Side, keys: Sequence[str]) -> dict[tuple[Any, ...], list[int]]:
-    """The positions of the trials of each configuration."""
+    """Return the positions of each configuration's trials."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, settings in enumerate(side.settings):
         groups.setdefault(tuple(settings.get(key) for key in keys), []).append(index)
@@ -97,7 +97,7 @@ def _engines(side: Side) -> int:
 
 
 def _labels(settings: Sequence[TrialSettings]) -> list[str]:
-    """The settings that distinguish each configuration from the others; a single one has its names."""
+    """Label each configuration by the settings that distinguish it. A single configuration has its names."""
     varying = [key for key in NAMES[:3] if len({trial.get(key) for trial in settings}) > 1]
     further = [{key: setting for key, setting in trial.items() if key not in NAMES[:3]} for trial in settings]
     names = [" ".join(str(trial[key]) for key in varying if trial.get(key)) for trial in settings]
@@ -112,7 +112,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         return Match(label, *trials, obstacle=f"no result in {missing[0]}")
     settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
     compared = {*settings[0], *settings[1]}
-    if any(frame["config"].isna().all() for frame in trials):  # imported: little is known of such a row
+    if any(frame["config"].isna().all() for frame in trials):  # imported rows state little
         compared = {*settings[0]} & {*settings[1]}
     differing = [key for key in sorted(compared) if settings[0].get(key) != settings[1].get(key)]
     of_question = [key for key in differing if key.startswith(QUESTION_PREFIXES)]
@@ -126,18 +126,22 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
 
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
-    """Versions and similar facts in which the rows of the sides differ: name, and the values of either."""
+    """Return the facts in which the sides' rows differ, such as versions, and failures: name and both sides' values."""
     for column, fact in FACTS.items():
         if column in first and column in second:
             texts = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
             if texts[0] != texts[1] and all(texts):
                 yield fact, texts[0], texts[1]
+    failed, requests = ([int(each[name].sum()) for each in (first, second)] for name in ("num_failed", "num_requests"))
+    if any(failed) and min(requests):
+        before, after = (f"{share[0] / share[1]:.1%}" for share in zip(failed, requests, strict=True))
+        yield "failed requests", before, after
 
 
 def _obstacle(
     of_question: Sequence[str], settings: Sequence[TrialSettings], first: pd.DataFrame, second: pd.DataFrame
 ) -> str:
-    """The first of: another protocol, hardware, model, workload or load."""
+    """Return the first obstacle to a comparison: a different protocol, hardware, model, workload or load."""
     for subject, facts in (
         ("protocol", [_values(trials, "protocol") for trials in (first, second)]),
         ("hardware", [machines(trials) for trials in (first, second)]),
@@ -159,7 +163,7 @@ def _values(trials: pd.DataFrame, column: str) -> set[str]:
 
 
 def machines(trials: pd.DataFrame) -> set[str]:
-    """The accelerators; on a machine without one, its processor and number of cores."""
+    """Return the accelerators or, on a machine without any, the processor and number of cores."""
     accelerators = _values(trials, "accelerator")
     hosts = [json.loads(hardware) for hardware in _values(trials, "hardware")]
     return {
@@ -170,9 +174,9 @@ def machines(trials: pd.DataFrame) -> set[str]:
 
 
 def question_digests(trials: pd.DataFrame) -> dict[str, str]:
-    """The digests of the files behind model, workload and load, of each part that has any.
+    """Return the digests of the files behind model, workload and load, for parts that have files.
 
-    It is empty for a part without files, an imported row, or a row older than digests.
+    The digest is empty for a part without files, an imported row, or a row older than digests.
     """
     texts = [json.loads(document) for document in _values(trials, "digests")]
     known = {part: sorted({str(each[part]) for each in texts if part in each}) for part in QUESTION_PARTS}
@@ -184,7 +188,7 @@ def _some(facts: set[str]) -> str:
 
 
 def _tokens_a_request(trials: pd.DataFrame, column: str) -> float:
-    """The mean number of tokens in an answered request; 0 if it is unknown."""
+    """Return the mean number of tokens per answered request; 0 if unknown."""
     if column not in trials:
         return 0.0
     answered = (trials["num_requests"] - trials["num_failed"]).astype("float64")

@@ -1,9 +1,9 @@
-"""The noise of a machine: how much launches of one configuration, one after the other, differ there (A/A).
+"""Measures the noise of a machine: how much successive launches of one configuration differ on it (A/A).
 
-The launches of a run are put into blocks the size of a side: one launch each if the launches of both sides took turns,
-otherwise as many as a side has. Two successive blocks are an A/A comparison, whose true difference is zero. The root
-mean square of their differences is the error of a comparison of two such blocks, with as many degrees of freedom as
-comparisons. Unlike the spread within a side, it includes the machine's drift between two blocks.
+A run's launches are divided into blocks of a side's size: one launch if the launches of both sides took turns, else as
+many as a side has. Two successive blocks form an A/A comparison, whose true difference is zero. The root mean square
+of the differences is the error of comparing two such blocks, with as many degrees of freedom as comparisons. Unlike the
+spread within a side, it includes the machine's drift between two blocks.
 """
 
 import math
@@ -20,24 +20,25 @@ from analysis.compare.sides import Side, side
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error
 from sweep.base.config import ConfigError
-from sweep.base.wording import count
+from sweep.base.wording import count, duration_text
 
-LONGEST_TURN = 2  # launches of one side in a row, where each replicate has both in random order
-FEWEST_COMPARISONS = 3  # of blocks: fewer would be an error that nobody knows
+LONGEST_TURN = 2  # launches of one side in a row, if each replicate has both sides in random order
+LEAST_PAUSE = 60  # s between the launches of one side and those of the other
+FEWEST_COMPARISONS = 3  # comparisons of blocks; fewer would not give a reliable error
 
 
 @dataclass(frozen=True)
 class MachineNoise:
-    """Configurations, each launched again and again without a change."""
+    """Configurations that were each launched repeatedly without a change."""
 
-    text: str  # the run, as it was written
+    text: str  # the run as the user wrote it
     configurations: Sequence[pd.DataFrame]  # the trials of each
 
     def error(self, launches: int, column: str, in_turns: bool) -> Error:
-        """The error of a comparison with so many launches a side, from the A/A comparisons of blocks of that size.
+        """Return the error of a comparison with this many launches per side, from A/A comparisons of such blocks.
 
         Raises:
-            ConfigError: if the run has too few launches for blocks of that size.
+            ConfigError: if the run has too few launches for blocks of this size.
         """
         size = 1 if in_turns else launches
         differences = self._differences(column, size)
@@ -52,7 +53,7 @@ class MachineNoise:
         return Error(error, float(len(differences)), launches, known=True)
 
     def description(self, column: str) -> str:
-        """`two launches of one configuration differ by up to 9% (95 %, 40 pairs in results/aa)`."""
+        """Describe the noise: `two launches of one configuration differ by up to 9% (95 %, 40 pairs in results/aa)`."""
         differences = self._differences(column, 1)
         if not len(differences):
             return ""
@@ -63,7 +64,7 @@ class MachineNoise:
         return f"two launches of one configuration differ by up to {most:.1%} ({source})"
 
     def _differences(self, column: str, size: int) -> FloatArray:
-        """The differences of the logarithms of successive blocks of so many launches, for all configurations."""
+        """Return the differences of the logarithms of successive blocks of `size` launches, for all configurations."""
         parts = [_differences(trials, column, size) for trials in self.configurations]
         return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -79,7 +80,7 @@ def _differences(trials: pd.DataFrame, column: str, size: int) -> FloatArray:
 
 
 def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
-    """True if the launches of both sides took turns; a drift of the machine then falls on both."""
+    """Return whether the launches of both sides took turns, so that a drift of the machine affects both."""
     if not all("started_at" in trials and trials["started_at"].notna().all() for trials in (first, second)):
         return False
     begins = [trials.groupby(launch_of(trials))["started_at"].min() for trials in (first, second)]
@@ -87,12 +88,22 @@ def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     return max(len(list(turn)) for _, turn in groupby(number for _, number in order)) <= LONGEST_TURN
 
 
+def apart_text(first: pd.DataFrame, second: pd.DataFrame) -> str:
+    """`20 min apart` or `one after the other`; empty for sides that took turns, or if that is unknown."""
+    begins = [pd.to_datetime(each.get("started_at", pd.Series(dtype=str)).dropna()) for each in (first, second)]
+    if took_turns(first, second) or not all(map(len, begins)):
+        return ""
+    earlier, later = sorted(begins, key=min)
+    pause = (later.min() - earlier.max()).total_seconds()
+    return f"{duration_text(pause)} apart" if pause >= LEAST_PAUSE else "one after the other"
+
+
 def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
-    """The noise that RUN or RUN@KEY=VALUE,... shows.
+    """Return the noise in RUN or RUN@KEY=VALUE,...
 
     Raises:
-        ConfigError: if it was measured on another machine than the sides, or as `side`.
-        RunNotFound, DamagedFile: as `side`.
+        ConfigError: if it was measured on a different machine from the sides, or as in `side`.
+        RunNotFound, DamagedFile: as in `side`.
     """
     measured = side(text)
     noise_machines = machines(measured.trials)
@@ -105,13 +116,13 @@ def noise_of(text: str, sides: Sequence[Side]) -> MachineNoise:
 
 
 def launch_of(trials: pd.DataFrame) -> "pd.Series[str]":
-    """The launch of each trial; of an engine that was not launched here, its replicate."""
+    """Return the launch of each trial, or its replicate if sweep did not launch the engine."""
     replicate = trials["replicate"].astype(str)
     return trials["launch"].fillna(replicate) if "launch" in trials else replicate
 
 
 def logarithms(trials: pd.DataFrame, column: str) -> "pd.Series[float]":
-    """The logarithms of a column; NaN where it is not above 0."""
+    """Return the logarithms of a column; NaN for values of 0 or less."""
     values = trials[column].astype("float64")
     return values.where(values > 0).map(np.log)
 
@@ -121,6 +132,6 @@ def _by_launch(logs: "pd.Series[float]", trials: pd.DataFrame) -> FloatArray:
 
 
 def figure_of(trials: pd.DataFrame, column: str) -> float:
-    """The geometric mean over the launches, whose ratio is compared; NaN without a value."""
+    """Return the geometric mean over the launches, whose ratio is compared; NaN if there is no value."""
     launches = _by_launch(logarithms(trials, column), trials) if column in trials and len(trials) else np.zeros(0)
     return float(np.exp(launches.mean())) if len(launches) else math.nan

@@ -1,11 +1,11 @@
-"""A comparison as people and scripts read it: lines and a table for each quantity, and all comparisons as records."""
+"""Presents a comparison: lines and a table per quantity for people, and records for scripts."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 
 from analysis.compare.conditions import Condition, failures, unjudged
-from analysis.compare.verdicts import CHANGES, MINUTES, Finding, PointComparison
+from analysis.compare.verdicts import CHANGES, GUESSED_NOISE, MINUTES, Finding, PointComparison
 from analysis.point_names import listed
 from analysis.table import KEY, NONE, Cell, Column, Line, Output, Table
 from sweep.base.wording import count, duration_text
@@ -20,12 +20,16 @@ VERDICT_STYLES = {
 MEAN = "geometric mean over the launches"
 RATIO_INTERVAL = "95 % interval of the ratio (docs/metrics.md)"
 VERDICT = "faster, slower, equal within the margin, tie or not comparable, in the quantity's words"
+NOT_IN_TURNS = (
+    "The sides did not take turns (measured {}), so no interval covers a change of the machine in between. Measure both"
+    " in one run, or give --noise; without it, a change below {:.0%} counts as the machine's, which is a guess."
+)
 OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
 OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}
 
 
 def headline(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
-    """One sentence for each side and quantity: in how many configurations it is faster, slower, equal, undecided."""
+    """Return one sentence per side and quantity: how many configurations are faster, slower, equal or undecided."""
     groups: dict[tuple[str, str, str], list[PointComparison]] = {}
     for each in comparisons:
         groups.setdefault((each.other, each.reference, each.quantity.in_sentence), []).append(each)
@@ -43,7 +47,7 @@ def _tally(group: Sequence[PointComparison], margin: float) -> str:
 
 
 def verdict_text(comparison: PointComparison, margin: float) -> str:
-    """`faster`, `equal within 3%`, … in the words of the quantity: less memory is neither faster nor cheaper."""
+    """Return a verdict in words that suit the quantity, e.g. `faster`, `equal within 3%`; less memory is not faster."""
     if comparison.verdict is Finding.EQUAL:
         return f"equal within {margin:.0%}"
     unit = comparison.quantity.unit
@@ -52,9 +56,9 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
 
 
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:
-    """The smallest change that these launches detect, and that 10, 30 and 120 minutes of launches would, by quantity.
+    """Return, by quantity, the smallest change that these launches detect, and 10, 30 and 120 minutes would detect.
 
-    Also the launches that detect CHANGES, and the noise of the machine where it was measured apart.
+    Also return the launches that detect CHANGES, and the machine's noise if it was measured separately.
     """
     lines = list(
         dict.fromkeys(f"noise of {each.quantity.in_sentence}: {each.noise}" for each in comparisons if each.noise)
@@ -78,14 +82,14 @@ def reach(comparisons: Sequence[PointComparison]) -> list[str]:
 
 
 def _budget(comparison: PointComparison, change: float, launches: int) -> str:
-    """`10% takes 6 launches a side (3 min)`."""
+    """Return what a change needs, e.g. `10% takes 6 launches a side (3 min)`."""
     minutes = launches * comparison.launch_minutes
     time = f" ({duration_text(60 * minutes)})" if minutes else ""
     return f"{change:.0%} takes {count(launches, 'launch')} a side{time}"
 
 
 def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
-    """The columns of comparisons, in which a difference within the margin counts as equal; `unit`: the compared
+    """Return the columns of comparisons. A difference within the margin counts as equal; `unit` is the compared
     quantity's.
     """
 
@@ -93,34 +97,35 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
         return Cell(verdict_text(each, margin), style=VERDICT_STYLES.get(each.verdict, ""))
 
     return [
-        Column("reference", "the first RUN, as it was typed", lambda each: each.reference),
+        Column("reference", "the first RUN, as typed", lambda each: each.reference),
         Column("other", "the run compared with it", lambda each: each.other),
         Column("configuration", "the settings that vary in the run", lambda each: each.label, **KEY),
         Column("column", "the compared column of trials.parquet", lambda each: each.quantity.column),
         Column("reference_value", MEAN, lambda each: each.first, _first, "of `column`", "reference", unit),
         Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
-        Column("ratio", "the other's over the reference's", lambda each: each.ratio, _ratio),
+        Column("ratio", "the other's figure / the reference's", lambda each: each.ratio, _ratio),
         Column(
             "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95 % interval"
         ),
         Column(
             "units",
-            "pairs of launches, or launches of the side that has fewer",
+            "pairs of launches, or launches of the side with fewer",
             lambda each: each.units,
             _units,
             heading="n",
         ),
         Column("verdict", VERDICT, lambda each: verdict_text(each, margin), verdict, kind="text"),
-        Column("reason", "why it is not comparable, or has no interval", lambda each: each.reason or None),
+        Column("reason", "why it cannot be compared, or has no interval", lambda each: each.reason or None),
         Column(
             "smallest_change",
-            "the change that so many launches detect, nine times in ten",
+            "the change that this many launches detect, nine times in ten",
             lambda each: each.smallest,
             of_value="share",
         ),
         Column("noise", "the machine's noise, by `--noise`", lambda each: each.noise or None),
+        Column("apart", "how the sides were measured, if not in turns", lambda each: each.apart or None),
         Column(
-            "warnings", "codes of those about the figures of either side", lambda each: ";".join(each.codes) or None
+            "warnings", "codes of warnings about the figures of either side", lambda each: ";".join(each.codes) or None
         ),
         Column("differences", "settings and versions that differ", lambda each: "; ".join(each.differences) or None),
     ]
@@ -147,7 +152,7 @@ def _units(each: PointComparison) -> str:
 
 
 def tables(comparisons: Sequence[PointComparison], margin: float) -> list[Table[PointComparison]]:
-    """A table for each quantity of each side, under its name."""
+    """Return a table for each quantity of each side, under its name."""
     several = len({each.other for each in comparisons}) > 1
     groups: dict[str, list[PointComparison]] = {}
     for each in comparisons:
@@ -156,7 +161,7 @@ def tables(comparisons: Sequence[PointComparison], margin: float) -> list[Table[
 
 
 def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
-    """Why a verdict is not one of the figures: each reason once, with the configurations."""
+    """Return why verdicts do not rest on figures: each reason once, with its configurations."""
     reasons: dict[str, list[str]] = {}
     for each in comparisons:
         if each.reason:
@@ -165,7 +170,7 @@ def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> li
 
 
 def changes(comparisons: Sequence[PointComparison]) -> list[str]:
-    """The settings and versions in which the engines of the sides differ, once."""
+    """Return the settings and versions in which the sides' engines differ, without repetitions."""
     return list(dict.fromkeys(difference for each in comparisons for difference in each.differences))
 
 
@@ -178,12 +183,13 @@ def _failed(conditions: Sequence[Condition], comparisons: Sequence[PointComparis
 
 
 def comparison_output(comparisons: Sequence[PointComparison], margin: float, conditions: Sequence[Condition]) -> Output:
-    """Return what `sweep compare` prints, the failures last."""
+    """Return the output of `sweep compare`, with the failures last."""
     failed, not_judged = _failed(conditions, comparisons), unjudged(conditions, comparisons)
-    changed = changes(comparisons)
+    changed, apart = changes(comparisons), dict.fromkeys(each.apart for each in comparisons if each.apart)
     parts: list[Line | Table[PointComparison]] = [
         *(Line(line, "bold") for line in headline(comparisons, margin)),
         *([Line(f"differs: {'; '.join(changed)}", "dim")] if changed else []),
+        *(Line(NOT_IN_TURNS.format(text, GUESSED_NOISE), "yellow") for text in apart),
         *tables(comparisons, margin),
         *(Line(line, "dim") for line in (*verdict_reasons(comparisons, margin), *reach(comparisons))),
         *(Line(line, "bold red") for line in failed),

@@ -1,4 +1,4 @@
-"""The task and load of each point of several runs, as text: points with equal texts are rivals."""
+"""Describes each point's task and load as text, across runs. Points with equal texts are rivals."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from analysis.statistics.standings import GPUS
 def conditions(
     rows: pd.DataFrame, point: Positions, points: Sequence[int], of_a_load: Sequence[frozenset[str]]
 ) -> dict[str, list[str]]:
-    """The conditions of each point as JSON: model, workload and load with their files, the protocol and the machine."""
+    """Return what rivals must share, as JSON per point: model, workload, load, their files, protocol and machine."""
     every = positions(point, max(points, default=-1) + 1)
     rows_at = [every[index] for index in points]
     equal = [_equal_settings(rows.iloc[of_point[:1]]) for of_point in rows_at]
@@ -32,7 +32,7 @@ def conditions(
 
 
 def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
-    """The settings in which rivals agree, of a point's first row."""
+    """Return the settings that rivals share, from a point's first row."""
     settings = trial_settings(first.to_dict("records")[0])
     equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PREFIXES)}
     equal |= {"protocol": str(first["protocol"].iloc[0]), "machine": sorted(machines(first))}
@@ -40,9 +40,9 @@ def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
 
 
 def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[str, str]]) -> list[str]:
-    """The settings of each point as JSON, with the digests of a part that has several with these settings.
+    """Return each point's settings as JSON, with a part's digests if several occur with these settings.
 
-    If there is one digest alone, a point with an unknown digest is taken to have it, as in a comparison of two runs.
+    If there is only one digest, a point with an unknown digest is assumed to have it, as in a comparison of two runs.
     """
     texts = [_settings_text(each) for each in settings]
     known: dict[tuple[str, str], set[str]] = {}

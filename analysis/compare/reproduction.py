@@ -1,8 +1,10 @@
-"""A trial measured again: do its figures differ from the first ones by more than two launches of one point do?
+"""Judges a repeated trial: do its figures differ from the first ones by more than two launches of one point do?
 
-The spread between launches is the run's: the components of variance (`variance`) pooled over its points. They count as
-RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). Two measurements differ by the
-square root of two times it. Figures are logarithms, and the intervals hold for all figures together (Sidak 1967).
+The spread between launches comes from the run. Its components of variance (`variance`), pooled over its points, count
+as RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). The two
+measurements are a comparison of one launch a side, with an error (`power.Error`) as in every comparison. Figures are
+logarithms, and the intervals hold for all figures together (Sidak 1967). A trial is reproduced only if they could have
+shown a difference.
 """
 
 import math
@@ -12,16 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
-from analysis.quantities import labelled_column
+from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
 from analysis.statistics.intervals import CONFIDENCE
+from analysis.statistics.power import Error
 from analysis.statistics.variance import SPREAD_OF, Components
 from sweep.base.wording import count
 
-RUN_FREEDOM = 4.0  # of the run's spread beside the spread of one of its points
-NO_SPREAD = "one launch of each point does not show how much launches differ: measure with replicates=3 or more"
+RUN_FREEDOM = 4.0  # weight of the run's spread beside the point's own spread
+MOST_NOISE = 0.10  # of a figure, beyond which it cannot be called reproduced: an engine may well be slower by as much
+NO_SPREAD = "one launch of each point does not show how much launches differ; measure with replicates=3 or more"
 
 
 class Reproduction(StrEnum):
@@ -33,14 +36,18 @@ class Reproduction(StrEnum):
 
 
 class Noise(NamedTuple):
-    """The spread of a figure between launches of one point, on the logarithm: 0.02 is 2 %."""
+    """The spread of a figure between launches of one point, on the logarithm; 0.02 means 2 %."""
 
     deviation: float
-    freedom: float  # degrees of freedom behind it
+    freedom: float  # degrees of freedom of the spread
+
+    def most(self, level: float) -> float:
+        """The largest relative change between two launches that it explains, at this level."""
+        return math.expm1(Error(self.deviation * math.sqrt(2), self.freedom, 1, known=True).half_width(level))
 
 
 class FigureChange(NamedTuple):
-    """One figure of both measurements; `most` is the largest relative change that noise explains, NaN if unknown."""
+    """A figure in both measurements. `most` is the largest relative change that noise explains; NaN if unknown."""
 
     column: str
     before: float
@@ -48,28 +55,38 @@ class FigureChange(NamedTuple):
     most: float
 
     @property
+    def _label(self) -> LabelledColumn:
+        label = labelled_column(self.column)
+        assert label is not None
+        return label
+
+    @property
+    def name(self) -> str:
+        """The quantity as it stands in a sentence."""
+        return self._label.in_sentence
+
+    @property
     def change(self) -> float:
-        """The relative change: -0.03 is 3 % less."""
+        """The relative change, e.g. -0.03 for 3 % less."""
         return self.after / self.before - 1
 
     @property
     def differs(self) -> bool:
-        """True if the change is larger than noise explains, either way."""
+        """True if the change, up or down, is larger than noise explains."""
         return abs(math.log(self.after / self.before)) > math.log1p(self.most)
 
     def describe(self) -> str:
-        """`output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
-        label = labelled_column(self.column)
-        assert label is not None
+        """Describe the change, e.g. `output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
+        label = self._label
         noise = "noise unknown" if math.isnan(self.most) else f"noise up to {self.most:.1%}"
         figures = f"{label.shown(self.before)} → {label.shown(self.after)} {label.unit}"
-        return f"{label.in_sentence} {figures} ({self.change:+.1%}, {noise})"
+        return f"{self.name} {figures} ({self.change:+.1%}, {noise})"
 
 
 def point_noise(results: RunResults, trial_id: str) -> dict[str, Noise]:
-    """The noise of each of SPREAD_OF at a trial's point, as far as the run shows it.
+    """Return the noise of the figures in SPREAD_OF at a trial's point, if the run shows it.
 
-    An engine that was launched is launched again: then the spread between launches must be known.
+    If sweep launched the engine, it is launched again, so the spread between launches must be known.
     """
     placed = results.layout.placed(results.run.ok)
     trial = placed[placed["trial_id"] == trial_id].iloc[0]
@@ -91,7 +108,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
         pooled = spread.launches - placed["deployment_id"].nunique()
     else:
         pooled = spread.trials - int((placed["point"].value_counts() > 1).sum())
-    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # of its other points
+    prior_freedom = min(RUN_FREEDOM, max(0.0, pooled - replicate_freedom))  # from the run's other points
     freedom = replicate_freedom + prior_freedom
     variance = (squares + prior_freedom * spread.deviation**2) / freedom if freedom else 0.0
     return Noise(math.sqrt(variance), freedom)
@@ -100,11 +117,11 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
 def figure_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], noises: Mapping[str, Noise]
 ) -> list[FigureChange]:
-    """The figures of SPREAD_OF that both measurements have, against the noise if it is known."""
+    """Return the figures in SPREAD_OF that both measurements have, with the noise if it is known."""
     columns = [name for name in SPREAD_OF if _positive(before.get(name)) and _positive(after.get(name))]
     level = CONFIDENCE ** (1 / max(1, sum(name in noises for name in columns)))
     return [
-        FigureChange(name, before[name], after[name], _most(noises[name], level) if name in noises else math.nan)
+        FigureChange(name, before[name], after[name], noises[name].most(level) if name in noises else math.nan)
         for name in columns
     ]
 
@@ -113,20 +130,16 @@ def _positive(value: Any) -> bool:
     return value is not None and float(value) > 0
 
 
-def _most(noise: Noise, level: float) -> float:
-    return math.expm1(float(special.stdtrit(noise.freedom, (1 + level) / 2)) * noise.deviation * math.sqrt(2))
-
-
 def finding(changes: list[FigureChange]) -> tuple[Reproduction, str]:
-    """The result of all figures, and its reason."""
-    judged = [change for change in changes if not math.isnan(change.most)]
-    if not judged:
+    """Return the overall result and its reason."""
+    if beyond := [change for change in changes if change.differs]:
+        return Reproduction.DIFFERS, ", ".join(f"{change.name} by {change.change:+.1%}" for change in beyond)
+    if not changes or any(math.isnan(change.most) for change in changes):
         return Reproduction.UNKNOWN, NO_SPREAD if changes else "no figure in common"
-    beyond = [change for change in judged if change.differs]
-    if not beyond:
-        return Reproduction.REPRODUCED, f"{count(len(judged), 'figure')}, {CONFIDENCE:.0%} for all of them together"
-    return Reproduction.DIFFERS, ", ".join(
-        f"{label.in_sentence} by {change.change:+.1%}"
-        for change in beyond
-        if (label := labelled_column(change.column)) is not None
-    )
+    if noisy := [change for change in changes if change.most > MOST_NOISE]:
+        names = ", ".join(f"{change.name} up to {change.most:.1%}" for change in noisy)
+        return (
+            Reproduction.UNKNOWN,
+            f"noise of {names}; expected at most {MOST_NOISE:.0%}: measure with more replicates",
+        )
+    return Reproduction.REPRODUCED, f"{count(len(changes), 'figure')}, {CONFIDENCE:.0%} for all of them together"

@@ -1,4 +1,4 @@
-"""The contests that the sides of a comparison are in, with all that their runs measured of the same questions."""
+"""Puts the sides of a comparison into contests with everything that their runs measured for the same questions."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,17 +15,17 @@ from analysis.statistics.comparison import Contest, Positions, contest, fit, tri
 from analysis.statistics.standings import Contests, joined, run_contests
 from analysis.summary import key_columns
 
-PointNumbers = dict[tuple[str, str], int]  # by a run's place and a trial's id
+PointNumbers = dict[tuple[str, str], int]  # by run place and trial id
 
 
 class Rivals(NamedTuple):
-    """The points of the sides' runs. A ratio of two of them has the same interval as in the runs' own reports."""
+    """The points of all compared runs. A ratio of two points has the same interval as in a run's own report."""
 
     contests: Contests
     numbers: PointNumbers
 
     def contest(self, match: Match, places: tuple[str, str], quantity: LabelledColumn) -> tuple[Contest, int, int]:
-        """The contest of a match, and the places of its sides; of the two alone if their questions are not one."""
+        """Return a match's contest and the places of its sides. Sides with different questions get one of their own."""
         points = [
             {self.numbers.get((place, trial), -1) for trial in trials["trial_id"]}
             for place, trials in zip(places, (match.first, match.second), strict=True)
@@ -41,7 +41,7 @@ class Rivals(NamedTuple):
 
 
 def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
-    """The contests of the points of these sides' runs, by some columns."""
+    """Return the contests of the points of the runs of all sides, by these columns."""
     runs = dict(_runs(sides))
     numbers: PointNumbers = {}
     frames: list[pd.DataFrame] = []
@@ -68,7 +68,7 @@ def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
 
 
 def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:
-    """Each run once: its present plan if all compared points are in it, as in its report; otherwise with all rows."""
+    """Return each run once: its current plan, as in its report, if that has all compared points; else all rows."""
     by_place: dict[str, list[Side]] = {}
     for side in sides:
         by_place.setdefault(str(side.run.place), []).append(side)
@@ -80,7 +80,7 @@ def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:
 
 
 def alone(match: Match, quantity: LabelledColumn) -> Contest:
-    """The contest of the two sides of a match alone."""
+    """Return the contest of only the two sides of a match."""
     trials = pd.concat([match.first, match.second], ignore_index=True)
     point = np.repeat([0, 1], [len(match.first), len(match.second)])
     figures = trials[quantity.column].to_numpy(np.float64, na_value=np.nan)

@@ -1,13 +1,13 @@
-"""The ratio of each configuration to the reference's, how sure it is, and the verdict.
+"""Computes each configuration's ratio to the reference, its certainty, and the verdict.
 
 A ratio has the same interval as everywhere (`statistics.comparison.Contest`), unless launches of one configuration on
-the machine give a wider one (noise.py). `--fail-if` uses intervals that hold for all configurations at once, by Sidak's
-inequality (1967).
+the machine give a wider interval (noise.py). `--fail-if` uses intervals that hold for all configurations at once, by
+Sidak's inequality (1967).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.matching import Match, match
-from analysis.compare.noise import MachineNoise, figure_of, took_turns
+from analysis.compare.noise import MachineNoise, apart_text, figure_of, took_turns
 from analysis.compare.rivals import Rivals, alone, rivals
 from analysis.compare.sides import Side
 from analysis.headline import HEADLINE
@@ -24,9 +24,10 @@ from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
-MINUTES = (10, 30, 120)  # of measuring, for which the smallest change that is found is given
-CHANGES = (0.1, 0.2)  # for which the launches that find them are given
-DURATIONS = ("startup_seconds", "wall_seconds")  # of a trial's row: what a launch takes
+GUESSED_NOISE = 0.03  # of a machine between sides that did not take turns, without --noise
+MINUTES = (10, 30, 120)  # measuring times for which the smallest detectable change is stated
+CHANGES = (0.1, 0.2)  # changes for which the needed launches are stated
+DURATIONS = ("startup_seconds", "wall_seconds")  # columns that make up a launch's time
 
 
 class Finding(StrEnum):
@@ -41,29 +42,35 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True)
 class PointComparison:
-    """One configuration by one quantity. `ratio` is the second side's figure over the reference's."""
+    """One configuration by one quantity. `ratio` is the second side's figure divided by the reference's figure."""
 
     reference: str
     other: str
     label: str
     quantity: LabelledColumn
     verdict: Finding
-    reason: str = ""  # of a verdict that is not one of the figures
+    reason: str = ""  # why the verdict does not rest on figures
     first: float = math.nan
     second: float = math.nan
     ratio: float = math.nan
     low: float = math.nan
     high: float = math.nan
-    all_low: float = math.nan  # of the interval that holds for all configurations at once
+    all_low: float = math.nan  # ends of the interval that holds for all configurations at once
     all_high: float = math.nan
     units: int = 0
-    smallest: float = math.nan  # relative change that as many launches find with a probability of 90 %
-    in_minutes: tuple[float, ...] = ()  # likewise, in MINUTES of launches of both sides
-    launches: tuple[int, ...] = ()  # of each side that find CHANGES with a probability of 90 %; 0: unknown
-    launch_minutes: float = 0.0  # that one launch of each side takes; 0: unknown
-    noise: str = ""  # the machine's, where it was measured apart
+    smallest: float = math.nan  # relative change that as many launches detect with 90 % probability
+    in_minutes: tuple[float, ...] = ()  # the same for MINUTES of launches of both sides
+    launches: tuple[int, ...] = ()  # launches per side that detect CHANGES with 90 % probability; 0: unknown
+    launch_minutes: float = 0.0  # minutes for one launch of each side; 0: unknown
+    noise: str = ""  # the machine's noise, if measured separately
+    apart: str = ""  # how the sides were measured, if not in turns; empty with a known noise
     differences: tuple[str, ...] = ()
-    codes: tuple[str, ...] = ()  # of the warnings about the figures of either side
+    codes: tuple[str, ...] = ()  # codes of warnings about either side's figures
+
+    @property
+    def within_guess(self) -> bool:
+        """True for a change that the machine may have made between sides that did not take turns."""
+        return bool(self.apart) and abs(math.log(self.ratio)) < math.log1p(GUESSED_NOISE)
 
 
 def comparisons(
@@ -72,17 +79,19 @@ def comparisons(
     margin: float = MARGIN,
     noise: MachineNoise | None = None,
 ) -> list[PointComparison]:
-    """Every configuration of each later side with the first side's, by each column.
+    """Compare every configuration of each later side with the first side's, by each column.
 
-    With `noise`, no interval is narrower than launches of one configuration on that machine allow.
+    With `noise`, no interval is narrower than repeated launches of one configuration on that machine allow.
 
     Raises:
-        ConfigError: if a column is not a measured quantity of which one direction is better, or the noise is of too few
+        ConfigError: if a column is not a measured quantity with a better direction, or the noise run has too few
             launches.
     """
     reference, *others = sides
     percentiles = sorted({percentile for each in sides for percentile in each.run.percentiles})
-    quantities = [compared_column(column, HEADLINE, percentiles) for column in columns or HEADLINE]
+    if columns is None:  # nobody checked the count of the tokens: characters beside them
+        columns = [*HEADLINE, *(["character_throughput"] if any(map(_unverified, sides)) else [])]
+    quantities = [compared_column(column, HEADLINE, percentiles) for column in columns]
     field = rivals(sides, [quantity.column for quantity in quantities])
     compared: list[PointComparison] = []
     for other in others:
@@ -108,6 +117,12 @@ def _by_column(
     return [point_comparison(names, each, quantity, field, places, margin, usable, noise) for each in measured]
 
 
+def _unverified(side: Side) -> bool:
+    """Return whether only servers counted the tokens of some of its trials."""
+    trials = side.trials
+    return "characters" in trials and bool((trials["characters"].notna() & trials["recounted_share"].isna()).any())
+
+
 def _has(trials: pd.DataFrame, quantity: LabelledColumn) -> bool:
     return quantity.column in trials and bool(trials[quantity.column].notna().any())
 
@@ -122,7 +137,7 @@ def point_comparison(
     of_all: int = 1,
     noise: MachineNoise | None = None,
 ) -> PointComparison:
-    """One configuration, out of so many, by one quantity; raises ConfigError as `comparisons`."""
+    """Compare one of `of_all` configurations by one quantity. Raises ConfigError as `comparisons` does."""
     obstacle, codes = each.obstacle_of(quantity), tuple(kind.code for kind in each.warnings_about(quantity))
     figures = figure_of(each.first, quantity.column), figure_of(each.second, quantity.column)
     if not obstacle and not all(value > 0 for value in figures):
@@ -138,7 +153,7 @@ def point_comparison(
         intervals, error = _widened(intervals, error, of_machine, level)
     (ratio, low, high), (_, all_low, all_high) = (tuple(map(float, interval)) for interval in intervals)
     cost = minutes_a_launch(each.first, each.second)
-    return PointComparison(
+    comparison = PointComparison(
         *names,
         each.label,
         quantity,
@@ -156,15 +171,20 @@ def point_comparison(
         launches=tuple(launches_for(error, change, level) for change in CHANGES),
         launch_minutes=cost,
         noise=noise.description(quantity.column) if noise else "",
+        apart="" if noise else apart_text(each.first, each.second),
         differences=each.differences,
         codes=codes,
     )
+    if comparison.within_guess and comparison.verdict in (Finding.FASTER, Finding.SLOWER):
+        reason = f"less than {GUESSED_NOISE:.0%} may be the machine's own change, by a guess"
+        return replace(comparison, verdict=Finding.UNDECIDED, reason=reason)
+    return comparison
 
 
 def _widened(
     intervals: Sequence[FloatArray], error: Error, of_machine: Error, level: float
 ) -> tuple[list[FloatArray], Error]:
-    """The intervals, none narrower than launches of one configuration allow, and the error that counts."""
+    """Return the intervals, none narrower than launches of one configuration allow, and the error that counts."""
     half = of_machine.half_width(level)
     widened = [
         np.array([ratio, ratio * math.exp(-half), ratio * math.exp(half)])
@@ -176,7 +196,7 @@ def _widened(
 
 
 def verdict(low: float, high: float, margin: float, better: Literal["higher", "lower"]) -> Finding:
-    """The verdict on an interval of a ratio. Within the margin it is equal, also if the sides do differ."""
+    """Return the verdict on a ratio's interval. Within the margin it is "equal", even if the sides do differ."""
     if math.isnan(low):
         return Finding.UNDECIDED
     if low > 1 - margin and high < 1 + margin:
@@ -187,7 +207,7 @@ def verdict(low: float, high: float, margin: float, better: Literal["higher", "l
 
 
 def minutes_a_launch(*sides: pd.DataFrame) -> float:
-    """Minutes that one launch of each side takes, the trials of this configuration included; 0 if unknown."""
+    """Return the minutes for one launch of each side, including this configuration's trials; 0 if unknown."""
     total = 0.0
     for trials in sides:
         seconds = sum(

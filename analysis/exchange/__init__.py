@@ -1,1 +1,1 @@
-"""The files of other tools: writes results as `vllm bench serve` saves them, and reads the files of three tools."""
+"""Exchanges files with other tools: writes results as `vllm bench serve` does, and reads the files of three tools."""

@@ -1,8 +1,8 @@
-"""The result files of other tools, read as rows: `vllm bench serve`, GuideLLM and AIPerf.
+"""Reads the result files of `vllm bench serve`, GuideLLM and AIPerf as rows.
 
-A row has only what the file says. All three tools count latencies from the send; `ttft` and `e2el` are filled only in a
-closed loop, where ours count from the send too. A tool's TPOT or ITL is filed under our name for it (docs/metrics.md),
-and figures without a counterpart are left out. Times in s.
+A row holds only what its file states. All three tools count latencies from the send, so `ttft` and `e2el` are filled
+only in a closed loop, where sweep's count from the send too. A tool's TPOT or ITL gets sweep's name (docs/metrics.md).
+Figures without a counterpart are left out. Times are in seconds.
 """
 
 import json
@@ -11,52 +11,72 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.base.config import ConfigError, first_line
+from sweep.base.config import PERCENTILES, ConfigError, first_line
 from sweep.base.records import LOAD_COLUMNS
+from sweep.base.whole_file import parsed_size, read_bounded
 
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
-NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # columns of a row; the others are figures
-EXPORTED = "sweep."  # before the keys of an export that vLLM's results do not have
-CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # as GuideLLM and AIPerf call them
-OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # where ours has another name
-OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # ours count from it, if there is one; these tools from the send
+NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # a row's names; its other columns are figures
+EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
+CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # names in GuideLLM and AIPerf
+OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # loads with another name in sweep
+LARGEST_IMPORT, LARGEST_PARSED = 128 << 20, 768 << 20  # bytes of a file, and of its content once it is parsed
+MOST_FAILED = 0.05  # of the requests of a result; a trial of ours is invalid beyond it (max_failed)
+OF_A_SCHEDULE = ("ttft", "e2el", "tpot_e2e")  # sweep counts from a schedule if any, these tools from the send
 STATISTICS = {"mean": "mean", "avg": "mean", "median": "p50", "max": "max"} | {
     name: name for name in ("p50", "p90", "p95", "p99")
 }
-"""The tools' names of statistics: ours."""
+"""The tools' names of statistics -> sweep's names."""
 
 
 def rows_of(file: Path) -> list[ImportedRow]:
-    """The results in a file, a row each."""
+    """Return the results in a file, one row per result."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = read_bounded(file, LARGEST_IMPORT)
+        if parsed_size(document) > LARGEST_PARSED:
+            raise ValueError("has too many objects and lists for a file of results")
+        content = json.loads(document.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from None
     try:
         rows = _rows(content)
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
-        raise ConfigError(f"{file}: incomplete, or of another version of its tool ({problem})") from None
+        raise ConfigError(f"{file}: incomplete, or from another version of its tool ({problem})") from None
     if not rows:
-        raise ConfigError(f"{file}: no result of vllm bench serve (--save-result), GuideLLM or AIPerf")
-    return rows
+        raise ConfigError(f"{file}: not a result of vllm bench serve (--save-result), GuideLLM or AIPerf")
+    return [_with_failures(row) for row in rows]
+
+
+def _with_failures(row: ImportedRow) -> ImportedRow:
+    """The row, without quantiles that fall on failed requests, which the tools leave out; beyond MOST_FAILED none.
+
+    A row without figures has failed: the zeros or the few answers in it are no measurement.
+    """
+    failed, requests = row.get("num_failed") or 0, row.get("num_requests") or 0
+    if failed > MOST_FAILED * requests or not requests:
+        kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "num_requests", "num_failed")
+        names = {key: cell for key, cell in row.items() if key in kept or "." in key}
+        return names | {"outcome": "invalid", "reason": f"{failed} of {requests} requests failed"}
+    lost = {f"p{percentile:g}" for percentile in PERCENTILES if 100 * failed > (100 - percentile) * requests}
+    return {key: cell for key, cell in row.items() if key.rpartition("_")[2] not in lost}
 
 
 def _plausible(row: ImportedRow) -> ImportedRow:
-    """Return the row. Raises ValueError unless each name is a text and each figure a number from 0."""
+    """Return the row. Raises ValueError unless every name is a string and every figure a number of at least 0."""
     for column, cell in row.items():
         is_number = type(cell) in (int, float) and 0 <= cell < math.inf
         if cell is not None and not (isinstance(cell, str) if column in NAME_COLUMNS else is_number):
-            raise ValueError(f"{column}={cell!r}: expected {'a text' if column in NAME_COLUMNS else 'a number from 0'}")
+            raise ValueError(f"{column}={cell!r}: expected {'a string' if column in NAME_COLUMNS else 'a number >= 0'}")
     if row.get("num_failed", 0) > row.get("num_requests", math.inf):
-        raise ValueError(f"num_requests={row['num_requests']}: expected at least the {row['num_failed']} that failed")
+        raise ValueError(f"num_requests={row['num_requests']}: expected at least num_failed={row['num_failed']}")
     return row
 
 
 def _rows(content: Any) -> list[ImportedRow]:
-    """The results in the JSON of a file; empty if no known tool wrote it."""
+    """Return the results in a file's JSON; empty if no known tool wrote it."""
     results = content if isinstance(content, list) else [content]  # a summary.json of `vllm bench sweep` has several
     if not all(isinstance(report, dict) for report in results):
         return []
@@ -82,7 +102,7 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         ours["client_stamp_source"] = "sweep export"
     _plausible({key: cell for key, cell in ours.items() if key in (*NAME_COLUMNS, *LOAD_COLUMNS)})
     if not all(isinstance(cell, str | int | float) for cell in ours.values()):
-        raise ValueError(f"{EXPORTED}*: expected texts and numbers")
+        raise ValueError(f"{EXPORTED}*: expected strings and numbers")
     figures = {
         "duration": result.get("duration"),
         "num_requests": int(result["completed"]) + failed,
@@ -93,22 +113,14 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
         "total_throughput": result.get("total_token_throughput"),
         "request_throughput": result.get("request_throughput"),
     }
-    row = _plausible(row | figures) | ours
-    return _nothing_completed(row) if not int(result["completed"]) else row
-
-
-def _nothing_completed(row: ImportedRow) -> ImportedRow:
-    """A failed row, without figures: its zeros are no measurement."""
-    kept = (*NAME_COLUMNS, *LOAD_COLUMNS, "load.burstiness", "num_requests", "num_failed")
-    names = {key: cell for key, cell in row.items() if key in kept or "." in key}
-    return names | {"outcome": "invalid", "reason": f"none of {row['num_requests']} requests was completed"}
+    return _plausible(row | figures) | ours
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
-    """GuideLLM's ITL is a request's mean gap after the first token, our TPOT; its TPOT includes the first token.
+    """GuideLLM's ITL, a request's mean gap after the first token, is sweep's TPOT. Its TPOT includes the first token.
 
-    Its throughputs are means over moments; ours are computed from its totals. The file has no gaps between chunks. For
-    an open loop it also has the latency from the scheduled arrival, which is our E2EL.
+    GuideLLM's throughputs are means over moments, so sweep's are computed from its totals. The file has no gaps between
+    chunks. For an open loop it also has the latency from the scheduled arrival, which is sweep's E2EL.
     """
     metrics, times, strategy = benchmark["metrics"], benchmark["scheduler_metrics"], benchmark["config"]["strategy"]
     rate, profile = _positive(strategy.get("rate")), str(strategy["type_"])
@@ -132,7 +144,7 @@ def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
 
 
 def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The statistics of the successful requests; empty without any."""
+    """Return the statistics of successful requests; empty if all failed."""
     summary = (metric or {}).get("successful") or {}
     if not summary.get("count"):
         return {}
@@ -140,7 +152,7 @@ def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
-    """AIPerf's inter-token latency is our TPOT, its inter-chunk latency our ITL, its smoothness our burstiness."""
+    """AIPerf's inter-token latency is sweep's TPOT, its inter-chunk latency is ITL, its smoothness is burstiness."""
     phases = [phase for phase in content["input_config"]["phases"] if phase.get("kind") != "warmup"]
     phase = phases[-1]
     rate = _positive(phase.get("rate"))
@@ -164,7 +176,6 @@ def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
 
 
 def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> ImportedRow:
-    """The task, and who measured it."""
     return {
         "backend": "openai",
         "model": str(model or "unknown"),
@@ -177,7 +188,7 @@ def _row(tool: str, model: Any, load: str, rate: float | None, users: Any) -> Im
 
 
 def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) -> ImportedRow:
-    """The totals of a file and the throughputs that they make, by our definitions."""
+    """Return a file's totals, and the throughputs that follow from them by sweep's definitions."""
     input_tokens, output_tokens = tokens
     return {
         "duration": duration,
@@ -192,7 +203,7 @@ def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) 
 
 
 def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seconds: float) -> None:
-    """Add the statistics of a latency, in s; one that counts from the send is also ours in a closed loop."""
+    """Add a latency's statistics, in seconds. In a closed loop a latency from the send is also sweep's own latency."""
     for statistic, figure in _statistics(of_tool, seconds).items():
         if latency in ("ttft", "e2el"):
             row[f"service_{latency}_{statistic}"] = figure
@@ -201,12 +212,11 @@ def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seco
 
 
 def _statistics(of_tool: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    """The statistics of a series under our names, in s."""
     figures = {statistic: float(of_tool[key]) for key, statistic in STATISTICS.items() if of_tool.get(key) is not None}
     return {statistic: figure * seconds for statistic, figure in figures.items() if not math.isnan(figure)}
 
 
 def _positive(rate: Any) -> float | None:
-    """A rate; None where missing, which is written as infinite."""
+    """Return a rate; None if it is missing, zero or infinite."""
     number = math.inf if rate is None else float(rate)
     return number if 0 < number < math.inf else None

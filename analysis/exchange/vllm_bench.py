@@ -1,4 +1,4 @@
-"""Results as `vllm bench serve` saves them, in the folders of `vllm bench sweep`, whose plot command reads them."""
+"""Writes results as `vllm bench serve` does, in the folder layout that the plot command of `vllm bench sweep` reads."""
 
 import json
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ from sweep.base import whole_file
 from sweep.base.records import LOAD_COLUMNS
 
 SUMMARY = "summary.json"
-BURSTINESS = {"poisson": 1.0, "closed": 1.0, "batch": 1.0}  # as vLLM says it; it has no word for other arrivals
+BURSTINESS = {"poisson": 1.0, "closed": 1.0, "batch": 1.0}  # vLLM's value; it has none for other arrivals
 
 
 def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) -> list[Path]:
-    """Write a folder a point: run=N.json for each replicate, and a summary.json of all of them."""
+    """Write a folder per point, with run=N.json for each replicate and a summary.json of all replicates."""
     placed = layout.placed(run.ok)
     written = []
     for number, (_, trials) in enumerate(placed.groupby("point", sort=True)):
@@ -36,20 +36,19 @@ def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) 
 
 
 def _exported_settings(run: Run, row: Any) -> dict[str, Any]:
-    """The values of the axes under the last part of their keys, like vLLM's sweep, and what `sweep import` reads."""
+    """Return the axes' values under the last part of their keys, as vLLM's sweep does, and keys for `sweep import`."""
     axes = {axis.rpartition(".")[2].replace("-", "_"): value for axis, value in _present(row, run.axes).items()}
     ours = _present(row, (*NAMED_PARTS, *LOAD_COLUMNS, *run.axes))
     return {**axes, **{f"{EXPORTED}{key}": value for key, value in ours.items()}}
 
 
 def _present(row: Any, keys: Iterable[str]) -> dict[str, Any]:
-    """The values of these keys in a row, as JSON values."""
     values = {key: row[key] for key in keys if key in row and pd.notna(row[key])}
     return {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 
 
 def _result(row: Any, figures: dict[str, Any]) -> dict[str, Any]:
-    """The keys of vLLM's result, under the names and in the units that it has."""
+    """Return the result with vLLM's keys and units."""
     load = json.loads(row["config"]).get("load", {}) if isinstance(row["config"], str) else {}
     rate = figures.get("request_rate")
     return {

@@ -1,5 +1,5 @@
-"""Attributes a gain: the share of each of an engine's settings in the total speed-up or saving.
+"""Attributes a gain: computes each engine setting's share of the total speed-up or saving.
 
-`decomposition.explanations(run, layout)` is what `sweep explain` prints. In a factorial, where settings are off and on
-in many combinations, it has each setting's Shapley share; in a ladder, the gain of each step, in its own order.
+`sweep explain` prints `decomposition.explanations(run, layout)`. In a factorial, where settings are off and on in many
+combinations, it has each setting's Shapley share. In a ladder it has each step's gain, in the ladder's order.
 """

@@ -1,11 +1,11 @@
-"""The weighted sums of points' logarithms that give a knob's worth, for whatever combinations were measured.
+"""Computes weights: a weighted sum of the points' logarithms gives a knob's worth, for any measured combinations.
 
-A row of weights answers one question, a column is a measured combination of knobs that are on; the answer is weights @
-logarithms. Shapley's value (1953) of a knob is its addition, averaged over all orders in which the knobs can be turned
-on. Written with the terms of the sum over sets of knobs (Harsanyi's dividends), it is the sum of each term divided
-among its knobs. So a fraction of the combinations gives it too, if terms of many knobs are zero and the others are not
-confounded. Half of all combinations, those with an even number of knobs on, gives every share free of interactions
-between two.
+A row of weights answers one question, a column is a measured combination of switched-on knobs, and the answer is
+weights @ logarithms. A knob's Shapley value (1953) is its contribution, averaged over all orders in which the knobs can
+be turned on. If the total is written as one term per set of knobs (Harsanyi's dividends), every knob gets an equal part
+of each term that it is in. So a fraction of the combinations suffices if terms of many knobs are zero and the others
+are not confounded. The half with an even number of knobs on gives every share free of interactions between two
+knobs.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ import numpy as np
 from analysis.statistics.intervals import FloatArray
 
 Combination = frozenset[str]
-FEWEST_ORDER = 2  # of terms that a fraction must tell from the shares: knobs are seldom independent of each other
+FEWEST_ORDER = 2  # of terms that a fraction must separate, since knobs are seldom independent
 SOLVED = 1e-8
 
 
 def difference(measured: Sequence[Combination], after: Combination, before: Combination) -> FloatArray | None:
-    """The weights of the change from one combination to another; None if either was not measured."""
+    """Return the weights for the change from one combination to another; None if either was not measured."""
     if after not in measured or before not in measured:
         return None
     weights = np.zeros(len(measured))
@@ -31,9 +31,9 @@ def difference(measured: Sequence[Combination], after: Combination, before: Comb
 
 
 def shapley(measured: Sequence[Combination], knobs: Sequence[str]) -> tuple[FloatArray, int] | None:
-    """The weights of each knob's Shapley value, and the most knobs of a term that they are exact for.
+    """Return the weights for the knobs' Shapley values, and the order of interactions up to which they are exact.
 
-    They add up to the change from none to all, whatever the terms are. None if these combinations do not suffice.
+    The values always add up to the change from no knob to all knobs. Return None if these combinations do not suffice.
     """
     total = difference(measured, frozenset(knobs), frozenset())
     if total is None:
@@ -51,10 +51,10 @@ def shapley(measured: Sequence[Combination], knobs: Sequence[str]) -> tuple[Floa
 def interactions(
     measured: Sequence[Combination], knobs: Sequence[str]
 ) -> list[tuple[list[tuple[str, str]], FloatArray]]:
-    """The weights of each pair's interaction, averaged over the other knobs; confounded pairs together.
+    """Return the weights for each pair's interaction, averaged over the other knobs. Confounded pairs share a group.
 
-    An interaction is how much more two knobs add together than each alone. It needs a regular design, in which each
-    knob is on in half of the combinations, whatever another is.
+    An interaction is how much more two knobs contribute together than the sum of each alone. It needs a regular design:
+    every knob is on in half of the combinations, whether another knob is on or off.
     """
     signs = {knob: np.array([1.0 if knob in combination else -1.0 for combination in measured]) for knob in knobs}
     pairs = {pair: signs[pair[0]] * signs[pair[1]] for pair in combinations(knobs, 2)}

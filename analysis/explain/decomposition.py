@@ -1,7 +1,7 @@
-"""The gain of a run's tasks, divided among the changes: on logarithms, so that shares add up to the whole.
+"""Divides the gain of a run's tasks among its changes, on logarithms, so that the shares add up to the whole.
 
-A figure's logarithm is modelled as in every comparison (`analysis.statistics.comparison`): point + block + error, with
-the launch as the unit. Everything here is a weighted sum of the points' effects, and has the interval of that sum.
+The model of a figure's logarithm is that of every comparison (`analysis.statistics.comparison`): point + block + error,
+with the launch as the unit. Every result here is a weighted sum of the points' effects and has that sum's interval.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +20,12 @@ from analysis.statistics.intervals import FloatArray
 from analysis.statistics.standings import Contests, run_contests
 
 EXPLAINED = ("output_throughput", "ttft_p50", "cost_per_million_tokens")
-HALVINGS = 40  # of the search for the end of a share's interval
-WIDEST_SHARE = 50.0  # beyond which a share says nothing
+HALVINGS = 40  # steps of the bisection for the end of a share's interval
+WIDEST_SHARE = 50.0  # a larger share is meaningless
 
 
 class Change(NamedTuple):
-    """A factor, or a share, with the ends of its 95 % interval; NaN where missing."""
+    """A factor or a share with the ends of its 95 % interval. Missing figures are NaN."""
 
     value: float
     low: float
@@ -36,40 +36,41 @@ NO_CHANGE = Change(np.nan, np.nan, np.nan)
 
 
 class Part(NamedTuple):
-    """A part of the whole: a knob, a step of a ladder, or the engine itself."""
+    """A part of the whole: a knob, a ladder's step, or the engine itself."""
 
     name: str
     change: str  # what was set
-    gain: Change  # times; the gains of all parts multiply to the whole
-    share: Change  # of the whole's logarithm; the shares add up to 1
-    alone: Change = NO_CHANGE  # times, of this knob with all others off
-    last: Change = NO_CHANGE  # times, of this knob with all others on
+    gain: Change  # a factor; the gains of all parts multiply to the whole
+    share: Change  # share of the whole's logarithm; the shares add up to 1
+    alone: Change = NO_CHANGE  # factor of this knob with all others off
+    last: Change = NO_CHANGE  # factor of this knob with all others on
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The gain of one task in one quantity, and its parts."""
+    """The gain of one task in one quantity, with its parts."""
 
     kind: Literal["factorial", "ladder"]
     task: str
     quantity: LabelledColumn
-    begin: str  # what the whole is compared with
-    first: float  # the geometric means of the launches at both ends
+    begin: str  # the name of the point from which the gain is measured
+    first: float  # geometric means of the launches, at the beginning and at the end
     final: float
     total: Change
     parts: tuple[Part, ...]
     interactions: tuple[tuple[str, Change], ...] = ()
+    branches: tuple[Part, ...] = ()  # steps beside a ladder's way; each gain is over the step in `change`
     notes: tuple[str, ...] = ()
 
 
 def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -> list[Explanation]:
-    """The explanation of every task in each of the quantities that were measured.
+    """Explain every task in each measured quantity.
 
-    A task without an explanation adds its reason to the notes on the others.
+    If a task cannot be explained, the notes on the other tasks give the reason.
 
     Raises:
         Unexplained: if no task of the run shows what bought its gain.
-        ConfigError: if a column is no measured quantity.
+        ConfigError: if a column is not a measured quantity.
     """
     quantities = [compared_column(column, EXPLAINED, run.percentiles) for column in columns]
     explained: list[Explanation] = []
@@ -95,12 +96,12 @@ def _explained(
             yield (
                 _of_factorial(design, quantity, model)
                 if isinstance(design, Factorial)
-                else _of_ladder(design, quantity, model)
+                else _of_ladder(design, quantity, model, launches.contests)
             )
 
 
 class _Launches:
-    """The trials of a design's points, its points numbered from 0 in the design's order."""
+    """The trials of a design's points, which are numbered from 0 in the design's order."""
 
     def __init__(self, contests: Contests, design: Factorial | Ladder) -> None:
         self.contests = contests
@@ -109,7 +110,7 @@ class _Launches:
             self.points.append(design.baseline)
 
     def model(self, quantity: LabelledColumn) -> "_Model | None":
-        """The model of one quantity; None if a point has no value."""
+        """Return the model of one quantity; None if a point has no value."""
         if quantity.column not in self.contests.figures:
             return None
         model = _Model(*self.contests.shared(quantity, self.points))
@@ -117,7 +118,7 @@ class _Launches:
 
 
 class _Model(NamedTuple):
-    """A design's points in the contest of all of one task and load."""
+    """A design's points within the contest of all points at one task and load."""
 
     contest: Contest
     places: Positions
@@ -127,7 +128,7 @@ class _Model(NamedTuple):
         return self.contest.model.effects[self.places]
 
     def of_all(self, weights: FloatArray) -> FloatArray:
-        """Weights of the design's points, extended to all points of the contest."""
+        """Extend weights of the design's points to all points of the contest."""
         whole = np.zeros((len(weights), len(self.contest.model.n)))
         whole[:, self.places] = weights
         return whole
@@ -136,7 +137,7 @@ class _Model(NamedTuple):
 # Ladders -------------------------------------------------------------------------------------------------------------
 
 
-def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model) -> Explanation:
+def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model, contests: Contests) -> Explanation:
     unit = np.eye(len(design.points))
     steps, total = unit[1:] - unit[:-1], unit[-1] - unit[0]
     parts = [
@@ -145,23 +146,40 @@ def _of_ladder(design: Ladder, quantity: LabelledColumn, model: _Model) -> Expla
             design.steps[1:], _gains(model, steps, len(steps)), _shares(model, steps, total), strict=True
         )
     ]
+    ratios = contests.ratios(quantity, [(branch.point, branch.parent_point) for branch in design.branches])
+    branches = [
+        Part(branch.step, branch.parent, Change(*map(float, ratio)), NO_CHANGE)
+        for branch, ratio in zip(design.branches, ratios.T, strict=True)
+        if np.isfinite(ratio[0])
+    ]
     notes = (
         *design.notes,
-        "a ladder gives shares in its own order alone: in another order the same steps may have others",
+        "the shares hold for this ladder's order; in another order the same steps may have other shares",
     )
     first, final = np.exp(model.effects[[0, -1]])
     (change,) = _gains(model, total[None], 1)
-    return Explanation("ladder", design.task, quantity, design.steps[0], first, final, change, tuple(parts), (), notes)
+    return Explanation(
+        "ladder",
+        design.task,
+        quantity,
+        design.steps[0],
+        first,
+        final,
+        change,
+        tuple(parts),
+        branches=tuple(branches),
+        notes=notes,
+    )
 
 
 # Factorials ----------------------------------------------------------------------------------------------------------
 
 
 def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) -> Explanation:
-    """The shares of the knobs and, with a baseline, of the engine itself.
+    """Compute the shares of the knobs and, if there is a baseline, of the engine itself.
 
     Raises:
-        Unexplained: if the combinations that have a result do not tell.
+        Unexplained: if the combinations with a result do not suffice.
     """
     measured, knobs = list(design.points), [knob.key for knob in design.knobs]
     solution = shapley(measured, knobs)
@@ -194,14 +212,14 @@ def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) ->
         change,
         tuple(parts),
         tuple(_interactions(design, measured, model)),
-        (*design.notes, *_order_notes(order, len(knobs), measured)),
+        notes=(*design.notes, *_order_notes(order, len(knobs), measured)),
     )
 
 
 def _single(
     model: _Model, measured: list[frozenset[str]], after: frozenset[str], before: frozenset[str], family: int
 ) -> Change:
-    """The change from one combination to another; the intervals of all knobs' hold together."""
+    """Return the change from one combination to another. Its interval holds jointly for `family` changes."""
     weights = difference(measured, after, before)
     return NO_CHANGE if weights is None else _gains(model, _padded(weights[None], model), family)[0]
 
@@ -217,8 +235,8 @@ def _interactions(design: Factorial, measured: list[frozenset[str]], model: _Mod
 def _order_notes(order: int, knobs: int, measured: Sequence[frozenset[str]]) -> Iterator[str]:
     if order < knobs:
         yield (
-            f"{len(measured)} of {2**knobs} combinations: shares are exact if no more than {order} knobs interact; "
-            "what more of them do together is in the shares of the others. Alone and last need other combinations"
+            f"{len(measured)} of {2**knobs} combinations: the shares are exact if no more than {order} knobs interact; "
+            "interactions of more knobs distort them. The factors alone and last need other combinations"
         )
 
 
@@ -228,7 +246,7 @@ def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
     ]
     where = f"{design.engine}, {design.task}"
     if missing:
-        return f"{where}: no result with {' and with '.join(missing)} of {len(design.knobs)} knobs on"
+        return f"{where}: no result with {' or '.join(missing)} of the {len(design.knobs)} knobs on"
     return (
         f"{where}: {len(measured)} of {2 ** len(design.knobs)} combinations have a result, too few to separate "
         "the knobs' shares; measure the others, or the half with an even number of knobs on"
@@ -239,7 +257,7 @@ def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
 
 
 def _padded(weights: FloatArray, model: _Model) -> FloatArray:
-    """Weights of the combinations with a zero for the baseline, if there is one."""
+    """Extend the combinations' weights with a zero for the baseline, if there is one."""
     return np.pad(weights, ((0, 0), (0, len(model.places) - weights.shape[1])))
 
 
@@ -248,18 +266,21 @@ def _gains(model: _Model, weights: FloatArray, comparisons: int) -> list[Change]
 
 
 def _shares(model: _Model, rows: FloatArray, total: FloatArray) -> list[Change]:
-    """Each row's share of the whole, with Fieller's (1954) interval: the shares s for which row - s·total may be 0.
+    """Return each row's share of the whole with Fieller's (1954) interval: all s for which row - s·total may be 0.
 
-    The ends are NaN if the whole itself may be zero, so that no share can be ruled out. The value is NaN too if the
-    whole is close to zero, where any part is a large multiple.
+    All are NaN if the whole itself may be zero: of no change nothing has a share. The value is NaN too if the whole is
+    close to zero, where any part is a large multiple.
     """
+    (change,) = _gains(model, total[None], 1)
+    if change.low <= 1 <= change.high:
+        return [NO_CHANGE] * len(rows)
     sums, size = rows @ model.effects, float(total @ model.effects)
     if not np.abs(sums).max(initial=0.0) < WIDEST_SHARE * abs(size):
         return [NO_CHANGE] * len(rows)
     values = sums / size
 
     def excess(share: FloatArray) -> FloatArray:
-        """The distance of each row's sum without its share of the whole from 0, beyond half of its interval."""
+        """Return |row - share·total| minus half its interval; positive if the share can be ruled out."""
         weights = model.of_all(rows - share[:, None] * total)
         sums, half = model.contest.model.contrasts(weights, model.contest.model.sidak(len(rows)))
         return np.asarray(np.abs(sums) - half, np.float64)

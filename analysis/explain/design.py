@@ -1,4 +1,4 @@
-"""The design of a run: the knobs of a factorial, or the steps of a ladder, found among the points of each task."""
+"""Finds a run's design among the points of each task: the knobs of a factorial or the steps of a ladder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from analysis.statistics.ratios import is_baseline
 from sweep.base.config import ConfigError
 from sweep.base.setting_labels import LADDER, PARENT, short
 
-PARTS_OF_ENGINE = ("backend", "gateway")  # first parts of the axes that can be knobs
+PARTS_OF_ENGINE = ("backend", "gateway")  # first parts of axes that can be knobs
 MOST_KNOBS = 10
 
 
 class Unexplained(ConfigError):
-    """The run, or one of its tasks, does not show what bought its gain."""
+    """The run or one of its tasks does not reveal what caused its gain."""
 
 
 class Knob(NamedTuple):
-    """A setting with two values; the first in the plan's order is off, unless the baseline names it."""
+    """A setting with two values. The first in the plan's order is "off", unless the baseline has the second."""
 
     key: str
     off: Any
@@ -34,7 +34,7 @@ class Knob(NamedTuple):
 
     @property
     def change(self) -> str:
-        """`1 → 8`."""
+        """The change as text, e.g. `1 → 8`."""
         return f"{_setting_text(self.off)} → {_setting_text(self.on)}"
 
 
@@ -45,13 +45,22 @@ class Factorial:
     task: str
     engine: str
     knobs: tuple[Knob, ...]
-    points: dict[frozenset[str], int]  # the keys of the knobs that are on -> position of the point
-    baseline: int | None  # the point of another engine that all of them are compared with
+    points: dict[frozenset[str], int]  # keys of the switched-on knobs -> the point's position
+    baseline: int | None  # another engine's point, with which all are compared
     notes: tuple[str, ...] = ()
 
     @property
     def all_on(self) -> frozenset[str]:
         return frozenset(knob.key for knob in self.knobs)
+
+
+class Branch(NamedTuple):
+    """A step beside the way to a ladder's last step, and the step that it is on top of."""
+
+    step: str
+    parent: str
+    point: int
+    parent_point: int
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,15 @@ class Ladder:
     task: str
     steps: tuple[str, ...]
     points: tuple[int, ...]
+    branches: tuple[Branch, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def designs(layout: Layout, baseline: dict[str, Any]) -> list[Factorial | Ladder]:
-    """The designs of a run's tasks.
+    """Return the designs of a run's tasks.
 
     Raises:
-        Unexplained: if it has no ladder, and no settings of an engine with two values.
+        Unexplained: if the run has neither a ladder nor engine settings with two values.
     """
     points = layout.points[layout.points["n"] > 0]
     tasks = [str(column) for column in points if str(column).split(".")[0] in ASKED]
@@ -81,14 +91,14 @@ def designs(layout: Layout, baseline: dict[str, Any]) -> list[Factorial | Ladder
             every += _factorials(name, group, layout, baseline)
     if not every:
         raise Unexplained(
-            "nothing to explain: this run has neither a ladder nor an engine's settings with two values each; "
-            "expected e.g. +experiment=decomposition and +experiment=serving_ladder (docs/explaining.md)"
+            "nothing to explain: this run has neither a ladder nor engine settings with two values each; "
+            "expected e.g. +experiment=decomposition or +experiment=serving_ladder (docs/explaining.md)"
         )
     return every
 
 
 def _load(layout: Layout, point: "pd.Series[Any]") -> str:
-    """The load of a point, where x is one: x may be a knob."""
+    """Return a point's load if x is a load; empty if x may be a knob."""
     return "" if layout.x is None or "." in layout.x else layout.load(point)
 
 
@@ -96,7 +106,7 @@ def _load(layout: Layout, point: "pd.Series[Any]") -> str:
 
 
 def _ladder(task: str, group: pd.DataFrame) -> Ladder:
-    """The way from the lowest step to the plan's last; steps beside it are named in a note."""
+    """The way from the lowest step to the plan's last, and the steps beside it."""
     steps = group.dropna(subset=[LADDER])
     parents = {str(step): parent for step, parent in zip(steps[LADDER], steps[PARENT], strict=True)}
     position = {str(step): int(index) for step, index in zip(steps[LADDER], steps.index, strict=True)}
@@ -108,17 +118,19 @@ def _ladder(task: str, group: pd.DataFrame) -> Ladder:
     notes = []
     if isinstance(step, str):
         notes.append(f"{task}: {step} has no result, so that the ladder is explained from {path[-1]} on")
-    if beside := [name for name in parents if name not in path]:
-        notes.append(f"{task}: not below {path[0]}, and so in no share: {', '.join(beside)}")
     path.reverse()
-    return Ladder(task, tuple(path), tuple(position[name] for name in path), tuple(notes))
+    beside = [(name, str(parent)) for name, parent in parents.items() if name not in path]
+    branches = tuple(
+        Branch(name, parent, position[name], position[parent]) for name, parent in beside if parent in position
+    )
+    return Ladder(task, tuple(path), tuple(position[name] for name in path), branches, tuple(notes))
 
 
 # Factorials ----------------------------------------------------------------------------------------------------------
 
 
 def _factorials(task: str, group: pd.DataFrame, layout: Layout, baseline: dict[str, Any]) -> Iterator[Factorial]:
-    """One for each engine with knobs; the baseline is of another engine."""
+    """Yield one design for each engine with knobs. The baseline belongs to another engine."""
     of_baseline = is_baseline(group, {"backend": baseline["backend"]} if "backend" in baseline else {})
     compared = list(group.index[of_baseline])
     for engine, points in group.groupby("backend", sort=False):
@@ -130,7 +142,7 @@ def _factorials(task: str, group: pd.DataFrame, layout: Layout, baseline: dict[s
         if len(knobs) > MOST_KNOBS:
             raise Unexplained(f"{engine}: {len(knobs)} settings vary; expected at most {MOST_KNOBS}")
         rest = [int(index) for index in compared if index not in points.index]
-        notes = [f"{len(rest)} points of {baseline['backend']}: none is the baseline"] if len(rest) > 1 else []
+        notes = [f"{baseline['backend']} has {len(rest)} points, so none is the baseline"] if len(rest) > 1 else []
         yield Factorial(
             task,
             str(engine),
@@ -145,7 +157,7 @@ def _knob(key: str, column: "pd.Series[Any]", baseline: dict[str, Any]) -> Knob:
     values = list(dict.fromkeys(map(_value, column)))
     if len(values) > 2:
         raise Unexplained(
-            f"{key} has the values {', '.join(map(_setting_text, values))}: a knob is off or on, expected two"
+            f"{key} has the values {', '.join(map(_setting_text, values))}; expected two, since a knob is off or on"
         )
     if key in baseline and _value(baseline[key]) == values[1]:
         values.reverse()
@@ -162,7 +174,7 @@ def _combinations(points: pd.DataFrame, knobs: Sequence[Knob]) -> dict[frozenset
 
 
 def _value(value: Any) -> Any:
-    """A setting as it was given; None if the key was not set."""
+    """Return a setting as a plain value; None if the key was not set."""
     if value is None or pd.isna(value):
         return None
     return value.item() if isinstance(value, np.generic) else value

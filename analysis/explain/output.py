@@ -1,4 +1,4 @@
-"""An explanation as people and scripts read it: sentences, a table of its parts, and all of them as records."""
+"""Presents explanations: sentences and tables for people, records for scripts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,31 +12,31 @@ END = "all together"
 
 
 def gain_sentence(explanation: Explanation) -> str:
-    """The answer: the size of the whole change, and the parts with the largest shares."""
+    """Return the answer: the size of the whole change, and the parts with the largest shares."""
     each = explanation
     largest = sorted(each.parts, key=lambda part: -abs(part.share.value))[:3]
     shares = ", ".join(f"{part.name} {share_text(part.share)}" for part in largest)
     figures = f"from {each.quantity.shown(each.first)} to {each.quantity.shown(each.final)} {each.quantity.unit}"
     total = f"{each.task}: {each.quantity.in_sentence} {figures}, {factor(each.total)} that of {each.begin}"
     if not math.isfinite(each.total.low):
-        return f"{total}, without an interval"
+        return f"{total}, with no interval"
     if each.total.low <= 1 <= each.total.high:
         return f"{total}; this may be no change, so no share is certain"
     return f"{total}. Shares of the change: {shares}"
 
 
 def factor(change: Change) -> str:
-    """`2.31×`; an em dash without a value."""
+    """Return a factor as text, e.g. `2.31×`, or an em dash if it is missing."""
     return f"{number(change.value)}×" if math.isfinite(change.value) else "—"
 
 
 def share_text(share: Change) -> str:
-    """`46%`; an em dash without a value."""
+    """Return a share as text, e.g. `46%`, or an em dash if it is missing."""
     return _percent(share.value) if math.isfinite(share.value) else "—"
 
 
 def _percent(share: float) -> str:
-    """`46%`; no -0%."""
+    """Return a percentage as text, e.g. `46%`, never `-0%`."""
     return f"{round(100 * share) + 0}%"
 
 
@@ -46,7 +46,7 @@ def _range(change: Change, text: Callable[[float], str]) -> str:
 
 
 def _both(change: Change) -> str:
-    """A factor with its interval, in one cell."""
+    """Return a factor with its interval, for one cell."""
     interval = _range(change, number)
     return factor(change) + (f" ({interval})" if interval != "—" else "")
 
@@ -61,12 +61,16 @@ class PartRow(NamedTuple):
 
 PART_COLUMNS: tuple[Column[PartRow], ...] = (
     Column("kind", "factorial or ladder", lambda row: row.explanation.kind),
-    Column("task", "model, workload and load, as far as the run has several", lambda row: row.explanation.task),
+    Column("task", "model, workload and load, if the run has several", lambda row: row.explanation.task),
     Column("column", "the explained column of trials.parquet", lambda row: row.explanation.quantity.column),
     Column("against", "the point from which the whole gain is measured", lambda row: row.explanation.begin),
-    Column("entry", "part (a knob, a step, the engine), whole or interaction (of two knobs)", lambda row: row.entry),
+    Column(
+        "entry",
+        "part (a knob, a step, the engine), whole, interaction (of two knobs) or branch (a step)",
+        lambda row: row.entry,
+    ),
     Column("name", "the part's name; for an interaction both knobs", lambda row: row.part.name, heading="what", **KEY),
-    Column("change", "the knob's new setting", lambda row: row.part.change or None),
+    Column("change", "the knob's new setting; of a branch, the step below it", lambda row: row.part.change or None),
     view("set to", lambda row: row.part.change, kind="text"),
     Column("gain", "factor; the parts' factors multiply to the whole", lambda row: row.part.gain.value),
     Column("gain_ci_low, gain_ci_high", "95 % interval, for all parts at once", lambda row: row.part.gain[1:]),
@@ -87,7 +91,7 @@ PART_COLUMNS: tuple[Column[PartRow], ...] = (
 
 
 def parts_table(explanation: Explanation, title: str = "") -> Table[PartRow]:
-    """An explanation's parts, the whole last."""
+    """Return a table of an explanation's parts, with the whole in the last row."""
     entries = [*(("part", part) for part in explanation.parts)]
     entries.append(("whole", Part(END, "", explanation.total, Change(1.0, math.nan, math.nan))))
     of_factorial = ("set to", "alone", "last") if explanation.kind == "ladder" else ()
@@ -95,18 +99,23 @@ def parts_table(explanation: Explanation, title: str = "") -> Table[PartRow]:
     return Table(columns, [PartRow(explanation, *entry) for entry in entries], title)
 
 
+def branch_lines(explanation: Explanation) -> list[str]:
+    """Each step beside the way to a ladder's last one, with its gain over the step below it."""
+    return [f"{part.name}: {_both(part.gain)} that of {part.change}" for part in explanation.branches]
+
+
 def remarks(explanations: Sequence[Explanation]) -> list[str]:
-    """The notes on the explanations of one table or several, each once."""
+    """Return the notes on these explanations without repetitions."""
     return list(dict.fromkeys(note for explanation in explanations for note in explanation.notes))
 
 
 def interaction_lines(explanation: Explanation) -> list[str]:
-    """Each pair of knobs with the factor of both together over the product of each alone."""
+    """Return every pair of knobs with the factor of both together divided by the product of their factors alone."""
     return [f"{label}: {_both(change)}" for label, change in explanation.interactions]
 
 
 def explanation_output(explanations: Sequence[Explanation]) -> Output:
-    """Return what `sweep explain` prints: the answers, a table each, and the notes."""
+    """Return the output of `sweep explain`: the answers, a table per explanation, and the notes."""
     parts: list[Line | Table[PartRow]] = [Line(gain_sentence(explanation), "bold") for explanation in explanations]
     rows: list[PartRow] = []
     for explanation in explanations:
@@ -117,4 +126,7 @@ def explanation_output(explanations: Sequence[Explanation]) -> Output:
         parts.append(table)
         if pairs:
             parts.append(Line(f"together × each alone: {'; '.join(interaction_lines(explanation))}", "dim"))
+        if beside := branch_lines(explanation):
+            rows += [PartRow(explanation, "branch", part) for part in explanation.branches]
+            parts.append(Line(f"not on the way to the end: {'; '.join(beside)}", "dim"))
     return Output([*parts, *(Line(note, "dim") for note in remarks(explanations))], Table(PART_COLUMNS, rows))

@@ -1,1 +1,1 @@
-"""One file per figure; `analysis.plotting.figure_files` finds them."""
+"""The figures, one per file. `analysis.plotting.figure_files` finds them."""

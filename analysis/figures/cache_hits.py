@@ -1,4 +1,4 @@
-"""Cache hits and, in thin dashes, false hits: requests that the gateway answered, and answered wrongly, of all."""
+"""Cache hits and, in thin dashes, false hits: shares of requests that the gateway answered, and answered wrongly."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Goodput share: requests that met every bound of `slo`, out of all measured ones, failed ones included."""
+"""Goodput share: requests that met every bound of `slo`, out of all measured requests, including failed ones."""
 
 from functools import partial
 

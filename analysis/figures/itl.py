@@ -1,4 +1,4 @@
-"""Gaps between the arrivals of a ladder's steps: the median of a trial, averaged over replicates."""
+"""Gaps between token arrivals for a ladder's steps: a trial's median, averaged over replicates."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""KV cache in use on average, as a share of the engine's pool; in thin dashes its peak."""
+"""Mean KV cache in use, as a share of the engine's pool, and its peak in thin dashes."""
 
 from functools import partial
 

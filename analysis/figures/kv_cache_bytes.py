@@ -1,7 +1,7 @@
-"""KV cache at most over a trial, in GiB: as the engine reports it, or its share of a pool of known size.
+"""Largest KV cache of a trial, in GiB, as the engine reports it or from its share of a pool of known size.
 
-On a CPU the size of an engine's pool is set (`backend.cpu_kv_cache_gib`); on a GPU the engine states it at its launch,
-and it counts for each GPU of the deployment. An engine that reports a share of a pool of unknown size is left out.
+On a CPU the configuration sets the pool's size (`backend.cpu_kv_cache_gib`). On a GPU the engine reports it at launch,
+and it applies to every GPU of the deployment. An engine that reports a share of a pool of unknown size is left out.
 """
 
 import json
@@ -19,11 +19,11 @@ from analysis.plotting.timeline import GIB
 from analysis.point_names import Layout
 
 POSITION = 44
-MOST_TELEMETRY = 200  # trials whose telemetry is read
+MOST_TELEMETRY = 200  # most trials whose telemetry is read
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw the largest reading of any replicate of each point along the load; None without a load or readings."""
+    """Draw each point's largest reading over its replicates, along the load; None if there is no load or reading."""
     if layout.x is None:
         return None
     trials = (
@@ -35,7 +35,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     if not titles:
         return None
     handles = [legend_entry(layout, line) for line in lines]
-    heading = f"KV cache at most against {layout.x_label.lower()}"
+    heading = f"Largest KV cache against {layout.x_label.lower()}"
     figure, axes = panels(titles, heading, handles)
     for index, (title, (ax,)) in enumerate(zip(titles, axes, strict=True)):
         for line, group in trials[trials["panel"] == title].sort_values(layout.x).groupby("line", sort=False):
@@ -47,7 +47,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _peaks(run: Run, trials: pd.DataFrame) -> "pd.Series[float]":
-    """The most bytes of KV cache of each trial, in GiB; NaN where they are unknown."""
+    """Return each trial's largest KV cache in GiB; NaN if unknown."""
     samples = telemetry(run.paths.out, list(trials["trial_id"]), damaged="skip") if len(trials) else pd.DataFrame()
     if samples.empty:
         return pd.Series(math.nan, trials.index)
@@ -60,7 +60,7 @@ def _peaks(run: Run, trials: pd.DataFrame) -> "pd.Series[float]":
 
 
 def pool_bytes(trial: "pd.Series[Any]") -> float:
-    """The bytes of KV cache that a trial's engine had room for, over all its GPUs; NaN where that is unknown."""
+    """Return the size of a trial's KV-cache pool over all its GPUs, in bytes; NaN if unknown."""
     config, facts = (
         json.loads(text) if isinstance(text := trial.get(name), str) else {} for name in ("config", "engine_facts")
     )

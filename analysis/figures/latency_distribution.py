@@ -1,6 +1,6 @@
-"""Cumulative distribution of latency: one trial per engine, at its largest completed load.
+"""Cumulative distribution of latency, for one trial per engine at its largest completed load.
 
-A request that failed is slower than any other, so the curve of a trial with failures does not reach 100 %.
+A failed request counts as slower than any other, so the curve of a trial with failures does not reach 100 %.
 """
 
 import numpy as np
@@ -17,14 +17,14 @@ from sweep.numbers.selection import measured, succeeded
 
 POSITION = 22
 DRAWN_LATENCIES = {"TTFT (ms)": ttft, "End-to-end latency (ms)": e2el}
-MOST_STEPS = 400  # of a curve
+MOST_STEPS = 400  # steps in a curve
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw TTFT above end-to-end latency, a panel for each task; None without requests."""
+    """Draw TTFT above end-to-end latency, with a panel for each task; None if there are no requests."""
     curves: dict[str, dict[str, list[Floats]]] = {}
     for trial, records in chosen_records(run, layout):
-        if trial["client_stamp_source"] == "engine":  # those leave out the way to the client
+        if trial["client_stamp_source"] == "engine":  # the engine's stamps exclude the way to the client
             continue
         mask, answered = measured(records), succeeded(records)
         of_trial = [np.where(answered, latency(records), np.inf)[mask] for latency in DRAWN_LATENCIES.values()]
@@ -50,7 +50,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _curve(values: Floats) -> tuple[Floats, Floats]:
-    """The sorted latencies and the share in % of requests that are no slower, thinned to MOST_STEPS."""
+    """Return the sorted latencies and the percentage of requests at or below each, thinned to MOST_STEPS."""
     ordered = np.sort(values)
     share = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
     ordered, share = ordered[np.isfinite(ordered)], share[np.isfinite(ordered)]

@@ -1,4 +1,4 @@
-"""Mean memory of a trial: of the GPU, or of the engine's processes without one; in thin dashes its peak."""
+"""A trial's mean memory (the GPU's, or the engine processes' if there is no GPU) and its peak in thin dashes."""
 
 from functools import partial
 

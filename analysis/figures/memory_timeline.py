@@ -1,7 +1,7 @@
-"""KV cache (share of a pool, or bytes) and memory over one trial of each engine, at the largest load it completed.
+"""KV cache (share of a pool, or bytes) and memory over one trial per engine, at its largest completed load.
 
-Memory of the GPU, or of the engine's processes if there is no GPU. A pool that an engine reserves at launch shows as a
-flat line, independent of its use.
+Memory is the GPU's, or that of the engine's processes if there is no GPU. A pool that an engine reserves at launch
+shows as a flat line, whatever its use.
 """
 
 import math
@@ -18,7 +18,7 @@ from analysis.plotting.timeline import GIB, STROKE, plot_series
 from analysis.point_names import Layout
 
 POSITION = 50
-# Of engines that report a share of a pool, and of those that report bytes: series, scale and label.
+# Series, scale and label for engines that report a share of a pool, and for engines that report bytes.
 _CACHE_ROWS = (("kv_cache_usage", 100.0, "KV-cache use (%)"), ("kv_cache_bytes", 1 / GIB, "KV cache (GiB)"))
 _MEMORY_SERIES = ("gpu_memory_bytes", "process_memory_bytes")  # in order of preference
 _NAMES = {"gpu": "GPU memory", "process": "Memory of processes", "reserved": "Reserved memory"}
@@ -36,7 +36,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
         return None  # an attached endpoint reports no memory
     titles = [panel for panel in layout.panels if panel in set(trials["panel"])]
     handles = [legend_entry(layout, line, **STROKE) for line in layout.lines if line in set(trials["line"])]
-    figure, axes = panels(titles, "Memory over a trial, at the largest load completed", handles, rows=1 + len(rows))
+    figure, axes = panels(titles, "Memory over a trial, at the largest completed load", handles, rows=1 + len(rows))
     for title, column in zip(titles, axes, strict=True):
         in_panel = trials[trials["panel"] == title]
         for _, trial in in_panel.iterrows():
@@ -60,7 +60,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _same_scales(axes: list[list[Axes]]) -> None:
-    """Scale axes from zero: each kind of memory the same in all panels, and time the same in both axes of a panel."""
+    """Scale axes from zero. Each kind of memory has one scale in all panels; both axes of a panel share their time."""
     for row in zip(*axes, strict=True):
         top = _end(ax.dataLim.ymax for ax in row)
         for ax in row:
@@ -74,7 +74,7 @@ def _same_scales(axes: list[list[Axes]]) -> None:
 
 
 def _end(ends: Iterable[float]) -> float:
-    """The largest end of an axis; 1 where nothing, or nothing but zeros, is drawn."""
+    """Return the largest end of an axis; 1 if only zeros or nothing is drawn."""
     return max((end for end in ends if math.isfinite(end) and end > 0), default=1.0)
 
 

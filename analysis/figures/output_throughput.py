@@ -1,4 +1,4 @@
-"""Output throughput: tokens of successful requests over the duration, drain included."""
+"""Output throughput: tokens of successful requests divided by the duration, including the drain."""
 
 from functools import partial
 

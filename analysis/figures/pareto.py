@@ -1,4 +1,4 @@
-"""Throughput per GPU against the speed that a user sees; the grey line joins the points that no other dominates."""
+"""Throughput per GPU against the speed that a user sees. The grey line joins the points that no other dominates."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ OF_AN_INTERVAL = ("", "_ci_low", "_ci_high")
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw the points that have both figures, a panel for each task; None if there are fewer than two."""
+    """Draw the points with both figures, with a panel for each task; None if there are fewer than two."""
     points = layout.points
     if THROUGHPUT not in points or TPOT not in points:
         return None
@@ -52,7 +52,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _per_gpu(run: Run, layout: Layout, points: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """The points with `x` and `y` and the ends of their intervals, and whether GPUs are counted."""
+    """Return the points with `x`, `y` and the ends of their intervals, and whether throughput is per GPU."""
     gpus = layout.placed(run.ok).groupby("point")["gpu_count"].first().reindex(points.index).fillna(0)
     count = gpus.clip(lower=1).to_numpy(np.float64)
     places = {f"y{end}": points[f"{THROUGHPUT}{end}"] / count for end in OF_AN_INTERVAL}
@@ -62,7 +62,7 @@ def _per_gpu(run: Run, layout: Layout, points: pd.DataFrame) -> tuple[pd.DataFra
 
 
 def _panel(ax: Axes, layout: Layout, points: pd.DataFrame) -> None:
-    """Each line along its loads, with an interval in both directions, over the front."""
+    """Draw each line along its loads, with intervals in both directions, over the front."""
     front = points[on_front(points["x"].to_numpy(np.float64), points["y"].to_numpy(np.float64))].sort_values("x")
     ax.plot(front["x"], front["y"], color=MUTED, linewidth=4, alpha=0.4, zorder=1)
     for line, curve in points.groupby("line", sort=False):
@@ -77,6 +77,6 @@ def _panel(ax: Axes, layout: Layout, points: pd.DataFrame) -> None:
 
 
 def on_front(x: FloatArray, y: FloatArray) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    """Return which points no other point equals or betters in both figures while bettering one."""
+    """Return which points no other point dominates, i.e. is at least as good in both figures and better in one."""
     better = (x[:, None] >= x) & (y[:, None] >= y) & ((x[:, None] > x) | (y[:, None] > y))
     return np.asarray(~better.any(axis=0), np.bool_)

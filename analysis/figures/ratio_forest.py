@@ -1,4 +1,4 @@
-"""Throughput as a ratio to the baseline, with its 95 % interval: one that holds 1 may be no difference."""
+"""Throughput as a ratio to the baseline, with its 95 % interval. If the interval contains 1, it may be a tie."""
 
 from typing import Any
 
@@ -10,16 +10,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from analysis.load import Run
 from analysis.plotting.figure_files import GAPS, LETTER, MUTED, PANEL, entries_without_interval, line_style, panels
+from analysis.plotting.finding import FEWEST_REQUESTS
 from analysis.point_names import Layout
+from sweep.base.wording import count, number
 
 POSITION = 16
 THROUGHPUT_RATIO = "output_throughput_vs_baseline"
-MOST_RATIOS = 30  # in a panel
+MOST_RATIOS = 30  # ratios in a panel
 ROW_HEIGHT = 0.2  # inches
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw a row for each point that has a ratio, a panel for each task; None without a baseline."""
+    """Draw a row for each point with a ratio and a panel for each task; None if there is no baseline."""
     points = layout.points
     if THROUGHPUT_RATIO not in points:
         return None
@@ -33,17 +35,33 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     rows = max(map(len, groups))
     size = (PANEL[0], 0.3 + ROW_HEIGHT * rows)
     bare = entries_without_interval(pd.concat(groups), THROUGHPUT_RATIO)
-    figure, axes = panels(titles, "Throughput against the baseline's", bare, size=size, own_rows=True)
+    established, reference = _finding(points), ", ".join(map(str, run.baseline.values())) or "the baseline"
+    heading = f"{established} of {reference}" if established else "Throughput against the baseline's"
+    figure, axes = panels(titles, heading, bare, size=size, own_rows=True)
+    figure.set_label(heading if established else "")
     names = [_name(layout, point) for group in groups for _, point in group.iterrows()]
     figure.subplots_adjust(wspace=(GAPS[0] + LETTER * max(map(len, names))) / size[0])
     for group, (ax,) in zip(groups, axes, strict=True):
         _rows(ax, layout, group, rows)
-        ax.set_xlabel(f"times {', '.join(map(str, run.baseline.values())) or 'the baseline'}")
+        ax.set_xlabel(f"times {reference}")
     return figure
 
 
+def _finding(points: pd.DataFrame) -> str:
+    """The line that differs from the baseline at most points, with its ratios there; empty if none does."""
+    low, high = points[f"{THROUGHPUT_RATIO}_ci_low"], points[f"{THROUGHPUT_RATIO}_ci_high"]
+    apart = points[(low.gt(1) | high.lt(1)) & (points["requests"] + points["failed"]).ge(FEWEST_REQUESTS)]
+    if apart.empty:
+        return ""
+    line = apart["line"].mode()[0]
+    ratios = apart.loc[apart["line"] == line, THROUGHPUT_RATIO]
+    total = count(int((points["line"] == line).sum()), "point")
+    ends = " to ".join(dict.fromkeys(f"{number(ratio)}×" for ratio in (ratios.min(), ratios.max())))
+    return f"{line}: at {len(ratios)} of {total} {ends} the throughput"
+
+
 def _rows(ax: Axes, layout: Layout, points: pd.DataFrame, rows: int) -> None:
-    """The ratios around a line at 1, on a logarithmic axis: twice and half as fast are equally far from it."""
+    """Draw the ratios around a line at 1. The axis is logarithmic, so 2x and 0.5x are equally far from the line."""
     ax.axvline(1, color=MUTED, linewidth=1)
     for place, (_, point) in enumerate(points.iterrows()):
         style = line_style(layout, str(point["line"]))

@@ -1,4 +1,4 @@
-"""Request throughput of a ladder's steps: successful requests over the duration, drain included."""
+"""Request throughput of a ladder's steps: successful requests divided by the duration, including the drain."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Requests that an engine reports as running, and dashed as waiting, over one trial at the largest completed load."""
+"""Requests that an engine reports as running and, dashed, as waiting, over one trial at the largest completed load."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from analysis.plotting.timeline import STROKE, plot_series
 from analysis.point_names import Layout
 
 POSITION = 51
-_SERIES = {"requests_running": "-", "requests_waiting": "--"}  # and the dash of each
+_SERIES = {"requests_running": "-", "requests_waiting": "--"}  # with the dash of each series
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
@@ -28,7 +28,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     handles = [legend_entry(layout, line, **STROKE) for line in layout.lines if line in set(trials["line"])]
     if (samples["series"] == "requests_waiting").any():
         handles.append(Line2D([], [], color=MUTED, linestyle="--", label="waiting (else running)"))
-    figure, axes = panels(titles, "Requests in the engine over a trial, at the largest load completed", handles)
+    figure, axes = panels(titles, "Requests in the engine over a trial, at the largest completed load", handles)
     for index, (title, (ax,)) in enumerate(zip(titles, axes, strict=True)):
         for _, trial in trials[trials["panel"] == title].iterrows():
             of_trial = samples[samples["trial_id"] == trial["trial_id"]]

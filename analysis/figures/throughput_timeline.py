@@ -1,4 +1,4 @@
-"""Tokens/s over one trial of each engine, at the largest load it completed; strong where it was in steady state."""
+"""Tokens/s over one trial per engine, at its largest completed load. The line is bold while in steady state."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from sweep.numbers.chunks import Floats, as_floats, tokens_per_bin
 from sweep.numbers.selection import measured, succeeded
 
 POSITION = 48
-TIME_BINS = 60  # of a trial
+TIME_BINS = 60  # bins in a trial
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
@@ -44,7 +44,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     handles = [legend_entry(layout, line, marker="") for line in lines]
     if any(pd.notna(trial["steady_begin"]) for each in courses.values() for trial, *_ in each):
         handles.append(Line2D([], [], color=MUTED, linewidth=2.4, label="steady state"))
-    figure, axes = panels(list(courses), "Output over one trial, at the largest load completed", handles)
+    figure, axes = panels(list(courses), "Output over one trial, at the largest completed load", handles)
     top = max(float(tokens.max()) for each in courses.values() for _, _, tokens in each)
     for index, (of_panel, (ax,)) in enumerate(zip(courses.values(), axes, strict=True)):
         for trial, times, tokens in of_panel:

@@ -1,4 +1,4 @@
-"""Total throughput of a ladder's steps: input and output tokens of successful requests over the duration."""
+"""Total throughput of a ladder's steps: input and output tokens of successful requests divided by the duration."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Throughput over two settings, a panel for each value of all others; a cell with a dash has no result."""
+"""Throughput over two settings, with a panel for each combination of the others. A dash means no result."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from sweep.base.wording import number
 
 POSITION = 14
 MOST_MAPS = 8
-MOST_VALUES = 12  # of a setting
+MOST_VALUES = 12  # values of a setting
 CELL = (0.62, 0.34)  # inches
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw the two engine settings with the most values, or one of them and the load; None without two."""
+    """Draw the two engine settings with the most values, or one setting and the load; None if neither pair exists."""
     points = layout.points
     if "output_throughput" not in points or "ladder" in points:
         return None
@@ -28,7 +28,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     knobs = _knobs(points, settings, layout.x)
     if len(knobs) < 2:
         return None
-    same = {knob.rpartition(".")[2] for knob in knobs}  # load.rate is rate
+    same = {knob.rpartition(".")[2] for knob in knobs}  # load.rate equals rate
     others = [key for key in settings if key.rpartition(".")[2] not in same]
     groups = list(points.groupby(others, dropna=False, sort=False)) if others else [((), points)]
     maps = [(_title(key), group) for key, group in groups if group["output_throughput"].gt(0).sum() >= 3][:MOST_MAPS]
@@ -43,7 +43,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _knobs(points: pd.DataFrame, settings: list[str], x: str | None) -> list[str]:
-    """The two settings of engines with the most values that fit a map; the x axis in place of a second."""
+    """Return the two engine settings with the most values that fit a map, or one setting and the x axis."""
     few = [key for key in settings if points[key].nunique() <= MOST_VALUES]
     knobs = [key for key in few if key.startswith("backend.")]
     knobs = sorted(knobs, key=lambda key: -points[key].nunique())[:2]
@@ -59,17 +59,17 @@ def _shown(value: Any) -> str:
 
 
 def _map(ax: Axes, points: pd.DataFrame, knobs: list[str], down: list[Any], across: list[Any]) -> None:
-    """The cells in shades of one colour, labelled with their figures."""
+    """Draw the cells in shades of one colour, labelled with their figures."""
     table = points.pivot_table(index=knobs[0], columns=knobs[1], values="output_throughput", aggfunc="max")
     values = table.reindex(index=down, columns=across).to_numpy(np.float64)
-    # A mesh is drawn as shapes; an image within the SVG is what the report's policy forbids.
+    # A mesh is drawn as shapes, since the report's policy forbids images within the SVG.
     edges = np.arange(len(across) + 1) - 0.5, np.arange(len(down) + 1) - 0.5
     ax.pcolormesh(*edges, np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=np.nanmax(values) * 1.15)
     ax.set_ylim(len(down) - 0.5, -0.5)
     for row, of_row in enumerate(values):
         for column, value in enumerate(of_row):
             dark = np.isfinite(value) and value > 0.62 * np.nanmax(values)
-            on_shade = "#ffffff" if dark else "#10141a"  # a shade is the same in dark mode
+            on_shade = "#ffffff" if dark else "#10141a"  # shades are the same in dark mode
             ink = on_shade if np.isfinite(value) else INK
             ax.text(column, row, number(value), ha="center", va="center", fontsize=7.5, color=ink)
     ax.set_facecolor(GRID)

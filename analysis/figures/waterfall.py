@@ -1,4 +1,4 @@
-"""What bought the gain, in throughput, TTFT and cost: the factor of each setting or step, first to last."""
+"""What caused the gain in throughput, TTFT and cost: the factor of each setting or step, from first to last."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.explain.decomposition import Explanation, explanations
 from analysis.explain.design import Unexplained
-from analysis.explain.output import END, share_text
+from analysis.explain.output import END, factor, share_text
 from analysis.load import Run
 from analysis.plotting.figure_files import COLOURS, INK, MUTED, PANEL, panels
 from analysis.point_names import MOST_PANELS, Layout
@@ -18,7 +18,7 @@ from sweep.base.wording import number
 POSITION = 12
 GAIN, LOSS = COLOURS[2], COLOURS[1]
 WIDTH, BAR_HEIGHT = PANEL[0] * 1.3, 0.3
-REACH = 1.5  # times the axis without intervals: as far as it goes on for them at either end
+REACH = 1.5  # at either end, intervals may lengthen the axis by this factor
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
@@ -31,7 +31,9 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     names = _row_names(explained)
     titles = [next(iter(column.values())).task for column in columns]
     size = (WIDTH, 0.35 + BAR_HEIGHT * len(names))
-    figure, axes = panels(titles, "What bought the gain", [], rows=len(quantities), size=size)
+    established = _finding(explained[0])
+    figure, axes = panels(titles, established or "What bought the gain", [], rows=len(quantities), size=size)
+    figure.set_label(established)
     for column, of_design in zip(columns, axes, strict=True):
         for quantity, ax in zip(quantities, of_design, strict=True):
             if quantity in column:
@@ -41,8 +43,18 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     return figure
 
 
+def _finding(explanation: Explanation) -> str:
+    """The whole gain and the largest part of it; empty if there may be none."""
+    total = explanation.total
+    if not total.low > 1 and not total.high < 1:
+        return ""
+    largest = max(explanation.parts, key=lambda part: abs(np.log(part.gain.value)))
+    gain = f"{explanation.quantity.short} {factor(total)} that of {explanation.begin}"
+    return f"{explanation.task}: {gain}, most of it by {largest.name} ({factor(largest.gain)})"
+
+
 def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]:
-    """The explanations of each design by quantity, grouped by design."""
+    """Return each design's explanations by quantity."""
     designs: list[dict[str, Explanation]] = []
     task = None
     for each in explained:
@@ -55,18 +67,19 @@ def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]
 
 def _row_names(explained: Sequence[Explanation]) -> list[str]:
     """The names of all bars, each once: panels share the axis, and a task may have only some of the steps."""
-    names = [[each.begin, *(part.name for part in each.parts)] for each in explained]
+    names = [[each.begin, *_with_branches(each)] for each in explained]
     names.sort(key=len, reverse=True)  # the longest branch gives the order
     return [*dict.fromkeys(name for of_one in names for name in of_one), END]
 
 
 def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
-    """Bars from one cumulative figure to the next, with the interval of each gain at its end; a logarithmic axis.
+    """Draw bars from one cumulative figure to the next on a logarithmic axis, with each gain's interval at its end.
 
-    `names` are the rows' labels; the explanation may have only some of them.
+    `names` labels the rows. The explanation may have only some of these rows.
     """
     scale, is_lower_better = explanation.quantity.scale, explanation.quantity.better == "lower"
     level = explanation.first * scale
+    levels = {explanation.begin: level}
     limits = _limits(explanation)
     ax.barh(names.index(explanation.begin), level, color=MUTED, height=0.6)
     for part in explanation.parts:
@@ -76,16 +89,21 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
         certain = bool(np.isfinite(part.gain.low) and np.isfinite(part.gain.high))
         if certain:
             _interval(ax, level * part.gain.low, level * part.gain.high, row, limits)
+        share = f" ({share_text(part.share)})" if np.isfinite(part.share.value) else ""
         ax.annotate(
-            f"{part.gain.value:.3g}× ({share_text(part.share)}){'' if certain else ', no interval'}",
+            f"{part.gain.value:.3g}×{share}{'' if certain else ', no interval'}",
             (max(level, after), row),
             xytext=(4, 5),
             textcoords="offset points",
             fontsize=7,
         )
-        level = after
+        level = levels[part.name] = after
+    for branch in explanation.branches:
+        if (below := levels.get(branch.change)) is not None:
+            levels[branch.name] = below * branch.gain.value
+            _branch(ax, below, levels[branch.name], names.index(branch.name))
     ax.barh(names.index(END), level, color=MUTED, height=0.6)
-    ax.set_xlim(*limits)  # first: a scale looks for limits, and equal levels have none
+    ax.set_xlim(*limits)  # set first, since a scale derives limits, and equal levels give none
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -96,20 +114,36 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
     ax.grid(visible=False, axis="y")
 
 
+def _branch(ax: Axes, below: float, after: float, row: int) -> None:
+    """A hollow bar from the level of the step below: a step on which nothing else stands."""
+    ax.barh(row, after - below, left=below, facecolor="none", edgecolor=MUTED, linestyle=(0, (3, 2)), height=0.6)
+    text = f"{after / below:.3g}×, a branch"
+    ax.annotate(text, (max(below, after), row), xytext=(4, 5), textcoords="offset points", fontsize=7)
+
+
+def _with_branches(explanation: Explanation) -> list[str]:
+    """The names of the parts, each followed by the branches on top of it."""
+    names: list[str] = []
+    on_top = [*((branch.name, branch.change) for branch in explanation.branches)]
+    for part in (explanation.begin, *(part.name for part in explanation.parts)):
+        names += [part, *(name for name, parent in on_top if parent == part)]
+    return [*names[1:], *(name for name, _ in on_top if name not in names)]
+
+
 def _limits(explanation: Explanation) -> tuple[float, float]:
-    """The ends of the axis, with room for the labels, and for intervals as far as the bars keep their width."""
+    """Return the ends of the axis, with room for labels, and for intervals unless they would squeeze the bars."""
     scale, parts = explanation.quantity.scale, explanation.parts
     levels = np.cumprod([explanation.first * scale, *(part.gain.value for part in parts)])
     low, high = float(levels.min()), float(levels.max())
-    room = 2.0 if all(np.isfinite(part.gain.low) for part in parts) else 3.0  # for longer labels
-    room = max(room, (high / low) ** 0.3)  # labels are as wide where the axis has more decades
+    room = 2.0 if all(np.isfinite(part.gain.low) for part in parts) else 3.0  # labels without an interval are longer
+    room = max(room, (high / low) ** 0.3)  # labels need the same width if the axis has more decades
     ends = [level * end for level, part in zip(levels[:-1], parts, strict=True) for end in part.gain[1:] if end > 0]
     least = max(low / 1.6 / REACH, min([low / 1.6, *(end / 1.05 for end in ends)]))
     return least, min(high * room * REACH, max([high * room, *(end * 1.05 for end in ends)]))
 
 
 def _interval(ax: Axes, low: float, high: float, row: int, limits: tuple[float, float]) -> None:
-    """A line from end to end; beyond the axis it ends in an arrowhead."""
+    """Draw a line from end to end. If it leaves the axis, it ends in an arrowhead."""
     ax.plot([max(low, limits[0]), min(high, limits[1])], [row, row], color=INK, linewidth=1)
     for end, edge, marker in ((low < limits[0], limits[0], "<"), (high > limits[1], limits[1], ">")):
         if end:

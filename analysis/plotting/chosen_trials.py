@@ -1,4 +1,4 @@
-"""The trials that are drawn request by request: one of each line and task, at the largest load that it completed."""
+"""Chooses the trials to draw request by request: one per line and task, at its largest completed load."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +11,12 @@ from sweep.base.records import Records
 from sweep.disk import run_files
 from sweep.disk.tables import read_if_whole
 
-MOST_DRAWN_TRIALS = 48  # of which the requests are read
-MOST_REQUESTS = 50_000  # of one trial: a report is not to read gigabytes
+MOST_DRAWN_TRIALS = 48  # most trials whose requests are read
+MOST_REQUESTS = 50_000  # in a trial, so that a report does not read gigabytes
 
 
 def largest_load_trials(run: Run, layout: Layout) -> pd.DataFrame:
-    """The first replicate at the largest completed load of each line and panel, with `line` and `panel`."""
+    """Return the first replicate at the largest completed load of every line and panel, with `line` and `panel`."""
     ok = layout.visible(run.ok)
     ok = ok.sort_values("replicate", kind="stable")
     if layout.x:
@@ -25,7 +25,7 @@ def largest_load_trials(run: Run, layout: Layout) -> pd.DataFrame:
 
 
 def chosen_records(run: Run, layout: Layout) -> Iterator[tuple["pd.Series[Any]", Records]]:
-    """The requests of those trials, if small enough to be read, without missing or damaged files."""
+    """Return the requests of those trials, if small enough to read, without missing or damaged files."""
     trials = largest_load_trials(run, layout)
     trials = trials[trials["attempt"].notna() & (trials["num_requests"] <= MOST_REQUESTS)]
     for _, trial in trials.head(MOST_DRAWN_TRIALS).iterrows():

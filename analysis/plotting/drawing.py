@@ -1,8 +1,8 @@
-"""A quantity against the load: a line per engine, a panel per workload. If no number varies, a row per engine.
+"""Draws a quantity against the load: a line per engine, a panel per workload. If no number varies, a row per engine.
 
-Small dots are replicates and whiskers the 95 % interval of their mean. Axes are scaled to the data: a whisker over two
-replicates can be very long, and is cut at the panel's edge with an arrowhead. A cross on the axis is a point without a
-result. If there are too many lines to distinguish, some are chosen.
+Small dots are replicates, and whiskers are the 95 % interval of their mean. Axes are scaled to the data. A whisker over
+two replicates can be very long, so an arrowhead cuts it at the panel's edge. A cross on the axis is a point without a
+result. If there are too many lines to distinguish, only some are drawn.
 """
 
 from collections.abc import Iterator
@@ -26,50 +26,59 @@ from analysis.plotting.figure_files import (
     line_style,
     panels,
 )
+from analysis.plotting.finding import established
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FloatArray
+from analysis.studies.findings import KEY_COLUMNS
+from analysis.studies.tables import study_of
+from analysis.studies.uncertain import matching_points
 from sweep.numbers.quantity import columns
 
-LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value above which a linear axis hides the small ones
-BASE_2_FROM = 4.0  # the same for loads, which are mostly powers of two
-_ALSO: dict[str, dict[str, Any]] = {  # the looks of the second quantity; a line's own dashes are thick and have marks
+LOGARITHMIC_FROM = 30.0  # largest value / smallest, above which a linear axis hides small ones
+BASE_2_FROM = 4.0  # the same ratio for loads, which are mostly powers of two
+_ALSO: dict[str, dict[str, Any]] = {  # style of the second quantity; a line's own dashes are thick and have markers
     "thin dashes": {"linestyle": "--", "linewidth": 1, "marker": ""},
     "hollow": {"linestyle": "none", "markerfacecolor": "none"},
 }
+PUBLISHED: dict[str, Any] = {"color": MUTED, "marker": "D", "linestyle": "none", "markerfacecolor": "none"}
 MOST_REPLICATES = 3000  # dots in a figure; beyond that only means and whiskers are drawn
 
 
-def against_load(
-    run: Run, layout: Layout, column: str, also: str | None = None, shown: LabelledColumn | None = None
-) -> Figure | None:
+def against_load(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
     """Draw the means of a quantity along the load, or as rows if no number varies; None without values.
 
-    `also` is another column of the same unit, drawn in thin dashes (hollow). `shown` are the labels of a column that
-    only points have, not trials.
+    `also` is another column of the same unit, drawn in thin dashes (hollow).
     """
-    shown = shown or labelled_column(column)
+    shown = labelled_column(column)
     if shown is None or column not in layout.points:
         return None
-    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # why others failed is said elsewhere
+    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # other places say why others failed
     lines = [line for line in layout.coloured if line in present]
     if not lines:
         return None
-    also = also if also in layout.points else None
+    also = also if also in layout.points and layout.points[also].notna().any() else None
     replicates = layout.visible(run.ok)
-    if column not in replicates or len(replicates) > MOST_REPLICATES:
-        replicates = replicates.head(0).assign(**{column: np.nan})
+    if len(replicates) > MOST_REPLICATES:
+        replicates = replicates.head(0)
     size = PANEL if layout.x else (PANEL[0] * 1.3, 0.35 + 0.26 * len(lines))
     handles = [] if layout.x is None else [legend_entry(layout, line) for line in lines]
     handles += _explanations(layout, shown, also, lines)
-    figure, axes = panels(layout.visible_panels, _heading(layout, shown), handles, size=size)
+    published = _published(run, layout, column) * shown.scale
+    if len(published):
+        handles.append(Line2D([], [], label="published by the study", **PUBLISHED))
+    heading = established(layout, shown)
+    figure, axes = panels(layout.visible_panels, heading or _heading(layout, shown), handles, size=size)
+    figure.set_label(heading)
     means = [_scaled(layout.points[layout.points["line"].isin(lines)], name, shown) for name in (column, also) if name]
-    values = np.concatenate([*means, _scaled(replicates, column, shown)])  # all except whiskers
+    values = np.concatenate([*means, _scaled(replicates, column, shown)])  # everything except whiskers
     for index, (title, (ax,)) in enumerate(zip(layout.visible_panels, axes, strict=True)):
         points, dots = (_in_panel(layout, frame, title, lines) for frame in (layout.points, replicates))
         for line in lines:
             _line(ax, layout, points[points["line"] == line], dots[dots["line"] == line], shown, also)
-        value_axis(ax, "y" if layout.x else "x", values)
+        if (marked := points[points.index.isin(published.index)]).size:
+            ax.plot(marked["_at"], published[marked.index], **PUBLISHED)
+        value_axis(ax, "y" if layout.x else "x", np.concatenate([values, published]))
         _mark_cut_whiskers(ax, layout, points, shown)
         if layout.x:
             load_axis(ax, layout, title)
@@ -81,8 +90,20 @@ def against_load(
     return figure
 
 
+def _published(run: Run, layout: Layout, column: str) -> "pd.Series[float]":
+    """The study's figure of each point along x; none in the form without a GPU, which is another question."""
+    study = study_of(run.name) if layout.x and not run.experiment.get("replaced") else None
+    table = study.tables.get(run.name) if study else None
+    figures: dict[Any, float] = {}
+    for row in table.rows if table else ():
+        chosen = matching_points(layout.points, {key: row[key] for key in KEY_COLUMNS if key in row})
+        if len(chosen) == 1 and column in row:
+            figures[chosen.index[0]] = float(row[column])
+    return pd.Series(figures, dtype="float64")
+
+
 def against_step(run: Run, layout: Layout, column: str, also: str | None = None) -> Figure | None:
-    """Draw `against_load` for a run with a ladder, whose steps share task and load; otherwise None."""
+    """Draw `against_load` if the run has a ladder, whose steps share task and load; else return None."""
     return against_load(run, layout, column, also) if "ladder" in run.axes else None
 
 
@@ -96,7 +117,7 @@ def _heading(layout: Layout, shown: LabelledColumn) -> str:
 
 
 def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines: list[str]) -> Iterator[Line2D]:
-    """The entries of the legend that belong to no single line."""
+    """Return the legend entries that belong to no single line."""
     if layout.x is None:
         yield Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")
     if also:
@@ -111,7 +132,7 @@ def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines
 
 
 def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str]) -> pd.DataFrame:
-    """Points or trials of a panel with their place (`_at`) along x or, without an x, by line; sorted by it."""
+    """Return a panel's points or trials, sorted by their place (`_at`) along x or, if there is no x, by line."""
     frame = frame[(frame["panel"] == panel) & frame["line"].isin(lines)]
     at = frame[layout.x].astype("float64") if layout.x else None
     if at is None or not at.notna().any():
@@ -122,7 +143,7 @@ def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str])
 def _line(
     ax: Axes, layout: Layout, points: pd.DataFrame, replicates: pd.DataFrame, shown: LabelledColumn, also: str | None
 ) -> None:
-    """Draw a line's means, their intervals, its replicates and crosses for points without a result; or all in a row."""
+    """Draw a line's means, intervals and replicates, and crosses for points without a result; without x, as a row."""
     if points.empty:
         return
     style: dict[str, Any] = line_style(layout, points["line"].iloc[0])
@@ -145,7 +166,7 @@ def _line(
 
 
 def _mark_cut_whiskers(ax: Axes, layout: Layout, points: pd.DataFrame, shown: LabelledColumn) -> None:
-    """Draw an arrowhead at the panel's edge where a whisker continues beyond it."""
+    """Draw an arrowhead wherever a whisker continues beyond the panel's edge."""
     least, most = ax.get_ylim() if layout.x else ax.get_xlim()
     low, high = (_scaled(points, f"{shown.column}_ci_{end}", shown) for end in ("low", "high"))
     colours = np.array([line_style(layout, line)["color"] for line in points["line"]], dtype=object)
@@ -163,14 +184,13 @@ def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatAr
 
 
 def load_axis(ax: Axes, layout: Layout, panel: str) -> None:
-    """Label x and scale it to the points of all panels with the same x, so that panels can be compared."""
+    """Label x and scale it to the panel's own points."""
     ax.grid(visible=False, axis="x")
     ax.set_xlabel(layout.axis(panel))
     if panel not in layout.x_labels:
         ax.set_xticks([])
         return
-    same = layout.points["panel"].map(layout.x_labels) == layout.x_labels[panel]
-    values = np.unique(layout.points.loc[same, layout.x].dropna().to_numpy(np.float64))
+    values = np.unique(layout.points.loc[layout.points["panel"] == panel, layout.x].dropna().to_numpy(np.float64))
     if values[0] > 0 and values[-1] / values[0] >= BASE_2_FROM:
         ax.set_xscale("log", base=2)
         ax.set_xlim(values[0] / 1.25, values[-1] * 1.25)
@@ -181,7 +201,7 @@ def load_axis(ax: Axes, layout: Layout, panel: str) -> None:
 
 
 def value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> None:
-    """Scale values from zero, or logarithmically if small ones would be invisible."""
+    """Scale values from zero, or logarithmically if small values would be invisible."""
     values = values[np.isfinite(values) & (values > 0)]
     if values.size == 0:
         return
@@ -196,7 +216,7 @@ def value_axis(ax: Axes, direction: Literal["x", "y"], values: FloatArray) -> No
 
 
 def logarithmic_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis with figures in plain notation, few enough not to overlap."""
+    """Label a logarithmic axis with a few plain numbers that do not overlap."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_tick_text))

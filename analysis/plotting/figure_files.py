@@ -1,14 +1,15 @@
-"""Style, discovery and saving of figures. Each figure is a file in `analysis.figures`, found without a list.
+"""Finds, styles and saves figures. Every figure is a file in `analysis.figures`, so no list is needed.
 
-A figure module has a docstring, whose first line is its caption, a POSITION in the report's order, and
-`draw(run, layout) -> Figure | None` (None if the run has nothing to show in it). Colours are Okabe and Ito's,
-distinguishable with every kind of colour vision; markers differ as well.
+A figure module has a docstring whose first line is its caption, a POSITION in the report's order, and
+`draw(run, layout) -> Figure | None` (None if the run has nothing to show). Colours are Okabe and Ito's, which can be
+distinguished with any kind of colour vision; markers differ as well.
 """
 
 import importlib
 import io
 import math
 import pkgutil
+import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,15 +27,15 @@ from analysis.load import Run
 from analysis.point_names import Layout
 from sweep.disk import run_files
 
-INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report replaces these three in dark mode
+INK, MUTED, GRID = "#1f2329", "#69707a", "#e3e5e8"  # the report replaces these three colours in dark mode
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # one for each use of the colours: layout.MOST_LINES in all
-PANEL = (2.45, 2.0)  # inches, the axes alone
-NARROWEST = 4.5  # inches, of all axes together
+DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # a dash for each pass through the colours: layout.MOST_LINES in all
+PANEL = (2.45, 2.0)  # inches, without labels
+NARROWEST = 4.5  # least width of all axes together, in inches
 GAPS = (0.32, 0.6)  # inches between axes
-PANELS_IN_A_ROW = 4
-LETTER = 0.085  # inches, on average
+PANELS_IN_A_ROW = 2  # two figures stand beside each other on a screen, and a phone shrinks one by little
+LETTER, HEADING_LETTER = 0.085, 0.1  # inches, on average
 
 _STYLE = {
     "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -56,8 +57,8 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
     "savefig.bbox": "tight",
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
-    "svg.hashsalt": "sweep",  # the same run gives the same file
+    "svg.fonttype": "none",  # text stays text, so it can be searched and uses the page's font
+    "svg.hashsalt": "sweep",  # makes equal runs give equal files
 }
 
 
@@ -66,20 +67,22 @@ class SavedFigure:
     name: str
     caption: str
     svg: str
+    finding: str  # its title where one is established; the figure's own label
 
 
-def draw_all(run: Run, layout: Layout) -> list[SavedFigure]:
-    """Draw and save every figure that has data in this run, and remove stale ones."""
+def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None) -> list[SavedFigure]:
+    """Draw and save every figure that has data in this run, in its folder or another, and remove stale ones."""
+    paths = target or run.paths
     saved: list[SavedFigure] = []
     with style():
         for name, module in _modules():
             figure = module.draw(run, layout)
             if figure is None:
                 for suffix in ("svg", "png"):
-                    (run.paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
+                    (paths.figures / f"{name}.{suffix}").unlink(missing_ok=True)
             else:
                 caption = (module.__doc__ or name).strip().splitlines()[0]
-                saved.append(SavedFigure(name, caption, _save(run, name, figure)))
+                saved.append(SavedFigure(name, caption, _save(paths, name, figure), str(figure.get_label())))
     return saved
 
 
@@ -90,17 +93,17 @@ def _modules() -> list[tuple[str, ModuleType]]:
 
 
 def style() -> AbstractContextManager[None]:
-    """The style of all figures, independent of the user's matplotlibrc."""
+    """Return the style of all figures, independent of the user's matplotlibrc."""
     return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": "agg"})
 
 
-def _save(run: Run, name: str, figure: Figure) -> str:
+def _save(paths: run_files.RunPaths, name: str, figure: Figure) -> str:
     """Write NAME.svg and NAME.png; return the SVG's text."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     figure.savefig(png, format="png", dpi=200, facecolor="white")
-    run_files.write_whole(run.paths, run.paths.figures / f"{name}.svg", svg.getvalue())
-    run_files.write_whole(run.paths, run.paths.figures / f"{name}.png", png.getvalue())
+    run_files.write_whole(paths, paths.figures / f"{name}.svg", svg.getvalue())
+    run_files.write_whole(paths, paths.figures / f"{name}.png", png.getvalue())
     return svg.getvalue()
 
 
@@ -115,10 +118,10 @@ def panels(
     size: tuple[float, float] = PANEL,
     own_rows: bool = False,
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with a heading, a legend and `rows` empty axes of `size` for each title; the axes by title, then row.
+    """Make a figure with a heading, a legend and `rows` empty axes of `size` per title; the axes are by title and row.
 
-    Axes side by side share one vertical axis, unless each has rows of its own. They fill the figure, and labels around
-    them enlarge it when it is saved: matplotlib's own layouts shrink the axes to make room for long labels.
+    Axes side by side share one vertical axis, unless each has its own rows. They fill the figure, and labels around
+    them enlarge it when it is saved, since matplotlib's own layouts would shrink the axes to make room for long labels.
     """
     across = min(len(titles), PANELS_IN_A_ROW)
     down = math.ceil(len(titles) / across) * rows
@@ -128,7 +131,7 @@ def panels(
     entry_width = max([0.6 + LETTER * len(str(entry.get_label())) for entry in handles], default=1.0)
     figure.legend(
         handles=handles,
-        title=heading,
+        title=textwrap.fill(heading, int(width / HEADING_LETTER)),
         title_fontproperties={"size": 11.5, "weight": "bold"},
         alignment="left",
         loc="lower left",
@@ -148,18 +151,18 @@ def panels(
 
 
 def legend_entry(layout: Layout, line: str, **other: Any) -> Line2D:
-    """The legend entry of a coloured line."""
+    """Return the legend entry of a coloured line."""
     return Line2D([], [], **{**line_style(layout, line), "label": line, **other})
 
 
 def entries_without_interval(points: pd.DataFrame, *names: str) -> list[Line2D]:
-    """The legend entry of a mark without whiskers, if any figure of these columns lacks an interval."""
+    """Return a legend entry for marks without whiskers, if any figure in these columns lacks an interval."""
     if not any((points[name].notna() & points[f"{name}_ci_low"].isna()).any() for name in names):
         return []
     return [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="without whiskers: no interval")]
 
 
 def line_style(layout: Layout, line: str) -> dict[str, Any]:
-    """Colour, marker and dashes of a coloured line, unique to it and the same in every figure of a run."""
+    """Return a line's colour, marker and dashes, which are unique and the same in every figure of a run."""
     cycle, index = divmod(layout.coloured.index(line), len(COLOURS))
     return {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[cycle]}

@@ -1,8 +1,8 @@
-"""The largest batch that fitted in memory, for each engine and task that ran out of memory, and the batches that did
-not fit.
+"""Finds the largest batch that fitted in memory and the batches that did not, for each engine and task that ran out
+of memory.
 
-A batch fitted if at least one replicate has a result, and no replicate ran out of memory or was skipped because a
-smaller batch had.
+A batch fitted if at least one replicate has a result, and no replicate ran out of memory or was skipped after a smaller
+batch ran out.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from analysis.point_names import SIZE, Layout
 from sweep.base.records import LOAD_COLUMNS
 
 OOM_OUTCOMES = ("oom_load", "oom_run")
-NOT_TRIED = "censored"  # because a smaller batch ran out
+NOT_TRIED = "censored"  # since a smaller batch ran out of memory
 _SIZES = {"batch_size": "batch", "concurrency": "concurrency"}
 
 
@@ -22,12 +22,12 @@ class Fit(NamedTuple):
     line: str
     task: str
     size: str  # `batch` or `concurrency`
-    largest: float | None  # None if nothing did
+    largest: float | None  # None if no batch fitted
     detail: str  # the sizes that did not fit, e.g. `ran out at 16; not tried at 64`
 
 
 def fits(run: Run, layout: Layout) -> list[Fit]:
-    """The fit of each engine and task with a trial that ran out of memory; batches and concurrencies separately."""
+    """Return the fit of each engine and task that ran out of memory, separately for batches and concurrencies."""
     trials = layout.placed(run.trials)
     trials = trials.assign(
         oom=trials["outcome"].isin(OOM_OUTCOMES),
@@ -44,7 +44,7 @@ def fits(run: Run, layout: Layout) -> list[Fit]:
 
 
 def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
-    """The task of each trial: its panel, with the value of x unless x is a load."""
+    """Name each trial's task: the panel, plus the x value unless x is a load."""
     if layout.x in (None, SIZE, *LOAD_COLUMNS):
         return list(trials["panel"])
     return [
@@ -54,7 +54,7 @@ def _tasks(trials: pd.DataFrame, layout: Layout) -> list[str]:
 
 
 def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
-    """The fit, from the numbers of trials of each size that ran out, were not tried, have a result, and exist."""
+    """Return the fit, from counts per size: trials out of memory, not tried, with a result, and in all."""
     (oom, untried, ok), trials = (outcomes[name]["sum"] for name in ("oom", "untried", "ok")), outcomes["ok"]["size"]
     without = oom + untried
     fitted = outcomes.index[(ok > 0) & (without == 0)]
@@ -68,7 +68,7 @@ def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
 
 
 def _sizes(counts: "pd.Series[int]", totals: "pd.Series[int]") -> list[str]:
-    """The sizes with counted trials; a size of which only some count has their share."""
+    """List the sizes with counted trials, with their share of the size's trials if not all count."""
     return [
         f"{size:g}" + (f" ({count} of {total} trials)" if count < total else "")
         for size, count, total in zip(counts.index, counts, totals, strict=True)

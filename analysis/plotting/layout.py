@@ -1,7 +1,7 @@
-"""Layout of an experiment's figures: each axis of the grid becomes the x axis, a line or a panel.
+"""Decides the layout of an experiment's figures: each axis of the grid becomes the x axis, a line or a panel.
 
-Engines and their settings are lines, workloads and loads are panels, and the axis with the most values is x; with
-several kinds of load each panel has its own. A figure has room for a limited number of lines and panels.
+Engines and their settings are lines, workloads and loads are panels, and the axis with the most values is x. If there
+are several kinds of load, each panel has its own x. A figure has room for a limited number of lines and panels.
 """
 
 import math
@@ -19,16 +19,17 @@ from analysis.statistics.standings import Standing
 from analysis.summary import key_columns
 from sweep.base.records import LOAD_COLUMNS
 
+OF_STEP = ("backend", "gateway")  # first parts of the keys that a ladder's steps set
 MOST_LINES = 21  # distinguishable by colour, marker and dash
 
 
 def arrange(run: Run, points: pd.DataFrame) -> Layout:
-    """The layout of a run's points (`summary.summarise`)."""
+    """Return the layout of a run's points (`summary.summarise`)."""
     keys = key_columns(run)
     varying = [key for key in keys if points[key].nunique(dropna=False) > 1]
-    if "ladder" in varying:  # its steps name the settings that they change
+    if "ladder" in varying:  # its steps state the settings that they change
         by_step = points.groupby("ladder", dropna=False)
-        varying = [key for key in varying if not key.startswith("backend.") or _differs(by_step[key])]
+        varying = [key for key in varying if key.split(".")[0] not in OF_STEP or _differs(by_step[key])]
     x = _x_column(points, varying)
     if x in LOAD_COLUMNS:
         varying = [key for key in varying if key.removeprefix("load.") not in LOAD_COLUMNS]
@@ -39,9 +40,9 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     zipped = [
         key
         for key in varying
-        if by_x is not None and key != x and is_numeric_dtype(points[key]) and not _differs(by_x[key])
+        if by_x is not None and key != x and is_numeric_dtype(points[key]) and _follows(points, key, by_x, x)
     ]
-    rest = [key for key in varying if key != x and key not in zipped]
+    rest = [key for key in varying if key != x and key not in zipped and not _of_workload(points, key)]
     of_task = [key for key in rest if key.split(".")[0] in ASKED]
     of_engine = [key for key in rest if key not in of_task]
     points = points.assign(panel=_names(points, of_task, "workload"), line=_names(points, of_engine, "backend"))
@@ -62,8 +63,23 @@ def arrange(run: Run, points: pd.DataFrame) -> Layout:
     )
 
 
+def _follows(points: pd.DataFrame, key: str, by_x: Any, x: str | None) -> bool:
+    """True if x gives the key's value, for all points or for those of the only engines that have it."""
+    if not _differs(by_x[key]):
+        return True
+    engines = points[points[key].notna()].groupby("backend")
+    return bool((engines[key].nunique() > 1).all()) and not _differs(
+        points.groupby(["workload", "load", x, "backend"], dropna=False)[key]
+    )
+
+
+def _of_workload(points: pd.DataFrame, key: str) -> bool:
+    """True for a workload's setting that has one value in each workload, whose name says as much."""
+    return key.startswith("workload.") and not _differs(points.groupby("workload")[key])
+
+
 def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) -> list[str]:
-    """All lines; if there are too many, those with the best figures, the baseline's, and evenly chosen others."""
+    """Return all lines, or if there are too many, those with the best figures, the baseline's and some others."""
     if len(lines) <= MOST_LINES:
         return lines
     standings = points[[name for name in points if str(name).endswith("_standing")]]
@@ -76,15 +92,16 @@ def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, 
 
 
 def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
-    """The numeric column with the most values; the load first, then workloads, then engine flags.
+    """Return the numeric column with the most values, preferring loads, then workloads, then engine flags.
 
-    All points of a workload or load have this column, or none: otherwise some engines' lines would be missing.
+    All points of a workload or load have this column, or none has it; otherwise some engines' lines would be missing.
     """
     numeric = [
         key
         for key in varying
         if is_numeric_dtype(points[key])
         and points[key].nunique() > 1
+        and not _of_workload(points, key)
         and (key in LOAD_COLUMNS or not _differs(points[key].isna().groupby([points["workload"], points["load"]])))
     ]
 
@@ -95,7 +112,7 @@ def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
 
 
 def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
-    """The label of x by panel, for panels whose points have x."""
+    """Return the label of x by panel, for panels whose points have x."""
     labels: dict[str, str] = {}
     for column in LOAD_COLUMNS if x == SIZE else [x]:
         label = LOAD_LABELS.get(column, spaced(column).capitalize())
@@ -107,7 +124,7 @@ def _x_labels(points: pd.DataFrame, x: str) -> dict[str, str]:
 
 
 def _one_batch(points: pd.DataFrame) -> bool:
-    """Return whether every trial is one batch of all its requests: then only their number varies."""
+    """Return whether every trial is one batch of all its requests, so that only their number varies."""
     counts = points.get("workload.num_requests")
     return counts is not None and bool((counts == points["batch_size"]).all())
 
@@ -118,7 +135,7 @@ def _differs(values: Any) -> bool:
 
 
 def _names(points: pd.DataFrame, columns: list[str], first: str) -> list[str]:
-    """The name of each point: `first` and the ladder's step by value alone, other columns as key=value."""
+    """Name each point: `first` and the ladder's step by their value, other columns as key=value."""
     columns = [key for key in columns if key != first]
     prefixes = ["" if key == "ladder" else f"{spaced(key)}=" for key in columns]
 

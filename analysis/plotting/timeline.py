@@ -1,4 +1,4 @@
-"""Readings of an engine over the time of a trial, as lines; a few readings as dots."""
+"""Draws an engine's readings over a trial as lines, or as dots if they are few."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 GIB = 2.0**30
-SPARSE = 20  # readings; fewer than this are drawn as dots
-STROKE: Mapping[str, Any] = {"marker": "", "linewidth": 1.2}  # else as in the other figures
+SPARSE = 20  # fewer readings than this are drawn as dots
+STROKE: Mapping[str, Any] = {"marker": "", "linewidth": 1.2}  # otherwise as in the other figures
 
 
 def plot_series(ax: Axes, samples: pd.DataFrame, series: str, style: Mapping[str, Any], scale: float = 1.0) -> None:
-    """Plot one series of a trial, summed over the GPUs or replicas of an engine, which have the same times."""
+    """Plot one series of a trial, summed over an engine's GPUs or replicas, whose readings share their times."""
     values = samples[samples["series"] == series].groupby("time")["value"].sum() * scale
     if len(values):
         marker = "." if len(values) < SPARSE else ""

@@ -1,7 +1,6 @@
-"""Requests by the model that they asked for, where `workload.models` names several, e.g. LoRA adapters."""
+"""Groups requests by the model that they asked for, if `workload.models` names several (e.g. LoRA adapters)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,76 +15,53 @@ from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.quantile import statistics
 
 MODEL_SERIES = ("ttft", "tpot", "e2el")
-READ = written_columns(["phase", "model", "error", "output_tokens", *MODEL_SERIES])
 MODEL_FIGURES = ("ttft_p50", "ttft_p99", "tpot_p50", "e2el_p50")
-MODEL_RATIOS = ("ttft_p50", "tpot_p50")
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """The measured requests of a point that asked for one model, of all its trials with a result."""
-
-    line: str
-    panel: str
-    model: str
-    requests: int
-    failed: int
-    output_tokens: int  # of the requests that succeeded, as far as they were counted
-    figures: dict[str, float | None]  # s; a failed request is slower than any other
-    first: "ModelRow | None"  # the point's model of most requests, which the others are compared with; None: this one
-
-    def ratio(self, figure: str) -> str:
-        """This model's figure over the first one's."""
-        own, base = self.figures[figure], self.first and self.first.figures[figure]
-        return times(own / base) if own and base else NONE
+ModelRow = dict[str, Any]  # heading or figure -> cell of one model at one point
 
 
 def models_table(results: RunResults) -> Table[ModelRow] | None:
-    """The models of each point, most requests first; None for a run whose requests name none."""
+    """Return the models of each point, most requests first; None if no request names a model."""
     placed = results.layout.placed(results.run.ok)
     asking = placed[placed["config"].str.contains('"models": {"', regex=False, na=False)]
     rows = [row for _, trials in asking.groupby("point", sort=True) for row in _model_rows(results, trials)]
-    columns: list[Column[ModelRow]] = [
-        view("configuration", lambda row: row.line, **KEY),
-        view("task", lambda row: row.panel, **KEY),
-        view("asked model", lambda row: row.model, **KEY),
-        view("requests", lambda row: f"{row.requests:,}"),
-        view("failed", lambda row: f"{row.failed:,}"),
-        view("output tokens", lambda row: f"{row.output_tokens:,}" if row.output_tokens else NONE),
-        *(_figure(name) for name in MODEL_FIGURES),
-        *(_over_the_first(name) for name in MODEL_RATIOS),
+    columns = [
+        *(_cells(name, **KEY) for name in ("configuration", "task", "asked model")),
+        *(_cells(name) for name in ("requests", "failed", "output tokens")),
+        *(_cells(name, heading=label(name).short, unit=label(name).unit) for name in MODEL_FIGURES),
+        *(_cells(f"{name} ×", heading=label(name).short, unit="× first") for name in ("ttft_p50", "tpot_p50")),
     ]
     return Table(columns, rows, points=len(rows)) if rows else None
 
 
-def _figure(name: str) -> Column[ModelRow]:
-    def cell(row: ModelRow) -> str:
-        figure = row.figures[name]
-        return NONE if figure is None else label(name).shown(figure)
-
-    return view(label(name).short, cell, label(name).unit)
-
-
-def _over_the_first(name: str) -> Column[ModelRow]:
-    return view(label(name).short, lambda row: row.ratio(name), "× first")
+def _cells(name: str, heading: str = "", **options: Any) -> Column[ModelRow]:
+    return view(heading or name, lambda row: row[name], **options)
 
 
 def _model_rows(results: RunResults, trials: pd.DataFrame) -> Iterator[ModelRow]:
-    """The rows of one point."""
+    """Return the rows of one point; a failed request is slower than any other."""
+    names = written_columns(["phase", "model", "error", "output_tokens", *MODEL_SERIES])
     paths = [trial_folder(results.run, trial) / "requests.parquet" for _, trial in trials.iterrows()]
-    tables = [table.to_pandas() for path in paths if (table := read_if_whole(read_table, path, READ)) is not None]
-    first, (line, panel) = None, trials.iloc[0][["line", "panel"]]
-    requests = pd.concat(tables) if tables else pd.DataFrame(columns=READ)
-    measured = requests[requests["phase"] == "measured"]
+    tables = [table.to_pandas() for path in paths if (table := read_if_whole(read_table, path, names)) is not None]
+    requests = pd.concat(tables) if tables else pd.DataFrame(columns=names)
+    measured, first = requests[requests["phase"] == "measured"], dict[str, float | None]()
     for model in measured["model"].value_counts().index:
         own = measured[measured["model"] == model]
-        failed = own["error"].notna()
-        figures: dict[str, Any] = {}
+        failed, figures = own["error"].notna(), dict[str, float | None]()
         for series in MODEL_SERIES:
-            latencies = own[series].to_numpy(np.float64, na_value=np.nan)
-            of_series = statistics(np.where(failed, np.inf, latencies), (50, 99))
-            figures |= {f"{series}_{name}": figure for name, figure in of_series.items()}
+            latencies = np.where(failed, np.inf, own[series].to_numpy(np.float64, na_value=np.nan))
+            figures |= {f"{series}_{name}": figure for name, figure in statistics(latencies, (50, 99)).items()}
+        first = first or figures
         tokens = int(own.loc[~failed, "output_tokens"].sum())
-        row = ModelRow(line, panel, str(model), len(own), int(failed.sum()), tokens, figures, first)
-        first = first or row
-        yield row
+        point = dict(zip(("configuration", "task"), trials.iloc[0][["line", "panel"]], strict=True))
+        counted = {"requests": len(own), "failed": int(failed.sum()), "output tokens": tokens or None}
+        yield {
+            **point,
+            "asked model": str(model),
+            **{name: NONE if count is None else f"{count:,}" for name, count in counted.items()},
+            **{name: label(name).shown(figures[name] or np.nan) for name in MODEL_FIGURES},
+            **{f"{name} ×": _ratio_to(figures[name], first[name], figures is first) for name in MODEL_FIGURES},
+        }
+
+
+def _ratio_to(figure: float | None, first: float | None, is_first: bool) -> str:
+    return times(figure / first) if figure and first and not is_first else NONE

@@ -1,4 +1,4 @@
-"""An opened run: its answer, its points with intervals, its trials and requests, and figures of them."""
+"""An opened run: its answer, its points with intervals, its trials and requests, and figures."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis.answers.deciding import answers
-from analysis.answers.output import candidates_table, lines
+from analysis.answers.output import lines, ranking_table
 from analysis.compare.output import comparison_output
 from analysis.compare.sides import side_of
 from analysis.compare.verdicts import comparisons
@@ -32,12 +32,12 @@ from sweep.disk.stored_run import run_place
 
 @dataclass(frozen=True, repr=False)
 class OpenedRun:
-    """A run. Times are in seconds, and every interval is the one that the terminal and the report show."""
+    """A run. Times are in seconds, and every interval is the same as in the terminal and the report."""
 
     results: RunResults
 
     def __repr__(self) -> str:
-        """Return the answer and the figures that decide, as text."""
+        """Return the answer and the deciding figures as text."""
         text = io.StringIO()
         print_parts([*map(Line, self.answers), deciding_table(self.results)], Console(width=100, file=text))
         return text.getvalue().rstrip()
@@ -55,7 +55,7 @@ class OpenedRun:
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """Each quantity's `value`, and its interval's `low` and `high`, by task, configuration and load."""
+        """Each quantity's `value` and the `low` and `high` of its interval, by task, configuration and load."""
         points, layout = self.results.points, self.results.layout
         keys = [points["panel"], points["line"], pd.Series([layout.load(point) for _, point in points.iterrows()])]
         index = pd.MultiIndex.from_arrays(keys, names=["task", "configuration", "load"])
@@ -71,36 +71,36 @@ class OpenedRun:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials, whatever their outcome: docs/columns.md."""
+        """The trials, whatever their outcome (see docs/columns.md)."""
         return self.results.run.trials
 
     def requests(self, trial_id: str) -> pd.DataFrame:
-        """The requests of a trial: docs/columns.md."""
+        """Return the requests of a trial (see docs/columns.md)."""
         return requests(self.results.run.place, trial_id)
 
     def best(self, slo: str | Mapping[str, str] | None = None) -> pd.DataFrame:
-        """The best configuration of each task within an SLO such as `ttft=200ms`; by default the run's own."""
-        candidates = candidates_table(answers([self.results], read_slo(slo))).records()
-        return pd.DataFrame([candidate for candidate in candidates if candidate["rank"] == 1])
+        """Return the best configuration of each task within an SLO such as `ttft=200ms` (default: the run's SLO)."""
+        configurations = ranking_table(answers([self.results], read_slo(slo))).records()
+        return pd.DataFrame([configuration for configuration in configurations if configuration["rank"] == 1])
 
     def compare(self, reference: str, other: str, column: str = "output_throughput") -> pd.DataFrame:
-        """Two engines, or two selections such as `backend.flags.max-num-seqs=8`, task by task."""
+        """Compare two engines, or two selections such as `backend.flags.max-num-seqs=8`, task by task."""
         named = [name if "=" in name else f"backend={name}" for name in (reference, other)]
         sides = [side_of(f"{self.results.run.name}@{name}", self.results.run, name) for name in named]
         return pd.DataFrame(comparison_output(comparisons(sides, [column]), MARGIN, []).table.records())
 
     def explain(self, columns: Iterable[str] = EXPLAINED) -> pd.DataFrame:
-        """The factor and the share of each part of a ladder or factorial; raises `Unexplained` without one."""
+        """Return factor and share of each part of a ladder or factorial. Raises `Unexplained` if there is neither."""
         parts = explanations(self.results.run, self.results.layout, columns)
         return pd.DataFrame(explanation_output(parts).table.records())
 
     def plot(self, quantity: str = "output_throughput") -> Figure | None:
-        """A quantity against the load, a line for each configuration; None without a figure of it."""
+        """Draw a quantity against the load, with a line per configuration; None if it has no values."""
         compared_column(quantity, map(str, self.results.points), self.results.run.percentiles)
         with style():
             return against_load(self.results.run, self.results.layout, quantity)
 
 
 def opened_run(run: str | Path, all_rows: bool = False) -> OpenedRun:
-    """Open a run by its folder, its name under results/, its report or its URL; raises as `analysis.load`."""
+    """Open a run by its folder, its name under results/, its report or its URL. Raises as `analysis.load` does."""
     return OpenedRun(open_results(run_place(str(run)), all_rows))

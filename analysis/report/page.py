@@ -1,6 +1,6 @@
-"""The frame of a report: the sections that a template makes, the script, and the data that it reads, in one file.
+"""Joins a report's parts into one file: sections from a template, the script, and the data that the script reads.
 
-How it looks is in templates/.
+templates/ decides how it looks.
 """
 
 import re
@@ -22,12 +22,13 @@ from analysis.table import one_line
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
+MOST_WARNINGS = 3  # open under "What to doubt"; the others are closed
 SECTION = re.compile(r'<section[^>]* id="([a-z]+)"[^>]*>\s*<h2[^>]*>(.*?)</h2>')
 CODE = re.compile(r"`([^`]+)`")
 
 
 def code_marked(text: str) -> Markup:
-    """Our own text as markup: words between backticks become code."""
+    """Return sweep's own text as markup; words between backticks become code."""
     return Markup(CODE.sub(r"<code>\1</code>", escape(text)))
 
 
@@ -46,21 +47,22 @@ TEMPLATES.filters |= {"code_marked": code_marked, "one_line": one_line}
 TEMPLATES.globals |= {
     "confidence": f"{CONFIDENCE:.0%}",
     "largest_table": LARGEST_TABLE,
+    "most_warnings": MOST_WARNINGS,
     "listed": listed,
     "more_points": _more_points,
 }
 
 
 class Lead(NamedTuple):
-    """A line below the title about the run's outcome."""
+    """A line below the title about a run's outcome."""
 
     text: str
-    name: str = ""  # of the run, on a page of several
-    link: str = ""  # to its own report
+    name: str = ""  # the run's name, on a page of several runs
+    link: str = ""  # link to the run's own report
 
 
 def page(title: str, leads: Sequence[Lead], template: str, parts: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """The document: the sections that the template makes of these parts, and the data that the script draws."""
+    """Return the document: the template's sections for these parts, and the data that the script draws."""
     explorable, script = is_explorable(data), _script()
     sections = Markup(TEMPLATES.get_template(template).render(**parts, explorable=explorable))
     return TEMPLATES.get_template("report.html").render(
@@ -76,11 +78,11 @@ def page(title: str, leads: Sequence[Lead], template: str, parts: Mapping[str, A
 
 
 def is_explorable(data: Mapping[str, Any]) -> bool:
-    """True if there is something to draw."""
+    """Return whether there is anything to draw."""
     return any(data["points"]["n"]) and bool(data["quantities"])
 
 
 def _script() -> Markup:
-    """The page's script, joined from the files that a designer edits; none of its names is visible outside."""
+    """Return the page's script, joined from the files that a designer edits. None of its names is visible outside."""
     parts = ((TEMPLATE_FOLDER / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPT)
     return Markup('(() => {\n"use strict";\n' + "".join(parts) + "})();\n")

@@ -1,4 +1,4 @@
-"""The points of a run, or of several, as the report's script reads them: a block of JSON that no text in it ends."""
+"""The points of one or several runs for the report's script: a block of JSON that no text within can end."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from analysis.answers.asking import measured_points, placed_trials, run_names
 from analysis.answers.deciding import answers, shared_slo
-from analysis.answers.question import bounded_percentile, common_percentiles
+from analysis.answers.task_answer import bounded_percentile, common_percentiles
 from analysis.headline import HEADLINE
 from analysis.load import Run
 from analysis.quantities import LabelledColumn, labelled_column, setting
@@ -30,9 +30,9 @@ from sweep.base.setting_labels import TRIAL_MARK
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 
-SIGNIFICANT_DIGITS = 5  # significant, of each figure
+SIGNIFICANT_DIGITS = 5  # digits kept per figure
 PER_GPU, USER_SPEED = "throughput_per_gpu", "user_speed"
-ALSO = (  # after the headline and the percentiles of what an SLO bounds
+ALSO = (  # follow the headline and the percentiles that an SLO can bound
     "total_throughput",
     "request_throughput",
     "goodput_share",
@@ -42,17 +42,17 @@ ALSO = (  # after the headline and the percentiles of what an SLO bounds
     "agreement",
     "quality",
 )
-RATIOS = ("output_throughput", "ttft_p50")  # to the baseline
-MOST_RIVALS = 12  # of a question, whose pairs are all on the page; of more, the pairs of the best
-TestedPair = list[Any]  # the better point, the other, the lead and the ends of its interval, "ahead" or "a tie"
+RATIOS = ("output_throughput", "ttft_p50")  # quantities with a ratio to the baseline
+MOST_RIVALS = 12  # points of a question with all pairs on the page; with more, only pairs with the best
+TestedPair = list[Any]  # better point, other point, lead, the ends of its interval, "ahead" or "a tie"
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
 
 def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[str, Any]:
-    """The points with their figures, intervals, warnings and trials, column by column, and the labels of all that.
+    """Return the points' figures, intervals, warnings and trials, column by column, with all labels.
 
     Args:
-        folder: where the page lies, from which it links to the files of trials; by default the folder of the one run.
+        folder: the page's folder, from which it links to files of trials; default: the folder of a single run.
     """
     layout = shared_layout(runs)
     points, rows = layout.points, _result_rows(runs)
@@ -95,14 +95,14 @@ def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[st
 
 
 def as_block(data: Any) -> Markup:
-    """JSON for a script element: whatever an engine wrote, it cannot end the element or begin another."""
+    """Return JSON for a script element. No text from an engine can end the element or begin another."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     escapes = {ord(character): f"\\u{ord(character):04x}" for character in "<>&'"}
     return Markup(text.translate(escapes))
 
 
 def _result_rows(runs: Sequence[RunResults]) -> pd.DataFrame:
-    """The columns read from the trials with a result, with `point` and `launch_number`: a row is wide."""
+    """Return only the needed columns of the trials with a result, with `point` and `launch_number`."""
     columns = ["point", "accelerator", "gpu_count", "price_per_hour", "percentiles"]
     return placed_trials(runs)[columns].assign(
         launch_number=np.concatenate([launches(results.run) for results in runs])
@@ -114,14 +114,15 @@ def _percentiles(runs: Sequence[RunResults]) -> list[float]:
 
 
 def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -> Iterator[dict[str, Any]]:
-    """The measured quantities that some point has, with two derived ones and the ratios to the baseline."""
+    """Return the measured quantities of the points, two derived quantities, and the ratios to the baseline."""
     count = np.maximum(gpus, 1)
     if "output_throughput" in points:
         ends = [points[f"output_throughput{end}"] / count for end in INTERVAL_ENDS]
         unit = "tokens/s per GPU" if gpus.max(initial=0) > 0 else "tokens/s"
-        name = "Throughput per GPU" if gpus.max(initial=0) > 0 else "Throughput of the machine"
+        usual = label("output_throughput")
+        name, short = ("Throughput per GPU",) * 2 if gpus.max(initial=0) > 0 else (usual.label, usual.short)
         declared = _declared(PER_GPU, name, unit, "higher", ends)
-        yield {**declared, **_intervals(points, "output_throughput")}
+        yield {**declared, "short": short, **_intervals(points, "output_throughput")}
     if "tpot_p50" in points and points["tpot_p50"].gt(0).any():
         times = [points[f"tpot_p50{end}"] for end in INTERVAL_ENDS]
         value, low, high, new_low, new_high = (1 / each.where(each > 0) for each in times)
@@ -130,6 +131,8 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
         yield {**declared, **_intervals(points, "tpot_p50"), "short": "Speed per user"}
     with_failures = points[points["failed"] > 0]
     for labelled in _measured_columns(points, percentiles):
+        if labelled.column == "output_throughput" and count.max(initial=1) == 1:
+            continue  # on one GPU, or none, it is the throughput above
         ends = [points[f"{labelled.column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
         lost = {
             index: text[0]
@@ -146,9 +149,9 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
 
 
 def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The quantities, each with the tested ratio of pairs of one task and load, where one direction is better.
+    """Add to each quantity with a better direction the tested ratios of pairs at one task and load.
 
-    On one machine throughput per GPU differs as throughput does.
+    On one machine throughput per GPU has the same ratios as throughput.
     """
     if not any((results.points["n"] > 0).any() for results in runs):
         return quantities
@@ -161,7 +164,7 @@ def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) ->
 
 
 def _tested(contests: Contests, quantity: LabelledColumn, shown: Sequence[float | None]) -> Iterator[TestedPair]:
-    """The pairs of each question: all of a few points, the best's of more."""
+    """Return the pairs of each question: all pairs of a few points, or only pairs with the best of many."""
     for members in by_question(contests.question):
         rivals = [int(point) for point in members if shown[point] is not None]
         rivals = [point for point in rivals if not contests.barred([quantity.column], point)]
@@ -169,13 +172,13 @@ def _tested(contests: Contests, quantity: LabelledColumn, shown: Sequence[float 
         pairs = combinations(rivals, 2) if len(rivals) <= MOST_RIVALS else ((rivals[0], other) for other in rivals[1:])
         chosen = list(pairs)
         for (first, second), interval in zip(chosen, contests.ratios(quantity, chosen).T, strict=True):
-            if np.isfinite(interval).all() and interval.min() > 0:  # ends beyond what a number can hold: none
+            if np.isfinite(interval).all() and interval.min() > 0:  # no interval if its ends overflow
                 ratio, low, high = map(float, interval)
                 yield _tested_pair(first, second, ratio, low, high, quantity.better == "lower")
 
 
 def _tested_pair(first: int, second: int, ratio: float, low: float, high: float, is_lower_better: bool) -> TestedPair:
-    """The pair with its lead, which is above 1 if the first is better."""
+    """Return the pair with its lead, which is above 1 if the first point is better."""
     lead, least, most = (1 / ratio, 1 / high, 1 / low) if is_lower_better else (ratio, low, high)
     if most < 1:
         first, second, lead, least, most = second, first, 1 / lead, 1 / most, 1 / least
@@ -184,15 +187,15 @@ def _tested_pair(first: int, second: int, ratio: float, low: float, high: float,
 
 
 def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
-    """The tested pairs of the answers within the runs' own SLO: the best of each task with each other candidate."""
+    """Return the tested pairs of the answers within the runs' own SLO: each task's best with every other one."""
     slo = shared_slo(runs)
-    # The page's own bounds name no percentile.
+    # The page's own bounds have no percentile.
     if not slo or not set(slo) <= set(BOUNDED) or not any((results.points["n"] > 0).any() for results in runs):
         return []
     return [
         _tested_pair(answer.meeting[0].point, rival.point, rival.ratio, rival.low, rival.high, is_lower_better)
         for answer in answers(runs, slo)
-        for is_lower_better in [answer.question.quantity.better == "lower"]
+        for is_lower_better in [answer.criterion.quantity.better == "lower"]
         for rival in answer.meeting[1:]
         if rival.low > 0 and math.isfinite(rival.high)
     ]
@@ -201,14 +204,14 @@ def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
 def _declared(
     key: str, label: str, unit: str, better: str | None, ends: Sequence["pd.Series[float]"]
 ) -> dict[str, Any]:
-    """A quantity with its values and the ends of its intervals: of these launches, and of a new launch."""
+    """Return a quantity with its values and the ends of its intervals, of these launches and of a new launch."""
     names = ("value", "low", "high", "newLow", "newHigh")
     columns = {name: _rounded(values) for name, values in zip(names, ends, strict=False)}
     return {"key": key, "label": label, "short": label, "unit": unit, "better": better, "lost": {}, **columns}
 
 
 def _intervals(points: pd.DataFrame, column: str) -> dict[str, Any]:
-    """The points whose intervals are by launches, and the replicates behind a figure if fewer have it than a result."""
+    """Return the points whose intervals come from launches, and a figure's replicates if fewer than have a result."""
     by_launches = points.get(f"{column}_by_launches", pd.Series(False, points.index))
     counts = points.get(f"{column}_n", points["n"])
     fewer = counts[counts.lt(points["n"])]
@@ -219,7 +222,7 @@ def _intervals(points: pd.DataFrame, column: str) -> dict[str, Any]:
 
 
 def _launches(points: pd.DataFrame, rows: pd.DataFrame) -> list[int]:
-    """The number of launches behind each point's result: a single launch gives no interval of a new launch."""
+    """Return the number of launches behind each point. A single launch gives no interval of a new launch."""
     counts = rows.groupby("point")["launch_number"].nunique()
     return [int(n) for n in counts.reindex(range(len(points)), fill_value=0)]
 
@@ -233,15 +236,15 @@ def _measured_columns(points: pd.DataFrame, percentiles: Sequence[float]) -> Ite
 
 
 def _rounded(values: "pd.Series[Any]") -> list[float | int | None]:
-    """Finite numbers with a few digits; null for all others."""
+    """Round finite numbers to a few digits; all other values become null."""
     rounded = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values.to_numpy(np.float64, na_value=np.nan)]
     return [None if not math.isfinite(value) else int(value) if value == int(value) else value for value in rounded]
 
 
 def _machines(first: pd.DataFrame) -> pd.DataFrame:
-    """The machine of each point, with its price in USD per hour, per GPU if it has any; NaN if the run had none.
+    """Return each point's machine and its price in USD per hour, per GPU if it has GPUs; NaN if the run had no price.
 
-    A machine with several prices, as in several runs, is listed once for each: costs follow its price.
+    A machine with several prices (e.g. in several runs) is listed once per price, since costs depend on the price.
     """
     names = first["accelerator"].astype(object)
     names = names.fillna(next(iter(names.dropna()), "machine")).astype(str)
@@ -252,7 +255,7 @@ def _machines(first: pd.DataFrame) -> pd.DataFrame:
 
 
 def _bounded_columns(rows: pd.DataFrame, points: pd.DataFrame) -> dict[str, Any]:
-    """The percentiles that can bound latencies, and the highest that the requests of each point support."""
+    """Return the percentiles that can bound latencies, and the highest that each point's requests support."""
     requests = points.loc[points["n"] > 0, "requests"] + points.loc[points["n"] > 0, "failed"]
     fewest = int(requests.min()) if len(requests) else 0
     percentiles = common_percentiles(rows)
@@ -261,7 +264,7 @@ def _bounded_columns(rows: pd.DataFrame, points: pd.DataFrame) -> dict[str, Any]
 
 
 def _warnings(results: RunResults) -> list[list[list[str]]]:
-    """For each point the code, severity and message of each warning about it."""
+    """Return the code, severity and message of every warning, by point."""
     return [
         [[warning.code, warning.kind.severity, warning.message] for warning in results.warnings_at(point)]
         for _, point in results.points.iterrows()
@@ -269,9 +272,9 @@ def _warnings(results: RunResults) -> list[list[list[str]]]:
 
 
 def _trials(runs: Sequence[RunResults], folder: Path | None) -> tuple[list[list[list[Any]]], list[FileLink]]:
-    """For each point its trials: id, replicate, outcome, and the places of its files in the list of all files.
+    """Return each point's trials: id, replicate, outcome, and the places of its files in the list of all files.
 
-    Many trials share a file: the log of their launch, or the compact file of many trials.
+    Trials may share a file: the log of their launch, or the compact file of many trials.
     """
     places: dict[FileLink, int] = {}
     trials = [of_point for results in runs for of_point in _trials_of_run(results, folder, places)]
@@ -285,7 +288,7 @@ def _trials_of_run(results: RunResults, folder: Path | None, places: dict[FileLi
     prefix = "" if folder is None else f"{relative_path(paths.out, folder)}/"
     rows = results.layout.placed(results.run.trials)[columns]
     for point, trial_id, replicate, outcome, deployment, attempt in rows.itertuples(index=False, name=None):
-        linked = pd.notna(attempt) and results.run.copy is None  # a copy of a stored run is removed
+        linked = pd.notna(attempt) and results.run.copy is None  # the copy of a stored run will be removed
         links = file_links(paths, deployment, attempt, trial_id) if linked else ()
         number = None if pd.isna(replicate) else int(replicate)
         files = [places.setdefault(link._replace(path=prefix + link.path), len(places)) for link in links]
@@ -294,9 +297,9 @@ def _trials_of_run(results: RunResults, folder: Path | None, places: dict[FileLi
 
 
 def _reads(runs: Sequence[RunResults], trials: list[list[list[Any]]], files: Sequence[FileLink]) -> list[str]:
-    """For each point the Python line that reads the requests of one of its trials from a shared file.
+    """Return, by point, the Python line that reads the requests of one of its trials from a shared file.
 
-    Empty if each trial has its own file.
+    It is empty if each trial has its own file.
     """
     folders = [_place_typed_here(results.run) for results in runs for _ in range(len(results.points))]
     compact = {place for place, link in enumerate(files) if link.compact}
@@ -308,8 +311,8 @@ def _reads(runs: Sequence[RunResults], trials: list[list[list[Any]]], files: Seq
 
 
 def _commands(results: RunResults) -> list[str]:
-    """For each point the command that measures one of its trials again from its row; without an `ok` trial, the run's
-    own.
+    """Return, by point, the command that measures one of its trials again from its row, or the run's own command if no
+    trial is `ok`.
     """
     measured = results.layout.placed(results.run.ok)
     trial_ids = measured[measured["config"].notna()].groupby("point")["trial_id"].first()
@@ -321,7 +324,7 @@ def _commands(results: RunResults) -> list[str]:
 
 
 def _place_typed_here(run: Run) -> str:
-    """The run's folder relative to where its writer, and so its reader, types; otherwise in full, or its URL."""
+    """Return the run's folder relative to the current folder (where its reader types too), else in full, or its URL."""
     if run.copy is not None:
         return str(run.place)
     absolute = run.paths.out.absolute()
@@ -329,7 +332,7 @@ def _place_typed_here(run: Run) -> str:
 
 
 def _own_commands(results: RunResults) -> list[str]:
-    """For each point the run's own command with the point's axes set; empty for a ladder's steps, which have no key."""
+    """Return, by point, the run's command with the point's axes set; empty for a ladder's steps, which have no key."""
     command, axes = results.run.experiment.get("command"), results.run.experiment.get("axes") or []
     points = results.points
     if not command or "ladder" in axes:
@@ -344,5 +347,5 @@ def _own_commands(results: RunResults) -> list[str]:
 
 
 def _typed(value: Any) -> str:
-    """A setting as it is typed: 8 and not 8.0."""
+    """Return a setting as a user types it, e.g. 8 and not 8.0."""
     return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)

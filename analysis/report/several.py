@@ -1,6 +1,6 @@
-"""report.html of several runs together: the answer over all of them, their points in one figure, and the verdicts.
+"""Writes report.html for several runs: the answer over all runs, their points in one figure, and the verdicts.
 
-It has no figure files: each run's own report has them, and this one links to it.
+It has no figure files. It links to the runs' own reports, which have them.
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ from sweep.disk.run_files import RunPaths
 
 
 def write_several(runs: Sequence[RunResults], folder: Path) -> None:
-    """Write report.html of several runs, and summary.csv of their points, into a folder without a run.
+    """Write report.html for several runs, and summary.csv with their points, into a folder without a run.
 
     Raises:
         ConfigError: if the folder holds a run, whose own report would be lost.
     """
     paths = RunPaths(folder)
     if paths.trials.exists():
-        raise ConfigError(f"--output {folder}: a run is there, with a report of its own; expected another folder")
+        raise ConfigError(f"--output {folder}: holds a run with its own report; expected another folder")
     tables = [summary_table(results) for results in runs]
     for table, name in zip(tables, run_names(runs), strict=True):
         table.insert(0, "run", name)
@@ -46,7 +46,7 @@ def write_several(runs: Sequence[RunResults], folder: Path) -> None:
 
 
 def html_of_several(runs: Sequence[RunResults], folder: Path) -> str:
-    """The report as a document in a folder."""
+    """Return the report as a document for a folder."""
     named = dict(zip(run_names(runs), runs, strict=True))
     every = answers(runs)
     parts = {
@@ -61,7 +61,7 @@ def html_of_several(runs: Sequence[RunResults], folder: Path) -> str:
 
 
 def _verdicts(named: dict[str, RunResults]) -> dict[str, Any]:
-    """The first run against each other one that has a result."""
+    """Compare the first run with every other run that has a result."""
     reference, *others = named
     sides = [side_of(name, named[name].run) for name in (reference, *others) if len(named[name].run.ok)]
     compared = comparisons(sides) if len(sides) > 1 and sides[0].text == reference else []
@@ -74,6 +74,6 @@ def _verdicts(named: dict[str, RunResults]) -> dict[str, Any]:
 
 
 def _report_link(results: RunResults, folder: Path) -> str:
-    """The address of the run's own report; empty without one on this disk."""
+    """Return the address of the run's own report; empty if this disk has none."""
     report = results.run.paths.report
     return quote(relative_path(report, folder)) if results.run.copy is None and report.exists() else ""

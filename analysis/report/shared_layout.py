@@ -1,7 +1,7 @@
-"""The layout that the points of several runs share on a page: a task for each question, a line for each configuration.
+"""Lays out the points of several runs on one page: a task for each question, a line for each configuration.
 
-The points of a task share prompts and machine, and differ in the size of their load, which is the axis. So an engine
-setting that is the axis of its own run becomes a part of the line's name here, and a workload setting makes tasks.
+A task's points share prompts and machine and differ in the size of their load, which is the axis. So an engine setting
+that is the axis in its own run becomes part of a line's name here, and a workload setting forms tasks.
 """
 
 import json
@@ -17,11 +17,11 @@ from analysis.results import RunResults
 from analysis.statistics.standings import GPUS, question_columns
 from sweep.base.setting_labels import short
 
-VALUE_ALONE = ("model.name", "workload.name", "load.name", "machine")  # settings whose values speak for themselves
+VALUE_ALONE = ("model.name", "workload.name", "load.name", "machine")  # settings whose values are clear without a key
 
 
 def shared_layout(runs: Sequence[RunResults]) -> PointLayout:
-    """The layout of a run, or of the points of several, one run after another."""
+    """Return the layout of one run, or of several runs' points, one run after another."""
     if len(runs) == 1:
         return runs[0].layout
     points = every_point(runs)
@@ -32,7 +32,7 @@ def shared_layout(runs: Sequence[RunResults]) -> PointLayout:
 
 
 def _tasks(points: pd.DataFrame, measured: pd.DataFrame) -> "pd.Series[str]":
-    """The name of each point's task; one without a result joins its run's points of the same task and load."""
+    """Name each point's task. A point without a result joins its run's points at the same task and load."""
     conditions = pd.Series(None, points.index, dtype=object)
     present = points["n"] > 0
     conditions[present] = measured["conditions_at_any_load"].to_numpy(object)
@@ -40,7 +40,7 @@ def _tasks(points: pd.DataFrame, measured: pd.DataFrame) -> "pd.Series[str]":
         str(text): title(group, any_load=True)
         for text, group in points[present].groupby(conditions[present], sort=False)
     }
-    asked = [key for key in question_columns(points) if key not in {*OF_A_LOAD, "accelerator"}]  # unknown of a failure
+    asked = [key for key in question_columns(points) if key not in {*OF_A_LOAD, "accelerator"}]  # unknown for a failure
     beside = conditions.groupby([points[key] for key in ("order", *asked)], dropna=False).transform("first")
     conditions = conditions.where(conditions.notna(), beside)
     tasks = dict(zip(titles, _told_apart(list(titles.values()), list(map(json.loads, titles))), strict=True))
@@ -52,7 +52,7 @@ def _tasks(points: pd.DataFrame, measured: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _told_apart(titles: Sequence[str], settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The titles, made unique: with the settings that distinguish equal ones, otherwise with a number."""
+    """Make titles unique by adding the settings that distinguish equal titles, or else a number."""
     places: dict[str, list[int]] = {}
     for place, text in enumerate(titles):
         places.setdefault(text, []).append(place)
@@ -63,7 +63,7 @@ def _told_apart(titles: Sequence[str], settings: Sequence[dict[str, Any]]) -> li
 
 
 def _telling(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The first keys in which these settings differ, with the names before all others."""
+    """Return the first keys in which these settings differ, names first."""
     chosen: list[str] = []
     distinct = 1
     for key in dict.fromkeys([*VALUE_ALONE, GPUS, *(key for each in settings for key in each)]):
@@ -82,7 +82,7 @@ def _described(settings: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
 
 
 def _load_sizes(points: pd.DataFrame) -> tuple["pd.Series[float]", dict[str, str]]:
-    """The size of each point's load, and its label by task: for an open loop with a limit, the one that varies more."""
+    """Return each point's load size, and its label by task. Of an open loop's rate and limit, use what varies more."""
     sizes, labels = pd.Series(np.nan, points.index), {}
     for task, group in points.groupby("panel", sort=False):
         counts = group[["batch_size", "rate", "concurrency"]].nunique()

@@ -1,4 +1,4 @@
-"""The report's tables of figures as rows of cells: of points, of a ladder's steps, and of the steady state."""
+"""The report's tables of figures: of points, of a ladder's steps, and of the steady state."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from analysis.answers.question import Candidate, TaskAnswer
 from analysis.answers.sentences import advantage, caveats, figure, range_text, remedy_text, sentence
+from analysis.answers.task_answer import RankedConfiguration, TaskAnswer
 from analysis.compare.output import headline, tables
 from analysis.compare.verdicts import PointComparison
 from analysis.explain.decomposition import explanations
@@ -26,12 +26,13 @@ from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import Components, shares_text
 from analysis.table import KEY, NONE, Cell, Column, Table, view
 from sweep.base.wording import number
-from sweep.numbers.warnings import ResultWarning
+from sweep.numbers.warnings import ResultWarning, off_steady
 
 WITH_INTERVAL = {*HEADLINE, *STEADY, *REFERENCE_COLUMNS} - {"steady_num_requests", "steady_num_failed"}
-PointRow: TypeAlias = "pd.Series[Any]"  # a row of the summary
-LARGEST_TABLE = 400  # rows: the rest is in summary.csv
+PointRow: TypeAlias = "pd.Series[Any]"  # a row in the summary
+LARGEST_TABLE = 400  # rows; summary.csv has the others
 MAYBE = "≈"  # before a ratio whose interval includes 1
+OF_STEADY = "°"  # behind a latency of the steady state, where the whole run's differs
 COLUMNS = (
     *HEADLINE,
     "goodput_share",
@@ -65,22 +66,22 @@ MOST_DECIDING = 5
 
 
 def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
-    """The answer to each question, with the runner-up and what would decide a tie; None without one."""
+    """Return the answer to each question, with the runner-up and what would decide a tie; None without answers."""
     columns = [
-        view("question", lambda answer: answer.question.title, kind="text"),
+        view("task", lambda answer: answer.criterion.title, kind="text"),
         view("answer", _winner, kind="text"),
         view("its figure", lambda answer: figure(answer, answer.best) if answer.best else NONE),
         view("headroom", best_headroom),
         view("runner-up", _runner_up, kind="text"),
-        view("ahead of it", lambda answer: advantage(answer, rival) if (rival := _rival(answer)) else NONE),
+        view("lead", lambda answer: advantage(answer, rival) if (rival := _rival(answer)) else NONE),
         view("how sure", _certainty, kind="text wide"),
     ]
-    if not any(answer.question.bounds for answer in answers):
+    if not any(answer.criterion.bounds for answer in answers):
         columns = [column for column in columns if column.heading != "headroom"]
     return Table(columns, answers[:LARGEST_TABLE], points=len(answers)) if answers else None
 
 
-def _rival(answer: TaskAnswer) -> Candidate | None:
+def _rival(answer: TaskAnswer) -> RankedConfiguration | None:
     return (answer.tied or answer.meeting[1:] or (None,))[0]
 
 
@@ -101,9 +102,9 @@ def _runner_up(answer: TaskAnswer) -> Cell:
 
 def _certainty(answer: TaskAnswer) -> str:
     if answer.best is None:
-        return sentence(answer).removeprefix(f"{answer.question.title}: ")
+        return sentence(answer).removeprefix(f"{answer.criterion.title}: ")
     if len(answer.meeting) == 1:
-        certainty = f"no other configuration {'meets the SLO' if answer.question.bounds else 'can be compared here'}"
+        certainty = f"no other configuration {'meets the SLO' if answer.criterion.bounds else 'can be compared here'}"
     elif answer.decided:
         certainty = "leads"
     else:
@@ -112,7 +113,7 @@ def _certainty(answer: TaskAnswer) -> str:
 
 
 def verdict_tables(comparisons: Sequence[PointComparison]) -> list[Table[PointComparison]]:
-    """A table for each quantity of each run that is compared with the first, whose title counts its verdicts."""
+    """Return a table per quantity and compared run. Its title counts the verdicts against the first run."""
     return [
         replace(table, rows=table.rows[:LARGEST_TABLE], points=len(table.rows), title=headline(table.rows, MARGIN)[0])
         for table in tables(comparisons, MARGIN)
@@ -120,7 +121,7 @@ def verdict_tables(comparisons: Sequence[PointComparison]) -> list[Table[PointCo
 
 
 def results_table(results: RunResults) -> Table[PointRow] | None:
-    """The points, as far as they fit one table; None without a result. Without scripts it is all there is."""
+    """Return the points that fit one table, for readers without scripts; None if there is no result."""
     layout, points = results.layout, results.points
     if not points["n"].any():
         return None
@@ -133,7 +134,7 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
         view("engine", engine, kind="text"),
         view("task", lambda point: point["panel"], kind="text"),
         *_x_column(layout),
-        *(_ratio_column(name, "baseline") for name in compared),  # what decides comes first
+        *(_ratio_column(name, "baseline") for name in compared),  # the deciding figures come first
         view("n", lambda point: Cell(str(point["n"]), "" if point["n"] else point["outcomes"])),
         view("requests", lambda point: f"{point['requests']:,.0f}"),
         view("failed", _failed),
@@ -143,7 +144,7 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
 
 
 def deciding_table(results: RunResults, most: int | None = LARGEST_TABLE) -> Table[PointRow]:
-    """The points by the few figures that decide; `most`: as many of them, by default as many as a table has."""
+    """Return the points with the few deciding figures. `most` limits their number (default: a table's limit)."""
     layout, points = results.layout, results.points
     names = [name for name in DECIDING if name in points and points[name].notna().any()][:MOST_DECIDING]
     columns: list[Column[PointRow]] = [
@@ -157,7 +158,7 @@ def deciding_table(results: RunResults, most: int | None = LARGEST_TABLE) -> Tab
 
 
 def everything_table(results: RunResults) -> Table[PointRow]:
-    """The points with every figure that some point has, in a few words each."""
+    """Return the points with every figure that any point has, in brief."""
     versus = [name for name in ("output_throughput_vs_baseline",) if name in results.points]
     columns = [*deciding_table(results).columns, view("n", lambda point: str(point["n"]))]
     present = {column.title for column in columns}
@@ -166,7 +167,7 @@ def everything_table(results: RunResults) -> Table[PointRow]:
 
 
 def _brief_column(name: str) -> Column[PointRow]:
-    """A figure of a point; of throughput also its range, or why it has no range."""
+    """Return the column of a figure; for throughput also its range, or why there is no range."""
     base, _, reference = name.partition("_vs_")
     if reference:
         return view(f"{label(base).short} × {reference}", lambda point: _brief_ratio(point, name))
@@ -174,7 +175,7 @@ def _brief_column(name: str) -> Column[PointRow]:
 
 
 def _brief_ratio(point: PointRow, name: str) -> str:
-    """A ratio, marked unless its interval leaves 1 out."""
+    """Return a ratio, marked unless its interval excludes 1."""
     sure = point[f"{name}_ci_low"] > 1 or point[f"{name}_ci_high"] < 1 or pd.isna(point[name])
     return ("" if sure else MAYBE) + times(point[name])
 
@@ -185,6 +186,8 @@ def _brief(point: PointRow, name: str) -> str:
     known = bound(point, name, label(name).scale)
     if known is not None:
         return known[0] if known[0] != NONE else f"{NONE} {known[1].replace('more than ', '>')}"
+    if steady := _steady_figure(point, name):
+        return steady
     shown, ends = label(name).shown(point[name]), range_text(estimate(point, name), label(name))
     return f"{shown} ({ends})" if ends and name in ("output_throughput", *REFERENCE_COLUMNS) else shown
 
@@ -196,18 +199,28 @@ def _of_points(
 
 
 def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> Cell:
-    """A figure with its intervals; of a quantile that falls on failed requests, what is known of it."""
+    """Return a figure with its intervals, or the known bound of a quantile that falls on failed requests."""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
     known = bound(point, name, label(name).scale)
     if known is not None:
         return Cell(*known, warnings=concerned)
+    if steady := _steady_figure(point, name):
+        return Cell(steady, f"whole run {label(name).shown(point[name])}", warnings=concerned)
     detail = range_text(estimate(point, name), label(name)) if name in WITH_INTERVAL else ""
     best = point.get(f"{name}_standing") in (Standing.BEST, Standing.TIED)
     return Cell(label(name).shown(point[name]), detail, best, concerned)
 
 
+def _steady_figure(point: PointRow, name: str) -> str:
+    """A quantile of the steady state, marked, where the whole run's differs by more than 10 %; else empty."""
+    steady = f"steady_{name}"
+    if steady not in STEADY or steady not in point or not off_steady(point[name], point[steady]):
+        return ""
+    return f"{label(steady).shown(point[steady])}{OF_STEADY}"
+
+
 def spread_table(results: RunResults) -> Table[Components] | None:
-    """The components of variance of the main figures; None without replicates."""
+    """Return the main figures' components of variance; None if there are no replicates."""
     columns = [
         view("figure", lambda spread: spread.quantity.short, kind="text"),
         view("trials", lambda spread: str(spread.trials)),
@@ -221,7 +234,7 @@ def spread_table(results: RunResults) -> Table[Components] | None:
 
 
 def explained_tables(results: RunResults) -> tuple[list[Table[PartRow]], list[str]]:
-    """The parts of each task's gain in each quantity, and the notes on them; empty if the run does not show them."""
+    """Return the parts of each task's gain by quantity, with their notes; empty if the run does not reveal them."""
     try:
         explained = explanations(results.run, results.layout)
     except Unexplained:
@@ -232,7 +245,7 @@ def explained_tables(results: RunResults) -> tuple[list[Table[PartRow]], list[st
 
 
 def ladder_table(layout: Layout) -> Table[PointRow] | None:
-    """Each step against the one that it is on top of; None without a ladder."""
+    """Compare each step with the step below it; None if there is no ladder."""
     if "ladder_parent" not in layout.points or layout.points["ladder_parent"].isna().all():
         return None
     columns = [
@@ -255,7 +268,7 @@ def _gain(step: PointRow) -> Cell:
 
 
 def steady_table(results: RunResults) -> Table[PointRow] | None:
-    """The figures without start and drain, of the points with a window, or None."""
+    """Return the figures without start and drain for points with a steady-state window; None if no point has one."""
     points = results.points
     if "steady_share" not in points:
         return None
@@ -270,7 +283,7 @@ def steady_table(results: RunResults) -> Table[PointRow] | None:
 
 
 def _column(name: str, results: RunResults) -> Column[PointRow]:
-    """A measured quantity of a point, with the warnings that concern it."""
+    """Return the column of a measured quantity, with the warnings that concern it."""
     title = heading(results.points, name)
     return view(title, lambda point: _measured(point, name, results.warnings_at(point)), label(name).unit)
 
@@ -280,7 +293,7 @@ def _ratio_column(name: str, reference: str) -> Column[PointRow]:
 
 
 def _failed(point: PointRow) -> Cell:
-    """The number of requests that failed in trials with a result."""
+    """Return the number of failed requests in trials with a result."""
     return Cell(f"{point['failed']:,.0f}" if point["n"] else NONE)
 
 
@@ -292,41 +305,41 @@ def _ratio(point: PointRow, column: str) -> Cell:
 
 
 def _x_column(layout: Layout) -> list[Column[PointRow]]:
-    """The column of the x axis, if there is one."""
+    """Yield the column of the x axis, if there is one."""
     axis = layout.x
     return [view(layout.x_label.lower(), lambda point: setting(point[axis]))] if axis else []
 
 
 def shown_columns(points: pd.DataFrame) -> list[str]:
-    """The metrics that a table of some points shows, the most telling first: for lockstep, of batches."""
+    """Return the metrics for a table of these points, the most telling first. Lockstep has metrics of batches."""
     in_batches = "batch_latency_mean" in points and points["batch_latency_mean"].notna().any()
     columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if in_batches else COLUMNS)
     return [name for name in columns if name in points and (points[name].notna().any() or _is_bounded(points, name))]
 
 
 def share_of_failures(point: "pd.Series[Any]") -> str:
-    """`4 of 120`; an em dash without a result."""
+    """Return the share of failed requests, e.g. `4 of 120`, or an em dash if there is no result."""
     return f"{point['failed']:,.0f} of {point['requests'] + point['failed']:,.0f}" if point["n"] else "—"
 
 
 def _is_bounded(points: pd.DataFrame, column: str) -> bool:
-    """Return whether a quantile of some point falls on failed requests."""
+    """Return whether a point's quantile falls on failed requests."""
     with_failures = points[points["failed"] > 0]
     return any(bound(point, column, 1.0) is not None for _, point in with_failures.iterrows())
 
 
 def heading(points: pd.DataFrame, column: str) -> str:
-    """The short name of a column; of a mean or maximum with failed requests also that it leaves them out."""
+    """Return a column's short name. A mean or maximum also says if it leaves out failed requests."""
     return label(column).short + left_out(column, points)
 
 
 def label(column: str) -> LabelledColumn:
-    """The labels of a measured column."""
+    """Return the labels of a measured column."""
     labelled = labelled_column(column)
     assert labelled is not None
     return labelled
 
 
 def times(ratio: float) -> str:
-    """A ratio to the baseline as text; an em dash without a ratio."""
+    """Return a ratio to the baseline as text, or an em dash if it is missing."""
     return "—" if math.isnan(ratio) else f"{number(ratio)}×"

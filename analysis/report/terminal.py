@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: one screen with the answer, and on request all that is behind it."""
+"""Shows a run in the terminal: one screen with the answer and, on request, everything behind it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,13 +10,15 @@ import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from analysis.answers.deciding import answers
+from analysis.answers.optimum import leading_sentence
 from analysis.answers.output import lines as answer_lines
-from analysis.answers.question import TaskAnswer
-from analysis.answers.sentences import BY_LAUNCHES, advantage, lead, range_text
+from analysis.answers.sentences import BY_LAUNCHES, advantage, range_text
+from analysis.answers.task_answer import TaskAnswer
 from analysis.point_names import listed
 from analysis.report.models import models_table
 from analysis.report.tables import (
     MAYBE,
+    OF_STEADY,
     best_headroom,
     deciding_table,
     everything_table,
@@ -31,36 +33,37 @@ from sweep.base.records import UNMEASURED
 from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import Severity
 
-SCREEN = 23  # lines of a run's end, before the path of the report
-FEWEST_ROWS = 3  # of each table on it
-MOST_DOUBTS = 3  # warnings on it
+SCREEN = 23  # lines at a run's end, before the report's path
+FEWEST_ROWS = 3  # rows of each table on the screen
+MOST_DOUBTS = 3  # warnings on the screen
 MOST_FITS = 40
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
-    BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures: the requests are too few, or too dependent",
-    MAYBE: f"{MAYBE} the interval includes 1, or is missing: may be no difference",
+    BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures, since the requests are too few or too dependent",
+    OF_STEADY: f"{OF_STEADY} steady state: over the whole run, start and drain included, it differs by more than 10 %",
+    MAYBE: f"{MAYBE} may be a tie: the interval includes 1 or is missing",
 }
 """What a mark in a cell means."""
 
 
 class Summary:
-    """The end of a run on one screen: who is best at each task, what decides, what is doubtful, where the rest is."""
+    """A run's end on one screen: the winner of each task, the deciding figures, the doubts, and where to read more."""
 
     def __init__(self, results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> None:
         self.results = results
         self.answers = answers([results]) if answered is None else answered
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield as many rows as the screen has room for, and a few at least."""
+        """Yield as many rows as the screen has room for, and at least a few."""
         heading = Line(run_heading(self.results), "bold")
         doubtful = doubts(self.results, options.max_width)
-        answer = Line(lead(self.answers) or "no trial has a result", "bold green")
+        answer = Line(leading_sentence(self.results, self.answers) or "no trial has a result", "bold green")
         below = [Line(""), answer, *further(self.results, self.answers)]
         lines = [heading, *([Line(""), *doubtful] if doubtful else []), *below]
         room = SCREEN - sum(len(console.render_lines(part, options)) for part in lines)
         points, equal = deciding_table(self.results), ""
-        if points.points == len(points.rows):  # else nobody has looked whether the others are equal too
+        if points.points == len(points.rows):  # otherwise the other points might differ
             points, equal = points.condensed()
         note = f"everywhere: {equal}" if equal else ""
         winners = winners_table(self.results, self.answers).within(options.max_width)
@@ -77,13 +80,13 @@ class Summary:
 def _fitted_rows(
     table: Table[Any], note: str, lines: int, console: Console, options: ConsoleOptions
 ) -> Iterator[OutputPart]:
-    """Yield a table's rows that fit these lines, and a few at least; the note, and the number of rows left out."""
+    """Yield the rows that fit these lines, at least a few, the note, and the number of rows left out."""
     if not table.rows:
         return
     rows = min(len(table.rows), max(FEWEST_ROWS, lines))
     while rows > FEWEST_ROWS and len(console.render_lines(table.first(rows), options)) > lines - 2:
         rows -= 1
-    rows += not note and rows == len(table.rows) - 1  # a line that says so would be as long
+    rows += not note and rows == len(table.rows) - 1  # a line about one more row is as long as the row
     yield from (Line(""), table.first(rows))
     points = max(table.points, len(table.rows))
     left_out = f"{points - rows:,} more: --table" if rows < points else ""
@@ -92,7 +95,7 @@ def _fitted_rows(
 
 
 def run_heading(results: RunResults) -> str:
-    """The run, its model and machine, how many trials are results, and the time they took."""
+    """Return the run, its model and machine, how many trials have a result, when and how long."""
     run = results.run
     begin, end = (pd.to_datetime(run.trials[name].dropna()) for name in ("started_at", "ended_at"))
     parts = [
@@ -100,42 +103,44 @@ def run_heading(results: RunResults) -> str:
         listed(sorted(run.trials["model"].dropna().unique())),
         listed(sorted(run.ok["accelerator"].dropna().unique())),
         f"{len(run.ok)} of {planned_trials(run)} trials ok",
-        duration_text((end.max() - begin.min()).total_seconds()) if len(begin) and len(end) else "",
+        f"{duration_text((end.max() - begin.min()).total_seconds())} on {begin.min():%Y-%m-%d}"
+        if len(begin) and len(end)
+        else "",
     ]
     return "  ".join(filter(None, parts))
 
 
 def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[TaskAnswer]:
-    """Who is best at each task, by how much, and how sure; no row where nothing was compared."""
+    """Return the winner of each task, its lead, and how certain that is. Tasks with nothing to compare get no row."""
     run, points = results.run, results.points
     baseline = set(points.loc[is_baseline(points, run.baseline), "line"])
-    adjectives = list(dict.fromkeys(answer.question.adjective for answer in answered))
-    units = list(dict.fromkeys(answer.question.quantity.unit for answer in answered))
+    adjectives = list(dict.fromkeys(answer.criterion.adjective for answer in answered))
+    units = list(dict.fromkeys(answer.criterion.quantity.unit for answer in answered))
 
     def figure(answer: TaskAnswer) -> str:
         if answer.best is None:
             return NONE
-        quantity, ends = answer.question.quantity, range_text(answer.best.figure, answer.question.quantity)
+        quantity, ends = answer.criterion.quantity, range_text(answer.best.figure, answer.criterion.quantity)
         unit = f" {quantity.unit}" if len(units) > 1 else ""
         return quantity.shown(answer.best.figure.value) + unit + (f" ({ends})" if ends else "")
 
     def versus(answer: TaskAnswer) -> str:
-        rivals = [each for each in answer.candidates if each.name in baseline and each is not answer.best]
+        rivals = [each for each in answer.configurations if each.name in baseline and each is not answer.best]
         lead_over_it = rivals[0].ratio if rivals and answer.best else math.nan
         return NONE if math.isnan(lead_over_it) else advantage(answer, rivals[0]).partition(" ")[0]
 
     columns = [
-        view("task", lambda answer: answer.question.title, **KEY),
+        view("task", lambda answer: answer.criterion.title, **KEY),
         view(adjectives[0] if len(adjectives) == 1 else "best", _winner, **KEY),
         view("over the next", _lead),
         view("figure", figure, units[0] if len(units) == 1 else ""),
-        *([view("headroom", best_headroom)] if any(answer.question.bounds for answer in answered) else []),
+        *([view("headroom", best_headroom)] if any(answer.criterion.bounds for answer in answered) else []),
         view(f"× {listed(sorted(baseline))}", versus),
     ]
-    compared = [answer for answer in answered if len(answer.candidates) > 1]
-    if all(len(answer.candidates) == 2 for answer in compared):
-        columns.pop()  # the baseline is the next
-    return Table(columns, compared if len(answered) > 1 else [])  # the sentence on one says it all
+    compared = [answer for answer in answered if len(answer.configurations) > 1]
+    if all(len(answer.configurations) == 2 for answer in compared):
+        columns.pop()  # the runner-up is the baseline
+    return Table(columns, compared if len(answered) > 1 else [])  # for one task the sentence is enough
 
 
 def _winner(answer: TaskAnswer) -> Cell:
@@ -152,7 +157,7 @@ def _lead(answer: TaskAnswer) -> Cell:
 
 
 def doubts(results: RunResults, width: int) -> list[Line]:
-    """At most three lines in plain words on failures and warnings, the severe ones first; and the log of the first."""
+    """Return up to three plain lines on failures and warnings, the severe ones first, and the first failure's log."""
     lost, warnings = results.losses, grouped(results.warnings)
     lines: list[Line] = []
     room = MOST_DOUBTS
@@ -174,8 +179,8 @@ def doubts(results: RunResults, width: int) -> list[Line]:
 
 
 def further(results: RunResults, answered: Sequence[TaskAnswer]) -> list[Line]:
-    """Where the rest is."""
-    command, slo = f"sweep summary {results.run.place}", any(answer.question.bounds for answer in answered)
+    """Return where to read more."""
+    command, slo = f"sweep summary {results.run.place}", any(answer.criterion.bounds for answer in answered)
     left_out = bool(results.losses.trials) + len(grouped(results.warnings)) - MOST_DOUBTS
     warnings = f" ({count(left_out, 'more warning')})" if left_out > 0 else ""
     asked = "" if slo or "ttft_p50" not in results.points else f"slo: {command} --slo ttft=200ms"
@@ -183,7 +188,7 @@ def further(results: RunResults, answered: Sequence[TaskAnswer]) -> list[Line]:
 
 
 def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> list[OutputPart]:
-    """All that is behind the screen: each task's answer, every figure, where it spreads, and what is doubtful."""
+    """Return everything behind the screen: each task's answer, every figure, its spread, and all doubts."""
     first, *sentences = answer_lines(answers([results]) if answered is None else answered)
     parts: list[OutputPart] = [Line(first, "bold green"), *map(Line, sentences)]
     if results.points["n"].any():

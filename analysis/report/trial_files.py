@@ -1,4 +1,4 @@
-"""The files of a trial that the report links to: only existing ones, at their present place."""
+"""Finds the files of a trial to link from the report: only existing files, at their current place."""
 
 import os
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ class FileLink(NamedTuple):
     """A file beside the report."""
 
     title: str
-    path: str  # from the folder in which the report lies
-    compact: bool = False  # it has the rows of other trials too
+    path: str  # relative to the report's folder
+    compact: bool = False  # also holds the rows of other trials
 
 
 def file_links(paths: RunPaths, deployment_id: str, attempt: str, trial_id: str) -> Iterator[FileLink]:
-    """The existing files of a trial: the engine's log, the requests and the telemetry."""
+    """Return a trial's existing files: the engine's log, the requests and the telemetry."""
     log, trial = paths.engine_log(deployment_id, attempt), paths.trial(deployment_id, attempt, trial_id)
-    if log.is_file():  # an engine that others launched has none here
+    if log.is_file():  # an engine launched by others has no log here
         yield FileLink("engine log", log.relative_to(paths.out).as_posix())
     for title, file in (("requests", trial.requests), ("telemetry", trial.telemetry)):
         if file.is_file():
@@ -31,12 +31,12 @@ def file_links(paths: RunPaths, deployment_id: str, attempt: str, trial_id: str)
 
 
 def relative_path(target: Path, folder: Path) -> str:
-    """The path from a folder, by real locations: a browser resolves `..` by name, even for a symbolic link."""
+    """Return the path from a folder by real locations, since a browser resolves `..` by name, even for links."""
     return Path(os.path.relpath(target.resolve(), folder.resolve())).as_posix()
 
 
 def _compact_name(paths: RunPaths, file: Path) -> str:
-    """The name of the compact file with a trial's table; empty without a readable one."""
+    """Return the name of the compact file with a trial's table; empty if there is no readable one."""
     with suppress(DamagedFile):
         place = compact_place(file) if paths.compact.is_dir() else None
         return place.path.name if place else ""

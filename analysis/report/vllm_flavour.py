@@ -1,4 +1,4 @@
-"""Trials as `vllm bench serve` would print them, for comparison with published figures (`metrics=vllm`)."""
+"""Shows trials as `vllm bench serve` would print them, for comparison with published figures (`metrics=vllm`)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,11 +28,11 @@ FIGURES = {
         for statistic in ("mean", "median", "p99")
     },
 }
-ASKED_FOR = ("max_concurrency", "request_rate")  # left out where the load has none
+ASKED_FOR = ("max_concurrency", "request_rate")  # left out if the load has none
 
 
 def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
-    """A table for each trial with a result, with vLLM's names and definitions; then the number of other trials.
+    """Return a table per trial with a result, in vLLM's names and definitions, and the number of other trials.
 
     Raises:
         DamagedFile: if a trial's requests are truncated.
@@ -47,8 +47,8 @@ def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
 
 
 def _trial_table(heading: str, figures: Mapping[str, Any], with_latencies: bool) -> Table:
-    """One trial's table; latencies stamped by the engine are left out, since vLLM's include the way to the client."""
-    note = "" if with_latencies else "; no latencies: the engine took its own stamps"
+    """Return one trial's table. Engine-stamped latencies are left out, since vLLM's include the way to the client."""
+    note = "" if with_latencies else "; no latencies, since the engine took its own timestamps"
     title = f"{heading} (as vLLM {figures['vllm_version']} defines it{note})"
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(justify="left")

@@ -1,1 +1,1 @@
-"""Computes the figures of points with their intervals, and compares points: by ratio and by rank."""
+"""Computes points' figures with their intervals, and compares points by ratio and by rank."""

@@ -1,11 +1,11 @@
-"""Comparisons of points of one task and load: paired by replicate, and corrected for their number.
+"""Compares points at one task and load: paired by replicate, and corrected for the number of comparisons.
 
-The logarithm of a figure is modelled as point + block + error (a randomised block design). A block is a replicate. In
-it all engines get the same prompts and arrivals, at about the same time, so a replicate's peculiarities cancel. The
-error is the spread between launches, since each replicate is a launch of its own. Replicates that share a launch of any
-compared engine are one block: measuring again does not average out the luck of that launch. A difference must hold
-twice. It must hold with the error variance pooled over the points, corrected for the number of comparisons, and with
-the two points' own variances (Welch 1938), since one engine may be less steady than the others.
+The model of a figure's logarithm is point + block + error (a randomised block design). A block is a replicate. Within
+it all engines get the same prompts and arrivals at about the same time, so a replicate's peculiarities cancel. The
+error is the spread between launches, since each replicate has its own launch. Replicates that share a launch of any
+compared engine form one block, since measuring again does not average out that launch's luck. A difference must hold
+twice: with the error variance pooled over the points, corrected for the number of comparisons, and with the two points'
+own variances (Welch 1938), since one engine may be less steady than the others.
 """
 
 import math
@@ -21,11 +21,11 @@ from scipy import special
 from analysis.statistics.intervals import CONFIDENCE, FloatArray, t
 from analysis.statistics.power import Error
 
-Positions = NDArray[np.int64]  # of rows, or of points
+Positions = NDArray[np.int64]  # positions of rows or points
 
-MARGIN = 0.03  # by default: a smaller difference is a tie
-WEIGHTLESS = 1e-12  # a weight that only rounding makes
-PRIOR_FREEDOM = 0.3  # of the pooled variance in a point's own: as if each had so much of a launch more, of that spread
+MARGIN = 0.03  # default; a smaller difference is a tie
+WEIGHTLESS = 1e-12  # a weight this small is a rounding error
+PRIOR_FREEDOM = 0.3  # weight of the pooled variance in a point's own variance, in launches
 
 
 class Trials(NamedTuple):
@@ -33,24 +33,24 @@ class Trials(NamedTuple):
 
     point: Positions
     replicate: Positions
-    launch: NDArray[np.object_]  # None: of an engine that was not launched here
+    launch: NDArray[np.object_]  # None: sweep did not launch the engine
 
     def select(self, chosen: NDArray[np.bool_] | Positions) -> "Trials":
-        """Some of the trials."""
+        """Return the chosen trials."""
         return Trials(self.point[chosen], self.replicate[chosen], self.launch[chosen])
 
 
 def trials_of(rows: pd.DataFrame, point: Positions) -> Trials:
-    """The trials of some rows; without a replicate one is the first."""
+    """Return the trials in these rows. A missing replicate counts as the first."""
     launch = rows["launch"].astype(object)
     replicate = rows["replicate"].fillna(0).to_numpy(np.int64)
     return Trials(point, replicate, launch.where(launch.notna(), None).to_numpy(object))
 
 
 def comparison_blocks(trials: Trials) -> Positions:
-    """The block of each trial: its replicate, joined with replicates that share one of the compared launches.
+    """Return each trial's block: its replicate, joined with replicates that share a compared launch.
 
-    Points that were all measured in the same launches differ by nothing that a launch changes: nothing is joined.
+    If all points were measured in the same launches, a launch's luck does not separate them, so nothing is joined.
     """
     replicates, block = np.unique(trials.replicate, return_inverse=True)
     launched = np.array([launch is not None for launch in trials.launch], np.bool_)
@@ -67,23 +67,23 @@ def comparison_blocks(trials: Trials) -> Positions:
 
 
 class BlockModel(NamedTuple):
-    """Point + block + error, by least squares, for the logarithms of one figure."""
+    """The model point + block + error, fitted by least squares to the logarithms of one figure."""
 
-    effects: FloatArray  # of the points; NaN without a value
-    variance: float  # of the error; NaN if there is nothing left to estimate it from
-    freedom: int  # of that estimate
-    own_variance: FloatArray  # of the error of each point, and its freedom
+    effects: FloatArray  # of the points; NaN if a point has no value
+    variance: float  # of the error; NaN if nothing is left to estimate it
+    freedom: int  # degrees of freedom of that estimate
+    own_variance: FloatArray  # error variance of each point, with its degrees of freedom below
     own_freedom: FloatArray
-    shares: FloatArray  # points x blocks: the share of a point's values in each block
+    shares: FloatArray  # points x blocks: share of a point's values in each block
     blocks_matrix: FloatArray  # the blocks' part of the normal equations
-    blocks_inverse: FloatArray  # its generalised inverse
+    blocks_inverse: FloatArray  # the generalised inverse of `blocks_matrix`
     n: FloatArray  # blocks in which each point has a value
 
     def contrasts(self, weights: FloatArray, critical: FloatArray | float) -> tuple[FloatArray, FloatArray]:
-        """Sums of the points' effects with these weights (a row is a sum, and adds up to zero), and half of their
-        intervals.
+        """Return weighted sums of the points' effects and half their intervals. Each row of weights adds up to zero and
+        gives one sum.
 
-        The wider of two variances counts: the pooled one at the critical value, and the one of the points in the sum.
+        The wider of two intervals counts: by the pooled variance at the critical value, or by the points' variances.
         """
         pooled, own, freedom = self.errors(weights)
         measured = (np.abs(weights[:, self.n == 0]) < WEIGHTLESS).all(axis=1)
@@ -91,9 +91,9 @@ class BlockModel(NamedTuple):
         return sums, np.maximum(critical * pooled, t(freedom) * own)
 
     def errors(self, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """The standard errors of these sums: by the pooled variance, by the points' own, and the freedom of the latter.
+        """Return the sums' standard errors by the pooled variance and by the points' own, and the latter's freedom.
 
-        NaN if points have no value, or no block in common, directly or through others.
+        They are NaN if points have no value, or share no block, directly or through other points.
         """
         missing = (np.abs(weights[:, self.n == 0]) > WEIGHTLESS).any(axis=1)
         relevant = (np.abs(weights) > WEIGHTLESS).any(axis=0) & (self.n > 0)
@@ -111,23 +111,23 @@ class BlockModel(NamedTuple):
             return np.sqrt(self.variance * factor), np.sqrt(own_variance * factor), of_own
 
     def pairs(self, above: Sequence[int] | Positions, below: Sequence[int] | Positions) -> FloatArray:
-        """The weights of the differences between pairs of points."""
+        """Return the weights for the differences between pairs of points."""
         unit = np.eye(len(self.n))
         return np.asarray(unit[np.asarray(above, np.int64)] - unit[np.asarray(below, np.int64)], np.float64)
 
     def sidak(self, comparisons: float) -> float:
-        """The critical value of so many comparisons at once (Sidak 1967): Student's t at 0.95^(1/m)."""
+        """Return the critical value for this many comparisons at once (Sidak 1967): Student's t at 0.95^(1/m)."""
         return _sidak(max(1, comparisons), self.freedom)
 
     def tukey(self, points: float) -> float:
-        """The critical value of all pairs of so many points at once (Tukey 1953, with Kramer's extension of 1956)."""
+        """Return the critical value for all pairs of this many points at once (Tukey 1953, Kramer 1956)."""
         return _studentized_range(points, self.freedom) / math.sqrt(2)
 
 
 def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
-    """Fit the model to a figure of some trials; those without a positive value are left out.
+    """Fit the model to a figure of these trials. Trials without a positive value are left out.
 
-    Several trials of a point in one block count as one: their mean.
+    Several trials of a point in one block count as one, by their mean.
     """
     usable = np.isfinite(values) & (values > 0)
     trials = trials.select(usable)
@@ -141,7 +141,7 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
     n = present.sum(axis=1)
     shares = np.divide(present, n[:, None], out=np.zeros_like(present), where=n[:, None] > 0)
     matrix = np.diag(present.sum(axis=0)) - present.T @ shares
-    # One block leaves nothing to estimate: most points of a plan without replicates.
+    # A single block leaves nothing to estimate, as for most points of a plan without replicates.
     inverse = np.linalg.pinv(matrix, hermitian=True) if size > 1 else np.zeros_like(matrix)
     means = (logs * shares).sum(axis=1)
     block_effects = inverse @ (logs - present * means[:, None]).sum(axis=0)
@@ -156,9 +156,9 @@ def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
 def _own_variances(
     residuals: FloatArray, n: FloatArray, variance: float, freedom: int
 ) -> tuple[FloatArray, FloatArray]:
-    """The variance of the error of each point, with a little of the pooled one, and its freedom.
+    """Return each point's error variance, with a small part of the pooled variance, and its degrees of freedom.
 
-    The residuals of two points mirror each other, so only the variance of their difference can be known.
+    The residuals of two points mirror each other, so only the variance of their difference can be estimated.
     """
     if (n > 0).sum() <= 2:
         return np.full(len(n), variance), np.full(len(n), float(freedom))
@@ -171,33 +171,33 @@ def _own_variances(
 
 
 def comparisons_with_best(points: int, choices: int) -> float:
-    """The comparisons that count in a test of the best point, where each is the best of several choices.
+    """Return the number of comparisons in a test of the best point if each point is the best of several choices.
 
-    With p the chance of each comparison, a point with L choices is named falsely with probability Lp at most. Of two
-    equal points that are ahead of all others one is. With p = 5 % / (points - 1) / (mean of L) / 2 that is 5 % at most
-    (Bonferroni).
+    If each comparison has probability p, a point with L choices is falsely named with probability at most Lp. Of two
+    equal points ahead of all others, one is named. With p = 5 % / (points - 1) / (mean of L) / 2 this happens at most
+    5 % of the time (Bonferroni).
     """
     return max(1.0, (points - 1) * max(choices, points) / max(1, points))
 
 
 class Contest(NamedTuple):
-    """Points of one task and load, compared by one figure: each ratio of two has one interval, and one verdict.
+    """Points at one task and load, compared by one figure. Each ratio of two points has one interval and one verdict.
 
-    The intervals hold for all pairs at once (Tukey). A point whose differences from all others exceed Sidak's
-    intervals, for these comparisons alone, has won; its ratios have the intervals of that test.
+    The intervals hold for all pairs at once (Tukey). A point wins if its differences from all other points exceed
+    Sidak's intervals, which cover only these comparisons. Then its ratios have the intervals of that test.
     """
 
     model: BlockModel
-    sign: int = 0  # 1 if a higher figure is better, -1 if a lower one is; 0 if neither
-    best: int | None = None  # None of a figure of which no direction is better, or without a second point
+    sign: int = 0  # 1 if higher is better, -1 if lower is better, 0 if neither
+    best: int | None = None  # None if no direction is better, or if there is no second point
     won: bool = False
-    choices: int = 0  # of all points together, if a point is the best of several
+    choices: int = 0  # choices of all points together, if a point is the best of several
 
     def gains(self, weights: FloatArray, comparisons: int = 1, widest: bool = False) -> FloatArray:
-        """The factors that these sums of logarithms are, with the ends of their intervals. Shape (3, sums).
+        """Return these sums of logarithms as factors, with the ends of their intervals. Shape (3, sums).
 
-        A sum that is a ratio of two points has that ratio's interval; others hold for so many comparisons at once. With
-        `widest` the ratios' intervals hold for so many, too.
+        A sum that is a ratio of two points has that ratio's interval. Other intervals hold for `comparisons` at once.
+        With `widest` the intervals of ratios do so as well.
         """
         is_ratio = (np.abs(weights) > WEIGHTLESS).sum(axis=1) == 2
         is_ratio &= (np.abs(weights).max(axis=1) - 1 < WEIGHTLESS) & (np.abs(weights.sum(axis=1)) < WEIGHTLESS)
@@ -214,23 +214,23 @@ class Contest(NamedTuple):
 
     @property
     def compared(self) -> float:
-        """The comparisons that count for the best, or for any other point alone."""
+        """The number of comparisons that count for the best point, or for any other single point."""
         return comparisons_with_best(int((self.model.n > 0).sum()), self.choices)
 
     def ratios(self, above: Sequence[int] | Positions, below: Sequence[int] | Positions, all_of: int = 0) -> FloatArray:
-        """The ratios of pairs of points and the ends of their intervals. Shape (3, pairs).
+        """Return the ratios of pairs of points and the ends of their intervals. Shape (3, pairs).
 
-        With `all_of`, also intervals that hold for so many comparisons at once, in this contest or others.
+        With `all_of`, the intervals also hold for that many comparisons at once, in this contest or others.
         """
         return self.gains(self.model.pairs(above, below), max(1, all_of), widest=all_of > 0)
 
     def error(self, above: int, below: int) -> Error:
-        """The standard error of a pair's difference, by the pooled variance."""
+        """Return the standard error of a pair's difference by the pooled variance."""
         error = float(self.model.errors(self.model.pairs([above], [below]))[0][0])
         return Error(error, float(self.model.freedom), int(min(self.model.n[above], self.model.n[below])))
 
     def tied(self, point: int) -> NDArray[np.bool_]:
-        """The points that are not surely worse than this one."""
+        """Return the points that are not certainly worse than this one."""
         points = np.arange(len(self.model.n))
         others = points[points != point]
         _, low, high = self.ratios(others, np.full_like(others, point))
@@ -242,9 +242,9 @@ class Contest(NamedTuple):
 def contest(
     model: BlockModel, better: Literal["higher", "lower"] | None, choices: int = 0, best: int | None = None
 ) -> Contest:
-    """The contest of a model's points; the best has the highest or lowest effect, unless another is given.
+    """Return the contest of a model's points. The best has the highest or lowest effect, unless `best` is given.
 
-    `choices` are the choices of all points together, if a point is the best of several: it looks better than it is.
+    `choices` counts the choices of all points together. A point that is the best of several looks better than it is.
     """
     count, sign = int((model.n > 0).sum()), -1 if better == "lower" else 1
     if better is None or count < 2:
@@ -265,15 +265,15 @@ def _sidak(comparisons: float, freedom: int) -> float:
 
 @cache
 def _studentized_range(points: float, freedom: int) -> float:
-    """The quantile of the range of so many means over their standard error, to four digits.
+    """Return the quantile of the range of this many means, divided by their standard error, to four digits.
 
-    As scipy's, whose module of distributions takes as long to import as all the rest.
+    It equals scipy's, but scipy's module of distributions takes as long to import as everything else.
     """
     if freedom < 1 or points < 2:
         return math.nan
     if points == 2:
         return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(2)
-    error = np.sqrt(special.chdtri(freedom, (np.arange(512) + 0.5) / 512) / freedom)  # over the true one
+    error = np.sqrt(special.chdtri(freedom, (np.arange(512) + 0.5) / 512) / freedom)  # relative to the true error
     z, step = np.linspace(-8, 8, 161, retstep=True)
     density = points * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * step
 
@@ -291,6 +291,6 @@ def _studentized_range(points: float, freedom: int) -> float:
 
 
 def positions(point: Positions, points: int) -> list[Positions]:
-    """The rows of each point's trials."""
+    """Return the rows of each point's trials."""
     order = np.argsort(point, kind="stable")
     return np.split(order, np.searchsorted(point[order], np.arange(points)))[1:]

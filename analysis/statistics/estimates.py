@@ -1,4 +1,4 @@
-"""The figures of a point in the summary: each with its intervals, and whether it is the engine's merit."""
+"""Reads a point's figures in the summary, each with its intervals, and whether it is the engine's merit."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
 
 
 def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
-    """A figure of the summary with its intervals."""
+    """Return a figure in the summary with its intervals."""
     if column not in point:
         return NO_ESTIMATE
     n = int(point.get(f"{column}_n", point["n"]))
@@ -21,7 +21,7 @@ def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
 
 
 def merits(figures: pd.DataFrame) -> pd.DataFrame:
-    """Figures without those that show no merit of the engine: an open loop below saturation sets them."""
+    """Blank the figures that an open loop below saturation sets, since they show no merit of the engine."""
     if "as_offered" not in figures:
         return figures
     as_offered = figures["as_offered"].eq(True)

@@ -1,17 +1,17 @@
-"""Intervals of a point's figures, over its replicates: of these launches, and of a new launch.
+"""Computes intervals of a point's figures over its replicates, for these launches and for a new launch.
 
-The requests of a replicate are not independent: they share a queue. So the variance of a figure is estimated from
-batches of successive requests, with the correlation between the batches ("batch means"). If that correlation is too
-strong for the length of the replicates, there is no interval. A median, a mean or a throughput then has Student's t
-over the launches' own figures. docs/metrics.md has the formulas and their sources, docs/measurements/coverage.md how
+A replicate's requests are not independent, since they share a queue. So a figure's variance is estimated from batches
+of successive requests, including the correlation between batches ("batch means"). If that correlation is too strong for
+the replicates' length, the requests give no interval. A median, a mean or a throughput then uses Student's t over the
+launches' own figures. docs/metrics.md has the formulas and their sources, and docs/measurements/coverage.md shows how
 often the intervals hold.
 
-Every function works along the last axes and may have any in front of them, so the coverage study runs the very
-functions that summarise a run. NaN without a figure.
+Every function works along the last axes and accepts any axes before them, so the coverage study runs the same functions
+that summarise a run. Missing figures are NaN.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,49 +19,51 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from sweep.numbers.quantile import between
+
 FloatArray = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-BATCHES = (20, 10, 5)  # in a replicate: the variance is the largest of those that they give
-FEWEST_REPLICATES = 2  # for an interval: a single one does not show how much they differ
-FEWEST_BEYOND = 5  # requests beyond a quantile, of all replicates, for a figure
+BATCHES = (20, 10, 5)  # per replicate; the largest of the resulting variances counts
+FEWEST_REPLICATES = 2  # for an interval, since one replicate does not show how much they differ
+FEWEST_BEYOND = 5  # requests beyond a quantile, over all replicates, for a figure
 BEYOND = 40  # requests beyond a quantile for an interval, with three replicates
-FEWEST_FOR_MEAN = 300  # requests for the interval of a mean: fewer may miss what is rare and slow
-MOST_DEPENDENCE = 3.0  # requests for each independent one, beyond which there is no interval
+FEWEST_FOR_MEAN = 300  # requests for the interval of a mean, since fewer may miss rare slow requests
+MOST_DEPENDENCE = 3.0  # requests per independent request; with more there is no interval
 FEWEST_IN_A_REPLICATE = 50  # requests for an interval of anything but a throughput
-HIDDEN_VARIANCE, HIDDEN_DEPENDENCE = 30.0, 115.0  # requests of a replicate that hides as much of them as it shows
-HIDE_MOST_VARIANCE, HIDE_MOST_DEPENDENCE = 100, 74  # requests of a replicate: fewer hide no more of them
-NEW_LAUNCH_MARGIN = 1.1  # of an interval of a new launch: few launches, whose figures are not quite normal
-FEWEST_FOR_STEADY_RATES = 5  # replicates for the interval of a steady state's throughput, by Student's t over them
-DOUBTFUL = 2.2  # dependence from which replicates are trusted more than batches, if there are ENOUGH of them
+HIDDEN_VARIANCE, HIDDEN_DEPENDENCE = 30.0, 115.0  # length (requests) at which a replicate hides as much as it shows
+HIDE_MOST_VARIANCE, HIDE_MOST_DEPENDENCE = 100, 74  # requests in a replicate; fewer hide no more
+NEW_LAUNCH_MARGIN = 1.1  # on an interval of a new launch, since a few launches' figures are not quite normal
+FEWEST_FOR_STEADY_RATES = 5  # replicates for a steady throughput's interval (Student's t over them)
+DOUBTFUL = 2.2  # dependence from which replicates count more than batches, if there are ENOUGH
 ENOUGH = 5
-LONGEST_DRAIN = 0.15  # of a replicate's duration, as a standard deviation, for the interval of a throughput
-LAUNCHES_FOR_INTERVAL = 3  # whose own figures give an interval: two that are 1 % apart would give one of ±9 %
-FEWEST_IN_ALL = 50  # requests for the interval of a throughput or a mean: fewer may miss what is slow once in fifty
-FEWEST_CARRIERS = 5.0  # requests that make up the variance of the latencies: of fewer a mean is chance
-SMALLEST_GROWTH = 1e-6  # of a share within a step, below which it counts as flat
-RARE = 0.15  # of a replicate's total: a slowest request that adds less does not matter, however few are like it
+LONGEST_DRAIN = 0.15  # standard deviation / a replicate's duration, for the interval of a throughput
+LAUNCHES_FOR_INTERVAL = 3  # launches whose own figures give an interval; two that are 1 % apart would give ±9 %
+FEWEST_IN_ALL = 50  # requests for a throughput's or mean's interval, since fewer may miss one slow in fifty
+FEWEST_CARRIERS = 5.0  # requests that make up the latencies' variance; with fewer a mean is chance
+SMALLEST_GROWTH = 1e-6  # of a share within a step; less counts as flat
+RARE = 0.15  # share of a replicate's total; a slowest request that adds less never matters
 
 
 class Interval(NamedTuple):
-    """A figure with the ends of its two 95 % intervals; NaN where missing."""
+    """A figure with the ends of its two 95 % intervals. Missing values are NaN."""
 
     value: FloatArray
     low: FloatArray  # of these launches
     high: FloatArray
     new_low: FloatArray  # of a new launch
     new_high: FloatArray
-    effective_n: FloatArray  # independent requests, or replicates of a figure that is not of requests
-    by_launches: NDArray[np.bool_]  # the requests give no interval: the ends are from the launches' own figures
+    effective_n: FloatArray  # independent requests; or replicates, if the figure is not of requests
+    by_launches: NDArray[np.bool_]  # the requests give no interval, so the launches' figures give the ends
 
 
 def t(freedom: FloatArray | float) -> FloatArray:
-    """Student's t quantile at 0.975, from scipy.special: importing scipy.stats takes as long as all the rest."""
+    """Return Student's t quantile at 0.975, from scipy.special, since importing scipy.stats takes long."""
     return np.asarray(special.stdtrit(freedom, (1 + CONFIDENCE) / 2), np.float64)
 
 
 class Estimate(NamedTuple):
-    """A figure of a point with the ends of its two 95 % intervals, and the number of replicates behind it."""
+    """A point's figure with the ends of its two 95 % intervals and the number of replicates behind it."""
 
     value: float
     low: float  # of these launches
@@ -69,11 +71,11 @@ class Estimate(NamedTuple):
     n: int
     new_low: float = math.nan  # of a new launch
     new_high: float = math.nan
-    by_launches: bool = False  # the ends are from the launches' own figures, since the requests give none
+    by_launches: bool = False  # the launches' own figures give the ends, since the requests give none
 
     @property
     def relative_half_width(self) -> float:
-        """Half the interval of these launches over the value: 0.05 reads as ±5 %. NaN without one."""
+        """Half the interval of these launches divided by the value, e.g. 0.05 for ±5 %; NaN if there is no interval."""
         return (self.high - self.low) / 2 / abs(self.value) if self.value else math.nan
 
 
@@ -81,11 +83,11 @@ NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 class PooledRequests:
-    """The values of the requests of a point's replicates, pooled.
+    """The pooled values of the requests in a point's replicates.
 
     Args:
-        values: in the order of the sends, +∞ for a request that failed, NaN after the last. Shape (..., R, n).
-        launches: of each replicate, the number of its launch from 0; None: each is a launch of its own.
+        values: in the order of the sends, +∞ for a failed request, NaN after the last. Shape (..., R, n).
+        launches: each replicate's launch number from 0; None: each replicate has its own launch.
     """
 
     def __init__(self, values: FloatArray, launches: Sequence[int] | None = None) -> None:
@@ -102,13 +104,13 @@ class PooledRequests:
 
     @cached_property
     def dependence(self) -> FloatArray:
-        """Requests for each independent one, by the requests' ranks: of no quantile in particular. Shape (...)."""
+        """Requests per independent request, from the requests' ranks, so for no particular quantile. Shape (...)."""
         parts, variance = self._rank_parts
         return self._factor(parts, variance, BATCHES[:1])
 
     @cached_property
     def dependence_within(self) -> FloatArray:
-        """The dependence without differences between replicates, such as between launches. Shape (...)."""
+        """The dependence without differences between replicates (e.g. between launches). Shape (...)."""
         parts, variance = self._rank_parts
         return self._factor(parts - parts.mean(-1, keepdims=True), variance, BATCHES[:1])
 
@@ -120,12 +122,12 @@ class PooledRequests:
 
     @property
     def effective_n(self) -> FloatArray:
-        """The number of independent requests that would say as much. Shape (...)."""
+        """The number of independent requests with the same information. Shape (...)."""
         return np.asarray(self.n / np.maximum(self.dependence, 1.0))
 
     def quantile(self, q: float) -> Interval:
-        """The q-quantile of the pooled requests; its ends are order statistics."""
-        value = _between(self.sorted, q * (self.n - 1.0), self.n)
+        """Return the q-quantile of the pooled requests. Its ends are order statistics."""
+        value = _between(self.sorted, q * (self.n - 1.0), self.n, between)
         beyond = self.n * min(q, 1 - q)
         value = np.where((q <= 0.5) | (beyond >= FEWEST_BEYOND), value, np.nan)
         below = (self.values <= value[..., None, None]).astype(np.float64)
@@ -137,7 +139,7 @@ class PooledRequests:
         return _by_launches(figure, _medians(self.values, self.lengths), self.launches, ~(enough & self._long_enough))
 
     def mean(self) -> Interval:
-        """The mean of the requests; its interval is of the logarithm, since means of latencies are skewed."""
+        """Return the requests' mean. Its interval is on the logarithm, since means of latencies are skewed."""
         values = np.where(self.present, self.values, 0.0)
         value = values.sum((-2, -1)) / self.n
         halves = (np.where(self.n >= FEWEST_FOR_MEAN, half, np.nan) for half in self._halves(values))
@@ -151,7 +153,7 @@ class PooledRequests:
         return np.asarray(self.lengths.min(-1) >= FEWEST_IN_A_REPLICATE, np.bool_)
 
     def _halves(self, values: FloatArray, variance: float | None = None) -> tuple[FloatArray, FloatArray]:
-        """Half of the intervals of the mean of the values (0 after the last); NaN where missing.
+        """Return half the intervals of the mean of the values (0 after the last). Missing intervals are NaN.
 
         `variance` is the variance of one value, if it is known.
         """
@@ -165,7 +167,7 @@ class PooledRequests:
         return np.where(sound, half, np.nan), np.where(sound_new, new, np.nan)
 
     def _parts(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Each batch's part of the mean's deviation, about the mean of all, and the variance of one value.
+        """Return each batch's part of the mean's deviation, about the mean of all, and the variance of one value.
 
         Shapes (..., R, B) and (...). The values are 0 after the last.
         """
@@ -177,10 +179,10 @@ class PooledRequests:
         return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
 
     def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
-        """Variance of the pooled mean over its variance for independent values, the largest over numbers of batches.
+        """Return the pooled mean's variance / its variance if values were independent, the largest over batch numbers.
 
-        The means of successive batches correlate as ρ, ρ², ρ³, …: an autoregression of order 1, as in ASAP3 (Steiger,
-        Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
+        The means of successive batches correlate as ρ, ρ², ρ³, …, i.e. an autoregression of order 1, as in ASAP3
+        (Steiger, Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
         """
         largest = np.zeros_like(variance)
         for count in batches:
@@ -191,15 +193,15 @@ class PooledRequests:
 
 
 class PooledGaps(PooledRequests):
-    """The gaps of the requests of a point's replicates, pooled.
+    """The pooled gaps of the requests in a point's replicates.
 
-    The unit is the request, since its gaps are alike: a gap's share of the information is estimated from the variance
-    between requests of the share of gaps that are not above a quantile.
+    The unit is the request, since its gaps are similar. A gap's information is estimated from the variance, between
+    requests, of the share of gaps at or below a quantile.
 
     Args:
-        gaps: of the requests that have any, in the order of the sends, NaN after a request's last and after the last
+        gaps: of the requests with gaps, in the order of the sends, NaN after a request's last gap and after the last
             request. Shape (..., R, n, m).
-        launches: as of PooledRequests.
+        launches: as in PooledRequests.
     """
 
     def __init__(self, gaps: FloatArray, launches: Sequence[int] | None = None) -> None:
@@ -210,8 +212,8 @@ class PooledGaps(PooledRequests):
         self.sorted_gaps = np.sort(gaps.reshape(*gaps.shape[:-3], -1), axis=-1)
 
     def quantile(self, q: float) -> Interval:
-        """The q-quantile of the pooled gaps; its ends are order statistics."""
-        value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total)
+        """Return the q-quantile of the pooled gaps. Its ends are order statistics."""
+        value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total, between)
         below = (self.gaps <= value[..., None, None, None]).sum(-1)
         excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is the gaps'
         variance = (excess**2).sum((-2, -1)) / self.n
@@ -229,24 +231,24 @@ class PooledGaps(PooledRequests):
 
 
 def quantile_alone(sample: FloatArray, q: float) -> Interval:
-    """The q-quantile of a point's values, if they are too many for an interval. Shape (1,)."""
+    """Return the q-quantile of a point's values if they are too many for an interval. Shape (1,)."""
     quantile, nothing = np.array([np.quantile(sample, q)], np.float64), np.full(1, np.nan)
     return _whole(quantile, [nothing] * 4, nothing)
 
 
 def _medians(samples: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
-    """The median of each replicate. Shape (..., R)."""
+    """Return the median of each replicate. Shape (..., R)."""
     return _between(np.sort(samples, -1), np.asarray(0.5 * (lengths - 1), np.float64), lengths)
 
 
 def _by_launches(
     figure: Interval, own: FloatArray, launches: Sequence[int] | None, usable: NDArray[np.bool_]
 ) -> Interval:
-    """A figure with intervals from the launches' own figures if its requests are too few.
+    """Give a figure intervals from the launches' own figures if its requests are too few.
 
-    Student's t over the logarithms of the replicates' own figures, and over launches, with NEW_LAUNCH_MARGIN, about the
-    figure of all requests. A median of few requests is hardly biased, unlike a quantile near the end. There is no
-    interval if the own figures (shape (..., R)) are all equal, or one is missing, or where they are not `usable`.
+    They use Student's t over the logarithms of the replicates' own figures, and over launches with NEW_LAUNCH_MARGIN,
+    about the figure of all requests. A median of few requests is hardly biased, unlike an extreme quantile. There is no
+    interval if the own figures (shape (..., R)) are all equal, if one is missing, or if they are not `usable`.
     """
     count = own.shape[-1]
     missing = np.asarray(np.isnan(figure.low) & np.isfinite(figure.value) & usable, np.bool_)
@@ -266,14 +268,14 @@ def _by_launches(
 
 
 def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
-    """The launch of each replicate, as ones: a sum over replicates becomes one over launches. Shape (R, L)."""
+    """Return an indicator matrix of launches that turns sums over replicates into sums over launches. Shape (R, L)."""
     return np.eye(replicates) if launches is None else np.eye(max(launches) + 1)[list(launches)]
 
 
 def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
-    """Whether a few requests make most of the variance, and the slowest adds much to a replicate's total.
+    """Return whether a few requests cause most of the variance, and the slowest adds much to a replicate's total.
 
-    Then the next replicate may have one more slow request, or none, and so few do not show how often. Shape (...).
+    Then the next replicate may have one more slow request or none, and few do not show how often. Shape (...).
     """
     flat = latencies.reshape(*latencies.shape[:-2], -1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -284,17 +286,17 @@ def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray
 
 
 def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArray[np.int64]) -> Iterable[FloatArray]:
-    """The ends of a quantile's intervals: the order statistics at half of an interval of its share from it."""
+    """Return the ends of a quantile's intervals: the order statistics half an interval of its share away."""
     return (_between(ordered, (q + sign * half) * n - 0.5, n) for half in halves for sign in (-1, 1))
 
 
 def _hidden_variance(length: FloatArray) -> FloatArray:
-    """The factor on the variance of short replicates, where dependence as long as a replicate does not show."""
+    """Return the factor on the variance of short replicates, which hide dependence as long as a replicate."""
     return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(length, HIDE_MOST_VARIANCE), np.float64)
 
 
 def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
-    """Sums over BATCHES[0] parts of each replicate, 0 after its last value. Shape (..., R, B)."""
+    """Return sums over BATCHES[0] parts of each replicate, 0 after its last value. Shape (..., R, B)."""
     parts = np.arange(BATCHES[0] + 1)
     longest = values.shape[-1]
     if longest >= BATCHES[0] and (lengths == longest).all():
@@ -305,7 +307,7 @@ def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
 
 
 def _correlated(parts: FloatArray) -> FloatArray:
-    """Variance of the sum of the batches' parts of a mean, shape (..., R, B); successive parts are correlated."""
+    """Return the variance of the sum of the batches' parts (shape (..., R, B)), of which successive ones correlate."""
     replicates, count = parts.shape[-2:]
     total = replicates * count
     variance = (parts**2).sum((-2, -1)) / (total - 1)  # of one
@@ -319,13 +321,13 @@ def _correlated(parts: FloatArray) -> FloatArray:
 def _at_least(
     half: FloatArray, parts: FloatArray, launches: Sequence[int] | None, doubtful: NDArray[np.bool_] | bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Half of the intervals of these launches and of a new one: no less than the replicates and launches differ.
+    """Return half the intervals of these launches and of a new one, at least as wide as replicates and launches differ.
 
     Args:
-        half: from the batches. Shape (...).
-        parts: what each replicate adds to the deviation of the figure: their sum is 0. Shape (..., R).
-        launches: of each replicate; None: each its own.
-        doubtful: where the replicates are trusted more than the batches.
+        half: half the interval from the batches. Shape (...).
+        parts: each replicate's part of the figure's deviation; they add up to 0. Shape (..., R).
+        launches: of each replicate; None: each has its own.
+        doubtful: whether replicates are trusted more than batches.
     """
     nothing = np.full_like(half, np.nan)
     count = parts.shape[-1]
@@ -342,7 +344,7 @@ def _at_least(
 
 
 def _error(parts: FloatArray) -> FloatArray:
-    """Standard error of a sum from the independent parts of its deviation."""
+    """Return the standard error of a sum from the independent parts of its deviation."""
     count = parts.shape[-1]
     return np.asarray(np.sqrt((parts**2).sum(-1) * count / (count - 1)))
 
@@ -350,12 +352,12 @@ def _error(parts: FloatArray) -> FloatArray:
 def throughput(
     counts: FloatArray, sent: FloatArray, latency: FloatArray, launches: Sequence[int] | None = None
 ) -> Interval:
-    """Σ counts / Σ durations of the replicates, with an interval from batches of successive completions.
+    """Return Σ counts / Σ durations of the replicates, with an interval from batches of successive completions.
 
     The residual of a batch is its count − throughput × its time (a ratio estimator: Cochran, Sampling Techniques, 3rd
     ed., §6.4). It is taken about the mean of the batches at the same position in the replicates, since all of them
-    start and drain. The interval is on the logarithm. `counts` are of each request in the order of the sends, tokens or
-    1, NaN after the last; `latency` is from then to its end, s. Shape of all three (..., R, n).
+    start and drain. The interval is on the logarithm. `counts` has each request's tokens or 1, in the order of the
+    sends, NaN after the last. `latency` is from send to end, in seconds. All three have the shape (..., R, n).
     """
     replicates, lengths = counts.shape[-2], (~np.isnan(counts)).sum(-1)
     order = np.argsort(sent + latency, axis=-1)
@@ -387,11 +389,11 @@ def throughput(
 
 
 def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
-    """Variance of the time from a replicate's last send to its end, s².
+    """Return the variance of the time from a replicate's last send to its end, in s².
 
-    The drain ends with the last of c requests in flight. The position of slow ones is chance, which few replicates do
-    not show. The rest of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), F being the
-    distribution of all latencies; c is the mean number in flight at the last send. Shape (...).
+    The drain ends with the last of c requests in flight. Where the slow requests fall is chance, which few replicates
+    do not show. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), where
+    F is the distribution of all latencies and c the mean number in flight at the last send. Shape (...).
     """
     last = np.take_along_axis(sent, lengths[..., None] - 1, -1)
     flying = (sent + latency > last).sum((-2, -1)) / sent.shape[-2]
@@ -403,8 +405,8 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
     remaining = np.clip(1 - places / n, 0, 1) * steps
     finished = np.clip(np.cumsum(remaining, -1) / remaining.sum(-1, keepdims=True), 0, 1)
     c = np.maximum(flying, 1.0)[..., None]
-    # The share that has ended grows linearly within a step, and F^c of the slowest of c is integrated over it exactly:
-    # where latencies are alike, the first step is nearly all of the time.
+    # The ended share grows linearly within a step, and F^c for the slowest of c is integrated over the step exactly,
+    # since with similar latencies the first step is nearly all of the time.
     before = np.concatenate([np.zeros_like(finished[..., :1]), finished[..., :-1]], -1)
     growth = np.maximum(finished - before, SMALLEST_GROWTH)
     shares, squares = ((finished**power - before**power) / (power * growth) for power in (c + 1, c + 2))
@@ -419,10 +421,10 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
 def over_replicates(
     values: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int, fewest: int = FEWEST_REPLICATES
 ) -> Interval:
-    """The mean of a figure with one value per replicate, with Student's t over replicates, and over launches.
+    """Return the mean of a figure with one value per replicate, with Student's t over replicates and over launches.
 
-    Where all of a point are positive the intervals are of the logarithm; in no case do they go below zero. `values` are
-    of all replicates of all `count` points; NaN is left out. These launches have no interval of under `fewest`.
+    If all values of a point are positive, the intervals are on the logarithm. They never go below zero. `values` holds
+    all replicates of all `count` points; NaN is left out. Under `fewest` values give no interval of these launches.
     """
     there = ~np.isnan(values)
     values, point, launch = values[there], point[there], launch[there]
@@ -444,7 +446,7 @@ def over_replicates(
 
 
 def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) -> Interval:
-    """A figure without its intervals, or without the intervals of some points."""
+    """Return a figure without its intervals, or without the intervals of some points."""
     low, high, new_low, new_high = (np.where(where, np.nan, end) for end in figure[1:5])
     return Interval(
         figure.value, low, high, new_low, new_high, figure.effective_n, figure.by_launches & ~np.asarray(where)
@@ -454,7 +456,7 @@ def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) 
 def _over(
     parts: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Half of the intervals of these launches and of a new one, by Student's t over replicates and over launches."""
+    """Return half the intervals of these launches and of a new one, by Student's t over replicates and launches."""
     errors, n = _errors(parts, point, count)
     half = t(np.where(n >= FEWEST_REPLICATES, n - 1, np.nan)) * errors
     pairs, member = np.unique(np.stack([point, launch]), axis=1, return_inverse=True)
@@ -465,18 +467,18 @@ def _over(
 
 
 def _errors(parts: FloatArray, point: NDArray[Any], count: int) -> tuple[FloatArray, FloatArray]:
-    """`_error` of each point's parts, and their number."""
+    """Return `_error` of each point's parts, and the number of parts."""
     n = np.bincount(point, minlength=count).astype(np.float64)
     return np.asarray(np.sqrt(np.bincount(point, parts**2, count) * n / (n - 1)), np.float64), n
 
 
 def _relative(value: FloatArray, halves: Iterable[FloatArray], effective_n: FloatArray) -> Interval:
-    """A figure with intervals of its logarithm, of these halves."""
+    """Return a figure with intervals on its logarithm from these halves."""
     return _whole(value, (value * np.exp(sign * half) for half in halves for sign in (-1, 1)), effective_n)
 
 
 def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArray) -> Interval:
-    """Intervals with both of their ends or none; `ends` are for these launches, then for a new launch."""
+    """Return intervals with both ends or none. `ends` are for these launches, then for a new launch."""
     low, high, new_low, new_high = ends
     shown = np.isfinite(value)
     these, new = (shown & np.isfinite(begin) & np.isfinite(end) for begin, end in ((low, high), (new_low, new_high)))
@@ -486,10 +488,29 @@ def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArra
     return Interval(np.where(shown, value, np.nan), low, high, new_low, new_high, effective_n, by_launches)
 
 
-def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> FloatArray:
-    """The value at a place (from 0) between two of n order statistics, linearly; NaN outside them. Shape (...).
+def of_share(figure: Interval, independent: FloatArray) -> Interval:
+    """A share of requests with Wilson's interval (1927) of so many independent ones; of a new launch within 0 and 1."""
+    z2 = float(special.ndtri((1 + CONFIDENCE) / 2)) ** 2
+    share, n = figure.value, np.where(independent > 0, independent, np.nan)
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    new_low, new_high = (np.clip(end, 0, 1) for end in (figure.new_low, figure.new_high))
+    return Interval(share, middle - half, middle + half, new_low, new_high, n, np.zeros(share.shape, np.bool_))
 
-    It is infinite if the upper one is.
+
+def _linear(low: FloatArray, high: FloatArray, share: FloatArray, _count: NDArray[np.int64]) -> FloatArray:
+    return low + share * (high - low)
+
+
+def _between(
+    ordered: FloatArray,
+    place: FloatArray,
+    n: NDArray[np.int64],
+    rule: Callable[[FloatArray, FloatArray, FloatArray, NDArray[np.int64]], FloatArray] = _linear,
+) -> FloatArray:
+    """The value at a place (from 0) between two of n order statistics, by a rule; NaN outside them. Shape (...).
+
+    The result is infinite if the upper one is.
     """
     exists = (place >= 0) & (place <= n - 1)
     place = np.where(exists, place, 0.0)
@@ -499,11 +520,11 @@ def _between(ordered: FloatArray, place: FloatArray, n: NDArray[np.int64]) -> Fl
         np.take_along_axis(ordered, at.astype(np.int64)[..., None], -1)[..., 0] for at in (lower, lower + (share > 0))
     )
     with np.errstate(invalid="ignore"):
-        return np.where(exists, np.where(np.isfinite(high), low + share * (high - low), high), np.nan)
+        return np.where(exists, np.where(np.isfinite(high), rule(low, high, share, n), high), np.nan)
 
 
 def _middle_ranks(ordered: FloatArray) -> FloatArray:
-    """The rank of each sorted value; equal values share their middle rank, or their order would look like a trend."""
+    """Return the rank of each sorted value. Equal values share their middle rank, so that ties show no trend."""
     places = np.broadcast_to(np.arange(ordered.shape[-1], dtype=np.float64), ordered.shape)
     equal = ordered[..., 1:] == ordered[..., :-1]
     if not equal.any():

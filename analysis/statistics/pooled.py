@@ -1,8 +1,8 @@
-"""The figures of a run's points with their intervals, from the requests of all replicates of a point together.
+"""Computes the figures of a run's points with their intervals, from the pooled requests of all replicates of a point.
 
-A quantile of few requests is too low on average, and so is the mean of such quantiles. So the requests of a point's
-trials are pooled, and their gaps too. They are read for some points at a time. A point with an unreadable trial falls
-back on the means of its trials' own figures, has no interval of a quantile, and says so.
+A quantile of few requests is too low on average, and so is a mean of such quantiles. So the requests of a point's
+trials are pooled, and so are their gaps. They are read for a few points at a time. A point with an unreadable trial
+falls back on the means of its trials' figures, has no interval for a quantile, and says so.
 """
 
 import json
@@ -32,9 +32,9 @@ from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
 
-REQUESTS_AT_ONCE = 400_000  # requests held at once: ten series of them are 32 MB
-GAPS_OF_A_REQUEST = 20  # that take as much memory as a request's series
-MOST_GAPS = 8_000_000  # of a point, or its requests times the most gaps of one: beyond, they have no interval
+REQUESTS_AT_ONCE = 400_000  # requests in memory at once; ten series of them take 32 MB
+GAPS_OF_A_REQUEST = 20  # gaps that take as much memory as a request's series
+MOST_GAPS = 8_000_000  # of a point (requests x most gaps of one request); with more there is no interval
 OF_A_TRIAL = (
     "trial_id",
     "deployment_id",
@@ -54,27 +54,28 @@ THROUGHPUTS: Mapping[str, Sequence[str]] = {
 }
 """The throughputs over a whole run, and what each request adds to them: its tokens, or 1."""
 
+GOOD_SHARE = "goodput_share"
 REFERENCE_COLUMNS = ("agreement", "quality")
 """Figures of a comparison with a reference, which has intervals of its own: FIGURE_low, FIGURE_high."""
 
-Values = dict[str, FloatArray]  # of a trial's measured requests in the order of the sends, by column
+Values = dict[str, FloatArray]  # a trial's measured requests in the order of the sends, by column
 Codes = NDArray[np.int64]
-Replicates = list[tuple[FloatArray, ...]]  # arrays of each replicate of a point
+Replicates = list[tuple[FloatArray, ...]]  # arrays for each replicate of a point
 
 
 class _Point(NamedTuple):
-    """A point with all of its requests."""
+    """A point with all its requests."""
 
     number: int
     trials: list[Values]
-    windows: list[tuple[float, float]]  # begin and end of the trials' steady states
+    windows: list[tuple[float, float]]  # begin and end of each trial's steady state
     launches: list[int]
 
 
 def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[str, Interval], list[str]]:
-    """Return each measured column of all points, and for each point the columns that should be pooled and are not.
+    """Return every measured column for all points, and for each point the columns that could not be pooled.
 
-    `measured` are the columns of all trials, empty for those without a result; `point` is of each.
+    `measured` has the columns of all trials, empty if a trial has no result; `point` is the point of each trial.
     """
     count = int(point.max(initial=-1)) + 1
     ok_launches = launches(run)
@@ -93,21 +94,25 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
     }
     pooled = {name: statistic for name, statistic in pooled.items() if name in figures}
     for name, statistic in pooled.items():
-        figure = figures[name]  # until the requests are read, of the trials' own
-        if statistic.name not in ("mean", "p50"):  # of few requests it does not hold (docs/measurements/coverage.md)
+        figure = figures[name]  # from the trials' own figures until the requests are read
+        if statistic.name not in ("mean", "p50"):  # invalid for few requests (docs/measurements/coverage.md)
             figure = without_intervals(figure)
         figures[name] = figure._replace(by_launches=np.isfinite(figure.low))
     unpooled = {name: np.isfinite(figures[name].value) for name in [*pooled, *(THROUGHPUTS.keys() & figures.keys())]}
+    unbelieved = np.ones(count, np.bool_)  # points whose trials' input tokens do not fit their prompts
+    if "total_throughput" in measured:
+        unbelieved[point[measured["total_throughput"].notna().to_numpy()]] = False
     for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], ok_launches, pooled):
         for name, interval, chosen in _figures(points, pooled, figures.keys()):
             positions = [point.number for point in chosen]
             unpooled[name][positions] = False
+            without = unbelieved[positions] if name == "total_throughput" else np.zeros(len(positions), np.bool_)
             for column, values in zip(figures[name], interval, strict=True):
-                column[positions] = values
+                column[positions] = np.where(without, np.nan, values)
     unsettled = np.zeros(count, np.bool_)
     unsettled[point[measured.index.get_indexer(run.ok.index[run.ok["steady_begin"].isna()])]] = True
     for name in rates & figures.keys() | {name for name, statistic in pooled.items() if statistic.steady}:
-        figures[name] = without_intervals(figures[name], unsettled)  # those that have a steady state were selected
+        figures[name] = without_intervals(figures[name], unsettled)  # only trials with a steady state were selected
     if "cost_per_million_tokens" in figures and "output_throughput" in figures:
         hourly = (
             (measured["cost_per_million_tokens"] * measured["output_throughput"])
@@ -116,6 +121,13 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
             .to_numpy(np.float64)
         )
         figures["cost_per_million_tokens"] = _per(hourly, figures["output_throughput"])
+    if GOOD_SHARE in figures and "e2el_p50" in figures:
+        requests = (
+            run.ok["num_requests"].astype("float64").groupby(point[measured.index.get_indexer(run.ok.index)]).sum()
+        )
+        all_requests = requests.reindex(range(count)).to_numpy(np.float64)
+        independent = np.fmin(figures["e2el_p50"].effective_n, all_requests)
+        figures[GOOD_SHARE] = intervals.of_share(figures[GOOD_SHARE], independent)
     for name in REFERENCE_COLUMNS:
         if {name, f"{name}_low", f"{name}_high"} <= {*measured}:
             ends = measured[[f"{name}_low", f"{name}_high"]].groupby(point).mean().to_numpy(np.float64).T
@@ -124,12 +136,12 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
 
 
 def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
-    """A figure with the interval of its trials' comparison instead of one over trials.
+    """Return a figure with the interval of its trials' comparisons instead of an interval over trials.
 
-    All launches compare the same sample, so the choice of the sample adds the same to each figure. It does not show in
-    their spread, but the comparison's interval includes it. For a new launch the figure varies by both, which are
-    independent: each half is the root of the sum of the two squares. An engine's own noise within a comparison counts
-    in both, so the interval is slightly too wide, never too narrow. `low` and `high` are means over trials.
+    All launches compare the same sample, so the choice of the sample shifts every figure equally. The spread does not
+    show this, but the comparison's interval includes it. For a new launch the figure varies by both, independently, so
+    half the interval is the root of the sum of the two squares. An engine's own noise within a comparison counts in
+    both, so the interval is slightly too wide, never too narrow. `low` and `high` are means over trials.
     """
     new_low = np.maximum(figure.value - np.hypot(figure.value - figure.new_low, figure.value - low), 0)
     new_high = figure.value + np.hypot(figure.new_high - figure.value, high - figure.value)
@@ -137,7 +149,7 @@ def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArra
 
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":
-    """True for each ok trial measured at an endpoint, which others launched."""
+    """Return, for each ok trial, whether it was measured at an endpoint, which others launched."""
     deployments = run.ok.drop_duplicates("deployment_id")
     configs = [json.loads(str(config)) if pd.notna(config) else {} for config in deployments["config"]]
     attached = [(config.get("backend") or {}).get("url") is not None for config in configs]
@@ -145,7 +157,7 @@ def of_endpoints(run: Run) -> "pd.Series[bool]":
 
 
 def launches(run: Run) -> "pd.Series[int]":
-    """The launch of the engine that each ok trial ran on, as a number. An endpoint's trials are all of one launch."""
+    """Return the number of the launch on which each ok trial ran. All trials at an endpoint share one launch."""
     deployment = run.ok["deployment_id"].astype(str)
     launch = (deployment + "/" + run.ok["attempt"].astype(str)).where(~of_endpoints(run), deployment)
     if "launch" in run.ok:
@@ -154,7 +166,7 @@ def launches(run: Run) -> "pd.Series[int]":
 
 
 def pooled_columns(run: Run) -> dict[str, Statistic]:
-    """The columns of statistics that are of all requests of a point, and quantiles of all its batches and gaps."""
+    """Return the columns of statistics over all requests of a point, and of quantiles over all its batches and gaps."""
     return {column: statistic for column, statistic in columns(run.percentiles).items() if _is_pooled(statistic)}
 
 
@@ -165,7 +177,7 @@ def _is_pooled(statistic: Statistic) -> bool:
 
 
 def _per(hourly: FloatArray, throughput: Interval) -> Interval:
-    """A cost per token from the throughput's figure: its low end is where the throughput is high."""
+    """Return the cost per token from the throughput's figure. A high throughput gives the low end of the cost."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return Interval(
             hourly / throughput.value,
@@ -184,14 +196,14 @@ def _per(hourly: FloatArray, throughput: Interval) -> Interval:
 def _parts(
     run: Run, point: "pd.Series[int]", launch: "pd.Series[int]", pooled: Mapping[str, Statistic]
 ) -> Iterator[list[_Point]]:
-    """The points whose requests can all be read, some at a time."""
+    """Yield the points whose requests can all be read, a few at a time."""
     quantities = {statistic.quantity.name: statistic.quantity for statistic in pooled.values()}
     series = {name: quantity.request_column for name, quantity in quantities.items() if quantity.per == "request"}
     latencies = [name for name in series if quantities[name].kind == "latency"]
     of_gaps = {name: quantity.function for name, quantity in quantities.items() if quantity.per == "gap"}
     batch, requests = list[_Point](), 0
-    ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # hundreds of columns would be copied for a point
-    ok_rows = ok_rows.astype(object).where(ok_rows.notna(), None)  # a row of columns of many types takes 1 ms to take
+    ok_rows = run.ok[[name for name in OF_A_TRIAL if name in run.ok]]  # else hundreds of columns are copied each time
+    ok_rows = ok_rows.astype(object).where(ok_rows.notna(), None)  # taking a row across many column types takes 1 ms
     for index, ok in ok_rows.groupby(point, sort=False):
         trials = list[Values]()
         for _, trial in ok.iterrows():
@@ -216,14 +228,14 @@ def _parts(
 def _read(
     run: Run, trial: "pd.Series[Any]", series: Mapping[str, str], latencies: Sequence[str], of_gaps: Mapping[str, Any]
 ) -> Values | None:
-    """The measured requests of a trial; None if they are missing, damaged, or do not match its row.
+    """Return a trial's measured requests; None if they are missing, damaged, or do not match its row.
 
-    The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last.
+    The series of gaps have the shape (requests with a gap, most gaps of one), NaN after a request's last gap.
     """
     chunks = ["chunk_us", "chunk_tokens"] if of_gaps and pd.notna(trial["itl_mean"]) else []
     needed = written_columns([*series.values(), *OF_A_REQUEST, *chunks, "phase", "batch", "error"])
     table = read_if_whole(read_table, trial_folder(run, trial) / "requests.parquet", needed)
-    if table is None or not set(needed) <= set(table.column_names):  # damaged, or of an older version
+    if table is None or not set(needed) <= set(table.column_names):  # damaged, or from an older version
         return None
     batch = table["batch"].fill_null(UNKNOWN).to_numpy()
     mask = pc.equal(table["phase"], "measured").to_numpy()
@@ -235,7 +247,7 @@ def _read(
     arrays = {field: table[column].to_numpy()[mask].astype(np.float64) for field, column in sources.items()}
     arrays |= {"took": arrays["service_e2el"], "batch": batch[mask].astype(np.float64)}
     arrays["failed"] = table["error"].is_valid().to_numpy()[mask].astype(np.float64)
-    if trial["client_stamp_source"] == "engine":  # its latencies leave out the way to the client
+    if trial["client_stamp_source"] == "engine":  # its latencies exclude the way to the client
         arrays |= {field: np.full_like(arrays[field], np.nan) for field in latencies}
     order = np.argsort(arrays["sent"], kind="stable")
     arrays = {field: column[order] for field, column in arrays.items()}
@@ -246,7 +258,7 @@ def _read(
 
 
 def _gaps(requests: pa.Table, function: Callable[[Block], NDArray[Any]]) -> FloatArray:
-    """A series of gaps, s, in 4 bytes each. Shape (requests with a gap, most gaps of one)."""
+    """Return a series of gaps in seconds, in 4 bytes each. Shape (requests with a gap, most gaps of one)."""
     us, tokens = (requests[column].combine_chunks() for column in ("chunk_us", "chunk_tokens"))
     request = np.repeat(np.arange(len(us)), us.value_lengths().to_numpy())
     tokens = tokens.flatten().to_numpy()
@@ -265,7 +277,7 @@ def _gaps(requests: pa.Table, function: Callable[[Block], NDArray[Any]]) -> Floa
 def _figures(
     points: list[_Point], pooled: Mapping[str, Statistic], names: Collection[str]
 ) -> Iterator[tuple[str, Interval, list[_Point]]]:
-    """The figures of the points' requests: column, figure and the points that it is of."""
+    """Yield (column, interval, points): each figure pooled over requests, with the points that it describes."""
     groups: dict[tuple[str, bool], list[Statistic]] = defaultdict(list)
     for statistic in pooled.values():
         groups[statistic.quantity.name, statistic.steady].append(statistic)
@@ -277,7 +289,7 @@ def _figures(
             [(sample,) for sample in _replicates(point, statistics[0], steady)] for point in points
         ]
         for chosen, (sample,), launch in _batches(points, samples):
-            for statistic, interval in _of_requests(sample, launch, statistics):  # or of batches, as if they were
+            for statistic, interval in _of_requests(sample, launch, statistics):  # or of batches, treated as requests
                 yield statistic.column, interval, chosen
     for figure in THROUGHPUTS.keys() & set(names):
         samples = [[_work(trial, figure) for trial in point.trials] for point in points]
@@ -312,14 +324,14 @@ def _figures_of_gaps(
 
 
 def _rank(statistic: Statistic) -> float:
-    """0.99 of p99."""
+    """Return the rank of a percentile, e.g. 0.99 for p99."""
     return float(statistic.name[1:].replace("_", ".")) / 100
 
 
 def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[FloatArray]:
-    """The values of each replicate, in its steady state for a steady statistic; failed requests are +∞.
+    """Return each replicate's values, within its steady state for a steady statistic. Failed requests are +∞.
 
-    A failed request's wait for a slot is known, and the client's own delay is not a latency.
+    But a failed request's wait for a slot is known, and the client's own delay is not a latency.
     """
     quantity = statistic.quantity
     for trial, (begin, end) in zip(point.trials, point.windows, strict=True):
@@ -332,13 +344,13 @@ def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[F
         else:
             sample = np.where(failed, np.nan, sample)
         if steady:
-            sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # if only due: then
+            sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # if only due: the due time
             sample = sample[(sent >= begin) & (sent <= end)]
         yield sample[~np.isnan(sample)]
 
 
 def _batch_latencies(trial: Values) -> FloatArray:
-    """From the first send of each lockstep batch to its last token; +∞ where a request failed."""
+    """Return the time from each lockstep batch's first send to its last token; +∞ if a request failed."""
     ends = trial["sent"] + trial["took"]
     ends[(trial["failed"] > 0) | np.isnan(ends)] = np.inf
     frame = pd.DataFrame({"batch": trial["batch"], "sent": trial["sent"], "end": ends})
@@ -349,7 +361,7 @@ def _batch_latencies(trial: Values) -> FloatArray:
 def _of_requests(
     sample: FloatArray, launch: Sequence[int], statistics: Sequence[Statistic]
 ) -> Iterator[tuple[Statistic, Interval]]:
-    """Statistics of values of shape (points, R, n); a mean is of the requests that succeeded."""
+    """Yield statistics of values of shape (points, R, n). A mean covers the successful requests."""
     pool = PooledRequests(sample, launch)
     for statistic in statistics:
         if statistic.name != "mean":
@@ -367,13 +379,13 @@ def _of_requests(
 
 
 def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
-    """Each request's part of a throughput, its send time, and how long it took or was tried."""
+    """Return each request's part of a throughput, its send time, and how long it took or was tried."""
     done = np.where(trial["failed"] > 0, 0.0, 1.0)
     if THROUGHPUTS[name]:
         done = done * np.where(done > 0, sum(trial[column] for column in THROUGHPUTS[name]), 0.0)
     latency = np.where(trial["failed"] > 0, trial["ended"] - trial["sent"], trial["took"])
     there = ~np.isnan(trial["sent"]) & ~np.isnan(latency)
-    if np.isnan(done).any():  # the tokens of one are unknown, and so is their sum
+    if np.isnan(done).any():  # one request's tokens are unknown, so their sum is too
         there &= False
     return done[there], trial["sent"][there], latency[there]
 
@@ -381,9 +393,9 @@ def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
 def _batches(
     points: list[_Point], samples: Sequence[Replicates]
 ) -> Iterator[tuple[list[_Point], list[FloatArray], list[int]]]:
-    """Points with as many replicates and launches together: their samples in arrays of shape (points, R, n).
+    """Yield points with equal numbers of replicates and launches together, in arrays of shape (points, R, n).
 
-    A replicate without a value is left out.
+    Replicates without a value are left out.
     """
     alike: dict[tuple[int, ...], list[tuple[_Point, Replicates]]] = defaultdict(list)
     for point, replicates in zip(points, samples, strict=True):

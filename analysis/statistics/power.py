@@ -1,9 +1,9 @@
-"""The change that so many launches detect, and the launches that detect a change.
+"""Computes the change that a number of launches detects, and the launches needed to detect a change.
 
-The spread that a few launches show may be half of the true one, and a change would then need four times as many
-launches. So the detectable change, and the launches that detect it, are averaged over the possible true spreads: the
-square is the measured one's times the degrees of freedom over a chi-squared variable of as many (Fisher's fiducial
-distribution, 1935). They then hold nine times in ten over everything that a few launches may show.
+The spread among a few launches may be half the true spread, and then a change needs four times as many launches. So
+the detectable change and the needed launches are averaged over possible true spreads. The true variance is the measured
+variance times the degrees of freedom, divided by a chi-squared variable with as many degrees of freedom (Fisher's
+fiducial distribution, 1935). The results then hold nine times in ten, whatever spread a few launches happen to show.
 """
 
 import math
@@ -13,26 +13,26 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-POWER = 0.9  # with which the smallest change is found
-MOST_LAUNCHES = 10_000  # that are advised
-CHANCES = (np.arange(64) + 0.5) / 64  # of a spread, over which a probability is averaged
+POWER = 0.9  # probability with which the smallest change is detected
+MOST_LAUNCHES = 10_000  # most launches to advise
+CHANCES = (np.arange(64) + 0.5) / 64  # quantiles of a spread, over which a probability is averaged
 
 
 class Error(NamedTuple):
-    """The standard error of the logarithm of a ratio, with its degrees of freedom; NaN where unknown."""
+    """The standard error of a ratio's logarithm, with its degrees of freedom; NaN if unknown."""
 
     error: float
     freedom: float
-    launches: int  # of the point that has fewer
-    known: bool = False  # from elsewhere: more launches do not add to its freedom
+    launches: int  # of the point with fewer launches
+    known: bool = False  # measured elsewhere, so more launches do not add freedom
 
     def half_width(self, level: float) -> float:
-        """Half of the interval of the logarithm at this level; NaN if the launches are too few."""
+        """Return half the interval of the logarithm at this level; NaN if there are too few launches."""
         return float(special.stdtrit(self.freedom, (1 + level) / 2)) * self.error if self.freedom > 0 else math.nan
 
 
 def smallest_change(error: Error, launches: int, level: float) -> float:
-    """The smallest relative change that so many launches detect with a probability of POWER; NaN if they cannot."""
+    """Return the smallest relative change that these launches detect with probability POWER, or NaN."""
     if launches < (1 if error.known else 2) or not error.freedom > 0:
         return math.nan
     if error.known:
@@ -44,17 +44,17 @@ def smallest_change(error: Error, launches: int, level: float) -> float:
 
 @cache
 def _errors_needed(known: float, new: float, level: float) -> float:
-    """The standard errors, as measured, by which a change must exceed 0 to be detected with a probability of POWER.
+    """Return by how many measured standard errors a change must exceed 0 to be detected with probability POWER.
 
-    `known` are the degrees of freedom of that error, `new` of the measurement that should detect the change.
+    `known` is that error's degrees of freedom, `new` those of the measurement that should detect the change.
     """
 
     def probability(errors: float) -> float:
         chances = special.ndtr(errors / true_error[:, None] - critical * new_error)
         return float(chances.mean())
 
-    true_error = np.sqrt(known / special.chdtri(known, CHANCES))  # over the measured one
-    new_error = np.sqrt(special.chdtri(new, CHANCES) / new)  # over the true one
+    true_error = np.sqrt(known / special.chdtri(known, CHANCES))  # relative to the measured error
+    new_error = np.sqrt(special.chdtri(new, CHANCES) / new)  # relative to the true error
     critical = special.stdtrit(new, (1 + level) / 2)
     low, high = 0.0, 1.0
     while probability(high) < POWER:
@@ -66,7 +66,7 @@ def _errors_needed(known: float, new: float, level: float) -> float:
 
 
 def launches_for(error: Error, change: float, level: float) -> int:
-    """The fewest launches that detect this relative change with a probability of POWER; 0 if unknown, or too many."""
+    """Return the fewest launches that detect a relative change with probability POWER; 0 if unknown or too many."""
     if not smallest_change(error, MOST_LAUNCHES, level) <= change:
         return 0
     too_few, enough = 0, MOST_LAUNCHES

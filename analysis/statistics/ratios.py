@@ -1,4 +1,4 @@
-"""Ratios of each point to the baseline's, and of each step of a ladder to the step below it."""
+"""Computes the ratio of each point to the baseline, and of each step of a ladder to the step below it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +17,14 @@ RATIO_COLUMNS = ("", "_ci_low", "_ci_high")
 
 
 def against_baseline(run: Run, points: pd.DataFrame, contests: Contests) -> pd.DataFrame:
-    """`<headline>_vs_baseline`, times the baseline at the same workload and load, with its interval."""
+    """Return `<headline>_vs_baseline`: the ratio to the baseline at the same workload and load, with its interval."""
     if not is_baseline(points, run.baseline).any():
         return pd.DataFrame(index=points.index)
     return _ratios(contests, baseline_points(points, run.baseline), "vs_baseline")
 
 
 def against_parent(run: Run, points: pd.DataFrame, contests: Contests) -> pd.DataFrame:
-    """`ladder_parent` and `<headline>_vs_parent`, times the parent of a ladder's step."""
+    """Return `ladder_parent` and `<headline>_vs_parent`, the ratio to the parent of a ladder's step."""
     if "ladder" not in points or "ladder_parent" not in run.trials:
         return pd.DataFrame(index=points.index)
     steps = run.trials.dropna(subset=["ladder", "ladder_parent"])
@@ -41,7 +41,7 @@ def against_parent(run: Run, points: pd.DataFrame, contests: Contests) -> pd.Dat
 
 
 def _ratios(contests: Contests, partners: Sequence[int | None], name: str) -> pd.DataFrame:
-    """For each point how many times its partner it is, with the interval, in the HEADLINE columns."""
+    """Return each point's ratio to its partner, with the interval, for the HEADLINE columns."""
     pairs = [(index, partner) for index, partner in enumerate(partners) if partner is not None and partner != index]
     columns: dict[str, NDArray[np.float64]] = {}
     for headline in HEADLINE:
@@ -55,9 +55,9 @@ def _ratios(contests: Contests, partners: Sequence[int | None], name: str) -> pd
 
 
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
-    """The position of each point's baseline point; None without one, or with several.
+    """Return the position of each point's baseline point; None unless there is exactly one.
 
-    It must have the same workload and load, and be as alike as possible in everything that the baseline does not name.
+    It must have the same workload and load, and be as similar as possible in keys that the baseline does not name.
     """
     baseline = _in_columns(points, baseline)
     keys = [str(column) for column in points.columns if column not in COUNTS]
@@ -81,7 +81,7 @@ def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int 
 
 
 def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bool_]:
-    """Return which points belong to the baseline; empty without a baseline or its points."""
+    """Return which points belong to the baseline; none if there is no baseline or it has no points."""
     baseline = _in_columns(points, baseline)
     if not baseline or not set(baseline) <= set(points.columns):
         return np.zeros(len(points), np.bool_)
@@ -92,10 +92,10 @@ def is_baseline(points: pd.DataFrame, baseline: dict[str, Any]) -> NDArray[np.bo
 
 
 def _in_columns(points: pd.DataFrame, baseline: dict[str, Any]) -> dict[str, Any]:
-    """The baseline under the columns of its keys: batch_size for load.batch_size (see `_repeats`)."""
+    """Return the baseline with its keys renamed to the table's columns, e.g. load.batch_size to batch_size."""
     return {key if key in points else key.rpartition(".")[2]: value for key, value in baseline.items()}
 
 
 def _same(value: Any, expected: Any) -> bool:
-    """An axis of mixed values is text in the table."""
+    """Compare a value with the expected one, since an axis of mixed values is text in the table."""
     return bool(value == expected) or (isinstance(value, str) and value == str(expected))

@@ -1,11 +1,11 @@
-"""Quantiles of any number of requests and gaps, from the files: they need not fit in memory.
+"""Computes quantiles of any number of requests and gaps from the files, even if they do not fit in memory.
 
     analysis.quantiles("results/serving").table
 
 Latencies of requests are exact. The gaps of all trials go into a histogram (`sweep.numbers.gap_histogram`), whose
-quantiles are at most 0.4 % off. Several threads read files, a row group at a time. Reading pages and counting gaps
-release the interpreter for most of the time. New processes would instead import the calling script, and run it again if
-nothing guards its lines.
+quantiles are at most 0.4 % off. Several threads read files, one row group at a time. Reading pages and counting gaps
+release the interpreter lock most of the time. New processes would instead import the calling script, and run it again
+if nothing guards its lines.
 """
 
 import os
@@ -26,22 +26,22 @@ from sweep.numbers.quantity import percentile_name
 
 @dataclass(frozen=True)
 class Quantiles:
-    """The quantiles of each trial, and of the gaps of all trials together; seconds."""
+    """The quantiles of each trial, and of the gaps of all trials together, in seconds."""
 
-    table: pd.DataFrame  # a row a trial: trial_id, requests, gaps, {ttft,e2el,tpot,itl}_{p50,p99}
+    table: pd.DataFrame  # one row per trial: trial_id, requests, gaps, {ttft,e2el,tpot,itl}_{p50,p99}
     all_gaps: dict[str, float]  # itl_p50, …
     gaps: int
-    damaged: list[str]  # files that are left out, each with the reason
-    largest_error: float = LARGEST_ERROR  # relative, of the quantiles of gaps
+    damaged: list[str]  # files left out, with the reason
+    largest_error: float = LARGEST_ERROR  # relative error of the gaps' quantiles
 
 
 def quantiles(
     folder: str | Path, percentiles: Sequence[float] = (50, 99), threads: int | None = None, all_rows: bool = False
 ) -> Quantiles:
-    """The quantiles of the measured requests of a run's trials; a file that is damaged is named and left out.
+    """Return the quantiles of the measured requests in a run's trials. Damaged files are listed and left out.
 
     Raises:
-        RunNotFound, DamagedFile, ConfigError: as `analysis.load`.
+        RunNotFound, DamagedFile, ConfigError: as in `analysis.load`.
     """
     run = open_run(folder, all_rows)
     trials = run.trials[run.trials["attempt"].notna()]
@@ -70,10 +70,10 @@ def _of_gaps(counts: np.ndarray[tuple[int], np.dtype[np.int64]], percentiles: Se
 
 
 QUANTILE_COLUMNS = {
-    "trial_id": ("", "the trial; one whose file is damaged has no row"),
-    "requests": ("", "measured requests, failed ones included"),
-    "gaps": ("", "between tokens of one answer"),
-    "ttft_pN, e2el_pN, tpot_pN": ("s", "quantiles over its requests, for each of `percentiles` (50 and 99); exact"),
+    "trial_id": ("", "the trial; a trial with a damaged file has no row"),
+    "requests": ("", "measured requests, including failed ones"),
+    "gaps": ("", "gaps between tokens of one answer"),
+    "ttft_pN, e2el_pN, tpot_pN": ("s", "exact quantiles over its requests, for each of `percentiles` (50 and 99)"),
     "itl_pN": ("s", "quantiles over its gaps, at most 0.4 % off"),
 }
 """The columns of `Quantiles.table`, for docs/columns.md."""

@@ -1,7 +1,7 @@
-"""Which points share a task, how any two of them compare by any figure, and who of them is best.
+"""Decides which points share a task, how any two of them compare by any figure, and which is best.
 
-Every ratio of two points is worked out here, for the summary, the answers, `sweep compare`, `sweep explain` and the
-report: points of one task and load are compared in one contest of them all.
+Every ratio of two points is computed here, for the summary, the answers, `sweep compare`, `sweep explain` and the
+report. All points at one task and load are compared in one contest.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.headline import ASKED
-from analysis.load import Run
+from analysis.load import IMPORTED, Run
 from analysis.quantities import LabelledColumn
 from analysis.statistics.comparison import Contest, Positions, Trials, contest, fit, positions, trials_of
 from analysis.statistics.intervals import FloatArray
@@ -21,16 +21,16 @@ from analysis.statistics.pooled import THROUGHPUTS
 from analysis.statistics.survivors import without_lost
 from sweep.numbers.warnings import AS_OFFERED, TRIAL_CHECKS, Check, ResultWarning, Severity, trial_warnings
 
-GPUS = "backend.gpus"  # of one engine: configurations on several and on one are no rivals
-UNEQUAL = 1.1  # most over fewest tokens in an answer, beyond which durations are not compared
-BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities that longer answers change
+GPUS = "backend.gpus"  # GPUs of one engine; configurations with different numbers are not rivals
+UNEQUAL = 1.1  # most / fewest tokens in an answer; beyond it durations are not compared
+BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities that depend on the length of answers
 SEVERE_CHECKS = [check for check in TRIAL_CHECKS if check.kind.severity is Severity.SEVERE]
 
-Severe = dict[int, dict[str, tuple[str, ...]]]  # by point: code -> the columns that it concerns; none: all
+Severe = dict[int, dict[str, tuple[str, ...]]]  # by point: code -> the columns it concerns (empty: all)
 
 
 class Standing(StrEnum):
-    """A point's standing among the points of its task and load."""
+    """A point's standing among the points at its task and load."""
 
     BEST = "best"
     TIED = "tie with the best"
@@ -38,38 +38,38 @@ class Standing(StrEnum):
 
 
 def question_columns(points: pd.DataFrame) -> list[str]:
-    """The columns that say what was asked, and of how many GPUs: points that agree in them are compared."""
+    """Return the columns that identify a question, including the number of GPUs. Points with equal values compete."""
     return [str(key) for key in points if str(key).split(".")[0] in ASKED or key == GPUS]
 
 
 def question_numbers(points: pd.DataFrame) -> Positions:
-    """The number of each point's question."""
+    """Return the number of each point's question."""
     return np.asarray(points.groupby(question_columns(points), dropna=False, sort=False).ngroup(), np.int64)
 
 
 @dataclass(frozen=True)
 class Contests:
-    """The trials of one run or several, by points and questions: any two points compare by any figure, in one way."""
+    """The trials of one or several runs, by points and questions. Any two points compare by any figure in one way."""
 
     question: Positions  # of each point
     trials: Trials
-    figures: pd.DataFrame  # of the trials; NaN where missing, or the point has lost it to failures
-    as_offered: NDArray[np.bool_]  # of each point: its throughput is what an open loop asked for
-    answer_tokens: FloatArray  # of each point, in an answer; NaN where unknown
+    figures: pd.DataFrame  # of the trials; NaN if missing, or if the point lost it to failures
+    as_offered: NDArray[np.bool_]  # of each point: whether an open loop set its throughput
+    answer_tokens: FloatArray  # of each point, per answer; NaN if unknown
     severe: Severe
     _contests: dict[tuple[str, tuple[int, ...]], Contest] = field(default_factory=dict, repr=False)
     _ranked: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
     _rows: list[list[Positions]] = field(default_factory=list, repr=False)
 
     def barred(self, columns: Collection[str], point: int) -> list[str]:
-        """The severe warnings about a point for which it cannot be best by these columns."""
+        """Return the severe warnings that keep a point from being best by these columns."""
         severe = self.severe.get(point, {}).items()
         return [code for code, concerned in severe if not concerned or not {*concerned}.isdisjoint(columns)]
 
     def ranked(self, quantity: LabelledColumn, points: Positions, chosen_load: bool = False) -> NDArray[np.bool_]:
-        """Which points of a question can be best: not barred, as offered, nor done sooner by shorter answers.
+        """Return which points can be best: not barred, not as offered, and not faster due to shorter answers.
 
-        With a `chosen_load`, the highest rate within an SLO, what was offered is the answer.
+        With a `chosen_load` (the highest rate within an SLO), the offered load is the answer itself.
         """
         ranked = np.array([not self.barred([quantity.column], int(point)) for point in points], np.bool_)
         ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED and not chosen_load))
@@ -81,7 +81,7 @@ class Contests:
     def of_points(
         self, quantity: LabelledColumn, points: Sequence[int] | Positions, choices: int = 0, best: int | None = None
     ) -> Contest:
-        """The contest of just these points, in their order; `choices` and `best` as `comparison.contest`."""
+        """Return the contest of only these points, in their order. `choices` and `best`: see `comparison.contest`."""
         if not self._rows:
             self._rows.append(positions(self.trials.point, len(self.question)))
         rows = np.concatenate([self._rows[0][point] for point in points]) if len(points) else np.zeros(0, np.int64)
@@ -92,10 +92,10 @@ class Contests:
         return contest(model, quantity.better, choices, best)
 
     def shared(self, quantity: LabelledColumn, points: Sequence[int] | Positions) -> tuple[Contest, Positions]:
-        """The contest that has these points' ratios, and their places in it.
+        """Return the contest that holds these points' ratios, and the points' places in it.
 
-        That of all points of one task and load that can be best, or of all of them; of these points
-        alone if they were asked different things.
+        It covers all points at one task and load that can be best, or else all of them. Points with
+        different questions get a contest of their own.
         """
         points = np.asarray(points, np.int64)
         members, better = np.unique(points), quantity.better
@@ -113,9 +113,9 @@ class Contests:
         return self._contests[key], np.asarray(np.searchsorted(members, points), np.int64)
 
     def ratios(self, quantity: LabelledColumn, pairs: Sequence[tuple[int, int]]) -> FloatArray:
-        """The ratios of pairs of points, and the ends of their intervals. Shape (3, pairs).
+        """Return the ratios of pairs of points and the ends of their intervals. Shape (3, pairs).
 
-        Pairs across questions have intervals that hold for all of them that have a point in common.
+        Pairs across questions have intervals that hold for all such pairs with a point in common.
         """
         ratios = np.full((3, len(pairs)), np.nan)
         for chosen in self._together(quantity, pairs):
@@ -125,7 +125,7 @@ class Contests:
         return ratios
 
     def _together(self, quantity: LabelledColumn, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """The places of the pairs that one contest has: of a question, of its ranked points, or across questions."""
+        """Yield the places of pairs that share a contest: of a question, of its ranked points, or across questions."""
         groups: dict[tuple[int, bool], list[int]] = {}
         across: list[int] = []
         ranked = self._ranked_of_all(quantity)
@@ -145,7 +145,7 @@ class Contests:
         return self._ranked[quantity.column]
 
     def standings(self, quantity: LabelledColumn, shown: FloatArray) -> list[str | None]:
-        """The standing of each point by its figure, as it is shown; None if it is alone in its task and load."""
+        """Return each point's standing by its shown figure; None if it is alone at its task and load."""
         column: list[str | None] = [None] * len(self.question)
         for members in by_question(self.question):
             members = members[self.ranked(quantity, members) & np.isfinite(shown[members])]
@@ -163,7 +163,7 @@ class Contests:
 
 
 def warnings_of_trials(trials: pd.DataFrame, checks: Sequence[Check] = TRIAL_CHECKS) -> Iterator[list[ResultWarning]]:
-    """The warnings about each of some trials."""
+    """Yield the warnings about each trial."""
     names = dict.fromkeys(["trial_id", "outcome", *(column for check in checks for column in check.columns)])
     rows = trials[[name for name in names if name in trials]].astype(object)
     for row in rows.where(rows.notna(), None).to_dict("records"):
@@ -173,9 +173,9 @@ def warnings_of_trials(trials: pd.DataFrame, checks: Sequence[Check] = TRIAL_CHE
 def contests_of(
     run: Run, question: Positions, point: Positions, figures: pd.DataFrame, unpooled: Sequence[str] = ()
 ) -> Contests:
-    """The contests of a run's points by their questions, and by figures of the trials that no point has lost.
+    """Return the contests of a run's points, by their questions and by the trials' figures that no point has lost.
 
-    `point` is of each trial with a result; `unpooled` the figures of each point whose requests could not be read.
+    `point` is the point of each trial with a result. `unpooled` lists each point's figures without readable requests.
     """
     ok, count = run.ok, len(question)
     offered = ok["below_saturation"].eq(True).fillna(False).to_numpy(np.bool_)
@@ -185,7 +185,10 @@ def contests_of(
     for index, warnings in zip(point, warnings_of_trials(ok, SEVERE_CHECKS), strict=True):
         for warning in warnings:
             severe.setdefault(int(index), {})[warning.code] = warning.kind.quantities
-    for index in np.unique(point[ok["attempt"].notna()]) if any(unpooled) else ():  # imported rows have no requests
+    imported = ok["trial_id"].str.startswith(IMPORTED).to_numpy(np.bool_)
+    for index in np.unique(point[imported]):  # without protocol, machine and requests it is nobody's rival
+        severe.setdefault(int(index), {})["imported"] = ()
+    for index in np.unique(point[ok["attempt"].notna()]) if any(unpooled) else ():
         if percentiles := tuple(name for name in unpooled[index].split(", ") if name and name not in THROUGHPUTS):
             severe.setdefault(int(index), {})["unpooled-statistics"] = percentiles
     return Contests(
@@ -199,13 +202,13 @@ def contests_of(
 
 
 def run_contests(run: Run, points: pd.DataFrame, point: Positions, columns: Sequence[str]) -> Contests:
-    """The contests of a run's points by some columns; `point` is of each trial with a result."""
+    """Return the contests of a run's points by these columns. `point` is the point of each trial with a result."""
     figures = run.ok[[name for name in columns if name in run.ok]].astype("float64")
     return contests_of(run, question_numbers(points), point, without_lost(run, figures, point))
 
 
 def joined(parts: Sequence[Contests], question: Positions) -> Contests:
-    """The contests of several runs' points, one run after another, by the question of each."""
+    """Return the contests of several runs' points, one run after another, by each point's question."""
     begins = np.cumsum([0, *(len(part.question) for part in parts)])
     points = [part.trials.point + begin for part, begin in zip(parts, begins, strict=False)]
     return Contests(
@@ -227,13 +230,13 @@ def joined(parts: Sequence[Contests], question: Positions) -> Contests:
 
 
 def by_question(question: Positions) -> list[Positions]:
-    """The points of each question, ascending."""
+    """Return the points of each question, in ascending order."""
     order = np.argsort(question, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(question[order])) + 1) if len(order) else []
 
 
 def _families(pairs: Sequence[tuple[int, int]], chosen: Sequence[int]) -> list[list[int]]:
-    """The places of the chosen pairs in groups that have no point in common."""
+    """Return the places of the chosen pairs, in groups without a common point."""
     root: dict[int, int] = {}
 
     def find(point: int) -> int:

@@ -1,7 +1,7 @@
-"""Figures that a point lacks because of its failed requests, and their known bounds.
+"""Finds figures that a point lacks because of failed requests, and their known bounds.
 
-A failed request is slower than any other, so a quantile that falls on one does not exist. A mean over the replicates
-that have it would cover the luckier ones.
+A failed request counts as slower than any other, so a quantile that falls on one does not exist. A mean over the
+replicates that have the quantile would cover only the luckier ones.
 """
 
 import math
@@ -21,7 +21,7 @@ AT_LEAST_THE_WAIT = ("ttft", "e2el", "service_ttft", "service_e2el")
 
 
 def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Series[bool]":
-    """The trials whose quantile falls on failed requests: it is null, and yet some request has a value."""
+    """Return which trials' quantile falls on failed requests: it is null although some request has a value."""
     mean = statistic.mean_column
     if not _is_quantile(statistic) or column not in trials or mean not in trials:
         return pd.Series(data=False, index=trials.index)
@@ -29,9 +29,9 @@ def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Seri
 
 
 def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> pd.DataFrame:
-    """The measured figures of each trial, without the quantiles that any trial of its point has lost.
+    """Return each trial's measured figures, without quantiles that any trial of its point has lost.
 
-    `timed_out_after` is the shortest of the point, if all its trials with failures have one.
+    `timed_out_after` is the point's shortest value, if all its trials with failures have one.
     """
     known, statistics = measured.copy(), columns(run.percentiles)
     for column in map(str, measured):
@@ -46,7 +46,7 @@ def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> 
 
 
 def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str] | None:
-    """The lower bound of a quantile that falls on failed requests, and why it has no value; None if it has one."""
+    """Return the lower bound of a quantile that falls on failed requests, and why; None if it has a value."""
     percentile = _percentile(column)
     statistic = None if percentile is None else columns([percentile]).get(column)
     if percentile is None or statistic is None or not _is_quantile(statistic):
@@ -55,7 +55,7 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
     if not point["n"] or pd.notna(point.get(column)) or pd.isna(point.get(failed)) or not point[failed]:
         return None
     if not statistic.steady and point["failed"] * 100 <= (100 - percentile) * (point["failed"] + point["requests"]):
-        return None  # few requests, not failed ones, are why it has no value
+        return None  # it has no value because of few requests, not failures
     why = f"more than {100 - percentile:g}% failed"
     waited = point.get("timed_out_after")
     if statistic.quantity.name not in AT_LEAST_THE_WAIT or waited is None or pd.isna(waited):
@@ -64,14 +64,14 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
 
 
 def bounds_text(point: "pd.Series[Any]", percentiles: Iterable[float]) -> str:
-    """The quantiles that a point has lost, with their known bounds in s: `tpot_p99; ttft_p99 ≥ 1.50`."""
+    """Return a point's lost quantiles with their known bounds in seconds, e.g. `tpot_p99; ttft_p99 ≥ 1.50`."""
     names = [name for name in columns(percentiles) if name in point] if point["failed"] else []
     bounds = {name: bound(point, name, 1.0) for name in names}
     return "; ".join(f"{name} {known[0]}".removesuffix(" —") for name, known in bounds.items() if known is not None)
 
 
 def left_out(column: str, points: pd.DataFrame) -> str:
-    """A suffix for the name of a mean or a maximum that leaves failed requests out; empty if none failed."""
+    """Return a suffix for a mean or maximum that leaves out failed requests; empty if none failed."""
     statistic = columns().get(column)
     if statistic is None or statistic.name not in ("mean", "max") or not points["failed"].gt(0).any():
         return ""
@@ -85,7 +85,7 @@ def _is_quantile(statistic: Statistic) -> bool:
 
 
 def _percentile(column: str) -> float | None:
-    """99 for ttft_p99, 99.9 for ttft_p99_9; None for another column."""
+    """Return a column's percentile, e.g. 99.9 for ttft_p99_9; None if it is not a percentile."""
     digits = column.rpartition("_p")[2].replace("_", ".")
     try:
         percentile = float(digits)

@@ -1,11 +1,11 @@
-"""Components of variance: the shares of nodes, launches, trials and requests in the spread of a figure at a point.
+"""Estimates components of variance: the shares of nodes, launches, trials and requests in a figure's spread.
 
-The logarithm of a figure is modelled as point + node + launch + trial. The variances of the last three are estimated by
-MIVQUE(0) (C. R. Rao 1971): the sums of squares of nodes, launches and trials about the points' means are equated with
-their expectations, which needs no iteration and no balanced design; estimates below 0 are 0. The requests' part of a
-trial's variance comes from within the trial: the figure's variance over consecutive groups of its requests, or over its
-lockstep batches, divided by their number. The rest is the trial's. Components that the design confounds are estimated
-together, and the text says so.
+The model of a figure's logarithm is point + node + launch + trial. MIVQUE(0) (C. R. Rao 1971) estimates the variances
+of the last three: it equates the sums of squares of nodes, launches and trials about the points' means with their
+expectations. That needs no iteration and no balanced design. Estimates below 0 become 0. The requests' part of a
+trial's variance is the figure's variance over consecutive groups of the trial's requests, or over its lockstep batches,
+divided by their number. The trial has the rest. Components that the design confounds are estimated together, and the
+text says so.
 """
 
 import json
@@ -25,19 +25,19 @@ from sweep.disk.tables import read_if_whole, read_table
 from sweep.numbers.quantity import columns
 
 SPREAD_OF = ("output_throughput", "ttft_p50", "tpot_p50")
-REQUEST_GROUPS = 8  # of the requests of a trial
-MIDDLE = (0.1, 0.9)  # of a trial: without start and drain
-MOST_TRIALS = 2000  # whose spread is looked at
-MOST_READ = 50  # trials whose requests are read
-NOT_ESTIMABLE = 1e-9  # of a sum of squares: the design does not tell this component
+REQUEST_GROUPS = 8  # groups of a trial's requests
+MIDDLE = (0.1, 0.9)  # part of a trial without start and drain
+MOST_TRIALS = 2000  # most trials whose spread is analysed
+MOST_READ = 50  # most trials whose requests are read
+NOT_ESTIMABLE = 1e-9  # of a sum of squares: the design does not separate this component
 
 
 class Components(NamedTuple):
-    """The spread of one figure between trials at one point."""
+    """The spread of a figure between trials at one point."""
 
     quantity: LabelledColumn
-    deviation: float  # of the logarithm: 0.02 is 2 %
-    shares: dict[str, float]  # component -> share of the variance; two that are confounded have one share
+    deviation: float  # of the logarithm; 0.02 means 2 %
+    shares: dict[str, float]  # component -> share of the variance; confounded components share one
     notes: list[str]  # why a component has no share of its own
     trials: int
     launches: int
@@ -45,7 +45,7 @@ class Components(NamedTuple):
 
 
 def components(run: Run, layout: Layout) -> list[Components]:
-    """The components of variance of SPREAD_OF, if points have replicates."""
+    """Return the components of variance of SPREAD_OF, if points have replicates."""
     placed = layout.placed(run.ok)
     results: list[Components] = []
     for column in SPREAD_OF:
@@ -67,7 +67,7 @@ def _components(run: Run, labelled: LabelledColumn, trials: pd.DataFrame) -> Com
     confounded = next((name for name in variances if "trial" in name), "trial")
     request = min(_request_variance(run, trials, labelled.column), variances[confounded])
     if math.isnan(request):
-        notes.append("request: in the trial's share (its requests are too few, or not there)")
+        notes.append("request: included in the trial's share (requests are too few or missing)")
     else:
         variances = {**variances, confounded: variances[confounded] - request, "request": request}
     total = sum(variances.values())
@@ -88,12 +88,12 @@ def _node(hardware: Any) -> str | None:
 
 
 def _codes(values: "pd.Series[Any]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """The values by their index; unknown values count as one."""
+    """Number the distinct values. All unknown values count as one value."""
     return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], np.int64)
 
 
 def _mivque(logs: FloatArray, point: Any, factors: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """The variance of each factor that the design separates from earlier ones, and notes on the others."""
+    """Return the variance of each factor that the design separates from earlier factors, and notes on the others."""
     in_points = np.bincount(point)
     residuals = logs - (np.bincount(point, logs) / in_points)[point]
     kept_factors: dict[str, Any] = {}
@@ -117,10 +117,10 @@ def _mivque(logs: FloatArray, point: Any, factors: dict[str, Any]) -> tuple[dict
 
 
 def _expected_squares(point: Any, in_points: Any, factors: list[Any]) -> FloatArray:
-    """The expectations of the factors' sums of squares of residuals, per unit of each factor's variance.
+    """Return the expected sums of squares of the factors' residuals, per unit of each factor's variance.
 
-    That is |Z' M Z|² for their incidences Z, where M takes off the means of the points. Each product of two incidences
-    is made from the counts of level x point, which are few.
+    This is |Z' M Z|² for their incidences Z, where M subtracts the points' means. Each product of two incidences comes
+    from the counts of level x point, which are few.
     """
     tables = [pd.crosstab(codes, point).to_numpy(np.float64) for codes in factors]
     system = np.zeros((len(factors), len(factors)))
@@ -133,7 +133,7 @@ def _expected_squares(point: Any, in_points: Any, factors: list[Any]) -> FloatAr
 
 
 def shares_text(spread: Components) -> str:
-    """`launch 60 %, trial 31 %, request 9 %`."""
+    """Return the shares as text, e.g. `launch 60 %, trial 31 %, request 9 %`."""
     return ", ".join(f"{name} {share:.0%}" for name, share in spread.shares.items())
 
 
@@ -141,7 +141,7 @@ def shares_text(spread: Components) -> str:
 
 
 def _request_variance(run: Run, trials: pd.DataFrame, column: str) -> float:
-    """The mean over trials of the variance that a figure has because its requests are finitely many; NaN if unknown."""
+    """Return a figure's variance due to its finite number of requests, averaged over trials; NaN if unknown."""
     chosen = trials.iloc[:: max(1, math.ceil(len(trials) / MOST_READ))]
     variances = [variance for variance in _variances(run, chosen, column) if math.isfinite(variance)]
     return float(np.mean(variances)) if variances else math.nan
@@ -157,7 +157,7 @@ def _variances(run: Run, trials: pd.DataFrame, column: str) -> Iterator[float]:
 
 
 def variance_of_log(requests: pd.DataFrame, column: str) -> float:
-    """The variance of the logarithm of a trial's figure, from the figures of parts of the trial."""
+    """Return the variance of the logarithm of a trial's figure, estimated from parts of the trial."""
     requests = requests.dropna(subset=["sent", "e2el"]).sort_values("sent")
     if len(requests) < 2 * REQUEST_GROUPS:
         return math.nan
@@ -171,7 +171,7 @@ def variance_of_log(requests: pd.DataFrame, column: str) -> float:
 
 
 def _throughputs(requests: pd.DataFrame) -> FloatArray:
-    """The output throughput in parts of a trial: its batches, else spans of equal length between start and drain."""
+    """Return the output throughput in parts of a trial: its batches, or equal time spans between start and drain."""
     sent, tokens = requests["sent"].to_numpy(np.float64), requests["output_tokens"].to_numpy(np.float64)
     ended = sent + requests["e2el"].to_numpy(np.float64)
     batches = requests["batch"].to_numpy(np.float64)

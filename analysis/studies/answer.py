@@ -1,4 +1,4 @@
-"""The base of all checks of a finding, their answers, and the points that an answer needs."""
+"""The base class of all checks of a finding, their answers, and helpers to choose points."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,39 +9,39 @@ from analysis.studies.ruling import Ruling
 from analysis.studies.uncertain import Where, matching_points
 from sweep.base.config import Strict
 
-MOST_MISSING = 3  # of the missing choices
+MOST_MISSING = 3  # missing choices that an answer lists
 
 
 class CheckAnswer(NamedTuple):
-    """The result of a check: its ruling on the finding, and the figures behind it."""
+    """The answer of a check: its ruling on the finding, and the figures behind the ruling."""
 
     ruling: Ruling
     figures: str
-    measured: bool = True  # false: the table lacks the points
+    measured: bool = True  # False: the table lacks the points
 
 
 class FindingCheck(Strict):
-    """The base of all checks."""
+    """The base class of all checks."""
 
-    column: str = ""  # the figure that it compares; empty if it goes by outcomes
+    column: str = ""  # the figure to compare; empty if the check uses outcomes
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         raise NotImplementedError
 
 
 def lacking(points: str) -> CheckAnswer:
-    """Return the answer of a table without these points."""
+    """Return the answer for a table that lacks these points."""
     return CheckAnswer(Ruling.UNKNOWN, f"needs {points}", measured=False)
 
 
 def choice_text(where: Mapping[str, Any]) -> str:
-    """Return a choice of points as text; where several values will do, they are listed."""
+    """Return a choice of points as text, with alternative values joined by "or"."""
     texts = {key: " or ".join(map(str, value)) if isinstance(value, list) else value for key, value in where.items()}
     return ", ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def absent(points: pd.DataFrame, among: Sequence[Where]) -> str:
-    """Return in words which of several choices have no point here, at most three of them, or an empty text."""
+    """Return a list of the choices without a point here, at most three, as text; empty if none is missing."""
     missing = dict.fromkeys(choice_text(where) for where in among if matching_points(points, where).empty)
     more = [f"{len(missing) - MOST_MISSING} more"] if len(missing) > MOST_MISSING else []
     return "; ".join([*list(missing)[:MOST_MISSING], *more])

@@ -1,8 +1,8 @@
-"""Checks of a finding on a table of points, the study's own or a run's: the ruling, and the figures.
+"""Checks a finding on a table of points, the study's own or a run's, and gives a ruling with figures.
 
-A check of a run holds only if it does at the unfavourable ends of the intervals. It fails only if it does at the
-favourable ends; between them it is open. It is unknown if the table lacks its points, or their figures an interval. If
-a study states no limit, we set one, and the answer names it.
+A check of a run holds only if it holds at the unfavourable ends of the intervals. It fails only if it fails at the
+favourable ends. Otherwise it is open. It is unknown if the table lacks points or their figures lack an interval. If a
+study states no limit, we set one, and the answer states it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,9 +30,9 @@ Better = Literal["higher", "lower"]
 
 
 class BestCheck(FindingCheck):
-    """The point with the best figure is the expected one, ahead of every other by more than both intervals.
+    """The expected point has the best figure, ahead of every other point by more than both intervals.
 
-    The others are the points of any choice in `among`, the study's own comparison; each choice needs one.
+    The other points come from the choices in `among`, the study's own comparison. Every choice needs a point.
     """
 
     kind: Literal["best"]
@@ -55,10 +55,10 @@ class BestCheck(FindingCheck):
 
 
 class RatioCheck(FindingCheck):
-    """The ratio of one point to another that agrees with it in `same`; of several, the one that `pick` names.
+    """The ratio of one point to another with the same values in `same`. Of several ratios `pick` chooses one.
 
-    If the largest is at most something, or the smallest at least, all of them are. If the largest is at least something
-    ("up to"), one of them is.
+    A limit on the largest ratio from above, or on the smallest from below, applies to all ratios. If the largest must
+    be at least something ("up to"), a single ratio is enough.
     """
 
     kind: Literal["ratio"]
@@ -67,7 +67,7 @@ class RatioCheck(FindingCheck):
     to: Where
     same: tuple[str, ...]
     pick: Literal["largest", "smallest", "best"]
-    among: tuple[Where, ...] = ()  # the choices of which each needs a point
+    among: tuple[Where, ...] = ()  # choices that each need a point
     at_least: float | None = None
     at_most: float | None = None
 
@@ -76,7 +76,7 @@ class RatioCheck(FindingCheck):
         if missing := absent(with_figure, self.among):
             return lacking(f"{missing} with {self.column}")
         numerators, denominators = matching_points(with_figure, self.of), matching_points(with_figure, self.to)
-        # The best of each, whatever it agrees in: throughput against throughput. A run without a result has no column.
+        # The best of each side, wherever it is, e.g. best throughputs. A run without a result lacks the column.
         if self.pick == "best" and not with_figure.empty:
             numerators = numerators.nlargest(1, self.column)
             denominators = denominators.nlargest(1, self.column)
@@ -98,7 +98,7 @@ class RatioCheck(FindingCheck):
 
 
 class RisingCheck(FindingCheck):
-    """The figure at one end of `over` over the other end's is within limits, and each step between them rises."""
+    """The last end's figure, divided by the first end's figure over `over`, is within limits, and every step rises."""
 
     kind: Literal["rising"]
     column: str
@@ -121,14 +121,14 @@ class RisingCheck(FindingCheck):
         within = whole.between(self.at_least, self.at_most)
         ruling = all_of([within, *(step.above(1) for step in steps)])
         figures = f"{whole.shown} from {self.over} {names[0]} to {names[-1]} ({_limits(self.at_least, self.at_most)})"
-        if within is not ruling:  # a step decides
+        if within is not ruling:  # then a step decides
             step, index = next((step, index) for index, step in enumerate(steps) if step.above(1) is ruling)
             figures += f"; {step.shown} from {names[index]} to {names[index + 1]}"
         return CheckAnswer(ruling, figures)
 
 
 class ConstantCheck(FindingCheck):
-    """The figure is constant over three or more values of `over`: each lies within limits of the smallest's."""
+    """The figure is constant over three or more values of `over`: its ratio to the smallest value's is in limits."""
 
     kind: Literal["constant"]
     column: str
@@ -155,16 +155,16 @@ class ConstantCheck(FindingCheck):
 
 
 class GainsCheck(FindingCheck):
-    """The gain of a line from one value of `over` to another is the largest of all, by more than the intervals.
+    """The expected line has the largest gain from one value of `over` to another, by more than the intervals.
 
-    The lines are the choices in `among`, the study's own comparison; each needs both ends.
+    The lines are the choices in `among`, the study's own comparison. Every line needs both ends.
     """
 
     kind: Literal["gains"]
     column: str
     over: str
     ends: tuple[float, float]
-    lines: tuple[str, ...]  # the columns that make a line, where the table has them
+    lines: tuple[str, ...]  # columns that identify a line, if the table has them
     expected: Where
     among: tuple[Where, ...]
 
@@ -178,7 +178,7 @@ class GainsCheck(FindingCheck):
             if missing := absent(there, self.among):
                 return lacking(f"{missing} with {self.column} at {self.over} {end:g}")
         if any(there.groupby(lines, dropna=False).size().gt(1).any() for there in (first, last)):
-            return lacking(f"a single point of each {', '.join(lines)} at a {self.over}")  # a further axis
+            return lacking(f"a single point of each {', '.join(lines)} at a {self.over}")  # a further axis varies
         gains = [
             (not matching_points(line, self.expected).empty, gain)
             for _, line in chosen.groupby(lines, dropna=False)
@@ -192,7 +192,7 @@ class GainsCheck(FindingCheck):
         return answer._replace(figures=f"gains {ours[0][1].shown}, {answer.figures}")
 
     def _gains(self, line: pd.DataFrame, lines: list[str]) -> Iterable[tuple[str, Uncertain]]:
-        """Return the gain of a line with its name; empty if it lacks an end."""
+        """Yield a line's name and gain, or nothing if it lacks an end."""
         first, last = (line[line[self.over] == end] for end in self.ends)
         if len(first) == len(last) == 1:
             gain = ratio(uncertain(last.iloc[0], self.column), uncertain(first.iloc[0], self.column))
@@ -200,7 +200,7 @@ class GainsCheck(FindingCheck):
 
 
 class RangeCheck(FindingCheck):
-    """The figure of each of some points lies within limits."""
+    """The figure of every chosen point lies within limits."""
 
     kind: Literal["range"]
     column: str
@@ -221,7 +221,7 @@ class RangeCheck(FindingCheck):
 
 
 class OnceCheck(FindingCheck):
-    """A claim of a single finding: a function of the points."""
+    """A claim that only one finding makes, checked by a function of the points."""
 
     kind: Literal["once"]
     claim: Literal["exllama_memory_is_linear", "peak_is_not_below_mean"]
@@ -233,7 +233,7 @@ class OnceCheck(FindingCheck):
 
 
 def exllama_memory_is_linear(points: pd.DataFrame, within: float = 0.1) -> CheckAnswer:
-    """The memory rises with the batch, and no size is farther off the straight line through the ends than `within`."""
+    """Memory rises with the batch, and every size is within `within` of the straight line through the ends."""
     chosen = points_with(matching_points(points, {"backend": "exllama"}), "memory_mean_bytes")
     if not _is_one_line(chosen, "batch_size", fewest=3):
         return lacking(_line_text({"backend": "exllama"}, "batch_size"))
@@ -250,7 +250,7 @@ def exllama_memory_is_linear(points: pd.DataFrame, within: float = 0.1) -> Check
 
 
 def peak_is_not_below_mean(points: pd.DataFrame) -> CheckAnswer:
-    """The peak of output throughput is at no point below its mean."""
+    """At every point the peak of output throughput is at least its mean."""
     names = "peak_output_throughput", "output_throughput"
     paired = points_with(points_with(points, names[0]), names[1])
     if paired.empty:
@@ -267,16 +267,16 @@ def _named(points: pd.DataFrame, column: str) -> list[tuple[str, Uncertain]]:
 
 
 def _ahead(
-    candidates: Sequence[tuple[str, Uncertain]], rivals: Sequence[tuple[str, Uncertain]], better: Better
+    configurations: Sequence[tuple[str, Uncertain]], rivals: Sequence[tuple[str, Uncertain]], better: Better
 ) -> CheckAnswer:
-    """Return whether one of the candidates, the best first, is better than all rivals, with the ratio that decides."""
-    answers = [_ahead_of_all(candidate, rivals, better) for _, candidate in candidates]
+    """Return whether a configuration (the best first) beats all rivals, with the deciding ratio."""
+    answers = [_ahead_of_all(configuration, rivals, better) for _, configuration in configurations]
     ruling = any_of(answer.ruling for answer in answers)
     return next(answer for answer in answers if answer.ruling is ruling)
 
 
-def _ahead_of_all(candidate: Uncertain, rivals: Sequence[tuple[str, Uncertain]], better: Better) -> CheckAnswer:
-    named = [(rival_name, ratio(candidate, rival)) for rival_name, rival in rivals]
+def _ahead_of_all(configuration: Uncertain, rivals: Sequence[tuple[str, Uncertain]], better: Better) -> CheckAnswer:
+    named = [(rival_name, ratio(configuration, rival)) for rival_name, rival in rivals]
     answers = [lead.above(1) if better == "higher" else lead.below(1) for _, lead in named]
     ruling = all_of(answers)
     deciding = [lead for lead, answer in zip(named, answers, strict=True) if answer is ruling]
@@ -285,7 +285,7 @@ def _ahead_of_all(candidate: Uncertain, rivals: Sequence[tuple[str, Uncertain]],
 
 
 def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
-    """The figure at a fraction of the way from one to another, and its interval if both have one."""
+    """Interpolate between two figures. The result has an interval if both figures have one."""
     figure, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
     return from_parts(figure, low, high, first, last)
 
@@ -295,7 +295,7 @@ def _has_all(points: pd.DataFrame, columns: Iterable[str]) -> bool:
 
 
 def _is_one_line(points: pd.DataFrame, over: str, ends: Sequence[float] = (), fewest: int = 2) -> bool:
-    """True if at least `fewest` values of a column, and its ends, have one point each, and no value has several."""
+    """Return whether a column has at least `fewest` values, including the ends, each with exactly one point."""
     if over not in points or not set(ends) <= set(points[over]):
         return False
     return bool(points[over].nunique() == len(points) >= fewest)
@@ -307,6 +307,6 @@ def _line_text(where: Where, over: str, ends: Sequence[float] = ()) -> str:
 
 
 def _limits(at_least: float | None, at_most: float | None, unit: str = "x") -> str:
-    """The limits of a check as text: the study's, or ours if it states none."""
+    """Return a check's limits as text: the study's, or ours if the study states none."""
     limits: list[tuple[str, Any]] = [("at least", at_least), ("at most", at_most)]
     return f"judged by: {' and '.join(f'{word} {limit:.4g}{unit}' for word, limit in limits if limit is not None)}"

@@ -1,4 +1,4 @@
-"""The findings of a study judged on a run, and its table beside the run's."""
+"""Judges a study's findings on a run, and puts the study's table beside the run's."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -32,9 +32,9 @@ class Judged(NamedTuple):
 
 
 def judge_run(results: RunResults) -> list[Judged]:
-    """Return the judgements on the findings of the study that a run's experiment follows; empty without a study.
+    """Judge the findings of the study that a run's experiment follows. The list is empty if it follows none.
 
-    Figures set by an open loop show no merit of the engine: they are left out, as in the summary's standings.
+    Figures that an open loop sets show no merit of the engine. They are left out, as in the summary's standings.
     """
     study = study_of(results.run.name)
     if study is None:
@@ -48,7 +48,7 @@ def judge_run(results: RunResults) -> list[Judged]:
 
 
 def judge_finding(study: Study, finding: PublishedFinding, experiment: str, points: pd.DataFrame) -> Judged:
-    """Judge one finding: by the study's own table first, then by these points."""
+    """Judge one finding, first by the study's own table, then by these points."""
     measured = _judged(finding, points)
     published = study.tables.get(experiment)
     if published is not None and finding.check.answer(published.exact).ruling is Ruling.FAILS:
@@ -58,13 +58,13 @@ def judge_finding(study: Study, finding: PublishedFinding, experiment: str, poin
 
 
 def _judged(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
-    """Return the answer of a run's points: unknown on hardware that the finding is not about or without its premise."""
+    """Return the points' answer; unknown on hardware that the finding does not cover, or if its premise fails."""
     if finding.hardware:
         profiles = points.get(HARDWARE, pd.Series(dtype=object))
         if not profiles.isin(finding.hardware).any():
-            present = ", ".join(sorted(profiles.dropna().unique())) or "an unknown one"
-            return lacking(f"hardware {' or '.join(finding.hardware)}, not {present}")
-        points = points[profiles.isin(finding.hardware) | profiles.isna()]  # what did not run was planned all the same
+            present = ", ".join(sorted(profiles.dropna().unique())) or "unknown hardware"
+            return lacking(f"hardware {' or '.join(finding.hardware)}, but the run has {present}")
+        points = points[profiles.isin(finding.hardware) | profiles.isna()]  # points that did not run have no profile
     if finding.premise and (premise := finding.premise.answer(points)).ruling is not Ruling.HOLDS:
         if not premise.measured:
             return premise
@@ -82,7 +82,7 @@ def _joined(parts: Iterable[str | None]) -> str:
 
 
 class Beside(NamedTuple):
-    """A published figure and the run's, each also as a ratio to its own baseline; None where missing."""
+    """A published figure and the run's figure, each also as a ratio to its own baseline. Missing figures are None."""
 
     point: str
     column: str
@@ -100,7 +100,7 @@ def beside(results: RunResults) -> list[Beside]:
 
 
 def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Beside]:
-    """Return the rows of a published table beside these points; possibly empty."""
+    """Yield the figures of a published table beside these points."""
     published = table.frame
     for row in table.rows:
         where = {key: value for key, value in row.items() if key in KEY_COLUMNS}
@@ -127,6 +127,6 @@ KEY_COLUMNS = (*NAMING, "workload.input_tokens")
 
 
 def _point(points: pd.DataFrame, where: dict[str, Any], column: str) -> "pd.Series[Any] | None":
-    """The one point with these values and a figure; None without one, or with several."""
+    """Return the point with these values and a figure; None if there is not exactly one."""
     figures = points_with(matching_points(points, where), column)
     return figures.iloc[0] if len(figures) == 1 else None

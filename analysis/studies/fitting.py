@@ -1,4 +1,4 @@
-"""The check of what fits in memory, by how the trials ended, which has no interval."""
+"""Checks what fits in memory by the outcomes of trials, which have no interval."""
 
 import re
 from typing import Literal
@@ -14,18 +14,18 @@ OUT_OF_MEMORY = {"oom_load", "oom_run", "censored"}
 
 
 class FitsCheck(FindingCheck):
-    """The size named by the study did not fit in memory, and the largest smaller one has a result.
+    """The study's size did not fit in memory, and the largest smaller size has a result.
 
-    Only sizes above the largest with a result count: a loss below it says nothing about memory. With `largest` the next
-    planned size must have run out of memory too: if it ended otherwise, nothing shows that memory is the limit. A size
-    with both kinds of trials, with a result and out of memory, counts for neither.
+    Only sizes above the largest with a result count, since a loss below it says nothing about memory. With `largest`,
+    the next planned size must also have run out of memory; otherwise nothing shows that memory is the limit. A size
+    counts for neither if some of its trials have a result and others ran out of memory.
     """
 
     kind: Literal["fits"]
     where: Where
     over: str
-    lost: float  # the size that the study could not run
-    largest: float | None = None  # the largest that it could, where it says so
+    lost: float  # the size that did not fit in the study
+    largest: float | None = None  # the largest size that fitted, if the study states it
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = matching_points(points, self.where)
@@ -50,10 +50,10 @@ class FitsCheck(FindingCheck):
 
 
 def _sizes(points: pd.DataFrame, over: str) -> tuple[set[float], set[float]]:
-    """Return the sizes that ran, with a result at each of their points, and the sizes that were lost to memory."""
+    """Return the sizes with a result at all of their points, and the sizes that ran out of memory at all of them."""
     if over not in points:
         return set(), set()
-    # A published row has no outcomes, but says what did not fit.
+    # A published row has outcomes only if something did not fit.
     outcomes = points.get("outcomes", pd.Series("ok", points.index)).fillna("ok").astype(str).map(_outcome_names)
     all_ran = outcomes.map(lambda names: "ok" in names and not names & OUT_OF_MEMORY)
     all_lost = outcomes.map(lambda names: bool(names & OUT_OF_MEMORY) and names <= {*OUT_OF_MEMORY, NOT_RUN})
@@ -62,5 +62,5 @@ def _sizes(points: pd.DataFrame, over: str) -> tuple[set[float], set[float]]:
 
 
 def _outcome_names(outcomes: str) -> set[str]:
-    """Return the outcomes of a point, as in "ok 2, hung 1", without their numbers."""
+    """Return a point's outcomes (e.g. "ok 2, hung 1") without their numbers."""
     return {re.sub(r" \d+$", "", part) for part in outcomes.split(", ")}

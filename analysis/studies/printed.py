@@ -1,4 +1,4 @@
-"""The studies in words and tables: the catalogue of their findings, and a run's judgements on them."""
+"""Presents the studies: the catalogue of their findings, and a run's judgements on the findings."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from analysis.studies.smaller_form import FIGURE, REFERENCES, SmallerPoint, rati
 from analysis.studies.tables import PublishedFinding, Study, all_studies, study_of
 from analysis.table import KEY, Column, Line, Output, Table, view
 
-SMALLER_FORM = "No point of this run stands beside a published row, as in the form without a GPU; its own ratios:"
+SMALLER_FORM = "No point of this run matches a published row, as in the smaller form without a GPU. Its own ratios:"
 JUDGED: tuple[Column[Judged], ...] = (
     Column("finding", "its name", lambda row: row.finding.name),
     Column(
@@ -31,7 +31,7 @@ BESIDE: tuple[Column[Beside], ...] = (
 
 
 class CatalogueRow(NamedTuple):
-    """A finding, and what its study's own table says about it."""
+    """A finding and its study."""
 
     study: Study
     finding: PublishedFinding
@@ -46,7 +46,7 @@ CATALOGUE: tuple[Column[CatalogueRow], ...] = (
 
 
 def catalogue() -> Output:
-    """Every study with its findings, and the findings that its own table contradicts."""
+    """List every study with its findings, and mark the findings that its own table contradicts."""
     parts: list[Line | Table[CatalogueRow]] = []
     rows: list[CatalogueRow] = []
     for study in all_studies():
@@ -58,7 +58,7 @@ def catalogue() -> Output:
 
 
 def own_table(study: Study, finding: PublishedFinding) -> str:
-    """Return whether a study's own table agrees with a finding or contradicts it, with the note on it."""
+    """Return whether a study's own table agrees with a finding or contradicts it, with the finding's note."""
     table = study.tables.get(finding.experiments[0])
     answer = finding.check.answer(table.exact) if table else lacking("a table")
     if answer.ruling is Ruling.FAILS:
@@ -68,18 +68,25 @@ def own_table(study: Study, finding: PublishedFinding) -> str:
 
 
 def run_findings(results: RunResults) -> Output:
-    """A run's judgements, and the study's table beside its points."""
+    """Return a run's judgements, and the study's table beside the run's points."""
     study, judged = study_of(results.run.name), Table(JUDGED, judge_run(results))
     if study is None:
         named = ", ".join(experiment for published in all_studies() for experiment in published.experiments)
         return Output([Line(f"{results.run.name}: follows no published study; these experiments do: {named}")], judged)
     conditions = "; ".join(f"{key}: {condition}" for key, condition in study.conditions.items())
     parts = [Line(study.title, "bold"), Line(f"there: {conditions}"), Line(run_conditions(results))]
-    return Output([*parts, *run_parts(results)], judged)
+    differences = [Line(f"not as published: {text}") for text in study_differences(results)]
+    return Output([*parts, *run_parts(results), *differences], judged)
+
+
+def study_differences(results: RunResults) -> list[str]:
+    """Where the run is not what its study published: `vllm: …`."""
+    by_backend = results.run.experiment.get("study_differences") or {}
+    return [f"{backend}: {reason}" for backend, reasons in by_backend.items() for reason in reasons]
 
 
 def run_parts(results: RunResults) -> list[Line | Table[Any]]:
-    """The judgements on a run, and the tables of its points."""
+    """Return the judgements on a run and the tables of its points."""
     study, rows, parts = study_of(results.run.name), beside(results), list[Line | Table[Any]]()
     if study is not None and results.run.name in study.without_figures:
         parts.append(Line(repeated(study, results.run.name)))
@@ -93,12 +100,12 @@ def run_parts(results: RunResults) -> list[Line | Table[Any]]:
 
 
 def repeated(study: Study, experiment: str) -> str:
-    """Return a sentence on the part of a study that an experiment without published figures repeats."""
-    return f"{experiment} repeats {study.without_figures[experiment]}: no figure or finding of it to compare with."
+    """Say which part of a study an experiment repeats if the study published no figures for it."""
+    return f"{experiment} repeats {study.without_figures[experiment]}. The study gives no figure or finding to compare."
 
 
 def run_conditions(results: RunResults) -> str:
-    """The conditions of a run, in a line."""
+    """Return the conditions of a run in one line."""
     trials = results.run.trials
     names = {"model": "model", "accelerator": "hardware"}
     conditions = (
@@ -112,12 +119,12 @@ def _digits(figure: float | None) -> str:
 
 
 def smaller_form(results: RunResults, rows: Iterable[Beside]) -> list[SmallerPoint]:
-    """Return a run's own points if none stands beside a study's rows: it has other batch sizes, steps or tasks."""
+    """Return the run's points if none matches a study's row because batch sizes, steps or tasks differ."""
     return list(smaller_points(results)) if all(row.measured is None for row in rows) else []
 
 
 def smaller_columns(results: RunResults) -> Sequence[Column[SmallerPoint]]:
-    """The columns of the smaller form: its throughput, and the ratio with its interval."""
+    """Return the columns of the smaller form: throughput, and the ratio with its interval."""
     return (
         view("measured here", lambda row: row.point, **KEY),
         view(FIGURE, lambda row: f"{row.throughput:.4g}{', as offered' if row.as_offered else ''}"),

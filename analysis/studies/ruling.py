@@ -1,11 +1,11 @@
-"""Rulings of a comparison with limits: figures have intervals, and an interval may have values on both sides."""
+"""Rulings of a comparison with a limit. Figures have intervals, which may have values on both sides of the limit."""
 
 from collections.abc import Iterable
 from enum import Enum
 
 
 class Ruling(Enum):
-    """The ruling of figures with intervals on a claim."""
+    """The ruling on a claim by figures with intervals."""
 
     HOLDS = "holds with the whole interval"
     FAILS = "the whole interval contradicts it"
@@ -14,12 +14,12 @@ class Ruling(Enum):
 
 
 def all_of(rulings: Iterable[Ruling]) -> Ruling:
-    """Return the ruling on a claim that holds if all of its parts do: one that fails is enough to contradict it."""
+    """Return the ruling on a claim that holds if all its parts hold. One failing part contradicts the claim."""
     return _first_of((Ruling.FAILS, Ruling.UNKNOWN, Ruling.OPEN), rulings, Ruling.HOLDS)
 
 
 def any_of(rulings: Iterable[Ruling]) -> Ruling:
-    """Return the ruling on a claim that holds if one of its cases does, and is contradicted if all of them are."""
+    """Return the ruling on a claim that holds if one of its cases holds, and fails if all its cases fail."""
     return _first_of((Ruling.HOLDS, Ruling.UNKNOWN, Ruling.OPEN), rulings, Ruling.FAILS)
 
 

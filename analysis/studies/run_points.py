@@ -1,4 +1,4 @@
-"""The points of a run as the checks of findings need them: with launches, hardware and the kind of memory of each."""
+"""A run's points for the checks of findings: with the launches, hardware and kind of memory of each."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ HARDWARE = "hardware_profile"
 
 
 def run_points(results: RunResults) -> pd.DataFrame:
-    """Return a run's points with LAUNCHES, HARDWARE, MEMORY_LABEL and PLACE; columns of numbers are numbers."""
+    """Return a run's points with LAUNCHES, HARDWARE, MEMORY_LABEL and PLACE, and with numeric columns as numbers."""
     points = results.points.copy()
     for column in points:
         numbers = pd.to_numeric(points[column], errors="coerce")
@@ -33,7 +33,7 @@ def run_points(results: RunResults) -> pd.DataFrame:
 def _by_point(
     results: RunResults, of_trials: "pd.Series[Any]", name: str, aggregate: str | type[frozenset[Any]]
 ) -> "pd.Series[Any]":
-    """Aggregate a value of each trial to one of each point; missing if no trial has one."""
+    """Aggregate the trials' values to one value per point; missing if no trial has a value."""
     point = results.layout.trials["point"].reindex(of_trials.index)
     return of_trials.groupby(point).agg(aggregate).reindex(range(len(results.points))).rename(name)
 

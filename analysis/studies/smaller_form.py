@@ -1,4 +1,4 @@
-"""The points of a run without a published counterpart, such as the points of the smaller form without a GPU."""
+"""A run's points without a published counterpart, e.g. the points of the smaller form without a GPU."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +15,7 @@ REFERENCES = {"vs_parent": "× parent step", "vs_baseline": "× baseline"}
 
 
 class SmallerPoint(NamedTuple):
-    """A point's throughput in tokens/s, and its ratio to its baseline or parent step, or None."""
+    """A point's throughput in tokens/s, and its ratio to its baseline or parent step (None if missing)."""
 
     point: str
     throughput: float
@@ -26,12 +26,12 @@ class SmallerPoint(NamedTuple):
 
 
 def ratio_reference(results: RunResults) -> str | None:
-    """Return which of REFERENCES the run's own ratios refer to; None if it compares nothing."""
+    """Return which of REFERENCES the run's own ratios refer to; None if the run compares nothing."""
     return next((name for name in REFERENCES if f"{FIGURE}_{name}" in results.points), None)
 
 
 def smaller_points(results: RunResults) -> Iterator[SmallerPoint]:
-    """Return the points with a result, each with its ratio to `ratio_reference`."""
+    """Yield the points with a result, each with its ratio to `ratio_reference`."""
     column = f"{FIGURE}_{ratio_reference(results)}"
     points = points_with(run_points(results), FIGURE)
     baseline = matching_points(points, results.run.baseline).index if results.run.baseline else ()

@@ -24,9 +24,9 @@ STUDY_FILES = Path(__file__).parent / "data"
 
 
 class PublishedTable(Strict):
-    """The rows that a study prints for one experiment, in the units of trials.parquet, rounded as printed."""
+    """The rows that a study published for one experiment, in the units of trials.parquet, rounded as published."""
 
-    baseline: dict[str, Any]  # the row that the others are compared with
+    baseline: dict[str, Any]  # the row with which the others are compared
     same: tuple[str, ...]  # columns in which a row and its baseline agree
     rows: tuple[dict[str, Any], ...]
 
@@ -36,9 +36,7 @@ class PublishedTable(Strict):
 
     @property
     def exact(self) -> pd.DataFrame:
-        """The rows with each figure as both ends of its interval: published figures have no interval, and count
-        exactly.
-        """
+        """Return the rows with every figure as both ends of its interval, since published figures count as exact."""
         figures = self.frame
         numbers = figures.select_dtypes("number")
         ends = {f"{name}_new_launch_{end}": numbers[name] for name in numbers for end in ("low", "high")}
@@ -46,7 +44,7 @@ class PublishedTable(Strict):
 
 
 class PublishedFinding(Strict):
-    """A claim of a study, and the check that decides it on a table of points."""
+    """A study's claim, and the check that decides it on a table of points."""
 
     name: str
     claim: str
@@ -55,9 +53,9 @@ class PublishedFinding(Strict):
         BestCheck | RatioCheck | RisingCheck | ConstantCheck | GainsCheck | RangeCheck | FitsCheck | OnceCheck,
         Field(discriminator="kind"),
     ]
-    hardware: tuple[str, ...] = ()  # profiles that it is about, as it says what fits in memory; empty: any
-    premise: RangeCheck | None = None  # what it presupposes of a run; the study's own table is taken to fulfil it
-    note: str | None = None  # what stands beside the judgement: its own table, or what follows from our settings
+    hardware: tuple[str, ...] = ()  # hardware profiles it applies to, e.g. as memory matters; empty: any
+    premise: RangeCheck | None = None  # what a run must fulfil; the study's own table is assumed to
+    note: str | None = None  # printed beside the judgement: on the study's own table or our settings
 
 
 class Study(Strict):
@@ -70,11 +68,11 @@ class Study(Strict):
     conditions: dict[str, str]
     tables: dict[str, PublishedTable]  # by experiment
     findings: tuple[PublishedFinding, ...]
-    without_figures: dict[str, str] = Field(default_factory=dict)  # experiments of which it prints none: what they are
+    without_figures: dict[str, str] = Field(default_factory=dict)  # unpublished experiment -> its description
 
     @property
     def experiments(self) -> tuple[str, ...]:
-        """The experiments that repeat it, those with a table first."""
+        """The experiments that repeat the study, beginning with those that have a table."""
         judged = (name for finding in self.findings for name in finding.experiments)
         return tuple(dict.fromkeys([*self.tables, *judged, *self.without_figures]))
 
@@ -87,5 +85,5 @@ def all_studies() -> tuple[Study, ...]:
 
 
 def study_of(experiment: str) -> Study | None:
-    """Return the study that an experiment follows, or None."""
+    """Return the study that an experiment follows, or None if it follows none."""
     return next((study for study in all_studies() if experiment in study.experiments), None)

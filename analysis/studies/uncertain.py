@@ -1,12 +1,12 @@
-"""Figures of points with the ends of their intervals, and what they say of a limit: yes, no, open, or unknown.
+"""Figures of points with the ends of their intervals, and their answer to a limit: yes, no, open or unknown.
 
-The interval is that of a new launch. A point that was measured on one launch has none: its interval of these launches
-has no part for how much launches differ. By that one figures of the same launch are compared (over loads, say), and
-this is said; between launches nothing is sure then, as between engines or settings of one launch each. Where a point
-has neither interval, as after a single replicate, nothing about its figure is sure.
+The interval covers a new launch. A point measured on one launch lacks it: its interval for "these launches" does not
+include how much launches differ. Such intervals serve only to compare figures of the same launch (e.g. over loads), and
+the answer says so. Nothing is certain between engines or settings with one launch each. If a point has neither
+interval, e.g. after a single replicate, nothing about its figure is certain.
 
-A ratio of two points of a run has the interval that it has everywhere (`statistics.standings.Contests`). One of other
-figures, or of points that no launches pair, is from the unfavourable ends of both to the favourable ones.
+A ratio of two points of a run has the same interval as everywhere (`statistics.standings.Contests`). For other figures,
+or points that no launches pair, the ratio's interval comes from the unfavourable and the favourable ends of both.
 """
 
 import math
@@ -21,29 +21,29 @@ from analysis.studies.ruling import Ruling, all_of
 
 Where = dict[str, Any]
 NAMING = ("backend", "backend.quantization", "backend.slots", "ladder", "workload", "batch_size")
-"""The columns by which a point is named in an answer."""
+"""The columns that name a point in an answer."""
 LAUNCHES = "launches"
-"""The column of a run's points with the launches that gave each its results."""
+"""The column with the launches that gave a point its results."""
 PLACE = "contests_and_place"
-"""The column of a run's points with the contests that all of them are in, and the place of each."""
+"""The column with the contests of all points, and the point's place in them."""
 MEMORY_LABEL = "memory_label"
-"""The column of a run's points with the kind of memory of each."""
-NOT_OF_A_NEW_LAUNCH = "no interval of a new launch, as after one launch each"
+"""The column with the kind of memory of a point."""
+NOT_OF_A_NEW_LAUNCH = "no interval of a new launch, e.g. since each has one launch"
 
 
 class Uncertain(NamedTuple):
-    """A figure, or a ratio of two, with the ends of its interval; NaN where missing."""
+    """A figure or a ratio of two figures, with the ends of its interval. Missing values are NaN."""
 
     value: float
     low: float
     high: float
-    launches: frozenset[int] | None = None  # that the interval is of; None if it has a part for a new launch
-    lacking: str = ""  # why there is no interval, and of which point
-    memory: str | None = None  # the kind of memory that it is a figure of
-    measured: "PointFigure | None" = None  # of a point of a run
+    launches: frozenset[int] | None = None  # launches that the interval covers; None: also a new one
+    lacking: str = ""  # why there is no interval, and for which point
+    memory: str | None = None  # the kind of memory, if it is a figure of memory
+    measured: "PointFigure | None" = None  # set for a point of a run
 
     def at_least(self, limit: float) -> Ruling:
-        """Return whether it is at least a limit: yes or no with its whole interval, open with a part of it."""
+        """Return whether the figure is at least a limit: decided by the whole interval, open if the limit splits it."""
         return self._ruling(self.low >= limit, self.high < limit)
 
     def at_most(self, limit: float) -> Ruling:
@@ -56,7 +56,7 @@ class Uncertain(NamedTuple):
         return self._ruling(self.high < limit, self.low >= limit)
 
     def between(self, least: float | None, most: float | None) -> Ruling:
-        """Return whether it is within its limits, of which one may be missing."""
+        """Return whether the figure is within its limits, of which one may be missing."""
         return all_of(
             [
                 Ruling.HOLDS if least is None else self.at_least(least),
@@ -71,12 +71,12 @@ class Uncertain(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """`1.05x (0.98 to 1.12)`, or why it has no interval."""
+        """The ratio as text, e.g. `1.05x (0.98 to 1.12)`, or why it has no interval."""
         return f"{self.value:.2f}x{self.interval}"
 
     @property
     def absolute(self) -> str:
-        """`0.31 (0.25 to 0.37)`, in the figure's own unit."""
+        """The figure as text in its own unit, e.g. `0.31 (0.25 to 0.37)`."""
         return f"{self.value:.4g}{f' ({self.low:.4g} to {self.high:.4g})' if self.has_interval else ''}"
 
     @property
@@ -86,17 +86,17 @@ class Uncertain(NamedTuple):
 
     @property
     def has_interval(self) -> bool:
-        """Return whether its ends are known and differ; the ends of a published figure do not."""
+        """True if the ends are known and differ. The ends of a published figure do not differ."""
         return not math.isnan(self.low) and self.low != self.high
 
     @property
     def reservation(self) -> str:
-        """Say that the interval is of these launches, or why it is missing; empty if it is of a new launch."""
+        """Say that the interval covers only these launches, or why it is missing; empty if it covers a new launch."""
         return self.lacking or ("" if self.launches is None else "of these launches")
 
 
 class PointFigure(NamedTuple):
-    """A figure of a point of a run, by which it is compared with another."""
+    """The parts that are needed to compare a run's point with another: contests, quantity and place."""
 
     contests: Contests
     quantity: LabelledColumn
@@ -112,7 +112,7 @@ def _point_figure(point: "pd.Series[Any]", column: str) -> PointFigure | None:
 
 
 def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
-    """A figure of a point with its interval."""
+    """Return a point's figure with its interval."""
     value, measured = float(point[column]), _point_figure(point, column)
     label = point.get(MEMORY_LABEL) if column.startswith("memory_") else None
     memory = str(label) if pd.notna(label) else None
@@ -129,7 +129,7 @@ def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
 
 
 def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
-    """The ratio of two figures."""
+    """Return the ratio of two figures."""
     of_ends = from_parts(
         _divided(numerator.value, denominator.value),
         _divided(numerator.low, denominator.high),
@@ -147,9 +147,9 @@ def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
 
 
 def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Uncertain:
-    """A figure made from others: it has an interval if all of them have one for a new launch, or for the same launches.
+    """Make a figure from others. It has an interval if all of theirs cover a new launch, or the same launches.
 
-    Reserved memory and memory that processes use are different kinds: a figure of both has no interval.
+    Reserved memory and memory that processes use are different kinds, so a figure made from both has no interval.
     """
     kinds = sorted({part.memory for part in parts if part.memory})
     reasons = [f"memory of different kinds: {', '.join(kinds)}"] if len(kinds) > 1 else []
@@ -162,19 +162,19 @@ def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Unce
 
 
 def _divided(numerator: float, denominator: float) -> float:
-    """A quotient of figures that are not negative: infinite over zero, and NaN of two zeros."""
+    """Return the quotient of two figures of at least 0; infinite for x / 0 and NaN for 0 / 0."""
     if denominator == 0:
         return math.inf if numerator > 0 else math.nan
     return numerator / denominator
 
 
 def points_with(points: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The points with a value in a column."""
+    """Return the points with a value in a column."""
     return points[points[column].notna()] if column in points else points.iloc[:0]
 
 
 def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    """The points with these values; a list of values means any of them."""
+    """Return the points with these values; a list means any of its values."""
     for column, value in where.items():
         if column not in points:
             return points.iloc[:0]
@@ -184,7 +184,7 @@ def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFr
 
 
 def points_of_any(points: pd.DataFrame, among: Sequence[Where]) -> pd.DataFrame:
-    """The points of any of several choices; all points without a choice."""
+    """Return the points that match any of these choices; all points if there is no choice."""
     if not among:
         return points
     chosen = {label for where in among for label in matching_points(points, where).index}

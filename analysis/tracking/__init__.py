@@ -1,1 +1,1 @@
-"""Hands rows and telemetry to experiment trackers, in a process that can never fail a sweep."""
+"""Passes rows and telemetry to experiment trackers, in a process that can never fail a sweep."""

@@ -1,112 +1,135 @@
-"""W&B's comparison of the engines of a run: a workspace and a report, with a section for each task.
+"""W&B's comparison of the configurations of a run: a workspace and a report, with a section for each task.
 
-A workspace can be made without W&B, and is then JSON in the run's folder; a report asks the API while it is built.
+A workspace can be made without W&B, as JSON in the run's folder. A report queries the API while it is built.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
-from analysis.headline import HEADLINE
-from analysis.quantities import labelled_column
+from analysis.answers.deciding import answers
+from analysis.answers.optimum import leading_sentence
+from analysis.point_names import spaced
+from analysis.report.tables import answers_table
 from analysis.results import RunResults
-from analysis.table import text_table
-from analysis.tracking import process
-from analysis.tracking.sweep_run import SWEEP, best_lines
+from analysis.summary import key_columns
+from analysis.tracking.sweep_run import X, curve_key, headline_columns
 from analysis.tracking.tracker import LONGEST_NAME
-from sweep.base.records import LOAD_COLUMNS
 from sweep.base.whole_file import write_whole
 
 WIDTH, HEIGHT, COLUMNS_OF_GRID = 8, 8, 3  # of a panel, in W&B's units; panels beside each other
-GROUPED_BY = ("backend", "model")  # what tells engines apart: runs of one value are one line, their mean
+DECIDING_FIGURES = (
+    "output_throughput",
+    "ttft_p50_ms",
+    "cost_per_million_tokens",
+)  # in parallel coordinates, after what varies
 
 
 def engines_workspace(results: RunResults, project: str, entity: str, group: str) -> workspaces.Workspace:
-    """The saved view of a run's trials: headline figures by engine, one section for each task."""
-    sections = [
-        workspaces.Section(name=task, panels=task_panels(results, task), is_open=True) for task in tasks_of(results)
+    """The saved view of a run: its answer, then the headline figures of each configuration, a section for each task."""
+    sections = [workspaces.Section(name="Answer", panels=answer_panels(results), is_open=True)]
+    sections += [
+        workspaces.Section(name=task, panels=task_panels(results, task), is_open=True)
+        for task in results.layout.visible_panels
     ]
-    runset = workspaces.RunsetSettings(filters=runs_of(group), groupby=[expr.Config(key) for key in GROUPED_BY])
     return workspaces.Workspace(
         entity=entity,
         project=project,
-        name=f"{results.run.name}: engines by task"[:LONGEST_NAME],
+        name=_title(results),
         sections=sections,
-        runset_settings=runset,
+        runset_settings=workspaces.RunsetSettings(filters=runs_of(group)),
     )
 
 
 def engines_report(results: RunResults, project: str, entity: str, group: str) -> reports.Report:
     """The run as a page of W&B. It asks the API, for the project, while it is built."""
-    blocks: list[Any] = [reports.MarkdownBlock(text=best_table(results))]
-    for task in tasks_of(results):
-        runset = reports.Runset(entity=entity, project=project, filters=runs_of(group), groupby=["config.backend"])
+    blocks: list[Any] = [reports.MarkdownBlock(text=answer_text(results))]
+    for task in results.layout.visible_panels:
+        runset = reports.Runset(entity=entity, project=project, filters=runs_of(group))
         blocks += [reports.H2(text=task), reports.PanelGrid(runsets=[runset], panels=task_panels(results, task))]
-    title = f"{results.run.name}: engines by task"[:LONGEST_NAME]
-    return reports.Report(project=project, entity=entity, title=title, blocks=blocks)
+    return reports.Report(project=project, entity=entity, title=_title(results), blocks=blocks)
+
+
+def _title(results: RunResults) -> str:
+    return f"{results.run.name}: configurations by task"[:LONGEST_NAME]
 
 
 def runs_of(group: str) -> str:
-    """The filter for the trials of one run."""
-    return f"Metric('group') = '{group}' and Metric('jobType') != '{SWEEP}'"
+    """The filter for the run as a whole and its trials."""
+    return f"Metric('group') = '{group}'"
 
 
-def tasks_of(results: RunResults) -> list[str]:
-    return sorted(results.run.ok["workload"].dropna().unique())
+def answer_panels(results: RunResults) -> list[Any]:
+    """The answer as text, the table of points, throughput against speed per user, and all that varies beside it."""
+    varying = [
+        reports.ParallelCoordinatesPlotColumn(metric=reports.Config(key), display_name=spaced(key))
+        for key in _varying(results)
+    ]
+    figures = [reports.ParallelCoordinatesPlotColumn(metric=reports.SummaryMetric(name)) for name in DECIDING_FIGURES]
+    panels = [
+        reports.MarkdownPanel(markdown=answer_text(results)),
+        reports.WeavePanelSummaryTable(table_name="points"),
+        reports.ScatterPlot(
+            title="Throughput (tokens/s) against TPOT p50 (ms), a mark for each trial",
+            x=reports.SummaryMetric("tpot_p50_ms"),
+            y=reports.SummaryMetric("output_throughput"),
+        ),
+        reports.ParallelCoordinatesPlot(title="What varies, and what it gives", columns=[*varying, *figures]),
+    ]
+    return _placed(panels, across=2)
+
+
+def _varying(results: RunResults) -> list[str]:
+    """The keys of a trial's config that differ between points."""
+    keys = [key for key in key_columns(results.run) if results.points[key].nunique(dropna=False) > 1]
+    return [re.sub(r"\W", "_", key) for key in keys]
 
 
 def task_panels(results: RunResults, task: str) -> list[Any]:
-    """A panel for each headline figure of a task: over the load if it varies, otherwise as bars."""
-    ok = results.run.ok[results.run.ok["workload"] == task]
-    loads = ok[[*LOAD_COLUMNS]].astype("float64").bfill(axis="columns").iloc[:, 0]
-    draw = _over_load if loads.nunique() > 1 else _bars
-    names = [name for name in HEADLINE if name in ok and ok[name].notna().any()]
-    drawn = []
-    for index, name in enumerate(names):
-        panel = draw(f"{task}/{name}", _title(name))
-        panel.layout = reports.Layout(
-            x=index % COLUMNS_OF_GRID * WIDTH, y=index // COLUMNS_OF_GRID * HEIGHT, w=WIDTH, h=HEIGHT
-        )
-        drawn.append(panel)
-    return drawn
+    """A panel for each headline figure of a task, a line for each configuration along the figures' own x; or bars."""
+    layout = results.layout
+    points = layout.points[(layout.points["panel"] == task) & layout.points["line"].isin(layout.coloured)]
+    drawn: list[Any] = []
+    for shown in headline_columns(results):
+        keys = [curve_key(task, shown, line) for line in points.loc[points[shown.column].notna(), "line"].unique()]
+        title = f"{shown.label} ({shown.unit})"
+        if keys and layout.x and points[layout.x].nunique() > 1:
+            drawn.append(reports.LinePlot(title=title, x=X, y=keys, title_x=layout.axis(task)))
+        elif keys:
+            drawn.append(reports.BarPlot(title=title, metrics=keys, orientation="v"))
+    return _placed(drawn, COLUMNS_OF_GRID)
 
 
-def _over_load(metric: str, title: str) -> reports.LinePlot:
-    return reports.LinePlot(title=title, x=process.LOAD, y=[metric], title_x="Load", **_by_engine())
+def _placed(panels: list[Any], across: int) -> list[Any]:
+    width = WIDTH * COLUMNS_OF_GRID // across
+    for index, panel in enumerate(panels):
+        panel.layout = reports.Layout(x=index % across * width, y=index // across * HEIGHT, w=width, h=HEIGHT)
+    return panels
 
 
-def _bars(metric: str, title: str) -> reports.BarPlot:
-    return reports.BarPlot(title=title, metrics=[metric], orientation="v", **_by_engine())
-
-
-def _by_engine() -> dict[str, Any]:
-    return {"groupby": reports.Config(GROUPED_BY[0]), "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
-
-
-def _title(column: str) -> str:
-    declared = labelled_column(column)
-    if declared is None:
-        return column
-    unit = "s" if declared.unit == "ms" else declared.unit  # runs hold the data as it is: seconds
-    return f"{declared.label} ({unit})"
-
-
-def best_table(results: RunResults) -> str:
-    """The best engine of each task, in Markdown."""
-    points = results.points
-    rows = [[best.panel, best.line, f"{best.output_throughput:.4g}"] for best in best_lines(points)]
-    table = text_table(["task", "highest output throughput", "tokens/s"], rows).markdown()
+def answer_text(results: RunResults) -> str:
+    """The answer in Markdown: its sentence, and a row for each task."""
+    points, answered = results.points, answers([results])
     measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
+    table = answers_table(answered)
     note = "Intervals, warnings and failures are in the report of the sweep's run."
-    return "\n".join([f"{measured} {note}", "", *table])
+    return "\n".join(
+        [
+            f"**{leading_sentence(results, answered)}**",
+            "",
+            f"{measured} {note}",
+            "",
+            *(table.markdown() if table else ()),
+        ]
+    )
 
 
 def view_of(made: workspaces.Workspace) -> dict[str, Any]:
-    """Return what `save` would send of a workspace."""
+    """Return what `save` would send for a workspace."""
     view = made._to_model()
     content: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {"displayName": view.display_name, "entityName": view.entity, "projectName": view.project, "spec": content}
@@ -120,7 +143,7 @@ def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
 
 
 def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) -> list[str]:
-    """Save both, replacing those saved from this folder before; return their addresses."""
+    """Save both, replacing what was saved from this folder before. Return their addresses."""
     ids: dict[str, str] = {}
     remembered = folder / "views.json"
     if remembered.is_file():

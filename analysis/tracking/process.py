@@ -1,7 +1,7 @@
-"""The tracking process: passes the sweep's trials to wandb. Runs as a script, so it imports nothing of ours.
+"""The tracking process: passes the sweep's trials to wandb. It runs as a script, so it imports no sweep modules.
 
-Offline unless WANDB_API_KEY, a netrc login or WANDB_MODE is set; an unreachable server turns the rest of the sweep
-offline. The key goes from the environment to wandb and nowhere else.
+It is offline unless WANDB_API_KEY, a netrc login or WANDB_MODE is set. If the server is unreachable, the rest of the
+sweep goes offline. The key passes from the environment only to wandb.
 """
 
 import json
@@ -14,34 +14,32 @@ from typing import IO, Any
 
 from requests.utils import get_netrc_auth
 
-LOAD = "load_size"  # the step of headline figures: batch size, users or requests/s
-
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
-    """Track the trials of `messages`, whose first entry is the settings; print each fault in one line."""
+    """Track the trials in `messages`, of which the first holds the settings. Print each fault in one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
     mode = chosen_mode()
     keep_destination(settings)
     for line in lines:
         if not tracked(settings, mode, json.loads(line), faults) and mode != "offline":
-            mode = "offline"  # there nothing is lost: `wandb sync` can send it later
+            mode = "offline"  # offline nothing is lost, since `wandb sync` can send it later
             tracked(settings, mode, json.loads(line), faults)
 
 
 def chosen_mode() -> str:
-    """Return WANDB_MODE; by default online with a login, otherwise offline."""
+    """Return WANDB_MODE. The default is online if there is a login, else offline."""
     return os.environ.get("WANDB_MODE") or ("online" if has_login() else "offline")
 
 
 def keep_destination(settings: Mapping[str, Any]) -> None:
-    """Store where the runs of a folder go, for later uploads."""
+    """Store the destination of a folder's runs, for later uploads."""
     destination = {key: settings[key] for key in ("project", "entity")}
     (Path(settings["folder"]) / "destination.json").write_text(json.dumps(destination), encoding="utf-8")
 
 
 def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], faults: IO[str]) -> bool:
-    """Track a trial and return whether that succeeded; a fault is printed."""
+    """Track a trial and return whether that succeeded. Print any fault."""
     try:
         track(settings, mode, message["run"], message["telemetry"])
     except Exception as error:  # noqa: BLE001  the one place where a fault of tracking ends, whatever it is
@@ -51,7 +49,7 @@ def tracked(settings: Mapping[str, Any], mode: str, message: Mapping[str, Any], 
 
 
 def has_login() -> bool:
-    """Return whether wandb has a key for its server, in the environment or in netrc. Only wandb reads the key."""
+    """Return whether the environment or netrc has a key for wandb's server. Only wandb reads the key."""
     server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
@@ -59,9 +57,7 @@ def has_login() -> bool:
 def track(
     settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: Iterable[Sequence[Any]]
 ) -> None:
-    """Log one trial as one run: config, telemetry as history over the trial's time, the row's figures as summary.
-
-    The headline figures are also history over the load: a default panel shows history alone.
+    """Log a trial as a W&B run: its config, its telemetry as history over time, and its figures as summary.
 
     A trial retried in the same folder has the same id. Without `resume` it replaces the earlier run, on the server and
     when offline runs are synced in order.
@@ -69,22 +65,17 @@ def track(
     run = begin_run(settings, mode, described)
     try:
         run.define_metric("time", hidden=True)
-        run.define_metric(LOAD, hidden=True)
         run.define_metric("*", step_metric="time", summary="none")  # the last reading says nothing about a trial
-        for name in described["headline"]:
-            run.define_metric(name, step_metric=LOAD, summary="last")
         for point in history(telemetry):
             run.log(point)
-        if described["headline"]:
-            run.log({LOAD: described["load"], **described["headline"]})
         run.summary.update(described["summary"])
     finally:
         run.finish(exit_code=0 if described["ok"] else 1)
 
 
 def begin_run(settings: Mapping[str, Any], mode: Any, described: Mapping[str, Any]) -> Any:
-    """Begin a run of W&B; one of the same id replaces it."""
-    import wandb  # slow to import, and only who tracks needs it
+    """Begin a W&B run. A later run with the same id replaces it."""
+    import wandb  # slow to import, and needed only for tracking
 
     folder = Path(settings["folder"])
     return wandb.init(
@@ -104,7 +95,7 @@ def begin_run(settings: Mapping[str, Any], mode: Any, described: Mapping[str, An
             console="off",
             disable_git=True,
             disable_code=True,
-            x_disable_stats=True,  # of this machine: the trial has telemetry of its own
+            x_disable_stats=True,  # statistics of this machine; the trial has its own telemetry
             x_disable_meta=True,
             x_save_requirements=False,  # the engine's versions are in the config
         ),
@@ -112,14 +103,14 @@ def begin_run(settings: Mapping[str, Any], mode: Any, described: Mapping[str, An
 
 
 def group(name: str, folder: Path) -> str:
-    """Return the group of a run's trials: another run of the same experiment is another group."""
+    """Return the group of a run's trials. Another run of the same experiment forms another group."""
     return f"{name} {token(folder)}"
 
 
 def token(folder: Path) -> str:
-    """The prefix of the ids of this folder's runs, so that equal trials of other folders do not replace them.
+    """Return the id prefix of this folder's runs, so that equal trials in other folders do not replace them.
 
-    It is stored in the folder. Without it runs get new ids, as they must after the old ones were deleted on the server.
+    The folder stores it. If its file is removed, runs get new ids, which they need if the server deleted the old ones.
     """
     file = folder / "run-ids"
     if not file.exists():
@@ -128,7 +119,7 @@ def token(folder: Path) -> str:
 
 
 def history(telemetry: Iterable[Sequence[Any]]) -> list[dict[str, float]]:
-    """Samples (time, series, value, device) as one mapping per reading; a device's series is `series/device`."""
+    """Return samples (time, series, value, device) as one mapping per time; a device's series is `series/device`."""
     points: dict[float, dict[str, float]] = {}
     for time, series, value, device in telemetry:
         name = f"{series}/{device}" if device else series

@@ -1,6 +1,6 @@
-"""Sends a finished run to W&B from its files: its trials, the sweep as a whole, a workspace and a report.
+"""Sends a finished run's files to W&B: its trials, the sweep as a whole, a workspace and a report.
 
-Equal ids replace earlier uploads, so it may be repeated; without a login everything stays offline.
+Equal ids replace earlier uploads, so this may be repeated. If there is no login, everything stays offline.
 """
 
 import argparse
@@ -33,16 +33,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; return the exit status.
+    """Run the command line and return the exit status.
 
     Raises:
         ConfigError: for bad input.
     """
     parser = _Parser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
-    parser.add_argument("--project", help="default: the one that the run was tracked in, else sweep")
-    parser.add_argument("--entity", help="team or user; default: the run's, else the login's")
-    parser.add_argument("--no-trials", dest="trials", action="store_false", help="not the trials: W&B has them already")
+    parser.add_argument("--project", help="default: the project that tracked the run, else sweep")
+    parser.add_argument("--entity", help="team or user (default: the run's, else the login's)")
+    parser.add_argument("--no-trials", dest="trials", action="store_false", help="skip the trials (W&B has them)")
     options = parser.parse_args(arguments)
     os.environ.setdefault("WANDB_SILENT", "true")
     folder = run_folder(options.run)
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def publish(folder: Path, project: str | None, entity: str | None, trials: bool = True) -> list[str]:
-    """Send a run to W&B, or write it for later; return the outcome, line by line."""
+    """Send a run to W&B, or write it for later. Return the outcome, line by line."""
     results = open_results(folder)
     paths = results.run.paths
     if not (paths.report.exists() and paths.summary.exists()):
@@ -81,7 +81,7 @@ def publish(folder: Path, project: str | None, entity: str | None, trials: bool 
 
 
 def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str]:
-    from analysis.tracking import dashboards  # the library takes seconds to import
+    from analysis.tracking import dashboards  # slow to import
 
     tracking = results.run.paths.tracking
     group = process.group(results.run.name, tracking)
@@ -90,16 +90,16 @@ def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str
     if mode == "online":
         return dashboards.save_online(made, dashboards.engines_report(results, *place), tracking)
     file = dashboards.write_offline(made, tracking)
-    return [f"workspace: {file} (saved by `sweep wandb` when there is a login)", sync_line(tracking)]
+    return [f"workspace: {file} (`sweep wandb` saves it once there is a login)", sync_line(tracking)]
 
 
 def sync_line(tracking: Path) -> str:
-    """The command that sends the offline runs of a folder."""
+    """Return a line with the command that sends a folder's offline runs."""
     return f"to send it: wandb sync {shlex.quote(str(tracking))}/offline-run-*"
 
 
 def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:
-    """The project of the command line, otherwise the one that tracked the run."""
+    """Return the project and entity given on the command line, else those in which the run was tracked."""
     file = results.run.paths.tracking / "destination.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {
@@ -118,13 +118,13 @@ def _login_entity() -> str:
 
 
 def _track_trials(settings: dict[str, Any], mode: str, results: RunResults) -> int:
-    """Track the trials that ran, as during the run."""
+    """Track the trials that ran, as tracking during the run does."""
     run = results.run
     ran = run.trials[~run.trials["outcome"].isin(list(UNMEASURED)) & run.trials["attempt"].notna()]
     for row in ran.to_dict("records"):
         present = {str(key): value for key, value in row.items() if not _is_missing(value)}
         trial = run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"])
-        samples = read_if_whole(run_files.read_telemetry, trial.telemetry) or []  # some engines give none
+        samples = read_if_whole(run_files.read_telemetry, trial.telemetry) or []  # some engines have no telemetry
         process.track(settings, mode, json.loads(json.dumps(wandb_run(present), default=_warning_list)), samples)
     return len(ran)
 
@@ -134,5 +134,5 @@ def _is_missing(cell: Any) -> bool:
 
 
 def _warning_list(cell: Any) -> Any:
-    """Return an array of a list column (a trial's warnings) as the list that the tracker got during the run."""
+    """Return an array in a list column (a trial's warnings) as a list, as the tracker gets it during a run."""
     return cell.tolist() if isinstance(cell, np.ndarray) else str(cell)

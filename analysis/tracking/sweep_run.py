@@ -1,29 +1,34 @@
-"""A whole run as one run of W&B: the table of its points, its curves as history, figures, report and files."""
+"""A whole run as one W&B run: the table of its points, its curves as history, its figures, report and files."""
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
+from analysis.answers.deciding import answers
+from analysis.answers.optimum import leading_sentence
 from analysis.headline import HEADLINE
+from analysis.quantities import LabelledColumn, labelled_column
 from analysis.results import RunResults
 from analysis.tracking import process
 from analysis.tracking.tracker import LONGEST_NAME
 
+X = "x"  # the step of curves: the figures' own axis, whatever varies
+MOST_COLUMNS = 10  # of the table of points
 SWEEP = "sweep"  # the job type of this run, and the end of its id
 MOST_ROWS = 10_000  # rows: W&B shows no more
 
 
 def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> None:
-    """Log the run: the figures of default panels as history, the rest as a table, images, a page and an artifact."""
+    """Log the run: the default panels' figures as history, the rest as a table, images, a page and an artifact."""
     import wandb
 
     paths = results.run.paths
     run = process.begin_run(settings, mode, described_sweep(results))
     try:
-        run.define_metric(process.LOAD, hidden=True)
-        run.define_metric("curves of*", step_metric=process.LOAD, summary="max")
+        run.define_metric(X, hidden=True)
+        run.define_metric("curves of*", step_metric=X, summary="max")
         for point in curves(results):
             run.log(point)
         table = points_table(results)
@@ -36,13 +41,13 @@ def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> 
         for path in (paths.trials, paths.summary, paths.report, *images):
             artifact.add_file(str(path), name=path.relative_to(paths.out).as_posix())
         run.log_artifact(artifact)
-        run.summary.update(best_figures(results.points))
+        run.summary.update(outcome(results))
     finally:
         run.finish()
 
 
 def described_sweep(results: RunResults) -> dict[str, Any]:
-    """The run as W&B lists it. The command line is left out: people type secrets into command lines."""
+    """Describe the run for W&B, without the command line, since people type secrets into command lines."""
     run, trials = results.run, results.run.trials
     return {
         "trial_id": SWEEP,
@@ -60,48 +65,55 @@ def described_sweep(results: RunResults) -> dict[str, Any]:
 
 
 def points_table(results: RunResults) -> pd.DataFrame:
-    """The points as in summary.csv, without the columns that hold nothing."""
-    table = pd.read_csv(results.run.paths.summary).dropna(axis="columns", how="all").head(MOST_ROWS)
+    """The points by what decides, in the units of labels: ten columns at most; summary.csv has the rest."""
+    layout = results.layout
+    points = layout.points.head(MOST_ROWS)
+    table = points[["line", "panel"]].set_axis(["configuration", "task"], axis="columns")
+    if layout.x:
+        table[layout.x_label.lower()] = points[layout.x]
+    table["outcomes"] = points["outcomes"]
+    for shown in headline_columns(results):
+        ends = ("", "_ci_low", "_ci_high") if shown.column == "output_throughput" else ("",)
+        for name, end in zip(("", " low", " high"), ends, strict=False):
+            table[f"{shown.short}{name} ({shown.unit})"] = points[f"{shown.column}{end}"] * shown.scale
+    table = table.iloc[:, :MOST_COLUMNS]
     return table.astype(object).where(table.notna(), None)
 
 
 def curves(results: RunResults) -> Iterator[dict[str, Any]]:
-    """The headline figures of each load, in ascending order: a key for each line of each panel."""
+    """The headline figures along x, in ascending order: a key for each line of each panel."""
     layout = results.layout
     points = layout.points[layout.points["n"] > 0]
     sizes = points[layout.x].astype("float64") if layout.x else pd.Series(0.0, points.index)
     for size, of_size in points.groupby(sizes, sort=True):
         values = {
-            f"curves of {point['panel']}/{column}/{point['line']}": float(point[column])
+            curve_key(str(point["panel"]), shown, str(point["line"])): float(point[shown.column]) * shown.scale
             for _, point in of_size.iterrows()
-            for column in HEADLINE
-            if column in point and pd.notna(point[column]) and math.isfinite(point[column])
+            for shown in headline_columns(results)
+            if pd.notna(point[shown.column]) and math.isfinite(point[shown.column])
         }
         if values:
-            yield {process.LOAD: size, **values}
+            yield {X: size, **values}
 
 
-class BestLine(NamedTuple):
-    """The line of a panel with the highest output throughput."""
-
-    panel: str
-    line: str
-    output_throughput: float
-
-
-def best_lines(points: pd.DataFrame) -> Iterator[BestLine]:
-    """The best line of each panel that has a throughput."""
-    if "output_throughput" in points:
-        measured = points[points["output_throughput"].notna()]
-        for panel, of_panel in measured.groupby("panel"):
-            best = of_panel.iloc[int(of_panel["output_throughput"].argmax())]
-            yield BestLine(str(panel), best["line"], float(best["output_throughput"]))
+def headline_columns(results: RunResults) -> list[LabelledColumn]:
+    """The labels of the headline figures that some point has."""
+    points = results.layout.points
+    present = [labelled_column(name) for name in HEADLINE if name in points and points[name].notna().any()]
+    return [shown for shown in present if shown is not None]
 
 
-def best_figures(points: pd.DataFrame) -> dict[str, Any]:
-    """The best line of each panel, its throughput, and the numbers of points and of points with a result."""
-    figures: dict[str, Any] = {"points": len(points), "points_with_result": int((points["n"] > 0).sum())}
-    for best in best_lines(points):
-        figures[f"best output_throughput of {best.panel}"] = best.output_throughput
-        figures[f"best line of {best.panel}"] = best.line
-    return figures
+def curve_key(panel: str, shown: LabelledColumn, line: str) -> str:
+    """`curves of qa/ttft_p50_ms/vllm`: the name of a line's figure on W&B."""
+    return f"curves of {panel}/{shown.column}{'_ms' if shown.unit == 'ms' else ''}/{line}"
+
+
+def outcome(results: RunResults) -> dict[str, Any]:
+    """The answer, and the numbers of points and of points with a result."""
+    points = results.points
+    measured = int((points["n"] > 0).sum())
+    return {
+        "answer": leading_sentence(results, answers([results])),
+        "points": len(points),
+        "points_with_result": measured,
+    }

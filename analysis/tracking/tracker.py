@@ -1,7 +1,7 @@
-"""Weights & Biases: a run per trial in a group per sweep, sent by a separate process that no trial waits for.
+"""Weights & Biases: one run per trial and one group per sweep. A separate process sends them, so no trial waits.
 
-A tracking fault never fails a sweep: any fault, a hang or a crash of wandb included, is one warning. This module
-describes a trial for wandb; `analysis.tracking.process` passes it on.
+A tracking fault never fails a sweep. Any fault, including a hang or a crash of wandb, gives one warning. This module
+describes a trial for wandb, and `analysis.tracking.process` passes it on.
 """
 
 import contextlib
@@ -19,32 +19,32 @@ from pathlib import Path
 from typing import Any
 
 from analysis.headline import HEADLINE
+from analysis.quantities import labelled_column
 from analysis.tracking import process
 from sweep.base.config import Tracking, import_path
-from sweep.base.records import LOAD_COLUMNS, Sample
+from sweep.base.records import Sample
 from sweep.disk import row as trial_row
+from sweep.numbers.quantities.goodput import BOUNDED
+from sweep.numbers.quantity import percentile_name
 
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 20.0  # s to reach the server
 CLOSE_TIMEOUT = 120.0  # s for uploading what is left
-LONG_TEXTS = (
-    "log_tail",
-    "settings",
-    "digests",
-    "engine_facts",
-    "telemetry_sources",
-    "versions",
-    "hardware",
-)  # not in the summary
+MOST_KEYS = 40  # of a run's summary
+OUTCOME = ("outcome", "reason", "warnings", "attempt", "num_requests", "num_failed", "duration", "client_stamp_source")
+OTHER_FIGURES = (
+    *("total_throughput", "request_throughput", "goodput_share", "kv_cache_usage_max", "memory_peak_bytes"),
+    *("agreement", "quality", "acceptance_rate", "prefix_hit_rate", "preemptions", "launch_seconds"),
+)
 LONGEST_NAME = 128  # characters that W&B takes
 
 
 class Tracker:
-    """Sends finished trials to the tracking process, without ever waiting for it."""
+    """Sends finished trials to the tracking process without waiting for it."""
 
     def __init__(self, config: Tracking, group: str, folder: Path, init_timeout: float = INIT_TIMEOUT) -> None:
-        """`group` is the sweep's name; runs and the log of the process go to `folder`."""
+        """`group` is the sweep's name. `folder` gets the runs and the process's log."""
         self._settings = {
             "project": config.project,
             "entity": config.entity,
@@ -52,15 +52,17 @@ class Tracker:
             "folder": str(folder),
             "init_timeout": init_timeout,
         }
-        self._folder = folder
+        self._folder, self._sends_trials = folder, config.trials
         self._messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
         self._warned = self._tracked = False
 
     def log_trial(self, row: Mapping[str, Any], telemetry: Sequence[Sample]) -> None:
-        """Track a trial: its row, and its telemetry as history. Returns at once."""
+        """Track a trial, unless the sweep alone is tracked: its row, and its telemetry as history. Returns at once."""
+        self._tracked = True
+        if not self._sends_trials:
+            return
         try:
-            self._tracked = True
             if self._process is None:
                 self._start()
             self._messages.put(json.dumps({"run": wandb_run(row), "telemetry": list(telemetry)}, default=str))
@@ -68,7 +70,7 @@ class Tracker:
             self._warn(f"{type(error).__name__}: {error}")
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Let the process finish its work, `timeout` s at most."""
+        """Let the process finish its work, for at most `timeout` seconds."""
         if self._process is None:
             return
         self._messages.put(None)
@@ -82,30 +84,33 @@ class Tracker:
         self._process = None
 
     def publish(self, run: Path) -> list[str]:
-        """Send the whole run, with its report, after its trials; return the outcome, line by line."""
+        """Send the whole run, with its report, after its trials. Return the outcome, line by line."""
         if not self._tracked:
             return []
+        if not self._sends_trials:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            process.keep_destination(self._settings)
         command = [sys.executable, "-P", "-m", "analysis", "wandb", str(run), "--no-trials"]
         try:
             environ = {**os.environ, "PYTHONPATH": import_path()}
             done = subprocess.run(command, capture_output=True, text=True, timeout=CLOSE_TIMEOUT, env=environ)
         except (OSError, subprocess.TimeoutExpired) as error:
-            self._warn(f"the run as a whole: {type(error).__name__}")
+            self._warn(f"the whole run was not sent: {type(error).__name__}")
             return []
         if done.returncode:
-            self._warn((done.stderr.strip().splitlines() or ["the run as a whole was not sent"])[-1])
+            self._warn((done.stderr.strip().splitlines() or ["the whole run was not sent"])[-1])
         return done.stdout.splitlines()
 
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "tracking.log").open("a", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", process.__file__],  # -P: this folder's modules must not shadow anyone's
+                [sys.executable, "-P", process.__file__],  # -P, so that this folder's modules shadow no others
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                start_new_session=True,  # an interrupt of the sweep lets it finish
+                start_new_session=True,  # so that it can finish if the sweep is interrupted
             )
         self._messages.put(json.dumps(self._settings))
         threading.Thread(target=self._write, args=(self._process,), name="tracking", daemon=True).start()
@@ -114,13 +119,13 @@ class Tracker:
 
     def _write(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # why it broke is told by _read
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # `_read` reports why it broke
             while (message := self._messages.get()) is not None:
                 pipe.write(message + "\n")
                 pipe.flush()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
-        """Yield each line of the process that reports a fault."""
+        """Warn about every fault that the process reports, and about its failure."""
         assert process.stdout is not None
         with process.stdout as pipe:
             for line in pipe:
@@ -132,16 +137,17 @@ class Tracker:
     def _warn(self, fault: str) -> None:
         if not self._warned:
             self._warned = True
-            log.warning("tracking: %s; the sweep goes on (see %s)", fault, self._folder / "tracking.log")
+            log.warning("tracking: %s; the sweep continues (see %s)", fault, self._folder / "tracking.log")
 
 
-# What wandb is told of a trial ----------------------------------------------------------------------------------------
+# A trial for wandb ----------------------------------------------------------------------------------------
 
 
 def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A trials row as a W&B run: its settings as config, its outcome as summary."""
+    """Describe a row of the trials as a W&B run: settings as config, outcome as summary."""
     percentiles = trial_row.percentiles_of([row])
-    asked, schema = trial_row.asked_columns(), trial_row.schema(percentiles)
+    asked = trial_row.asked_columns()
+    schema = trial_row.schema(percentiles)
     # Where the engine took its own stamps, latencies leave out the way to the client.
     hidden = trial_row.latency_columns(percentiles) if row.get("client_stamp_source") == "engine" else set()
     values = {key: value for key, value in row.items() if value is not None and key not in hidden}
@@ -153,22 +159,32 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
         "job_type": row.get("backend"),
         "tags": [str(values[key]) for key in ("backend", "workload", "outcome") if key in values],
         "config": {**axes, **config},  # W&B groups and filters by names of letters, digits and underscores alone
-        "load": next((values[key] for key in LOAD_COLUMNS if key in values), 0),
-        "headline": {f"{row.get('workload')}/{key}": values[key] for key in HEADLINE if key in values},
-        "summary": {key: value for key, value in values.items() if key in schema and key not in (*asked, *LONG_TEXTS)},
+        "summary": dict(_on_wandb(key, values[key]) for key in _summarised(percentiles) if key in values),
         "ok": row.get("outcome") == "ok",
     }
 
 
+def _summarised(percentiles: Sequence[float]) -> list[str]:
+    """The columns in a run's summary: what decides, few enough to read; trials.parquet in the artifact has all."""
+    latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
+    return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *OTHER_FIGURES]))[:MOST_KEYS]
+
+
+def _on_wandb(column: str, value: Any) -> tuple[str, Any]:
+    """A column's name and value on W&B: latencies in milliseconds, as everywhere else."""
+    labelled = labelled_column(column)
+    return (f"{column}_ms", value * labelled.scale) if labelled and labelled.unit == "ms" else (column, value)
+
+
 def run_name(row: Mapping[str, Any]) -> str:
-    """The trial's label, e.g. `vllm tiny-llama qa batches of 8 replicate 0`, cut to W&B's limit."""
-    name = str(row.get("label") or row["trial_id"])  # a row of an older version has none
+    """Return the trial's label, e.g. `vllm tiny-llama qa batches of 8 replicate 0`, cut to W&B's limit."""
+    name = str(row.get("label") or row["trial_id"])  # rows of older versions have no label
     cut = LONGEST_NAME - len(f"... {row['trial_id']}")
     return name if len(name) <= LONGEST_NAME else f"{name[:cut]}... {row['trial_id']}"
 
 
 def plain(value: Any) -> Any:
-    """JSON columns (the resolved config, versions, hardware) as nested data, so that wandb can filter by their keys."""
+    """Parse a JSON column (resolved config, versions, hardware), so that wandb can filter by its keys."""
     if isinstance(value, str) and value.startswith("{"):
         with contextlib.suppress(ValueError):
             return json.loads(value)

@@ -1,1 +1,1 @@
-"""Serves libraries without a server of their own over HTTP, in the engine's own environment."""
+"""Serves engine libraries that have no server of their own over HTTP, in the engine's environment."""

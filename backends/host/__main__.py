@@ -1,4 +1,4 @@
-"""`python -m backends.host`: serves a library over the OpenAI completions protocol, greedily, in its environment."""
+"""`python -m backends.host`: serves a library with the OpenAI completions API and greedy decoding."""
 
 import argparse
 import asyncio
@@ -19,7 +19,7 @@ from backends.host.http import HostConnection, HTTPError, Query, error_body, ser
 from backends.host.library import ContinuousLibrary, Library, LibrarySettings, PromptRow
 from backends.host.text import Detokenizer, Tokenizer
 
-# Values that keys of a request may have: greedy decoding, one answer.
+# The values that these keys of a request may have. They amount to greedy decoding and one answer.
 ALLOWED: dict[str, tuple[Any, ...]] = {"temperature": (None, 0), "use_beam_search": (None, False), "logprobs": (None,)}
 ALLOWED |= {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, "")}
 
@@ -115,7 +115,7 @@ class LibraryServer:
         await self.exclusively(batches, connection, lambda: trial.run(batches, stopped), stopped)
 
     async def log_probabilities(self, body: dict[str, Any], connection: HostConnection) -> None:
-        """{"texts": token ids} -> {"log_probabilities": of each text's tokens after its first}; asked for when idle."""
+        """Answer {"texts": lists of token ids} with {"log_probabilities": a list per text, first token excluded}."""
         batches, compute = self.batches, getattr(self.batches.library, "log_probabilities", None)
         if compute is None:
             raise HTTPError(404, "this library gives no log-probabilities of a text", "NotFoundError")
@@ -128,7 +128,7 @@ class LibraryServer:
             await connection.answer({"log_probabilities": await asyncio.to_thread(compute, texts)})
 
     async def reset_caches(self, connection: HostConnection) -> None:
-        """Make the library forget earlier prompts: {"success": bool}."""
+        """Make the library forget earlier prompts, and answer {"success": bool}."""
         batches, reset = self.batches, getattr(self.batches.library, "reset_caches", None)
         if not isinstance(batches, ContinuousQueue) or reset is None:
             raise HTTPError(404, "this library has no cache reset", "NotFoundError")
@@ -141,7 +141,7 @@ class LibraryServer:
         work: Callable[[], dict[str, Any]],
         stopped: threading.Event,
     ) -> None:
-        """Answer with what `work` returns, run alone in the library's thread; `stopped` is set if the client goes."""
+        """Answer with the result of `work`, which runs alone in the library's thread. A disconnect sets `stopped`."""
         result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
 
         def run() -> None:
@@ -172,7 +172,7 @@ class LibraryServer:
         await connection.end_events()
 
     def call(self, body: dict[str, Any]) -> HostedCall:
-        """The call that a request asks for; raises HTTPError for options that this host does not support."""
+        """Build the call from a request's body. Raises HTTPError for options that this host does not support."""
         for key, allowed in ALLOWED.items():
             if body.get(key) not in allowed:
                 raise HTTPError(400, f"{key}={body[key]!r} is not supported: this host decodes greedily")
@@ -190,7 +190,7 @@ class LibraryServer:
         return HostedCall([PromptRow(prompt, max_tokens, ends) for prompt in prompts])
 
     def prompts(self, body: dict[str, Any]) -> list[list[int]]:
-        """The prompts as lists of token ids, from a string, a list of strings, or one or more lists of token ids."""
+        """Return the prompts as token ids; a request may send one or more strings or lists of token ids."""
         content = body.get("prompt")
         if isinstance(content, str) or (isinstance(content, list) and content and isinstance(content[0], int)):
             content = [content]
@@ -206,7 +206,7 @@ class LibraryServer:
 
 
 class Completion:
-    """An answer being built: the events of a call as OpenAI chunks, and its totals."""
+    """An answer under construction: the call's events as OpenAI chunks, and their totals."""
 
     def __init__(self, model: str, call: HostedCall, tokenizer: Tokenizer, body: dict[str, Any]) -> None:
         self.call = call
@@ -226,7 +226,7 @@ class Completion:
         """Return the chunk of one token."""
         row = self.call.rows[index]
         self.counts[index] += 1
-        # The library's thread may be ahead of us: only the row's last token carries the finish reason.
+        # The library's thread may be ahead of this one, so only the row's last token carries the finish reason.
         reason = row.finish_reason if row.done and self.counts[index] == len(row.tokens) else None
         text = self.detokenizers[index].add(token) + (self.detokenizers[index].flush() if reason else "")
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
@@ -241,7 +241,7 @@ class Completion:
         return [{**self.head, "choices": [], "usage": self._total()}] if self.include_usage else []
 
     def complete(self) -> dict[str, Any]:
-        """The answer to a request without streaming."""
+        """Return the whole answer, for a request without streaming."""
         choices = []
         for index, row in enumerate(self.call.rows):
             text = self.tokenizer.decode(row.tokens, self.special)
@@ -260,7 +260,7 @@ def _usage_totals(prompt: int, completion: int) -> dict[str, int]:
 async def serve(listener: socket.socket, library: Library | ContinuousLibrary, arguments: argparse.Namespace) -> None:
     tokenizer = Tokenizer(arguments.model)
     host = LibraryServer(library, tokenizer, arguments.served_name, arguments.max_model_len, arguments.max_batch)
-    # The long prompts of a batch come in one body, so only the size of the headers is limited.
+    # A batch of long prompts arrives in one body, so only the size of the headers is limited.
     server = await asyncio.start_server(serve_connections(host.handle), sock=listener, limit=2**16, backlog=4096)
     print(f"host: serving {arguments.served_name} on {listener.getsockname()}", file=sys.stderr)
     await server.serve_forever()
@@ -273,8 +273,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--served-name", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--max-batch", type=int, default=1, help="prompts of queued requests joined to one batch")
-    parser.add_argument("--max-model-len", type=int, help="context length, if not the model's own")
+    parser.add_argument("--max-batch", type=int, default=1, help="most prompts of queued requests that join one batch")
+    parser.add_argument("--max-model-len", type=int, help="context length (default: the model's)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--seed", type=int, default=0)
@@ -284,7 +284,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    # Bound before the model is loaded, so that a port in use fails at once; refuses connections until `serve`.
+    # The port is bound before the model is loaded, so a busy one fails at once. It refuses connections until `serve`.
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((arguments.host, arguments.port))

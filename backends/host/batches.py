@@ -1,4 +1,4 @@
-"""The queue of the host: one thread runs the library, batch by batch; the event loop's thread does everything else."""
+"""The host's queue: one thread runs the library batch by batch, and the event loop's thread does everything else."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ OOM_MESSAGE = re.compile(r"out of memory|OutOfMemory|can't allocate memory|Canno
 
 
 class GenerationFailed(Exception):
-    """The library failed in the middle of a batch, or on one row; logged when made."""
+    """The library failed on a batch or on a single row. Creating this exception logs it."""
 
     def __init__(self, message: str, out_of_memory: bool = False) -> None:
         super().__init__(message.splitlines()[0])
@@ -27,9 +27,9 @@ class GenerationFailed(Exception):
 
 
 def failure(error: Exception, library: Library | ContinuousLibrary) -> GenerationFailed:
-    """Log a library's exception and free the memory that it holds; return it as the failure of a call."""
+    """Log a library's exception, free the memory that it holds, and return it as a call's failure."""
     traceback.print_exception(error)
-    # The traceback's frames hold the tensors of the batch: only without them can memory be given back.
+    # The traceback's frames hold the batch's tensors, so memory can be freed only once they are cleared.
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     library.clear()
@@ -38,10 +38,10 @@ def failure(error: Exception, library: Library | ContinuousLibrary) -> Generatio
 
 @dataclass(slots=True, eq=False)
 class HostedCall:
-    """One HTTP request: its rows, and the events of each step, (row, token) pairs, until None."""
+    """One HTTP request: its rows, and a queue with the (row, token) pairs of every step, which ends with None."""
 
     rows: list[PromptRow]
-    released: int | None = None  # ns of CLOCK_MONOTONIC, of a call that is timed here: it gets no events of tokens
+    released: int | None = None  # ns of CLOCK_MONOTONIC; only for a call timed here, which gets no token events
     events: "asyncio.Queue[Sequence[tuple[int, int]] | GenerationFailed | None]" = field(default_factory=asyncio.Queue)
 
     def abort(self) -> None:
@@ -68,7 +68,7 @@ class CallQueue(ABC):
             self.changed.notify()
 
     def readings(self) -> dict[str, float]:
-        """The values of /metrics, by name without the prefix. The library's own readings take precedence."""
+        """Return the values for /metrics by name, without the prefix. The library's readings take precedence."""
         return {
             "requests_running": sum(not row.done for row in self._running_rows()),
             "requests_waiting": sum(len(call.rows) for call in list(self.waiting)),
@@ -90,7 +90,7 @@ class CallQueue(ABC):
 
     @abstractmethod
     def _advance(self) -> None:
-        """Wait for calls, and run the library on them: a batch, or a step."""
+        """Wait for calls, then run the library on them for one batch or one step."""
 
     @abstractmethod
     def _running_rows(self) -> list[PromptRow]: ...
@@ -106,7 +106,7 @@ class BatchQueue(CallQueue):
         super().__init__(loop)
 
     def _take(self) -> list[HostedCall]:
-        """Take the next batch: the first call, whatever its size, and the calls behind it that fit into max_batch."""
+        """Take the next batch: the first call, whatever its size, and the next calls while they fit in max_batch."""
         with self.changed:
             while not self.waiting:
                 self.changed.wait()

@@ -1,4 +1,4 @@
-"""Calls served by a library with its own scheduler: rows join and leave at any step, and wait for none to join."""
+"""Serves calls with a library that has its own scheduler: a row may join or leave at any step, without waiting."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from backends.host.library import ContinuousLibrary, PromptRow, Step
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """A row in flight: its call, and its index there."""
+    """A row in flight: its call, and the row's index in that call."""
 
     call: HostedCall
     index: int
@@ -21,7 +21,7 @@ class RowPlace:
 
 
 class ContinuousQueue(CallQueue):
-    """Rows in flight in a library, by identity."""
+    """The rows in flight in a library, by object identity."""
 
     def __init__(self, library: ContinuousLibrary, loop: asyncio.AbstractEventLoop) -> None:
         self.library: ContinuousLibrary = library
@@ -38,13 +38,13 @@ class ContinuousQueue(CallQueue):
                 super().submit(call)
 
     def exclusively(self, work: Callable[[], None]) -> None:
-        """Have the library's thread call `work` as soon as no row is in flight; new calls wait until it is done."""
+        """Have the library's thread call `work` once no row is in flight. New calls wait until `work` is done."""
         with self.changed:
             self.work.append(work)
             self.changed.notify()
 
     def run_batches(self, calls: Sequence[HostedCall], duration: float | None, stopped: threading.Event) -> None:
-        """Run timed calls in turn, `exclusively`, for `duration` s or until `stopped`. Raises if a row fails."""
+        """Run timed calls in turn, `exclusively`, until `stopped` or for `duration` seconds. Raise if a row fails."""
         begin = time.monotonic_ns()
         for call in calls:
             if stopped.is_set() or (duration is not None and time.monotonic_ns() - begin >= duration * 1e9):
@@ -60,10 +60,10 @@ class ContinuousQueue(CallQueue):
             finally:
                 self.running.clear()
             if any(row.finish_reason == "abort" for row in call.rows) and not stopped.is_set():
-                raise RuntimeError("a row of the batch failed by itself")
+                raise RuntimeError("a single row of the batch failed")
 
     def _begin(self, call: HostedCall) -> None:
-        """Add a call's rows to the library; a refused row fails its own call only. The caller holds the lock."""
+        """Add a call's rows to the library. A refused row fails only its own call. The caller holds the lock."""
         try:
             self._add(call)
         except Exception as error:  # noqa: BLE001 - a library's exception is the answer to this call
@@ -74,7 +74,7 @@ class ContinuousQueue(CallQueue):
         for index, row in enumerate(call.rows):
             if row.done:
                 continue
-            self.running[id(row)] = RowPlace(call, index, row)  # before `add`: its first token may come at once
+            self.running[id(row)] = RowPlace(call, index, row)  # before `add`, since the first token may arrive at once
             try:
                 self.library.add(row)
             except Exception:
@@ -98,7 +98,7 @@ class ContinuousQueue(CallQueue):
         return [place.row for place in list(self.running.values())]
 
     def _admit(self) -> Callable[[], None] | None:
-        """Wait for work. Returns a function to run exclusively, or None when there are rows to step."""
+        """Wait for work. Return a function to run exclusively, or None if there are rows to step."""
         with self.changed:
             while True:
                 self._drop_aborted()
@@ -116,13 +116,13 @@ class ContinuousQueue(CallQueue):
             self._end(place, None)
 
     def _deliver(self, steps: Sequence[Step]) -> None:
-        """Send each call its tokens of this step in one event, or stamp them where the call is timed."""
+        """Send each call its tokens of this step in one event. If the call is timed here, stamp the tokens instead."""
         now = time.monotonic_ns()
         events: dict[int, tuple[HostedCall, list[tuple[int, int]]]] = {}
         ended: list[tuple[RowPlace, GenerationFailed | None]] = []
         for row, tokens, error in steps:
             place = self.running.get(id(row))
-            if place is None or row.finish_reason:  # aborted meanwhile: `_drop_aborted` takes it from the library
+            if place is None or row.finish_reason:  # aborted meanwhile; `_drop_aborted` removes it from the library
                 continue
             pairs = events.setdefault(id(place.call), (place.call, []))[1]
             before = len(row.tokens)
@@ -145,7 +145,7 @@ class ContinuousQueue(CallQueue):
                 self._end(place, failed)
 
     def _end(self, place: RowPlace, failed: GenerationFailed | None) -> None:
-        """Finish a row, and its call if all its rows are done or this one failed. The caller holds the lock."""
+        """Finish a row. Also finish its call if every row is done or this one failed. The caller holds the lock."""
         self.running.pop(id(place.row), None)
         if failed:
             place.call.abort()

@@ -1,4 +1,4 @@
-"""The part of HTTP/1.1 that the host needs, on asyncio streams: engines' environments share no web framework."""
+"""The part of HTTP/1.1 that the host needs, on asyncio streams, since engine environments share no web framework."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ MAX_BODY = 256 * 2**20
 
 
 class HTTPError(Exception):
-    """An answer other than 200, in the shape of OpenAI's errors."""
+    """An answer with a status other than 200, in the format of OpenAI's errors."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError") -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class Query:
 
 
 class HostConnection:
-    """One client's connection: answers go out whole, or as a stream of server-sent events."""
+    """A client's connection. An answer is sent whole or as a stream of server-sent events."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -53,7 +53,7 @@ class HostConnection:
 
     @property
     def gone(self) -> bool:
-        """True once the client has closed its side."""
+        """Whether the client has closed its side."""
         return self.reader.at_eof() or self.writer.is_closing()
 
     async def answer(self, body: dict[str, Any] | str, status: int = 200) -> None:
@@ -64,7 +64,7 @@ class HostConnection:
         await self.writer.drain()
 
     async def send_events(self, events: Sequence[dict[str, Any] | str]) -> None:
-        """Server-sent events, all in one write; the first call opens the stream."""
+        """Send server-sent events in one write. The first call opens the stream."""
         if not events:
             return  # an empty chunk would end the answer
         data = b"".join(b"data: " + (e if isinstance(e, str) else json.dumps(e)).encode() + b"\n\n" for e in events)
@@ -86,7 +86,7 @@ Handler = Callable[[Query, HostConnection], Awaitable[None]]
 
 
 async def read_query(reader: asyncio.StreamReader) -> Query | None:
-    """The next request on a connection, or None once the client has closed it."""
+    """Return the next request on a connection, or None once the client has closed it."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -108,7 +108,7 @@ async def read_query(reader: asyncio.StreamReader) -> Query | None:
 
 
 def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-    """Return a callback for asyncio.start_server that answers the requests of a connection one after the other."""
+    """Return a callback for asyncio.start_server that answers a connection's requests one by one."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = HostConnection(reader, writer)
@@ -121,7 +121,7 @@ def serve_connections(handle: Handler) -> Callable[[asyncio.StreamReader, asynci
                         await connection.answer(error.body, error.status)
                     if query.headers.get("connection", "").lower() == "close":
                         return
-            except HTTPError as error:  # the start of the next request is unknown, so the connection ends
+            except HTTPError as error:  # the next request's start is unknown, so the connection ends
                 await connection.answer(error.body, error.status)
 
     return serve

@@ -1,4 +1,4 @@
-"""The interface of libraries/<name>_library.py: `load`, then `generate` batch after batch, or `add` and `step`."""
+"""The interface of libraries/<name>_library.py: `load`, then either `generate` for every batch or `add` and `step`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,24 +8,24 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class LibrarySettings:
-    """Settings for loading a library, from the host's command line."""
+    """The settings for loading a library, from the host's command line."""
 
     model: Path  # folder in Hugging Face layout
     device: str  # "cpu" or "cuda"
     dtype: str  # "auto" or a torch dtype's name
     seed: int
-    flags: Mapping[str, Any]  # keyword arguments for the library's own loading function
+    flags: Mapping[str, Any]  # keyword arguments of the library's loading function
 
 
 @dataclass(slots=True)
 class PromptRow:
-    """One prompt of a batch and its tokens so far."""
+    """One prompt of a batch, and the tokens generated for it so far."""
 
     prompt: Sequence[int]
     max_tokens: int
-    ends: frozenset[int]  # token ids that end it; empty where EOS is ignored
+    ends: frozenset[int]  # token ids that end the row; empty if EOS is ignored
     tokens: list[int] = field(default_factory=list)
-    stamps: list[tuple[int, int]] = field(default_factory=list)  # (ns, tokens) of each step, of a call that is timed
+    stamps: list[tuple[int, int]] = field(default_factory=list)  # (ns, tokens) per step, if the call is timed
     finish_reason: str | None = None  # "stop", "length", or "abort" when the client has disconnected
 
     @property
@@ -41,7 +41,7 @@ class PromptRow:
             self.finish_reason = "length"
 
 
-EmitTokens = Callable[[Sequence[tuple[int, int]]], None]  # (row, token) pairs of a step; done rows are ignored
+EmitTokens = Callable[[Sequence[tuple[int, int]]], None]  # takes a step's (row, token) pairs; ignores finished rows
 
 
 class Library(Protocol):
@@ -50,17 +50,17 @@ class Library(Protocol):
     version: str
 
     def generate(self, batch: Sequence[PromptRow], emit: EmitTokens) -> None:
-        """Decode greedily until every row is done, calling `emit` after each step with the tokens it brought."""
+        """Decode greedily until every row is done. Call `emit` with the new tokens after each step."""
 
     def memory(self) -> Mapping[str, float]:
-        """Readings in bytes by name (allocated_memory_bytes, kv_cache_bytes, …), also while `generate` runs."""
+        """Return readings in bytes by name (allocated_memory_bytes, …). May be called while `generate` runs."""
 
     def clear(self) -> None:
         """Free the memory that a failed batch still holds."""
 
 
 class Step(NamedTuple):
-    """The tokens of one step for one row."""
+    """The tokens that one step produced for one row."""
 
     row: PromptRow
     tokens: Sequence[int]
@@ -69,22 +69,22 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class ContinuousLibrary(Protocol):
-    """A loaded model with its own scheduler, called by one thread; it may have `reset_caches() -> bool`."""
+    """A loaded model with its own scheduler, called by one thread. It may also offer `reset_caches() -> bool`."""
 
     version: str
-    adds_any_time: bool  # `add` and `drop` may be called by other threads, also while `step` waits
+    adds_any_time: bool  # other threads may call `add` and `drop`, even while `step` waits
 
     def add(self, row: PromptRow) -> None:
-        """Take a row in; it ends by itself at `row.max_tokens` or one of `row.ends`."""
+        """Add a row. The row ends by itself at `row.max_tokens` or at a token in `row.ends`."""
 
     def step(self) -> Sequence[Step]:
-        """Decode greedily until any row has new tokens, its last included; an empty answer means none yet."""
+        """Decode greedily until a row has new tokens or ends. An empty list means that no row has any yet."""
 
     def drop(self, row: PromptRow) -> None:
-        """Stop generating for this row. Does nothing if it has ended."""
+        """Stop generating for this row. Do nothing if the row has ended."""
 
     def memory(self) -> Mapping[str, float]:
-        """Readings by name (kv_cache_usage, kv_cache_bytes, allocated_memory_bytes, …), also while `step` runs."""
+        """Return readings by name (kv_cache_usage, kv_cache_bytes, …). May be called while `step` runs."""
 
     def clear(self) -> None:
-        """Drop every row and free its memory, after a `step` that raised."""
+        """After a `step` that raised, drop every row and free its memory."""

@@ -1,4 +1,4 @@
-"""A trial measured inside the engine's process: lockstep batches, all here before the clock starts, without HTTP."""
+"""Measures a trial inside the engine's process, without HTTP: all lockstep batches arrive before the clock starts."""
 
 import threading
 import time
@@ -12,26 +12,26 @@ from backends.host.library import PromptRow
 
 
 def lockstep(rows: Sequence[PromptRow], size: int) -> list[HostedCall]:
-    """Return the batches of `size` rows."""
+    """Split the rows into batches of `size`."""
     return [HostedCall(list(rows[begin : begin + size])) for begin in range(0, len(rows), size)]
 
 
 @dataclass
 class OfflineTrial:
-    """The batches of a trial: the warm-up's and the measured ones."""
+    """The batches of a trial: warm-up batches and measured batches."""
 
     warmup: Sequence[HostedCall] = ()
     measured: Sequence[HostedCall] = ()
-    duration: float | None = None  # s after which no measured batch begins
+    duration: float | None = None  # seconds after which no measured batch begins
 
     def run(self, queue: ContinuousQueue, stopped: threading.Event) -> dict[str, Any]:
-        """Run all batches in the library's thread; return the records of the rows that were released, in order."""
+        """Run all batches in the library's thread. Return the records of the released rows in order."""
         queue.run_batches(self.warmup, None, stopped)
         queue.run_batches(self.measured, self.duration, stopped)
         return {"warmup": _records(self.warmup), "records": _records(self.measured)}
 
     def counts(self) -> dict[str, Any] | None:
-        """Return the counts of the measured rows so far, or None before them. Another thread runs them meanwhile."""
+        """Return counts of the measured rows so far, or None before the first. Another thread runs the rows."""
         rows = [row for call in self.measured if call.released is not None for row in call.rows]
         if not rows:
             return None

@@ -1,8 +1,8 @@
-"""`python -m backends.host.reference_tokens`: a model's greedy tokens, and log-probabilities of texts, by transformers.
+"""`python -m backends.host.reference_tokens`: greedy tokens and log-probabilities from transformers, as a reference.
 
 Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line: the
-tokens (never an end token), the log-probabilities after each text's first token, the ends, and the dtype (float32, or
-the model's own where that does not fit).
+tokens (never an end token), the log-probabilities of each text's tokens but the first, the end tokens, and the dtype
+(float32, or the model's own dtype if float32 does not fit into memory).
 """
 
 import json
@@ -17,12 +17,12 @@ from backends.host.library import LibrarySettings, PromptRow
 from backends.host.text import Tokenizer
 
 SPARE = 2 * 2**30  # bytes for everything but the weights: libraries, activations and a short KV cache
-AT_ONCE = 32  # prompts at once, at most: in float32 that changes no answer
-TOKENS_AT_ONCE = 8192  # with padding and answers, at most: 4 GiB of KV cache for Llama-2-7B in two bytes
+AT_ONCE = 32  # most prompts per batch; batching changes no answer in float32
+TOKENS_AT_ONCE = 8192  # most per batch, with padding and answers: 4 GiB of KV cache for Llama-2-7B in two bytes
 
 
 def dtype_that_fits(model: Path, device: str) -> str:
-    """Return float32 if four bytes per parameter fit into free memory, otherwise auto: the checkpoint's own dtype."""
+    """Return "float32" if four bytes per parameter fit into free memory, else "auto" (the checkpoint's dtype)."""
     config = json.loads((model / "config.json").read_text())
     config = {**config, **(config.get("text_config") or {})}
     stored = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "bfloat16").itemsize
@@ -36,7 +36,7 @@ def dtype_that_fits(model: Path, device: str) -> str:
 
 
 def fitting_batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
-    """Yield batches of rows with similar lengths, to pad little, no larger than fits beside the weights."""
+    """Yield batches that fit in memory beside the weights. Rows in a batch have similar lengths, for little padding."""
     batch: list[PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)):
         padded = (len(batch) + 1) * (len(row.prompt) + row.max_tokens)
@@ -51,7 +51,7 @@ def fitting_batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
 def continuations(
     library: transformers_library.Transformers, prompts: Sequence[Sequence[int]], tokens: int
 ) -> list[list[int]]:
-    """`tokens` greedy tokens after each prompt."""
+    """Return `tokens` greedily decoded tokens for each prompt."""
     rows = [PromptRow(prompt, tokens, frozenset()) for prompt in prompts]
     for batch in fitting_batches(rows):
 
@@ -68,7 +68,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     model = Path(job["model"])
     dtype = dtype_that_fits(model, job["device"])
-    # On GPUs: spread over as many as needed.
+    # On GPUs, spread the model over as many as it needs.
     placement = {"device_map": "auto"} if job["device"] == "cuda" else {}
     settings = LibrarySettings(model, job["device"], dtype, 0, {"attn_implementation": "eager", **placement})
     library = transformers_library.load(settings)

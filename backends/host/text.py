@@ -1,4 +1,4 @@
-"""Text to token ids, and back one token at a time, by `tokenizers`, or transformers without a tokenizer.json."""
+"""Converts text to token ids and back, with `tokenizers`, or with transformers if there is no tokenizer.json."""
 
 import json
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many byte tokens
+LONGEST_CHARACTER = 4  # bytes in UTF-8, so a character has at most four byte tokens
 
 
 class Tokenizer:
-    """A model's tokenizer with its special tokens, and the end tokens and context length of its config."""
+    """A model's tokenizer with its special tokens, plus the end tokens and context length from the model's config."""
 
     def __init__(self, model: Path) -> None:
         self.backend = _backend(model)
@@ -26,19 +26,19 @@ class Tokenizer:
         return ids
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
-        """The text of tokens, with or without special tokens."""
+        """Return the text of these tokens, with or without special tokens."""
         text: str = self.backend.decode(tokens, skip_special_tokens=not special)
         return text
 
 
 class Detokenizer:
-    """Decodes one sequence token by token, withholding an incomplete character, at a cost that does not grow."""
+    """Decodes a sequence token by token at constant cost per token, and withholds an incomplete character."""
 
     def __init__(self, tokenizer: Tokenizer, special: bool = False) -> None:
         self.decode = partial(tokenizer.decode, special=special)
-        # Tokens already emitted, as context (a token's text can depend on the one before), then tokens withheld.
+        # Emitted tokens, as context (a token's text can depend on the token before it), then withheld tokens.
         self.window: list[int] = []
-        self.emitted = 0  # number of tokens of the window that have been emitted
+        self.emitted = 0  # number of emitted tokens in the window
         self.emitted_text = ""
 
     def add(self, token: int) -> str:
@@ -49,7 +49,7 @@ class Detokenizer:
         return self._emit(text)
 
     def flush(self) -> str:
-        """Return the text still withheld when the sequence ends."""
+        """Return the text that is still withheld when the sequence ends."""
         return self._emit(self.decode(self.window)) if len(self.window) > self.emitted else ""
 
     def _emit(self, text: str) -> str:

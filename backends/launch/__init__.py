@@ -1,1 +1,1 @@
-"""Launches an engine's process tree, watches it, and leaves none of its processes behind."""
+"""Launches an engine's process tree, watches it, and ends every one of its processes."""

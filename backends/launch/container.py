@@ -1,7 +1,7 @@
 """A container that ends with the process that started it: `container.py RUNTIME NAME OPTION... IMAGE COMMAND...`.
 
-The first process in the container ends the engine when its standard input closes, as it does if the client is killed.
-A token of the hub is given as a file, since a container's environment is open to all who may inspect it.
+The container's first process ends the engine when its standard input closes, as happens if the client is killed.
+A hub token is passed as a file, since anyone who may inspect a container can read its environment.
 """
 
 import os
@@ -35,16 +35,16 @@ exit "$status"
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Split arguments into the options of the runtime, each `--name=value` or bare, and the image with its command."""
+    """Split arguments into the runtime's options (`--name=value` or bare) and the image with its command."""
     count = next((index for index, argument in enumerate(arguments) if not argument.startswith("--")), len(arguments))
     return arguments[:count], arguments[count:]
 
 
 def command(runtime: str, name: str, arguments: list[str], token: Path | None = None) -> list[str]:
-    """The complete command of a runtime: with an input for the lease, and removed at its end."""
+    """Return the runtime's command. The container's standard input is the lease, and it is removed when it ends."""
     options, (image, *engine) = split(arguments)
     leased = ["-c", LEASE, "lease", *engine]
-    if runtime == "apptainer":  # no daemon: the container is a child of this process
+    if runtime == "apptainer":  # it has no daemon, so the container is a child of this process
         bind = [f"--bind={token}:{TOKEN_FILE}:ro", f"--env=HF_TOKEN_PATH={TOKEN_FILE}"] if token else []
         return [runtime, "exec", *options, *bind, image, "/bin/sh", *leased]
     mount = [f"--volume={token}:{TOKEN_FILE}:ro", f"--env=HF_TOKEN_PATH={TOKEN_FILE}"] if token else []
@@ -53,7 +53,7 @@ def command(runtime: str, name: str, arguments: list[str], token: Path | None = 
 
 
 def remove(runtime: str, name: str) -> None:
-    """Remove the container of this name, silently if it is gone."""
+    """Remove the container of this name, if it exists."""
     if runtime != "apptainer":
         silent = subprocess.DEVNULL
         subprocess.run([runtime, "rm", "--force", name], stdout=silent, stderr=silent, check=False)
@@ -64,7 +64,7 @@ def main() -> int:
     secret, folder = os.environ.pop(TOKEN, None), None
     remove(runtime, name)
     if secret:
-        folder = Path(tempfile.mkdtemp(prefix="sweep-token-"))  # for this user alone
+        folder = Path(tempfile.mkdtemp(prefix="sweep-token-"))  # readable only by this user
         (folder / "token").write_text(secret)
     read, write = os.pipe()  # only this process holds the write end, so it closes when this process ends
     process = subprocess.Popen(command(runtime, name, arguments, folder and folder / "token"), stdin=read)

@@ -1,4 +1,4 @@
-"""The variables that an engine inherits from this process, and those that sweep sets for it."""
+"""The environment variables that an engine inherits from this process, and the variables that sweep sets for it."""
 
 import fnmatch
 from collections.abc import Iterable, Mapping
@@ -7,20 +7,20 @@ from backends.base import Backend, Launch
 from backends.launch import supervisor, task
 from sweep.base.masking import is_secret
 
-# For every engine: models are local folders, so the hub is not needed; no telemetry; and process titles must not
+# Set for every engine. Models are local folders, so no engine needs the hub; telemetry is off. Process titles must not
 # overwrite the memory behind /proc/PID/environ, since stray processes are identified by their environment.
 ENGINE_ENVIRON = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
-# Of this process's environment, for every engine; its backend names more (`inherits`), as may a user (`env.inherit`).
+# Variables that every engine inherits. Its backend may add more (`inherits`), and so may the user (`env.inherit`).
 INHERITED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*"),
     *("LANG", "LANGUAGE", "LC_*", "TZ", "TERM"),
     *("CUDA_*", "NVIDIA_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "NCCL_*", "GLOO_*", "UCX_*", "HIP_*", "HSA_*", "ROCM_*"),
     *("OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*", "MALLOC_*", "GLIBC_TUNABLES"),
-    *("CC", "CXX", "CPATH", "LIBRARY_PATH"),  # of the compiler that Triton and torch call: a cluster's modules set them
+    *("CC", "CXX", "CPATH", "LIBRARY_PATH"),  # for the compiler that Triton and torch call; set by a cluster's modules
     *("TORCH*", "PYTORCH_*", "TRITON_*", "TOKENIZERS_*", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
     "SWEEP_SHARED_MACHINE",
 )
-# Of an engine's environment, what says where it runs, and nothing of how.
+# Variables that describe where an engine runs but not how it computes.
 OF_THE_PLACE = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "TERM", "VIRTUAL_ENV"),
     *("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "SWEEP_*"),
@@ -29,7 +29,7 @@ INHERITED_BY_RUNTIMES = ("DOCKER_*", "CONTAINER_*", "CONTAINERS_*", "PODMAN_*", 
 
 
 def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
-    """The variables of INHERITED and these (PREFIX_* too) that an engine gets; secrets pass by their full name only."""
+    """Return the variables in INHERITED or `names` (PREFIX_* is allowed). A secret passes only by its full name."""
     patterns, full = (*INHERITED, *names), set(names)
     return {
         name: value
@@ -39,7 +39,7 @@ def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
 
 
 def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
-    """The environment of an engine: its inherited variables and its own."""
+    """Return an engine's environment: inherited variables and its own."""
     return {
         **inherited_environment(
             (*backend.traits.inherits, *backend.env.inherit, *(INHERITED_BY_RUNTIMES if launch.image else ()))
@@ -47,7 +47,7 @@ def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[st
         "PYTHONUNBUFFERED": "1",
         **ENGINE_ENVIRON,
         **task.activated(launch.python),
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts them, by whose numbers GPUs are handed out
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order, since GPUs are assigned by NVML number
         "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus),
         **launch.environ,
         **backend.environment(launch),
@@ -57,7 +57,7 @@ def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[st
 
 
 def telling_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that may change how an engine computes: all but secrets and those that only describe the place."""
+    """Return the variables that may change how an engine computes, without secrets and OF_THE_PLACE."""
     ours = {supervisor.MARKER, supervisor.OWNER}
     return {
         name: value

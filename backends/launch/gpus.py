@@ -1,4 +1,4 @@
-"""The GPUs of this node through NVML, by index or UUID; a reading that a GPU or its driver lacks is left out."""
+"""Reads this node's GPUs through NVML, by index or UUID. A reading that a GPU or its driver lacks is omitted."""
 
 import functools
 import os
@@ -11,13 +11,13 @@ from sweep.base.config import ConfigError
 from sweep.base.exits import Blame, Exit
 
 LEAST_CONTEXT = 64 * 2**20  # bytes; CUDA's context alone takes more
-# Reasons for a lower clock, by NVML's bits.
+# NVML's bits for the reasons of a lowered clock.
 THERMAL_REASONS = pynvml.nvmlClocksEventReasonSwThermalSlowdown | pynvml.nvmlClocksEventReasonHwThermalSlowdown
 POWER_REASONS = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
 
 
 class BrokenDriver(ConfigError):
-    """NVML's error about a driver that is there and does not work."""
+    """NVML reports a driver that is installed but does not work."""
 
     exit = Exit("broken driver", blames=Blame.NODE)
 
@@ -30,17 +30,17 @@ class Memory(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """A GPU, or a part of one (MIG), as the driver describes it."""
+    """A GPU or a MIG part of a GPU, as the driver describes it."""
 
-    uuid: str  # "GPU-…" or "MIG-…": what it is handed out by, whoever counts
-    number: int  # by PCI bus, as NVML counts; for a part of a GPU, the number of the whole
+    uuid: str  # "GPU-…" or "MIG-…": identifies it in any numbering
+    number: int  # NVML's number, by PCI bus; a MIG part has its GPU's number
     name: str  # e.g. "NVIDIA L4"
     capability: str  # compute capability, e.g. "8.9"
 
 
 @functools.cache
 def present() -> tuple[Gpu, ...]:
-    """The GPUs of this machine by PCI bus; empty without a driver. Raises BrokenDriver."""
+    """Return this machine's GPUs in PCI bus order; empty if there is no driver. Raises BrokenDriver."""
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
@@ -48,14 +48,14 @@ def present() -> tuple[Gpu, ...]:
     except pynvml.NVMLError as error:
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
             return ()
-        remedy = "reboot, or reload NVIDIA's driver" if "ismatch" in str(error) else "see whether nvidia-smi works"
-        raise BrokenDriver(f"NVML: {error}; {remedy}, or set CUDA_VISIBLE_DEVICES= to go on without GPUs") from None
+        remedy = "reboot, or reload NVIDIA's driver" if "ismatch" in str(error) else "check whether nvidia-smi works"
+        raise BrokenDriver(f"NVML: {error}; {remedy}, or set CUDA_VISIBLE_DEVICES= to continue without GPUs") from None
     return tuple(_describe(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount()))
 
 
 @functools.cache
 def visible() -> tuple[Gpu, ...]:
-    """The GPUs that $CUDA_VISIBLE_DEVICES leaves to this process, in its order, up to an entry that names no GPU."""
+    """Return the GPUs in $CUDA_VISIBLE_DEVICES in its order, up to the first entry that matches no GPU."""
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None or not present():
         return present()
@@ -69,12 +69,12 @@ def visible() -> tuple[Gpu, ...]:
 
 
 def driver() -> str | None:
-    """The version of NVIDIA's driver; None without a GPU."""
+    """Return the version of NVIDIA's driver; None if there is no GPU."""
     return str(pynvml.nvmlSystemGetDriverVersion()) if present() else None
 
 
 def find_gpu(entry: str) -> Gpu | None:
-    """Return the GPU of an index, a UUID or the beginning of exactly one UUID, or None."""
+    """Return the GPU with this index, UUID or unique beginning of a UUID, or None."""
     if entry.isdecimal():
         return next((gpu for gpu in present() if gpu.number == int(entry)), None)
     if entry.startswith("MIG-"):
@@ -96,20 +96,20 @@ def _describe(handle: Any) -> Gpu:
 
 
 def handles(gpus: Sequence[str]) -> dict[str, Any]:
-    """NVML's handle of each GPU; initialises NVML."""
+    """Initialise NVML and return its handle for each GPU."""
     pynvml.nvmlInit()
     by_index, by_uuid = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
     return {gpu: by_index(int(gpu)) if gpu.isdecimal() else by_uuid(gpu) for gpu in gpus}
 
 
 def memory(handle: Any) -> Memory | None:
-    """The GPU's memory; None if it shares the CPU's."""
+    """Return the GPU's memory; None if the GPU shares the CPU's memory."""
     info = _supported(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
     return None if info is None else Memory(int(info.used), int(info.total))
 
 
 def used_memory(gpus: Sequence[str]) -> int:
-    """Total bytes in use on these GPUs; 0 if the list is empty or NVML is not installed (not NVIDIA's)."""
+    """Return the total bytes in use on these GPUs; 0 for an empty list, or if NVML is missing (not NVIDIA GPUs)."""
     if not gpus:
         return 0
     try:
@@ -120,7 +120,7 @@ def used_memory(gpus: Sequence[str]) -> int:
 
 
 def gpus_show(gpus: Sequence[str], pids: Collection[int], before: int) -> bool:
-    """Return whether GPUs show one of these processes, or more memory in use; True where that cannot be read."""
+    """Return whether GPUs show one of these processes or more memory in use; True if neither can be read."""
     try:
         devices = list(handles(gpus).values())
     except pynvml.NVMLError_LibraryNotFound:
@@ -131,7 +131,7 @@ def gpus_show(gpus: Sequence[str], pids: Collection[int], before: int) -> bool:
 
 
 def readings(handle: Any) -> Iterator[tuple[str, float]]:
-    """Current readings as (telemetry series, value): bytes, share of time busy (0..1), watts, Hz, 1 where limited."""
+    """Yield current readings as (telemetry series, value): bytes, busy share (0 to 1), watts, Hz, 1 if limited."""
     if (usage := memory(handle)) is not None:
         yield "gpu_memory_bytes", float(usage.used)
     if (busy := _supported(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))) is not None:
@@ -141,7 +141,7 @@ def readings(handle: Any) -> Iterator[tuple[str, float]]:
     if (megahertz := _supported(lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))) is not None:
         yield "gpu_clock_hz", megahertz * 1e6
     reasons = _supported(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
-    if reasons is None:  # drivers before 535 have them under an older name
+    if reasons is None:  # drivers before 535 use an older name
         reasons = _supported(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
     if reasons is not None:
         yield "gpu_thermal_limit", float(bool(reasons & THERMAL_REASONS))
@@ -149,7 +149,7 @@ def readings(handle: Any) -> Iterator[tuple[str, float]]:
 
 
 def compute_processes(handle: Any) -> dict[int, int]:
-    """The processes that compute on a GPU, each with the bytes that it uses, 0 where that is unknown."""
+    """Return the bytes that each process computing on a GPU uses; 0 if unknown."""
     processes = _supported(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
     return {int(process.pid): int(process.usedGpuMemory or 0) for process in processes}
 

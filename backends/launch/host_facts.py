@@ -1,10 +1,11 @@
-"""The facts of this machine: an engine is chosen by them, and a result must cite them."""
+"""The facts of this machine, by which an engine is chosen and which a result must cite."""
 
 import functools
 import os
 import platform
 import shutil
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ from backends.prepare.fit import oldest
 from backends.prepare.sources import cpu_features
 from sweep.base.config import cache_directory
 
-EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", "text-generation-launcher")
-COMPILERS = ("cc", "gcc", "clang")  # any of which counts as cc, and $CC
+ENGINES = ("ollama", "text-generation-launcher")  # that are programs
+EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", *ENGINES)
+COMPILERS = ("cc", "gcc", "clang")  # any of these or $CC counts as cc
 
 
 def gpu_names() -> tuple[str, ...]:
-    """The GPUs that this process may use, as NVML names them; empty without a driver."""
+    """Return NVML's names of the GPUs that this process may use; empty if there is no driver."""
     return tuple(gpu.name for gpu in gpus.visible())
 
 
 def hardware() -> dict[str, Any]:
-    """This node: processor, cores, memory, GPUs, and how busy it was just now."""
+    """Return this node's hardware: processor, cores, memory, GPUs, and its load a moment ago."""
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -42,7 +44,7 @@ def hardware() -> dict[str, Any]:
 
 
 def _is_here(name: str) -> bool:
-    """Return whether a program is on PATH, or the headers of this Python, with which environments are made."""
+    """Return whether a program is on PATH or, for Python.h, whether this Python has its headers."""
     if name == "Python.h":
         return Path(sysconfig.get_path("include"), name).is_file()
     names = (os.environ.get("CC"), *COMPILERS) if name == "cc" else (name,)
@@ -50,7 +52,7 @@ def _is_here(name: str) -> bool:
 
 
 def free_disk(folder: Path) -> int:
-    """Return the bytes that are free on the disk of a folder, which may not exist yet."""
+    """Return the free bytes on a folder's disk. The folder need not exist."""
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
@@ -76,3 +78,11 @@ def host() -> Host:
         free_disk=free_disk(cache_directory(None)),
         cpu_features=cpu_features(),
     )
+
+
+def stated(cache_dir: str | None) -> Host:
+    """Return this machine's facts as a node of a cluster states them: with its free disk, or its broken driver."""
+    try:
+        return replace(host(), free_disk=free_disk(cache_directory(cache_dir)))
+    except gpus.BrokenDriver as error:
+        return Host(broken_driver=str(error))

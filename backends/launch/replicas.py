@@ -1,4 +1,4 @@
-"""Several engines on one node, or several ranks of one: the part of the node that each gets."""
+"""Divides a node's cores and GPUs among several engines, or among the ranks of one engine."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,13 +7,13 @@ from backends.base import Launch
 
 
 def shares(cores: Sequence[int], number: int) -> list[tuple[int, ...]]:
-    """Return equal parts of these cores; with fewer cores than parts, each part is all of them."""
+    """Return equal parts of these cores. If there are fewer cores than parts, every part is all the cores."""
     size = len(cores) // number
     return [tuple(cores[part * size : (part + 1) * size] if size else cores) for part in range(number)]
 
 
 def replica_launches(launch: Launch, replicas: int) -> list[Launch]:
-    """Return each replica's launch: its folder, a share of GPUs and of cores (all, if there are too few)."""
+    """Return each replica's launch, with a folder and its share of the GPUs and cores (all cores if too few)."""
     if replicas == 1:
         return [launch]
     gpus, cpus = len(launch.gpus) // replicas, shares(launch.cpus, replicas)

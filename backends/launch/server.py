@@ -1,7 +1,7 @@
-"""The lifetime of an engine as a `with` block: started, ready, watched, and gone afterwards however the block ends.
+"""Runs an engine within a `with` block: starts it, waits until it is ready, watches it, and always ends it.
 
-Its processes belong to a supervisor (see `supervisor`), which kills them when this process closes its lease or dies. If
-both are killed, `clear_leftovers`, called before each launch, knows them by the marker in their environment.
+A supervisor (see `supervisor`) owns the engine's processes and kills them when this process closes its lease or dies.
+If both are killed, `clear_leftovers` finds the processes by the marker in their environment before the next launch.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import psutil
@@ -37,14 +37,15 @@ from sweep.base.masking import masked, secret_values
 from sweep.base.records import API_VERSION, Outcome, tls_context
 
 LOG = "engine.log"
-READY_POLL = 0.05  # s between two checks of an engine that is starting
+READY_POLL = 0.05  # seconds between two checks of a starting engine
 PORT_ATTEMPTS = 4
-KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended; in a container a shell tells
-GPU_MEMORY_WITHIN = 60.0  # s for the driver to release the GPU memory of an engine that has ended
-GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use: another process on that GPU may have grown a little
+KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended, directly or (in a container) through a shell
+GPU_MEMORY_WITHIN = 60.0  # seconds that the driver has to release an ended engine's GPU memory
+GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use, since another process on the GPU may have grown
 TAIL_BYTES = 2**18
 LOG_PART = 2**20  # bytes of a log's begin, and of its end, in which an engine's choices are looked for
 LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
+PROBES, PROBE_PAUSE = 3, 0.2  # refused connections in a row that show that an endpoint is down, and s between them
 GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is gone, or of a server that is starting
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
 REACHABLE_BY_ALL = "every process in its network namespace, at 127.0.0.1, without a key"
@@ -52,7 +53,7 @@ REACHABLE_BY_OURS = "this sweep: its network namespace has no interface but loop
 
 
 class LaunchError(Exception):
-    """An engine did not become ready."""
+    """An engine failed to become ready."""
 
     def __init__(self, outcome: Outcome, reason: str, exit: Exit, log_tail: str = "") -> None:
         super().__init__(reason)
@@ -63,9 +64,9 @@ class LaunchError(Exception):
 
 
 class Engine:
-    """A running engine: its URL, its processes, its log. Made by `running`."""
+    """A running engine with its URL, processes and log. `running` creates it."""
 
-    served_from = 0  # position in the log at which it was ready
+    served_from = 0  # position in the log when the engine became ready
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self.backend = backend
@@ -75,14 +76,14 @@ class Engine:
         self.log = launch.workdir / LOG
         self.startup_seconds = 0.0
         self.pid = 0
-        self.exit_status: int | None = None  # negative: the signal that killed it; None while it runs, or if unknown
+        self.exit_status: int | None = None  # negative: the signal that killed it; None: still running, or unknown
         self._versions = versions
         self._stopped = False
         self._gone = False
         self._lock = threading.Lock()
         self._buffer = b""
         self._secrets: set[str] = set()
-        self.variables: dict[str, str] = {}  # of an engine that others run nothing is known
+        self.variables: dict[str, str] = {}  # empty for an attached endpoint, whose variables are unknown
         self._log_begin = self.log_position()
         self._start()
 
@@ -91,7 +92,7 @@ class Engine:
         environ = engine_environment(self.backend, self.launch, self.marker)
         self.variables = telling_variables(environ)
         if self.launch.image:
-            # With its marker what runs in the container counts as the engine's, also for whoever looks for leftovers.
+            # The marker makes processes in the container count as the engine's, even for a search for leftovers.
             marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)}
             variables = {**ENGINE_ENVIRON, **self.launch.environ, **self.backend.environment(self.launch), **marks}
             self.command = container_options.wrap(self.command, self.launch, variables)
@@ -101,34 +102,46 @@ class Engine:
         self._lease, self._status = self._supervise(environ)
 
     def alive(self) -> bool:
-        """Return whether the engine's main process runs. Costs one read of a pipe; callable from any thread."""
+        """Return whether the engine's main process runs. This costs one pipe read and works from any thread."""
         with self._lock:
             self._listen()
             return not self._gone and self.exit_status is None
 
     def log_position(self) -> int:
-        """Current size of the log in bytes, to pass as `since` to `log_tail` and `ran_out_of_memory`."""
-        return self.log.stat().st_size if self.log.exists() else 0
+        """Bytes logged so far, to pass as `since` to `log_tail` and `ran_out_of_memory`."""
+        return self.log.stat().st_size + self._log_shift() if self.log.exists() else 0
+
+    def log_left_out(self) -> int:
+        """Bytes that were taken out of the middle of the log, which has a largest size."""
+        return supervisor.bytes_left_out(str(self.log))
+
+    def _log_shift(self) -> int:
+        missing = self.log_left_out()
+        return missing - supervisor.NOTE_SIZE if missing else 0
 
     def log_tail(self, lines: int = 40, since: int = 0) -> str:
-        """The last lines that this launch has logged (after position `since`), with its secrets masked."""
+        """Return the last lines that this launch logged after position `since`, with secrets masked."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
-            file.seek(max(self._log_begin, since, self.log_position() - TAIL_BYTES))
+            end = file.seek(0, os.SEEK_END)
+            begin = max(min(self._log_begin, supervisor.LOG_HEAD), since - self._log_shift(), end - TAIL_BYTES)
+            file.seek(begin)
             text = file.read().decode(errors="replace")
-        return "\n".join(masked(text, self._secrets).splitlines()[-lines:])
+        tail = masked(text, self._secrets).splitlines()[-lines:]
+        cut = [f"sweep: {missing} bytes of this log are left out"] if (missing := self.log_left_out()) and tail else []
+        return "\n".join(cut + tail)
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
-        """Return whether this launch has logged an out-of-memory error after position `since`; it may have survived."""
+        """Return whether this launch logged an out-of-memory error after position `since`, even if it survived."""
         return self.backend.log.ran_out_of_memory(self.log_tail(1000, since))
 
     def exit_reason(self) -> str:
-        """One line on how an engine that is no longer alive ended, with its own error message."""
+        """Return one line on how the engine ended, with its own error message."""
         return self.named(self._ending())
 
     def named(self, reason: str) -> str:
-        """A reason with the name of the replica that gives it."""
+        """Return a reason, preceded by the replica's name if there are replicas."""
         return f"{self.launch.replica}: {reason}" if self.launch.replica else reason
 
     def _ending(self) -> str:
@@ -144,21 +157,21 @@ class Engine:
         return f"{reason}; {cause.remedy}" if cause and self.exit_status != -signal.SIGKILL else reason
 
     def words(self) -> str:
-        """The engine's own error message."""
+        """Return the engine's own error message."""
         log = self.log_tail(LOG_LINES, self.served_from) or self.log_tail(LOG_LINES)
         return self.backend.log.failure_line(log)[:500]
 
     def exit(self) -> Exit:
-        """The end of an engine that is no longer alive."""
+        """Return how the engine exited."""
         told, status = self.backend.log.exit_told_by(self.words()), self.exit_status
         if status is None:
             return replace(told, cause=Cause.SUPERVISOR)
-        if status in (128 + signal.SIGKILL, 128 + signal.SIGTERM):  # as a shell tells it, e.g. in a container
+        if status in (128 + signal.SIGKILL, 128 + signal.SIGTERM):  # as a shell reports it, e.g. in a container
             status = 128 - status
         return replace(told, signal=-status) if status < 0 else replace(told, status=status)
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes of the engine, reparented ones included, without its supervisor."""
+        """Return the engine's living processes, including reparented ones but not its supervisor."""
         processes = []
         for pid in supervisor.marked(self._is_mine):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -166,13 +179,13 @@ class Engine:
         return processes
 
     def shows_on_gpus(self) -> bool:
-        """Return whether its GPUs show it; True where it has none, or computes nothing."""
+        """Return whether the engine's GPUs show it; True if it has no GPU or computes nothing."""
         if not self.launch.gpus or not self.backend.traits.computes_model:
             return True
         return gpus_show(self.launch.gpus, {process.pid for process in self.processes()}, self._gpu_memory)
 
     def processes_known(self) -> bool:
-        """Return whether `processes` has them all: False for a container that runs as another user."""
+        """Return whether `processes` finds every process; False if a container runs as another user."""
         if not self.launch.image:
             return True
         own_pids = {process.pid for process in self.processes()}
@@ -184,9 +197,9 @@ class Engine:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Facts that a result must cite: engine version, command, flags, dtype, versions, startup time, context."""
+        """Return the facts that a result must cite: engine version, command, flags, dtype, startup time etc."""
         info = self._get(self.backend.wire.version_path)
-        models = self._get("/v1/models").get("data") or [{}]
+        stated = self.backend.stated(self._get, self.launch.served_name)
         named = self._versions.get(self.backend.traits.distribution or "")
         return {
             "engine_version": info.get("version") or named,
@@ -195,24 +208,25 @@ class Engine:
             "environ": self.variables,
             "dtype": self._dtype(),
             "coarser_format": self.backend.coarser(self.launch),
-            "max_model_len": models[0].get("max_model_len") or self.launch.max_model_len,
             "versions": dict(self._versions),
             "startup_seconds": self.startup_seconds,
             "chosen": self._chosen(info),
             "log": str(self.log),
             "reachable_by": _reachable_by() if self.backend.launches else None,
+            "max_model_len": stated.pop("max_model_len", None) or self.launch.max_model_len,
             **self.backend.facts(self.launch),
+            **stated,
         }
 
     def release(self) -> None:
-        """Begin to end the engine and all its processes: SIGTERM, `stop_grace`, SIGKILL."""
+        """Start to end the engine and all its processes: SIGTERM, then SIGKILL after `stop_grace`."""
         with self._lock:
             if self._lease is not None:
                 os.close(self._lease)
             self._lease = None
 
     def stop(self) -> None:
-        """Release the engine and wait until all its processes are gone. A second call does nothing."""
+        """Release the engine and wait until all its processes have ended. A second call does nothing."""
         self.release()
         with self._lock:
             if self._stopped:
@@ -223,12 +237,11 @@ class Engine:
                 self._listen(seconds=0.5)
             os.close(self._status)
             self._gone = True
-        # Only needed if the supervisor was killed.
+        # This matters only if the supervisor was killed.
         supervisor.kill_all(lambda: supervisor.marked(lambda environ: environ[supervisor.MARKER] == self.marker))
         self._wait_for_gpu_memory()
 
     def _wait_for_gpu_memory(self) -> None:
-        """Wait until GPU memory use is back to before the launch: it is freed some time after the last process ends."""
         deadline = time.monotonic() + GPU_MEMORY_WITHIN
         while (used := used_memory(self.launch.gpus)) > self._gpu_memory + GPU_MEMORY_SLACK:
             if time.monotonic() > deadline:
@@ -243,7 +256,7 @@ class Engine:
         return environ[supervisor.MARKER] == self.marker and supervisor.SUPERVISOR not in environ
 
     def _supervise(self, environ: dict[str, str]) -> tuple[int | None, int]:
-        """Start the supervisor, which starts the engine. Returns the lease's write end and the status' read end."""
+        """Start the supervisor, which starts the engine. Return the lease's write end and the status's read end."""
         lease_read, lease_write = os.pipe()
         status_read, status_write = os.pipe()
         spec = {
@@ -253,15 +266,15 @@ class Engine:
             "log": str(self.log),
             "cpus": list(self.launch.cpus),
             "grace": self.backend.stop_grace,
+            "marks": {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)},
         }
-        marks = {name: environ[name] for name in (supervisor.MARKER, supervisor.OWNER)} | {supervisor.SUPERVISOR: "1"}
         try:
             subprocess.run(
                 # -I -S: without the user's settings and site-packages.
-                [sys.executable, "-I", "-S", supervisor.__file__, str(lease_read), str(status_write)],
+                [sys.executable, "-I", "-S", supervisor.__file__, "guard", str(lease_read), str(status_write)],
                 input=json.dumps(spec).encode(),
                 pass_fds=(lease_read, status_write),
-                env=marks,
+                env={},  # what looks for marks finds the supervisor, and not its guardian
                 check=True,
             )
         except BaseException:
@@ -275,7 +288,7 @@ class Engine:
         return lease_write, status_read
 
     def _listen(self, seconds: float = 0.0) -> None:
-        """Read the supervisor's status messages. End of file means that it has ended or was killed."""
+        """Read the supervisor's status messages. End of file means that the supervisor has ended or was killed."""
         if self._gone:
             return
         if seconds:
@@ -294,24 +307,21 @@ class Engine:
             self.exit_status = message.get("exit", self.exit_status)
 
     def _log_text(self) -> str:
-        """Everything that this launch has logged; the file may hold earlier launches."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
-            file.seek(self._log_begin)
+            file.seek(min(self._log_begin, supervisor.LOG_HEAD))
             head = file.read(LOG_PART)
-            file.seek(max(file.tell(), self.log_position() - LOG_PART))
+            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - LOG_PART))
             return (head + file.read(LOG_PART)).decode(errors="replace")
 
     def _chosen(self, info: Mapping[str, Any]) -> dict[str, str]:
-        """The engine's own choices (attention backend, graphs, scheduler), from its log and its answer."""
         text, patterns = self._log_text(), self.backend.log.choices.items()
         logged = {name: match[1] for name, pattern in patterns if (match := re.search(pattern, text))}
         settled = {name: info.get(name.replace("-", "_")) for name in self.backend.flag_rules.settled}
         return logged | {name.replace("-", "_"): str(value) for name, value in settled.items() if value is not None}
 
     def _dtype(self) -> str | None:
-        """The data type of the computation; None for an attached endpoint without `dtype`."""
         if self.launch.dtype != "auto":
             return self.launch.dtype
         if not self.backend.launches:
@@ -329,12 +339,10 @@ class Engine:
         return str(stored) if stored else None
 
     def _before_ampere(self) -> bool:
-        """Return whether a GPU of this launch has no bfloat16."""
         capabilities = [gpu.capability for gpu in filter(None, map(find_gpu, self.launch.gpus))]
         return any(older(capability, AMPERE) for capability in capabilities)
 
     def _get(self, path: str) -> dict[str, Any]:
-        """The JSON object that the engine serves at `path`; empty if it serves none."""
         try:
             with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
                 answer = client.get(self.url + path, headers=self.backend.key_headers(), timeout=10)
@@ -345,7 +353,7 @@ class Engine:
 
 
 class AttachedEngine(Engine):
-    """An endpoint that someone else runs: sweep launches, watches and ends nothing; it has no log and no process."""
+    """An endpoint that someone else runs. sweep launches, watches and ends nothing, and sees no log or process."""
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
         super().__init__(backend, launch, marker="", versions={})
@@ -356,21 +364,28 @@ class AttachedEngine(Engine):
     def _start(self) -> None:
         self.command = []
 
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"proxy": "none"}  # docs/endpoints.md has the rule
+
     def alive(self) -> bool:
-        """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine."""
+        """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine.
+
+        A refusal may be an accident: it is down where it refuses several in a row.
+        """
         parts = urlsplit(self.url)
         address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         if time.monotonic() - self._last_reachable < 1.0:
             return True
-        try:
-            socket.create_connection(address, timeout=5.0).close()
-        except OSError:
-            return False
-        self._last_reachable = time.monotonic()
-        return True
+        for probe in range(PROBES):
+            time.sleep(PROBE_PAUSE if probe else 0)
+            with contextlib.suppress(OSError):
+                socket.create_connection(address, timeout=5.0).close()
+                self._last_reachable = time.monotonic()
+                return True
+        return False
 
     def outage(self) -> str | None:
-        """Return why the endpoint serves nothing now, though a proxy before it may accept connections; else None."""
+        """Return why the endpoint does not serve, even if a proxy accepts connections; None if it serves."""
         if not self.alive():
             return "accepts no connections"
         try:
@@ -378,12 +393,12 @@ class AttachedEngine(Engine):
                 status = client.get(f"{self.url}/v1/models", timeout=10).status_code
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError):
             return "closes connections without an answer"
-        except httpx.HTTPError:  # its certificate, or its silence, which requests will meet too
+        except httpx.HTTPError:  # e.g. a bad certificate or a timeout, which requests will meet too
             return None
         return f"answers with status {status}" if status in GATEWAY_ERRORS else None
 
     def exit_reason(self) -> str:
-        return f"{self.url} accepts no connections"
+        return f"{self.url} accepts no connections: it refused {PROBES} in a row"
 
     def exit(self) -> Exit:
         return Exit(Cause.UNREACHABLE)
@@ -395,7 +410,7 @@ class AttachedEngine(Engine):
         return True
 
     def stop(self) -> None:
-        """Do nothing: the endpoint is not ours to stop."""
+        """Do nothing, since the endpoint is not ours to stop."""
 
 
 @contextmanager
@@ -406,7 +421,7 @@ def running(
     marker: str,
     versions: Mapping[str, str] | None = None,
 ) -> Iterator[Engine]:
-    """Launch an engine, yield it when it is ready, leave nothing behind. Raises LaunchError, until it is ready."""
+    """Launch an engine, yield it once it is ready, and leave nothing behind. Raises LaunchError before it is ready."""
     with running_together(backend, [launch], marker=marker, versions=versions) as (engine,):
         yield engine
 
@@ -415,7 +430,7 @@ def running(
 def running_together(
     backend: Backend, launches: Sequence[Launch], *, marker: str, versions: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Engine, ...]]:
-    """Launch engines of one kind at once, as `running` does; where one is not ready the others are ended too."""
+    """Launch several engines of one backend together, as `running` does. If one fails, the others are ended too."""
     for launch in launches:
         launch.workdir.mkdir(parents=True, exist_ok=True)
     if not backend.launches:
@@ -431,7 +446,7 @@ def running_together(
             launch_marker = f"{marker}/{launch.workdir.name}" if len(launches) > 1 else marker
             starts.append(_Start(backend, launch, launch_marker, versions or {}))
         with httpx.Client(timeout=2.0, trust_env=False) as client:
-            while any([not start.ready(client) for start in starts]):  # noqa: C419 - every one is asked: it may have died
+            while any([not start.ready(client) for start in starts]):  # noqa: C419 - ask every one: any may have died
                 task.pause(READY_POLL)
         yield tuple(start.engine for start in starts)
     finally:
@@ -449,7 +464,7 @@ def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
 
 
 class _Start:
-    """The start of an engine, retried on another port if its own is taken meanwhile."""
+    """The start of an engine, which is retried on another port if its port is taken meanwhile."""
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self._fixed = backend.port or launch.port
@@ -465,7 +480,7 @@ class _Start:
         self.is_ready = False
 
     def ready(self, client: httpx.Client) -> bool:
-        """Return whether the engine answers. Raises LaunchError, also if an engine that was ready has died."""
+        """Return whether the engine answers. Raises LaunchError, even if a ready engine has died."""
         engine = self.engine
         if not engine.alive():
             if self._attempts and PORT_TAKEN.search(engine.log_tail(1000)):
@@ -490,7 +505,7 @@ class _Start:
         self._begin_launch()
 
     def _failure(self, unused: str | None = None) -> LaunchError:
-        """The error of an engine that has ended, or that serves without its GPUs, as this line of its log says."""
+        """Return the error of an engine that ended or, as the log line `unused` says, serves without its GPUs."""
         engine = self.engine
         if unused:
             reason = "; ".join(filter(None, [f"serves without its GPUs: {unused}", cause_table().find_remedy(unused)]))
@@ -517,15 +532,15 @@ class _Start:
 
 
 def _answers(engine: Engine, client: httpx.Client) -> bool:
-    """Return whether an engine says that it is ready."""
     try:
-        return client.get(engine.url + engine.backend.wire.ready_path).status_code == 200
+        path = engine.backend.wire.ready_path.format(model=quote(engine.launch.served_name))
+        return client.get(engine.url + path).status_code == 200
     except httpx.TransportError:
         return False
 
 
 def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list[int]:
-    """Kill engines whose owner (pid and start time) is dead, or whose marker is `stale`; return their pids."""
+    """Kill engines whose owner (pid and start time) is dead or whose marker is `stale`. Return their pids."""
 
     def orphaned(environ: Mapping[str, str]) -> bool:
         pid, _, started = environ.get(supervisor.OWNER, "").partition(":")
@@ -538,7 +553,7 @@ def clear_leftovers(stale: Callable[[str], bool] = lambda marker: False) -> list
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now. If it is taken before the engine listens, `running` tries another."""
+    """Return a port that is free now. If it is taken before the engine listens, `running` tries another port."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -546,25 +561,25 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
-    """One line on why an engine cannot use this port, or None."""
+    """Return one line on why an engine cannot use this port, or None if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
         try:
             probe.bind((host, port))
         except OSError as error:
-            return f"backend.port={port}: {os.strerror(error.errno or 0)}; expected: a free port, or null for any"
+            return f"backend.port={port}: {os.strerror(error.errno or 0)}; expected a free port, or null for any"
     return None
 
 
 def _port_is_foreign(engine: Engine) -> bool:
-    """Return whether the engine's port belongs to another attempt's process or to one that is older than the engine."""
+    """Return whether the engine's port belongs to another attempt's process, or to a process older than the engine."""
     for connection in psutil.net_connections("tcp"):
         listens = connection.pid and connection.status == psutil.CONN_LISTEN
         if listens and connection.laddr and connection.laddr.port == engine.launch.port:
             marker = supervisor.process_environment(connection.pid or 0).get(supervisor.MARKER)
             if marker == engine.marker:
                 return False
-            with contextlib.suppress(psutil.NoSuchProcess):  # an engine that has ended is noticed by the next check
+            with contextlib.suppress(psutil.NoSuchProcess):  # the next check notices an engine that has ended
                 begin = psutil.Process(engine.pid).create_time()
                 if marker or psutil.Process(connection.pid).create_time() < begin:
                     return True
@@ -572,11 +587,10 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 
 def _reachable_by() -> str:
-    """Return who can reach an engine's routes: only a network of its own keeps others out."""
+    """Return who can reach an engine's routes. Only a network namespace of its own keeps others out."""
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 
 def _oom_kills() -> int:
-    """Number of processes that the kernel has killed since boot because memory ran out."""
     match = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     return int(match[1]) if match else 0

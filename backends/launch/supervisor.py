@@ -1,31 +1,38 @@
-"""The parent process of an engine, or of a program that prepares something for one; it leaves no process behind.
+"""The parent process of an engine or of a preparing program. It leaves no process behind.
 
 It is forked twice (a parent that kills its direct children does not hit it) and leads a session of its own. Two pipes
 connect it to the task: the *lease*, whose end means that the task has closed it or has died; and the *status*, a JSON
-object a line: {"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits what the engine detaches; a marker in
-every process' environment identifies it if the supervisor is killed. `hold LEASE COMMAND…` does so for a program.
+object a line: {"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits what the engine detaches, also from an
+environment and a session of its own. If it is killed itself, its parent, the *guardian*, inherits them and ends them; a
+marker in every process' environment identifies the others. `hold LEASE COMMAND…` does so for a program.
 """
 
 import contextlib
 import ctypes
 import json
 import os
+import re
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-MARKER = "SWEEP_MARKER"  # in the environment of an engine: which attempt it belongs to
+MARKER = "SWEEP_MARKER"  # in an engine's environment: the attempt that it belongs to
 OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
-SUPERVISOR = "SWEEP_SUPERVISOR"  # in the environment of a supervisor only
+SUPERVISOR = "SWEEP_SUPERVISOR"  # only in a supervisor's environment
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LOG_HEAD = LOG_TAIL = 8 << 20  # bytes of a log that are kept, once it has twice as many
+LOG_CHECK = 1.0  # s between two looks at its size
+LOG_NOTE = b"\nsweep: %015d bytes of this log are left out here\n"
+NOTE_SIZE = len(LOG_NOTE % 0)
 GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver can hold one for seconds)
 
 
 def status_field(pid: int, number: int) -> str | None:
-    """A field of /proc/PID/stat, by its number from 4 on; None if the process is gone or a zombie."""
+    """Return a field of /proc/PID/stat by its number (4 or more); None if the process is gone or a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             state, *fields = file.read().rpartition(")")[2].split()
@@ -35,7 +42,7 @@ def status_field(pid: int, number: int) -> str | None:
 
 
 def start_time(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None if the process is gone or a zombie."""
+    """Return a process's start time in clock ticks since boot; None if the process is gone or a zombie."""
     return status_field(pid, 22)
 
 
@@ -44,12 +51,12 @@ def all_pids() -> list[int]:
 
 
 def this_process() -> str:
-    """The value of OWNER for engines that this process launches."""
+    """Return the value of OWNER for engines that this process launches."""
     return f"{os.getpid()}:{start_time(os.getpid())}"
 
 
 def process_environment(pid: int) -> dict[str, str]:
-    """The environment a process was started with; empty if it is gone or unreadable."""
+    """Return a process's initial environment; empty if the process is gone or unreadable."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             entries = file.read().split(b"\0")
@@ -60,19 +67,19 @@ def process_environment(pid: int) -> dict[str, str]:
 
 
 def marked(matches: Callable[[dict[str, str]], bool]) -> list[int]:
-    """Other processes on this node that carry a marker and whose environment `matches`."""
+    """Return other processes on this node that carry a marker and whose environment `matches`."""
     environments = ((pid, process_environment(pid)) for pid in all_pids() if pid != os.getpid())
     return [pid for pid, environment in environments if MARKER in environment and matches(environment)]
 
 
 def descendants(ancestor: int) -> list[int]:
-    """All living descendants of a process, by the parent pids in /proc."""
+    """Return all living descendants of a process, by the parent pids in /proc."""
     children: dict[int, list[int]] = {}
     for pid in all_pids():
         if parent := status_field(pid, 4):
             children.setdefault(int(parent), []).append(pid)
     pids = [ancestor]
-    for pid in pids:  # grows as it goes
+    for pid in pids:  # `pids` grows during the loop
         pids += children.get(pid, [])
     return pids[1:]
 
@@ -85,7 +92,7 @@ def send(pids: list[int], number: int) -> None:
 
 
 def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list[int]:
-    """SIGKILL the processes that `find` returns until none is left; return what is stuck in the kernel `within` s."""
+    """Send SIGKILL until `find` returns no process. Return those still stuck in the kernel after `within` seconds."""
     deadline = time.monotonic() + within
     while (pids := find()) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
@@ -94,7 +101,7 @@ def kill_all(find: Callable[[], list[int]], within: float = GONE_WITHIN) -> list
 
 
 def reap() -> dict[int, int]:
-    """Collect ended children: {pid: exit status, negative = the signal that killed it}."""
+    """Collect ended children as {pid: exit status}; a negative status is the signal that killed the child."""
     ended: dict[int, int] = {}
     with contextlib.suppress(ChildProcessError):  # none is left
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
@@ -108,8 +115,31 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
+def bytes_left_out(log: str) -> int:
+    """Return the bytes that `cut_log` took out of a log."""
+    with contextlib.suppress(OSError), open(log, "rb") as file:
+        file.seek(LOG_HEAD)
+        if note := re.fullmatch(LOG_NOTE.replace(b"%015d", rb"(\d{15})"), file.read(NOTE_SIZE)):
+            return int(note[1])
+    return 0
+
+
+def cut_log(log: str) -> None:
+    """Keep the head and the tail of a log that is twice as large as both, with a note of the bytes between them."""
+    with contextlib.suppress(OSError):
+        if (size := os.path.getsize(log)) < 2 * (LOG_HEAD + LOG_TAIL):
+            return
+        earlier = bytes_left_out(log)
+        with open(log, "r+b") as file:
+            file.seek(size - LOG_TAIL)
+            tail = file.read(LOG_TAIL)
+            file.seek(LOG_HEAD)
+            file.write(LOG_NOTE % (earlier + size - LOG_HEAD - LOG_TAIL - (NOTE_SIZE if earlier else 0)) + tail)
+            file.truncate()  # the engine appends, so it goes on from here
+
+
 def start(spec: dict[str, Any]) -> int:
-    """Fork and exec the engine in its own group on its cores, logged; return its pid. It dies with this process."""
+    """Start the engine, logged, in its own group and on its cores. Return its pid. It dies with this process."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid:
@@ -117,7 +147,7 @@ def start(spec: dict[str, Any]) -> int:
     try:
         os.setsid()
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:  # it died before the line above took effect
+        if os.getppid() != supervisor:  # the supervisor died before the line above took effect
             os._exit(1)
         if spec["log"] is not None:
             log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -137,12 +167,12 @@ def start(spec: dict[str, Any]) -> int:
 
 
 def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | None:
-    """Supervise one engine until it or the lease ends, then kill what remains of it; return its exit status, if any."""
+    """Supervise an engine until it or the lease ends, then kill what remains. Return the exit status, if any."""
 
     def say(**message: Any) -> None:
         if status is None:
             return
-        with contextlib.suppress(BrokenPipeError):  # the task is dead, but its processes must still be killed
+        with contextlib.suppress(BrokenPipeError):  # even if the task is dead, its processes must be killed
             os.write(status, json.dumps(message).encode() + b"\n")
 
     def ours() -> list[int]:
@@ -173,7 +203,9 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
 
     exited: int | None = None
     while exited is None and not stopping:
-        stopping = lease in wait([lease, wake_read], None) or stopping
+        stopping = lease in wait([lease, wake_read], LOG_CHECK if spec["log"] else None) or stopping
+        if spec["log"]:
+            cut_log(spec["log"])
         exited = reap().get(engine)
         if exited is not None:
             say(exit=exited)
@@ -184,32 +216,46 @@ def supervise(spec: dict[str, Any], lease: int, status: int | None) -> int | Non
         ended = reap()
         if engine in ended:
             say(exit=ended[engine])
-    say(gone=not kill_all(ours))  # zombies need no reaping: init reaps them when this process ends
+    say(gone=not kill_all(ours))  # init reaps the zombies when this process ends
     return exited
 
 
 def hold(lease: int, command: list[str]) -> int:
-    """Supervise a program and return its exit status; if a signal killed it, 128 + signal, as a shell does."""
+    """Supervise a program. Return its exit status, or 128 + signal if a signal killed it, as a shell does."""
     os.set_inheritable(lease, False)
     spec = {"argv": command, "env": dict(os.environ), "cwd": os.getcwd(), "log": None, "cpus": [], "grace": 0.0}
     exited = supervise(spec, lease, None)
     return 128 + signal.SIGKILL if exited is None else exited if exited >= 0 else 128 - exited
 
 
+def guard(spec: dict[str, Any], lease: int, status: int) -> None:
+    """Run the supervisor, and end what it leaves if it is killed; whoever watches `status` waits for that."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    arguments = [sys.executable, "-I", "-S", __file__, "supervise", str(lease), str(status)]
+    marks = spec["marks"] | {SUPERVISOR: "1"}
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, pass_fds=(lease, status), env=marks, start_new_session=True
+    ) as child:
+        os.close(lease)
+        child.communicate(json.dumps(spec).encode())
+    kill_all(lambda: descendants(os.getpid()))
+
+
 def main() -> None:
     if sys.argv[1] == "hold":
         sys.exit(hold(int(sys.argv[2]), sys.argv[3:]))
-    lease, status = int(sys.argv[1]), int(sys.argv[2])
+    run, lease, status = supervise if sys.argv[1] == "supervise" else guard, int(sys.argv[2]), int(sys.argv[3])
     spec = json.load(sys.stdin)  # not on the command line: the engine's environment may hold a token
-    if os.fork():
-        os._exit(0)
-    os.setsid()
+    if run is guard:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
     for descriptor in (lease, status):
         os.set_inheritable(descriptor, False)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    supervise(spec, lease, status)
+    run(spec, lease, status)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cancellation scope of a task on a node: its programs end with it, under a supervisor as engines do."""
+"""Ties programs to the task that starts them: when the task ends, so do they. Like engines, they have a supervisor."""
 
 import functools
 import os
@@ -16,8 +16,8 @@ from typing import Any
 
 from backends.launch import supervisor
 
-EXTENSIONS = "torch_extensions"  # folder of an environment that has modules which torch compiles
-STOP_POLL = 0.2  # s between two checks for cancellation
+EXTENSIONS = "torch_extensions"  # an environment's folder for modules that torch compiles
+STOP_POLL = 0.2  # seconds between two checks for cancellation
 NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP")
 
 
@@ -27,7 +27,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """The task that programs belong to, and its request to stop."""
+    """The task that programs belong to, with its stop request."""
 
     marker: str = "preparation"
     stop: threading.Event = field(default_factory=threading.Event)
@@ -37,13 +37,13 @@ _task: ContextVar[Task] = ContextVar("task", default=Task())  # noqa: B039 - sha
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Return this process's environment without variables that affect another interpreter, plus `settings`."""
+    """Return this process's environment plus `settings`, without variables that affect another interpreter."""
     return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | settings
 
 
 @functools.cache
 def cuda_release(compiler: str) -> str | None:
-    """Return the CUDA release of an nvcc, e.g. "13.0"; None if it does not run."""
+    """Return an nvcc's CUDA release, e.g. "13.0"; None if it does not run."""
     try:
         report = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout
     except OSError:
@@ -53,7 +53,7 @@ def cuda_release(compiler: str) -> str | None:
 
 
 def _toolkit(compiler: Path) -> Path:
-    """Return the user's CUDA toolkit if it has the release of an environment's compiler, which headers demand."""
+    """Return the user's CUDA toolkit if it has the release of the environment's compiler, else the environment's."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if home := os.environ.get(variable):
             release = cuda_release(str(Path(home) / "bin" / "nvcc"))
@@ -62,7 +62,7 @@ def _toolkit(compiler: Path) -> Path:
 
 
 def activated(python: str) -> dict[str, str]:
-    """Return what activating an interpreter's environment sets, and a CUDA toolkit for it if it has a compiler."""
+    """Return the variables of an activated environment, with a CUDA toolkit if the environment has a compiler."""
     if not os.path.isabs(python):
         return {}
     folder = Path(python).parent
@@ -80,7 +80,7 @@ def activated(python: str) -> dict[str, str]:
 
 @contextmanager
 def cancel_scope(marker: str, stop: threading.Event) -> Iterator[None]:
-    """Within the block, this thread's programs belong to the task of this marker; setting `stop` cancels them."""
+    """Within the block, this thread's programs belong to the task with this marker; setting `stop` cancels them."""
     token = _task.set(Task(marker, stop))
     try:
         yield
@@ -89,14 +89,14 @@ def cancel_scope(marker: str, stop: threading.Event) -> Iterator[None]:
 
 
 def pause(seconds: float) -> None:
-    """Sleep; raises Stopped as soon as the task is cancelled."""
+    """Sleep. Raises Stopped as soon as the task is cancelled."""
     if _task.get().stop.wait(seconds):
         raise Stopped
 
 
 @contextmanager
 def program(command: list[str], environ: Mapping[str, str], **streams: Any) -> Iterator["subprocess.Popen[str]"]:
-    """Run a program until the block ends; status 127 if it cannot start. Raises Stopped if cancelled."""
+    """Run a program until the block ends. Its status is 127 if it cannot start. Raises Stopped if cancelled."""
     task = _task.get()
     lease_read, lease = os.pipe()
     marks = {

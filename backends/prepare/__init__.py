@@ -1,1 +1,1 @@
-"""Prepares an engine's needs on a node: its environment, its sources, weights in its format."""
+"""Prepares what an engine needs on a node: its environment, its sources, and weights in its format."""

@@ -1,4 +1,4 @@
-"""Builds a file or folder once per node, on first use, in one process at a time: an environment, a model and so on."""
+"""Builds a file or folder (an environment, a model etc.) once per node, on first use, in one process at a time."""
 
 import fcntl
 import shutil
@@ -15,8 +15,8 @@ from sweep.base.whole_file import rename_whole
 def build_once(
     target: Path, build: Callable[[Path], None], name: str, progress: Progress, lock: Path | None = None
 ) -> Path:
-    """Return `target`, complete or not at all; `build` makes it under another path, once. Raises task.Stopped."""
-    if target.exists():  # for those that come after the builder, without a lock
+    """Return `target`, which `build` makes once under another path, so it is never incomplete. Raises task.Stopped."""
+    if target.exists():  # later callers need no lock
         return target
     lock = lock or target.with_name(f".{target.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def build_once(
 
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock between processes, which a killed holder loses. Raises task.Stopped if that comes before it."""
+    """Hold a lock between processes; a killed holder loses it. Raises task.Stopped if stopped while waiting for it."""
     with path.open("w") as file:
         if not _locked(file):
             on_wait()

@@ -1,4 +1,4 @@
-"""Conversions of a model's weights, made once per node and named by all that decides their content."""
+"""Converts a model's weights once per node. The folder's name is a digest of everything that decides its content."""
 
 import contextlib
 import hashlib
@@ -18,15 +18,15 @@ from sweep.base.exits import Failed
 from sweep.base.whole_file import write_whole
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "sweep" / "inputs" / "data" / "prompts"
-CHECKPOINT_FORMAT = 1  # part of every digest: raise it when the same input comes to other weights
+CHECKPOINT_FORMAT = 1  # part of every digest; raise it when the same input yields different weights
 NOTE = "conversion.json"
-# Suffixes of the files of Hugging Face's layout that describe the tokenizer and the ends: copied into every conversion.
+# Suffixes of the Hugging Face files that describe the tokenizer and the end tokens, copied into every conversion.
 DESCRIPTION = (".json", ".txt", ".model", ".jinja")
-PROGRESS = "progress: "  # begins a line of a conversion's output that is for the user
+PROGRESS = "progress: "  # begins an output line that is meant for the user
 
 
 class ConversionFailed(Failed, ValueError):
-    """A conversion cannot be made. One line: which one and why."""
+    """A conversion cannot be made. The message says in one line which conversion and why."""
 
 
 def converted(
@@ -37,7 +37,7 @@ def converted(
     cache_dir: Path,
     progress: Progress,
 ) -> Path:
-    """Return the folder for these parameters, which `make` fills. Raises ConversionFailed or OSError."""
+    """Return the converted model's folder, filled by `make` on first use. Raises ConversionFailed or OSError."""
     if not (model / "config.json").is_file():
         raise ConversionFailed(f"{model} has no config.json: only a folder in Hugging Face layout can be converted")
     made_of = {"model": digest(model, cache_dir), "kind": kind, "parameters": dict(parameters)}
@@ -52,7 +52,7 @@ def converted(
         make(partial)
         description = {**content, **note(partial)}
         for path in model.iterdir():
-            weights = path.name.endswith(".index.json")  # says which file a tensor is in
+            weights = path.name.endswith(".index.json")  # says which file holds a tensor
             if path.suffix in DESCRIPTION and path.is_file() and not weights and not (partial / path.name).exists():
                 shutil.copyfile(path, partial / path.name)
         (partial / NOTE).write_text(json.dumps(description, indent=1))
@@ -63,7 +63,7 @@ def converted(
 def quantised(
     model: Path, checkpoint: str | None, group_size: int, python: str, cache_dir: Path, progress: Progress
 ) -> Path:
-    """Return the model as a checkpoint of this format, made in `python`'s environment; itself if it is quantised."""
+    """Return the model as a checkpoint of this format, made by `python`, or the model itself if already quantised."""
     if checkpoint is None or is_quantised(model):
         return model
 
@@ -79,33 +79,33 @@ def quantised(
 
 
 def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) -> str | None:
-    """Return why an engine in an image gets no such checkpoint (see `Backend.conversion_obstacle`); None if it can."""
+    """Return why an engine in an image cannot get this checkpoint, or None (see `Backend.conversion_obstacle`)."""
     if checkpoint is None or is_quantised() is not False:
         return None
     return not_made(
-        f"backend.checkpoint={checkpoint}", "the libraries that this takes", ", or a model that is quantised already"
+        f"backend.checkpoint={checkpoint}", "the libraries that this needs", ", or a model that is already quantised"
     )
 
 
 def not_made(setting: str, lacking: str, instead: str = "") -> str:
-    """The reason, with the remedy, why the weights of a setting are not made for an engine in an image."""
+    """Return why a setting's weights are not made for an engine in an image, with the remedy."""
     why = f"not made for an engine in an image, since conversions run outside it, without {lacking}"
     return f"{setting}: {why}; choose an environment that is not an image{instead}"
 
 
 def is_quantised(model: Path) -> bool:
-    """Return whether a model's weights are stored quantised already."""
+    """Return whether a model's stored weights are already quantised."""
     return "quantization_config" in json.loads((model / "config.json").read_text())
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """Return how this folder was made; empty if it is not a conversion."""
+    """Return how this folder was made; empty if it holds no conversion."""
     path = folder / NOTE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def method(folder: Path) -> dict[str, str]:
-    """Return a fact: the method by which our checkpoint was quantised, if it is recorded."""
+    """Return the method that quantised sweep's checkpoint, as a fact, if it is recorded."""
     made = note(folder).get("method")
     return {"quantization_method": made} if made else {}
 
@@ -113,7 +113,7 @@ def method(folder: Path) -> dict[str, str]:
 def run(
     python: str, program: str, arguments: Mapping[str, Any], log: Path, progress: Progress, path: tuple[Path, ...] = ()
 ) -> None:
-    """Run conversions/<program>.py in an environment; `path` holds its further imports. Raises ConversionFailed."""
+    """Run conversions/<program>.py in an environment, with `path` to import from as well. Raises ConversionFailed."""
     root = Path(__file__).resolve().parents[2]
     command = [python, "-m", f"backends.prepare.conversions.{program}", *cli(arguments)]
     execute(command, program, log, progress, {"PYTHONPATH": os.pathsep.join(map(str, [root, *path]))})
@@ -122,9 +122,9 @@ def run(
 def execute(
     command: list[str], title: str, log: Path, progress: Progress, environ: Mapping[str, str] | None = None
 ) -> None:
-    """Run a converting program at low priority, its output in `log`. Raises ConversionFailed with its last line."""
+    """Run a conversion at low priority and log its output. Raises ConversionFailed with the last line of the output."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Unbuffered, so that progress is reported as it is made and the error is the last line.
+    # Output is unbuffered, so that progress is reported at once and the error is the last line.
     settings = task.clean_environment(PYTHONUNBUFFERED="1", **offline, **(environ or {}))
 
     def report(line: str) -> None:
@@ -140,36 +140,36 @@ def execute(
 
 
 def versions(python: str, *distributions: str) -> str:
-    """Return exact versions of these in an environment, in one line; missing ones are omitted."""
+    """Return the exact versions of these distributions in an environment, in one line without missing ones."""
     installed = environments.installed(python)
     return " ".join(f"{name} {installed[name]}" for name in distributions if name in installed)
 
 
 def digest(folder: Path, cache_dir: Path) -> str:
-    """Return 16 hex digits of the names and contents of a folder's files; unchanged files are read once."""
+    """Return 16 hex digits for the names and contents of a folder's files. Unchanged files are read once."""
     cache = cache_dir.expanduser().absolute() / "digests" / f"{_sha256(str(folder.resolve()).encode())[:16]}.json"
     cached: dict[str, list[Any]] = json.loads(cache.read_text()) if cache.is_file() else {}
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     fresh = {name: _entry(path, cached.get(name)) for name, path in files.items() if not name.startswith(".")}
     if fresh != cached:
-        with contextlib.suppress(OSError):  # a cache that this node may not write to: the files are read again
+        with contextlib.suppress(OSError):  # if this node may not write the cache, the files are read again
             write_whole(cache, json.dumps(fresh))
     return _sha256(json.dumps({name: entry[2] for name, entry in fresh.items()}, sort_keys=True).encode())[:16]
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return a file's SHA-256, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _entry(path: Path, cached: list[Any] | None) -> list[Any]:
-    """[size, time of change in ns, SHA-256] of a file."""
+    """Return a file's [size, time of change in ns, SHA-256]."""
     target = path.resolve()
     facts = target.stat()
     if cached and cached[:2] == [facts.st_size, facts.st_mtime_ns]:
         return cached
-    is_blob = re.fullmatch("[0-9a-f]{64}", target.name)  # the Hugging Face cache calls large files by their SHA-256
+    is_blob = re.fullmatch("[0-9a-f]{64}", target.name)  # the Hugging Face cache names large files by SHA-256
     return [facts.st_size, facts.st_mtime_ns, target.name if is_blob else file_digest(target)]
 
 

@@ -1,4 +1,4 @@
-"""Environments of engines, built once per node by uv: equal locks are equal environments, on every node."""
+"""Engine environments, built once per node by uv. Equal locks give equal environments on every node."""
 
 import hashlib
 import json
@@ -19,23 +19,23 @@ from backends.prepare.uv import Uv
 from sweep.base.config import ConfigError, did_you_mean, validate
 from sweep.base.options import ConfigPath
 
-ENVIRONMENT_FORMAT = 2  # part of every key: raise it when environments must be built anew
-NOT_INSTALLED = {"environ", "environ_older_driver", "disk_gb"}  # fields that say nothing of what is there
-COMPLETE = "complete.json"  # written last, so a build that was killed has none and is repeated
+ENVIRONMENT_FORMAT = 2  # part of every key; raise it when environments must be rebuilt
+NOT_INSTALLED = {"environ", "environ_older_driver", "disk_gb"}  # fields that do not affect what is installed
+COMPLETE = "complete.json"  # written last, so a build that was killed lacks it and is repeated
 
 
 class OptionalPartFailed(EnvironmentFailed):
-    """An optional distribution that the engine needs cannot be installed on this machine."""
+    """The engine needs an optional distribution that cannot be installed on this machine."""
 
 
 @dataclass(frozen=True)
 class Environment:
     """The interpreter or binary that an engine runs with, and the versions in it."""
 
-    python: str  # interpreter; this process's if the engine is only a binary
+    python: str  # interpreter; this process's interpreter if the engine is only a binary
     binary: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)  # distribution -> exact version
-    image: str | None = None  # by digest, or apptainer's file: the engine is in it
+    image: str | None = None  # the image that holds the engine: by digest, or apptainer's file
     runtime: Runtime | None = None
 
 
@@ -46,7 +46,7 @@ def resolve(
     features: Iterable[str] = (),
     host: Host | None = None,
 ) -> EnvironmentSpec:
-    """Return the first build of a chosen environment that runs on `host`; the user's own program takes precedence."""
+    """Return the chosen environment's first build that runs on `host`. The user's own program takes precedence."""
     if choice.image:
         python = choice.python or "python3"
         spec = EnvironmentSpec(
@@ -58,8 +58,9 @@ def resolve(
     builds = {"cuda": choice.cuda, "cuda12": choice.cuda12} if on == "cuda" else {"cpu": choice.cpu}
     chosen = {key: name for key, name in builds.items() if name}
     if not chosen:
+        cpu = "its environment is for CPUs: set hardware=cpu, or " if choice.cpu else ""
         raise ValueError(
-            f"backend.env.{on} names no environment: name one, or set backend.env.python to the interpreter of your own"
+            f"backend.env.{on} names no environment: {cpu}name one, or set backend.env.python to your own interpreter"
         )
     options = options or ConfigPath()
     specs = [
@@ -81,7 +82,7 @@ def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> E
 
 
 def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
-    """Return the environment with the nodes' architecture and Python, where these are not this machine's."""
+    """Return the environment with the nodes' architecture and Python where they differ from this machine's."""
     if host is None or host.platform != "linux":
         return spec
     stated = {"machine": host.machine, "python_version": None if spec.image or spec.python_version else host.python}
@@ -90,12 +91,12 @@ def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def unusable(spec: EnvironmentSpec, host: Host, options: ConfigPath | None = None) -> str | None:
-    """Return why an environment cannot be used on a node, with usable alternatives, or None."""
+    """Return why an environment cannot be used on a node, with usable alternatives, or None if it can."""
     return fit.refusal(spec, host, _other_forms(spec, options or ConfigPath()))
 
 
 def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[EnvironmentSpec]:
-    """Yield the environments of the same engine in other forms, recognised by their names: `NAME_image`."""
+    """Yield the same engine's environments in other forms, which are recognised by name (e.g. `NAME_image`)."""
     name = spec.name.partition("+")[0]
     engine = name.removesuffix("_cuda")
     wanted = {f"{engine}{form}" for form in ("_cuda", "_cuda12", "_image")} - {name}
@@ -103,11 +104,11 @@ def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[Environ
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:
-    """Return 16 hex digits of all that decides what is there, for trial ids; without a lock they are provisional."""
+    """Return 16 hex digits for trial ids, from all that decides the content; provisional until it is locked."""
     content = spec.model_dump(
         mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
     )
-    # Only where they are, so that what was built without them is not built again.
+    # These keys are added only if set, so that environments built without them are not rebuilt.
     content |= {key: value for key, value in (("content", spec.content), ("image", spec.image)) if value}
     if spec.source and spec.source.architectures is None:
         del content["source"]["architectures"]
@@ -118,7 +119,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
 
 
 def own_content(spec: EnvironmentSpec) -> dict[str, str]:
-    """Return digests of the user's own interpreter (its size and distributions) and binary, of those that exist."""
+    """Return digests of the user's own interpreter (size and distributions) and binary, where they exist."""
     digests: dict[str, str] = {}
     if spec.image:
         return digests
@@ -134,7 +135,7 @@ def own_content(spec: EnvironmentSpec) -> dict[str, str]:
 
 
 def other_platform(spec: EnvironmentSpec) -> str | None:
-    """Return how this node differs from the platform that an environment was planned for, or None."""
+    """Return how this node differs from the platform that an environment was planned for, or None if it does not."""
     if spec.content:
         present = own_content(spec)
         for key, digest in spec.content.items():
@@ -147,7 +148,7 @@ def other_platform(spec: EnvironmentSpec) -> str | None:
 
 
 def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """Return the environment, which has a lock, built if it is not there yet. Raises EnvironmentFailed."""
+    """Return a locked environment; build it if it does not exist yet. Raises EnvironmentFailed."""
     if environment := built(spec, cache_dir):
         return environment
     if spec.image:
@@ -160,7 +161,7 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
         partial.write_text(json.dumps(_build(spec, folder, cache_dir, progress)))
 
     try:
-        # Built in place, for its scripts hold its path; what is renamed is only the file that says that it is complete.
+        # Built in place, since its scripts contain its path. Only the file that marks it as complete is renamed.
         build_once(folder / COMPLETE, build, f"environment {spec.name}", progress, folder.with_suffix(".lock"))
     except (OSError, sources.BuildFailed) as error:
         problem = f"environment {spec.name} cannot be built in {folder}: {error}"
@@ -171,7 +172,7 @@ def prepare(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Envir
 
 
 def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Environment:
-    """Return the environment, or its plain one where optional parts fail; OptionalPartFailed if it needs them."""
+    """Return the environment, or its plain form if optional parts fail. Raises OptionalPartFailed if needed."""
     try:
         return prepare(spec, cache_dir, progress)
     except EnvironmentFailed as error:
@@ -184,7 +185,7 @@ def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress)
 
 
 def is_there(spec: EnvironmentSpec, cache_dir: Path) -> bool:
-    """Return whether an environment is complete on this machine, as far as that can be said."""
+    """Return whether an environment is known to be complete on this machine."""
     try:
         return not locks.needed(spec) and built(spec, cache_dir) is not None
     except EnvironmentFailed:
@@ -192,7 +193,7 @@ def is_there(spec: EnvironmentSpec, cache_dir: Path) -> bool:
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
-    """Return the environment if it is complete, else None. Raises EnvironmentFailed for the user's own that fails."""
+    """Return the environment if it is complete, else None. Raises EnvironmentFailed if the user's own does not work."""
     if spec.image:
         image = spec.lock.pins[0] if spec.lock else ""
         there = bool(image) and images.has_image(image, images.runtime(spec), cache_dir)
@@ -226,7 +227,7 @@ def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
     try:
         if spec.source and spec.source.targets:
             machine = f"-{sources.machine(spec.source)}"
-        elif spec.cuda and (spec.imports or spec.compiled):  # kernels for the GPUs of the node that compiles them
+        elif spec.cuda and (spec.imports or spec.compiled):  # the kernels are for the compiling node's GPUs
             machine = f"-sm{sources.architectures().replace(';', '-')}"
     except sources.BuildFailed as error:
         raise EnvironmentFailed(f"environment {spec.name}: {error}") from None
@@ -234,13 +235,13 @@ def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
 
 
 def installed(python: str) -> dict[str, str]:
-    """Return exact versions of everything that an interpreter can import, as `pip freeze` would list them."""
+    """Return the exact versions of everything that an interpreter can import, as in `pip freeze`."""
     code = (
         "import importlib.metadata as m, json, platform\n"
         "found = {d.name.lower().replace('_', '-'): d.version for d in m.distributions() if d.name}\n"
         "print(json.dumps({'python': platform.python_version(), **dict(sorted(found.items()))}))"
     )
-    # -P: the current folder is not part of that environment.
+    # -P, since the current folder is not part of that environment.
     answer = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, env=task.clean_environment())
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
@@ -250,11 +251,10 @@ def installed(python: str) -> dict[str, str]:
 
 
 def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:
-    """Install the locked distributions, compile the sources, and verify. Return the exact installed versions."""
     assert spec.lock is not None, f"environment {spec.name} has no lock"
     progress(f"environment {spec.name}: building {folder} ({', '.join(spec.requirements)}); this takes minutes, once")
     if folder.exists():
-        shutil.rmtree(folder)  # a build that was killed
+        shutil.rmtree(folder)  # left by a build that was killed
     log = folder.with_suffix(".log")
     log.write_text("")
     uv = Uv(spec.name, cache_dir, log, progress, spec.index)
@@ -277,7 +277,7 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
 
 
 def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progress: Progress) -> None:
-    """Import what compiles itself at import: now, not within a launch; a build that was killed goes on."""
+    """Import modules that compile themselves on import, now instead of during a launch. Resumes a killed build."""
     if not spec.imports:
         return
     extensions = folder.with_suffix(".extensions")
@@ -290,7 +290,7 @@ def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progres
 
 
 def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -> None:
-    """Install exactly these distributions: first the prebuilt ones, then those that are compiled against them."""
+    """Install exactly these distributions: first the prebuilt ones, then those compiled against the prebuilt ones."""
     late = [pin for pin in pins if pin.partition("==")[0] in spec.compiled]
     first = [pin for pin in pins if pin not in late]
     lock, at = folder / "requirements.txt", ("--python", str(folder), "--compile-bytecode")
@@ -301,17 +301,17 @@ def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -
         label = next((pin.partition("+")[2] for pin in first if pin.startswith("torch==")), "")
         if not label:
             raise
-        # The user's own indexes have no such build of torch: PyTorch's has.
+        # The user's own indexes lack this build of torch; PyTorch's index has it.
         uv.pip("sync", *at, str(lock), UV_TORCH_BACKEND=label)
     if late:
         uv.pip("install", *at, "--no-deps", "--no-build-isolation", *late, **task.activated(str(folder / "bin/python")))
 
 
 def _not_as_locked(pins: Iterable[str], versions: Mapping[str, str]) -> str | None:
-    """Return the first distribution that is not the locked one: `torch==2.13.0` also matches a build `2.13.0+cpu`."""
+    """Return the first distribution that differs from the lock. uv lets `torch==2.13.0` match `2.13.0+cpu`."""
     for name, version in (pin.split("==", 1) for pin in pins if "==" in pin):
         if (present := versions.get(name)) != version:
-            return f"{name} is {present or 'missing'}, and {version} in the lock"
+            return f"{name} is {present or 'missing'}, but {version} in the lock"
     return None
 
 

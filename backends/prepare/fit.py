@@ -1,4 +1,4 @@
-"""Judges whether an environment's builds run on a node: by driver (its CUDA major counts), GPUs, glibc, programs."""
+"""Decides whether an environment's builds run on a node, by its driver (CUDA major), GPUs, glibc and programs."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,11 +6,11 @@ from backends.base import EnvironmentSpec, Host, Runtime
 
 RUNTIMES: tuple[Runtime, ...] = ("docker", "podman", "apptainer")
 LEAST_DRIVER = {12: "525", 13: "580"}  # by CUDA major: NVIDIA's table of minor version compatibility
-LEAST_CAPABILITY = {12: "5.0", 13: "7.5"}  # of GPUs that the libraries of a CUDA major still have kernels for
+LEAST_CAPABILITY = {12: "5.0", 13: "7.5"}  # oldest GPUs for which a CUDA major's libraries have kernels
 
 
 def older(version: str | None, least: str | None) -> bool:
-    """Return whether a version is older than the least one; False if either is unknown."""
+    """Return whether a version is older than the least version; False if either is unknown."""
     return version is not None and least is not None and numbers(version) < numbers(least)
 
 
@@ -19,19 +19,19 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def oldest(versions: Iterable[str | None]) -> str | None:
-    """Return the oldest of the versions that are known."""
+    """Return the oldest of the known versions."""
     return min(filter(None, versions), key=numbers, default=None)
 
 
 def problem(spec: EnvironmentSpec, host: Host) -> str | None:
-    """Return why the content of an environment does not run on a node, in a few words, or None."""
+    """Return in a few words why an environment's content does not run on a node, or None if it does."""
     runtimes = {spec.runtime} if spec.runtime else set(RUNTIMES)
     if spec.image and not runtimes & host.executables:
-        return f"no {' or '.join(sorted(runtimes))} on PATH: install it, with NVIDIA's container toolkit"
-    if not spec.requirements and not spec.image:  # the user's own
+        return f"no {' or '.join(sorted(runtimes))} on PATH; install it with NVIDIA's container toolkit"
+    if not spec.requirements and not spec.image:  # the user's own program
         return None
     if not spec.image and older(host.glibc, spec.glibc):
-        return f"its wheels need glibc {spec.glibc} or newer, the node has {host.glibc}"
+        return f"its wheels need glibc {spec.glibc} or newer, but the node has {host.glibc}"
     for program, remedy in spec.needs.items():
         if program not in host.executables:
             return f"needs {program}{'' if program.endswith('.h') else ' on PATH'}: {remedy}"
@@ -41,17 +41,17 @@ def problem(spec: EnvironmentSpec, host: Host) -> str | None:
     cuda = spec.cuda or (int(numbers(host.nvcc)[0]) if compiled and host.nvcc else None)
     driver = spec.driver or (LEAST_DRIVER[cuda] if cuda else None)
     if older(host.driver, driver):
-        return f"built for CUDA {cuda}, which needs NVIDIA driver {driver} or newer, the node has {host.driver}"
+        return f"built for CUDA {cuda}, which needs NVIDIA driver {driver} or newer, but the node has {host.driver}"
     capability = spec.capability or (LEAST_CAPABILITY[cuda] if cuda else None)
     if older(host.capability, capability):
-        return f"its kernels need GPUs of compute capability {capability} or newer, the node has {host.capability}"
+        return f"its kernels need GPUs of compute capability {capability} or newer, but the node has {host.capability}"
     if compiled and spec.cuda and host.nvcc and numbers(host.nvcc)[0] != spec.cuda:
-        return f"its kernels are compiled by nvcc {spec.cuda}, the node has {host.nvcc}"
+        return f"its kernels are compiled by nvcc {spec.cuda}, but the node has {host.nvcc}"
     return None
 
 
 def choose(specs: Sequence[EnvironmentSpec], host: Host | None) -> EnvironmentSpec:
-    """Return the first environment that runs on a node, which says what it replaces; otherwise the first."""
+    """Return the first environment that runs on a node, noting what it replaces. If none runs, return the first."""
     if host is None:
         return specs[0]
     problems = [problem(spec, host) for spec in specs]
@@ -62,7 +62,7 @@ def choose(specs: Sequence[EnvironmentSpec], host: Host | None) -> EnvironmentSp
 
 
 def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
-    """Return the environment for a node's driver: the CUDA major, where it wants torch for any, and its variables."""
+    """Fit an environment to a node's driver: its variables, and the CUDA major if it accepts torch for any."""
     if host and spec.cuda and spec.environ_older_driver and older(host.driver, LEAST_DRIVER[spec.cuda]):
         return spec.model_copy(update={"environ": spec.environ | spec.environ_older_driver})
     if spec.torch != "cuda" or spec.cuda or host is None or host.driver is None:
@@ -71,7 +71,7 @@ def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def refusal(spec: EnvironmentSpec, host: Host, forms: Iterable[EnvironmentSpec]) -> str | None:
-    """Return an environment's problem on a node, with the `forms` of its engine that do run there; None without one."""
+    """Return an environment's problem on a node and the engine's `forms` that run there, or None if it has none."""
     reason = problem(spec, host)
     if reason is None:
         return None

@@ -1,4 +1,4 @@
-"""Images of engines: named by a tag, locked and run by their digest, which identifies all of their content."""
+"""Engine images. A tag names an image; it is locked and run by its digest, which identifies all of its content."""
 
 import json
 import re
@@ -31,17 +31,17 @@ def runtime(spec: EnvironmentSpec) -> Runtime:
     names = (spec.runtime,) if spec.runtime else RUNTIMES
     present = next((name for name in names if shutil.which(name)), None)
     if present is None:
-        raise EnvironmentFailed(f"environment {spec.name}: no {' or '.join(names)} on PATH: install one")
+        raise EnvironmentFailed(f"environment {spec.name}: no {' or '.join(names)} on PATH; install one")
     return present
 
 
 def by_digest(image: str) -> str:
-    """Return an image by its digest ("name@sha256:…"), as its registry has it today. Raises EnvironmentFailed."""
+    """Return an image's name with its current digest in the registry ("name@sha256:…"). Raises EnvironmentFailed."""
     if DIGEST.match(image):
         return image
     name, tag = _tagged(image)
     host, _, path = name.partition("/")
-    if "." not in host and ":" not in host and host != "localhost":  # as docker reads it
+    if "." not in host and ":" not in host and host != "localhost":  # as docker does
         host, path = "registry-1.docker.io", name if "/" in name else f"library/{name}"
     url = f"https://{host}/v2/{path}/manifests/{tag}"
     try:
@@ -67,14 +67,14 @@ def _tagged(image: str) -> tuple[str, str]:
 
 
 def _authorization(client: httpx.Client, challenge: str) -> dict[str, str]:
-    """The header for anonymous reading, by the registry's own challenge: Bearer realm="…",service="…",scope="…"."""
+    """Return the header for anonymous reading, after the registry's challenge (Bearer realm="…",service="…",…)."""
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     answer = client.get(fields.pop("realm", ""), params=fields).json()
     return {"Authorization": f"Bearer {answer.get('token') or answer.get('access_token')}"}
 
 
 def sif(image: str, cache_dir: Path) -> Path:
-    """The file that apptainer makes of an image."""
+    """Return the path of the file that apptainer makes from an image."""
     return cache_dir.expanduser().absolute() / "images" / f"{image.rpartition(':')[2][:32]}.sif"
 
 

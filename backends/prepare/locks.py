@@ -1,4 +1,4 @@
-"""Locks: the exact distributions of an environment on one platform: committed, in the results, or remembered."""
+"""Locks: an environment's exact distributions on one platform. A lock is committed, in the results, or remembered."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
 
 HEADER = re.compile(r"# lock of (?P<environment>\S+) for (?P<target>\S+), requirements (?P<requirements>[0-9a-f]{16})$")
-TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # PyTorch's own indexes, as uv calls them
-# What decides which distributions an environment has; the rest says how they are installed.
+TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # uv's names for PyTorch's indexes
+# Fields that decide which distributions an environment has; the others say how they are installed.
 DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
 
 
 def node_target(spec: EnvironmentSpec) -> str:
-    """The nodes' platform, e.g. "linux-x86_64-cuda13-python3.12"; engines run on Linux, wherever the driver runs."""
+    """Return the nodes' platform, e.g. "linux-x86_64-cuda13-python3.12". Engines always run on Linux."""
     own = platform.machine() if platform.system() == "Linux" else "x86_64"
     system = f"linux-{spec.machine or own}"
     if spec.image:
@@ -33,7 +33,7 @@ def node_target(spec: EnvironmentSpec) -> str:
 
 
 def python_version(spec: EnvironmentSpec) -> str:
-    """The Python of an environment, e.g. "3.12": its own or the nodes', else the orchestrator's."""
+    """Return an environment's Python version, e.g. "3.12": its own or the nodes' version, else the orchestrator's."""
     return spec.python_version or ".".join(map(str, sys.version_info[:2]))
 
 
@@ -42,24 +42,24 @@ def file_name(spec: EnvironmentSpec) -> str:
 
 
 def is_installed(spec: EnvironmentSpec) -> bool:
-    """Return whether an environment is installed or pulled here, by its lock, and not the user's own."""
+    """Return whether sweep installs or pulls this environment by its lock, i.e. it is not the user's own."""
     return bool(spec.requirements or spec.image)
 
 
 def needed(spec: EnvironmentSpec) -> bool:
-    """Return whether an environment is one that is installed, and is not locked yet."""
+    """Return whether sweep installs this environment and it has not been locked yet."""
     return is_installed(spec) and spec.lock is None
 
 
 def text(spec: EnvironmentSpec) -> str:
-    """The content of a lock's file."""
+    """Return the content of a lock file."""
     assert spec.lock is not None
     header = f"# lock of {spec.name} for {spec.lock.target}, requirements {_requirements(spec)}"
     return "\n".join([header, *spec.lock.pins]) + "\n"
 
 
 def lock_digest(content: str) -> str:
-    """Return 16 hex digits of the environment, platform and pins in a lock's file, whatever they were resolved from."""
+    """Return 16 hex digits for the environment, platform and pins in a lock file, whatever its requirements were."""
     pins = re.sub(r", requirements [0-9a-f]{16}$", "", content, count=1, flags=re.MULTILINE)
     return hashlib.sha256(pins.encode()).hexdigest()[:16]
 
@@ -67,7 +67,7 @@ def lock_digest(content: str) -> str:
 def with_lock(
     spec: EnvironmentSpec, *places: Path | Mapping[str, str], any_requirements: bool = False
 ) -> EnvironmentSpec:
-    """Return the environment with the first lock in folders, or texts by file name, that is for it; else as it is."""
+    """Return the environment with its first lock from folders or texts by file name, or unchanged if there is none."""
     if not needed(spec):
         return spec
     if spec.image and images.DIGEST.match(spec.image) and not any_requirements:
@@ -87,17 +87,17 @@ def with_lock(
 
 
 def committed(options: ConfigPath | None = None) -> list[Path]:
-    """The folders with committed locks, beside the environments: the user's own before the project's."""
+    """Return the folders with committed locks, beside the environments: the user's folders before the project's."""
     return [folder / "environment" / "locks" for folder in (options or ConfigPath()).folders]
 
 
 def remembered(cache_dir: Path) -> Path:
-    """The folder of the locks that this machine has resolved."""
+    """Return the folder with the locks that this machine has resolved."""
     return cache_dir.expanduser().absolute() / "locks"
 
 
 def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
-    """Return one of the project's own environments with its lock, resolved if need be. Raises EnvironmentFailed."""
+    """Return one of the project's environments with its lock; resolve a missing lock. Raises EnvironmentFailed."""
     spec = with_lock(spec, *committed(), remembered(cache_dir))
     return resolve_lock(spec, cache_dir, progress) if needed(spec) else spec
 
@@ -105,7 +105,7 @@ def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Enviro
 def resolve_lock(
     spec: EnvironmentSpec, cache_dir: Path, progress: Progress, preferred: Iterable[str] = ()
 ) -> EnvironmentSpec:
-    """Return the environment locked anew, near `preferred` pins; the machine remembers it. Raises EnvironmentFailed."""
+    """Lock the environment anew, near the `preferred` pins, and remember the lock here. Raises EnvironmentFailed."""
     folder = remembered(cache_dir)
     log = folder / f"{file_name(spec)}.log"
     what_for = ", ".join([*spec.requirements, *([spec.image] if spec.image else [])])
@@ -128,7 +128,7 @@ def resolve_lock(
 
 def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tuple[str, ...]:
     requirements, excluded, result = (work / name for name in ("requirements.in", "left-out.txt", "lock.txt"))
-    result.write_text(preferred)  # uv keeps the versions that its output file already has
+    result.write_text(preferred)  # uv keeps versions that its output file already lists
     requirements.write_text("\n".join(spec.requirements) + "\n")
     excluded.write_text("".join(f"{name} ; sys_platform == 'never'\n" for name in spec.exclude))
     machine = node_target(spec).split("-")[1]
@@ -138,7 +138,7 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tupl
     command = (*version, *nodes, *plain, "--override", str(excluded), str(requirements), "-o", str(result))
     uv.pip("compile", *command)
     if spec.torch and not _fits(torch_build(_pins(result)), spec):
-        # The user's own indexes have no such build: only now is PyTorch's asked.
+        # The user's own indexes lack this build, so PyTorch's index is asked now.
         result.write_text(preferred)
         backend = "cpu" if spec.torch == "cpu" else TORCH_BACKENDS.get(spec.cuda, "auto")
         uv.pip("compile", *command, UV_TORCH_BACKEND=backend)
@@ -146,7 +146,6 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tupl
 
 
 def _fits(build: str | int | None, spec: EnvironmentSpec) -> bool:
-    """Return whether a build of torch (None: no torch) is of the kind that the environment asks for."""
     if build is None or spec.torch == "cpu":
         return build in (None, "cpu")
     return build == spec.cuda if spec.cuda else build != "cpu"
@@ -158,7 +157,7 @@ def _pins(file: Path) -> tuple[str, ...]:
 
 
 def torch_build(pins: Iterable[str]) -> str | int | None:
-    """Return the build of torch in a resolution: "cpu", the CUDA major, or None."""
+    """Return the build of torch among these pins: "cpu", the CUDA major, or None if torch is not there."""
     versions = dict(pin.split("==", 1) for pin in pins if "==" in pin)
     if "torch" not in versions:
         return None

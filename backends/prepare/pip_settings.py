@@ -1,4 +1,4 @@
-"""The user's settings of pip for uv, which reads no pip.conf; in its environment, for URLs may hold passwords."""
+"""The user's pip settings for uv, which does not read pip.conf. They are variables, since URLs may hold passwords."""
 
 import ast
 import os
@@ -11,11 +11,11 @@ from urllib.parse import unquote, urlsplit
 
 
 class UnreadableSettings(Exception):
-    """pip cannot read its own settings. One line: why, and the command that shows them."""
+    """pip cannot read its own settings. The message says why, and which command shows them."""
 
 
 def pip_settings() -> dict[str, str]:
-    """Return pip's settings by option name, PIP_* before [install] before [global]. Raises UnreadableSettings."""
+    """Return pip's settings by option; PIP_* goes before [install], then [global]. Raises UnreadableSettings."""
     answer = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
@@ -29,16 +29,16 @@ def pip_settings() -> dict[str, str]:
 
 
 def uv_settings(pip: Mapping[str, str], index: Sequence[str] = ()) -> dict[str, str]:
-    """Translate pip's settings and an environment's indexes into uv's variables; missing folders are omitted."""
+    """Translate pip's settings and an environment's indexes into uv's variables, without missing folders."""
     settings = {
-        # pip takes the best version over all indexes, uv by default only looks at the first that has the name.
+        # pip takes the best version from all indexes. By default uv uses only the first index that has the name.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_LINK_MODE": os.environ.get("UV_LINK_MODE", "hardlink"),
         "UV_NO_PROGRESS": "1",
     }
 
     def give(variable: str, value: str | None) -> None:
-        if value and variable not in os.environ:  # the user's settings of uv itself go first
+        if value and variable not in os.environ:  # the user's own uv settings take precedence
             settings[variable] = value
 
     extra = [url for url in pip.get("extra-index-url", "").split() if _exists(url)]
@@ -57,12 +57,12 @@ def uv_settings(pip: Mapping[str, str], index: Sequence[str] = ()) -> dict[str, 
 
 
 def no_index(pip: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the arguments for uv that forbid every index if pip's settings do: it takes that from no variable."""
+    """Return uv's arguments to forbid every index, if pip's settings forbid them. uv has no variable for this."""
     return ("--no-index",) if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else ()
 
 
 def _exists(place: str) -> bool:
-    """Return whether a URL or folder can be used: one on the network always, a local one if it exists."""
+    """Return whether a URL or folder can be used. A URL on the network always counts; a local folder must exist."""
     parts: Any = urlsplit(place)
     if parts.scheme not in ("", "file"):
         return True

@@ -1,4 +1,4 @@
-"""Runs programs that prepare something, e.g. uv, cmake or a converter, and keeps their output in a log."""
+"""Runs programs for preparation, e.g. uv, cmake or a converter, and logs their output."""
 
 import re
 import subprocess
@@ -13,12 +13,12 @@ from sweep.base.exits import Exit
 
 KILLED = re.compile(
     r"killed by (signal|sig)|signal 9\b", re.IGNORECASE
-)  # as a compiler or an interpreter says of its own
-LINES_KEPT = 1000  # of a program's output, for the message of its failure
+)  # how a compiler or interpreter reports that its child was killed
+LINES_KEPT = 1000  # of a program's output, for its failure's message
 
 
 class ToolFailed(Exception):
-    """A program ended with an error; `lines` are the last non-empty ones that it printed."""
+    """A program ended with an error. `lines` are the last non-empty lines of its output."""
 
     def __init__(self, status: int, lines: list[str]) -> None:
         self.status, self.lines, self.last = status, lines, lines[-1] if lines else "no output"
@@ -26,7 +26,7 @@ class ToolFailed(Exception):
 
 
 def printed(words: str) -> Exit:
-    """The exit of a program that printed this as the reason of its failure."""
+    """Classify the exit of a program that printed this reason for its failure."""
     exit = told(words)
     return replace(exit, outage=exit.outage or KILLED.search(words) is not None)
 
@@ -34,7 +34,7 @@ def printed(words: str) -> Exit:
 def run(
     command: list[str], environ: Mapping[str, str], log: Path, on_line: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Run a program, its output appended to `log` and each line given to `on_line`. Raises ToolFailed, task.Stopped."""
+    """Run a program. Append its output to `log` and pass each line to `on_line`. Raises ToolFailed, task.Stopped."""
     lines: deque[str] = deque(maxlen=LINES_KEPT)
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with log.open("a") as file, task.program(command, environ, **streams, errors="replace") as process:
@@ -50,7 +50,7 @@ def run(
 
 
 def distributions(python: str) -> list[Path]:
-    """Return the metadata folders of an interpreter's distributions, inherited and Debian's own ones too."""
+    """Return the metadata folders of an interpreter's distributions, including inherited ones and Debian's."""
     prefix = Path(python).parent.parent
     prefixes, settings = [prefix], prefix / "pyvenv.cfg"
     if settings.is_file():

@@ -1,4 +1,4 @@
-"""Patience with outages: preparation is retried, with back-off, as long as no answer comes."""
+"""Waits out outages: retries preparation with backoff until there is a definite answer."""
 
 import time
 from collections.abc import Callable
@@ -21,9 +21,9 @@ def patiently(
     pause: Callable[[float], None] | None = None,
     faults: tuple[type[Exception], ...] = FAULTS,
 ) -> Provided:
-    """Return what `prepare` does, retrying for `patience` s while it is an outage, then Outage; other errors pass.
+    """Return the result of `prepare`. Retry outages for `patience` seconds, then raise Outage; other errors pass.
 
-    `pause` sleeps, and may return early.
+    `pause` sleeps and may return early.
     """
     until, seconds = None, None
     while True:

@@ -1,4 +1,4 @@
-"""Engines that no package index has as a program: compiled once into their environment, for its CPU and GPUs."""
+"""Compiles engines that no package index has as a program, once per environment, for the node's CPU and GPUs."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ from backends.prepare import programs
 from sweep.base.exits import Failed
 
 CPU_INFORMATION = Path("/proc/cpuinfo")
-JOB_BYTES = 2 << 30  # of memory that one compiler may need
-REPORT_INTERVAL = 10.0  # s
-ERROR_LINES = 4  # of a tool's output, from its first error on: CMake explains it on the next lines
+JOB_BYTES = 2 << 30  # memory that one compiler process may need
+REPORT_INTERVAL = 10.0  # seconds
+ERROR_LINES = 4  # of a tool's output, from the first error on, since CMake explains it on the next lines
 
 
 class BuildFailed(Failed):
-    """A source cannot be fetched or built. One line, with the tool's own error."""
+    """A source cannot be fetched or built. The message is one line with the tool's own error."""
 
 
 def build_program(source: SourceBuild, folder: Path, environ: Mapping[str, str], log: Path, progress: Progress) -> None:
@@ -43,7 +43,7 @@ def build_program(source: SourceBuild, folder: Path, environ: Mapping[str, str],
 
 
 def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict[str, str | bool]:
-    """CMake's options for a CPU with these features (None: this CPU), and for this machine's GPUs."""
+    """Return CMake's options for a CPU with these features (None: this CPU) and for this machine's GPUs."""
     chosen, present = dict(source.options), cpu_features() if features is None else features
     for feature, more in source.cpu_options.items():
         if feature in present:
@@ -54,16 +54,16 @@ def options(source: SourceBuild, features: frozenset[str] | None = None) -> dict
 
 
 def architectures() -> str:
-    """Return the GPUs to compile for, e.g. "80;89": $CUDAARCHS, else those here. Raises BuildFailed for none."""
+    """Return the GPUs to compile for, e.g. "80;89": $CUDAARCHS, else this machine's. Raises BuildFailed if none."""
     present = {gpu.capability.replace(".", "") for gpu in gpus.visible()}
     chosen = os.environ.get("CUDAARCHS") or ";".join(sorted(present, key=int))
     if not chosen:
-        raise BuildFailed("no GPU to compile for: set CUDAARCHS to its compute capability, e.g. 89")
+        raise BuildFailed("no GPU to compile for; set CUDAARCHS to a compute capability, e.g. 89")
     return chosen
 
 
 def complete_toolkit(folder: Path) -> None:
-    """Give a CUDA compiler from NVIDIA's wheels what linkers (libcudart.so) and torch (lib64) expect."""
+    """Add the links that linkers (libcudart.so) and torch (lib64) expect of a CUDA compiler from NVIDIA's wheels."""
     for compiler in folder.glob("lib/python*/site-packages/nvidia/*/bin/nvcc"):
         libraries = compiler.parents[1] / "lib"
         for library in libraries.glob("lib*.so.*"):
@@ -75,12 +75,12 @@ def complete_toolkit(folder: Path) -> None:
 
 
 def machine(source: SourceBuild) -> str:
-    """8 hex digits that are the same where the same program would be built: caches may be shared by unlike nodes."""
+    """Return 8 hex digits, equal on machines that would build the same program. Unlike nodes may share a cache."""
     return hashlib.sha256(json.dumps(options(source), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def cpu_features() -> frozenset[str]:
-    """Return the features of this CPU as the kernel lists them, e.g. "avx2"; empty if it lists none."""
+    """Return this CPU's features as the kernel lists them, e.g. "avx2"; empty if the kernel lists none."""
     text = CPU_INFORMATION.read_text() if CPU_INFORMATION.exists() else ""
     match = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)
     return frozenset(match[1].split() if match else ())
@@ -89,12 +89,12 @@ def cpu_features() -> frozenset[str]:
 def _fetch(
     source: SourceBuild, folder: Path, work: Path, tree: Path, environ: Mapping[str, str], log: Path, progress: Progress
 ) -> None:
-    """The archive's files in `tree`."""
+    """Fetch the source archive and unpack it into `tree`."""
     progress(f"fetching the source of {source.sdist}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     archives = work / "archives"
-    # Its metadata is made by the environment's own build backend: no second environment for that.
+    # The environment's own build backend makes the metadata, so pip needs no second environment.
     pip = [str(folder / "bin" / "python"), "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
     _run([*pip, "--no-binary", ":all:", "--dest", str(archives), source.sdist], environ, log, progress)
     (archive,) = archives.iterdir()
@@ -113,7 +113,7 @@ def _compile(
     log: Path,
     progress: Progress,
 ) -> None:
-    """Configure, build at low priority, and move the executables to their place."""
+    """Configure, build at low priority, and move the executables into `folder`/bin."""
     defines = [f"-D{name}={_cmake(value)}" for name, value in options(source).items()]
     _run(["cmake", "-S", str(root), "-B", str(built), "-G", "Ninja", *defines], environ, log, progress)
     jobs = max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().total // JOB_BYTES))
@@ -131,7 +131,7 @@ def _cmake(value: str | bool) -> str:
 
 
 def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Run a tool. The user sees some of ninja's lines ("[12/210] …")."""
+    """Run a tool, showing the user one of ninja's lines ("[12/210] …") now and then."""
     reported = time.monotonic()
 
     def report(line: str) -> None:

@@ -1,4 +1,4 @@
-"""uv for the environments of engines: fast, and able to omit a distribution that others depend on, which pip cannot."""
+"""Builds engine environments with uv. It is fast and, unlike pip, can omit a distribution that others depend on."""
 
 import re
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from backends.prepare import programs
 from backends.prepare.pip_settings import UnreadableSettings, no_index, pip_settings, uv_settings
 from sweep.base.exits import Failed
 
-DOWNLOAD = re.compile(r"Downloading \S+ \(([\d.]+)(KiB|MiB|GiB)\)")  # as uv announces one
+DOWNLOAD = re.compile(r"Downloading \S+ \(([\d.]+)(KiB|MiB|GiB)\)")  # uv's announcement of a download
 MEBIBYTES = {"KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
 LARGE_DOWNLOAD = 50.0  # MiB; smaller ones are reported together
 
 
 class EnvironmentFailed(Failed):
-    """An environment cannot be provided. One line: which one, why, and where the build's log is."""
+    """An environment cannot be provided. The message names it, the reason and the build's log in one line."""
 
 
 class Uv:
-    """uv for one environment, logged, its progress shown. Raises EnvironmentFailed by pip's settings."""
+    """Runs uv for one environment, with a log. Raises EnvironmentFailed if pip's settings cannot be read."""
 
     def __init__(self, name: str, cache_dir: Path, log: Path, progress: Progress, index: Sequence[str] = ()) -> None:
         self.name, self.log, self.progress = name, log, progress
@@ -32,7 +32,7 @@ class Uv:
         except UnreadableSettings as error:
             raise EnvironmentFailed(str(error)) from None
         self.settings, self.no_index = uv_settings(pip, index), no_index(pip)
-        # Beside the environments: on one file system uv links instead of copying, and an empty HOME does no harm.
+        # The cache is beside the environments: within a file system uv links instead of copying, and HOME may be unset.
         self.settings.setdefault("UV_CACHE_DIR", str(cache_dir.expanduser().absolute() / "uv"))
 
     def pip(self, command: str, *arguments: str, **more: str) -> None:
@@ -40,7 +40,7 @@ class Uv:
         self.run("pip", command, *self.no_index, *arguments, **more)
 
     def run(self, *arguments: str, **more: str) -> None:
-        """Run uv; `more` are environment variables. Raises EnvironmentFailed."""
+        """Run uv, with `more` as environment variables. Raises EnvironmentFailed."""
         try:
             programs.run(
                 [find_uv_bin(), *arguments], task.clean_environment(**self.settings, **more), self.log, self._report
@@ -58,6 +58,6 @@ class Uv:
             if size < LARGE_DOWNLOAD:
                 return
         if line.startswith("Prepared") and self.downloads:
-            line = f"{line}, {len(self.downloads)} downloads of together {sum(self.downloads):,.0f} MiB"
+            line = f"{line}, {len(self.downloads)} downloads, {sum(self.downloads):,.0f} MiB in total"
         if line.startswith(("Downloading", "Resolved", "Prepared", "Installed", "Bytecode", "   Building")):
             self.progress(f"environment {self.name}: {line.strip()}")

@@ -1,5 +1,5 @@
-"""An engine without a model, in one process on uvloop and httptools, to check a measuring client against.
+"""An engine without a model, against which to check a measuring client. One process, on uvloop and httptools.
 
-It speaks completions, chat and TGI's /generate_stream with configured timing, faults and limits. With `log` it writes
-the kernel's arrival stamp of each request and the time of each token's write (`truth.read_log`).
+It speaks completions, chat and TGI's /generate_stream, with configured timing, faults and limits. With `log` it writes
+each request's arrival time from the kernel and the time at which each token was written (`truth.read_log`).
 """

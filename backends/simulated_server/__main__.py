@@ -1,4 +1,4 @@
-"""The simulated engine's command line and listening socket: requests go to the engine or are answered at once."""
+"""The simulated engine's command line and listening socket. A request goes to the engine or is answered at once."""
 
 import argparse
 import asyncio
@@ -29,7 +29,7 @@ APIS = {
 
 
 class SimulatedServer:
-    """The listening socket, and the offset between the kernel's stamps and the monotonic clock."""
+    """The listening socket, and the offset between kernel timestamps and the monotonic clock."""
 
     def __init__(self, engine: SimulatedEngine, loop: asyncio.AbstractEventLoop) -> None:
         self.engine, self.loop = engine, loop
@@ -37,7 +37,7 @@ class SimulatedServer:
         self._refresh()
 
     def _refresh(self) -> None:
-        """Follow the wall clock, which may be set: the kernel's stamps are readings of it."""
+        """Update the wall clock's offset every second: kernel timestamps use that clock, and it may be adjusted."""
         self.offset = realtime_minus_monotonic()
         self.loop.call_later(1.0, self._refresh)
 
@@ -88,9 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=backends.simulated_server.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one, printed")
+    parser.add_argument("--port", type=int, default=0, help="0: choose a free port and print it")
     parser.add_argument("--model", default="simulated")
-    parser.add_argument("--config", default="{}", help="JSON, see Config")
+    parser.add_argument("--config", default="{}", help="JSON (see Config)")
     options = parser.parse_args(arguments)
     config = Config.model_validate_json(options.config)
     time.sleep(config.startup_seconds)

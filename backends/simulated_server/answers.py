@@ -1,4 +1,4 @@
-"""The bytes of answers: token events in each API's dialect, plain answers, and HTTP framing."""
+"""Builds the bytes of answers: token events in each API's dialect, plain answers, and HTTP framing."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class SequenceCounts(Protocol):
-    """One prompt's progress, as far as an answer shows it."""
+    """The counts of one prompt that appear in an answer."""
 
     index: int
     input_tokens: int
@@ -21,7 +21,7 @@ class SequenceCounts(Protocol):
 
 @dataclass(slots=True)
 class Dialect:
-    """The bytes of one call's answer, without HTTP's framing."""
+    """Builds the bytes of one call's answer, without HTTP framing."""
 
     api: str
     model: str
@@ -31,13 +31,13 @@ class Dialect:
     running_usage: bool = False
 
     def opening(self) -> bytes:
-        """The event before the first token: chat's role event."""
+        """Return the event before the first token, i.e. chat's role event."""
         if self.api != "chat":
             return b""
         return self._event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
     def token(self, sequence: SequenceCounts, count: int) -> bytes:
-        """One event of `count` tokens, which `sequence.made` already includes."""
+        """Return one event of `count` tokens, which `sequence.made` already includes."""
         finish = "length" if sequence.made >= sequence.max_tokens else None
         if self.api == "tgi":
             return self._tgi_token(sequence, finish)
@@ -57,7 +57,7 @@ class Dialect:
         return _sse({"error": {"message": message, "type": "InternalServerError", "code": 500}}) + DONE
 
     def _event(self, choices: list[dict[str, Any]], counted: Sequence[SequenceCounts] = ()) -> bytes:
-        """One event with these choices, and with the token usage of the sequences `counted`, if any."""
+        """Return one event with these choices and the token usage of the sequences in `counted`, if any."""
         kind, prefix = ("chat.completion.chunk", "chatcmpl") if self.api == "chat" else ("text_completion", "cmpl")
         content: dict[str, Any] = {"id": f"{prefix}-{self.request_id}", "object": kind, "created": self.created}
         content |= {"model": self.model, "choices": choices}
@@ -82,7 +82,7 @@ def _sse(content: dict[str, Any]) -> bytes:
 
 
 def chunk(data: bytes) -> bytes:
-    """Frame a piece of a body of unknown length for HTTP."""
+    """Frame a piece of a body as an HTTP chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
@@ -90,7 +90,7 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-
 
 
 def plain_answer(status: int, content: object, extra: str = "") -> bytes:
-    """An answer that is not a stream."""
+    """Return an answer that is not a stream."""
     body = (content if isinstance(content, str) else json.dumps(content)).encode()
     kind = "text/plain; version=0.0.4" if isinstance(content, str) else "application/json"
     first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"

@@ -14,16 +14,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Timing:
-    """The duration of a step: always `mean` s, or log-normal around it, or `burst` steps at once, then a pause."""
+    """The duration of a step: constant (`mean`), log-normal around the mean, or `burst` steps at once, then a pause."""
 
     kind: Literal["constant", "lognormal", "bursty"] = "constant"
-    mean: NonNegativeFloat = 0.0  # s
+    mean: NonNegativeFloat = 0.0  # seconds
     sigma: NonNegativeFloat = 0.5  # lognormal: standard deviation of the logarithm
-    burst: PositiveInt = 8  # bursty: steps that come together
+    burst: PositiveInt = 8  # bursty: steps that happen together
 
     def steps(self, rng: random.Random) -> Iterator[float]:
         if self.kind == "lognormal" and self.mean > 0:
-            mu = math.log(self.mean) - self.sigma**2 / 2  # so that the expected value is `mean`
+            mu = math.log(self.mean) - self.sigma**2 / 2  # makes `mean` the expected value
             while True:
                 yield rng.lognormvariate(mu, self.sigma)
         while self.kind == "bursty":
@@ -36,16 +36,16 @@ class Timing:
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Faults:
-    """The share of requests with each kind of fault; their sum is at most 1."""
+    """The share of requests with each kind of fault. The shares add up to at most 1."""
 
-    status_503: Share = 0.0  # with Retry-After
-    status_429: Share = 0.0  # likewise
-    reset: Share = 0.0  # the connection is reset in the middle of the answer
-    error_event: Share = 0.0  # an error event in the middle of a stream that began with 200
+    status_503: Share = 0.0  # has a Retry-After header
+    status_429: Share = 0.0  # has a Retry-After header
+    reset: Share = 0.0  # connection reset in the middle of the answer
+    error_event: Share = 0.0  # error event in the middle of a stream that began with 200
     hang: Share = 0.0  # no answer at all
-    stall: Share = 0.0  # nothing more after half of the answer
-    trickle: Share = 0.0  # half of the answer, then a byte now and then
-    early_close: Share = 0.0  # the connection is closed in the middle of the answer
+    stall: Share = 0.0  # nothing after half of the answer
+    trickle: Share = 0.0  # half of the answer, then single bytes now and then
+    early_close: Share = 0.0  # connection closed in the middle of the answer
 
     def __post_init__(self) -> None:
         if self.total > 1:
@@ -66,30 +66,30 @@ class Faults:
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Cost:
-    """Factors of the scheduler's times while some knobs are off."""
+    """Factors by which switched-off knobs lengthen the scheduler's times."""
 
     ttft: PositiveFloat = 1.0
     itl: PositiveFloat = 1.0
 
 
 class Behaviour(BaseModel):
-    """The engine's behaviour, like `backends.simulated`; times in s."""
+    """The engine's behaviour, as in `backends.simulated`. Times are in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ttft: Timing = Timing(mean=0.05)
     itl: Timing = Timing(mean=0.02)
     ttft_per_input_token: NonNegativeFloat = 0.0  # prefill
-    itl_per_sequence: NonNegativeFloat = 0.0  # added to each gap for each running sequence
-    tokens_per_event: PositiveInt = 1  # as under speculative decoding
-    faults: Faults = Faults()  # shares of requests that meet trouble
+    itl_per_sequence: NonNegativeFloat = 0.0  # added to every gap per running sequence
+    tokens_per_event: PositiveInt = 1  # as with speculative decoding
+    faults: Faults = Faults()  # shares of requests with a fault
     max_concurrency: PositiveInt | None = None  # sequences that run at once; others wait
-    max_queue: NonNegativeInt | None = None  # waiting sequences, beyond which a request gets 503
-    memory_limit: PositiveInt | None = None  # sequences at once, beyond which the engine runs out of memory and dies
-    kv_cache_tokens: PositiveInt = 1_000_000  # what kv_cache_usage is a share of
+    max_queue: NonNegativeInt | None = None  # most waiting sequences; a further request gets 503
+    memory_limit: PositiveInt | None = None  # most sequences; with more the engine runs out of memory and dies
+    kv_cache_tokens: PositiveInt = 1_000_000  # all of the cache, for kv_cache_usage
     knobs: dict[str, bool] = {}  # optimisations that are on or off
-    knob_costs: dict[str, Cost] = {}  # `a`: while a is off; `a+b`: while both are
-    launch_spread: NonNegativeFloat = 0.0  # standard deviation of the logarithm of a launch's speed
+    knob_costs: dict[str, Cost] = {}  # `a`: cost while a is off; `a+b`: cost while both are off
+    launch_spread: NonNegativeFloat = 0.0  # standard deviation of the log of a launch's speed
     startup_seconds: NonNegativeFloat = 0.0
     die_at_launch: Literal["error", "out_of_memory"] | None = None
     always_500: bool = False
@@ -98,12 +98,12 @@ class Behaviour(BaseModel):
 class Config(Behaviour):
     """The server's complete configuration."""
 
-    events_per_write: PositiveInt = 1  # of events that are due at the same time
-    seed: NonNegativeInt = 0  # of the choice of requests with faults
+    events_per_write: PositiveInt = 1  # most events due at the same time that share a write
+    seed: NonNegativeInt = 0  # seed that chooses the requests with faults
     log: str | None = None  # file for the true times
 
     def slowed(self, luck: float = 0.0) -> Self:
-        """The configuration with the costs of the knobs that are off, and this launch's luck, in its times."""
+        """Return the configuration with times that include the costs of switched-off knobs and this launch's luck."""
         costs = [
             cost for names, cost in self.knob_costs.items() if not any(self.knobs.get(n) for n in names.split("+"))
         ]

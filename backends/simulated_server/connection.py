@@ -1,4 +1,4 @@
-"""A client's socket: requests stamped by the kernel, and the bytes of their answers."""
+"""A client's socket: reads requests with kernel timestamps and writes the bytes of their answers."""
 
 import asyncio
 import socket
@@ -10,7 +10,7 @@ import httptools
 
 from backends.simulated_server.answers import plain_answer
 
-TRICKLE_EVERY = 0.05  # s between the single bytes of a trickling answer
+TRICKLE_EVERY = 0.05  # seconds between the single bytes of a trickling answer
 
 
 class ClientConnection:
@@ -20,7 +20,7 @@ class ClientConnection:
         self,
         sock: socket.socket,
         loop: asyncio.AbstractEventLoop,
-        offset: Callable[[], int],  # ns of the kernel's stamps before the monotonic clock
+        offset: Callable[[], int],  # kernel timestamps minus the monotonic clock, in ns
         on_request: "Callable[[ClientConnection, bytes, bytes, bytes, int], None]",  # url, body, id, arrival
     ) -> None:
         self.sock, self.loop = sock, loop
@@ -82,7 +82,7 @@ class ClientConnection:
             self.loop.remove_writer(self.sock.fileno())
 
     def trickle(self, data: bytes) -> None:
-        """Send these bytes, then blanks one by one until the client disconnects."""
+        """Send these bytes, then single blanks until the client disconnects."""
         if self.sock.fileno() < 0:
             return
         self.write(data)
@@ -102,7 +102,7 @@ class ClientConnection:
         self.sock.close()
         self.on_close()
 
-    # -- callbacks of the parser
+    # -- parser callbacks
 
     def on_message_begin(self) -> None:
         self._url, self._request_id, self._body = b"", b"", b""

@@ -1,4 +1,4 @@
-"""The simulated engine: admission of sequences, the due time of each token, and faults."""
+"""The simulated engine: it admits sequences, decides when each token is due, and applies faults."""
 
 import asyncio
 import heapq
@@ -23,7 +23,7 @@ from backends.simulated_server.typed_answers import TYPED_ANSWERS
 
 @dataclass(slots=True, eq=False)
 class SimulatedCall:
-    """One HTTP call: its connection, its sequences and its fault, if any."""
+    """One HTTP call with its connection, sequences and fault, if any."""
 
     connection: ClientConnection
     dialect: Dialect
@@ -36,7 +36,7 @@ class SimulatedCall:
     open: bool = True  # False: answered, failed, or its client has disconnected
 
     def opening(self) -> bytes:
-        """The HTTP head and the events before the first token; empty after the first call."""
+        """Return the HTTP head and the events before the first token; empty after the first call."""
         if self.started:
             return b""
         self.started = True
@@ -52,15 +52,15 @@ class EngineSequence:
     input_tokens: int
     max_tokens: int
     made: int = 0
-    due: float = 0.0  # s, of the next token event
+    due: float = 0.0  # when the next token event is due, in seconds
     gaps: Iterator[float] | None = None  # None: constant
-    template: bytes | None = None  # a framed token event, where all are alike
+    template: bytes | None = None  # a framed token event, if all are equal
     writes: list[int] = field(default_factory=list)  # ns
     running: bool = False
 
 
 class SimulatedEngine:
-    """Writes each token when it is due."""
+    """Writes every token when it is due."""
 
     def __init__(self, config: Config, model: str, loop: asyncio.AbstractEventLoop) -> None:
         self.config, self.model, self.loop = config, model, loop
@@ -68,7 +68,7 @@ class SimulatedEngine:
         self.log = open(config.log, "w", buffering=1 << 20) if config.log else None  # noqa: SIM115 - while it lives
         self.waiting: deque[EngineSequence] = deque()
         self.running = 0
-        self.context_tokens = 0  # of the running sequences
+        self.context_tokens = 0  # total of the running sequences
         self.generated = self.prompted = 0
         self._due: list[tuple[float, int, EngineSequence]] = []
         self._pushed = 0
@@ -82,11 +82,11 @@ class SimulatedEngine:
     def submit(
         self, connection: ClientConnection, api: str, body: dict[str, Any], request_id: bytes, arrival: int
     ) -> None:
-        """Accept a request for tokens, to be answered at the configured times."""
+        """Accept a request for tokens and answer it at the configured times."""
         if self.config.always_500:
             connection.write(plain_answer(500, {"error": {"message": "simulated failure", "code": 500}}))
             return
-        rng = self.rng  # if no draw is needed: a generator per request would double the cost of a request
+        rng = self.rng  # shared if nothing is drawn, since a generator per request would double its cost
         if self._draws or "lognormal" in (self.config.ttft.kind, self.config.itl.kind):
             rng = random.Random(zlib.crc32(request_id) ^ self.config.seed)
         fault = self.config.faults.draw(rng) if self._draws else None
@@ -122,7 +122,7 @@ class SimulatedEngine:
         return (self.config.max_concurrency or math.inf) - self.running
 
     def _admit(self, first_due: float | None = None) -> None:
-        """Start waiting sequences while there is room; `first_due` applies to a request that has just arrived."""
+        """Start waiting sequences while there is room. `first_due` applies to a request that has just arrived."""
         while self.waiting and self._room() > 0:
             sequence = self.waiting.popleft()
             if not sequence.call.open:
@@ -148,7 +148,7 @@ class SimulatedEngine:
         os._exit(1)
 
     def drop(self, call: SimulatedCall) -> None:
-        """Remove the sequences of a client that has disconnected."""
+        """Remove the sequences of a disconnected client."""
         call.open = False
         for sequence in call.sequences:
             if sequence.running:
@@ -176,10 +176,10 @@ class SimulatedEngine:
         self._timer = self.loop.call_later(delay, self._step) if delay > 0 else self.loop.call_soon(self._step)  # type: ignore[assignment]
 
     def _step(self) -> None:
-        """Write every token that is due, then sleep until the next one is."""
-        due, now = self._due, time.monotonic() + 0.0002  # the loop's timer has a resolution of a millisecond anyway
+        """Write every token that is due, then sleep until the next token is due."""
+        due, now = self._due, time.monotonic() + 0.0002  # the loop's timer resolves only milliseconds
         self._timer, self._timer_at = None, -math.inf  # no timer is set during this step
-        budget = 2000  # tokens, before the sockets are served again
+        budget = 2000  # most tokens before the sockets are served again
         while due and due[0][0] <= now and budget:
             budget -= 1
             sequence = heapq.heappop(due)[2]
@@ -224,7 +224,7 @@ class SimulatedEngine:
             self._push(sequence)
 
     def _event(self, sequence: EngineSequence, count: int) -> bytes:
-        """A framed token event. Most are identical, so they are built once."""
+        """Return a framed token event. Most events are identical, so they are built once."""
         dialect = sequence.call.dialect
         alike = count == self.config.tokens_per_event and sequence.made < sequence.max_tokens
         if not alike or dialect.running_usage or dialect.api in ("tgi", "responses"):
@@ -239,7 +239,7 @@ class SimulatedEngine:
         return next(sequence.gaps) + self.config.itl_per_sequence * self.running
 
     def _fail(self, sequence: EngineSequence) -> None:
-        """Apply the call's fault, now that half of its answer has been sent."""
+        """Apply the call's fault, since half of its answer has been sent."""
         call, connection = sequence.call, sequence.call.connection
         fault, call.fault = call.fault, None
         for other in call.sequences:
@@ -265,7 +265,7 @@ class SimulatedEngine:
             "vllm:kv_cache_usage_perc": ("gauge", usage),
             "vllm:num_requests_running": ("gauge", self.running),
             "vllm:num_requests_waiting": ("gauge", len(self.waiting)),
-            "vllm:num_preemptions_total": ("counter", 0),  # it never preempts
+            "vllm:num_preemptions_total": ("counter", 0),  # the engine never preempts
             "vllm:prompt_tokens_total": ("counter", self.prompted),
             "vllm:generation_tokens_total": ("counter", self.generated),
         }
@@ -280,7 +280,7 @@ class SimulatedEngine:
 
 
 def _token_counts(api: str, body: dict[str, Any]) -> tuple[list[int], int]:
-    """The number of input tokens of each prompt (words, if it is text), and the number of output tokens."""
+    """Return each prompt's number of input tokens (words, if it is text) and the number of output tokens."""
     if api == "tgi":
         return [len(body["inputs"].split())], int((body.get("parameters") or {}).get("max_new_tokens") or 16)
     limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")

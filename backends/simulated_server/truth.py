@@ -1,4 +1,4 @@
-"""The log of true times, to check a measuring client against: a JSON object a line."""
+"""The log of true times, against which to check a measuring client: one JSON object per line."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class Truth(NamedTuple):
-    """The server's times of one prompt, in ns of CLOCK_MONOTONIC."""
+    """The server's times for one prompt, in ns of CLOCK_MONOTONIC."""
 
-    arrival: int  # the request's last byte, by the kernel
-    writes: list[int]  # of each token event
+    arrival: int  # the kernel's time for the request's last byte
+    writes: list[int]  # time of each token event
 
     @property
     def last_write(self) -> int:
@@ -21,6 +21,6 @@ def log_line(request_id: bytes, index: int, truth: Truth) -> str:
 
 
 def read_log(path: Path) -> dict[tuple[str, int], Truth]:
-    """True times by x-request-id and index of the prompt in its list (0 for a single prompt)."""
+    """Return the true times by x-request-id and by the prompt's index in its list (0 for a single prompt)."""
     lines = map(json.loads, path.read_text().splitlines())
     return {(request_id, index): Truth(arrival, writes) for request_id, index, arrival, writes in lines}

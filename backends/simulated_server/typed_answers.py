@@ -1,4 +1,4 @@
-"""Answers whose events have types: OpenAI's Responses and Anthropic's Messages."""
+"""Builds answers with typed events: OpenAI's Responses and Anthropic's Messages."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def _typed(kind: str, **content: Any) -> bytes:
 
 @dataclass(slots=True)
 class Responses(Dialect):
-    """Responses: numbered events, with the usage in the last one."""
+    """An answer of the Responses API: numbered events, of which the last has the usage."""
 
     number: int = 1
 
@@ -49,7 +49,7 @@ class Responses(Dialect):
 
 @dataclass(slots=True)
 class Messages(Dialect):
-    """Messages: blocks of content, with both counts after them."""
+    """An answer of the Messages API: content blocks, followed by both token counts."""
 
     def opening(self) -> bytes:
         """The events before the first delta."""

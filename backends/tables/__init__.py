@@ -1,1 +1,1 @@
-"""The flags, routes and messages of each engine, read from its own sources by scripts/engine_tables.py."""
+"""The flags, routes and messages of each engine, which scripts/engine_tables.py reads from its source."""

@@ -1,4 +1,4 @@
-"""Checks a user's engine flags against the tables: flags that an adapter sets itself, and flags the engine lacks."""
+"""Checks a user's engine flags against the engine's table: flags that it lacks, and values that it rejects."""
 
 import re
 import shutil
@@ -11,13 +11,13 @@ from backends.tables.table import EngineTable, load
 
 
 def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None:
-    """Return why the table's version would not start with these flags, in one line; None if it would."""
+    """Return in one line why the table's version would not start with these flags; None if it would."""
     same = (each for each in _tables_of_fields(backend, environment) if _same_version(environment, each[0]))
     return next((problem for table, groups in same for problem in _problems(backend, table, groups)), None)
 
 
 def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]:
-    """Return the table's objections to flags for an engine of another version, which may still accept them."""
+    """Return the table's objections to flags if the engine has another version, which may accept them."""
     found = []
     for table, groups in _tables_of_fields(backend, environment):
         if not _same_version(environment, table):
@@ -30,7 +30,7 @@ def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]
 def _tables_of_fields(
     backend: Backend, environment: EnvironmentSpec | None
 ) -> Iterator[tuple[EngineTable, Iterable[str]]]:
-    """Yield the tables of an engine that is launched, each with the backend's fields that it is for."""
+    """Yield the tables of a launched engine, each with the backend's fields that it applies to."""
     if backend.launches and (table := table_of(backend, environment)):
         yield table, FLAG_KEYS
     for key, name in backend.flag_rules.option_tables.items():
@@ -38,7 +38,7 @@ def _tables_of_fields(
 
 
 def table_of(backend: Backend, environment: EnvironmentSpec | None) -> EngineTable | None:
-    """Return the table of the engine and version that an environment has; of several, the first if it has none."""
+    """Return the table for the engine and version in an environment; the first table if none matches."""
     tables = [load(name) for name in backend.flag_rules.tables]
     present = {pin.partition("==")[0] for pin in _pins(environment)}
     of_engine = [table for table in tables if present & set(table.distributions)] or tables
@@ -47,11 +47,11 @@ def table_of(backend: Backend, environment: EnvironmentSpec | None) -> EngineTab
 
 
 def engine_version(environment: EnvironmentSpec | None, table: EngineTable) -> str | None:
-    """Return the version of the engine that will run; None where it is unknown before the launch."""
+    """Return the version of the engine that will run; None if it is unknown before the launch."""
     if environment is None:
-        return table.version  # none can be composed here: the pinned one is meant
+        return table.version  # no environment can be composed here, so assume the pinned version
     if environment.image:
-        # Not the port of its registry, nor the digits of its digest.
+        # The pattern must match neither the registry's port nor the digest's digits.
         tag = re.search(r":v?(\d[\w.]*)[^/:]*$", environment.image.partition("@")[0])
         return tag[1] if tag else None
     versions = dict(pin.split("==", 1) for pin in _pins(environment) if "==" in pin)
@@ -72,9 +72,9 @@ def _pins(environment: EnvironmentSpec | None) -> list[str]:
 
 
 def _installed(python: str) -> dict[str, str]:
-    """Return the distributions beside an interpreter of the user's own, by the names of their folders."""
+    """Return the distributions beside the user's own interpreter, by the names of their folders."""
     names = [path.stem for path in distributions(shutil.which(python) or python)]
-    parts = (name.split("-") for name in names if "-" in name)  # of Debian's, some have no version
+    parts = (name.split("-") for name in names if "-" in name)  # some of Debian's have no version
     return {name.replace("_", "-").lower(): version for name, version, *_ in parts}
 
 

@@ -1,4 +1,4 @@
-"""A flag in a mapping of flags, by its one spelling; `flag.key` is a key inside a flag's JSON object."""
+"""Reads and changes a flag, by its normalised spelling. `flag.key` is a key inside a flag's JSON object."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from backends.tables.table import spelling
 
 
 def value_of(flags: Mapping[str, Any], flag: str) -> Any:
-    """Return the value of a flag, None without it."""
+    """Return a flag's value, or None if it is not set."""
     head, _, key = flag.partition(".")
     for name, value in flags.items():
         if spelling(name) == flag:
@@ -18,7 +18,7 @@ def value_of(flags: Mapping[str, Any], flag: str) -> Any:
 
 
 def with_value(flags: Mapping[str, Any], flag: str, new: Any) -> dict[str, Any]:
-    """Return the flags with another value for one of them; None removes it."""
+    """Return the flags with a new value for `flag`; None removes the flag."""
     head, _, key = flag.partition(".")
     changed = dict(flags)
     for name, value in flags.items():

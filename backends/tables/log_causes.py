@@ -1,4 +1,4 @@
-"""The causes of failures: a table of words, of whose fault they tell, and of remedies in sweep's own keys."""
+"""The causes of failures: a table of log patterns, of who is to blame, and of remedies in sweep's keys."""
 
 import re
 from functools import cache
@@ -14,7 +14,7 @@ FILE = FOLDER / "log_causes.yaml"
 
 
 class KnownCause(Strict):
-    """A cause of failures, as log_causes.yaml has it."""
+    """A cause of failures, from log_causes.yaml."""
 
     cause: str
     words: str  # a regular expression
@@ -23,27 +23,27 @@ class KnownCause(Strict):
 
 
 class CauseTable(Strict):
-    """The causes, the first of which counts where several are told, and the lines that only follow from others."""
+    """The known causes, of which the first match counts, and the pattern of lines that are mere consequences."""
 
     causes: tuple[KnownCause, ...]
     symptoms: str
 
     def find(self, line: str) -> KnownCause | None:
-        """Return the cause that a line tells; None for an unknown one."""
+        """Return the cause that a line reports; None if it is unknown."""
         return next((cause for cause in self.causes if re.search(cause.words, line, re.IGNORECASE)), None)
 
     def find_remedy(self, words: str) -> str:
-        """Return the remedy of the cause that a program's words tell; "" for an unknown one."""
+        """Return the remedy for the cause that a program's words report; "" if it is unknown."""
         cause = self.find(words)
         return cause.remedy if cause else ""
 
     def is_symptom(self, line: str) -> bool:
-        """Return whether a line only follows from another."""
+        """Return whether a line is a mere consequence of another line's error."""
         return re.search(self.symptoms, line, re.IGNORECASE) is not None
 
     @property
     def out_of_memory(self) -> tuple[str, ...]:
-        """The patterns by which any engine's log tells that memory ran out."""
+        """The patterns by which any engine's log reports that memory ran out."""
         return tuple(cause.words for cause in self.causes if cause.whose == "memory")
 
 
@@ -54,7 +54,7 @@ def cause_table() -> CauseTable:
 
 
 def told(words: str) -> Exit:
-    """Return the exit of a program that printed this as the reason of its failure."""
+    """Classify the exit of a program that printed this reason for its failure."""
     cause = cause_table().find(words)
     outage = LIBRARY_OUTAGES.search(words) is not None or (cause is not None and cause.whose == "outage")
     blames = Blame(cause.whose) if cause and cause.whose in tuple(Blame) else None

@@ -1,4 +1,4 @@
-"""The table of an engine and version, by scripts/engine_tables.py: flags, metrics, routes and messages."""
+"""The table of one engine version, made by scripts/engine_tables.py: flags, metrics, routes and messages."""
 
 import json
 import re
@@ -10,55 +10,60 @@ from typing import Any
 from sweep.base.config import Strict, nearest
 
 FOLDER = Path(__file__).resolve().parent
-# bool: a bare flag. size: 4096, 4k or auto. json: an object. any: a value of which nothing is known.
-# With a `+` it takes several. A list: exactly these values.
+# bool: a bare flag. size: 4096, 4k or auto. json: an object. any: an unknown kind of value.
+# A `+` means that the flag takes several values. A list holds the only valid values.
 Flag = str | list[str]
 KINDS = ("bool", "int", "float", "str", "size", "json", "any")
 SIZE_VALUE = re.compile(r"-1|auto|\d+(\.\d+)?[kKmMgGtT]?")
 
 
 def spelling(name: str) -> str:
-    """Return the one spelling of a flag, in which `max_num_seqs` and `max-num-seqs` are equal."""
+    """Return a flag's normalised spelling: `max_num_seqs` becomes `max-num-seqs`."""
     return name.replace("_", "-").lstrip("-")
 
 
 class EngineTable(Strict):
-    """The flags, metrics, routes and messages of one version of an engine."""
+    """The flags, metrics, routes and messages of one engine version."""
 
     engine: str
     version: str
-    source: str  # what was read: a requirement of pip's, or the tag of a repository, whose names are then data
-    distributions: tuple[str, ...]  # the Python distributions that are this engine, if it is any
+    source: str  # what was read: a pip requirement, or a repository's tag
+    distributions: tuple[str, ...]  # the Python distributions of this engine, if any
     flags: Mapping[str, Flag]
     aliases: Mapping[str, str] = {}
     metrics: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
-    messages: tuple[str, ...] = ()  # of its log, with its placeholders
+    messages: tuple[str, ...] = ()  # log messages, with their placeholders
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Its flags by their one spelling, aliases included."""
+        """The flags by normalised spelling, including aliases."""
         return {**self.aliases, **{spelling(name): name for name in self.flags}}
 
     def canonical(self, name: str) -> str:
-        """Return a flag as the engine first calls it, in its style, with dashes or underscores."""
-        first, dot, rest = name.partition(".")  # vLLM takes the keys of JSON flags one by one
+        """Return a flag's primary name in the engine's style (dashes or underscores)."""
+        first, dot, rest = name.partition(".")  # vLLM accepts the keys of JSON flags one by one
         if full := self.names.get(spelling(first)):
             return full + dot + rest
         style = "_" if sum("_" in flag for flag in self.flags) > sum("-" in flag for flag in self.flags) else "-"
         return spelling(first).replace("-", style) + dot + rest
 
     def meanings(self, name: str) -> list[str]:
-        """Return the flags that a name may stand for, in one spelling: itself, its alias's, those it abbreviates."""
+        """Return the flags that a name may mean, normalised: itself, its alias's flag, or flags that it abbreviates."""
         return [spelling(each) for each in (name, self.names.get(spelling(name), name), *self.abbreviated(name))]
 
     def abbreviated(self, name: str) -> list[str]:
-        """Return the flags that an argument parser would expand this unknown name to."""
+        """Return the flags to which an argument parser could expand an unknown name."""
         name = spelling(name)
         return [] if name in self.names else sorted({self.names[each] for each in self.names if each.startswith(name)})
 
+    def takes_text(self, name: str) -> bool:
+        """Return whether a flag takes any text, such as a module's name, or is unknown."""
+        flag = self.flags.get(self.names.get(spelling(name.partition(".")[0]), ""), "any")
+        return isinstance(flag, str) and flag.removesuffix("+") in ("str", "json", "any")
+
     def problem(self, name: str, value: Any) -> str | None:
-        """Return why the engine would refuse a flag, in half a line, or None."""
+        """Return in a few words why the engine would reject a flag, or None if it would not."""
         flag = self.flags.get(self.names.get(spelling(name.partition(".")[0]), ""))
         if flag is None:
             intended = self.abbreviated(name) or filter(None, [nearest(spelling(name), self.names)])
@@ -74,12 +79,12 @@ class EngineTable(Strict):
 
 
 def _refused(flag: Flag, value: Any) -> str | None:
-    """Return what was expected, in words, if the value is wrong."""
+    """Return what the engine expects, in words, or None if the value is right."""
     if isinstance(flag, list):
         return None if str(value) in flag else ", ".join(flag)
     match flag.removesuffix("+"):
         case "bool":
-            return None if value is True else "true, or false to leave it out"
+            return None if value is True else "true, or false to omit it"
         case "int":
             return None if re.fullmatch(r"[+-]?\d+", str(value)) else "a whole number"
         case "float":
@@ -109,7 +114,7 @@ def load(name: str) -> EngineTable:
 
 
 def file_text(table: EngineTable) -> str:
-    """Return a table in its file format: a line for each name, so that a new version's differences can be read."""
+    """Return a table in its file format, with one name per line so that diffs between versions are readable."""
     content = table.model_dump(mode="json")
     parts = []
     for key, value in content.items():

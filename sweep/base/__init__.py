@@ -1,1 +1,1 @@
-"""The ground that every room stands on: records, settings, wording, and files written whole."""
+"""The foundation that every other package imports: records, settings, wording, and atomic file writes."""

@@ -1,4 +1,4 @@
-"""The clocks of the measuring process: kernel receive stamps on CLOCK_MONOTONIC, and an alarm that is not rounded.
+"""The clocks of the measuring process: kernel receive stamps as CLOCK_MONOTONIC, and an alarm that is not rounded.
 
 All of the client's stamps are in ns of CLOCK_MONOTONIC, which all processes of a machine share.
 """
@@ -17,7 +17,7 @@ _ITIMERSPEC = struct.Struct("qqqq")
 
 
 def realtime_minus_monotonic() -> int:
-    """Offset in ns between the two clocks, from the tightest of nine bracketed readings."""
+    """Return the offset between the two clocks in ns, from the tightest of nine bracketed readings."""
     readings = []
     for _ in range(9):
         before, real, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
@@ -26,13 +26,13 @@ def realtime_minus_monotonic() -> int:
 
 
 class StampClock:
-    """Turns kernel stamps (CLOCK_REALTIME) into CLOCK_MONOTONIC. `refresh` it often: the wall clock may be stepped."""
+    """Converts kernel stamps (CLOCK_REALTIME) to CLOCK_MONOTONIC. Call `refresh` often: the wall clock may be set."""
 
     __slots__ = ("offset", "steps")
 
     def __init__(self) -> None:
         self.offset = realtime_minus_monotonic()
-        self.steps = 0  # how often the wall clock was seen to jump by more than a millisecond
+        self.steps = 0  # how many jumps of the wall clock by more than a millisecond were seen
 
     def refresh(self) -> None:
         offset = realtime_minus_monotonic()
@@ -42,9 +42,9 @@ class StampClock:
 
 
 class Alarm:
-    """One callback at one instant of CLOCK_MONOTONIC, to some 50 µs: uvloop's own timers are rounded to milliseconds.
+    """Calls back at an instant of CLOCK_MONOTONIC, to about 50 µs: uvloop's own timers are rounded to milliseconds.
 
-    A timerfd through ctypes: os.timerfd_create is 3.13.
+    It uses a timerfd through ctypes, since os.timerfd_create requires Python 3.13.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ class Alarm:
         loop.add_reader(self._fd, self._expired)
 
     def set(self, instant_ns: int) -> None:
-        """Call back at this instant, or at once if it has passed; replaces an instant set before."""
+        """Call back at this instant, or at once if it has passed; replaces an instant that was set before."""
         instant = _ITIMERSPEC.pack(0, 0, *divmod(max(1, instant_ns), 1_000_000_000))
         if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, instant, None) != 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
@@ -66,6 +66,6 @@ class Alarm:
     def _expired(self) -> None:
         try:
             os.read(self._fd, 8)
-        except BlockingIOError:  # set again between expiry and this call
+        except BlockingIOError:  # the alarm was set again between its expiry and this call
             return
         self._callback()

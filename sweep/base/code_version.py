@@ -13,25 +13,25 @@ CITED = ("ray", "hydra-core", "httptools", "uvloop", "numpy", "pyarrow")  # libr
 
 
 def now() -> str:
-    """The present as ISO 8601 in UTC."""
+    """Return the current time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of this code, with `+` if files differ from it; outside a git checkout SWEEP_COMMIT, or None."""
+    """Return the commit of this code, with `+` if files differ; outside a git checkout, SWEEP_COMMIT or None."""
     if not (ROOT / ".git").exists():
-        return os.environ.get("SWEEP_COMMIT") or None  # of an image
+        return os.environ.get("SWEEP_COMMIT") or None  # set in an image
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
         return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None  # no git here, or no commit yet
+        return None  # git is not installed, or there is no commit yet
 
 
 def program_version() -> str | None:
-    """The commit and the version of this code; None if they do not identify it: in a checkout with a changed or added
-    file, or among sources without a commit.
+    """Return the commit and the version of this code. Return None if they do not identify it: if the checkout has
+    changed or added files, or the sources have no commit.
     """
     sources = (ROOT / "pyproject.toml").exists()
     changed = changed_files() if (ROOT / ".git").exists() else ""
@@ -42,7 +42,7 @@ def program_version() -> str | None:
 
 @functools.cache
 def changed_files() -> str | None:
-    """The files that differ from the commit or are missing in it, as git lists them; None if git fails."""
+    """Return the files that differ from the commit or are not in it, as git lists them; None if git fails."""
     try:
         answer = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, timeout=30)
     except OSError:
@@ -52,7 +52,7 @@ def changed_files() -> str | None:
 
 @functools.cache
 def own_versions() -> dict[str, str]:
-    """Versions of this tool and of the libraries that take part in measuring."""
+    """Return the versions of this tool and of the libraries that take part in measuring."""
     versions = {"sweep": "source"}
     for name in ("sweep", *CITED):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,7 +1,7 @@
 """The schema of a configuration: the settings of a run, and objects built from `_target_` mappings.
 
-Everything a user typed is checked here, before anything starts. A mistake is a ConfigError: one line with the key, the
-value and what was expected.
+Everything that a user typed is checked here, before anything starts. A mistake is a ConfigError: one line with the key,
+the value and what was expected.
 """
 
 import dataclasses
@@ -39,41 +39,41 @@ Configured = TypeVar("Configured", bound=BaseModel)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
-ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command goes on with
+ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command can continue
 OUR_ERROR = 70  # exit status (sysexits: an error inside the software) of an error that no check foresaw
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
-_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # in the place of an error: a kind of value, not a key
+_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # a kind of value in an error's location, not a key
 ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
 MOST_ECHOED = 80  # characters of a value in a message
-MOST_ALLOWED = 400  # characters of the names that a message lists as allowed
-LONGEST_FOLDER_NAME = 255  # bytes of a name in a folder, on every file system that Linux mounts by default
-LARGEST_NUMBER = 10**9  # number that a key takes: as seconds it is 31 years
-UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys whose number may be larger
-PASSED_ON = dict[str, Any]  # the type of what an engine gets as it stands: its numbers may be bytes
+MOST_ALLOWED = 400  # characters of the list of expected names in a message
+LONGEST_FOLDER_NAME = 255  # bytes of a file or folder name, on every file system that Linux mounts by default
+LARGEST_NUMBER = 10**9  # the largest number that a key accepts: 31 years in seconds
+UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys that accept larger numbers
+PASSED_ON = dict[str, Any]  # the type of settings that an engine gets unchanged: their numbers may be bytes
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
-NAMED_GROUPS = ("backend", "model", "workload", "load")  # of conf, each with a column of its own for the option's name
-POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # of conf: what a point of an experiment is made of
-RUN_GROUPS = ("hardware", "cluster", "tracking")  # of conf: the same for all points
+NAMED_GROUPS = ("backend", "model", "workload", "load")  # config groups with a column each for the name of the option
+POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # config groups that make up a point of an experiment
+RUN_GROUPS = ("hardware", "cluster", "tracking")  # config groups that are the same for all points
 GROUPS = POINT_GROUPS + RUN_GROUPS
 
 
 class ConfigError(ValueError):
-    """Bad input, in one line that names the key, the value and what was expected. Ends the command with status 2."""
+    """Bad input, in one line with the key, the value and what was expected. The command ends with status 2."""
 
 
 class Halted(Exception):
-    """The sweep cannot go on until somebody does what the message says; the same command goes on from here."""
+    """The sweep cannot continue until somebody does what the message says. Then the same command continues."""
 
 
 class Unforeseen(Exception):
-    """An error of ours while planning. One line that names the file with its traceback; ends with status 70."""
+    """An internal error while planning, in one line that names the traceback's file. The status is 70."""
 
 
 class DamagedFile(Exception):
-    """A file of a run that cannot be read, e.g. cut short. Names the file."""
+    """A file of a run that cannot be read, e.g. because it is cut short; the message names the file."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # which Ray pickles
+        super().__init__(path, reason)  # the arguments that Ray pickles
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
@@ -81,26 +81,26 @@ class DamagedFile(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type if it has none, as some of Ray's do."""
+    """Return the first line of an error's message, or its type if it has no message, like some of Ray's errors."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def shortened(value: object) -> str:
-    """A value for a message: one line of at most MOST_ECHOED characters."""
+    """Return a value for a message: one line of at most MOST_ECHOED characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= MOST_ECHOED else f"{text[: MOST_ECHOED - 3]}..."
 
 
 class Strict(BaseModel):
-    """A configuration object: unknown keys are refused, nothing changes after validation."""
+    """A configuration object: unknown keys are rejected, and nothing changes after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    removed: ClassVar[Mapping[str, str]] = {}  # keys of versions before 0.2.0, and what holds in their place
+    removed: ClassVar[Mapping[str, str]] = {}  # keys of versions before 0.2.0, and what replaced them
 
     @classmethod
     def removal(cls, key: str) -> str | None:
-        """Return the reason why a key of an older version is refused; None for any other key."""
+        """Return why a key of an older version is rejected; None for any other key."""
         return f"this key was removed in 0.2.0; {cls.removed[key]}" if key in cls.removed else None
 
 
@@ -116,32 +116,32 @@ class Hardware(Strict):
     matches: tuple[str, ...] = ()  # NVML's names of this GPU, for hardware=auto
     price_per_hour: Price | None = None  # USD per accelerator (per machine on a CPU); null: no cost is reported
     price_source: str | None = None
-    gpu_memory: PositiveFloat | None = None  # GiB of one accelerator, as CUDA counts them; NVML counts more
+    gpu_memory: PositiveFloat | None = None  # GiB of one accelerator, as CUDA reports it; NVML reports more
     bandwidth: PositiveFloat | None = None  # GB/s of that memory
     flops: dict[str, PositiveFloat] = {}  # TFLOP/s of dense matrix products of one accelerator, by number format
-    figures_source: str | None = None  # of memory, bandwidth and FLOP/s
-    cpus: PositiveInt | None = None  # of the machine that the price is for, as are the next
+    figures_source: str | None = None  # source of memory, bandwidth and FLOP/s
+    cpus: PositiveInt | None = None  # of the machine that the price is for, like the next field
     memory: PositiveFloat | None = None  # GiB
 
     assumed: ClassVar[bool] = False  # picked by hardware=auto (FoundHardware)
 
 
 class FoundHardware(Hardware):
-    """The profile that hardware=auto picked, for engines launched here, never for an endpoint."""
+    """The profile that hardware=auto picked; used for engines launched here, never for an endpoint."""
 
     assumed: ClassVar[bool] = True
 
 
 class SimulatedNodes(Strict):
-    """A cluster that is not there, for the question how long a plan would take on it."""
+    """A cluster that does not exist, for estimating how long a plan would take on it."""
 
     nodes: int = Field(gt=0, le=10_000)
-    gpus: int = Field(ge=0, le=10_000)  # of each node
-    accelerator: str | None = None  # None: what hardware asks for
-    cpus: PositiveInt = 64  # of each node
-    driver: str | None = None  # NVIDIA's on each node, e.g. "550"; None: new enough for everything
-    capability: str | None = None  # of its GPUs, e.g. "8.9"; None: likewise
-    seconds_per_trial: PositiveFloat | None = None  # assumed where earlier runs tell nothing; None: then it is unknown
+    gpus: int = Field(ge=0, le=10_000)  # per node
+    accelerator: str | None = None  # None: the accelerator that hardware names
+    cpus: PositiveInt = 64  # per node
+    driver: str | None = None  # NVIDIA driver on each node, e.g. "550"; None: new enough for everything
+    capability: str | None = None  # compute capability of the GPUs, e.g. "8.9"; None: high enough for everything
+    seconds_per_trial: PositiveFloat | None = None  # assumed if there is no history; None: unknown
     seconds_per_launch: NonNegativeFloat = 60.0  # likewise
 
 
@@ -151,30 +151,30 @@ class NodeType(Strict):
     gpus: NonNegativeInt
     cpus: PositiveInt
     accelerator: str | None = None
-    driver: str | None = None  # NVIDIA's on it, e.g. "580"; None: known when it has joined
+    driver: str | None = None  # NVIDIA driver on it, e.g. "580"; None: unknown until it joins
 
 
 class Cluster(Strict):
-    """The place where deployments run: a Ray started in place, a Ray that is there, or this process."""
+    """The place where deployments run: a Ray started for this run, an existing Ray cluster, or this process."""
 
     name: str
     kind: Literal["local", "ray", "inline"]
     address: str | None = None
     labels: dict[str, str] = {}  # only nodes with these Ray labels are used; a value may be !x, in(x,y), !in(x,y)
-    node_types: tuple[NodeType, ...] | None = None  # that an autoscaler can start; None: as Ray's launcher's file says
-    wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could hold it
-    shared_machine: str | None = None  # a name, the same for sweeps and nodes that share a machine on purpose
+    node_types: tuple[NodeType, ...] | None = None  # what an autoscaler can start; None: read Ray's launcher file
+    wait_for_nodes: NonNegativeFloat = 900.0  # s that a deployment waits for a node that could run it
+    shared_machine: str | None = None  # a name shared by sweeps and nodes that are on one machine on purpose
     simulate: SimulatedNodes | None = None  # with dry_run=true: a cluster for which to estimate the duration
 
     @field_validator("address")
     @classmethod
     def _is_address(cls, address: str | None) -> str | None:
-        """Refuse what Ray would try to reach for minutes."""
+        """Reject an address that Ray would try to reach for minutes."""
         if address in (None, "auto"):
             return address
         match = ADDRESS.fullmatch(str(address))
         if match is None or not 0 < int(match["port"]) < 1 << 16:
-            raise ValueError("expected HOST:PORT of a Ray head, and auto")
+            raise ValueError("expected HOST:PORT of a Ray head, or auto")
         return address
 
     @model_validator(mode="after")
@@ -185,12 +185,13 @@ class Cluster(Strict):
 
 
 class Tracking(Strict):
-    """The tracker of trials besides the files in `out`, if any."""
+    """The service, if any, that tracks trials in addition to the files in `out`."""
 
     name: str
     kind: Literal["none", "wandb"]
     project: str = "sweep"
     entity: str | None = None
+    trials: bool = True  # a run for each trial beside the sweep's own
 
 
 class Client(Strict):
@@ -201,23 +202,23 @@ class Client(Strict):
 
 
 class Quiet(Strict):
-    """The disturbance by others that a trial may have, and how long a node is waited for until it has less."""
+    """The disturbance by other processes that a trial tolerates, and how long to wait for a quieter node."""
 
-    foreign_cpu: float = Field(default=0.1, gt=0, le=1)  # of the engine's cores; others on its GPUs are never allowed
+    foreign_cpu: float = Field(default=0.1, gt=0, le=1)  # share of the engine's cores; its GPUs must be free of others
     within: NonNegativeFloat = 600.0  # s
 
 
 class Durations(Strict):
-    """Durations of an experiment as it is written, s, for the estimate before any run of it."""
+    """How long the unmodified experiment takes, in seconds; used for the estimate before its first run."""
 
-    machine: str = Field(min_length=1)  # on which they were measured
+    machine: str = Field(min_length=1)  # on which the durations were measured
     set_up: NonNegativeFloat = 0.0  # of sweep itself
     environments: NonNegativeFloat = 0.0  # of all engines
-    model: NonNegativeFloat = 0.0  # its weights fetched and converted
-    reference: NonNegativeFloat = 0.0  # the answers that engines are compared with
-    comparison: NonNegativeFloat = 0.0  # of one deployment's answers with them
-    launches: dict[str, NonNegativeFloat]  # of an engine, by the backend's name
-    trial: PositiveFloat  # the mean
+    model: NonNegativeFloat = 0.0  # fetching and converting its weights
+    reference: NonNegativeFloat = 0.0  # answers of the reference, which engines are compared with
+    comparison: NonNegativeFloat = 0.0  # of one deployment's answers with the reference
+    launches: dict[str, NonNegativeFloat]  # by the backend's name
+    trial: PositiveFloat  # mean duration
 
 
 class CapacitySearch(Strict):
@@ -233,7 +234,7 @@ class CapacitySearch(Strict):
 
 
 def read_slo(typed: Any) -> dict[str, float] | None:
-    """Return the bounds of `ttft=200ms,tpot.p90=0.05s`, or of such a mapping, in seconds.
+    """Return the bounds in `ttft=200ms,tpot.p90=0.05s`, or in an equivalent mapping, in seconds.
 
     Raises:
         ConfigError: for another latency, or a limit without a unit.
@@ -261,12 +262,12 @@ def _seconds(latency: str, limit: Any) -> float:
 
 
 def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
-    """The bounds as a configuration states them; recorded ones are in seconds."""
+    """Return the bounds with units, as a configuration states them; recorded bounds are in seconds."""
     return None if slo is None else {latency: f"{seconds!r}s" for latency, seconds in slo.items()}
 
 
 class Settings(Strict):
-    """Everything about a run that is not part of a point: none of it can change a trial's result, save where said.
+    """Everything about a run that is not part of a point. None of it can change a trial's result, except where noted.
 
     The comments in conf/config.yaml explain the keys.
     """
@@ -289,7 +290,7 @@ class Settings(Strict):
     retry_failed: bool = False
     patience: NonNegativeFloat = 1800.0
     durations: dict[str, Durations] | None = None
-    study_differences: dict[str, tuple[str, ...]] = {}  # differences from the study on GPUs, with reasons: by backend
+    study_differences: dict[str, tuple[str, ...]] = {}  # deviations from the original study, with reasons, by backend
     attempts: PositiveInt = 3
     stall_timeout: PositiveFloat = 600.0
     trial_timeout: PositiveFloat | None = None
@@ -318,28 +319,28 @@ class Settings(Strict):
     def _is_a_time(cls, deadline: Any) -> str | None:
         if deadline is None:
             return None
-        if isinstance(deadline, int):  # YAML's reading of 20:10 without quotes: 1210 minutes
-            raise ValueError('quote a time of day: "08:00"')
+        if isinstance(deadline, int):  # YAML reads 20:10 without quotes as 1210 minutes
+            raise ValueError('put a time of day in quotes: "08:00"')
         next_time(str(deadline), datetime.now())
         return str(deadline)
 
 
 def next_time(deadline: str, now: datetime) -> datetime:
-    """The next "08:00" after `now`, or the instant of an ISO date and time; local. Raises ValueError for others."""
+    """Return the next "08:00" after `now`, or an ISO date and time; local time. Raises ValueError for others."""
     try:
         if len(deadline) <= len("08:00:00"):
             at = datetime.combine(now.date(), time.fromisoformat(deadline))
             return at if at > now else at + timedelta(days=1)
         return datetime.fromisoformat(deadline).astimezone().replace(tzinfo=None)
     except ValueError:
-        raise ValueError("expected a time of day (08:00) and a date with a time (2026-11-22T08:00)") from None
+        raise ValueError("expected a time of day (08:00) or a date with a time (2026-11-22T08:00)") from None
 
 
 def cache_directory(setting: str | None) -> Path:
-    """Node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep.
+    """Return the node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep.
 
     Raises:
-        ConfigError: for a name that is longer than a folder's can be.
+        ConfigError: if a name is too long for a folder.
     """
     if setting:
         if any(len(os.fsencode(part)) > LONGEST_FOLDER_NAME for part in Path(setting).parts):
@@ -349,22 +350,22 @@ def cache_directory(setting: str | None) -> Path:
 
 
 def import_path() -> str:
-    """PYTHONPATH for a process that imports this code; an installed wheel's folders are on no path by themselves."""
+    """Return a PYTHONPATH with which a process can import this code; an installed wheel does not add one."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def content_hash(value: Any, length: int = 12) -> str:
-    """Hash of a JSON-able value that does not depend on the order of its keys."""
+    """Return a hash of a JSON-able value that does not depend on the order of its keys."""
     document = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(document.encode()).hexdigest()[:length]
 
 
 def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
-    """The mapping that has, or shall have, the last part of a dotted key.
+    """Return the mapping that contains, or will contain, the last part of a dotted key.
 
-    Mappings on the way are copied into the settings, since others may share them.
+    Mappings on the way are copied, since others may share them.
 
-    Raises ConfigError if a part of the key before the last is no mapping.
+    Raises ConfigError if an earlier part of the key is not a mapping.
     """
     parents, mapping = key.split(".")[:-1], settings
     for depth, part in enumerate(parents, start=1):
@@ -377,7 +378,7 @@ def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def locate(target: str, key: str) -> type[BaseModel]:
-    """The class that a `_target_` names. Raises ConfigError if there is no such module or class."""
+    """Return the class that a `_target_` names. Raises ConfigError if there is no such module or class."""
     module, _, attribute = target.rpartition(".")
     try:
         located = getattr(importlib.import_module(module), attribute)
@@ -389,7 +390,7 @@ def locate(target: str, key: str) -> type[BaseModel]:
 
 
 def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
-    """The object that the `_target_` mapping at `key` describes. Raises ConfigError if its class refuses a value."""
+    """Build what the `_target_` mapping at `key` describes. Raises ConfigError if its class rejects a value."""
     fields = dict(mapping)
     target = fields.pop("_target_", None)
     if not isinstance(target, str):
@@ -398,7 +399,7 @@ def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
 
 
 def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Configured:
-    """`kind(**fields)`. Raises ConfigError, naming the dotted key, its value and what was expected."""
+    """Return `kind(**fields)`. Raises ConfigError with the dotted key, its value and what was expected."""
     try:
         built = kind.model_validate(dict(fields))
     except ValidationError as error:
@@ -408,7 +409,7 @@ def validate(kind: type[Configured], fields: Mapping[str, Any], key: str) -> Con
 
 
 def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> None:
-    """Refuse as a number what pydantic takes for one: `true`, inf and nan; and numbers beyond any use."""
+    """Reject what pydantic accepts as a number but should not: `true`, inf, nan and absurdly large numbers."""
     if isinstance(built, int | float) and not isinstance(built, bool):
         if isinstance(typed, bool):
             raise ConfigError(f"{key}={typed}: input should be a number")
@@ -428,7 +429,7 @@ def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> Non
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
-    # A key that does not exist explains why another one is missing.
+    # A key that does not exist explains why another is missing.
     first = min(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
     value = shortened(repr(first["input"]))
@@ -441,17 +442,17 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
         return f"{where}={value}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
     if first["type"] == "missing":
         return f"{where}: required, but not given"
-    # Of a key that takes one of several kinds there is an error for each.
+    # If a key accepts several types, there is an error for each type.
     siblings = [problem for problem in error.errors() if problem["loc"] and problem["loc"][:-1] == first["loc"][:-1]]
     kinds = [problem["msg"] for problem in siblings if _PYDANTICS_OWN.search(str(problem["loc"][-1]))]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
-    if message.split()[0].istitle():  # not the name of a variable: HF_TOKEN
+    if message.split()[0].istitle():  # but not a variable's name: HF_TOKEN
         message = message[0].lower() + message[1:]
     return f"{where}={value}: {message}"
 
 
 def _owner_at(kind: Any, path: Sequence[int | str]) -> Any:
-    """Return the model or dataclass whose keys are at this path of a model."""
+    """Return the model or dataclass that has the keys at this path within a model."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
         kind = next((part for part in typing.get_args(kind) if isinstance(part, type) and part is not type(None)), kind)
@@ -459,7 +460,7 @@ def _owner_at(kind: Any, path: Sequence[int | str]) -> Any:
 
 
 def _keys_of(kind: Any) -> list[str]:
-    """Return the keys of a model or dataclass; none of anything else."""
+    """Return the keys of a model or dataclass; an empty list for anything else."""
     if not isinstance(kind, type):
         return []
     if issubclass(kind, BaseModel):
@@ -468,12 +469,12 @@ def _keys_of(kind: Any) -> list[str]:
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
-    """The ConfigError for a value that is not among the expected ones."""
+    """Return the ConfigError for a value that is not among the expected ones."""
     return ConfigError(f"{key}={shortened(value)}: unknown; {did_you_mean(value, allowed)}")
 
 
 def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] = ()) -> str:
-    """The allowed names for an error message, after the one (also among `also`) nearest to a mistaken name."""
+    """Return the expected names for an error message, after the name (also among `also`) nearest to a mistake."""
     names = sorted(str(name) for name in allowed)
     name = nearest(value, [*names, *also])
     listed = ", ".join(names)
@@ -483,5 +484,5 @@ def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] =
 
 
 def nearest(value: object, names: Iterable[str]) -> str | None:
-    """The name that a mistaken one was probably meant to be; None if none is near."""
+    """Return the name that a mistaken name was probably meant to be; None if no name is similar."""
     return next(iter(difflib.get_close_matches(str(value), list(names), 1, cutoff=0.75)), None)

@@ -1,7 +1,7 @@
-"""The ends of launches, trials and preparations, as values: `sweep.drive.policy` decides what they mean.
+"""The ends of launches, trials and preparations, as values; `sweep.drive.policy` decides what follows from them.
 
-Words count only where a foreign tool printed them: by the causes in `backends/tables/log_causes.yaml`, and by the table
-here, of the libraries that all of them share.
+Texts are interpreted only if a foreign tool printed them: by the causes in `backends/tables/log_causes.yaml`, and by
+the table here, for the libraries that all tools share.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Self
 
 from sweep.base.config import ConfigError
 
-LIBRARY_OUTAGES = re.compile(  # as libc, Python and the HTTP clients of C, Python and Rust print them
+LIBRARY_OUTAGES = re.compile(  # messages of libc, Python and HTTP clients in C, Python and Rust
     r"connection (was )?(re(set|fused)|aborted|closed|broken|timed out)|broken pipe|error sending request|dns error"
     r"|(temporary failure in|failed to resolve|error in) name resolution|name or service not known|no route to host"
     r"|(network|host) (is unreachable|cannot be reached)|(operation|read|request|connect) timed out"
@@ -22,17 +22,17 @@ LIBRARY_OUTAGES = re.compile(  # as libc, Python and the HTTP clients of C, Pyth
     r"|no space left|disk quota exceeded|transport endpoint is not connected",
     re.IGNORECASE,
 )
-OUR_MODULES = ("sweep.", "backends.")  # modules whose messages are for people alone
+OUR_MODULES = ("sweep.", "backends.")  # modules whose messages are only for people
 
 
 class Cause(StrEnum):
-    """The cause of an end that no process, system call or server states."""
+    """The cause of an end that no process, system call or server reports."""
 
-    # Of the surroundings:
+    # Causes outside the engine:
     SUPERVISOR = "supervisor killed"
     UNREACHABLE = "accepts no connections"
-    ENDPOINT = "requests to an endpoint"  # whose network is not ours either
-    PORT = "port"  # it is taken, or may not be used
+    ENDPOINT = "requests to an endpoint"  # its network is not ours either
+    PORT = "port"  # it is in use or not permitted
     GPU_MEMORY = "GPU memory in use"
     NO_TOKENIZER = "no tokenizer"
     CLIENT = "client"
@@ -42,7 +42,7 @@ class Cause(StrEnum):
     OUTAGE = "outage"
     LOST = "lost"
     NO_NODE = "no node"
-    # Of the engine, or of what it was asked:
+    # Causes in the engine, or in what it was asked to do:
     NOT_READY = "not ready"
     STALLED = "stalled"
     TRIAL_TIMEOUT = "trial timeout"
@@ -57,37 +57,37 @@ class Cause(StrEnum):
 
 
 class Blame(StrEnum):
-    """Those who are to blame for an end, beside the engine and an outage."""
+    """Who is to blame for an end, besides the engine and an outage."""
 
-    NODE = "node"  # a part of it is broken, or its memory for processes is full
-    USER = "user"  # something lacks on that machine that its user can add
+    NODE = "node"  # part of the node is broken, or its memory for processes is full
+    USER = "user"  # something is missing on that machine that its user can add
 
 
 @dataclass(frozen=True)
 class Exit:
-    """The end of a process, a call or a request. Unknown fields are left out."""
+    """The end of a process, a call or a request. Unknown fields keep their defaults."""
 
-    cause: str = ""  # a Cause, or where an unforeseen error was raised
+    cause: str = ""  # a Cause, or the place where an unexpected error was raised
     signal: int | None = None  # that killed the process
     status: int | None = None  # of the process
     errno: int | None = None  # of the system call
     http: int | None = None  # status
-    words: str = ""  # what a foreign tool printed of it
-    outage: bool = False  # whether that tool's table reads an outage in them
-    blames: Blame | None = None  # whom it reads in them otherwise
+    words: str = ""  # what a foreign tool printed about the end
+    outage: bool = False  # whether that tool's table recognizes an outage in the words
+    blames: Blame | None = None  # whom the table blames for the words otherwise
 
     def stored(self) -> str:
-        """Return the known fields, as JSON."""
+        """Return the fields that are set, as JSON."""
         return json.dumps({field: fact for field, fact in asdict(self).items() if fact not in ("", None, False)})
 
     @classmethod
     def restored(cls, stored: str) -> Self:
-        """Return the exit that was stored so."""
+        """Return the exit that `stored` wrote."""
         return cls(**json.loads(stored))
 
 
 class Failed(Exception):
-    """A failure that carries its exit; without one, the exit of the error from which it was raised."""
+    """A failure with its exit; by default, the exit of the error from which it was raised."""
 
     def __init__(self, message: str, exit: Exit | None = None) -> None:
         super().__init__(message)
@@ -102,14 +102,14 @@ class Outage(Failed, ValueError):
 
 
 def exit_of(error: BaseException) -> Exit:
-    """Return the exit that an error tells: its own, the system's, a server's, else a library's words.
+    """Return the exit that an error describes: its own, the system's, a server's, or what a library's message says.
 
-    Words of ours tell nothing. An error of ours has the exit of the one from which it was raised, else only its place.
+    Our own messages are not interpreted: the exit is that of the error from which ours was raised, else only its place.
     """
     if exit := getattr(error, "exit", None):
         assert isinstance(exit, Exit)
         return exit
-    if isinstance(error, ConfigError):  # an answer, whatever it quotes
+    if isinstance(error, ConfigError):  # a definite answer, whatever it quotes
         return Exit("bad input")
     if isinstance(error, OSError) and error.errno is not None:
         return Exit(errno=error.errno, words=str(error))
@@ -124,8 +124,8 @@ def exit_of(error: BaseException) -> Exit:
 
 
 def _place_of_ours(error: BaseException) -> str | None:
-    """Return the function of ours that raised an error; None where a library did."""
-    if isinstance(error, OSError):  # which we raise with a number alone
+    """Return the function of ours that raised an error; None if a library raised it."""
+    if isinstance(error, OSError):  # ours have only a number
         return None
     traceback, origin = error.__traceback__, ""
     while traceback is not None:

@@ -1,41 +1,47 @@
-"""The one rule for secrets: names and values that look like one, and a text without them."""
+"""The one rule for secrets: which names and values look like a secret, and how to remove them from a text."""
 
 import json
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 NAME = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|(ACCESS|ACCOUNT|PRIVATE)_KEY(_ID)?|AUTHORIZATION"
     r"|COOKIE|CONNECTION_?STRING|(^|_)(PAT|DSN|AUTH))$",
     re.IGNORECASE,
 )
-# Keys by the beginnings that their issuers give them, web tokens, and the password of a URL.
-VALUE = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bgh[opsur]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
-    r"|\bxox[abp]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bya29\.[\w-]{20,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"
-    r"|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)|(?<=AccountKey=)[\w+/=-]{20,}"
-)
+# The shape of each issuer's keys; docs/backends.md has their table.
+_TABLE = Path(__file__).with_name("secret_shapes.txt").read_text(encoding="utf-8").splitlines()
+SHAPES = dict(line.split("\t") for line in _TABLE if not line.startswith("#"))
+VALUE = re.compile("|".join(SHAPES.values()))
 PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a name and its value, in a message
+# The same in what engines print: their tokens are mostly words of a vocabulary, or counted.
+LOGGED_PAIR = re.compile(
+    r"(?i)(?<![\w-])(?P<name>[\w-]{0,40}?(?:token|secret|password|passwd|passphrase|credentials?|api[_-]?key|(?:access|account|private)[_-]key"
+    r"|authorization|connection[_-]?string))"
+    r"(?P<sign>['\"]?\s*(?:[:=]|=>|(?<=['\"])\s*,)\s*(?:b?['\"])?(?:(?:basic|token|digest|apikey)\s+)?)"
+    r"(?P<secret>(?=[^\s'\",;{}()\[\]]*\d)(?=[^\s'\",;{}()\[\]]*[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
+)
 MASK = "***"
-SHORTEST = 8  # characters of a variable's value that is masked wherever it stands: shorter ones may be ordinary words
+SHORTEST = 8  # characters of a variable's value that is masked everywhere: shorter values may be ordinary words
 
 
 def is_secret(name: str, value: object = "") -> bool:
-    """Return whether a setting, variable or header holds a secret, by its name or its value."""
+    """Return whether a setting, variable or header contains a secret, judged by its name or value."""
     return bool(NAME.search(name.replace("-", "_"))) or (isinstance(value, str) and VALUE.search(value) is not None)
 
 
 def secret_within(name: str, value: object, inherited: bool = False) -> str | None:
-    """Return the path of a setting's first secret, e.g. "user.api_key", or None.
+    """Return the path of the first secret in a setting, e.g. "user.api_key"; None if there is no secret.
 
-    Searched are mappings, lists and texts of JSON; `inherited`: under a name that is a secret's. A number is a secret
-    too, except in the name of a token, of which engines have counts.
+    Mappings, lists and JSON texts are searched; `inherited`: the setting is below a secret's name. A number is a secret
+    too, except under a name that ends in "token", since engines have token counts.
     """
     named = inherited or is_secret(name.rpartition(".")[2])
     if isinstance(value, str) and value.strip().startswith(("{", "[")):
-        with suppress(ValueError):  # a template, or the engine's own notation
+        with suppress(ValueError):  # otherwise a template, or the engine's own notation
             value = json.loads(value)
     if isinstance(value, Mapping):
         return next(filter(None, (secret_within(f"{name}.{key}", inner, named) for key, inner in value.items())), None)
@@ -48,27 +54,27 @@ def secret_within(name: str, value: object, inherited: bool = False) -> str | No
 
 
 def secret_values(environ: Mapping[str, str]) -> set[str]:
-    """Return the values of variables that hold secrets, to be masked wherever they stand.
+    """Return the values of variables that hold secrets, to be masked wherever they occur.
 
-    Of a variable any name that ends with KEY is a secret's. A number is no secret: JSON has many.
+    Any variable whose name ends with KEY counts as a secret. A number does not, since JSON contains many numbers.
     """
     secrets = (content for key, content in environ.items() if NAME.search(key) or key.upper().endswith("KEY"))
     return {content for content in secrets if len(content) >= SHORTEST and not content.isdecimal()}
 
 
 def masked_here(text: str) -> str:
-    """Return a text without what looks like a secret, and without the secrets of this process's environment."""
+    """Return a text without anything that looks like a secret, and without secrets from this process's environment."""
     return masked(text, secret_values(os.environ))
 
 
 def masked_message(text: str, secrets: set[str]) -> str:
-    """Return a message about what a user typed, masked, and without the value of any name that is a secret's."""
+    """Return a message about what a user typed, with secrets and the values of secret names masked."""
     text = PAIR.sub(lambda pair: f"{pair[1]}{pair[2]}{MASK}" if is_secret(pair[1]) else pair[0], text)
     return masked(text, secrets)
 
 
 def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
-    """Return a text without these values, and without anything that looks like a key or a URL's password."""
+    """Return a text without these values, the shapes above, and the values of pairs that are named as secrets."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, MASK)
-    return VALUE.sub(MASK, text)
+    return LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))

@@ -1,7 +1,7 @@
-"""The options of the config groups, conf/<group>/<name>.yaml: ours and those in a user's own folders.
+"""The options of the config groups, conf/<group>/<name>.yaml: the project's own and those in a user's folders.
 
-Hydra composes every option, so a `defaults:` list works in each. Everyone may import this module: engines look up their
-environments, planning its points, and the command what `--help` lists.
+Hydra composes every option, so each may have a `defaults:` list. Every package may import this module: engines look up
+their environments, planning its points, and the command what `--help` lists.
 """
 
 import copy
@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,23 +23,29 @@ if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import DictConfig
 
-PRIMARY = "config"  # conf/config.yaml, which only the project itself has
-MOST_NODES = 100_000  # of a file, values and keys
-MOST_NESTED = 100  # brackets in a file of a user
-PROVIDER = "sweep"  # Hydra's word for the origin of a file
+PRIMARY = "config"  # conf/config.yaml, which only the project has
+MOST_NODES = 100_000  # in a file, keys and values
+MOST_NESTED = 100  # levels of brackets in a user's file
+PROVIDER = "sweep"  # Hydra's name for the source of a file
 
-Stamps = tuple[tuple[str, int, int], ...]  # files, with their times and sizes
+Stamps = tuple[tuple[str, int, int], ...]  # files with their modification times and sizes
+
+
+def default_folders() -> tuple[Path, ...]:
+    """The project's own folder, after $SWEEP_CONFIG_DIR, from which all processes of a run take options first."""
+    folder = os.environ.get("SWEEP_CONFIG_DIR")
+    return (*([Path(folder)] if folder else []), CONF)
 
 
 @dataclass(frozen=True)
 class ConfigPath:
-    """The folders that options are looked up in: the first that has an option counts."""
+    """The folders in which options are looked up; the first folder that has an option wins."""
 
-    folders: tuple[Path, ...] = (CONF,)
+    folders: tuple[Path, ...] = field(default_factory=default_folders)
 
     @classmethod
     def of_user(cls, user_folders: Sequence[str] = ()) -> "ConfigPath":
-        """The folders given, then ./conf, then the project's own.
+        """Return the given folders, then ./conf, then the project's own.
 
         A ./conf with a config.yaml belongs to another program (or to this project) and is left out.
 
@@ -49,7 +55,7 @@ class ConfigPath:
             raise ConfigError("--config-dir=: expected a folder like conf/")
         folders = [Path(folder).expanduser().resolve() for folder in user_folders]
         for folder in folders:
-            if not os.path.isdir(folder):  # False also for what cannot be a path: a name that is too long
+            if not os.path.isdir(folder):  # also False for a name that is too long for a path
                 raise ConfigError(f"--config-dir {shortened(folder)}: no such folder; expected one like conf/")
             if (folder / f"{PRIMARY}.yaml").exists():
                 raise ConfigError(f"--config-dir {folder}: {PRIMARY}.yaml has no effect; put its keys in an experiment")
@@ -58,20 +64,20 @@ class ConfigPath:
         local = Path("conf").resolve()
         if local.is_dir() and not (local / f"{PRIMARY}.yaml").exists():
             folders.append(local)
-        return cls(tuple(dict.fromkeys([*folders, CONF])))
+        return cls(tuple(dict.fromkeys([*folders, *default_folders()])))
 
     def choices(self, group: str) -> list[str]:
-        """The names of a group's options."""
+        """Return the names of a group's options."""
         return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
 
     def origin(self, group: str, name: object) -> Path | None:
-        """The file of an option that is the user's; None for one of the project's."""
+        """Return the file of a user's option; None for one of the project's."""
         files = (folder / group / f"{name}.yaml" for folder in self.folders)
         file = next((path for path in files if os.path.isfile(path)), None)  # a name may be too long for a file
         return None if file is None or file.is_relative_to(CONF) else file
 
     def load(self, group: str, name: str) -> dict[str, Any]:
-        """One option, composed. Raises ConfigError if the name is unknown, or Hydra refuses it."""
+        """Return one option, composed. Raises ConfigError if the name is unknown, or Hydra rejects it."""
         if name not in self.choices(group):
             raise one_of(group, name, self.choices(group))
         option = self.compose(None, [f"+{group}='{name}'"]).values[group]
@@ -82,24 +88,24 @@ class ConfigPath:
         """Compose a primary configuration and overrides of config groups with Hydra.
 
         Raises:
-            ConfigError: with Hydra's complaint, in one line.
+            ConfigError: with Hydra's message in one line.
         """
         return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
 
     def _stamps(self, overrides: Sequence[str]) -> Stamps:
-        """The stamps that change when a file does; an experiment's stamp only where one is composed."""
+        """Return stamps that change when a file does; experiments are included only if one is composed."""
         files = [path for folder in self.folders for at in ("*.yaml", "*/*.yaml") for path in folder.glob(at)]
         if not any(override.startswith("+experiment=") for override in overrides):
             files = [path for path in files if path.parent.name != "experiment"]
-        files = [path for path in files if path.exists()]  # an editor's lock is a link to nothing
+        files = [path for path in files if path.exists()]  # an editor's lock is a broken link
         return tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in sorted(files))
 
 
 class Composed(NamedTuple):
-    """A composition by Hydra, as plain data in which nothing is interpolated."""
+    """Hydra's composition as plain data, without resolving interpolations."""
 
     values: dict[str, Any]
-    choices: dict[str, Any]  # the option chosen of each group
+    choices: dict[str, Any]  # the chosen option of each group
 
 
 @functools.lru_cache(maxsize=256)
@@ -123,14 +129,14 @@ def _composed(folders: tuple[Path, ...], stamps: Stamps, primary: str | None, ov
 def _hydra_composition(
     folders: tuple[Path, ...], primary: str | None, overrides: list[str]
 ) -> tuple["DictConfig", dict[str, Any]]:
-    """Hydra's composition, and its choices, without Hydra's own settings: those are two thirds of the time."""
+    """Return Hydra's composition and its choices, without Hydra's own settings, which take two thirds of the time."""
     from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
     from hydra._internal.defaults_list import create_defaults_list
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     class Repository(CachingConfigRepository):  # type: ignore[misc]  # Hydra has no types
-        def __init__(self) -> None:  # without the copy of a repository that is made here again
+        def __init__(self) -> None:  # omits the superclass's copy of a repository that is made again here
             self.delegate = ConfigRepository(loader.get_search_path())
             self.cache: dict[str, Any] = {}
 
@@ -148,10 +154,10 @@ def _hydra_composition(
 
 
 def _refuse_endless_content(folders: Sequence[Path], option: str) -> None:
-    """Refuse a user's file that takes forever.
+    """Reject a user's file that would take extremely long to load.
 
-    Aliases may stand for more content than anybody writes, all of which Hydra would copy; and the time of reading
-    brackets within brackets grows with the square of their depth.
+    Aliases may expand to more content than anybody would write, and Hydra would copy all of it. The time to parse
+    nested brackets grows with the square of their depth.
     """
     path = next((path for folder in folders if os.path.isfile(path := folder / f"{option}.yaml")), None)
     if path is None or path.is_relative_to(CONF):
@@ -159,15 +165,15 @@ def _refuse_endless_content(folders: Sequence[Path], option: str) -> None:
     text = path.read_text(errors="replace")
     depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
     if max(depths, default=0) > MOST_NESTED:
-        raise ConfigError(f"{option}.yaml: brackets within brackets more than {MOST_NESTED} deep")
+        raise ConfigError(f"{option}.yaml: brackets are nested more than {MOST_NESTED} deep")
     if "&" in text and _expanded_size(yaml.compose(text, yaml.SafeLoader), {}) > MOST_NODES:
-        raise ConfigError(f"{option}.yaml: its aliases stand for more than {MOST_NODES:,} values")
+        raise ConfigError(f"{option}.yaml: its aliases expand to more than {MOST_NODES:,} values")
 
 
 def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
-    """The nodes of a YAML document with a copy of what it stands for in the place of each alias."""
+    """Return the number of nodes in a YAML document after every alias is replaced by a copy of its target."""
     if id(node) not in sizes:
-        sizes[id(node)] = MOST_NODES + 1  # of one that contains itself
+        sizes[id(node)] = MOST_NODES + 1  # in case the node contains itself
         content = getattr(node, "value", ())
         inner = [child for entry in content for child in (entry if isinstance(entry, tuple) else (entry,))]
         sizes[id(node)] = 1 + (0 if isinstance(content, str) else sum(_expanded_size(child, sizes) for child in inner))
@@ -175,7 +181,7 @@ def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
 
 
 def _refuse_second_override(result: Any) -> None:
-    """Refuse a second override of a group in one defaults list: Hydra takes the first, and passes over the other."""
+    """Reject a second override of a group in one defaults list: Hydra would use the first and ignore the second."""
     groups = Counter(entry.group for entry in result.defaults_list or () if entry.is_override())
     if twice := [group for group, count in groups.items() if count > 1]:
         raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} is listed twice; list it once")
@@ -183,7 +189,7 @@ def _refuse_second_override(result: Any) -> None:
 
 @functools.cache
 def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
-    """Hydra's loader of the files in these folders, which refuses settings of Hydra itself in them."""
+    """Return Hydra's loader of the files in these folders, which rejects settings of Hydra itself in them."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_repository import IConfigRepository
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -200,8 +206,8 @@ def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
                 raise ConfigError(f"hydra: unknown key in {file}; remove it: settings of Hydra have no effect here")
             return result
 
-    # Hydra's public functions put the folder of the primary configuration before all others: the user's options could
-    # only add to ours.
+    # Hydra's public functions put the folder of the primary configuration before all others, so that the user's options
+    # could not replace ours.
     Plugins.instance()
     search = ConfigSearchPathImpl()
     for folder in folders:
@@ -211,5 +217,5 @@ def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
 
 
 def load_option(group: str, name: str) -> dict[str, Any]:
-    """One of the project's own options, composed. Raises ConfigError if the name is unknown."""
+    """Return one of the project's own options, composed. Raises ConfigError if the name is unknown."""
     return ConfigPath().load(group, name)

@@ -1,10 +1,10 @@
 """The data of a trial: Request, Record, and its outcome.
 
-Raw values only: a latency is derived from them in `metrics`, once, with its formula. The measuring client imports this
-file, so it needs nothing but the standard library and costs neither start-up time nor memory.
+Records hold only raw values: `metrics` derives each latency from them, in one place, with its formula. The measuring
+client imports this file, so it needs only the standard library and costs little start-up time and memory.
 """
 
-from __future__ import annotations  # array[int] cannot be written at run time before Python 3.12
+from __future__ import annotations  # array[int] cannot be evaluated before Python 3.12
 
 import math
 import re
@@ -17,35 +17,36 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 PROTOCOL_VERSION = 5
-"""Part of every trial id: raise it when a change to the measuring makes old results incomparable."""
+"""Part of every trial id: increase it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]
 Api = Literal["completions", "chat", "responses", "messages", "tgi"]
-TYPED_APIS = ("responses", "messages")  # take text only, and have neither ignore_eos nor a running count
-API_VERSION = re.compile(r"/v\d+[a-z]*\d*$")  # that a base URL may end in: /v1, /api/v4, /v1beta1
+TYPED_APIS = ("responses", "messages")  # they accept only text, and have neither ignore_eos nor a running count
+API_VERSION = re.compile(r"/v\d+[a-z]*\d*$")  # at the end of a base URL: /v1, /api/v4, /v1beta1
 BatchForm = Literal["list", "streams"]
 TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
 UNKNOWN = -1  # a count that was not reported
+HTTP2_ONLY = "the server speaks HTTP/2 alone: put a proxy before it that speaks HTTP/1.1"
 LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
 MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
-"""The columns of a trials row that say how large its load was: at most one has a value."""
+"""The columns of a trials row that give the size of its load; at most one has a value."""
 
 
 class TrialProgress(NamedTuple):
-    """The requests of a trial that runs, so far."""
+    """The progress of a running trial's requests."""
 
     sent: int
-    done: int  # ended, failed ones included
+    done: int  # ended, including failed ones
     failed: int
     in_flight: int
-    tokens: int  # that have come, of all
+    tokens: int  # received so far, of all requests
     total: int  # requests to be sent
-    seconds: float  # since the first was due
+    seconds: float  # since the first request was due
 
     @property
     def share(self) -> float:
-        """The part of the requests that have ended, 0..1."""
+        """The share of the requests that have ended, 0..1."""
         return self.done / self.total if self.total else 0.0
 
 
@@ -74,32 +75,32 @@ UNMEASURED = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED)
 class Fault(StrEnum):
     """The origin of a failure."""
 
-    ENGINE = "engine"  # its own answer, which it would give again
+    ENGINE = "engine"  # the engine's own answer, which would be the same next time
     SURROUNDINGS = "surroundings"  # a signal, a network, a hub, a disk, the measuring client or another process
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the tokens wanted."""
+    """One prompt and the requested number of tokens."""
 
-    request_id: str  # goes out as x-request-id
+    request_id: str  # sent as x-request-id
     prompt: str | tuple[int, ...]  # text, or token ids
     output_tokens: int  # max_tokens
-    input_tokens: int = UNKNOWN  # as the model's own tokenizer counts them, special tokens included
+    input_tokens: int = UNKNOWN  # counted by the model's own tokenizer, including special tokens
     phase: Phase = "measured"
-    model: str | None = None  # e.g. a LoRA adapter; None: the trial's own
+    model: str | None = None  # e.g. a LoRA adapter; None: the trial's own model
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits on one request in s; noticed up to 0.1 s later, and a tenth of the shortest of them or half a second."""
+    """Limits on one request, in seconds. A breach is noticed at most 0.6 s late."""
 
     __pydantic_config__ = {"extra": "forbid"}  # for the settings, of which it is a part  # noqa: RUF012
 
     connect: float = 10.0
-    first_token: float = 3600.0  # from the send
+    first_token: float = 3600.0  # since the send
     between_tokens: float = 120.0
-    total: float = 3600.0  # from the send
+    total: float = 3600.0  # since the send
 
     def __post_init__(self) -> None:
         for field_ in fields(self):
@@ -110,35 +111,42 @@ class Timeouts:
 
 @dataclass(slots=True)
 class Record:
-    """The raw stamps and counts of one request, as the client saw them. Stamps are in s from the start of the load.
+    """The raw stamps and counts of one request, as the client saw them. Stamps are seconds from the start of the load.
 
-    A field is a column of `Records` and of requests.parquet: its type decides theirs, its comment is their meaning in
-    docs/columns.md. UNKNOWN counts, NaN and None are null in the file.
+    Each field becomes a column of `Records` and of requests.parquet: its type sets the column's type, and its comment
+    is the description in docs/columns.md. UNKNOWN counts, NaN and None are null in the file.
     """
 
-    request_id: str  # the request, as the engine's log may have it
+    request_id: str  # id of the request, which the engine's log may show
     phase: Phase  # warmup or measured
-    scheduled: float | None  # when the load said to send it; null without a schedule (closed loop, lockstep)
+    scheduled: float | None  # when the load was to send it; null without a schedule (closed loop, lockstep)
     released: float  # when a slot was free for it; without a schedule, when its user or batch could send it
-    sent: float  # when its first byte was written to the socket; null, as `released`, if it was due and never sent
-    chunk_us: array[int] = field(default_factory=lambda: array("I"))  # list: each chunk's arrival, since `sent`
-    chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # list: tokens of each chunk
-    input_tokens: int = UNKNOWN  # of the prompt, as counted by `token_source`
-    output_tokens: int = UNKNOWN  # of the answer, hidden ones included, as counted by `token_source`
-    batch: int = UNKNOWN  # index of its lockstep batch; null in other loads
-    finish_reason: str | None = None  # as the engine states it
-    error: str | None = None  # why it failed, as `kind: detail`; null where it succeeded
-    ended: float | None = None  # when its answer was complete, or it was given up
+    sent: float  # when its first byte was written to the socket; null, like `released`, if it was due but never sent
+    chunk_us: array[int] = field(default_factory=lambda: array("I"))  # list: arrival of each chunk, since `sent`
+    chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # list: number of tokens in each chunk
+    input_tokens: int = UNKNOWN  # tokens of the prompt, as counted by `token_source`
+    output_tokens: int = UNKNOWN  # tokens of the answer, including hidden ones, as counted by `token_source`
+    batch: int = UNKNOWN  # index of its lockstep batch; null for other loads
+    finish_reason: str | None = None  # reason that the engine gave for the end of the answer
+    error: str | None = None  # why it failed, as `kind: detail`; null if it succeeded
+    ended: float | None = None  # when its answer was complete, or the client gave up
     token_source: TokenSource | None = None  # who counted the tokens: the server, or our tokenizer (`text`)
-    asked_input_tokens: int = UNKNOWN  # of the prompt, as the model's own tokenizer counts them
-    asked_output_tokens: int = UNKNOWN  # of the answer, as asked for (max_tokens)
-    streamed_tokens: int = UNKNOWN  # of the answer that came in its chunks; by itself all of `output_tokens`
-    hidden_tokens: int = 0  # of the answer that were counted and never sent: reasoning
-    recounted_tokens: int = UNKNOWN  # of the answer by the model's own tokenizer, where it was recounted
+    asked_input_tokens: int = UNKNOWN  # tokens of the prompt, as the model's own tokenizer counts them
+    asked_output_tokens: int = UNKNOWN  # requested tokens of the answer (max_tokens)
+    streamed_tokens: int = UNKNOWN  # tokens of the answer received in its chunks; equals `output_tokens` by default
+    hidden_tokens: int = 0  # tokens of the answer that were counted but never sent: reasoning
+    recounted_tokens: int = UNKNOWN  # tokens of the answer, if the model's own tokenizer recounted them
     first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
     cached_tokens: int = UNKNOWN  # of the prompt that the engine says it had cached
     model: str | None = None  # the model of workload.models that it asked for; null without them
     gateway_answer: bool = False  # whether the gateway answered, from its cache or from an equal request under way
+    served_model: str | None = None  # the model by the answer's own word; several names are joined
+    characters: int = UNKNOWN  # of the answer's text
+    text_hash: int = UNKNOWN  # of the first 256 bytes of the answer's text; null if they are few or repeat themselves
+    prompt_words: int = UNKNOWN  # of the prompt's text, or sixths of its bytes if these are more; token ids if sent so
+    connecting: float | None = None  # when its connection was begun; null where that had answered before
+    connected: float | None = None  # when that was open, its TLS handshake included
+    closed: bool = False  # whether the connection was closed after the answer, as server or headers ask
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
@@ -149,14 +157,14 @@ _CODES = {"float": "d", "float | None": "d", "int": "i", "bool": "b"}
 REQUEST_COLUMNS: Mapping[str, str] = {
     field.name: _CODES.get(str(field.type), "") for field in fields(Record) if field.type != "array[int]"
 }
-"""The array type code of each column of Records; empty for texts, which are lists."""
+"""The array type code of each column of Records; empty for text columns, which are lists."""
 _OPTIONAL = [field.name for field in fields(Record) if field.type == "float | None"]
 
 
 class Records:
-    """The Records of one trial as columns: about 6 bytes a chunk and 100 a request, so that a million fit in memory.
+    """The Records of one trial as columns: about 6 bytes per chunk and 100 per request, so a million fit in memory.
 
-    Chunk i of request r is at index `offsets[r] + i` of `chunk_us` and `chunk_tokens`; `offsets` has one entry more
+    Chunk i of request r is at index `offsets[r] + i` of `chunk_us` and `chunk_tokens`; `offsets` has one more entry
     than there are requests. An unknown stamp is NaN.
     """
 
@@ -181,6 +189,13 @@ class Records:
     cached_tokens: array[int]
     model: list[str | None]
     gateway_answer: array[int]
+    served_model: list[str | None]
+    characters: array[int]
+    text_hash: array[int]
+    prompt_words: array[int]
+    connecting: array[float]
+    connected: array[float]
+    closed: array[int]
 
     def __init__(self) -> None:
         for column, code in REQUEST_COLUMNS.items():
@@ -203,7 +218,7 @@ class Records:
     def __getitem__(self, index: int) -> Record:
         cells = {column: getattr(self, column)[index] for column in REQUEST_COLUMNS}
         cells |= {column: None for column in _OPTIONAL if math.isnan(cells[column])}
-        cells["gateway_answer"] = bool(cells["gateway_answer"])
+        cells |= {column: bool(cells[column]) for column, code in REQUEST_COLUMNS.items() if code == "b"}
         begin, end = self.offsets[index], self.offsets[index + 1]
         return Record(**cells, chunk_us=self.chunk_us[begin:end], chunk_tokens=self.chunk_tokens[begin:end])
 
@@ -217,11 +232,11 @@ class Sample(NamedTuple):
     time: float  # s from the trial's start
     series: str  # e.g. kv_cache_usage, requests_running, gpu_memory_bytes
     value: float
-    device: str = ""  # a GPU, a core or a position in a draft; "" for the whole
+    device: str = ""  # a GPU, a core or a position in a draft; "" if there is just one
 
 
 def request_path(url: str, path: str) -> str:
-    """Return the path of a request with the query of the endpoint's URL; a version in the URL replaces `path`'s /v1."""
+    """Return a request's path with the query of the endpoint's URL; a version in the URL replaces the /v1 of `path`."""
     parts = urlsplit(url)
     base = parts.path.rstrip("/")
     path = path.removeprefix("/v1") if API_VERSION.search(base) else path
@@ -229,9 +244,9 @@ def request_path(url: str, path: str) -> str:
 
 
 def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tuple[str, str]:
-    """Return the header of a key, by default the api's; without a scheme it is Bearer in Authorization alone.
+    """Return the header for a key, by default the api's; the default scheme is Bearer, but only for Authorization.
 
-    Raises ValueError for a key that no header can hold, such as one with a line break.
+    Raises ValueError for a key that no header can contain, e.g. one with a line break.
     """
     if not key.isprintable() or not key.isascii():
         raise ValueError("the endpoint's key cannot go into a header: expected printable ASCII")
@@ -242,14 +257,24 @@ def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tu
 
 
 def tls_context(verify: bool) -> ssl.SSLContext:
-    """Return the context of a TLS connection, which trusts what SSL_CERT_FILE names where that is set."""
+    """Return the context of a TLS connection, which trusts the certificates in SSL_CERT_FILE if that is set."""
     context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
     if not verify:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
 def tls_remedy(error: object) -> str:
-    """Return what to do about a certificate that is not trusted, after a semicolon; empty for another error."""
+    """Return what to do about a certificate that is not trusted, or HTTP/2, after a semicolon; else empty."""
+    if "NO_APPLICATION_PROTOCOL" in str(error):
+        return f"; {HTTP2_ONLY}"
+    if "illegal request line" in str(error):  # httpx's words for an answer in bytes
+        return f"; {HTTP2_ONLY}, or it speaks TLS: set an https:// address"
     text = "; set SSL_CERT_FILE to the certificate of its authority, or backend.verify_tls=false"
     return text if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+
+
+def is_http2(data: bytes) -> bool:
+    """Return whether an answer begins with a frame of HTTP/2 about the connection: SETTINGS or GOAWAY."""
+    return data[3:4] in (b"\x04", b"\x07") and data[5:9] == bytes(4)

@@ -1,6 +1,6 @@
-"""Labels: the settings that set a deployment or a trial apart from its siblings, in a few words.
+"""Labels: the settings that distinguish a deployment or a trial from its siblings, in a few words.
 
-One function serves every place that names one: plan, live view, log, status, tables, report and trackers.
+One function makes the labels for every place that shows them: plan, live view, log, status, tables, report, trackers.
 """
 
 from collections import Counter, defaultdict
@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LADDER = "ladder"  # the axis whose value is the name of a ladder's step
-PARENT = "ladder_parent"  # the step that it stands on: said by the ladder itself
+PARENT = "ladder_parent"  # the step that it builds on; the ladder itself shows this
 TRIAL_MARK = "#"  # between a run and a trial's id: RUN#TRIAL
-REQUEST_COUNT = "workload.num_requests"  # how much is measured, seldom what is asked
+REQUEST_COUNT = "workload.num_requests"  # how much is measured, which is rarely the question
 
 Coordinates = Mapping[str, Any]  # dotted key -> value
 
 
 def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
-    """Each name with those of its settings in which items of that name differ, e.g. `vllm tiny-llama max-num-seqs=2`.
+    """Return each name with the settings in which items of that name differ, e.g. `vllm tiny-llama max-num-seqs=2`.
 
-    A ladder's step stands for the settings that it changes. The number of requests is left out where the rest tells
-    enough.
+    A ladder's step stands for the settings that it changes. The number of requests is left out if the other settings
+    are enough.
     """
     siblings: dict[str, list[Coordinates]] = defaultdict(list)
     for label, mapping in zip(names, settings, strict=True):
@@ -29,7 +29,7 @@ def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
 
 
 def _telling(settings: Sequence[Coordinates]) -> list[str]:
-    """The keys whose values differ, in the order in which they appear; of ladders, those that differ within a step."""
+    """Return the keys whose values differ, in order of appearance; with a ladder, those that differ within a step."""
     keys = dict.fromkeys(key for mapping in settings for key in mapping if key != PARENT)
     varying = [key for key in keys if _differs(settings, key)]
     others = [key for key in varying if key != REQUEST_COUNT]
@@ -53,7 +53,7 @@ def _differs(settings: Sequence[Coordinates], key: str) -> bool:
 
 
 def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
-    """`name=value` for each key that is set; a ladder's step is its name alone."""
+    """Return `name=value` for each key that is set; for a ladder's step, only its name."""
     shared = Counter(map(short, keys))
     return [
         str(settings[key]) if key == LADDER else f"{short(key) if shared[short(key)] == 1 else key}={settings[key]}"
@@ -63,7 +63,7 @@ def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
 
 
 def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved configuration as settings: its values under dotted keys, without the classes that they configure."""
+    """Return a resolved configuration as dotted keys with values, without the classes that they configure."""
     settings: dict[str, Any] = {}
     for key, setting in config.items():
         if isinstance(setting, Mapping):
@@ -74,5 +74,5 @@ def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def short(key: str) -> str:
-    """The last part of a dotted key."""
+    """Return the last part of a dotted key."""
     return key.rpartition(".")[2]

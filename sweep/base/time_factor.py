@@ -1,8 +1,8 @@
-"""The one factor by which heartbeats, time-outs and back-offs between driver, nodes and stores are scaled.
+"""The factor that scales heartbeats, time-outs and back-offs between driver, nodes and stores.
 
-SWEEP_TIME_FACTOR=0.25 in the driver's environment makes them a quarter as long, on its nodes too: for tests that live
-through a night of faults in minutes. It scales no measurement, no setting of a command, and no time that work really
-takes, such as a connection or the end of an engine.
+SWEEP_TIME_FACTOR=0.25 in the driver's environment makes them a quarter as long, also on its nodes. It is for tests that
+simulate a night of faults in minutes. It scales no measurement, no setting of a command, and no time that work really
+takes, such as opening a connection or stopping an engine.
 """
 
 import math
@@ -15,7 +15,7 @@ FACTOR_VARIABLE = "SWEEP_TIME_FACTOR"
 
 
 def time_factor(environ: Mapping[str, str]) -> float:
-    """Return the factor of an environment, by default 1. Raises ConfigError for anything but a factor."""
+    """Return the time factor in an environment, by default 1. Raises ConfigError for an invalid factor."""
     text = environ.get(FACTOR_VARIABLE, "1")
     try:
         factor = float(text)
@@ -30,5 +30,5 @@ TIME_FACTOR = time_factor(os.environ)
 
 
 def scaled(seconds: float) -> float:
-    """Return the length of a heartbeat, a time-out or a back-off in this process, s."""
+    """Return the length, in seconds, of a heartbeat, a time-out or a back-off in this process."""
     return seconds * TIME_FACTOR

@@ -1,19 +1,19 @@
-"""Numbers, counts and durations as people read them."""
+"""Numbers, counts and durations in readable form."""
 
 import math
 import re
 
-# Of a terminal: all controls but tab and line end, those of the writing direction, and Unicode's own line ends.
+# For a terminal: all control characters but tab and newline, direction controls, and Unicode's other line ends.
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
 def printable(text: str) -> str:
-    """Return a text with control characters as Python writes them: an engine's log must not control a terminal."""
+    """Return a text with control characters escaped: an engine's log must not control a terminal."""
     return CONTROLS.sub(lambda control: ascii(control[0])[1:-1], text)
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands set apart: 0.0123, 4.56, 789, 12,300."""
+    """Return three significant digits, with thousands separated: 0.0123, 4.56, 789, 12,300."""
     if value is None or not math.isfinite(value):
         return "—"
     if value == 0:
@@ -23,7 +23,7 @@ def number(value: float) -> str:
 
 
 def duration_text(seconds: float | None) -> str:
-    """`95 s`, `12 min`, `3 h 20 min`; `unknown` for None."""
+    """Return a duration: `95 s`, `12 min`, `3 h 20 min`; `unknown` for None."""
     if seconds is None:
         return "unknown"
     if seconds < 100:
@@ -33,10 +33,10 @@ def duration_text(seconds: float | None) -> str:
 
 
 def time_left(seconds: float | None) -> str:
-    """`12 min left`, or that it is unknown."""
+    """Return the time left: `12 min left`, or that it is unknown."""
     return "time left unknown" if seconds is None else f"{duration_text(seconds)} left"
 
 
 def count(number: int, noun: str) -> str:
-    """`1 trial`, `2 trials`, `2 launches`."""
+    """Return a count with its noun: `1 trial`, `2 trials`, `2 launches`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('ch') else 's'}"

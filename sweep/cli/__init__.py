@@ -1,1 +1,1 @@
-"""The `sweep` command: its subcommands, the sweep that `sweep run` runs, help and shell completion."""
+"""The `sweep` command: its subcommands, the implementation of `sweep run`, help and shell completion."""

@@ -1,4 +1,4 @@
-"""The subcommands of `sweep`: each reads its arguments and imports, only then, the room that does the work."""
+"""The subcommands of `sweep`: each reads its arguments and only then imports the package that does the work."""
 
 import argparse
 import contextlib
@@ -37,7 +37,7 @@ Exit status: 0 finished; 1 finished, and trials failed; 2 bad input; 75 issue th
 Status 75 means that the run had to stop, or that the deadline left trials pending.
 sweep reissue ARGUMENTS is sweep run ARGUMENTS and issues it again on 75."""
 RUN_HELP = "a results folder, its name under results/, or s3://bucket/run"
-NOT_JUDGED = 3  # exit status of `compare`: no --fail-if is met, and one was decided nowhere or not everywhere
+NOT_JUDGED = 3  # exit status of `compare`: no --fail-if is met, and at least one could not be decided everywhere
 ARGUMENTS_OF_RUN = "[--config-dir DIR] [+experiment=NAME] [KEY=VALUE | KEY=V1,V2,...] ..."
 RUN = """\
 usage: sweep run {arguments}
@@ -53,10 +53,10 @@ sweep run GROUP=NAME --help lists the keys of that option; these are the keys of
 
 
 class Parser(argparse.ArgumentParser):
-    """The arguments of one subcommand, whose help is its docstring; bad input is a ConfigError."""
+    """Parses the arguments of one subcommand, whose docstring is its help; bad input is a ConfigError."""
 
     def __init__(self, command: Callable[[list[str]], int], taken: str | None = None, add_help: bool = True) -> None:
-        """`taken`: its arguments as the usage shows them, where others than this parser read them."""
+        """`taken`: the arguments as the usage shows them, if something other than this parser reads them."""
         name = f"sweep {_typed_name(command)}"
         usage = None if taken is None else f"{name} {taken}"
         layout = argparse.RawDescriptionHelpFormatter
@@ -67,8 +67,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command that shows a run's rows; `all=true`, as the keys of a run are typed, is `--all-rows`."""
-    shown = "everything measured in the folder, not only the current plan; also typed all=true"
+    """Return the options of a command that shows a run's rows; `all=true`, typed like a run's keys, is `--all-rows`."""
+    shown = "include everything measured in the folder, not only the current plan; also typed all=true"
     parser.add_argument("--all-rows", action="store_true", help=shown)
     typed = {"all=true": ["--all-rows"], "all=false": []}
     if "--all" in arguments and parser.prog != "sweep summary":
@@ -77,7 +77,7 @@ def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace
 
 
 def _printed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command that prints an Output: also its format, and the file that it may go to."""
+    """Return the options of a command that prints an Output, including its format and an optional file."""
     from analysis.table import FORMATS
 
     parser.add_argument("--format", metavar="FORMAT", default="text", help=f"{', '.join(FORMATS)}; default: text")
@@ -89,7 +89,7 @@ def _printed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _print(output: "Output", options: argparse.Namespace) -> None:
-    """Print an output in the format of the options, or write it to their file."""
+    """Print an output in the chosen format, or write it to the chosen file."""
     from sweep.base.whole_file import write_whole
 
     if options.output is None:
@@ -102,11 +102,11 @@ def _print(output: "Output", options: argparse.Namespace) -> None:
 
 
 def _name_others(*runs: "Run") -> None:
-    """Say, beside the output, how many rows of other plans it leaves out."""
+    """Say how many rows of other plans the output leaves out."""
     for run in runs:
         if run.others:
             rows = count(run.others, "row")
-            print(f"{run.paths.out.name}: {rows} of other plans not shown; all=true shows them", file=sys.stderr)
+            print(f"{run.paths.out.name}: {rows} of other plans not shown; add all=true to show them", file=sys.stderr)
 
 
 def _opened(run: str, all_rows: bool) -> "RunResults":
@@ -138,8 +138,8 @@ def reissue(arguments: list[str]) -> int:
 
     sweep reissue +experiment=NAME KEY=VALUE...     the arguments of sweep run
 
-    Exit status 75 is that of a run that had to stop (Ray gone, a full disk) before it was finished. Also a command that
-    was killed is issued again. It ends with the status of the last command, or after the command's deadline.
+    Exit status 75 means that a run had to stop (Ray gone, a full disk) before it was finished. A command that was
+    killed is issued again too. This command ends with the status of the last one, or after the command's deadline.
     """
     from sweep.cli.reissue import Reissuer
 
@@ -151,7 +151,7 @@ def reissue(arguments: list[str]) -> int:
 
 
 def status(arguments: list[str]) -> int:
-    """Print what is done, what runs where, what failed and why, and how long the rest will take."""
+    """Print what is done, what runs where, what failed and why, and how much time is left."""
     from sweep.drive.monitor import status
 
     parser = Parser(globals()["status"])
@@ -177,9 +177,9 @@ def report(arguments: list[str]) -> int:
     sweep report s3://bucket/night --output night
     sweep report monday tuesday s3://bucket/wednesday --output week
 
-    Of several runs it writes one report into FOLDER: the answer over all of them, their points in one figure, and the
-    first run against each other one.
-    With --metrics vllm it also prints what `vllm bench serve` would: all points side by side, then each trial's block.
+    For several runs it writes one report into FOLDER: the answer over all of them, their points in one figure, and the
+    first run compared with each of the others. With --metrics vllm it also prints what `vllm bench serve` would print:
+    all points side by side, then each trial's block.
     """
     from sweep.cli.run import print_report
     from sweep.disk import object_store
@@ -187,9 +187,9 @@ def report(arguments: list[str]) -> int:
 
     parser = Parser(report)
     parser.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
-    where = "of several runs: for their report; of one in an object store, new: for its copy"
+    where = "for the report of several runs, or a new folder for the copy of a run in an object store"
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=where)
-    parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="definitions of further tables")
+    parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="vllm: also print its tables")
     options = _of_all_rows(parser, arguments)
     run, *others = options.runs
     if others:
@@ -197,7 +197,7 @@ def report(arguments: list[str]) -> int:
         return 0
     if object_store.is_url(run) != (options.output is not None):
         raise ConfigError(
-            f"RUN={run}: expected a folder, and a run in an object store with --output FOLDER for its copy"
+            f"RUN={run}: expected a folder; for a run in an object store add --output FOLDER for its copy"
         )
     if options.output is not None:
         object_store.copy(run, options.output)
@@ -206,14 +206,14 @@ def report(arguments: list[str]) -> int:
 
 
 def _report_several(options: argparse.Namespace) -> None:
-    """Write the report of several runs. Raises ConfigError for bad input, or if it cannot be written."""
+    """Write the report of several runs. Raises ConfigError for bad input, or if the report cannot be written."""
     from analysis import write_several
     from sweep.disk.stored_run import run_place
 
     if options.output is None:
         raise ConfigError("RUN: the report of several runs needs a folder of its own: --output FOLDER")
     if options.metrics != "sweep":
-        raise ConfigError(f"--metrics {options.metrics}: prints tables of one run only; name one")
+        raise ConfigError(f"--metrics {options.metrics}: the tables cover only one run; name one")
     places = [run_place(each) for each in options.runs]
     if len({place if isinstance(place, str) else place.resolve() for place in places}) < len(places):
         raise ConfigError(f"RUN={' '.join(options.runs)}: a run is named twice")
@@ -226,14 +226,14 @@ def _report_several(options: argparse.Namespace) -> None:
 
 
 def summary(arguments: list[str]) -> int:
-    """Answer per task: the cheapest or fastest configuration within the SLO, how sure, its headroom and runner-up.
+    """Answer per task: the cheapest or fastest configuration within the SLO, how certain, its headroom and runner-up.
 
     sweep summary results/night
     sweep summary monday tuesday --slo ttft=200ms,tpot=20ms --format markdown --output answer.md
 
-    RUN is a results folder, its name under results/, or s3://bucket/run; the configurations of several runs are
-    rivals at the tasks and on the machines that they share. Without an SLO configurations are compared at equal
-    loads; with one, each at the load at which it does best within the bounds.
+    RUN is a results folder, its name under results/, or s3://bucket/run. The configurations of several runs compete at
+    the tasks and on the machines that they share. Without an SLO, configurations are compared at equal loads; with one,
+    each is taken at the load where it does best within the bounds.
     """
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
@@ -248,8 +248,8 @@ def summary(arguments: list[str]) -> int:
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
     parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="ttft=200ms,tpot.p90=0.05s; default: the run's slo")
-    parser.add_argument("--table", action="store_true", help="all points, with the figures that decide")
-    parser.add_argument("--all", action="store_true", help="all figures, spreads, failures and warnings")
+    parser.add_argument("--table", action="store_true", help="show all points, with the figures that decide")
+    parser.add_argument("--all", action="store_true", help="show all figures, spreads, failures and warnings")
     options = _printed(parser, arguments)
     runs = [_opened(each, options.all_rows) for each in options.runs]
     slo = read_slo(options.slo)
@@ -301,23 +301,24 @@ def capacity(arguments: list[str]) -> int:
 
 
 def rerun(arguments: list[str]) -> int:
-    """Run a row of a run again from what it says of itself, and say whether it was reproduced, or what differs.
+    """Run a row of a run again from its own record, and say whether it was reproduced, or what differs.
 
-    sweep rerun results/night#1a2b3c4d5e6f       a trial by its id, or the beginning of it
-    sweep rerun results/night --all              every result of its present plan; without --all the estimate alone
+    sweep rerun results/night#1a2b3c4d5e6f       a trial by its id, or the beginning of the id
+    sweep rerun results/night --all              every result of its current plan; without --all only the estimate
     sweep rerun results/night#1a2b3c4d5e6f --capsule > capsule.txt
     sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
 
-    Configuration, seeds, settings and the lock of the engine's environment are the row's. It runs without Ray in a
-    folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced, or
-    nothing shows it; 1 it differs, or has no result now; 2 bad input.
+    The row provides configuration, seeds, settings and the lock of the engine's environment. It runs without Ray in a
+    folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0
+    reproduced; 1 it differs, or has no result now; 2 bad input; 3 it is uncertain.
     """
     from sweep.rerun.rows import STANDARD_INPUT, capsules_of
 
     parser = Parser(rerun)
-    parser.add_argument("source", metavar="RUN#TRIAL", help="or RUN, or a file with a capsule")
+    parser.add_argument("source", metavar="RUN#TRIAL", help="RUN#TRIAL, RUN, or a file with a capsule")
     parser.add_argument("--all", action="store_true", help="measure every result of RUN again")
     parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
+    parser.add_argument("--trust", action="store_true", help="install and start also what this machine does not have")
     parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, remaining = _config_dirs(arguments)
@@ -332,7 +333,7 @@ def rerun(arguments: list[str]) -> int:
     console = make_console()
     refused = len(capsules) > 1 and not options.all and content is None and not Path(options.source).is_file()
     overrides = [*options.overrides, *(["dry_run=true"] if refused else [])]
-    status = run_again(capsules, overrides, options.out, arguments, console, folders)
+    status = run_again(capsules, overrides, options.out, arguments, console, folders, options.trust)
     if refused:
         raise ConfigError(f"{options.source}: expected RUN#TRIAL, or --all for {len(capsules):,} trials")
     return status
@@ -355,7 +356,7 @@ def studies(arguments: list[str]) -> int:
 
 
 def wandb(arguments: list[str]) -> int:
-    """Send a finished run to Weights & Biases: trials, the whole, a workspace that compares engines, and a report."""
+    """Send a finished run to Weights & Biases: trials, a summary, a workspace that compares engines, and a report."""
     from analysis.tracking import publish
 
     return publish.main(arguments)
@@ -368,11 +369,11 @@ def compare(arguments: list[str]) -> int:
     sweep compare results/night@backend=transformers results/night@backend=vllm
     sweep compare main branch --fail-if "output_throughput < -3%" --format markdown
 
-    RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... are the points with these
-    settings. A launch is the unit: measure with replicates=3 or more, and relaunch=per_replicate. Exit status 1 if a
-    --fail-if is met: the change is larger, and its interval leaves out no change at all; 3 if none is, and one could
-    not be judged in some configuration, such as one that crashed or had a single launch. --noise is a run in which one
-    configuration was launched again and again on that machine: no interval is narrower than its launches differ.
+    RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... selects the points with
+    these settings. A launch is the unit: measure with replicates=3 or more, and relaunch=per_replicate. Exit status 1
+    means that a --fail-if is met: the change is larger, and its interval excludes no change. Status 3 means that none
+    is met, but one could not be judged, e.g. after a crash or a single launch. --noise names a run that launched one
+    configuration repeatedly on that machine: no interval is narrower than those launches differ.
     """
     from analysis import DamagedFile, RunNotFound
     from analysis import compare as room
@@ -382,13 +383,13 @@ def compare(arguments: list[str]) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more; the first is the reference")
     parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: the headline quantities")
     parser.add_argument(
-        "--margin", type=percentage, default=100 * room.MARGIN, help="%% within which two figures are equal (3)"
+        "--margin", type=percentage, default=100 * room.MARGIN, help="%% within which figures count as equal (3)"
     )
     parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
     parser.add_argument("--noise", metavar="RUN", help="launches of one configuration on the same machine (A/A)")
     options = _printed(parser, arguments)
     if len(options.runs) < 2:
-        raise ConfigError("RUN: two or more are compared, e.g. sweep compare results/monday results/tuesday")
+        raise ConfigError("RUN: expected two or more, e.g. sweep compare results/monday results/tuesday")
     conditions = [room.condition(text) for text in options.fail_if]
     columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
@@ -406,13 +407,13 @@ def compare(arguments: list[str]) -> int:
 
 
 def explain(arguments: list[str]) -> int:
-    """Print what bought the gain: the shares of a factorial's settings, or of a ladder's steps, with intervals.
+    """Print what caused the gain: the shares of a factorial's settings, or of a ladder's steps, with intervals.
 
     sweep explain results/decomposition
     sweep explain results/serving_ladder --format markdown
 
-    Of a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley's, and add up
-    to the whole; of a ladder they are those of its own order. A launch is the unit.
+    In a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley values, and
+    add up to the whole gain; in a ladder they follow the order of its steps. A launch is the unit.
     """
     from analysis.explain.decomposition import EXPLAINED, explanations
     from analysis.explain.output import explanation_output
@@ -431,10 +432,10 @@ def backends(arguments: list[str]) -> int:
 
     sweep backends                  list all backends
     sweep backends NAME             list the keys of one backend, and what they mean
-    sweep backends install NAME...  build their environments now, rather than on first use
+    sweep backends install NAME...  build their environments now instead of on first use
     sweep backends --on driver=550,capability=8.9
-                                    what would be installed on a machine with such GPUs, or why not; further facts of
-                                    it are glibc=2.31, nvcc=12.4 and python=3.12
+                                    what would be installed on a machine with such GPUs, or why not; other facts
+                                    that can be given are glibc=2.31, nvcc=12.4 and python=3.12
     """
     from backends import installed
     from backends.launch import host_facts
@@ -460,7 +461,7 @@ def backends(arguments: list[str]) -> int:
 
 
 def selfcheck(arguments: list[str]) -> int:
-    """Check how exact the measuring client is on this machine, against a server that logs what it really did.
+    """Check how accurate the measuring client is on this machine, using a server that logs what it actually sent.
 
     sweep selfcheck [+experiment=NAME] [KEY=VALUE]...   at the highest load of that plan
     sweep selfcheck --streams 256 --itl 0.02            at a load of your choice
@@ -471,10 +472,10 @@ def selfcheck(arguments: list[str]) -> int:
     parser = Parser(selfcheck)
     count, numbers = Annotated[int, Field(ge=1)], "whole numbers from 1"
     seconds = _checked(Annotated[float, Field(ge=0, allow_inf_nan=False)], "seconds from 0")
-    processes = _checked(count | Literal["auto"], f"{numbers}, and auto")
+    processes = _checked(count | Literal["auto"], f"{numbers}, or auto")
     most = _checked(count, numbers)
     parser.add_argument("--streams", type=most, help="requests in flight at once; default: the plan's most, else 256")
-    parser.add_argument("--itl", type=seconds, default=0.02, help="s between the tokens of a stream (default: 0.02)")
+    parser.add_argument("--itl", type=seconds, default=0.02, help="seconds between a stream's tokens (default: 0.02)")
     parser.add_argument("--processes", type=processes, default="auto", help="client processes: a number, or auto")
     parser.add_argument("overrides", nargs="*", help="as for sweep run, e.g. +experiment=serving")
     folders, arguments = _config_dirs(arguments)
@@ -489,7 +490,7 @@ def selfcheck(arguments: list[str]) -> int:
 
 
 def gateway(arguments: list[str]) -> int:
-    """Serve one URL in front of engines that run already: clipping, a semantic cache, and a choice between engines.
+    """Serve one URL in front of running engines: clipping, a semantic cache, and routing between engines.
 
     sweep gateway --to http://127.0.0.1:8000
     sweep gateway --to URL --to URL gateway.routing=prefix
@@ -499,7 +500,7 @@ def gateway(arguments: list[str]) -> int:
     It listens on loopback unless --host says otherwise; sweep run gateway=cache --help lists the keys.
     """
     parser = Parser(gateway)
-    parser.add_argument("--to", metavar="URL", action="append", required=True, help="an engine; may be repeated")
+    parser.add_argument("--to", metavar="URL", action="append", required=True, help="URL of an engine; may be repeated")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
         "--port", type=_checked(Annotated[int, Field(ge=0, le=65535)], "0 to 65535"), default=8080, help="default: 8080"
@@ -507,7 +508,7 @@ def gateway(arguments: list[str]) -> int:
     parser.add_argument(
         "--tokenizer", type=Path, metavar="FOLDER", help="tokenizer of the served model, to clip its input"
     )
-    parser.add_argument("--log", metavar="FILE", help="file for a line a request, without prompts")
+    parser.add_argument("--log", metavar="FILE", help="file for one line per request, without prompts")
     parser.add_argument("overrides", nargs="*", help="gateway=NAME and gateway.KEY=VALUE")
     folders, arguments = _config_dirs(arguments)
     from sweep.gateway.command import service
@@ -525,18 +526,18 @@ def copy(arguments: list[str]) -> int:
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = parser.parse_args(arguments)
     if not object_store.is_url(options.url):
-        raise ConfigError(f"URL={options.url}: expected s3://bucket/path and gs://bucket/path")
+        raise ConfigError(f"URL={options.url}: expected s3://bucket/path or gs://bucket/path")
     object_store.copy(options.url, options.folder)
     return 0
 
 
 def export(arguments: list[str]) -> int:
-    """Write a run's trials as `vllm bench serve` saves its results, for its own tools.
+    """Write a run's trials in the format of `vllm bench serve`, for vLLM's own tools.
 
     sweep export results/serving_ladder FOLDER
     vllm bench sweep plot FOLDER --var-x max_concurrency --var-y median_ttft_ms
 
-    A folder a point, with run=N.json for each replicate and their summary.json; figures are by vLLM's definitions.
+    Each point gets a folder with run=N.json per replicate, and their summary.json; figures follow vLLM's definitions.
     """
     from analysis.exchange import vllm_bench
 
@@ -551,18 +552,19 @@ def export(arguments: list[str]) -> int:
 
 
 def import_(arguments: list[str]) -> int:
-    """Make a run of results that `vllm bench serve`, GuideLLM or AIPerf saved.
+    """Make a run from results saved by `vllm bench serve`, GuideLLM or AIPerf.
 
     sweep import result.json OUT backend=vllm model=tiny-llama workload=synthetic
+    sweep import FOLDER OUT                      all results of an export, or of a `vllm bench sweep`
     sweep compare results/mine OUT
 
-    KEY=VALUE says what the file does not know, in the words of the run that it is compared with. Each row says which
-    tool measured it, in `client_stamp_source`, and so does a comparison.
+    KEY=VALUE supplies what the file lacks, in the terms of the run that it is compared with. Each row says in
+    `client_stamp_source` which tool measured it, and so does a comparison.
     """
     from analysis.exchange.imported_run import import_files
 
     parser = Parser(import_)
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="or a folder with files")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new results folder")
     pairs = [each for each in arguments if "=" in each and not each.startswith("-") and not Path(each).is_file()]
     options = parser.parse_args([argument for argument in arguments if argument not in pairs])
@@ -582,7 +584,7 @@ def completion(arguments: list[str]) -> int:
     """
     from sweep.cli.shell_completion import SCRIPTS, candidates
 
-    if arguments[:1] == ["--words"]:  # of the line, `sweep` first
+    if arguments[:1] == ["--words"]:  # the words of the line, starting with `sweep`
         folders, line = _config_dirs(arguments[2:])
         print("\n".join(candidates(COMMANDS, line, ConfigPath.of_user(folders))))
         return 0
@@ -593,7 +595,7 @@ def completion(arguments: list[str]) -> int:
 
 
 def _typed_name(command: Callable[[list[str]], int]) -> str:
-    """The command as it is typed: a word that Python keeps for itself has an underscore here."""
+    """Return the command's name as it is typed; a name that is a Python keyword has an underscore here."""
     return command.__name__.rstrip("_")
 
 
@@ -607,7 +609,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def dispatch(arguments: Sequence[str]) -> int:
-    """Run one command line; its exit status.
+    """Run one command line and return its exit status.
 
     Raises ConfigError for bad input.
     """
@@ -632,7 +634,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 
 
 def _config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The folders given with --config-dir, and the arguments without them."""
+    """Return the folders given with --config-dir, and the other arguments."""
     parser = Parser(run, add_help=False)
     parser.add_argument("--config-dir", metavar="DIR", action="append", default=[])
     options, overrides = parser.parse_known_args(arguments)
@@ -640,7 +642,7 @@ def _config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _choices(options: ConfigPath) -> str:
-    """The options of each config group."""
+    """Return the options of each config group."""
     titles = {group: f"{group}s:" for group in ("experiment", *POINT_GROUPS)} | {
         group: f"{group}:" for group in RUN_GROUPS
     }
@@ -670,7 +672,7 @@ def _print_keys(options: ConfigPath, group: str, option: str) -> None:
 
 
 def _checked(kind: Any, allowed: str) -> Callable[[str], Any]:
-    """A function that reads an option's text as a value of this type."""
+    """Return a function that reads an option's text as a value of this type."""
 
     def read(text: str) -> Any:
         try:

@@ -1,7 +1,7 @@
-"""Standard output and error that outlive their reader, and that no text of an engine's or a run's can control.
+"""Standard output and error that survive the loss of their reader, and that no text from an engine or a run controls.
 
-No command ends because `head`, `tee` or an ssh session did. A terminal's control characters are shown as `\\x1b`,
-except those that a console writes to style its own output.
+No command fails because `head`, `tee` or an ssh session ended. Control characters are shown as `\\x1b`, except those
+that a console writes to style its own output.
 """
 
 import errno
@@ -21,13 +21,13 @@ READER_GONE = {errno.EPIPE, errno.ESHUTDOWN, errno.ECONNRESET}  # a pipe's reade
 
 
 class _Descriptor(io.FileIO):
-    """A standard descriptor, which leads nowhere once its reader is gone."""
+    """A standard descriptor, which discards output once its reader is gone."""
 
     def write(self, content: Any, /) -> int:
         try:
             return super().write(content)
         except OSError as error:
-            hung_up = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)  # a terminal
+            hung_up = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)  # a closed terminal
             if error.errno not in READER_GONE and not hung_up:
                 raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -37,14 +37,14 @@ class _Descriptor(io.FileIO):
 
 
 class _Stream(io.TextIOWrapper):
-    """A standard stream: text that is written to it cannot control the terminal."""
+    """A standard stream on which text cannot control the terminal."""
 
     def write(self, text: str, /) -> int:
         return super().write(printable(text))
 
 
 class _Styled:
-    """The same stream for a console, which writes the terminal's own language."""
+    """The same stream for a console, which may write control sequences."""
 
     def __init__(self, stream: _Stream) -> None:
         self.stream = stream
@@ -57,7 +57,7 @@ class _Styled:
 
 
 class SafeConsole(Console):
-    """A console on which the text that it shows cannot control the terminal."""
+    """A console whose displayed text cannot control the terminal."""
 
     @property
     def file(self) -> IO[str]:
@@ -69,13 +69,13 @@ class SafeConsole(Console):
         self._file = stream
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render like any console, with control characters escaped in every text."""
+        """Render like any console, but with control characters escaped in every text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def make_console(width: int | None = None, markup: bool = True) -> SafeConsole:
-    """Return a console; `width` holds where there is no terminal and no COLUMNS."""
+    """Return a console; `width` applies if there is no terminal and no COLUMNS."""
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
     return SafeConsole(highlight=False, markup=markup, width=None if has_width else width)
 
@@ -85,12 +85,12 @@ def replace_streams() -> None:
     for attribute in ("stdout", "stderr"):
         stream = getattr(sys, attribute)
         if stream is None or stream is not getattr(sys, f"__{attribute}__"):
-            continue  # closed, or somebody else's: a test's, a notebook's
+            continue  # closed, or replaced by a test or a notebook
         raw = _Descriptor(stream.fileno(), "wb", closefd=False)
         replacement = _Stream(
             raw if stream.write_through else io.BufferedWriter(raw),
             stream.encoding,
-            "backslashreplace",  # a locale's own characters are no reason to fail
+            "backslashreplace",  # a character that the locale lacks is no reason to fail
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )

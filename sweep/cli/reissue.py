@@ -1,8 +1,8 @@
-"""A supervisor for the night: issues the same command again as long as its exit status is 75.
+"""A supervisor for unattended runs: issues the same command again as long as its exit status is 75.
 
 A driver that had to stop (Ray gone, a full disk, a process killed) leaves a run that the same command continues. Failed
-trials, bad input, interrupts and a passed deadline end it. At the end of a batch job the status 75 is passed on: the
-next job continues.
+trials, bad input, interrupts and a passed deadline end the supervisor. At the end of a batch job it passes on the
+status 75, so that the next job continues.
 """
 
 import os
@@ -24,11 +24,11 @@ from sweep.drive.stop_control import STOP_SIGNALS, job_end, user_deadline
 from sweep.plan.compose import compose_run
 
 FIRST_PAUSE, LONGEST_PAUSE = scaled(10.0), scaled(600.0)  # s before the command is issued again; doubled each time
-WORKED = scaled(900.0)  # s that a command ran for, after which the next pause is the first again
-GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s of commands that all stopped early, after which it is given up
+WORKED = scaled(900.0)  # s of runtime after which a command has worked, so that the pauses begin anew
+GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s during which all commands stopped early, after which the supervisor gives up
 BAD_INPUT = 2
-TRIALS_FAILED = 1  # also what Ray ends this process with, without a word to it, when it finds itself broken
-INCOMPLETE = 1  # at a deadline, and when given up: whoever issues this command again on 75 would do so forever
+TRIALS_FAILED = 1  # also Ray's status if it ends this process without notice because Ray itself is broken
+INCOMPLETE = 1  # at a deadline, and when giving up: with 75 a caller would issue the command again endlessly
 
 
 def _print_error(text: str) -> None:
@@ -41,10 +41,10 @@ class Reissuer:
     def __init__(self, arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
         self.arguments, self.config_dirs = list(arguments), list(config_dirs)
         self.process: subprocess.Popen[bytes] | None = None
-        self.signals = 0  # received so far
+        self.signals = 0  # number of signals received
 
     def run(self) -> int:
-        """Issue the command; return its last exit status."""
+        """Issue the command until it has ended for good; return its last exit status."""
         deadline = self._deadline()
         previous = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
         try:
@@ -61,7 +61,7 @@ class Reissuer:
             issued += 1
             if time.monotonic() - begin >= WORKED:
                 pause, failing_since = FIRST_PAUSE, time.monotonic()
-            # Arguments that were good before are good now: what is refused is the place, e.g. no Ray there yet.
+            # The arguments have worked before, so a rejection concerns the surroundings, e.g. no Ray there yet.
             temporary = status == ISSUE_AGAIN or status < 0 or (status == BAD_INPUT and issued > 1)
             temporary |= status == TRIALS_FAILED and not self._ended()
             if self.signals or not temporary:
@@ -69,9 +69,9 @@ class Reissuer:
             if deadline is not None and time.time() >= deadline:
                 return INCOMPLETE
             if (end := job_end()) is not None and time.time() + pause >= end:
-                return ISSUE_AGAIN  # in another job
+                return ISSUE_AGAIN  # continue in another job
             if time.monotonic() - failing_since > GIVEN_UP_AFTER:
-                print(f"given up after {duration_text(GIVEN_UP_AFTER)} of commands that stopped early", file=sys.stderr)
+                print(f"giving up: every command in {duration_text(GIVEN_UP_AFTER)} has stopped early", file=sys.stderr)
                 return INCOMPLETE
             print(f"exit status {status}: issuing the command again in {duration_text(pause)}", file=sys.stderr)
             if self._interrupted_within(pause):
@@ -81,7 +81,7 @@ class Reissuer:
     def _issue(self) -> int:
         folders = [part for folder in self.config_dirs for part in ("--config-dir", folder)]
         command = [sys.executable, "-m", "sweep", "run", *folders, *self.arguments]
-        # A session of its own: a terminal's Ctrl-C reaches it through `_forward`, once.
+        # In a session of its own: a terminal's Ctrl-C reaches it only once, through `_forward`.
         environ = {**os.environ, "PYTHONPATH": import_path()}
         with subprocess.Popen(command, env=environ, start_new_session=True) as self.process:
             return self.process.wait()
@@ -98,16 +98,16 @@ class Reissuer:
         return self.signals > 0
 
     def _ended(self) -> bool:
-        """Return whether the command came to its end by itself, by the last word of its driver."""
+        """Return whether the command ended normally, according to the last status that its driver wrote."""
         settings = self._settings()
         if settings is None or self.process is None:
             return True
-        consequence = "it is unknown whether the command ended by itself, so it is issued again"
+        consequence = "it is unknown whether the command ended normally, so it is issued again"
         status = last_status(RunPaths(results_folder(settings)), consequence, _print_error) or {}
         return bool(status.get("ended")) and status.get("pid") == self.process.pid
 
     def _deadline(self) -> float | None:
-        """Return the deadline that the command has, s since the epoch; None without one, or for bad input."""
+        """Return the command's deadline in seconds since the epoch; None if it has none, or for bad input."""
         settings = self._settings()
         if settings is None:
             return None

@@ -7,6 +7,7 @@ import os
 import shlex
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,7 @@ from sweep.base.config import (
 from sweep.base.exits import Outage
 from sweep.base.masking import masked_here, masked_message, secret_values
 from sweep.base.options import ConfigPath
+from sweep.base.records import Outcome
 from sweep.base.wording import count
 from sweep.cli.capacity import Search, check_search, claim_lines
 from sweep.cli.output import make_console
@@ -63,16 +65,17 @@ from sweep.plan.pending import PendingWork, check_resolved, find_pending
 from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.point_details import point_details
-from sweep.plan.show import PIPE_WIDTH, print_plan
+from sweep.plan.show import PIPE_WIDTH, check_disk, print_plan
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sockets/plasma_store")  # bytes
 
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
-    """Run the command line; return the exit status. `config_dirs` are folders with options of the user's own.
+    """Run the command line; return the exit status. `config_dirs` are folders with the user's own options.
 
     Raises ConfigError for bad input, before anything is launched; Halted for an outage that lasts; Unforeseen for an
-    error of ours while planning.
+    internal error while planning.
     """
     with traced(arguments):
         options = ConfigPath.of_user(config_dirs)
@@ -86,7 +89,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
 
 
 def execute_plan(planned: "Planned", command: str) -> int:
-    """Run what is planned, or print it if it is a dry run; return the exit status. `command` is what was typed.
+    """Run a plan, or print it in a dry run; return the exit status. `command` is the command line as typed.
 
     Raises ConfigError for what cannot be run, before anything is launched; Outage if an object store for the results
     gave no answer.
@@ -112,9 +115,9 @@ def execute_plan(planned: "Planned", command: str) -> int:
                 console.print(line, markup=False, soft_wrap=True)
         return 0
     if settings.details:
-        raise ConfigError("details=true: prints every point of a plan; needs dry_run=true")
+        raise ConfigError("details=true: prints every point of a plan, and needs dry_run=true")
     if settings.cluster.simulate is not None:
-        raise ConfigError("cluster.simulate: a simulated cluster runs nothing; needs dry_run=true")
+        raise ConfigError("cluster.simulate: a simulated cluster cannot run anything; add dry_run=true")
     check_ports(plan)
     if settings.fresh:
         move_aside(paths.out, console)
@@ -144,12 +147,12 @@ def _halted_by_full_disk(out: Path) -> Iterator[None]:
 
 
 class Planned(NamedTuple):
-    """A plan with the nodes and the folder for it."""
+    """A plan with the nodes and the results folder for it."""
 
     plan: Plan
     nodes: Sequence[Node]
     paths: RunPaths
-    assumption: str | None = None  # about the machine that it is planned for
+    assumption: str | None = None  # a note about the machine that the plan assumes
     composition: Composition | None = None
     facts: Surroundings | None = None
 
@@ -163,20 +166,21 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
         hardware = settings.hardware
         machine = f"1 {hardware.accelerator or 'GPU'}" + (f" and {hardware.cpus} cores" if hardware.cpus else "")
         here = f"no {hardware.accelerator or 'GPU'} here"
-        assumption = f"{here}: planned for one machine with {machine}, as conf/hardware has it"
+        assumption = f"{here}: planned for one machine with {machine}, as described in conf/hardware"
     nodes = find_nodes(settings)
     if settings.relock and settings.dry_run:
-        raise ConfigError("relock=true: asks the package index, which a dry run does not; needs dry_run=false")
+        raise ConfigError("relock=true: queries the package index, which a dry run never does; set dry_run=false")
     paths = RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     plan = make_plan(replace(composition, settings=settings), facts)
     check_resolved(plan)
+    check_disk(plan, nodes)
     return Planned(plan, nodes, paths, assumption, replace(composition, settings=settings), facts)
 
 
 @contextmanager
 def traced(arguments: Sequence[str]) -> Iterator[None]:
-    """Raise Unforeseen for an error that no check foresaw: its traceback is in a file, and it is no bad input."""
+    """Raise Unforeseen for an unexpected error that is not bad input, and write its traceback to a file."""
     try:
         yield
     except (ConfigError, DamagedFile, Halted, Outage):
@@ -185,12 +189,12 @@ def traced(arguments: Sequence[str]) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that was typed
             raise ConfigError(f"{shortened(error.filename)}: {os.strerror(error.errno)}") from None
         text = masked_message(f"sweep {shlex.join(arguments)}\n{traceback.format_exc()}", secret_values(os.environ))
-        problem = f"an error of sweep itself: {type(error).__name__}: {shortened(first_line(error))}"
+        problem = f"internal error of sweep: {type(error).__name__}: {shortened(first_line(error))}"
         raise Unforeseen(f"{problem}; traceback: {_error_file(text)}") from error
 
 
 def _error_file(text: str) -> Path:
-    """A new file with this text, in the cache folder, or where temporary files go."""
+    """Write this text to a new file in the cache folder, or else in the folder for temporary files; return its path."""
     folder = cache_directory(None) / "errors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +207,7 @@ def _error_file(text: str) -> Path:
 
 
 def _settings_of_run(arguments: Sequence[str], config_dirs: Sequence[str]) -> Settings:
-    """Return the settings of a run, for which nothing outside of this machine is asked."""
+    """Return the settings of a run without querying anything outside this machine."""
     return compose_run(arguments, lambda cluster: "cpu", ConfigPath.of_user(config_dirs)).settings
 
 
@@ -231,7 +235,7 @@ def _run_locked(
         mirror.fetch_trials()
     ledger.close()
     changed = result.table_changed or paths.plan.read_bytes() != old_plan
-    moved = _put_together(paths, console, mirror)  # first: the report links to the files where they stay
+    moved = _put_together(paths, console, mirror)  # before the report, so that its links stay valid
     rebuild = plan.settings.report and (changed or moved or _is_stale(paths))
     if rebuild or changed or pending.launches:
         print_report(paths.out, console, plan.settings.metrics, rebuild)
@@ -242,8 +246,11 @@ def _run_locked(
         console.print(line, markup=False, soft_wrap=True)
     remedy = "run the same command again to continue"
     if result.interrupted:
-        with_row = sum(trial.trial_id in ledger.rows for trial in plan.trials)
-        console.print(f"interrupted: {with_row} of {count(len(plan.trials), 'trial')} finished; {remedy}")
+        ends = Counter(ledger.rows[trial.trial_id]["outcome"] for trial in plan.trials if trial.trial_id in ledger.rows)
+        lost = ends.total() - ends[Outcome.OK]
+        without = f", {lost} ended without one" if lost else ""
+        results = f"{ends[Outcome.OK]} of {count(len(plan.trials), 'trial')} have a result{without}"
+        console.print(f"interrupted: {results}; {remedy}")
     elif result.unfinished:
         console.print(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
@@ -277,7 +284,7 @@ def _search_locked(planned: Planned, console: Console, command: str, guard: Call
 
 
 def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror | None) -> bool:
-    """Put the run's small files together; return whether some may have moved. Whatever hinders it, no row is lost."""
+    """Combine the run's small files; return whether any may have moved. If that fails, no row is lost."""
     if mirror is not None and not mirror.settle():
         return False
     try:
@@ -289,7 +296,7 @@ def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror
 
 
 def _is_stale(paths: RunPaths) -> bool:
-    """Return whether the report is missing, or older than its sources: a run was killed before it wrote one."""
+    """Return whether the report is missing or older than its sources, because a run was killed before writing one."""
     sources = [paths.trials, *paths.compact.glob("*.parquet")]
     return not paths.report.exists() or paths.report.stat().st_mtime_ns < max(
         source.stat().st_mtime_ns for source in sources
@@ -317,7 +324,7 @@ def _drive(
 
 
 def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int = 0) -> int:
-    """Return 0; 1 when a trial of the plan failed; ISSUE_AGAIN when the deadline left some; 130 when interrupted."""
+    """Return 0; 1 if a trial of the plan failed; ISSUE_AGAIN if the deadline left some; 130 if interrupted."""
     if interrupted:
         return 130
     if unfinished:
@@ -329,23 +336,43 @@ def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int =
 def print_report(
     folder: Path, console: Console, metrics: str = "sweep", rebuild: bool = True, all_rows: bool = False
 ) -> None:
-    """Print the summary of the results in a folder; rebuild tables, figures and report before."""
-    import analysis  # pandas, scipy: not for a command with nothing to do
+    """Print the summary of the results in a folder, after rebuilding tables, figures and report.
 
+    The report of a folder that may only be read goes to the current folder.
+    """
+    import analysis  # imports pandas and scipy, which a command with nothing to do does not need
+
+    paths = RunPaths(folder)
     try:
         results = analysis.open_results(folder, all_rows)
         if rebuild:
-            analysis.write_all(results)
+            try:
+                analysis.write_all(results)
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                paths = _elsewhere(folder)
+                analysis.write_all(results, paths)
+                console.print(
+                    f"{folder} may only be read: its report goes to {paths.out}", markup=False, soft_wrap=True
+                )
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
     console.print(analysis.Summary(results))
     for table in analysis.render_vllm_flavour(results) if metrics == "vllm" else ():
         console.print(table)
-    _print_place_of_report(RunPaths(folder), console)
+    _print_place_of_report(paths, console, rebuild)
 
 
-def _print_place_of_report(paths: RunPaths, console: Console) -> None:
-    where = f"none is up to date; sweep report {paths.out} writes it" if _is_stale(paths) else paths.report
+def _elsewhere(run: Path) -> RunPaths:
+    """Where the report of a run goes that cannot be written: the current folder, or a new one there."""
+    current = RunPaths(Path.cwd())
+    return RunPaths(current.out / f"{run.name}-report") if current.report.exists() else current
+
+
+def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = False) -> None:
+    is_stale = not is_new and _is_stale(paths)
+    where = f"out of date; sweep report {paths.out} writes it" if is_stale else paths.report
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 
 
@@ -354,7 +381,7 @@ def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
         return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     folder = tempfile.gettempdir()
     if settings.cluster.kind == "local" and len(os.fsencode(folder)) > LONGEST_TMPDIR:
-        problem = "Ray's sockets are under it, and the path of a socket has at most 107 bytes"
+        problem = "Ray puts its sockets there, and a socket's path has at most 107 bytes"
         raise ConfigError(f"TMPDIR={shortened(folder)}: {problem}; expected at most {LONGEST_TMPDIR}, e.g. TMPDIR=/tmp")
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor

@@ -1,7 +1,7 @@
-"""Certifies the measuring client on this machine, against a server that logs the truth.
+"""Certifies the measuring client on this machine, using a server that logs what it actually sent.
 
-`sweep selfcheck` takes the highest load of a plan, or one of your own. The server is the simulated backend, on the
-engine's cores; the client runs where it would in a trial, and its figures are compared with the log request by request.
+`sweep selfcheck` uses the highest load of a plan, or a load of your choice. The server is the simulated backend, on the
+engine's cores; the client runs where it would in a trial. Its figures are compared with the log request by request.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from sweep.node.verdict import limited
 from sweep.numbers.quantile import quantile
 
 TTFT = 0.05  # s
-LASTS = 5.0  # s, about, that the check sends for
-EXACT = 1.0  # ms; errors (p99) below it are called exact
+LASTS = 5.0  # approximate s for which the check sends requests
+EXACT = 1.0  # ms; smaller errors (p99) count as exact
 
 
 class Certificate(NamedTuple):
-    """Errors of the client's figures against the truth, s, and whether the client was the bottleneck."""
+    """Errors of the client's figures in seconds, and whether the client was the bottleneck."""
 
     streams: int
     tokens_per_second: float
@@ -43,7 +43,7 @@ class Certificate(NamedTuple):
 
 
 def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto") -> Certificate:
-    """Drive the reference server with `streams` users for some seconds."""
+    """Send requests from `streams` users to the reference server for a few seconds."""
     server_cpus, client_cpus = _cores()
     tokens = max(8, min(256, int(1.0 / itl) if itl else 256))
     count = streams * max(1, round(LASTS / (TTFT + itl * tokens)))
@@ -63,7 +63,7 @@ def check(streams: int, itl: float, *, processes: int | Literal["auto"] = "auto"
 
 
 def describe(finding: Certificate) -> str:
-    """The finding as text, with a remedy where one is needed."""
+    """Return the finding as text, with a remedy if one is needed."""
     report = finding.measurement.report
     ttft, itl = finding.ttft_error_p99 * 1e3, finding.itl_error_p99 * 1e3
     figures = (
@@ -81,12 +81,12 @@ def describe(finding: Certificate) -> str:
 
 
 def plan_load(overrides: Sequence[str], options: ConfigPath) -> int:
-    """The most requests in flight at once in any trial of this plan."""
+    """Return the largest number of requests in flight at once in any trial of this plan."""
     from sweep.drive.preflight import fetch_obstacle, find_hardware
     from sweep.plan.compose import compose_run
     from sweep.plan.planning import Surroundings, make_plan
 
-    # What is installed or can run here does not matter to the load.
+    # Whether an engine is installed or can run here does not affect the load.
     anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)
     composition = compose_run(overrides, functools.partial(find_hardware, options=options), options, fetch_obstacle)
     streams = 1
@@ -98,7 +98,7 @@ def plan_load(overrides: Sequence[str], options: ConfigPath) -> int:
 
 
 def _cores() -> tuple[set[int], set[int]]:
-    """The server's and the client's cores: the last one is the client's, as in a trial."""
+    """Return the server's and the client's cores; the client gets the last core, as in a trial."""
     cores = sorted(os.sched_getaffinity(0))
     return (set(cores[:-1]), {cores[-1]}) if len(cores) > 1 else (set(cores), set(cores))
 
@@ -118,7 +118,7 @@ def _serving(itl: float, log: Path, cpus: set[int]) -> Iterator[str]:
 
 
 def _errors(result: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[list[float], list[float]]:
-    """Absolute errors of every TTFT (from the send) and of every gap between tokens, s."""
+    """Return the absolute errors of every TTFT (from the send) and of every gap between tokens, in seconds."""
     ttft, gaps = [], []
     for record in result.records:
         if record.error is None:

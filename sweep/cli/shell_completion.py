@@ -1,4 +1,4 @@
-"""Shell completion: the script that a shell reads once, and the words that it asks for at every tab."""
+"""Shell completion: the script that a shell reads once, and the words that it requests at every tab."""
 
 from collections import ChainMap
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from sweep.base.config import CONF, GROUPS
 from sweep.base.options import PRIMARY, ConfigPath
 from sweep.cli.keys import keys_of
 
-# Bash breaks words at `=`: what stands before the last one is on the line already.
+# Bash breaks words at `=`: what comes before the last one is on the line already.
 SCRIPTS = {
     "bash": """\
 _sweep() {
@@ -39,7 +39,7 @@ complete -c sweep -a '(sweep completion --words (commandline -opc) (commandline 
 
 
 def candidates(commands: Iterable[str], line: Sequence[str], options: ConfigPath) -> list[str]:
-    """The possible completions of the last word after `sweep`."""
+    """Return the possible completions of the last word after `sweep`."""
     *before, current = line or [""]
     matches: list[str] = []
     match before[:1]:
@@ -57,17 +57,17 @@ def candidates(commands: Iterable[str], line: Sequence[str], options: ConfigPath
 
 
 def _overrides(options: ConfigPath, before: Sequence[str], current: str) -> list[str]:
-    """Overrides that begin like the present word: values after `=`, otherwise keys."""
+    """Return overrides that begin like the current word: values after `=`, otherwise keys."""
     name, equals, value = current.partition("=")
     allowed = {group: options.choices(group) for group in GROUPS} | {"+experiment": options.choices("experiment")}
     group = name.partition(".")[0] if "." in name else ""
-    # The keys of the option that is chosen on the line, else of the one in conf/config.yaml.
+    # The keys of the option chosen on the line, else of the option in conf/config.yaml.
     defaults = yaml.safe_load((CONF / f"{PRIMARY}.yaml").read_text())["defaults"]
     chosen = dict(ChainMap(*(entry for entry in defaults if isinstance(entry, dict))))
     chosen |= dict(word.split("=", 1) for word in before if "=" in word)
     keys = keys_of(options, group, chosen[group].partition(",")[0]) if group in GROUPS else keys_of(options)
     allowed |= {key.name: list(key.allowed) for key in keys}
     if equals:
-        typed = value[: value.rfind(",") + 1]  # the values of an axis before the one that is being typed
+        typed = value[: value.rfind(",") + 1]  # the values of an axis before the one being typed
         return [f"{name}={typed}{choice}" for choice in allowed.get(name, ())]
     return ["--config-dir", *(f"{key}=" for key in allowed)]

@@ -1,6 +1,6 @@
-"""The files between the client and its measuring process: the job, and the rows and chunks that come back.
+"""The files exchanged between the client and its measuring process: the job, and the resulting rows and chunks.
 
-Results are written as they come, one fixed row per request and its chunks, so that memory does not grow with the trial.
+Results are written as they arrive, one fixed row per request and its chunks, so memory does not grow with the trial.
 """
 
 import json
@@ -17,7 +17,7 @@ from sweep.base.records import UNKNOWN, Timeouts
 from sweep.client import wire
 from sweep.client.modes import Dispatch, Mode
 
-ROW = struct.Struct("<IiqqqqIiiiqiiiii")
+ROW = struct.Struct("<IiqqqqqqIiiiqiiiiiiii?")
 NO_REASONING = -2  # as a row's `answer_us`
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
 TEXTS = 64  # answers of a trial whose text is kept where the server counts the tokens: to check its count
@@ -26,25 +26,31 @@ TEXTS = 64  # answers of a trial whose text is kept where the server counts the 
 class PackedRow(NamedTuple):
     """A request's results as `ROW` packs them. Times are in ns, UNKNOWN if the request was never sent.
 
-    The chunks and the text of a row are the next ones in their files. A text index of -1 means no text.
+    The chunks and the text of a row are the next ones in their files. A text index of -1 means that there is no text.
     """
 
     record: int
     batch: int
-    scheduled: int  # UNKNOWN without a schedule
+    scheduled: int  # UNKNOWN if there is no schedule
     released: int
     sent: int
     ended: int
+    connecting: int  # this and the next: UNKNOWN where the connection had answered before
+    connected: int
     chunks: int
     input_tokens: int
     output_tokens: int
     reasoning_tokens: int
     answer_us: int  # UNKNOWN if no answer followed the reasoning
     text_bytes: int  # UNKNOWN if the text was not kept
-    token_source: int  # this and the next two: indices of the text table
+    token_source: int  # this and the next three: indices of the text table
     finish_reason: int
     error: int
+    served_model: int
     cached_tokens: int
+    characters: int
+    text_hash: int
+    closed: bool
 
 
 @dataclass
@@ -56,22 +62,22 @@ class Job:
     mode: Mode
     parts: int
     cpus: set[int] | None
-    keeps_texts: bool = False  # of some answers, and of all where the server does not count their tokens
-    progress_every: float | None = None  # s between two reports of what has come to the parent; None: no reports
+    keeps_texts: bool = False  # the text of some answers, or of all if the server does not count their tokens
+    progress_every: float | None = None  # s between two reports of the progress to the parent; None: no reports
     warmup_calls: int = 0
     offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # of each call in the file of requests
     prompts: "array[int]" = field(default_factory=lambda: array("I"))  # of each call
-    limits: "array[int]" = field(default_factory=lambda: array("I"))  # output tokens asked for, per prompt of each call
+    limits: "array[int]" = field(default_factory=lambda: array("I"))  # requested output tokens per prompt of each call
     folder: Path = field(init=False)
     part: int = field(init=False)
-    counted: bool = field(init=False, default=False)  # the latest answer's tokens were counted by the server
-    first: "array[int]" = field(init=False)  # record of each call's first prompt
+    counted: bool = field(init=False, default=False)  # whether the server counted the latest answer's tokens
+    first: "array[int]" = field(init=False)  # index of the Record for each call's first prompt
     _requests: int = field(init=False)
     _head: bytes = field(init=False)
 
     @staticmethod
     def open(folder: Path, part: int) -> "Job":
-        """The part of one process in the job that the parent wrote into a folder."""
+        """Open one process's part of the job that the parent wrote to a folder."""
         job: Job = pickle.loads((folder / "job").read_bytes())
         job.folder, job.part = folder, part
         job.mode = job.mode.split(part, job.parts)
@@ -86,16 +92,16 @@ class Job:
         return len(self.prompts)
 
     def request(self, call: int) -> bytes:
-        """The bytes of one call, read when they are needed: the page cache holds them, not our memory."""
+        """Return the bytes of one call, read when needed, so that the page cache holds them and not our memory."""
         begin, end = self.offsets[call], self.offsets[call + 1]
         return self._head + os.pread(self._requests, end - begin, begin)
 
     def patient_until(self, call: int) -> int:
-        """Tokens before which a call's answer cannot end, so that its reads may wait (see `poller`)."""
+        """Return the tokens before which a call's answer cannot end, so that reads may be late (see `poller`)."""
         return self.limits[call] - 1 if self.target.ignore_eos and self.prompts[call] == 1 else 0
 
     def answer(self, call: int) -> wire.Answer:
-        """An empty answer for one call."""
+        """Return an empty answer for one call."""
         keeps_text = self.keeps_texts and (not self.counted or call % (1 + self.calls // TEXTS) == 0)
         times, least = wire.ENDLESS
         limit = self.prompts[call] * max(times * self.limits[call], least)
@@ -103,7 +109,7 @@ class Job:
 
 
 class ResultFiles:
-    """Rows and chunks, spilled to files of the job folder as they come."""
+    """Rows and chunks, written to files of the job folder as they arrive."""
 
     def __init__(self, folder: Path, part: int) -> None:
         self._rows = (folder / f"rows.{part}").open("wb")
@@ -113,11 +119,14 @@ class ResultFiles:
         self._row_bytes = bytearray()
         self._chunk_us, self._chunk_tokens = array("I"), array("H")
         self._texts: dict[str, int] = {}
-        self.warm_up = [0, 0, 0]  # the answers that the server counted, their tokens, and those asked for
+        self.warm_up = [0, 0, 0]  # answers that the server counted, their tokens, and the requested tokens
+        self.warm_up_durations: list[float] = []  # s, of the warm-up's requests that succeeded
         self._texts_path = folder / f"texts.{part}.json"
 
     def count_warm_up(self, answer: wire.Answer, limit: int) -> None:
-        """Add a call of the warm-up, whose answers have `limit` tokens at most, to its counts."""
+        """Add a call of the warm-up, whose answers have at most `limit` tokens, to the counts."""
+        if answer.error is None and answer.completed:
+            self.warm_up_durations.append((answer.completed - answer.sent) / 1e9)
         if answer.error is None and answer.counted:
             for stream in answer.streams:
                 hidden = stream.reasoning_tokens if stream.answer_us is None else 0
@@ -125,7 +134,7 @@ class ResultFiles:
                 self.warm_up = [total + number for total, number in zip(self.warm_up, more, strict=True)]
 
     def add(self, dispatch: Dispatch, answer: wire.Answer, first_record: int) -> None:
-        """Write down a call that has ended."""
+        """Write the results of a call that has ended."""
         for number, stream in enumerate(answer.streams):
             row = PackedRow(
                 record=first_record + number,
@@ -134,6 +143,8 @@ class ResultFiles:
                 released=dispatch.released,
                 sent=answer.sent or dispatch.given_up,
                 ended=answer.completed or dispatch.given_up,
+                connecting=answer.connecting,
+                connected=answer.connected,
                 chunks=len(stream.chunk_us),
                 input_tokens=stream.input_tokens,
                 output_tokens=stream.total,
@@ -143,7 +154,11 @@ class ResultFiles:
                 token_source=self._text(stream.source),
                 finish_reason=self._text(stream.finish_reason),
                 error=self._text(answer.error_of(stream)),
+                served_model=self._text(", ".join(answer.models) or None),
                 cached_tokens=stream.cached_tokens,
+                characters=stream.written.characters,
+                text_hash=stream.written.digest(),
+                closed=answer.closed,
             )
             self._row_bytes += ROW.pack(*row)
             self._chunk_us.extend(stream.chunk_us)

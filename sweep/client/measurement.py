@@ -33,40 +33,41 @@ from sweep.client.token_counts import settle
 from sweep.client.wire import Target
 from sweep.numbers.quantile import quantile
 
-HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes have it in time
-STOP_WITHIN = 60.0  # s for the client to write down its results, once it has been asked to stop
-FILES_OF_PROCESS = 64  # that a measuring process has open beside its connections
-STALLED = "stall_timeout"  # the reason to stop when no token of any request comes
-PROGRESS_REPORTS = 5  # of each process within the stall timeout, unless that is more than one a second
+HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes receive it in time
+STOP_WITHIN = 60.0  # s for the client to write its results after it was asked to stop
+FILES_OF_PROCESS = 64  # files that a measuring process has open besides its connections
+STALLED = "stall_timeout"  # the reason to stop when no request receives a token
+PROGRESS_REPORTS = 5  # per process within the stall timeout, but at most one per second
 TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
 
 
 class ClientDied(Failed):
-    """The measuring process ended without its results: killed, out of memory, or by our own error (in the message)."""
+    """The measuring process ended without results: killed, out of memory, or by our own error (in the message)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """The client's figures about itself, over the measured part of the trial."""
+    """The client's figures about itself, for the measured part of the trial."""
 
     processes: int
-    cpu: float  # share of a core that the busiest process used, or of all its cores that all used: the larger
+    cpu: float  # share of a core that the busiest process used, or of all cores that all used: the larger one
     cpu_seconds: float  # of all client processes
-    loop_lag_p50: float  # s by which the event loop was late
+    loop_lag_p50: float  # delay of the event loop, in s
     loop_lag_p99: float
     offered: int  # requests that were due
     sent: int  # requests whose first byte was written to a socket
     reads: int
-    multi_event_reads: int  # reads that held several token events of a prompt: they share one stamp
+    multi_event_reads: int  # reads that contained several token events of a prompt, which share one stamp
     stamp_source: Literal["kernel", "user", "mixed", "none", "engine"]
-    clock_steps: int  # jumps of the wall clock by more than 1 ms: stamps within a second of one may be off by it
+    clock_steps: int  # jumps of the wall clock by more than 1 ms: stamps up to a second away may be wrong by that much
     peak_memory_bytes: int  # of the largest client process
-    batch_form: BatchForm  # how lockstep batches were really sent
+    batch_form: BatchForm  # how lockstep batches were actually sent
     stopped: str | None = None  # why the trial was stopped early
+    start_spread: float | None = None  # s between the first and the last user's start; None without users
 
 
 class WarmUp(NamedTuple):
-    """The warm-up's answers whose tokens the server counted, hidden reasoning left out."""
+    """The warm-up's answers whose tokens the server counted, without hidden reasoning."""
 
     answers: int
     output_tokens: int
@@ -82,7 +83,7 @@ class Measurement:
 
     records: Records
     report: ClientReport
-    start_monotonic: float  # s on CLOCK_MONOTONIC: the zero of the Records' times
+    start_monotonic: float  # zero of the Records' times, in s of CLOCK_MONOTONIC
 
 
 def measure(
@@ -105,17 +106,16 @@ def measure(
     """Send the warm-up and then the requests when the mode says, and return a Record of each request that was due.
 
     The warm-up is sent in the same way before the clock starts; its Records have phase "warmup" and negative times.
-    `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, some 20 ms before
-    it; `should_stop` about ten times a second: when it gives a reason, requests on their way end with the error
-    "cancelled: <reason>" and nothing more is sent. The same happens, for the reason STALLED, when no token of any
-    request has come for `stall_timeout` s while some were on their way. `on_warm` is called before the clock starts,
-    `on_progress` with the counts so far, about once a second.
-    `count_tokens` counts the tokens of texts, after the run: of all answers that the server did not count, and of some
-    that it did.
+    `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, about 20 ms before
+    it. `should_stop` is called about ten times a second: if it returns a reason, requests in flight end with the error
+    "cancelled: <reason>" and nothing more is sent. The same happens, with the reason STALLED, if no request in flight
+    has received a token for `stall_timeout` s. `on_warm` is called before the clock starts, `on_progress` with the
+    counts so far, about once a second. After the run, `count_tokens` counts the tokens of texts: of all answers that
+    the server did not count, and of some that it did.
 
-    `folder` is created for the job's files; the Records do not need it afterwards. With several `processes` requests
-    and users are dealt out in turn, and a cap on requests in flight is shared out among them; lockstep needs one
-    process. Raises ValueError for what cannot be sent, ClientDied.
+    `folder` is created for the job's files; the Records do not need it afterwards. With several `processes`, requests
+    and users are dealt out in turn, and a cap on requests in flight is divided among them; lockstep needs one process.
+    Raises ValueError for what cannot be sent; ClientDied.
     """
     if target.api_key_env and target.api_key_env not in os.environ:
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
@@ -133,11 +133,13 @@ def measure(
         folder, parts, [*warmup, *requests], len(warmup), supervisor.start, count_tokens, target.ignore_eos
     )
     cores = len(cpus or os.sched_getaffinity(0))
-    return Measurement(records, _report(folder, finals, target, supervisor.stopped, cores), supervisor.start / 1e9)
+    report = _report(folder, finals, target, supervisor.stopped, cores)
+    report = replace(report, start_spread=mode.after_warm_up(supervisor.request_duration).start_spread())
+    return Measurement(records, report, supervisor.start / 1e9)
 
 
 def allow_open_files(files: int) -> None:
-    """Allow so many open files, here and in the client processes. Raises ValueError if the hard limit is lower."""
+    """Allow this many open files, here and in the client processes. Raises ValueError if the hard limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < files:
         raise ValueError(f"{files} open files are needed, and this machine allows {hard}; set ulimit -n {files}")
@@ -145,11 +147,8 @@ def allow_open_files(files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
-# -- the job folder
-
-
 def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests: Sequence[Request]) -> BatchForm:
-    """The form of the calls: a list of prompts has one max_tokens and model, so mixed batches are sent as streams."""
+    """Return the form of calls: a list of prompts has one max_tokens and model, so mixed ones are sent as streams."""
     if target.batch_form == "streams" or mode.batch() in (None, 1):
         return "streams"
     alike = all(len({(each.output_tokens, each.model) for each in phase}) <= 1 for phase in (warmup, requests))
@@ -157,7 +156,7 @@ def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests:
 
 
 def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequence[Request]) -> None:
-    """Everything the client needs, as two files: the calls' bytes, and the job with an index to them."""
+    """Write everything that the client needs to two files: the calls' bytes, and the job with an index to them."""
     folder.mkdir(parents=True, exist_ok=True)
     size = (job.mode.batch() or 1) if job.target.batch_form == "list" else 1
     with (folder / "requests").open("wb") as file:
@@ -169,11 +168,8 @@ def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequ
                 job.limits.append(max(request.output_tokens for request in batch))
             if phase is warmup:
                 job.warmup_calls = len(job.prompts)
-    job.target = replace(job.target, extra_body={})  # it is in the requests' bytes already
+    job.target = replace(job.target, extra_body={})  # the requests' bytes contain it already
     (folder / "job").write_bytes(pickle.dumps(job))
-
-
-# -- the processes
 
 
 class _Client(NamedTuple):
@@ -185,7 +181,7 @@ class _Client(NamedTuple):
 
 @contextlib.contextmanager
 def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
-    """The client processes; none survives the block, whatever happens."""
+    """Yield the client processes; none of them survives the block, whatever happens."""
     environment = {**os.environ, "PYTHONPATH": import_path()}
     clients: list[_Client] = []
     try:
@@ -221,7 +217,7 @@ class _Counts:
         self._next = 0  # ns
 
     def take(self, part: int, counts: list[int] | None, start: int) -> None:
-        """Add the counts of one process; None during its warm-up."""
+        """Add the counts of one process; they are None during its warm-up."""
         now = time.monotonic_ns()
         if counts is None:
             return
@@ -247,8 +243,10 @@ class _Supervisor:
         self._counts = counts
         self._should_stop, self._on_start, self._on_warm = should_stop, on_start, on_warm
         self._stall_timeout = math.inf if stall_timeout is None else stall_timeout
-        self._progress = time.monotonic_ns()  # the latest token, as far as the processes have reported
+        self._progress = time.monotonic_ns()  # the latest token, as reported by the processes
         self._warm_ups: list[WarmUp] = []
+        self._durations: list[float] = []  # s, of the warm-up's requests
+        self.request_duration = 0.0  # their median
         self.start = time.monotonic_ns()
         self.stopped: str | None = None
         self._stop_by = float("inf")  # time.monotonic()
@@ -279,10 +277,12 @@ class _Supervisor:
         if message["event"] == "ready":
             self._ready.add(part)
             self._warm_ups.append(WarmUp(*message["warm_up"]))
+            self._durations += message["durations"]
             if len(self._ready) == len(clients):
                 self._on_warm(WarmUp(*map(sum, zip(*self._warm_ups, strict=True))))
+                self.request_duration = quantile(self._durations, 0.5) if self._durations else 0.0
                 self.start = time.monotonic_ns() + int(HEAD_START * 1e9)
-                _send(clients, go=self.start)
+                _send(clients, go=self.start, request_duration=self.request_duration)
                 self._on_start(self.start / 1e9)
         elif message["event"] == "progress":
             self._progress = max(self._progress, message["at"])
@@ -304,7 +304,7 @@ class _Supervisor:
 
 def _send(clients: list[_Client], **message: object) -> None:
     for client in clients:
-        with contextlib.suppress(BrokenPipeError):  # it has died: its stdout will say so
+        with contextlib.suppress(BrokenPipeError):  # the process has died, which its stdout will show
             client.stdin.write(json.dumps(message).encode() + b"\n")
             client.stdin.flush()
 
@@ -316,9 +316,6 @@ def _died(client: _Client) -> ClientDied:
     problem = f"the measuring process ended without its results ({how})" + (f": {lines[-1]}" if lines else "")
     exit = Exit(Cause.CLIENT, signal=-status) if status < 0 else Exit(Cause.CLIENT, status=status)
     return ClientDied(problem, exit)
-
-
-# -- their results
 
 
 class _Part(NamedTuple):
@@ -346,8 +343,8 @@ def _read_records(
     count_tokens: CountTokens | None,
     fixed_length: bool,
 ) -> Records:
-    """The rows of all processes as Records in the order of the requests; requests that were never due have none."""
-    # Of each request: which process sent it (-1: none), where its row is, and its first chunk and text there. As
+    """Return the rows of all processes as Records in request order; requests that were never due have none."""
+    # For each request: which process sent it (-1: none), where its row is, and its first chunk and text there. As
     # arrays, since there may be a million.
     parts_of, rows_of, chunks_of, answers_of = (array(code, [-1]) * len(requests) for code in "hqqq")
     files: list[_Part] = []
@@ -386,7 +383,6 @@ def _read_records(
 
 
 def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens | None) -> None:
-    """Count the tokens of the answers whose text was stored."""
     kept_texts = [(record, text) for record, text in records if text]
     if count_tokens is not None and kept_texts:
         counts = count_tokens([text for _, text in kept_texts])
@@ -395,7 +391,6 @@ def _recount(records: list[tuple[Record, str | None]], count_tokens: CountTokens
 
 
 def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: int) -> tuple[Record, str | None]:
-    """A record as the client wrote it, and the answer's text if it was stored."""
     row = PackedRow(*ROW.unpack_from(part.rows, place.row))
     us, tokens = array("I"), array("H")
     part.us.seek(place.chunk * us.itemsize)
@@ -419,16 +414,27 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         token_source=cast("TokenSource", part.texts[row.token_source]),
         asked_input_tokens=request.input_tokens,
         asked_output_tokens=request.output_tokens,
-        hidden_tokens=row.reasoning_tokens if row.answer_us == NO_REASONING else 0,  # else they came as well
+        hidden_tokens=row.reasoning_tokens if row.answer_us == NO_REASONING else 0,  # otherwise they were sent too
         first_answer=row.answer_us / 1e6 if row.answer_us >= 0 else None,
         cached_tokens=row.cached_tokens,
+        served_model=part.texts[row.served_model] if row.served_model >= 0 else None,
+        characters=row.characters,
+        text_hash=row.text_hash,
+        prompt_words=_words(request.prompt),
+        connecting=_since(row.connecting, start),
+        connected=_since(row.connected, start),
+        closed=row.closed,
         model=request.model,
     )
     return record, _answer_text(part, place, row.text_bytes)
 
 
+def _words(prompt: str | tuple[int, ...]) -> int:
+    """The words of a prompt; sixths of its bytes where these are more: code, and languages without spaces."""
+    return max(len(prompt.split()), len(prompt.encode()) // 6) if isinstance(prompt, str) else len(prompt)
+
+
 def _since(instant: int, start: int) -> float | None:
-    """Seconds from the start to an instant in ns; None where it is unknown."""
     return None if instant == UNKNOWN else (instant - start) / 1e9
 
 
@@ -446,7 +452,7 @@ def _answer_text(part: _Part, place: _Place, size: int) -> str | None:
 def _report(
     folder: Path, finals: list[dict[str, Any]], target: Target, stopped: str | None, cores: int
 ) -> ClientReport:
-    """`cores`: that the processes share."""
+    """Sum up the client's figures; `cores` is the number of cores that the processes share."""
     shares = [final["cpu_seconds"] / max(final["wall_seconds"], 1e-3) for final in finals]
     lags = array("f")
     for part in range(len(finals)):

@@ -2,17 +2,18 @@
 
 The planner builds a mode (see `sweep.inputs.load`); the measuring process gets it pickled, and its sender follows it.
 The sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `at`, and `ended`
-whenever an answer is over. In each of them the mode sends calls with `send` or `send_next`. A sender follows its own
+whenever an answer is over. In each of these, the mode sends calls with `send` or `send_next`. A sender follows its own
 copy, so a mode may keep state in fields that its constructor does not take.
 
 The instant for which a call is sent becomes the Record's `released`: when its slot, user or batch was free. Only a mode
-with `has_schedule` also sets `scheduled`, from which latencies count, and may release a call later, at its cap.
+with `has_schedule` also sets `scheduled`, from which latencies count, and may release a call later because of its cap.
 
 Indices count the calls of a phase (warm-up or measured) over all client processes. Standard library only.
 """
 
-from __future__ import annotations  # array[float] cannot be written at run time before Python 3.12
+from __future__ import annotations  # array[float] cannot be evaluated before Python 3.12
 
+import math
 from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
@@ -22,17 +23,19 @@ from sweep.base.records import UNKNOWN
 if TYPE_CHECKING:
     from collections.abc import Sized
 
+LARGEST_SPREAD = 0.1  # of a load's duration, over which its users begin
+
 
 @dataclass(slots=True)
 class Dispatch:
-    """One HTTP call on its way. Times are in ns."""
+    """One HTTP call in flight. Times are in ns."""
 
     index: int  # in its phase
     number: int  # in the job
-    scheduled: int  # when it should have left; UNKNOWN where the mode has no schedule
-    released: int  # when it was allowed to leave
+    scheduled: int  # when it should have been sent; UNKNOWN if the mode has no schedule
+    released: int  # when it was allowed to be sent
     batch: int = UNKNOWN
-    given_up: int = field(init=False)  # when nothing more was awaited; stands for `sent` where nothing was ever sent
+    given_up: int = field(init=False)  # when the client gave up; replaces `sent` if nothing was ever sent
 
     def __post_init__(self) -> None:
         self.given_up = self.released
@@ -55,33 +58,41 @@ class CallSender(Protocol):
 class Mode:
     """The rule by which requests are sent, and by which several client processes share the work."""
 
-    one_process: ClassVar[bool] = False  # its calls depend on each other, so that one client process sends all
-    has_schedule: ClassVar[bool] = False  # calls are due at times that depend on no answer: latencies count from them
+    one_process: ClassVar[bool] = False  # its calls depend on each other, so one client process sends all of them
+    has_schedule: ClassVar[bool] = False  # calls are due at times independent of answers: latencies count from them
 
-    duration: float | None = None  # s after which nothing new is sent; those in flight are drained
+    duration: float | None = None  # s after which nothing new is sent; requests in flight are drained
 
     def most_in_flight(self) -> int | None:
-        """Requests that may be in flight at once; further ones wait for a slot. None: no limit."""
+        """Return how many requests may be in flight at once; further ones wait for a slot. None: no limit."""
         raise NotImplementedError
 
     def batch(self) -> int | None:
-        """Requests that leave together and may go as one call with a list of prompts; None: each goes by itself."""
+        """Return how many requests are sent together, possibly as one list of prompts; None: each by itself."""
         return None
 
     def last_arrival(self) -> float | None:
-        """The time at which the last request is due, s from the start; None if that depends on the answers."""
+        """Return when the last request is due, in s from the start; None if that depends on the answers."""
         return None
 
     def split(self, part: int, parts: int) -> Self:
-        """The share of one of several client processes: every `parts`-th request from `part` on."""
+        """Return the share of one of several client processes: every `parts`-th request, starting with `part`."""
         return self
+
+    def after_warm_up(self, request_duration: float) -> Self:
+        """The mode of the measured phase, when the warm-up's requests took so many seconds (median; 0: unknown)."""
+        return self
+
+    def start_spread(self) -> float | None:
+        """Time between the first and the last user's start, s; None without users."""
+        return None
 
     def begin(self, sender: CallSender) -> None:
         """Put the first instants on the timeline; the clock starts at `sender.start`."""
         raise NotImplementedError
 
     def due(self, sender: CallSender, instant: int, index: int) -> None:
-        """Send the call that was put on the timeline for this instant, with this index. Times in ns."""
+        """Send the call with this index, which was put on the timeline for this instant. Times are in ns."""
         raise NotImplementedError
 
     def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
@@ -90,7 +101,7 @@ class Mode:
 
 @dataclass
 class Lockstep(Mode):
-    """`batch_size` requests leave together, the next batch when the last token of this one has arrived."""
+    """`batch_size` requests are sent together; the next batch follows the last token of this one."""
 
     one_process = True
 
@@ -116,21 +127,22 @@ class Lockstep(Mode):
             self._send_batch(sender, self._latest_end, dispatch.batch + 1)
 
     def _send_batch(self, sender: CallSender, instant: int, batch: int) -> None:
-        prompts = 0  # a call may hold several, up to the whole batch
+        prompts = 0  # a call may have several prompts, up to the whole batch
         while prompts < self.batch_size and (more := sender.send_next(instant, batch)):
             prompts += more
 
 
 @dataclass
 class ClosedLoop(Mode):
-    """`concurrency` users: each sends its next request `think[i]` seconds after request i, its last one, ended.
+    """`concurrency` users: each sends its next request `think[i]` seconds after its last one, request i, ended.
 
     User u begins at `offsets[u]`, and belongs to client process u modulo their number.
     """
 
     concurrency: int
-    think: array[float] | None = None  # s, one a request
-    offsets: array[float] | None = None  # s from the start, one a user
+    think: array[float] | None = None  # in s, one per request
+    offsets: array[float] | None = None  # in s from the start, one per user; or shares of `request_duration`
+    request_duration: float | None = None  # s, 0 until the warm-up has shown it; None: offsets are in s
 
     def most_in_flight(self) -> int:
         return self.concurrency
@@ -139,10 +151,22 @@ class ClosedLoop(Mode):
         offsets = None if self.offsets is None else self.offsets[part::parts]
         return replace(self, concurrency=_part_of(self.concurrency, part, parts), offsets=offsets)
 
+    def after_warm_up(self, request_duration: float) -> Self:
+        if self.request_duration is None:
+            return self
+        return replace(self, request_duration=min(request_duration, LARGEST_SPREAD * (self.duration or math.inf)))
+
+    def start_spread(self) -> float:
+        return max(map(self._begins, range(self.concurrency)))
+
+    def _begins(self, user: int) -> float:
+        """When a user begins, s from the start."""
+        scale = 1.0 if self.request_duration is None else self.request_duration
+        return 0.0 if self.offsets is None else self.offsets[user] * scale
+
     def begin(self, sender: CallSender) -> None:
         for user in range(self.concurrency):
-            offset = 0.0 if self.offsets is None else self.offsets[user]
-            sender.at(sender.start + int(offset * 1e9), user)
+            sender.at(sender.start + int(self._begins(user) * 1e9), user)
 
     def due(self, sender: CallSender, instant: int, index: int) -> None:
         sender.send_next(instant)
@@ -157,14 +181,14 @@ class ClosedLoop(Mode):
 
 @dataclass
 class OpenLoop(Mode):
-    """Request i is due `arrivals[i]` s after the start, whatever became of the others; the cap may delay it.
+    """Request i is due `arrivals[i]` s after the start, regardless of other requests; only the cap may delay it.
 
-    A warm-up that is longer than the arrivals repeats them. Several client processes share out the cap.
+    A warm-up that is longer than the arrivals repeats them. Several client processes divide the cap.
     """
 
     has_schedule = True
 
-    arrivals: array[float]  # s from the start, one a request, ascending
+    arrivals: array[float]  # in s from the start, one per request, ascending
     cap: int | None = None  # requests in flight
 
     def most_in_flight(self) -> int | None:

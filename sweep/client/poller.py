@@ -1,12 +1,12 @@
-"""Watches many sockets for something to read, and looks when it is worth it.
+"""Watches many sockets for something to read, and reads them when it is worth it.
 
-Waking up for each token is most of a token's cost. The kernel stamps every arrival. So a read may be late as long as no
-two token events of one stream share it and nobody waits for the end of the answer. If tokens come faster than 1,500 a
-second, the sockets in the middle of an answer of known length are therefore read together, in rounds: every four
-milliseconds, or every eight if no stream has had two tokens within 16 ms. Sockets whose answer may end with the next
-event are read at once, since the next request depends on it. A read with more than one token event of a stream stops
-the rounds for a second, the next such read for two, and so on, so a server that writes in bursts is measured as it is.
-Calls of several prompts are never read in rounds: the tokens of one step come on one socket, and would share a stamp.
+Waking up for each token is most of a token's cost, but the kernel stamps every arrival. So a read may be late as long
+as it holds no two token events of one stream and nobody waits for the end of the answer. If tokens arrive faster than
+1,500 a second, sockets in the middle of an answer of known length are therefore read together, in rounds: every four
+milliseconds, or every eight if no stream had two tokens within 16 ms. Sockets whose answer may end with the next event
+are read at once, since the next request depends on it. A read with more than one token event of a stream stops the
+rounds for a second, the next such read for two, and so on, so a server that writes in bursts is measured as it is.
+Calls with several prompts are never read in rounds: the tokens of a step share a socket, and would share a stamp.
 """
 
 import asyncio
@@ -14,25 +14,25 @@ import select
 from collections.abc import Callable
 
 PERIOD = 0.004  # s between two rounds of reads
-LONG_PERIOD = 0.008  # s, where every stream takes at least SLOW from token to token
+LONG_PERIOD = 0.008  # s, if every stream takes at least SLOW from token to token
 SLOW = 0.016  # s
 WORTH_IT = 1_500  # reads per second above which a round holds several
-ALERT = 1.0  # s of reading at once after the first read that held several events; doubled by each further one
+ALERT = 1.0  # s of reading at once after a read that held several events; doubled each time
 LONGEST_ALERT = 3600.0  # s
-# Edge-triggered: else a socket is looked at twice for each token, when it has come and in vain after it was read.
+# Edge-triggered: otherwise each token would cause two checks, when it arrives and, in vain, after it was read.
 PATIENT_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Poller:
-    """Calls back when a socket is readable. `adjust` it about ten times a second."""
+    """Calls back when a socket is readable. Call `adjust` about ten times a second."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._period, self._longest = PERIOD, LONG_PERIOD  # s
-        self._in_rounds = False  # the aim: the patient sockets are read in rounds; else at once
-        self._timer: asyncio.TimerHandle | None = None  # of the next round; None: they are read at once
+        self._in_rounds = False  # whether the patient sockets are to be read in rounds, or at once
+        self._timer: asyncio.TimerHandle | None = None  # for the next round; None: they are read at once
         self._looked = (0.0, 0)  # time and reads at the last `adjust`
         self._alert, self._alert_until = ALERT, 0.0  # s
         self._urgent, self._patient = select.epoll(), select.epoll()
@@ -42,18 +42,18 @@ class Poller:
     def add(self, fd: int, callback: Callable[[], None]) -> None:
         """Watch a socket; it is urgent until `set_patient`. `callback` must remove it once it has read its end.
 
-        While it is patient, each arrival is reported once: a read that leaves something behind must make it urgent.
+        While it is patient, each arrival is reported once: a read that leaves data behind must make it urgent.
         """
         self._callbacks[fd] = callback
         self._urgent.register(fd, select.EPOLLIN)
 
     def remove(self, fd: int, patient: bool) -> None:
-        """Forget a socket, before it is closed."""
+        """Stop watching a socket before it is closed."""
         del self._callbacks[fd]
         (self._patient if patient else self._urgent).unregister(fd)
 
     def set_patient(self, fd: int, patient: bool) -> None:
-        """Let a socket wait for the next round, or stop that."""
+        """Let a socket wait for the next round, or read it at once."""
         if patient:
             self._urgent.unregister(fd)
             self._patient.register(fd, PATIENT_EVENTS)
@@ -62,7 +62,7 @@ class Poller:
             self._urgent.register(fd, select.EPOLLIN)
 
     def adjust(self, now: float, reads: int) -> None:
-        """Choose between rounds and reading at once. `now` in s of CLOCK_MONOTONIC; `reads`: kernel-stamped so far."""
+        """Choose between rounds and reading at once. `now` is in s of CLOCK_MONOTONIC; `reads` are kernel-stamped."""
         before, reads_before = self._looked
         self._looked = (now, reads)
         often = reads - reads_before > WORTH_IT * (now - before)
@@ -72,15 +72,15 @@ class Poller:
             self._timer = self._loop.call_later(self._period, self._round)
 
     def pace(self, shortest_gap: float) -> None:
-        """Choose the time between two rounds by the shortest recent time between two tokens of a stream, s."""
+        """Choose the time between two rounds by the shortest recent time between two tokens of a stream, in seconds."""
         self._period = self._longest if shortest_gap >= SLOW else PERIOD
 
     def alert(self, now: float) -> None:
-        """A read held several token events of a stream: no more rounds for a while, the present one being the last."""
+        """Stop the rounds for a while after this one, because a read held several token events of a stream."""
         if now >= self._alert_until:
             self._alert_until = now + self._alert
             self._alert = min(2 * self._alert, LONGEST_ALERT)
-        if self._in_rounds:  # perhaps the tokens are not as regular as their latest gaps looked: no more long rounds
+        if self._in_rounds:  # tokens may be less regular than their latest gaps suggested: no more long rounds
             self._period = self._longest = PERIOD
         self._in_rounds = False
 
@@ -94,7 +94,7 @@ class Poller:
 
     def _read(self, watched: "select.epoll") -> None:
         for fd, events in watched.poll(0, max(1, len(self._callbacks))):
-            while (callback := self._callbacks.get(fd)) is not None:  # one of the reads before may have closed it
+            while (callback := self._callbacks.get(fd)) is not None:  # an earlier read may have closed it
                 callback()
-                if not events & ENDS:  # an end is reported once, together with the bytes before it: all is read then
+                if not events & ENDS:  # an end is reported once, with the bytes before it: read everything
                     break

@@ -11,11 +11,11 @@ from sweep.client import wire
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import Counters, ServerAddress, StampedConnection
 
-ADDRESS_TIMEOUT = 3.0  # s to try one of a name's several addresses
+ADDRESS_TIMEOUT = 3.0  # s to try one of several addresses of a name
 
 
 class Pool:
-    """Open connections. The most recently used one is used next: it is the warmest."""
+    """Open connections. The most recently used one is used next, since it is the warmest."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class Pool:
         self._loop, self._stamps, self._counters = loop, stamps, counters
         self.poller = Poller(loop)
         self._address = _resolve(target, timeouts)
-        self.opened = 0  # connections ever made; each is used again and again
+        self.opened = 0  # connections ever made; each is used repeatedly
         self.free: list[StampedConnection] = []
-        self.on_done: Callable[[StampedConnection, wire.Answer], None]  # set by the Sender that is at work
+        self.on_done: Callable[[StampedConnection, wire.Answer], None]  # set by the current Sender
 
     async def open(self, count: int) -> None:
-        """Open `count` connections; one that cannot be opened now is retried when it is used."""
+        """Open `count` connections; if one cannot be opened now, it is retried when it is used."""
         fresh = [self._new() for _ in range(count - self.opened)]
         self.free.extend(fresh)
         for begin in range(0, len(fresh), 64):  # a server's backlog may be as short as 128
@@ -46,7 +46,7 @@ class Pool:
     def give(self, connection: StampedConnection) -> None:
         if connection.is_open:
             self.free.append(connection)
-        else:  # it is the last to be used next: opening takes a while
+        else:  # it is used last, since opening takes a while
             connection.reopen()
             self.free.insert(0, connection)
 
@@ -77,7 +77,7 @@ def _resolve(target: wire.Target, timeouts: Timeouts) -> ServerAddress:
 
 
 def _accepts(candidate: tuple[Any, ...]) -> bool:
-    """Try to connect to it: `localhost` may be ::1 first, and the server on 127.0.0.1 only."""
+    """Try to connect to an address: `localhost` may be ::1 first, while the server listens only on 127.0.0.1."""
     try:
         with socket.socket(candidate[0], candidate[1]) as sock:
             sock.settimeout(ADDRESS_TIMEOUT)

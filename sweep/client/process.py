@@ -1,10 +1,10 @@
-"""The measuring process: sends one trial's calls when they are due and writes down when each chunk came back.
+"""The measuring process: sends the calls of a trial when they are due, and records when each chunk arrives.
 
 `python -m sweep.client.process FOLDER PART` reads the job that the parent wrote (see `job`), sends the warm-up,
 reports "ready", and begins at the instant that it gets in return (see `sender`). It imports nothing heavy: the standard
 library, uvloop and httptools. It talks to the parent in lines of JSON on stdout and stdin:
 
-    -> {"event": "ready"}            <- {"go": start}  (ns of CLOCK_MONOTONIC)
+    -> {"event": "ready"}            <- {"go": start, "request_duration": s}  (ns of CLOCK_MONOTONIC)
     -> {"event": "progress", "at": instant of the latest token, "counts": as `Sender.counts`}
                                      <- {"stop": reason}; end of stdin: the parent is gone, stop
     -> {"event": "done", ...}
@@ -32,14 +32,14 @@ from sweep.client.pool import Pool
 from sweep.client.sender import Sender
 from sweep.client.stamped_connection import Counters
 
-PRIORITY = -10  # as `nice` counts
-LAG_EVERY = 50_000_000  # ns between two looks at the loop's lag
-TICK = 0.1  # s between two looks at time-outs
-FIRST_CONNECTIONS = 128  # opened before the clock where the load has no cap on requests in flight
+PRIORITY = -10  # a `nice` value
+LAG_EVERY = 50_000_000  # ns between two checks of the loop's lag
+TICK = 0.1  # s between two checks of time-outs
+FIRST_CONNECTIONS = 128  # opened before the clock if the load has no cap on requests in flight
 
 
 class MeasuringProcess:
-    """The process as a whole: the conversation with the parent, the time-outs, its own lag and CPU."""
+    """The process as a whole: it talks to the parent, checks time-outs, and measures its own lag and CPU."""
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.job, self.loop = job, loop
@@ -47,6 +47,7 @@ class MeasuringProcess:
         self.results = ResultFiles(job.folder, job.part)
         self.sender: Sender | None = None
         self.go: asyncio.Future[int] = loop.create_future()
+        self.request_duration = 0.0  # s, of the warm-up's requests
         self.stop: str | None = None
         self.lags = array("f")  # s
         self._line = b""
@@ -64,9 +65,10 @@ class MeasuringProcess:
         if warmup and self.stop is None:
             await self._send_phase(pool, 0, warmup, time.monotonic_ns())
         gc.collect()
-        gc.freeze()  # what is there now stays: no need to look at it again during the measurement
-        _send_message(event="ready", warm_up=self.results.warm_up)
+        gc.freeze()  # the objects that exist now stay: they need no checks during the measurement
+        _send_message(event="ready", warm_up=self.results.warm_up, durations=self.results.warm_up_durations)
         start = await self.go
+        self.job.mode = self.job.mode.after_warm_up(self.request_duration)
         warm, steps = replace(self.counters), self.stamps.steps
         del self.lags[:]
         self._lag_due = time.monotonic_ns() + LAG_EVERY
@@ -90,7 +92,7 @@ class MeasuringProcess:
         )
 
     async def _send_phase(self, pool: Pool, first: int, count: int, start: int) -> Sender:
-        """Send the `count` calls from number `first` on, or this process's share of them."""
+        """Send the `count` calls starting with number `first`, or this process's share of them."""
         sender = self.sender = Sender(self.job, pool, self.results, self.loop, first, count)
         sender.begin(start)
         if self.stop is not None:
@@ -100,7 +102,6 @@ class MeasuringProcess:
         return sender
 
     def _first_connections(self) -> int:
-        """Connections to open before the clock starts."""
         calls, requests = len(range(self.job.part, self.job.calls, self.job.parts)), self.job.mode.most_in_flight()
         if requests is None:
             return min(calls, FIRST_CONNECTIONS)
@@ -117,6 +118,7 @@ class MeasuringProcess:
         for line in lines:
             message = json.loads(line)
             if "go" in message:
+                self.request_duration = message["request_duration"]
                 self.go.set_result(message["go"])
             if "stop" in message:
                 self._stop(message["stop"])
@@ -129,7 +131,7 @@ class MeasuringProcess:
             self.sender.stop(reason)
 
     def _tick(self, poller: Poller) -> None:
-        """Look at time-outs and rounds of reads, ten times a second; at the rounds' length and the clocks, once."""
+        """Check time-outs and rounds of reads ten times a second, the rounds' length and the clocks once a second."""
         now = time.monotonic_ns()
         poller.adjust(now / 1e9, self.counters.kernel_stamps)
         if self.sender is not None:
@@ -154,9 +156,9 @@ class MeasuringProcess:
 
 
 def _peak_memory() -> int:
-    """Largest resident memory of this process, bytes.
+    """Return the largest resident memory of this process, in bytes.
 
-    ru_maxrss also remembers the process that this one was forked from; it is read if VmHWM is missing (gVisor).
+    ru_maxrss also includes the process that this one was forked from, so it is used only if VmHWM is missing (gVisor).
     """
     peak = Path("/proc/self/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()
     return (int(peak[0]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
@@ -168,15 +170,15 @@ def _send_message(**message: object) -> None:
         while data:
             data = data[os.write(1, data) :]
     except BrokenPipeError:
-        os._exit(1)  # the parent has gone, and with it the reader of the results
+        os._exit(1)  # the parent is gone, and nobody will read the results
 
 
 def main(folder: Path, part: int) -> None:
     job = Job.open(folder, part)
     if job.cpus:
         os.sched_setaffinity(0, job.cpus)
-    # It needs little of a core, but that at once: where it is kept waiting for longer than a gap between tokens,
-    # several tokens come in one read. Only root may; others run as they are.
+    # The process needs little of a core, but at once: if it waits longer than a gap between tokens, several tokens
+    # arrive in one read. Only root may raise the priority; others run as they are.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     failures: list[BaseException] = []
@@ -187,7 +189,7 @@ def main(folder: Path, part: int) -> None:
         assert me is not None
 
         def broken(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            """Stop at an error in a callback: the trial must not continue as if nothing had happened."""
+            """Stop after an error in a callback: the trial must not continue as if nothing had happened."""
             failures.append(context.get("exception") or RuntimeError(context["message"]))
             me.cancel()
 

@@ -7,26 +7,26 @@ from typing import Literal
 from sweep.base.records import Request
 from sweep.client.modes import Mode
 
-STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s a stream, two thirds of a core
-TOKENS_A_PROCESS = 40_000  # a second, likewise
+STREAMS_A_PROCESS = 1024  # with processes="auto": at 50 tokens/s per stream, two thirds of a core
+TOKENS_A_PROCESS = 40_000  # per second, also two thirds of a core
 
 
 def process_count(
     processes: int | Literal["auto"], mode: Mode, requests: Sequence[Request], cpus: set[int] | None
 ) -> int:
-    """The number of client processes: never more than streams."""
+    """Return the number of client processes, which is never larger than the number of streams."""
     streams = min(mode.most_in_flight() or len(requests), len(requests))
     if mode.one_process or streams <= 1:
         return 1
     if processes == "auto":
         return min(_busy_processes(mode, requests), len(cpus or os.sched_getaffinity(0)))
     if processes < 1:
-        raise ValueError(f"client.processes={processes}: expected 'auto' and whole numbers from 1")
+        raise ValueError(f"client.processes={processes}: expected 'auto' or a whole number from 1")
     return min(processes, streams)
 
 
 def _busy_processes(mode: Mode, requests: Sequence[Request]) -> int:
-    """The processes that the load keeps busy: by its streams and, where requests come by the clock, by its tokens."""
+    """Return the processes that the load keeps busy: by its streams or, if requests are timed, by its tokens."""
     by_streams = -(-(mode.most_in_flight() or len(requests)) // STREAMS_A_PROCESS)
     seconds = mode.last_arrival()
     if seconds is None:

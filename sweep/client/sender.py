@@ -1,4 +1,4 @@
-"""Sends the calls of one phase when its Mode says so, ends calls that take too long, and writes down each answer."""
+"""Sends the calls of one phase when its Mode says so, ends calls that take too long, and records each answer."""
 
 import asyncio
 import heapq
@@ -14,13 +14,13 @@ from sweep.client.pool import Pool
 from sweep.client.stamped_connection import StampedConnection
 from sweep.client.wire import Answer
 
-GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body once the stream's end mark has come
+GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body after the stream's end mark has arrived
 NEVER = 1 << 62  # ns
-SPARE_CONNECTIONS = 16  # kept open ahead of need where the load has no cap on requests in flight
+SPARE_CONNECTIONS = 16  # kept open ahead of need if the load has no cap on requests in flight
 
 
 class Sender:
-    """One phase, from `begin(start)` until `finished` is done. `modes` decides when a call leaves.
+    """One phase, from `begin(start)` until `finished` is done. `modes` decides when a call is sent.
 
     A call that is due waits in the backlog for a slot while the mode's limit of calls is in flight.
     """
@@ -29,7 +29,7 @@ class Sender:
         self, job: Job, pool: Pool, results: ResultFiles, loop: asyncio.AbstractEventLoop, first: int, count: int
     ) -> None:
         self.job, self.pool, self.results = job, pool, results
-        self.mode = replace(job.mode)  # a copy: it may keep state
+        self.mode = replace(job.mode)  # a copy, since a mode may keep state
         self.indices = range(job.part, count, job.parts)  # of the calls that this process sends
         self.finished: asyncio.Future[None] = loop.create_future()
         self.in_flight: set[StampedConnection] = set()
@@ -42,12 +42,12 @@ class Sender:
         self._most_in_flight = self.mode.most_in_flight()
         self._unsent = len(self.indices)  # calls that are neither sent nor in the backlog
         self._backlog: deque[Dispatch] = deque()
-        self._deadline = NEVER  # from which nothing new is sent
+        self._deadline = NEVER  # time from which nothing new is sent
         self._timeline: list[tuple[int, int]] = []  # heap of (instant in ns, index)
         self._alarm = Alarm(loop, self._expired)
-        self._alarm_at = 0  # ns, the instant that it is set for
-        self._next_look = 0  # ns, at the time-outs
-        self._progressed = time.monotonic_ns()  # the latest token of a finished call, or when nothing was on its way
+        self._alarm_at = 0  # ns; the instant for which the alarm is set
+        self._next_look = 0  # ns; when time-outs are checked next
+        self._progressed = time.monotonic_ns()  # the latest token of a finished call, or when nothing was in flight
         pool.on_done = self._ended
 
     def begin(self, start: int) -> None:
@@ -58,12 +58,12 @@ class Sender:
         self._settle()
 
     def stop(self, reason: str) -> None:
-        """Give up on everything that is on its way, and send nothing more."""
+        """Give up everything in flight, and send nothing more."""
         if self.stopped is not None:
             return
         self.stopped, self._deadline = reason, 0
         self._timeline.clear()
-        self._give_up_backlog(f"cancelled: {reason}")  # first, so that no slot that becomes free is given to it
+        self._give_up_backlog(f"cancelled: {reason}")  # first, so that no freed slot is given to it
         for connection in list(self.in_flight):
             connection.abandon(f"cancelled: {reason}")
         self._settle()
@@ -71,15 +71,13 @@ class Sender:
     def close(self) -> None:
         self._alarm.close()
 
-    # -- for modes
-
     def at(self, instant: int, index: int) -> None:
-        """Have the mode's `due` called at this instant, unless sending has stopped by then."""
+        """Call the mode's `due` at this instant, unless sending has stopped by then."""
         if instant < self._deadline:
             heapq.heappush(self._timeline, (instant, index))
 
     def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int:
-        """Send a call that is due at this instant, or let it wait for a slot; its prompts, 0 if the time is over.
+        """Send a call that is due at this instant, or let it wait for a slot; return its prompts, 0 if too late.
 
         Without a schedule, the instant is when its user or batch could send it.
         """
@@ -97,10 +95,8 @@ class Sender:
         return prompts
 
     def send_next(self, instant: int, batch: int = UNKNOWN) -> int:
-        """Send the next call in order, as `send` does; 0 without any."""
+        """Send the next call in order, like `send`; return 0 if no call is left."""
         return self.send(self.indices[-self._unsent], instant, batch) if self._unsent else 0
-
-    # -- what happens meanwhile
 
     def check_timeouts(self, now: int) -> None:
         if now < self._next_look:
@@ -118,7 +114,7 @@ class Sender:
             if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
                 connection.abandon(f"connect: no connection within {limits.connect:g} s")
         elif answer.ended and now - max(sent, last_token) > GRACE_AFTER_END:
-            connection.abandon(None)  # all of the answer is here; only HTTP's own end is not
+            connection.abandon(None)  # the answer is complete; only the end of HTTP's framing is missing
         elif now - sent > limits.total * 1e9:
             connection.abandon(f"timeout_total: {limits.total:g} s")
         elif not last_token:
@@ -128,21 +124,21 @@ class Sender:
             connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
 
     def progress(self, now: int) -> int:
-        """The instant (ns) of the latest token of any call; now, if none is in flight."""
+        """Return the instant (ns) of the latest token of any call; now, if none is in flight."""
         if not self.in_flight:
             self._progressed = now
         latest = (c.answer.last_token for c in self.in_flight if c.answer is not None)
         return max(self._progressed, *latest, 0)
 
     def counts(self) -> list[int]:
-        """Requests sent, ended, failed and in flight, and tokens received, in the order of `TrialProgress`."""
+        """Return requests sent, ended, failed and in flight, and tokens received, in the order of `TrialProgress`."""
         flying = [connection.answer for connection in self.in_flight if connection.answer is not None]
         in_flight = sum(len(answer.streams) for answer in flying if answer.sent)
         tokens = self.tokens + sum(answer.tokens for answer in flying)
         return [self.sent + in_flight, self.done, self.failed, in_flight, tokens]
 
     def shortest_gap(self) -> float:
-        """The shortest time between the latest two token events of a stream, over the requests on their way, s."""
+        """Return the shortest time between the latest two token events of a stream in flight, in seconds."""
         gaps = [
             stream.chunk_us[-1] - stream.chunk_us[-2]
             for connection in self.in_flight
@@ -153,7 +149,6 @@ class Sender:
         return min(gaps, default=0) / 1e6
 
     def _expired(self) -> None:
-        """Process what is due on the timeline: the alarm has gone off."""
         now = time.monotonic_ns()
         self._alarm_at = 0
         while self._timeline and self._timeline[0][0] <= now:
@@ -180,7 +175,7 @@ class Sender:
         self._progressed = max(self._progressed, answer.last_token)
         dispatch.given_up = now
         self._write(dispatch, answer)
-        # The end as the kernel saw it, so that our own delay until the next send is seen as turnaround.
+        # The end as the kernel saw it, so that our own delay until the next send appears as turnaround.
         ended = answer.completed or now
         if self._backlog:
             self._release(ended)
@@ -197,7 +192,7 @@ class Sender:
             self._send(dispatch)
 
     def _give_up_backlog(self, error: str) -> None:
-        """Write down the calls that wait for a slot and will not get one."""
+        """Record the calls that wait for a slot and will not get one."""
         for dispatch in self._backlog:
             dispatch.released = dispatch.given_up = UNKNOWN
             answer = self.job.answer(dispatch.number)

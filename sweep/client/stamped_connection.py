@@ -2,7 +2,7 @@
 
 A plain non-blocking socket, watched by a `Poller`: `recvmsg` gives the bytes and the kernel's receive stamp
 (SO_TIMESTAMPNS), httptools the framing, `wire.Answer` the tokens. The start is stamped at the write. TLS runs through
-ssl.MemoryBIO over the same socket, so that its bytes are stamped by the kernel as well.
+ssl.MemoryBIO over the same socket, so that the kernel stamps its bytes too.
 
 A stamp belongs to the last segment of a read: token events in one read share it, so such reads are counted.
 """
@@ -19,20 +19,20 @@ from typing import Any
 import httptools
 
 from sweep.base.clock import STAMP_OPTION, StampClock
-from sweep.base.records import tls_remedy
+from sweep.base.records import HTTP2_ONLY, is_http2, tls_remedy
 from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
 READ_SIZE = 64 << 10
-PATIENT_READ_SIZE = 4 << 10  # of a socket that has one token to give: a small buffer is cheaper to make
-STALE_AFTER = 1_000_000_000  # ns idle, after which a kept-alive connection is looked at before it is used
+PATIENT_READ_SIZE = 4 << 10  # for a socket that has one token: a small buffer is cheaper to create
+STALE_AFTER = 1_000_000_000  # ns idle after which a kept-alive connection is checked before it is used
 _STAMP = struct.Struct("qq")
 _ANCILLARY = socket.CMSG_SPACE(_STAMP.size)
 _CR, _LF = b"\r\n"
 
 
 def _chunk_head(length: int) -> bytes | tuple[()]:
-    """The first bytes of a read of `length` bytes that is one whole chunk; () if no chunk is of that length.
+    """Return the first bytes of a read of `length` bytes that is one whole chunk; () if no chunk has this length.
 
     RFC 9112, 7.1: the size in hexadecimal digits, CR LF, as many bytes, CR LF. The last chunk, of size 0, is left out.
     """
@@ -48,11 +48,11 @@ _CHUNK_HEADS = [_chunk_head(length) for length in range(PATIENT_READ_SIZE)]
 
 @dataclass(slots=True)
 class Counters:
-    """The reads of all connections of one client process."""
+    """Counts the reads of all connections of one client process."""
 
-    multi_event_reads: int = 0  # reads that held more than one token event of a prompt
+    multi_event_reads: int = 0  # reads that contained more than one token event of a prompt
     kernel_stamps: int = 0  # reads that the kernel stamped
-    user_stamps: int = 0  # reads that it did not
+    user_stamps: int = 0  # reads that the kernel did not stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,12 @@ class ServerAddress:
     hostname: str
     tls: ssl.SSLContext | None
     connect_timeout: float  # s
-    keep_alive: bool = True  # False where the requests ask the server to close: each has a connection of its own
+    keep_alive: bool = True  # False if requests ask the server to close: each has a connection of its own
 
 
 @dataclass(slots=True, eq=False)
 class StampedConnection:
-    """One request at a time: `begin` writes it, `on_done` is called with the connection and its Answer when it ended.
+    """One request at a time: `begin` writes it; when it has ended, `on_done` gets the connection and its Answer.
 
     It reopens by itself after the server has closed it; every failure becomes the Answer's error.
     """
@@ -80,33 +80,33 @@ class StampedConnection:
     _stamps: StampClock
     _counters: Counters
     _on_done: Callable[["StampedConnection", Answer], None]
-    answer: Answer | None = None  # the one in flight
+    answer: Answer | None = None  # the answer in flight
     begun: int = 0  # ns, when `begin` was called
     idle_since: int = 0
-    context: object = None  # the caller's own, about the request in flight
+    context: object = None  # the caller's data about the request in flight
     _sock: socket.socket | None = None
     _tls: "_Tls | None" = None
     _opening: asyncio.Task[None] | None = None
-    _parser: Any = None  # httptools' own, one for each socket
+    _parser: Any = None  # httptools' parser, one for each socket
     _request: bytes = b""
     _unsent: memoryview | bytes = b""
     _patient: bool = False  # watched as a socket that may wait for the next round of reads
-    _arrived: int = 0  # ns, stamp of the read that the parser has in hand
-    _sized: bool = False  # the answer says where it ends
+    _arrived: int = 0  # ns; stamp of the read that the parser is processing
+    _sized: bool = False  # whether the answer says where it ends
     _answered: bool = False
     _keep_alive: bool = False
     _answers: int = 0  # on this socket
+    _connecting: int = 0  # ns, when this socket was begun
+    _connected: int = 0  # ns, when it was open
     _part: bytes = b""  # what the parser last gave out of the body
     _between_chunks: bool = False  # the next byte begins a chunk
-
-    # -- opening and closing
 
     @property
     def is_open(self) -> bool:
         return self._sock is not None
 
     async def open(self) -> None:
-        """Connect unless connected; an OSError says why it failed."""
+        """Connect unless connected. Raises OSError if that fails."""
         if self._sock is not None:
             return
         if self._opening is None:
@@ -115,6 +115,7 @@ class StampedConnection:
 
     async def _open(self) -> None:
         sock: socket.socket | None = None  # made inside: without a free file descriptor, `_opening` is cleared too
+        self._connecting = time.monotonic_ns()
         try:
             sock = socket.socket(self._address.family, socket.SOCK_STREAM)
             sock.setblocking(False)
@@ -135,7 +136,7 @@ class StampedConnection:
         self._sock = sock
         self._parser = httptools.HttpResponseParser(self)
         self._between_chunks, self._answers = False, 0
-        self.idle_since = time.monotonic_ns()
+        self.idle_since = self._connected = time.monotonic_ns()
         self._poller.add(sock.fileno(), self._readable)
 
     def close(self) -> None:
@@ -147,8 +148,6 @@ class StampedConnection:
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
             self._sock = self._tls = None
-
-    # -- one exchange
 
     def begin(self, request: bytes, answer: Answer) -> None:
         """Send a request: at once if the connection is open, otherwise as soon as it is."""
@@ -162,7 +161,7 @@ class StampedConnection:
             self._loop.create_task(self._open_and_send(answer))
 
     def abandon(self, error: str | None) -> None:
-        """Give up on the request in flight: the bytes that may still come make the connection useless."""
+        """Give up the request in flight; bytes that may still arrive make the connection unusable."""
         answer = self.answer
         if answer is not None:
             if error is not None:
@@ -178,7 +177,7 @@ class StampedConnection:
         try:
             await self.open()
         except asyncio.CancelledError:
-            return  # abandoned meanwhile
+            return  # given up meanwhile
         except (OSError, TimeoutError) as error:
             if self.answer is answer:
                 answer.fail(f"connect: {_in_one_line(error)}{tls_remedy(error)}")
@@ -192,6 +191,8 @@ class StampedConnection:
         assert self.answer is not None
         data = self._tls.encrypt(self._request) if self._tls else self._request
         self._request = b""
+        if not self._answers:
+            self.answer.connecting, self.answer.connected = self._connecting, self._connected
         self.answer.sent = time.monotonic_ns()
         try:
             sent = self._sock.send(data)
@@ -238,8 +239,6 @@ class StampedConnection:
         self.idle_since = time.monotonic_ns()
         self._on_done(self, answer)
 
-    # -- reading
-
     def _readable(self) -> None:
         assert self._sock is not None
         size = PATIENT_READ_SIZE if self._patient else READ_SIZE
@@ -250,13 +249,13 @@ class StampedConnection:
         except OSError as error:
             self._lost(self._explain(f"reset: {_in_one_line(error)}"))
             return
-        if len(data) == size:  # there may be more
+        if len(data) == size:  # there may be more data
             self._be_patient(False)
         now = time.monotonic_ns()
         if ancillary:
             seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])
             arrived = seconds * 1_000_000_000 + nanoseconds - self._stamps.offset
-            if arrived > now:  # the wall clock was stepped since the offset was taken
+            if arrived > now:  # the wall clock was set after the offset was taken
                 self._stamps.refresh()
                 arrived = min(now, seconds * 1_000_000_000 + nanoseconds - self._stamps.offset)
             self._counters.kernel_stamps += 1
@@ -276,7 +275,7 @@ class StampedConnection:
             return
         answer = self.answer
         if answer is None or not answer.sent:
-            self.close()  # bytes without a request: a 408 before it closes, as some servers send
+            self.close()  # bytes without a request, e.g. a 408 that some servers send before they close
             return
         before, shared = answer.chunks, answer.shared
         try:
@@ -284,7 +283,8 @@ class StampedConnection:
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError as error:
-            self.abandon(f"protocol: {_in_one_line(error)}")
+            http2 = not answer.status and is_http2(data)
+            self.abandon(f"protocol: {HTTP2_ONLY if http2 else _in_one_line(error)}")
             return
         if answer.chunks > answer.limit and not self._answered:
             self.abandon(f"protocol: {answer.chunks} events without an end; the request asked for far fewer tokens")
@@ -296,16 +296,17 @@ class StampedConnection:
             self._be_patient(False)
         if self._answered:
             if self._unsent or not self._keep_alive:
+                answer.closed = not self._keep_alive
                 self.close()
             self._answered = False
             self._finish(answer)
 
     def _feed(self, data: bytes, arrived: int, answer: Answer) -> None:
-        """Take the HTTP framing off.
+        """Remove the HTTP framing.
 
-        In the middle of an answer a read is nearly always one whole chunk. After the parser has read such a chunk it
-        stands between two chunks, and need not see the next. (It is quick, but its state for each connection is no
-        longer in the processor's caches when the next token comes.)
+        In the middle of an answer a read is nearly always one whole chunk. If the parser has just read such a chunk, it
+        is between two chunks and need not see the next. (The parser is quick, but its state for each connection is no
+        longer in the processor's caches when the next token arrives.)
         """
         head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # nothing starts with ()
         is_chunk = data.startswith(head) and data[-1] == _LF and data[-2] == _CR
@@ -318,8 +319,9 @@ class StampedConnection:
 
     def _end_of_file(self, arrived: int) -> None:
         answer = self.answer
-        if answer is not None and answer.status and not self._sized:  # the close is the end of the body
+        if answer is not None and answer.status and not self._sized:  # the end of the connection is the end of the body
             self.close()
+            answer.closed = True
             answer.complete(arrived)
             self._finish(answer)
         else:
@@ -327,7 +329,7 @@ class StampedConnection:
             self._lost(self._explain("closed: by the server" + (" before its answer began" if early else "")))
 
     def _explain(self, error: str) -> str:
-        """An error of the connection with its likely cause, if it came instead of a further answer."""
+        """Return a connection's error with its likely cause, if the connection has answered before."""
         if not self._answers or self.answer is None or self.answer.status:
             return error
         times = "once" if self._answers == 1 else f"{self._answers} times"
@@ -337,7 +339,7 @@ class StampedConnection:
         )
 
     def _lost(self, error: str) -> None:
-        """The connection is gone: an error if a request is in flight, otherwise it is reopened for the next one."""
+        """Handle a lost connection: an error if a request is in flight, otherwise it is reopened for the next one."""
         if self.answer is not None:
             self.abandon(error)
         else:
@@ -349,8 +351,6 @@ class StampedConnection:
         if self._sock is None and self._opening is None:
             task = self._loop.create_task(self.open())
             task.add_done_callback(_forget_failure)
-
-    # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
         self._sized = False
@@ -367,7 +367,7 @@ class StampedConnection:
 
     def on_body(self, data: bytes) -> None:
         self._part = data
-        if self.answer is not None and not self._answered:  # else it is after the end of an answer
+        if self.answer is not None and not self._answered:  # otherwise it comes after the end of an answer
             self.answer.body(data, self._arrived)
 
     def on_message_complete(self) -> None:
@@ -375,7 +375,7 @@ class StampedConnection:
             self.answer.complete(self._arrived)
             self._answered = True
             self._answers += 1
-            self._keep_alive = self._address.keep_alive and self._parser.should_keep_alive()  # known here only
+            self._keep_alive = self._address.keep_alive and self._parser.should_keep_alive()  # known only here
 
 
 class _Tls:
@@ -406,7 +406,7 @@ class _Tls:
         return self._outgoing.read()
 
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
-        """Plain bytes, and whether the peer has ended the session."""
+        """Return decrypted bytes, and whether the peer has ended the session."""
         self._incoming.write(data)
         plain = bytearray()
         try:

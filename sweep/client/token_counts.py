@@ -1,21 +1,21 @@
-"""The tokens of an answer: their number, how many came in its chunks, and who counted them.
+"""The tokens of an answer: how many there are, how many arrived in its chunks, and who counted them.
 
-A server's usage may count tokens that were never sent (hidden reasoning), or nothing at all. Times cover the tokens
-that came, so nothing generated before the first visible token makes later tokens look faster.
+A server's usage may count tokens that were never sent (hidden reasoning), or nothing at all. Times cover only tokens
+that arrived, so nothing generated before the first visible token makes later tokens look faster.
 """
 
 from sweep.base.records import UNKNOWN, Record
 
-TOLERANCE = 0.1  # by which a server's count may differ from our count of the text
+TOLERANCE = 0.1  # relative difference allowed between a server's count and our count of the text
 
 
 def settle(record: Record, fixed_length: bool) -> None:
     """Set a record's token counts from its stream, its server and our tokenizer.
 
-    `fixed_length`: ignore_eos was sent. An answer with exactly the requested tokens is then trusted: the end tokens
-    among them are not in the text.
+    `fixed_length`: ignore_eos was sent. An answer with exactly the requested tokens is then trusted: end tokens among
+    them are not in the text.
 
-    On entry `output_tokens` is the count of `token_source`, UNKNOWN for plain events; `hidden_tokens` is the server's
+    On entry `output_tokens` is the count from `token_source`, UNKNOWN for plain events; `hidden_tokens` is the server's
     count of unsent reasoning; `recounted_tokens` is our count of the text.
     """
     if record.token_source == "events":
@@ -31,10 +31,10 @@ def settle(record: Record, fixed_length: bool) -> None:
 
 
 def _visible(record: Record, fixed_length: bool) -> int:
-    """Tokens of the visible text, as far as the server's count and the text show.
+    """Return the tokens of the visible text, as far as the server's count and the text show.
 
-    The text decides if it was counted and has fewer tokens. Otherwise a count above max_tokens counts as hidden tokens,
-    as far as there are fewer events.
+    If the text was counted and has fewer tokens, its count is used. Otherwise tokens above max_tokens count as hidden,
+    but at least one token per event remains.
     """
     visible = max(1, record.output_tokens - record.hidden_tokens)
     if fixed_length and visible == record.asked_output_tokens:
@@ -45,7 +45,7 @@ def _visible(record: Record, fixed_length: bool) -> int:
 
 
 def _take_hidden_from_first_chunk(record: Record, fixed_length: bool) -> None:
-    """Leave the hidden tokens out of the first chunk, to which a running count adds them."""
+    """Subtract the hidden tokens from the first chunk, to which a running count adds them."""
     tokens = record.chunk_tokens
     hidden = sum(tokens) - _visible(record, fixed_length)
     if hidden > 0 and tokens[0] > hidden:

@@ -1,25 +1,25 @@
-"""The bytes on the wire: request bytes out of Requests, and the tokens, counts and errors of an answer's bytes.
+"""The bytes on the wire: makes request bytes from Requests, and reads tokens, counts and errors from an answer's bytes.
 
-Pure: no sockets and no clock (every stamp is handed in), so that a recorded stream cut at any byte gives the same
-Records. HTTP framing is `connection`'s; here begins what is inside the body. Standard library only.
+It uses no sockets and no clock (every stamp is passed in), so that a recorded stream cut at any byte gives the same
+Records. `stamped_connection` handles HTTP framing; this module handles the body. Standard library only.
 
 A Record's error is "kind: detail". The kinds:
 
     connect              no connection: refused, not resolved, TLS failed, or none within the time-out
     reset                the connection was reset, or another socket error
     closed               the server ended the connection or the stream before its answer was complete
-    status               an HTTP status other than 200; a Retry-After is in the detail as retry_after=..., and of a
+    status               an HTTP status other than 200; the detail has a Retry-After as retry_after=..., and for a
                          redirect the address to set
     engine               an error event inside a stream that began with status 200
-    protocol             the answer is not what the API promises: no event stream, no JSON, broken HTTP
-    empty                the answer ended properly without one token
+    protocol             the answer violates the API: no event stream, no JSON, broken HTTP
+    empty                the answer ended properly without a token
     timeout_first_token  no token within `Timeouts.first_token` of the send
     timeout_between      no token within `Timeouts.between_tokens` of the last one
     timeout_total        the answer was not complete within `Timeouts.total` of the send
     cancelled            the trial was stopped; the detail says why
-    unsent               it was due, and never sent: it waited for a slot until the load's duration was over
+    unsent               it was due but never sent: it waited for a slot until the load's duration was over
 
-A request that has an error keeps the chunks that came before it.
+A request with an error keeps the chunks that arrived before it.
 """
 
 import json
@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource, key_header, request_path
 from sweep.client.dialects import TYPED_DIALECTS
 from sweep.client.dialects.event import TypedEvent
+from sweep.client.dialects.text import AnswerText
 
 PATHS: dict[str, str] = {
     "completions": "/v1/completions",
@@ -41,19 +42,19 @@ PATHS: dict[str, str] = {
     **{name: dialect.path for name, dialect in TYPED_DIALECTS.items()},
     "tgi": "/generate_stream",
 }
-LARGEST_EVENT = 16 << 20  # bytes; more than that without an event's end is not a token stream
-LARGEST_MESSAGE = 300  # characters of a server's message kept in an error
-ENDLESS = 4, 64  # times the tokens asked for, and token events at least: more is an answer that does not end
+LARGEST_EVENT = 16 << 20  # bytes; if an event is longer than that, the answer is not a token stream
+LARGEST_MESSAGE = 300  # characters of a server's message that are kept in an error
+ENDLESS = 4, 64  # multiple of the requested tokens, and least number of token events, above which an answer is endless
 NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
 OTHER_LIMIT = "set backend.max_tokens_field=max_completion_tokens"
 REDIRECTS = (301, 302, 303, 307, 308)
-ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for answers that they gave up
-REASONING = ("reasoning_content", "reasoning")  # keys of a delta for the text of a reasoning model before its answer
+ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for aborted answers
+REASONING = ("reasoning_content", "reasoning")  # fields of a delta with the text of a reasoning model before its answer
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NUMBER = re.compile(rb"\s*(\d{1,9})(?!\d)")
-LARGEST_COUNT = 10**9  # tokens: no usage says as many, and records have 32 bits
+LARGEST_COUNT = 10**9  # tokens: no usage reports as many, and records have 32 bits
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
 _COMPRESSED = (
@@ -64,21 +65,21 @@ _COMPRESSED = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The endpoint under test and the dialect it speaks."""
+    """The endpoint under test and the dialect that it speaks."""
 
     url: str  # http(s)://host[:port][/base], with or without a trailing /v1
-    model: str  # as the server calls it
+    model: str  # the server's name for it
     api: Api = "completions"
     batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
     continuous_usage: bool = False  # ask for usage in every chunk
-    token_ids: bool = True  # takes prompts as token ids
-    temperature: float = 0  # of sampling; 0: greedy decoding
-    ignore_eos: bool = False  # send ignore_eos, so that every answer has exactly the tokens asked for
-    extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to each body; null takes a key out
+    token_ids: bool = True  # whether it accepts prompts as token ids
+    temperature: float = 0  # sampling temperature; 0: greedy decoding
+    ignore_eos: bool = False  # send ignore_eos, so that every answer has exactly the requested tokens
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to each body; null removes a key
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
-    path: str | None = None  # of the requests, in place of the api's
+    path: str | None = None  # path of the requests, instead of the api's
     api_key_env: str | None = None  # NAME of the environment variable that holds the key
-    auth_header: str | None = None  # None: the api's own
+    auth_header: str | None = None  # None: the api's own header
     auth_scheme: str | None = None
     max_tokens_field: str = "max_tokens"
     verify_tls: bool = True
@@ -88,7 +89,7 @@ class Target:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
             raise ValueError(f"url={self.url!r}: expected http(s)://host[:port][/path][?query]")
         if parts.username or parts.password:
-            raise ValueError("url: holds credentials; give the name of an environment variable as api_key_env instead")
+            raise ValueError("url: contains credentials; set api_key_env to the name of an environment variable")
         if self.api not in PATHS:
             raise ValueError(f"api={self.api!r}: expected {', '.join(PATHS)}")
         if self.batch_form == "list" and self.api != "completions":
@@ -112,7 +113,7 @@ class Target:
 
 
 def header_fields(target: Target, key: str | None) -> dict[str, str]:
-    """The header that all requests share. Raises ValueError for a key that no header can hold."""
+    """Return the header fields that all requests share. Raises ValueError for a key that no header can contain."""
     dialect = TYPED_DIALECTS.get(target.api)
     fields = {"User-Agent": "llm-sweep", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
     fields |= {"Content-Type": "application/json", **(dialect.headers if dialect else {}), **target.headers}
@@ -122,14 +123,14 @@ def header_fields(target: Target, key: str | None) -> dict[str, str]:
 
 
 def head(target: Target, key: str | None) -> bytes:
-    """The part of a request's head that all requests share; what `call` gives follows it on the wire."""
+    """Return the part of a request's head that all requests share; the result of `call` follows it."""
     lines = [f"POST {target.request_path} HTTP/1.1", f"Host: {urlsplit(target.url).netloc}"]
     lines += [f"{name}: {value}" for name, value in header_fields(target, key).items()]
     return ("\r\n".join(lines) + "\r\n").encode("ascii")
 
 
 def call(target: Target, requests: Sequence[Request]) -> bytes:
-    """The rest of one HTTP call, from its x-request-id on: one request, or a lockstep batch as a list of prompts."""
+    """Return a call's bytes from the x-request-id header on: for one request, or a lockstep batch as a list."""
     first = requests[0]
     if not _REQUEST_ID.fullmatch(first.request_id):
         raise ValueError(f"request_id={first.request_id!r}: expected letters, digits and ._:/-")
@@ -152,7 +153,7 @@ def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
         return _openai_body(target, requests)
     request = requests[0]
     if not isinstance(request.prompt, str):
-        raise ValueError(f"request {request.request_id}: backend.api={target.api} takes text, not token ids")
+        raise ValueError(f"request {request.request_id}: backend.api={target.api} accepts text, not token ids")
     if target.api == "tgi":
         return _tgi_body(target, request)
     body = TYPED_DIALECTS[target.api].body(request.model or target.model, request.prompt, request.output_tokens)
@@ -177,7 +178,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
         content["ignore_eos"] = True
     if target.api == "chat":
         if not isinstance(requests[0].prompt, str):
-            raise ValueError(f"request {requests[0].request_id}: chat takes text, not token ids")
+            raise ValueError(f"request {requests[0].request_id}: chat accepts text, not token ids")
         content["messages"] = [{"role": "user", "content": requests[0].prompt}]
     else:
         prompts = [request.prompt for request in requests]
@@ -186,7 +187,7 @@ def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
 
 
 def _tgi_body(target: Target, request: Request) -> dict[str, Any]:
-    # do_sample is true by default where parameters leave it out; details carry the counts. TGI has no ignore_eos.
+    # do_sample is true by default if parameters omit it; details contain the counts. TGI has no ignore_eos.
     sampled = {"temperature": target.temperature} if target.temperature else {}
     adapter = {"adapter_id": request.model} if request.model not in (None, target.model) else {}
     parameters = {"max_new_tokens": request.output_tokens, "do_sample": bool(sampled), **sampled, "details": True}
@@ -195,24 +196,27 @@ def _tgi_body(target: Target, request: Request) -> dict[str, Any]:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """The answer to one prompt, as far as it has come."""
+    """The answer to one prompt, as far as it has arrived."""
 
     chunk_us: "array[int]" = field(default_factory=lambda: array("I"))
     several: dict[int, int] = field(default_factory=dict)  # the chunks that held more than one token, and how many
     running_count: int = 0  # completion tokens by the stream's own running count
     ahead: int = 0  # events of text that the running count has not counted yet
+    carried: int = 0  # tokens that came before any visible text: they belong to the first chunk
+    carried_at: int = 0  # ns, when the latest of them came
+    written: AnswerText = field(default_factory=AnswerText)
     input_tokens: int = UNKNOWN
-    output_tokens: int = UNKNOWN  # by the final usage
-    reasoning_tokens: int = 0  # of them, by the usage's details
-    cached_tokens: int = UNKNOWN  # of the input, by the usage's details
+    output_tokens: int = UNKNOWN  # according to the final usage
+    reasoning_tokens: int = 0  # part of the output tokens, according to the usage's details
+    cached_tokens: int = UNKNOWN  # part of the input, according to the usage's details
     answer_us: int | None = None  # first event of the answer after reasoning; UNKNOWN: only reasoning so far
-    by_ids: bool = False  # the chunks are counted by the token ids that came with them
-    text: bytearray | None = None  # the answer as it stands in the events' JSON, escapes and all; None: not kept
+    by_ids: bool = False  # whether chunks are counted by the token ids that they contain
+    text: bytearray | None = None  # the answer as written in the events' JSON, with escapes; None: not kept
     finish_reason: str | None = None
 
     @property
     def chunk_tokens(self) -> "array[int]":
-        """Tokens in each chunk."""
+        """The number of tokens in each chunk."""
         tokens = array("H", [1]) * len(self.chunk_us)
         for chunk, number in self.several.items():
             tokens[chunk] = number
@@ -220,7 +224,7 @@ class Stream:
 
     @property
     def source(self) -> TokenSource:
-        """The source of the tokens' count: a usage of 0 beside text counts nothing, and an event is no token."""
+        """The source of the token count: a usage of 0 beside text counts nothing, and an event is no token."""
         if self.by_ids:
             return "ids"
         if self.running_count > 0:
@@ -229,7 +233,7 @@ class Stream:
 
     @property
     def total(self) -> int:
-        """Output tokens as `source` counts them; UNKNOWN where only events are known."""
+        """The output tokens as counted by `source`; UNKNOWN if only events are known."""
         source = self.source
         if source == "ids":
             return sum(self.chunk_tokens)
@@ -238,42 +242,52 @@ class Stream:
         return self.output_tokens if self.output_tokens > 0 else self.running_count
 
     def reconciled(self, tokens: int, text: bool) -> int:
-        """Tokens of an event by which the running count rose by `tokens`, which may lag behind the text.
+        """Return an event's tokens, given that the running count, which may lag behind the text, rose by `tokens`.
 
         Text without a count is taken for one token, until the count includes it.
         """
         owed = min(self.ahead, max(tokens, 0))
         self.ahead -= owed
         tokens = max(tokens, 0) - owed
-        if tokens == 0 and text:
+        if tokens == 0 and text and not self.carried:
             self.ahead += 1
             return 1
         return tokens
 
-    def note_kind(self, keys: list[str], arrived_us: int) -> None:
-        """Note the first event of the answer proper, where reasoning came before it."""
-        reasoning = any(key in REASONING for key in keys)
-        if reasoning and not self.chunk_us:
+    def take_text(self, piece: bytes) -> bool:
+        """Add text as it stands in the JSON; return whether it is an arrival: of reasoning, first one with a letter."""
+        if self.text is not None:
+            self.text += piece
+        return self.written.take(piece, self.answer_us == UNKNOWN and not self.chunk_us)
+
+    def take(self, keys: list[str], piece: bytes, arrived_us: int) -> bool:
+        """Add text that came under these keys, noting where the answer proper begins after reasoning."""
+        if any(key in REASONING for key in keys) and not self.chunk_us:
             self.answer_us = UNKNOWN
-        if self.answer_us == UNKNOWN and any(key not in REASONING for key in keys):
+        answers = any(key not in REASONING for key in keys)
+        if answers and self.answer_us == UNKNOWN and not self.chunk_us:
+            self.answer_us = None  # what came before was a placeholder, or white space
+        visible = self.take_text(piece)
+        if visible and answers and self.answer_us == UNKNOWN:
             self.answer_us = max(0, arrived_us)
+        return visible
 
 
 class _Shape:
-    """The bytes of a token event around its text, as they were and without digits."""
+    """The bytes of a token event before and after its text, with digits removed."""
 
     __slots__ = ("bare_head", "bare_tail", "count_from", "head", "marker", "plain", "rest", "start", "tail")
 
     def __init__(self, marker: bytes, count_from: bytes, head: bytes, tail: bytes, plain: bool) -> None:
-        self.marker = marker  # b'"text":"' or the like: what the head ends with
-        self.count_from = count_from  # where the event says how many tokens; b"": one if there is text
-        self.plain = plain  # a token if there is text: nothing in the event is read
+        self.marker = marker  # b'"text":"' or similar, at the end of the head
+        self.count_from = count_from  # where the event states its number of tokens; b"": one if there is text
+        self.plain = plain  # whether any text is a token, so that nothing in the event is read
         self.head, self.tail = head, tail  # the tail begins with the quote that ends the text
         self.start, self.rest = len(head), len(tail)
         self.bare_head, self.bare_tail = head.translate(None, _DIGITS), tail.translate(None, _DIGITS)
 
     def text_in(self, event: bytes) -> tuple[int, int]:
-        """The begin and end of the text in an event of this shape, with whatever digits; (0, -1) of another shape."""
+        """Return where the text of an event with this shape begins and ends; (0, -1) for another shape."""
         start = self.start
         if not event.startswith(self.head):
             start = event.find(self.marker) + len(self.marker)
@@ -285,33 +299,37 @@ class _Shape:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """Reads one call's answer: feed it the status, headers and body with their stamps, then ask for its Streams.
+    """Reads one call's answer: it is fed the status, headers and body with their stamps, and then has the Streams.
 
-    A token event costs a few byte searches: the first one is parsed as JSON and its bytes before and after the text
-    are kept with the digits taken out; an event that is the same but for the text and digits is the same JSON
-    (`_learn` says when that holds), and every other event is parsed as JSON again.
+    A token event costs a few byte searches: the first one is parsed as JSON, and its bytes before and after the text
+    are stored without digits. An event that differs only in text and digits is the same JSON (`_learn` says when this
+    holds); every other event is parsed as JSON again.
     """
 
     api: Api
     prompts: InitVar[int] = 1
     patient_until: int = 0  # tokens before which the answer cannot end with the next event
-    keeps_text: InitVar[bool] = False  # for its tokens to be counted afterwards
-    limit: int = LARGEST_COUNT  # token events of all streams, with more of which it is over
+    keeps_text: InitVar[bool] = False  # so that its tokens can be counted afterwards
+    limit: int = LARGEST_COUNT  # token events of all streams above which the answer is endless
     streams: list[Stream] = field(init=False)
     sent: int = 0  # ns, when the first byte of the request was written
     completed: int = 0  # ns, arrival of the end of the body; 0: it never came
+    connecting: int = UNKNOWN  # ns, when its connection was begun; UNKNOWN where that had answered before
+    connected: int = UNKNOWN  # ns, when that was open, its TLS handshake included
+    closed: bool = False  # its connection was closed after it
     chunks: int = 0  # token events so far, of all streams
     tokens: int = 0  # likewise
-    shared: int = 0  # of several prompts: events that came in one read with another of their stream: one stamp
+    shared: int = 0  # events that arrived in one read with another of their stream, and so share a stamp
     status: int = 0
-    ended: bool = False  # the end mark of the stream has come, or every stream has finished
+    ended: bool = False  # whether the end mark of the stream has arrived, or every stream has finished
     error: str | None = None
-    _most: int = 1  # tokens that came in one event
-    _sum: int = UNKNOWN  # of several prompts: output tokens of all, by the final usage
+    _most: int = 1  # largest number of tokens in one event so far
+    _sum: int = UNKNOWN  # output tokens of all prompts, according to the final usage
     _is_stream: bool = False
     _retry_after: str | None = None
     _location: str | None = None
     _encoding: str | None = None
+    models: list[str] = field(default_factory=list)  # names of the model that it says it is from
     _carry: bytes = b""
     _shape: _Shape | None = None
 
@@ -320,16 +338,14 @@ class Answer:
 
     @property
     def counted(self) -> bool:
-        """True if the server counted the tokens of every stream."""
+        """Whether the server counted the tokens of every stream."""
         return all(stream.source != "events" for stream in self.streams)
 
     @property
     def last_token(self) -> int:
         """Arrival of the latest token, ns to the µs; 0: none yet."""
-        latest = [stream.chunk_us[-1] for stream in self.streams if stream.chunk_us]
-        return self.sent + max(latest) * 1000 if latest else 0
-
-    # -- what the connection calls
+        latest = [self.sent + stream.chunk_us[-1] * 1000 for stream in self.streams if stream.chunk_us]
+        return max(*latest, *(stream.carried_at for stream in self.streams), 0)
 
     def header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -343,7 +359,7 @@ class Answer:
             self._encoding = value.decode("latin-1").strip()
 
     def body(self, data: bytes, arrived: int) -> None:
-        """Bytes of the body that arrived at `arrived` ns: cut into events at once."""
+        """Process bytes of the body that arrived at `arrived` ns, cutting them into events."""
         try:
             if not (self._shape and not self._carry and self._short_cut(data, arrived)):
                 self._take(data, arrived)
@@ -356,7 +372,7 @@ class Answer:
             data = self._carry + data
             self._carry = b""
         if not self._is_stream or self.status != 200:
-            self._carry = data[: 64 << 10]  # an error's message, read when it is complete
+            self._carry = data[: 64 << 10]  # an error's message, which is read when it is complete
             return
         if self._encoding:
             self.fail(f"protocol: content-encoding {self._encoding[:40]} {_COMPRESSED}")
@@ -366,7 +382,7 @@ class Answer:
             self._parse(data, arrived)
             return
         end_of_line = b""
-        if b"\r" in data:  # lines may end in CR LF; a CR at the cut waits for what follows
+        if b"\r" in data:  # lines may end in CR LF; a CR at the end waits for what follows
             if data.endswith(b"\r"):
                 data, end_of_line = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -384,7 +400,7 @@ class Answer:
                 self._parse(event, arrived)
 
     def complete(self, arrived: int) -> None:
-        """The body has ended as HTTP wants it."""
+        """Note that the body has ended according to HTTP."""
         self.completed = arrived
         try:
             self._complete(arrived)
@@ -400,20 +416,23 @@ class Answer:
             return
         rest = self._carry.replace(b"\r", b"\n").strip(b"\n")
         self._carry = b""
-        if rest:  # some servers leave the last blank line out
+        if rest:  # some servers omit the last blank line
             self._parse(rest, arrived)
+        for stream in self.streams:
+            if stream.carried:  # white space alone, or end tokens: an answer of as much as came at its end
+                self._arrive(stream, 0, stream.carried_at)
         if not self.ended and not all(stream.finish_reason for stream in self.streams):
             self.fail("closed: the stream ended without its end mark")
         if len(self.streams) > 1:
             self._share_sum()
 
     def fail(self, error: str) -> None:
-        """Note what went wrong; the first error is the one that counts."""
+        """Record an error; only the first one counts."""
         if self.error is None:
             self.error = error
 
     def error_of(self, stream: Stream) -> str | None:
-        """A stream that had finished before the call failed is not touched by that."""
+        """Return the error of a stream; one that had finished before the call failed has none."""
         if self.error is not None and stream.finish_reason is None:
             return self.error
         if not stream.chunk_us:
@@ -422,10 +441,8 @@ class Answer:
             return f"engine: finish_reason {stream.finish_reason}"
         return None
 
-    # -- events
-
     def _short_cut(self, event: bytes, arrived: int) -> bool:
-        """Take one whole event of the shape learnt, without parsing it; False if it has another shape."""
+        """Process one whole event of the learnt shape without parsing it; return False if it has another shape."""
         shape = self._shape
         assert shape is not None
         start, end = shape.start, len(event) - shape.rest
@@ -435,40 +452,54 @@ class Answer:
             return False
         stream = self.streams[0]
         tokens = 1
-        if not shape.plain:
+        if shape.plain:
+            visible = stream.take_text(event[start:end])
+        else:
             if len(self.streams) > 1:
                 index = _number(event, b'"index":')
                 if index >= len(self.streams):
                     return False
                 stream = self.streams[index]
                 self._look_for_shared(stream, arrived)
+            visible = stream.take_text(event[start:end])
             if shape.count_from == b'"completion_tokens":':
                 count = _number(event, shape.count_from)
                 tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
                 if tokens <= 0 or stream.ahead:
                     tokens = stream.reconciled(tokens, end > start)
-            if stream.text is not None:
-                stream.text += event[start:end]
-        if tokens > 0 and (end > start or shape.count_from):  # where nothing counts them, a token is one that has text
-            self._token(stream, tokens, arrived)
+        if end > start or shape.count_from:  # where nothing counts them, a token is one that has text
+            self._token(stream, tokens, arrived, visible)
         return True
 
-    def _token(self, stream: Stream, tokens: int, arrived: int) -> None:
-        since = (arrived - self.sent) // 1000
-        stream.chunk_us.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
+    def _token(self, stream: Stream, tokens: int, arrived: int, visible: bool) -> None:
+        """Take an event's tokens: an arrival, unless nothing visible has come so far; then the next one has them."""
+        if tokens + stream.carried <= 0:
+            return
         self.chunks += 1
         self.tokens += tokens
+        if tokens > self._most:
+            self.patient_until -= tokens - self._most  # the last event may bring as many as this one did
+            self._most = tokens
+        if not visible and not stream.chunk_us:
+            stream.carried += tokens
+            stream.carried_at = arrived
+        elif visible or tokens > 0:
+            self._arrive(stream, tokens, arrived)
+
+    def _arrive(self, stream: Stream, tokens: int, arrived: int) -> None:
+        tokens += stream.carried
+        stream.carried = stream.carried_at = 0
+        since = (arrived - self.sent) // 1000
         if tokens > 1:
-            stream.several[len(stream.chunk_us) - 1] = min(tokens, MOST_TOKENS)
-            self.patient_until -= max(0, tokens - self._most)  # the last event may bring as many as this one did
-            self._most = max(self._most, tokens)
+            stream.several[len(stream.chunk_us)] = min(tokens, MOST_TOKENS)
+        stream.chunk_us.append(since if since > 0 else 0)  # the stamps' two clocks agree to about a µs
 
     def _look_for_shared(self, stream: Stream, arrived: int) -> None:
         if stream.chunk_us and stream.chunk_us[-1] == (arrived - self.sent) // 1000:
             self.shared += 1
 
     def _parse(self, event: bytes, arrived: int) -> None:
-        """One event, by the book (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+        """Parse one event according to https://html.spec.whatwg.org/multipage/server-sent-events.html."""
         if event == b"data: [DONE]\n\n":
             self.ended = True
             return
@@ -480,7 +511,7 @@ class Answer:
             self.ended = True
             return
         try:
-            content = json.loads(data.decode())  # of bytes, it looks for other encodings first
+            content = json.loads(data.decode())  # given bytes, it would check for other encodings first
         except ValueError:
             self.fail(f"protocol: an event is not JSON: {_message(data)}")
             return
@@ -495,6 +526,10 @@ class Answer:
                 self.fail(f"protocol: an event of unexpected shape ({error}): {_message(data)}")
 
     def _read(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
+        for place in (content, content.get("message"), content.get("response")):
+            model = place.get("model") if isinstance(place, dict) else None
+            if isinstance(model, str) and model and model not in self.models:
+                self.models.append(model)
         if self.api in TYPED_DIALECTS:
             self._typed_event(TYPED_DIALECTS[self.api].read(content), event, arrived)
         elif self.api == "tgi":
@@ -507,10 +542,9 @@ class Answer:
         if content.error:
             self.fail(f"engine: {_message(json.dumps(content.error).encode())}")
         if content.text:
-            stream.note_kind([REASONING[0] if content.reasoning else "content"], (arrived - self.sent) // 1000)
-            if stream.text is not None:
-                stream.text += _escaped(content.text)
-            self._token(stream, 1, arrived)
+            keys = [REASONING[0] if content.reasoning else "content"]
+            visible = stream.take(keys, _escaped(content.text), (arrived - self.sent) // 1000)
+            self._token(stream, 1, arrived, visible)
             self._learn(event, content.key, b"")
         if content.finish_reason:
             stream.finish_reason = content.finish_reason
@@ -530,14 +564,10 @@ class Answer:
             stream = self.streams[index]
             keys = _text_keys(choice, self.api)
             tokens, count_from = _count(choice, usage, stream, bool(keys))
-            if keys and self.api == "chat":
-                stream.note_kind(keys, (arrived - self.sent) // 1000)
-            if stream.text is not None:
-                stream.text += _text(choice, keys)
-            if tokens > 0:
-                if len(self.streams) > 1:
-                    self._look_for_shared(stream, arrived)
-                self._token(stream, tokens, arrived)
+            visible = stream.take(keys, _text(choice, keys), (arrived - self.sent) // 1000)
+            if tokens > 0 and len(self.streams) > 1:
+                self._look_for_shared(stream, arrived)
+            self._token(stream, tokens, arrived, visible)
             if choice.get("finish_reason"):
                 stream.finish_reason = str(choice["finish_reason"])
             elif len(choices) == 1 and len(keys) == 1:
@@ -546,7 +576,7 @@ class Answer:
             self._usage(usage, choices)
 
     def _usage(self, usage: dict[str, Any], choices: list[dict[str, Any]]) -> None:
-        """Usage beside one choice is that prompt's; usage alone is the call's: a sum, if there are several prompts."""
+        """Read a usage: beside one choice it is for that prompt; alone, for the call (a sum over its prompts)."""
         number = usage.get("completion_tokens")
         if len(self.streams) == 1:
             stream = self.streams[0]
@@ -568,7 +598,7 @@ class Answer:
             stream.reasoning_tokens = _token_count(details["reasoning_tokens"])
 
     def _share_sum(self) -> None:
-        """Give each prompt of a list its share of the call's count, by its events, where no count was its own."""
+        """Give each prompt of a list its share of the call's count, by its events, if none has a count of its own."""
         events = [len(stream.chunk_us) for stream in self.streams]
         if self._sum > 0 and any(events) and not any(stream.source != "events" for stream in self.streams):
             edges = [total * self._sum // sum(events) for total in accumulate(events, initial=0)]
@@ -579,9 +609,7 @@ class Answer:
         stream = self.streams[0]
         if content.get("token"):
             stream.by_ids = True  # an event is one token and has its id
-            self._token(stream, 1, arrived)
-            if stream.text is not None:
-                stream.text += _escaped(content["token"].get("text"))
+            self._token(stream, 1, arrived, stream.take_text(_escaped(content["token"].get("text"))))
         details = content.get("details") or {}
         if details or content.get("generated_text") is not None:
             stream.finish_reason = str(details.get("finish_reason") or "unknown")
@@ -594,18 +622,18 @@ class Answer:
             self._learn(event, "text", b"token")
 
     def _learn(self, event: bytes, key: str, count_from: bytes) -> None:
-        """Keep this event's shape, if an event of the same shape is sure to mean the same.
+        """Store this event's shape, if an event of the same shape is certain to mean the same.
 
-        It is when the key is in it once, with its value, as is every number the short cut reads: a key in quotes
-        cannot hide inside a JSON string, where quotes are escaped; the closing quote of the text is the first one
-        that has no backslash before it; and with the digits taken out everything around it is the same JSON but for
-        numbers. (Empty and one-element lists of numbers look alike so: token ids are counted by the long way.)
+        It is certain if the key, with its value, occurs once, as does every number that the short cut reads. A key in
+        quotes cannot be hidden inside a JSON string, where quotes are escaped. The closing quote of the text is the
+        first one without a backslash before it. And without the digits, everything around the text is the same JSON but
+        for numbers. (Empty and one-element lists of numbers look alike then, so token ids are counted the long way.)
         """
         self._shape = None
         data = event.partition(b"\n")[2] if event.startswith(b"event:") else event  # a name stays the same
         if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in data[:-2] or not event.endswith(b"\n\n"):
             return
-        if count_from == b"" and b'"completion_tokens":' in event:  # a count that has counted nothing so far may yet
+        if count_from == b"" and b'"completion_tokens":' in event:  # a count that is 0 so far may still count
             return
         if count_from.startswith(b'"') and event.count(count_from) != 1:
             return
@@ -634,7 +662,7 @@ class Answer:
 
 
 def _fields(event: bytes) -> tuple[bytes, bytes]:
-    """The name and the data of an event, which is one line of data as a rule."""
+    """Return the name and the data of an event; the data usually is one line."""
     if event.startswith(b"data:") and event.find(b"\n") >= len(event) - 2:
         return b"", event[5:]
     name, lines = b"", []
@@ -648,7 +676,7 @@ def _fields(event: bytes) -> tuple[bytes, bytes]:
 
 
 def _direct_address(location: str, path: str) -> str:
-    """The setting by which requests reach the target of a redirect, which is not followed: it would be timed too."""
+    """Return the setting with which requests reach a redirect's target; following it would distort the times."""
     parts = urlsplit(location)
     if not parts.path.endswith(path):
         return "set backend.url to an address that answers without a redirect"
@@ -671,7 +699,7 @@ def _token_count(number: Any) -> int:
 
 
 def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
-    """The keys of a choice under which it carries text (or a tool call, which is tokens as well)."""
+    """Return the keys of a choice under which it has text (or a tool call, which consists of tokens too)."""
     if api == "completions":
         return ["text"] if choice.get("text") else []
     delta = choice.get("delta") or {}
@@ -679,9 +707,9 @@ def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
 
 
 def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: bool) -> tuple[int, bytes]:
-    """Tokens that came with this choice, and what says so: token ids, else the running usage, else one for text.
+    """Return a choice's tokens and what counts them: token ids, else the running usage, else one token for text.
 
-    A usage that comes only beside the last choice, as llama.cpp sends it, is the sum of what was counted by its text.
+    A usage that appears only beside the last choice, as in llama.cpp, is the sum of what was counted by its text.
     """
     ids = choice.get("token_ids")
     if isinstance(ids, list):
@@ -691,7 +719,7 @@ def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: 
     if (
         isinstance(count, int)
         and _token_count(count) >= 0
-        and (stream.running_count or stream.ahead or not stream.chunk_us)
+        and (stream.running_count or stream.ahead or not (stream.chunk_us or stream.carried))
     ):
         tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
         return stream.reconciled(tokens, text), b'"completion_tokens":'
@@ -699,7 +727,7 @@ def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: 
 
 
 def _text(choice: dict[str, Any], keys: list[str]) -> bytes:
-    """The text of a choice as JSON escapes it; of tool calls their names and arguments."""
+    """Return the text of a choice as JSON escapes it; for tool calls, their names and arguments."""
     if keys == ["text"]:
         return _escaped(choice["text"])
     delta, parts = choice.get("delta") or {}, list[Any]()
@@ -714,7 +742,6 @@ def _escaped(text: Any) -> bytes:
 
 
 def _message(data: bytes) -> str:
-    """Return the server's error message in one line."""
     text = data.decode("utf-8", "replace")
     try:
         content = json.loads(text)

@@ -1,4 +1,4 @@
-"""Runs deployments one after the other in this process: no Ray, for debugging and for single trials."""
+"""Runs deployments one after another in this process, without Ray: for debugging and for single trials."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ EVENT_POLL = 0.5  # s
 
 
 class InlineExecutor:
-    """Same interface as `RayExecutor`, on this machine and the GPUs that this process sees."""
+    """Has the interface of `RayExecutor`, but runs on this machine and the GPUs that this process sees."""
 
     def __init__(self, gpus: Sequence[str] = (), accelerators: Sequence[str] = ()) -> None:
         self.gpus = tuple(gpus)
@@ -34,7 +34,7 @@ class InlineExecutor:
         self.cancel()
 
     def clean_up(self, marker: str) -> None:
-        """Kill the engines that an earlier driver may have left."""
+        """Kill engines that an earlier driver may have left running."""
         clear_engines(marker)
 
     def has_nodes_besides(self, node_ids: set[str]) -> bool:
@@ -45,13 +45,13 @@ class InlineExecutor:
         """Do nothing: no node can be added."""
 
     def export_metrics(self, row: LedgerRow) -> None:
-        """Do nothing: no dashboard exists."""
+        """Do nothing: there is no dashboard."""
 
     def submit(self, work: Work, node_id: str) -> None:
         self.submitted.append(work)
 
     def events(self) -> Iterator[tuple[Work, Event | End]]:
-        """Yield the next event. Raises Halted when the disk is full."""
+        """Yield the events of the submitted deployments. Raises Halted when the disk is full."""
         if self.running is None and self.submitted:
             work = self.submitted.popleft()
             gpus = self.gpus[: work.deployment.gpu_count]
@@ -71,7 +71,7 @@ class InlineExecutor:
                 yield work, event
 
     def drain(self) -> None:
-        """Finish the running trial and start no other trial."""
+        """Finish the running trial and start no other."""
         self.draining.set()
 
     def cancel(self) -> None:

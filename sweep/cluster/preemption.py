@@ -1,4 +1,4 @@
-"""The notice that a spot machine of Google Cloud gets from its metadata server 30 s before it is taken away."""
+"""The preemption notice: a spot machine of Google Cloud learns 30 s in advance that it will be taken away."""
 
 import os
 import threading
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import httpx
 
-METADATA_HOST = "GCE_METADATA_HOST"  # as for Google's own libraries; for tests
+METADATA_HOST = "GCE_METADATA_HOST"  # the same variable as in Google's own libraries; for tests
 GOOGLES_HOST = "metadata.google.internal"
 PRODUCT = Path("/sys/class/dmi/id/product_name")
 GOOGLE = "Google Compute Engine"
-LONGEST_ANSWER = 60.0  # s for which the server may hold an answer back until the value changes
-ASK_AGAIN = 5.0  # s between requests that fail
+LONGEST_ANSWER = 60.0  # s for which the server may wait for the value to change before it answers
+ASK_AGAIN = 5.0  # s before a failed request is repeated
 
 
 class Preempted(Exception):
@@ -20,7 +20,7 @@ class Preempted(Exception):
 
 
 def notice_url() -> str | None:
-    """Return the URL of the notice; None on a machine that is not Google's."""
+    """Return the URL of the notice; None if the machine is not Google's."""
     host = os.environ.get(METADATA_HOST)
     if host is None:
         try:
@@ -31,7 +31,7 @@ def notice_url() -> str | None:
 
 
 def wait_for_notice(url: str) -> None:
-    """Return when the machine has got its notice. The server answers at once when the value has changed."""
+    """Wait until this machine receives its preemption notice. The server answers as soon as the value changes."""
     etag = "0"
     with httpx.Client(headers={"Metadata-Flavor": "Google"}, trust_env=False, timeout=LONGEST_ANSWER + 30) as client:
         while True:
@@ -43,13 +43,13 @@ def wait_for_notice(url: str) -> None:
                 continue
             if answer.text.strip() == "TRUE":
                 return
-            if "ETag" not in answer.headers:  # then it does not wait for a change
+            if "ETag" not in answer.headers:  # then the server does not wait for a change
                 time.sleep(ASK_AGAIN)
             etag = answer.headers.get("ETag", "0")
 
 
 def watch() -> threading.Event:
-    """Return an event that is set when this machine has got its notice."""
+    """Return an event that is set once this machine receives its preemption notice."""
     noticed = threading.Event()
     if url := notice_url():
 

@@ -1,12 +1,12 @@
-"""Runs deployments on a Ray cluster. The only file that imports Ray, and it places Deployments, never requests.
+"""Runs deployments on a Ray cluster. The only file that imports Ray; it places Deployments, never requests.
 
-A deployment is one task that takes its GPUs, or on a machine without GPUs the whole node, since engines beside each
-other would measure each other. Its events come back as a stream. Ray's own retries are off: the driver decides which
-attempt counts. `ray_environment.prepare` must run before this file is imported.
+A deployment is one task that reserves its GPUs or, on a machine without GPUs, the whole node, since engines on the same
+CPU would disturb each other. Its events are streamed back. Ray's own retries are off: the driver decides which attempt
+counts. `ray_environment.prepare_ray` must run before this file is imported.
 
-Ray takes minutes to notice that a node is gone. So driver and tasks send each other heartbeats, the driver by a key in
-Ray's head, a task by a Beat in its stream. Without one for HEARTBEAT_TIMEOUT seconds the driver retries the deployment
-elsewhere, and a task ends itself and its engine.
+Ray takes minutes to notice that a node is gone. So driver and tasks send each other heartbeats: the driver through a
+key in Ray's head, a task through a Beat in its stream. After HEARTBEAT_TIMEOUT seconds without a heartbeat, the driver
+retries the deployment elsewhere, and a task stops itself and its engine.
 """
 
 import functools
@@ -45,18 +45,18 @@ from sweep.plan.packing import Need, Node, SlotKind
 RESULT_POLL = 0.5  # s
 HEARTBEAT = scaled(5.0)  # s
 CLOCK_POLL = 1.0  # s
-HEARTBEAT_TIMEOUT = scaled(40.0)  # s; a cut-off node is to be noticed, and free of engines, within 60 s
+HEARTBEAT_TIMEOUT = scaled(40.0)  # s; a node that is cut off must be noticed, and free of engines, within 60 s
 START_TIMEOUT = scaled(120.0)  # s for a node to start a deployment
 CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
-FREE_PROBE_BYTES = 16 << 20  # on the disk of the results
+FREE_PROBE_BYTES = 16 << 20  # written to the disk of the results as a test
 SILENT_NODE_BACKOFF = scaled(180.0)  # s without new deployments on a node that fell silent
 LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
-STATEMENT_TIMEOUT = 30.0  # s for a node to say something of itself
+STATEMENT_TIMEOUT = 30.0  # s for a node to report its facts
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
-IN_PLACE_ADDRESS = "127.0.0.2"  # of 127.0.0.1 and localhost Ray makes the machine's own address
+IN_PLACE_ADDRESS = "127.0.0.2"  # Ray replaces 127.0.0.1 and localhost by the machine's own address
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
-NOT_CODE = ["results", ".git", ".venv", "wandb"]  # of the working directory, which is sent to every node
-NOT_CODE += ["deployments", "trials.parquet", "ledger.jsonl", "plan.jsonl"]  # the large files of a results folder
+NOT_CODE = ["results", ".git", ".venv", "wandb"]  # in the working directory, which is sent to every node
+NOT_CODE += ["deployments", "trials.parquet", "ledger.jsonl", "plan.jsonl"]  # large files in a results folder
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
 TRIALS_TAGS = ("experiment", "backend", "model", "outcome")
@@ -64,12 +64,12 @@ THROUGHPUT_TAGS = ("experiment", "backend", "model", "workload", "load")
 REMEDY = "run the same command again when it is back to continue"
 
 
-_facts: dict[str, Host] = {}  # of nodes, by id
+_facts: dict[tuple[str, str | None], Host] = {}  # of nodes, by id and cache_dir
 
 
 @contextmanager
 def _halting() -> Iterator[None]:
-    """Raise Halted for an error of Ray itself: e.g. a head that was restarted does not know this driver."""
+    """Raise Halted for an error of Ray itself, e.g. because the head was restarted and does not know this driver."""
     try:
         yield
     except RayError as error:
@@ -77,7 +77,7 @@ def _halting() -> Iterator[None]:
 
 
 def _refuse_dead_address(cluster: Cluster) -> None:
-    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    """Reject an address where nothing listens, which Ray itself would try to reach for minutes."""
     address = cluster.address if cluster.address not in (None, "auto") else os.environ.get("RAY_ADDRESS")
     host, _, port = (address or "").rpartition(":")
     if cluster.kind != "ray" or not host or not port.isdigit():
@@ -89,19 +89,19 @@ def _refuse_dead_address(cluster: Cluster) -> None:
         raise ConfigError(f"cluster.address={address}: {problem}") from None
 
 
-def connect(cluster: Cluster) -> None:
-    """Start a Ray in place, or join the one that is there. Raises ConfigError if it is missing."""
+def join_cluster(cluster: Cluster) -> None:
+    """Start a Ray for this run, or join an existing one. Raises ConfigError if there is none to join."""
     if ray.is_initialized():
         return
     _refuse_dead_address(cluster)
     try:
         options: dict[str, Any] = {"address": cluster.address or "auto"}
-        if cluster.kind == "local":  # else Ray looks for minutes for a cluster that once died on this host
+        if cluster.kind == "local":  # otherwise Ray looks for minutes for a cluster that once died on this host
             options = {"address": "local", "_node_ip_address": IN_PLACE_ADDRESS, "include_dashboard": False}
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": import_path()}}
         elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             options["runtime_env"] = {"working_dir": str(ROOT), "excludes": NOT_CODE}
-            if TIME_FACTOR != 1:  # of the tasks too, or they would miss heartbeats that are not due
+            if TIME_FACTOR != 1:  # the tasks need it too, or they would miss heartbeats that are not due yet
                 options["runtime_env"]["env_vars"] = {FACTOR_VARIABLE: str(TIME_FACTOR)}
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
@@ -110,7 +110,7 @@ def connect(cluster: Cluster) -> None:
 
 
 def nodes(cluster: Cluster) -> list[Node]:
-    """Return the living nodes of the cluster with its labels."""
+    """Return the living nodes of the cluster that match its labels."""
     return [
         _node(node["NodeManagerAddress"], node["Resources"], node["NodeID"])
         for node in ray.nodes()
@@ -120,15 +120,16 @@ def nodes(cluster: Cluster) -> list[Node]:
     ]
 
 
-def state_facts(living: Sequence[Node]) -> list[Node]:
-    """Return the nodes with their own facts: driver, GPUs, C library; a node that does not answer has none."""
-    asked_now = [node for node in living if node.node_id not in _facts]
-    _facts.update(ask_nodes(host_facts.host, asked_now))
-    return [node._replace(facts=_facts.get(node.node_id, node.facts)) for node in living]
+def state_facts(living: Sequence[Node], cache_dir: str | None) -> list[Node]:
+    """Return the nodes with their own facts: driver, GPUs, free disk; a node that does not answer has none."""
+    asked_now = [node for node in living if (node.node_id, cache_dir) not in _facts]
+    answers = ask_nodes(host_facts.stated, asked_now, cache_dir)
+    _facts.update({(node_id, cache_dir): facts for node_id, facts in answers.items()})
+    return [node._replace(facts=_facts.get((node.node_id, cache_dir), node.facts)) for node in living]
 
 
 def ask_nodes(function: Callable[..., Any], living: Sequence[Node], *arguments: Any) -> dict[str, Any]:
-    """Return a function's result on each node, by node id, without nodes that do not answer in time."""
+    """Return a function's result on each node, by node id; nodes that do not answer in time are left out."""
     tasks = {
         _call.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
             function, *arguments
@@ -152,10 +153,10 @@ def _matches_label(value: str | None, selector: str) -> bool:
 
 
 def startable_nodes(cluster: Cluster) -> list[Node]:
-    """Return the nodes that an autoscaler could start, one of each type; none without an autoscaler.
+    """Return the nodes that an autoscaler could start, one of each type; an empty list if there is no autoscaler.
 
-    Ray has no call for this: they come from cluster.node_types, or from the file of Ray's launcher on the head. The
-    driver of a type that has not started is the one that it states, or the one in its image's name.
+    Ray has no call for this: the types come from cluster.node_types, or from the file of Ray's launcher on the head.
+    The GPU driver of a type that has not started is the one it states, or the one in its image's name.
     """
     if cluster.node_types is not None:
         kinds = [
@@ -174,7 +175,7 @@ def startable_nodes(cluster: Cluster) -> list[Node]:
 
 
 def _image_driver(kind: Mapping[str, Any]) -> str | None:
-    """Return the driver in the name of a node type's image, as Google names its own: ...-nvidia-580."""
+    """Return the GPU driver in the name of a node type's image, as in Google's own images: ...-nvidia-580."""
     disks = kind.get("node_config", {}).get("disks", ())
     images = [disk.get("initializeParams", {}).get("sourceImage", "") for disk in disks]
     return next((match[1] for image in images if (match := re.search(r"-nvidia-(\d+)", image))), None)
@@ -190,20 +191,19 @@ def _node(address: str, resources: Mapping[str, float], node_id: str = "") -> No
 
 
 def _deploy(work: Work, session: str) -> Iterator[Event]:
-    """The Ray task: run a deployment on the GPUs that Ray assigned."""
     draining, preempted = threading.Event(), preemption.watch()
     _follow(session, draining)
     yield Placed(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
     gpus = tuple(gpu.uuid if (gpu := find_gpu(str(each))) else str(each) for each in ray.get_gpu_ids())
     events = carried(work, lambda work: stream_deployment(work, gpus, draining, HEARTBEAT))
-    for event in _sparing(events):  # one in every two HEARTBEATs at least
+    for event in _sparing(events):  # at least one in every two HEARTBEATs
         yield event
-        if preempted.is_set():  # the engine ends with this process: stopping it in order would take too long
+        if preempted.is_set():  # the engine ends with this process; a regular stop would take too long
             raise Preempted("the machine is about to be taken away (preemption notice of Google Cloud)")
 
 
 def _sparing(events: Iterable[Event]) -> Iterator[Event]:
-    """Leave out a trial's progress within a HEARTBEAT of the last one: each event costs the driver 1 ms of its CPU."""
+    """Drop progress events within a HEARTBEAT of the last one, since each event costs the driver 1 ms of CPU time."""
     due = 0.0
     for event in events:
         if isinstance(event, Measuring):
@@ -214,9 +214,9 @@ def _sparing(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def _follow(session: str, draining: threading.Event) -> None:
-    """Watch raylet and driver from two threads, since a call to a head that is cut off may never return.
+    """Watch raylet and driver in two threads, since a call to a head that is cut off may never return.
 
-    When its driver is gone this process ends itself: its lease on the engine ends with it, however busy it is.
+    When the driver is gone, this process ends itself and with it its lease on the engine, however busy the process is.
     """
     raylet = os.getppid()
     last_beat = time.monotonic()
@@ -247,12 +247,12 @@ _call: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda function,
 _clean_up: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)
 
 
-_hold_place: Any = ray.remote(max_calls=1, max_retries=0)(lambda: None)  # an autoscaler adds a node to schedule it
+_hold_place: Any = ray.remote(max_calls=1, max_retries=0)(lambda: None)  # an autoscaler adds a node to schedule this
 
 
 @functools.cache
 def _deploy_task(gpus: int) -> Any:
-    """Return the remote function. GPUs are in the decorator: with .options Ray would reuse the worker and its GPUs."""
+    """Return the remote function. GPUs are in the decorator: with .options, Ray would reuse the worker and its GPUs."""
     resources = {"num_gpus": gpus, "num_cpus": 1} if gpus else {}
     return ray.remote(**resources, max_calls=1, max_retries=0)(_deploy)
 
@@ -268,7 +268,7 @@ def _gauges() -> tuple[metrics.Counter, metrics.Gauge]:
 
 
 def _has_room(folder: str) -> bool:
-    """Return whether FREE_PROBE_BYTES can be written there; the free space alone would not show a quota."""
+    """Return whether FREE_PROBE_BYTES can be written to the folder; the free space alone would not reveal a quota."""
     with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(FREE_PROBE_BYTES))
         os.fsync(file.fileno())
@@ -290,25 +290,25 @@ class RayExecutor:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.tasks: dict[Any, _RunningTask] = {}  # by their streams of events
-        self.backoff_until: dict[str, float] = {}  # by node id, monotonic
+        self.tasks: dict[Any, _RunningTask] = {}  # by stream of events
+        self.backoff_until: dict[str, float] = {}  # by node id, on the monotonic clock
         self.cleanups: list[Any] = []
         self.draining = threading.Event()
         self.closed = threading.Event()
         self.session = ""
-        self.nodes: list[Node] = []  # the living
-        self.all_nodes: dict[str, Node] = {}  # dead ones included, by id
-        self.ports: dict[str, int] = {}  # of their raylets
-        self.full: set[str] = set()  # ids of those whose own disk is full
+        self.nodes: list[Node] = []  # the living nodes
+        self.all_nodes: dict[str, Node] = {}  # by id, including dead nodes
+        self.ports: dict[str, int] = {}  # of the nodes' raylets, by node id
+        self.full: set[str] = set()  # ids of nodes whose own disk is full
         self.autoscaling = False
-        self.placeholders: dict[SlotKind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by kind
-        self.requested_at = 0.0  # when they were last updated, monotonic
+        self.placeholders: dict[SlotKind, list[Any]] = {}  # tasks that make an autoscaler start nodes, by slot kind
+        self.requested_at = 0.0  # when the placeholders were last updated, on the monotonic clock
         self.head_seen = self.had_nodes = time.monotonic()  # when Ray's head last answered
-        self.ticked = time.monotonic()  # when this process last ran: it may be frozen, with its machine or alone
-        self.home, self.home_alive = "", True  # the node of the driver itself
+        self.ticked = time.monotonic()  # when this process last ran: it, or its machine, may be suspended
+        self.home, self.home_alive = "", True  # the driver's own node
 
     def __enter__(self) -> Self:
-        connect(self.cluster)
+        join_cluster(self.cluster)
         self.session = f"{ray.get_runtime_context().get_job_id()}-{os.getpid()}-{time.time_ns()}"
         self.home = ray.get_runtime_context().get_node_id()
         self._refresh_nodes()
@@ -331,12 +331,12 @@ class RayExecutor:
         self.head_seen = time.monotonic()
 
     def _beat(self) -> None:
-        """Send the tasks heartbeats that also tell them to drain, and keep the list of nodes up to date."""
+        """Send heartbeats to the tasks, which also tell them to drain, and keep the list of nodes up to date."""
         count = 0
         while not self.closed.is_set():
             count += 1
             order = "drain" if self.draining.is_set() else "run"
-            with suppress(RayError, RuntimeError, OSError, AttributeError):  # `events` halts when `head_seen` is old
+            with suppress(RayError, RuntimeError, OSError, AttributeError):  # `events` halts if `head_seen` is old
                 internal_kv._internal_kv_put(self.session, f"{order} {count}", namespace=NAMESPACE)
                 self._refresh_nodes()
             self.draining.wait(HEARTBEAT) if order == "run" else self.closed.wait(HEARTBEAT)
@@ -346,7 +346,7 @@ class RayExecutor:
             self._tick()
 
     def _tick(self) -> None:
-        """Note that this process runs. After a time in which it did not, Ray's head is asked again before a verdict."""
+        """Record that this process runs. After a suspension, Ray's head is asked again before it is declared gone."""
         now = time.monotonic()
         if now - self.ticked > HEARTBEAT:
             self.head_seen = min(now, self.head_seen + now - self.ticked)
@@ -354,9 +354,9 @@ class RayExecutor:
 
     @property
     def schedulable_nodes(self) -> list[Node]:
-        """The nodes on which a deployment may be started now: not full, and not in backoff.
+        """The nodes on which a deployment may be started now: their disk is not full, and they are not in backoff.
 
-        After a loss a node is avoided for a while, since Ray may not have noticed its end.
+        After a loss a node is avoided for a while, since Ray may not have noticed yet that it is dead.
         """
         now = time.monotonic()
         excluded = self.full | {node_id for node_id, until in self.backoff_until.items() if now < until}
@@ -364,15 +364,15 @@ class RayExecutor:
 
     @_halting()
     def request_capacity(self, needs: Sequence[Need]) -> None:
-        """Ask an autoscaler for nodes, by placeholder tasks that can only run on a node that does not exist yet.
+        """Ask an autoscaler for nodes, with placeholder tasks that can run only on nodes that do not exist yet.
 
-        Unlike `request_resources` they end with this driver, however it ends: nobody pays for nodes that nobody uses.
+        Unlike `request_resources`, placeholders end with this driver, however it ends: nobody pays for unused nodes.
         """
         if time.monotonic() - self.requested_at < HEARTBEAT or not self.autoscaling:
             return
         self.requested_at = time.monotonic()
         requested = Counter(need.kind for need in needs)
-        for kind in {**requested, **self.placeholders}:  # in the order of the needs: the first are requested first
+        for kind in {**requested, **self.placeholders}:  # in the order of the needs
             tasks = self.placeholders.get(kind, [])
             if tasks:
                 _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=0)
@@ -396,24 +396,24 @@ class RayExecutor:
             throughput.set(row["output_throughput"], tags={name: str(row[name]) for name in THROUGHPUT_TAGS})
 
     def clean_up(self, marker: str) -> None:
-        """Kill what earlier drivers may have left on any node: engines of this marker, and the tasks that own them."""
+        """Kill what earlier drivers may have left on any node: engines with this marker, and the tasks owning them."""
         self._clean_up_nodes([node.node_id for node in self.nodes], marker)
         ray.wait(self.cleanups, num_returns=len(self.cleanups), timeout=CLEANUP_TIMEOUT)
 
     @_halting()
     def _clean_up_nodes(self, node_ids: list[str], marker: str) -> None:
         for node_id in node_ids:
-            affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)  # soft: any node would be cleaned instead
+            affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)  # soft: any node could be cleaned instead
             task = _clean_up.options(scheduling_strategy=affinity, name="clear engines")
             self.cleanups.append(task.remote(marker))
 
     def has_nodes_besides(self, node_ids: set[str]) -> bool:
-        """Return whether there is another node than these; nodes in backoff count too."""
+        """Return whether there is a node besides these; nodes in backoff count too."""
         return bool({node.node_id for node in self.nodes} - node_ids - self.full)
 
     @_halting()
     def submit(self, work: Work, node_id: str) -> None:
-        """Start a deployment on this node, with its share of the cores; the driver knows that its GPUs are free."""
+        """Start a deployment on this node, with its share of the cores; the driver knows that the GPUs are free."""
         deployment = work.deployment
         node = self.all_nodes[node_id]
         share = node.cpus * deployment.gpu_count / node.gpus if deployment.gpu_count else node.cpus
@@ -438,7 +438,7 @@ class RayExecutor:
         streams = list(self.tasks)
         ray.wait(streams, num_returns=1, timeout=RESULT_POLL, fetch_local=False)
         ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
-        polled = time.monotonic()  # handling an event may take the driver long: that is no node's silence
+        polled = time.monotonic()  # the driver may spend long on an event, which must not count as silence
         for stream in ready:
             yield from self._next(stream)
         for stream in set(streams) - set(ready):
@@ -446,7 +446,6 @@ class RayExecutor:
                 yield self._end(stream, end)
 
     def _timeout(self, task: _RunningTask, polled: float) -> Lost | NotStarted | None:
-        """Return `Lost` for a task that has been silent too long at the time `polled`, or None."""
         node, silence = task.node, polled - task.last_event
         if task.place is None and node.node_id not in {living.node_id for living in self.nodes}:
             return Lost(f"node {node.address} died before starting it")
@@ -455,18 +454,17 @@ class RayExecutor:
             return None
         self.backoff_until[node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
         if queued:
-            return NotStarted(f"node {node.address} did not start it within {silence:.0f} s: other jobs keep it busy")
+            return NotStarted(f"node {node.address} did not start it within {silence:.0f} s: busy with other jobs")
         return Lost(f"no heartbeat from {node.address} for {silence:.0f} s")
 
     def _is_reachable(self, node: Node) -> bool:
-        """Return whether its raylet accepts a connection: Ray takes more than a minute to notice that it does not."""
+        """Return whether a node's raylet accepts a connection: Ray takes over a minute to notice a dead one."""
         with suppress(OSError):
             socket.create_connection((node.address, self.ports[node.node_id]), timeout=CONNECT_TIMEOUT).close()
             return True
         return False
 
     def _next(self, stream: Any) -> Iterator[tuple[Work, Event | End]]:
-        """Yield the next event of a stream, if it is one for the driver."""
         task = self.tasks[stream]
         try:
             event = ray.get(next(stream), timeout=HEARTBEAT_TIMEOUT)
@@ -475,7 +473,7 @@ class RayExecutor:
         except RayTaskError as error:
             yield self._end(stream, self._failed_task(task, error))
         except RayError as error:
-            if isinstance(error, NodeDiedError):  # Ray goes on listing it for some ten seconds
+            if isinstance(error, NodeDiedError):  # Ray still lists the node for about ten seconds
                 self.backoff_until[task.node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
             yield self._end(stream, Lost(first_line(error)))
         else:
@@ -485,7 +483,6 @@ class RayExecutor:
                 yield task.work, event
 
     def _failed_task(self, task: _RunningTask, error: RayTaskError) -> Lost:
-        """Return the loss that an exception in a task amounts to."""
         match error.cause:
             case DiskFull():
                 return self._disk_full(task, error.cause)
@@ -495,7 +492,7 @@ class RayExecutor:
         return Lost(f"{type(error.cause).__name__}: {error.cause}", str(error))
 
     def _disk_full(self, task: _RunningTask, error: DiskFull) -> Lost:
-        """Exclude a node whose own disk is full. Raises Halted if it is the results' disk, or no other node is left."""
+        """Exclude a node whose own disk is full. Raises Halted if it is the results' disk, or no other node remains."""
         self.full.add(task.node.node_id)
         problem = f"{error} (on node {task.node.address})"
         if not _has_room(task.work.out) or not self.has_nodes_besides(set()):
@@ -503,7 +500,7 @@ class RayExecutor:
         return Lost(f"{problem}: nothing more is started there in this run")
 
     def _end(self, stream: Any, end: End) -> tuple[Work, End]:
-        """End a task. Engines that a lost task may have left are killed, if its node is alive."""
+        """End a task. If its node is alive, kill engines that a lost task may have left running there."""
         task = self.tasks.pop(stream)
         if not isinstance(end, Completed):
             ray.cancel(stream, force=True)
@@ -514,9 +511,8 @@ class RayExecutor:
         return task.work, end
 
     def _check(self) -> None:
-        """Raise Halted if Ray is gone."""
         now = time.monotonic()
-        frozen = now - self.ticked > HEARTBEAT  # until now: nobody listened
+        frozen = now - self.ticked > HEARTBEAT  # until now, so that nobody listened
         if now - self.head_seen > HEARTBEAT_TIMEOUT and not frozen:
             raise Halted(f"Ray's head has not answered for {HEARTBEAT_TIMEOUT:.0f} s; {REMEDY}")
         if not self.home_alive:

@@ -1,7 +1,7 @@
-"""The transfer of files from nodes that do not share the results folder, inside the stream of events.
+"""Transfers files from nodes that do not share the results folder, as part of the stream of events.
 
-Whether a node shares the folder is detected, not configured: the driver leaves a mark in the attempt's folder before
-the attempt starts, and a node that does not find it writes to a local folder and sends the files.
+Whether a node shares the folder is detected, not configured: before an attempt starts, the driver leaves a mark in its
+folder. A node that does not find the mark writes to a local folder and sends the files.
 """
 
 import shutil
@@ -19,7 +19,7 @@ MARK = ".attempt"
 
 
 def mark(work: Work) -> None:
-    """Leave the mark; the driver does this before the attempt starts."""
+    """Leave the mark; the driver calls this before the attempt starts."""
     work.folder.mkdir(parents=True, exist_ok=True)
     (work.folder / MARK).write_text(work.run)
 
@@ -33,9 +33,9 @@ def shared(work: Work) -> bool:
 
 
 def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) -> Generator[Event, None, None]:
-    """Yield the events of `stream(work)`, and its files where the driver does not share the folder.
+    """Yield the events of `stream(work)`, and its files if the driver does not share the folder.
 
-    A trial's files come before its Finished, all other files at the end.
+    A trial's files are sent before its Finished event, all other files at the end.
     """
     if shared(work):
         yield from stream(work)
@@ -55,7 +55,7 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
 
 @contextmanager
 def _local_folder(outbox: Path) -> Iterator[Path]:
-    """Create a folder for this attempt and remove it afterwards, with folders whose owners were killed."""
+    """Create a folder for this attempt and remove it afterwards, together with folders whose owners were killed."""
     outbox.mkdir(parents=True, exist_ok=True)
     paths = RunPaths(outbox)
     paths.clear_staging()
@@ -75,7 +75,7 @@ def _take_files(out: Path, folder: Path) -> Files:
 
 
 def receive(paths: RunPaths, work: Work, event: Files) -> None:
-    """Write the files from a node, each whole. Raises ValueError if a name leads out of its attempt's folder."""
+    """Write a node's files, each atomically. Raises ValueError if a name leads out of the attempt's folder."""
     attempt = paths.attempt(work.deployment.deployment_id, work.attempt).resolve()
     for name, content in event.files.items():
         target = (paths.out / name).resolve()

@@ -1,1 +1,1 @@
-"""Keeps a run on disk: its paths, schemas, ledger, and its copy in an object store."""
+"""Stores a run on disk: its paths, schemas and ledger, and its copy in an object store."""

@@ -1,7 +1,7 @@
 """The columns of a run's files that are not quantities: their units and meanings, for docs/columns.md.
 
-Meanings of trials.parquet stand beside the fields of `sweep.disk.row`, of requests.parquet beside the fields of
-`sweep.base.records.Record`; quantities have their own.
+A column's meaning is the comment behind its field: in `sweep.disk.row` for trials.parquet, in
+`sweep.base.records.Record` for requests.parquet. Quantities declare their own.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from sweep.base.records import REQUEST_COLUMNS, Record
 from sweep.disk import row
 from sweep.numbers.quantity import Quantity, declared
 
-Meaning = tuple[str, str]  # unit, "" of none; what it is
+Meaning = tuple[str, str]  # unit ("" if it has none), meaning
 
 ROW_PARTS = (row.Identity, row.Verdict, row.EngineFacts, row.Observation)
 
@@ -22,8 +22,8 @@ _UNITS = {"price_per_hour": "USD/h", "rate": "requests/s"}
 TELEMETRY_FIELDS: Mapping[str, Meaning] = {
     "time": ("s", "time of the reading, from the trial's start"),
     "series": ("", "what was read: kv_cache_usage, requests_running, gpu_memory_bytes, …"),
-    "device": ("", "the GPU, the core (of cpu_thermal_limits) or the position in a draft; empty for the whole"),
-    "value": ("", "the reading: shares of one, bytes, watts, counts"),
+    "device": ("", "the GPU, the core (for cpu_thermal_limits) or the position in a draft; empty if there is just one"),
+    "value": ("", "the reading: a share (0 to 1), bytes, watts or a count"),
 }
 
 
@@ -32,7 +32,7 @@ def trial_columns() -> dict[str, Meaning]:
     fields = [field for part in ROW_PARTS for field in _commented_fields(part)]
     meanings = {name: (_UNITS.get(name, ""), meaning) for name, meaning in fields}
     meanings["warnings"] = ("", "codes of what makes the result doubtful (docs/warnings.md)")
-    meanings["in_plan"] = ("", "whether the folder's current plan has it")
+    meanings["in_plan"] = ("", "whether the trial is in the folder's current plan")
     return meanings
 
 
@@ -43,7 +43,6 @@ def request_columns() -> dict[str, Meaning]:
 
 
 def _commented_fields(kind: type) -> list[tuple[str, str]]:
-    """The fields of a class with the comments behind them."""
     return [(field["name"], field["meaning"] or "") for field in _FIELD.finditer(inspect.getsource(kind))]
 
 
@@ -54,14 +53,14 @@ def _unit(name: str) -> str:
 
 
 def derived_series() -> list[Quantity]:
-    """The series per request with a column of their own in requests.parquet; the others are recorded as counts."""
+    """The per-request series that have their own column in requests.parquet; other series are recorded as counts."""
     return [quantity for quantity in declared() if quantity.per == "request" and not quantity.recorded_as]
 
 
 def written_columns(names: Iterable[str]) -> list[str]:
-    """Return the names, without repetition, of columns that a reader needs of requests.parquet.
+    """Return the requests.parquet columns that a reader needs, each once.
 
-    Raises KeyError for a column that is never written. A reader that asks for it would find every file incomplete.
+    Raises KeyError for a column that is never written, because no file would ever have all the columns needed.
     """
     if never := sorted(set(names) - request_columns().keys()):
         raise KeyError(f"requests.parquet: no column {', '.join(never)} is ever written")

@@ -1,8 +1,8 @@
-"""The small files of many trials put together, at the end of a run: a file a trial is slow to list, copy and read.
+"""Combines the small files of many trials at the end of a run, because many files are slow to list, copy and read.
 
-Tables of the same columns go into compact files, in whole row groups' worth of trials. A compact file appears complete;
-the trials' own files are removed only after what it holds was compared with them. So every row can be read before,
-during and after, and a run that is killed on the way continues the next time.
+Tables with the same columns are combined into compact files, several trials to a row group. A compact file appears
+complete; a trial's own files are removed only after their rows were compared with the compact file. So every row can be
+read before, during and after compaction, and if the run is killed meanwhile, the next run continues.
 """
 
 import hashlib
@@ -19,35 +19,35 @@ from sweep.disk import tables
 from sweep.disk.run_files import DamagedFile, RunPaths, TrialPaths, write_whole
 from sweep.disk.tables import compact_place, opened_table, read_table
 
-FEWEST_FILES = 100  # below that there is nothing to gain, and a trial's files are easier to find
-SMALL_BYTES = 8 << 20  # of a trial's file: a larger one stays as it is
-BYTES_TOGETHER = 128 << 20  # of the trials' files that go into one: the disk holds both for a while
-GROUP_BYTES = 1 << 20  # of a row group, uncompressed: the least that is read for one trial
-UNREPEATED = ("request_id",)  # texts for which a dictionary only costs
+FEWEST_FILES = 100  # with fewer, compaction gains nothing, and a trial's own files are easier to find
+SMALL_BYTES = 8 << 20  # size limit of a trial's file: a larger file is not combined
+BYTES_TOGETHER = 128 << 20  # size of the files combined into one: the disk holds both copies for a while
+GROUP_BYTES = 1 << 20  # uncompressed size of a row group, which is the least that is read for one trial
+UNREPEATED = ("request_id",)  # text columns that a dictionary would only make larger
 
 
 def compact(paths: RunPaths, fewest: int = FEWEST_FILES) -> int:
-    """Put a run's small files together if there are at least so many; return how many were.
+    """Combine a run's small files if there are at least `fewest`; return how many were combined.
 
-    The caller holds the run's lock. What cannot be read stays where it is, to be named by whoever reads it.
+    The caller holds the run's lock. Unreadable files are left alone; whoever reads them reports them.
     """
     trials = [TrialPaths(paths, path.parent) for path in sorted(paths.deployments.glob("*/*/*/trial.parquet"))]
     kinds = [[trial.requests for trial in trials], [trial.telemetry for trial in trials]]
-    kinds.append([trial.trial for trial in trials])  # last: a trial's folder is complete while it is there
-    if sum(_is_small(file) for files in kinds for file in files) < fewest:  # then only what a killed run has left
+    kinds.append([trial.trial for trial in trials])  # last: while it exists, the trial's folder is complete
+    if sum(_is_small(file) for files in kinds for file in files) < fewest:  # then only finish what a killed run began
         kinds = [[file for file in files if _is_compact(file)] for files in kinds]
     compacted = 0
     for files in kinds:
         for batch in _batches(filter(_is_small, files)):
             compacted += _compact_batch(paths, batch)
     for trial in trials:
-        with suppress(OSError):  # it holds more
+        with suppress(OSError):  # the folder has other files
             trial.folder.rmdir()
     return compacted
 
 
 def compacted_names(paths: RunPaths, names: Iterable[str]) -> list[str]:
-    """Those of a run's files, named by their path in it, that now are in a compact file alone."""
+    """Return the names of files, relative to the run, whose content is now only in a compact file."""
     kinds = ("requests.parquet", "telemetry.parquet", "trial.parquet")
     candidates = [path for path in names if path.count("/") == 4 and path.endswith(kinds)]
     return [path for path in candidates if not (paths.out / path).exists() and _is_compact(paths.out / path)]
@@ -66,7 +66,6 @@ def _is_compact(file: Path) -> bool:
 
 
 def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
-    """Files of the same columns, as many as go into one compact file."""
     batches: dict[pa.Schema, list[Path]] = defaultdict(list)
     sizes: dict[pa.Schema, int] = defaultdict(int)
     for file in files:
@@ -84,14 +83,14 @@ def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
 
 
 def _compact_batch(paths: RunPaths, files: Sequence[Path]) -> int:
-    """Put files together, check the result, and remove them; return how many were."""
+    """Combine files, check the result, and remove the originals; return how many files were removed."""
     new = [file for file in files if not _is_compact(file)]
     if new:
         digest = hashlib.sha256("\n".join(_trial_of(file) for file in new).encode()).hexdigest()[:12]
         target = paths.compact / f"{new[0].stem}-{digest}.parquet"
         try:
             write_whole(paths, target, lambda staged: _write(new, staged))
-        except DamagedFile:  # its pages are: one by one
+        except DamagedFile:  # one of the files is damaged: combine each by itself
             return sum(_compact_batch(paths, [file]) for file in files) if len(files) > 1 else 0
     safe = [file for file in files if _is_compact(file) and _has_same_rows(file)]
     for file in safe:
@@ -100,7 +99,7 @@ def _compact_batch(paths: RunPaths, files: Sequence[Path]) -> int:
 
 
 def _has_same_rows(file: Path) -> bool:
-    """Return whether the compact file says what a trial's own file says; False if either cannot be read."""
+    """Return whether the compact file and the trial's own file have equal rows; False if either cannot be read."""
     place = compact_place(file)
     assert place is not None
     try:
@@ -111,12 +110,11 @@ def _has_same_rows(file: Path) -> bool:
 
 
 def _trial_of(file: Path) -> str:
-    """The key of a trial in a compact file's index."""
     return "/".join(file.parts[-4:-1])
 
 
 def _write(files: Sequence[Path], target: Path) -> None:
-    """Write a compact file: whole trials in each row group, their places in the footer."""
+    """Write a compact file with whole trials in each row group, and an index of the trials in the footer."""
     index: list[tuple[str, int, int, int]] = []
     with opened_table(files[0]) as table_file:
         added = [column for column in tables.TRIAL_KEY if column not in table_file.names]
@@ -144,7 +142,7 @@ def _write(files: Sequence[Path], target: Path) -> None:
 
 
 def _write_group(writer: pq.ParquetWriter, pending: Sequence[pa.Table]) -> int:
-    """Write tables as one row group; return how many were written: none of no rows."""
+    """Write tables as one row group; return the number of row groups written: 0 if the tables have no rows."""
     rows = sum(map(len, pending))
     if rows:
         writer.write_table(pa.concat_tables(pending).cast(writer.schema).combine_chunks(), row_group_size=rows)

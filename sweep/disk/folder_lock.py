@@ -1,9 +1,9 @@
-"""The lock of a results folder: one driver at a time, whatever its file system makes of locks.
+"""The lock of a results folder: it admits one driver at a time, even on file systems with poor support for locks.
 
-The kernel's lock on `.lock` takes effect immediately and is released when its holder exits. But some file systems have
-no locks, on others they hold on one node only, and the file may be deleted. So the driver also rewrites `.heartbeat`,
-as it does a lock in an object store. A holder of the same boot and the same pid namespace is looked up by its process,
-as only there a number means one process. Any other is dead after `heartbeat_lock.LOCK_TIMEOUT` s without a heartbeat.
+The kernel's lock on `.lock` takes effect immediately and is released when its holder exits. But some file systems do
+not support locks, others enforce them only within a node, and the file may be deleted. So the driver also rewrites
+`.heartbeat`, like the lock in an object store. If the holder has the same boot and pid namespace, where its process id
+is unique, its process is looked up. Any other holder counts as dead after `heartbeat_lock.LOCK_TIMEOUT` seconds.
 """
 
 import errno
@@ -25,9 +25,9 @@ LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs"
 
 
 class _Folder:
-    """A folder as a store of small files, each written whole; one that was deleted stays so.
+    """A results folder as a store of small files, each written atomically; if the folder is deleted, it stays deleted.
 
-    Not by write_whole: a lock need not outlive a power cut, and flushing one every few seconds would stall a disk.
+    `write_whole` is not used: a lock need not survive a power cut, and a flush every few seconds would stall a disk.
     """
 
     def __init__(self, out: Path) -> None:
@@ -44,7 +44,7 @@ class _Folder:
         try:
             staged.write_bytes(content)
             staged.replace(self.out / name)
-        finally:  # a full disk has room for an empty file, every few seconds
+        finally:  # a full disk still has room for an empty file, which would otherwise be left every few seconds
             staged.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
@@ -52,7 +52,7 @@ class _Folder:
 
 
 class Heartbeat(Lock):
-    """The file that its driver rewrites as long as it lives."""
+    """The heartbeat file, which a driver rewrites as long as it lives."""
 
     NAME = ".heartbeat"
 
@@ -65,10 +65,10 @@ class Heartbeat(Lock):
         return {**super().describe_holder(), "processes": process_space(), **identity}
 
     def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
-        """Return whether the holder is dead: a look is mostly enough where its processes are seen from here.
+        """Return whether the holder is dead. If it runs in this boot and pid namespace, its process is looked up.
 
-        Where a process of its number began at another time, it is another one, or the clock was set, by which that time
-        is told: the heartbeat decides.
+        A process with the same id but another start time is either a new process, or the clock was set, which shifts
+        start times. In that case the heartbeat decides.
         """
         if lock.get("processes") == process_space():
             try:
@@ -80,7 +80,7 @@ class Heartbeat(Lock):
 
 
 def process_space() -> str:
-    """Return what makes a process id unique: the boot and the pid namespace; a name of its own where unknown."""
+    """Return the boot and the pid namespace, within which a process id is unique; a unique name if they are unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -89,7 +89,7 @@ def process_space() -> str:
 
 @contextmanager
 def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[Heartbeat]:
-    """Hold the lock of a results folder, which is yielded. Raises ConfigError if another driver holds it."""
+    """Hold the lock of a results folder and yield it. Raises ConfigError if another driver holds it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("a+")
@@ -113,7 +113,6 @@ def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[He
 
 
 def _lock(descriptor: int) -> int | None:
-    """Lock a file; return the error number if that cannot be done."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -122,9 +121,9 @@ def _lock(descriptor: int) -> int | None:
 
 
 def file_system(folder: Path) -> str:
-    """Return the type of the file system that a folder is on, e.g. ext4 or nfs4; empty where it is unknown."""
+    """Return the type of the file system that a folder is on, e.g. ext4 or nfs4; empty if it is unknown."""
     with suppress(OSError):
-        real = folder.resolve()  # it, or a folder above it, may be a link to another disk
+        real = folder.resolve()  # the folder, or a folder above it, may be a link to another disk
         parents = {str(path) for path in (real, *real.parents)}
         partitions = [each for each in psutil.disk_partitions(all=True) if each.mountpoint in parents]
         return max(partitions, key=lambda each: len(each.mountpoint)).fstype if partitions else ""

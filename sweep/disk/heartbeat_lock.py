@@ -1,7 +1,7 @@
-"""The lock of a run: a file or object that its driver rewrites every LOCK_HEARTBEAT seconds, also during uploads.
+"""The lock of a run: a file or object that the driver rewrites every LOCK_HEARTBEAT seconds, even during uploads.
 
-A lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver. A driver whose lock was taken stops; one
-whose lock is missing writes it again: a store may be behind for a moment, and somebody may tidy up.
+A lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver. A driver whose lock was taken over stops.
+A driver whose lock is missing writes it again: a store may lag behind, or somebody may have tidied up.
 """
 
 import json
@@ -19,12 +19,12 @@ from sweep.base.time_factor import scaled
 from sweep.disk.ledger import Misplaced
 
 LOCK_HEARTBEAT = scaled(5.0)  # s between heartbeats in the lock
-LOCK_TIMEOUT = scaled(20.0)  # s without a heartbeat after which the holder of a lock is considered dead
+LOCK_TIMEOUT = scaled(20.0)  # s without a heartbeat after which the holder of a lock counts as dead
 LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just written counts as ours
 
 
 class LockStore(Protocol):
-    """A place for small named contents."""
+    """A store of small files or objects, by name."""
 
     url: str
 
@@ -34,7 +34,7 @@ class LockStore(Protocol):
 
 
 class Lock:
-    """The file or object that marks a run as one driver's."""
+    """The file or object that reserves a run for one driver."""
 
     NAME = ".lock"
 
@@ -42,14 +42,14 @@ class Lock:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.ended = threading.Event()
-        self.taken = False  # by another driver, as a heartbeat found
+        self.taken = False  # by another driver, as a heartbeat has found
         self.thread: threading.Thread | None = None
         self.last_beat = time.monotonic(), time.time()
 
     def acquire(self, notify: Callable[[str], None], contested: bool = True) -> None:
-        """Take the lock; a dead driver's expires. Raises ConfigError if a driver that is alive holds it.
+        """Take the lock; that of a dead driver expires. Raises ConfigError if a living driver holds the lock.
 
-        `contested`: two drivers may do so at the same time.
+        `contested`: two drivers may try to take the lock at the same time.
         """
         lock = self._read()
         if lock and not self.expired(lock, notify):
@@ -61,7 +61,7 @@ class Lock:
                 raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
 
     def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
-        """Return whether the holder is dead: its lock does not change for LOCK_TIMEOUT s."""
+        """Return whether the holder is dead, i.e. its lock does not change for LOCK_TIMEOUT seconds."""
         notify(f"{self.store.url} is locked by {lock['who']}: waiting {LOCK_TIMEOUT:.0f} s for its heartbeat")
         until = time.monotonic() + LOCK_TIMEOUT
         while time.monotonic() < until:
@@ -72,7 +72,7 @@ class Lock:
         return True
 
     def refusal(self) -> ConfigError:
-        """Return the error of a second driver, which names the first."""
+        """Return the error for a second driver, which names the driver that holds the lock."""
         holder = (self._read() or {}).get("who", "process unknown")
         return ConfigError(f"out={self.store.url}: a sweep is running there ({holder})")
 
@@ -89,7 +89,7 @@ class Lock:
                     self.beat()
 
     def ours(self) -> bool:
-        """Return whether no other driver holds the lock, which is asked twice. A lock that goes missing stays ours."""
+        """Return whether no other driver holds the lock, checked twice. A missing lock counts as ours."""
         if not self._is_others():
             return True
         time.sleep(LOCK_POLL)
@@ -97,19 +97,19 @@ class Lock:
 
     def _is_others(self) -> bool:
         lock = self._read()
-        if lock is None:  # after so long a silence another driver may have taken it, finished, and released it
+        if lock is None:  # during so long a silence another driver may have taken the lock, finished, and released it
             return self._silence() > LOCK_TIMEOUT
         return bool(lock["owner"] != self.owner)
 
     def _silence(self) -> float:
-        """Return the time since the last heartbeat, s. Either clock may have stood still with the process."""
+        """Return the seconds since the last heartbeat. Either clock may stop while this process is suspended."""
         monotonic, wall = self.last_beat
         return max(time.monotonic() - monotonic, time.time() - wall)
 
     def check(self) -> None:
-        """Raise Misplaced if another driver took over, also while this process stood still, as with a frozen machine.
+        """Raise Misplaced if another driver took over, perhaps while this process or its machine was suspended.
 
-        Nothing is asked while heartbeats are sent.
+        The store is not read as long as heartbeats are being sent.
         """
         if self.taken or (self._silence() > 2 * LOCK_HEARTBEAT and not self.ours()):
             raise Misplaced(f"out={self.store.url}: another driver has taken over: nothing more is written here")

@@ -1,9 +1,9 @@
 """The ledger: attempts and trial results, appended line by line, each line with its checksum.
 
-`ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is made from it. Only the
+`ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is derived from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
-crash is ignored. Any other damaged line is set aside in `ledger.damaged.jsonl`, and its trial is measured again. Bulky
-texts have lines of their own, which rows name by a digest (`sweep.disk.ledger_lines.shared_texts`).
+crash is ignored. Any other damaged line is moved to `ledger.damaged.jsonl`, and its trial is measured again. Long texts
+have lines of their own, and rows refer to them by a digest (`sweep.disk.ledger_lines.shared_texts`).
 """
 
 import errno
@@ -19,17 +19,19 @@ from sweep.base.config import DamagedFile, Halted
 from sweep.base.records import Outcome
 from sweep.base.whole_file import write_whole
 from sweep.disk.ledger_lines.checksums import entries, sealed
+from sweep.disk.ledger_lines.compact_row import CompactRow
 from sweep.disk.ledger_lines.consistency import TableResults, trials_with_damaged_data
 from sweep.disk.ledger_lines.shared_texts import TEXT_ENTRY, Texts, digest_of, is_stored
 from sweep.disk.run_files import RunPaths
 from sweep.disk.tables import read_table
-from sweep.drive.policy import TrialHistory
+from sweep.drive.policy import TrialHistory, attempts_before
+from sweep.numbers.warnings import warning_codes
 
-LedgerRow = dict[str, Any]
-COMPACT_BYTES = 1 << 20  # of a ledger, above which it is rewritten if most of its rows are superseded
-MOST_DAMAGE_NAMED = 5  # damaged lines; more are only counted
+LedgerRow = Mapping[str, Any]
+COMPACT_BYTES = 1 << 20  # size above which a ledger is rewritten if most of its rows are superseded
+MOST_DAMAGE_NAMED = 5  # damaged lines that are listed; further lines are only counted
 ATTEMPT = {"deployment_id": str, "attempt": str}
-TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # what each kind of entry has
+TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # the fields of each kind of entry
     "run": {"run": str},
     "text": TEXT_ENTRY,
     "trial": {"row": dict},
@@ -43,11 +45,11 @@ OUTCOMES = frozenset(Outcome)
 
 
 class Misplaced(Halted):
-    """The results folder is no longer in its place: this run may not write there."""
+    """The results folder was moved, replaced or taken over: this run may not write there."""
 
 
 class Ledger:
-    """The latest row of every trial ever finished in this folder, and the attempts at each deployment."""
+    """The latest row of every trial that has finished in this folder, and the attempts at each deployment."""
 
     def __init__(
         self,
@@ -57,21 +59,21 @@ class Ledger:
         columns: Collection[str] | None = None,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        """Replay the file, if there is one; `write=False` only reads, and needs neither the lock nor the folder.
+        """Replay the file, if it exists; with `write=False` only read it, which needs neither the lock nor the folder.
 
-        `compact` allows the file to be rewritten, unless it is mirrored piece by piece. With `columns` only these
-        columns of a row are read, and raw data is not checked: for reading only. `guard` raises Misplaced when the
-        folder belongs to another driver.
+        `compact` allows the file to be rewritten; a ledger that is mirrored in pieces must not be. With `columns`, only
+        these columns of a row are read, and raw data is not checked: this is for reading only. `guard` raises Misplaced
+        when the folder belongs to another driver.
         """
         self.path, self.columns, self.guard = path, columns, guard
         self.rows: dict[str, LedgerRow] = {}  # without nulls
         self.superseded: list[LedgerRow] = []  # results of trials that were measured again
         self._texts = Texts(columns)
-        self._recovered: dict[str, str] = {}  # texts whose lines are lost, by digest
+        self._recovered: dict[str, str] = {}  # lost texts that a trial's own file still had, by digest
         self.attempts: dict[str, int] = {}
         self.histories: dict[str, TrialHistory] = {}  # of trials whose engine failed last
         self.run = ""  # this folder's unique name, used in the markers of its engines
-        self.set_aside: list[tuple[int, bytes, str]] = []  # lines that do not hold: number, content, problem
+        self.set_aside: list[tuple[int, bytes, str]] = []  # rejected lines: number, content, problem
         paths = RunPaths(path.parent)
         table = TableResults(paths)
         num_rows = self._read()
@@ -89,7 +91,6 @@ class Ledger:
                 self._append({"event": "run", "run": uuid.uuid4().hex})
 
     def _read(self) -> int:
-        """Replay the file; return its number of rows, superseded ones included."""
         if not self.path.exists():
             return 0
         num_rows = 0
@@ -111,7 +112,6 @@ class Ledger:
         return True
 
     def _text_of_trial(self, row: LedgerRow, column: str) -> str | None:
-        """Return a text of a row from the trial's own file; None without a readable one."""
         path = RunPaths(self.path.parent).trial(row["deployment_id"], row["attempt"], row["trial_id"]).trial
         try:
             values = read_table(path, [column]).to_pydict().get(column)
@@ -120,7 +120,7 @@ class Ledger:
         return values[0] if values else None
 
     def describe_damage(self) -> list[str]:
-        """Return a line that names the damaged lines, and one about what is lost, if any."""
+        """Return a line that names the damaged lines, and a line about lost results, if there are any."""
         if not self.set_aside:
             return self._losses
         numbers = ", ".join(str(number) for number, _, _ in self.set_aside[:MOST_DAMAGE_NAMED])
@@ -128,10 +128,9 @@ class Ledger:
         trials = sorted({trial_id for _, line, _ in self.set_aside if (trial_id := _trial_of(line))})
         named = f" (trials {', '.join(trials[:MOST_DAMAGE_NAMED])})" if trials else ""
         damage = f"{self.path}: damaged in line {numbers}{more}{named}: {self.set_aside[0][2]}"
-        return [f"{damage}; rows that only they held are measured again", *self._losses]
+        return [f"{damage}; trials recorded only there are measured again", *self._losses]
 
     def _compact(self) -> None:
-        """Rewrite the file without superseded lines; move damaged lines to a separate file."""
         if self.set_aside:
             with self.path.with_name("ledger.damaged.jsonl").open("ab") as file:
                 file.writelines(line.rstrip(b"\n") + b"\n" for _, line, _ in self.set_aside)
@@ -143,7 +142,7 @@ class Ledger:
         ]  # the row counts too
         texts = Texts()
 
-        def write(staged: Path) -> None:  # line by line: all of them together are another ledger in memory
+        def write(staged: Path) -> None:  # line by line: all of the lines together would be a second ledger in memory
             with staged.open("wb") as file:
                 file.writelines(sealed(entry) for entry in [*run, *attempts])
                 file.writelines(sealed(entry) for row in self.superseded for entry in texts.stored(row))
@@ -155,7 +154,8 @@ class Ledger:
 
     def _replay(self, entry: dict[str, Any]) -> None:
         if entry["event"] == "trial":
-            row = self._texts.restored(entry["row"])
+            restored = self._texts.restored(entry["row"])
+            row = CompactRow(restored) if self._texts.columns is None else restored
             before = self.rows.get(row["trial_id"])
             if before is not None and before["outcome"] == "ok" and before.get("attempt") != row.get("attempt"):
                 self.superseded.append(before)
@@ -173,9 +173,9 @@ class Ledger:
             self.run = entry["run"]
 
     def begin_attempt(self, deployment_id: str) -> str:
-        """Record and return the number of a new attempt at a deployment, counted over all runs of the command."""
+        """Record a new attempt at a deployment and return its number, counted over all runs of the command."""
         number, paths = self.attempts.get(deployment_id, 0) + 1, RunPaths(self.path.parent)
-        while paths.attempt(deployment_id, str(number)).exists():  # its line was damaged, or cut off
+        while paths.attempt(deployment_id, str(number)).exists():  # the line of that attempt was damaged or cut off
             number += 1
         attempt = str(number)
         self._append({"event": "attempt", "deployment_id": deployment_id, "attempt": attempt})
@@ -191,13 +191,16 @@ class Ledger:
 
     def commit(self, row: LedgerRow) -> None:
         """Make a trial's row durable: it is the trial's result from now on."""
+        if earlier := attempts_before(self.rows.get(row["trial_id"])):
+            row = {**row, **earlier}
+            row |= {"warnings": warning_codes(row)} if row["outcome"] == Outcome.OK else {}
         self._append(*self._texts.entries(row))
         self.damaged.discard(row["trial_id"])
 
     def _append(self, *new: dict[str, Any]) -> None:
-        """Append entries, flushed to disk. On failure it removes all of their lines and raises OSError.
+        """Append entries, flushed to disk. On failure, remove all of their lines and raise OSError.
 
-        Raises Misplaced if the folder is no longer this driver's.
+        Raises Misplaced if the folder no longer belongs to this driver.
         """
         self.check_in_place()
         at = {"at": round(time.time(), 3)}
@@ -214,8 +217,8 @@ class Ledger:
             self._replay(entry)
 
     def check_in_place(self) -> None:
-        """Raise Misplaced if the file is no longer the one under its name, where appended lines would be lost, or if
-        another driver has taken over.
+        """Raise Misplaced if the open ledger is no longer the file at its path, so that appended lines would be lost,
+        or if another driver has taken over.
         """
         self.guard()
         try:
@@ -229,21 +232,20 @@ class Ledger:
         self.file.close()
 
     def history(self, trial_id: str) -> TrialHistory:
-        """The failures in a row that a trial's engine answered with, up to its last row."""
+        """Return the consecutive failures in which the trial's engine gave an answer, up to the trial's last row."""
         return self.histories.get(trial_id, TrialHistory())
 
     def valid_row(self, trial_id: str) -> LedgerRow | None:
-        """The trial's last row; None without one, or if its raw data are damaged."""
+        """Return the trial's last row; None if it is missing, or its raw data are damaged."""
         return None if trial_id in self.damaged else self.rows.get(trial_id)
 
 
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """All lines except a last one that a crash has cut short."""
     return (line for line in lines if line.endswith(b"\n"))
 
 
 def ledger_entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the entries that hold of a ledger's lines, rows with their texts; a row that lacks one is left out."""
+    """Yield the valid entries in a ledger's lines, rows with their texts; a row that lacks a text is left out."""
     texts = Texts()
     for entry in entries(_whole_lines(lines), is_ledger_entry):
         if entry["event"] == "text":
@@ -255,7 +257,7 @@ def ledger_entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def is_ledger_entry(entry: dict[str, Any]) -> bool:
-    """Return whether an entry has the fields of its kind; a row also needs an existing outcome."""
+    """Return whether an entry has the fields of its kind; a row also needs a known outcome."""
     types = TYPES_OF_EVENT.get(str(entry.get("event")))
     if types is None or not _has_types(entry, types):
         return False
@@ -273,13 +275,12 @@ def _has_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> bool:
 
 
 def _trial_of(line: bytes) -> str | None:
-    """Return the trial that a damaged line names, if it still does."""
     match = re.search(rb'"trial_id": "([0-9a-f]{6,32})"', line)
     return match[1].decode() if match else None
 
 
 def _drop_cut_line(path: Path) -> None:
-    """Remove a last line that a crash has cut short, so that the next entry does not join it."""
+    """Remove a last line that a crash has cut short, so that the next entry does not continue it."""
     if not path.exists():
         return
     with path.open("rb+") as file:

@@ -1,8 +1,8 @@
-"""Results in an object store (`out=s3://bucket/run`, `gs://…`): the run works on a local folder that is mirrored there.
+"""Results in an object store (`out=s3://bucket/run`, `gs://…`): the run works in a local folder that is mirrored.
 
-The ledger tells what has changed: for every entry that the driver appends, the files that it refers to are uploaded
-first, then that piece of the ledger, then trials.parquet. So every entry of the store's ledger has its files there, and
-a driver on another machine can resume from it. Objects cannot be appended to, so the ledger is stored in pieces.
+The ledger shows what has changed. For every entry that the driver appends, the mirror uploads first the files that the
+entry refers to, then that piece of the ledger, then trials.parquet. So every entry in the store's ledger has its files
+there, and a driver on another machine can resume. Objects cannot be appended to, so the ledger is stored in pieces.
 """
 
 import shutil
@@ -31,34 +31,34 @@ from sweep.drive import policy
 
 SCHEMES = ("s3", "gs", "gcs")
 LEDGER_POLL = 1.0  # s between reads of the ledger
-PIECE = 1 << 20  # bytes of ledger after which a new object is started
-PATIENCE = scaled(300.0)  # s for which the last upload of a run is retried
+PIECE = 1 << 20  # bytes of ledger after which a new object is begun
+PATIENCE = scaled(300.0)  # s during which the last upload of a run is retried
 RETRY = scaled(5.0)  # s before each retry
 THREADS = 16
 SECRETS = ("access_key", "secret_key", "session_token")
 
 
 def is_url(out: str) -> bool:
-    """Return whether results go to an object store; anything else is a folder."""
+    """Return whether `out` is the URL of an object store; anything else is a folder."""
     return "://" in out
 
 
 def url_name(url: str) -> str:
-    """The name of a run in a store: the last part of its path, or the bucket."""
+    """Return the name of a run in a store: the last part of its path, or the bucket."""
     parts = urlsplit(url)
     return PurePosixPath(parts.hostname or "", parts.path.strip("/")).name
 
 
 def store_error(place: str, error: OSError) -> ValueError:
-    """The error for a store, or the folder of a run, that failed: an Outage if a retry may succeed.
+    """Return the error for a failed store, or a run's failed folder: an Outage if a retry may succeed.
 
-    `place` is as it was typed, e.g. "out=s3://bucket/run".
+    `place` is the argument as it was typed, e.g. "out=s3://bucket/run".
     """
     return (Outage if policy.is_waited_for(error) else ConfigError)(f"{place}: {first_line(error)}")
 
 
 def staging_folder(url: str, cache_dir: Path) -> Path:
-    """The local working folder of a run in an object store."""
+    """Return the local working folder for a run in an object store."""
     run = urlsplit(url).path.strip("/").replace("/", "-") or "run"
     return cache_dir / "runs" / f"{run}-{content_hash(url)}"
 
@@ -67,16 +67,16 @@ class ObjectStore:
     """The objects under one URL."""
 
     def __init__(self, url: str) -> None:
-        """Open it with the environment's credentials.
+        """Open the store with the environment's credentials.
 
-        Raises ConfigError if it is no store, or holds a secret; Outage if it gave no answer.
+        Raises ConfigError if the URL is not a store's, or contains a secret; Outage if the store gave no answer.
         """
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
-            raise ConfigError(f"out={url}: expected a folder, s3://bucket/path and gs://bucket/path")
+            raise ConfigError(f"out={url}: expected a folder, s3://bucket/path or gs://bucket/path")
         if parts.password or set(parse_qs(parts.query)) & set(SECRETS):
             shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
-            raise ConfigError(f"out={shown}: the URL holds a secret; set it in the environment")
+            raise ConfigError(f"out={shown}: the URL contains a secret; set it in the environment")
         self.url = url
         try:
             store, root = fs.FileSystem.from_uri(url)
@@ -87,7 +87,7 @@ class ObjectStore:
         self.fs = fs.SubTreeFileSystem(root, store)
 
     def read(self, name: str) -> bytes | None:
-        """An object's content; None if there is no such object."""
+        """Return an object's content; None if there is no object of this name."""
         try:
             with self.fs.open_input_stream(name) as stream:
                 return bytes(stream.read())
@@ -95,7 +95,7 @@ class ObjectStore:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write an object: it appears whole when the upload is complete."""
+        """Write an object, which appears only when the upload is complete."""
         with self.fs.open_output_stream(name) as stream:
             stream.write(content)
 
@@ -104,17 +104,17 @@ class ObjectStore:
         self.fs.delete_file(name)
 
     def list(self, folder: str = "") -> dict[str, int]:
-        """Sizes of all objects under a folder, by name."""
+        """Return the sizes of all objects under a folder, by name."""
         selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
         return {info.path: info.size for info in self.fs.get_file_info(selector) if info.is_file}
 
     def read_ledger(self) -> tuple[Sequence[str], bytes]:
-        """The names of the ledger's pieces, and its content."""
+        """Return the names of the ledger's pieces, and the ledger's content."""
         pieces = sorted(self.list("ledger"))
         return pieces, b"".join(self.read(piece) or b"" for piece in pieces)
 
     def upload(self, folder: Path, files: Iterable[Path]) -> None:
-        """Copy files of a local folder to objects of the same names, skipping files that no longer exist."""
+        """Upload files of a local folder to objects of the same names, skipping files that no longer exist."""
 
         def one(path: Path) -> None:
             try:
@@ -127,7 +127,7 @@ class ObjectStore:
             list(pool.map(one, files))
 
     def download(self, folder: Path, names: Iterable[str]) -> None:
-        """Copy objects into the local folder of a run; each appears complete."""
+        """Download objects into the local folder of a run; each file appears complete."""
         paths = RunPaths(folder)
 
         def one(name: str) -> None:
@@ -151,7 +151,7 @@ class Mirror:
         self.error: str | None = None
 
     def __enter__(self) -> Self:
-        """Take the lock and bring the folder up to date.
+        """Take the lock and bring the local folder up to date.
 
         Raises ConfigError if another driver has the lock, or the store cannot be used; Outage if the store gave no
         answer.
@@ -168,7 +168,7 @@ class Mirror:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Complete the store. Raises Halted if it is not complete after PATIENCE seconds."""
+        """Complete the upload. Raises Halted if it is not complete after PATIENCE seconds."""
         self.closed.set()
         self.thread.join()
         problem = self._complete()
@@ -195,13 +195,12 @@ class Mirror:
             time.sleep(RETRY)
 
     def _failed(self, error: OSError) -> None:
-        """Report the first failure of several in a row."""
         if self.error is None:
-            self.notify(f"{self.store.url}: {first_line(error)}; retrying; nothing is lost on this machine")
+            self.notify(f"{self.store.url}: {first_line(error)}; retrying; the results are safe on this machine")
         self.error = first_line(error)
 
     def _upload_all(self) -> None:
-        """Upload the ledger's new entries with their files, and the report; trials.parquet last."""
+        """Upload the ledger's new entries with their files, and the report; trials.parquet comes last."""
         self.sync()
         run = self.paths.out.rglob("*")
         self._upload_changed(path for path in run if not path.is_relative_to(self.paths.deployments))
@@ -209,7 +208,7 @@ class Mirror:
         self._upload_changed([self.paths.trials])
 
     def settle(self) -> bool:
-        """Stop following the ledger, and upload what is left of it; False if that fails and is left to the end."""
+        """Stop following the ledger and upload the rest; return False if that fails and must wait for the run's end."""
         self.closed.set()
         self.thread.join()
         try:
@@ -220,13 +219,12 @@ class Mirror:
         return True
 
     def _replace_compacted(self) -> None:
-        """Upload the compact files, then delete the objects whose content they have."""
         self._upload_changed(self.paths.compact.glob("*.parquet"))
         for path in compacted_names(self.paths, self.store.list("deployments") if self.paths.compact.exists() else ()):
             self.store.delete(path)
 
     def fetch_trials(self) -> None:
-        """Download what other machines have measured, for the report; continue with what is available on errors."""
+        """Download what other machines have measured, for the report; on errors, continue with what is available."""
         try:
             sizes = self.store.list("deployments")
             missing = [path for path, size in sizes.items() if not _has(self.paths.out / path, size)]
@@ -235,7 +233,7 @@ class Mirror:
             self.notify(f"{self.store.url}: {first_line(error)}; the report covers only the results on this machine")
 
     def _fetch_ledger(self) -> None:
-        """Bring the local ledger up to the store's, which is authoritative; the local one may only be ahead of it."""
+        """Bring the local ledger up to the authoritative one in the store; the local ledger may only be ahead of it."""
         pieces, content = self.store.read_ledger()
         local = self._ledger(0)
         if not local.startswith(content) and not content.startswith(local):
@@ -255,13 +253,13 @@ class Mirror:
             try:
                 self.sync()
                 self.error = None
-            except Misplaced:  # the driver meets the same
+            except Misplaced:  # the driver gets the same error
                 return
             except OSError as error:
                 self._failed(error)
 
     def sync(self) -> None:
-        """Upload the files of the ledger's new entries, then these, then trials.parquet; repeat it after an OSError.
+        """Upload the files of new ledger entries, then the entries, then trials.parquet. Repeat it after an OSError.
 
         Raises Misplaced if another driver has taken over.
         """
@@ -276,19 +274,16 @@ class Mirror:
         self._upload_changed([self.paths.trials])
 
     def _new_entries(self) -> bytes:
-        """The complete lines of the ledger that are not uploaded yet."""
         content = self._ledger(self.end)
         return content[: content.rfind(b"\n") + 1]
 
     def _ledger(self, begin: int, size: int = -1) -> bytes:
-        """Bytes of the local ledger."""
         with suppress(FileNotFoundError), self.paths.ledger.open("rb") as file:
             file.seek(begin)
             return file.read(size)
         return b""
 
     def _files(self, ledger: bytes) -> Iterator[Path]:
-        """The files that these entries refer to: a trial's, and an attempt's when it has ended."""
         for entry in entries(ledger.splitlines(), is_ledger_entry):
             if entry["event"] == "trial":
                 row = entry["row"]
@@ -297,7 +292,7 @@ class Mirror:
                 yield from self.paths.attempt(entry["deployment_id"], entry["attempt"]).glob("*")
 
     def _upload_piece(self, new: bytes) -> None:
-        """Rewrite the last piece with the new entries, until it is large enough: objects cannot be appended to."""
+        """Add new entries to the last piece, or to a new piece if the last is full: objects cannot be appended to."""
         if self.end - self.begin > PIECE:
             self.begin = self.end
         before = self._ledger(self.begin, self.end - self.begin)
@@ -321,13 +316,13 @@ def _has(path: Path, size: int) -> bool:
 
 
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
-    """Copy a run from a store to a new folder, or an empty one, its ledger in one piece.
+    """Copy a run from a store to a new or empty folder, with its ledger in one piece.
 
     Raises ConfigError if the folder has files, or the store cannot be read; Outage if the store gave no answer.
     """
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder}: there are files in it; expected a new folder")
+            raise ConfigError(f"{folder}: the folder is not empty; expected a new folder")
         _copy_into(folder, ObjectStore(url), only)
     except OSError as error:
         raise store_error(url, error) from None
@@ -340,5 +335,5 @@ def _copy_into(folder: Path, store: ObjectStore, only: Callable[[str], bool]) ->
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ledger.jsonl").write_bytes(ledger)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # or the same command would be refused for what it left there
+        shutil.rmtree(folder, ignore_errors=True)  # or a retry would be refused because of these files
         raise

@@ -1,6 +1,6 @@
-"""The row of a trial: typed parts, and the one function that makes of them what is written down.
+"""The row of a trial: typed parts, and the one function that turns them into the stored columns.
 
-Beside the parts a row has the measured quantities (`sweep.numbers`) and the experiment's axes under their dotted keys.
+Besides the parts, a row has the measured quantities (`sweep.numbers`) and the experiment's axes under dotted keys.
 """
 
 import types
@@ -21,31 +21,31 @@ from sweep.numbers.warnings import warning_codes
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The trial's identity. `load_columns` gives the size of the load: at most one of them has a value."""
+    """The trial's identity. `load_columns` gives the size of the load; at most one of those columns has a value."""
 
     trial_id: str  # hash of everything that could change its result
     deployment_id: str  # id of the deployment: engine, model and settings, launched as one
-    attempt: str  # number of the launch that measured it, a folder of the deployment
+    attempt: str  # number of the launch that measured it, and the name of its folder under the deployment's
     experiment: str  # name of the experiment that it was measured for
     label: str  # settings that distinguish it from the other trials of its plan
     backend: str  # name of the engine's adapter
     model: str  # name of the model
     workload: str  # name of the prompts
-    load: str  # name of their timing
-    batch_size: int | None  # of a lockstep load
-    concurrency: int | None  # users of a closed loop
-    rate: float | None  # requested rate of an open loop
-    replicate: int  # number of the repetition of its point, from 0
-    seed: int  # of prompts and arrivals
-    price_per_hour: float | None  # price of a GPU, else of the machine or endpoint; null: unknown, or by token
+    load: str  # name of the load, i.e. of the timing of the requests
+    batch_size: int | None  # requests of a lockstep batch; null for other loads
+    concurrency: int | None  # users of a closed loop; null for other loads
+    rate: float | None  # requested rate of an open loop; null for other loads
+    replicate: int  # number of this repetition of the point, from 0
+    seed: int  # random seed of prompts and arrivals
+    price_per_hour: float | None  # price of a GPU, or of the machine or endpoint; null if unknown, or charged by token
     accelerator: str | None  # the GPU that it ran on, or the hardware profile's name
     gpu_count: int  # GPUs of the deployment; 0 on a CPU
     replicas: int  # engines behind one URL
-    percentiles: str  # of its series
-    slo: str | None  # bounds of goodput, JSON
-    config: str  # resolved, JSON
-    settings: str  # settings of its run that can change a result, unless defaults, JSON
-    digests: str | None  # digests of the config's files, and of the environment's lock, JSON
+    percentiles: str  # percentiles of its series
+    slo: str | None  # limits that a request must meet to count as goodput, JSON
+    config: str  # resolved configuration, JSON
+    settings: str  # run settings that can change a result and differ from their defaults, JSON
+    digests: str | None  # digests of the configuration's files and of the environment's lock, JSON
     commit: str | None  # commit of this program; with + if its files differed
     protocol: int  # version of the measuring rules: figures of different versions are not comparable
     started_at: str  # time of day, with its zone
@@ -53,21 +53,21 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFacts:
-    """Facts that a launched engine reports, and where it ran."""
+    """Facts that a launched engine reports, and the node where it ran."""
 
-    launch: str | None  # id of the launch: its replicates share its luck
+    launch: str | None  # id of the launch: replicates of one launch are not independent
     engine_version: str | None  # as the engine states it
     dtype: str | None  # number format that the engine computes in
-    coarser_format: str | None  # weights' or KV cache's format, coarser than the model's; null: none, or unknown
-    agreement_reference: str | None  # the reference of its greedy tokens, or why there was no comparison
-    quality_reference: str | None  # the same for its log-probabilities
-    versions: str  # versions of this program and in the engine's environment, JSON
+    coarser_format: str | None  # weights' or KV cache's format if coarser than the model's; null: none, or unknown
+    agreement_reference: str | None  # what greedy tokens were compared with, or why there was no comparison
+    quality_reference: str | None  # likewise for log-probabilities
+    versions: str  # versions of this program and of the packages in the engine's environment, JSON
     hardware: str  # node, processor, memory and GPUs, JSON
     driver: str | None  # version of the node's NVIDIA driver
     engine_facts: str  # further facts of the engine, e.g. its command, JSON
     caches_reset: bool | None  # whether caches were reset before the trial; None: not requested
-    prompt_salt: str | None  # made its prompts' headers new to any cache; None if caches were reset or empty
-    batch_form: str | None  # form in which lockstep batches were sent; None before the first
+    prompt_salt: str | None  # text that made its prompts' headers new to any cache; null if caches were reset or empty
+    batch_form: str | None  # form in which lockstep batches were sent; null before the first batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,13 @@ class Verdict:
 
     outcome: Outcome  # ok, or how it failed
     reason: str | None = None  # why it failed, in one line
-    fault: Fault | None = field(init=False)  # of a failed trial: whose fault it was
-    exit: Exit | None = None  # of a failed trial: the signal, status, check or tool's words that ended it, JSON
+    fault: Fault | None = field(init=False)  # whose fault a failed trial was
+    exit: Exit | None = None  # what ended a failed trial: a signal, a status, a check or a tool's message, JSON
     log_tail: str | None = None  # last lines of the engine's log, after a failure
     ended_at: str | None = None  # time of day, with its zone
+    earlier_attempts: int | None = None  # attempts at its endpoint before, of which too many requests failed
+    earlier_failed: int | None = None  # requests that failed in them
+    earlier_reasons: str | None = None  # why they failed
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fault", fault_of(self.outcome, self.exit or Exit()))
@@ -90,13 +93,14 @@ class Observation:
     """The sources of the observation."""
 
     client_stamp_source: str  # who took the stamps: kernel, user (the client's clock), mixed, engine, a tool
-    telemetry_sources: str  # sources of its telemetry
-    foreign_processes: str  # the largest other processes, with the cores or the GPU memory that each took
+    telemetry_sources: str  # sources of the telemetry
+    foreign_processes: str  # the largest other processes, with the cores or the GPU memory that each used
+    log_left_out: int | None = None  # bytes left out of its engines' logs, whose middle is not kept; null: none
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """A trial's row before it is flat."""
+    """A trial's row before it is flattened."""
 
     identity: Identity
     verdict: Verdict
@@ -106,9 +110,10 @@ class TrialRow:
     measured: Mapping[str, Value] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
-        """The columns with a value or a place in every such row, without secrets; without a result, no performance.
+        """Return the columns without secrets. Columns of missing parts are absent; without a result, performance is
+        null.
 
-        What a user sets is refused where it looks like a secret; what engines and endpoints say is masked here.
+        A user's setting that looks like a secret was rejected earlier; secrets in texts from engines are masked here.
         """
         parts = [asdict(facts) for facts in (self.verdict, self.engine, self.observation) if facts is not None]
         texts = {column: cell for facts in parts for column, cell in facts.items()}
@@ -126,24 +131,24 @@ class TrialRow:
 
 
 def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
-    """The columns of every trials row and the types of their values, in order; axes follow."""
+    """Return every trials row's columns in order, with their values' types. Axes follow."""
     measured = {column: statistic.type for column, statistic in columns(percentiles).items()}
     parts = {**_fields(EngineFacts), **_fields(Observation), "warnings": list, "in_plan": bool}
     return {**_fields(Identity), **_fields(Verdict), **measured, **parts}
 
 
 def asked_columns() -> set[str]:
-    """The columns that say what was run; the others, and what was measured, are what came of it."""
+    """Return the columns that describe what was run; all other columns describe the outcome."""
     return {*_fields(Identity), *_fields(EngineFacts)}
 
 
 def performance_columns(percentiles: Iterable[float]) -> set[str]:
-    """The columns that only a result has."""
+    """Return the columns that only a successful trial has."""
     return {column for column, statistic in columns(percentiles).items() if statistic.quantity.kind in PERFORMANCE}
 
 
 def latency_columns(percentiles: Iterable[float]) -> set[str]:
-    """The columns that rest on a client's stamps."""
+    """Return the columns that are computed from a client's stamps."""
     return {column for column, statistic in columns(percentiles).items() if statistic.quantity.kind == "latency"}
 
 
@@ -152,23 +157,22 @@ def percentiles_text(percentiles: Sequence[float]) -> str:
 
 
 def percentiles_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
-    """The percentiles that any of the rows has, ascending."""
+    """Return every percentile that any of the rows has, in ascending order."""
     return merged_percentiles({row.get("percentiles") for row in rows} or {percentiles_text(PERCENTILES)})
 
 
 def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:
-    """Those of all rows with such texts in `percentiles`; None is of a row from before that was a setting."""
+    """Return every percentile in these `percentiles` cells; None comes from a version that did not have the setting."""
     sets = [OLD_PERCENTILES if text is None else tuple(map(float, text.split(", "))) for text in texts]
     return tuple(sorted({percentile for percentiles in sets for percentile in percentiles}))
 
 
 @cache
 def _fields(record: type) -> dict[str, type]:
-    """The fields of a part with the types of their values, None aside."""
     return {field: _plain(hint) for field, hint in typing.get_type_hints(record).items()}
 
 
 def _plain(hint: Any) -> type:
     if isinstance(hint, types.UnionType):
         hint = next(type_ for type_ in typing.get_args(hint) if type_ is not types.NoneType)
-    return str if issubclass(hint, str | Exit) else hint  # an Outcome and an Exit are written as text
+    return str if issubclass(hint, str | Exit) else hint  # an Outcome and an Exit are stored as text

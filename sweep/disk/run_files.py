@@ -1,9 +1,9 @@
-"""The files of a run: every path, every schema, and writing them atomically.
+"""The files of a run: every path, every schema, and how to write them atomically.
 
 A file is written in a hidden staging folder of OUT, under a name that does not end in .parquet, and renamed into place:
-whoever globs the data folders sees it complete or not at all. Seconds and bytes throughout; null where a value is
-unknown or undefined. What the numbers mean is in `sweep.numbers`; what is made of them is in the analysis package.
-Every function that reads a file raises FileNotFoundError if it is missing, and DamagedFile if it is not whole.
+whoever globs the data folders sees it complete or not at all. Times are in seconds and sizes in bytes; a value is null
+if it is unknown or undefined. `sweep.numbers` defines the numbers, and the analysis package evaluates them. Every
+function that reads a file raises FileNotFoundError if it is missing, and DamagedFile if it is incomplete.
 """
 
 import itertools
@@ -38,10 +38,10 @@ from sweep.numbers.selection import measured
 Row = Mapping[str, Any]
 
 REPORT_FILE = "report.html"
-REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by the code of the column
-NULLS = {"d": math.nan, "i": UNKNOWN, "b": 0}  # the value in Records of a null in the file
+REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by a column's array type code
+NULLS = {"d": math.nan, "i": UNKNOWN, "b": 0}  # the value in Records for a null in the file
 
-PART_ROWS = 500  # of trials, as many as are put into columns at a time
+PART_ROWS = 500  # trials that are converted to columns at a time
 
 PARQUET: dict[type, pa.DataType] = {
     str: pa.string(),
@@ -85,11 +85,11 @@ class RunPaths:
         self.locks = out / "locks"
 
     def staging(self) -> Path:
-        """A new folder in which a file is written before it appears, named by host and process: nodes share `out`."""
+        """Return a new folder for a file that has not appeared yet, named by host and process: nodes share `out`."""
         return self.out / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
     def attempt(self, deployment_id: str, attempt: str) -> Path:
-        """One launch of a deployment. An attempt that lost its node writes here and nowhere else."""
+        """Return the folder of one launch of a deployment. An attempt that lost its node writes nowhere else."""
         return self.deployments / deployment_id / attempt
 
     def engine_log(self, deployment_id: str, attempt: str) -> Path:
@@ -99,7 +99,7 @@ class RunPaths:
         return TrialPaths(self, self.attempt(deployment_id, attempt) / trial_id)
 
     def clear_staging(self) -> None:
-        """Remove what killed processes of this host had not finished writing."""
+        """Remove files that killed processes on this host left unfinished."""
         for folder in self.out.glob(f".tmp-{socket.gethostname()}-*-*"):
             process = folder.name.split("-")[-2]
             if process.isdigit() and not psutil.pid_exists(int(process)):
@@ -107,13 +107,13 @@ class RunPaths:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, which a user gives as a path, as its name under results/, or as the path of its report.
+    """Return the folder of a run that a user gives as a path, as a name under results/, or as the path of its report.
 
     Raises:
-        ConfigError: for what cannot be the name of a folder, such as the address of an object store.
+        ConfigError: for anything that cannot be a folder's name, such as the address of an object store.
     """
     if "://" in str(run):
-        needed = "this command needs a folder: sweep copy URL FOLDER brings a run here"
+        needed = "this command needs a folder: sweep copy URL FOLDER copies a run here"
         raise ConfigError(f"RUN={shortened(run)}: {needed}")
     folder = Path(run)
     if folder.name == REPORT_FILE:
@@ -125,7 +125,7 @@ def run_folder(run: str | Path) -> Path:
 
 
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
-    """Write a file of the run that appears complete: a text, bytes, or what `content` writes to a path."""
+    """Write a file of the run that appears complete: a text, bytes, or whatever `content` writes to a given path."""
     whole_file.write_whole(target, content, paths.staging())
 
 
@@ -137,10 +137,10 @@ def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Seq
 
 
 def requests_table(records: Records) -> pa.Table:
-    """One row a request: raw stamps and counts, and the series derived from them (null where undefined).
+    """Return one row per request: raw stamps and counts, and the series derived from them (null if undefined).
 
-    `chunk_us` (large_list<uint32>, µs since the send) and `chunk_tokens` (large_list<uint16>) have one entry a chunk;
-    a trial may have more of them than a list of int32 offsets can hold.
+    `chunk_us` (large_list<uint32>, µs since the send) and `chunk_tokens` (large_list<uint16>) have one entry per chunk;
+    a trial may have more chunks than a list with int32 offsets can hold.
     """
     offsets = np.frombuffer(records.offsets, np.int64)
     masked_errors = {error: error and masked_here(error) for error in set(records.error)}  # many fail alike
@@ -160,7 +160,6 @@ def _request_column(figures: Any, code: str) -> pa.Array:
 
 
 def _derived(records: Records) -> dict[str, pa.Array]:
-    """The times of each request, null where they are in the row."""
     buffered = is_buffered(buffered_share(records, measured(records)))
     nothing = np.full(len(records), math.nan)
     return {
@@ -179,7 +178,7 @@ def write_requests(paths: TrialPaths, records: Records) -> None:
 
 
 def read_requests(path: Path) -> Records:
-    """The Records of a requests.parquet, as they were measured: derived columns are computed again."""
+    """Read the Records of a requests.parquet as they were measured; derived columns are computed again."""
     records = Records()
     with opened_table(path) as file:
         for group in range(file.num_groups):
@@ -201,7 +200,7 @@ def _append(records: Records, table: pa.Table) -> None:
 
 
 def _with_older_versions(table: pa.Table, column: str, code: str) -> pa.ChunkedArray:
-    """A column; what follows from the others, or nulls, in the file of a version that did not write it."""
+    """Return a column; if an older version did not write it, return what the other columns imply, or nulls."""
     if column in table.column_names:
         return table[column]
     if column == "streamed_tokens":
@@ -211,7 +210,6 @@ def _with_older_versions(table: pa.Table, column: str, code: str) -> pa.ChunkedA
 
 
 def _repeated(texts: pa.ChunkedArray) -> list[str | None]:
-    """A column of few different values, each of them one object."""
     encoded = texts.combine_chunks().dictionary_encode()
     words = encoded.dictionary.to_pylist()
     return [None if index is None else words[index] for index in encoded.indices.to_pylist()]
@@ -230,7 +228,7 @@ def write_telemetry(paths: TrialPaths, samples: Sequence[Sample]) -> None:
 
 
 def read_telemetry(path: Path) -> list[Sample]:
-    """The Samples of a telemetry.parquet, in the order they were taken."""
+    """Read the Samples of a telemetry.parquet, in the order in which they were taken."""
     return [Sample(**row) for row in read_table(path, TELEMETRY_SCHEMA.names).to_pylist()]
 
 
@@ -238,19 +236,19 @@ def read_telemetry(path: Path) -> list[Sample]:
 
 
 def trial_schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, pa.DataType]:
-    """The columns that every trials row has, in order. Axes of the experiment follow under their dotted keys."""
+    """Return the columns that every trials row has, in order. The experiment's axes follow under their dotted keys."""
     return {column: PARQUET[type_] for column, type_ in trial_row.schema(percentiles).items()}
 
 
 def trials_table(rows: Collection[Row]) -> pa.Table:
-    """Rows as the schema says, the axes last. Raises ValueError, naming the column, for a value of another type."""
+    """Return rows as schema columns, then axes. Raises ValueError, naming the column, for a value of another type."""
     return pa.concat_tables(trials_parts(rows))
 
 
 def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
-    """The table of trials, in parts of some hundred rows.
+    """Yield the table of trials in parts of a few hundred rows.
 
-    The rows are walked three times, so they may be made on the way: as dicts they take many times their memory here.
+    `rows` is iterated three times and may create the rows as it goes: as dicts they need many times the table's memory.
     """
     percentiles, names = set[str | None](), dict[str, None]()
     for row in rows:
@@ -261,7 +259,7 @@ def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
     for row in rows:
         for axis, cells in axes.items():
             cells.append(row.get(axis))
-    typed = {axis: _column(axis, cells) for axis, cells in axes.items()}  # all values decide the type
+    typed = {axis: _column(axis, cells) for axis, cells in axes.items()}  # the type depends on all values
     walk = iter(rows)
     for begin in range(0, max(1, len(rows)), PART_ROWS):
         batch = list(itertools.islice(walk, PART_ROWS))
@@ -274,9 +272,9 @@ def _trials_part(rows: Sequence[Row], schema: Mapping[str, pa.DataType], axes: M
 
 
 def _column(column: str, cells: Sequence[Any], type_: pa.DataType | None = None) -> pa.Array:
-    """A column of a type; of None, numbers or truth values if all values are, else text.
+    """Return a column of a given type. Without a type: null, numbers or booleans if all values are, otherwise text.
 
-    Stricter than pyarrow, which makes an integer of 1.5 and a number of True without a word.
+    This is stricter than pyarrow, which silently turns 1.5 into an integer and True into a number.
     """
     if any(PARQUET.get(plain) != type_ for plain in {type(cell) for cell in cells} - {type(None)}):  # rarely
         cells = [_plain(cell) for cell in cells]
@@ -288,15 +286,15 @@ def _column(column: str, cells: Sequence[Any], type_: pa.DataType | None = None)
     fitting = {plain for plain, parquet in PARQUET.items() if parquet == type_ or (plain, type_) == (int, pa.float64())}
     try:
         if pa.types.is_string(type_) or kinds <= fitting:
-            return pa.array(cells, type_, from_pandas=True)  # NaN is null
+            return pa.array(cells, type_, from_pandas=True)  # NaN becomes null
         wrong = next(cell for cell in cells if cell is not None and type(cell) not in fitting)
     except (OverflowError, pa.ArrowInvalid):
         wrong = max((cell for cell in cells if cell is not None), key=abs)
-    raise ValueError(f"{column}={wrong!r}: not a value of type {type_}")
+    raise ValueError(f"{column}={wrong!r}: expected a value of type {type_}")
 
 
 def _plain(cell: Any) -> Any:
-    """A value as Python and Parquet have it: no numpy scalars, no NaN, nested data as JSON."""
+    """Return a value as plain Python or Parquet data: no numpy scalars, no NaN, nested data as JSON."""
     if isinstance(cell, np.generic):
         cell = cell.item()
     if isinstance(cell, float) and math.isnan(cell):
@@ -307,12 +305,12 @@ def _plain(cell: Any) -> Any:
 
 
 def write_trial(paths: TrialPaths, row: Row) -> None:
-    """Write the row of one trial; it is there only when the trial's other files are, so write it last."""
+    """Write the row of one trial. Write it last: it exists only if the trial's other files do."""
     _write_table(paths.run, paths.trial, trials_table([row]))
 
 
 def write_trials(paths: RunPaths, rows: Collection[Row]) -> bool:
-    """Write trials.parquet: exactly these rows; False if it has them already."""
+    """Write exactly these rows to trials.parquet; return False if the file has them already."""
     dictionary = ["experiment", "backend", "model", "workload", "outcome"]
 
     def write(staged: Path) -> None:
@@ -322,7 +320,7 @@ def write_trials(paths: RunPaths, rows: Collection[Row]) -> bool:
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
-    """The rows of a trials.parquet, or the one of a trial.parquet, with whatever columns they have."""
+    """Read the rows of a trials.parquet, or the single row of a trial.parquet, with whatever columns they have."""
     return list(read_table(path).to_pylist())
 
 
@@ -330,31 +328,31 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
 
 
 def write_plan(paths: RunPaths, entries: Iterable[Row]) -> None:
-    """Write plan.jsonl, one JSON object a line; what it says is `Plan.entries`."""
+    """Write plan.jsonl, one JSON object per line; `Plan.entries` defines the content."""
     first, *others = entries
     lines = [checksums.sealed({**first, "lines": 1 + len(others)}), *map(checksums.sealed, others)]
     write_whole(paths, paths.plan, b"".join(lines))
 
 
 def read_plan(path: Path) -> list[dict[str, Any]]:
-    """The entries of a plan.jsonl."""
+    """Return the entries of a plan.jsonl."""
     return list(plan_entries(path))
 
 
 def plan_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a plan.jsonl, one at a time."""
+    """Yield the entries of a plan.jsonl, one at a time."""
     with path.open("rb") as file:
         yield from _plan_entries(path, file)
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
-    """The first entry of a plan.jsonl, about the experiment as a whole; the others are not read."""
+    """Return the first entry of a plan.jsonl, which describes the experiment as a whole, without reading the others."""
     with path.open("rb") as file:
         return next(_plan_entries(path, file), {})
 
 
 def _plan_entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The entries of a plan. Raises DamagedFile if a line does not hold, or is missing."""
+    """Yield the entries of a plan. Raises DamagedFile if a line is damaged or missing."""
 
     def refuse(number: int, line: bytes, problem: str) -> None:
         raise DamagedFile(path, f"line {number}: {problem}")
@@ -365,10 +363,9 @@ def _plan_entries(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]
         expected = expected or entry.pop("lines", None)
         yield entry
     if number == 0 or number != (expected or number):
-        raise DamagedFile(path, f"{number} lines, not {expected or 'at least one'}")
+        raise DamagedFile(path, f"{number} lines, expected {expected or 'at least one'}")
 
 
 def _is_of_plan(entry: dict[str, Any]) -> bool:
-    """Return whether an entry has what every reader of a plan needs."""
     kind = entry.get("kind", "trial")
     return "name" in entry if kind == "experiment" else f"{kind}_id" in entry

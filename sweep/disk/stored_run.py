@@ -1,4 +1,4 @@
-"""The place of a run as a user gives it; the files of a run in an object store are copied for reading."""
+"""Finds the run that a user names; the files of a run in an object store are copied for reading."""
 
 import re
 import shutil
@@ -14,10 +14,10 @@ RUN_TABLES = ("trials.parquet", "plan.jsonl")
 
 
 class LocalCopy:
-    """Files of a run in an object store, in a temporary folder that is removed with this object."""
+    """Files of a run in an object store, copied to a temporary folder that is removed with this object."""
 
     def __init__(self, url: str, kinds: Sequence[str] = ()) -> None:
-        """Copy the tables of all trials, and files of these kinds: `requests`, `telemetry`, `locks`.
+        """Copy the tables of all trials, and the files of these kinds: `requests`, `telemetry`, `locks`.
 
         Raises ConfigError if the store cannot be read; Outage if it gave no answer.
         """
@@ -34,6 +34,6 @@ def _is_needed(name: PurePosixPath, kinds: Sequence[str]) -> bool:
 
 
 def run_place(run: str) -> str | Path:
-    """The run's folder, or its URL. Raises ConfigError as `run_folder`."""
+    """Return the run's folder, or its URL. Raises ConfigError like `run_folder`."""
     run = run.partition("#")[0].removeprefix("file://") if run.startswith("file://") else run  # a browser's address
     return run if object_store.is_url(run) else run_folder(run)

@@ -1,7 +1,7 @@
-"""The Parquet files of a run: written with checksums, read part by part, also from a compact file.
+"""The Parquet files of a run: written with checksums and read part by part, even from a compact file.
 
-The tables of many short trials are combined at a run's end (`sweep.disk.compaction`). A trial's table keeps its path:
-if the file is missing, its rows are read from the compact file. Every function that reads a file raises
+The tables of many short trials are combined at the end of a run (`sweep.disk.compaction`). A trial's table keeps its
+path: if the file is missing, its rows are read from the compact file. Every function that reads a file raises
 FileNotFoundError if it is missing, and DamagedFile if it is incomplete.
 """
 
@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from sweep.base.config import DamagedFile, first_line
 
-ROW_GROUP_BYTES = 32 << 20  # of a table, uncompressed
-FOOTER_SEAL = b"SWCR"  # before a checksum of four bytes and the footer
-COMPACT = "compact"  # folder of compact files, beside the deployments'
-COMPACT_INDEX = b"trials"  # key in a compact file's footer: [trial, row group, offset, rows] of each, JSON
-TRIAL_KEY = ("deployment_id", "attempt", "trial_id")  # a compact file has them besides; a trial's path says them
+ROW_GROUP_BYTES = 32 << 20  # uncompressed size of a table's row group
+FOOTER_SEAL = b"SWCR"  # written before the footer, followed by a checksum of four bytes
+COMPACT = "compact"  # folder of compact files, beside the folders of the deployments
+COMPACT_INDEX = b"trials"  # key in a compact file's footer: JSON with [trial, row group, offset, rows] for each trial
+TRIAL_KEY = ("deployment_id", "attempt", "trial_id")  # extra columns in a compact file; elsewhere in a trial's path
 
 Contents = TypeVar("Contents")
 
@@ -39,10 +39,9 @@ class Place(NamedTuple):
 
 
 class TableFile:
-    """A table of the run that is open for reading part by part."""
+    """A table of the run, opened for reading part by part."""
 
     def __init__(self, file: pq.ParquetFile, place: Place | None = None) -> None:
-        """Open a whole file, or of a compact one a trial's rows."""
         self.file, self.place = file, place
         self.groups = range(file.num_row_groups) if place is None else range(place.group, place.group + 1)
         added = json.loads(file.schema_arrow.metadata[b"added"]) if place else ()
@@ -53,7 +52,7 @@ class TableFile:
         return len(self.groups)
 
     def group(self, index: int, columns: Sequence[str] | None = None, use_threads: bool = True) -> pa.Table:
-        """The rows of one row group, with all columns, or with the ones in `columns` that it has."""
+        """Return the rows of one row group, with all columns, or with those of `columns` that the file has."""
         names = [name for name in self.names if columns is None or name in columns]
         if self.place and not self.place.rows:  # it may have no row group
             return self.file.schema_arrow.empty_table().select(names).replace_schema_metadata()
@@ -61,13 +60,13 @@ class TableFile:
         return table if self.place is None else table.slice(self.place.offset, self.place.rows)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, as `group` has them."""
+        """Return all rows, with columns as in `group`."""
         if self.place is not None:
             return self.group(0, columns).replace_schema_metadata()
         return self.file.read(columns)
 
     def smallest(self, index: int, column: str) -> int | None:
-        """The smallest value in a row group of a column (its first leaf), by the file's footer; None if unknown."""
+        """Return the smallest value of a column (its first leaf) in a row group, from the footer; None if unknown."""
         if self.place and not self.place.rows:
             return None
         group = self.file.metadata.row_group(self.groups[index])
@@ -79,18 +78,18 @@ class TableFile:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of the run, with all of its columns, or with the ones in `columns` that it has."""
+    """Read a Parquet file of the run, with all of its columns, or with those of `columns` that it has."""
     with opened_table(path) as file:
         return file.read(columns)
 
 
 def warn_left_out(error: DamagedFile) -> None:
-    """Warn, once for each file and reason, that a damaged file is left out of what is computed."""
-    warnings.warn(f"left out: {error}", stacklevel=1)  # here: Python tells a text of one line of code once
+    """Warn, once per file and reason, that a damaged file is left out of the results."""
+    warnings.warn(f"left out: {error}", stacklevel=1)  # on one line, since Python shows a text once per line of code
 
 
 def read_if_whole(read: Callable[..., Contents], path: Path, *arguments: Any) -> Contents | None:
-    """Read a file of the run by a function; None if it is missing or damaged, which a warning says."""
+    """Read a file of the run with `read`; return None if it is missing or damaged, after a warning."""
     try:
         return read(path, *arguments)
     except FileNotFoundError:
@@ -102,13 +101,13 @@ def read_if_whole(read: Callable[..., Contents], path: Path, *arguments: Any) ->
 
 @contextmanager
 def opened_table(path: Path) -> Iterator[TableFile]:
-    """A table of the run, open for reading part by part; its footer and every page are checked."""
+    """Open a table of the run for reading part by part; its footer and every page are checked."""
     source = path
     try:
         place = None if path.exists() else compact_place(path)
         try:
             file = _open(place.path if place else path)
-        except FileNotFoundError:  # it has just been put into a compact file
+        except FileNotFoundError:  # it has just been moved into a compact file
             place = compact_place(path)
             file = _open(place.path if place else path)
         source = place.path if place else path
@@ -126,10 +125,10 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def write_sealed(parts: Iterable[pa.Table], path: Path, dictionary: Sequence[str] = ()) -> None:
-    """Write a table in one part or more, with checksums.
+    """Write a table given in one or more parts, with checksums.
 
     A row group is held in memory while it is written, so each part has its own, and a part with long rows has several.
-    Dictionaries are used only if values repeat: on stamps they cost more than they save.
+    Dictionaries are used only for columns with repeated values; for stamps they cost more than they save.
     """
     first, others = next(parts := iter(parts)), parts
     options = {"compression": "zstd", "use_dictionary": list(dictionary), "write_page_checksum": True}
@@ -144,10 +143,10 @@ def write_sealed(parts: Iterable[pa.Table], path: Path, dictionary: Sequence[str
 
 
 def seal_footer(path: Path) -> None:
-    """Put a checksum of a Parquet file's footer before it: the pages' checksums leave it out, and no reader looks
-    there.
+    """Insert a checksum of a Parquet file's footer before the footer, where readers ignore it.
 
-    A reader finds the footer from the file's end, and the pages from its start.
+    The checksums of pages do not cover the footer. A reader finds the footer from the file's end, and the pages from
+    its start.
     """
     with path.open("r+b") as file:
         begin = _footer_begin(file)
@@ -158,17 +157,17 @@ def seal_footer(path: Path) -> None:
 
 
 def check_footer(path: Path) -> None:
-    """Raise DamagedFile if a Parquet file's footer has changed; an older version's footer has no seal."""
+    """Raise DamagedFile if a Parquet file's footer has changed; a footer from an older version has no checksum."""
     with path.open("rb") as file:
         begin = _footer_begin(file)
         file.seek(max(0, begin - 8))
         seal, crc, footer = file.read(4), file.read(4), file.read()
     if seal == FOOTER_SEAL and zlib.crc32(footer).to_bytes(4, "little") != crc:
-        raise DamagedFile(path, "the checksum of its footer does not hold")
+        raise DamagedFile(path, "the checksum of its footer does not match")
 
 
 def _footer_begin(file: BinaryIO) -> int:
-    """The position of the footer, or 0 without one: its length and "PAR1" are a file's last bytes."""
+    """Return the position of the footer, or 0 if the last bytes are not a footer's length and "PAR1"."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     return max(0, size - 8 - int.from_bytes(file.read(4), "little"))
@@ -180,15 +179,15 @@ _INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never cha
 
 
 def compact_place(path: Path) -> Place | None:
-    """The place in a compact file of the table that a trial's path names, or None.
+    """Return the place in a compact file of the table that a trial's path names, or None.
 
-    Raises DamagedFile if it is in none that can be read, and one of them cannot.
+    Raises DamagedFile if no readable compact file has it and another compact file cannot be read.
     """
     if len(path.parts) < 5:
         return None
     trial, folder = "/".join(path.parts[-4:-1]), path.absolute().parents[3] / COMPACT
     damage: list[DamagedFile] = []
-    for _ in range(2):  # another process may have put it there since
+    for _ in range(2):  # another process may have moved it there meanwhile
         for file, index in list(_INDEXES.items()):
             if trial in index and file.parent == folder and file.name.startswith(f"{path.stem}-"):
                 return index[trial]
@@ -210,7 +209,6 @@ def compact_trials(folder: Path, stem: str) -> tuple[set[str], bool]:
 
 
 def _read_indexes(folder: Path) -> list[DamagedFile]:
-    """Read the footers of the compact files still unknown; return those that cannot be read."""
     damage = []
     for file in sorted(folder.glob("*.parquet")):
         if file in _INDEXES:

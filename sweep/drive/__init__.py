@@ -1,1 +1,1 @@
-"""Runs a plan: what starts next, what is retried, each row committed to the ledger, and progress."""
+"""Runs a plan: decides what starts next and what is retried, commits each row to the ledger, and reports progress."""

@@ -1,7 +1,7 @@
-"""The driver: keeps every node busy with launches, and makes each trial's row durable as it comes.
+"""The driver: keeps every node busy with launches, and stores each trial's row durably as it arrives.
 
 `Driver.run` is the course of a run. Executors (Ray or inline) only run Work and report its events; each launch's
-retries are decided by its `LaunchState`, and the driver carries out what that decides.
+`LaunchState` decides on retries, and the driver carries out its decisions.
 """
 
 import os
@@ -53,7 +53,7 @@ from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan, Trial, hourly_price
 
-METER_INTERVAL = 1.0  # s between two looks at what is in use
+METER_INTERVAL = 1.0  # s between two checks of what is in use
 
 
 class Executor(AbstractContextManager["Executor", None], Protocol):
@@ -74,9 +74,9 @@ class Executor(AbstractContextManager["Executor", None], Protocol):
 class RunResult(NamedTuple):
     """The end of a run that was not halted."""
 
-    interrupted: bool  # by the user
+    interrupted: bool  # whether the user interrupted it
     unfinished: int  # trials that got no row in this run
-    table_changed: bool  # trials.parquet was rewritten
+    table_changed: bool  # whether trials.parquet was rewritten
 
 
 class Driver:
@@ -103,18 +103,18 @@ class Driver:
         self.packer = Packer(self.expected.needs)
         self.nodes = NodeHealth()
         self.forecast = Forecast(self.expected)
-        self.spent, self.metered = 0.0, time.monotonic()  # USD in this run, until then
+        self.spent, self.metered = 0.0, time.monotonic()  # USD spent in this run, and when that was last updated
         self.priced = any(hourly_price(launch.backend, plan.settings.hardware) for launch in pending.launches)
         self.breaker = Breaker()
-        self.unschedulable_since: dict[SlotKind, float] = {}  # only quarantined nodes fit, or none; monotonic
+        self.unschedulable_since: dict[SlotKind, float] = {}  # since only quarantined nodes, or none, fit; monotonic
         self.stop = StopControl(user_deadline(plan.settings.deadline, paths, display.log), job_end())
         self.status = StatusWriter(paths, display)
         self.totals = TotalsWriter(plan, paths, ledger)
 
     def run(self) -> RunResult:
-        """Run the pending work until none is left or the run is to stop.
+        """Run the pending work until none remains or the run has to stop.
 
-        Raises Halted if the sweep cannot go on; all rows so far are safe.
+        Raises Halted if the sweep cannot continue; all rows so far are safe.
         """
         try:
             for state in self.states.values():
@@ -128,10 +128,10 @@ class Driver:
         except Misplaced:
             raise
         except Halted:
-            with suppress(OSError, Misplaced):  # the error raised below tells the cause; the rows are in the ledger
+            with suppress(OSError, Misplaced):  # the error raised below names the cause; the rows are in the ledger
                 self.rows.write_table()
             raise
-        except OSError as error:  # the results folder cannot be written any more: the disk is full, or gone
+        except OSError as error:  # the results folder cannot be written: the disk is full, or gone
             self.ledger.check_in_place()
             problem = os.strerror(error.errno) if error.errno else str(error)
             raise Halted(f"{problem}: {error.filename or self.paths.out}") from error
@@ -145,7 +145,7 @@ class Driver:
             cause, remedy = f"deadline={self.plan.settings.deadline}", "set a later one, or add a date"
             if self.stop.deadline != self.stop.user_deadline:
                 cause, remedy = "the time of this batch job", "submit it again to continue"
-            self.display.log(f"{cause} passed at {passed}: nothing is started; {remedy}")
+            self.display.log(f"{cause} passed at {passed}: nothing more is started; {remedy}")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
             if level is StopLevel.NONE:
                 self._start_pending()
@@ -182,7 +182,7 @@ class Driver:
             elapsed = {key: now - since for key, (_, _, since) in running.items()}
             available = self.executor.schedulable_nodes
             seconds = self.forecast.update(self.states.values(), available, elapsed, self.display.progress)
-            if seconds is not None or self.display.seconds_left() == 0:  # else what was known at the start still holds
+            if seconds is not None or self.display.seconds_left() == 0:  # otherwise the initial estimate still holds
                 self.display.estimated(seconds)
         at = self.stop.user_deadline
         deadline = None if at is None else {"text": self.plan.settings.deadline, "at": at}
@@ -191,7 +191,7 @@ class Driver:
         self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline, self.breaker.pause)
 
     def _meter(self) -> None:
-        """Bring what is in use, and what that has cost, up to now."""
+        """Bring the usage and its cost up to date."""
         hardware, now = self.plan.settings.hardware, time.monotonic()
         launches = [(self.states[key].launch, need) for key, (_, need) in self.packer.running.items()]
         prices = [hourly_price(launch.backend, hardware) or 0.0 for launch, _ in launches]
@@ -216,11 +216,11 @@ class Driver:
         self.executor.request_capacity(self.packer.next_needs(healthy))
         if nodes:
             self._place_unschedulable(nodes, healthy)
-        else:  # the executor halts the sweep when this lasts
+        else:  # the executor halts the sweep if this lasts
             self.unschedulable_since.clear()
 
     def _place_unschedulable(self, nodes: Sequence[Node], healthy: Sequence[Node]) -> None:
-        """Start on quarantined nodes what only they can run, and give up what no node can; each after a wait."""
+        """After a wait, start on quarantined nodes what fits only there, and drop deployments that no node can run."""
         now, limit = time.monotonic(), self.plan.settings.cluster.wait_for_nodes
         kinds = {need.kind for need in self.packer.first_of_each_kind() if infeasible(need, healthy)}
         self.unschedulable_since = {kind: self.unschedulable_since.get(kind, now) for kind in kinds}
@@ -230,7 +230,7 @@ class Driver:
         for key, node_id in self.packer.start(list(quarantined.values()), due):
             place = f"quarantined node {quarantined[node_id].address}"
             self.display.log(
-                f"{self.states[key].launch.describe_launch()}: starting on {place}: no other node can run it"
+                f"{self.states[key].launch.describe_launch()}: starting on {place}, since no other node can run it"
             )
             self._submit(self.states[key], node_id)
         expired = [n for n in self.packer.unschedulable(nodes) if now - self.unschedulable_since[n.kind] > limit]
@@ -347,7 +347,7 @@ class Driver:
         self.display.log(f"{label}: {loss.reason}; traceback: {traceback}")
 
     def _review_nodes(self) -> None:
-        """Quarantine bad nodes, restore good ones, and retry elsewhere what failed on the quarantined."""
+        """Quarantine bad nodes, restore good ones, and retry elsewhere the trials that failed on quarantined nodes."""
         review = self.nodes.review(self.executor.has_nodes_besides)
         addresses = self.nodes.addresses
         for node_id in review.restored:
@@ -365,7 +365,7 @@ class Driver:
                     self._carry_out(state, action)
 
     def _retry_at_the_tail(self) -> None:
-        """Retry failed trials when nothing else is left to start; on another node, if there is one."""
+        """Retry failed trials when nothing else remains to start, on another node if there is one."""
         if len(self.packer) or self.stop.level is not StopLevel.NONE:
             return
 
@@ -385,7 +385,7 @@ class Driver:
             self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
 
     def _conclude(self, deployment_id: str) -> None:
-        """Give trials of a deployment's pending launches their row where an earlier launch has shown their outcome."""
+        """Give trials of pending launches a row if an earlier launch of the deployment has shown their outcome."""
         states = self.by_deployment[deployment_id]
         rows = [self.ledger.rows[trial_id] for state in states for trial_id in state.outcomes.keys() - state.reopened]
         failed = policy.hopeless(rows, self.plan.settings.attempts)
@@ -419,7 +419,7 @@ class Driver:
                 self._record(state, "0", Outcome.UNAVAILABLE, reason, Cause.NO_NODE)
 
     def _keep_failed_rows(self, state: LaunchState) -> None:
-        """A failure that a trial had before says more than `unavailable`, and has a log."""
+        """Keep a trial's earlier failure, which is more informative than `unavailable` and has a log."""
         for trial in state.pending_trials:
             row = self.ledger.rows.get(trial.trial_id)
             if row and row["outcome"] in policy.FAILED:
@@ -427,18 +427,18 @@ class Driver:
                 self.display.done += 1
 
     def _record(self, state: LaunchState, attempt: str, outcome: Outcome, reason: str | None, cause: Cause) -> None:
-        """Give the pending trials a row each, unmeasured: no engine has answered anything."""
+        """Give each pending trial a row without measurements, since no engine has answered."""
         verdict = {"outcome": outcome, "reason": reason, "exit": Exit(cause).stored()}
         for trial in state.pending_trials:
             self._record_one(state, trial, attempt, verdict)
 
     def _record_one(self, state: LaunchState, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
-        """Give a trial its row, unmeasured; `verdict` has the outcome and what is known of it."""
+        """Give a trial a row without measurements; `verdict` has the outcome and what is known about it."""
         self.rows.commit_unmeasured(state.launch, trial, attempt, verdict)
         state.finish(trial.trial_id, Outcome(verdict["outcome"]))
 
 
 def _masked(event: Event | End) -> Event | End:
-    """Return an event without the secrets that its texts may quote: errors name URLs."""
+    """Return an event without secrets that its texts may quote, since errors name URLs."""
     parts: Iterator[Any] = (masked_here(part) if isinstance(part, str) else part for part in event)
     return type(event)(*parts)

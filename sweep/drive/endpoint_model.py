@@ -1,4 +1,4 @@
-"""An endpoint that runs already, asked before planning: for its model, and for the requests that it answers."""
+"""A running endpoint, queried before planning: for its model, and for the form of requests that it answers."""
 
 import json
 import os
@@ -28,16 +28,16 @@ from sweep.client import wire
 from sweep.plan.command_line import CommandLine, parse_command_line
 
 TIMEOUT = 10.0  # s
-LONGEST_PROBE = 3 * TIMEOUT  # s, of the answer to the probe
+LONGEST_PROBE = 3 * TIMEOUT  # s for the answer to the probe
 LARGEST_LIST = 4 << 20  # bytes of a list of models
-PROBE_TOKENS = 16  # of the answer to the probe; Responses takes no fewer
+PROBE_TOKENS = 16  # tokens of the answer to the probe; the Responses API accepts no fewer
 MOST_PROBES = 12
-BUSY = (429, 502, 503, 504)  # statuses of an endpoint that answers later: no reason for another dialect
+BUSY = (429, 502, 503, 504)  # statuses of an endpoint that may answer later: no reason to try another dialect
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
 SHORT_KEYS = "workload.input_tokens=128 workload.output_tokens=32 workload.num_requests=64 load.concurrency=4"
-# Words of a refusal, and the setting that does without what is refused.
-REMEDIES = {
+# Words in a rejection, and the setting that avoids what is rejected.
+PROBE_REMEDIES = {
     "max_completion_tokens": ("max_tokens_field", "max_completion_tokens"),
     "continuous_usage": ("continuous_usage", False),
     "ignore_eos": ("ignore_eos", False),
@@ -45,10 +45,10 @@ REMEDIES = {
 
 
 def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
-    """A command line with the model of its endpoint, if it has an endpoint, and neither model nor experiment.
+    """Return a command line with its endpoint's model added, if it has an endpoint but neither model nor experiment.
 
-    A URL among the arguments stands for an endpoint, with defaults for what is not typed beside it. Raises ConfigError
-    if the endpoint cannot be asked, or serves several models.
+    A URL among the arguments stands for an endpoint, with defaults for what is not typed. Raises ConfigError if the
+    endpoint does not answer, or serves several models.
     """
     arguments = _written_out(arguments)
     endpoint = _endpoint(line := parse_command_line(arguments), options)
@@ -58,7 +58,7 @@ def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
 
 
 def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[str], str | None]:
-    """A command line with the settings that its endpoint needs, and a line about its answer to a short request.
+    """Return a command line with the settings that its endpoint needs, and a line about its answer to a short request.
 
     Raises ConfigError if its certificate is not trusted, or TLS fails otherwise.
     """
@@ -73,7 +73,7 @@ def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[st
 
 
 def _written_out(arguments: Sequence[str]) -> list[str]:
-    """The arguments with an endpoint's URL as settings, and with defaults for what is not typed beside it."""
+    """Return the arguments with an endpoint's URL as settings, and with defaults for what is not typed."""
     urls = [argument for argument in arguments if re.match(r"https?://", argument)]
     others = [argument for argument in arguments if argument not in urls]
     if len(urls) != 1:
@@ -87,22 +87,22 @@ def _written_out(arguments: Sequence[str]) -> list[str]:
 
 
 def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
-    """The endpoint of a command line without experiment; None without one that can be asked."""
+    """Return the endpoint of a command line without an experiment; None if no endpoint can be queried."""
     choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
     if line.experiment or endpoint_keys & line.axes.keys() or choice not in options.choices("backend"):
-        return None  # planning says what was expected
+        return None  # planning reports what was expected
     settings = {"backend": options.load("backend", str(choice))}
     for key in line.scalars:
         if key.startswith("backend."):
             parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
     if not re.fullmatch(r"https?://[^@\s]+", str(settings["backend"].get("url"))):
-        return None  # launched here, or refused by planning
-    build(settings["backend"], "backend")  # refuses what planning would refuse
+        return None  # launched here, or rejected by planning
+    build(settings["backend"], "backend")  # rejects what planning would reject
     return _Endpoint(settings["backend"])
 
 
 class _Endpoint:
-    """The endpoint of a command line, by the settings of its backend. No request of it goes through a proxy."""
+    """The endpoint of a command line, described by its backend's settings. Its requests never go through a proxy."""
 
     def __init__(self, backend: Mapping[str, Any]) -> None:
         self.backend = backend
@@ -117,39 +117,39 @@ class _Endpoint:
             except ValueError as error:
                 raise ConfigError(f"backend.api_key_env={backend.get('api_key_env')}: {error}") from None
         verify = tls_context(bool(backend.get("verify_tls", True)))
-        fresh = httpx.Limits(max_keepalive_connections=0)  # a server may close what it has just answered on
+        fresh = httpx.Limits(max_keepalive_connections=0)  # a server may close a connection after it has answered
         self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh)
 
     def served_model(self) -> str:
-        """The one model that the endpoint serves, by its own list."""
+        """Return the only model that the endpoint serves, according to its own list."""
         path = request_path(self.url, "/v1/models")
-        request = f"backend.url={self.url}: was asked for its model, as no model=NAME is given"
+        request = f"backend.url={self.url}: asked for its model, since no model=NAME is given"
         try:
             names = [str(model["id"]) for model in json.loads(self._read(path))["data"]]
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            remedy = tls_remedy(error) or "; start it, or give model=NAME"
+            remedy = tls_remedy(error) or "; start it, or add model=NAME"
             raise ConfigError(f"{request}: {shortened(first_line(error))}{remedy}") from None
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{request}: {path} has no list of models; give model=NAME") from None
+            raise ConfigError(f"{request}: {path} has no list of models; add model=NAME") from None
         if len(names) != 1 or "'" in names[0]:
-            raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; give model=NAME of one")
+            raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; add model=NAME")
         return names[0]
 
     def _read(self, path: str) -> bytes:
-        """The body of a GET, of bounded size and time. Raises httpx.HTTPError, and ValueError beyond these bounds."""
+        """Return the body of a GET. Raises httpx.HTTPError, also for a body that is too large or arrives too slowly."""
         until, content = time.monotonic() + LONGEST_PROBE, bytearray()
         with self.client.stream("GET", self.origin + path, headers=self.headers) as reply:
             reply.raise_for_status()
             for part in reply.iter_bytes():
                 content += part
                 if len(content) > LARGEST_LIST or time.monotonic() > until:
-                    raise ValueError("its answer does not end")
+                    raise httpx.HTTPError(f"its answer exceeds {LARGEST_LIST:,} bytes or {LONGEST_PROBE:g} s")
         return bytes(content)
 
     def probe(self, model: str, typed: Mapping[str, Any]) -> tuple[list[str], str]:
-        """Send a short request until one is answered; return the settings that it needs, and a line about the answer.
+        """Send short requests until one is answered; return the settings that it needs, and a line about the answer.
 
-        Only settings that are not typed are changed. An endpoint that does not answer is left to the trial.
+        Only settings that were not typed are changed. If the endpoint does not answer, that is left to the trial.
         """
         asking = ("path", "continuous_usage", "token_ids", "max_tokens_field", "extra_body", "api")
         names = (*asking, "headers", "auth_header", "auth_scheme")
@@ -162,7 +162,7 @@ class _Endpoint:
             versioned = [api for api in apis if wire.PATHS[api].startswith("/v1")]
             pending.extend({"api": api, "path": wire.PATHS[api].removeprefix("/v1")} for api in versioned)
         problem = ""
-        for _ in range(min(MOST_PROBES, len(pending) + len(REMEDIES))):
+        for _ in range(min(MOST_PROBES, len(pending) + len(PROBE_REMEDIES))):
             change = pending.popleft()
             answer = self._ask(target := replace(first, **change))
             if isinstance(answer, str):
@@ -172,11 +172,11 @@ class _Endpoint:
             error = answer.error_of(answer.streams[0])
             if error is None:
                 changes = {"ignores_eos" if name == "ignore_eos" else name: to for name, to in change.items()}
-                settings = ("api", "path") if target.api in TYPED_APIS else changes  # the api says the others
+                settings = ("api", "path") if target.api in TYPED_APIS else changes  # the api implies the others
                 needed = {name: to for name, to in changes.items() if name in settings and to != self.backend.get(name)}
                 return [f"backend.{name}={json.dumps(to)}" for name, to in needed.items()], _description(target, answer)
             problem = problem or error
-            for words, (name, setting) in REMEDIES.items():
+            for words, (name, setting) in PROBE_REMEDIES.items():
                 settled = {f"backend.{name}", name} & {*typed, *change}
                 if answer.status in (400, 422) and words in error and not settled:
                     pending.appendleft({**change, name: setting})
@@ -186,7 +186,7 @@ class _Endpoint:
         return [], f"{self.url}: a first request failed ({shortened(problem)})"
 
     def _ask(self, target: wire.Target) -> wire.Answer | str:
-        """The answer to a short request, or the reason why no answer came. Raises ConfigError where TLS fails."""
+        """Return the answer to a short request, or why none arrived. Raises ConfigError if TLS fails."""
         request = Request("probe", "Count from one to four.", PROBE_TOKENS, UNKNOWN, "warmup")
         body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
         headers = wire.header_fields(target, self.key) | {"x-request-id": "probe"}
@@ -204,18 +204,18 @@ class _Endpoint:
         except httpx.HTTPError as error:
             if "SSL" in str(error):
                 raise ConfigError(f"backend.url={self.url}: TLS fails ({error}){tls_remedy(error)}") from None
-            return shortened(first_line(error))
+            return tls_remedy(error).lstrip("; ") or shortened(first_line(error))
         return answer
 
 
 def _description(target: wire.Target, answer: wire.Answer) -> str:
-    """The way in which an endpoint is asked and answers, in one line."""
+    """Describe in one line how an endpoint is queried and how it answers."""
     (stream,) = answer.streams
     tokens = stream.total if stream.total != UNKNOWN else answer.tokens
     length = (
         "ignore_eos honoured"
         if tokens == PROBE_TOKENS
-        else f"ignore_eos ignored ({tokens} of {PROBE_TOKENS} tokens came)"
+        else f"ignore_eos ignored ({tokens} of {PROBE_TOKENS} tokens received)"
     )
     return (
         f"{target.url}: POST {target.request_path}, model {target.model}, api {target.api}, streams {answer.chunks} "

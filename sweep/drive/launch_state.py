@@ -1,7 +1,7 @@
 """The state of one launch of a deployment in a run: its stage, its pending trials, and the transitions between stages.
 
-TRANSITIONS says it all: a stage and a trigger give the next stage and the action for the driver to carry out. Nothing
-here knows of executors, clocks or files: the driver supplies the time and the limits.
+TRANSITIONS is complete: for a stage and a trigger it gives the next stage and the action that the driver carries out.
+This module knows nothing about executors, clocks or files: the driver supplies the time and the limits.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,16 +18,16 @@ class Stage(Enum):
     """The stage of a launch."""
 
     PENDING = auto()  # waits for a free slot
-    SUBMITTED = auto()  # assigned to a node that has not started it
+    SUBMITTED = auto()  # assigned to a node that has not started it yet
     RUNNING = auto()
-    DONE = auto()  # its last attempt ended by itself
+    DONE = auto()  # its last attempt ended normally
     POSTPONED = auto()  # left for the next run
-    GIVEN_UP = auto()  # lost too often
+    GIVEN_UP = auto()  # lost too many times
     UNAVAILABLE = auto()  # no node can run it
 
     @property
     def active(self) -> bool:
-        """True while an attempt is in flight."""
+        """Whether an attempt is in flight."""
         return self in (Stage.SUBMITTED, Stage.RUNNING)
 
 
@@ -38,18 +38,18 @@ class Trigger(Enum):
     START = auto()
     COMPLETE = auto()
     RETRY = auto()  # the attempt was lost or not started
-    GIVE_UP = auto()  # it was lost once too often
-    UNPREPARED = auto()  # its node could not be prepared, for an outage that lasts
-    UNSCHEDULABLE = auto()  # no node could run it within the waiting time
+    GIVE_UP = auto()  # the attempt was lost, and the limit is reached
+    UNPREPARED = auto()  # the node could not be prepared because of an outage that lasts
+    UNSCHEDULABLE = auto()  # no node could run the launch within the waiting time
     POSTPONE = auto()  # the deadline is too near, or the user stops the run
-    REOPEN = auto()  # failed trials are retried: elsewhere once their node is quarantined, else at the run's tail
+    REOPEN = auto()  # failed trials are retried: elsewhere once their node is quarantined, else at the end of the run
 
 
 class Action(Enum):
-    """The driver's part of a transition."""
+    """What the driver does for a transition."""
 
     NOTHING = auto()
-    REQUEUE = auto()  # in front of all others
+    REQUEUE = auto()  # in front of all other launches
     RECORD_INVALID = auto()  # commit a row for each pending trial
     RECORD_UNAVAILABLE = auto()
     RECORD_LAUNCH_FAILED = auto()
@@ -81,27 +81,27 @@ TRANSITIONS: Mapping[tuple[Stage, Trigger], tuple[Stage, Action]] = {
 
 @dataclass
 class LaunchState:
-    """A launch with its trials of this run, its attempts so far and the rows they brought."""
+    """A launch with its trials in this run, its attempts so far and the rows that they produced."""
 
-    launch: Deployment  # with this launch's trials
+    launch: Deployment  # with only this launch's trials
     stage: Stage = Stage.PENDING
-    attempt: str = "0"  # number of the last one
-    node: Placed | None = None  # where that one started
+    attempt: str = "0"  # number of the last attempt
+    node: Placed | None = None  # where the last attempt started
     not_started_since: float | None = None  # monotonic
-    losses: int = 0  # of nodes and workers
-    errors: int = 0  # in our own code
-    retried: set[str] = field(default_factory=set)  # failed trials that were retried; one is enough
+    losses: int = 0  # losses of nodes and workers
+    errors: int = 0  # errors in our own code
+    retried: set[str] = field(default_factory=set)  # failed trials that have had their one retry
     failed_on: set[str] = field(default_factory=set)  # ids of the nodes on which trials failed
-    outcomes: dict[str, Outcome] = field(default_factory=dict)  # of trials that have a row in this run, by id
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # outcomes of trials that have a row in this run, by id
     unprepared: Unprepared | None = None  # the end of the last attempt, if its outage outlasted the patience
     reopened: set[str] = field(default_factory=set)  # trials to retry although they have a row
-    order: list[Trial] = field(default_factory=list)  # of the next attempt
+    order: list[Trial] = field(default_factory=list)  # in the next attempt
 
     def __post_init__(self) -> None:
         self.order = list(self.launch.trials)
 
     def advance(self, trigger: Trigger) -> Action:
-        """Enter the next stage; the action is the caller's to carry out.
+        """Enter the next stage and return the action, which the caller carries out.
 
         Raises ValueError if the trigger cannot occur in this stage.
         """
@@ -112,7 +112,7 @@ class LaunchState:
 
     @property
     def pending_trials(self) -> list[Trial]:
-        """The trials without a final row, in the order to run them."""
+        """The trials without a final row, in the order in which they will run."""
         return [t for t in self.order if t.trial_id not in self.outcomes or t.trial_id in self.reopened]
 
     @property
@@ -121,11 +121,11 @@ class LaunchState:
         return len(self.launch.trials) - len(self.outcomes)
 
     def ran_out_of_memory(self, trial: Trial) -> bool:
-        """Return whether a trial of this launch did, under load."""
+        """Return whether a trial of this launch ran out of memory under load."""
         return self.outcomes.get(trial.trial_id) is Outcome.OOM_RUN
 
     def finish(self, trial_id: str, outcome: Outcome) -> None:
-        """Note a trial's row."""
+        """Record a trial's row."""
         self.outcomes[trial_id] = outcome
         if outcome in FAILED and self.node is not None:
             self.failed_on.add(self.node.node_id)
@@ -137,23 +137,23 @@ class LaunchState:
         self.attempt, self.node, self.unprepared = attempt, None, None
 
     def started(self, node: Placed) -> None:
-        """Note the node on which the attempt started."""
+        """Record the node on which the attempt started."""
         self.advance(Trigger.START)
         self.node, self.not_started_since = node, None
 
     def lost(self, in_our_code: bool, limit: int) -> Action:
-        """Retry a lost attempt, unless it is the `limit`-th such loss or every trial has its row."""
+        """Retry a lost attempt, unless this is the `limit`-th loss of its kind or every trial has its row."""
         self.errors += in_our_code
         self.losses += not in_our_code
         self.order = self.pending_trials
-        if self.node is not None:  # the trial that ran may be what kills the worker each time: others come first
+        if self.node is not None:  # the trial that ran may kill the worker each time, so the others go first
             self.order = self.order[1:] + self.order[:1]
         if not self.order:
             return self.advance(Trigger.COMPLETE)
         return self.advance(Trigger.RETRY if (self.errors if in_our_code else self.losses) < limit else Trigger.GIVE_UP)
 
     def ended(self, breaker_open: bool) -> Action:
-        """End an attempt that ended by itself; one that could not be prepared is retried while all others fail too."""
+        """End an attempt that ended by itself; if it could not be prepared, retry while all others fail too."""
         if self.unprepared is None or not self.pending_trials:
             return self.advance(Trigger.COMPLETE)
         if breaker_open:
@@ -161,13 +161,13 @@ class LaunchState:
         return self.advance(Trigger.POSTPONE if self.unprepared.postponed else Trigger.UNPREPARED)
 
     def not_started(self, now: float, patience: float) -> Action:
-        """Retry an attempt that its node did not start, for `patience` s since the first such attempt."""
+        """Retry an attempt that its node did not start, for `patience` seconds since the first such attempt."""
         if self.not_started_since is None:
             self.not_started_since = now
         return self.advance(Trigger.RETRY if now - self.not_started_since <= patience else Trigger.UNSCHEDULABLE)
 
     def reopen(self, retried: Callable[[str, Outcome], bool]) -> tuple[int, Action]:
-        """Retry the trials of which that holds (id, outcome), each once; return their number and the action."""
+        """Retry the trials for which `retried(id, outcome)` is true, each once; return their number and the action."""
         if self.stage.active:
             return 0, Action.NOTHING
         ended = self.outcomes.items()

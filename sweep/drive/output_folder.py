@@ -1,4 +1,4 @@
-"""The results folder of a run: its path, the check that it can be written, and earlier results in it."""
+"""The results folder of a run: its path, a check that it can be written, and earlier results in it."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sweep.base.config import ConfigError, Settings, cache_directory
+from sweep.base.exits import Outage
 from sweep.disk import object_store
 from sweep.disk.folder_lock import sole_driver
 from sweep.disk.ledger import Ledger
@@ -22,44 +23,44 @@ INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a su
 def results_folder(settings: Settings) -> Path:
     """Return the local folder for results.
 
-    Raises ConfigError if they would be lost, or cannot be stored there; Outage if their object store gave no answer.
+    Raises ConfigError if results would be lost or cannot be stored there; Outage if the object store gave no answer.
     """
     if object_store.is_url(settings.out):
         object_store.ObjectStore(settings.out)
         if settings.fresh:
-            raise ConfigError(f"fresh=true: does not work with an object store; choose another out than {settings.out}")
+            raise ConfigError(f"fresh=true: not possible with an object store; choose another out than {settings.out}")
         return object_store.staging_folder(settings.out, cache_directory(settings.cache_dir))
     if INSIDE_A_JOB in os.environ and not Path(settings.out).is_absolute():
-        allowed = "an absolute path on a disk that stays, s3://bucket/path and gs://bucket/path"
+        allowed = "an absolute path on a permanent disk, s3://bucket/path or gs://bucket/path"
         raise ConfigError(f"out={settings.out}: a Ray job's folder is deleted with the job; expected {allowed}")
     return Path(settings.out).absolute()
 
 
 def check_out(out: Path) -> None:
-    """Check that results can be written to `out`. Raises ConfigError if not, or if the disk is almost full."""
+    """Check that results can be written to `out`. Raises ConfigError if not; Outage if the disk is almost full."""
     free = shutil.disk_usage(check_writable("out", out)).free
     if free < MIN_FREE_BYTES:
         needed = f"at least {MIN_FREE_BYTES >> 20} MiB are needed"
-        raise ConfigError(f"out={out}: {free >> 20} MiB free on its disk; {needed}")
+        raise Outage(f"out={out}: {free >> 20} MiB free on its disk; {needed}")
 
 
 def check_writable(key: str, folder: Path) -> Path:
-    """Return the nearest existing parent of a folder. Raises ConfigError, naming the key, if it cannot be written."""
+    """Return the nearest existing parent of a folder. Raises ConfigError, naming the key, if it is not writable."""
     try:
         existing = next(path for path in [folder, *folder.parents] if path.exists())
         if not existing.is_dir():
-            raise ConfigError(f"{key}={folder}: {existing} is not a folder; expected one that can be written")
+            raise ConfigError(f"{key}={folder}: {existing} is not a folder; expected a writable folder")
         probe = existing / f".sweep-probe-{socket.gethostname()}-{time.monotonic_ns()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        problem = f"cannot be written ({error.strerror}); expected a folder that can be written"
+        problem = f"cannot be written ({error.strerror}); expected a writable folder"
         raise ConfigError(f"{key}={folder}: {problem}") from None
     return existing
 
 
 def ledger_to_read(settings: Settings, paths: RunPaths) -> Ledger:
-    """Return the ledger of earlier runs, read-only; from an object store nothing else is copied.
+    """Return the ledger of earlier runs, read-only; from an object store, only the ledger is copied.
 
     Raises ConfigError if the store cannot be read; Outage if it gave no answer.
     """

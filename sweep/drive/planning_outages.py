@@ -1,4 +1,4 @@
-"""Outages while a run is planned: an index, a registry or a hub that fails is waited for, and then halts the run."""
+"""Outages during planning: a failing index, registry or hub is retried for some time, then the run halts."""
 
 import os
 import sys
@@ -16,12 +16,12 @@ Planning = TypeVar("Planning")
 
 
 def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings]) -> Planning:
-    """Return what `plan` makes, retried after an outage for as long as the run's `settings` have patience.
+    """Return the result of `plan`, retried after outages as long as the patience in the run's `settings` allows.
 
     Nothing has worked in this run yet, so the patience is two minutes at most.
 
-    Raises ConfigError at once in a dry run, which is not issued again; Halted when that time is over, for the same
-    command to be issued again.
+    Raises ConfigError at once in a dry run, which is not issued again; Halted when the patience is over, so that the
+    same command is issued again.
     """
     try:
         return plan()
@@ -30,7 +30,7 @@ def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings
             raise
         if settings().dry_run:
             raise ConfigError(str(error)) from None
-        failures = [error]  # the first, which is told like the others
+        failures = [error]  # the first failure, reported like the others
 
     def try_again() -> Planning:
         if failures:

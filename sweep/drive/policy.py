@@ -1,30 +1,30 @@
-"""Policy: what follows from a failure. Whose fault, final or not, retried when and where, censored, given up.
+"""Policy: what follows from a failure. Whose fault it is, whether it is final, whether, when and where it is retried.
 
-Pure functions over (outcome, exit, history, settings). The ledger stores, the node reports, the driver carries out.
-RULES has what an outcome means; an Exit decides whose fault a failure is and whether it is waited for:
+These are pure functions of (outcome, exit, history, settings). The ledger stores, the node reports, the driver acts.
+RULES states what an outcome means; an Exit decides whose fault a failure is and whether to wait for its end:
 
 | exit | a failed launch or trial | while a node is prepared |
 |---|---|---|
-| SIGKILL, SIGTERM; its supervisor was killed | surroundings: never final, counted for no repetition | – |
+| SIGKILL, SIGTERM; its supervisor was killed | surroundings: never final, not counted as a repetition | – |
 | a signal of ENGINE_SIGNALS | engine: final once repeated | – |
 | words of a broken node (Blame.NODE) | surroundings: not launched again there, the node is quarantined | an answer |
-| words of what its user can mend (Blame.USER) | engine, never final | an answer, never final |
+| words of something that the user can fix (Blame.USER) | engine, never final | an answer, never final |
 | an exit status, words without an outage | engine: final once repeated | an answer: its trials fail at once |
-| words of a tool that its table reads as an outage | surroundings | waited for, `patience` long |
+| words of a tool that its table reads as an outage | surroundings | waited for, up to `patience` |
 | an OSError number of OUTAGE_ERRORS; HTTP 408, 429, 5xx | surroundings | waited for |
 | a full disk | – | waited for in a build; else nothing more is started on that node |
 | a Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE |
-| an endpoint is gone; others hold a port, GPU memory | surroundings | its launch is waited for (`is_unavailable`) |
+| an endpoint is gone; others use a port, GPU memory | surroundings | its launch is waited for (`is_unavailable`) |
 | any other Cause | engine | an answer |
 | HTTP 401, 403 of a hub or registry | surroundings | an answer |
 
-| a failed trial is | retried |
+| a failed trial is retried | when |
 |---|---|
-| in this run | once, when nothing else is left to start, on a node where it did not fail (`retry=in_run`); once more |
-| | elsewhere as soon as its node is quarantined: two deployments fail only there, or one tells that it is broken |
-| by the next command | unless it is done, final on these GPU drivers (`retry_failed`: also then), or `retry=none` |
+| in this run | once, when nothing else remains to start, on a node where it did not fail (`retry=in_run`); once more |
+| | elsewhere when its node is quarantined: two deployments fail only there, or one reports it as broken |
+| by the next command | unless it is done, final on these GPU drivers (`retry_failed`: even then), or `retry=none` |
 
-| an attempt at a launch | is made again |
+| an attempt at a launch | is repeated |
 |---|---|
 | lost with its node or worker | up to MAX_LOSSES times |
 | ended by an error of ours | up to `attempts` times |
@@ -54,10 +54,10 @@ class Rule(NamedTuple):
     """The consequences of an outcome for later trials and runs."""
 
     next_run: NextRun  # of the same command
-    fault: Fault | None  # of a failure; ENGINE: unless its exit says otherwise
-    at_launch: bool = False  # one of them ends the other launches of its deployment, if no trial of it was good
-    of_engine: bool = False  # `attempts` of them in a row end a launch's trials, and the deployment's other launches
-    of_node: bool = False  # may be the node's: it counts towards its quarantine
+    fault: Fault | None  # of a failure; ENGINE: unless its exit shows otherwise
+    at_launch: bool = False  # one such launch ends the deployment's other launches, unless a trial was good
+    of_engine: bool = False  # after `attempts` of them in a row, the deployment's other trials are not run
+    of_node: bool = False  # may be the node's fault, and counts towards its quarantine
 
 
 RULES: Mapping[Outcome, Rule] = {
@@ -71,7 +71,7 @@ RULES: Mapping[Outcome, Rule] = {
     Outcome.LAUNCH_TIMEOUT: Rule("retried", Fault.ENGINE, at_launch=True, of_engine=True, of_node=True),
     Outcome.ENGINE_CRASHED: Rule("retried", Fault.ENGINE, of_engine=True, of_node=True),
     Outcome.HUNG: Rule("retried", Fault.ENGINE, of_engine=True, of_node=True),
-    Outcome.INVALID: Rule("retried", Fault.ENGINE),  # of the engine if all requests failed (`engine_failed`)
+    Outcome.INVALID: Rule("retried", Fault.ENGINE),  # the engine's fault if all requests failed (`engine_failed`)
     Outcome.CLIENT_LIMITED: Rule("retried", Fault.SURROUNDINGS),
     Outcome.DISTURBED: Rule("retried", Fault.SURROUNDINGS),
 }
@@ -92,16 +92,16 @@ OUTAGE_ERRORS = {
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more is started on that node
-SERVER_ERROR = 500  # and more: no answer to the question
+SERVER_ERROR = 500  # and above: no answer to the question
 NO_ACCESS = (401, 403)  # an answer to this account, which its user can change
 TRY_LATER = (408, 429)  # time-out, too many requests: no answer either
-ENGINE_SIGNALS = {  # a program's own doing; others are sent to it
+ENGINE_SIGNALS = {  # a program causes these itself; other signals are sent to it
     *(signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS),
 }
 
 
 def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
-    """Return whose fault a failure is; None if the outcome is no failure."""
+    """Return whose fault a failure is; None if the outcome is not a failure."""
     fault = RULES[outcome].fault
     of_others = was_killed(exit) or exit.cause in SURROUNDINGS or is_outage(exit) or exit.blames == Blame.NODE
     of_others |= exit.http in NO_ACCESS
@@ -109,7 +109,7 @@ def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
 
 
 def was_killed(exit: Exit) -> bool:
-    """Return whether another process ended this one, by a signal that programs do not raise themselves."""
+    """Return whether another process killed this one, i.e. by a signal that programs do not raise themselves."""
     return exit.signal is not None and exit.signal not in ENGINE_SIGNALS
 
 
@@ -121,38 +121,38 @@ def is_outage(exit: Exit) -> bool:
 
 
 def is_unavailable(exit: Exit) -> bool:
-    """Return whether a launch, or a trial, ended because others held what it needs, or an endpoint was gone."""
+    """Return whether a launch or trial ended because others used what it needs, or its endpoint was gone."""
     return exit.cause in (Cause.UNREACHABLE, Cause.PORT, Cause.GPU_MEMORY)
 
 
 def was_interrupted(row: Cells) -> bool:
-    """Return whether a trial's endpoint was gone, which says nothing about the engine."""
+    """Return whether a trial's endpoint was gone, which shows nothing about the engine."""
     return bool(row.get("exit")) and is_unavailable(Exit.restored(row["exit"]))
 
 
 def no_answer(status: int) -> bool:
-    """Return whether a server's HTTP status is no answer to what it was asked."""
+    """Return whether a server's HTTP status does not answer the request."""
     return status >= SERVER_ERROR or status in TRY_LATER
 
 
 # Waiting --------------------------------------------------------------------------------------------------------------
 
-FIRST_PAUSE, LONGEST_PAUSE = scaled(1.0), scaled(60.0)  # s before the next try; doubled each time
-FIRST_PATIENCE = scaled(120.0)  # s with outages, at most, until a preparation has worked in this run
+FIRST_PAUSE, LONGEST_PAUSE = scaled(1.0), scaled(60.0)  # s before the next retry; doubled each time
+FIRST_PATIENCE = scaled(120.0)  # s of outages, at most, until a preparation has worked in this run
 
 
 def is_waited_for(error: BaseException) -> bool:
-    """Return whether what prepares a node, or a plan, is retried after an error."""
+    """Return whether a node's preparation, or planning, is retried after this error."""
     return is_outage(exit_of(error))
 
 
 def patience(settings: Settings, worked: bool) -> float:
-    """Return how long the run waits for an outage, s; `worked`: a preparation has worked in this run."""
+    """Return how many seconds the run waits for an outage to end; `worked`: a preparation has worked in this run."""
     return settings.patience if worked else min(settings.patience, FIRST_PATIENCE)
 
 
 def next_pause(last: float | None) -> float:
-    """Return the pause before the next try, s."""
+    """Return the pause before the next retry, in seconds."""
     return FIRST_PAUSE if last is None else min(2 * last, LONGEST_PAUSE)
 
 
@@ -160,18 +160,18 @@ def next_pause(last: float | None) -> float:
 
 
 class TrialHistory(NamedTuple):
-    """The last failure that a trial's engine answered with, and how often in a row."""
+    """The last failure that a trial's engine caused, and how often in a row."""
 
     answer: str = ""
     times: int = 0
 
     @property
     def final(self) -> bool:
-        """Return whether its engine has given the same answer twice: it would again."""
+        """Whether the engine has given the same answer twice, so that it would give it again."""
         return self.times >= 2
 
     def after(self, row: Cells) -> "TrialHistory":
-        """The history with one more row of the trial."""
+        """Return the history with one more row of the trial."""
         answer = engine_answer(row)
         if answer is None:
             return TrialHistory()
@@ -179,10 +179,10 @@ class TrialHistory(NamedTuple):
 
 
 def engine_answer(row: Cells) -> str | None:
-    """Return the answer of a row's engine without its numbers; None where the engine did not fail.
+    """Return the answer of a row's engine without its numbers; None if the engine did not fail.
 
-    It is the check that failed and what the engine printed; of a row from before exits were stored, its reason.
-    None also for what the machine's user can mend: nobody has to say that it is mended.
+    The answer is the check that failed and what the engine printed; for a row from before exits were stored, its
+    reason. It is None also for failures that the machine's user can fix, so that the user need not report the fix.
     """
     exit = _stored_exit(row)
     if row.get("fault") != Fault.ENGINE or (exit is not None and exit.blames == Blame.USER):
@@ -191,21 +191,38 @@ def engine_answer(row: Cells) -> str | None:
     return f"{row['outcome']} under driver {row.get('driver')}: {without_numbers(words)}"
 
 
+def attempts_before(before: Cells | None) -> dict[str, Any]:
+    """The columns of a row that say how often its endpoint had failed it, after its last row.
+
+    An endpoint that fails now and then would otherwise pass by being asked again. An outage is no attempt.
+    """
+    if before is None or before["outcome"] == Outcome.OK:
+        return {}
+    exit = _stored_exit(before)
+    counts = exit is not None and exit.cause == Cause.ENDPOINT
+    attempts = (before.get("earlier_attempts") or 0) + counts
+    failed = (before.get("earlier_failed") or 0) + counts * (before.get("num_failed") or 0)
+    reasons = [before.get("earlier_reasons"), before.get("reason") if counts else None]
+    texts = "; ".join(text for text in reasons if text)
+    columns = {"earlier_attempts": attempts, "earlier_failed": failed, "earlier_reasons": texts}
+    return columns if attempts else {}
+
+
 def _stored_exit(row: Cells) -> Exit | None:
     return Exit.restored(row["exit"]) if row.get("exit") else None
 
 
 def without_numbers(words: str) -> str:
-    """Return words without what differs from one time to the next: ports, process ids, times."""
+    """Return a message without what changes from one time to the next: ports, process ids, times."""
     return re.sub(r"[0-9]+", "", words)
 
 
 def needs_run(
     row: Cells | None, history: TrialHistory, settings: Settings, drivers: Container[str] | None = None
 ) -> bool:
-    """Return whether a trial with this row is run by the next command.
+    """Return whether the next command runs a trial that has this row.
 
-    `drivers` are the GPU drivers of the nodes, where they are known: a failure that was final under another is not.
+    `drivers` are the GPU drivers of the nodes, if known: a failure that was final under another driver is not final.
     """
     if row is None or (settings.retry_failed and history.final):
         return True
@@ -222,28 +239,28 @@ def needs_run(
 
 
 class Failure(NamedTuple):
-    """The end of a launch before its trials had run, which is their outcome if its engine is not launched again."""
+    """The end of a launch before its trials ran; it is their outcome unless the engine is launched again."""
 
     outcome: Outcome
     reason: str  # for people
     exit: Exit
     log_tail: str | None = None
-    good: bool = False  # trials succeeded before
+    good: bool = False  # whether trials succeeded before
 
 
 def launches_again(failures: Sequence[Failure], attempts: int) -> bool:
-    """Return whether an engine is launched again for the other trials, after failures without a good trial between."""
+    """Return whether an engine is launched again for the other trials, given the failures since the last good trial."""
     last = failures[-1]
-    of_node = last.exit.blames == Blame.NODE or last.exit.cause == Cause.CONTRADICTION  # which is as it is
+    of_node = last.exit.blames == Blame.NODE or last.exit.cause == Cause.CONTRADICTION  # a retry would not help
     if last.outcome is Outcome.OOM_LOAD or of_node or len(failures) >= attempts:
         return False
     repeated = {(end.outcome, without_numbers(f"{end.exit.cause} {end.exit.words}")) for end in failures[-2:]}
     counted = [end for end in failures[-2:] if RULES[end.outcome].at_launch and not was_killed(end.exit)]
-    return len(counted) < 2 or len(repeated) > 1  # a third launch would fail as these two; a kill is no repetition
+    return len(counted) < 2 or len(repeated) > 1  # a third launch would fail like these two; a kill is no repetition
 
 
 def engine_failed(row: Cells) -> bool:
-    """Return whether a trial's row shows that its engine failed, at launch or later, or that it answered nothing."""
+    """Return whether a trial's row shows that its engine failed at launch or later, or answered no request."""
     if was_interrupted(row):
         return False
     answered_none = row["outcome"] == Outcome.INVALID and row.get("num_failed") == row.get("num_requests") is not None
@@ -251,27 +268,27 @@ def engine_failed(row: Cells) -> bool:
 
 
 def censored(pending: Iterable[Any], out_of_memory: Collection[Any]) -> list[tuple[Any, str]]:
-    """Return the trials that would run out of memory too, each with the reason: smaller batches of it have."""
+    """Return the trials that would run out of memory too, since smaller batches did, each with the reason."""
     smaller = ((trial, _smaller_batches(out_of_memory, trial)) for trial in pending)
     return [(trial, f"{other.load.describe()} already ran out of memory") for trial, other in smaller if other]
 
 
 def _smaller_batches(trials: Iterable[Any], larger: Any) -> Any:
-    """Return the first trial of the same workload in smaller batches; None without one."""
+    """Return the first trial of the same workload in smaller batches, or None."""
     alike = (trial for trial in trials if trial.workload == larger.workload and trial.load.size and larger.load.size)
     return next((trial for trial in alike if trial.load.size < larger.load.size), None)
 
 
 # In the driver --------------------------------------------------------------------------------------------------------
 
-MAX_LOSSES = 20  # of nodes and workers, per launch
-QUARANTINE_WAIT = scaled(240.0)  # s until a quarantined node gets what no other can run; longer than any backoff
-DEPLOYMENTS = 2  # that fail on one node and no other, or that in a row cannot be prepared: more than their own fault
-LONGEST_PAUSES = 4  # times the patience, after which a paused run ends
+MAX_LOSSES = 20  # losses of nodes and workers, per launch
+QUARANTINE_WAIT = scaled(240.0)  # s before a quarantined node gets what no other node can run; longer than any backoff
+DEPLOYMENTS = 2  # so many failing on one node only, or failing to prepare in a row, are not to blame themselves
+LONGEST_PAUSES = 4  # multiple of the patience after which a paused run ends
 
 
 def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
-    """The row that shows that no launch of a deployment will do better; None if one might."""
+    """Return a row which shows that no launch of a deployment will do better; None if one might."""
     if any(row["outcome"] == Outcome.OK for row in rows):
         return None
     failed = [row for row in rows if engine_failed(row) and not node_is_broken(row)]
@@ -280,21 +297,21 @@ def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
 
 
 def most_losses(of_ours: bool, settings: Settings) -> int:
-    """Return the number of losses that ends a launch: of nodes and workers, or of errors of ours."""
+    """Return the number of losses that ends a launch: losses of nodes and workers, or errors of ours."""
     return settings.attempts if of_ours else MAX_LOSSES
 
 
 def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHistory) -> bool:
-    """Return whether a failed trial is retried when nothing else is left to start."""
+    """Return whether a failed trial is retried when nothing else remains to start."""
     return settings.retry == "in_run" and outcome in FAILED and not history.final
 
 
 def node_is_broken(row: Cells) -> bool:
-    """Return whether a failed row's engine says that its node is broken."""
+    """Return whether, in a failed row, the engine reports its node as broken."""
     exit = _stored_exit(row)
     return exit is not None and exit.blames == Blame.NODE
 
 
 def longest_pause(patience: float, worked: bool) -> float:
-    """Return how long a run pauses before it ends, s; 0 where no preparation has `worked` yet."""
+    """Return for how many seconds a run pauses before it ends; 0 if no preparation has `worked` yet."""
     return LONGEST_PAUSES * patience if worked else 0.0

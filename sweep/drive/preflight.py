@@ -1,6 +1,5 @@
 """Preflight checks: the hardware profile, the nodes with their GPUs and cores, and engines that cannot run there."""
 
-import dataclasses
 import functools
 import os
 import shutil
@@ -23,19 +22,19 @@ from sweep.plan.packing import Need, Node, infeasible
 from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings
 
-OURS = ConfigPath()  # the project's options alone
+OURS = ConfigPath()  # only the project's options
 NODE_POLL = 2.0  # s between queries for a cluster's first node
-_empty_clusters: set[str | None] = set()  # by address: each is waited for once
+_empty_clusters: set[str | None] = set()  # by address; each is waited for only once
 
 
 def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
-    """Return the profile for hardware=auto, by the GPUs of this machine or of the cluster."""
+    """Return the profile for hardware=auto, according to the GPUs of this machine or the cluster."""
     if cluster.simulate is not None:
         if not cluster.simulate.gpus:
             return "cpu"
         return _profile((), [cluster.simulate.accelerator or ""], options) or "gpu"
     if cluster.kind == "ray":
-        nodes = ray_schedule(cluster).state_facts(_cluster_nodes(cluster, cluster.wait_for_nodes))
+        nodes = ray_schedule(cluster).state_facts(_cluster_nodes(cluster, cluster.wait_for_nodes), None)
         nodes = [node for node in nodes if node.gpus]
         names = sorted({name for node in nodes if node.facts for name in node.facts.gpus})
         accelerators = sorted({name for node in nodes for name in node.accelerators})
@@ -45,9 +44,9 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
 
 
 def _profile(names: Sequence[str], accelerators: Sequence[str], options: ConfigPath) -> str | None:
-    """Return the profile for GPUs by NVML's names for them, or without NVML by Ray's; None if none fits.
+    """Return the profile for GPUs by their NVML names or, without NVML, by Ray's names; None if no profile fits.
 
-    Ray calls an A100 of 40 GB and one of 80 GB the same, so a node's own statement counts first.
+    Ray uses one name for the A100 with 40 GB and with 80 GB, so a node's own report has priority.
     """
     profiles = {name: options.load("hardware", name) for name in options.choices("hardware")}
     if names:
@@ -68,9 +67,9 @@ def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None)
 
 
 def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
-    """Return the nodes of the Ray cluster and those that its autoscaler could start; wait for the first, `wait` s."""
+    """Return the Ray cluster's nodes and those that its autoscaler could start; wait up to `wait` s for the first."""
     ray_executor = ray_schedule(cluster)
-    ray_executor.connect(cluster)
+    ray_executor.join_cluster(cluster)
     wait = 0.0 if cluster.address in _empty_clusters else wait
     begin, reported = time.monotonic(), False
     while not (nodes := [*ray_executor.nodes(cluster), *ray_executor.startable_nodes(cluster)]):
@@ -78,15 +77,15 @@ def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
             _empty_clusters.update([cluster.address] if wait else [])
             break
         if not reported:
-            print(f"no node has joined the cluster yet: waiting for one, {wait / 60:.0f} min at most", file=sys.stderr)
+            print(f"no node has joined the cluster yet: waiting up to {wait / 60:.0f} min", file=sys.stderr)
         reported = True
         time.sleep(NODE_POLL)
     return nodes
 
 
 def assume_machine(settings: Settings) -> Settings:
-    """Return the settings of a dry run for a GPU that this machine lacks, with one machine that has it, as its profile
-    says.
+    """Return a dry run's settings for a GPU that this machine lacks: with one simulated machine that has this GPU, as
+    described in the profile.
     """
     cluster, hardware = settings.cluster, settings.hardware
     if not settings.dry_run or cluster.kind == "ray" or cluster.simulate is not None or hardware.platform != "cuda":
@@ -108,19 +107,26 @@ def find_nodes(settings: Settings) -> list[Node]:
         return [Node(name, simulated.gpus, simulated.cpus, accelerators, name, facts) for name in names]
     if settings.cluster.kind == "ray":
         nodes = _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
-        stated: list[Node] = ray_schedule(settings.cluster).state_facts(nodes)
+        stated: list[Node] = ray_schedule(settings.cluster).state_facts(nodes, settings.cache_dir)
+        _check_drivers(stated)
         return stated
     gpus = host_facts.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()
     accelerators, cores = (*profile, *sorted(set(gpus))), len(os.sched_getaffinity(0))
-    free = host_facts.free_disk(cache_directory(settings.cache_dir))
-    facts = dataclasses.replace(host_facts.host(), free_disk=free)
-    return [Node("this machine", len(gpus), cores, accelerators, facts=facts)]
+    return [Node("this machine", len(gpus), cores, accelerators, facts=host_facts.stated(settings.cache_dir))]
+
+
+def _check_drivers(nodes: Sequence[Node]) -> None:
+    """Raise ConfigError for a node whose driver does not work, if no GPU is left without it; else the plan warns."""
+    broken = {node.address: node.facts.broken_driver for node in nodes if node.facts and node.facts.broken_driver}
+    if broken and not any(node.gpus for node in nodes if node.address not in broken):
+        address, problem = next(iter(broken.items()))
+        raise ConfigError(f"node {address}: {problem}")
 
 
 def drivers_of(nodes: Sequence[Node]) -> set[str] | None:
-    """Return the versions of the GPU drivers that nodes have stated; None without any."""
-    stated = [node.facts for node in nodes if node.facts and node.facts.machine]  # and no node type or simulated node
+    """Return the GPU driver versions that nodes have reported; None if no node has reported one."""
+    stated = [node.facts for node in nodes if node.facts and node.facts.machine]  # no node type, no simulated node
     return {facts.driver for facts in stated if facts.driver} or None
 
 
@@ -133,12 +139,12 @@ def surroundings(
 ) -> Surroundings:
     """Return the planner's view of the machines: the environments of engines, and why some are unavailable.
 
-    Environments have the results' locks (`kept_locks`, by file name), else the committed ones, else those that this
-    machine remembers; an environment without a lock is resolved, except in a dry run. `pinned`: the results' locks hold
-    even if their requirements have changed since.
+    An environment uses its lock in the results (`kept_locks`, by file name), else the committed lock, else the one that
+    this machine remembers; without a lock it is resolved, except in a dry run. `pinned`: the results' locks are used
+    even if the requirements have changed since.
 
     In a dry run, a node that has not joined the cluster makes a deployment unavailable; otherwise the driver waits for
-    it. Programs and the cache folder are checked only for engines that run on this machine.
+    the node. Programs and the cache folder are checked only for engines that run on this machine.
     """
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
@@ -148,7 +154,7 @@ def surroundings(
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
-        reason: str | None = backend.unavailable(host)  # the engine's own reason first: it has the remedy
+        reason: str | None = backend.unavailable(host)  # the engine's own reason first, since it has the remedy
         if reason is None and backend.launches:
             reason = _environment_obstacle(environments, backend, platform, host, nodes, options)
         if reason is None and platform == "cuda" and not waits:
@@ -167,7 +173,7 @@ def surroundings(
 
     def environment(backend: Any, platform: str) -> EnvironmentSpec | str:
         if not environments.settled(backend, platform):
-            unavailable(backend, platform)  # which locks the environment of an engine that can run
+            unavailable(backend, platform)  # locks the environment if the engine can run
         return environments.compose(backend, platform)
 
     def fingerprint(backend: Any, platform: str) -> str:
@@ -203,9 +209,9 @@ def _environment_obstacle(
 
 
 def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | None:
-    """Return why one lock does not fit all nodes, with the remedy, in one line, or None as far as they say.
+    """Return why one lock does not fit all nodes, with the remedy, in one line; None if no node reports a difference.
 
-    `target` is the platform that an environment is locked for on such a node.
+    `target` returns the platform for which an environment is locked on a node.
     """
     addresses: dict[str, str] = {}
     for node in nodes:
@@ -216,14 +222,14 @@ def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | 
     (first, address), (second, other) = list(addresses.items())[:2]
     return (
         f"an environment is locked for nodes of one kind: {address} is {first}, {other} is {second}; "
-        "choose one kind with cluster.labels"
+        "select nodes of one kind with cluster.labels"
     )
 
 
 def _digest_programs(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
     """Return the digests of a user's own programs: this machine's, or those on which all nodes of a cluster agree.
 
-    Raises ValueError, in one line, if they do not.
+    Raises ValueError, in one line, if the nodes differ.
     """
     if cluster.kind != "ray" or cluster.simulate is not None:
         return own_content(spec)
@@ -241,10 +247,10 @@ def _digest_programs(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentS
 
 
 def _check_own_programs(choice: EnvironmentChoice) -> None:
-    """Check that the interpreter and the binary that the user names exist."""
+    """Check that the interpreter and the binary named by the user exist."""
     for key, program in (("python", choice.python), ("binary", choice.binary)):
         if program and shutil.which(program) is None:
-            allowed = "the path of one, or its name on PATH"
+            allowed = "the path of an executable, or its name on PATH"
             raise ConfigError(f"backend.env.{key}={program}: not an executable file; expected: {allowed}")
 
 
@@ -255,12 +261,12 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
     if waits and settings.hardware.platform == "cuda" and not gpus:
         gpus = (settings.hardware.accelerator or "GPU",)
     facts = [node.facts for node in nodes if node.facts and (node.gpus or settings.hardware.platform == "cpu")]
-    first = next((each for each in facts if each.machine), Host())  # those that need another lock are refused
-    # A node's PATH is unknown here: programs are assumed to exist, and a launch fails with the reason if not.
+    first = next((each for each in facts if each.machine), Host())  # nodes that need another lock are rejected
+    # A node's PATH is unknown here: programs are assumed to exist, and otherwise a launch fails with the reason.
     return Host(
         gpus=gpus,
         executables=frozenset(host_facts.EXECUTABLES),
-        # An engine is planned for all nodes alike, so the oldest counts.
+        # An engine is planned for all nodes alike, so the oldest node decides.
         driver=fit.oldest(each.driver for each in facts),
         capability=fit.oldest(each.capability for each in facts),
         nvcc=fit.oldest(each.nvcc for each in facts),
@@ -271,7 +277,7 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
 
 
 def check_ports(plan: Plan) -> None:
-    """Raise ConfigError, naming the first fixed port that is taken, if any."""
+    """Raise ConfigError if a fixed port is taken, naming the first such port."""
     for deployment in plan.deployments:
         port = deployment.backend.port
         needed = deployment.backend.launches and not deployment.unavailable
@@ -280,7 +286,7 @@ def check_ports(plan: Plan) -> None:
 
 
 def ray_schedule(cluster: Cluster) -> Any:
-    """Return the module that imports Ray, imported only when needed: it takes a second and reads its environment."""
+    """Return the module that imports Ray; imported only when needed: it takes a second and reads its environment."""
     ray_environment.prepare_ray(cluster)
     from sweep.cluster import ray_executor
 

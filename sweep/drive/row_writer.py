@@ -1,4 +1,4 @@
-"""The rows of a run: durable in the ledger as they come, then in trials.parquet, on the display and at the tracker."""
+"""Writes a run's rows as they arrive: durably to the ledger, then to trials.parquet, the display and the tracker."""
 
 import time
 import zlib
@@ -13,25 +13,26 @@ from sweep.base.records import UNMEASURED, Outcome, Sample
 from sweep.disk import run_files
 from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
+from sweep.disk.ledger_lines.compact_row import dict_of_row
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
 from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
 
-WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials come in
-WRITE_SHARE = 0.02  # of the driver's time, at most, for those
-TABLE_STAMP = ".trials.json"  # what trials.parquet was made from: making it again takes seconds for many rows
+WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials finish
+WRITE_SHARE = 0.02  # share of the driver's time, at most, for rewrites
+TABLE_STAMP = ".trials.json"  # what trials.parquet was made from, since making it again takes seconds for many rows
 
 
 class TrialTracker(Protocol):
-    """A service that tracks trials in addition to the files; its faults never fail a sweep."""
+    """A service that tracks trials in addition to the files; its failures never fail a sweep."""
 
     def log_trial(self, row: LedgerRow, telemetry: Sequence[Sample]) -> None: ...
 
 
 class TableRows(Collection[LedgerRow]):
-    """The rows of trials.parquet, made one by one: as dicts, all at once, they fill the driver's memory."""
+    """The rows of trials.parquet, made one by one: all of them as dicts would fill the driver's memory."""
 
     def __init__(
         self, plan: Plan, planned: Sequence[tuple[Deployment, Trial, LedgerRow]], others: Sequence[LedgerRow]
@@ -41,9 +42,9 @@ class TableRows(Collection[LedgerRow]):
     def __iter__(self) -> Iterator[LedgerRow]:
         settings, axes = self.plan.settings, self.plan.axes
         for deployment, trial, row in self.planned:
-            yield present_row(row, deployment, trial, settings, axes) | {"in_plan": True}
+            yield present_row(dict_of_row(row), deployment, trial, settings, axes) | {"in_plan": True}
         for row in self.others:
-            yield row | {"in_plan": False}
+            yield dict_of_row(row) | {"in_plan": False}
 
     def __len__(self) -> int:
         return len(self.planned) + len(self.others)
@@ -64,14 +65,14 @@ class RowWriter:
         self.changed = False  # whether trials.parquet was rewritten
 
     def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow) -> None:
-        """Make a trial's row durable and report it."""
+        """Store a trial's row durably and report it."""
         self.ledger.commit(row)
         if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
             self.tracker.log_trial(row, self._telemetry(row))
         self.display.finished(row, f"{deployment.describe()} {trial.describe()}", deployment.describe())
 
     def commit_unmeasured(self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
-        """Commit the row of a trial that will not run; `verdict` has its outcome, and its reason, exit and driver."""
+        """Commit the row of a trial that will not run; `verdict` has its outcome, reason, exit and driver."""
         work = Work(deployment, self.plan.settings, str(self.paths.out), attempt, tuple(self.plan.axes))
         outcome, exit = Outcome(verdict["outcome"]), verdict.get("exit")
         row = unmeasured_row(work, trial, outcome, verdict.get("reason"), exit=Exit.restored(exit) if exit else None)
@@ -83,7 +84,7 @@ class RowWriter:
             return run_files.read_telemetry(path)
         except run_files.DamagedFile as error:
             self.display.log(f"not sent to the tracker: {error}")
-        except FileNotFoundError:  # of an engine that gives none
+        except FileNotFoundError:  # from an engine without telemetry
             pass
         return []
 
@@ -93,11 +94,11 @@ class RowWriter:
             self.write_table(recompute=False)
 
     def write_table(self, recompute: bool = True) -> None:
-        """Write trials.parquet: the rows of the present plan, in its order, and after them all others ever measured.
+        """Write trials.parquet: the rows of the current plan, in its order, then all other rows ever measured.
 
-        `recompute` brings rows up to the present settings from their stamps, which takes minutes for many: not while
-        nodes wait for the driver, or a measurement beside it for a core. Raises Misplaced rather than make a deleted
-        results folder anew.
+        `recompute` updates rows to the current settings from their stamps. For many rows this takes minutes, so it must
+        not run while nodes wait for the driver or a measurement needs a core. Raises Misplaced instead of recreating a
+        deleted results folder.
         """
         self.ledger.check_in_place()
         begin = time.monotonic()
@@ -115,9 +116,9 @@ class RowWriter:
         self.write_after = now + max(WRITE_INTERVAL, (now - begin) / WRITE_SHARE)
 
     def _stamp(self) -> dict[str, Any] | None:
-        """Return the table's sources as they are now, and the checksum of the table on disk.
+        """Return the table's current sources, and the checksum of the table on disk.
 
-        Return None without a table, or if its code is unknown because files differ from their commit.
+        Return None if there is no table, or its code is unknown because files differ from their commit.
         """
         program, settings = code_version.program_version(), self.plan.settings
         try:
@@ -133,20 +134,20 @@ class RowWriter:
         return {"inputs": content_hash(inputs), "checksums": checksums}
 
     def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
-        """Return whether the table on disk was made from this; a table without a valid stamp is made again."""
+        """Return whether the table on disk was made from these sources; without a valid stamp it is made again."""
         with suppress(FileNotFoundError, ValueError):
             return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == (stamp, True)
         return False
 
     def _other_rows(self) -> list[LedgerRow]:
-        """Rows of other plans, and earlier rows of trials measured again, with other settings or after a change."""
+        """Return rows of other plans, and superseded rows of trials that were measured again."""
         planned = {trial.trial_id for trial in self.plan.trials}
         rows = [row for trial_id, row in self.ledger.rows.items() if trial_id not in planned]
         measured = [row for row in rows if row["outcome"] not in UNMEASURED]
         return self.ledger.superseded + measured
 
     def _updated(self, row: LedgerRow, trial: Trial, recompute: bool) -> LedgerRow:
-        """The row under the present settings: changed percentiles or a changed slo measure nothing again."""
+        """Return the row under the current settings: changed percentiles or slo require no new measurement."""
         settings = self.plan.settings
         if row["outcome"] != Outcome.OK or is_current(row, settings):
             return row

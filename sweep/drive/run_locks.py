@@ -14,7 +14,7 @@ from sweep.disk.run_files import RunPaths, write_whole
 from sweep.drive import policy
 from sweep.plan.plan import Plan
 
-DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's own programs; ValueError: nodes differ
+DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's own programs; ValueError if nodes differ
 EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...], bool]
 
 
@@ -32,12 +32,12 @@ class RunEnvironments:
     ) -> None:
         self.settings, self.options, self.kept_locks, self.host = settings, options, kept_locks, host
         self.digest_programs = digest_programs
-        self.pinned = pinned  # to the kept locks, also where the environment's requirements are others today
+        self.pinned = pinned  # whether the kept locks are used even if the requirements have changed
         self.cache = cache_directory(settings.cache_dir)
         self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
         self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
         self.targets: dict[tuple[EnvironmentKey, str | None, str | None], str] = {}  # by a node's machine and Python
-        self.fingerprints: dict[tuple[EnvironmentKey, bool], str] = {}  # of thousands of points
+        self.fingerprints: dict[tuple[EnvironmentKey, bool], str] = {}  # cached for thousands of points
 
     def compose(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
         """Return an engine's environment with its existing lock, if any, or why it has none."""
@@ -48,14 +48,14 @@ class RunEnvironments:
                 if backend.traits.computes_model and (spec.python or spec.binary):
                     spec = spec.model_copy(update={"content": self.digest_programs(spec)})
                 self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, platform)})
-            except ConfigError:  # a mistyped name is bad input, not an engine that is unavailable
+            except ConfigError:  # a mistyped name is bad input, which does not make an engine unavailable
                 raise
             except ValueError as error:
                 self.composed[key] = str(error)
         return self.locked.get(key, self.composed[key])
 
     def target(self, backend: Backend, platform: str, node: Host) -> str:
-        """Return the platform that an engine's environment is locked for on nodes like this one."""
+        """Return the platform for which an engine's environment is locked on nodes like this one."""
         key = self._key(backend, platform), node.machine, node.python
         if key not in self.targets:
             host = replace(self.host or node, machine=node.machine, python=node.python)
@@ -63,9 +63,9 @@ class RunEnvironments:
         return self.targets[key]
 
     def lock(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
-        """Return the environment with its lock, resolved if it is not locked yet (never in a dry run); or why not.
+        """Return the environment with its lock, resolving it if necessary (never in a dry run), or why that fails.
 
-        Raises ConfigError if relock=true cannot be done; Outage if no index gave an answer.
+        Raises ConfigError if relock=true is not possible; Outage if no index gave an answer.
         """
         key, spec = self._key(backend, platform), self.compose(backend, platform)
         if not isinstance(spec, str) and key not in self.locked:
@@ -76,7 +76,7 @@ class RunEnvironments:
         return self.compose(backend, platform)
 
     def settled(self, backend: Backend, platform: str) -> bool:
-        """Return whether `lock` was asked for the environment before."""
+        """Return whether `lock` has been called for the environment before."""
         return self._key(backend, platform) in self.locked
 
     def fingerprint(self, backend: Backend, platform: str) -> str:
@@ -99,7 +99,7 @@ class RunEnvironments:
             return f"not locked for {locks.node_target(spec)}: {error}"
 
     def _plain(self, backend: Backend, platform: str) -> EnvironmentSpec | None:
-        """The environment without extras, if all of them are for other engines of the plan."""
+        """Return the environment without extras, if all of them are for other engines in the plan."""
         extras = set(backend.env.extras)
         if not extras or extras & set(backend.features()):
             return None
@@ -135,9 +135,9 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
 
 
 def keep_locks(plan: Plan, paths: RunPaths) -> None:
-    """Store the locks of the plan's environments in the results: every later command there installs the same.
+    """Store the locks of the plan's environments in the results, so that every later command there installs the same.
 
-    A lock that is replaced stays beside it, under its digest: rows were measured with it.
+    A replaced lock is kept beside the new one, under its digest, since rows were measured with it.
     """
     for spec in _locked(plan):
         file, content = paths.locks / locks.file_name(spec), locks.text(spec)

@@ -1,4 +1,4 @@
-"""The end of a run before its work is done: at the deadline or its job's end, or when the user interrupts it."""
+"""Ends a run before its work is done: at the deadline or its job's end, or when the user interrupts it."""
 
 import os
 import signal
@@ -15,24 +15,24 @@ from sweep.base.config import next_time
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.status import last_status
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: a terminal that is gone
-JOB_END = "SLURM_JOB_END_TIME"  # s since the epoch; scripts/cluster/slurm.sbatch sets it where Slurm does not
-JOB_END_MARGIN = 120.0  # s before a job's end at which everything stops: tables, the report and uploads take a while
-SAME_DEADLINE = 12 * 3600.0  # s for which a time of day that has passed does not mean the next day's
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal was closed
+JOB_END = "SLURM_JOB_END_TIME"  # s since the epoch; scripts/cluster/slurm.sbatch sets it if Slurm does not
+JOB_END_MARGIN = 120.0  # s before a job's end at which everything stops, to leave time for tables, report and uploads
+SAME_DEADLINE = 12 * 3600.0  # s for which a time of day in the past does not mean the next day
 
 
 class StopLevel(IntEnum):
     """The urgency of the stop."""
 
     NONE = 0
-    DRAIN = 1  # running trials finish, no new ones start
+    DRAIN = 1  # running trials finish, and no new ones start
     CANCEL = 2  # running trials are cancelled
 
 
 def user_deadline(text: str | None, paths: RunPaths, notify: Callable[[str], None]) -> float | None:
-    """Return the time that the setting `deadline` of a run means, s since the epoch.
+    """Return the time that a run's setting `deadline` means, in seconds since the epoch.
 
-    `notify` is called if it is unknown whether that time was the last run's and has passed.
+    `notify` is called if it is unknown whether that time was the last run's deadline and has passed.
     """
     if text is None:
         return None
@@ -41,7 +41,7 @@ def user_deadline(text: str | None, paths: RunPaths, notify: Callable[[str], Non
 
 
 def deadline_at(text: str | None, last: Mapping[str, Any] | None) -> float | None:
-    """Return the time that the setting `deadline` means, s since the epoch.
+    """Return the time that the setting `deadline` means, in seconds since the epoch.
 
     A time of day that passed during the previous run counts as passed for some hours: the same command, issued again,
     must not run for a day.
@@ -55,7 +55,7 @@ def deadline_at(text: str | None, last: Mapping[str, Any] | None) -> float | Non
 
 
 def job_end() -> float | None:
-    """Return when a run must have ended because its batch job ends, s since the epoch; None outside such a job."""
+    """Return when a run must end because its batch job ends, in seconds since the epoch; None outside such a job."""
     end = os.environ.get(JOB_END, "")
     return float(end) - JOB_END_MARGIN if end.isdecimal() else None
 
@@ -64,18 +64,18 @@ class StopControl:
     """The deadline and the interrupts of one run."""
 
     def __init__(self, user_deadline: float | None, job_end: float | None = None) -> None:
-        self.user_deadline = user_deadline  # s since the epoch, as all times here
+        self.user_deadline = user_deadline  # in seconds since the epoch, like all times here
         self.deadline = min((time for time in (user_deadline, job_end) if time is not None), default=None)
         self.interrupts = 0
 
     @property
     def overdue(self) -> bool:
-        """True once the deadline has passed."""
+        """Whether the deadline has passed."""
         return self.deadline is not None and time.time() > self.deadline
 
     @property
     def level(self) -> StopLevel:
-        """The present urgency."""
+        """The current urgency."""
         return StopLevel.CANCEL if self.overdue else StopLevel(min(self.interrupts, 2))
 
     @contextmanager
@@ -83,7 +83,7 @@ class StopControl:
         """Count SIGINT, SIGTERM and SIGHUP: the first drains the run, the second cancels it."""
 
         def interrupt(number: int, frame: FrameType | None) -> None:
-            self.interrupts += 1  # the driver's loop acts on it: hardly anything is safe in a signal handler
+            self.interrupts += 1  # the driver's loop acts on it, since hardly anything is safe in a signal handler
             if number == signal.SIGHUP:
                 _drop_output()
 
@@ -96,7 +96,7 @@ class StopControl:
 
 
 def _drop_output() -> None:
-    """Discard later output unless it goes to a file: every write to a terminal that is gone fails."""
+    """Discard later output unless it goes to a file, since writing to a closed terminal fails."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,3 +1,2 @@
-"""The gateway: one URL in front of one or several engines. It clips requests, answers some of them itself and spreads
-the others. On a miss an engine's bytes pass unchanged. `app` follows a request from start to end.
-"""
+"""The gateway: one URL in front of one or more engines. It clips requests, answers some itself and distributes the
+rest; without a cached answer, an engine's bytes pass unchanged. `app` shows how a request is handled."""

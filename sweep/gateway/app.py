@@ -1,4 +1,4 @@
-"""The gateway's ASGI application: the story of a request."""
+"""The gateway's ASGI application, which handles a request from start to end."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import time
 from sweep.gateway.caching.cache import Hit
 from sweep.gateway.caching.keys import key_of
 from sweep.gateway.caching.source import AnswerSource
-from sweep.gateway.call import QUESTION_KEYS, Headers, Receive, Refused, Scope, Send, read_call
+from sweep.gateway.call import QUESTION_KEYS, Call, Headers, Receive, Refused, RequestMemory, Scope, Send
 from sweep.gateway.clipping import Clipper
 from sweep.gateway.engines import BegunAnswer, Engines
 from sweep.gateway.metrics import Decision, Metrics
@@ -22,7 +22,7 @@ STALL_CHECK = 1.0  # s
 
 
 class BrokenAnswer(Exception):
-    """An answer that ended in the middle: the connection is closed, so that the client knows."""
+    """An answer that broke off in the middle: the connection is closed so that the client notices."""
 
 
 class Exchange:
@@ -32,7 +32,7 @@ class Exchange:
         self.receive, self._send = receive, send
         self._connection = scope["extensions"]["gateway.connection"]
         self.task = asyncio.current_task()
-        self.status = 0  # of the answer; 0 before it has begun
+        self.status = 0  # of the answer; 0 before the answer has begun
         self.gone = False  # the client left, or left the answer unread for too long
         self.blocked_since: float | None = None
         self.ends_event = True  # the last part sent was the end of an event
@@ -53,7 +53,7 @@ class Exchange:
         await self.write(body, more=False)
 
     def __enter__(self) -> "Exchange":
-        """Cancel the block when the client leaves: nobody waits for its answer."""
+        """Cancel the block when the client leaves, since nobody waits for the answer any more."""
         self._connection.on_leave = self.drop
         return self
 
@@ -63,13 +63,13 @@ class Exchange:
     def drop(self) -> None:
         """End the exchange without an answer."""
         self.gone = True
-        self._connection.transport.abort()  # a close would wait until the client has read what is buffered
+        self._connection.transport.abort()  # a close would wait until the client has read the buffered data
         if self.task is not None:
             self.task.cancel()
 
 
 class GatewayApp:
-    """The application: one for the life of the server."""
+    """The application: one instance for the life of the server."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class GatewayApp:
         self.settings, self.engines, self.clipper, self.source = settings, engines, clipper, source
         self.metrics, self.reset_key = metrics, reset_key
         self.event_interval = settings.cache.event_interval if settings.cache else 0.0
+        self.memory = RequestMemory(settings.bodies)
         self._exchanges: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,12 +105,12 @@ class GatewayApp:
             self._exchanges.discard(exchange)
 
     async def _tell(self, scope: Scope, exchange: Exchange) -> None:
-        """Handle a request from start to end, whatever becomes of it, and log it."""
+        """Handle a request from start to end, whatever happens to it, and log it."""
         decision = Decision("")
         try:
             await self._answer(scope, exchange, decision)
         except (Refused, RecursionError) as error:
-            deep = "the request's body is nested too deeply"  # to be written, though it could be read
+            deep = "the request's body is nested too deeply"  # to write, although it could be read
             refusal = error if isinstance(error, Refused) else Refused(400, deep)
             decision.error = refusal.message
             if exchange.status:
@@ -123,7 +124,11 @@ class GatewayApp:
             self.metrics.decided(decision)
 
     async def _answer(self, scope: Scope, exchange: Exchange, decision: Decision) -> None:
-        call = await read_call(scope, exchange.receive, self.settings.largest_body, self.settings.request_timeout)
+        limits = self.settings.largest_body, self.settings.request_timeout
+        async with self.memory.read_call(scope, exchange.receive, *limits) as call:
+            await self._answer_call(call, exchange, decision)
+
+    async def _answer_call(self, call: Call, exchange: Exchange, decision: Decision) -> None:
         decision.request_id = call.request_id
         call, clipped = self.clipper.clip(call)
         decision.input_before, decision.input_after, decision.output_before, decision.output_after = clipped
@@ -143,7 +148,7 @@ class GatewayApp:
         await self._pass_on(await flight.join(), notes, exchange)
 
     async def _pass_on(self, begun: BegunAnswer, notes: Headers, exchange: Exchange) -> None:
-        """Pass an engine's answer on, byte for byte, as it comes."""
+        """Pass an engine's answer on as it arrives, byte for byte."""
         with contextlib.closing(begun) as answer:
             await exchange.begin(answer.status, [*answer.headers, *notes])
             while True:
@@ -158,7 +163,7 @@ class GatewayApp:
         await exchange.write(b"", more=False)
 
     async def _replay(self, hit: Hit, notes: Headers, exchange: Exchange, decision: Decision) -> None:
-        """Serve a stored answer as its engine did: a stream event by event."""
+        """Serve a stored answer the way its engine did; a stream is sent event by event."""
         answer = hit.entry.answer
         decision.cache = "exact" if hit.exact else "semantic"
         decision.similarity, decision.origin = round(hit.similarity, 4), answer.origin
@@ -176,7 +181,7 @@ class GatewayApp:
         await exchange.write(b"", more=False)
 
     async def _report_break(self, answer: BegunAnswer, exchange: Exchange) -> None:
-        """Tell a stream's client that the engine failed: its status was sent long ago."""
+        """Tell a stream's client that the engine failed, since the status was sent long ago."""
         if any(name.lower() == b"content-type" and b"event-stream" in value for name, value in answer.headers):
             refusal = Refused(502, "the engine failed before its answer was complete")
             await exchange.write((b"" if exchange.ends_event else b"\n\n") + b"data: " + refusal.body + b"\n\n")
@@ -209,7 +214,7 @@ class GatewayApp:
     async def _reset(self, scope: Scope, exchange: Exchange) -> None:
         """Reset the gateway for the trials of a benchmark, which know the key that it was started with.
 
-        An address would not do: behind a proxy on this machine all clients have this machine's.
+        Checking the address would not help: behind a proxy on this machine, all clients have this machine's address.
         """
         key = next((value for name, value in scope["headers"] if name == RESET_HEADER.encode()), b"")
         if not self.reset_key or not hmac.compare_digest(key, self.reset_key.encode()):
@@ -223,7 +228,7 @@ class GatewayApp:
     # -- beside the requests
 
     async def watch_clients(self) -> None:
-        """Drop clients that leave an answer unread: their engine could serve others meanwhile."""
+        """Drop clients that leave an answer unread, so that their engine can serve others."""
         while True:
             await asyncio.sleep(STALL_CHECK)
             latest = time.monotonic() - self.settings.stall_timeout

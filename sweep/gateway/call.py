@@ -1,31 +1,35 @@
-"""A client's call: its body read within limits and parsed, and the question that it asks."""
+"""A client's call: its body, read within limits and parsed, and the question that it asks."""
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+
+from sweep.base.whole_file import parsed_size
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-# Of one connection only (RFC 9110, 7.6.1), or set again for the engine's.
+# Headers of one connection only (RFC 9110, 7.6.1), or set again for the engine's connection.
 HOP_BY_HOP = frozenset(
     {
         *(b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
         *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     }
 )
+NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length"}
 QUESTION_KEYS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}
-PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: of prompts or token ids
+PROMPT_LISTS: tuple[set[type], ...] = (set(), {str}, {int}, {list})  # types of the members: prompts or token ids
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Refused(Exception):
-    """A request that gets no engine's answer, with the status that says why."""
+    """A request that gets no answer from an engine, with the status that says why."""
 
     def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
         super().__init__(message)
@@ -33,22 +37,22 @@ class Refused(Exception):
 
     @property
     def body(self) -> bytes:
-        """The error as OpenAI's API words it."""
+        """Return the error in the form of OpenAI's API."""
         kind = "invalid_request_error" if self.status < 500 else "gateway_error"
         return json.dumps({"error": {"message": self.message, "type": kind, "code": self.status}}).encode()
 
 
 class Question(NamedTuple):
-    """The part of a request that its answer is about; token ids are kept as numbers."""
+    """The part of a request that its answer is about; token ids remain numbers."""
 
     text: str
     is_text: bool = True
-    parts: tuple[str, ...] = ()  # of a message in several: equal questions are equal in each
+    parts: tuple[str, ...] = ()  # the parts of a message that has several; equal questions have equal parts
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request for tokens: its bytes as they came, and their meaning."""
+    """A request for tokens: its bytes as they arrived, and their meaning."""
 
     path: str
     headers: Headers  # without the hop-by-hop headers of the client's connection
@@ -57,7 +61,7 @@ class Call:
 
     @property
     def request_id(self) -> str:
-        """The client's own name of the request; empty without one."""
+        """The client's own id for the request; empty if it sent none."""
         return self.header(b"x-request-id").decode("latin-1")
 
     def header(self, name: bytes) -> bytes:
@@ -65,7 +69,7 @@ class Call:
 
     @property
     def question(self) -> Question | None:
-        """The prompt, or the last message if it is a user's text, or parts that are all text; otherwise None."""
+        """The prompt, or the last message if it is a user's and consists only of text; otherwise None."""
         if self.path == "/v1/chat/completions":
             return _message_question(self.content["messages"][-1])
         prompt = self.content["prompt"]
@@ -78,7 +82,7 @@ class Call:
         return None
 
     def context(self) -> dict[str, Any]:
-        """All of the request but the question: model, sampling parameters, system prompt, earlier messages."""
+        """Return all but the question: model, sampling parameters, system prompt, earlier messages."""
         key = QUESTION_KEYS[self.path]
         rest = {name: value for name, value in self.content.items() if name != key}
         if key == "messages":
@@ -90,7 +94,7 @@ class Call:
         return rest
 
     def with_content(self, content: dict[str, Any]) -> "Call":
-        """The call with another body."""
+        """Return the call with another body."""
         return replace(self, content=content, body=json.dumps(content, separators=(",", ":")).encode())
 
 
@@ -99,7 +103,7 @@ def _without(part: Any, key: str) -> Any:
 
 
 def text_parts(message: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of a message whose `text` is a text."""
+    """Return the parts of a message whose `text` is a string."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     return [part for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
@@ -115,13 +119,51 @@ def _message_question(message: dict[str, Any]) -> Question | None:
     return Question("\n".join(texts), parts=texts)
 
 
-async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float) -> Call:
-    """Read a request for tokens.
+class RequestMemory:
+    """The bytes of all bodies in flight and of their contents, for which requests wait.
 
-    Raises Refused for a body that is too large, too slow or no request; ConnectionError if the client left before it
-    was complete.
+    A request takes its share of the bodies first, and holds both until its answer has ended.
     """
-    headers: Headers = scope["headers"]
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.taken = limit, {"bodies": 0, "contents": 0}
+        self._freed = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def _share(self, kind: str, size: int, timeout: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout):
+                while self.taken[kind] and self.taken[kind] + size > self.limit:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            message = "the requests in flight take all memory that gateway.bodies allows"
+            raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
+        self.taken[kind] += size
+        try:
+            yield
+        finally:
+            self.taken[kind] -= size
+            self._freed.set()
+
+    @contextlib.asynccontextmanager
+    async def read_call(self, scope: Scope, receive: Receive, largest: int, timeout: float) -> AsyncIterator[Call]:
+        """Read a request for tokens and hold its share until the block ends.
+
+        Raises Refused for a body that is too large, too slow or no request, or for too many of them; ConnectionError if
+        the client left before it was complete.
+        """
+        headers: Headers = scope["headers"]
+        length = next((value for name, value in headers if name == b"content-length"), b"")
+        size = min(int(length), largest) if length.isdigit() else largest
+        async with self._share("bodies", size, timeout):
+            body = await _timely_body(receive, largest, timeout)
+            async with self._share("contents", parsed_size(body), timeout):
+                passed = [pair for pair in headers if pair[0] not in NOT_FORWARDED]
+                yield Call(scope["path"], passed, body, parse_body(scope["path"], body))
+
+
+async def _timely_body(receive: Receive, largest: int, timeout: float) -> bytes:
     try:
         async with asyncio.timeout(timeout):
             body = await _read_body(receive, largest)
@@ -129,12 +171,11 @@ async def read_call(scope: Scope, receive: Receive, largest: int, timeout: float
         raise Refused(408, f"the request's body was not complete within {timeout:g} s") from None
     if body is None:
         raise Refused(413, f"the request's body is larger than {largest} bytes", [(b"connection", b"close")])
-    plain = [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] not in (b"host", b"content-length")]
-    return Call(scope["path"], plain, body, parse_body(scope["path"], body))
+    return body
 
 
 async def _read_body(receive: Receive, largest: int) -> bytes | None:
-    """A request's body; None if it is larger. It is read to its end anyway: the client reads no answer before."""
+    """Return a request's body; None if it is too large. It is read to its end: a client reads no answer before."""
     parts, size = [], 0
     while True:
         message = await receive()
@@ -152,7 +193,7 @@ async def _read_body(receive: Receive, largest: int) -> bytes | None:
 
 
 def parse_body(path: str, body: bytes) -> dict[str, Any]:
-    """The content of a request's body. Raises Refused if it does not belong to this API."""
+    """Parse a request's body. Raises Refused if it does not belong to this API."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -160,7 +201,7 @@ def parse_body(path: str, body: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Refused(400, "the request's body is not a JSON object")
     if b"\\u" in body and _SURROGATE.search(body) and not _is_unicode(content):
-        raise Refused(400, "the request's body has half a surrogate pair, which is no Unicode text")
+        raise Refused(400, "the request's body has half a surrogate pair, which is not valid Unicode")
     key = QUESTION_KEYS[path]
     if key not in content:
         raise Refused(400, f"{key}: required, but not given")
@@ -178,7 +219,7 @@ def _is_prompt(prompt: object) -> bool:
 
 
 def _is_unicode(content: dict[str, Any]) -> bool:
-    """False if a text in it cannot be encoded: JSON can name half a surrogate pair, and no tokenizer takes one."""
+    """Return False if a text cannot be encoded: JSON can contain half a surrogate pair, which no tokenizer accepts."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:

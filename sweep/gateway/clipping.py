@@ -1,4 +1,4 @@
-"""Clipping: cuts a prompt to a number of the model's tokens, and bounds the answer's tokens."""
+"""Clipping: cuts a prompt to a number of the model's tokens, and limits the answer's tokens."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -8,13 +8,13 @@ from tokenizers import Tokenizer
 from sweep.gateway.call import Call, text_parts
 from sweep.gateway.settings import Clip
 
-CUTS = 8  # of cutting: the ends of a cut text may be tokenized otherwise than within the whole
-DEFAULT_ANSWER = 16  # tokens of an answer to completions without max_tokens, by OpenAI's API
+CUTS = 8  # attempts at a cut: the ends of a cut text may be tokenized differently than within the whole text
+DEFAULT_ANSWER = 16  # tokens of an answer to completions without max_tokens, according to OpenAI's API
 LIMIT_KEYS = ("max_completion_tokens", "max_tokens")
 
 
 class Clipped(NamedTuple):
-    """The tokens of a request before and after clipping; equal where nothing was cut, 0 where nothing was counted."""
+    """A request's tokens before and after clipping; equal if nothing was cut, 0 if nothing was counted."""
 
     input_before: int = 0
     input_after: int = 0
@@ -27,7 +27,7 @@ class Clipped(NamedTuple):
 
     @property
     def output_saved(self) -> int:
-        """Tokens of the answer that the client asked for but will not get."""
+        """The tokens of the answer that the client requested but will not get."""
         return self.output_before - self.output_after
 
     @property
@@ -47,7 +47,7 @@ class Clipper:
     tokenizer: Tokenizer | None = None  # needed for a bound on the input
 
     def clip(self, call: Call) -> tuple[Call, Clipped]:
-        """The call within the bounds, and what was cut. A call within them is returned unchanged."""
+        """Return the call within the bounds, and what was cut. A call already within them is returned unchanged."""
         if self.bounds.input_tokens is None and self.bounds.output_tokens is None:
             return call, Clipped()
         content = {**call.content}
@@ -58,7 +58,6 @@ class Clipper:
         return (call.with_content(content) if changed else call), clipped
 
     def _clip_input(self, content: dict[str, Any]) -> tuple[int, int]:
-        """Put clipped prompts into a request's content; their tokens before and after."""
         if self.bounds.input_tokens is None or self.tokenizer is None:
             return 0, 0
         if "messages" in content:
@@ -73,7 +72,6 @@ class Clipper:
         return sum(cut[1] for cut in cuts), sum(cut[2] for cut in cuts)
 
     def _clip_prompt(self, prompt: Any, limit: int) -> tuple[Any, int, int]:
-        """A prompt of at most `limit` tokens, with its tokens before and after."""
         if isinstance(prompt, str):
             assert self.tokenizer is not None
             return clip_text(prompt, limit, self.bounds.keep, self.tokenizer)
@@ -83,10 +81,10 @@ class Clipper:
         return prompt[:head] + prompt[len(prompt) - tail :], len(prompt), limit
 
     def _clip_messages(self, messages: list[dict[str, Any]], limit: int) -> tuple[int, int]:
-        """Cut, in place, the longest messages except the system's until all contents have `limit` tokens at most; in a
-        message of parts the longest text parts.
+        """Cut the longest messages in place, except the system's, until all contents have at most `limit` tokens. In a
+        message of several parts, cut the longest text parts.
 
-        Only texts count: the tokens of a chat template or an image are the engine's.
+        Only texts are counted: the tokens of a chat template or an image are up to the engine.
         """
         assert self.tokenizer is not None
         texts = [text for message in messages for text in _texts(message)]
@@ -103,8 +101,8 @@ class Clipper:
         return before, sum(counts)
 
     def _clip_output(self, path: str, content: dict[str, Any]) -> tuple[int, int]:
-        """Bound the answer in place; return the requested tokens and the allowed ones. A request without a bound gets
-        one, and saves no known tokens.
+        """Cap the answer's length in the request body; return the tokens requested and allowed. A request without a
+        limit is given one, but counts as saving 0 tokens, since its natural length is unknown.
         """
         limit = self.bounds.output_tokens
         if limit is None:
@@ -119,7 +117,7 @@ class Clipper:
 
 
 class MessageText(NamedTuple):
-    """A text in a message, and the mapping that holds it: the message, or one of its parts."""
+    """A text in a message, and the mapping that contains it: the message, or one of its parts."""
 
     holder: dict[str, Any]
     key: str
@@ -131,7 +129,6 @@ class MessageText(NamedTuple):
 
 
 def _copied(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its own copy of its parts."""
     content = message.get("content")
     if not isinstance(content, list):
         return {**message}
@@ -146,7 +143,7 @@ def _texts(message: dict[str, Any]) -> list[MessageText]:
 
 
 def parts(limit: int, keep: Literal["head", "tail", "both"]) -> tuple[int, int]:
-    """The tokens of the head and of the tail that make up `limit`."""
+    """Return the tokens of the head and of the tail that add up to `limit`."""
     if keep == "both":
         return limit - limit // 2, limit // 2
     return (limit, 0) if keep == "head" else (0, limit)
@@ -155,10 +152,10 @@ def parts(limit: int, keep: Literal["head", "tail", "both"]) -> tuple[int, int]:
 def clip_text(
     text: str, limit: int, keep: Literal["head", "tail", "both"], tokenizer: Tokenizer, bare: bool = False
 ) -> tuple[str, int, int]:
-    """The head, tail or both of a text that are at most `limit` tokens, with its tokens before and after.
+    """Return the head, tail or both of a text, at most `limit` tokens, with the number of tokens before and after.
 
-    The text is cut between tokens, so the rest is unchanged. Special tokens that the engine will add count, unless the
-    text is `bare`.
+    The text is cut between tokens, so the remainder is unchanged. Special tokens that the engine will add are counted,
+    unless the text is `bare`.
     """
     special = 0 if bare else len(tokenizer.encode("").ids)
     encoding = tokenizer.encode(text, add_special_tokens=False)

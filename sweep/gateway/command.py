@@ -1,4 +1,4 @@
-"""`sweep gateway`: its arguments read and checked."""
+"""`sweep gateway`: reads and checks its arguments."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ GROUP = "gateway"
 
 
 def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
-    """The service that a command line describes. Raises ConfigError for an argument that is not allowed."""
+    """Return the service that a command line describes. Raises ConfigError for an invalid argument."""
     settings = _settings(arguments.overrides, options)
     for url in arguments.to:
         parts = urlsplit(url)
@@ -38,19 +38,18 @@ def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
 
 
 def _settings(overrides: Sequence[str], options: ConfigPath) -> Gateway:
-    """The settings of an option of conf/gateway, with the keys that were typed."""
     typed: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or key.split(".")[0] != GROUP:
-            raise ConfigError(f"{override}: expected gateway=NAME and gateway.KEY=VALUE")
+            raise ConfigError(f"{override}: expected gateway=NAME or gateway.KEY=VALUE")
         try:
             typed[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"{override}: its value is not YAML") from None
     fields = options.load(GROUP, str(typed.pop(GROUP, "clip")))
     if fields.pop("_target_", None) != f"{Gateway.__module__}.{Gateway.__qualname__}":
-        raise ConfigError("gateway=none: is no gateway; expected another one of sweep run --help")
+        raise ConfigError("gateway=none: not a gateway; expected another option listed by sweep run --help")
     settings = {GROUP: fields}
     for key, value in typed.items():
         parent_mapping(settings, key)[key.rpartition(".")[2]] = value

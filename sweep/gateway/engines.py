@@ -14,18 +14,18 @@ from sweep.gateway.connection import EngineConnection, EngineConnections, StaleC
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Gateway
 
-ROUTED_BLOCK = 64  # characters of a prompt that are compared as one
-PREFIX_BLOCKS = 200_000  # remembered, of all engines
-IMBALANCE = 4  # requests by which an engine may be busier than the least busy one and still get a prefix that it has
-NOT_BEGUN = (502, 503)  # statuses of an engine that did not take the request: another may
+ROUTED_BLOCK = 64  # characters of a prompt that are compared at once
+PREFIX_BLOCKS = 200_000  # blocks remembered for all engines together
+IMBALANCE = 4  # requests by which an engine may exceed the least busy one and still get a prompt whose prefix it has
+NOT_BEGUN = (502, 503)  # statuses of an engine that did not accept the request: another engine may
 HEALTH_TIMEOUT = 5.0  # s
-MOST_IN_FLIGHT = 4096  # requests that the engines work on at once; others wait here
-CONNECTION_CHECK = 1.0  # s between two looks at the time-outs
+MOST_IN_FLIGHT = 4096  # requests that the engines process at once; others wait here
+CONNECTION_CHECK = 1.0  # s between two checks of the time-outs
 
 
 @dataclass(eq=False)
 class EngineState:
-    """One engine: its URL and the gateway's knowledge of it."""
+    """One engine: its URL and what the gateway knows about it."""
 
     url: str
     healthy: bool = True
@@ -38,11 +38,11 @@ class Router:
     def __init__(self, engines: list[EngineState], routing: Literal["round_robin", "least_busy", "prefix"]) -> None:
         self.engines, self.routing = engines, routing
         self._turn = itertools.count()
-        # Hash of a prompt up to the end of a block -> the engine that has it.
+        # Hash of a prompt up to the end of a block -> the engine that has this prefix.
         self._seen: OrderedDict[int, EngineState] = OrderedDict()
 
     def choose(self, prompt: str, tried: set[EngineState]) -> EngineState | None:
-        """A healthy engine that has not been tried; without one, an unhealthy one. None if all were tried."""
+        """Return a healthy engine that has not been tried, else an unhealthy one, or None if all were tried."""
         untried = [engine for engine in self.engines if engine not in tried]
         able = [engine for engine in untried if engine.healthy] or untried
         if len(able) < 2:
@@ -55,12 +55,12 @@ class Router:
         return self._by_prefix(prompt, able, chosen) if self.routing == "prefix" else chosen
 
     def reset(self) -> None:
-        """Forget which engine has which prompts, and whose turn is next."""
+        """Forget which engine has which prompts, and which engine is next."""
         self._turn = itertools.count()
         self._seen.clear()
 
     def _by_prefix(self, prompt: str, able: list[EngineState], least_busy: EngineState) -> EngineState:
-        """The engine with the longest part of the prompt's beginning, unless it is much busier than another."""
+        """Return the engine with the longest prefix of the prompt, unless it is much busier than another."""
         blocks = list(_blocks(prompt))
         chosen = least_busy
         for block in reversed(blocks):
@@ -77,7 +77,6 @@ class Router:
 
 
 def _blocks(prompt: str) -> Iterator[int]:
-    """A hash of the prompt's beginning for each of its whole blocks."""
     value = 0
     for end in range(ROUTED_BLOCK, len(prompt) + 1, ROUTED_BLOCK):
         value = hash((value, prompt[end - ROUTED_BLOCK : end]))
@@ -85,27 +84,27 @@ def _blocks(prompt: str) -> Iterator[int]:
 
 
 class BegunAnswer(Protocol):
-    """An answer that has begun, of which the client has received nothing yet."""
+    """An answer that has begun, but of which the client has received nothing yet."""
 
     status: int
     headers: Headers
 
     async def read(self) -> bytes:
-        """The next bytes of the body, as they came; empty at its end. Raises OSError if it broke off."""
+        """Return the next bytes of the body as they arrived; empty at its end. Raises OSError if it broke off."""
         ...
 
     def close(self) -> None:
-        """Stop the engine's request, if it is not done."""
+        """Stop the engine's request unless it is done."""
         ...
 
 
 class EngineAnswer:
-    """An answer on the connection that brings it."""
+    """An answer and the connection on which it arrives."""
 
     def __init__(self, engine: EngineState, connections: EngineConnections, connection: EngineConnection) -> None:
         self._engine, self._connections, self._connection = engine, connections, connection
         self.status, self.headers, self.read = connection.status, connection.headers, connection.read
-        self.slots: asyncio.Semaphore | None = None  # of which it holds one
+        self.slots: asyncio.Semaphore | None = None  # the answer holds one of these slots
 
     def close(self) -> None:
         self._engine.in_flight -= 1
@@ -117,7 +116,9 @@ class EngineAnswer:
 class Engines:
     """The engines, and the connections to them."""
 
-    def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics) -> None:
+    def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics, path: str | None = None) -> None:
+        """`path`: of questions at the engines; None: as the client asks the gateway."""
+        self._path = path
         self.states = [EngineState(url.rstrip("/").removesuffix("/v1")) for url in urls]
         self.settings, self.metrics = settings, metrics
         self.router = Router(self.states, settings.routing)
@@ -129,7 +130,7 @@ class Engines:
             connections.close()
 
     async def answer(self, call: Call) -> BegunAnswer:
-        """An engine's answer to a call, begun: another engine is asked as long as nothing of it has come.
+        """Return an engine's answer to a call once it has begun; until then, other engines are tried.
 
         Raises Refused if no engine began to answer.
         """
@@ -146,7 +147,7 @@ class Engines:
         question = call.question if self.settings.routing == "prefix" else None
         prompt = question.text if question else ""
         tried: set[EngineState] = set()
-        problem = "no engine is there"
+        problem = "there is no engine"
         for attempt in range(self.settings.retries + 1):
             engine = self.router.choose(prompt, tried)
             if engine is None:  # all were tried: perhaps only an idle connection was stale
@@ -172,18 +173,18 @@ class Engines:
         raise Refused(status, f"no engine answered ({problem})", [(b"retry-after", b"1")])
 
     async def _begin(self, engine: EngineState, call: Call) -> EngineAnswer:
-        """Send a call to an engine and wait for the first part of its answer. Raises OSError."""
+        """Send a call to an engine and wait for the first part of its answer. Raises OSError if it does not begin."""
         connections = self._connections[engine]
         engine.in_flight += 1
         try:
-            connection = await connections.ask(b"POST", call.path, call.headers, call.body)
+            connection = await connections.ask(b"POST", self._path or call.path, call.headers, call.body)
         except BaseException:
             engine.in_flight -= 1
             raise
         return EngineAnswer(engine, connections, connection)
 
     async def get(self, path: str, headers: Headers) -> tuple[int, Headers, bytes]:
-        """An engine's answer to a plain request, e.g. for its list of models."""
+        """Return an engine's answer to a plain request, e.g. for its list of models."""
         engine = self.router.choose("", set())
         assert engine is not None
         try:
@@ -200,13 +201,13 @@ class Engines:
             connections.release(connection)
 
     async def watch(self) -> None:
-        """Check each engine's health again and again."""
+        """Check each engine's health repeatedly."""
         while True:
             await asyncio.gather(*(self._check(engine) for engine in self.states))
             await asyncio.sleep(self.settings.health_interval)
 
     async def watch_connections(self) -> None:
-        """Break off answers of engines that are silent for too long."""
+        """Interrupt the answers of engines that are silent for too long."""
         while True:
             await asyncio.sleep(CONNECTION_CHECK)
             for connections in self._connections.values():
@@ -223,7 +224,7 @@ class Engines:
 
 
 def raise_file_limit() -> None:
-    """Allow as many open connections as this process may have."""
+    """Raise the number of open connections to the most that this process may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

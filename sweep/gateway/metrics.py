@@ -1,4 +1,4 @@
-"""The gateway's own figures: Prometheus metrics, a log with one line per request and no prompts, its loop's lag."""
+"""The gateway's own figures: Prometheus metrics, a log with one line per request and no prompts, and its loop's lag."""
 
 import asyncio
 import json
@@ -11,31 +11,31 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from sweep.base.config import ConfigError
 
-LAG_INTERVAL = 0.01  # s between two looks at the clock
+LAG_INTERVAL = 0.01  # s between two readings of the clock
 LAG_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LAG_RESOLUTION = 1e-4  # s
 
 
 @dataclass
 class Decision:
-    """The gateway's decision about one request: a line of its log. It holds neither prompt nor answer nor key."""
+    """The gateway's decision about one request, which is a line of its log. It contains no prompt, answer or key."""
 
     request_id: str
     status: int = 0
     cache: str = "off"  # off, uncacheable, miss, exact, semantic, shared
-    similarity: float | None = None  # of the prompt to the one whose answer was served
-    origin: str | None = None  # the request_id of that one
-    input_before: int = 0  # tokens, 0 where none were counted
+    similarity: float | None = None  # similarity of the prompt to the one whose answer was served
+    origin: str | None = None  # the request_id of the request whose answer was served
+    input_before: int = 0  # tokens; 0 if none were counted
     input_after: int = 0
     output_before: int = 0
     output_after: int = 0
-    cached_input_tokens: int = 0  # that no engine had to read, and
-    cached_output_tokens: int = 0  # to make, because the cache answered
+    cached_input_tokens: int = 0  # tokens that no engine had to read,
+    cached_output_tokens: int = 0  # or generate, because the cache answered
     error: str | None = None
 
 
 class Metrics:
-    """Counters of a gateway, and its log of decisions. Raises ConfigError if that cannot be written."""
+    """The counters of a gateway, and its log of decisions. Raises ConfigError if the log cannot be written."""
 
     def __init__(self, log: str | None = None) -> None:
         self.registry = CollectorRegistry()
@@ -43,11 +43,11 @@ class Metrics:
         self._lookups = Counter("gateway_cache_lookups", "Requests by result", ["result"], registry=self.registry)
         self._saved = Counter("gateway_tokens_saved", "Tokens no engine processed", ["by"], registry=self.registry)
         self._clipped = Counter("gateway_clipped_requests", "Requests that were clipped", registry=self.registry)
-        self.retries = Counter("gateway_retries", "Further tries of requests", registry=self.registry)
+        self.retries = Counter("gateway_retries", "Retries of requests", registry=self.registry)
         self.entries = Gauge("gateway_cache_entries", "Answers in the cache", registry=self.registry)
         self.failed_writes = Counter("gateway_failed_writes", "Lines of the log not written", registry=self.registry)
         self._up = Gauge("gateway_engine_up", "1 if the engine is healthy", ["engine"], registry=self.registry)
-        self._busy = Gauge("gateway_engine_requests", "Requests under way", ["engine"], registry=self.registry)
+        self._busy = Gauge("gateway_engine_requests", "Requests in flight", ["engine"], registry=self.registry)
         self._lag = Histogram(
             "gateway_loop_lag_seconds", "Delay of the loop", buckets=LAG_BUCKETS, registry=self.registry
         )
@@ -58,7 +58,7 @@ class Metrics:
             raise ConfigError(f"--log {log}: {error.strerror or error}") from None
 
     def text(self) -> bytes:
-        """The metrics in Prometheus' format."""
+        """Return the metrics in Prometheus' format."""
         return bytes(generate_latest(self.registry))
 
     def engine(self, url: str, healthy: bool, in_flight: int) -> None:
@@ -67,7 +67,7 @@ class Metrics:
         self._busy.labels(url).set(in_flight)
 
     def decided(self, decision: Decision) -> None:
-        """Count a request that is over, and write its line; a disk that is full loses the line, not the request."""
+        """Count a request that has ended, and write its log line; a full disk loses the line, not the request."""
         self._requests.labels(decision.status).inc()
         self._lookups.labels(decision.cache).inc()
         saved_input = decision.input_before - decision.input_after
@@ -85,7 +85,7 @@ class Metrics:
                 self.failed_writes.inc()
 
     async def watch_loop(self) -> None:
-        """Measure how late the loop wakes up, again and again."""
+        """Measure repeatedly how late the loop wakes up."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_INTERVAL
@@ -95,13 +95,13 @@ class Metrics:
             self._lags[round(lag / LAG_RESOLUTION)] += 1
 
     def state(self) -> dict[str, Any]:
-        """The lag of the loop since the last time this was asked, s, and the number of looks at it."""
+        """Return the loop's lag in seconds since the last call, and the number of readings."""
         state = {"loop_lag_p50": self._quantile(0.5), "loop_lag_p99": self._quantile(0.99), "looks": self._lags.total()}
         self.reset()
         return state
 
     def reset(self) -> None:
-        """Forget the lags: a trial begins."""
+        """Forget the lags, because a trial begins."""
         self._lags.clear()
 
     def _quantile(self, share: float) -> float | None:

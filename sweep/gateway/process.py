@@ -1,4 +1,4 @@
-"""The gateway beside an engine: launched, watched and read by the deployment that it belongs to."""
+"""The gateway in front of an engine: launched, watched and read by the deployment that it belongs to."""
 
 import contextlib
 import json
@@ -23,15 +23,16 @@ GATEWAY_TIMEOUT = 30.0  # s
 
 
 class GatewayProcess(Backend):
-    """The gateway's process, as engines are described."""
+    """The gateway's process, described like an engine."""
 
     traits = Traits(computes_model=False)
 
     name: str = "gateway"
     to: tuple[str, ...]  # URLs of the engines
     settings: Gateway
-    tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
+    tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
     reset_key: str = ""
+    path: str | None = None  # of questions at the engines
 
     def command(self, launch: Launch) -> list[str]:
         arguments = [part for url in self.to for part in ("--to", url)]
@@ -39,6 +40,8 @@ class GatewayProcess(Backend):
         arguments += ["--settings", self.settings.model_dump_json(), "--log", str(launch.workdir / DECISIONS)]
         if self.tokenizer is not None:
             arguments += ["--tokenizer", str(self.tokenizer.resolve())]
+        if self.path is not None:
+            arguments += ["--path", self.path]
         return [sys.executable, "-m", "sweep.gateway.server", *arguments]
 
     def environment(self, launch: Launch) -> dict[str, str]:
@@ -46,11 +49,11 @@ class GatewayProcess(Backend):
 
 
 class GatewaySilent(Failed):
-    """A gateway does not answer its own deployment."""
+    """The gateway does not answer its own deployment."""
 
 
 class GatewayReport(NamedTuple):
-    """A gateway's account of a trial: its decisions by request, and how late its loop was (p99, s)."""
+    """A gateway's report on a trial: its decisions by request, and its loop's lag (p99, in seconds)."""
 
     decisions: dict[str, dict[str, Any]]
     loop_lag_p99: float | None
@@ -63,13 +66,13 @@ class RunningGateway:
         self.process, self.url = process, process.url
         self._headers = {RESET_HEADER: reset_key}
         self._log = process.launch.workdir / DECISIONS
-        self._begin = 0  # of the present trial's decisions in the log, bytes
+        self._begin = 0  # offset of the current trial's decisions in the log, in bytes
 
     def alive(self) -> bool:
         return self.process.alive()
 
     def reset(self) -> None:
-        """Begin a trial with an empty cache. Raises GatewaySilent."""
+        """Begin a trial with an empty cache. Raises GatewaySilent if the gateway does not answer."""
         try:
             url = f"{self.url}/gateway/reset"
             httpx.post(url, headers=self._headers, timeout=GATEWAY_TIMEOUT, trust_env=False).raise_for_status()
@@ -80,9 +83,9 @@ class RunningGateway:
         self._begin = self._log.stat().st_size if self._log.exists() else 0
 
     def report(self) -> GatewayReport:
-        """Return its decisions and lag since the reset."""
+        """Return the gateway's decisions and lag since the reset."""
         lag = None
-        with contextlib.suppress(httpx.HTTPError, ValueError):  # one that has died
+        with contextlib.suppress(httpx.HTTPError, ValueError):  # a gateway that has died
             state = httpx.get(f"{self.url}/gateway/state", timeout=GATEWAY_TIMEOUT, trust_env=False).json()
             lag = state["loop_lag_p99"]
         decisions: dict[str, dict[str, Any]] = {}
@@ -104,11 +107,10 @@ def running_gateway(
     tokenizer_folder: Callable[[], Path | None],
     marker: str,
 ) -> Iterator[RunningGateway | None]:
-    """The gateway in front of engines, on their cores, with its files in `folder`; None without settings.
+    """Start a gateway before these engines, on their cores, with its files in `folder`; yield None if not configured.
 
-    Raises LaunchError.
-
-    `tokenizer_folder` returns the served model's tokenizer, None if it is unknown; only a bound on the input needs it.
+    Raises LaunchError. `tokenizer_folder` returns the served model's tokenizer, or None if it is unknown; it is called
+    only for a bound on the input.
     """
     if settings is None:
         yield None
@@ -117,7 +119,7 @@ def running_gateway(
     if settings.clip.input_tokens is not None and tokenizer is None:
         reason = "gateway.clip.input_tokens: the model's tokenizer is unknown; set model.tokenizer"
         raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, Exit(Cause.NO_TOKENIZER))
-    # Not the engine's own launch with changes: that may be in a container, which has no gateway in it.
+    # Not the engine's own launch with changes: that may be in a container, which has no gateway.
     engine_launch = engines[0].launch
     launch = Launch(
         model=engine_launch.model,
@@ -129,8 +131,10 @@ def running_gateway(
     )
     verify_tls = settings.verify_tls and all(engine.backend.verify_tls for engine in engines)
     trusting = settings.model_copy(update={"verify_tls": verify_tls})
-    urls = tuple(engine.url for engine in engines)
-    key = secrets.token_urlsafe()
-    process = GatewayProcess(to=urls, settings=trusting, tokenizer=tokenizer, reset_key=key, launch_timeout=120.0)
+    urls = tuple(engine.backend.url or engine.url for engine in engines)
+    key, path = secrets.token_urlsafe(), getattr(engines[0].backend, "path", None)
+    process = GatewayProcess(
+        to=urls, settings=trusting, tokenizer=tokenizer, reset_key=key, path=path, launch_timeout=120.0
+    )
     with server.running(process, launch, marker=f"{marker}/gateway") as front:
         yield RunningGateway(front, key)

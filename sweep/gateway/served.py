@@ -1,4 +1,4 @@
-"""Agreement of a cache's answers with the engine's own: both questions are asked again, one after the other."""
+"""Agreement of the cache's answers with the engine's own: both questions are asked again, one after the other."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 from tokenizers import Tokenizer
 
-from sweep.base.records import Request, key_header, tls_context
+from sweep.base.records import Request, tls_context
 from sweep.client import wire
 
-MOST_COMPARED = 32  # hits: the engine has to answer each of them
-COMPARE_TIMEOUT = 120.0  # s, of one answer
+MOST_COMPARED = 32  # hits, since the engine has to answer each of them
+COMPARE_TIMEOUT = 120.0  # s for one answer
 
 
 def served_equal(
@@ -23,20 +23,21 @@ def served_equal(
     gateway: str,
     tokenizer: Tokenizer | None,
 ) -> float | None:
-    """The share of token positions at which the cache's answer to a similar question equals the engine's own greedy
-    one.
+    """Return the share of token positions at which the cache's answer to a similar question equals the engine's own
+    greedy answer.
 
-    It covers up to `MOST_COMPARED` hits, evenly spaced; None without hits, or with an unknown tokenizer.
+    It covers up to `MOST_COMPARED` hits, evenly spaced; None if there are no hits, or the tokenizer is unknown.
     """
     hits = [each for each in requests if decisions.get(each.request_id, {}).get("cache") == "semantic"]
     if not hits or tokenizer is None:
         return None
     equal = positions = 0
+    at_gateway = replace(target, url=gateway, path=None)
     with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False, verify=tls_context(target.verify_tls)) as client:
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
-                texts = [_answer_text(client, replace(target, url=url), request) for url in (gateway, target.url)]
-            except httpx.TransportError:  # what does not answer once would take as long for each of the others
+                texts = [_answer_text(client, each, request) for each in (at_gateway, target)]
+            except httpx.TransportError:  # a server that fails once to answer would take as long for each of the others
                 break
             except (httpx.HTTPError, ValueError):
                 continue
@@ -47,11 +48,8 @@ def served_equal(
 
 
 def _answer_text(client: httpx.Client, target: wire.Target, request: Request) -> str:
-    """The text of an answer to the very request that was measured."""
     body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
-    headers = {"Content-Type": "application/json", **target.headers}
-    if target.api_key_env is not None:
-        headers |= [key_header(target.api, target.auth_header, target.auth_scheme, os.environ[target.api_key_env])]
+    headers = wire.header_fields(target, target.api_key_env and os.environ[target.api_key_env])
     url = httpx.URL(target.url).join(target.request_path)
     answer = client.post(url, content=body, headers=headers).raise_for_status()
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]

@@ -21,31 +21,44 @@ from sweep.base.config import ConfigError
 from sweep.gateway.app import GatewayApp
 from sweep.gateway.caching.source import AnswerSource
 from sweep.gateway.clipping import Clipper
+from sweep.gateway.connection import LARGEST_HEAD
 from sweep.gateway.engines import Engines, raise_file_limit
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
 
-BACKLOG = 16384  # connections that wait to be accepted
-HEADER_TIMEOUT = 30.0  # s within which the head of a request must have come in
+BACKLOG = 16384  # connections waiting to be accepted
+HEADER_TIMEOUT = 30.0  # s within which the head of a request must arrive
+HEAD_TOO_LARGE = f"The request's head is larger than {LARGEST_HEAD} bytes."
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's, with a limit on the time that each request's head may take."""
+    """uvicorn's, with limits on each request's head: its bytes, and the time that the client may send without one."""
 
     on_leave: Callable[[], None] | None = None  # called when the client leaves
     _has_head = False  # of the latest request
+    _head_size = 0  # bytes of the head that is not complete yet
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_TIMEOUT, transport.close)
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._has_head:
-            self._stop_head_timer()
-        elif self._head_timer is None:  # a later request, of which the head is not complete yet
-            self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.close)
+        if self._head_timer is None and not self._is_answering():  # these bytes were no complete head
+            self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
+        if not self._has_head and not self.transport.is_closing():
+            self._head_size += len(data)
+            if self._head_size > LARGEST_HEAD:
+                self.send_400_response(HEAD_TOO_LARGE)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _end_late_head(self) -> None:
+        self._head_timer = None
+        if not self._is_answering():
+            self.transport.close()
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -54,16 +67,19 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._has_head = False
+        self._has_head, self._head_size = False, 0
         extensions: dict[str, Any] = {"gateway.connection": self}
         self.scope["extensions"] = extensions
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._has_head:  # later it is a trailer, which a proxy in front has not checked (RFC 9110, 6.5.1)
+        if not self._has_head:  # later headers are a trailer, which a proxy in front has not checked (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
+            raise ValueError(HEAD_TOO_LARGE)  # to the parser, which refuses the request
         self._has_head = True
+        self._stop_head_timer()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -75,23 +91,24 @@ class PatientProtocol(HttpToolsProtocol):
 
 @dataclass(frozen=True)
 class Service:
-    """The settings that a gateway's process is started with."""
+    """The settings with which a gateway's process is started."""
 
     settings: Gateway
     to: tuple[str, ...]  # URLs of the engines
     host: str = "127.0.0.1"
-    port: int = 0  # 0: any free one
-    tokenizer: Path | None = None  # folder of the served model's, for a bound on the input
-    log: str | None = None  # file for a line a request
-    reset_key: str = ""  # of those who may empty the cache; empty: nobody
+    port: int = 0  # 0: any free port
+    tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
+    log: str | None = None  # file for one line per request
+    reset_key: str = ""  # key that allows a client to empty the cache; empty: nobody may
+    path: str | None = None  # of questions at the engines; None: as the client asks
 
     def serve_forever(self) -> None:
-        """Serve until a signal ends it. Raises ConfigError if the address cannot be listened on."""
+        """Serve until a signal ends it. Raises ConfigError if the address cannot be used."""
         with contextlib.suppress(KeyboardInterrupt):
             uvloop.run(self.serve())
 
     def listen(self) -> socket.socket:
-        """The listening socket."""
+        """Return the listening socket."""
         try:
             return socket.create_server((self.host, self.port), family=self._family, backlog=BACKLOG)
         except OSError as error:
@@ -103,9 +120,8 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _application(self) -> AsyncIterator[GatewayApp]:
-        """The application with its background tasks."""
         metrics = Metrics(self.log)
-        engines = Engines(self.to, self.settings, metrics)
+        engines = Engines(self.to, self.settings, metrics, self.path)
         clipper = Clipper(self.settings.clip, None if self.tokenizer is None else load_tokenizer(self.tokenizer))
         source = None if self.settings.cache is None else AnswerSource(self.settings.cache, metrics)
         app = GatewayApp(self.settings, engines, clipper, source, metrics, self.reset_key)
@@ -119,12 +135,12 @@ class Service:
             engines.close()
 
     async def serve(self, on_ready: Callable[[str, uvicorn.Server], None] | None = None) -> None:
-        """Serve; `on_ready` gets the URL, and the server to stop."""
+        """Serve; `on_ready` gets the URL, and the server, which it can stop."""
         raise_file_limit()
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote what passes through
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote content that passes through
         with self.listen() as listener:
             async with self._application() as app:
-                gc.freeze()  # ten thousand answers are not looked through again and again
+                gc.freeze()  # so that ten thousand answers are not scanned again and again
                 config = uvicorn.Config(
                     app,
                     http=PatientProtocol,
@@ -148,19 +164,20 @@ class Service:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve with settings as JSON, as a deployment starts it."""
+    """Serve with settings given as JSON, as a deployment starts it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", action="append", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--log")
+    parser.add_argument("--path")
     parser.add_argument("--settings", default="{}")
     options = parser.parse_args(arguments)
     settings = Gateway.model_validate_json(options.settings)
     key = os.environ.get(RESET_VARIABLE, "")
-    service = Service(settings, tuple(options.to), options.host, options.port, options.tokenizer, options.log, key)
-    service.serve_forever()
+    to, listened = tuple(options.to), (options.host, options.port)
+    Service(settings, to, *listened, options.tokenizer, options.log, key, options.path).serve_forever()
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from sweep.base.config import Strict
 
 RESET_HEADER = "x-gateway-reset-key"
-RESET_VARIABLE = "SWEEP_GATEWAY_RESET_KEY"  # environment variable: the key that a request to begin again must have
+RESET_VARIABLE = "SWEEP_GATEWAY_RESET_KEY"  # environment variable with the key that a reset request must have
 
 
 class Clip(Strict):
     """Upper bounds on the tokens of a request."""
 
     input_tokens: PositiveInt | None = None  # most tokens of a prompt, special ones included; null: any number
-    keep: Literal["head", "tail", "both"] = "tail"  # the part of a longer prompt that is kept; both: half of each
+    keep: Literal["head", "tail", "both"] = "tail"  # which part of a longer prompt is kept; both: half of each
     output_tokens: PositiveInt | None = None  # most tokens of an answer; null: as many as the client asks for
 
 
@@ -28,16 +28,17 @@ class Cache(Strict):
         "path": "the cache is in memory only",
     }
 
-    mode: Literal["semantic", "exact"] = "semantic"  # exact: answers to the same prompt only
+    mode: Literal["semantic", "exact"] = "semantic"  # exact: only for equal prompts
     threshold: float = Field(default=0.95, ge=0, le=1)  # cosine similarity above which another prompt's answer serves
-    capacity: PositiveInt = 10_000  # answers; beyond it the least recently served one goes
+    capacity: PositiveInt = 10_000  # answers; beyond that, the least recently served is dropped
+    bytes: PositiveInt = 256 << 20  # of all answers; beyond that likewise
     ttl: PositiveFloat | None = 3600.0  # s after which an answer is stale; null: never
-    single_flight: bool = True  # equal prompts under way share one answer
+    single_flight: bool = True  # whether equal prompts in flight share one answer
     event_interval: NonNegativeFloat = 0.001  # s between the events of a cached stream; 0: as fast as the client reads
 
 
 class NoGateway(Strict):
-    """No gateway: the client asks the engine itself."""
+    """No gateway: the client talks to the engine directly."""
 
     name: str
 
@@ -47,12 +48,13 @@ class Gateway(Strict):
 
     name: str = "gateway"
     clip: Clip = Clip()  # upper bounds on the tokens of a request: {input_tokens, keep, output_tokens}
-    cache: Cache | None = None  # of answers: {mode, threshold, capacity, …}; null: none
+    cache: Cache | None = None  # cache of answers: {mode, threshold, capacity, …}; null: none
     routing: Literal["round_robin", "least_busy", "prefix"] = "least_busy"  # how one of several engines is chosen
-    retries: int = Field(default=2, ge=0)  # further tries of a request that no engine has begun to answer
+    retries: int = Field(default=2, ge=0)  # retries of a request that no engine has begun to answer
     health_interval: PositiveFloat = 2.0  # s between the checks of each engine
     verify_tls: bool = True  # whether this machine must trust the engines' certificates
-    largest_body: PositiveInt = 16 << 20  # bytes of a request; more is refused
-    request_timeout: PositiveFloat = 30.0  # s within which a request must have come in completely
+    largest_body: PositiveInt = 16 << 20  # bytes of a request; larger ones are rejected
+    bodies: PositiveInt = 256 << 20  # bytes of all requests in flight, and as many of their contents; others wait
+    request_timeout: PositiveFloat = 30.0  # s within which a request must have arrived completely
     stall_timeout: PositiveFloat = 60.0  # s that a client may leave an answer unread
     answer_timeout: PositiveFloat = 3600.0  # s between two parts of an engine's answer

@@ -1,1 +1,1 @@
-"""Provides the inputs of a trial: models and their weights, tokenizers, workloads, loads."""
+"""The inputs of a trial: models and their weights, tokenizers, workloads, loads."""

@@ -1,4 +1,4 @@
-"""The draft model of speculative decoding: fetched, digested and offered offline like the model that it drafts for."""
+"""The draft model for speculative decoding: fetched, digested and available offline like the main model."""
 
 from pathlib import Path
 
@@ -7,23 +7,23 @@ from sweep.inputs.model import HubModel, Model, PathModel
 
 
 class DraftRepository(HubModel):
-    """A draft model of the Hugging Face hub."""
+    """A draft model on the Hugging Face hub."""
 
     def _own_tokenizer(self, cache_dir: Path) -> None:  # type: ignore[override]
         return None
 
 
 class DraftFolder(PathModel):
-    """A folder in Hugging Face layout, which need not have a tokenizer."""
+    """A folder in Hugging Face layout that may lack a tokenizer."""
 
     def check(self) -> None:
         folder = self._own_tokenizer(Path())
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{self.path}: has no config.json; expected a folder in Hugging Face layout")
+            raise ValueError(f"{self.path}: no config.json; expected a folder in Hugging Face layout")
 
 
 def draft_model(name: str, revision: str | None) -> Model | None:
-    """Return the draft model that an engine's flag names; None for a word that names none, like vLLM's `ngram`."""
+    """Return the draft model that an engine's flag names; None for a word that is not a model, like vLLM's `ngram`."""
     folder = Path(name).expanduser()
     if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
         return DraftFolder(name=folder.name, path=name)

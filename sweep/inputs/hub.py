@@ -1,6 +1,6 @@
-"""The Hugging Face hub: the commit that a revision points to, and its files in a cache.
+"""The Hugging Face hub: the commit that a revision points to, and the cache of its files.
 
-HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN count.
+The variables HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are respected.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import httpx, tqdm  # the HTTP library that this version of the hub raises errors of
+from huggingface_hub.utils import httpx, tqdm  # the HTTP library whose errors this version of the hub raises
 
 from backends.base import Progress
 from sweep.base.config import first_line
@@ -36,14 +36,14 @@ KEYS: dict[RepoType, tuple[str, str]] = {
     "model": ("model", "repo"),
     "dataset": ("workload", "dataset"),
 }  # group and key
-CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # of a repository: what engines load besides weights
+CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # what engines load from a repository besides weights
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
 NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights
-ROWS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")  # endings of a data set's files
+ROWS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")  # file endings of data sets
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
-RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between retries of a hub that does not answer, once for all repositories
+RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between retries of a hub that does not answer, shared by all repositories
 PROGRESS_INTERVAL = 5.0  # s
 
 
@@ -55,9 +55,9 @@ def fetch(
     names: tuple[str, ...] | None = None,
     peek: bool = False,
 ) -> Path:
-    """Return a snapshot with the named files, or all that an engine needs; from the cache if the hub cannot be reached.
+    """Return a snapshot with the named files, or all that an engine needs; uses the cache if the hub is unreachable.
 
-    With `peek` only a small file is fetched, which shows whether the others may be fetched.
+    With `peek` only a small file is fetched, which shows whether the others could be fetched.
     """
     api = _hub()
     options: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "ignore_patterns": NOT_NEEDED}
@@ -72,7 +72,7 @@ def fetch(
             raise _refused(repo, revision, error, "model") from None
         for weights_pattern in (SAFE_WEIGHTS, PICKLED_WEIGHTS):
             patterns = names or (*CONFIGURATION, weights_pattern)
-            with contextlib.suppress(LocalEntryNotFoundError):  # no complete snapshot of an earlier run
+            with contextlib.suppress(LocalEntryNotFoundError):  # there is no complete snapshot from an earlier run
                 folder = Path(snapshot_download(repo, allow_patterns=list(patterns), local_files_only=True, **options))
                 if names or any(folder.glob(weights_pattern)):
                     return folder
@@ -80,8 +80,8 @@ def fetch(
 
 
 def fetch_configuration(repo: str, revision: str, cache_dir: Path) -> Path | None:
-    """Return a model's config.json, from the cache if the hub does not answer in time for planning; None without
-    either.
+    """Return a model's config.json; from the cache if the hub does not answer in time for planning, or None if the
+    cache does not have it.
     """
     at: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "etag_timeout": RESOLVE_TIMEOUT}
     try:
@@ -95,9 +95,9 @@ def fetch_dataset(
 ) -> Path:
     """Return a snapshot with the chosen files of a data set; from the cache if the hub cannot be reached.
 
-    `pattern` matches the names of all possible files: an earlier download counts only if none of them is missing.
+    `pattern` matches the names of all possible files: an earlier download is used only if none of them is missing.
 
-    Raises ValueError in one line if the hub refuses it, or if neither hub nor machine has it; Outage if that may pass.
+    Raises ValueError, in one line, if the hub refuses, or neither hub nor cache has it; Outage if a retry may succeed.
     """
     api = _hub()
     options: Any = {"repo_type": "dataset", "revision": revision, "cache_dir": _hub_cache(cache_dir)}
@@ -109,7 +109,7 @@ def fetch_dataset(
         if _is_answer(error):
             raise _refused(repo, revision, error, "dataset") from None
         for suffix in ROWS:
-            with contextlib.suppress(LocalEntryNotFoundError, ValueError):  # not complete, or none of that format
+            with contextlib.suppress(LocalEntryNotFoundError, ValueError):  # not complete, or no files in that format
                 patterns = [pattern + suffix]
                 folder = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True, **options))
                 choose(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}"))
@@ -118,26 +118,26 @@ def fetch_dataset(
 
 
 def _hub_cache(cache_dir: Path) -> Path:
-    """Hugging Face's own cache if HF_HOME or HF_HUB_CACHE name one, otherwise one under `cache_dir`."""
+    """Return Hugging Face's own cache if HF_HOME or HF_HUB_CACHE is set, otherwise a cache under `cache_dir`."""
     is_set = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
     return Path(constants.HF_HUB_CACHE) if is_set else cache_dir / "hub"
 
 
 def is_fetched(repo: str, cache_dir: Path, kind: RepoType = "model", commit: str = "*") -> bool:
-    """Return whether files of a repository, of this commit or of any, are in the hub's cache on this machine."""
+    """Return whether this machine's hub cache has files of a repository, for the given commit or for any."""
     folder = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type=kind)
     return any(folder.glob(f"snapshots/{commit}/*"))
 
 
 def _is_answer(error: Exception) -> bool:
-    """Return whether an error is the hub's answer, rather than a failure to reach it or its own error."""
+    """Return whether an error is the hub's definite answer, not a failed connection or an internal server error."""
     return isinstance(error, HfHubHTTPError) and not policy.no_answer(error.response.status_code)
 
 
 def _refused(repo: str, revision: str, error: Exception, kind: RepoType) -> ValueError:
     group, key = KEYS[kind]
     if isinstance(error, RevisionNotFoundError):
-        return ValueError(f"{group}.revision={revision}: not in {repo}; expected a branch, tag or commit of it")
+        return ValueError(f"{group}.revision={revision}: not in {repo}; expected one of its branches, tags or commits")
     return ValueError(f"{group}.{key}={repo}@{revision}: {first_line(error)} (a gated {kind} needs HF_TOKEN)")
 
 
@@ -149,7 +149,7 @@ def _absent(repo: str, revision: str, error: Exception, kind: RepoType) -> Value
 
 
 def _bar(repo: str, progress: Progress) -> type[Any]:
-    """Return a progress bar that reports every few seconds instead of drawing itself."""
+    """Return a progress bar class that reports every few seconds instead of drawing itself."""
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -164,22 +164,22 @@ def _bar(repo: str, progress: Progress) -> type[Any]:
 
 
 def ignore(text: str) -> None:
-    """Drop the progress of quick steps."""
+    """Discard the progress of quick steps."""
 
 
 def _hub() -> HfApi:
-    """Return the hub that the environment names, with the token from the environment only: one in a HOME is not this
-    run's.
+    """Return the hub that the environment names, with the token from the environment only: a token saved in a HOME may
+    belong to someone else.
     """
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN") or False)
 
 
 @lru_cache
 def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "model") -> str:
-    """Return the commit of a revision: from the hub, else the last known one, else the revision itself.
+    """Return the commit of a revision: from the hub, else the last known commit, else the revision itself.
 
-    Raises ValueError if the hub has no such repository or revision and never had. One that was renamed or closed since
-    keeps its digest, so that existing results stay valid.
+    Raises ValueError if the hub does not have the repository or revision and never had. One that was renamed or closed
+    later keeps its digest, so that existing results stay valid.
     """
     if COMMIT.fullmatch(revision):
         return revision
@@ -202,27 +202,27 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
     if info.gated and not is_fetched(repo, cache_dir, kind, commit):
         _check_access(info, kind)
     if commits.get(key) != commit:
-        with contextlib.suppress(OSError):  # a cache that this node may not write to: the hub is asked again
+        with contextlib.suppress(OSError):  # if this node may not write to the cache, the hub is asked again
             write_whole(remembered, json.dumps(commits | {key: commit}, indent=1))
     return commit
 
 
-_unanswered: dict[tuple[str, str, RepoType], str] = {}  # (repository, revision, kind) -> why the hub gave no commit
+_unanswered: dict[tuple[str, str, RepoType], str] = {}  # (repository, revision, kind) -> why the hub returned no commit
 
 
 def resolve_outage(repo: str, revision: str, kind: RepoType = "model") -> str | None:
-    """Return why the hub gave no answer when it was asked for a revision's commit; None if it did, or was not asked."""
+    """Return why the hub gave no answer when asked for a revision's commit; None if it answered or was not asked."""
     return _unanswered.get((repo, revision, kind))
 
 
 def forget_outages() -> None:
-    """Ask the hub again for every commit that a plan needs."""
+    """Forget failed queries, so that the hub is asked again for every commit that a plan needs."""
     resolve_commit.cache_clear()
     _unanswered.clear()
 
 
 def _check_access(info: Any, kind: RepoType) -> None:
-    """Raise ValueError if the hub refuses the files of a gated repository, whose list it shows to everybody."""
+    """Raise ValueError if the hub denies access to the files of a gated repository, although it lists them publicly."""
     api, (group, key) = _hub(), KEYS[kind]
     name = next((file.rfilename for file in info.siblings or []), "config.json")
     url = hf_hub_url(info.id, name, repo_type=kind, revision=info.sha, endpoint=api.endpoint)
@@ -239,7 +239,7 @@ def _check_access(info: Any, kind: RepoType) -> None:
 
 
 def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> Any:
-    """Return the hub's answer, with retries if `patient`: if nothing else has the commit, ids depend on it."""
+    """Return the hub's answer, with retries if `patient`: no other source has the commit, on which ids depend."""
     pauses = _pauses(os.environ.get("HF_ENDPOINT", "")) if patient else iter(())
     while True:
         try:
@@ -252,11 +252,10 @@ def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> Any:
 
 @lru_cache
 def _pauses(hub: str) -> Iterator[float]:
-    """Return the pauses before the retries of a hub that this process still has."""
+    """Return the pauses before the remaining retries of a hub, which all queries in this process share."""
     return iter(RESOLVE_PAUSES)
 
 
 def _fetched_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType) -> str | None:
-    """Return the commit of a revision in the hub's own cache on this machine."""
     reference = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None

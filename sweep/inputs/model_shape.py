@@ -1,4 +1,4 @@
-"""The numbers of a model that decide how much of a GPU it takes."""
+"""The dimensions of a model that decide how much GPU memory it needs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from sweep.inputs.weights.random_weights import Architecture
 
 
 class ModelShape(Strict):
-    """A dense decoder, as the plan's estimates of memory and time need it."""
+    """A dense decoder's dimensions, as needed for the plan's estimates of memory and time."""
 
     parameters: PositiveInt
     layers: PositiveInt
@@ -18,11 +18,11 @@ class ModelShape(Strict):
     head_size: PositiveInt
     hidden: PositiveInt
     intermediate: PositiveInt
-    positions: PositiveInt  # tokens that the model was made for
+    positions: PositiveInt  # tokens of context that the model was made for
 
     @classmethod
     def of_architecture(cls, architecture: Architecture, tied: bool = False) -> "ModelShape":
-        """The shape of a Llama; `tied`: its output head is its embedding."""
+        """Return the shape of a Llama; `tied`: its output head is its embedding."""
         head = architecture.vocab_size * architecture.hidden_size if tied else 0
         return cls(
             parameters=architecture.parameters - head,
@@ -36,7 +36,7 @@ class ModelShape(Strict):
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "ModelShape | None":
-        """The shape that a config.json describes; None if its keys are not a Llama's."""
+        """Return the shape that a config.json describes; None if its keys are not those of a Llama."""
         numbers = {key: config[key] for key in Architecture.model_fields if config.get(key) is not None}
         try:
             return cls.of_architecture(Architecture(**numbers), bool(config.get("tie_word_embeddings")))

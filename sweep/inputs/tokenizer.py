@@ -1,4 +1,4 @@
-"""Tokenizers of model folders, as engines load them; the project's own is in data/tokenizer."""
+"""Loads tokenizers from model folders the way engines do. The project's own tokenizer is in data/tokenizer."""
 
 import json
 from functools import lru_cache
@@ -21,7 +21,7 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, with special tokens added as engines do. Raises ValueError without one."""
+    """Return a model folder's tokenizer, with special tokens added as engines do. Raises ValueError if it has none."""
     stamp = tuple(path.stat().st_mtime_ns for path in tokenizer_files(folder))
     return _load_tokenizer(folder, stamp)
 
@@ -38,9 +38,9 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
         tokenizer.no_truncation()
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
-        allowed = "a folder or repository that has one"
-        raise ValueError(f"model.tokenizer={folder}: has no tokenizer.json; expected {allowed}")
-    # GPT-2 and OPT repositories have these two files and no tokenizer.json.
+        allowed = "a folder or repository that has this file"
+        raise ValueError(f"model.tokenizer={folder}: no tokenizer.json; expected {allowed}")
+    # GPT-2 and OPT repositories have these two files instead of a tokenizer.json.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     config = _configuration(folder)
@@ -53,7 +53,7 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
 
 
 def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
-    """Ids of the tokens that are printable ASCII text by themselves: not special, not part of a character."""
+    """Return the ids of tokens that are printable ASCII text by themselves: not special, not part of a character."""
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     ids = [id for id in sorted(tokenizer.get_vocab().values()) if id not in special]
     texts = tokenizer.decode_batch([[id] for id in ids])
@@ -61,13 +61,13 @@ def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 def special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
-    """bos_token_id and, if the tokenizer has them, eos_token_id and pad_token_id."""
+    """Return bos_token_id and, if the tokenizer has them, eos_token_id and pad_token_id."""
     config = _configuration(folder)
     kinds = ("bos_token", "eos_token", "pad_token")
     numbers = {f"{kind}_id": tokenizer.token_to_id(_text(config.get(kind))) for kind in kinds}
     ids = {key: number for key, number in numbers.items() if number is not None}
     if "bos_token_id" not in ids:
-        raise ValueError(f"model.tokenizer={folder}: has no bos_token; random weights need one")
+        raise ValueError(f"model.tokenizer={folder}: the tokenizer has no bos_token; random weights need one")
     return ids
 
 
@@ -77,7 +77,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str:
-    """The text of a special token, which tokenizer configs give as a string or as a mapping."""
+    """Return the text of a special token, which tokenizer configs give as a string or as a mapping."""
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 

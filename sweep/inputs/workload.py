@@ -1,11 +1,11 @@
-"""Workloads: prompts as a seeded stream of Requests; here prompts of drawn, exact lengths. Their timing is the Load's.
+"""Workloads: prompts as a seeded stream of Requests; here prompts of random, exact lengths. The Load sets the timing.
 
 Every prompt begins with a unique header, so that no cache can answer for the engine; two requests of a trial differ
 from their first words on. Prompts depend on the seed, never on the backend. Each random dimension has its own stream of
 raw bits, which NumPy keeps stable across versions: input lengths do not change with output lengths.
 
-Tokens are counted by any `tokenizers.Tokenizer`, special ones included, as engines do. Without a tokenizer a plain word
-counts as one token, and only the engine's own count is recorded.
+Tokens are counted by any `tokenizers.Tokenizer`, including special tokens, as engines do. Without a tokenizer a plain
+word counts as one token, and only the engine's own count is recorded.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ from sweep.inputs.rows import TraceRows, omissions, read_trace
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = DATA / "words.txt"
-WORKLOAD_VERSION = 2  # part of every digest: raise it when the same configuration gives different prompts
+WORKLOAD_VERSION = 2  # part of every digest: increase it when the same configuration gives different prompts
 HEADER_WORDS = 4
-FEWEST_WORDS = 64  # words that must be single tokens, for prompts of exact length
-SPARE_WORDS = 8  # beyond the length, in case a tokenizer merges some
+FEWEST_WORDS = 64  # words that must be single tokens to make prompts of exact length
+SPARE_WORDS = 8  # beyond the requested length, in case a tokenizer merges some words
 PREFIX_BLOCK = 64  # characters
 ROUNDS = 4  # of cutting and filling until every prompt has its length
 
@@ -41,16 +41,16 @@ Indices = NDArray[np.int64]
 
 
 class Encoded(NamedTuple):
-    """A prompt and its tokens, special ones included; None without a tokenizer."""
+    """A prompt and its tokens, including special ones; the tokens are None if there is no tokenizer."""
 
     text: str
     ids: list[int] | None
 
 
 class Draw:
-    """Random numbers for the requests of one phase of one trial, with a stream for each purpose.
+    """Random numbers for the requests in one phase of one trial, with a stream for each purpose.
 
-    `salt` changes the headers alone: prompts that were sent before are then new to a cache, and equally long.
+    `salt` changes only the headers: prompts sent before are then new to a cache, but have the same length.
     """
 
     def __init__(self, seed: int, phase: Phase, count: int, salt: str = "") -> None:
@@ -61,24 +61,24 @@ class Draw:
         return np.asarray(np.random.PCG64(int.from_bytes(name, "little")).random_raw(count), np.uint64)
 
     def below(self, limit: int, purpose: str, count: int) -> Indices:
-        """`count` integers of [0, limit)."""
+        """Return `count` integers in [0, limit)."""
         return (self.bits(purpose, count) % np.uint64(limit)).astype(np.int64)
 
     def order(self, limit: int, purpose: str) -> Indices:
-        """A permutation of range(limit)."""
+        """Return a permutation of range(limit)."""
         return np.argsort(self.bits(purpose, limit), kind="stable")
 
     def fractions(self, purpose: str) -> list[float]:
-        """One number of (0, 1) per request."""
+        """Return one number in (0, 1) per request."""
         return list(((self.bits(purpose, self.count) >> 11) * 2.0**-53 + 2.0**-54).tolist())
 
     def cycle(self, limit: int, purpose: str) -> Indices:
-        """An index of [0, limit) for each request: all indices in random order, then again in a new order."""
+        """Return an index in [0, limit) for each request: all indices in random order, then again in a new order."""
         rounds = -(-self.count // limit)
         return np.concatenate([self.order(limit, f"{purpose}/{i}") for i in range(rounds)])[: self.count]
 
     def headers(self, limit: int) -> Indices:
-        """(count, HEADER_WORDS) indices of [0, limit); no two rows begin with the same two."""
+        """Return (count, HEADER_WORDS) indices in [0, limit); no two rows begin with the same two indices."""
         requests, purpose = np.arange(self.count), f"header{self.salt}"
         first = self.order(limit, f"{purpose}/0")[requests % limit]
         second = self.order(limit, f"{purpose}/1")[requests // limit % limit]
@@ -91,46 +91,46 @@ class Workload(Strict):
 
     name: str
     num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured requests
-    warmup_requests: NonNegativeInt | None = None  # sent before the measured ones, other prompts; null: Load.warmup
+    warmup_requests: NonNegativeInt | None = None  # other prompts, sent before the measured ones; null: Load.warmup
     ignore_eos: bool = True  # true: every answer has exactly the requested length; false: at most
-    temperature: NonNegativeFloat = 0.0  # of sampling; 0: greedy decoding
+    temperature: NonNegativeFloat = 0.0  # sampling temperature; 0: greedy decoding
     unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
-    models: dict[str, PositiveFloat] = Field(default_factory=dict)  # name -> weight, e.g. {base: 1, adapter-a: 2}: the
-    # seed draws the model that a request asks for; empty: the trial's own
+    models: dict[str, PositiveFloat] = Field(default_factory=dict)  # name -> weight, e.g. {base: 1, adapter-a: 2}; the
+    # seed draws the model that a request asks for; empty: only the trial's model
 
     def check(self) -> None:
-        """Raise ValueError, in one line that names the key and what was expected, if a file is invalid."""
+        """Raise ValueError if a file is invalid, in one line that names the key and what was expected."""
 
     def digest(self, cache_dir: Path) -> str:
-        """Return an identifier of the prompts' content. Raises ValueError if it cannot be read."""
+        """Return an identifier of the prompts' content. Raises ValueError if the content cannot be read."""
         return content_digest()
 
     def pinned(self, cache_dir: Path) -> Self:
-        """Return this workload at the commit that its revision points to now, so a node sends the planned prompts."""
+        """Return this workload pinned to the commit of its revision now, so that a node sends the planned prompts."""
         return self
 
     def fetched(self, cache_dir: Path) -> Self:
-        """Return this workload with all that its requests are made from on this machine."""
+        """Return this workload after fetching everything that its requests are made from."""
         return self
 
     def notes(self, cache_dir: Path) -> list[str]:
-        """Return what the plan says about the file, e.g. of rows that are left out."""
+        """Return the plan's notes about the file, e.g. about rows that are left out."""
         return []
 
     def meanings(self) -> dict[str, str]:
-        """Each prompt with the name of its meaning: prompts of one meaning have the same answer. Empty if unknown."""
+        """Return the meaning of each prompt: prompts with the same meaning have the same answer. Empty if unknown."""
         return {}
 
     def longest_request(self) -> tuple[int, int]:
-        """Tokens of the input and the output of the longest request, as far as they are known without a tokenizer."""
+        """Return the input and output tokens of the longest request, as far as known without a tokenizer."""
         return getattr(self, "input_tokens", 0), getattr(self, "output_tokens", None) or 0
 
     def requests(
         self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured", salt: str = ""
     ) -> list[Request]:
-        """`count` requests, determined by the arguments. Raises ValueError if the tokenizer cannot make them.
+        """Return `count` requests that depend only on the arguments. Raises ValueError if the tokenizer cannot.
 
-        `salt` gives them other unique headers of the same length; the text behind the headers stays the same.
+        `salt` gives them other unique headers of the same length; the text after the headers stays the same.
         """
         if count == 0:
             return []
@@ -144,21 +144,20 @@ class Workload(Strict):
         ]
 
     def _models(self, draw: Draw) -> Sequence[str | None]:
-        """The model that each request asks for."""
         if not self.models:
             return [None] * draw.count
-        names = sorted(self.models)  # a mapping comes back from a file in another order
+        names = sorted(self.models)  # a mapping read from a file may have another order
         ends = np.cumsum([self.models[name] for name in names])
         return [names[index] for index in np.searchsorted(ends, np.asarray(draw.fractions("models")) * ends[-1])]
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
-        """The prompts of a phase, and the lengths of their answers in tokens."""
+        """Return the prompts of a phase, and the lengths of their answers in tokens."""
         raise NotImplementedError
 
 
 def shared_prefix_share(prompts: Iterable[str]) -> float | None:
-    """The share of the prompts' text that an earlier prompt also began with, in whole blocks of PREFIX_BLOCK
-    characters; None without text. Engines keep whole blocks of tokens: vLLM's 16 tokens are about as long.
+    """Return the share of the prompts' text with which an earlier prompt also began, in whole blocks of PREFIX_BLOCK
+    characters; None if there is no text. Engines cache whole blocks: vLLM's 16 tokens are about as long.
     """
     starts: set[int] = set()
     shared = total = 0
@@ -177,7 +176,7 @@ class _ExactLengths(Workload):
     """Random plain words with an exact number of tokens."""
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
-        """Tokens of each request's input and output."""
+        """Return the input and output tokens of each request."""
         raise NotImplementedError
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
@@ -186,7 +185,7 @@ class _ExactLengths(Workload):
 
 
 class Synthetic(_ExactLengths):
-    """Random plain words, exactly `input_tokens` tokens of them."""
+    """Random plain words with exactly `input_tokens` tokens."""
 
     input_tokens: PositiveInt
     output_tokens: PositiveInt
@@ -196,15 +195,15 @@ class Synthetic(_ExactLengths):
 
 
 class Serving(Synthetic):
-    """Like Synthetic, but input and output lengths are drawn for each request, around `input_tokens`, `output_tokens`.
+    """Like Synthetic, but each request draws its lengths at random, around `input_tokens` and `output_tokens`.
 
-    uniform: whole numbers within +-`spread` of the mean. normal, lognormal: `spread` is the standard deviation over the
-    mean; both are truncated, not clipped, to [1, `longest`].
+    uniform: whole numbers within +-`spread` of the mean. normal, lognormal: `spread` is the standard deviation divided
+    by the mean; both are truncated, not clipped, to [1, `longest`].
     """
 
     distribution: Distribution = "uniform"
     spread: Annotated[float, Field(ge=0, le=1)] = 0.4
-    longest: PositiveInt | None = None  # tokens of an input or an output; keeps a long tail within the context
+    longest: PositiveInt | None = None  # most tokens of an input or an output, to keep a long tail within the context
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         inputs = self._around(self.input_tokens, draw.fractions("input_tokens"))
@@ -214,7 +213,7 @@ class Serving(Synthetic):
         if self.spread == 0:
             return [mean] * len(fractions)
         if self.distribution == "uniform":
-            reach = math.floor(mean * self.spread + 1e-9)  # 365 * 0.4 is 146 despite binary rounding
+            reach = math.floor(mean * self.spread + 1e-9)  # 365 * 0.4 gives 146 despite binary rounding
             low, high = max(mean - reach, 1), mean + reach
             high = min(high, self.longest or high)
             return [low + int(fraction * (high - low + 1)) for fraction in fractions]
@@ -236,9 +235,9 @@ class Serving(Synthetic):
 class Recorded(_ExactLengths):
     """Like Synthetic, with the lengths of recorded requests; known traces are recognised by their columns."""
 
-    file: str  # path of a file with input_tokens and output_tokens in each row, or of a trace: docs/experiments.md
+    file: str  # path of a trace, or a file with input_tokens and output_tokens: docs/experiments.md
     order: Literal["file", "random"] = "file"
-    skip_unsendable: bool = False  # leave rows without lengths out, e.g. of failed requests; false: refuse the file
+    skip_unsendable: bool = False  # leave out rows without lengths, e.g. failed requests; false: reject the file
 
     def check(self) -> None:
         self._pairs()
@@ -267,10 +266,10 @@ class Recorded(_ExactLengths):
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
-    """Random plain words of exactly `lengths[i]` tokens each, special ones included; the first words are a header."""
+    """Return plain words of exactly `lengths[i]` tokens each, including special ones; they begin with a header."""
     lead, vocabulary, special = ("", _word_list(), 0) if tokenizer is None else _plain_words(tokenizer)
     if min(lengths) <= special:
-        allowed = f"at least {special + 1}, as the tokenizer adds {special}"
+        allowed = f"at least {special + 1}, since the tokenizer adds {special}"
         raise ValueError(f"workload.input_tokens={min(lengths)}: expected {allowed}")
     sizes = [length - special for length in lengths]
     texts = _word_lists(vocabulary, [size + SPARE_WORDS for size in sizes], draw, unique)
@@ -288,7 +287,6 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
 
 
 def _word_lists(vocabulary: list[str], sizes: Sequence[int], draw: Draw, unique: bool) -> list[list[str]]:
-    """Random words, `sizes[i]` of them for request i."""
     indices = iter(draw.below(len(vocabulary), "words", sum(sizes)).tolist())
     lists = [[vocabulary[index] for index in islice(indices, size)] for size in sizes]
     if unique:
@@ -305,7 +303,7 @@ def encode_prompts(texts: list[str], tokenizer: Tokenizer | None) -> list[Encode
 
 
 def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
-    """The start of a prompt, the words that are one token each, and the number of special tokens added.
+    """Return a prompt's start, the words that are one token each, and the number of special tokens added.
 
     Some tokenizers put a space before the first word themselves; for others the prompt must begin with a space.
     """
@@ -322,15 +320,15 @@ def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
 
 
 def with_headers(texts: Sequence[str], draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
-    """The texts, each behind a header of its own."""
+    """Return the texts, each after a unique header."""
     lead, vocabulary = header_words(tokenizer)
     headers = [" ".join(vocabulary[i] for i in header) for header in draw.headers(len(vocabulary)).tolist()]
     return [f"{lead}{header}\n\n{text}" for header, text in zip(headers, texts, strict=True)]
 
 
 def header_words(tokenizer: Tokenizer | None) -> tuple[str, list[str]]:
-    """The start of a prompt and the words of its header. The words have one token each if the tokenizer has enough such
-    words, so that headers are equally long.
+    """Return the start of a prompt and the words for its header. They are one token each if the tokenizer has enough of
+    these words, so that headers are equally long.
     """
     if tokenizer is not None:
         with suppress(ValueError):
@@ -344,6 +342,6 @@ def _word_list() -> list[str]:
 
 
 def content_digest(*files: Path) -> str:
-    """Return a hash of these files, and of everything else that prompts are made with."""
+    """Return a hash of these files and of everything else that prompts are made from."""
     content = [str(WORKLOAD_VERSION), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (WORDS, *files))]
     return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]

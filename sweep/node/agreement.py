@@ -1,10 +1,10 @@
-"""Checks an engine's answers: its greedy tokens and its log-probabilities beside those of transformers, at a launch.
+"""Compares an engine's answers with those of transformers at launch: its greedy tokens and its log-probabilities.
 
 agreement: the share of positions at which the engine's greedy token is the reference's, after the reference's own
 tokens (`answers.Comparison`). quality: exp of the mean log-probability of a token of shipped text under the engine,
 over the reference's. The reference is computed in float32, or in the model's own dtype if float32 does not fit: once
-per model and node, before an engine takes the memory. The engine's answers are compared once for a deployment on a
-node: a second launch of the same weights, configuration and environment on the same GPUs is not asked again. No failure
+per model and node, before an engine uses the memory. The engine's answers are compared once per deployment and node: a
+second launch with the same weights, configuration and environment on the same GPUs is not compared again. No failure
 here fails a trial; a figure whose whole interval lies below `gate` makes it invalid.
 """
 
@@ -42,17 +42,17 @@ from sweep.node.work import Work
 from sweep.numbers import clustered
 from sweep.numbers.clustered import Bounded
 
-AGREEMENT_VERSION = 4  # part of the cache's key: raise it when the reference is made in another way
-PROMPTS = 22  # story openings that every engine continues, besides its own trials' requests
-SAMPLED_REQUESTS = 8  # of the trials' workloads
-LONGEST_REQUEST = 1024  # tokens; longer ones are not among them
-TOKENS = 48  # after each prompt: with the above 1,440 positions
+AGREEMENT_VERSION = 4  # part of the cache's key: increase it when the reference is computed differently
+PROMPTS = 22  # story openings that every engine continues, besides requests of its own trials
+SAMPLED_REQUESTS = 8  # sampled from the trials' workloads
+LONGEST_REQUEST = 1024  # tokens; longer requests are not sampled
+TOKENS = 48  # after each prompt: 1,440 positions in total
 TEXT_TOKENS = 2048  # of shipped text, at least
-# Those of conf/environment that have transformers.
+# The environments in conf/environment that have transformers.
 ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers", cuda12="transformers_cuda12")
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
 COMPARED = "answers.json"  # in an attempt's folder: the columns of its comparison, with a checksum
-SALT = "agreement"  # in the headers of requests: no cache of the engine's is to have those that are measured
+SALT = "agreement"  # in the headers of requests, so that no engine's cache has the measured ones
 FAILURES = (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError)
 
 
@@ -60,10 +60,10 @@ FAILURES = (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeErro
 class Reference:
     """The tokens that transformers generates after each prompt, and its log-probabilities of texts."""
 
-    prompts: list[list[int]]  # token ids, special tokens included
+    prompts: list[list[int]]  # token ids, including special tokens
     tokens: list[list[int]]
     texts: list[list[int]]
-    log_probabilities: list[list[float]]  # of each text's tokens after its first
+    log_probabilities: list[list[float]]  # for each text's tokens after its first
     ends: list[int]  # the model's EOS tokens
     made_by: str  # "transformers 5.19.0 float32"
 
@@ -73,9 +73,9 @@ class ReferenceFailed(Failed, ValueError):
 
 
 def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
-    """Return the tokens that the model of a deployment should give, or in a few words why they are unknown.
+    """Return the tokens that a deployment's model should generate, or a short reason why they are unknown.
 
-    Called before an engine is launched: it uses its GPUs, cores and memory. Raises Outage.
+    Called before an engine is launched, since it uses the engine's GPUs, cores and memory. Raises Outage.
     """
     backend, model = work.deployment.backend, work.deployment.model
     if not work.settings.agreement:
@@ -85,7 +85,7 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
     if not backend.launches:
         return "none: the weights of a running endpoint are unknown"
     if not model.comparable:
-        return "none: on random weights agreement says nothing"
+        return "none: agreement means nothing for random weights"
     try:
         spec = environments.resolve(ENVIRONMENT, "cuda" if launch.gpus else "cpu", host=host())
         spec = locks.locked(spec, work.cache, progress)
@@ -107,21 +107,21 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
 
 
 def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
-    """The openings that every engine continues, and a sample of requests as the trials' workloads make them."""
+    """Return the openings that every engine continues, and a sample of requests from the trials' workloads."""
     samples = [[tokenizer.encode(text).ids for text in shipped("stories")[:PROMPTS]]]
-    # Those whose requests can be made again: behind another header they are not the measured ones.
+    # Workloads whose requests can be made again: with another header they differ from the measured ones.
     repeatable = (trial.workload for trial in work.deployment.trials if trial.workload.unique_header)
     workloads = {content_hash(each.model_dump(mode="json")): each for each in repeatable}
     for _, workload in sorted(workloads.items()):
         requests = workload.fetched(work.cache).requests(tokenizer, SAMPLED_REQUESTS, work.settings.seed, salt=SALT)
         ids = [tokenizer.encode(request.prompt).ids for request in requests]
         samples.append([each for each in ids if len(each) <= LONGEST_REQUEST][: -(-SAMPLED_REQUESTS // len(workloads))])
-    # In turns, so that every part of them that an engine is asked at once has some of each.
+    # In turns, so that every group that an engine is asked at once has some of each.
     return [prompt for turn in zip_longest(*samples) for prompt in turn if prompt is not None]
 
 
 def texts(tokenizer: Tokenizer) -> list[list[int]]:
-    """Passages of the shipped text, together at least TEXT_TOKENS tokens."""
+    """Return passages of the shipped text with at least TEXT_TOKENS tokens in total."""
     chosen: list[list[int]] = []
     for text in shipped("summarization"):
         if sum(len(ids) - 1 for ids in chosen) < TEXT_TOKENS:
@@ -130,7 +130,7 @@ def texts(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def shipped(name: str) -> list[str]:
-    """The prompts in one of the project's own files, whose text was written for it."""
+    """Return the prompts in one of the project's own files, which were written for the project."""
     lines = (DATA / "prompts" / f"{name}.jsonl").read_text().splitlines()
     return [json.loads(line)["prompt"] for line in lines]
 
@@ -139,8 +139,8 @@ def _compute(
     spec: EnvironmentSpec, model: Any, job: dict[str, Any], launch: Launch, cache: Path, progress: Progress
 ) -> dict[str, Any]:
     """Return the fields of a Reference, computed by a separate process in an environment with transformers."""
-    # An engine that needs no Python at all (llama.cpp) is compared with it too: report what the time is spent on.
-    why = "for transformers, the reference for agreement; agreement=false leaves it out"
+    # This also applies to an engine that needs no Python (llama.cpp): report what takes the time.
+    why = "for transformers, the reference for agreement; agreement=false skips it"
     python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
     folder = model.prepare(cache, progress)
     progress(f"computing the reference answers of {model.name}")
@@ -156,17 +156,17 @@ def _compute(
 
 
 def _reference_environ(launch: Launch) -> dict[str, str]:
-    """Return the environment that an engine would have: without secrets, with its GPUs; without any, on all cores."""
+    """Return an engine's environment: without secrets, with its GPUs; on all cores if there are no GPUs."""
     threads = launch.threads if launch.gpus else len(os.sched_getaffinity(0))
     env = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}
     return {**inherited_environment(("TRANSFORMERS_*",)), **ENGINE_ENVIRON, "PYTHONPATH": str(ROOT), **env}
 
 
 def compare_once(work: Work, engine: Engine, expected: Reference | str, progress: Progress) -> dict[str, Any]:
-    """The columns of `compare`: from an earlier attempt at this deployment on the same hardware, if there is one.
+    """Return the columns of `compare`, from an earlier attempt at this deployment on the same hardware if possible.
 
     The deployment's id identifies weights, configuration and environment. If the results folder is not shared, an
-    attempt does not see the others and compares for itself.
+    attempt cannot see the others and compares for itself.
     """
     if isinstance(expected, str):
         return compare(work, engine, expected)
@@ -189,13 +189,13 @@ def compare_once(work: Work, engine: Engine, expected: Reference | str, progress
 def compare(
     work: Work, engine: Engine, expected: Reference | str, progress: Progress = lambda text: None
 ) -> dict[str, Any]:
-    """The columns of agreement and quality of a running engine, null without them; and why it fails the gate."""
+    """Return the columns of agreement and quality of a running engine, null if unknown, and why it fails the gate."""
     if isinstance(expected, str):
         return {"agreement": None, "agreement_reference": expected, "quality": None, "quality_reference": expected}
     progress("comparing the engine's answers with the reference")
     columns = _judged("agreement", "positions", expected.made_by, partial(_agreement, work, engine, expected))
     if engine.backend.wire.log_probabilities is None:
-        reason = f"none: {engine.backend.name} gives no log-probabilities of a text"
+        reason = f"none: {engine.backend.name} returns no log-probabilities of a text"
         columns |= {"quality": None, "quality_reference": reason}
     else:
         columns |= _judged("quality", "tokens", expected.made_by, partial(_quality, work, engine, expected))
@@ -203,7 +203,7 @@ def compare(
 
 
 def _judged(name: str, unit: str, made_by: str, measure: Callable[[], tuple[Bounded, int]]) -> dict[str, Any]:
-    """The columns of one figure: itself, the ends of its interval, its sample and its reference."""
+    """Return the columns of one figure: its value, the ends of its interval, its sample size and its reference."""
     try:
         estimate, sample = measure()
     except FAILURES as error:
@@ -226,7 +226,7 @@ def _agreement(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded
 
 
 def _share(finished: Sequence[answers.Comparison]) -> Bounded:
-    """The share of the judged positions that match; without any position, an interval that knows nothing."""
+    """Return the share of the judged positions that match; without positions, with an interval from 0 to 1."""
     judged = [each for each in finished if each.judged]
     if not judged:
         return Bounded(math.nan, 0.0, 1.0)
@@ -242,7 +242,7 @@ def _quality(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded, 
 def below_gate(work: Work, engine: Engine, columns: Mapping[str, Any]) -> str | None:
     """Return the figure that lies below `gate` with its whole interval, or None.
 
-    Formats declared coarser than the model's are measured, not gated: their loss is known, and part of the comparison.
+    Formats declared coarser than the model's are measured, not gated: their loss is known and part of the comparison.
     """
     if not work.settings.gate or engine.backend.coarser(engine.launch):
         return None

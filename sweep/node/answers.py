@@ -12,19 +12,19 @@ from tokenizers import Tokenizer
 
 from backends.launch.server import Engine
 
-ANSWER_TIMEOUT = 300.0  # s, of one call
+ANSWER_TIMEOUT = 300.0  # s for one call
 IN_FLIGHT = 8  # prompts in flight at once
-LEAST_AHEAD = 2  # tokens asked for after a difference
-Reply = list[int] | str  # token ids where the engine returns them, else text
+LEAST_AHEAD = 2  # tokens requested after a difference
+Reply = list[int] | str  # token ids if the engine returns them, else text
 
 
 @dataclass
 class Comparison:
-    """One prompt's continuation against the reference's, position by position.
+    """The comparison of one prompt's continuation with the reference's, position by position.
 
-    At every position the engine continues the reference's own tokens: where it answers otherwise, it is asked again
-    from there on. So it decodes with its cache, as in a measurement, and one difference does not count for all later
-    positions. A position at which it ends is left out: in a measurement the end is ignored.
+    At every position the engine continues the reference's own tokens: after a different answer it is asked again from
+    that position. So it decodes with its cache, as in a measurement, and one difference does not count for all later
+    positions. A position at which the engine ends its answer is left out: in a measurement the end is ignored.
     """
 
     prompt: list[int]
@@ -33,7 +33,7 @@ class Comparison:
     position: int = 0
     judged: int = 0
     matched: int = 0
-    ahead: int = 0  # tokens to ask for: all that are left, fewer after a difference
+    ahead: int = 0  # tokens to request: all that remain, or fewer after a difference
 
     @property
     def done(self) -> bool:
@@ -48,7 +48,7 @@ class Comparison:
         return min(self.ahead or len(self.expected), len(self.expected) - self.position)
 
     def take(self, answer: Sequence[int]) -> None:
-        """Judge an answer to `prefix`, up to its first difference."""
+        """Compare an answer to `prefix` with the reference, up to its first difference."""
         run = 0
         for token in answer[: len(self.expected) - self.position]:
             correct = token == self.expected[self.position]
@@ -62,7 +62,7 @@ class Comparison:
             run += 1
         else:
             if not answer or len(answer) < self.tokens:
-                self.position += 1  # it ended here
+                self.position += 1  # the answer ended at this position
         self.ahead = max(LEAST_AHEAD, 2 * run)
 
 
@@ -73,9 +73,9 @@ def finish(
     limit: float,
     enough: Callable[[Sequence[Comparison]], bool],
 ) -> list[Comparison]:
-    """Ask the engine until every comparison is done, or `enough` accepts the finished ones, or `limit` s have passed.
+    """Ask the engine until every comparison is done, `enough` accepts the finished ones, or `limit` s have passed.
 
-    Returns the finished comparisons. Raises as httpx does.
+    Returns the finished comparisons. Raises what httpx raises.
     """
     finished: list[Comparison] = []
     begin = time.monotonic()
@@ -85,7 +85,7 @@ def finish(
             while (pending := [each for each in part if not each.done]) and time.monotonic() - begin < limit:
                 for each, answer in zip(pending, _ask(http, engine, tokenizer, pending), strict=True):
                     if answer is None:
-                        each.position += 1  # the engine takes text only, and this prefix has none of its own
+                        each.position += 1  # the engine accepts only text, and no text gives this prefix
                     else:
                         each.take(_ids(tokenizer, answer))
             finished += part
@@ -114,7 +114,7 @@ def _ask(
 
 
 def _round_trip(tokenizer: Tokenizer, ids: list[int]) -> str | None:
-    """The text that an engine would read as these tokens, or None."""
+    """Return the text that an engine would read as these tokens, or None."""
     text = str(tokenizer.decode(ids))
     return text if tokenizer.encode(text).ids == ids else None
 
@@ -124,12 +124,12 @@ def _ids(tokenizer: Tokenizer, answer: Reply) -> list[int]:
 
 
 def completions(http: httpx.Client, engine: Engine, prompts: Any, tokens: int) -> list[Reply]:
-    """Greedy continuations of a list of prompts, in their order: one batch, as far as the engine batches them."""
+    """Return greedy continuations of prompts, in order: one batch, as far as the engine batches them."""
     backend = engine.backend
     body = {"model": engine.launch.served_name, "prompt": prompts, "max_tokens": tokens, "temperature": 0}
     body |= backend.extra_body | ({"ignore_eos": True} if backend.ignores_eos else {})
     response = http.post("/v1/completions", json={**body, **backend.wire.show_ids})
-    if response.status_code in (400, 422):  # an engine that has no such key
+    if response.status_code in (400, 422):  # an engine that does not know this key
         response = http.post("/v1/completions", json=body)
     choices = sorted(response.raise_for_status().json()["choices"], key=lambda choice: choice.get("index", 0))
     if len(choices) != (1 if isinstance(prompts, str) else len(prompts)):
@@ -157,9 +157,9 @@ def _tgi(http: httpx.Client, prompt: str, tokens: int) -> Reply:
 
 
 def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]], limit: float = math.inf) -> list[list[float]]:
-    """The log-probability of each token after the first, given the tokens before it, for each text.
+    """Return, for each text, the log-probability of each token after the first, given the tokens before it.
 
-    No further text is begun after `limit` s: the answer covers the first ones. Raises as httpx does.
+    No further text is begun after `limit` seconds: the answer covers the first ones. Raises what httpx raises.
     """
     values: list[list[float]] = []
     begin = time.monotonic()
@@ -192,22 +192,22 @@ def _of_prompt(http: httpx.Client, engine: Engine, text: Sequence[int]) -> list[
 
 
 def _of_input(http: httpx.Client, text: Sequence[int]) -> list[float]:
-    """SGLang's own route: its OpenAI route gives no log-probabilities of a prompt given as token ids."""
+    """Return the answer of SGLang's own route: its OpenAI route has no log-probabilities for prompts of token ids."""
     body = {"input_ids": list(text), "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
     answer = http.post("/generate", json=body | {"return_logprob": True, "logprob_start_len": 0}).raise_for_status()
     entries = answer.json()["meta_info"]["input_token_logprobs"][1:]
     if [token for _, token, _ in entries] != list(text[1:]):
-        raise ValueError("it scored other tokens than those of the text")
+        raise ValueError("it scored tokens that are not in the text")
     return [float(value) for value, _, _ in entries]
 
 
 def _of_generated(http: httpx.Client, text: Sequence[int]) -> list[float]:
-    """llama.cpp states the model's own probability of each token that it generates; a grammar leaves no alternative."""
+    """Return llama.cpp's probability of each token that it generates under a grammar that allows only this token."""
     first, *following = text
     grammar = f"root ::= {' '.join(f'<[{token}]>' for token in following)}"
     body = {"prompt": [first], "n_predict": len(following), "grammar": grammar, "n_probs": 1, "temperature": 0}
     answer = http.post("/completion", json=body | {"cache_prompt": False}).raise_for_status().json()
     entries = answer["completion_probabilities"]
     if [entry["id"] for entry in entries] != following:
-        raise ValueError("it generated other tokens than those of the text")
+        raise ValueError("it generated tokens that are not in the text")
     return [float(entry["logprob"]) for entry in entries]

@@ -13,9 +13,9 @@ PROMPT = "The first question after a launch is asked by itself, and its answer i
 
 
 def measure_cold_start(engine: Engine, cpus: set[int], stall_timeout: float = LONGEST_TIMEOUT) -> float | None:
-    """Send one request to an engine that was just launched; return its time to first token in s.
+    """Send one request to an engine that was just launched; return the time to its first token in s.
 
-    None if others launched it, if it is timed inside, or if it gave no answer, which the trials will explain.
+    Return None if the engine was not launched here, is timed inside, or gave no answer, which the trials will explain.
     """
     if not engine.backend.launches or engine.backend.traits.timed_inside:
         return None

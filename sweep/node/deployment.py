@@ -1,7 +1,7 @@
 """One launch of a deployment on one node: prepare what it needs, launch its engine, run its trials, report events.
 
-It knows nothing of Ray, of other deployments or of retries across runs: it gets Work and emits events. An engine that
-dies under a trial is launched again for the trials after it; an engine that cannot be launched ends them all.
+This module knows nothing about Ray, other deployments or retries across runs: it gets Work and emits events. An engine
+that dies during a trial is launched again for the trials after it; if it cannot be launched, all trials end.
 """
 
 import contextlib
@@ -53,17 +53,17 @@ from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.plan.pending import unresolved
 from sweep.plan.plan import Trial
 
-RESET_ATTEMPTS = 5  # a finished request's memory may be freed a moment after its last token
-RESET_PAUSE = 0.2  # s between them
+RESET_ATTEMPTS = 5  # a finished request's memory may be freed shortly after its last token
+RESET_PAUSE = 0.2  # s between the attempts
 LAUNCH_ID = 12  # characters
 
 
 class DiskFull(Exception):
-    """Nothing more can be written on a disk."""
+    """Nothing more can be written to a disk."""
 
 
 class Contradiction(Exception):
-    """This node differs from the plan: its results would stand under a wrong id."""
+    """This node differs from the plan, so that its results would have a wrong id."""
 
     exit = Exit(Cause.CONTRADICTION)
 
@@ -71,9 +71,9 @@ class Contradiction(Exception):
 def stream_deployment(
     work: Work, gpus: tuple[str, ...], draining: threading.Event, beat: float
 ) -> Generator[Event, None, None]:
-    """`run_deployment` as a generator of events, of a Beat after `beat` s without one.
+    """Run `run_deployment` as a generator of events, with a Beat after every `beat` seconds without an event.
 
-    `draining` ends it after the trial that runs; closing it ends what it is doing.
+    `draining` ends it after the running trial; closing it stops its current work.
     """
     events: queue.Queue[Event | BaseException | None] = queue.Queue()
     stop = threading.Event()
@@ -118,16 +118,16 @@ def stream_deployment(
 def run_deployment(
     work: Work, gpus: tuple[str, ...], emit: Emit, stop: threading.Event, draining: threading.Event
 ) -> None:
-    """Launch the engine as often as it takes to give every trial a row.
+    """Launch the engine as often as needed to give every trial a row.
 
     An engine that died, hung or answered nothing is launched again for the trials after it. All of them end after
-    `settings.attempts` such failures with no good trial in between, or after two launches that fail for one reason.
-    A launch is waited for while its endpoint is gone, or others hold its port or its GPUs' memory.
+    `settings.attempts` such failures with no good trial in between, or after two launches that fail for the same
+    reason. A launch waits while its endpoint is gone, or others use its port or its GPUs' memory.
     """
     pending = _Pending(work, stop, draining)
 
     def prepared() -> PreparedNode | None:
-        # Without GPUs it would disturb who measures on this machine; with GPUs, theirs would idle meanwhile.
+        # Without GPUs, preparing would disturb measurements on this machine; with GPUs, they would idle meanwhile.
         with _lease(work, gpus, pending, emit) if not gpus else nullcontext(True) as leased:
             return _prepare(work, gpus, emit) if leased and pending.next() else None
 
@@ -174,9 +174,9 @@ def run_deployment(
 def _lease(
     work: Work, gpus: tuple[str, ...], pending: "_Pending", emit: Emit
 ) -> contextlib.AbstractContextManager[bool]:
-    """The lease on this deployment's GPUs, or this machine's CPU; False if no trial can start any more.
+    """Hold the lease on this deployment's GPUs, or this machine's CPU; yield False if no trial can start any more.
 
-    An endpoint is not on this machine, and needs none.
+    An endpoint is not on this machine, and needs no lease.
     """
     if not work.deployment.backend.launches:
         return nullcontext(True)
@@ -190,7 +190,7 @@ def _lease(
 
 
 def _outage_reporter(emit: Emit) -> Callable[[str], None]:
-    """Return a function that reports outages: the first at once, later ones as the present state."""
+    """Return a function that reports outages: the first at once, later ones as the current state."""
     first = True
 
     def report(reason: str) -> None:
@@ -205,17 +205,17 @@ def _outage_reporter(emit: Emit) -> Callable[[str], None]:
 
 
 def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
-    """Return why this node is not the one asked for: one GPU's price and id must not stand beside another's speed."""
+    """Return why this node's GPU is not the requested one: its speed must not be listed with another GPU's price."""
     if not hardware.matches:
         return None
     unplanned = {gpu.name for gpu in filter(None, map(find_gpu, gpus))} - set(hardware.matches)
     if not unplanned:
         return None
-    return f"hardware={hardware.name} asked for {hardware.matches[0]}, this node has {min(unplanned)}"
+    return f"hardware={hardware.name} means {hardware.matches[0]}, but this node has {min(unplanned)}"
 
 
 def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], str]]) -> str | None:
-    """Return how the content on this node differs from the plan; `parts` are functions that give its digests."""
+    """Return how the content on this node differs from the plan; `parts` are functions that return its digests."""
     for group, digest in parts.items():
         if group in planned:
             try:
@@ -230,40 +230,40 @@ def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], s
 
 
 class _Pending:
-    """The trials of a deployment that are still to run, and which is next."""
+    """The trials of a deployment that have not run yet, in order."""
 
     def __init__(self, work: Work, stop: threading.Event, draining: threading.Event) -> None:
         self.trials = deque(work.deployment.trials)
         self.work, self.stop, self.draining = work, stop, draining
 
     def next(self) -> Trial | None:
-        """Return the first trial that should end before the deadline; None also after a stop."""
+        """Return the first trial that should end before the deadline; None if no trial should, or after a stop."""
         if self.stop.is_set() or self.draining.is_set():
             return None
         remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < remaining), None)
 
     def pause(self, seconds: float) -> None:
-        """Sleep while a trial may still start."""
+        """Sleep, as long as a trial may still start."""
         until = time.monotonic() + seconds
         while (remaining := until - time.monotonic()) > 0 and self.next():
             task.pause(min(remaining, 1.0))
 
 
 def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -> Failure | None:
-    """Launch the engine and run all pending trials on it. None if it did not fail."""
+    """Launch the engine and run all pending trials on it. Return None if it did not fail."""
     backend, versions = work.deployment.backend, node.environment.versions
     try:
         _wait_for_gpu_memory(node, emit)
         expected = _reference(work, node, emit)
-        _wait_for_gpu_memory(node, emit)  # the reference's too, or it would count as free when the engine has ended
+        _wait_for_gpu_memory(node, emit)  # the reference's too: its memory must not count as free later
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         launches = replica_launches(node.launch, backend.replicas)
         with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
             emit(Prepared())
             facts = _first_facts(work, node, engines, expected, emit)
             if not all(engine.shows_on_gpus() for engine in engines):  # after an answer: some load at the first request
-                reason = "it answers, but its GPUs show neither its process nor more memory: it computes elsewhere"
+                reason = "it answers, but its GPUs show neither its process nor more memory, so it computes elsewhere"
                 return Failure(Outcome.INVALID, reason, Exit(Cause.CONTRADICTION), engines[0].log_tail())
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             tokenizer = functools.partial(work.deployment.model.tokenizer_folder, work.cache)
@@ -286,7 +286,7 @@ def _wait_for_gpu_memory(node: PreparedNode, emit: Emit) -> None:
 def _first_facts(
     work: Work, node: PreparedNode, engines: Sequence[server.Engine], expected: agreement.Reference | str, emit: Emit
 ) -> dict[str, Any]:
-    """Return the facts of an engine, and what its answers are; of replicas the first's, and the latest first answer."""
+    """Return the facts of an engine and its answers; for replicas, the first engine's, with the latest cold start."""
     first = [measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout) for engine in engines]
     replicas: dict[str, Any] = {}
     if len(engines) > 1:
@@ -301,7 +301,7 @@ def _first_facts(
 
 
 def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Reference | str:
-    """Return the reference answers, or why they are missing; an outage is waited for."""
+    """Return the reference answers, or why they are missing; during an outage, wait."""
 
     def reference() -> agreement.Reference | str:
         return agreement.reference(work, node.launch, lambda text: emit(State(text)))
@@ -313,7 +313,7 @@ def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Referenc
 
 
 def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
-    """Provide environment and weights on this node; return the launch that they make possible."""
+    """Provide environment and weights on this node; return the node and the launch that it can make."""
     backend, model = work.deployment.backend, work.deployment.model
     if contradiction := other_gpus(gpus, work.settings.hardware):
         raise Contradiction(contradiction)
@@ -360,22 +360,22 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
 
 
 def _weights(work: Work, environment: environments.Environment, progress: Progress) -> Path:
-    """The folder that the engine loads: the model's, or what is made of it.
+    """Return the folder that the engine loads: the model's own, or a conversion of it.
 
-    An image's interpreter does not run on this machine: conversions run in ours.
+    An image's interpreter cannot run on this machine, so conversions use ours.
     """
     backend: Backend = work.deployment.backend
     folder: Path = work.deployment.model.prepare(work.cache, progress)
     if not environment.image:
         return backend.weights(folder, environment.python, work.cache, progress)
-    # The plan says so too, where it knows how the model is stored.
+    # The plan reports this too, if it knows how the model is stored.
     if problem := backend.conversion_obstacle(functools.partial(checkpoints.is_quantised, folder)):
         raise environments.EnvironmentFailed(problem)
     return backend.weights(folder, sys.executable, work.cache, progress)
 
 
 def _check_models(work: Work) -> None:
-    """Raise if this node cannot get a model, or if what it gets, or our own code, differs from the plan."""
+    """Raise if this node cannot get a model, or if the model or our own code differs from the plan."""
     backend, planned = work.deployment.backend, dict(work.deployment.content)
     models = {"model": work.deployment.model, "draft": work.deployment.draft}
     content: dict[str, Callable[[], str]] = {}
@@ -385,16 +385,16 @@ def _check_models(work: Work) -> None:
         model.reach(work.cache)
         content[group] = functools.partial(model.digest, work.cache)
         if unresolved(planned.get(group, "")):
-            del planned[group]  # the driver found no hub to ask for the commit; this node may have one
+            del planned[group]  # the driver found no hub to ask for the commit, but this node may have one
     if other := other_content(planned, {**content, "backend": lambda: backend.digest()}):
         raise Contradiction(other)
 
 
 def clear_engines(marker: str) -> int:
-    """Kill every engine on this node whose marker is this or begins with it, and the process that launched it.
+    """Kill every engine on this node whose marker begins with this one, and the process that launched it.
 
-    That process is the task of a driver that is dead or has abandoned it, and would launch another. Returns the number
-    of engines.
+    That process is the task of a driver that is dead or has abandoned it, and would launch another engine. Returns the
+    number of engines.
     """
 
     def stale(other: str) -> bool:
@@ -415,7 +415,7 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
         row = _measure(work, running, trial, pending, emit, fresh=fresh)
         fresh = False
         if row["outcome"] == Outcome.CANCELLED:
-            return None  # it was not measured: the trial is left for the next run
+            return None  # not measured: the trial is left for the next run
         pending.trials.remove(trial)
         emit(Finished(trial, row))
         if row["outcome"] == Outcome.OOM_RUN:
@@ -431,13 +431,13 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
 def _measure(
     work: Work, running: RunningEngine, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
 ) -> dict[str, Any]:
-    """Return the trial's row. A measuring process that dies, or a gateway that does not answer, is no fault of the
-    engine: the trial is measured again.
+    """Return the trial's row. If a measuring process dies, or a gateway does not answer, the engine is not at fault,
+    and the trial is measured again.
 
-    Before each measurement the engine forgets what it was asked before, unless it is `fresh` from its launch: a second
-    try asks the prompts of the first, and would find them in the cache. One that cannot forget gets other headers.
+    Before each measurement the engine forgets earlier prompts, unless it is `fresh` from its launch: a second try sends
+    the same prompts, and would find them in the cache. If the engine cannot forget, prompts get other headers.
     """
-    caches: bool | None = None  # what the row says: the last answer
+    caches: bool | None = None  # for the row: the last answer
     empty = fresh and running.engine.backend.launches
     for attempt in range(work.settings.attempts):
         if attempt or not fresh:
@@ -462,7 +462,7 @@ def _measure(
 
 
 def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
-    """Return the engine's failure that a trial's row shows: it died, or it hung, or it answered no request."""
+    """Return the engine's failure shown by a trial's row: it died, hung, or answered no request."""
     reason = f"the engine failed repeatedly, most recently: {row['reason']}"
     exit = Exit.restored(row["exit"]) if row.get("exit") else Exit()
     failure = Failure(Outcome(row["outcome"]), reason, exit, row.get("log_tail"), good)
@@ -470,9 +470,9 @@ def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
 
 
 def _reset_caches(engines: Sequence[server.Engine], emit: Emit) -> bool | None:
-    """Have every engine forget earlier prompts; return whether all did, None where they cannot. A failure is reported.
+    """Make every engine forget earlier prompts; return whether all did, None if they cannot. A failure is reported.
 
-    None also for an engine that others launched: they may be using its cache, which is not ours to flush.
+    Also return None for an engine launched by others: they may be using its cache, which is not ours to flush.
     """
     backend, reset = engines[0].backend, True
     if not backend.launches or not backend.resets:
@@ -486,7 +486,7 @@ def _reset_caches(engines: Sequence[server.Engine], emit: Emit) -> bool | None:
 
 
 def _note(engine: server.Engine, emit: Emit, message: str) -> None:
-    """Report a message now, and in the engine's log where it has one."""
+    """Report a message now, and also in the engine's log if it has one."""
     emit(Note(message))
     if engine.backend.launches:
         with engine.log.open("a") as log:
@@ -494,7 +494,7 @@ def _note(engine: server.Engine, emit: Emit, message: str) -> None:
 
 
 def _reset(url: str) -> str | None:
-    """Ask an engine to reset a cache. Return why it did not, None if it did."""
+    """Ask an engine to reset a cache. Return why it did not, or None if it did."""
     problem = ""
     for attempt in range(RESET_ATTEMPTS):
         time.sleep(RESET_PAUSE if attempt else 0.0)
@@ -505,14 +505,14 @@ def _reset(url: str) -> str | None:
         problem = f"status {answer.status_code}: {' '.join(answer.text.split())[:200]}"
         if answer.status_code == 404:
             break
-        # vLLM answers 200 in any case; newer versions report success in the body.
+        # vLLM always answers 200; newer versions report success in the body.
         if answer.is_success and '"success":false' not in answer.text.replace(" ", ""):
             return None
     return problem
 
 
 def _censor(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
-    """End the trials that would run out of memory too, after one that did."""
+    """After a trial that ran out of memory, end the trials that would run out of memory too."""
     for other, reason in policy.censored(pending, [trial]):
         pending.remove(other)
         emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
@@ -521,7 +521,7 @@ def _censor(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None
 def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
     """End the trials whose prompts or arrivals come from files that differ on this node."""
 
-    @functools.cache  # a file may be large, and trials share a few
+    @functools.cache  # a file may be large, and trials share a few files
     def problem(group: str, identity: int) -> str | None:
         return other_content({group: planned[identity]}, {group: lambda: parts[identity].digest(work.cache)})
 
@@ -536,7 +536,7 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
 
 
 def _end_all(work: Work, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
-    """Give all these trials the same row: the engine's failure is data."""
+    """Give all these trials the same row, since the engine's failure is data."""
     while trials:
         trial = trials.popleft()
         row = unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail, exit=failure.exit)

@@ -1,8 +1,8 @@
-"""A trial of an engine that is timed inside: all its requests in one control call, the engine's own stamps come back.
+"""A trial of an engine that is timed inside: one control call sends all requests and returns the engine's own stamps.
 
-`measure` has the interface of `sweep.client.measurement.measure`. Nothing but a question for the counts, every
-PROGRESS_POLL seconds, is on the wire while the clock runs, so there is no client to be a bottleneck; the result is
-throughput and duration, not what a user of a server would feel.
+`measure` has the interface of `sweep.client.measurement.measure`. While the clock runs, the only traffic is a query for
+the counts every PROGRESS_POLL seconds, so no client can be a bottleneck. The result is throughput and duration, not
+what a user of a server would experience.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from sweep.client.measurement import STALLED, ClientReport, Measurement
 from sweep.client.modes import Mode
 from sweep.client.wire import Target
 
-ANSWER_POLL = 0.1  # s between two checks whether to stop
-PROGRESS_POLL = 2.0  # s between two questions for the counts so far and the latest token
+ANSWER_POLL = 0.1  # s between two checks for a reason to stop
+PROGRESS_POLL = 2.0  # s between two queries for the counts so far and the latest token
 PROGRESS_TIMEOUT = 10.0  # s
-EXIT_DELAY = 1.0  # s after a broken connection within which the engine's exit is noticed
+EXIT_DELAY = 1.0  # s after a broken connection during which the engine's exit is noticed
 
 
 def measure(
@@ -38,12 +38,12 @@ def measure(
     on_progress: Callable[[TrialProgress], None] = lambda progress: None,
     **client: object,
 ) -> Measurement:
-    """Hand everything to the engine's host and wait: warm-up first, untimed, then the requests, in lockstep batches.
+    """Send everything to the engine's host and wait: first the untimed warm-up, then the requests, in lockstep batches.
 
-    `on_start` is called when the engine is asked: when its warm-up is over, only it knows. `on_progress` is called with
-    the counts so far while requests are measured. The measuring client's own arguments (`client`) have no meaning here.
-    Every request ends with an error when `should_stop` gives a reason, when no token has come for `stall_timeout` s,
-    and when the engine fails.
+    `on_start` is called when the request is sent, since only the engine knows when its warm-up is over. `on_progress`
+    is called with the counts so far while requests are measured. The measuring client's own arguments (`client`) have
+    no effect. Every request ends with an error if `should_stop` returns a reason, if no token arrives for
+    `stall_timeout` s, or if the engine fails.
     """
     batch = mode.batch()
     assert batch is not None, "the plan refuses other loads"
@@ -64,7 +64,7 @@ def measure(
     start = answer["records"][0]["released"]  # ns
     records = Records()
     for phase, rows in ((warmup, answer["warmup"]), (requests, answer["records"])):
-        for index, (request, row) in enumerate(zip(phase, rows, strict=False)):  # none for what was never due
+        for index, (request, row) in enumerate(zip(phase, rows, strict=False)):  # no row for what was never due
             records.append(_record(request, row, index // batch, start))
     sent = len(answer["records"])
     return Measurement(records, _report(sent, sent, None), start / 1e9)
@@ -118,9 +118,9 @@ async def _ask(
 
 
 async def _progress(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:
-    """The tokens that the host has generated, and the counts of the measured requests, null during the warm-up.
+    """Return the tokens that the host has generated, and the counts of the measured requests, null during the warm-up.
 
-    None where the host gives no answer, which the call itself will report.
+    Return None if the host gives no answer, which the call itself will report.
     """
     try:
         answer = await http.get(f"{url}/progress", timeout=PROGRESS_TIMEOUT)
@@ -142,7 +142,7 @@ def _record(request: Request, row: dict[str, Any], batch: int, start: int) -> Re
         row["input_tokens"],
         row["output_tokens"],
         finish_reason=row["finish_reason"],
-        # As on the wire: no answer is no success.
+        # As for the client: no answer is no success.
         error=None if row["output_tokens"] else "empty: the engine ended it without a token",
         token_source="ids",  # the engine's own
         asked_input_tokens=request.input_tokens,
@@ -152,7 +152,7 @@ def _record(request: Request, row: dict[str, Any], batch: int, start: int) -> Re
 
 
 def _report(offered: int, sent: int, problem: str | None) -> ClientReport:
-    """The report in place of a client's, for an engine that is timed inside."""
+    """Return the report that replaces a client's, for an engine that is timed inside."""
     stopped = problem.removeprefix("cancelled: ") if problem and problem.startswith("cancelled") else None
     zeros: dict[str, Any] = dict.fromkeys((field.name for field in fields(ClientReport)), 0)
     figures = {"offered": offered, "sent": sent, "stamp_source": "engine", "batch_form": "list", "stopped": stopped}

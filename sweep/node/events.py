@@ -1,4 +1,4 @@
-"""The events of a deployment on a node, as its task reports them, and the ways in which the task ends."""
+"""The events of a deployment on a node, as its task reports them, and the ways in which the task can end."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,38 +15,38 @@ class Placed(NamedTuple):
 
 
 class State(NamedTuple):
-    """The deployment's present activity, in a few words."""
+    """The deployment's current activity, in a few words."""
 
     text: str
 
 
 class Measuring(NamedTuple):
-    """The requests of the trial that runs, so far."""
+    """The progress of the running trial's requests."""
 
     progress: TrialProgress
 
 
 class Note(NamedTuple):
-    """A message about the trial that runs, to be known before it is over."""
+    """A message about the running trial, shown before the trial is over."""
 
     text: str
 
 
 class Stalled(NamedTuple):
-    """The node cannot be prepared for an outage; it is retried."""
+    """The node cannot be prepared because of an outage; preparation is retried."""
 
     reason: str
 
 
 class Prepared(NamedTuple):
-    """The node has all that the engine needs."""
+    """The node has everything that the engine needs."""
 
 
 class Unprepared(NamedTuple):
     """The outage has outlasted the patience: the trials have no row."""
 
     reason: str
-    postponed: bool = False  # they get none in this run: the node is prepared, but what the launch needs is not there
+    postponed: bool = False  # they get no row in this run: the node is prepared, but what the launch needs is missing
 
 
 class Finished(NamedTuple):
@@ -63,22 +63,22 @@ class Files(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """A heartbeat: nothing new, but alive."""
+    """A heartbeat: nothing has changed, but the task is alive."""
 
 
 class Completed(NamedTuple):
-    """The deployment's task ended by itself."""
+    """The deployment's task ended normally."""
 
 
 class Lost(NamedTuple):
     """The deployment's task did not complete: its node or worker was lost, or our own code failed."""
 
     reason: str  # one line
-    error: str | None = None  # the traceback, where our own code failed
+    error: str | None = None  # the traceback, if our own code failed
 
 
 class NotStarted(NamedTuple):
-    """A living node did not start the deployment: other jobs of the same cluster keep it busy."""
+    """A living node did not start the deployment because it is busy with other jobs of the same cluster."""
 
     reason: str  # one line
 

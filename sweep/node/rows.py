@@ -1,4 +1,4 @@
-"""The rows of trials: measured, never measured, and judged again when the plan around them has changed."""
+"""The rows of trials: measured, never measured, or recomputed after the plan around them has changed."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,6 +15,7 @@ from sweep.base.records import PROTOCOL_VERSION, Outcome, Records
 from sweep.disk import run_files
 from sweep.disk.row import EngineFacts, Identity, TrialRow, Verdict, percentiles_of, percentiles_text
 from sweep.disk.run_files import RunPaths
+from sweep.node.verdict import has_fixed_length
 from sweep.node.work import PreparedNode, RunningEngine, Work
 from sweep.numbers.quantities.throughput import cost_at_token_prices, cost_per_million_tokens
 from sweep.numbers.quantity import Value, columns
@@ -24,7 +25,7 @@ from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere, hourly_price
 
-# Settings of a run that cannot change what a trial measures, and those that a row has columns of.
+# Settings of a run that cannot change what a trial measures, and those that have columns of their own in a row.
 NOT_OF_A_ROW = {
     *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
     *("retry", "retry_failed", "patience", "durations", "study_differences", "attempts", "deadline", "relaunch"),
@@ -33,7 +34,7 @@ NOT_OF_A_ROW = {
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
-    """The part of a row that is known before the measurement; `accelerator` is the GPU's own name."""
+    """Return the part of a row that is known before the measurement; `accelerator` is the GPU's own name."""
     deployment, hardware = work.deployment, work.settings.hardware
     if not elsewhere(deployment.backend, hardware):
         accelerator = hardware.accelerator or accelerator or hardware.name
@@ -74,7 +75,7 @@ def unmeasured_row(
     engine: EngineFacts | None = None,
     exit: Exit | None = None,
 ) -> dict[str, Any]:
-    """The row of a trial that ended before it was measured."""
+    """Return the row of a trial that ended before it was measured."""
     verdict = Verdict(outcome=outcome, reason=reason, exit=exit, log_tail=log_tail, ended_at=code_version.now())
     axes = coordinates(trial, work.axes)
     row = TrialRow(identity=identity(work, trial), verdict=verdict, axes=axes, engine=engine).flat()
@@ -82,9 +83,9 @@ def unmeasured_row(
 
 
 def _settings_text(work: Work) -> str:
-    """The settings of the run that a trial is measured again with, and whether replicates had their own launches.
+    """Return the run's settings needed to measure a trial again, and whether replicates had their own launches.
 
-    The bounds and percentiles of a row are columns, which change without measuring.
+    The bounds and percentiles are columns of the row, since they can change without measuring.
     """
     settings = work.settings.model_dump(mode="json", exclude=NOT_OF_A_ROW, exclude_defaults=True)
     relaunch = "once" if work.deployment.replicate is None else "per_replicate"
@@ -92,7 +93,7 @@ def _settings_text(work: Work) -> str:
 
 
 def _contents(deployment: Deployment) -> dict[str, str]:
-    """The digests of a deployment's files, with the name and the digest of its environment's lock."""
+    """Return the digests of a deployment's files, with the name and digest of its environment's lock."""
     spec = deployment.environment
     if spec is None or spec.lock is None:
         return deployment.content
@@ -104,28 +105,30 @@ def _label(deployment: Deployment, trial: Trial) -> str:
 
 
 def _cost(backend: Backend, row: Mapping[str, Any], price: float | None) -> float | None:
-    """The cost of a million output tokens with the figures in a row: by the hour, or at an endpoint's token prices."""
+    """Return the cost of a million output tokens from a row's figures: by the hour, or at token prices."""
     if not backend.launches and (prices := backend.price_per_million_tokens) is not None:
+        if row.get("prompts_counted") is False and prices.input:
+            return None
         return cost_at_token_prices(prices.input, prices.output, row.get("input_tokens"), row.get("output_tokens"))
     return cost_per_million_tokens(price, row.get("gpu_count") or 0, row.get("output_throughput"))
 
 
 def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
-    """The columns of the experiment's axes. Config groups are not among them: they have columns of their own."""
+    """Return the columns of the experiment's axes, except config groups, which have columns of their own."""
     values = {axis: trial.coordinates.get(axis) for axis in axes if axis not in NAMED_GROUPS}
-    # A flag may be a mapping: {method: ngram, ...}. A column holds it as text.
+    # A flag may be a mapping: {method: ngram, ...}. A column contains it as text.
     return {axis: json.dumps(value) if isinstance(value, dict | list) else value for axis, value in values.items()}
 
 
 def slo_text(settings: Settings) -> str | None:
-    """The bounds for goodput as a row stores them; None without any."""
+    """Return the bounds for goodput as a row stores them; None if no bounds are set."""
     return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
 
 
 def present_row(
     row: Mapping[str, Any], deployment: Deployment, trial: Trial, settings: Settings, axes: Iterable[str]
 ) -> dict[str, Any]:
-    """A row in the present plan: values outside a trial's id may have changed since it was measured."""
+    """Return a row in the current plan: values outside a trial's id may have changed since it was measured."""
     price = hourly_price(deployment.backend, settings.hardware)
     cost = _cost(deployment.backend, row, price)
     columns = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
@@ -133,12 +136,12 @@ def present_row(
 
 
 def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
-    """Return whether a row has the percentiles and the bounds for goodput that are set now."""
+    """Return whether a row has the current percentiles and bounds for goodput."""
     return row.get("percentiles") == percentiles_text(settings.percentiles) and row.get("slo") == slo_text(settings)
 
 
 def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> dict[str, Any] | None:
-    """A result's row recomputed with the present settings from its stamps on disk; None if they are gone."""
+    """Recompute a result's row with the current settings from its stamps on disk; return None if they are gone."""
     try:
         records = run_files.read_requests(paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests)
     except (FileNotFoundError, run_files.DamagedFile):
@@ -153,11 +156,11 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
     )
     present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings)}
     recomputed = {name: value for name, value in row.items() if name not in series} | measured | present
-    return recomputed | {"warnings": warning_codes(recomputed)}  # which a row of an older version does not have
+    return recomputed | {"warnings": warning_codes(recomputed)}  # which a row from an older version lacks
 
 
 def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt: str | None = None) -> EngineFacts:
-    """The row's columns about the engine, without its figures."""
+    """Return the row's columns about the engine, without its figures."""
     facts, node = running.facts, running.node
     return EngineFacts(
         launch=running.launch,
@@ -177,13 +180,14 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
 
 
 def gpu_name(node: PreparedNode) -> str | None:
-    """The GPU by the name that it gives itself."""
+    """Return the GPU's own name."""
     return next((gpu.name for gpu in filter(None, map(find_gpu, node.launch.gpus))), None)
 
 
 def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:
-    """Every quantity of the trial."""
+    """Return every quantity of the trial."""
     discard_first, backend = getattr(trial.load, "discard_first", False), work.deployment.backend
+    model = work.deployment.model
     price, gpu_count = hourly_price(backend, work.settings.hardware), work.deployment.gpu_count
     values = summarise(
         records,
@@ -191,6 +195,11 @@ def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping
         discard_first_batch=discard_first,
         window=steady_window(records, discard_first),
         fixed_length=trial.workload.ignore_eos,
+        exact_length=has_fixed_length(work, trial),
+        unlike_prompts=trial.workload.unique_header,
+        endpoint=not backend.launches,
+        templated=backend.api not in ("completions", "tgi"),
+        asked_model=None if backend.launches else model.served_name or model.name,
         open_loop=trial.load.open_loop,
         percentiles=work.settings.percentiles,
         price_per_hour=price,

@@ -1,6 +1,6 @@
-"""Timed samples beside the Records: the engine's gauges, its GPUs through NVML, or its processes without a GPU.
+"""Timed samples beside the Records: the engine's gauges, and its GPUs through NVML or else its processes.
 
-One thread reads every source once an interval, and more often at first, off the measured path. A source that cannot be
+One thread reads every source once per interval, and more often at first, off the measured path. A source that cannot be
 read is skipped and reported in `described`; it never fails a trial.
 """
 
@@ -21,12 +21,12 @@ from sweep.base.records import Sample, tls_context
 from sweep.node.machine.foreign_processes import ForeignCpu, ForeignGpu
 
 Reading = tuple[str, str, float]  # series, device, value
-FINEST = 0.25  # s between readings in a trial's first 5 s; a page costs vLLM 4 ms of a core, so 1.6 % of it
-GROWTH = 0.05  # interval later on, as a share of the elapsed time: 0.5 s after 10 s
-EARLY = (0.05, 0.2, 0.5)  # s after the measured part began: always read then, or short trials would be missed
+FINEST = 0.25  # s between readings in a trial's first 5 s; a page takes vLLM 4 ms of a core, i.e. 1.6 %
+GROWTH = 0.05  # later intervals as a share of the elapsed time: 0.5 s after 10 s
+EARLY = (0.05, 0.2, 0.5)  # s after the measured part began; always read then, or short trials would be missed
 START_POLL = 0.02  # s between two checks whether it has begun
-AVERAGED = ("kv_cache_usage", "spec_decode_accept_length", "spec_decode_accept_rate")  # of engines; others are added up
-SPARING = 50  # least interval, as a multiple of a reading's duration: readings cost the engine 2 % of a core at most
+AVERAGED = ("kv_cache_usage", "spec_decode_accept_length", "spec_decode_accept_rate")  # over engines; others are added
+SPARING = 50  # shortest interval in durations of a reading: readings take at most 2 % of a core
 
 
 class Source(Protocol):
@@ -41,8 +41,8 @@ class EngineMetrics:
     """Gauges and counters from the engines' Prometheus pages; `names` maps our series to the engines' metrics.
 
     Over several engines, and several workers of one, shares are averaged, and everything else is added up. A counter
-    for each position of a draft has the position in the place of a device. `a / b` is the quotient of two metrics; it
-    is missing where `b` is 0.
+    for each position in a draft has the position in place of a device. `a / b` is the quotient of two metrics; it is
+    missing if `b` is 0.
     """
 
     def __init__(self, urls: Sequence[str], names: dict[str, str], verify_tls: bool = True) -> None:
@@ -56,7 +56,7 @@ class EngineMetrics:
         values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for url in self.urls:
             page = self.client.get(url).raise_for_status().text
-            # Parsing vLLM's page of 48 kB takes 10 ms of a core that may be the client's; only these lines, 1.5 ms.
+            # Parsing vLLM's page of 48 kB takes 10 ms of a core that may be the client's; these lines take 1.5 ms.
             lines = [line for line in page.splitlines() if line.startswith(self.names)]
             for family in text_string_to_metric_families("\n".join(lines) + "\n"):
                 for sample in family.samples:
@@ -72,9 +72,9 @@ class EngineMetrics:
 
 
 class Processes:
-    """Memory and CPU of the engine's process tree, and the CPU time of others on its cores.
+    """Memory and CPU of the engine's process tree, and the CPU time of other processes on its cores.
 
-    Memory is the private part of each process plus the largest shared part once: summing resident sizes would count
+    Memory is the private part of each process plus the largest shared part once: adding up resident sizes would count
     pages that the processes share several times.
     """
 
@@ -89,7 +89,7 @@ class Processes:
             try:
                 memory, times = process.memory_info(), process.cpu_times()
             except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue  # it ended between listing and reading
+                continue  # the process ended between listing and reading
             private += memory.rss - memory.shared
             shared = max(shared, memory.shared)
             cpu += times.user + times.system
@@ -120,10 +120,10 @@ class Gpus:
 class Sampler:
     """Reads every source while its `with` block lasts. Times are CLOCK_MONOTONIC until `samples`.
 
-    Readings are FINEST apart at first, and further and further apart up to `interval`: a trial of one second must not
-    fall between two of them. However short `interval` is, the pause after a reading is at least SPARING times the
-    duration of a reading (the median of the last three, since one that had to wait was no more work), except for the
-    readings EARLY after `begin`.
+    Readings are FINEST apart at first, then further and further apart up to `interval`, so that a trial of one second
+    does not fall between two of them. However short `interval` is, the pause after a reading is at least SPARING times
+    the duration of a reading (the median of the last three, since a reading that had to wait took no more work), except
+    for the readings EARLY after `begin`.
     """
 
     def __init__(self, sources: Sequence[Source], interval: float) -> None:
@@ -145,19 +145,19 @@ class Sampler:
         self._thread.join(timeout=10)
 
     def read_once(self) -> list[Sample]:
-        """One reading of every source, stamped with CLOCK_MONOTONIC."""
+        """Read every source once, with stamps of CLOCK_MONOTONIC."""
         samples: list[Sample] = []
         for source in self.sources:
             now = time.monotonic()
             try:
-                for series, device, value in source.read():  # readings before an error are used
+                for series, device, value in source.read():  # readings before an error are kept
                     samples.append(Sample(now, series, value, device))
             except (httpx.HTTPError, psutil.Error, pynvml.NVMLError, ValueError, OSError) as error:
                 self.problems[source.name] = f"{type(error).__name__}: {error}"
         return samples
 
     def begin(self, start: float) -> None:
-        """Note that the measured part begins at `start` (CLOCK_MONOTONIC), which schedules the EARLY readings."""
+        """Record that the measured part begins at `start` (CLOCK_MONOTONIC), which schedules the EARLY readings."""
         self._early = [start + later for later in EARLY]
 
     def _run(self) -> None:
@@ -183,11 +183,11 @@ class Sampler:
             self._stop.wait(min(due - now, START_POLL))
 
     def samples(self, start: float) -> list[Sample]:
-        """All samples, with times in s from `start` (CLOCK_MONOTONIC), negative before it."""
+        """Return all samples, with times in s from `start` (CLOCK_MONOTONIC), negative before it."""
         return [sample._replace(time=sample.time - start) for sample in self._raw]
 
     @property
     def described(self) -> str:
-        """The sources that were read, each with its last problem, if any."""
+        """Return the sources that were read, each with its last problem, if any."""
         problems = {name: f" ({problem})" for name, problem in self.problems.items()}
         return "; ".join(source.name + problems.get(source.name, "") for source in self.sources)

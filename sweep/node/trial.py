@@ -1,7 +1,7 @@
-"""One trial: send a workload to an engine under a load, and write down what happened.
+"""One trial: send a workload to an engine under a load, and record what happened.
 
-The measuring itself is the client process's (`client`); here is what surrounds it: requests built before the clock
-starts, telemetry beside it, and the files. A trial's folder is complete when its trial.parquet is there.
+The client process measures (`client`). This module does the rest: it builds requests before the clock starts, runs the
+telemetry, and writes the files. A trial's folder is complete when its trial.parquet exists.
 """
 
 import math
@@ -52,10 +52,10 @@ def run_trial(
     """Measure one trial on a running engine, write its files and return its row.
 
     `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to. `salt`
-    makes the prompts' headers new to it where it may remember some. `notify` is called with what should be known before
-    the trial is over, `on_progress` with its requests so far.
+    makes the prompts' headers new to an engine that may remember some. `notify` is called with messages to show before
+    the trial is over, `on_progress` with the progress of its requests.
 
-    The row's outcome is `cancelled`, and nothing is written, when `stop` was set meanwhile.
+    The row's outcome is `cancelled`, and nothing is written, if `stop` was set meanwhile.
 
     Raises client.ClientDied if the measuring process ended without its results.
     """
@@ -64,17 +64,17 @@ def run_trial(
     inputs["startup_seconds"] = max(engine.startup_seconds for engine in running.engines)
     facts = engine_facts(running, caches_reset, salt)
     row = _cancelled(work, running, trial, facts, inputs)
-    if below := running.facts.get("below_gate"):  # its speed is of other answers than the model's: not measured
+    if below := running.facts.get("below_gate"):  # not measured, since its answers differ from the model's
         return _unmeasured(row, Outcome.INVALID, below, Exit(Cause.BELOW_GATE))
     try:
         prompts = _build_requests(work, trial, salt or "")
-    except ValueError as error:  # these prompts cannot be built with this tokenizer: no fault of the engine's
+    except ValueError as error:  # this tokenizer cannot make these prompts, which is not the engine's fault
         return _unmeasured(row, Outcome.INVALID, str(error), Exit(Cause.PROMPTS, words=exit_of(error).cause))
     if not trial.workload.unique_header:
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
-    foreign = _foreign(work, running)  # from now on: who was waited for is not named beside this trial
+    foreign = _foreign(work, running)  # from now on: processes that were waited for are not named beside this trial
     sampler = Sampler(_sources(running, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     logged, began = {engine.log: engine.log_position() for engine in running.engines}, time.monotonic()
@@ -84,12 +84,13 @@ def run_trial(
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
     mark_gateway_answers(result.records, inputs.get("decisions") or ())
-    del prompts  # of a long trial, hundreds of megabytes
+    del prompts  # hundreds of megabytes for a long trial
     samples = sampler.samples(result.start_monotonic)
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
     inputs["wall_seconds"] = time.monotonic() - began
     measured = trial_quantities(work, trial, result.records, inputs)
-    observation = Observation(result.report.stamp_source, sampler.described, foreign.describe())
+    left_out = sum(engine.log_left_out() for engine in running.engines) or None
+    observation = Observation(result.report.stamp_source, sampler.described, foreign.describe(), left_out)
     verdict = judge(work, trial, running, result, logged)
     verdict = or_disturbed(verdict, work.settings.quiet, measured, observation.foreign_processes)
     verdict = replace(verdict, ended_at=code_version.now())
@@ -102,7 +103,7 @@ def run_trial(
 def _cancelled(
     work: Work, running: RunningEngine, trial: Trial, facts: EngineFacts, inputs: Mapping[str, Any]
 ) -> TrialRow:
-    """The row of a trial that was stopped: what is known before its requests are sent."""
+    """Return the row of a trial that was stopped, with what is known before its requests are sent."""
     return TrialRow(
         identity=identity(work, trial, gpu_name(running.node)),
         verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
@@ -113,14 +114,14 @@ def _cancelled(
 
 
 def _unmeasured(row: TrialRow, outcome: Outcome, reason: str, exit: Exit) -> dict[str, Any]:
-    """The row of a trial that is not measured, for this reason."""
+    """Return the row of a trial that is not measured, for this reason."""
     return replace(row, verdict=Verdict(outcome=outcome, reason=reason, exit=exit, ended_at=code_version.now())).flat()
 
 
 def _write(
     work: Work, trial: Trial, columns: dict[str, Any], result: measurement.Measurement, samples: list[Sample]
 ) -> None:
-    """Write the trial's files, the one that makes its folder complete last."""
+    """Write the trial's files; the one that makes its folder complete is written last."""
     files = work.paths.trial(work.deployment.deployment_id, work.attempt, trial.trial_id)
     run_files.write_requests(files, result.records)
     run_files.write_telemetry(files, samples)
@@ -137,7 +138,7 @@ def _measure(
     notify: Callable[[str], None],
     on_progress: Callable[[TrialProgress], None],
 ) -> measurement.Measurement:
-    """Send the warm-up and the measured requests, the sampler beside them; the job's folder lasts as long."""
+    """Send the warm-up and the measured requests while the sampler runs; the job's folder exists only meanwhile."""
     warmup, requests = prompts
 
     def on_warm(warm_up: measurement.WarmUp) -> None:
@@ -145,7 +146,7 @@ def _measure(
         if has_fixed_length(work, trial) and reason:
             notify(f"warm-up: {reason}")
         if running.gateway is not None:
-            running.gateway.reset()  # what the warm-up asked is not to be answered from the cache
+            running.gateway.reset()  # the cache must not answer measured requests with the warm-up's answers
 
     measure = engine_timed.measure if work.deployment.backend.traits.timed_inside else measurement.measure
     with sampler, tempfile.TemporaryDirectory(prefix="sweep-trial-") as job:
@@ -170,10 +171,10 @@ def _measure(
 def _gateway_inputs(
     work: Work, running: RunningEngine, trial: Trial, requests: list[Request], ended: bool
 ) -> dict[str, Any]:
-    """Return what the gateway, if there is one, did with the measured requests, as the quantities need it.
+    """Return what the gateway, if there is one, did with the measured requests, as inputs of the quantities.
 
-    A load's duration may leave requests unsent: they are in no share. Unless the trial ended by itself the engine is
-    asked nothing more: it is dead, or would let each comparison wait.
+    A load's duration may leave requests unsent; they are in no share. Unless the trial ended by itself, the engine is
+    not queried any more: it is dead, or would delay each comparison.
     """
     if running.gateway is None:
         return {}
@@ -191,7 +192,7 @@ def _gateway_inputs(
 
 
 def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request], list[Request]]:
-    """Warm-up requests and measured ones: other prompts, both built before the clock starts."""
+    """Return warm-up and measured requests with different prompts, both built before the clock starts."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     workload, count = trial.workload.fetched(work.cache), trial.num_requests
     requests = workload.requests(tokenizer, count, trial.seed, salt=salt)
@@ -201,7 +202,7 @@ def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request],
 
 
 def _count_tokens(work: Work) -> measurement.CountTokens | None:
-    """The model's own tokenizer as a counter of answers' tokens; None where it is unknown."""
+    """Return the model's own tokenizer as a counter of answers' tokens; None if the tokenizer is unknown."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     if tokenizer is None:
         return None
@@ -209,25 +210,27 @@ def _count_tokens(work: Work) -> measurement.CountTokens | None:
 
 
 def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature: float = 0) -> wire.Target:
-    """Return what the client must know of the engine: what its backend says under the same names, and five more.
+    """Return what the client must know about the engine: its backend's fields of the same names, and five others.
 
-    `url` is the address of a gateway in front of it. Where the end of an answer is ignored, its text shows special
+    `url` is the address of a gateway in front of the engine. If the end of an answer is ignored, its text shows special
     tokens, so that our count includes them.
     """
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(type(backend).model_fields) - {"url", "extra_body"}
+    own = {name: getattr(backend, name) for name in shared}
+    direct = url in (None, engine.url)
     return wire.Target(
-        url=url if url not in (None, engine.url) else backend.url or engine.url,
+        url=backend.url or engine.url if direct else str(url),
         model=engine.launch.served_name,
         temperature=temperature,
         ignore_eos=ignore_eos and backend.ignores_eos,
         extra_body={**(backend.wire.show_special if ignore_eos else {}), **backend.extra_body},
-        **{name: getattr(backend, name) for name in shared},
+        **(own if direct else {**own, "path": None}),  # a gateway has the paths of its own
     )
 
 
 def _foreign(work: Work, running: RunningEngine) -> Foreign:
-    """Return the others beside a trial: on the engine's cores, where the client has its own, and on its GPUs."""
+    """Return watchers for other processes: on the engine's cores (if the client has separate ones), and on its GPUs."""
     gpus, sharing = (
         [gpu for engine in running.engines for gpu in engine.launch.gpus],
         sharing_name(work.settings.cluster),
@@ -245,19 +248,19 @@ def _cores(running: RunningEngine) -> set[int]:
 
 
 def _not_quiet(work: Work, running: RunningEngine, stop: threading.Event, notify: Callable[[str], None]) -> str | None:
-    """Return why this node is not quiet although it was waited for; None where that is not asked for."""
+    """Return why this node is still not quiet after the wait; None if no quiet node was requested."""
     if work.settings.quiet is None:
         return None
     cores = _cores(running) | running.node.client_cpus
     sharing, known = sharing_name(work.settings.cluster), running.processes_known()
     if not known:
-        notify("quiet.foreign_cpu is not judged: the engine's container runs as another user")
+        notify("quiet.foreign_cpu cannot be checked: the engine's container runs as another user")
     everywhere = ForeignCpu(cores, sharing, running.processes) if known else None
     return not_quiet(work.settings.quiet, Foreign(everywhere, _foreign(work, running).gpu), stop, notify)
 
 
 def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
-    """Return what is sampled beside the measurement."""
+    """Return the sources that are sampled during the measurement."""
     engines = running.engines
     backend, gpus = engines[0].backend, [gpu for engine in engines for gpu in engine.launch.gpus]
     sources: list[Source] = []
@@ -267,7 +270,7 @@ def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
     if gpus:
         sources.append(Gpus(gpus, foreign.gpu))
     if backend.launches:
-        if running.processes_known():  # else it would be the memory of a container's client
+        if running.processes_known():  # otherwise it would be the memory of a container's client
             sources.append(Processes(running.engine_processes, foreign.cpu))
         sources.append(CpuLimits([core for engine in engines for core in engine.launch.cpus]))
     return sources
@@ -278,7 +281,9 @@ def _reason_to_stop(running: RunningEngine, stop: threading.Event, timeout: floa
 
     def reason() -> str | None:
         if not running.alive():
-            return "the engine died" if running.gateway is None or running.gateway.alive() else "the gateway died"
+            if running.gateway is not None and not running.gateway.alive():
+                return "the gateway died"
+            return "the engine died" if running.engine.backend.launches else "the endpoint refuses connections"
         if time.monotonic() > deadline:
             return TIMED_OUT
         return "stopped by the user" if stop.is_set() else None

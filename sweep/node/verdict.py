@@ -15,30 +15,34 @@ from sweep.disk.row import Verdict
 from sweep.node.work import RunningEngine, Work
 from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_times
 from sweep.numbers.quantile import quantile
+from sweep.numbers.quantities.answers import LENGTH_TOLERANCE, has_other_length
 from sweep.numbers.quantities.latency import lag, service_ttft, turnaround, turnaround_share
 from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
 
-TIMED_OUT = "trial_timeout"  # the reason to stop when a trial has reached its limit
-STEP_BACK = 1e-3  # s by which a chunk's stamp may lie before the last one's: kernel stamps are converted between clocks
-BUSY_ELSEWHERE = 0.5  # of a core: a client that is late and used less did not lack time of its own making
-LATE = 0.005  # s that are no matter
-LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, where they wait for the client before they send
+TIMED_OUT = "trial_timeout"  # the reason to stop when a trial reaches its limit
+STEP_BACK = 1e-3  # s by which a chunk's stamp may precede the last one's: kernel stamps are converted
+BUSY_ELSEWHERE = 0.5  # of a core: a client that is late but used less was kept waiting by others
+LATE = 0.005  # s of lag that do not matter
+LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, if they wait for the client before they send
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
 BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
-LENGTH_TOLERANCE = 0.1  # by which the mean of the answers may differ from the tokens asked for with ignore_eos
+OTHER_LENGTH = (
+    "with ignore_eos: set backend.ignores_eos=false if the server does not support it, "
+    "or workload.ignore_eos=false for answers of any length"
+)
 SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
 BURST = 0.01  # s within which requests count as due at the same time
-EXIT_WITHIN = 5.0  # s after a trial within which an engine that serves no more has to exit
-SERVERS_OWN = ("status", "engine")  # kinds of errors whose detail the server says
-NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # beginnings of the errors that a dying engine leaves
+EXIT_WITHIN = 5.0  # s after a trial within which an engine that no longer serves should exit
+SERVERS_OWN = ("status", "engine")  # kinds of errors whose detail comes from the server
+NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # beginnings of the errors that a dying engine causes
 GONE = ("connect:", "reset:", "closed:", "status: 502", "status: 503", "status: 504")  # as an endpoint's proxy says it
 
 
 def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: Mapping[Path, int]) -> Verdict:
-    """The outcome: the engine's death first, then its stall or the trial's limit, then the requests, then the client.
+    """Decide the outcome: first by the engine's death, then by a stall or time limit, by the requests, by the client.
 
-    `logged` is how far each engine's log went before the trial: what it said of memory earlier is no part of this one.
+    `logged` is each engine's log position before the trial: earlier messages about memory do not belong to this trial.
     """
     requests = judge_requests(result.records, max_failed=work.settings.max_failed)
     if requests.outcome is not Outcome.OK and _share_without_service(result.records, NO_SERVICE):
@@ -71,7 +75,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         if not work.deployment.backend.launches:
             exit = Exit(Cause.UNREACHABLE if gone else Cause.ENDPOINT)
         return Verdict(outcome=outcome, reason=requests.reason, exit=exit, log_tail=log)
-    if has_fixed_length(work, trial) and (reason := other_length(result.records)):
+    if has_fixed_length(work, trial) and (reason := other_length(result.records, work.settings.max_failed)):
         return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
@@ -83,16 +87,16 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
 
 
 def _share_without_service(records: Records, errors: tuple[str, ...]) -> float:
-    """Return the share of the measured requests that were sent whose error begins like one of these."""
+    """Return the share of the measured requests that were sent and whose error begins like one of these."""
     mask = measured(records) & was_sent(records)
     failed = (error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     return sum(error.startswith(errors) for error in failed) / max(1, int(mask.sum()))
 
 
 def _await_exit(running: RunningEngine) -> None:
-    """Wait for an engine that serves no more to exit: its death is the verdict then, not the requests that it failed.
+    """Wait for an engine that no longer serves to exit, so that its death becomes the verdict, not its failed requests.
 
-    One that dies before a trial refuses all requests at once, and may take longer to exit than they to fail.
+    An engine that dies before a trial refuses all requests at once, and may take longer to exit than they take to fail.
     """
     deadline = time.monotonic() + EXIT_WITHIN
     while running.alive() and time.monotonic() < deadline:
@@ -100,26 +104,26 @@ def _await_exit(running: RunningEngine) -> None:
 
 
 def _over_time(stopped: str | None, settings: Settings) -> str | None:
-    """Why a trial that was stopped is hung; None if it was not stopped for the time it took."""
+    """Return why a stopped trial counts as hung; None if it was not stopped because of the time."""
     if stopped == STALLED:
         return f"no token of any request for stall_timeout={settings.stall_timeout:g} s"
     return f"not finished within trial_timeout={settings.trial_timeout:g} s" if stopped == TIMED_OUT else None
 
 
 def has_fixed_length(work: Work, trial: Trial) -> bool:
-    """Return whether every answer is to have exactly the tokens asked for: no end token and no gateway cuts it."""
+    """Return whether every answer must have exactly the requested tokens: no end token and no gateway shortens it."""
     gateway = work.deployment.gateway
     clipped = gateway is not None and gateway.clip.output_tokens is not None
     return bool(work.deployment.backend.ignores_eos and trial.workload.ignore_eos and not clipped)
 
 
 def judge_requests(records: Records, *, max_failed: float = 0.05) -> Verdict:
-    """The verdict on a trial's requests, with its reason: `invalid` if too many failed, none brought a token, or time
-    ran backwards.
+    """Return the verdict on a trial's requests, with its reason: `invalid` if too many failed, none returned a token,
+    or time ran backwards.
 
-    `max_failed` is the largest share of the measured requests that may fail. The reason names the commonest error.
+    `max_failed` is the largest share of the measured requests that may fail. The reason names the most common error.
     """
-    mask = measured(records) & was_sent(records)  # what never was is no fault of the engine's, and in the quantiles
+    mask = measured(records) & was_sent(records)  # those never sent are not the engine's fault, and are in quantiles
     total = int(mask.sum())
     failed = Counter(error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     count = failed.total()
@@ -146,35 +150,42 @@ def _invalid(reason: str, exit: Exit) -> Verdict:
     return Verdict(outcome=Outcome.INVALID, reason=reason, exit=exit)
 
 
-def other_length(records: Records) -> str | None:
-    """Why the answers are not as long as was asked for with ignore_eos, with the remedy; None where they are."""
+def other_length(records: Records, most: float) -> str | None:
+    """Why the answers are not as long as was asked for with ignore_eos, with the remedy; None where they are.
+
+    `most` is the largest share of them that may differ by more than the tolerance.
+    """
     answered = measured(records) & succeeded(records)
-    tokens, asked_tokens = (
-        total_tokens(counts, answered) for counts in (records.streamed_tokens, records.asked_output_tokens)
-    )
-    return None if tokens is None or asked_tokens is None else not_honoured(int(answered.sum()), tokens, asked_tokens)
+    counts = records.streamed_tokens, records.asked_output_tokens
+    tokens, asked_tokens = (total_tokens(column, answered) for column in counts)
+    if tokens is None or asked_tokens is None:
+        return None
+    lengths, asked = (np.asarray(column, np.float64)[answered] for column in counts)
+    share = float(has_other_length(lengths, asked).mean())
+    mean = not_honoured(int(answered.sum()), tokens, asked_tokens)
+    if mean or share <= most:
+        return mean
+    found = f"{share:.0%} of the answers ({lengths.min():.0f} to {lengths.max():.0f} tokens)"
+    return f"{found} are over 10 % longer or shorter than requested {OTHER_LENGTH}"
 
 
 def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
-    """Why the tokens of some answers are not those asked for with ignore_eos, with the remedy; None where they are."""
+    """Return why answers' tokens differ from those requested with ignore_eos, with the remedy; None if they do not."""
     if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
         return None
-    return (
-        f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f} asked for "
-        "with ignore_eos: set backend.ignores_eos=false if the server lacks it, "
-        "or workload.ignore_eos=false for answers of any length"
-    )
+    means = f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f}"
+    return f"{means} requested {OTHER_LENGTH}"
 
 
 def step_back(records: Records, mask: Mask) -> float:
-    """The most by which a chunk's stamp precedes the previous chunk's, s; 0 if none does."""
+    """Return the most by which a chunk's stamp precedes the previous chunk's, in seconds; 0 if none does."""
     back = [np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, mask)]
     return float(max(back, default=0)) / 1e6
 
 
 def _commonest(errors: Counter[str]) -> tuple[str, str]:
-    """The kind of error that came most often ("kind: detail" in a Record) with one example of it, and what the server
-    said in that.
+    """Return the most common kind of error ("kind: detail" in a Record) with one example of it, and the server's
+    message in that example.
     """
     kinds: Counter[str] = Counter()
     for error, count in errors.items():
@@ -186,20 +197,20 @@ def _commonest(errors: Counter[str]) -> tuple[str, str]:
 
 
 def only_timeouts(records: Records) -> bool:
-    """Return whether every measured request that was sent timed out: the engine accepts connections and no more."""
+    """Return whether every measured request sent timed out: the engine accepts connections but never answers."""
     mask = measured(records) & was_sent(records)
     errors = [error for error, chosen in zip(records.error, mask, strict=True) if chosen]
     return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)
 
 
 def limited(report: ClientReport, records: Records) -> str | None:
-    """Why the client, not the engine, set this trial's figures, with the remedy; None where it kept up.
+    """Return why the client, not the engine, limited this trial, with the remedy; None if the client kept up.
 
-    The client is the bottleneck when a process of it used more than 90 % of a core; when it sent late (`_late_sends`);
-    or, where stamps are taken by the process instead of the kernel, when its event loop was late (p99) by more than may
-    be. Where they are the kernel's, a late loop falsifies gaps between chunks only by reading several at once: when the
-    loop is later (p99) than chunks are apart (median over the requests) and than 5 ms, and that was seen of more than a
-    hundredth of the chunks. (A server that writes in bursts is read so by a loop that is in time.)
+    The client is the bottleneck if one of its processes used more than 90 % of a core, or if it sent late
+    (`_late_sends`). If the process takes the stamps, it is the bottleneck also if its event loop was later (p99) than
+    allowed. If the kernel takes them, a late loop falsifies only gaps, by reading several chunks at once. Then the loop
+    must be later (p99) than the median time between chunks and 5 ms, with over 1 % of chunks read together. (A punctual
+    loop reads bursts so too.)
     """
     remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
     if report.cpu > LARGEST_CPU_SHARE:
@@ -229,10 +240,10 @@ def limited(report: ClientReport, records: Records) -> str | None:
 
 
 def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
-    """By how much the client's own delay of the sends changed the load; None where it did not.
+    """Return by how much the client's own delay of the sends changed the load; None if it did not.
 
-    In an open loop, `lag` (p99) may be `allowed`, s: a tenth of the median `service_ttft` or 5 ms, with 50 µs more for
-    each request that was due together with this one and left before it. Without a schedule, `turnaround` delays the
+    In an open loop, `lag` (p99) may be `allowed` seconds: a tenth of the median `service_ttft` or 5 ms, plus 50 µs for
+    each request that was due together with this one and sent before it. Without a schedule, `turnaround` delays the
     whole load instead of one request: it may be 1 % of its users' time.
     """
     share = turnaround_share(records, mask)
@@ -245,7 +256,7 @@ def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
             f"time (limit: {LARGEST_TURNAROUND_SHARE:.0%})"
         )
     lags = np.sort(lag(records)[mask] - BURST_COST * _left_before(records, mask))
-    # Of few requests the p99 is next to the largest lag. One late request is an accident of the machine; two are a
+    # With few requests the p99 is near the largest lag. One late request is an accident of the machine; two are a
     # pattern.
     late = min(quantile(lags, 0.99), float(lags[-2:][0]))
     if late <= allowed:
@@ -254,7 +265,7 @@ def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
 
 
 def _chunks_apart(records: Records, mask: Mask) -> float:
-    """Median over the requests of the mean time between their chunks, s; endless where none has two."""
+    """Return the median over requests of the mean time between their chunks, in s; infinite if none has two."""
     first, last = token_times(records)
     gaps = np.diff(np.asarray(records.offsets)) - 1
     several = mask & (gaps > 0)
@@ -262,7 +273,7 @@ def _chunks_apart(records: Records, mask: Mask) -> float:
 
 
 def _left_before(records: Records, mask: Mask) -> Floats:
-    """The number of requests due together with each one that were sent before it. Shape (chosen,)."""
+    """Return, for each request, the number of requests due together with it and sent before it. Shape (chosen,)."""
     due, sent = np.floor(as_floats(records.released)[mask] / BURST), as_floats(records.sent)[mask]
     order = np.lexsort((sent, due))
     _, first, count = np.unique(due[order], return_index=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""The work that a node is given, and the node and engine that it is done on."""
+"""The work that a node is given, and the node and the engine that do it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,17 +18,17 @@ from sweep.plan.plan import Deployment
 
 @dataclass(frozen=True)
 class Work:
-    """The input of a task: a launch of a deployment with the trials still to run, and where its files go."""
+    """The input of a task: a launch of a deployment with its pending trials, and where its files go."""
 
     deployment: Deployment
     settings: Settings
     out: str  # absolute
     attempt: str
     axes: tuple[str, ...]
-    run: str = "run"  # the run's own name, in the markers of its engines
-    deadline: float | None = None  # s since the epoch: no trial starts that is not expected to end by then
-    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> s, where earlier runs have measured it
-    patience: float = 0.0  # s with outages of what prepares the node
+    run: str = "run"  # the run's unique name, used in the markers of its engines
+    deadline: float | None = None  # s since the epoch; a trial starts only if it is expected to end by then
+    expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> seconds, if earlier runs measured it
+    patience: float = 0.0  # s of outages for which preparing the node is retried
 
     @property
     def paths(self) -> RunPaths:
@@ -46,13 +46,13 @@ class Work:
 
     @property
     def marker(self) -> str:
-        """The name by which everything of this attempt's engine can be found on its node."""
+        """The marker by which everything started for this attempt's engine can be found on its node."""
         return f"{self.run}/{self.deployment.deployment_id}/{self.attempt}"
 
 
 @dataclass(frozen=True)
 class PreparedNode:
-    """A node with everything the engine needs: its environment, its weights, and cores for it and for the client."""
+    """A node with everything the engine needs: environment, weights, and cores for it and for the client."""
 
     launch: Launch
     environment: Environment
@@ -62,22 +62,22 @@ class PreparedNode:
 
 @dataclass(frozen=True)
 class RunningEngine:
-    """The engine that trials are measured on, or its replicas behind a gateway, and the node they run on."""
+    """The engine that trials are measured on, or its replicas behind a gateway, and the node where they run."""
 
     node: PreparedNode
     engines: tuple[Engine, ...]
     facts: Mapping[str, Any]  # as the engine reports them
-    launch: str | None = None  # the id of this start of the engine; None for one that others launched
-    gateway: RunningGateway | None = None  # in front of it
+    launch: str | None = None  # id of this start of the engine; None if it was not launched here
+    gateway: RunningGateway | None = None  # in front of the engine
 
     @property
     def engine(self) -> Engine:
-        """The engine that answers where one of the replicas stands for all."""
+        """The engine that answers when one replica stands for all."""
         return self.engines[0]
 
     @property
     def url(self) -> str:
-        """The URL that the client drives."""
+        """The URL to which the client sends requests."""
         return self.engine.url if self.gateway is None else self.gateway.url
 
     def processes(self) -> list[psutil.Process]:
@@ -89,17 +89,17 @@ class RunningEngine:
         return [process for engine in self.engines for process in engine.processes()]
 
     def processes_known(self) -> bool:
-        """Return whether all processes of the engines are known: others would count as processes of others."""
+        """Return whether all processes of the engines are known; unknown ones would count as other processes."""
         return all(engine.processes_known() for engine in self.engines)
 
     def alive(self) -> bool:
-        """Return whether every engine and the gateway in front of them run."""
+        """Return whether every engine, and the gateway in front of them, is running."""
         return self.dead() is None and (self.gateway is None or self.gateway.alive())
 
     def dead(self) -> Engine | None:
-        """Return the first engine that has ended; None while all run."""
+        """Return the first engine that has ended; None while all are running."""
         return next((engine for engine in self.engines if not engine.alive()), None)
 
     def ran_out_of_memory(self, since: Mapping[Path, int]) -> bool:
-        """Return whether any engine has logged running out of memory after these positions, by log."""
+        """Return whether any engine's log reports running out of memory after these positions, by log."""
         return any(engine.ran_out_of_memory(since[engine.log]) for engine in self.engines)

@@ -1,7 +1,7 @@
 """The chunks of a trial's answers as arrays: arrival times and token counts.
 
-Chunks without a token (a role, a usage report) are not arrivals and are left out. They are processed in blocks, so that
-a million requests of 128 chunks need little more memory than their Records. Times are in seconds.
+Chunks without a token (a role, a usage report) are not arrivals and are left out. Chunks are processed in blocks, so
+that a million requests of 128 chunks need little more memory than their Records. Times are in seconds.
 """
 
 from array import array
@@ -17,29 +17,29 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 BLOCK_CHUNKS = 1 << 20
-TOGETHER = 100  # µs: chunks of one answer no further apart came as one, since no engine makes token after token so fast
+TOGETHER = 100  # µs: an engine cannot make tokens faster, so closer chunks of an answer arrived together
 
 
 class Block(NamedTuple):
     """Consecutive chunks with tokens; each array has shape (chunks,)."""
 
     request: NDArray[np.int64]  # index of the Record
-    us: NDArray[np.int64]  # arrival, µs since the send
+    us: NDArray[np.int64]  # arrival, in µs since the send
     tokens: NDArray[np.uint16]
 
     def inside(self) -> Mask:
-        """True for each two neighbouring chunks of the same request. Shape (chunks - 1,)."""
+        """Mask of neighbouring chunks that belong to the same request. Shape (chunks - 1,)."""
         return np.asarray(self.request[1:] == self.request[:-1])
 
     def gaps(self) -> NDArray[np.int64]:
-        """Gaps between neighbouring chunks of one request in µs, 0 if the stamps go back. Shape (pairs inside,)."""
+        """Return the gaps between neighbouring chunks of a request in µs, 0 if stamps go back. Shape (pairs,)."""
         return np.maximum(np.diff(self.us)[self.inside()], 0)
 
     def counted(self, records: Records) -> Floats:
-        """Tokens of each chunk, scaled so that a request's sum is that of its streamed tokens. Shape (chunks,).
+        """Return the tokens of each chunk, scaled to add up to the request's streamed tokens. Shape (chunks,).
 
-        The factor is 1 if the stream tells how many tokens each chunk holds. If it does not, each chunk was counted as
-        one token, and the tokens are spread over the chunks evenly.
+        The factor is 1 if the stream says how many tokens each chunk holds. Otherwise each chunk was counted as one
+        token, and the tokens are spread evenly over the chunks.
         """
         parsed = np.bincount(self.request - self.request[0], weights=self.tokens)
         reported = np.asarray(records.streamed_tokens, np.float64)[self.request[0] : self.request[0] + parsed.size]
@@ -47,12 +47,12 @@ class Block(NamedTuple):
         return np.asarray(self.tokens * factor[self.request - self.request[0]], np.float64)
 
     def times(self, records: Records) -> Floats:
-        """Arrivals in s from the trial's start. Shape (chunks,)."""
+        """Return the arrivals in s from the trial's start. Shape (chunks,)."""
         return as_floats(records.sent)[self.request] + self.us / 1e6
 
 
 def blocks(records: Records, mask: Mask) -> Iterator[Block]:
-    """The chunks of the requests in `mask`, in blocks of complete requests with about BLOCK_CHUNKS chunks each."""
+    """Yield the chunks of the requests in `mask`, in blocks of complete requests of about BLOCK_CHUNKS chunks."""
     offsets, us, tokens = np.asarray(records.offsets), np.asarray(records.chunk_us), np.asarray(records.chunk_tokens)
     begin, count = 0, len(records)
     while begin < count:
@@ -68,7 +68,7 @@ def blocks(records: Records, mask: Mask) -> Iterator[Block]:
 def tokens_per_bin(
     records: Records, mask: Mask, begin: float, width: float, bins: int, *, chunks: bool = False
 ) -> Floats:
-    """Tokens (or chunks) that arrived in each of `bins` bins of `width` s from `begin`. Shape (bins,)."""
+    """Return the tokens (or chunks) that arrived in each of `bins` bins of `width` s from `begin`. Shape (bins,)."""
     totals = np.zeros(bins)
     for block in blocks(records, mask):
         index = np.floor((block.times(records) - begin) / width).astype(np.int64)
@@ -79,7 +79,7 @@ def tokens_per_bin(
 
 
 def tokens_within(records: Records, mask: Mask, begin: float, end: float) -> int:
-    """Tokens that arrived after `begin` and not after `end`."""
+    """Return the number of tokens that arrived after `begin` and not after `end`."""
     tokens = sum(
         float(block.counted(records)[within(block.times(records), begin, end)].sum()) for block in blocks(records, mask)
     )
@@ -87,10 +87,10 @@ def tokens_within(records: Records, mask: Mask, begin: float, end: float) -> int
 
 
 def token_times(records: Records) -> tuple[Floats, Floats]:
-    """Arrival of the first and the last token of each request, s since its send; NaN if there was none."""
+    """Return the arrival of each request's first and last token, in s since its send; NaN if it got no token."""
     first, last = np.full(len(records), np.nan), np.full(len(records), np.nan)
     tokens, us = np.asarray(records.chunk_tokens), np.asarray(records.chunk_us)
-    if np.all(tokens > 0):  # nearly always: the first and last chunk of each request suffice
+    if np.all(tokens > 0):  # nearly always: then the first and last chunk of each request suffice
         offsets = np.asarray(records.offsets)
         some = offsets[1:] > offsets[:-1]
         first[some], last[some] = us[offsets[:-1][some]] / 1e6, us[offsets[1:][some] - 1] / 1e6
@@ -103,14 +103,14 @@ def token_times(records: Records) -> tuple[Floats, Floats]:
 
 
 def near(block: Block) -> Mask:
-    """True for neighbouring chunks of one request that came as one. Shape (chunks - 1,)."""
+    """Return a mask of neighbouring chunks of a request that arrived together. Shape (chunks - 1,)."""
     return block.inside() & (np.diff(block.us) <= TOGETHER)
 
 
 def later_tokens(records: Records) -> Floats:
-    """Streamed tokens of each request that came after its first arrival; NaN if that is unknown. Shape (requests,).
+    """Return each request's streamed tokens after its first arrival; NaN if their number is unknown. Shape (requests,).
 
-    The first arrival is the first chunk with those that came together with it.
+    The first arrival consists of the first chunk and all chunks that arrived together with it.
     """
     first, parsed = np.zeros(len(records)), np.zeros(len(records))
     for block in blocks(records, np.ones(len(records), np.bool_)):
@@ -125,7 +125,7 @@ def later_tokens(records: Records) -> Floats:
 
 
 def token_chunks(records: Records) -> NDArray[np.int64]:
-    """Number of chunks with a token in each request. Shape (requests,)."""
+    """Return the number of chunks with a token in each request. Shape (requests,)."""
     empty = np.flatnonzero(np.asarray(records.chunk_tokens) == 0)  # few, if any
     offsets = np.asarray(records.offsets)
     requests_of_empty = np.searchsorted(offsets, empty, side="right") - 1
@@ -133,10 +133,10 @@ def token_chunks(records: Records) -> NDArray[np.int64]:
 
 
 def as_floats(column: "array[float]") -> Floats:
-    """A column of Records as a numpy array, not copied. Shape (requests,)."""
+    """Return a column of Records as a numpy array, without copying. Shape (requests,)."""
     return np.asarray(column, np.float64)
 
 
 def within(times: Floats, begin: float, end: float) -> Mask:
-    """Mask of the times after `begin` and not after `end`. Shape of `times`."""
+    """Return a mask of the times after `begin` and not after `end`. Shape of `times`."""
     return np.asarray((times > begin) & (times <= end))

@@ -1,6 +1,5 @@
-"""Intervals of shares and means over the tokens of some texts. Tokens of one text are alike, so the texts are the
-sample.
-"""
+"""Intervals of shares and means over the tokens of several texts. Tokens of one text are alike, so the texts are the
+sample."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ COVERAGE = 0.95
 
 
 class Bounded(NamedTuple):
-    """A figure with the ends of its 95 % interval; they are infinite if one text says nothing about others."""
+    """A figure with the ends of its 95 % interval; they are infinite if there is only one text."""
 
     value: float
     low: float
@@ -22,9 +21,9 @@ class Bounded(NamedTuple):
 
 
 def share(hits: Sequence[int], sizes: Sequence[int]) -> Bounded:
-    """The share of hits, `hits[i]` of `sizes[i]` in text i: Wilson's interval of the effective number of tokens.
+    """Return the share of hits, `hits[i]` of `sizes[i]` in text i, with Wilson's interval for the effective size.
 
-    That number is smaller than theirs by the ratio of the variance between texts to the variance of independent tokens.
+    It is the number of tokens divided by the ratio of the variance between texts to that of independent tokens.
     """
     counts, totals = np.asarray(hits, float), np.asarray(sizes, float)
     total = totals.sum()
@@ -42,7 +41,7 @@ def share(hits: Sequence[int], sizes: Sequence[int]) -> Bounded:
 
 
 def ratio_of_likelihoods(texts: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Bounded:
-    """exp of the mean difference in log-probability of a token, paired by token; Student's t over the texts."""
+    """Return exp of the mean difference in a token's log-probability, paired by token; Student's t over the texts."""
     pairs = zip(texts, baseline, strict=True)
     differences = [np.asarray(a, float) - np.asarray(b, float) for a, b in pairs]
     total = sum(map(len, differences))
@@ -53,11 +52,11 @@ def ratio_of_likelihoods(texts: Sequence[Sequence[float]], baseline: Sequence[Se
 
 
 def _variance(deviations: Floats) -> float:
-    """Variance of the sum over texts from each text's deviation."""
+    """Return the variance of the sum over texts, from the deviation of each text."""
     return float((deviations**2).sum() * len(deviations) / max(1, len(deviations) - 1))
 
 
 def _quantile(texts: int) -> float:
-    from scipy import special  # here, since every task on a node would wait for it, a third of its imports
+    from scipy import special  # here, or every task on a node would wait for a third of its imports
 
     return float(special.stdtrit(texts - 1, 0.5 + COVERAGE / 2))

@@ -1,9 +1,11 @@
-"""Drift of the latency of a seemingly steady trial: within its window, and after it.
+"""Drift of the latency of a trial: within its steady window, after it and over the whole trial.
 
-The requests sent in the window are split into TENTHS by their send. There is drift if every tenth of the second half is
-above every tenth of the first, or below. By chance alone 1 in 126 windows does that (Mann & Whitney 1947, five against
-five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later requests are slower
-than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
+The requests sent in the window are split into TENTHS by their send. There is drift if every tenth of the second half
+lies above every tenth of the first, or below it. By chance alone this happens in 1 of 126 windows (Mann & Whitney 1947,
+five against five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later
+requests are slower than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
+
+Over the whole trial a change may come at any of CHANGE_POINTS: all later tenths are above all earlier ones, or below.
 """
 
 import numpy as np
@@ -16,13 +18,15 @@ from sweep.numbers.selection import Window, sent_within, succeeded
 
 TENTHS = 10
 FEWEST_IN_A_TENTH = 5  # requests
-LEAST_CHANGE = 1.1  # one half over the other
-LEAST_AFTER = 1.25  # after the window over within it
+LEAST_CHANGE = 1.1  # ratio of one half to the other
+LEAST_OVER = 1.2  # ratio of the later part of a whole trial to the earlier one
+LEAST_AFTER = 1.25  # ratio of the time after the window to the window
 SHARES = (0.5, 0.9)
+CHANGE_POINTS = range(3, 8)  # tenths after which the latency of a whole trial may change
 
 
 def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
-    """The second half's p50 or p90 of e2el over the first half's; None without drift."""
+    """Return the ratio of the second half's p50 or p90 of e2el to the first half's; None if there is no drift."""
     latencies = _latencies(records, sent_within(records, mask, window))
     if latencies.size < TENTHS * FEWEST_IN_A_TENTH:
         return None
@@ -37,8 +41,29 @@ def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
     return float(largest) if abs(np.log(largest)) >= np.log(LEAST_CHANGE) else None
 
 
+def drift_over(records: Records, mask: Mask) -> float | None:
+    """The later requests' p50 or p90 of e2el over the earlier ones', at the split of the largest change; or None."""
+    sent = as_floats(records.sent)
+    if np.isnan(as_floats(records.scheduled)[mask]).all():  # the users' first requests came all at once
+        mask = mask & (sent > np.nanmin((sent + e2el(records))[mask], initial=np.inf))
+    latencies = _latencies(records, mask)
+    if latencies.size < TENTHS * FEWEST_IN_A_TENTH:
+        return None
+    tenths, changes = np.array_split(latencies, TENTHS), [1.0]
+    for share in SHARES:
+        figures = [quantile(tenth, share) for tenth in tenths]
+        for split in CHANGE_POINTS:
+            before, after = figures[:split], figures[split:]
+            if min(after) > max(before) or max(after) < min(before):
+                parts = (np.concatenate(part) for part in (tenths[split:], tenths[:split]))
+                later, earlier = (quantile(part, share) for part in parts)
+                changes.append(later / earlier)
+    largest = max(changes, key=lambda change: abs(np.log(change)))
+    return float(largest) if abs(np.log(largest)) >= np.log(LEAST_OVER) else None
+
+
 def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """The p50 or p90 of e2el of the requests sent after the window, over the window's; None without drift."""
+    """Return the ratio of p50 or p90 of e2el after the window to that within it; None if there is no drift."""
     if window.end is None:
         return None
     latencies = _latencies(records, sent_within(records, mask, window))
@@ -55,7 +80,7 @@ def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def _latencies(records: Records, mask: Mask) -> Floats:
-    """e2el in the order of the sends; for a failed request its duration until then: it would have taken longer."""
+    """Return e2el in the order of the sends; for a failed request, the time until it failed, which is a lower bound."""
     lasted = as_floats(records.ended) - as_floats(records.sent)
     values = np.where(succeeded(records), e2el(records), lasted)[mask]
     ordered = values[np.argsort(as_floats(records.sent)[mask], kind="stable")]

@@ -1,7 +1,7 @@
-"""A histogram of gaps between chunks, which gives quantiles of a billion gaps.
+"""A histogram of gaps between chunks, from which quantiles of a billion gaps can be computed.
 
-A bin is the upper half of a gap's bits as a 32-bit float: 128 bins for each power of two. The middle of a bin is at
-most 0.4 % from any gap in it, so a quantile is too. Histograms of trials, files and processes are added.
+A bin is the upper half of a gap's bits as a 32-bit float: 128 bins for each power of two. The middle of a bin differs
+by at most 0.4 % from any gap in it, so a quantile does too. Histograms of trials, files and processes can be added.
 """
 
 import numpy as np
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
 
-LARGEST_ERROR = 2.0**-8  # of a quantile, relative: half a bin
-GAP_BINS = 1 << 15  # of positive floats
+LARGEST_ERROR = 2.0**-8  # relative error of a quantile: half a bin
+GAP_BINS = 1 << 15  # the bins of positive floats
 GAPS_AT_ONCE = 1 << 20  # gaps
-WRAPS = np.uint32(1 << 31)  # µs, from which the difference of two stamps may be one that goes back
+WRAPS = np.uint32(1 << 31)  # µs above which the difference of two stamps may mean that the stamps go back
 
 
 def count_gaps(stamps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> Counts:
-    """The gaps between the neighbouring stamps of each request, µs; 0 where the stamps go back.
+    """Count the gaps between neighbouring stamps of each request, in µs; 0 if the stamps go back.
 
-    `offsets` are where each request's stamps begin, and where the last one's end.
+    `offsets` gives where each request's stamps begin, and where the last request's end.
     """
     counts = np.zeros(GAP_BINS, np.int64)
     wide = bool(stamps.size) and bool(stamps.max() >= WRAPS)
@@ -26,14 +26,14 @@ def count_gaps(stamps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> Counts
         part = stamps[begin : begin + GAPS_AT_ONCE + 1]
         counts += np.bincount(_bins(part, wide), minlength=GAP_BINS)
     between = np.unique(offsets[(offsets > offsets[0]) & (offsets < offsets[-1])]) - offsets[0]
-    if between.size:  # the pairs of neighbours that belong to two requests
+    if between.size:  # the neighbours that belong to two requests
         pairs = np.stack([stamps[between - 1], stamps[between]], axis=1)
         counts -= np.bincount(_bins(pairs, wide).ravel(), minlength=GAP_BINS)
     return counts
 
 
 def quantile_of_counts(counts: Counts, share: float) -> float:
-    """The gap below which this share of the gaps lies, s, at most LARGEST_ERROR off; NaN without gaps."""
+    """Return the gap in s below which this share of the gaps lies, within LARGEST_ERROR; NaN if there are no gaps."""
     cumulative = np.cumsum(counts)
     if not cumulative[-1]:
         return float("nan")
@@ -42,7 +42,7 @@ def quantile_of_counts(counts: Counts, share: float) -> float:
 
 
 def _bins(stamps: NDArray[np.uint32], wide: bool) -> NDArray[np.intp]:
-    """The bin of each difference of neighbours along the last axis."""
+    """Return the bin of each difference between neighbours along the last axis."""
     if wide:
         gaps = np.maximum(np.diff(stamps.astype(np.int64)), 0).astype(np.float32)
     else:
@@ -51,7 +51,7 @@ def _bins(stamps: NDArray[np.uint32], wide: bool) -> NDArray[np.intp]:
 
 
 def _middle(index: int) -> float:
-    """The middle of a bin, µs: of the whole numbers in it, since stamps are."""
+    """Return the middle of a bin in µs, counting only whole numbers, since stamps are whole."""
     low, high = np.array([index << 16, (index + 1) << 16], np.uint32).view(np.float32).astype(np.float64)
     first, last = np.ceil(low), np.ceil(high) - 1
     return float((first + last) / 2) if last >= first else float(low)

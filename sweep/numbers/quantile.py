@@ -1,4 +1,8 @@
-"""Quantiles: linear between order statistics (numpy's default, type 7 of Hyndman & Fan 1996), for every figure."""
+"""Quantiles: linear between order statistics (type 7 of Hyndman & Fan 1996), for every figure.
+
+Between two that are far apart, such as two modes, nothing was measured: there the higher one is the quantile. (A few
+values are all far apart, and show no modes.)
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +13,21 @@ from numpy.typing import NDArray
 
 from sweep.numbers.quantity import percentile_name
 
-ROUNDING = 1e-9  # of an order statistic's number: 0.99 × 100 may be a little above 99
+FEWEST_OF_MODES = 10  # values
+WIDEST_STEP = 1.2  # one order statistic over the one before, across which nothing is interpolated
+ROUNDING = 1e-9  # tolerance of an order statistic's index: 0.99 × 100 may be slightly above 99
 
 
 def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
-    """The value below which this share of the values lies; NaN without values."""
+    """Return the value below which this share of the values lies; NaN if there are no values."""
     return float(np.quantile(values, share)) if len(values) else math.nan
 
 
 def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float = 1.0) -> dict[str, float | None]:
-    """mean, percentiles and max of the values / unit, NaN left out, or None. Reorders `values`.
+    """Return mean, percentiles and max of the values / unit, ignoring NaN; None if all are NaN. Reorders `values`.
 
-    An infinite value is a request that failed (`selection.with_failures`): it counts in the percentiles, and one that
-    reaches it is None; mean and max are of the finite values.
+    An infinite value is a failed request (`selection.with_failures`): percentiles count it and are None if they reach
+    it; mean and max cover only finite values.
     """
     values = values[~np.isnan(values)] if values.dtype.kind == "f" else values
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
@@ -35,11 +41,18 @@ def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float =
 
 
 def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) -> list[float]:
-    """Quantiles of `count` values, of which those that are not among the finite ones are +∞. Reorders `finite`."""
-    if finite.size == count:
-        return [float(value) for value in np.quantile(finite, shares, overwrite_input=True)]
-    at = shares * (count - 1)  # between which order statistics: with one that is infinite, so is what is between
-    known = np.ceil(at - ROUNDING) <= finite.size - 1
-    among = np.clip(at / max(finite.size - 1, 1), 0, 1)
-    values = np.quantile(finite, among, overwrite_input=True)
-    return [float(value) for value in np.where(known, values, np.inf)]
+    """Return quantiles of `count` values, of which those not in `finite` are +∞. Reorders `finite`."""
+    at = shares * (count - 1)  # position between two order statistics: if either is infinite, so is the quantile
+    lower = np.floor(at + ROUNDING).astype(np.int64)
+    upper = np.ceil(at - ROUNDING).astype(np.int64)
+    known, last = upper <= finite.size - 1, finite.size - 1
+    places = np.minimum([lower, upper], last)
+    finite.partition(np.unique(places))
+    low, high = finite[places].astype(np.float64)
+    return [float(value) for value in np.where(known, between(low, high, np.maximum(at - lower, 0), count), np.inf)]
+
+
+def between(low: NDArray[Any], high: NDArray[Any], share: NDArray[Any], count: Any) -> NDArray[np.float64]:
+    """The value so far from one order statistic of `count` to the next; the next one if they are far apart."""
+    apart = (high > WIDEST_STEP * low) & (share > ROUNDING) & (np.asarray(count) >= FEWEST_OF_MODES)
+    return np.asarray(np.where(apart, high, low + share * (high - low)), np.float64)

@@ -1,7 +1,7 @@
-"""A quantity is declared once, above the function that computes it; everything else about it follows from there.
+"""A quantity is declared once, above the function that computes it; everything else about it is derived from there.
 
 The row's columns and their types, what a failed row leaves empty, labels, the summary, the report's definitions, what a
-tracker gets and the tables of docs/metrics.md are all derived from the declarations. The docstring is the formula.
+tracker receives and the tables of docs/metrics.md all come from the declarations. The docstring is the formula.
 """
 
 import inspect
@@ -19,39 +19,39 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 PERFORMANCE: frozenset[Kind] = frozenset({"latency", "throughput", "cost", "energy"})
 """The kinds that a trial without a result does not have: half a measurement must not look like a fast one."""
 
-BUFFERED = 0.1  # share of the events that came together with another, above which the time between them means nothing
+BUFFERED = 0.1  # share of the events that arrived together with another, above which times between events mean nothing
 
-OLD_PERCENTILES = (50.0, 90.0, 99.0)  # of rows from before they were a setting
+OLD_PERCENTILES = (50.0, 90.0, 99.0)  # in rows from before percentiles were a setting
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quantity:
     """The definition of a quantity: its meaning and its computation.
 
-    Its kind says when it does not hold. A latency rests on a client's stamps (goodput does, too): it is left out if the
-    engine took its own. Validity says how far to believe the others; counts are requests, tokens and seconds.
+    Its kind says when it is undefined. A latency needs a client's stamps (so does goodput): it is left out if the
+    engine took its own. Validity says how far to trust the other kinds; counts are requests, tokens and seconds.
     """
 
     name: str
-    unit: str  # of the data: s, bytes, tokens/s, …; "share" of one; "" where it has none
+    unit: str  # of the data: s, bytes, tokens/s, …; "share" (0 to 1); "" if it has none
     kind: Kind
-    function: Callable[..., Any]  # its parameters are inputs of a trial, or other quantities, by name (`summarise`)
+    function: Callable[..., Any]  # its parameters are named like a trial's inputs or other quantities (`summarise`)
     formula: str
     better: Literal["higher", "lower"] | None = None
-    per: Literal["request", "gap", "batch"] | None = None  # a series, whose statistics the row has; None: one figure
+    per: Literal["request", "gap", "batch"] | None = None  # of a series, which the row summarises; None: one figure
     type: type = float  # of the figure: float, int, bool or str
-    label: str | None = None  # None: the name
+    label: str | None = None  # None: the quantity's name
     short: str | None = None  # None: the label
     event: Literal["sent", "first", "last"] | None = None  # at which a request's value is known (send, first or last
     # token): a series with an event is summarised over the steady state too
     steady: bool = False  # a figure over the steady state
-    spaced: bool = False  # rests on the time between the events of an answer: null where they were buffered
-    headline: Mapping[str, int] = field(default_factory=dict)  # statistic, "" of a figure -> rank among the headlines
-    recorded_as: str | None = None  # column of requests.parquet with a request's value; None: the name
+    spaced: bool = False  # based on the time between an answer's events: null if they were buffered
+    headline: Mapping[str, int] = field(default_factory=dict)  # statistic ("" for a figure) -> rank among the headlines
+    recorded_as: str | None = None  # column of requests.parquet with each request's value; None: the quantity's name
 
     @property
     def request_column(self) -> str:
-        """The column of requests.parquet with each request's value of a series per request."""
+        """The column of requests.parquet with each request's value."""
         return self.recorded_as or self.name
 
     @property
@@ -65,7 +65,7 @@ class Statistic:
 
     column: str
     quantity: Quantity
-    name: str  # mean, p50, …, max; "" of a figure
+    name: str  # mean, p50, …, max; "" for a figure
     steady: bool
 
     @property
@@ -74,7 +74,7 @@ class Statistic:
 
     @property
     def mean_column(self) -> str:
-        """The column of the mean of the same series."""
+        """The column with the mean of the same series."""
         return _series_column(self.quantity, "mean", self.steady)
 
 
@@ -82,7 +82,7 @@ _DECLARED: dict[str, Quantity] = {}
 
 
 def is_buffered(buffered_share: Value) -> bool:
-    """Return whether a buffer, not the engine, sets the time between events."""
+    """Return whether a buffer, rather than the engine, determines the time between events."""
     return isinstance(buffered_share, float) and buffered_share > BUFFERED
 
 
@@ -90,7 +90,7 @@ def declare(quantity: Quantity) -> None:
     """Add a quantity.
 
     Raises:
-        ValueError: if there is one of that name.
+        ValueError: if its name is already taken.
     """
     if (other := _DECLARED.setdefault(quantity.name, quantity)) is not quantity:
         raise ValueError(f"{quantity.name}: declared twice, in {other.module} and {quantity.module}")
@@ -109,24 +109,24 @@ def quantity(**declaration: Any) -> Callable[[Function], Function]:
 
 
 def declared() -> list[Quantity]:
-    """Every quantity, in the order of the row."""
+    """Return every quantity, in the order of the row."""
     from sweep.numbers import quantities  # noqa: F401  its modules declare them
 
     return list(_DECLARED.values())
 
 
 def statistic_names(percentiles: Iterable[float]) -> list[str]:
-    """The statistics of a series: mean, p50, …, max."""
+    """Return the statistics of a series: mean, p50, …, max."""
     return ["mean", *map(percentile_name, percentiles), "max"]
 
 
 def percentile_name(percentile: float) -> str:
-    """p99; p99_9 of 99.9, since a dot is in the names of axes alone."""
+    """Return p99; or p99_9 for 99.9, since only axes have a dot in their name."""
     return f"p{percentile:g}".replace(".", "_")
 
 
 def columns(percentiles: Iterable[float] = PERCENTILES) -> dict[str, Statistic]:
-    """The measured columns of a trials row, in order."""
+    """Return the measured columns of a trials row, in order."""
     return _columns(tuple(declared()), tuple(percentiles))
 
 

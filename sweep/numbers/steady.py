@@ -25,13 +25,14 @@ from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_pe
 from sweep.numbers.quantile import statistics
 from sweep.numbers.quantities.batches import batches
 from sweep.numbers.quantities.latency import e2el, service_e2el
+from sweep.numbers.quantities.load import GROWING, queue_score
 from sweep.numbers.selection import Window, measured, sent_within, succeeded, with_failures
 
-LIFETIMES = 5  # of a slow request (p90) that a window holds at least
-LIGHTER_TAIL = 2.0  # p99 with what was cut off over that without it
-SAME_MEDIAN = 1.1  # of what was cut off over the rest's
+LIFETIMES = 5  # a window holds at least that many durations of a slow request (p90)
+LIGHTER_TAIL = 2.0  # ratio of the p99 with the cut-off parts to the p99 without them
+SAME_MEDIAN = 1.1  # ratio of the medians of the cut-off parts and the rest
 BINS = 500  # at most
-TOKENS_PER_BIN = 10  # at least, so that fewer tokens give fewer bins
+TOKENS_PER_BIN = 10  # at least; fewer tokens give fewer bins
 FEWEST_MEANS = 10  # needed by MSER: 10 x 5 bins of time, or 10 batches
 SLACK = 2.0  # accepted multiple of the smallest squared standard error
 NEGLIGIBLE = 0.01  # of the mean: a standard error below this is not reduced further
@@ -40,10 +41,12 @@ CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson &
 
 
 def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
-    """Detect the steady state of a trial's measured requests; `method` names the method, or why not."""
+    """Detect the steady state of a trial's measured requests; `method` names the rule, or why there is none."""
     mask = measured(records, discard_first_batch)
     if not (mask & succeeded(records)).any():
         return _none("no request succeeded")
+    if (score := queue_score(records, mask)) is not None and score >= GROWING:
+        return _none("the queue grows: requests come faster than they are answered")
     lockstep = np.any(np.asarray(records.batch)[mask] != UNKNOWN)
     window = _batch_window(records, mask) if lockstep else _time_window(records, mask)
     if window.begin is None or window.end is None:
@@ -53,7 +56,7 @@ def steady_window(records: Records, discard_first_batch: bool = False) -> Window
 
 
 def too_short(records: Records, mask: Mask, length: float) -> str | None:
-    """Why a window of so many seconds may hold no slow request; None if it is long enough."""
+    """Return why a window of this length may hold no slow request; None if it is long enough."""
     lasted = statistics(with_failures(e2el(records), ~succeeded(records))[mask], (90,))
     p90, longest = lasted["p90"], lasted["max"]
     if p90 is None or longest is None:
@@ -66,10 +69,10 @@ def too_short(records: Records, mask: Mask, length: float) -> str | None:
 
 
 def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
-    """Why a window is only the part of a run with the fewest slow requests; None if it is not.
+    """Return why a window is only the part of a run with the fewest slow requests; None if it is not.
 
-    What is cut off for being different should be slow as a whole, as at a start. If its median is the window's and yet
-    the p99 falls to less than half without it, the cut has selected by chance.
+    A part that is cut off for being different should be slow as a whole, like a start-up. If its median equals the
+    window's but the p99 falls to less than half without it, the cut has selected by chance.
     """
     latencies = with_failures(e2el(records), ~succeeded(records))
     inside = sent_within(records, mask, window)
@@ -116,7 +119,7 @@ def _time_window(records: Records, mask: Mask) -> Window:
 
 
 def turned_over(records: Records, mask: Mask) -> float | None:
-    """Time when as many requests have ended as are typically in flight, s from the trial's start; None if never.
+    """Return the time when as many requests have ended as are typically in flight, in s; None if that never happens.
 
     The typical number is the median over the time from the first send to the last.
     """
@@ -128,13 +131,13 @@ def turned_over(records: Records, mask: Mask) -> float | None:
 
 
 def in_flight(records: Records, mask: Mask, edges: Floats) -> Floats:
-    """Mean number of requests in flight between each two edges. Shape (edges - 1,)."""
+    """Return the mean number of requests in flight between successive edges. Shape (edges - 1,)."""
     sent, ended = lifetimes(records, mask)
     return np.diff(_time_since(sent, edges) - _time_since(ended, edges)) / np.diff(edges)
 
 
 def lifetimes(records: Records, mask: Mask) -> tuple[Floats, Floats]:
-    """Send of each request, and its last token, or when it was given up if it failed; s from the trial's start.
+    """Return the send of each request and its last token (or when it was given up), in s from the trial's start.
 
     A request that hangs is load: without it, an engine that no longer answers would look like one whose load is over.
     """
@@ -146,7 +149,7 @@ def lifetimes(records: Records, mask: Mask) -> tuple[Floats, Floats]:
 
 
 def _time_since(events: Floats, at: Floats) -> Floats:
-    """Σ over the events before t of (t − event), for each t in `at`. Shape of `at`."""
+    """Return Σ (t − event) over the events before t, for each t in `at`. Shape of `at`."""
     events = np.sort(events)
     before = np.searchsorted(events, at)
     sums = np.concatenate([[0.0], np.cumsum(events)])
@@ -154,13 +157,13 @@ def _time_since(events: Floats, at: Floats) -> Floats:
 
 
 def settled(series: list[Floats], means_of: int, typical: int, load: Floats | None = None) -> slice | None:
-    """The observations in which every series is in steady state, or None.
+    """Return the observations in which every series is in steady state, or None.
 
     Args:
         series: one or more of the same length, in order of time.
-        means_of: observations that MSER takes the mean of (5 for MSER-5).
+        means_of: number of observations that MSER averages (5 for MSER-5).
         typical: observations in the time that a typical request takes: closer ones are not independent.
-        load: the one of the series that falls when the load cools down; None where it cannot.
+        load: the one of the series that falls when the load cools down; None if none can.
     """
     for slack in (SLACK, 1.0):  # the strict rule only if the lenient one leaves a transient
         begin = max(mser(values, means_of, slack) for values in series)
@@ -172,13 +175,13 @@ def settled(series: list[Floats], means_of: int, typical: int, load: Floats | No
 
 
 def cooled_down(load: Floats, means_of: int, slack: float) -> int:
-    """The index of the observation where the load begins to cool down, or the number of observations."""
+    """Return the index of the observation where the load begins to cool down, or the number of observations."""
     end = load.size - mser(load[::-1], means_of, slack)
     return end if end < load.size and load[end:].mean() < load[:end].mean() else load.size
 
 
 def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
-    """Number of initial observations to discard, by the marginal standard error rule.
+    """Return the number of initial observations to discard, by the marginal standard error rule.
 
     With y the n means of `means_of` observations each, and ȳ_d the mean of those after d, the squared standard error is
     e(d) = Σ_{i>d} (y_i − ȳ_d)² / (n − d)². The strict rule (slack 1) takes the d ≤ n/2 with the smallest e. If there is
@@ -188,7 +191,7 @@ def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
     n = values.size // means_of
     means = values[: n * means_of].reshape(n, means_of).mean(axis=1)
     rest = n - np.arange(n // 2 + 1)
-    centred = means - means.mean()  # else the difference of squares below would cancel
+    centred = means - means.mean()  # otherwise the difference of squares below would cancel
     mean_of_rest, square_of_rest = (np.cumsum(part[::-1])[::-1][: rest.size] / rest for part in (centred, centred**2))
     errors = np.maximum(square_of_rest - mean_of_rest**2, 0) / rest
     levels = means.mean() + mean_of_rest
@@ -199,13 +202,13 @@ def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
 
 
 def stationary(values: Floats, typical: int) -> bool:
-    """Return whether the mean drifts by at most DRIFT from half to half, or not beyond the noise of the series.
+    """Return whether the mean drifts by at most DRIFT between the halves, or not beyond the noise of the series.
 
     Heidelberger and Welch: B(k) = (S_k − k·ȳ) / √(n·p(0)) is a Brownian bridge if the mean is constant, S_k being the
     sum of the first k values, and ∫B² is then below CRAMER_VON_MISES_99 in 99 of 100 cases. p(0), the spectral density
     at 0, is estimated as m times the variance of the means of m values, where m is at least √n, and twice `typical` if
-    that leaves eight means; their variance as half the mean square of successive differences (von Neumann 1941), which
-    a drift does not inflate. With so few means a stationary series fails in 2 to 10 of 100 cases instead of 1.
+    that leaves eight means. Their variance is half the mean square of successive differences (von Neumann 1941), which
+    a drift does not inflate. With so few means, a stationary series fails in 2 to 10 of 100 cases instead of 1.
     """
     n, mean = values.size, values.mean()
     halves = values[: n // 2].mean(), values[n // 2 :].mean()

@@ -27,9 +27,9 @@ def summarise(
     percentiles: Sequence[float] = PERCENTILES,
     **inputs: Any,
 ) -> dict[str, Value]:
-    """The columns over the whole run, and `steady_*` within the window; further inputs by their name.
+    """Return the columns over the whole run, and `steady_*` within the window; further inputs are passed by name.
 
-    Figures are of the measured requests. Undefined figures are None.
+    Figures cover the measured requests. Undefined figures are None.
     """
     mask, window = measured(records, discard_first_batch), window or NO_WINDOW
     inputs |= {"records": records, "mask": mask, "window": window, "slo": slo, "begin": first_send(records, mask)}
@@ -42,9 +42,16 @@ def summarise(
 
 
 def figures(inputs: Mapping[str, Any]) -> dict[str, Value]:
-    """The quantities of a whole trial that can be computed from the inputs, and from each other."""
+    """The quantities of a whole trial that can be computed from the inputs, and from each other.
+
+    An input with a default may be missing.
+    """
     pending = {quantity.name: quantity.function for quantity in declared() if quantity.per is None}
-    parameters = {name: tuple(inspect.signature(function).parameters) for name, function in pending.items()}
+    signatures = {name: inspect.signature(function).parameters.values() for name, function in pending.items()}
+    parameters = {
+        name: [each.name for each in signature if each.name in {*pending, *inputs} or each.default is each.empty]
+        for name, signature in signatures.items()
+    }
     values: dict[str, Value] = {}
     while ready := [name for name in pending if all(key in inputs or key in values for key in parameters[name])]:
         for name in ready:
@@ -56,7 +63,7 @@ def figures(inputs: Mapping[str, Any]) -> dict[str, Value]:
 def _series(
     quantity: Quantity, records: Records, mask: Mask, window: Window, percentiles: Sequence[float]
 ) -> dict[str, Value]:
-    """The statistics of one series, over the whole run and, where it has them, over the window."""
+    """Return the statistics of one series over the whole run and, if it has them, over the window."""
     row = dict[str, Value]()
     if quantity.per == "request":
         values = request_values(quantity, records)
@@ -75,9 +82,9 @@ def _series(
 
 
 def request_values(quantity: Quantity, records: Records) -> Floats:
-    """A series of the requests: a failed one is infinite in a latency, otherwise left out (NaN).
+    """Return a series of the requests: a failed one is infinite in a latency, and otherwise left out (NaN).
 
-    A failed request's wait for a slot is known: it had one. Shape (requests,).
+    A failed request's wait for a slot is known, since it had one. Shape (requests,).
     """
     values, failed = np.asarray(quantity.function(records), np.float64), ~succeeded(records)
     if quantity.kind != "latency":
@@ -88,9 +95,9 @@ def request_values(quantity: Quantity, records: Records) -> Floats:
 def gaps(
     function: Callable[[Block], NDArray[Any]], records: Records, mask: Mask, window: Window | None = None
 ) -> NDArray[Any]:
-    """A series of the gaps between chunks of the requests in the mask; with a window, of those that begin in it. µs.
+    """Return the gaps, in µs, between chunks of the requests in the mask; with a window, those that begin in it.
 
-    In 4 bytes each: a long trial has a hundred million. Shape (gaps,).
+    Each takes 4 bytes, since a long trial has a hundred million. Shape (gaps,).
     """
     filled, values = 0, np.empty(0, np.uint32)
     begin, end = (-math.inf, math.inf) if window is None else (window.begin, window.end)
@@ -101,7 +108,7 @@ def gaps(
         if window is not None:
             times = block.times(records)
             part = part[((times[:-1] >= begin) & (times[:-1] <= end))[block.inside()]]
-        if not filled:  # more than enough; what is not written takes no memory
+        if not filled:  # more than enough; memory that is not written is not used
             values = np.empty(len(records.chunk_us), np.uint32 if part.dtype.kind in "iu" else np.float32)
         values[filled : filled + part.size] = part
         filled += part.size

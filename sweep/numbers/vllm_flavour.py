@@ -1,4 +1,4 @@
-"""The figures of a trial as `vllm bench serve` defines them, for comparison with other people's."""
+"""The figures of a trial as `vllm bench serve` defines them, for comparison with other people's results."""
 
 import math
 
@@ -12,16 +12,16 @@ from sweep.numbers.quantity import Value
 from sweep.numbers.selection import divided, measured, per_second, succeeded, total_tokens
 from sweep.numbers.summarise import gaps
 
-VLLM_VERSION = "0.32.0"  # of the vLLM in which these definitions were read
+VLLM_VERSION = "0.32.0"  # the vLLM release from which these definitions were taken
 
 
 def vllm_flavour(records: Records) -> dict[str, Value]:
-    """The figures that `vllm bench serve` prints, by its definitions and under its names (ms where they say so).
+    """Return the figures that `vllm bench serve` prints, with its definitions and names (in ms if the name says so).
 
-    Latencies count from the send; ITL is every gap between chunks; the peaks are of chunks (not tokens) that arrived,
-    and of requests that were under way at some time, in one of the whole seconds since the first send; the duration
-    begins with the load (time 0), so that it includes the gap before the first request. Where vLLM reports 0 because
-    there is no value, this is None.
+    Latencies count from the send; ITL covers every gap between chunks. The peaks count chunks (not tokens) that
+    arrived, and requests in flight at some time, in one of the whole seconds since the first send. The duration begins
+    with the load (time 0), so it includes the gap before the first request. Where vLLM reports 0 for a missing value,
+    this is None.
     """
     mask = measured(records)
     answered = mask & succeeded(records) & ~np.isnan(service_ttft(records))

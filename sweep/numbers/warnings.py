@@ -1,39 +1,57 @@
-"""Warnings about results, as data: what makes one, and the checks that need the row of one trial alone.
+"""Warnings about results, as data: their definition, and the checks that need only the row of one trial.
 
-A check is a function with a docstring in the list that it is declared for; its name is the warning's code. Checks that
-compare trials or points are in `analysis.warnings`.
+A check is a function with a docstring, registered in a list; its name is the warning's code. Checks that compare trials
+or points are in `analysis.warnings`.
 """
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sweep.numbers.quantity import BUFFERED, columns
+import yaml
 
+from sweep.numbers.quantities.answers import MERGED
+from sweep.numbers.quantities.load import GROWING
+from sweep.numbers.quantity import BUFFERED, columns
+from sweep.numbers.steady import LIFETIMES
+
+WHAT_TO_DO: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("remedies.yaml").read_text("utf-8"))
 REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
-LOW_QUALITY = 0.98  # of the reference's: the gate of the main job
-SHARED_EVENTS = 0.01  # of the events: from there on they affect the p99 of the gaps
-MISCOUNT = 0.1  # of the tokens of a text, by which the server's count may differ from that of the model's tokenizer
+LOW_QUALITY = 0.98  # of the reference's likelihood: the gate of the main job
+SHARED_EVENTS = 0.01  # of the events: above this share they affect the p99 of the gaps
+MISCOUNT = 0.1  # relative difference between the server's token count and the model's tokenizer
 HIDDEN = 0.1  # of the output tokens
-MERGED = 1.05  # tokens to an event
-LEAST_DEVIATION = 0.001  # of the tokens asked for: less is rounding
-CACHED = 0.05  # of the input: the one token that begins all prompts is below it
+LEAST_DEVIATION = 0.001  # of the requested tokens: less is rounding
+CACHED = 0.05  # of the input: the single token that begins all prompts is less
 LATE_GATEWAY = 0.005  # s
 FOREIGN_CPU = 0.1  # of the engine's cores
 LIMITED = 0.01  # of the time
-LOW_RATE = 0.95  # of the rate that was offered
+TOO_SHORT = re.compile("shorter than|fewer than|turned over once|no steady state detected")  # reasons for no window
+LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest that may have one
+LOW_RATE = 0.95  # of the offered rate
+ODD = 0.01  # of the answers
+PADDED = 5.0  # times the gap between later arrivals
+MOSTLY_CLOSED = 0.5  # of the answers
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
 LATENCIES = tuple(_LATENCIES)
 STEADY_COLUMNS = tuple(name for name, column in columns().items() if column.steady)
 STEADY_LATENCIES = tuple(name for name in STEADY_COLUMNS if columns()[name].quantity.kind == "latency")
+STEADY_DIFFERS = 0.1  # of a quantile over the whole run
+_PAIRED = tuple(  # the quantiles over the whole run that the steady state has too
+    name
+    for name, column in _LATENCIES.items()
+    if column.quantity.name in ("ttft", "tpot", "e2el") and column.name not in ("mean", "max")
+)
 STEADY_P99 = tuple(name for name in STEADY_LATENCIES if columns()[name].name == "p99")
 P99 = tuple(name for name, column in _LATENCIES.items() if column.name == "p99")
 TTFT_COLUMNS = tuple(name for name, column in _LATENCIES.items() if column.quantity.name == "ttft")
@@ -54,23 +72,23 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class WarningKind:
-    """The properties that all warnings of one code share."""
+    """The properties that all warnings with one code share."""
 
     code: str
     severity: Severity
     meaning: str
     remedy: str
-    quantities: tuple[str, ...]  # the columns that it concerns; empty if it concerns all
+    quantities: tuple[str, ...]  # the columns that it concerns; empty: all
     lowest_is_worst: bool
 
     def concerns(self, columns: Collection[str]) -> bool:
-        """Return whether it is about any of these columns."""
+        """Return whether the warning concerns any of these columns."""
         return not self.quantities or not {*self.quantities}.isdisjoint(columns)
 
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason not to take a figure at face value. Without trials or points it concerns the run."""
+    """A reason not to take a figure at face value. Without trials or points, it concerns the whole run."""
 
     kind: WarningKind
     figure: float  # the number behind it
@@ -84,7 +102,7 @@ class ResultWarning:
 
 
 class Evidence(NamedTuple):
-    """The figure that a check found, a message with it, and the trials or points that it concerns."""
+    """The figure that a check found, a message that quotes it, and the trials or points that it concerns."""
 
     figure: float
     message: str
@@ -105,32 +123,39 @@ class Check(NamedTuple):
 def register(
     checks: list[Check],
     severity: Severity,
-    remedy: str,
+    remedy: str | None,
     quantities: tuple[str, ...] = (),
     lowest_is_worst: bool = False,
+    columns: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
-    """Return a decorator that adds a check to a list: its name is the code, its docstring the meaning."""
+    """Return a decorator that adds a check to a list; its name is the code, its docstring the meaning.
+
+    The function's parameters are the columns that it needs, unless `columns` names them, which may be null.
+    Without a remedy, the check has that of its code in WHAT_TO_DO.
+    """
 
     def add(function: F) -> F:
         code = function.__name__.replace("_", "-")
-        kind = WarningKind(code, severity, inspect.getdoc(function) or "", remedy, quantities, lowest_is_worst)
-        parameters = inspect.signature(function).parameters
+        kind = WarningKind(
+            code, severity, inspect.getdoc(function) or "", remedy or WHAT_TO_DO[code], quantities, lowest_is_worst
+        )
+        parameters = {} if columns else inspect.signature(function).parameters
         required = tuple(name for name in parameters if parameters[name].default is inspect.Parameter.empty)
-        checks.append(Check(kind, tuple(parameters), required, function))
+        checks.append(Check(kind, columns or tuple(parameters), required, function))
         return function
 
     return add
 
 
 # Checks of one trial -------------------------------------------------------------------------------------------------
-# Their parameters are columns of the row; a check is not called where one without a default is null.
+# Their parameters are columns of the row; a check is skipped if one without a default is null.
 
 TRIAL_CHECKS: list[Check] = []
-_severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity) for severity in Severity)
+_severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity, None) for severity in Severity)
 
 
 def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECKS) -> list[ResultWarning]:
-    """The warnings about one trial; none if it is no result, which its outcome says."""
+    """Return the warnings about one trial; none for a trial without a result, which its outcome explains."""
     warnings: list[ResultWarning] = []
     for check in checks if row["outcome"] == "ok" else ():
         if any(row.get(name) is None for name in check.required):
@@ -142,7 +167,7 @@ def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECK
 
 
 def warning_codes(row: Mapping[str, Any]) -> list[str]:
-    """The column `warnings` of a trials row."""
+    """Return the column `warnings` of a trials row."""
     return [warning.code for warning in trial_warnings(row)]
 
 
@@ -150,211 +175,244 @@ def _share(part: float, total: float) -> float:
     return part / total if total else math.nan  # which is neither above nor below any limit
 
 
-@_severe(
-    "The engine gives other answers than the model, so its speed cannot be compared: check the number format, the"
-    " quantization and the engine's version.",
-    lowest_is_worst=True,
-)
+@_severe(lowest_is_worst=True)
 def low_agreement(agreement: float, coarser_format: str | None = None) -> Evidence | None:
     """Fewer than 90 % of the greedy tokens agree with the reference, and no coarser format explains it."""
     low = agreement < LOW_AGREEMENT and coarser_format is None
     return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if low else None
 
 
-@_warning("A coarser number format costs this much: quote it beside the speed.", lowest_is_worst=True)
+@_warning(lowest_is_worst=True)
 def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
     """Fewer than 90 % of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
     message = f"agreement {agreement:.0%} with the reference in {coarser_format}"
     return Evidence(agreement, message) if agreement < LOW_AGREEMENT else None
 
 
-@_info("Rounding in another number format or kernel explains a few per cent.", lowest_is_worst=True)
+@_info(lowest_is_worst=True)
 def inexact_agreement(agreement: float) -> Evidence | None:
     """Some greedy tokens, at most 10 %, differ from the reference's."""
     inexact = LOW_AGREEMENT <= agreement < 1
     return Evidence(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
 
 
-@_warning(
-    "A coarser number format costs this much: quote it beside the speed. If none was asked for, the engine computes the"
-    " model wrongly: set gate: {quality: 0.98} to exclude such engines.",
-    ("quality",),
-    lowest_is_worst=True,
-)
+@_warning(("quality",), lowest_is_worst=True)
 def low_quality(quality: float, quality_high: float) -> Evidence | None:
     """The engine gives shipped text less than 98 % of the reference's likelihood per token, beyond its interval."""
     return Evidence(quality, f"quality {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
 
 
-@_warning(
-    "In the percentiles of a latency they are slower than any other; means and maxima leave them out. The errors are in"
-    " the trial's requests.parquet.",
-    LATENCIES,
-)
+@_warning(LATENCIES)
 def failed_requests(num_failed: int, num_requests: int, client_sent: int, client_offered: int) -> Evidence | None:
     """Some requests failed, too few to make the trial invalid."""
     share = _share(num_failed - (client_offered - client_sent), num_requests)  # without those that were never sent
     return Evidence(share, f"{share:.1%} of requests failed") if share > 0 else None
 
 
-@_warning(
-    "They were waiting at the concurrency cap when the time was up. In the percentiles of a latency they are slower"
-    " than any other; means and maxima leave them out: raise the cap or lower the rate.",
-    LATENCIES,
-)
+@_warning()
+def earlier_attempts(earlier_attempts: int, earlier_failed: int, earlier_reasons: str) -> Evidence | None:
+    """Too many requests had failed in earlier attempts at the endpoint; the point counts them as failed."""
+    attempts = "an earlier attempt" if earlier_attempts == 1 else f"{earlier_attempts} earlier attempts"
+    message = f"{earlier_failed:,} requests failed in {attempts}: {earlier_reasons}"
+    return Evidence(earlier_attempts, message) if earlier_attempts else None
+
+
+@_warning(LATENCIES)
 def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
     """Requests that were due had not been sent when the load's duration was over."""
     share = 1 - _share(client_sent, client_offered)
     return Evidence(share, f"{share:.0%} of the requests that were due were never sent") if share > 0 else None
 
 
-@_warning(
-    "The concurrency cap was reached, or the engine is saturated and latency grows with the length of the run: lower"
-    " load.rate, or raise the cap.",
-    LATENCIES,
-    lowest_is_worst=True,
-)
+@_warning(LATENCIES, lowest_is_worst=True)
 def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | None:
     """Requests were sent at less than 95 % of the requested rate."""
     share = _share(realised_rate, offered_rate)
     return Evidence(share, f"requests were sent at {share:.0%} of the requested rate") if share < LOW_RATE else None
 
 
-@_warning(
-    "The engine's log says why. New headers kept most prompts out of its cache, unless"
-    " workload.unique_header=false; for a clean measurement set relaunch=per_replicate.",
-    lowest_is_worst=True,
-)
+@_severe((*TTFT_COLUMNS, *E2EL, "goodput", "goodput_share"))
+def growing_queue(queue_growth: float) -> Evidence | None:
+    """The requests in flight and e2el grow over the whole trial of an open loop: the load is above capacity."""
+    message = f"the queue grew until the last request (score {queue_growth:.1f}; {GROWING:g} is a growing queue)"
+    return Evidence(queue_growth, message) if queue_growth >= GROWING else None
+
+
+@_warning(lowest_is_worst=True)
 def caches_not_reset(caches_reset: bool) -> Evidence | None:
     """The engine was asked to forget earlier prompts before the trial, and did not."""
     return None if caches_reset else Evidence(0, "the engine's caches were not reset before the trial")
 
 
-@_warning(
-    "TTFT and throughput hold for this share of repeated input only; workload.unique_header=true makes all of it new."
-)
+@_warning()
 def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
-    """The prompts have no unique headers, so the engine's prompt cache may answer for it."""
+    """The prompts have no unique headers, so the engine's prompt cache may answer part of them."""
     share = expected_prefix_hit_rate
     return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
 
 
-@_warning("The engine did not compute this input: TTFT and throughput hold for repeated prompts.")
+@_warning()
 def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
     """The engine's prompt cache answered more than 5 % of the input."""
     share = prefix_hit_rate
     return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
 
 
-@_warning("The server did not compute this input: TTFT and throughput hold for repeated prompts.")
+@_warning()
 def cached_input(cached_share: float) -> Evidence | None:
-    """By the usage of its answers the server had more than 5 % of the input in its prompt cache."""
+    """According to the answers' usage, the server had more than 5 % of the input in its prompt cache."""
     share = cached_share
     return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
 
 
-@_warning("Use the steady_* columns, or set workload.num_requests higher.")
+@_warning()
 def startup_transient(startup_transient: bool, startup_share: float) -> Evidence | None:
     """The time before the steady state is a large part of the trial."""
     return Evidence(startup_share, f"the start-up took {startup_share:.0%} of the trial") if startup_transient else None
 
 
-@_warning(
-    "With under 100 requests, p99 is practically the slowest request: set workload.num_requests=100 or more.",
-    P99,
-    lowest_is_worst=True,
-)
+@_warning(_PAIRED, columns=(*_PAIRED, *(f"steady_{name}" for name in _PAIRED)))
+def steady_state_differs(*figures: float | None) -> Evidence | None:
+    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10 % from the steady state's."""
+    pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
+    share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
+    return Evidence(share, f"{worst} over the whole run is {share:.0%} off the steady state's") if share else None
+
+
+def off_steady(whole: float | None, steady: float | None) -> float:
+    """Return by what share a figure over the whole run is off the steady state's; 0 for up to 10 %."""
+    share = abs(whole / steady - 1) if whole and steady else 0.0
+    return share if share > STEADY_DIFFERS else 0.0
+
+
+@_warning(P99, lowest_is_worst=True)
 def few_requests(num_requests: int) -> Evidence | None:
     """The p99 is over fewer than 100 requests."""
     few = num_requests < REQUESTS_FOR_P99
     return Evidence(num_requests, f"p99 over only {num_requests:,} requests") if few else None
 
 
-@_warning(
-    "Its p99 is practically the slowest request: set workload.num_requests higher.", STEADY_P99, lowest_is_worst=True
-)
+@_warning(STEADY_P99, lowest_is_worst=True)
 def few_steady_requests(steady_num_requests: int) -> Evidence | None:
     """Fewer than 100 requests were sent in the steady state."""
     few = steady_num_requests < REQUESTS_FOR_P99
     return Evidence(steady_num_requests, f"only {steady_num_requests:,} requests in the steady state") if few else None
 
 
-@_warning(
-    "The steady_* latencies are a mean of the two: find out what changes during a trial, or measure for longer.",
-    STEADY_LATENCIES,
-)
+@_warning(STEADY_LATENCIES)
 def drift_within_steady_state(steady_drift: float) -> Evidence | None:
     """Latency differs between the two halves of the steady state."""
     return Evidence(steady_drift, f"latency changed {steady_drift:.2f}-fold within the steady state")
 
 
-@_warning(
-    "The steady_* figures cover the better part of the trial: compare the whole run's, or measure for longer.",
-    STEADY_COLUMNS,
-)
+@_warning(STEADY_COLUMNS)
 def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
     """Requests sent after the steady state were slower than those in it."""
     return Evidence(steady_drift_after, f"latency grew {steady_drift_after:.2f}-fold after the steady state")
 
 
-@_warning(
-    "TTFT and ITL include the client's own delays. Measure on Linux, where the kernel takes the timestamps.", ARRIVALS
-)
+@_warning((*LATENCIES, "output_throughput", "total_throughput", "request_throughput"))
+def drift_over_trial(drift: float) -> Evidence | None:
+    """Latency of the later requests differs from that of the earlier ones, by 20 % or more."""
+    return Evidence(abs(math.log(drift)), f"latency changed {drift:.2f}-fold during the trial")
+
+
+@_info()
+def no_steady_state(
+    steady_method: str, num_requests: int, duration: float, e2el_p50: float, e2el_p90: float, e2el_max: float
+) -> Evidence | None:
+    """No steady state was found, so there are no steady_* figures."""
+    missing, _, reason = steady_method.partition(": ")
+    if missing != "none":
+        return None
+    settled = max(LIFETIMES * e2el_p90, e2el_max)
+    needed = math.ceil(num_requests * LENGTH_MARGIN * (settled + 2 * e2el_p50) / duration) if duration else 0
+    longer = f"; {max(needed, 2 * num_requests):,} requests may show one" if TOO_SHORT.search(reason) else ""
+    return Evidence(num_requests, f"no steady state: {reason}{longer}")
+
+
+@_warning(ARRIVALS)
 def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> Evidence | None:
     """The client, not the kernel, took the timestamps of some arrivals."""
     lag, by_client = client_loop_lag_p99, client_stamp_source in ("user", "mixed")
     return Evidence(lag, f"the client stamped arrivals, up to {lag * 1e3:.1f} ms late (p99)") if by_client else None
 
 
-@_warning(
-    "They share a timestamp, so ITL p99 is less exact than 0.1 ms: either the engine writes in bursts or the client was"
-    " late. To find out, give the client its own core, or set client.processes higher.",
-    ("itl_p99",),
-)
+@_warning(("itl_p99",))
 def shared_timestamps(buffered_share: float) -> Evidence | None:
-    """Between 1 and 10 % of the events came together with another event of the same answer."""
+    """Between 1 and 10 % of the events arrived together with another event of the same answer."""
     shared = SHARED_EVENTS < buffered_share <= BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another one") if shared else None
 
 
-@_severe(
-    "Something between the engine and the client holds its events back: TPOT, ITL and goodput with a bound on TPOT are"
-    " left out, and TTFT measures the buffer. Switch off response buffering (nginx: proxy_buffering off), or ask the"
-    " engine directly.",
-    (*STREAMED, *ARRIVALS, "goodput"),
-)
+@_severe()
+def odd_answers(odd_answer_share: float) -> Evidence | None:
+    """At least 1 % of the answers are not like the others, or not as long as was asked for."""
+    odd = odd_answer_share >= ODD
+    return Evidence(odd_answer_share, f"{odd_answer_share:.1%} of the answers are unlike the others") if odd else None
+
+
+@_severe()
+def other_model(other_model_share: float, served_model: str) -> Evidence | None:
+    """Answers say that they are from another model than was asked for, or from several."""
+    message = f"{other_model_share:.0%} of the answers are from another model than was asked for ({served_model})"
+    return Evidence(other_model_share, message) if other_model_share > 0 else None
+
+
+@_severe(TTFT_COLUMNS)
+def padded_first_token(first_gap_ratio: float) -> Evidence | None:
+    """The first arrival comes early, and the second over five times as late as later ones follow each other."""
+    message = f"the second arrival comes {first_gap_ratio:.0f} times as late as later ones follow each other"
+    return Evidence(first_gap_ratio, message) if first_gap_ratio > PADDED else None
+
+
+@_info(TTFT_COLUMNS)
+def closed_connections(closed_share: float) -> Evidence | None:
+    """Most connections were closed after their answer, so each request had to set one up."""
+    closed = closed_share > MOSTLY_CLOSED
+    return (
+        Evidence(closed_share, f"connections were closed after {closed_share:.0%} of the answers") if closed else None
+    )
+
+
+@_warning(("total_throughput", *TTFT_COLUMNS))
+def prompt_tokens_differ(tokens_per_word: float, prompts_counted: bool) -> Evidence | None:
+    """The server's count of the input tokens does not fit the text that was sent, or its length."""
+    message = f"{tokens_per_word:.2f} input tokens to a word of the prompts"
+    return None if prompts_counted else Evidence(abs(math.log(max(tokens_per_word, 1e-9))), message)
+
+
+@_info((*TOKEN_COLUMNS, *STREAMED))
+def unverified_tokens(
+    token_source: str, tokens_per_event: float, character_throughput: float, recounted_share: float | None = None
+) -> Evidence | None:
+    """Only the server counted its output tokens: without a tokenizer nobody checked it."""
+    checked = recounted_share is not None or {"text", "events"} & {*token_source.split(", ")}
+    message = f"unchecked tokens, {tokens_per_event:.2f} to an event; {character_throughput:,.0f} characters/s"
+    return None if checked else Evidence(tokens_per_event, message)
+
+
+@_severe((*STREAMED, *ARRIVALS, "goodput"))
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10 % of the events came together with another event of the same answer."""
+    """More than 10 % of the events arrived together with another event of the answer, or in an answer held back."""
     buffered = buffered_share > BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
 
 
-@_severe(
-    "An event is not a token, so figures of tokens are left out: set model.tokenizer to the model's own tokenizer, or"
-    " have the server send usage (stream_options.include_usage).",
-    (*TOKEN_COLUMNS, *STREAMED),
-)
+@_severe((*TOKEN_COLUMNS, *STREAMED))
 def uncounted_tokens(token_source: str) -> Evidence | None:
     """The server did not count its output tokens, and neither could the model's tokenizer."""
     return Evidence(1, "nobody counted the output tokens") if "events" in token_source.split(", ") else None
 
 
-@_warning(
-    "The count is right if model.tokenizer belongs to the served model; it excludes hidden tokens. Have the server send"
-    " usage (stream_options.include_usage).",
-    TOKEN_COLUMNS,
-)
+@_warning(TOKEN_COLUMNS)
 def own_token_count(token_source: str) -> Evidence | None:
     """The server did not count its output tokens: the model's tokenizer counted them in the text."""
     by_tokenizer = "text" in token_source.split(", ")
     return Evidence(1, "output tokens counted in the text by the model's tokenizer") if by_tokenizer else None
 
 
-@_warning(
-    "Either model.tokenizer belongs to another model, or the server counts tokens that its answers lack (with"
-    " ignore_eos, end tokens are not in the text). Otherwise compare requests/s and end-to-end latencies.",
-    (*TOKEN_COLUMNS, *STREAMED),
-)
+@_warning((*TOKEN_COLUMNS, *STREAMED))
 def token_counts_differ(recounted_share: float, token_source: str) -> Evidence | None:
     """The server's count of the output tokens differs by more than 10 % from that of the model's tokenizer."""
     if token_source == "ids" or abs(recounted_share - 1) <= MISCOUNT:
@@ -363,130 +421,109 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
     return Evidence(abs(math.log(recounted_share)) if recounted_share > 0 else math.inf, share)
 
 
-@_warning(
-    "TTFT is the first event's, which may bring several tokens, and gaps are between events. Have the server send its"
-    " count with each event (stream_options.continuous_usage_stats), or compare TPOT and E2EL.",
-    ARRIVALS,
-)
+@_warning(ARRIVALS)
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
-    """Over 5 % more tokens than events, and no event says how many it brings."""
+    """Over 5 % more tokens than events, and no event says how many it carries."""
     silent = "final usage" in token_source.split(", ") and tokens_per_event > MERGED
-    return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens to an event") if silent else None
+    return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens per event") if silent else None
 
 
-@_warning(
-    "Output tokens, throughput and cost include them; TPOT, the peak and the steady state exclude them.", TOKEN_COLUMNS
-)
+@_warning(TOKEN_COLUMNS)
 def hidden_tokens(hidden_share: float) -> Evidence | None:
-    """More than 10 % of the output tokens never came: hidden reasoning, counted by the server."""
+    """More than 10 % of the output tokens were never sent: hidden reasoning, counted by the server."""
     hidden = hidden_share > HIDDEN
-    return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens never came") if hidden else None
+    return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens were never sent") if hidden else None
 
 
-@_warning(
-    "Compare tokens/s and TPOT, not durations, requests/s or end-to-end latencies. finish_stop_share says how many"
-    " answers ended by themselves.",
-    ("duration", "request_throughput", *E2EL),
-)
+@_warning(("duration", "request_throughput", *E2EL))
 def other_lengths(output_length_ratio: float) -> Evidence | None:
-    """Answers are shorter or longer than was asked for: the engine ignores ignore_eos, or does not have it."""
+    """Answers are shorter or longer than requested: the engine ignores ignore_eos, or does not support it."""
     other = abs(output_length_ratio - 1)
     return (
-        Evidence(other, f"answers have {output_length_ratio:.1%} of the tokens asked for")
+        Evidence(other, f"answers have {output_length_ratio:.1%} of the requested tokens")
         if other > LEAST_DEVIATION
         else None
     )
 
 
-@_warning("Their length is the filter's, and their end comes early: use other prompts, or another endpoint.")
+@_warning()
 def filtered_answers(finish_content_filter_share: float) -> Evidence | None:
     """A content filter ended some answers."""
     share = finish_content_filter_share
     return Evidence(share, f"a content filter ended {share:.1%} of the answers") if share > 0 else None
 
 
-@_info(
-    "They are never called best. To find what the engine can do, raise load.rate until requests come faster than they"
-    " are answered, or use a closed loop.",
-    AS_OFFERED,
-)
+@_info(AS_OFFERED)
 def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Evidence | None:
     """An open loop below saturation: the load, not the engine, sets its throughput and cost."""
     return Evidence(offered_rate, f"as offered, {offered_rate:.3g} requests/s") if below_saturation else None
 
 
-@_info("At a higher load the client would limit what is measured: set client.processes higher.")
+@_info()
 def busy_client(client_cpu: float) -> Evidence | None:
     """A process of the client used more than 70 % of a core."""
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
 
 
-@_warning(
-    "Something else ran on the engine's cores: measure again on an idle machine, or wait for one with"
-    " quiet={foreign_cpu: 0.1, within: 600}."
-)
+@_warning()
 def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | None:
-    """Other processes took more than 10 % of the engine's cores."""
+    """Other processes used more than 10 % of the engine's cores."""
     if foreign_cpu_share <= FOREIGN_CPU:
         return None
-    by = f": {foreign_processes}" if foreign_processes else ", none of which still runs"
-    return Evidence(foreign_cpu_share, f"others took {foreign_cpu_share:.0%} of the engine's cores{by}")
+    by = f": {foreign_processes}" if foreign_processes else ", all of which have ended"
+    return Evidence(foreign_cpu_share, f"others used {foreign_cpu_share:.0%} of the engine's cores{by}")
 
 
-@_warning("Something else computed on the engine's GPU: measure again when it is free, or set quiet.")
+@_warning()
 def foreign_gpu(foreign_gpu_processes: int, foreign_processes: str) -> Evidence | None:
     """Other processes used one of the engine's GPUs."""
     message = f"other processes on a GPU of the engine: {foreign_gpu_processes} ({foreign_processes})"
     return Evidence(foreign_gpu_processes, message) if foreign_gpu_processes else None
 
 
-@_warning("The GPU was too hot for its full clock: mind its cooling, and let it cool down between trials.")
+@_warning()
 def gpu_thermal_limit(gpu_thermal_share: float) -> Evidence | None:
-    """The temperature lowered a GPU's clock in more than 1 % of the time."""
-    message = f"temperature lowered the GPU's clock in {gpu_thermal_share:.0%} of the time"
+    """A GPU's clock was lowered for more than 1 % of the time because of its temperature."""
+    message = f"temperature lowered the GPU's clock for {gpu_thermal_share:.0%} of the time"
     return Evidence(gpu_thermal_share, message) if gpu_thermal_share > LIMITED else None
 
 
-@_info("Usual for some cards under full load. Compare with cards of the same power limit (nvidia-smi -q -d POWER).")
+@_info()
 def gpu_power_limit(gpu_power_share: float) -> Evidence | None:
-    """The power limit lowered a GPU's clock in more than 1 % of the time."""
-    message = f"the power limit lowered the GPU's clock in {gpu_power_share:.0%} of the time"
+    """A GPU's clock was lowered for more than 1 % of the time because of its power limit."""
+    message = f"the power limit lowered the GPU's clock for {gpu_power_share:.0%} of the time"
     return Evidence(gpu_power_share, message) if gpu_power_share > LIMITED else None
 
 
-@_warning("The container's CPU quota stopped the engine or the client: raise it, or bind the container to cores.")
+@_warning()
 def cpu_throttled(cpu_throttled_share: float) -> Evidence | None:
     """The CPU quota was used up in more than 1 % of its periods."""
     message = f"the CPU quota was used up in {cpu_throttled_share:.0%} of its periods"
     return Evidence(cpu_throttled_share, message) if cpu_throttled_share > LIMITED else None
 
 
-@_warning("The cores were too hot for their full clock: mind their cooling.")
+@_warning()
 def cpu_thermal_limit(cpu_thermal_limits: int) -> Evidence | None:
-    """The temperature slowed down cores of the engine."""
+    """Cores of the engine were slowed down because of their temperature."""
     message = f"temperature slowed down the engine's cores {cpu_thermal_limits} times"
     return Evidence(cpu_thermal_limits, message) if cpu_thermal_limits else None
 
 
-@_info("To make a result reproducible, commit the changes before measuring.")
+@_info()
 def uncommitted_code(commit: str) -> Evidence | None:
     """This project's code had uncommitted changes."""
     return Evidence(1, f"measured by uncommitted code ({commit})") if commit.endswith("+") else None
 
 
-@_warning(
-    "The gateway, not the engine, delayed tokens: give the engine's deployment a core more, lower the load, or measure"
-    " without gateway.cache.",
-    ARRIVALS,
-)
+@_warning(ARRIVALS)
 def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
     """The event loop of the gateway in front of the engine was more than 5 ms late (p99)."""
     lag = gateway_loop_lag_p99
     return Evidence(lag, f"the gateway's loop was {lag * 1e3:.1f} ms late (p99)") if lag > LATE_GATEWAY else None
 
 
-@_severe("They got the answer to another question: raise gateway.cache.threshold, or set gateway.cache.mode=exact.")
+@_severe()
 def false_hits(false_hit_rate: float) -> Evidence | None:
-    """The gateway's cache served answers to questions that mean something else."""
+    """The gateway's cache answered questions with the answers to questions that mean something else."""
     share = false_hit_rate
     return Evidence(share, f"{share:.1%} of the requests got the answer to another question") if share > 0 else None

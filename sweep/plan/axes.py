@@ -1,4 +1,4 @@
-"""The plan that an experiment writes down, and the points that it expands to."""
+"""The plan keys of an experiment (`grid`, `zip`, `ladder`, …), and the points that they expand to."""
 
 import itertools
 import math
@@ -12,24 +12,24 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 from sweep.base.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of, shortened
 from sweep.plan.command_line import MOST_PLANNED, Assignments, axis_values, is_point_key
 
-LADDER_AXES = ("ladder", "ladder_parent")  # the name of a step and of the step that it stands on, as axes
+LADDER_AXES = ("ladder", "ladder_parent")  # axes with the name of a step, and of the step that it builds on
 
 
 class LadderStep(Strict):
-    """A step of a ladder: its settings are added to its parent's."""
+    """A step of a ladder: its settings are added to its parent's settings."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     step: str
     set: Assignments = Field(default_factory=dict)
-    parent: str | None = None  # where it is not given: the step before
+    parent: str | None = None  # None: the previous step
 
 
 class PlanSpec(Strict):
-    """The keys of an experiment that define its points. Errors quote a key's description as what was expected."""
+    """The keys of an experiment that define its points. An error quotes a field's description after "expected"."""
 
     grid: Assignments = Field(default_factory=dict, description="{axis: values}")
-    zip: list[Assignments] = Field(default_factory=list, description="{axis: values}, or a list of those")
+    zip: list[Assignments] = Field(default_factory=list, description="{axis: values}, or a list of such mappings")
     ladder: list[LadderStep] = Field(default_factory=list, description="[{step: name, set: {key: value}}]")
     when: dict[str, Assignments] = Field(default_factory=dict, description="{key: {axis: value}}")
     exclude: list[Assignments] = Field(default_factory=list, description="[{axis: value}]")
@@ -42,7 +42,7 @@ class PlanSpec(Strict):
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any], under: str = "") -> "PlanSpec":
-        """The plan that these keys describe, each of them checked; `under` is their parent key, with a dot."""
+        """Return the plan that these keys describe, after checking each; `under` is their parent key, with a dot."""
         try:
             plan = cls.model_validate(dict(fields))
         except ValidationError as error:
@@ -56,7 +56,7 @@ class PlanSpec(Strict):
         in_steps = {key for step in self.ladder for key in step.set}
         counts = Counter(key for group in (self.grid, *self.zip, in_steps) for key in group)
         if twice := [key for key, count in counts.items() if count > 1]:
-            raise ConfigError(f"{under}{twice[0]}: an axis in two of grid, zip and ladder; expected one of them")
+            raise ConfigError(f"{under}{twice[0]}: the axis occurs in two of grid, zip and ladder; list it once")
         axes += [("ladder.set", step.set) for step in self.ladder]
         conditions = [(f"when.{key}", condition) for key, condition in self.when.items()]
         conditions += [("exclude", pattern) for pattern in self.exclude]
@@ -64,7 +64,7 @@ class PlanSpec(Strict):
         keys += [(where, key) for where, mapping in conditions for key in mapping if key not in LADDER_AXES]
         for where, key in keys:
             if not is_point_key(key):
-                raise ConfigError(f"{under}{where}.{key}: an axis is a key of {', '.join(POINT_GROUPS)}")
+                raise ConfigError(f"{under}{where}.{key}: expected a key of {', '.join(POINT_GROUPS)}")
         replaceable = {*FORMS, *Settings.model_fields} - {"without_gpu", *RUN_GROUPS}
         for key in self.without_gpu:
             if key not in replaceable and not is_point_key(key):
@@ -73,7 +73,7 @@ class PlanSpec(Strict):
             PlanSpec.parse({key: self.without_gpu[key] for key in FORMS if key in self.without_gpu}, "without_gpu.")
 
     def values(self) -> dict[str, list[Any]]:
-        """Each axis with all its values."""
+        """Return each axis with all its values."""
         axes = {key: axis_values(key, values) for part in (self.grid, *self.zip) for key, values in part.items()}
         for step in self._steps():
             for key, value in step.items():
@@ -81,7 +81,7 @@ class PlanSpec(Strict):
         return axes
 
     def with_typed(self, scalars: Assignments, axes: Mapping[str, list[Any]]) -> "PlanSpec":
-        """The plan after a command line: a key given there replaces the axis, or becomes one."""
+        """Return the plan with a command line applied: a key typed there replaces an axis, or becomes one."""
         typed = {**{key: [value] for key, value in scalars.items()}, **axes}
         varied = {**self.grid, **self.when, **axes}
 
@@ -97,10 +97,10 @@ class PlanSpec(Strict):
         )
 
     def expand(self, chosen: Mapping[str, Any]) -> Iterator[Assignments]:
-        """The assignments of every point: the cross product of grid axes, zipped groups and ladder steps.
+        """Yield the assignments of every point: the cross product of grid axes, zipped groups and ladder steps.
 
-        An axis named in `when` is left out of points that do not match its condition; points that become equal are one.
-        What is the same for all points (`chosen`: config groups and dotted keys) counts in conditions as axes do.
+        An axis named in `when` is left out of points that do not match its condition. Equal points are yielded once. A
+        condition may also refer to what all points share: `chosen` holds those config groups and dotted keys.
         """
         factors: list[list[Assignments]] = [
             [{key: value} for value in axis_values(key, values)] for key, values in self.grid.items()
@@ -125,7 +125,7 @@ class PlanSpec(Strict):
                 yield assignments
 
     def _steps(self) -> Iterator[Assignments]:
-        """Each step adds its `set` to its parent's: the step before it, or the one named."""
+        """Yield each step's settings: its `set` added to those of its parent, which is the previous step by default."""
         steps: dict[str, Assignments] = {}
         previous: str | None = None
         for entry in self.ladder:
@@ -141,11 +141,11 @@ FORMS = {key: str(field.description) for key, field in PlanSpec.model_fields.ite
 
 
 def _in_step(group: Mapping[str, Any]) -> list[Assignments]:
-    """The points of axes that are walked in step."""
+    """Return the points of zipped axes, whose values are walked in parallel."""
     columns = {key: axis_values(key, values) for key, values in group.items()}
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ConfigError(f"zip={brief(lengths)}: axes walked in step need equally many values")
+        raise ConfigError(f"zip={brief(lengths)}: zipped axes need the same number of values")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -157,15 +157,15 @@ def _matches(assignments: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool
 
 
 def flow(value: Any) -> str:
-    """YAML of one line."""
+    """Return a value as one line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).splitlines()[0]
 
 
 def brief(value: Any) -> str:
-    """YAML of one line, for a message."""
+    """Return a value as one line of YAML, shortened for a message."""
     return shortened(flow(value))
 
 
 def in_words(value: Any) -> str:
-    """A value for a sentence: a list without its brackets, and nothing for an empty one."""
+    """Return a value for use in a sentence: a list without brackets, and "nothing" for an empty list."""
     return "nothing" if value in (None, {}, []) else shortened(flow(value).strip("[]"))

@@ -1,4 +1,4 @@
-"""The overrides of a command line, in Hydra's grammar, and the values of an axis."""
+"""Parses a command line in Hydra's override grammar, and the values of an axis."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from sweep.base.options import ConfigPath
 
 Assignments = dict[str, Any]  # dotted key or group -> value
 
-MOST_PLANNED = 100_000  # trials: more are a slip of the keyboard, and fill the memory
+MOST_PLANNED = 100_000  # trials; more would be a typing mistake, and fill the memory
 
 
 class CommandLine(NamedTuple):
-    """The user's command line: one value, or the values of an axis, per key."""
+    """The user's command line: per key one value, or the values of an axis."""
 
     experiment: str | None
     scalars: Assignments
@@ -25,33 +25,33 @@ class CommandLine(NamedTuple):
 
     @property
     def typed(self) -> Assignments:
-        """Every key with its value, or its list of values."""
+        """Every key with its value or list of values."""
         return {**self.scalars, **self.axes}
 
 
 def is_point_key(key: str) -> bool:
-    """Return whether a dotted key or group belongs to a point: only such a key may be an axis."""
+    """Return whether a dotted key or group belongs to a point; only such a key may be an axis."""
     return key.split(".")[0] in POINT_GROUPS
 
 
 def point_keys(assignments: Mapping[str, Any]) -> Assignments:
-    """The assignments that belong to a point."""
+    """Return the assignments that belong to a point."""
     return {key: value for key, value in assignments.items() if is_point_key(key)}
 
 
 def parse_command_line(arguments: Sequence[str]) -> CommandLine:
-    """Parse Hydra's override grammar, with a sweep (`a=1,2`, `range(1,9)`) meaning an axis of the plan."""
+    """Parse Hydra's override grammar; a sweep (`a=1,2`, `range(1,9)`) defines an axis of the plan."""
     experiment: str | None = None
     scalars: Assignments = {}
     axes: dict[str, list[Any]] = {}
     for argument in arguments:
         override = _parse_override(_quoted_slo(argument))
         key, typed = override.key_or_group, shortened(argument.lstrip("+"))
-        scalars.pop(key, None)  # given twice, the last counts, as a wrapper around a command expects
+        scalars.pop(key, None)  # if a key is given twice, the last one counts, as a wrapper around the command expects
         axes.pop(key, None)
         if key == "experiment":
             if override.is_sweep_override():
-                raise ConfigError(f"{typed}: one experiment a command; expected the name of one")
+                raise ConfigError(f"{typed}: a command runs one experiment; expected its name")
             experiment = str(override.value())
         elif override.is_sweep_override():
             if key == "model" and ", " in argument:
@@ -67,7 +67,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
 
 
 def axis_values(key: str, values: Any) -> list[Any]:
-    """The values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar."""
+    """Return the values of an axis as written in YAML: a list, or a string in Hydra's sweep grammar."""
     if isinstance(values, str):
         override = _parse_override(f"{key}={values}")
         values = _sweep_values(override, f"{key}={values}") if override.is_sweep_override() else [override.value()]
@@ -79,7 +79,7 @@ def axis_values(key: str, values: Any) -> list[Any]:
 
 
 def _quoted_slo(argument: str) -> str:
-    """Quote the bounds of `slo=ttft=200ms,tpot=0.05s`: their comma is no choice between values."""
+    """Quote the bounds in `slo=ttft=200ms,tpot=0.05s`, whose comma does not separate values of an axis."""
     key, _, bounds = argument.partition("=")
     is_plain = key == "slo" and bounds not in ("", "null") and bounds[0] not in "{'\""
     return f"slo='{bounds}'" if is_plain and "'" not in bounds else argument
@@ -89,7 +89,7 @@ def _parse_override(argument: str) -> Override:
     typed = shortened(argument)
     try:
         override = OverridesParser.create().parse_overrides([argument])[0]
-    except ValueError as error:  # of a number with thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise ConfigError(f"{typed}: {first_line(error)}") from None
     except HydraException:
         if argument.startswith("-"):
@@ -98,7 +98,7 @@ def _parse_override(argument: str) -> Override:
             is_experiment = argument in ConfigPath.of_user().choices("experiment")
             remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="
             raise ConfigError(f"{typed}: expected key=value{remedy}") from None
-        quoting = "a value with brackets or letters beyond ASCII is quoted, \"key='value'\""
+        quoting = "put a value with brackets or non-ASCII letters in quotes, \"key='value'\""
         raise ConfigError(f"{typed}: not an override such as key=value; {quoting}") from None
     if override.package is not None:
         raise ConfigError(f"{typed}: a package (@{override.package}) is not supported; expected key=value")
@@ -111,8 +111,8 @@ def _sweep_values(override: Override, argument: str) -> list[Any]:
     typed = shortened(argument)
     try:
         values = list(itertools.islice(override.sweep_iterator(transformer=Transformer.identity), MOST_PLANNED + 1))
-    except (HydraException, ArithmeticError, ValueError):  # the latter two come from range()
-        raise ConfigError(f"{typed}: expected a list (1,2), range(), choice() and glob-free sweeps") from None
+    except (HydraException, ArithmeticError, ValueError):  # the last two come from range()
+        raise ConfigError(f"{typed}: expected a list (1,2), range() or choice(), without glob()") from None
     if len(values) > MOST_PLANNED:
         raise ConfigError(f"{typed}: too many values; expected at most {MOST_PLANNED:,}")
     return values

@@ -1,8 +1,8 @@
-"""From a command line to settings and points: Hydra composes, and the experiment's axes are expanded over it.
+"""From a command line to settings and points: Hydra composes, and the experiment's axes are expanded.
 
-An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing costs milliseconds, so each
-combination of config groups is composed once and its points are dictionaries updated from it; ten thousand points take
-seconds. `config` and `planning` validate the points.
+An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing takes milliseconds, so each
+combination of config groups is composed once, and its points are updated copies; ten thousand points take seconds.
+`config` and `planning` validate the points.
 """
 
 import copy
@@ -41,8 +41,8 @@ from sweep.plan.axes import FORMS, PlanSpec, brief, flow, in_words
 from sweep.plan.command_line import MOST_PLANNED, Assignments, CommandLine, is_point_key, parse_command_line, point_keys
 
 TOP_LEVEL = {*Settings.model_fields, *FORMS, *GROUPS}  # keys of an experiment
-PROMPTS_WORKLOAD = "prompts"  # conf/workload/prompts.yaml: prompts of the file that the command line names
-SERVED_MODEL = "served"  # conf/model/served.yaml: a model known only by the name that an endpoint serves it under
+PROMPTS_WORKLOAD = "prompts"  # conf/workload/prompts.yaml, for a file of prompts named on the command line
+SERVED_MODEL = "served"  # conf/model/served.yaml, for a model of which only an endpoint's name for it is known
 SERVED_TARGET = f"{ServedModel.__module__}.{ServedModel.__qualname__}"
 
 Point = dict[str, Any]
@@ -51,23 +51,23 @@ Obstacle = Callable[[str, Mapping[str, Any], str | None], str | None]
 
 @dataclass(frozen=True)
 class Composition:
-    """The settings of a run, its points before validation, and in plain words what was replaced without a GPU."""
+    """The settings of a run, its points before validation, and, in plain words, what was replaced for lack of a GPU."""
 
     settings: Settings
-    points: list[Point]  # each: backend, model, workload, load as mappings
-    coordinates: list[Assignments]  # each point's values on the axes, under their dotted keys
+    points: list[Point]  # each maps backend, model, workload and load to their settings
+    coordinates: list[Assignments]  # each point's values on the axes, by dotted key
     replaced: list[str] = field(default_factory=list)
     options: ConfigPath = field(default_factory=ConfigPath)
-    origins: dict[str, str] = field(default_factory=dict)  # "model=mine" -> the user's file that it came from
-    seeds: list[dict[int, int]] | None = None  # of each point's replicates to run; None: all, with seeds of the plan's
+    origins: dict[str, str] = field(default_factory=dict)  # "model=mine" -> the user's file that defines it
+    seeds: list[dict[int, int]] | None = None  # replicates to run per point, with their seeds; None: all, plan's seeds
 
 
 @dataclass
 class _Request:
-    """The request of experiment and command line, before points are expanded."""
+    """What the experiment and the command line request, before points are expanded."""
 
     plan: PlanSpec
-    chosen: Assignments  # the option of each point group where it is no axis
+    chosen: Assignments  # the chosen option of each point group that is not an axis
     scalars: Assignments  # dotted keys with the same value in all points
     settings: dict[str, Any]
     replaced: list[str] = field(default_factory=list)
@@ -79,13 +79,13 @@ def compose_run(
     options: ConfigPath | None = None,
     obstacle: Obstacle = lambda group, option, cache_dir: None,
 ) -> Composition:
-    """Compose everything that a command line asks for; `find_hardware` names the profile when hardware is `auto`.
+    """Compose everything that a command line requests; `find_hardware` names the profile if hardware is `auto`.
 
-    `obstacle` says why a model or workload, with the keys that are set, cannot be fetched, or returns None. It raises
-    Outage if that is unknown.
+    `obstacle` returns why a model or workload, given its keys, cannot be fetched, or None if it can. It raises Outage
+    if that is unknown.
 
-    Raises ConfigError for anything that is not a valid request; Outage if it is unknown whether a model or data set can
-    be fetched, except in a dry run.
+    Raises ConfigError if the request is not valid; Outage if it is unknown whether a model or data set can be fetched,
+    except in a dry run.
     """
     composer = _Composer(parse_command_line(arguments), options or ConfigPath())
     line, base = composer.line, composer.base
@@ -105,7 +105,7 @@ def compose_run(
         _replace_unreachable("model", request, line, composer.options, obstacle)
     _replace_unreachable("workload", request, line, composer.options, obstacle)
     if any(map(is_point_key, line.typed)):
-        request.settings["durations"] = None  # the experiment's durations hold for it as it is written
+        request.settings["durations"] = None  # the durations hold only for the unmodified experiment
     settings = _settings(request.settings, line, hardware)
     plan = request.plan = request.plan.with_typed({**point_keys(line.scalars), **request.scalars}, line.axes)
     request.scalars = {key: value for key, value in request.scalars.items() if key not in plan.grid}
@@ -123,7 +123,7 @@ def compose_run(
 
 
 class _Composer:
-    """Points from assignments: one composition per combination of config groups, then updated as dictionaries."""
+    """Makes points from assignments: composes each combination of config groups once, then updates copies of it."""
 
     def __init__(self, line: CommandLine, options: ConfigPath) -> None:
         self.line, self.options = line, options
@@ -137,12 +137,12 @@ class _Composer:
         self.chosen: Assignments = {group: chosen[group] for group in POINT_GROUPS}
         for group in RUN_GROUPS:
             self.note_origin(group, chosen[group])
-        # By the options chosen: the groups of a point, and whether there is anything to interpolate in them.
+        # By chosen options: the groups of a point, and whether they contain anything to interpolate.
         self.cache: dict[tuple[Any, ...], tuple[Point, bool]] = {}
         self._add(self.chosen, self.base)
 
     def point(self, request: _Request, assignments: Assignments) -> Point:
-        """The configuration of one point."""
+        """Return the configuration of one point."""
         chosen = {group: assignments.get(group, request.chosen[group]) for group in POINT_GROUPS}
         if tuple(chosen.values()) not in self.cache:
             self._add(chosen, self._compose(chosen)[0])
@@ -156,7 +156,7 @@ class _Composer:
         return _resolved(point) if interpolated else point
 
     def note_origin(self, group: str, name: object) -> None:
-        """Remember an option that is the user's own."""
+        """Remember that an option comes from one of the user's own files."""
         if (path := self.options.origin(group, name)) is not None:
             self.origins[f"{group}={name}"] = str(path)
 
@@ -167,13 +167,13 @@ class _Composer:
             self.note_origin(group, name)
 
     def _is_alias(self, model: str, choices: Mapping[str, Any]) -> bool:
-        """Return whether a model of the hub is meant as the name that an endpoint has for it: no hub is asked then."""
+        """Return whether the option names a hub model but the endpoint uses the same name: then no hub is asked."""
         backend = choices.get("backend")
         at_endpoint = backend in self.options.choices("backend") and self.options.load("backend", backend).get("url")
         return bool(at_endpoint) and str(self.options.load("model", model).get("_target_")).endswith(".HubModel")
 
     def _compose(self, choices: Mapping[str, Any]) -> tuple[dict[str, Any], Assignments]:
-        """Hydra's composition as plain data, and the option chosen of each group."""
+        """Return Hydra's composition as plain data, and the option chosen in each group."""
         overrides = [f"+experiment='{self.line.experiment}'"] if self.line.experiment else []
         served = file = None
         for group, choice in choices.items():
@@ -191,7 +191,7 @@ class _Composer:
             overrides.append(f"{group}='{choice}'")
         composed = self.options.compose(PRIMARY, overrides)
         config, chosen = composed.values, composed.choices
-        for group in POINT_GROUPS:  # a file of the user's own may lack what every one of ours has
+        for group in POINT_GROUPS:  # a user's file may lack keys that every one of ours has
             for key in ("_target_", "name") if isinstance(config[group], Mapping) else ():
                 if not isinstance(config[group].get(key), str):
                     meant = "the dotted name of a class" if key == "_target_" else "a name"
@@ -206,7 +206,7 @@ class _Composer:
 
 
 def _by_address(model: Mapping[str, Any], options: ConfigPath) -> dict[str, Any]:
-    """The model that an engine loads by this name: a folder, or a repository of the hub; otherwise the name itself."""
+    """Return the model that an engine loads by this name: a folder or a hub repository; otherwise `model` itself."""
     name = str(model["name"])
     settings = {key: value for key, value in model.items() if key not in ("_target_", "name")}
     if name.startswith(("/", "./", "../", "~/")) or os.path.isdir(name):
@@ -218,16 +218,16 @@ def _by_address(model: Mapping[str, Any], options: ConfigPath) -> dict[str, Any]
 
 
 def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a dotted key; mappings on the way are copied, since points of one composition share them."""
+    """Set a dotted key, copying mappings on the way, since points of one composition share them."""
     mapping = parent_mapping(point, dotted)
     parents, _, last = dotted.rpartition(".")
-    if parents.endswith("flags"):  # of an engine, which may be spelt either way: a file's first
+    if parents.endswith("flags"):  # an engine's flags may be spelt with - or _: keep the file's spelling
         last = next((name for name in mapping if name.replace("_", "-") == last.replace("_", "-")), last)
     mapping[last] = copy.deepcopy(value)
 
 
 def _interpolated(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run with their interpolations resolved; an experiment may refer from one to another."""
+    """Return the run's settings with their interpolations resolved; an experiment may refer from one to another."""
     return _resolved(settings) if "${" in repr(settings) else settings
 
 
@@ -241,20 +241,20 @@ def _resolved(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _both(published: PlanSpec, typed: PlanSpec) -> PlanSpec:
-    """The experiment's plan with the command line's keys replacing its own, except `when`, which adds to it."""
+    """Return the experiment's plan with the command line's keys replacing its own; only `when` is merged."""
     update = typed.model_dump(exclude_unset=True)
-    if typed.when:  # an empty one drops the experiment's
+    if typed.when:  # an empty `when` drops the experiment's
         update["when"] = {**published.when, **typed.when}
     return PlanSpec.parse({**published.model_dump(exclude_unset=True), **update})
 
 
 def _hardware(config: Mapping[str, Any], find_hardware: Callable[[Cluster], str], composer: _Composer) -> Hardware:
-    """The hardware profile, with hardware=auto resolved to one."""
+    """Return the hardware profile; hardware=auto is resolved to a profile."""
     hardware, auto = config["hardware"], composer.options.load("hardware", "auto")
     if hardware.get("name") != auto["name"]:
         return validate(Hardware, hardware, "hardware")
     cluster = validate(Cluster, config["cluster"], "cluster")
-    # A dry run says what there is now; a run waits for the nodes of a cluster that are still to join.
+    # A dry run describes the nodes there are; a run waits for cluster nodes that have not joined yet.
     name = find_hardware(cluster.model_copy(update={"wait_for_nodes": 0.0} if config["dry_run"] else {}))
     composer.note_origin("hardware", name)
     changed = {key: value for key, value in hardware.items() if auto.get(key) != value}
@@ -278,7 +278,7 @@ def _with_typed(settings: Mapping[str, Any], line: CommandLine) -> dict[str, Any
 
 
 def _without_gpu(request: _Request, line: CommandLine) -> None:
-    """Apply the plan's `without_gpu`, except what the user typed; say in plain words what was replaced."""
+    """Apply the plan's `without_gpu`, except to what the user typed; record in plain words what was replaced."""
     plan = request.plan
     grid, parts = dict(plan.grid), plan.model_dump(exclude_unset=True)
 
@@ -309,19 +309,19 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
 def _replace_unreachable(
     group: str, request: _Request, line: CommandLine, options: ConfigPath, obstacle: Obstacle
 ) -> None:
-    """Replace a model or data set that cannot be fetched by the one named in its file, unless the user typed it."""
+    """Replace a model or data set that cannot be fetched by the `instead` in its file, unless the user typed it."""
     name = request.chosen[group]
     if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return
     part = options.load(group, name)
     instead, fields = part.get("instead"), locate(part["_target_"], group).model_fields
-    # Its own keys as they are set: dataset=FOLDER is a copy of a data set.
+    # With the keys that are set for it: dataset=FOLDER is a local copy.
     part |= {key: request.scalars[f"{group}.{key}"] for key in fields if f"{group}.{key}" in request.scalars}
     try:
         reason = obstacle(group, part, request.settings["cache_dir"]) if instead else None
     except Outage as error:
-        if not request.settings["dry_run"]:  # which would measure something else all night for a minute's failure
-            raise Outage(f"{error} ({group}={instead} does without)") from None
+        if not request.settings["dry_run"]:  # the run would measure something else all night because of a short outage
+            raise Outage(f"{error} ({group}={instead} needs no download)") from None
         reason = str(error)
     if reason is not None:
         request.chosen[group], request.settings["durations"] = instead, None
@@ -330,21 +330,21 @@ def _replace_unreachable(
 
 
 def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, options: ConfigPath) -> None:
-    """Refuse a condition on a key that the plan lacks, or on a value that the key cannot have.
+    """Reject a condition on a key that the plan lacks, or on a value that the key cannot have.
 
-    The experiment's own conditions may name what the command line replaced: its axes, and any option of a group.
+    The experiment's own conditions may refer to axes that the command line replaced, and to any option of a group.
     """
     plan, chosen = request.plan, {**request.chosen, **request.scalars}
     axes, groups = plan.values(), {group: options.choices(group) for group in POINT_GROUPS}
     defined = {*axes, *published.values(), *chosen}
-    for key in plan.when:  # it may wait for a key of the command line, but not under a name so near to an axis
+    for key in plan.when:  # the key may be meant for the command line, unless its name is close to an axis
         if key not in defined and (axis := nearest(key, axes)):
-            raise ConfigError(f"when.{key}: no axis of this plan; did you mean {axis}?")
+            raise ConfigError(f"when.{key}: not an axis of this plan; did you mean {axis}?")
     strict = [*typed.exclude, *typed.when.values()]
     for pattern in (*plan.exclude, *plan.when.values()):
         for key, condition in pattern.items():
             if key not in defined:
-                raise ConfigError(f"{key}={in_words(condition)}: no axis of this plan; {did_you_mean(key, defined)}")
+                raise ConfigError(f"{key}={in_words(condition)}: not an axis here; {did_you_mean(key, defined)}")
             options_of: Mapping[str, Sequence[str]] = {} if pattern in strict else groups
             if key in (options_of or axes):
                 allowed = [*options_of.get(key, ()), *axes.get(key, ()), *([chosen[key]] if key in chosen else ())]
@@ -356,9 +356,9 @@ def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, o
 def _check_baseline(
     baseline: Mapping[str, Any] | None, line: CommandLine, coordinates: Sequence[Assignments], before: PlanSpec
 ) -> None:
-    """Each key must be an axis, and each value one of its values.
+    """Check that each key of the baseline is an axis, and each value one of that axis.
 
-    The experiment's own baseline may be left out of the present run (`backend=vllm`): then nothing is compared.
+    A value in the experiment's own baseline may be missing from this run (`backend=vllm`): then nothing is compared.
     """
     typed = any(key.split(".")[0] == "baseline" for key in line.scalars)
     axes = {axis for assignments in coordinates for axis in assignments}
@@ -372,7 +372,7 @@ def _check_baseline(
 
 
 def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
-    """Every key of the experiment and of the command line must exist, or it would have no effect."""
+    """Reject unknown keys in the experiment and on the command line, which would have no effect."""
     where = f"experiment={line.experiment}: "
     for key, value in base.items():
         if key == "experiment":
@@ -393,21 +393,21 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
     for key in line.axes:
         if not is_point_key(key):
             values = shortened(",".join(str(value) for value in line.axes[key]))
-            raise ConfigError(f"{key}={values}: takes one value; axes are keys of {', '.join(POINT_GROUPS)}")
+            raise ConfigError(f"{key}={values}: expected one value; axes are keys of {', '.join(POINT_GROUPS)}")
 
 
 def _refuse_values_of_none(line: CommandLine, plan: PlanSpec, coordinates: Sequence[Assignments]) -> None:
-    """Refuse typed values that would silently vanish because their `when` matches no point."""
+    """Reject typed values that would be silently dropped because their `when` matches no point."""
     for key, value in line.typed.items():
         if key in plan.when and key in plan.grid and not any(key in point for point in coordinates):
             raise ConfigError(
-                f"{key}={in_words(value)}: no point of the plan meets its condition, {flow(plan.when[key])}; to set it "
+                f"{key}={in_words(value)}: no point of the plan meets the condition {flow(plan.when[key])}; to set it "
                 f"in all points, add 'when={{{key}: {{}}}}'"
             )
 
 
 def _refuse_keys_of_some(line: CommandLine, plan: PlanSpec, points: Iterable[Point]) -> None:
-    """Refuse a key that only some of the chosen options have: the user must say where it applies."""
+    """Reject a key that only some of the chosen options have: the user must say where it applies."""
     used = {group: {str(point[group]["name"]): point[group]["_target_"] for point in points} for group in POINT_GROUPS}
     for key, value in line.typed.items():
         group, *fields = key.split(".")
@@ -417,6 +417,6 @@ def _refuse_keys_of_some(line: CommandLine, plan: PlanSpec, points: Iterable[Poi
         if fitting and fitting != set(used[group]):
             missing, some = ", ".join(sorted(set(used[group]) - fitting)), ",".join(sorted(fitting))
             raise ConfigError(
-                f"{key}={in_words(value)}: unknown to {missing}; to set it for the others, add "
+                f"{key}={in_words(value)}: not a key of {missing}; to set it for the others, add "
                 f"'when={{{key}: {{{group}: [{some}]}}}}'"
             )

@@ -1,11 +1,11 @@
-"""Expected duration and cost of a plan, from earlier runs of the same kind; `unknown` without them.
+"""Expected duration and cost of a plan, from earlier runs of the same kind; `unknown` without earlier runs.
 
-Earlier runs are the folders beside `out` (and those that `fresh` moved aside). A trial of the same id counts first,
-then trials of the same kind: every key of backend, model, workload and load alike (so the engine's flags, the number
-of requests and their lengths too), on the same accelerator; launches likewise. Only trials that ended `ok` count: a
-crash after two seconds does not tell how long the trial takes. (Running out of memory or hanging does, for the same
-trial only.) A stated assumption may stand in for missing history: cluster.simulate.seconds_per_trial, or the durations
-that an experiment's author measured. Each launch of an engine counts with its own start-up.
+Earlier runs are the folders beside `out`, including those that `fresh` moved aside. A trial with the same id is used
+first, then trials of the same kind: same accelerator, and every key of backend, model, workload and load equal (so the
+engine's flags, the number of requests and their lengths too); launches likewise. Only trials that ended `ok` count: a
+crash after two seconds does not show how long the trial takes. (Running out of memory or hanging does, but only for the
+same trial.) Without history, an assumption may be used: cluster.simulate.seconds_per_trial, or the durations that an
+experiment's author measured. Each launch of an engine counts with its own start-up.
 """
 
 import json
@@ -29,9 +29,9 @@ from sweep.plan.simulate import SimulatedRun, simulate
 HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
 HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 BATCH = 4096  # rows
-REPEATABLE = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # likely to end so again
+REPEATABLE = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # likely to end so once more
 UNKNOWN_LAUNCH = 60.0  # s
-UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history: decides only the order in which launches start
+UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history; affects only the order of launches
 NAMED = 4  # launches of a critical path that are listed
 
 
@@ -39,14 +39,14 @@ HistoryKey = TypeVar("HistoryKey")
 
 
 class History:
-    """Durations of trials and launches in earlier runs, s."""
+    """Durations of trials and launches in earlier runs, in seconds."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], damaged: Sequence[DamagedFile] = ()) -> None:
         by_id: dict[str, list[float]] = defaultdict(list)
         failed_by_id: dict[str, list[float]] = defaultdict(list)
         by_kind: dict[tuple[str, str | None], list[float]] = defaultdict(list)
         launches: dict[tuple[int, str], list[float]] = defaultdict(list)
-        launch_kinds: dict[str, tuple[int, str]] = {}  # by deployment, so that not every row's config is parsed
+        launch_kinds: dict[str, tuple[int, str]] = {}  # by deployment, so that a config is not parsed for every row
         for row in rows:
             seconds, ok = trial_seconds(row), row["outcome"] == Outcome.OK
             if not row["config"] or not (ok or row["outcome"] in REPEATABLE):
@@ -62,27 +62,27 @@ class History:
                 launches[launch_kinds[deployment_id]].append(row["startup_seconds"])
         self.by_id, self.failed_by_id = _medians(by_id), _medians(failed_by_id)
         self.by_kind, self.launches = _medians(by_kind), _medians(launches)
-        self.damaged = damaged  # files that are left out, known once all rows are read
+        self.damaged = damaged  # files that were left out; complete once all rows are read
 
     @classmethod
     def beside(cls, out: Path) -> "History":
-        """Return the history of the runs in and beside a results folder; damaged ones are left out."""
+        """Return the history of the runs in and beside a results folder; damaged files are left out."""
         damaged: list[DamagedFile] = []
         return cls(_earlier_rows(out, damaged), damaged)
 
     def describe_damage(self) -> list[str]:
-        """Return a line for each file that is left out."""
+        """Return a line for each file that was left out."""
         return [f"left out of the estimate: {error}" for error in self.damaged]
 
     def trial(self, row: Mapping[str, Any]) -> float | None:
-        """Return the median duration of such trials, s; `row` is what `kind_of` returns."""
+        """Return the median duration, in seconds, of trials of this kind; `row` comes from `kind_of`."""
         seconds = self.by_id.get(row["trial_id"])
-        if seconds is None and self.by_kind:  # serialising a hundred thousand configs takes seconds
+        if seconds is None and self.by_kind:  # serializing a hundred thousand configs takes seconds
             seconds = self.by_kind.get((config_text(row["config"]), row["accelerator"]))
         return self.failed_by_id.get(row["trial_id"]) if seconds is None else seconds
 
     def launch(self, deployment: Deployment) -> float | None:
-        """Return the median time to launch such a deployment, s."""
+        """Return the median launch time, in seconds, of deployments of this kind."""
         if not self.launches:
             return None
         return self.launches.get(_launch_kind(deployment.gpu_count, deployment.trials[0].config))
@@ -105,7 +105,7 @@ def _earlier_rows(out: Path, damaged: list[DamagedFile]) -> Iterator[dict[str, A
 
 
 def trial_seconds(row: Mapping[str, Any]) -> float | None:
-    """Return the time from a trial's start to its row, building its requests included; None if not measured."""
+    """Return the time from a trial's start to its row, including building its requests; None if not measured."""
     if row.get("wall_seconds") is None:
         return None
     if row.get("started_at") is None or row.get("ended_at") is None:
@@ -114,12 +114,12 @@ def trial_seconds(row: Mapping[str, Any]) -> float | None:
 
 
 def _launch_kind(gpus: int, config: Mapping[str, Any]) -> tuple[int, str]:
-    """The common settings of launches; imported rows may not say which model they are."""
+    """Return the settings that similar launches share; imported rows may lack a model."""
     return gpus, config_text({group: config.get(group) for group in ("backend", "model")})
 
 
 def kind_of(deployment: Deployment, trial: Trial, hardware: Hardware) -> dict[str, Any]:
-    """Return what decides a trial's duration: its id, resolved config and accelerator, as its row will name them."""
+    """Return what decides a trial's duration, under its row's column names: id, resolved config and accelerator."""
     gpus = host_facts.gpu_names() if deployment.gpu_count and hardware.accelerator is None else ()
     accelerator = hardware.accelerator or next(iter(gpus), hardware.name)
     return {
@@ -130,34 +130,34 @@ def kind_of(deployment: Deployment, trial: Trial, hardware: Hardware) -> dict[st
 
 
 class Assumed(NamedTuple):
-    """Durations to assume without history, s."""
+    """Durations to assume if there is no history, in seconds."""
 
     trial: float
     launch: float
-    measured: Durations | None = None  # of launches by backend, and of all that comes before the first
+    measured: Durations | None = None  # of launches by backend, and of everything before the first launch
 
     def launch_of(self, deployment: Deployment) -> float:
-        """The time to launch such a deployment."""
+        """Return the time to launch a deployment of this kind."""
         return (
             self.launch if self.measured is None else self.measured.launches.get(deployment.backend.name, self.launch)
         )
 
 
 class Expected(NamedTuple):
-    """Expected durations of launches, and the part that does not come from earlier runs."""
+    """Expected durations of launches; trials and launches without history are only counted."""
 
     needs: list[Need]
-    trials: dict[str, float]  # s by trial id, from earlier runs; without the unknown ones
-    launches: dict[str, float]  # s by the launch's key, until its engine is ready, likewise
+    trials: dict[str, float]  # seconds by trial id, from earlier runs; unknown trials are absent
+    launches: dict[str, float]  # seconds until the engine is ready, by launch key; unknown launches are absent
     unknown_trials: int
     unknown_launches: int
 
     def trials_of(self, launch: Deployment) -> dict[str, float]:
-        """Return the seconds of its trials by id, as far as known."""
+        """Return the known durations of a launch's trials, in seconds, by trial id."""
         return {t.trial_id: self.trials[t.trial_id] for t in launch.trials if t.trial_id in self.trials}
 
     def first_result(self, launch: Deployment) -> float:
-        """Return the seconds until its shortest trial ends, counting what is unknown as 0."""
+        """Return the seconds until a launch's shortest trial ends, counting unknown durations as 0."""
         shortest = min((self.trials.get(trial.trial_id, 0.0) for trial in launch.trials), default=0.0)
         return self.launches.get(launch.launch_key, 0.0) + shortest
 
@@ -165,7 +165,7 @@ class Expected(NamedTuple):
 def expect(
     launches: Iterable[Deployment], history: History, hardware: Hardware, assumed: Assumed | None = None, seed: int = 0
 ) -> Expected:
-    """Return each launch's GPUs, its place in the order, and the seconds of its start and its trials."""
+    """Return each launch's GPUs, its position in the order, and the seconds of its start and its trials."""
     assumed = assumed or Assumed(UNKNOWN_TRIAL, 0.0)
     expected = Expected([], {}, {}, 0, 0)
     number = 0
@@ -197,18 +197,18 @@ def expect(
 
 
 class RunEstimate(NamedTuple):
-    """Expected course of a plan on a cluster."""
+    """The expected course of a plan on a cluster."""
 
     expected: Expected
     simulated: SimulatedRun
-    seconds: float | None  # until the end; None where neither earlier runs nor an assumption tell
+    seconds: float | None  # until the end; None if neither earlier runs nor an assumption give a duration
     messages: list[str]  # one line each
 
 
 def estimate_run(
     plan: Plan, launches: Sequence[Deployment], history: History, nodes: Sequence[Node], assumed: Assumed | None = None
 ) -> RunEstimate:
-    """Estimate the duration and cost of launches on these nodes, by simulating the scheduler."""
+    """Estimate the duration and cost of launches on these nodes by simulating the scheduler."""
     expected = expect(launches, history, plan.settings.hardware, assumed, plan.settings.seed)
     simulated = simulate(expected.needs, nodes)
     if not launches:
@@ -218,10 +218,10 @@ def estimate_run(
         message = f"duration and cost unknown (no earlier successful run of {unknown} to estimate from)"
         return RunEstimate(expected, simulated, None, [message])
     if not simulated.spans:
-        return RunEstimate(expected, simulated, None, ["duration unknown: no node can run it now"])
+        return RunEstimate(expected, simulated, None, ["duration unknown: no node can run the plan now"])
     names = {launch.launch_key: launch.describe_launch() for launch in launches}
     hardware = plan.settings.hardware
-    if not any(launch.backend.launches for launch in launches):  # an endpoint's price is not this machine's
+    if not any(launch.backend.launches for launch in launches):  # an endpoint does not have this machine's price
         prices = {hourly_price(launch.backend, hardware) for launch in launches}
         hardware = hardware.model_copy(update={"price_per_hour": prices.pop() if len(prices) == 1 else None})
     units = "GPUs" if hardware.platform == "cuda" else "nodes"
@@ -237,7 +237,7 @@ def estimate_run(
 
 
 def _from_nothing(launches: Sequence[Deployment], expected: Expected, assumed: Assumed, measured: Durations) -> str:
-    """Return the sum of everything from an empty machine to the last trial: set-up, preparation, launches, trials."""
+    """Return the total time from an empty machine to the last trial, and its parts: set-up, launches, trials, …"""
     deployments = {launch.deployment_id for launch in launches}
     trials = [trial.trial_id for launch in launches for trial in launch.trials]
     parts = {
@@ -262,7 +262,7 @@ def _cluster(nodes: Sequence[Node], simulated: SimulatedRun) -> str:
 
 
 def _cost(simulated: SimulatedRun, hardware: Hardware) -> str:
-    """Return the hours and dollars in use, and the dollars for the whole cluster until the end."""
+    """Return the GPU-hours (or node-hours) used, their cost, and the cost of the whole cluster until the end."""
     unit = "GPU-hours" if hardware.platform == "cuda" else "node-hours"
     hours = simulated.gpu_seconds / 3600
     if not hardware.price_per_hour:
@@ -289,7 +289,7 @@ def _sources(expected: Expected, assumed: Assumed | None) -> str:
 
 
 def _critical_path(simulated: SimulatedRun, names: Mapping[str, str], units: str) -> str:
-    """Return the launches that decide the end, each waiting for the previous one."""
+    """Return the launches that decide when the run ends, each waiting for the previous one."""
     path = simulated.critical_path()
     steps = [f"{names[span.key]} [{span.key}] ({duration_text(span.end - span.begin)})" for span in path]
     if len(steps) > NAMED:

@@ -1,13 +1,13 @@
-"""The scheduling policy: the launch to start next, and its node, without Ray and without clocks.
+"""The scheduling policy: which launch starts next, and on which node. It needs neither Ray nor a clock.
 
-The driver and the simulation (`simulate`) run this same code. Launches are in blocks, one for each replicate, which
-hold each deployment once: a drift over the night then falls on all of them alike. Earlier blocks go first, each in
-random order. A block is a priority and no barrier: no GPU idles while any pending launch fits it. In the last block
-(the only one, where a launch has all replicates) the launch that takes the most GPU-seconds goes first: list scheduling
-by longest processing time (R. L. Graham 1969), with the GPUs as width. Over mixes of 1 to 4 GPUs this ended 0 to 8 %
-after the lower bound where "most GPUs, then longest" took up to 80 % more: a long launch of one GPU must not wait for
-every short one of four. No more launches are in flight than there are slots, so that pending ones can still be
-reordered or dropped.
+The driver and the simulation (`simulate`) run this same code. Launches form blocks, one for each replicate, and each
+block holds every deployment once, so that a drift over the night affects all deployments alike. Earlier blocks go
+first, each in random order. A block is a priority and not a barrier: no GPU idles while it fits any pending launch. In
+the last block (the only one, if each launch has all replicates) the launch with the most GPU-seconds goes first: list
+scheduling by longest processing time (R. L. Graham 1969), with the GPUs as width. For mixes of 1 to 4 GPUs this ended 0
+to 8 % after the lower bound; "most GPUs, then longest" ended up to 80 % after it, because a long launch on one GPU had
+to wait for every short launch on four. No more launches are in flight than there are slots, so that pending launches
+can still be reordered or dropped.
 """
 
 import heapq
@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from backends.base import Host
 
-SlotKind = tuple[int, str | None]  # of slot: GPUs on one node, and their type
+SlotKind = tuple[int, str | None]  # GPUs of a slot, on one node, and their type
 
-LOOKAHEAD = 32  # pending launches for which an autoscaler is asked to grow
+LOOKAHEAD = 32  # pending launches for which an autoscaler is asked to add nodes
 
 
 class Node(NamedTuple):
@@ -30,11 +30,11 @@ class Node(NamedTuple):
     cpus: int
     accelerators: tuple[str, ...]
     node_id: str = ""
-    facts: Host | None = None  # None: unknown, as of a node that an autoscaler has yet to start
+    facts: Host | None = None  # None: unknown, e.g. for a node that an autoscaler has not started yet
 
 
 class Queue(NamedTuple):
-    """The part of a launch that decides on which nodes it may start: launches alike wait in one queue."""
+    """The properties of a launch that decide where it may start: launches with equal properties share a queue."""
 
     kind: SlotKind
     avoid: frozenset[str]
@@ -42,38 +42,38 @@ class Queue(NamedTuple):
 
 
 class Need(NamedTuple):
-    """The resources of a launch, all of them on one node."""
+    """The resources that a launch needs, all on one node."""
 
     key: str
-    gpus: int  # 0: a whole node, since engines beside each other on a CPU would measure each other
+    gpus: int  # 0: a whole node, since two engines on one CPU would disturb each other
     accelerator: str | None  # None: any
-    seconds: float  # expected; decides only the order
-    block: int = 0  # earlier ones go first
-    place: float = 0.0  # within its block, unless that is the last
-    avoid: frozenset[str] = frozenset()  # ids of nodes on which it failed: it goes elsewhere where there is a node
-    endpoint: str | None = None  # one that runs already: asked by one client at a time
-    gpu_keys: tuple[str, ...] = ()  # to lower for fewer GPUs
+    seconds: float  # expected duration; affects only the order
+    block: int = 0  # earlier blocks go first
+    place: float = 0.0  # position in its block, unless the block is the last
+    avoid: frozenset[str] = frozenset()  # ids of nodes on which it failed: it avoids them if another node can run it
+    endpoint: str | None = None  # of an engine that runs already, used by one client at a time
+    gpu_keys: tuple[str, ...] = ()  # keys to lower so that it needs fewer GPUs
 
     @property
     def kind(self) -> SlotKind:
-        """The part that decides which nodes fit."""
+        """The properties that decide which nodes fit."""
         return self.gpus, self.accelerator
 
     @property
     def queue(self) -> Queue:
-        """The queue that it waits in."""
+        """The queue that the launch waits in."""
         return Queue(self.kind, self.avoid, self.endpoint)
 
 
 class Start(NamedTuple):
-    """Start this launch on this node."""
+    """The decision to start a launch on a node."""
 
     key: str
     node_id: str
 
 
 def can_run(node: Node, need: Need) -> bool:
-    """Return whether the launch fits an idle node."""
+    """Return whether the launch fits on the node if the node is idle."""
     return node.gpus >= need.gpus and (need.accelerator is None or need.accelerator in node.accelerators)
 
 
@@ -85,7 +85,7 @@ def preferred(need: Need, nodes: Sequence[Node]) -> Sequence[Node]:
 
 
 def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
-    """Return why it fits none of these nodes even if idle, with the remedy, in one line, or None."""
+    """Return why a launch fits none of these nodes, even idle ones, with the remedy, in one line; None if it fits."""
     if any(can_run(node, need) for node in nodes):
         return None
     if need.accelerator and not any(need.accelerator in node.accelerators for node in nodes):
@@ -98,7 +98,7 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
 
 
 def start_order(needs: Iterable[Need]) -> list[Need]:
-    """Return the needs by priority: block by block, and in the last one most GPU-seconds first, then most GPUs."""
+    """Return the needs by priority: block by block; in the last one, most GPU-seconds first, then most GPUs."""
     needs = list(needs)
     last = max((need.block for need in needs), default=0)
 
@@ -109,7 +109,7 @@ def start_order(needs: Iterable[Need]) -> list[Need]:
 
 
 class Packer:
-    """The pending and running launches, and the choice of the next."""
+    """The pending and running launches, and the choice of the launch that starts next."""
 
     def __init__(self, needs: Iterable[Need]) -> None:
         self.pending: dict[Queue, list[tuple[int, Need]]] = {}  # a heap for each queue
@@ -126,7 +126,7 @@ class Packer:
         heapq.heappush(self.pending.setdefault(need.queue, []), (rank, need))
 
     def requeue(self, key: str, avoid: frozenset[str] = frozenset()) -> None:
-        """Put a launch in front of all others; it avoids the nodes `avoid` if there is another."""
+        """Put a launch in front of all others; it avoids the nodes in `avoid` if another could run it."""
         self.front -= 1
         self.needs[key] = self.needs[key]._replace(avoid=avoid)
         self._push(self.front, self.needs[key])
@@ -146,7 +146,7 @@ class Packer:
         return starts
 
     def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[Queue, Node] | None:
-        """Return the queue whose first need ranks highest among those for which a node is free, and the node."""
+        """Return the highest-ranking first need's queue for which a node is free, and the node."""
         busy = {need.endpoint for _, need in self.running.values()} - {None}
         for queue, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
             if heap and (kinds is None or queue.kind in kinds) and queue.endpoint not in busy:
@@ -156,7 +156,7 @@ class Packer:
         return None
 
     def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
-        """Return the node with the least room to spare, so that room for large launches stays together."""
+        """Return the node that would have the least free GPUs left, so that room for large launches stays together."""
         if need.gpus:
             candidates = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and can_run(n, need)]
             return min(candidates, key=lambda node: node.gpus - self.used[node.node_id], default=None)
@@ -170,7 +170,7 @@ class Packer:
         self.tenants[node_id] -= 1
 
     def unschedulable(self, nodes: Sequence[Node]) -> list[Need]:
-        """Return the pending needs that fit none of these nodes even if idle."""
+        """Return the pending needs that fit none of these nodes, even idle ones."""
         return [need for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes) for _, need in heap]
 
     def first_of_each_kind(self) -> list[Need]:
@@ -178,7 +178,7 @@ class Packer:
         return [heap[0][1] for heap in self.pending.values() if heap]
 
     def next_needs(self, nodes: Sequence[Node]) -> list[Need]:
-        """Return the next pending needs, as many as are worth growing the cluster for."""
+        """Return the next pending needs, as many as the cluster should grow for."""
         unschedulable = sorted(heap[0] for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes))
         heaps = [heapq.nsmallest(LOOKAHEAD, heap) for heap in self.pending.values()]
         rest = heapq.nsmallest(LOOKAHEAD, (entry for heap in heaps for entry in heap if entry not in unschedulable))

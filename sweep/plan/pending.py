@@ -1,7 +1,7 @@
 """The pending work of a run: trials without a valid result, why each is run, and how long they are expected to take.
 
-A trial's id is the hash of everything that can change its result, so a result is either this trial's or not. The
-reasons are for people: they compare a trial with the earlier one at the same coordinates.
+A trial's id is the hash of everything that can change its result, so a result belongs to this trial or it does not. The
+reasons are for people: they compare a trial with the earlier trial at the same coordinates.
 """
 
 import json
@@ -22,23 +22,23 @@ from sweep.plan.packing import Node
 from sweep.plan.plan import Deployment, Plan, Trial
 
 POSITION = ("backend", "model", "workload", "load", "replicate", *LOAD_COLUMNS)
-MOST_DIFFERENCES = 3  # more are only counted
+MOST_DIFFERENCES = 3  # differences that are listed; further differences are only counted
 REVISION = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit, or at an unresolved name
 
 
 @dataclass(frozen=True)
 class PendingWork:
-    """The work of one run, found once before anything is printed or started."""
+    """The work of one run, determined once before anything is printed or started."""
 
-    launches: list[Deployment]  # the unit that is scheduled: each with its pending trials only
-    finished_trials: int  # of the plan: those with a valid result
+    launches: list[Deployment]  # the unit of scheduling: each has only its pending trials
+    finished_trials: int  # the plan's trials that have a valid result
     reasons: dict[str, str]  # why each trial is run, by id; empty on the first run
     estimate: RunEstimate
-    final_failures: int = 0  # trials that failed for good, which are not run
+    final_failures: int = 0  # trials that failed for good and are not run again
 
     @property
     def runnable(self) -> list[Deployment]:
-        """The launches of deployments that are not unavailable."""
+        """The launches of deployments that are available."""
         return [launch for launch in self.launches if not launch.unavailable]
 
 
@@ -47,8 +47,8 @@ def find_pending(
 ) -> PendingWork:
     """Find the trials to run, the reasons, and their expected duration on these nodes.
 
-    `drivers` are the GPU drivers of the nodes that there are, None where they are unknown: a failure that was final
-    under another one is not.
+    `drivers` are the GPU drivers of the present nodes, or None if they are unknown: a failure that was final under
+    another driver is not final here.
     """
     launches = pending_launches(plan, ledger, drivers)
     runnable = [launch for launch in launches if not launch.unavailable]
@@ -71,7 +71,7 @@ def _assumed(settings: Settings) -> Assumed | None:
 
 
 def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None) -> list[Deployment]:
-    """Return the launches that have pending trials, with these trials only."""
+    """Return the launches that have pending trials, with only these trials."""
     _check_commits(plan, ledger)
 
     def pending(trial: Trial) -> bool:
@@ -82,12 +82,12 @@ def pending_launches(plan: Plan, ledger: Ledger, drivers: set[str] | None = None
 
 
 def final_failures(plan: Plan, ledger: Ledger) -> set[str]:
-    """Return the trials of a plan whose engine failed twice in the same words."""
+    """Return the trials of a plan whose engine failed twice with the same message."""
     return {trial.trial_id for trial in plan.trials if ledger.history(trial.trial_id).final}
 
 
 def _check_commits(plan: Plan, ledger: Ledger) -> None:
-    """Refuse a revision that no hub resolved to a commit: it would change the ids of trials that have results."""
+    """Reject a revision that no hub resolved to a commit if this would change the ids of trials that have results."""
     revisions = _unresolved(plan)
     if not revisions:
         return
@@ -103,31 +103,31 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
         if commit := commits.get((part, repository)):
             raise ConfigError(
                 f"{part}: the hub cannot be reached to resolve {repository}@{revision} to a commit, and the results "
-                f"are of {commit}; run the same command later, or set that commit as the revision"
+                f"are for {commit}; run the same command later, or set that commit as the revision"
             )
 
 
 def check_resolved(plan: Plan) -> None:
-    """Check that every revision of the plan has its commit, from which ids are made; a dry run's ids are provisional.
+    """Check that every revision of the plan has its commit, on which ids depend; a dry run's ids are provisional.
 
-    Raises Outage if the hub did not answer: rows would get an id that they have on no other day.
+    Raises Outage if the hub did not answer: otherwise rows would get ids that no later run reproduces.
     """
     if plan.settings.dry_run:
         return
     for part, repository, revision in _unresolved(plan):
         if reason := resolve_outage(repository, revision, "dataset" if part == "workload" else "model"):
-            raise Outage(f"the hub cannot be reached for the commit of {repository}@{revision} ({reason})")
+            raise Outage(f"the hub cannot be reached to resolve {repository}@{revision} to a commit ({reason})")
 
 
 def _unresolved(plan: Plan) -> list[tuple[str, str, str]]:
-    """Return (part, repository, revision) of every revision in the plan that no hub resolved to a commit."""
+    """Return (part, repository, revision) for every revision in the plan that no hub resolved to a commit."""
     contents = [deployment.content for deployment in plan.deployments] + [trial.content for trial in plan.trials]
     digests = {(part, digest) for content in contents for part, digest in content.items()}
     return sorted({(part, *revision) for part, digest in digests for revision in unresolved(digest)})
 
 
 def unresolved(digest: str) -> list[tuple[str, str]]:
-    """Return the repositories in a digest with a revision that no hub resolved to a commit."""
+    """Return (repository, revision) for every revision in a digest that no hub resolved to a commit."""
     return [(r, name) for r, name in REVISION.findall(digest) if not COMMIT.fullmatch(name)]
 
 
@@ -159,7 +159,7 @@ def _reason(
 
 
 def _position(row: Mapping[str, Any], axes: Iterable[str]) -> tuple[Any, ...]:
-    """Return a row's position in the experiment, whatever its content: rows at the same one are compared."""
+    """Return a row's position in the experiment, which is independent of its content; rows are compared by position."""
     return (*(row.get(key) for key in POSITION), *(str(row.get(axis)) for axis in axes))
 
 

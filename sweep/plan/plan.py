@@ -12,21 +12,21 @@ from sweep.base.records import LOAD_COLUMNS
 
 @dataclass(frozen=True)
 class Trial:
-    """One Deployment x Workload x Load x replicate."""
+    """One deployment, workload, load and replicate."""
 
     trial_id: str
     workload: Any  # a sweep.inputs.workload object
     load: Any  # a sweep.inputs.load object
     replicate: int
-    seed: int  # of prompts and arrivals: the same for every backend, another for every load and replicate
+    seed: int  # of prompts and arrivals: the same for every backend, but different for every load and replicate
     coordinates: dict[str, Any]  # this trial's values on the experiment's axes
     config: dict[str, Any]  # resolved
-    content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: files
-    label: str = ""  # what sets it apart from the other trials of its deployment, the replicate left out
+    content: dict[str, str] = field(default_factory=dict)  # digests of the files that its configuration refers to
+    label: str = ""  # what distinguishes it from the other trials of its deployment, without the replicate
 
     @property
     def num_requests(self) -> int:
-        """Measured requests: the workload's, in whole batches where the load sends batches."""
+        """The number of measured requests: the workload's, in whole batches if the load sends batches."""
         return int(self.load.count(self.workload.num_requests))
 
     def load_columns(self) -> dict[str, Any]:
@@ -34,22 +34,22 @@ class Trial:
         return {key: getattr(self.load, key, None) for key in LOAD_COLUMNS}
 
     def describe(self) -> str:
-        """A short description: `qa batches of 8 output_tokens=64 replicate 0`."""
+        """Return a short description: `qa batches of 8 output_tokens=64 replicate 0`."""
         return f"{self.describe_point()} replicate {self.replicate}"
 
     def describe_point(self) -> str:
-        """The same for all replicates of a point: `qa batches of 8 output_tokens=64`."""
+        """Return a short description that all replicates of a point share: `qa batches of 8 output_tokens=64`."""
         return self.label or self.name
 
     @property
     def name(self) -> str:
-        """Workload and load."""
+        """The names of workload and load."""
         return f"{self.workload.name} {self.load.describe()}"
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """One engine + model + flags + GPU count: what is launched, with the trials that run on it in order."""
+    """One engine, model, flags and GPU count: what is launched, with the trials that run on it in order."""
 
     deployment_id: str
     backend: Any  # a backends.base.Backend
@@ -58,41 +58,41 @@ class Deployment:
     accelerator: str | None
     trials: list[Trial] = field(default_factory=list)
     unavailable: str | None = None  # why it cannot run on this host, with the remedy
-    notes: tuple[str, ...] = ()  # what a reader of the plan must know of the form that the engine takes on the nodes
-    content: dict[str, str] = field(default_factory=dict)  # digests of what its parts point to: weights, our own code
-    environment: EnvironmentSpec | None = None  # what the engine runs in, composed here: a node has no user's conf/
-    label: str = ""  # what sets it apart from the other deployments of the plan
-    draft: Any = None  # a sweep.inputs.model object: the draft model that the engine's flags name
+    notes: tuple[str, ...] = ()  # what a reader of the plan must know about the build or format used on the nodes
+    content: dict[str, str] = field(default_factory=dict)  # digests of the files it refers to: weights, our own code
+    environment: EnvironmentSpec | None = None  # the engine's, composed here: a node has no user's conf/
+    label: str = ""  # what distinguishes it from the other deployments of the plan
+    draft: Any = None  # a sweep.inputs.model object: the draft model named in the engine's flags
     gateway: Any = None  # a sweep.gateway.settings.Gateway in front of the engine
-    replicate: int | None = None  # in one of several launches: the one that its trials are of
+    replicate: int | None = None  # the replicate that the trials belong to, if each has its own launch
 
     def describe(self) -> str:
-        """A short description: `vllm tiny-llama max-num-seqs=2`."""
+        """Return a short description: `vllm tiny-llama max-num-seqs=2`."""
         return self.label or self.name
 
     @property
     def name(self) -> str:
-        """Backend and model."""
+        """The names of backend and model."""
         return f"{self.backend.name} {self.model.name}"
 
     @property
     def launch_key(self) -> str:
-        """The key of a launch: the deployment's id, with the replicate if each has its own launch."""
+        """The key of a launch: the deployment's id, with the replicate if each replicate has its own launch."""
         return self.deployment_id if self.replicate is None else f"{self.deployment_id}-{self.replicate}"
 
     def describe_launch(self) -> str:
-        """A short description of a launch: `vllm tiny-llama max-num-seqs=2 replicate 1`."""
+        """Return a short description of a launch: `vllm tiny-llama max-num-seqs=2 replicate 1`."""
         return self.describe() if self.replicate is None else f"{self.describe()} replicate {self.replicate}"
 
     def points(self) -> list[list[Trial]]:
-        """The trials of each point, all its replicates together."""
+        """Return the trials of each point, with all its replicates."""
         replicates: dict[str, list[Trial]] = {}
         for trial in self.trials:
             replicates.setdefault(trial.describe_point(), []).append(trial)
         return list(replicates.values())
 
     def launches(self, per_replicate: bool) -> "list[Deployment]":
-        """The deployment once for each launch, with the trials of that launch: the unit that is scheduled."""
+        """Return a copy of the deployment for each launch, with that launch's trials: the unit of scheduling."""
         replicates = sorted({trial.replicate for trial in self.trials})
         if not (per_replicate and len(replicates) > 1):
             return [self]
@@ -109,8 +109,8 @@ class Plan:
     settings: Settings
     deployments: list[Deployment]
     axes: list[str]  # the grid axes, as dotted keys
-    replaced: list[str]  # in plain words, what was replaced for lack of a GPU
-    origins: dict[str, str] = field(default_factory=dict)  # options of the user's own folders -> their files
+    replaced: list[str]  # what was replaced for lack of a GPU, in plain words
+    origins: dict[str, str] = field(default_factory=dict)  # options in the user's own folders -> their files
 
     @property
     def trials(self) -> list[Trial]:
@@ -122,8 +122,16 @@ class Plan:
         per_replicate = launched_per_replicate(self.settings, len(self.deployments))
         return [launch for deployment in self.deployments for launch in deployment.launches(per_replicate)]
 
+    @property
+    def study_differences(self) -> dict[str, tuple[str, ...]]:
+        """Where the plan is not what its study published, by backend; without a GPU it is another form altogether."""
+        if self.settings.hardware.platform != "cuda":
+            return {}
+        backends = {deployment.backend.name for deployment in self.deployments}
+        return {name: reasons for name, reasons in self.settings.study_differences.items() if name in backends}
+
     def entries(self, command: str) -> Iterator[dict[str, Any]]:
-        """The entries of plan.jsonl: the experiment, then every deployment, each followed by its trials."""
+        """Yield the entries of plan.jsonl: the experiment, then every deployment, each followed by its trials."""
         yield {
             "kind": "experiment",
             "name": self.settings.name,
@@ -133,6 +141,7 @@ class Plan:
             "replicates": self.settings.replicates,
             "launches": len(self.launches),
             "replaced": self.replaced,
+            "study_differences": self.study_differences,
             "origins": self.origins,
             "command": command,
             "hardware": self.settings.hardware.model_dump(),
@@ -165,21 +174,21 @@ class Plan:
 
 
 def launched_per_replicate(settings: Settings, deployments: int) -> bool:
-    """Return whether each replicate has its own launch: its spread then includes the difference between launches.
+    """Return whether each replicate has its own launch, so that its spread includes the difference between launches.
 
-    By default it is true if deployments are compared: the difference between two launches of one engine easily looks
-    like a difference between two engines.
+    By default this is true if deployments are compared: the difference between two launches of one engine can easily
+    look like a difference between two engines.
     """
     return settings.relaunch == "per_replicate" or (settings.relaunch == "auto" and deployments > 1)
 
 
 def config_text(config: Mapping[str, Any]) -> str:
-    """A resolved config as a row stores it: equal for equal settings."""
+    """Return a resolved config as a row stores it: the same text for the same settings."""
     return json.dumps(config, sort_keys=True, default=str)
 
 
 def hourly_price(backend: Any, hardware: Hardware) -> float | None:
-    """Return USD per GPU and hour of an engine: an endpoint's own, or its hardware's; None if unknown."""
+    """Return an engine's price in USD per GPU and hour: the endpoint's own, or the hardware's; None if unknown."""
     if not backend.launches and (backend.price_per_hour or backend.price_per_million_tokens):
         price: float | None = backend.price_per_hour
         return price
@@ -187,5 +196,5 @@ def hourly_price(backend: Any, hardware: Hardware) -> float | None:
 
 
 def elsewhere(backend: Any, hardware: Hardware) -> bool:
-    """Return whether an engine runs on unknown hardware: an endpoint, when only this machine was inspected."""
+    """Return whether an engine runs on unknown hardware: an endpoint, if only this machine was inspected."""
     return hardware.assumed and not backend.launches

@@ -1,7 +1,7 @@
-"""From composed points to a Plan: every point validated, grouped into Deployments, and given its id.
+"""From composed points to a Plan: every point is validated, assigned to a Deployment, and given its id.
 
-Ids are hashes of everything known at planning that could change a result, so the same command resumes and changing one
-flag reruns exactly what it touches. Planning uses no clock and no GPU. It reads the files behind a model or a workload
+Ids are hashes of everything known at planning that could change a result. So the same command resumes, and a changed
+flag reruns exactly what it affects. Planning uses no clock and no GPU. It reads the files behind a model or a workload
 once: it hashes a folder, and asks the hub for the commit of a revision (and, for an engine in an image, how its weights
 are stored).
 """
@@ -28,22 +28,22 @@ from sweep.plan.command_line import Assignments
 from sweep.plan.compose import Composition, Point
 from sweep.plan.plan import Deployment, Plan, Trial, launched_per_replicate
 
-ROUTER = "router"  # the option of conf/gateway that replicas have in front of them where no other is named
+ROUTER = "router"  # the default option of conf/gateway in front of replicas
 
 
 class Surroundings(NamedTuple):
-    """The outside facts that planning needs, as functions, so that the plan itself stays free of effects."""
+    """The outside facts that planning needs, as functions, so that planning itself has no side effects."""
 
     fingerprint: Callable[[Any, str], str]  # (backend, platform) -> hash of the locked environment
     unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
     environment: Callable[[Any, str], EnvironmentSpec | None] = lambda backend, platform: None
-    capability: str | None = None  # the least compute capability of the nodes' GPUs, where it is known
+    capability: str | None = None  # the lowest compute capability of the nodes' GPUs, if it is known
 
 
 def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
-    """Validate every point, group them into deployments and give everything its id.
+    """Validate every point, group the points into deployments, and give everything its id.
 
-    Raises ConfigError, naming the first key that a point may not have; Outage if an index or a hub gave no answer.
+    Raises ConfigError, naming the first invalid key of a point; Outage if an index or a hub gave no answer.
     """
     settings = composition.settings
     builder = _Builder(settings, surroundings, composition.options)
@@ -62,13 +62,13 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
 class _Part(NamedTuple):
     """A validated object of a config group, and its contribution to ids."""
 
-    built: Any  # at the commits that its revisions point to now
-    digest: str | None  # of the content that it points to
-    identity: str  # the hash of its type, its fields and that digest: all of it that can change a result
+    built: Any  # pinned to the commits that its revisions point to now
+    digest: str | None  # of the content that it refers to
+    identity: str  # hash of type, fields and digest: everything about it that can change a result
 
 
 class _Builder:
-    """Adds points one by one; equal parts are validated once, which makes ten thousand points quick."""
+    """Adds points one by one; equal parts are validated only once, so that ten thousand points are quick."""
 
     def __init__(self, settings: Settings, surroundings: Surroundings, options: ConfigPath) -> None:
         self.settings = settings
@@ -78,14 +78,14 @@ class _Builder:
         self.parts: dict[str, _Part] = {}
         self.cache = cache_directory(settings.cache_dir)
         self.trial_ids: set[str] = set()
-        # Settings of the run that change a row all the same: how requests are timed out and how trials are judged.
+        # Run settings that do change a row: request time-outs, and the rules by which trials are judged.
         self.judged_by = settings.model_dump(mode="json", include={"max_failed"})
         if settings.gate:
             self.judged_by["gate"] = settings.gate
         self.judged_by["timeouts"] = asdict(settings.client.timeouts)
 
     def deploy(self, point: Point) -> Deployment:
-        """The deployment of a point; two points that differ in workload and load alone share one."""
+        """Return the deployment of a point; points that differ only in workload and load share one."""
         backend, model, gateway = (self._part(group, point[group]) for group in ("backend", "model", "gateway"))
         if backend.built.launches and not model.built.launchable:
             raise one_of("model", model.built.name, self.options.choices("model"))
@@ -96,7 +96,7 @@ class _Builder:
         if front is not None and (inside or api not in ("completions", "chat")):
             speaks = "is timed inside" if inside else f"speaks {api}"
             raise ConfigError(
-                f"gateway={gateway.built.name}: passes completions and chat, and {backend.built.name} {speaks}; "
+                f"gateway={gateway.built.name}: supports completions and chat, but {backend.built.name} {speaks}; "
                 "expected gateway=none"
             )
         return self._deployment(backend, model, front, self._draft(backend.built))
@@ -106,7 +106,7 @@ class _Builder:
     ) -> None:
         """Add the trials of a point once all deployments are known; `seeds` are those of earlier replicates."""
         workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
-        load.built.count(workload.built.num_requests)  # a trace that is too short says so here
+        load.built.count(workload.built.num_requests)  # raises an error if a trace is too short
         load.built.check_pairing(workload.built)
         if deployment.backend.traits.timed_inside and load.built.mode(1, 0).batch() is None:
             problem = f"{deployment.backend.name} is timed inside its own process, in lockstep batches"
@@ -121,10 +121,10 @@ class _Builder:
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)
         for replicate in range(self.settings.replicates) if seeds is None else seeds:
-            # Never of the backend: all get the same prompts. Of the load: no cache may answer for an earlier trial.
+            # Not of the backend: all get the same prompts. But of the load: no cache may answer from an earlier trial.
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
             seed = seed if seeds is None else seeds[replicate]
-            # The first replicate starts on a new engine either way.
+            # The first replicate starts on a new engine in either case.
             launch = "its own" if anew and replicate else "shared"
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:
@@ -145,7 +145,7 @@ class _Builder:
                 message = str(error) if str(error).startswith(group) else f"{group}: {error}"
                 raise _unusable(error, message) from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            # A workload without them is as all were before there were any.
+            # Without these keys, a workload is like all workloads from before the keys existed.
             fields = {key: field for key, field in fields.items() if field or key not in ("temperature", "models")}
             identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
@@ -153,7 +153,7 @@ class _Builder:
         return self.parts[key]
 
     def _draft(self, engine: Backend) -> _Part | None:
-        """The draft model that an engine's flags name, checked and digested as the model itself is."""
+        """Return the draft model named in an engine's flags, checked and digested like the model itself."""
         draft = engine.draft(self.settings.hardware.platform) if engine.launches else None
         built = draft_model(*draft) if draft else None
         if draft is None or built is None:
@@ -203,12 +203,12 @@ class _Builder:
 
 
 def _unusable(error: ValueError, message: str) -> ValueError:
-    """The error for a part that cannot be used; an outage stays one."""
+    """Return the error for an unusable part; an Outage remains an Outage."""
     return (Outage if isinstance(error, Outage) else ConfigError)(message)
 
 
 def bfloat16(engine: Backend, model: Any, capability: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """Return (why the engine cannot compute in bfloat16 on such GPUs, its alternative); either may be empty."""
+    """Return (why the engine cannot compute in bfloat16 on such old GPUs, the alternative); either may be empty."""
     asked_for = engine.in_bfloat16(model.dtype)
     by_itself = engine.dtype == model.dtype == "auto" and engine.in_bfloat16(model.stored_dtype or "")
     if not older(capability, AMPERE) or not (asked_for or by_itself):
@@ -226,7 +226,7 @@ def _content(**parts: _Part) -> dict[str, str]:
 
 
 def _labelled(deployments: list[Deployment]) -> list[Deployment]:
-    """The same deployments and trials, each with the settings that distinguish it from its siblings."""
+    """Return the same deployments and trials, each with the settings that distinguish it from its siblings."""
     names = labels([deployment.name for deployment in deployments], [_settings_of(each) for each in deployments])
     labelled = []
     for deployment, name in zip(deployments, names, strict=True):
@@ -238,13 +238,13 @@ def _labelled(deployments: list[Deployment]) -> list[Deployment]:
 
 
 def _settings_of(deployment: Deployment) -> dict[str, Any]:
-    """The values on the axes that all trials of a deployment share."""
+    """Return the values on the axes that all trials of a deployment share."""
     first, *rest = (trial.coordinates for trial in deployment.trials)
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 
 
 def _blocked_order(trials: list[Trial], seed: int) -> list[Trial]:
-    """Replicates as blocks of random order: a slow drift of the machine then falls on every setting alike."""
+    """Return trials in blocks of one replicate, each shuffled: a slow drift of the machine affects all alike."""
     ordered: list[Trial] = []
     for replicate in sorted({trial.replicate for trial in trials}):
         block = [trial for trial in trials if trial.replicate == replicate]

@@ -1,5 +1,5 @@
-"""Every point of a plan in full, so that it can be held against a paper: command, dtype, context, lengths, counts; and
-where it differs from the paper, why."""
+"""Every point of a plan in full, to compare it with a paper: command, dtype, context, lengths, counts; and why it
+differs."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -7,25 +7,25 @@ from pathlib import Path
 
 from sweep.base.config import cache_directory
 from sweep.base.wording import count
+from sweep.gateway.settings import Gateway
 from sweep.plan.capacity.demand import SAMPLE, input_lengths
 from sweep.plan.capacity.footprint import planned_launch
 from sweep.plan.capacity.plan_points import plan_points
 from sweep.plan.plan import Deployment, Plan, Trial
 
-OUR_VARIABLE = "PYTHONPATH"  # how the engine's process finds our own code: it differs from machine to machine
+OUR_VARIABLE = "PYTHONPATH"  # how the engine's process finds our own code; its value differs between machines
 
 
 def point_details(plan: Plan) -> Iterator[str]:
-    """Lines about each deployment, and below it about each of its points, replicates together."""
+    """Yield lines about each deployment and, below it, about each of its points with all replicates."""
     cache = cache_directory(plan.settings.cache_dir)
     demands = {(point.deployment.deployment_id, point.label): point.demand.describe() for point in plan_points(plan)}
     for deployment in plan.deployments:
         yield f"{deployment.deployment_id}  {deployment.describe()}"
         platform = plan.settings.hardware.platform
         yield from (f"  {line}" for line in _engine(deployment, platform))
-        if platform == "cuda":
-            departures = plan.settings.study_differences.get(deployment.backend.name, ())
-            yield from (f"  not as published: {reason}" for reason in departures)
+        for reason in plan.study_differences.get(deployment.backend.name, ()):
+            yield f"  not as published: {reason}"
         for trials in deployment.points():
             label = trials[0].describe_point()
             demand = demands.get((deployment.deployment_id, label), "memory and time cannot be estimated")
@@ -40,22 +40,36 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
     else:
         try:
             yield f"command: {shlex.join(backend.command(launch))}"
-        except (OSError, ValueError) as error:  # of an engine that looks at its converted weights first
+        except (OSError, ValueError) as error:  # an engine that looks at its converted weights first
             yield f"command: known once its weights are prepared ({error})"
         environ = {name: value for name, value in backend.environment(launch).items() if name != OUR_VARIABLE}
         yield f"environment: {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}"
     context = getattr(model, "context", None)
     if backend.replicas > 1:
-        yield f"{backend.replicas} replicas of it behind the router ({deployment.gateway.routing})"
+        yield f"{backend.replicas} replicas behind the router ({deployment.gateway.routing})"
+    yield from _gateway(deployment)
     gpus = f"{count(deployment.gpu_count, 'GPU')} ({deployment.accelerator or 'any'})" if platform == "cuda" else "CPU"
-    dtype = "that of the weights" if launch.dtype == "auto" else launch.dtype
-    longest = f"{context} tokens" if context else "that of the model"
+    dtype = "as stored in the weights" if launch.dtype == "auto" else launch.dtype
+    longest = f"{context} tokens" if context else "the model's"
     packages = f"; environment {deployment.environment.name}" if deployment.environment else ""
     yield f"dtype: {dtype}; context: {longest}; on {gpus}{packages}"
 
 
+def _gateway(deployment: Deployment) -> Iterator[str]:
+    """What a gateway in front of the engine does to requests; nothing without one."""
+    gateway = deployment.gateway
+    if isinstance(gateway, Gateway):
+        clip, cache = gateway.clip, gateway.cache
+        parts = []
+        if clip.input_tokens or clip.output_tokens:
+            parts.append(f"clip {clip.input_tokens or 'any'}/{clip.output_tokens or 'any'} tokens")
+        if cache is not None:
+            parts.append(f"cache {cache.mode}" + (f" {cache.threshold:g}" if cache.mode == "semantic" else ""))
+        yield f"gateway: {', '.join(parts) or 'passes requests on'}"
+
+
 def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> Iterator[str]:
-    """The questions of a point: how many, how long, and how long their answers may be."""
+    """Describe the requests of a point: their number, their length, and the limit on their answers."""
     first = trials[0]
     workload, number = first.workload.fetched(cache), first.num_requests
     yield f"{count(number, 'request')} after {first.load.warmup(workload.warmup_requests)} of warm-up"
@@ -64,11 +78,11 @@ def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> I
     try:
         tokenizer = deployment.model.load_tokenizer(cache)
     except (OSError, ValueError):
-        tokenizer = None  # a model that is not on this machine; its prompts cannot be counted here
+        tokenizer = None  # the model is not on this machine, so its prompts cannot be counted here
     requests = workload.requests(tokenizer, min(number, SAMPLE), first.seed)
     estimated = not hasattr(workload, "input_tokens") and any(request.input_tokens < 0 for request in requests)
     lengths = input_lengths(workload, requests)
-    yield f"input {'by its characters about ' if estimated else ''}{_lengths(lengths)}"
+    yield f"input {'estimated from its characters, about ' if estimated else ''}{_lengths(lengths)}"
     most = "" if workload.ignore_eos and deployment.backend.ignores_eos else "at most "
     yield f"output {most}{_lengths([request.output_tokens for request in requests])}"
     yield f"{count(len(trials), 'replicate')}, seeds {', '.join(str(trial.seed) for trial in trials)}"

@@ -7,18 +7,19 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from backends.prepare import environments, locks
-from sweep.base.config import cache_directory, next_time
+from sweep.base.config import ConfigError, cache_directory, next_time
 from sweep.base.wording import count
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
 from sweep.plan.pending import PendingWork
-from sweep.plan.plan import Deployment, Plan, elsewhere
+from sweep.plan.plan import Deployment, Plan, Trial, elsewhere
 
-MOST_TRIALS_LISTED = 200  # a larger plan is shown by deployment
+MOST_TRIALS_LISTED = 200  # a larger plan is listed by deployment
 MOST_STARTS_LISTED = 8  # of a block
-FEW_REQUESTS = 0.5  # of the requested duration: random arrivals of a few dozen hardly ever all come before
-FEW_CORES = 4  # for each GPU (or deployment on a CPU): server, engine, client and the system
-PIPE_WIDTH = 160  # characters, where there is no terminal and no COLUMNS
+FEW_REQUESTS = 0.5  # share of the requested duration; random arrivals of a few dozen requests rarely end that early
+FEW_CORES = 4  # per GPU (or deployment on a CPU), for server, engine, client and system
+CANNOT_FIT = 0.8  # of the sizes, which are rounded
+PIPE_WIDTH = 160  # characters, if there is no terminal and no COLUMNS
 
 
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:
@@ -38,7 +39,7 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in counts]
     if pending.final_failures:
         trials = count(pending.final_failures, "trial")
-        lines.append(f"failed for good: {trials}, twice in the same words; retry_failed=true tries them again")
+        lines.append(f"failed for good: {trials}, twice with the same message; retry_failed=true runs them again")
     lines += not_locked(plan)
     lines += [f"unavailable: {d.describe()}: {d.unavailable}" for d in plan.deployments if d.unavailable]
     points = plan_points(plan)
@@ -55,7 +56,7 @@ def _print(console: Console, lines: Iterable[str]) -> None:
 
 
 def _print_cut(console: Console, lines: Iterable[str]) -> None:
-    """Print a table's rows unfolded, cut at the terminal's width; the reasons are printed in full below it."""
+    """Print a table's rows unwrapped, cut at the terminal's width; the reasons are printed in full below the table."""
     overflow: OverflowMethod = "ellipsis" if console.is_terminal else "ignore"
     for line in lines:
         console.print(line, markup=False, no_wrap=True, overflow=overflow, crop=console.is_terminal)
@@ -79,7 +80,7 @@ def _launches(number: int) -> str:
 
 
 def starts(pending: PendingWork) -> list[str]:
-    """A line for each block, which is the launches of one replicate, in the order in which they start."""
+    """Return a line for each block (the launches of one replicate) that lists them in starting order."""
     names = {launch.launch_key: launch.describe() for launch in pending.runnable}
     blocks: dict[int, list[str]] = {}
     for need in start_order(pending.estimate.expected.needs):
@@ -96,7 +97,7 @@ def _first(labels: Sequence[str]) -> str:
 
 
 def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
-    """A line for each deployment, and in a small plan one for each of its trials; seeds only where they fit."""
+    """Yield a line for each deployment and, in a small plan, for each of its trials; requests only if they fit."""
     to_run = {trial.trial_id for deployment in pending.runnable for trial in deployment.trials}
     state = {t.trial_id: "unavailable" if d.unavailable else "done" for d in plan.deployments for t in d.trials}
     state |= {trial_id: pending.reasons.get(trial_id, "to run") for trial_id in to_run}
@@ -114,8 +115,14 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
             continue
         for trial in deployment.trials:
             line = f"  {trial.trial_id}  {trial.describe():<{label_width}}  {state[trial.trial_id]}"
-            seed = f"{'':<{state_width - len(state[trial.trial_id])}}  seed {trial.seed:>10}"
-            yield line + seed if len(line + seed) <= width else line
+            requests = f"{'':<{state_width - len(state[trial.trial_id])}}  {_requests(trial)}"
+            yield line + requests if len(line + requests) <= width else line
+
+
+def _requests(trial: Trial) -> str:
+    """`64 requests, 128 in, 64 out`; the lengths of a file's prompts are its own."""
+    lengths = [f"{getattr(trial.workload, f'{side}put_tokens', None)} {side}" for side in ("in", "out")]
+    return ", ".join([count(trial.num_requests, "request"), *(text for text in lengths if text[0].isdigit())])
 
 
 def few_requests_note(plan: Plan) -> list[str]:
@@ -137,27 +144,42 @@ def few_requests_note(plan: Plan) -> list[str]:
 def plan_warnings(plan: Plan, nodes: Sequence[Node], points: list[PlanPoint]) -> list[str]:
     """Return the warnings about a plan, one line each."""
     of_loads = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
-    return [*substituted(plan), *little_disk(plan, nodes), *of_loads, *capacity_warnings(plan, points)]
+    of_nodes = [*broken_drivers(nodes), *substituted(plan), *little_disk(plan, nodes)]
+    return [*of_nodes, *of_loads, *capacity_warnings(plan, points)]
 
 
 def not_locked(plan: Plan) -> list[str]:
-    """Name the environments whose distributions no run has resolved yet: the run's ids will differ."""
+    """List the environments whose distributions no run has resolved yet: the run's ids will differ."""
     specs = {d.environment.name: d.environment for d in plan.deployments if d.environment and not d.unavailable}
     return [
-        f"not locked yet: environment {name} for {locks.node_target(spec)}: a run resolves it; ids will differ"
+        f"not locked yet: environment {name} for {locks.node_target(spec)}: the run resolves it; ids will differ"
         for name, spec in specs.items()
         if locks.needed(spec)
     ]
 
 
 def substituted(plan: Plan) -> list[str]:
-    """Name the engines that run in another build than on the newest nodes, or compute in another format, and why."""
+    """Say which engines use another build than on the newest nodes, or compute in another format, and why."""
     notes = [note for deployment in plan.deployments if not deployment.unavailable for note in deployment.notes]
     return list(dict.fromkeys(notes))
 
 
-def little_disk(plan: Plan, nodes: Sequence[Node]) -> list[str]:
-    """Warn of nodes whose disk has less room than the engines and weights that are still to be written there."""
+def broken_drivers(nodes: Sequence[Node]) -> list[str]:
+    """Warn of nodes whose NVIDIA driver is there and does not work: each launch there would fail."""
+    stated = [(node.address, node.facts.broken_driver) for node in nodes if node.facts]
+    return [f"node {address}: {problem}; leave it out with cluster.labels" for address, problem in stated if problem]
+
+
+def check_disk(plan: Plan, nodes: Sequence[Node]) -> None:
+    """Raise ConfigError if what is still to be written cannot fit on the only node, whose cache is seen from here."""
+    cluster = plan.settings.cluster
+    problems = little_disk(plan, nodes, CANNOT_FIT)
+    if problems and len(nodes) == 1 and cluster.kind != "ray" and cluster.simulate is None:
+        raise ConfigError(f"cache_dir={cache_directory(plan.settings.cache_dir)}: {problems[0]}")
+
+
+def little_disk(plan: Plan, nodes: Sequence[Node], share: float = 1.0) -> list[str]:
+    """Name nodes whose disk has less room than this share of the engines and weights still to be written there."""
     free = {node.address: node.facts.free_disk for node in nodes if node.facts and node.facts.free_disk is not None}
     cache, launched = cache_directory(plan.settings.cache_dir), [d for d in plan.deployments if not d.unavailable]
     if not free:
@@ -167,22 +189,22 @@ def little_disk(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     models = {d.model.name: d.model for d in launched if d.backend.launches}
     weights = sum(model.missing_bytes(cache) for model in models.values()) / 1e9
     return [
-        f"{address}: {room / 1e9:.1f} GB of disk are free, and about {engines:g} GB of engines and {weights:.1f} GB of "
+        f"{address}: {room / 1e9:.1f} GB of disk are free, but about {engines:g} GB of engines and {weights:.1f} GB of "
         "weights are to be written; make space, or choose another disk with cache_dir"
         for address, room in free.items()
-        if room < (engines + weights) * 1e9
+        if room < share * (engines + weights) * 1e9
     ]
 
 
 def past_deadline(plan: Plan) -> list[str]:
-    """Warn of a deadline in the past. No error: a loop around the command ends this way, and results are reported."""
+    """Warn of a deadline in the past. This is no error: a loop around the command ends so, with a report."""
     now, deadline = datetime.now(), plan.settings.deadline
     passed = deadline is not None and next_time(deadline, now) < now
     return [f"deadline={deadline} has passed: no trial will start"] if passed else []
 
 
 def beyond_context(plan: Plan) -> list[str]:
-    """Warn of models whose context is shorter than a workload: one line each, for the longest."""
+    """Warn of models whose context is shorter than a request: one line per model, for the longest request."""
     longest: dict[str, tuple[int, str]] = {}
     for deployment in plan.deployments:
         backend, model = deployment.backend, deployment.model
@@ -211,7 +233,7 @@ def few_cores(plan: Plan, nodes: Sequence[Node]) -> list[str]:
         node.address: node.cpus / max(1, node.gpus if cuda else 1) for node in nodes if node.gpus or not cuda
     }
     return [
-        f"{address}: {cores:g} cores for each {'GPU' if cuda else 'deployment'}, including the measuring client's; "
+        f"{address}: {cores:g} cores for each {'GPU' if cuda else 'deployment'}, including the client's; "
         f"engines with too few cores are slow (recommended: {FEW_CORES} or more)"
         for address, cores in cores_by_node.items()
         if cores < FEW_CORES

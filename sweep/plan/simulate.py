@@ -1,4 +1,4 @@
-"""A simulated run of a plan on a cluster: the scheduler's own policy (`packing`) against a clock that jumps."""
+"""A simulated run of a plan on a cluster: the scheduler's own policy (`packing`) with a simulated clock."""
 
 import heapq
 from collections.abc import Sequence
@@ -8,26 +8,26 @@ from sweep.plan.packing import Need, Node, Packer
 
 
 class Span(NamedTuple):
-    """The time and node of one launch, s from the start."""
+    """The time and node of one launch, in seconds from the start."""
 
     key: str
     node_id: str
     begin: float
     end: float
-    after: str | None  # the launch whose end made it start
+    after: str | None  # the launch whose end let this one start
 
 
 class SimulatedRun(NamedTuple):
     """The course of a run on a cluster."""
 
-    spans: list[Span]  # in the order of their starts
+    spans: list[Span]  # in starting order
     makespan: float  # s
-    gpu_seconds: float  # in use; on nodes without GPUs, node-seconds
-    capacity: int  # GPUs, or nodes without one
+    gpu_seconds: float  # used by launches; on nodes without GPUs, node-seconds
+    capacity: int  # number of GPUs, or of nodes if there are none
 
     @property
     def bound(self) -> float:
-        """The least time that any order could take, s: all GPUs busy until the end, or the longest launch."""
+        """The lower bound on the duration, in seconds: all GPUs busy until the end, or the longest launch."""
         longest = max((span.end - span.begin for span in self.spans), default=0.0)
         return max(self.gpu_seconds / max(1, self.capacity), longest)
 
@@ -37,7 +37,7 @@ class SimulatedRun(NamedTuple):
         return self.gpu_seconds / (self.makespan * self.capacity) if self.makespan else 1.0
 
     def critical_path(self) -> list[Span]:
-        """Return the launches that decide the end: the last to finish, the one it waited for, and so on."""
+        """Return the launches that decide when the run ends: the last to finish, the one it waited for, and so on."""
         by_key = {span.key: span for span in self.spans}
         path: list[Span] = []
         last = max(self.spans, key=lambda span: span.end, default=None)
@@ -48,7 +48,7 @@ class SimulatedRun(NamedTuple):
 
 
 def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> SimulatedRun:
-    """Run the policy with every launch taking exactly its expected seconds, without launches that fit no node."""
+    """Run the policy with launches that take exactly their expected time; launches that fit on no node are left out."""
     packer = Packer(needs)
     packer.drop(packer.unschedulable(nodes))
     seconds = {need.key: need.seconds for need in needs}

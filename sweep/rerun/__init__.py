@@ -1,1 +1,1 @@
-"""Runs rows of a run again, from the rows alone, and says whether they were reproduced: `sweep rerun`."""
+"""Runs rows of a run again, using only the rows, and says whether they were reproduced: `sweep rerun`."""

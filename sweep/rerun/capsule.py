@@ -1,6 +1,6 @@
-"""A capsule: everything that a row says of itself, in ten lines that can be mailed and run again anywhere.
+"""A capsule: everything that a row records about itself, in ten lines that can be mailed and run again anywhere.
 
-Each line is a key and JSON. The lock of the engine's environment is in it, compressed, so a capsule needs no folder.
+Each line is a key and JSON. A capsule contains the lock of the engine's environment, compressed, so it needs no folder.
 """
 
 import base64
@@ -20,47 +20,47 @@ PIN = re.compile(r"[\w.-]+==[\w.+!-]+|\S+@sha256:[0-9a-f]{64}|#.*|")  # or an im
 
 @dataclass(frozen=True)
 class Capsule:
-    """One row: what is run again, what it was measured with, and what came of it. The fields are a capsule's lines."""
+    """One row: what to run again, what measured it, and what the result was. The fields are a capsule's lines."""
 
-    capsule: str  # where it is from, RUN#TRIAL
+    capsule: str  # the source, RUN#TRIAL
     trial: dict[str, Any]  # trial_id, experiment, label, replicate, seed, started_at
     config: dict[str, Any]  # resolved
-    coordinates: dict[str, Any]  # its values on the axes of its experiment
-    settings: dict[str, Any]  # of its run, where they are not the defaults
-    digests: dict[str, str]  # of the files that its configuration points to
-    locks: dict[str, str]  # the lock of its environment by the name of its file, compressed
+    coordinates: dict[str, Any]  # values on the axes of its experiment
+    settings: dict[str, Any]  # settings of its run that differ from the defaults
+    digests: dict[str, str]  # of the files that its configuration refers to
+    locks: dict[str, str]  # the lock of its environment, compressed, by file name
     circumstances: Circumstances
     figures: dict[str, float]
-    noise: dict[str, Noise]  # of these figures between launches, where its run tells it
+    noise: dict[str, Noise]  # variation of these figures between launches, if its run shows it
 
     def text(self) -> str:
-        """The capsule's ten lines."""
+        """Return the capsule's ten lines."""
         return "".join(f"{key}: {json.dumps(content)}\n" for key, content in asdict(self).items())
 
     def lock_texts(self) -> dict[str, str]:
-        """The content of the locks, by the names of their files. Raises ValueError if they are more than pins."""
+        """The content of the locks, by the names of their files. Raises ConfigError if they are more than pins."""
         return {name: _unpacked_lock(name, content) for name, content in self.locks.items()}
 
 
 def parse_capsules(text: str) -> list[Capsule]:
-    """Read capsules with empty lines between them; raises ConfigError for a text without one, or a damaged one."""
+    """Read capsules separated by empty lines. Raises ConfigError for a text without a capsule, or a damaged one."""
     parts = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
     if not parts:
-        raise ConfigError("capsule: is empty; expected the lines that sweep rerun RUN#TRIAL --capsule prints")
+        raise ConfigError("capsule: the text is empty; expected the lines that sweep rerun RUN#TRIAL --capsule prints")
     return [parse_capsule(block) for block in parts]
 
 
 def parse_capsule(text: str) -> Capsule:
     """Read a capsule's lines, in any order.
 
-    Raises ConfigError for a line that no capsule has, or one that is missing or damaged.
+    Raises ConfigError for an unknown line, or one that is missing or damaged.
     """
     allowed = [field.name for field in fields(Capsule)]
     contents: dict[str, Any] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         key, colon, content = line.partition(":")
         if key not in allowed or not colon:
-            raise ConfigError(f"capsule: {shortened(key)}: no key of a capsule; {did_you_mean(key, allowed)}")
+            raise ConfigError(f"capsule: {shortened(key)}: not a key of a capsule; {did_you_mean(key, allowed)}")
         try:
             contents[key] = json.loads(content)
         except ValueError as error:
@@ -79,13 +79,13 @@ def parse_capsule(text: str) -> Capsule:
 def _unpacked_lock(name: str, content: str) -> str:
     lock = zlib.decompressobj().decompress(base64.b64decode(content), LARGEST_LOCK + 1).decode()
     if len(lock) > LARGEST_LOCK:
-        raise ValueError(f"lock {shortened(name)} has more than {LARGEST_LOCK} bytes")
+        raise ConfigError(f"lock {shortened(name)} has more than {LARGEST_LOCK} bytes")
     for line in lock.splitlines():
         if not PIN.fullmatch(line):
-            raise ValueError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")
+            raise ConfigError(f"lock {shortened(name)}: {shortened(line)}: expected name==version")
     return lock
 
 
 def packed_lock(lock: str) -> str:
-    """The content of a lock as a capsule has it."""
+    """Return the content of a lock as stored in a capsule."""
     return base64.b64encode(zlib.compress(lock.encode(), 9)).decode()

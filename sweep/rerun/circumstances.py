@@ -1,7 +1,7 @@
-"""The circumstances of a measurement as its row has them, and those in which two measurements differ.
+"""The circumstances of a measurement as recorded in its row, and those in which two measurements differ.
 
-A circumstance has a name in words (`flag max-num-seqs`, `version of torch`, `driver`) and a value. What differs between
-any two launches of one command is none: ports, folders, times.
+A circumstance has a name in words (`flag max-num-seqs`, `version of torch`, `driver`) and a value. Ports, folders and
+times differ between any two launches of one command, so they are not circumstances.
 """
 
 import json
@@ -50,13 +50,13 @@ MACHINE_FACTS = {
     "kernel": "kernel",
     "node": "machine",
 }
-OF_A_LAUNCH = ("--port", "--host")  # flags of each launch of its own
-# Of an engine's facts: figures, places, and what has a name of its own here.
+OF_A_LAUNCH = ("--port", "--host")  # flags whose values differ for each launch
+# Engine facts to leave out: figures, places, and facts that have a name of their own here.
 NOT_COMPARED = {
     *("engine_version", "dtype", "command", "flags", "environ", "startup_seconds", "cold_ttft", "log", "reachable_by"),
-    *("below_gate", "replicas", "coarser_format"),  # the last follows from quantization and flags
+    *("below_gate", "replicas", "coarser_format"),  # the last one follows from quantization and flags
 }
-ANSWER_FACTS = ("agreement", "quality")  # first parts of facts about its answers, which are figures
+ANSWER_FACTS = ("agreement", "quality")  # first parts of facts about an engine's answers, which are figures
 NAMED_KINDS = (
     "flag",
     "environment variable",
@@ -64,29 +64,29 @@ NAMED_KINDS = (
     "version of",
     "setting",
 )  # of circumstances with names of their own
-LATER_KINDS = {"environment variable", "setting"}  # that rows did not have from the beginning
-OF_THE_RUN = ("hardware", "assumed", "relaunch")  # settings that say with what others the trial was run, or are named
+LATER_KINDS = {"environment variable", "setting"}  # not recorded in the oldest rows
+OF_THE_RUN = ("hardware", "assumed", "relaunch")  # settings about the other trials of the run, or named above
 FOREIGN, LOAD_AVERAGE = "cores taken by other processes", "load average"
 # What varies a little with every measurement: share of the engine's cores, and processes that wanted to run.
 LEAST_DIFFERENCES = {FOREIGN: 0.05, LOAD_AVERAGE: 4.0}
 BYTES_OF_GIB = 2**30
-MOST_OF_A_KIND = 12  # of a kind, e.g. versions; more are counted
+MOST_OF_A_KIND = 12  # of a kind, e.g. versions; further differences are only counted
 
 
 class Difference(NamedTuple):
-    """A circumstance in which two measurements differ; None where it is not there."""
+    """A circumstance in which two measurements differ; None if a measurement lacks it."""
 
     name: str
     before: Any
     after: Any
 
     def describe(self) -> str:
-        """`driver: 570.86 → 580.12`."""
+        """Return `driver: 570.86 → 580.12`."""
         return f"{self.name}: {_shown_value(self.before)} → {_shown_value(self.after)}"
 
 
 def circumstances(row: Mapping[str, Any]) -> Circumstances:
-    """Everything that a row says of how it was measured, save its configuration: that is what is run again."""
+    """Return everything that a row records about how it was measured, except its configuration, which is run again."""
     facts, machine = _parsed(row, "engine_facts"), _parsed(row, "hardware")
     recorded = {title: row.get(column) for column, title in ROW_COLUMNS.items()}
     recorded |= {f"flag {title}": fact for title, fact in _flags(facts.get("command") or ()).items()}
@@ -109,9 +109,9 @@ def circumstances(row: Mapping[str, Any]) -> Circumstances:
 
 
 def changed_circumstances(before: Circumstances, after: Circumstances) -> list[Difference]:
-    """The circumstances in which two measurements differ, in the order of the first.
+    """Return the circumstances in which two measurements differ, in the order of the first.
 
-    A kind of which a row of an older version says nothing at all is left out.
+    A kind that a row from an older version does not record at all is left out.
     """
     kinds = [{_kind(title) for title in measurement} for measurement in (before, after)]
     silent = LATER_KINDS - (kinds[0] & kinds[1])
@@ -132,7 +132,7 @@ def _equal(pair: Difference) -> bool:
 
 
 def difference_lines(differences: Sequence[Difference]) -> Iterator[str]:
-    """A line for each difference; of many of one kind the first, and how many more."""
+    """Yield a line for each difference; for many of one kind, the first ones and the number of further ones."""
     groups: dict[str, list[Difference]] = {}
     for difference in differences:
         groups.setdefault(_kind(difference.name) or difference.name, []).append(difference)
@@ -144,11 +144,11 @@ def difference_lines(differences: Sequence[Difference]) -> Iterator[str]:
 
 def _parsed(row: Mapping[str, Any], column: str) -> dict[str, Any]:
     document = row.get(column)
-    return dict(json.loads(document)) if isinstance(document, str) else {}  # of an older version
+    return dict(json.loads(document)) if isinstance(document, str) else {}  # from an older version
 
 
 def _flags(command: Sequence[str]) -> dict[str, Any]:
-    """The flags of a command line by name, JSON in them as settings of their own; `program` is what is run."""
+    """Return a command line's flags by name, with JSON values as separate settings; `program` is what is run."""
     flags: dict[str, Any] = {}
     program: list[str] = []
     words = list(command)
@@ -166,7 +166,6 @@ def _flags(command: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(setting: Any) -> Any:
-    """The mapping that a flag's JSON is; else the text."""
     if isinstance(setting, str) and setting.startswith("{"):
         try:
             return json.loads(setting)
@@ -176,7 +175,7 @@ def _value(setting: Any) -> Any:
 
 
 def _without_folders(fact: Any) -> Any:
-    """The same with the last part of every path: folders differ from machine to machine."""
+    """Return the fact with only the last part of every path, since folders differ between machines."""
     if isinstance(fact, Mapping):
         return {key: _without_folders(inner) for key, inner in fact.items()}
     if isinstance(fact, list):

@@ -1,4 +1,4 @@
-"""`sweep rerun`: rows run again from what they say of themselves, and each compared with what was measured then."""
+"""`sweep rerun`: runs rows again as they were recorded, and compares each with its earlier measurement."""
 
 import functools
 import json
@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from analysis.compare.reproduction import FigureChange, Reproduction, figure_changes, finding
-from sweep.base.config import POINT_GROUPS, ConfigError, FoundHardware, Hardware, Settings, slo_in_units, validate
+from sweep.base.config import (
+    POINT_GROUPS,
+    ConfigError,
+    FoundHardware,
+    Hardware,
+    Settings,
+    cache_directory,
+    slo_in_units,
+    validate,
+)
 from sweep.base.options import ConfigPath
 from sweep.base.whole_file import write_whole
 from sweep.cli.run import Planned, execute_plan, traced
@@ -25,14 +34,16 @@ from sweep.plan.planning import make_plan
 from sweep.rerun.capsule import Capsule
 from sweep.rerun.circumstances import Difference, changed_circumstances, circumstances, difference_lines
 from sweep.rerun.rows import opened_rows
+from sweep.rerun.trust import unfamiliar_parts
 
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun
-DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: no Ray is needed for this machine
+UNCERTAIN = 3  # exit status
+DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: this machine alone needs no Ray
 
 
 class RerunVerdict(NamedTuple):
-    """The comparison of a row with the same trial measured again."""
+    """The comparison of a row with a new measurement of the same trial."""
 
     capsule: Capsule
     result: Reproduction
@@ -40,13 +51,8 @@ class RerunVerdict(NamedTuple):
     changes: list[FigureChange]
     differences: list[Difference]
 
-    @property
-    def failed(self) -> bool:
-        """True if the second measurement differs, or has no result."""
-        return self.result is Reproduction.DIFFERS
-
     def lines(self) -> list[str]:
-        """The verdict for people: the figures, the sentence, and what was not the same."""
+        """Return the verdict for people: the figures, the conclusion, and what was not the same."""
         label = self.capsule.trial.get("label") or ""
         lines = [f"{self.capsule.capsule}  {label}", *(f"  {change.describe()}" for change in self.changes)]
         lines.append(f"  {self.result}" + (f" ({self.reason})" if self.reason else ""))
@@ -55,7 +61,7 @@ class RerunVerdict(NamedTuple):
         return lines + [f"    {name}" for name in names]
 
     def record(self) -> dict[str, Any]:
-        """The verdict for scripts."""
+        """Return the verdict for scripts."""
         return {
             "trial": self.capsule.capsule,
             "label": self.capsule.trial.get("label"),
@@ -73,18 +79,22 @@ def run_again(
     command: Sequence[str],
     console: Console,
     config_dirs: Sequence[str] = (),
+    trusted: bool = False,
 ) -> int:
     """Run the capsules again in a folder of their own, and print each verdict.
 
+    Unless they are `trusted`, what they bring that this machine does not have is printed and refused.
+
     Returns:
-        0 if all are reproduced, or nothing shows it; 1 if one differs; else the status of a run that did not finish.
+        0 if all are reproduced; 1 if one differs; 3 if none differs, but one is uncertain; else the status of a run
+        that did not finish.
 
     Raises ConfigError for what cannot be run again here; Halted for an outage that lasts.
     """
     options = ConfigPath.of_user(config_dirs)
     with traced(["rerun", *command]):
         planned = plan_patiently(
-            lambda: plan_again(capsules, overrides, out, options),
+            lambda: plan_again(capsules, overrides, out, options, None if trusted else console),
             lambda: _settings_today(capsules, overrides, out, options),
         )
     status = execute_plan(planned, shlex.join(["sweep", "rerun", *command]))
@@ -96,7 +106,18 @@ def run_again(
     for verdict in verdicts:
         for line in verdict.lines():
             console.print(line, markup=False, soft_wrap=True)
-    return 1 if any(verdict.failed for verdict in verdicts) else 0
+    results = {verdict.result for verdict in verdicts}
+    return 1 if Reproduction.DIFFERS in results else UNCERTAIN if Reproduction.UNKNOWN in results else 0
+
+
+def _refuse_unfamiliar(capsules: Sequence[Capsule], settings: Settings, options: ConfigPath, console: Console) -> None:
+    if parts := unfamiliar_parts(capsules, options, cache_directory(settings.cache_dir)):
+        for line in parts:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+        raise ConfigError(
+            f"{capsules[0].capsule}: the {len(parts)} parts above can run code, and this machine does not have them; "
+            "read them, then add --trust"
+        )
 
 
 def _key(config: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
@@ -114,12 +135,22 @@ def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
     return RerunVerdict(capsule, *finding(changes), changes, changed)
 
 
-def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath) -> Planned:
+def plan_again(
+    capsules: Sequence[Capsule],
+    overrides: Sequence[str],
+    out: str | None,
+    options: ConfigPath,
+    distrusting: Console | None = None,
+) -> Planned:
     """Plan the trials of capsules: their configuration, seeds and locks, and this machine.
+
+    With a console, parts that this machine does not have are printed there and refused.
 
     Raises ConfigError for what cannot be planned here, or together; Outage if an index or a hub gave no answer.
     """
     settings = _settings_today(capsules, overrides, out, options)
+    if distrusting is not None:
+        _refuse_unfamiliar(capsules, settings, options, distrusting)
     nodes, paths = find_nodes(settings), RunPaths(results_folder(settings))
     facts = surroundings(settings, nodes, options, _common_locks(capsules), pinned=True)
     composition = Composition(
@@ -140,17 +171,17 @@ def plan_again(capsules: Sequence[Capsule], overrides: Sequence[str], out: str |
 def _settings_today(
     capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath
 ) -> Settings:
-    """The settings of the rows' run, and where and how it is run today."""
+    """Return the settings of the rows' run, with those for where and how it runs today."""
     capsule, typed = capsules[0], parse_command_line(overrides).typed
     if key := next(filter(is_point_key, typed), None):
         groups = ", ".join(POINT_GROUPS)
-        raise ConfigError(f"{key}={typed[key]}: is the row's own; expected keys of a run, none of {groups}")
+        raise ConfigError(f"{key}={typed[key]}: taken from the row; expected keys of a run, none of {groups}")
     if stranger := next((each for each in capsules if each.settings != capsule.settings), None):
         names = f"{stranger.capsule} and {capsule.capsule}"
-        raise ConfigError(f"{names}: were measured with different settings; run them again one by one")
+        raise ConfigError(f"{names} were measured with different settings; run them again one at a time")
     defaults = [each for each in DEFAULTS if each.partition("=")[0] not in typed]
     find = functools.partial(find_hardware, options=options)
-    today = compose_run([*defaults, *overrides], find, options).settings  # whose model and workload are not the rows'
+    today = compose_run([*defaults, *overrides], find, options).settings  # its model and workload are not the rows'
     present = {"hardware", "assumed", *(key.partition(".")[0] for key in typed)}
     recorded = {key: value for key, value in capsule.settings.items() if key not in present}
     recorded |= {"slo": slo_in_units(slo)} if (slo := recorded.get("slo")) else {}
@@ -162,7 +193,7 @@ def _settings_today(
 
 
 def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
-    """The row's profile, or the profile of the GPU here if that is another; CPU and GPU do not stand for each other."""
+    """Return the row's profile, or this GPU's profile if it differs; a CPU and a GPU cannot replace each other."""
     recorded = capsule.settings.get("hardware")
     if recorded is None:
         return present
@@ -171,7 +202,7 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
     if profile.platform != present.platform and capsule.config["backend"].get("url") is None:
         platform = {"cpu": "a CPU", "cuda": "a GPU"}
         raise ConfigError(
-            f"{capsule.capsule}: was measured on {platform[profile.platform]} ({profile.name}), and this machine has "
+            f"{capsule.capsule}: measured on {platform[profile.platform]} ({profile.name}), but this machine has "
             f"{platform[present.platform]} ({present.name}); expected the same platform, e.g. hardware={profile.name}"
         )
     same_gpu = not profile.matches or profile.name == present.name
@@ -179,7 +210,6 @@ def _hardware(capsule: Capsule, present: Hardware) -> Hardware:
 
 
 def _new_folder(capsules: Sequence[Capsule]) -> Path:
-    """A folder that does not exist: each rerun is a measurement of its own."""
     trial = capsules[0].trial
     stem = f"{trial.get('experiment')}-{trial['trial_id']}" if len(capsules) == 1 else f"{trial.get('experiment')}"
     numbered = [FOLDER / stem, *(FOLDER / f"{stem}-{number}" for number in range(2, 10_000))]
@@ -196,7 +226,6 @@ def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
 
 
 def _pinned(capsule: Capsule) -> dict[str, Any]:
-    """The configuration, with the commits that its revisions pointed to then."""
     config = dict(capsule.config)
     for group, key in (("model", "repo"), ("workload", "dataset")):
         commits = dict(REVISION.findall(capsule.digests.get(group, "")))

@@ -15,32 +15,34 @@ from analysis.statistics.variance import SPREAD_OF
 from backends.prepare import locks
 from sweep.base.config import ConfigError, first_line, shortened
 from sweep.base.setting_labels import TRIAL_MARK
+from sweep.base.whole_file import read_bounded
 from sweep.disk import object_store, run_files
 from sweep.disk.run_files import run_folder
 from sweep.disk.stored_run import LocalCopy
-from sweep.rerun.capsule import Capsule, packed_lock, parse_capsules
+from sweep.rerun.capsule import LARGEST_LOCK, Capsule, packed_lock, parse_capsules
 from sweep.rerun.circumstances import circumstances
 
 STANDARD_INPUT = "-"
-FEWEST_CHARACTERS = 4  # of a trial's id, where only its beginning is given
+LARGEST_CAPSULES = 64 << 20  # bytes of a file with capsules
+FEWEST_CHARACTERS = 4  # of a trial's id, if only its beginning is given
 
 
 def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
-    """The capsules of RUN#TRIAL, of all results of RUN, or the one in a file; `content` is what standard input had.
+    """Return the capsules of RUN#TRIAL, of all results of RUN, or in a file; `content` is the text of standard input.
 
     Raises:
-        ConfigError: for anything else, a missing trial, or one without a result.
+        ConfigError: for anything else, a missing trial, or a trial without a result.
     """
     if content is not None:
         return parse_capsules(content)
     run, mark, trial_id = source.partition(TRIAL_MARK)
     try:
         if not mark and Path(source).is_file():
-            return parse_capsules(Path(source).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:  # also for what cannot be the name of a file
+            return parse_capsules(read_bounded(Path(source), LARGEST_CAPSULES).decode("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:  # also for what cannot be a file name
         raise ConfigError(f"{shortened(source)}: {first_line(error)}") from None
     if mark and not trial_id:
-        raise ConfigError(f"{source}: after {TRIAL_MARK} comes a trial's id, as trials.parquet has it")
+        raise ConfigError(f"{source}: expected a trial's id from trials.parquet after {TRIAL_MARK}")
     return _of_run(run, trial_id)
 
 
@@ -59,8 +61,10 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
     except RunNotFound:
         raise ConfigError(f"{run}: no run here (trials.parquet is missing)") from None
     if trial_id and (outcome := chosen.iloc[-1]["outcome"]) != "ok":
-        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: is {outcome}; expected a trial with a result")
-    lock_texts = {path.name: path.read_text() for path in run_files.RunPaths(folder).locks.glob("*.txt")}
+        raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: its outcome is {outcome}; expected a trial with a result")
+    lock_texts = {
+        path.name: read_bounded(path, LARGEST_LOCK).decode() for path in run_files.RunPaths(folder).locks.glob("*.txt")
+    }
     axes = _coordinates(folder)
     places = _places(everything.run.trials)
     rows = [each for _, each in chosen.sort_values("started_at").iterrows()]
@@ -68,17 +72,17 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
 
 
 def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
-    """The rows of a trial, which may be named by the beginning of its id; all without one."""
+    """Return the rows of a trial, which may be named by the beginning of its id; all rows if no trial is named."""
     if not trial_id:
         return trials
     exact = trials[trials["trial_id"] == trial_id]
     matches = exact if len(exact) else trials[trials["trial_id"].str.startswith(trial_id)]
     ids = matches["trial_id"].unique()
-    problem = "no such trial; expected an id of its trials.parquet" if not len(ids) else ""
+    problem = "no such trial; expected an id from its trials.parquet" if not len(ids) else ""
     if exact.empty and len(trial_id) < FEWEST_CHARACTERS:
         problem = f"too short; give at least {FEWEST_CHARACTERS} characters of a trial's id"
     elif len(ids) > 1:
-        problem = f"{len(ids)} trials have ids that begin with it; give more characters of one"
+        problem = f"{len(ids)} trials have ids that begin with it; give more characters"
     if problem:
         raise ConfigError(f"{run}{TRIAL_MARK}{trial_id}: {problem}")
     planned = matches[matches["in_plan"].fillna(True).astype(bool)]
@@ -86,14 +90,12 @@ def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
 
 
 def _coordinates(folder: Path) -> dict[str, dict[str, Any]]:
-    """The coordinates of each trial of the present plan, by id."""
     plan = run_files.RunPaths(folder).plan
     entries = run_files.read_plan(plan) if plan.is_file() else []
     return {entry["trial_id"]: entry["coordinates"] for entry in entries if "coordinates" in entry}
 
 
 def _places(trials: pd.DataFrame) -> "pd.Series[Any]":
-    """The place of each row in its launch: 1 for the first that was measured."""
     return trials.groupby("launch")["started_at"].rank(method="first")
 
 
@@ -109,7 +111,7 @@ def _capsule(
     trial_id = row["trial_id"]
     if not row.get("config"):
         raise ConfigError(
-            f"{run}{TRIAL_MARK}{trial_id}: has no configuration; it was measured by {row['client_stamp_source']}"
+            f"{run}{TRIAL_MARK}{trial_id}: no configuration, because {row['client_stamp_source']} measured it"
         )
     config, digests = json.loads(row["config"]), json.loads(row.get("digests") or "{}")
     names = {column: row[column] for column in results.run.axes if row.get(column) is not None}
@@ -130,7 +132,6 @@ def _capsule(
 
 
 def _settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the row's run, with the bounds and percentiles of its columns."""
     settings: dict[str, Any] = json.loads(row.get("settings") or "{}")
     if row.get("slo"):
         settings["slo"] = json.loads(row["slo"])
@@ -140,7 +141,7 @@ def _settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_row(frame_row: "pd.Series[Any]", places: "pd.Series[Any]") -> dict[str, Any]:
-    """A row of a frame as Python has it, without what is missing, and with its `place` in its launch."""
+    """Return a row of a frame as plain Python data, without missing cells, and with its `place` in its launch."""
     cells = {str(column): cell for column, cell in frame_row.items() if not _missing(cell)}
     row = {
         column: cell.tolist() if isinstance(cell, np.generic | np.ndarray) else cell for column, cell in cells.items()
@@ -154,9 +155,9 @@ def _missing(cell: Any) -> bool:
 
 
 def _locks(reference: str | None, texts: Mapping[str, str]) -> dict[str, str]:
-    """The row's lock by the name that an environment looks it up under; of an older row all that its run has.
+    """Return the row's lock by the name under which an environment looks it up; for an older row, all locks of its run.
 
-    A lock that was replaced since lies beside the present one, under another name.
+    A lock that was replaced later lies beside the current one, under another name.
     """
     if reference is None:
         return dict(texts)
@@ -166,7 +167,7 @@ def _locks(reference: str | None, texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def opened_rows(folder: Path) -> Sequence[dict[str, Any]]:
-    """The rows of a run's present plan, each with its `place`."""
+    """Return the rows of a run's current plan, each with its `place`."""
     trials = open_results(folder).run.trials
     places = _places(trials)
     return [plain_row(row, places) for _, row in trials.iterrows()]

@@ -260,7 +260,7 @@ def test_of_many_lines_some_are_drawn(tmp_path: Path) -> None:
     ax = figure.axes[0]
     curves = [line for line in ax.get_lines() if line.get_marker() in figure_files.MARKERS]
     assert len(curves) == len(layout.coloured)
-    assert f"({len(layout.coloured)} of 100 lines)" in figure.legends[0].get_title().get_text()
+    assert f"({len(layout.coloured)} of 100 lines)" in figure.legends[0].get_title().get_text().replace("\n", " ")
     assert "max-num-seqs=12 and 88 others" in " ".join(printed(open_run(tmp_path), 120).split())
     assert f"Of 100 lines {len(layout.coloured)} are drawn" in report_of(run)
 

@@ -55,6 +55,27 @@ def test_an_axis_crossed_with_a_ladder_keeps_its_name(tmp_path: Path) -> None:
     ]
 
 
+def test_names_do_not_repeat_what_a_step_or_a_workload_sets(tmp_path: Path) -> None:
+    """A ladder whose workloads have each a number of requests of their own, and whose last step sets a gateway."""
+    points = [
+        {"ladder": step, "gateway": gateway, "workload": workload, "workload.num_requests": requests}
+        for step, gateway in (("a", "none"), ("b", "cache"))
+        for workload, requests in (("qa", 18), ("mixed", 48))
+    ]
+    layout = layout_of(run_of(tmp_path, points))
+    assert (layout.x, layout.panels, layout.lines) == (None, ["mixed", "qa"], ["vllm, a", "vllm, b"])
+
+
+def test_an_axis_of_one_engine_in_step_with_the_load_is_one_curve(tmp_path: Path) -> None:
+    points = [
+        {"backend": engine, "backend.cache_tokens": 100.0 * batch if engine == "exllama" else None, "batch_size": batch}
+        for engine in ("vllm", "exllama")
+        for batch in (1, 4, 16)
+    ]
+    layout = layout_of(run_of(tmp_path, points))
+    assert (layout.x, layout.lines) == ("batch_size", ["vllm", "exllama"])
+
+
 def test_axes_in_step_are_one_curve(tmp_path: Path) -> None:
     """The shapes of conf/experiment sequence_length, request_count and batch_size."""
     lengths = [{"workload.input_tokens": n, "workload.output_tokens": n, "batch_size": 64} for n in (32, 64, 128)]

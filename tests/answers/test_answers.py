@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.answers.deciding import Spread, answers, remedy
-from analysis.answers.question import Candidate, bounds
+from analysis.answers.task_answer import RankedConfiguration, bounds
 from analysis.figures.pareto import on_front
 from analysis.load import open_run
 from analysis.report.page_data import page_data
@@ -19,7 +19,7 @@ from analysis.results import RunResults
 from analysis.statistics.comparison import Trials, contest, fit
 from analysis.statistics.intervals import Estimate
 from sweep.__main__ import main
-from tests.support.results import printed, report_of, rows_of, run_of, trial
+from tests.support.results import printed, report_of, rows_of, run_of, trial, warnings_of
 
 CONFIG = {"model": {"name": "m"}, "workload": {"name": "qa"}, "load": {"name": "batch"}}
 LATENCIES = ("ttft_p50", "ttft_p90", "ttft_p95", "ttft_p99")
@@ -66,7 +66,7 @@ def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(
     assert all("ties with vllm" in line for line in rest)
     assert all("more launches of each would tell a difference of 3.0%, about" in line for line in rest)
     answers = json.loads(summary(capsys, run, "--format", "json"))["answers"]
-    best = answers[0]["candidates"][0]
+    best = answers[0]["configurations"][0]
     assert best["more_minutes"] == best["more_launches"] * 4  # 60 s to start and 60 s to run, of each of the two
 
 
@@ -175,6 +175,20 @@ def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_scr
 def test_the_front_has_what_no_other_point_dominates():
     x, y = np.array([1.0, 2.0, 3.0, 2.0, 3.0]), np.array([9.0, 8.0, 5.0, 7.0, 5.0])
     assert list(on_front(x, y)) == [True, True, True, False, True]
+
+
+def test_an_answer_says_when_it_was_measured_and_replicates_that_aged_are_named(tmp_path, capsys):
+    """Two old replicates of an endpoint, and two of the next day, when it had become 1.5 times slower."""
+    rows = [
+        trial("openai", 1, day + 2 * number, speed, started_at=f"2026-11-2{5 + day}T13:0{number}:00+00:00")
+        for day, speeds in enumerate(((100, 101), (67, 66)))
+        for number, speed in enumerate(speeds)
+    ]
+    run = run_of(tmp_path / "a", rows)
+    assert "Measured 2026-11-25 13:00 to 2026-11-26 13:01 UTC" in summary(capsys, str(tmp_path / "a"))
+    assert "the later have -34% in throughput" in warnings_of(run)["replicates-apart"]
+    alike = [each | {"output_throughput": 100.0 + each["replicate"] % 3} for each in rows]
+    assert "replicates-apart" not in warnings_of(run_of(tmp_path / "b", alike))
 
 
 def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
@@ -335,9 +349,16 @@ def test_a_bound_is_met_surely_with_the_whole_interval_and_never_by_failed_reque
     assert bound.text == "TTFT p99 ≤ 200 ms"
     assert bound.headroom(math.nan) == -math.inf
     latencies = [Estimate(0.18, low, high, 3, math.nan, math.nan) for low, high in ((0.17, 0.19), (0.15, 0.21))]
-    sure, unsure = (Candidate("vllm", "", "a", latency, 0.1, bound, latency) for latency in latencies)
+    sure, unsure = (RankedConfiguration("vllm", "", "a", latency, 0.1, bound, latency) for latency in latencies)
     assert [sure.meets, sure.surely_meets] == [True, True]
     assert [unsure.meets, unsure.surely_meets] == [True, False]
+
+
+def test_advice_from_two_launches_says_that_they_reveal_little(tmp_path, capsys):
+    doubt = "so few launches hardly show the spread"
+    few = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, launched=2, spread=0.006)
+    assert doubt in summary(capsys, few)
+    assert doubt not in summary(capsys, engines(tmp_path / "b", {"vllm": 100, "tgi": 101}, spread=0.02))
 
 
 def test_a_question_of_one_launch_borrows_the_spread_of_the_others():

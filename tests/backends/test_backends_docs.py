@@ -67,7 +67,7 @@ def test_every_backend_runs_here_can_be_installed_or_says_why_not(name, host, tm
     assert "\n" not in missing
     if not host.gpus and backend.traits.needs_gpu:
         assert "GPU" in missing
-    if host.gpus and backend.launches and not present:
+    if host.gpus and backend.launches and backend.env.cuda and not present:
         assert f"sweep backends install {name}" in missing
 
 
@@ -148,7 +148,7 @@ def test_only_some_engines_are_attached_to():
     tgi = build({**load_option("backend", "tgi"), "url": "http://host:1"}, "backend")
     assert not tgi.launches
     assert installed.configured("tgi").launches
-    with pytest.raises(ValueError, match=r"^backend.url=http://host:1: vllm is launched here; needs backend=openai"):
+    with pytest.raises(ValueError, match=r"^backend.url=http://host:1: sweep launches vllm; set backend=openai"):
         build({**load_option("backend", "vllm"), "url": "http://host:1"}, "backend").check()
 
 

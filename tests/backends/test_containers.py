@@ -347,7 +347,7 @@ def test_a_node_without_a_runtime_cannot_take_an_image():
     spec = environments.resolve(EnvironmentChoice(cuda="vllm_image"), "cuda")
     gpu = Host(gpus=("NVIDIA L4",), driver="550")
     assert fit.problem(spec, gpu) == (
-        "no apptainer or docker or podman on PATH: install it, with NVIDIA's container toolkit"
+        "no apptainer or docker or podman on PATH; install it with NVIDIA's container toolkit"
     )
     docker = Host(gpus=gpu.gpus, driver="550", executables=frozenset({"docker"}))
     assert fit.problem(spec, docker) is None, "by its compatibility libraries"

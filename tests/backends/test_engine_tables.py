@@ -62,7 +62,7 @@ def test_every_metric_and_route_of_an_adapter_is_the_engines(name, its):
             newer = series in backend.flag_rules.newer
             assert present != newer, f"{table.source} and FlagRules.newer do not agree on {metrics}"
         routes = {backend.wire.ready_path, *backend.reset_paths, backend.metrics_path, CLIENT_ROUTES[backend.api]}
-        assert routes <= set(table.routes)
+        assert routes - {None} <= set(table.routes)
         if backend.traits.distribution is None:  # else its version is its distribution's
             assert backend.wire.version_path in table.routes or name == "llamacpp"
     elif backend.traits.timed_inside:
@@ -114,16 +114,16 @@ def plan(*overrides: str) -> list[str]:
         ("max-num-s=4", "vllm 0.32.0 has no such flag; did you mean max-num-scheduled-tokens or max-num-seqs?"),
         ("max-num-seqs=many", "expected by vllm 0.32.0: a whole number"),
         ("max_num_seqs=many", "expected by vllm 0.32.0: a whole number"),
-        ("enforce-eager=3", "expected by vllm 0.32.0: true, or false to leave it out"),
+        ("enforce-eager=3", "expected by vllm 0.32.0: true, or false to omit it"),
         ("block-size=true", "expected by vllm 0.32.0: a whole number"),
         ("kv-cache-dtype=fp9", "expected by vllm 0.32.0: auto,"),
-        ("model=x", "only sweep sets it; set model instead"),
-        ("port=9000", "only sweep sets it; set backend.port instead"),
-        ("tensor-parallel-size=2", "only sweep sets it; set backend.gpus instead"),
-        ("tensor_parallel=2", "only sweep sets it; set backend.gpus instead"),
-        ("served-model-name=x", "only sweep sets it; set model.served_name instead"),
-        ("dtype=half", "only sweep sets it; set backend.dtype instead"),
-        ("max-model-len=128", "only sweep sets it; set model.max_model_len instead"),
+        ("model=x", "sweep sets this flag; set model instead"),
+        ("port=9000", "sweep sets this flag; set backend.port instead"),
+        ("tensor-parallel-size=2", "sweep sets this flag; set backend.gpus instead"),
+        ("tensor_parallel=2", "sweep sets this flag; set backend.gpus instead"),
+        ("served-model-name=x", "sweep sets this flag; set model.served_name instead"),
+        ("dtype=half", "sweep sets this flag; set backend.dtype instead"),
+        ("max-model-len=128", "sweep sets this flag; set model.max_model_len instead"),
         ("trust-remote=true", "running code that comes with a model is not supported"),
         ("scheduler.max_batch_token=4", "transformers 5.19.0 has no such flag; did you mean max_batch_tokens?"),
         ("scheduler.page_size=large", "expected by transformers 5.19.0: a whole number"),
@@ -163,7 +163,7 @@ def test_a_flag_that_cannot_be_is_refused_before_anything_starts(flag, message, 
 )
 def test_a_flag_that_puts_another_model_under_the_rows_name_is_refused(backend, flags, key):
     built = build({**load_option("backend", backend), "flags": flags}, "backend")
-    with pytest.raises(ValueError, match=rf"^backend\.flags\..*: only sweep sets it; set {re.escape(key)}"):
+    with pytest.raises(ValueError, match=rf"^backend\.flags\..*: sweep sets this flag; set {re.escape(key)}"):
         built.check()
 
 
@@ -178,7 +178,7 @@ def test_a_flag_that_leaves_the_node_or_the_lease_is_refused(name, flag):
     tables = [load(each) for each in rules.tables]
     assert any(spelling(flag) in table.names for table in tables), "it is the engine's"
     for spelt in {flag, *(alias for alias, its in rules.table.aliases.items() if spelling(its) == flag)}:
-        with pytest.raises(ValueError, match=r"^backend\.flags\..*leaves the node or the GPUs .* set backend\.gpus"):
+        with pytest.raises(ValueError, match=r"^backend\.flags\..*reaches beyond the node .* set backend\.gpus"):
             build({**load_option("backend", name), "flags": {spelt: value or 1}}, "backend").check()
     build({**load_option("backend", name), "flags": {flag: None if not value else "other"}}, "backend").check()
 

@@ -280,7 +280,7 @@ def test_small_downloads_are_reported_together(monkeypatch, tmp_path):
     assert reported == [
         "environment demo: Resolved 4 packages in 9ms",
         "environment demo: Downloading b (1.5GiB)",
-        "environment demo: Prepared 4 packages in 15.35s, 3 downloads of together 1,539 MiB",
+        "environment demo: Prepared 4 packages in 15.35s, 3 downloads, 1,539 MiB in total",
         "environment demo: Installed 4 packages in 233ms",
     ]
     assert (tmp_path / "log").read_text().splitlines()[-len(lines) :] == lines  # the log has all of them

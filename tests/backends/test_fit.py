@@ -62,7 +62,7 @@ def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkey
         if name == "tensorrt_llm" and capability == "7.5" and not old:
             assert lines[name].startswith("no: environment tensorrt_llm: its kernels need GPUs of compute")
         elif expected is None:
-            assert "which needs NVIDIA driver 580 or newer, the node has" in lines[name]
+            assert "which needs NVIDIA driver 580 or newer, but the node has" in lines[name]
             assert "update the driver" in lines[name]
         else:
             assert lines[name].startswith(f"environment {expected}: ")
@@ -79,14 +79,14 @@ def test_every_engine_on_every_driver_and_gpu(driver, capability, capsys, monkey
     ("facts", "name", "words"),
     [
         ("driver=550,nvcc=13.0", "llamacpp", "no: environment llamacpp_cuda: built for CUDA 13"),
-        ("driver=580,glibc=2.31", "sglang", "its wheels need glibc 2.34 or newer, the node has 2.31"),
+        ("driver=580,glibc=2.31", "sglang", "its wheels need glibc 2.34 or newer, but the node has 2.31"),
         ("driver=580,glibc=2.31", "vllm", "environment vllm: vllm 0.32.0, torch 2.13.0, CUDA 13"),
         ("driver=470", "transformers", "built for CUDA 13, which needs NVIDIA driver 580"),
         ("capability=7.0", "vllm", "no: environment vllm: its kernels need GPUs of compute capability 7.5 or newer"),
         (
             "driver=580",
             "tensorrt_llm",
-            "tensorrt-llm 1.2.1, Python 3.12, CUDA 13 (not locked yet: NVIDIA's guide also wants",
+            "tensorrt-llm 1.2.1, Python 3.12, CUDA 13 (not locked yet: NVIDIA's guide also requires",
         ),
     ],
 )
@@ -127,12 +127,15 @@ def test_an_image_gets_the_variables_that_an_older_driver_needs(driver, passed, 
     assert variables.get("VLLM_ENABLE_CUDA_COMPATIBILITY") == ("1" if passed else None)
 
 
-def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(host_facts, "free_disk", lambda folder: 3 * 10**9)
+@pytest.mark.parametrize(("free", "status"), [(3.0, 2), (16.0, 0)])
+def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(free, status, tmp_path, capsys, monkeypatch):
+    """Sizes are rounded: where it may still fit, the plan only warns."""
+    monkeypatch.setattr(host_facts, "free_disk", lambda folder: int(free * 10**9))
     words = ["backend=vllm", "model=random-llama-2-7b", "workload=qa", "cluster=inline", "hardware=cpu", "dry_run=true"]
-    assert main([*words, f"out={tmp_path}/out", f"cache_dir={tmp_path}/cache"]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "GB of disk are free" in line]
-    assert "3.0 GB of disk are free, and about 4 GB of engines and 13.5 GB of weights are to be written" in line
+    assert main([*words, f"out={tmp_path}/out", f"cache_dir={tmp_path}/cache"]) == status
+    printed = capsys.readouterr()
+    (line,) = [line for line in (printed.out + printed.err).splitlines() if "GB of disk are free" in line]
+    assert f"{free} GB of disk are free, but about 4 GB of engines and 13.5 GB of weights are to be written" in line
 
 
 def test_what_is_compiled_by_the_nodes_compiler_is_for_its_cuda():

@@ -34,7 +34,7 @@ def configured(name: str, **more: object) -> Backend:
 @pytest.mark.parametrize("api", ["chat", "tgi"])
 def test_only_completions_takes_a_list_of_prompts(name, api):
     configured(name).check()
-    with pytest.raises(ValueError, match=rf"^backend.api={api}: takes one prompt per call; .*batch_form=streams$"):
+    with pytest.raises(ValueError, match=rf"^backend.api={api}: allows one prompt per call; .*batch_form=streams$"):
         configured(name, api=api).check()
     configured(name, api=api, batch_form="streams").check()
 

@@ -127,7 +127,7 @@ def test_a_fixed_port_that_is_taken_is_refused_at_the_door(launch, marker):
         other.listen()
         port = other.getsockname()[1]
         assert server.port_problem(port) == (
-            f"backend.port={port}: Address already in use; expected: a free port, or null for any"
+            f"backend.port={port}: Address already in use; expected a free port, or null for any"
         )
         assert f"backend.port={port}" in failed_launch(fake(port=port), launch, marker).reason
         assert not (launch.workdir / server.LOG).exists()
@@ -172,6 +172,36 @@ def test_the_death_of_the_supervisor_takes_the_engine_along(launch, marker):
         wait_until(lambda: not engine.alive(), 2)
         assert "supervisor" in engine.exit_reason()
     assert living(marker) == []
+
+
+def test_a_daemon_without_environment_and_session_ends_with_its_supervisor(launch, marker, tmp_path):
+    def daemons():
+        lines = (Path(f"/proc/{pid}/cmdline") for pid in supervisor.all_pids())
+        return [
+            line for line in lines if line.exists() and line.read_bytes().endswith(f"sleep(600)\0{tmp_path}\0".encode())
+        ]
+
+    with server.running(fake("--apart", str(tmp_path)), launch, marker=marker) as engine:
+        wait_until(lambda: len(daemons()) == 1, 5)
+        os.kill(psutil.Process(engine.pid).ppid(), signal.SIGKILL)
+        wait_until(lambda: not engine.alive(), 5)
+        assert daemons() == []
+
+
+def test_a_log_keeps_its_head_and_its_tail_and_counts_the_rest(launch, marker):
+    with server.running(fake("--flood", "40"), launch, marker=marker) as engine:
+        wait_until(lambda: engine.log_left_out() > 0, 10)
+        size = engine.log.stat().st_size
+        kept = supervisor.LOG_HEAD + supervisor.LOG_TAIL
+        assert size == kept + supervisor.NOTE_SIZE
+        assert engine.log_position() == kept + engine.log_left_out() == len("starting\n") + 40 * (2**20 + 1)
+        assert engine.log.read_bytes()[: len("starting")] == b"starting"
+        with engine.log.open("a") as log:
+            log.write("the end\n" + "y" * (size - 8))
+        supervisor.cut_log(str(engine.log))
+        assert engine.log_position() == kept + engine.log_left_out() == len("starting\n") + 40 * (2**20 + 1) + size
+        assert engine.log_tail(1, engine.log_position() - 5).splitlines()[1:] == ["yyyyy"]
+        assert engine.log_tail().startswith(f"sweep: {engine.log_left_out()} bytes of this log are left out")
 
 
 OWNER = """

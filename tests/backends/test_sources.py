@@ -151,7 +151,7 @@ def test_kernels_are_for_the_nodes_gpus_and_so_is_the_key(monkeypatch, tmp_path)
     assert sources.options(source, frozenset())["CMAKE_CUDA_ARCHITECTURES"] == "75"
     monkeypatch.delenv("CUDAARCHS")
     monkeypatch.setattr(sources.gpus, "visible", lambda: ())
-    with pytest.raises(environments.EnvironmentFailed, match="no GPU to compile for: set CUDAARCHS"):
+    with pytest.raises(environments.EnvironmentFailed, match="no GPU to compile for; set CUDAARCHS"):
         environments._folder(extension, tmp_path)
 
 

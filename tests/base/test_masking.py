@@ -9,20 +9,70 @@ import pytest
 from backends.base import Launch
 from backends.launch.engine_environment import engine_environment
 from sweep.__main__ import main
-from sweep.base.config import ConfigError, build
-from sweep.base.masking import is_secret, masked
+from sweep.base.config import ROOT, ConfigError, build
+from sweep.base.masking import SHAPES, is_secret, masked
 from sweep.base.options import load_option
 from sweep.disk.run_files import read_trials
 from sweep.node.machine.sharing import VARIABLE
 from tests.support.http_stub import Stub, serving
 
+BACKENDS = ROOT / "docs" / "backends.md"
 # Put together here, so that no file holds what looks like a key.
-KEYS = [
-    "hf_" + "a1B2" * 8,
-    "sk-" + "proj-" + "x9" * 12,
-    "ghp_" + "Z" * 36,
-    "AKIA" + "ABCDEFGHIJKLMNOP",
-    "glpat-" + "k" * 20,
+KEYS = ["hf_" + "a1B2" * 8, "sk-" + "proj-" + "x9" * 12, "ghp_" + "Z" * 36, "AKIA" + "ABCDEFGHIJKLMNOP"]
+LONG = "x9" * 20
+# A key of each shape in the table, as an engine might log it; * stands for it.
+LOGGED = {
+    "Anthropic, DeepSeek, OpenAI, OpenRouter, Langfuse": ["sk-" + "ant-" + LONG, "sk-" + "or-" + LONG],
+    "Atlassian": ["ATATT3" + LONG],
+    "AWS": [KEYS[3], "ASIA" + "ABCDEFGHIJKLMNOP", ("s3?X-Amz-Signature=*&x=1", LONG), ("X-Amz-Security-Token=*", LONG)],
+    "Azure": [("AccountKey=*;", LONG), ("SharedAccessKey=*", LONG), ("https://b.example/c?se=1&sig=*&sp=r", LONG)],
+    "Cerebras": ["csk-" + LONG],
+    "Databricks": ["dapi" + "0f" * 16],
+    "DigitalOcean": ["dop_v1_" + "0f" * 32],
+    "Docker": ["dckr_pat_" + LONG],
+    "Fireworks": ["fw_" + LONG],
+    "GitHub": [KEYS[2], "github_pat_" + LONG],
+    "GitLab": ["glpat-" + "k" * 20],
+    "Google": ["AI" + "za" + "y" * 35, "ya29." + LONG, "GOCSPX-" + LONG, ("?X-Goog-Signature=*&", LONG)],
+    "Grafana": ["glsa_" + LONG],
+    "Groq": ["gsk_" + LONG],
+    "Hashicorp Vault": ["hvs." + LONG],
+    "Hugging Face": [KEYS[0]],
+    "LangSmith": ["lsv2_pt_" + LONG],
+    "npm, PyPI": ["npm_" + LONG, "pypi-" + LONG],
+    "NVIDIA": ["nvapi-" + LONG],
+    "Perplexity": ["pplx-" + LONG],
+    "Pinecone": ["pcsk_" + LONG],
+    "Replicate": ["r8_" + LONG],
+    "SendGrid": ["SG." + "a" * 22 + "." + LONG],
+    "Slack": ["xoxb-" + "1" * 12, "xapp-" + LONG, ("https://hooks.slack.com/services/*", "T01/B02/" + LONG)],
+    "Stripe": ["sk_" + "live_" + LONG],
+    "Together": ["tgp_v1_" + LONG],
+    "Twilio": ["SK" + "0f" * 16],
+    "Weights & Biases": ["wandb_v1_" + LONG],
+    "xAI": ["xai-" + LONG],
+    "web tokens (JWT)": ["eyJ" + "a" * 20 + "." + "b" * 20 + "." + "c" * 20],
+    "private keys (PEM, OpenSSH, PGP, age)": [
+        "-----BEGIN RSA " + "PRIVATE KEY-----\nMII\n-----END RSA " + "PRIVATE KEY-----"
+    ],
+    "a URL's password, or key as its user": [
+        ("http://*@proxy:80/", "me:s3cret"),
+        ("https://*@git/x", LONG),
+        ("?key=*&", LONG),
+    ],
+    "headers": [("Authorization: Bearer *", "abc123def456"), ("cookie: *", "session=abc; id=12345")],
+}
+PAIRS = [
+    *("api_key='*'", '"password": "*"', "x-api-key: *", "(b'authorization', b'Basic *')", "HF_TOKEN=*"),
+    "'client_secret': '*'",
+]
+HARMLESS = [
+    "eos_token='<|im_end|>', pad_token_id=2, stop_token=[128001], bos_token: <s>",
+    "Namespace(api_key=None, hf_token=None, ssl_keyfile=None, max_num_batched_tokens=8192)",
+    "http://127.0.0.1:8000/v1 12:30:15 user@host sk-short hf_hub Bearer authentication is off",
+    "tokenizer=meta-llama/Llama-2-7b-hf, revision=9f8e7d6c5b4a, seed=0, kv_cache_dtype=fp8_e4m3",
+    "INFO 08-19 [api_server.py:1207] vLLM API server version 0.32.0: key=value, prompt_token: 512",
+    "loading /root/.cache/huggingface/hub/models--a--b/snapshots/0123456789abcdef0123456789abcdef01234567",
 ]
 
 
@@ -38,16 +88,30 @@ def test_names_of_others(name):
     assert not is_secret(name, "4096")
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_values_that_look_like_keys_are_masked(key):
-    assert is_secret("x", key)
-    assert masked(f"login with {key} failed") == "login with *** failed"
+@pytest.mark.parametrize("issuer", SHAPES)
+def test_each_shape_of_the_table_is_masked(issuer):
+    for sample in LOGGED[issuer]:
+        line, key = ("login with * failed", sample) if isinstance(sample, str) else sample
+        assert is_secret("x", line.replace("*", key)), key
+        assert masked(line.replace("*", key)) == line.replace("*", "***")
+    assert f"| {issuer} |" in BACKENDS.read_text()
 
 
-def test_a_urls_password_is_masked_and_the_rest_is_not():
-    assert masked("proxy http://me:s3cret@proxy:8080/ refused") == "proxy http://***@proxy:8080/ refused"
-    plain = "http://127.0.0.1:8000/v1 12:30:15 user@host sk-short hf_hub"
-    assert masked(plain) == plain
+@pytest.mark.parametrize("line", PAIRS)
+def test_the_value_of_a_secrets_name_is_masked_in_a_log(line):
+    assert masked(line.replace("*", "hunter2-and-more")) == line.replace("*", "***")
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_what_engines_log_is_not_masked(line):
+    assert masked(line) == line
+
+
+def test_long_words_and_open_keys_cost_no_time():
+    assert masked("token" * 200_000 + "-----BEGIN " + "PRIVATE KEY-----" * 2).endswith("***")
+
+
+def test_values_are_masked_wherever_they_stand():
     assert masked("the value hunter22 is", {"hunter22"}) == "the value *** is"
     long = "hunter22" * 4
     assert masked(f"the value {long} is", {long[:length] for length in range(8, 33)}) == "the value *** is"

@@ -60,7 +60,7 @@ def test_what_the_fuzz_found_on_command_lines(capsys, tmp_path, argument, messag
 
 @pytest.mark.parametrize("address", ["", "::", ":", "127.0.0.1:-1", "127.0.0.1:99999", f"{'a' * 300}:6379", "h:0"])
 def test_an_address_that_is_none_is_refused_without_asking_ray(capsys, tmp_path, address):
-    assert "expected HOST:PORT of a Ray head, and auto" in refusal(
+    assert "expected HOST:PORT of a Ray head, or auto" in refusal(
         capsys, tmp_path, "cluster=ray", f"cluster.address='{address}'"
     )
 
@@ -73,21 +73,21 @@ def bomb():
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (bomb(), "its aliases stand for more than 100,000 values"),
+        (bomb(), "its aliases expand to more than 100,000 values"),
         ("defaults: [{override /load: batch}, {override /load: nope}]\n", "override /load is listed twice"),
         ("cache_dir: ${nope.x}\n", "Interpolation key 'nope.x' not found"),
         ("hydra: {mode: RUN}\n", "hydra: unknown key in experiment/fuzz.yaml"),
         (f"cache_dir: {'x' * 5000}\n", "cache_dir="),
         (
             "grid: {load.batch_size: [true]}\nladder: [{step: a, set: {load.batch_size: 3}}]\n",
-            "load.batch_size: an axis in two of grid, zip and ladder",
+            "load.batch_size: the axis occurs in two of grid, zip and ladder",
         ),
         (
             "grid: {load.batch_size: [1, 2]}\nzip: {load.batch_size: [3, 4]}\n",
-            "load.batch_size: an axis in two of grid, zip and ladder",
+            "load.batch_size: the axis occurs in two of grid, zip and ladder",
         ),
-        (f"baseline: {'[' * 3000}{']' * 3000}\n", "brackets within brackets more than 100 deep"),
-        (f"baseline: {'{a: ' * 101}1{'}' * 101}\n", "brackets within brackets more than 100 deep"),
+        (f"baseline: {'[' * 3000}{']' * 3000}\n", "brackets are nested more than 100 deep"),
+        (f"baseline: {'{a: ' * 101}1{'}' * 101}\n", "brackets are nested more than 100 deep"),
     ],
 )
 def test_what_the_fuzz_found_in_experiments(capsys, tmp_path, file, message):
@@ -122,7 +122,7 @@ def test_an_error_of_ours_while_planning_is_no_bad_input(capsys, tmp_path, monke
     monkeypatch.setattr("sweep.cli.run.results_folder", fail)
     assert main([*INLINE, "attempts=7", "name=s3cr3t-of-mine"]) == 70
     error = capsys.readouterr().err
-    said = "error: an error of sweep itself: ZeroDivisionError: of a check that nobody foresaw; traceback: "
+    said = "error: internal error of sweep: ZeroDivisionError: of a check that nobody foresaw; traceback: "
     assert error.startswith(said)
     assert error.count("\n") == 1
     text = Path(error.removeprefix(said).strip()).read_text()

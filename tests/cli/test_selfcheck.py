@@ -21,8 +21,8 @@ def no_measurement(monkeypatch):
         ("--itl", "nan", "seconds from 0"),
         ("--itl", "inf", "seconds from 0"),
         ("--itl", "fast", "seconds from 0"),
-        ("--processes", "x", "whole numbers from 1, and auto"),
-        ("--processes", "0", "whole numbers from 1, and auto"),
+        ("--processes", "x", "whole numbers from 1, or auto"),
+        ("--processes", "0", "whole numbers from 1, or auto"),
     ],
 )
 def test_an_option_out_of_range_is_refused(option, value, allowed, capsys):

@@ -42,7 +42,8 @@ def run(out: Path, url: str, *overrides: str) -> tuple[Row, list[Row]]:
 def test_streams_in_step_have_the_servers_ttft_and_the_client_its_turnaround(tmp_path: Path) -> None:
     """All 256 answers end together, so that the client sends the next requests one after another: no fault of TTFT."""
     log = tmp_path / "log"
-    load = ["load=closed", f"load.concurrency={STREAMS}", f"workload.num_requests={ROUNDS * STREAMS}"]
+    load = ["load=closed", f"load.concurrency={STREAMS}", "load.stagger=0"]
+    load += [f"workload.num_requests={ROUNDS * STREAMS}"]
     with simulated(ttft={"mean": TTFT}, itl={"mean": ITL}, log=str(log)) as (url, _):
         row, requests = run(tmp_path / "out", url, *load, "workload.output_tokens=16")
     sent = {request["request_id"] for request in requests}  # the log has the probe of the endpoint too

@@ -247,7 +247,7 @@ from sweep.cluster.ray_environment import prepare_ray
 cluster = Cluster(name="local", kind="local")
 prepare_ray(cluster)
 from sweep.cluster import ray_executor
-ray_executor.connect(cluster)
+ray_executor.join_cluster(cluster)
 import ray
 ray.get(ray.remote(lambda: None).remote())  # a worker listens, too
 print(ray.get_runtime_context().gcs_address, flush=True)

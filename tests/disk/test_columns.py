@@ -51,7 +51,7 @@ def test_the_meanings_of_telemetry_are_those_of_what_writes_it():
 
 
 def test_every_column_of_a_summary_is_declared(tmp_path, monkeypatch):
-    monkeypatch.setattr(html, "draw_all", lambda run, layout: [])  # which takes seconds
+    monkeypatch.setattr(html, "draw_all", lambda run, layout, target: [])  # which takes seconds
     results = analysis.open_results(make_run(tmp_path, batches=(1, 8), workloads=("qa",)).out)
     html.write_all(results)
     written = pd.read_csv(results.run.paths.summary, nrows=0)

@@ -55,7 +55,7 @@ def test_a_row_that_was_changed_is_set_aside_named_and_measured_again(finished, 
     assert lines[number - 1] != line
     paths.ledger.write_bytes(b"".join(lines))
     assert main([*COMMAND, f"out={out}", "dry_run=true"]) == 0
-    damage = f"ledger.jsonl: damaged in line {number} (trials {trial_id}): its checksum does not hold"
+    damage = f"ledger.jsonl: damaged in line {number} (trials {trial_id}): its checksum does not match"
     assert damage in capsys.readouterr().out
     assert main(["status", str(out)]) == 0
     assert damage in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_a_ledger_from_before_there_were_checksums_is_read(tmp_path):
 def test_a_value_of_another_type_is_damage_where_no_checksum_tells(tmp_path, entry):
     (tmp_path / "ledger.jsonl").write_text(json.dumps(entry) + "\n")
     ledger = Ledger(tmp_path / "ledger.jsonl", write=False)
-    assert [problem for _, _, problem in ledger.set_aside] == ["not an entry of such a file"]
+    assert [problem for _, _, problem in ledger.set_aside] == ["not an entry of this kind of file"]
     assert not ledger.rows
 
 
@@ -144,7 +144,7 @@ def test_a_ledger_is_written_anew_when_most_of_it_is_superseded(tmp_path, monkey
 def test_a_sealed_line_reads_as_it_was():
     entry = {"a": "täxt", "b": [1, None]}
     assert unsealed(sealed(entry)) == (entry, True)
-    with pytest.raises(ValueError, match="checksum does not hold"):
+    with pytest.raises(ValueError, match="checksum does not match"):
         unsealed(sealed(entry).replace(b"1", b"2"))
     with pytest.raises(ValueError, match="checksum is damaged"):
         unsealed(sealed(entry).replace(b'"crc"', b'"crd"'))

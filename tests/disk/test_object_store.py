@@ -171,8 +171,8 @@ def test_a_report_of_a_stored_run_lies_beside_its_copy(s3, tmp_path, capsys):
     assert (copy / "report.html").read_text().startswith("<!doctype html>")
     assert list(copy.rglob("requests*.parquet")), "the files that the report links to"
     for arguments, message in (
-        ([url], "with --output FOLDER"),
-        ([url, "--output", str(copy)], "there are files in it"),
+        ([url], "add --output FOLDER"),
+        ([url, "--output", str(copy)], "the folder is not empty"),
         ([str(copy), "--output", str(tmp_path / "new")], "expected a folder"),
     ):
         assert main(["report", *arguments]) == 2
@@ -193,7 +193,7 @@ def test_a_copy_needs_a_folder_of_its_own(s3, tmp_path, capsys, monkeypatch):
     assert main(["copy", one, str(copy)]) == 0
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     assert main(["copy", two, str(copy)]) == 2
-    assert f"error: {copy}: there are files in it; expected a new folder\n" in capsys.readouterr().err
+    assert f"error: {copy}: the folder is not empty; expected a new folder\n" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
 
@@ -433,9 +433,9 @@ def test_an_incomplete_store_is_no_success(s3, quick, tmp_path, monkeypatch):
     ("url", "word"),
     [
         ("s3://no-such-bucket/run", "NO_SUCH_BUCKET|NoSuchBucket|does not exist|no-such-bucket"),
-        ("ftp://bucket/run", "expected a folder, s3://bucket/path and gs://bucket/path"),
-        ("s3://key:secret@bucket/run", "the URL holds a secret"),
-        ("s3://bucket/run?secret_key=abc", "the URL holds a secret"),
+        ("ftp://bucket/run", "expected a folder, s3://bucket/path or gs://bucket/path"),
+        ("s3://key:secret@bucket/run", "the URL contains a secret"),
+        ("s3://bucket/run?secret_key=abc", "the URL contains a secret"),
     ],
 )
 def test_a_store_that_cannot_be_used_says_so_at_the_door(s3, quick, tmp_path, url, word):

@@ -1,13 +1,18 @@
 """An endpoint is asked for its model, and has a price of its own."""
 
 import json
+import os
 import re
 import resource
 import shlex
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -15,16 +20,20 @@ import pytest
 import analysis
 from backends.openai import OpenAI
 from backends.simulated import Simulated
+from backends.simulated_server.answers import Dialect
+from backends.simulated_server.engine import _token_counts
+from backends.simulated_server.typed_answers import TYPED_ANSWERS
 from sweep.__main__ import main
-from sweep.base.config import ConfigError, Hardware
+from sweep.base.config import ROOT, ConfigError, Hardware
 from sweep.base.options import ConfigPath
+from sweep.client import wire
 from sweep.drive.endpoint_model import with_dialect, with_model
 from sweep.node.rows import _cost
 from sweep.plan.plan import hourly_price
 from tests.plan.test_compose import composed
 from tests.plan.test_plan import ids, planned
 from tests.support.http_stub import Stub, serving
-from tests.support.simulated_engine import simulated
+from tests.support.simulated_engine import behind_tls, simulated
 
 KEY = "a key that nobody else has"
 
@@ -66,13 +75,16 @@ def test_an_endpoint_is_asked_with_the_headers_that_are_typed(endpoint):
 
 def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoint, monkeypatch):
     url, served = endpoint
-    with pytest.raises(ConfigError, match=r"401 .*; start it, or give model=NAME$"):
+    with pytest.raises(ConfigError, match=r"401 .*; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}"], ConfigPath())
     monkeypatch.setenv("SOME_KEY", KEY)
     served.append("another")
-    with pytest.raises(ConfigError, match=r"serves org/model-7b, another; give model=NAME of one$"):
+    with pytest.raises(ConfigError, match=r"serves org/model-7b, another; add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
-    with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*give model=NAME$"):
+    monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
+    with pytest.raises(ConfigError, match=r"its answer exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
+        with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
+    with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
         with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
 
 
@@ -86,7 +98,7 @@ def test_an_endpoint_has_its_own_price_and_never_this_machines():
     assert hourly_price(by_token, machine) is None
     assert _cost(by_token, row, None) == pytest.approx(2 + 3 * 0.5)
     assert _cost(by_token, {**row, "output_tokens": None}, None) is None
-    with pytest.raises(ValueError, match="expected one of them"):
+    with pytest.raises(ValueError, match="expected at most one of the two"):
         OpenAI(name="openai", url="http://h", price_per_hour=1, price_per_million_tokens={"input": 1, "output": 1})
     with pytest.raises(ValueError, match=r"hardware\.price_per_hour"):
         Simulated(name="simulated", price_per_hour=1)
@@ -149,7 +161,10 @@ class Endpoint(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream" if "data: " in content else "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content.encode())
+        self.write(content.encode())
+
+    def write(self, content):
+        self.wfile.write(content)
 
     def log_message(self, *arguments):
         return
@@ -161,6 +176,8 @@ class Endpoint(BaseHTTPRequestHandler):
     [
         ("/api/v4/chat/completions", "max_tokens", "/api/v4", "backend.api=chat", None),
         ("/chat/completions", "max_tokens", "", "backend.api=chat backend.path=/chat/completions", None),
+        ("/api/v4/chat/completions", "max_tokens", "/api/v4", "backend.api=chat gateway=cache", None),
+        ("/ask", "max_tokens", "", "backend.api=chat backend.path=/ask gateway=cache", None),
         ("/v1/chat/completions", "max_completion_tokens", "", "", None),
         ("/chat/completions", "max_tokens", "", "", None),
         (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", "k"),
@@ -192,6 +209,114 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     assert (row["num_requests"], row["num_failed"]) == (64, 0), row["reason"]
     assert (expected, key, "phi-4-mini") in asked
     assert len(asked) == 1 or not typed, "no guess beside what is typed"
+
+
+class OneDialect(Endpoint):
+    """Answers requests of one API, as the simulated engine writes them, and 404 for any other path."""
+
+    api = "completions"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path != wire.PATHS[self.api]:
+            return self.reply(404, "no such path")
+        (prompt,), limit = _token_counts(self.api, body)
+        dialect = TYPED_ANSWERS.get(self.api, Dialect)(self.api, "m", "r", 0, include_usage=True)
+        sequence, stream = SimpleNamespace(index=0, input_tokens=prompt, max_tokens=limit, made=0), dialect.opening()
+        for sequence.made in range(1, limit + 1):
+            stream += dialect.token(sequence, 1)
+        return self.reply(200, (stream + dialect.closing([sequence])).decode())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("api", wire.PATHS)
+def test_the_address_alone_gives_an_answer_in_every_dialect(tmp_path, monkeypatch, capsys, api):
+    monkeypatch.setattr("sweep.node.verdict.limited", lambda report, records: None)  # a busy client is no matter
+    monkeypatch.setattr(OneDialect, "api", api)
+    monkeypatch.chdir(tmp_path)
+    with serving(OneDialect) as url:
+        assert main(["run", url]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"POST {wire.PATHS[api]}, model a/b, api {api}, .*tokens by", out)
+    assert re.search(r"1 of 1 trials ok.*was measured alone", out, re.DOTALL)
+    (row,) = analysis.load(next((tmp_path / "results").iterdir())).to_dict("records")
+    assert (row["num_requests"], row["num_failed"], row["output_tokens"]) == (64, 0, 64 * 32)
+    assert json.loads(row["engine_facts"])["proxy"] == "none"
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_certificate_that_nobody_signed_ends_the_command_before_the_requests(tmp_path, monkeypatch, capsys, trusted):
+    monkeypatch.setattr(Endpoint, "asked", asked := Counter())
+    with serving(Endpoint) as plain, behind_tls(plain, tmp_path) as url:
+        for model in ([], ["model=m"]):  # the list of models is asked first, or a short request is
+            began, command = time.monotonic(), ["run", url, *model, f"out={tmp_path / 'out'}"]
+            assert main(command) == 2
+            message = capsys.readouterr().err
+            assert "backend.verify_tls=false" in message, message
+            assert "SSL_CERT_FILE" in message
+            assert time.monotonic() - began < 20
+        assert not asked
+        if trusted:
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        _, line = dialect_of(url, *([] if trusted else ["backend.verify_tls=false"]))
+        assert "streams 16 events" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", ["gemma4:e4b", "a/b", "@cf/meta/llama-3.1-8b-instruct", "phi-4-mini", "Meta Llama 3, 8B"]
+)
+@pytest.mark.parametrize("home", [None, "/proc"])
+def test_a_models_name_is_sent_as_it_is_from_an_odd_place(tmp_path, monkeypatch, model, home):
+    """A folder with a blank and letters beyond ASCII, a narrow umask, and no HOME, or one that nobody can write."""
+    monkeypatch.setattr(Endpoint, "asked", asked := Counter())
+    folder = tmp_path / "Läufe von heute"
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": home or ""}
+    environment = {name: setting for name, setting in environment.items() if setting and name != "XDG_CACHE_HOME"}
+    with serving(Endpoint) as url:
+        typed = f"model='{model}'" if "," in model else f"model={model}"
+        command = [sys.executable, "-m", "sweep", "run", url, typed, "workload.num_requests=4"]
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, umask=0o077)
+    assert "Traceback" not in run.stdout + run.stderr
+    (out,) = (folder / "results").iterdir()
+    row = analysis.load(out).iloc[0]
+    assert (row["model"], row["num_failed"]) == (model, 0), run.stdout + run.stderr
+    assert {sent for _, _, sent in asked} == {model}
+    assert not [path for path in folder.rglob("*") if path.stat().st_mode & 0o077]
+
+
+class Serial(Endpoint):
+    """One prefill at a time, of 20 ms; then 20 ms a token."""
+
+    disable_nagle_algorithm, prefill = True, threading.Lock()
+
+    def write(self, content):
+        with self.prefill:
+            time.sleep(0.02)
+        for event in content.splitlines(keepends=True):
+            self.wfile.write(event)
+            time.sleep(0.02 if event == b"\n" else 0)
+
+
+@pytest.mark.slow
+def test_users_begin_over_one_requests_duration(tmp_path, monkeypatch, capsys):
+    """Begun at once their prefills would queue, and that wave would be the tail of a server that is far from busy."""
+    monkeypatch.setattr("sweep.node.verdict.limited", lambda report, records: None)  # a busy client is no matter
+    words = "model=m workload.output_tokens=16 workload.num_requests=40 load.concurrency=8 backend.api=completions"
+    rows = []
+    with serving(Serial) as url:
+        for stagger in ("", "load.stagger=0"):
+            out = tmp_path / ("at_once" if stagger else "default")
+            assert main(["run", url, *f"{words} {stagger} out={out}".split()]) == 0
+            rows.append(analysis.load(out).iloc[0])
+    spread, at_once = rows
+    assert at_once["client_start_spread"] == 0
+    assert 0.3 < spread["client_start_spread"] < 2
+    assert at_once["ttft_max"] > 0.14 > spread["ttft_p90"], (at_once["ttft_p90"], spread["ttft_max"])
+    requests = analysis.requests(tmp_path / "default").query("phase == 'measured'")
+    starts = requests["sent"].nsmallest(8)
+    assert starts.max() - starts.min() == pytest.approx(spread["client_start_spread"], rel=0.3)
 
 
 def dialect_of(url, *typed, **answers):

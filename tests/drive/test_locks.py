@@ -134,7 +134,7 @@ def test_relock_on_an_unreachable_index_is_one_line(index, tmp_path, capsys):
     assert error.startswith("error: relock=true: environment tiny cannot be resolved: ")
     assert not (tmp_path / "out").exists()
     assert command(tmp_path, "relock=true", "dry_run=true") == 2
-    assert capsys.readouterr().err.startswith("error: relock=true: asks the package index, which a dry run does not; ")
+    assert capsys.readouterr().err.startswith("error: relock=true: queries the package index, which a dry run")
 
 
 def test_what_cannot_be_locked_is_unavailable_and_says_why(index, tmp_path, capsys):
@@ -393,7 +393,7 @@ def test_unlike_nodes_are_refused_in_one_line():
     backend = configured("vllm")
     assert preflight.surroundings(of_a_cluster("cpu"), nodes).unavailable(backend, "cpu") == (
         "an environment is locked for nodes of one kind: n0 is linux-x86_64-cpu-python3.11, "
-        "n1 is linux-aarch64-cpu-python3.11; choose one kind with cluster.labels"
+        "n1 is linux-aarch64-cpu-python3.11; select nodes of one kind with cluster.labels"
     )
     alike = [nodes[0], nodes[2], nodes[0]]
     assert preflight.unlike_nodes(lambda host: str(host.machine), alike) is None
@@ -423,6 +423,6 @@ def test_nodes_with_other_pythons_share_what_has_its_own(pythons):
     }
     assert refused.pop("vllm") == (
         f"an environment is locked for nodes of one kind: n0 is linux-x86_64-cuda13-python{pythons[0]}, "
-        f"n1 is linux-x86_64-cuda13-python{pythons[1]}; choose one kind with cluster.labels"
+        f"n1 is linux-x86_64-cuda13-python{pythons[1]}; select nodes of one kind with cluster.labels"
     )
     assert refused == {"image": None, "tensorrt_llm": None}

@@ -121,7 +121,7 @@ def test_a_hub_that_stays_away_halts_the_run_and_replaces_nothing(night, tmp_pat
     assert main([*night, "patience=0.3"]) == 75
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("stopped: planning: workload.dataset=org/stories@main: not on this machine, and the hub ")
-    assert "(workload=qa does without) (tried for 0 s); run the same command again" in last
+    assert "(workload=qa needs no download) (tried for 0 s); run the same command again" in last
     assert not (tmp_path / "out").exists()
     assert main([*night, "dry_run=true"]) == 0, "which is printed for someone who reads it"
     assert "workload: qa instead of stories: " in capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_a_package_that_the_index_does_not_answer_for_is_not_replaced(online, tm
     assert main([*line, "patience=0.3"]) == 75
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("stopped: planning: model.package=m==1.0: cannot be fetched: ")
-    assert "(model=small-llama does without)" in last
+    assert "(model=small-llama needs no download)" in last
     online.failures = 0
     package_model._not_in_index.cache_clear()
     assert main([*line, "dry_run=true"]) == 0
@@ -166,7 +166,7 @@ def test_a_commit_that_is_not_known_halts_the_run(hub, tmp_path, capsys):  # noq
     Hub.hiccups = 10**9
     assert main([*line, "patience=0.3"]) == 75
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("stopped: planning: the hub cannot be reached for the commit of org/model@main (")
+    assert last.startswith("stopped: planning: the hub cannot be reached to resolve org/model@main to a commit (")
     assert main([*line, "dry_run=true"]) == 0
 
 

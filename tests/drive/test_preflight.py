@@ -1,14 +1,18 @@
 """What there is to run on, where it is a Ray cluster whose nodes may still be on their way."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import pynvml
 import pytest
 
 from backends.base import Host
+from backends.launch import gpus, host_facts
 from backends.simulated import Simulated
 from sweep.base.config import Cluster, ConfigError, Hardware, SimulatedNodes, build
 from sweep.base.options import load_option
 from sweep.drive import preflight
+from sweep.plan import show
 from sweep.plan.packing import Node
 from tests.support.settings import run_settings
 
@@ -19,17 +23,17 @@ class Joining:
     """A cluster whose node joins at the third look."""
 
     def __init__(self, startable=()):
-        self.looks, self.startable = 0, list(startable)
+        self.looks, self.startable, self.facts = 0, list(startable), {}
 
-    def connect(self, cluster):
+    def join_cluster(self, cluster):
         pass
 
     def nodes(self, cluster):
         self.looks += 1
         return [L4] if self.looks >= 3 else []
 
-    def state_facts(self, nodes):
-        return nodes
+    def state_facts(self, nodes, cache_dir):
+        return [node._replace(facts=self.facts.get(node.address, node.facts)) for node in nodes]
 
     def startable_nodes(self, cluster):
         return self.startable
@@ -50,9 +54,26 @@ def joining(monkeypatch):
 
 def test_the_plan_waits_for_the_first_node(joining, capsys):
     assert preflight.find_hardware(settings().cluster) == "l4", "not cpu, because there is no node"
-    assert "waiting for one, 15 min at most" in capsys.readouterr().err
+    assert "waiting up to 15 min" in capsys.readouterr().err
     joining.looks = 0
     assert preflight.find_nodes(settings()) == [L4]
+
+
+def test_a_driver_that_does_not_work_is_known_before_the_plan(joining, monkeypatch):
+    """The node states NVML's error; without another GPU node it ends the command, else the plan warns."""
+    mismatch = pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    monkeypatch.setattr(gpus.pynvml, "nvmlInit", Mock(side_effect=mismatch))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for function in (gpus.present, gpus.visible):
+        monkeypatch.setattr(gpus, function.__name__, function.__wrapped__)
+    joining.facts = {"n0": host_facts.stated(None)}
+    with pytest.raises(ConfigError, match=r"^node n0: NVML: .*[Mm]ismatch.*: reboot|^node n0: NVML: .*reboot"):
+        preflight.find_nodes(settings())
+    healthy = L4._replace(address="n1", node_id="n1", facts=Host(driver="580"))
+    broken = L4._replace(facts=joining.facts["n0"])
+    preflight._check_drivers([broken, healthy])
+    (warning,) = show.broken_drivers([broken, healthy])
+    assert warning.startswith("node n0: NVML: ")
 
 
 def test_a_dry_run_and_a_cluster_that_can_grow_do_not_wait(joining):

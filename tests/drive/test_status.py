@@ -59,7 +59,7 @@ def test_a_damaged_status_is_unknown_and_a_damaged_ledger_says_nothing_of_a_driv
     assert "damaged in line 3" in lines(run)
     assert "never started" in lines(run)
     run.status.write_text("{}")
-    assert "unknown whether a driver runs:" in lines(run)
+    assert "unknown whether a driver is running:" in lines(run)
     assert "status.json: cannot be read (it lacks at, deadline," in lines(run)
     assert "never started" not in lines(run)
 
@@ -133,7 +133,7 @@ def test_the_command(run, tmp_path):
     assert "1 of 4 trials done" in found.stdout
     missing = call(str(tmp_path / "nothing"))
     assert missing.returncode == 2
-    assert "no run there" in missing.stderr
+    assert "not a run" in missing.stderr
     bare, helped = call(), call("--help")
     assert (bare.returncode, bare.stdout) == (2, "")
     assert bare.stderr == "error: the following arguments are required: RUN; see sweep status --help\n"

@@ -80,5 +80,5 @@ def test_a_damaged_status_says_what_the_deadline_means_then(tmp_path):
     assert meant > time.time()
     (message,) = messages
     assert message.startswith(
-        f"{paths.status}: cannot be read (its checksum does not hold); deadline={at} means the next"
+        f"{paths.status}: cannot be read (its checksum does not match); deadline={at} means the next"
     )

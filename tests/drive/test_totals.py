@@ -98,7 +98,7 @@ def test_totals_of_other_files_are_not_believed(run, change):
         del content["outcomes"]
         paths.totals.write_bytes(sealed(content))
     if change == "damaged":
-        with pytest.raises(DamagedFile, match=r"totals\.json: cannot be read \(its checksum does not hold\)"):
+        with pytest.raises(DamagedFile, match=r"totals\.json: cannot be read \(its checksum does not match\)"):
             read_totals(paths, driver_alive=True)
     else:
         assert read_totals(paths, driver_alive=True) is None
@@ -116,7 +116,7 @@ def test_nothing_is_written_when_nothing_was_added_or_the_ledger_is_damaged(run)
     writer.write(ended=True)
     assert not paths.totals.exists()
     commit(plan, ledger, 4, "ok")
-    ledger.set_aside.append((1, b"", "its checksum does not hold"))
+    ledger.set_aside.append((1, b"", "its checksum does not match"))
     writer.write(ended=True)
     assert not paths.totals.exists(), "a reader names the damaged lines"
 

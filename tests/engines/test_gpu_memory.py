@@ -23,6 +23,8 @@ TOO_LARGE: dict[str, dict[str, Any]] = {
     "lmdeploy": {"flags": {"cache-max-entry-count": 100_000_000}},  # of at least 1 it is a number of blocks
     "llamacpp": {"slots": 4_000_000},
     "exllama": {"cache_tokens": 1_000_000_000},
+    "ollama": {"slots": 4_000_000},
+    "openvino": {"flags": {"cache_size": 1_000_000}},  # GB
     "transformers_cb": {"scheduler": {"num_blocks": 100_000_000}},
     "tensorrt_llm": {"flags": {"max_batch_size": 2_000_000, "max_num_tokens": 2_000_000_000}},
     "tgi": {"flags": {"cuda-memory-fraction": 0.0001}},  # less than the weights

@@ -14,9 +14,10 @@ from tests.engines.test_gpu_memory import too_large
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
-def test_blocks_that_do_not_fit_are_oom_load(launch_for):
-    """Transformers' continuous batching, by the same settings as on a GPU."""
-    assert_oom_load(too_large("transformers_cb"), launch_for)
+@pytest.mark.parametrize("name", ["transformers_cb", "openvino"])
+def test_blocks_that_do_not_fit_are_oom_load(launch_for, name):
+    """By the same settings as on a GPU."""
+    assert_oom_load(too_large(name), launch_for)
 
 
 def test_a_kv_cache_that_does_not_fit_is_oom_load(launch_for):

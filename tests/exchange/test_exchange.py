@@ -50,6 +50,10 @@ def test_an_export_comes_back_point_by_point_and_says_who_measured(tmp_path, run
     names = ["backend", "model", "workload", "load", "batch_size"]
     assert rows.groupby(names).size().to_dict() == original.groupby(names).size().to_dict()
     assert len(analysis.open_results(tmp_path / "back").layout.points) == len(files)
+    assert main(["import", str(tmp_path / "files"), str(tmp_path / "folder")]) == 0
+    assert sorted(analysis.load(tmp_path / "folder")["ttft_p50"]) == sorted(rows["ttft_p50"])
+    (tmp_path / "empty").mkdir()
+    assert main(["import", str(tmp_path / "empty"), str(tmp_path / "nothing")]) == 2
     for named in ("backend=tgi", "workload=other"):
         assert main(["import", *files, str(tmp_path / named[:3]), named]) == 0
         key, value = named.split("=")
@@ -173,6 +177,28 @@ def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_pa
     assert all("measured by kernel → vllm bench serve" in each["differences"] for each in compared)
 
 
+def test_an_imported_row_with_failures_is_no_rival_and_shows_them(tmp_path, capsys):
+    """The tool left the failures out of its quantiles: here a p99 falls on one of 3 of 103 requests."""
+    content = json.loads((FILES / "vllm_bench.json").read_text())
+    for name, completed, failed in (("good", 100, 0), ("few", 100, 3), ("many", 55, 45)):
+        saved = content | {"completed": completed, "failed": failed, "output_throughput": 100.0 + failed}
+        (tmp_path / f"{name}.json").write_text(json.dumps(saved | {"p50_ttft_ms": 90.0, "p99_ttft_ms": 100.0}))
+        assert main(["import", str(tmp_path / f"{name}.json"), str(tmp_path / name)]) == 0
+    (row,) = analysis.load(tmp_path / "few").to_dict("records")
+    assert row["ttft_p50"] > 0
+    assert math.isnan(row["ttft_p99"])
+    runs = [str(tmp_path / name) for name in ("good", "few", "many")]
+    capsys.readouterr()
+    assert main(["compare", *runs[:2]]) == 0
+    assert "failed requests 0.0% → 2.9%" in " ".join(capsys.readouterr().out.split())
+    assert main(["compare", *runs[::2]]) == 2
+    assert "no trial with a result; the first is invalid: 45 of 100 requests failed" in capsys.readouterr().err
+    assert main(["summary", *runs[:2]]) == 0
+    summary = capsys.readouterr().out
+    assert "fastest" not in summary
+    assert "not ranked: openai (good) (imported, single-replicate)" in summary
+
+
 @pytest.mark.parametrize(
     ("name", "keys", "value", "problem"),
     [
@@ -180,13 +206,13 @@ def test_an_imported_row_is_compared_and_the_comparison_says_who_measured(tmp_pa
         ("guidellm.json", ("benchmarks", 0, "metrics", "request_totals"), None, "KeyError: 'request_totals'"),
         ("aiperf.json", ("input_config", "phases"), [], "IndexError"),
         ("aiperf.json", ("benchmark_duration", "avg"), 0.0, "ZeroDivisionError"),
-        ("aiperf.json", ("benchmark_duration", "avg"), -1.0, "ValueError: duration=-1.0: expected a number from 0"),
+        ("aiperf.json", ("benchmark_duration", "avg"), -1.0, "ValueError: duration=-1.0: expected a number >= 0"),
         ("vllm_bench.json", ("output_throughput",), "1e9", "ValueError: output_throughput='1e9': expected a number"),
-        ("vllm_bench.json", ("completed",), -5, "ValueError: num_requests=-5: expected a number from 0"),
-        ("vllm_bench.json", ("failed",), -5, "ValueError: num_failed=-5: expected a number from 0"),
-        ("vllm_bench.json", ("total_input_tokens",), True, "ValueError: input_tokens=True: expected a number from 0"),
-        ("vllm_bench.json", ("median_tpot_ms",), -1, "ValueError: tpot_p50=-0.001: expected a number from 0"),
-        ("vllm_bench.json", ("duration",), math.nan, "ValueError: duration=nan: expected a number from 0"),
+        ("vllm_bench.json", ("completed",), -5, "ValueError: num_requests=-5: expected a number >= 0"),
+        ("vllm_bench.json", ("failed",), -5, "ValueError: num_failed=-5: expected a number >= 0"),
+        ("vllm_bench.json", ("total_input_tokens",), True, "ValueError: input_tokens=True: expected a number >= 0"),
+        ("vllm_bench.json", ("median_tpot_ms",), -1, "ValueError: tpot_p50=-0.001: expected a number >= 0"),
+        ("vllm_bench.json", ("duration",), math.nan, "ValueError: duration=nan: expected a number >= 0"),
     ],
 )
 def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, capsys, name, keys, value, problem):
@@ -200,7 +226,7 @@ def test_a_file_that_lacks_something_is_not_taken_for_another_tools(tmp_path, ca
         part[last] = value
     (tmp_path / "x.json").write_text(json.dumps(content))
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-    assert f"incomplete, or of another version of its tool ({problem}" in capsys.readouterr().err
+    assert f"incomplete, or from another version of its tool ({problem}" in capsys.readouterr().err
 
 
 def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
@@ -227,13 +253,13 @@ def test_a_name_that_is_a_formula_stands_in_csv_as_text(tmp_path, capsys):
 def test_a_file_of_no_known_tool_and_a_used_folder_are_refused(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"a": 1}')
     assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-    assert "no result of vllm bench serve" in capsys.readouterr().err
+    assert "not a result of vllm bench serve" in capsys.readouterr().err
     for text in ("[]", "[1]", "7", "null"):
         (tmp_path / "x.json").write_text(text)
         assert main(["import", str(tmp_path / "x.json"), str(tmp_path / "out")]) == 2
-        assert "no result of vllm bench serve" in capsys.readouterr().err
+        assert "not a result of vllm bench serve" in capsys.readouterr().err
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 0
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "out")]) == 2
-    assert "a folder of its own" in capsys.readouterr().err
+    assert "import into a new folder" in capsys.readouterr().err
     assert main(["import", str(FILES / "vllm_bench.json"), str(tmp_path / "x"), "output_throughput=9"]) == 2
     assert "import=output_throughput" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_a_fraction_says_what_it_cannot_tell_and_shares_still_add_up(tmp_path):
     full, half = (explained(factorial(tmp_path / str(even), even, noise=0.001, cubic=0.3)) for even in (False, True))
     assert not full.notes
     assert parts(full)["no-cache"].gain.value == pytest.approx(math.exp(-0.1 + 0.1), rel=0.01)
-    assert "8 of 16 combinations: shares are exact if no more than 2 knobs interact" in half.notes[0]
+    assert "8 of 16 combinations: the shares are exact if no more than 2 knobs interact" in half.notes[0]
     assert sum(part.share.value for part in half.parts) == pytest.approx(1)
     assert all(math.isnan(part.alone.value) for part in half.parts)
 
@@ -209,7 +209,8 @@ def test_a_ladder_gives_ordered_shares_and_says_so(tmp_path):
         "qa: throughput from 100.0 to 303 tokens/s, 3.03× that of plain. Shares of the change: fp8"
     )
     assert any("in its own order alone" in note for note in explanation.notes)
-    assert any("aside" in note for note in explanation.notes)
+    ((branch, below, gain, _, *_),) = explanation.branches
+    assert (branch, below, gain.value) == ("aside", "wide", pytest.approx(10 / 150, rel=0.05))
 
 
 @pytest.mark.slow
@@ -277,7 +278,8 @@ def test_a_waterfall_says_which_gain_has_no_interval(tmp_path):
     for each, is_bare in ((run, False), (single, True)):
         results = RunResults(each)
         (ax, *_) = waterfall.draw(results.run, results.layout).axes
-        assert [text.get_text().endswith(", no interval") for text in ax.texts] == [is_bare] * 2
+        assert [text.get_text().endswith(", no interval") for text in ax.texts] == [is_bare, is_bare, False]
+        assert ax.texts[2].get_text().endswith("×, a branch")
         assert bool(ax.lines) is not is_bare
 
 
@@ -308,8 +310,8 @@ def test_each_bar_of_a_waterfall_stands_at_its_own_name(tmp_path):
     for ax in axes:
         drawn[ax.get_title()] = [names[round(bar.get_y() + bar.get_height() / 2)] for bar in ax.patches]
     assert drawn == {
-        "qa": ["plain", "wide", "fp8", "all together"],
-        "short": ["wide", "fp8", "all together"],
+        "qa": ["plain", "wide", "fp8", "aside", "all together"],
+        "short": ["wide", "fp8", "aside", "all together"],
     }
 
 

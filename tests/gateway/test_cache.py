@@ -180,7 +180,7 @@ def test_no_answer_crosses_headers(header):
 
 
 def test_an_answer_crosses_the_headers_that_docs_gateway_exempts():
-    exempt = re.search(r"Exempt are (.*?)\.", (ROOT / "docs/gateway.md").read_text(), re.DOTALL)
+    exempt = re.search(r"These headers are exempt: (.*?)\.", (ROOT / "docs/gateway.md").read_text(), re.DOTALL)
     names = [name.replace("*", "Retry-Count") for name in re.findall(r"`(.*?)`", exempt[1])]
     assert {name.lower().encode() for name in names} == IGNORED_HEADERS | {IGNORED_PREFIX + b"retry-count"}
     with talkative() as behind, gateway(behind.url, cache={"threshold": 0}) as url:
@@ -427,6 +427,16 @@ def test_the_least_recently_served_makes_room():
     remaining = {number for number in range(4) if cache.same(AnswerKey(b"context", b"%d" % number))}
     assert remaining == {0, 2, 3}
     assert len(cache) == 3
+
+
+def test_a_cache_has_a_largest_size():
+    cache = AnswerCache(Cache(bytes=3 * entry(0).size + 1, ttl=None), 4)
+    for number in range(5):
+        cache.add(entry(number))
+    assert [bool(cache.same(AnswerKey(b"context", b"%d" % number))) for number in range(5)] == [False] * 2 + [True] * 3
+    small = AnswerCache(Cache(bytes=entry(0).size - 1), 4)
+    small.add(entry(0))
+    assert len(small) == 0
 
 
 def test_an_answer_is_stale_after_its_time():

@@ -200,7 +200,7 @@ def test_an_engine_that_speaks_no_completions_gets_no_gateway(tmp_path, capsys):
     assert (
         main([*QUICK, "backend.api=tgi", "backend.batch_form=streams", "gateway=cache", f"out={tmp_path / 'out'}"]) == 2
     )
-    assert "gateway=cache: passes completions and chat, and simulated speaks tgi" in capsys.readouterr().err
+    assert "gateway=cache: supports completions and chat, but simulated speaks tgi" in capsys.readouterr().err
 
 
 def test_the_quantities_of_known_decisions():

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
@@ -14,6 +16,7 @@ import pytest
 
 from sweep.__main__ import main
 from sweep.gateway.clipping import clip_text
+from sweep.gateway.connection import LARGEST_HEAD
 from sweep.gateway.engines import EngineState, Router, raise_file_limit
 from sweep.gateway.settings import RESET_HEADER
 from sweep.inputs.tokenizer import SHIPPED_TOKENIZER, load_tokenizer
@@ -402,6 +405,37 @@ def test_a_head_that_does_not_come_ends_the_connection(monkeypatch):
         assert read_answer(connection).startswith(b"HTTP/1.1 200")
         connection.sendall(b"POST /v1/comp")  # nor that of a later request
         assert connection.recv(1000) == b""
+    with engine(stream(*EVENTS)) as behind, gateway(behind.url) as url, connection_to(url) as connection:
+        connection.sendall(request_bytes(ASK))
+        assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        begin = time.monotonic()
+        with contextlib.suppress(ConnectionError):  # empty lines drip in, and are no head
+            while time.monotonic() < begin + 5 and not select.select([connection], [], [], 0.05)[0]:
+                connection.sendall(b"\r\n")
+        assert 0.2 <= time.monotonic() - begin < 2
+
+
+@pytest.mark.parametrize("ending", [b"", b"\r\n\r\n"])
+def test_a_head_that_is_too_large_is_400(ending):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * LARGEST_HEAD + ending
+    with gateway("http://127.0.0.1:9") as url, connection_to(url) as connection:
+        connection.sendall(head)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1000) == b""
+
+
+@pytest.mark.parametrize("part", [{"prompt": "x" * 15_000}, {"x": [[]] * 100}])  # 15,000 bytes, or 28,000 parsed
+def test_requests_wait_for_the_memory_of_those_in_flight(part):
+    def late(connection, received):
+        time.sleep(0.8)
+        say("a")(connection, received)
+
+    with engine(late) as behind, gateway(behind.url, bodies=20_000, request_timeout=0.3) as url:
+        with ThreadPoolExecutor() as pool:
+            statuses = list(pool.map(lambda _: post(url, ASK | part).status_code, range(2)))
+        assert sorted(statuses) == [200, 503]
+        assert post(url, ASK | part).status_code == 200
 
 
 def test_a_client_that_does_not_read_loses_its_engine(monkeypatch, tmp_path):
@@ -542,7 +576,7 @@ def test_a_gateway_without_a_key_is_never_reset():
             ["--to", "http://x", "gateway=cache", "gateway.cache.mode.x=5"],
             "gateway.cache.mode is a value and has no keys",
         ),
-        (["--to", "http://x", "gateway=none"], "is no gateway"),
+        (["--to", "http://x", "gateway=none"], "not a gateway"),
         (["--to", "http://x", "--host", "203.0.113.1"], "--host 203.0.113.1"),
         (["--to", "http://x", "--port", "0", "--log", "/dev/null/x"], "--log /dev/null/x: Not a directory"),
     ],

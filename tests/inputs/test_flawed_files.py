@@ -35,7 +35,7 @@ SHAREGPT = [
 CONVERSATIONS = [{"id": index, "conversations": turns} for index, turns in enumerate(SHAREGPT)]
 X = [{"prompt": "x", "output_tokens": 4}]
 USABLE = [CONVERSATIONS[0], CONVERSATIONS[4]]
-ANSWERED = "6 of 10 rows left out: no question before the first answer (4), no question (1), its prompt holds half of"
+ANSWERED = "6 of 10 rows left out: no question before the first answer (4), no question (1), its prompt contains half"
 
 
 def trace(*times: object, **cells: object) -> list[dict[str, Any]]:
@@ -118,33 +118,33 @@ ONE = '{"prompt": "a"}\n'
     ("name", "content", "typed", "message"),
     [
         ("none.jsonl", None, "", "no such file; expected a file ending in .txt, .jsonl, .json, .csv, .tsv, .parquet"),
-        ("p.docx", "x", "", "the ending .docx is not known; expected a file ending in .txt, .jsonl"),
+        ("p.docx", "x", "", "the ending .docx is unknown; expected a file ending in .txt, .jsonl"),
         ("p.txt", "a\n", "", "none of 1 rows can be sent: row 1: no output_tokens and no answer; set workload.output_"),
-        ("p.csv", COUNTED, "workload.column=body", "has none of that name; expected: prompt, output_tokens"),
+        ("p.csv", COUNTED, "workload.column=body", "has no such column; expected: prompt, output_tokens"),
         ("p.jsonl", "\n", "", "is empty; expected at least one line"),
         ("p.jsonl", [{**COUNTED[0], "output_tokens": 0}, COUNTED[1]], "", "row 1: output_tokens=0; expected a whole n"),
         ("p.csv", "prompt,output_tokens\na,4.5\nb,4\n", "", "row 1: output_tokens='4.5'; expected a whole number from"),
         ("p.csv", "prompt,output_tokens\na,4\nb,\n", "", "row 2: no output_tokens and no answer; set workload.output_"),
         ("p.csv", "prompt,output_tokens\na,4\n,5\n,6\n", "", "2 of 3 rows cannot be sent; workload.skip_unsendable=tr"),
-        ("p.jsonl", [{"prompt": "half \ud83d", "output_tokens": 1}], "", "row 1: its prompt holds half of a surrogate"),
-        ("p.csv", [{"messages": "[1", "output_tokens": 1}], "", "row 1: messages is no list of turns; expected JSON"),
-        ("p.jsonl", ONE + "nonsense\n", "", "line 2 is not a JSON mapping"),
+        ("p.jsonl", [{"prompt": "half \ud83d", "output_tokens": 1}], "", "row 1: its prompt contains half a surrogate"),
+        ("p.csv", [{"messages": "[1", "output_tokens": 1}], "", "row 1: messages is not a list of turns; expected"),
+        ("p.jsonl", ONE + "nonsense\n", "", "line 2 is not a JSON object"),
         ("p.jsonl", ONE + '{"prompt": ""}\n', "workload.output_tokens=1", "row 2: no prompt; expected text in prompt,"),
         ("p.jsonl", '{"prompt": "caf\u00e9"}\n'.encode("latin-1"), "", "at byte 15; expected UTF-8"),
         ("p.json", {"prompt": "a"}, "", "not a list; expected a list of mappings"),
         ("p.json", "[", "", "not JSON"),
         ("p.parquet", "no parquet", "", "arquet"),
         ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], "", "row 1: a turn of tool; expected user, hu"),
-        ("m.jsonl", [{"messages": ["x"]}], "", "row 1: a turn is no mapping; expected {role, content}"),
+        ("m.jsonl", [{"messages": ["x"]}], "", "row 1: a turn is not a mapping; expected {role, content}"),
         ("s.json", CONVERSATIONS[1:3], "", "none of 2 rows can be sent: row 1: no question"),
         ("p.jsonl", COUNTED, "workload.name=qa", "qa is the name of a shipped task; use workload=prompts workload.fil"),
-        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "has no columns of lengths; expected: input_tokens, output_token"),
+        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "no columns with lengths; expected: input_tokens, output"),
         ("burst.csv", BURST, RECORDED, "row 2: Response tokens='0'; expected a whole number from 1; 1 of 3 rows canno"),
         ("half.csv", BURST.replace(",0", ",2.5"), RECORDED, "row 2: Response tokens='2.5'; expected a whole number"),
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),
         ("bailian.jsonl", trace(0.0, 0.5), ARRIVALS, "row 2: timestamp=0.5; its unit is uncertain; set load.unit to s"),
         ("epoch.txt", "1700000000000\n1700000000500\n", ARRIVALS, "its unit is uncertain; set load.unit"),
-        ("t.txt", "# nothing\n", ARRIVALS, "holds no arrival times"),
+        ("t.txt", "# nothing\n", ARRIVALS, "contains no arrival times"),
         ("t.txt", "2\n1\n", ARRIVALS, "expected times in ascending order"),
         ("t.txt", "1\nnan\n", ARRIVALS, "row 2: time='nan'; expected finite times"),
         ("t.txt", "1\nsoon\n", ARRIVALS, "row 2: time='soon'; expected a number or an ISO 8601 time"),
@@ -152,7 +152,7 @@ ONE = '{"prompt": "a"}\n'
         ("t.csv", "x,timestamp\na,1.0\nb\n", ARRIVALS, "row 2: timestamp=None; expected a number"),
         ("t.csv", "timestamp\n1\n2\n", f"{ARRIVALS} load.column=at", "load.column=at: no such column in"),
         ("t.csv", "timestamp\n1\n2\n", f"{ARRIVALS} workload.num_requests=3", "may be at most 2"),
-        ("t.jsonl", '{"timestamp": 1}\n[2.0]\n', ARRIVALS, "line 2 is not a JSON mapping"),
+        ("t.jsonl", '{"timestamp": 1}\n[2.0]\n', ARRIVALS, "line 2 is not a JSON object"),
         ("none.txt", None, ARRIVALS, "no such file"),
     ],
 )

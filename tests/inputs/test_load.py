@@ -101,7 +101,9 @@ def test_closed_loop() -> None:
     assert mode.think.tolist() == [0.5] * 6
     exponential = Closed(concurrency=4, think_time=0.5, think_distribution="exponential").mode(MANY, seed=0)
     assert stats.kstest(np.asarray(exponential.think), stats.expon(scale=0.5).cdf).pvalue > 0.001
-    assert Closed(concurrency=2).mode(2, 0).offsets.tolist() == [0, 0]
+    assert Closed(concurrency=2).mode(3, 0).start_spread() == 0, "one wave stays one"
+    spread = Closed(concurrency=4, duration=60).mode(8, 0)
+    assert [spread.after_warm_up(seconds).start_spread() for seconds in (0, 2, 20)] == [0, 1.5, 4.5]  # of 6 s at most
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.booleans())

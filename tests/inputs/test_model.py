@@ -242,7 +242,7 @@ def test_a_vocabulary_and_its_merges_are_a_tokenizer_too(tmp_path: Path) -> None
 
 
 def test_a_folder_without_a_readable_tokenizer_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^model.tokenizer=.*: has no tokenizer.json"):
+    with pytest.raises(ValueError, match=r"^model.tokenizer=.*: no tokenizer.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"^model.tokenizer=.*: its tokenizer.json cannot be read"):
@@ -260,7 +260,7 @@ def test_a_folder_without_a_tokenizer_is_refused_at_the_door(folder: Path, tmp_p
         PathModel(name="x", path=str(bare)),
     )
     for model in refused:
-        with pytest.raises(ValueError, match=r"^model.tokenizer=.*/bare: has no tokenizer.json; expected"):
+        with pytest.raises(ValueError, match=r"^model.tokenizer=.*/bare: no tokenizer.json; expected"):
             model.check()
     PathModel(name="x", path=str(bare), tokenizer=str(SHIPPED_TOKENIZER)).check()
 
@@ -294,7 +294,7 @@ def test_a_folder_may_be_served_with_another_tokenizer(folder: Path, tmp_path: P
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^model.path=/no/such: no such folder"):
         PathModel(name="x", path="/no/such").check()
-    with pytest.raises(ValueError, match=r"^model.path=.*: has no config.json"):
+    with pytest.raises(ValueError, match=r"^model.path=.*: no config.json"):
         PathModel(name="x", path=str(tmp_path)).check()
 
 
@@ -351,7 +351,7 @@ def test_a_hub_model_is_fetched_without_what_engines_do_not_need(
     configured = HubModel(name="m", repo="org/model", revision="v2")
     said: list[str] = []
     found = configured.prepare(tmp_path / "cache", said.append)
-    assert said[0] == "model m: fetching org/model@v2 unless it is there"
+    assert said[0] == "model m: fetching org/model@v2 unless it is cached"
     assert found.is_relative_to(tmp_path / "cache")
     assert {path.name for path in found.iterdir()} == {path.name for path in folder.iterdir()}
     assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -479,7 +479,7 @@ def test_a_gated_model_needs_the_token_of_the_environment(
 @pytest.mark.parametrize(
     ("repo", "revision", "said"),
     [
-        ("org/model", "v3", r"^model\.revision=v3: not in org/model; expected a branch, tag or commit of it$"),
+        ("org/model", "v3", r"^model\.revision=v3: not in org/model; expected one of its branches, tags or commits$"),
         ("org/nowhere", "main", r"^model\.repo=org/nowhere@main: 401 .*\(a gated model needs HF_TOKEN\)$"),
     ],
 )

@@ -165,7 +165,7 @@ def test_a_tokenizer_without_words_is_refused() -> None:
 
 
 def test_no_prompt_is_shorter_than_its_special_tokens(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match=r"^workload.input_tokens=1: expected at least 2, as the tokenizer adds 1$"):
+    with pytest.raises(ValueError, match=r"^workload.input_tokens=1: expected at least 2, since the tokenizer adds 1$"):
         shipped("synthetic", input_tokens=1).requests(tokenizer, 1, seed=1)
 
 

@@ -322,7 +322,7 @@ def check_quality(backend, url, tokenizer, extra):
     found = agreement.compare(run_of(backend, tokenizer), engine, EXPECTED)
     if extra:
         assert found["quality"] is None
-        assert "other tokens than those of the text" in found["quality_reference"]
+        assert "tokens that are not in the text" in found["quality_reference"]
     else:
         assert (found["quality"], found["quality_tokens"]) == (1.0, 3)
 
@@ -345,7 +345,7 @@ def test_sglang_scores_the_tokens_of_its_input(serve, tokenizer, extra):
 
 def test_an_engine_without_log_probabilities_has_no_quality(serve, tokenizer):
     found = compared(serve, tokenizer, Oracle())
-    assert (found["quality"], found["quality_reference"]) == (None, "none: x gives no log-probabilities of a text")
+    assert (found["quality"], found["quality_reference"]) == (None, "none: x returns no log-probabilities of a text")
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ ANY = Hardware(name="gpu", platform="cuda")
     ("hardware", "gpus", "said"),
     [
         (L4, ("0",), None),
-        (L4, ("0", "1"), "hardware=l4 asked for NVIDIA L4, this node has NVIDIA A100"),
+        (L4, ("0", "1"), "hardware=l4 means NVIDIA L4, but this node has NVIDIA A100"),
         (ANY, ("1",), None),
         (L4, (), None),
     ],

@@ -139,7 +139,7 @@ def test_a_driver_that_is_broken_is_not_taken_for_none(nvml, capsys, monkeypatch
     assert main(["backends"]) == 2
     error = capsys.readouterr().err
     assert "NVML: RM has detected an NVML/RM version mismatch" in error
-    assert "reboot, or reload NVIDIA's driver, or set CUDA_VISIBLE_DEVICES= to go on" in error
+    assert "reboot, or reload NVIDIA's driver, or set CUDA_VISIBLE_DEVICES= to continue" in error
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus.present() == ()
     gpus.present.cache_clear()

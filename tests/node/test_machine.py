@@ -151,7 +151,7 @@ def test_a_sweep_of_many_launches_lets_another_have_its_turn() -> None:
             while reports[-1].strip().isdecimal():
                 reports.append(process.stdout.readline())
         holder = f"process {os.getpid()} (sweep test), which measures on GPU-y"
-        assert reports[-1] == f"waiting for {holder}; to go on now, stop that process\n"
+        assert reports[-1] == f"waiting for {holder}; to continue now, stop that process\n"
         assert len(reports) <= 4, "it comes between two of the next launches"
         assert int(process.stdout.readline()) == len(reports), "the other sweep goes on where it was"
 
@@ -226,7 +226,7 @@ def test_quiet_waits_for_the_node_and_a_trial_that_is_disturbed_is_no_result(
     main([*command, f"out={tmp_path / 'out'}"])
     report = capsys.readouterr().out
     waiting_for = (
-        "waiting until the node is quiet; other processes took 90% of the cores (quiet.foreign_cpu=0.3): process 7 "
+        "waiting until the node is quiet; other processes used 90% of the cores (quiet.foreign_cpu=0.3): process 7 "
     )
     assert report.count(waiting_for) == 1
     assert not waiting, "it went on at the quiet reading"
@@ -237,7 +237,7 @@ def test_quiet_waits_for_the_node_and_a_trial_that_is_disturbed_is_no_result(
     assert watched_from > waited_until, "who was waited for is not named beside the trial"
     if disturbed:
         assert row["fault"] == "surroundings"
-        assert row["reason"].startswith("other processes took 62% of the cores (quiet.foreign_cpu=0.3): process 7 ")
+        assert row["reason"].startswith("other processes used 62% of the cores (quiet.foreign_cpu=0.3): process 7 ")
         assert pd.isna(row["output_throughput"])
 
 

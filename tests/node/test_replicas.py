@@ -173,15 +173,15 @@ def test_a_dry_run_says_what_is_placed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["backend=transformers", "backend.gpus=2"], "backend.gpus=2: transformers computes on one GPU; expected 1"),
-        (["backend=ctranslate2", "backend.gpus=2"], "backend.gpus=2: ctranslate2 computes on one GPU; expected 1"),
+        (["backend=transformers", "backend.gpus=2"], "backend.gpus=2: transformers uses only one GPU; expected 1"),
+        (["backend=ctranslate2", "backend.gpus=2"], "backend.gpus=2: ctranslate2 uses only one GPU; expected 1"),
         (["backend=vllm_offline", "backend.replicas=2"], "backend.replicas=2: vllm_offline is timed inside"),
         (
             ["backend=vllm_offline", "backend.flags.data_parallel_size=2"],
-            r"data_parallel_size=2: its host's process has one engine; expected 1 \(for several ranks behind one "
+            r"data_parallel_size=2: the host's process has one engine; expected 1 \(for several ranks behind one "
             r"URL: backend=vllm backend.flags.data-parallel-size=2\)",
         ),
-        (["backend=vllm", "backend.replicas=2", "backend.port=80"], "they cannot share backend.port=80"),
+        (["backend=vllm", "backend.replicas=2", "backend.port=80"], "replicas cannot share backend.port=80"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_door(words, said):

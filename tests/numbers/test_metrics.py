@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.statistics.intervals import PooledRequests
 from sweep.base.records import UNKNOWN, Outcome, Phase, Record, Records
 from sweep.node.verdict import judge_requests
 from sweep.numbers import chunks
@@ -224,6 +225,16 @@ def test_the_row_has_the_columns_of_the_design() -> None:
 
 
 # What is undefined is None, never zero --------------------------------------------------------------------------------
+
+
+def test_no_quantile_lies_between_two_modes() -> None:
+    """No request took 1.05 s; failed requests are a mode of their own."""
+    modes = np.array([0.6] * 12 + [1.5] * 12)
+    assert statistics(modes.copy(), (50,))["p50"] == 1.5
+    assert PooledRequests(modes.reshape(1, 24)).quantile(0.5).value == 1.5
+    near = np.linspace(1, 1.1, 24)
+    assert statistics(near.copy(), (50, 90))["p90"] == pytest.approx(np.quantile(near, 0.9))
+    assert statistics(np.array([1.0, 1.1, np.inf]), (50, 90)) == {"mean": 1.05, "p50": 1.1, "p90": None, "max": 1.1}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The steady-state window: found in the right place, and None without one."""
 
 import heapq
+import math
 import re
 from array import array
 from dataclasses import replace
@@ -13,7 +14,7 @@ from sweep.numbers.chunks import Floats
 from sweep.numbers.selection import Window, measured
 from sweep.numbers.steady import SLACK, in_flight, mser, settled, stationary, steady_window, turned_over
 from sweep.numbers.summarise import summarise
-from sweep.numbers.warnings import warning_codes
+from sweep.numbers.warnings import trial_warnings, warning_codes
 
 
 def record(sent: float, arrivals: Floats, batch: int = UNKNOWN, error: str | None = None) -> Record:
@@ -235,6 +236,54 @@ def test_an_even_trial_seldom_seems_to_drift() -> None:
         row = summarise(records, window=window_of(0.0, 10.0))
         drifted += (row["steady_drift"] is not None) or (row["steady_drift_after"] is not None)
     assert drifted <= 10
+
+
+def raised(records: Records) -> dict[str, str]:
+    """Return the warnings about a trial of these records, in its steady state if there is one: code -> message."""
+    row = summarise(records, window=steady_window(records), open_loop=not np.isnan(records.scheduled).any())
+    return {each.code: each.message for each in trial_warnings({**row, "outcome": "ok", "trial_id": "t"})}
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [np.linspace(1, 1.85, 120), np.repeat([0.5, 1.0], [36, 84]), np.repeat([1.0, 1.4], [84, 36])],
+    ids=["slower and slower", "turbo at the start", "slower at the end"],
+)
+def test_a_trial_too_short_for_a_window_is_tested_as_a_whole(factors: Floats) -> None:
+    records = sent_every(0.1, factors * np.random.default_rng(0).uniform(0.95, 1.05, 120))
+    records.scheduled[:] = array("d", [math.nan] * len(records))
+    warnings = raised(records)
+    assert "drift-over-trial" in warnings
+    assert re.search(r"no steady state: .*requests may show one", warnings["no-steady-state"])
+
+
+def queue(load: float, slots: int, count: int, poisson: bool = True, seed: int = 0) -> Records:
+    """An open loop at this share of the capacity of some slots, whose service takes 1 s."""
+    gaps = np.random.default_rng(seed).exponential(1, count) if poisson else np.ones(count)
+    records, free = Records(), [0.0] * slots
+    for due in np.cumsum(gaps / (load * slots)):
+        begin = max(due, heapq.heappop(free))
+        heapq.heappush(free, begin + 1.0)
+        records.append(record(due, begin + np.linspace(0.2, 1.0, 16)))
+    return records
+
+
+@pytest.mark.parametrize(("load", "slots", "count", "poisson"), [(1.09, 12, 110, False), (1.05, 16, 1000, True)])
+def test_the_queue_of_an_overloaded_open_loop_is_severe(load: float, slots: int, count: int, poisson: bool) -> None:
+    records = queue(load, slots, count, poisson)
+    assert "growing-queue" in raised(records)
+    assert "throughput-as-offered" not in raised(records)
+    assert "the queue grows" in steady_window(records).method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("load", "count", "fewest", "most"), [(0.7, 64, 0, 2), (0.7, 256, 0, 2), (1.2, 64, 22, 40), (1.1, 256, 34, 40)]
+)
+def test_a_queue_is_said_to_grow_where_it_does(load: float, count: int, fewest: int, most: int) -> None:
+    """Of 40 trials; docs/measurements/growing_queue.md has more."""
+    flagged = sum("growing-queue" in raised(queue(load, 16, count, seed=seed)) for seed in range(40))
+    assert fewest <= flagged <= most
 
 
 # Lockstep -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,11 @@ def test_the_document_lists_every_code() -> None:
     ("columns", "code", "figure"),
     [
         ({"num_requests": 16}, "few-requests", 16),
+        (
+            {"ttft_p99": 0.302, "steady_ttft_p99": 0.2, "e2el_p50": 1.0, "steady_e2el_p50": 0.95},
+            "steady-state-differs",
+            0.51,
+        ),
         ({"steady_num_requests": 60}, "few-steady-requests", 60),
         ({"steady_drift": 0.8}, "drift-within-steady-state", 0.8),
         ({"steady_drift_after": 1.5}, "drift-after-steady-state", 1.5),
@@ -50,6 +56,8 @@ def test_the_document_lists_every_code() -> None:
         ({"agreement": 0.42, "coarser_format": "Q4_0"}, "low-agreement-of-coarser-format", 0.42),
         ({"agreement": 0.97}, "inexact-agreement", 0.97),
         ({"offered_rate": 10.0, "realised_rate": 5.0}, "rate-not-reached", 0.5),
+        ({"queue_growth": 6.5}, "growing-queue", 6.5),
+        ({"drift": 0.5}, "drift-over-trial", math.log(2)),
         ({"client_offered": 100, "client_sent": 88}, "unsent-requests", 0.12),
         ({"startup_transient": True, "startup_share": 0.3}, "startup-transient", 0.3),
         ({"client_stamp_source": "user", "client_loop_lag_p99": 0.002}, "client-timestamps", 0.002),
@@ -80,6 +88,7 @@ def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure
     "columns",
     [
         {"agreement": 1.0, "client_cpu": 0.1, "commit": "abc", "client_stamp_source": "kernel"},
+        {"ttft_p99": 0.302, "steady_ttft_p99": 0.28, "tpot_p50": 0.1, "steady_tpot_p50": None},
         {"offered_rate": 0.0, "realised_rate": 0.0, "client_offered": 0, "client_sent": 0},
         {"foreign_cpu_share": 0.1, "foreign_gpu_processes": 0, "foreign_processes": "", "gpu_thermal_share": 0.01},
         {"gpu_power_share": 0.0, "cpu_throttled_share": 0.0, "cpu_thermal_limits": 0},
@@ -94,6 +103,16 @@ def test_one_trial_raises_its_warning(columns: dict[str, Any], code: str, figure
 )
 def test_a_sound_trial_raises_none(columns: dict[str, Any]) -> None:
     assert warning_codes(trial("a", 1, 0, 10.0, **columns)) == []
+
+
+def test_tables_show_the_steady_figure_where_the_whole_runs_differs(tmp_path: Path) -> None:
+    steady = {"steady_begin": 1.0, "steady_end": 2.0, "steady_ttft_p50": 0.051, "steady_tpot_p50": 0.02}
+    run = run_of(tmp_path, [trial("a", 1, 0, 10.0, ttft_p50=0.302, tpot_p50=0.0215, **steady)])
+    text, report = printed(run, 120), report_of(run)
+    assert re.search(r"\b51\.0° +21\.5\b", text)
+    assert "° steady state: over the whole run" in text
+    assert "302" not in text.partition("steady-state-differs")[0]
+    assert re.search(r"51\.0°.*whole run 302", report)
 
 
 @pytest.mark.parametrize(

@@ -33,33 +33,33 @@ def test_the_baselines_largest_batch(plan):
     (warning,) = (line for line in output.splitlines() if line.startswith("warning: transformers"))
     assert "batches of 128 (" in warning
     assert "batches of 64" not in warning
-    assert "do not fit 22.0 GiB: expected to end oom_run" in warning
+    assert "do not fit 22.0 GiB: expected to end with oom_run" in warning
 
 
 def test_an_engine_that_cannot_be_launched(plan):
-    assert "fail at the launch" not in plan("backend=vllm", *SYNTHETIC, "hardware=l4")
+    assert "expected to fail" not in plan("backend=vllm", *SYNTHETIC, "hardware=l4")
     output = plan("backend=vllm", *SYNTHETIC, "hardware=t4")
     assert "weights of 12.6 GiB leave a KV cache of" in output
-    assert "less than the context of 4,096, of 14.6 GiB: it is expected to fail at the launch" in output
+    assert "less than the context of 4,096, in 14.6 GiB: the launch is expected to fail" in output
     slots = plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, "hardware=a100-80g")
-    assert "262,144 tokens of KV cache (128.0 GiB) do not fit the memory of 79.2 GiB" in slots
+    assert "262,144 tokens of KV cache (128.0 GiB) do not fit in 79.2 GiB" in slots
     bounded = ("model.max_model_len=512", "backend.quantization=Q4_0", "hardware=a100-80g")
-    assert "fail at the launch" not in plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, *bounded)
+    assert "expected to fail" not in plan("backend=llamacpp", "backend.slots=64", *SYNTHETIC, *bounded)
 
 
 def test_the_roofline_against_the_limits(plan):
     """600 requests of 56 tokens, one by one: 600 * 56 * 13.48 GB / 300 GB/s = 25 min."""
     slow = ["backend=transformers", *SYNTHETIC, "workload.num_requests=600", "load.batch_size=1", "hardware=l4"]
     output = plan(*slow, "trial_timeout=1200")
-    assert "takes at least 25 min, and trial_timeout=1200 s ends it: raise trial_timeout" in output
-    assert "expected: at least 25 min of measuring on one l4, by its roofline" in output
+    assert "takes at least 25 min, but trial_timeout=1200 s ends it: raise trial_timeout" in output
+    assert "expected: at least 25 min of measuring on one l4 (roofline bound)" in output
     assert "ends it" not in plan(*slow)
 
 
 def test_a_duration_ends_a_trial_before_its_requests_do(plan):
     """1,000 requests one by one take 42 min, but nothing is sent after the first."""
     paced = ["backend=transformers", *SYNTHETIC, "workload.num_requests=1000", "load=constant", "load.rate=1"]
-    assert "takes at least 42 min, and trial_timeout=600 s ends it" in plan(*paced, "hardware=l4", "trial_timeout=600")
+    assert "takes at least 42 min, but trial_timeout=600 s ends it" in plan(*paced, "hardware=l4", "trial_timeout=600")
     assert "ends it" not in plan(*paced, "hardware=l4", "trial_timeout=600", "load.duration=60")
 
 
@@ -84,11 +84,11 @@ def test_more_users_than_requests(plan):
 @pytest.mark.slow
 def test_a_point_with_one_batch_in_all_its_replicates(plan):
     """64 requests are one batch of 128, two with two replicates; the offline engine is asked for all at once."""
-    warning = "load.batch_size=128: workload.num_requests=64 is 1 batch, and nothing shows how much batches differ"
+    warning = "load.batch_size=128: workload.num_requests=64 is 1 batch, and its variation cannot be seen"
     command = ["workload=synthetic", "model=opt-125m", "hardware=cpu"]
     output = plan("backend=transformers", *command, "load.batch_size=1,32,128")
     assert [line for line in output.splitlines() if "1 batch" in line] == [
-        f"warning: {warning}: raise it, or replicates"
+        f"warning: {warning}: raise num_requests or replicates"
     ]
     for several in ("replicates=2", "workload.num_requests=129"):
         assert "1 batch" not in plan("backend=transformers", *command, "load.batch_size=128", several)

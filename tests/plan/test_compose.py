@@ -34,7 +34,7 @@ def test_zipped_axes_are_walked_in_step():
         {"workload.input_tokens": 1, "workload.output_tokens": 3},
         {"workload.input_tokens": 2, "workload.output_tokens": 4},
     ]
-    with pytest.raises(ConfigError, match="equally many"):
+    with pytest.raises(ConfigError, match="same number of values"):
         points(zip={"a": [1, 2], "b": [1]})
 
 
@@ -114,7 +114,7 @@ def test_a_flag_that_is_not_in_the_yaml_passes_through():
     [
         (["not_as_published={}"], "key=not_as_published: this key was removed in 0.2.0; write study_differences"),
         (["replicates=0"], "replicates=0: .*greater than"),
-        (["seed=1,2"], "seed=1,2: takes one value"),
+        (["seed=1,2"], "seed=1,2: expected one value"),
         (["load.batch_size"], "load.batch_size: expected key=value"),
         (["model@x=tiny-llama"], r"model@x=tiny-llama: a package \(@x\) is not supported"),
         (["hardware.price_per_hour=-1"], r"hardware\.price_per_hour=-1"),
@@ -146,7 +146,7 @@ def test_a_value_for_an_axis_of_some_points_is_set_in_those_alone():
 def test_a_key_of_some_backends_is_refused_with_the_words_that_set_it_for_those():
     for value in ("8", "8,16"):
         line = ["+experiment=completion_batches", "backend=vllm,llamacpp", f"backend.cpu_kv_cache_gib={value}"]
-        with pytest.raises(ConfigError, match="unknown to llamacpp") as caught:
+        with pytest.raises(ConfigError, match="not a key of llamacpp") as caught:
             composed(*line)
         said = str(caught.value)
         assert said.startswith(f"backend.cpu_kv_cache_gib={value.replace(',', ', ')}: ")
@@ -186,7 +186,7 @@ def test_a_key_that_applies_nowhere_is_not_what_is_chosen():
 @pytest.mark.parametrize("value", ["8", "8,16"])
 def test_a_value_whose_condition_suits_no_point_is_refused(value):
     for line in (["backend=vllm", WHERE_LLAMACPP], ["+experiment=completion_batches", "backend=vllm"]):
-        with pytest.raises(ConfigError, match="no point of the plan meets its condition, {backend: llamacpp}") as error:
+        with pytest.raises(ConfigError, match="no point of the plan meets the condition {backend: llamacpp}") as error:
             composed(*line, f"backend.slots={value}")
         assert str(error.value).startswith(f"backend.slots={value.replace(',', ', ')}: ")
         assert "\n" not in str(error.value)
@@ -212,8 +212,8 @@ def test_a_when_of_another_shape_is_refused(backend, when):
     ("typed", "said"),
     [
         ("grid=5", "grid=5: expected {axis: values}"),
-        ("zip=5", "zip=5: expected {axis: values}, or a list of those"),
-        ("zip=[5]", "zip=[5]: expected {axis: values}, or a list of those"),
+        ("zip=5", "zip=5: expected {axis: values}, or a list of such mappings"),
+        ("zip=[5]", "zip=[5]: expected {axis: values}, or a list of such mappings"),
         ("exclude=5", "exclude=5: expected [{axis: value}]"),
         ("exclude=null", "exclude=null: expected [{axis: value}]"),
         ("exclude={backend: vllm}", "exclude={backend: vllm}: expected [{axis: value}]"),
@@ -221,21 +221,21 @@ def test_a_when_of_another_shape_is_refused(backend, when):
         ("ladder=[5]", "ladder=[5]: expected [{step: name, set: {key: value}}]"),
         ("ladder=[{step: a, set: 3}]", "ladder=[{step: a, set: 3}]: expected [{step: name, set: {key: value}}]"),
         ("without_gpu=3", "without_gpu=3: expected {key: value}"),
-        ("ladder=[{step: fp8, set: {backned.flags.x: 1}}]", "ladder.set.backned.flags.x: an axis is a key of backend,"),
-        ("zip={wrkload.input_tokens: [1, 2]}", "zip.wrkload.input_tokens: an axis is a key of backend,"),
-        ("exclude=[{batch_size: 4}]", "exclude.batch_size: an axis is a key of backend,"),
-        ("when={load.batch_size: {bakend: vllm}}", "when.load.batch_size.bakend: an axis is a key of backend,"),
-        ("exclude=[{backend.nope: 1}]", "backend.nope=1: no axis of this plan; expected: backend, gateway, load,"),
+        ("ladder=[{step: fp8, set: {backned.flags.x: 1}}]", "ladder.set.backned.flags.x: expected a key of backend,"),
+        ("zip={wrkload.input_tokens: [1, 2]}", "zip.wrkload.input_tokens: expected a key of backend,"),
+        ("exclude=[{batch_size: 4}]", "exclude.batch_size: expected a key of backend,"),
+        ("when={load.batch_size: {bakend: vllm}}", "when.load.batch_size.bakend: expected a key of backend,"),
+        ("exclude=[{backend.nope: 1}]", "backend.nope=1: not an axis here; expected: backend, gateway, load,"),
         (
             "when={load.batch_size: {load.rate: 1}}",
-            "load.rate=1: no axis of this plan; expected: backend, gateway, load,",
+            "load.rate=1: not an axis here; expected: backend, gateway, load,",
         ),
         ("without_gpu={grid: 3}", "without_gpu.grid=3: expected {axis: values}"),
         ("replicates=1000000", "replicates=1000000: input should be less than or equal to 10000"),
         ("name=../x", "name='../x': string should match"),
         ("out=", "out='': string should have at least 1 character"),
         ("hardware=foo", "hardware=foo: unknown; expected: a100-80g, auto, cpu, gpu, h100, h200, l4, t4"),
-        ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: one experiment a command"),
+        ("+experiment=serving,kv_cache", "experiment=serving,kv_cache: a command runs one experiment"),
         ("client.processes=0", "client.processes=0: input should be greater than 0 or "),
         ("client.timeouts.totl=3", "client.timeouts.totl=3: unknown key; did you mean total? expected: "),
         ("client.timeouts.connect=5000", "client.timeouts={'connect': 5000, "),
@@ -338,22 +338,22 @@ def experiment(tmp_path):
         ("client: {timeouts: {conect: 3}}", "client.timeouts.conect=3: unknown key; did you mean connect?"),
         ("defaults: [override /modle: small-llama]", "experiment=my: In 'experiment/my': Could not override 'modle'"),
         ("defaults: [/environment: cpu]", "experiment=my: environment={"),
-        ("grid: {bakend: [vllm]}", "grid.bakend: an axis is a key of backend,"),
+        ("grid: {bakend: [vllm]}", "grid.bakend: expected a key of backend,"),
         ("grid: {load.batchsize: [1]}", "load.batchsize=1: unknown key; did you mean batch_size?"),
         ("without_gpu: {replicats: 1}", "without_gpu=replicats: unknown; did you mean replicates?"),
-        ("without_gpu: {grid: {lod.batch_size: [1]}}", "without_gpu.grid.lod.batch_size: an axis is a key of backend,"),
+        ("without_gpu: {grid: {lod.batch_size: [1]}}", "without_gpu.grid.lod.batch_size: expected a key of backend,"),
         ("without_gpu: {without_gpu: {}}", "without_gpu=without_gpu: unknown; expected: "),
-        ("without_gpu: {zip: 3}", "without_gpu.zip=3: expected {axis: values}, or a list of those"),
-        ("when: {load.batch_sise: {load: b}}\ngrid: {load.batch_size: [1]}", "when.load.batch_sise: no axis of this"),
+        ("without_gpu: {zip: 3}", "without_gpu.zip=3: expected {axis: values}, or a list of such mappings"),
+        ("when: {load.batch_sise: {load: b}}\ngrid: {load.batch_size: [1]}", "when.load.batch_sise: not an axis of"),
         ("exclude: [{backend: vlm}]", "backend=vlm: unknown; did you mean vllm?"),
-        ("exclude: [{load.rate: 3}]", "load.rate=3: no axis of this plan; "),
+        ("exclude: [{load.rate: 3}]", "load.rate=3: not an axis here; "),
         ("backend: vllm", "experiment=my: backend=vllm: choose an option under defaults, `- override /backend: NAME`"),
         ("hardware: {prise: 3}", "hardware.prise=3: unknown key; expected: accelerator,"),
         ("replicates: true", "replicates=True: input should be a number"),
         ("percentiles: []", "percentiles=[]: tuple should have at least 1 item"),
         ("slo: {ttft: true}", "slo={'ttft': True}: ttft=True: expected a time above 0 with its unit, such as"),
         ("client: {timeouts: {total: true}}", "client.timeouts.total=True: input should be a number"),
-        ("deadline: 20:10", 'deadline=1210: quote a time of day: "08:00"'),
+        ("deadline: 20:10", 'deadline=1210: put a time of day in quotes: "08:00"'),
         ("replicates: [3", "experiment=my: while parsing a flow sequence in "),
         ("replicates: 2\nreplicates: 3", "experiment=my: while constructing a mapping in "),
         ("defaults: vllm", "experiment=my: Invalid defaults list in 'experiment/my'"),
@@ -474,7 +474,7 @@ def test_a_setting_refers_to_another_as_it_was_typed(experiment, typed):
 
 @pytest.mark.parametrize("hardware", ["cpu", "l4"])
 def test_an_axis_typed_into_zip_is_not_one_of_the_grid_as_well(experiment, hardware):
-    with pytest.raises(ConfigError, match=r"^load\.batch_size: an axis in two of grid, zip and ladder"):
+    with pytest.raises(ConfigError, match=r"^load\.batch_size: the axis occurs in two of grid, zip and ladder"):
         experiment("grid: {load.batch_size: [1, 2]}", "zip={load.batch_size: [3, 4]}", hardware=hardware)
 
 

@@ -177,7 +177,7 @@ def test_an_assumption_is_stated():
 def test_without_a_node_there_is_no_duration(nodes):
     one = deployment("a", trial("1", 8))
     result = estimate_run(plan(one), [one], History([row(one, one.trials[0], 60)]), nodes)
-    assert result.messages == ["duration unknown: no node can run it now"]
+    assert result.messages == ["duration unknown: no node can run the plan now"]
     assert result.seconds is None
 
 

@@ -36,7 +36,7 @@ def test_the_present_plan_is_shown_and_the_others_are_counted(twice, capsys):
     capsys.readouterr()
     assert main(["summary", str(twice), "--all"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "other-rows: 1 row measured in this folder by other commands, or before" in printed
+    assert "other-rows: 1 row measured in this folder by other commands, or earlier" in printed
     assert main(["report", str(twice), "all=true"]) == 0
     assert "other-rows" not in capsys.readouterr().out
     summary = pd.read_csv(twice / "summary.csv")
@@ -50,7 +50,7 @@ def test_each_command_that_reads_rows_can_read_all_of_them(twice, tmp_path, caps
     arguments = [command, str(twice), *{"export": [str(tmp_path)], "compare": [str(twice)]}.get(command, [])]
     assert main(arguments) == 0
     before = capsys.readouterr()
-    assert "1 row of other plans not shown; all=true shows them" in before.err
+    assert "1 row of other plans not shown; add all=true to show them" in before.err
     assert main([*arguments, spelling]) == 0
     after = capsys.readouterr()
     assert "not shown" not in after.err

@@ -141,8 +141,8 @@ def with_digest(plan, part, digest):
 @pytest.mark.parametrize("part", ["model", "draft", "workload"])
 def test_a_commit_that_no_hub_tells_is_not_taken_for_another(planned, ledger, part):
     """Else a minute without the hub measures everything again."""
-    for done in ledger.rows.values():
-        done["digests"] = json.dumps({part: f"org/name@{'a' * 40}"})
+    digests = {"digests": json.dumps({part: f"org/name@{'a' * 40}"})}
+    ledger.rows = {trial_id: {**row, **digests} for trial_id, row in ledger.rows.items()}
     assert pending_launches(with_digest(planned(), part, "org/other@main"), ledger) == []
     with pytest.raises(
         ConfigError, match=rf"^{part}: the hub cannot be reached to resolve org/name@main to a commit, and the results"
@@ -155,7 +155,7 @@ def test_an_outage_of_the_hub_is_that_of_a_model_or_of_a_data_set(planned, monke
     """Two repositories may have one name."""
     plan = with_digest(planned(), part, "org/name@main")
     monkeypatch.setattr(hub, "_unanswered", {("org/name", "main", kind): "503"})
-    with pytest.raises(Outage, match=r"for the commit of org/name@main \(503\)"):
+    with pytest.raises(Outage, match=r"to resolve org/name@main to a commit \(503\)"):
         check_resolved(plan)
     other = {"model": "dataset", "dataset": "model"}[kind]
     monkeypatch.setattr(hub, "_unanswered", {("org/name", "main", other): "503"})

@@ -75,8 +75,8 @@ Q4 = ("backend=llamacpp", "backend.quantization=Q4_0")
 @pytest.mark.parametrize(
     ("words", "begins", "remedy"),
     [
-        (("backend=vllm_gptq",), "backend.checkpoint=gptq: not made", "or a model that is quantised already"),
-        (("backend=exllama",), "backend.checkpoint=exl3: not made", "or a model that is quantised already"),
+        (("backend=vllm_gptq",), "backend.checkpoint=gptq: not made", "or a model that is already quantised"),
+        (("backend=exllama",), "backend.checkpoint=exl3: not made", "or a model that is already quantised"),
         (Q4, "backend.quantization=Q4_0: not made", "an environment that is not an image, or one of F32, F16, BF16"),
         (("backend=ctranslate2",), "backend.quantization=float32: not made", "an environment that is not an image"),
     ],

@@ -65,11 +65,11 @@ def test_a_pipe_gets_everything_on_one_line(ledger):
     assert WHY.strip() in failed
 
 
-def test_seeds_are_shown_where_they_fit(tmp_path):
+def test_requests_are_shown_where_they_fit(tmp_path):
     empty = Ledger(tmp_path / "ledger.jsonl")
-    assert "seed          1" in rows(shown(empty))[1]
+    assert rows(shown(empty))[1].partition("to run  ")[2].startswith("1 request")
     narrow = rows(shown(empty, width=60))
-    assert "seed" not in narrow[1]
+    assert "request" not in narrow[1]
     assert narrow[1].endswith("to run")
 
 

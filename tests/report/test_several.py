@@ -177,17 +177,17 @@ def test_the_page_has_answer_verdicts_warnings_and_provenance_of_each_run(tmp_pa
     assert "engine_version 1.0 → 2.0" in text
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    warnings = text.partition("<h2>Warnings</h2>")[2].partition("</section>")[0]
+    warnings = text.partition("<h2>What to doubt</h2>")[2].partition("</section>")[0]
     assert re.search(r"<code>failed-requests</code>: b: ", warnings)
     assert "a: " not in warnings.partition("<code>failed-requests</code>")[2].partition("</li>")[0]
-    provenance = text.partition("<h2>What was run</h2>")[2]
+    provenance = text.partition("<h2>Provenance</h2>")[2]
     assert [engine for engine in ("vllm 1.0, tgi 1.0", "vllm 2.0, tgi 2.0") if engine in provenance] == [
         "vllm 1.0, tgi 1.0",
         "vllm 2.0, tgi 2.0",
     ]
     assert str(tmp_path / "a") in provenance
     assert [title for _, title in re.findall(r'<a href="#(\w+)">(.*?)</a>', text.partition("<main>")[0])] == [
-        *("Answer", "Explore", "Verdicts", "Warnings", "What was run"),
+        *("Answer", "Explore", "Verdicts", "What to doubt", "Provenance"),
     ]
 
 
@@ -220,7 +220,7 @@ def test_all_rows_are_of_each_run(tmp_path, capsys):
         runs.append(str(run_of(tmp_path / name, rows).paths.out))
     output = tmp_path / "both"
     assert main(["report", *runs, "--output", str(output)]) == 0
-    assert capsys.readouterr().err.count("1 row of other plans not shown; all=true shows them") == 2
+    assert capsys.readouterr().err.count("1 row of other plans not shown; add all=true to show them") == 2
     assert len(pd.read_csv(output / "summary.csv")) == 2
     assert main(["report", *runs, "all=true", "--output", str(output)]) == 0
     assert "not shown" not in capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_all_rows_are_of_each_run(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "RUN: the report of several runs needs a folder of its own: --output FOLDER"),
-        (["--output", "a"], "a run is there, with a report of its own"),
+        (["--output", "a"], "holds a run with its own report"),
         (["--output", "/proc/none"], "--output /proc/none"),
         (["--output", "new", "--metrics", "vllm"], "--metrics vllm"),
         (["./a", "--output", "new"], "a run is named twice"),

@@ -83,7 +83,7 @@ def test_the_screen_answers_each_task_and_says_what_is_equal_and_doubtful(
     monkeypatch.chdir(tmp_path)
     lines = screen(RunResults(main_job(Path("throughput_bound"))), 80)
     text = "\n".join(lines)
-    assert lines[0].rstrip() == "throughput_bound  tiny-llama  NVIDIA L4  24 of 36 trials ok  60 s"
+    assert lines[0].rstrip() == "throughput_bound  tiny-llama  NVIDIA L4  24 of 36 trials ok  60 s on 2026-11-20"
     assert re.search(r"^qa, batch size 1 +vllm +tie with transformers +44\.5 \(44\.1–44\.9\)$", text, re.MULTILINE)
     assert re.search(r"^qa, batch size 8 +vllm +1\.63× \(1\.62–1\.64\) +7\.70 \([\d.–]+\)$", text, re.MULTILINE)
     warnings = [line for line in lines if line.startswith("! ")]
@@ -133,7 +133,7 @@ def test_lockstep_batches_show_what_a_batch_took(tmp_path: Path, width: int) -> 
 
 
 def test_a_thousand_ways_to_fail_are_counted(tmp_path: Path) -> None:
-    rows = [{**trial("a", 1, index, None), "reason": f"failed at {index}"} for index in range(1000)]
+    rows = [{**trial("a", 1, index, None), "reason": f"failed at {chr(0x4E00 + index)}"} for index in range(1000)]
     rows += [{**trial("a", 2, index, None), "reason": "failed alike"} for index in range(5)]
     run_of(tmp_path, rows)
     text = printed(open_run(tmp_path), 120)
@@ -151,7 +151,7 @@ def test_a_ratio_that_may_be_none_is_marked(tmp_path: Path) -> None:
     text = printed(open_run(tmp_path), 120)
     assert " ≈1.02×" in text
     assert " 2.87×" in text
-    assert "≈ the interval includes 1, or is missing: may be no difference" in text
+    assert "≈ may be a tie: the interval includes 1 or is missing" in text
     run_of(tmp_path, [row for row in rows if row["backend"] != "alike"], baseline={"backend": "plain"})
     assert "≈" not in printed(open_run(tmp_path), 120)
     run_of(tmp_path, [trial("plain", 8, 0, 10.0), trial("fast", 8, 0, 20.0)], baseline={"backend": "plain"})

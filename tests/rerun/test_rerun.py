@@ -13,6 +13,7 @@ from analysis.results import RunResults
 from backends.base import EnvironmentLock, EnvironmentSpec
 from backends.prepare import locks
 from sweep.__main__ import main
+from sweep.base.options import ConfigPath
 from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.rerun.capsule import packed_lock, parse_capsules
@@ -183,19 +184,22 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     capsule = tmp_path / "capsule.txt"
     (written,) = capsules_of(f"{folder}#{trial_id}")
 
+    evil_run = write_run(tmp_path / "evil", [row(digests="{}")])
+    (RunPaths(evil_run).locks / NAME).write_text("evil @ https://evil.example/x.whl\n")
+
     def with_lock(line):
         return replace(written, locks={"x.txt": packed_lock(f"torch==2.1+cpu\n{line}\n")}).text()
 
     cases = {
         f"{folder}#ffffffff": "no such trial",
-        f"{folder}#": "after # comes a trial's id",
+        f"{folder}#": "expected a trial's id from trials.parquet",
         f"{folder}#vllm": "4 trials have ids that begin with it",
         f"{folder}#vll": "at least 4 characters",
         f"{folder}#{row(3, None)['trial_id']}": "is hung",
         "http://bucket/run#123456": "expected a folder, s3://bucket/path",
         str(tmp_path / "none"): "no run here",
         "x" * 300: "File name too long",
-        written.text() + "flags: {}\n": "flags: no key of a capsule",
+        written.text() + "flags: {}\n": "flags: not a key of a capsule",
         written.text().replace("seed", "sead"): "cannot be read",
         written.text().partition("\n")[2]: "capsule: required, but not given",
         written.text()[:-4]: "copy the whole line",
@@ -203,6 +207,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         with_lock("evil @ https://evil.example/x.whl"): "evil @ https://evil.example/x.whl: expected name==version",
         with_lock("--index-url=https://evil.example"): "--index-url=https://evil.example: expected name==version",
         with_lock("#" * 10**7): "has more than 1048576 bytes",
+        str(evil_run): "evil @ https://evil.example/x.whl: expected name==version",
+        "/dev/zero": "no run here",
     }
     for source, expected in cases.items():
         if "\n" in source:
@@ -213,18 +219,58 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert printed.count("\n") == 1
 
 
-def change(ratio, noise):
-    return figure_changes({"output_throughput": 100.0}, {"output_throughput": 100.0 * ratio}, noise)
+GROUPS = {"gateway": "none", "model": "tiny-llama", "workload": "qa", "load": "batch"}
+FOREIGN_FLAGS = {"middleware": "evil.Module", "max-num-seqs": 4, "no-such-flag": 1, "kv-cache-dtype": "fp8"}
 
 
-def test_the_verdict_is_by_the_noise_of_the_run():
-    noise = {"output_throughput": Noise(0.02, 6)}  # t(6) at 95 %: 2.447; times 0.02 times the root of two: 7.2 %
-    assert change(1.0, noise)[0].most == pytest.approx(0.0717, abs=0.0005)
-    assert finding(change(0.95, noise))[0] is Reproduction.REPRODUCED
-    result, reason = finding(change(0.90, noise))
-    assert result is Reproduction.DIFFERS
-    assert "throughput by -10.0%" in reason
-    assert finding(change(0.5, {}))[0] is Reproduction.UNKNOWN
+def test_foreign_parts_of_a_capsule_are_shown_and_need_trust(tmp_path, capsys, monkeypatch):
+    options = ConfigPath()
+    config = {group: options.load(group, option) for group, option in GROUPS.items()}
+    config["backend"] = {**options.load("backend", "vllm"), "environ": {"LD_PRELOAD": "x.so"}}
+    config["backend"]["flags"] |= FOREIGN_FLAGS
+    known = write_run(tmp_path / "run", [row(config=json.dumps(config))])
+    (capsule,) = capsules_of(str(known))
+    capsule.config["workload"]["_target_"] = "evil.Workload"
+    capsule.locks[NAME] = packed_lock(LOCK + "evil==1.0\n")
+    (tmp_path / "capsule.txt").write_text(capsule.text())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remembered = tmp_path / "sweep" / "locks"
+    foreign = {
+        f"lock {NAME}: evil==1.0",
+        "backend.environ={'LD_PRELOAD': 'x.so'}",
+        "backend.flags.middleware=evil.Module",
+        "backend.flags.no-such-flag=1",
+        "workload._target_=evil.Workload",
+    }
+    for lock in ("", LOCK):
+        assert main(["rerun", str(tmp_path / "capsule.txt")]) == 2
+        printed = capsys.readouterr()
+        shown = set(map(str.strip, printed.out.splitlines()))
+        assert shown == {line for line in foreign if not lock or NAME not in line}
+        assert "can run code, and this machine does not have them" in printed.err
+        remembered.mkdir(parents=True, exist_ok=True)
+        (remembered / NAME).write_text(LOCK + "evil==1.0\n")
+    assert main(["rerun", str(tmp_path / "capsule.txt"), "--trust"]) == 2
+    assert "no such class" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ratio", "deviation", "result", "reason"),
+    [
+        (1.05, 0.02, Reproduction.REPRODUCED, "95% for all"),
+        (0.90, 0.02, Reproduction.DIFFERS, "throughput by -10.0%"),
+        (0.90, 0.04, Reproduction.UNKNOWN, "noise of throughput up to 14.8%; expected at most 10%"),
+        (0.70, 0.04, Reproduction.DIFFERS, "throughput by -30.0%"),
+        (1.0, None, Reproduction.UNKNOWN, "replicates=3 or more"),
+    ],
+)
+def test_the_verdict_is_by_the_noise_of_the_run(ratio, deviation, result, reason):
+    """Of 6 degrees of freedom at 95 %, t is 2.447: times 0.02 times the root of two that is a noise of 7.2 %."""
+    noise = {} if deviation is None else {"output_throughput": Noise(deviation, 6)}
+    changes = figure_changes({"output_throughput": 100.0}, {"output_throughput": 100.0 * ratio}, noise)
+    found = finding(changes)
+    assert found[0] is result
+    assert reason in found[1]
 
 
 def test_one_launch_of_each_point_cannot_tell(tmp_path):
@@ -233,21 +279,27 @@ def test_one_launch_of_each_point_cannot_tell(tmp_path):
     assert point_noise(RunResults(run_of(tmp_path / "one", one_launch)), row()["trial_id"]) == {}
 
 
+def test_a_slower_engine_is_seldom_reproduced(tmp_path):
+    """A row of two launches, and a launch more that is 20 % slower; docs/measurements/rerun.md has more."""
+    (slower,) = zip(*verdicts(tmp_path, 2, 0.01, [0.8], 10), strict=True)
+    assert slower.count(Reproduction.REPRODUCED) <= 1
+
+
 @pytest.mark.slow
 def test_equal_launches_seldom_differ(tmp_path):
     """Of runs of three launches and one more of the same spread, at most one in eight is said to differ."""
-    differ = 0
-    for seed in range(60):
-        measured = [row(r, t) | {"trial_id": str(r)} for r, t in enumerate(spread_figures(seed))]
-        results = RunResults(run_of(tmp_path / str(seed), measured[:3]))
-        changes = figure_changes(measured[0], measured[3], point_noise(results, "0"))
-        differ += finding(changes)[0] is Reproduction.DIFFERS
-    assert differ <= 60 / 8
+    (equal,) = zip(*verdicts(tmp_path, 3, 0.05, [1.0], 60), strict=True)
+    assert equal.count(Reproduction.DIFFERS) <= 60 / 8
 
 
-def spread_figures(seed):
-    chance = random.Random(seed)
-    return [100 * chance.gauss(1, 0.05) for _ in range(4)]
+def verdicts(folder, replicates, deviation, ratios, repetitions):
+    """The verdicts on launches that differ by such a deviation; the last has these shares of its throughput."""
+    for seed in range(repetitions):
+        *measured, again = rows(replicates + 1, seed, deviation)
+        run = write_run(folder / str(seed), measured)
+        (capsule,) = capsules_of(f"{run}#{measured[0]['trial_id']}")
+        figures = [row(0, again["output_throughput"] * ratio) for ratio in ratios]
+        yield [finding(figure_changes(capsule.figures, each, capsule.noise))[0] for each in figures]
 
 
 @pytest.mark.slow
@@ -260,7 +312,7 @@ def test_rows_of_the_simulated_engine_are_run_again(tmp_path, capsys, monkeypatc
     assert main(["rerun", str(tmp_path / "run")]) == 2
     assert "expected RUN#TRIAL, or --all for" in capsys.readouterr().err
     assert not list((tmp_path / "results").rglob("rerun.json")), "nothing was measured"
-    assert main(["rerun", str(tmp_path / "run"), "--all"]) in (0, 1)
+    assert main(["rerun", str(tmp_path / "run"), "--all"]) in (0, 1, 3)
     (verdicts,) = (tmp_path / "results" / "rerun").glob("*/rerun.json")
     first = json.loads(verdicts.read_text())
     ours = [pair for each in first for pair in each["differences"] if pair["name"] not in (FOREIGN, LOAD_AVERAGE)]
@@ -273,11 +325,11 @@ def test_rows_of_the_simulated_engine_are_run_again(tmp_path, capsys, monkeypatc
     capsule.config["backend"]["itl"]["mean"] *= 3
     (tmp_path / "capsule.txt").write_text(capsule.text())
     capsys.readouterr()
-    assert main(["rerun", str(tmp_path / "capsule.txt")]) in (0, 1)  # two launches hardly show how they differ
+    assert main(["rerun", str(tmp_path / "capsule.txt")]) in (1, 3)  # two launches hardly show how they differ
     assert "flag config.itl.mean: 0.1 → 0.3" in capsys.readouterr().out
 
 
 def test_a_key_of_the_point_is_refused(tmp_path, capsys):
     folder = write_run(tmp_path / "run", rows())
     assert main(["rerun", str(folder), "backend.flags.x=1"]) == 2
-    assert "is the row's own" in capsys.readouterr().err
+    assert "taken from the row" in capsys.readouterr().err

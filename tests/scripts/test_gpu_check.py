@@ -4,20 +4,22 @@ import json
 import os
 import re
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from backends import installed
-from backends.base import EnvironmentSpec
+from backends.base import EnvironmentSpec, Host
 from backends.launch import gpus, host_facts
 from backends.launch.gpus import Gpu
-from backends.prepare import locks
+from backends.prepare import environments, locks
 from backends.tables import check
 from scripts import gpu_check
 from sweep.__main__ import main
 from sweep.base import code_version
 from sweep.base.config import cache_directory
+from sweep.node import agreement
 from tests.engines.test_gpu_memory import BY_BATCH, TOO_LARGE, too_large
 from tests.support.index_stub import make_wheel
 
@@ -177,7 +179,7 @@ def test_a_sweep_that_is_asked_for_again_starts_afresh_unless_it_was_cut_off(bef
 def test_an_engine_that_is_not_installed_is_not_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     listed = {section.name: section for section in gpu_check.sections(tmp_path)}
-    assert listed["conformance:vllm"].obstacle() == "environment cpu is not installed yet: install:vllm comes first"
+    assert listed["conformance:vllm"].obstacle() == "environment cpu has not been installed yet; run install:vllm first"
 
 
 def test_without_network_only_the_folder_of_wheels_is_used(tmp_path):
@@ -208,9 +210,63 @@ def test_wheels_are_fetched_with_their_locks(tmp_path, monkeypatch):
     assert locks.with_lock(spec, there).lock.pins == ("demo==1.0",)
 
 
+def test_wheels_travel_in_parts(tmp_path, monkeypatch, capsys):
+    """A part that is missing or damaged is named, and nothing is unpacked."""
+    monkeypatch.setattr(gpu_check, "PART", 4096)
+    wheels, parts, there = tmp_path / "wheels", tmp_path / "parts", tmp_path / "there"
+    (wheels / "locks").mkdir(parents=True)
+    (wheels / "a.whl").write_bytes(bytes(range(256)) * 30)
+    (wheels / "locks" / "cpu.txt").write_text("a==1")
+    assert gpu_check.main(["--wheels", str(wheels), "--pack", str(parts)]) == 0
+    files = sorted(parts.iterdir())
+    assert all(file.stat().st_size <= 4096 for file in files)
+    last = files[-1].read_bytes()
+    for damage, message in ((b"x", "damaged or incomplete"), (None, f"part {len(files)} of {len(files)} is missing")):
+        files[-1].unlink()
+        if damage:
+            files[-1].write_bytes(damage)
+        with pytest.raises(SystemExit):
+            gpu_check.main(["--wheels", str(there), "--unpack", str(parts)])
+        assert message in capsys.readouterr().err
+        assert not there.exists()
+        files[-1].touch()
+    files[-1].write_bytes(last)
+    assert gpu_check.unpack(there, parts) is None
+    assert (there / "a.whl").read_bytes() == (wheels / "a.whl").read_bytes()
+    assert (there / "locks" / "cpu.txt").read_text() == "a==1"
+
+
+def test_two_files_come_back_in_time(ran, tmp_path):
+    """The report, and an archive of everything; a section that has no time any more is left for the next command."""
+    out = tmp_path / "out"
+    made = [gpu_check.Section("good", python("print('12 passed')")), gpu_check.Section("slow", python("input()"))]
+    assert outcomes(ran(made, "--out", str(out), "--within", "600", "good")) == {"good": "ok"}
+    assert sorted(path.name for path in out.iterdir()) == ["report.md", "results.tar.gz"]
+    with tarfile.open(out / "results.tar.gz") as archive:
+        assert {"gpu-check/good.log", "gpu-check/good.json", "gpu-check/report.md"} <= set(archive.getnames())
+    assert ran(made, "--within", "40") == ""
+
+
+def test_the_interpreter_that_is_there_runs_transformers_and_the_reference(ran, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWEEP_CONFIG_DIR", "")  # so that it is taken back
+    monkeypatch.setattr(gpu_check.environments, "installed", lambda program: dict.fromkeys(("torch", "transformers")))
+    assert gpu_check.use_python(sys.executable, tmp_path) == f"--python={sys.executable}: has no accelerate"
+    versions = dict.fromkeys(("torch", "transformers", "accelerate"), "1.0")
+    monkeypatch.setattr(gpu_check.environments, "installed", lambda program: versions)
+    ran([gpu_check.Section("x", python("print('ok')"))], "--python", sys.executable)
+    for choice in (installed.configured("transformers").env, agreement.ENVIRONMENT):
+        spec = environments.resolve(choice, "cpu")
+        assert environments.prepare(locks.locked(spec, tmp_path, print), tmp_path, print).python == sys.executable
+    assert installed.planned(installed.configured("transformers"), Host(), tmp_path)[0].endswith(sys.executable)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--fetch", "vllm"], "needs --wheels DIR"), (["--fetch", "--wheels", "x", "--on", "drivers=5"], "--on=drivers")],
+    [
+        (["--fetch", "vllm"], "need --wheels DIR"),
+        (["--python", "/nope"], "--python=/nope: not an executable file"),
+        (["--fetch", "--wheels", "x", "--on", "drivers=5"], "--on=drivers"),
+    ],
 )
 def test_what_cannot_be_fetched_is_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as caught:

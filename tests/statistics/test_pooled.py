@@ -27,13 +27,13 @@ REPLICATES = np.random.default_rng(8).lognormal(-2, 0.5, (3, 21))  # s; an odd n
 SERIES = ("ttft", "e2el", "input_length", "output_length")
 
 
-def write_run(folder: Path, replicates: np.ndarray, engine: str = "a") -> list[dict[str, Any]]:
+def write_run(folder: Path, replicates: np.ndarray, engine: str = "a", **inputs: Any) -> list[dict[str, Any]]:
     """Write a run of one point whose rows have every column that a measured trial has; return the rows."""
     rows = []
     for index, latencies in enumerate(replicates):
         records = records_of(latencies)
         row = trial(engine, 8, index, 10.0, attempt=f"{index}", launch=f"{engine}{index}")
-        row |= row_of(records, window=steady_window(records))
+        row |= row_of(records, window=steady_window(records), **inputs)
         run_files.write_requests(RunPaths(folder).trial(row["deployment_id"], row["attempt"], row["trial_id"]), records)
         rows.append(row)
     run_of(folder, rows)
@@ -70,6 +70,17 @@ def test_a_points_figures_are_those_of_its_requests_on_disk(tmp_path: Path) -> N
     analysis.write_all(analysis.open_results(tmp_path))
     own = pd.read_parquet(tmp_path / "trials.parquet")["ttft_p50"]
     assert check_summary(tmp_path)["ttft_p50"] != pytest.approx(own.mean(), rel=1e-3)
+
+
+def test_the_share_of_good_requests_has_an_interval(tmp_path: Path) -> None:
+    """14 of 21 requests of one replicate: Wilson's interval is 45 to 83 %."""
+    latencies = np.random.default_rng(3).permutation(np.repeat([0.5, 2.0], [14, 7]))
+    write_run(tmp_path, latencies[None], slo={"e2el": 1.0})
+    analysis.write_all(analysis.open_results(tmp_path))
+    (point,) = pd.read_csv(tmp_path / "summary.csv").to_dict("records")
+    assert point["goodput_share"] == pytest.approx(14 / 21)
+    assert point["goodput_share_ci_low"] == pytest.approx(0.454, abs=0.06)
+    assert point["goodput_share_ci_high"] == pytest.approx(0.828, abs=0.06)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_one_ratio_has_one_interval_in_terminal_page_compare_summary_studies_and
     (of_compare,) = [each for each in compared if each["column"] == "output_throughput"]
     assert main(["summary", run, "--format", "json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)["answers"]
-    of_answer = next(each for each in answer["candidates"] if each["configuration"] == "tgi")
+    of_answer = next(each for each in answer["configurations"] if each["configuration"] == "tgi")
     lead = re.search(r"([\d.]+)× \(([\d.]+) to ([\d.]+)\) ahead of tgi", " ".join(printed(results.run, 120).split()))
     assert lead
     for place, found in {
@@ -98,7 +98,7 @@ def test_a_severe_warning_takes_the_crown(tmp_path: Path, capsys: pytest.Capture
     assert sentence.endswith("not ranked: gptq (low-agreement)")
     assert lead in " ".join(printed(run, 200).split())
     assert main(["summary", str(tmp_path), "--format", "json"]) == 0
-    (*ranked, apart), _ = (each["candidates"] for each in json.loads(capsys.readouterr().out)["answers"])
+    (*ranked, apart), _ = (each["configurations"] for each in json.loads(capsys.readouterr().out)["answers"])
     assert [each["configuration"] for each in ranked] == ["vllm", "tgi"]
     assert (apart["configuration"], apart["verdict"], apart["warnings"]) == ("gptq", "not ranked", "low-agreement")
     assert main(["compare", f"{tmp_path}@backend=vllm", f"{tmp_path}@backend=gptq", "--format", "json"]) == 0

@@ -1,6 +1,5 @@
 """The published studies' plans, held against what the studies say; and what they need of workloads and engines."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -19,7 +18,6 @@ from analysis.figures import (
     memory_timeline,
     request_throughput,
     requests_timeline,
-    speed_up,
     total_throughput,
 )
 from analysis.load import telemetry
@@ -77,12 +75,12 @@ FIRST_STUDY = [
     "--gpu-memory-utilization 0.9",
     "--max-batch-total-tokens 32768",
     "  not as published: prompts and their lengths are ours, not the study's prompts.txt",
-    "  not as published: a header of random words begins each prompt",
+    "  not as published: each prompt begins with a header of random words",
     "  not as published: --trust-remote-code is left out",
     "  not as published: --disable-log-requests is left out",
-    "  not as published: max-concurrent-requests is 512, not 128",
-    "  not as published: TGI 3.3.7",
-    "  not as published: max-batch-total-tokens is ignored by TGI 3.3.7",
+    "  not as published: max-concurrent-requests is 512, since 128",
+    "  not as published: TGI 3.3.7, the last release",
+    "  not as published: TGI 3.3.7 ignores max-batch-total-tokens",
 ]
 PUBLISHED = {  # by experiment and hardware: what the study says, as the details of a dry run have it
     ("throughput_bound", "l4"): [
@@ -108,7 +106,7 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
             f"  synthetic batches of {size}: 32 requests after 1 of warm-up; input 128 tokens; output 64 tokens"
             for size in (1, 2, 4, 8, 16, 32)
         ),
-        "  not as published: 32 requests at every batch size, so 32 batches of 1 and one of 32",
+        "  not as published: 32 requests at every batch size (32 batches of 1, one of 32)",
     ],
     ("sequence_length", "t4"): [
         UTILISATION + "4096",
@@ -128,8 +126,8 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
         "--max-model-len 1024",
         "--gpu-memory-utilization 0.9",
         "serving Poisson 50/s, at most 250 in flight: 500 requests",
-        "  not as published: prompts are random words behind a header each, not `vllm bench`'s random tokens",
-        "  not as published: without --override-generation-config",
+        "  not as published: each prompt is a header followed by random words",
+        "  not as published: --override-generation-config is not set",
     ],
     ("completion_batches", "a100-80g"): [
         "dtype: float32; context: 1280 tokens; on 1 GPU (A100)",
@@ -140,9 +138,9 @@ PUBLISHED = {  # by experiment and hardware: what the study says, as the details
         *(f"batches of {size}: {6000 + size + -6000 % size} requests after 0 of warm-up" for size in (1, 4, 16, 64)),
         "output at most 200 tokens",
         "3.1 GiB weights + 40.0 KV cache (reserved: 81,920 tokens)",  # ExLlama's, of 4 bits
-        "  not as published: ExLlamaV3 on 4 bits of its own format, not ExLlama V1",
-        "  not as published: 4 bits in GPTQ's format, made here",
-        "  not as published: llama.cpp's own server in place of its Python binding",
+        "  not as published: ExLlamaV3 with 4 bits in its own format, not ExLlama V1",
+        "  not as published: sweep makes the 4-bit GPTQ checkpoint",
+        "  not as published: llama.cpp's own server instead of its Python binding",
     ],
 }
 
@@ -255,7 +253,7 @@ def test_eight_steps_with_the_published_flags(plan):
     given = [json.loads(line.partition("--override-generation-config '")[2].partition("'")[0]) for line in commands]
     assert given == [json.loads(greedy)] * 12
     assert output.count("; environment vllm+suffix") == 12, "steps differ in their flags alone"
-    assert output.count("  not as published: steps 3 to 8 without --calculate-kv-scales") == 12
+    assert output.count("  not as published: steps 3 to 8 lack --calculate-kv-scales") == 12
     narrow, wide = ("128", False), ("256", True)
     flags = [(line.partition("--max-num-seqs ")[2].split()[0], "fp8" in line) for line in commands]
     assert flags == [("256", False), narrow, ("128", True), *[wide] * 3, ("512", True), *[wide] * 5]
@@ -321,20 +319,6 @@ def test_the_plain_environment_where_an_extra_cannot_be_installed(monkeypatch, t
     assert found.python == "python"
     with pytest.raises(environments.OptionalPartFailed, match="no wheel"):
         environments.prepare_or_plain(resolved, tmp_path, lambda text: None)
-
-
-@pytest.mark.slow
-def test_speed_ups_over_the_baseline_are_drawn_along_the_load(tmp_path):
-    make_run(tmp_path, replicates=2, batches=(1, 16, 32), workloads=("reasoning",))
-    results = open_results(tmp_path)
-    figure = speed_up.draw(results.run, results.layout)
-    (ax,) = figure.axes
-    drawn = {tuple(line.get_ydata()) for line in ax.lines if len(line.get_ydata()) == 3}
-    points = results.points.set_index(["line", "batch_size"])["output_throughput_vs_baseline"]
-    assert any(values == pytest.approx(tuple(points["vllm"]), nan_ok=True) for values in drawn)
-    assert ax.get_ylabel() == "Speed-up (×)"
-    without = results.layout.points.drop(columns="output_throughput_vs_baseline")
-    assert speed_up.draw(results.run, dataclasses.replace(results.layout, points=without)) is None
 
 
 @pytest.mark.slow
@@ -469,7 +453,7 @@ def test_a_section_says_how_long_its_command_took_and_what_was_prepared_first(tm
     shutil.rmtree(folder)  # all is in the cache now
     monkeypatch.setattr(studies, "prepared", set)
     measure("throughput_bound", folder)
-    there = "The command took 0 min 9 s from an empty results folder, with environments, weights and references in the"
+    there = "The command took 9 s from an empty results folder, with environments, weights and references in the"
     assert f"{there} cache." in studies.circumstances(folder)
     time_file(folder).unlink()
     measure("throughput_bound", folder)

@@ -1,6 +1,7 @@
 """A fake engine for tests of the lifetime: an HTTP server and a detached helper that ignores SIGTERM.
 
 fake_engine.py PORT [--delay S] [--say TEXT] [--exit STATUS] [--taken-once FILE] [--deaf]
+                       [--flood MIB] [--apart WORD]
 """
 
 import argparse
@@ -24,12 +25,14 @@ class Handler(BaseHTTPRequestHandler):
         return
 
 
-def detach_helper() -> None:
-    """Like a worker that an engine starts in a session of its own, twice removed from its parent."""
+def detach_helper(word: str) -> None:
+    """Like a worker that an engine starts in a session of its own, twice removed; with a word, without environment."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if word:
+                os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)", word], {})
             while True:
                 time.sleep(60)
         os._exit(0)
@@ -44,9 +47,13 @@ def main() -> None:
     parser.add_argument("--exit", type=int)
     parser.add_argument("--taken-once", type=Path)
     parser.add_argument("--deaf", action="store_true", help="never listens")
+    parser.add_argument("--flood", type=int, default=0, help="MiB that it logs when it starts")
+    parser.add_argument("--apart", default="", help="a word on the command line of its helper")
     arguments = parser.parse_args()
     print(arguments.say, flush=True)
-    detach_helper()
+    for _ in range(arguments.flood):
+        print("x" * (1 << 20), flush=True)
+    detach_helper(arguments.apart)
     time.sleep(arguments.delay)
     if arguments.taken_once and not arguments.taken_once.exists():
         arguments.taken_once.write_text(str(arguments.port))

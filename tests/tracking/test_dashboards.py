@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.tracking import dashboards
+from analysis.results import open_results
 from sweep.base.config import ROOT
 from sweep.base.options import ConfigPath
 from sweep.base.records import Sample
@@ -51,7 +51,9 @@ def published(folder: Path, *arguments: str, **environ: str) -> "subprocess.Comp
 
 def section_titles(spec: dict[str, Any]) -> dict[str, list[str]]:
     sections = spec["section"]["panelBankConfig"]["sections"]
-    return {section["name"]: [panel["config"]["chartTitle"] for panel in section["panels"]] for section in sections}
+    return {
+        section["name"]: [panel["config"].get("chartTitle", "") for panel in section["panels"]] for section in sections
+    }
 
 
 def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_path: Path) -> None:
@@ -73,17 +75,16 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
     assert {run["groupName"] for run in kept.runs.values()} == {f"x {token}"}
     whole = kept.runs[f"{token}-sweep"]
     assert whole["jobType"] == "sweep"
-    assert whole["summary"]["best line of qa"] == "vllm"
+    assert "vllm is the fastest" in whole["summary"]["answer"]
     _check_table_and_artifacts(kept, token, out)
     _check_history(kept, token)
     workspace, report = kept.views.values()  # saved twice, and still one of each
     spec = json.loads(workspace["spec"])
-    assert list(section_titles(spec)) == ["chat", "qa"]
+    assert list(section_titles(spec)) == ["Answer", "chat", "qa"]
     assert section_titles(spec)["qa"][0] == "Output throughput (tokens/s)"
     assert f"x {token}" in workspace["spec"]
-    assert '"backend' in workspace["spec"]
-    assert "qa/output_throughput" in report["spec"]
-    assert "| qa | vllm | 1600 |" in json.loads(report["spec"])["blocks"][1]["content"]
+    assert "curves of qa/output_throughput/vllm" in report["spec"]
+    assert "vllm is the fastest at 4 of 4 points" in json.loads(report["spec"])["blocks"][1]["content"]
     sent = b"".join([*kept.bodies, done.stdout.encode(), done.stderr.encode()])
     assert KEY.encode() not in sent
     assert SECRET.encode() not in sent
@@ -94,7 +95,8 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
 
 def _check_table_and_artifacts(kept: wandb_stub.Kept, token: str, out: Path) -> None:
     tables = [json.loads(body) for name, body in kept.files.items() if name.startswith(f"{token}-sweep/media/table/")]
-    assert {"backend", "output_throughput", "outcomes", "warnings"} <= set(tables[0]["columns"])
+    assert {"configuration", "task", "Throughput (tokens/s)", "TTFT p50 (ms)", "outcomes"} <= set(tables[0]["columns"])
+    assert len(tables[0]["columns"]) <= 10
     assert len(tables[0]["data"]) == 9
     (results,) = {key for key, values in kept.artifacts.items() if values["artifactTypeName"] == "results"} - {"A3"}
     names = {
@@ -108,15 +110,14 @@ def _check_table_and_artifacts(kept: wandb_stub.Kept, token: str, out: Path) -> 
 
 def _check_history(kept: wandb_stub.Kept, token: str) -> None:
     curves = [row for row in kept.history[f"{token}-sweep"] if "curves of qa/output_throughput/vllm" in row]
-    assert [(row["load_size"], row["curves of qa/output_throughput/vllm"]) for row in curves[:3]] == [
+    assert [row["curves of qa/ttft_p50_ms/vllm"] for row in curves[:3]] == [50, 200, 800]
+    assert [(row["x"], row["curves of qa/output_throughput/vllm"]) for row in curves[:3]] == [
         (1, 100.5),
         (4, 400.5),
         (16, 1600.5),
     ]
     samples = [row for row in kept.history[f"{token}-{rows()[0]['trial_id']}"] if "kv_cache_usage" in row]
     assert [(row["time"], row["kv_cache_usage"]) for row in samples] == [(0.5, 0.25)]
-    points = [row for key, history in kept.history.items() if not key.endswith("-sweep") for row in history]
-    assert {row["load_size"] for row in points if "qa/output_throughput" in row} == {1, 4, 16}
 
 
 def test_without_a_login_the_workspace_lies_in_the_folder(tmp_path: Path) -> None:
@@ -127,15 +128,18 @@ def test_without_a_login_the_workspace_lies_in_the_folder(tmp_path: Path) -> Non
     assert f"wandb sync {out.relative_to(tmp_path)}/wandb/offline-run-*" in done.stdout
     assert len(list((out / "wandb").glob("offline-run-*"))) == 1
     view = json.loads((out / "wandb" / "workspace.json").read_text())
-    assert view["displayName"] == "x: engines by task"
+    assert view["displayName"] == "x: configurations by task"
     titles = section_titles(view["spec"])
-    assert titles["qa"] == ["Output throughput (tokens/s)", "TTFT p50 (s)"]
+    assert titles["qa"] == ["Output throughput (tokens/s)", "TTFT p50 (ms)"]
     kinds = {
         panel["viewType"]
         for section in view["spec"]["section"]["panelBankConfig"]["sections"]
         for panel in section["panels"]
     }
-    assert kinds == {"Run History Line Plot", "Bar Chart"}
+    assert kinds == {
+        *("Run History Line Plot", "Bar Chart", "Markdown Panel"),
+        *("Weave", "Scatter Plot", "Parallel Coordinates Plot"),
+    }
 
 
 @pytest.mark.parametrize("experiment", ConfigPath().choices("experiment"))
@@ -155,26 +159,34 @@ def test_a_finished_run_of_each_shipped_experiment_is_sent(tmp_path: Path, exper
     for row in warned:
         assert kept.runs[f"{token}-{row['trial_id']}"]["summary"]["warnings"] == row["warnings"]
     workspace, report = (json.loads(view["spec"]) for view in kept.views.values())
-    tasks = sorted({row["workload"] for row in warned})
-    assert list(section_titles(workspace)) == tasks
-    assert all(section_titles(workspace).values())
+    layout = open_results(out).layout
+    panels = {section["name"]: section["panels"] for section in workspace["section"]["panelBankConfig"]["sections"]}
+    assert list(panels) == ["Answer", *layout.visible_panels]
+    for task, (first, *_) in list(panels.items())[1:]:
+        lines = layout.points.loc[layout.points["panel"].eq(task) & layout.points["n"].gt(0), "line"].unique()
+        keys = first["config"].get("metrics") or first["config"]["metric"]
+        assert set(keys) == {f"curves of {task}/output_throughput/{line}" for line in lines}, "each configuration"
     assert report["blocks"]
+    assert all(len(run["summary"]) <= 40 for key, run in kept.runs.items() if not key.endswith("-sweep"))
 
 
-def sweep_of_one_trial(folder: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
+def sweep_of_one_trial(folder: Path, *more: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     line = ["backend=simulated", "model=tiny-llama", "workload=qa", "workload.output_tokens=4", "load.batch_size=4"]
     line += ["workload.num_requests=4", "backend.ttft.mean=0.2", "cluster=inline", "hardware=cpu", "tracking=wandb"]
-    done = published(folder, "sweep", *line, "out=run", "name=alone", **environ)
+    done = published(folder, "sweep", *line, *more, "out=run", "name=alone", **environ)
     assert done.returncode in (0, 1), done.stderr  # a busy machine limits the client
     assert "warning: tracking" not in done.stdout + done.stderr
     return done
 
 
-def test_a_sweep_ends_with_its_run_its_workspace_and_the_command_that_syncs(tmp_path: Path) -> None:
-    done = sweep_of_one_trial(tmp_path)
+@pytest.mark.parametrize(("more", "runs"), [((), 2), (("tracking.trials=false",), 1)])
+def test_a_sweep_ends_with_its_run_its_workspace_and_the_command_that_syncs(
+    tmp_path: Path, more: tuple[str, ...], runs: int
+) -> None:
+    done = sweep_of_one_trial(tmp_path, *more)
     tracking = tmp_path / "run" / "wandb"
     assert "to send it: wandb sync" in done.stdout
-    assert len(list(tracking.glob("offline-run-*"))) == 2  # the trial, and the whole
+    assert len(list(tracking.glob("offline-run-*"))) == runs  # the trial, and the whole
     assert (tracking / "workspace.json").is_file()
 
 
@@ -187,8 +199,9 @@ def test_with_a_login_a_sweep_ends_with_all_of_it_on_the_server(tmp_path: Path) 
     token = (out / "wandb" / "run-ids").read_text()
     assert set(kept.runs) == {f"{token}-{row['trial_id']}", f"{token}-sweep"}
     assert {run["groupName"] for run in kept.runs.values()} == {f"alone {token}"}
-    (headline,) = (each for each in kept.history[f"{token}-{row['trial_id']}"] if "qa/output_throughput" in each)
-    assert headline["qa/output_throughput"] == pytest.approx(row["output_throughput"])
+    summary = kept.runs[f"{token}-{row['trial_id']}"]["summary"]
+    assert summary["output_throughput"] == pytest.approx(row["output_throughput"])
+    assert summary["ttft_p50_ms"] == pytest.approx(1000 * row["ttft_p50"])
     stored = [content for name, content in kept.files.items() if name.endswith("/trials.parquet")]
     assert stored == [(out / "trials.parquet").read_bytes()]
     assert any(name.startswith(f"{token}-sweep/media/table/") for name in kept.files)
@@ -215,12 +228,3 @@ def test_a_server_that_refuses_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: W&B: ")
     assert "\n" not in done.stderr.strip()
-
-
-@pytest.mark.parametrize("task", ["qa", "chat"])
-def test_a_panel_compares_engines(tmp_path: Path, task: str) -> None:
-    from analysis.results import RunResults
-
-    results = RunResults(run_of(tmp_path, rows()))
-    panels = dashboards.task_panels(results, task)
-    assert all(panel.groupby.name == "backend" for panel in panels)

@@ -1,1 +1,1 @@
-"""The libraries that the host serves, one file each; they import the engine's own package."""
+"""The libraries that the host serves. Each has its own file, which imports the engine's package."""

@@ -1,7 +1,7 @@
-"""CTranslate2: `Generator.generate_batch` on static batches, with one event per step and row from its callback.
+"""CTranslate2: runs `Generator.generate_batch` on static batches. Its callback gives one event per step and row.
 
 For prompts of unequal length, the engine prefills all prompts up to the shortest length at once. It then feeds the rest
-of the longer prompts token by token while the shorter ones already decode. It is measured with that batching.
+of the longer prompts token by token while the shorter ones already decode. sweep measures it with that batching.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import ctranslate2
 
 from backends.host.library import EmitTokens, LibrarySettings, PromptRow
 
-FOLDER = "ctranslate2"  # subfolder of the model's folder with the converted weights
+FOLDER = "ctranslate2"  # subfolder with the converted weights, in the model's folder
 NO_MEMORY = re.compile(r"mkl_malloc: failed to allocate memory|bad_alloc|out of memory")
 CUDA_LIBRARIES = {"nvidia-cublas-cu12": "libcublas*.so.*", "nvidia-cudnn-cu12": "libcudnn*.so.*"}
 
@@ -26,7 +26,7 @@ def load(settings: LibrarySettings) -> "CTranslate2":
         _load_cuda_libraries()
     allowed = re.findall(r"(\w+): ", ctranslate2.Generator.__init__.__doc__.splitlines()[0])  # its signature
     for name in settings.flags:
-        if name not in allowed:  # the engine's own error would be twenty lines
+        if name not in allowed:  # the engine's own error is twenty lines long
             raise TypeError(f"ctranslate2.Generator has no argument {name}; it has {', '.join(allowed[2:])}")
     folder = settings.model / FOLDER
     ctranslate2.set_random_seed(settings.seed)
@@ -65,24 +65,24 @@ class CTranslate2:
             raise
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token after the first, given the tokens before it, for each text."""
+        """Return each text's log-probabilities: for every token but the first, given the tokens before it."""
         scored = [self.generator.score_batch([[self.vocabulary[token] for token in text]]) for text in texts]
         return [list(one[0].log_probs) for one in scored]
 
     def memory(self) -> Mapping[str, float]:
-        """Empty: the engine does not report its allocations."""
+        """Return nothing, since the engine does not report its allocations."""
         return {}
 
     def clear(self) -> None:
-        """Do nothing: the engine frees a failed batch by itself."""
+        """Do nothing, since the engine frees a failed batch by itself."""
 
 
 def _load_cuda_libraries() -> None:
-    """Load CUDA's libraries from the environment's distributions, where the engine does not look."""
+    """Load CUDA's libraries from the environment's distributions, since the engine does not look there."""
     for distribution, pattern in CUDA_LIBRARIES.items():
         try:
             files = metadata.files(distribution) or []
         except metadata.PackageNotFoundError:
-            continue  # the engine then uses the system's
+            continue  # the engine then uses the system's library
         for file in sorted(path for path in files if Path(path).match(pattern)):
             ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)

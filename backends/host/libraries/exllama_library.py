@@ -1,4 +1,4 @@
-"""ExLlamaV2 or ExLlamaV3, whichever the environment has. Their dynamic generators schedule; a step is an `iterate`."""
+"""ExLlamaV2 or ExLlamaV3, whichever is installed. Its dynamic generator schedules; a step is one `iterate` call."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ import torch
 
 from backends.host.library import LibrarySettings, PromptRow, Step
 
-PAGE = 256  # tokens of a page of either cache, whose size is a multiple of it
+PAGE = 256  # tokens per cache page in both versions; a cache's size is a multiple of it
 
 
 def load(settings: LibrarySettings) -> "ExLlama":
@@ -60,7 +60,7 @@ def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, A
     greedy = exllamav3.GreedySampler()
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
-        """As in ExLlama's own eval/ppl.py: without the cache, and without the vocabulary's padding."""
+        """Return logits without the cache and without the vocabulary's padding, as ExLlama's eval/ppl.py does."""
         scores: torch.Tensor = model.forward(ids, {"attn_mode": "flash_attn_nc"})
         return scores[..., : tokenizer.actual_vocab_size]
 
@@ -75,7 +75,7 @@ def _load_v3(settings: LibrarySettings, cache_tokens: int, flags: Mapping[str, A
 
 
 def _job_arguments(row: PromptRow) -> dict[str, Any]:
-    """Arguments common to the jobs of both versions. Prompts have shape (1, tokens)."""
+    """Return the job arguments that both versions share. Prompts have shape (1, tokens)."""
     return {
         "input_ids": torch.tensor([list(row.prompt)]),
         "max_new_tokens": row.max_tokens,
@@ -102,8 +102,8 @@ class ExLlama:
         self.generator = generator
         self.job = job
         self.used = used  # returns the share of the cache in use
-        self.pages = pages  # what has the pages of earlier prompts: V2's generator, V3's page table
-        self.logits = logits  # of shape (1, tokens, vocabulary), of ids of shape (1, tokens)
+        self.pages = pages  # the object with the pages of earlier prompts: V2's generator or V3's page table
+        self.logits = logits  # maps ids of shape (1, tokens) to shape (1, tokens, vocabulary)
         self.rows: dict[Any, PromptRow] = {}  # by job
 
     def add(self, row: PromptRow) -> None:
@@ -116,7 +116,7 @@ class ExLlama:
         return [step for result in results if (step := self._step(result)) is not None]
 
     def _step(self, result: Mapping[str, Any]) -> Step | None:
-        """The step in one result: "started" and "prefill" carry no tokens; "error" (V3) ends this job alone."""
+        """Convert a result to a step. "started" and "prefill" carry no tokens; "error" (V3) ends only this job."""
         row = self.rows.get(result["job"])
         if row is None or result["stage"] not in ("streaming", "error"):
             return None
@@ -142,12 +142,12 @@ class ExLlama:
         }
 
     def reset_caches(self) -> bool:
-        """Forget the pages of earlier prompts; false if V3 was told to keep more of them elsewhere."""
+        """Forget the pages of earlier prompts. Return False if V3 was set to keep further pages elsewhere."""
         self.pages.reset_page_table()
         return not any(getattr(self.generator, name, None) for name in ("cpu_page_cache", "recurrent_cache"))
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token after the first, given the tokens before it, for each text."""
+        """Return each text's log-probabilities: for every token but the first, given the tokens before it."""
         with torch.inference_mode():
             return [self._log_probabilities(text) for text in texts]
 

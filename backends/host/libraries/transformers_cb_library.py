@@ -1,4 +1,4 @@
-"""transformers' continuous batching: its manager schedules in its own thread; tokens arrive through its queue."""
+"""transformers' continuous batching: a manager schedules in its own thread, and its queue delivers the tokens."""
 
 import contextlib
 import gc
@@ -14,8 +14,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from backends.host.libraries.transformers_library import load_model
 from backends.host.library import LibrarySettings, PromptRow, Step
 
-WAIT = 1.0  # s that one step waits for tokens
-# Settings with which every forward pass is seen by a module's hooks, and every token of a prompt computed.
+WAIT = 1.0  # seconds that one step waits for tokens
+# With these settings a module's hooks see every forward pass, and every token of a prompt is computed.
 HOOKED: dict[str, Any] = {
     "use_cuda_graph": False,
     "varlen_compile_config": None,
@@ -35,7 +35,7 @@ def load(settings: LibrarySettings) -> "TransformersCB":
 
 
 def num_blocks(model: Any, memory: Mapping[str, float], page_size: int) -> int:
-    """Blocks (a page of tokens for each layer) that `kv_cache_gib` or a `memory_share` of free GPU memory holds."""
+    """Return how many blocks (a page of tokens per layer) fit into `kv_cache_gib` or `memory_share` of free memory."""
     config = model.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -46,7 +46,7 @@ def num_blocks(model: Any, memory: Mapping[str, float], page_size: int) -> int:
         cache_bytes = memory["kv_cache_gib"] * 2**30
     blocks = int(cache_bytes // block)
     if blocks < 1:
-        raise ValueError(f"the KV cache is too small for one block of {block} bytes: give it more memory")
+        raise ValueError(f"the KV cache is too small for one block of {block} bytes; raise its memory")
     print(f"host: KV cache of {blocks} blocks of {block} bytes", file=sys.stderr)
     return blocks
 
@@ -55,7 +55,7 @@ class TransformersCB:
     """A loaded model and its manager."""
 
     version = transformers.__version__
-    adds_any_time = True  # the manager's queues are made for it
+    adds_any_time = True  # the manager's queues are thread-safe
 
     def __init__(self, model: Any, scheduler: Mapping[str, Any]) -> None:
         self.model = model
@@ -65,7 +65,7 @@ class TransformersCB:
         self.begin()
 
     def begin(self, **settings: Any) -> None:
-        """Start a manager. The host decides where rows end, so the model's EOS is disabled."""
+        """Start a manager with the model's EOS disabled, since the host decides where rows end."""
         config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=-1)
         self.manager = self.model.init_continuous_batching(
             generation_config=config,
@@ -101,7 +101,7 @@ class TransformersCB:
 
     def step(self) -> Sequence[Step]:
         if self.manager.background_thread_status.fatal_error is not None and self._outputs.empty():
-            # All its outputs have been read; rows that were added after its end go to its successor.
+            # All outputs of this manager have been read. Rows added after its end go to its successor.
             unfinished = list(self.rows.values())
             self.clear()
             for row in unfinished:
@@ -112,13 +112,13 @@ class TransformersCB:
             while True:
                 outputs.append(self._outputs.get_nowait())
         except queue.Empty:
-            pass  # no more for now
+            pass  # no more results for now
         return self._steps(outputs)
 
     def _steps(self, outputs: Sequence[Any]) -> list[Step]:
-        """The new tokens of each result. A result holds all tokens of its row so far, and a row may have several."""
+        """Return each result's new tokens. A result holds all tokens of its row so far; a row may have many results."""
         steps: list[Step] = []
-        counts: dict[str, int] = {}  # of tokens in the steps so far; the host adds them to the rows afterwards
+        counts: dict[str, int] = {}  # tokens in the steps so far; the host adds them to the rows afterwards
         for output in outputs:
             row = self.rows.get(output.request_id)
             if row is None:
@@ -146,13 +146,13 @@ class TransformersCB:
         return readings
 
     def reset_caches(self) -> bool:
-        """Free the blocks kept from earlier prompts; true once the whole cache is free."""
+        """Free the blocks kept from earlier prompts. Return whether the whole cache is free."""
         cache = self.manager.batch_processor.cache
         cache.evict_cached_blocks()
         return bool(cache.compute_free_capacity(relative=True) == 1.0)
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probabilities of each text's tokens but the first, with the paged cache, by another manager."""
+        """Return the log-probabilities of each text's tokens but the first, from a temporary manager and its cache."""
         self.clear(**HOOKED)
         try:
             return [self._log_probabilities(text) for text in texts]
@@ -172,7 +172,7 @@ class TransformersCB:
         return [float(value) for value in chosen[:, 0]]
 
     def clear(self, **settings: Any) -> None:
-        """Replace the manager, which does not survive an error in its loop."""
+        """Replace the manager, since it does not survive an error in its loop."""
         self.rows.clear()
         self.manager.destroy()
         gc.collect()
@@ -183,7 +183,7 @@ class TransformersCB:
 
 @contextlib.contextmanager
 def logits_of_all_tokens(model: Any) -> Iterator[list[torch.Tensor]]:
-    """The logits of each forward pass, in float32, also for tokens whose logits the manager does not request."""
+    """Collect every forward pass's logits in float32, even for tokens whose logits the manager does not request."""
     parts: list[torch.Tensor] = []
 
     def before(model: Any, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: `model.generate` on left-padded static batches, with one event per step and row."""
+"""Hugging Face transformers: runs `model.generate` on left-padded static batches, with one event per step and row."""
 
 import gc
 import logging
@@ -18,9 +18,9 @@ def load(settings: LibrarySettings) -> "Transformers":
 
 
 def load_model(settings: LibrarySettings, flags: Mapping[str, Any]) -> Any:
-    """The model, on its device and ready; `flags` are keyword arguments of `from_pretrained`."""
+    """Load the model onto its device. `flags` are keyword arguments of `from_pretrained`."""
     torch.manual_seed(settings.seed)
-    # bitsandbytes logs at every matrix product that it casts its input, which would fill the log.
+    # bitsandbytes logs a cast of its input at every matrix product, which would fill the log.
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: "will be cast" not in record.msg)
     model = AutoModelForCausalLM.from_pretrained(
         settings.model,
@@ -33,7 +33,7 @@ def load_model(settings: LibrarySettings, flags: Mapping[str, Any]) -> Any:
 
 
 class Steps(BaseStreamer):  # type: ignore[misc]
-    """Called by `generate` with the prompts first, shape (batch, length), then after each step, shape (batch,)."""
+    """A streamer. `generate` calls it once with the prompts, of shape (batch, length), then with each step's tokens."""
 
     def __init__(self, emit: EmitTokens) -> None:
         self.emit = emit
@@ -45,11 +45,11 @@ class Steps(BaseStreamer):  # type: ignore[misc]
         self.begun = True
 
     def end(self) -> None:
-        """Nothing to flush: every step has been emitted."""
+        """Do nothing, since every step has been emitted."""
 
 
 class RowsDone(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row where the host decides, by the tokens of the step itself: no step is computed for ended rows."""
+    """Ends each row where the host does, judging by the step's own tokens, so that no further step is computed."""
 
     def __init__(self, batch: Sequence[PromptRow], longest: int) -> None:
         self.batch, self.longest = batch, longest
@@ -71,7 +71,7 @@ class Transformers:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.cache: Any = None
-        # A model's own defaults (sampling, EOS) must not affect a benchmark: the host decides where rows end.
+        # A model's defaults (sampling, EOS) must not affect a benchmark, and the host decides where rows end.
         model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
 
     def generate(self, batch: Sequence[PromptRow], emit: EmitTokens) -> None:
@@ -93,7 +93,7 @@ class Transformers:
             self.cache = None
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token after the first, given the tokens before it, for each text."""
+        """Return each text's log-probabilities: for every token but the first, given the tokens before it."""
         values = []
         with torch.inference_mode():
             for text in texts:

@@ -1,4 +1,4 @@
-"""vLLM's LLMEngine, driven by `step` like its offline `LLM.generate`, but with the tokens of each step."""
+"""vLLM's LLMEngine, driven by `step` as in vLLM's offline `LLM.generate`, but reporting the tokens of each step."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def load(settings: LibrarySettings) -> "VLLMOffline":
         "model": str(settings.model),
         "dtype": settings.dtype,
         "seed": settings.seed,
-        # KV cache use comes from its statistics. They cost as much as in vLLM's server.
+        # KV-cache use comes from vLLM's statistics, which cost as much as in vLLM's server.
         "disable_log_stats": False,
         **settings.flags,
     }
@@ -35,7 +35,7 @@ class VLLMOffline:
     def __init__(self, engine: LLMEngine, detokenize: bool) -> None:
         self.engine = engine
         self.detokenize = detokenize
-        self.rows: dict[str, PromptRow] = {}  # by the name of its request
+        self.rows: dict[str, PromptRow] = {}  # by request name
 
     def add(self, row: PromptRow) -> None:
         name = f"row-{id(row)}"
@@ -66,7 +66,7 @@ class VLLMOffline:
             self.engine.abort_request([f"row-{id(row)}"])
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probability of each token after a text's first one. No row may run."""
+        """Return the log-probability of every token but a text's first. Call only while no row runs."""
         scored: dict[str, list[float]] = {}
         for number, text in enumerate(texts):
             parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -79,14 +79,14 @@ class VLLMOffline:
         return [scored[f"text-{number}"] for number in range(len(texts))]
 
     def memory(self) -> Mapping[str, float]:
-        """The engine's own statistics, as its server shows them, without the prefix."""
+        """Return the engine's statistics under the names that its server shows, without the prefix."""
         values: dict[str, float] = {}
         for metric in self.engine.get_metrics():
-            for position, count in enumerate(getattr(metric, "values", [])):  # of a counter for each position
+            for position, count in enumerate(getattr(metric, "values", [])):  # a counter with a value for each position
                 values[f'{metric.name.removeprefix("vllm:")}_total{{position="{position}"}}'] = count
             value = getattr(metric, "value", None)
             if value is not None and metric.name.startswith("vllm:"):
-                # The Python interface leaves out the suffix that the server's counters have.
+                # The Python interface omits the suffix of the server's counters.
                 name = metric.name.removeprefix("vllm:") + ("_total" if type(metric).__name__ == "Counter" else "")
                 values[name] = values.get(name, 0.0) + value
         renamed = {"num_requests_running": "requests_running", "num_requests_waiting": "requests_waiting"}
@@ -95,7 +95,7 @@ class VLLMOffline:
     def clear(self) -> None:
         for row in list(self.rows.values()):
             self.drop(row)
-        print("host: the engine's requests are dropped", file=sys.stderr)
+        print("host: dropping the engine's requests", file=sys.stderr)
 
     def reset_caches(self) -> bool:
         return bool(self.engine.reset_prefix_cache(reset_connector=True))

@@ -1,1 +1,1 @@
-"""Programs that convert weights, each run in an environment that has the tools for it."""
+"""Programs that convert weights. Each runs in an environment that has its tools."""

@@ -1,7 +1,7 @@
-"""A folder in Hugging Face layout to a GGUF file, by llama.cpp's own converter. Runs in the environment `gguf`.
+"""Converts a folder in Hugging Face layout to a GGUF file with llama.cpp's converter, in the environment `gguf`.
 
-That converter recognises a byte-level BPE's way of splitting text only by a hash of its results. If it does not know
-the hash, but tokenizer.json spells out GPT-2's way, it gets that name; any other way is an error, as it is upstream.
+The converter recognises how a byte-level BPE splits text only by a hash of its results. If the hash is unknown but
+tokenizer.json states GPT-2's split, this program supplies that name. Any other split is an error, as upstream.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-GPT2 = "gpt-2"  # llama.cpp's name for GPT-2's way of splitting
+GPT2 = "gpt-2"  # llama.cpp's name for GPT-2's split
 
 
 def gpt2_split(model: Path) -> bool:

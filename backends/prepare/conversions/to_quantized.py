@@ -1,7 +1,7 @@
-"""A folder in Hugging Face layout to a quantised checkpoint in the same layout. Runs in the engine's environment.
+"""Converts a folder in Hugging Face layout to a quantised checkpoint, in the engine's environment.
 
-By GPTQModel with calibration, where it is there and the format is GPTQ; else by rounding every weight to the nearest
-step of its group. Only linear layers of decoder blocks are quantised; one file of weights is in memory at a time.
+GPTQModel makes GPTQ checkpoints, with calibration, if it is installed. Otherwise every weight is rounded to the nearest
+step of its group. Only linear layers of decoder blocks are quantised. One weight file is in memory at a time.
 
     gptq       4-bit, symmetric, groups along the inputs (AutoGPTQ's "gptq" checkpoint format)
     ct-int8    int8 weights per output channel, int8 activations per token (compressed-tensors "int-quantized")
@@ -24,13 +24,13 @@ Tensor = Any  # torch.Tensor: torch is not installed where types are checked
 Tensors = dict[str, Tensor]
 
 BLOCK_LINEAR = re.compile(r"\.(layers|h|blocks)\.\d+\..+\.weight$")
-INDEX = "model.safetensors.index.json"  # which file a tensor is in, where there are several
+INDEX = "model.safetensors.index.json"  # says which file holds a tensor, if there are several
 SMALLEST_SCALE = 1e-8
 CALIBRATION_SAMPLES = 128
 
 
 def pack_int4(numbers: Tensor, axis: int) -> Tensor:
-    """Eight numbers of 0..15 along `axis` into each int32, the first in its lowest bits."""
+    """Pack eight numbers from 0 to 15 along `axis` into each int32, the first in the lowest bits."""
     groups = numbers.movedim(axis, 0).to(torch.int64)
     groups = groups.reshape(groups.shape[0] // 8, 8, *groups.shape[1:])
     packed = sum(groups[:, column] << (4 * column) for column in range(8))
@@ -39,7 +39,7 @@ def pack_int4(numbers: Tensor, axis: int) -> Tensor:
 
 
 def gptq(weight: Tensor, group: int) -> Tensors:
-    """weight = scale * (q - 8) -> qweight, scales, qzeros (each less one), g_idx, in AutoGPTQ's shapes."""
+    """Split weight = scale * (q - 8) into qweight, scales, qzeros (minus one) and g_idx, in AutoGPTQ's shapes."""
     grouped = weight.T.reshape(-1, group, weight.shape[0])
     scales = (grouped.abs().amax(1) / 7).clamp(min=SMALLEST_SCALE).half()
     steps = torch.round(grouped / scales.float()[:, None]) + 8
@@ -53,7 +53,7 @@ def gptq(weight: Tensor, group: int) -> Tensors:
 
 
 def ct_int8(weight: Tensor, group: int) -> Tensors:
-    """weight (out, in) -> weight int8 (out, in), weight_scale (out, 1). There are no groups."""
+    """Split weight (out, in) into weight int8 (out, in) and weight_scale (out, 1), without groups."""
     scales = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=SMALLEST_SCALE)
     return {"weight": torch.round(weight / scales).clamp(-128, 127).to(torch.int8), "weight_scale": scales}
 
@@ -65,7 +65,7 @@ QUANTISE: Mapping[str, Callable[[Tensor, int], Tensors]] = {
 
 
 def description(kind: str, group: int) -> dict[str, Any]:
-    """The quantization_config that goes into config.json."""
+    """Return the quantization_config for config.json."""
     if kind == "gptq":
         about = {"quant_method": "gptq", "checkpoint_format": "gptq", "desc_act": False, "sym": True, "lm_head": False}
         return {**about, "bits": 4, "group_size": group}
@@ -82,7 +82,7 @@ def description(kind: str, group: int) -> dict[str, Any]:
 
 
 def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
-    """Write the checkpoint file by file. Raises ValueError for a layer that the format cannot hold."""
+    """Write the checkpoint file by file. Raises ValueError for a layer that the format cannot represent."""
     shards, places = _shards(model), dict[str, str]()
     for number, shard in enumerate(shards, 1):
         print(f"progress: {kind}: file {number} of {len(shards)}", flush=True)
@@ -100,30 +100,30 @@ def round_to_nearest(model: Path, output: Path, kind: str, group: int) -> None:
 
 
 def _shards(model: Path) -> list[Path]:
-    """The files of a model's weights: its index names them if it has several."""
+    """Return the files with a model's weights. If there are several, the model's index lists them."""
     index = model / INDEX
     if index.is_file():
         return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     single = model / "model.safetensors"
     if not single.is_file():
-        raise ValueError(f"{model} has no model.safetensors: expected a model with its weights in that format")
+        raise ValueError(f"{model} has no model.safetensors; expected a model with weights in that format")
     return [single]
 
 
 def _converted(name: str, tensor: Tensor, kind: str, group: int) -> Tensors:
     if tensor.ndim != 2 or not BLOCK_LINEAR.search(name):
-        # GPTQ's kernels compute in float16, and so must the rest.
+        # GPTQ's kernels compute in float16, so the other layers must too.
         return {name: tensor.half() if kind == "gptq" and tensor.is_floating_point() else tensor}
     outputs, inputs = tensor.shape
     if kind == "gptq" and (inputs % group or outputs % 8):
-        raise ValueError(f"{name}: {outputs} x {inputs} does not divide into groups of {group} inputs and 8 outputs")
+        raise ValueError(f"{name}: {outputs} x {inputs} cannot be divided into groups of {group} inputs and 8 outputs")
     layer = name.removesuffix("weight")
     return {layer + part: value for part, value in QUANTISE[kind](tensor.float(), group).items()}
 
 
 def gptqmodel(model: Path, output: Path, group: int, prompts: Path) -> None:
-    """GPTQ by the library of that name, calibrated with the prompts of a folder of JSON lines."""
-    if (os.cpu_count() or 1) < 4:  # it plans with cores that a small machine does not have
+    """Quantise with the GPTQModel library, calibrated on the prompts in a folder of JSON lines files."""
+    if (os.cpu_count() or 1) < 4:  # it assumes cores that a small machine lacks
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     from gptqmodel import GPTQModel, QuantizeConfig
 

@@ -1,4 +1,4 @@
-"""Dialects whose events have types of their own: a request's body, and what one event of the answer says.
+"""Dialects whose events have types of their own: how to build a request's body, and how to read an answer's event.
 
 Completions, chat and TGI, whose events are token chunks without a type, are read in `wire`.
 """

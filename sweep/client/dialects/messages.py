@@ -5,18 +5,18 @@ from typing import Any
 from sweep.client.dialects.event import TypedDialect, TypedEvent, usage_of
 
 MESSAGES_REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
-TEXT_KEYS = ("text", "thinking", "partial_json")  # of a delta; a signature is no token
+TEXT_KEYS = ("text", "thinking", "partial_json")  # in a delta; a signature is no token
 CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 def messages_body(model: str, prompt: str, limit: int) -> dict[str, Any]:
-    """A conversation of one message."""
+    """Return a conversation with one message."""
     message = {"role": "user", "content": prompt}
     return {"model": model, "max_tokens": limit, "temperature": 0, "stream": True, "messages": [message]}
 
 
 def read_messages(content: dict[str, Any]) -> TypedEvent:
-    """Read one event; deltas of text, thinking and a tool call's arguments are tokens."""
+    """Read one event; deltas of text, thinking and tool-call arguments all count as tokens."""
     kind, delta = content.get("type"), content.get("delta") or {}
     if kind == "content_block_delta":
         key = next((key for key in TEXT_KEYS if delta.get(key)), "")
@@ -32,7 +32,7 @@ def read_messages(content: dict[str, Any]) -> TypedEvent:
 
 
 def _prompt_usage(usage: dict[str, Any]) -> dict[str, Any]:
-    """The prompt's counts: Anthropic's `input_tokens` has no tokens that its cache read or wrote."""
+    """Return the prompt's counts: Anthropic's `input_tokens` excludes tokens that its cache read or wrote."""
     if not isinstance(usage.get("input_tokens"), int):
         return {}
     cached = usage.get("cache_read_input_tokens")

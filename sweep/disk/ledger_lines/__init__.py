@@ -1,1 +1,1 @@
-"""The lines of a ledger and of other files of a run: their checksums, the texts that rows share, their agreement."""
+"""The lines of a ledger and of a run's other files: their checksums, shared texts, and consistency."""

@@ -1,7 +1,7 @@
-"""Lines of JSON that carry a checksum, so that a line changed by a disk or a hand is rejected.
+"""Lines of JSON that carry a checksum, so that a line altered by a disk or by hand is rejected.
 
-Each line is one object whose last key, `crc`, is the CRC-32 of everything before it. Lines without one belong to an
-older version: they count until the first line that has one.
+Each line is one object whose last key, `crc`, is the CRC-32 of everything before it. Lines without a checksum come from
+an older version: they are accepted until the first line that has a checksum.
 """
 
 import json
@@ -18,19 +18,19 @@ LIKE_SEAL = re.compile(rb'[0-9a-f]{8}"}$')
 
 
 def sealed(entry: Mapping[str, Any]) -> bytes:
-    """Return the line of an entry, with its end."""
+    """Return the line for an entry, including the line end."""
     body = json.dumps(entry, default=str).encode()[:-1]
     return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
 
 
 def unsealed(line: bytes) -> tuple[dict[str, Any], bool]:
-    """Return the entry of a line, and whether a checksum vouches for it. Raises ValueError if it is damaged."""
+    """Return the entry in a line, and whether the line has a checksum. Raises ValueError if the line is damaged."""
     line = line.rstrip()
     seal = SEAL.search(line, max(0, len(line) - SEAL_BYTES))
     if seal is not None:
         line = line[: seal.start()]
         if zlib.crc32(line) != int(seal[1], 16):
-            raise ValueError("its checksum does not hold")
+            raise ValueError("its checksum does not match")
         line += b"}"
     elif b', "crc": "' in line[-24:] or LIKE_SEAL.search(line):
         raise ValueError("its checksum is damaged")
@@ -43,8 +43,8 @@ def unsealed(line: bytes) -> tuple[dict[str, Any], bool]:
 def _parsed_line(line: bytes) -> Any:
     """Return the value of a line of JSON. Raises ValueError for anything else.
 
-    orjson is several times as fast as json, and its lines share the names of their keys in memory. It rejects NaN,
-    which json may have written.
+    orjson is several times as fast as json, and its objects share their key strings in memory. It rejects NaN, which
+    json may have written.
     """
     try:
         return orjson.loads(line)
@@ -61,7 +61,7 @@ def entries(
     fits: Callable[[dict[str, Any]], bool] = lambda entry: True,
     on_damage: Callable[[int, bytes, str], None] = lambda number, line, problem: None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the valid entries that `fits` accepts; the others go to `on_damage`, numbered from 1."""
+    """Yield the valid entries that `fits` accepts; all other lines go to `on_damage`, numbered from 1."""
     vouched = False
     for number, line in enumerate(lines, start=1):
         try:
@@ -69,7 +69,7 @@ def entries(
             if vouched and not has_seal:
                 raise ValueError("it has no checksum")
             if not fits(entry):
-                raise ValueError("not an entry of such a file")
+                raise ValueError("not an entry of this kind of file")
         except ValueError as error:
             on_damage(number, line, str(error))
             continue

@@ -1,4 +1,4 @@
-"""Checks a ledger against the other files of its run: raw data that was cut short, and results that it has lost."""
+"""Checks a ledger against the other files of its run: truncated raw data, and results missing from the ledger."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ from sweep.disk.tables import compact_trials, read_table
 from sweep.drive.policy import SETTLED
 
 DONE_OUTCOMES = frozenset(outcome.value for outcome in SETTLED)
-THREADS, BATCH = 16, 256  # files that one of them looks at in turn
+THREADS, BATCH = 16, 256  # files that one thread checks in turn
 
 
 class TableResults:
-    """The rows of trials.parquet, which is made from the ledger: a ledger that was cut or emptied lacks some.
+    """The rows of trials.parquet, which is derived from the ledger: a truncated or emptied ledger lacks some rows.
 
-    Such a ledger shows no damaged line. Read the table first: a driver may append to both meanwhile.
+    A truncated ledger shows no damaged line. Read the table before the ledger, since a driver may append to both.
     """
 
     def __init__(self, paths: RunPaths) -> None:
@@ -29,15 +29,15 @@ class TableResults:
         self.rows: list[dict[str, str]] = []
         try:
             self.rows = read_table(paths.trials, ["trial_id", "attempt", "outcome"]).to_pylist()
-        except FileNotFoundError:  # nothing was finished yet
+        except FileNotFoundError:  # no trial has finished yet
             pass
         except DamagedFile as error:
             self.damage.append(str(error))
 
     def describe_losses(self, rows: Iterable[Row], keep_table: bool) -> list[str]:
-        """Return a line about the results that these rows of the ledger lack, if any.
+        """Return a line about results in the table that these rows of the ledger lack, or about a damaged table.
 
-        With `keep_table` the table is copied, for it will be made again. Of a damaged table the line says so.
+        With `keep_table` the table is copied, since it will be rewritten.
         """
         attempts = {(row["trial_id"], row["attempt"]) for row in rows}
         trials = {trial_id for trial_id, _ in attempts}
@@ -45,17 +45,16 @@ class TableResults:
         if not lost:
             return self.damage
         kept = f"; the table is kept as {_keep(self.paths.trials)}" if keep_table else ""
-        lacks = f"{self.paths.ledger}: lacks {count(len(lost), 'result')} that {self.paths.trials.name} has"
-        return [f"{lacks}; those of the plan are measured again{kept}"]
+        lacks = f"{self.paths.ledger} lacks {count(len(lost), 'result')} that {self.paths.trials.name} has"
+        return [f"{lacks}; those in the plan are measured again{kept}"]
 
 
 def _is_lost_result(row: Row, attempts: set[tuple[str, str]]) -> bool:
-    """Return whether a row is a result whose attempt the ledger lacks: it stores all of them."""
+    """Return whether a row is a result whose attempt is missing from the ledger, which records every attempt."""
     return bool(row.get("outcome") == Outcome.OK and (row["trial_id"], row.get("attempt")) not in attempts)
 
 
 def _keep(table: Path) -> str:
-    """Copy a table beside itself; return the copy's name, which contains its time."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(table.stat().st_mtime))
     copy = table.with_name(f"{table.stem}.{stamp}{table.suffix}")
     shutil.copy2(table, copy)
@@ -63,9 +62,9 @@ def _keep(table: Path) -> str:
 
 
 def trials_with_damaged_data(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
-    """Return the trials whose requests.parquet is truncated, or may be in a compact file that is damaged.
+    """Return the trials whose requests.parquet is truncated, or might be in a damaged compact file.
 
-    Files are checked in parallel, since shared disks are slow. Files removed on purpose keep their row.
+    Files are checked in parallel, since shared disks are slow. A trial whose file was removed on purpose stays valid.
     """
     with_data = [
         (row["trial_id"], f"{row['deployment_id']}/{row['attempt']}/{row['trial_id']}")

@@ -1,1 +1,1 @@
-"""Shows how far a run is: its live lines, its totals and status on disk, and how long the rest takes."""
+"""Shows the progress of a run: its live lines, its totals and status on disk, and the time left."""

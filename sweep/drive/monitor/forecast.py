@@ -1,7 +1,7 @@
-"""The time left of a running sweep, by the scheduler's own estimate.
+"""Forecasts the time left of a running sweep with the scheduler's own policy.
 
-The remaining work is run through the scheduling policy (`sweep.plan.simulate`), each trial and launch with its kind's
-duration in this run, or in earlier ones. Unmeasured trials say nothing about the pace.
+The remaining work is simulated (`sweep.plan.simulate`), where each trial and launch takes the duration of its kind in
+this run or in earlier runs. Unmeasured trials do not affect the pace.
 """
 
 import time
@@ -19,25 +19,25 @@ from sweep.plan.plan import Deployment, Trial
 from sweep.plan.simulate import simulate
 
 ESTIMATE_INTERVAL = 5.0  # s between two estimates
-SHARE = 0.02  # of the driver's time, at most, for them
-FIRST_SHARE = 0.05  # of a trial's requests, from which its own pace says how long it takes
+SHARE = 0.02  # share of the driver's time, at most, for estimates
+FIRST_SHARE = 0.05  # share of a trial's requests after which its own pace predicts its duration
 
 
 class Forecast:
-    """The durations of a run so far, and the forecast from them."""
+    """The durations in a run so far, and the forecast from them."""
 
     def __init__(self, expected: Expected) -> None:
         self.expected = expected
         self.needs = {need.key: need for need in expected.needs}
-        self.trials: dict[tuple[str, str], list[float]] = defaultdict(list)  # s, of those that ended in this run
+        self.trials: dict[tuple[str, str], list[float]] = defaultdict(list)  # s of trials that ended in this run
         self.launches: dict[str, list[float]] = defaultdict(list)
-        self.means: dict[str, float] = {}  # s, of the trials of each engine; as of the last update, as those below
+        self.means: dict[str, float] = {}  # mean trial duration of each engine, in s; updated like those below
         self.mean_trial: float | None = None
         self.mean_launch: float | None = None
         self.next = 0.0  # monotonic
 
     def finished(self, launch: Deployment, trial: Trial, row: Mapping[str, Any]) -> None:
-        """Take in a row of this run."""
+        """Add a row of this run."""
         seconds = trial_seconds(row) if Outcome(row["outcome"]) not in UNMEASURED else None
         if seconds is not None:
             self.trials[_kind(launch, trial)].append(seconds)
@@ -55,9 +55,9 @@ class Forecast:
         elapsed: Mapping[str, float],
         progress: Mapping[str, TrialProgress],
     ) -> float | None:
-        """Estimate the seconds that are left; None without any basis.
+        """Estimate the seconds left; None if there is no basis for an estimate.
 
-        `elapsed` are the seconds since the last event of each running launch, `progress` their trials'.
+        `elapsed` is the time in seconds since the last event of each running launch, `progress` that of its trial.
         """
         began = time.monotonic()
         self._take_means()
@@ -77,7 +77,7 @@ class Forecast:
         return max((span.end for span in spans), default=None if needs else 0.0)
 
     def _left_of(self, state: LaunchState, elapsed: float, progress: TrialProgress | None) -> float | None:
-        """The seconds until a launch has ended; None if its trials' durations are unknown."""
+        """Return the seconds until a launch ends; None if its trials' durations are unknown."""
         total = 0.0
         for index, trial in enumerate(state.pending_trials):
             seconds = self._trial(state.launch, trial)
@@ -92,8 +92,8 @@ class Forecast:
         return max(0.0, launching - elapsed) + total if state.stage.active else launching + total
 
     def _trial(self, launch: Deployment, trial: Trial) -> float | None:
-        """The seconds of its kind in this run, else in earlier ones, else of this run's trials of its engine, or all of
-        them.
+        """Return a trial's expected seconds: from its kind in this run, else in earlier runs, else the mean of its
+        engine's trials in this run, else the mean of all.
         """
         if durations := self.trials.get(_kind(launch, trial)):
             return median(durations)
@@ -109,7 +109,7 @@ class Forecast:
         return self.mean_launch or 0.0
 
     def _take_means(self) -> None:
-        """Compute the means once for all remaining trials: there may be ten thousand."""
+        """Compute the means once for all remaining trials, since there may be ten thousand."""
         by_engine: dict[str, list[float]] = defaultdict(list)
         for (engine, _), durations in self.trials.items():
             by_engine[engine] += durations
@@ -119,17 +119,17 @@ class Forecast:
 
 
 def _mean(durations: Mapping[str, Sequence[float]]) -> float | None:
-    """The mean over all engines; None without any."""
+    """Return the mean over all engines; None if there are no durations."""
     return fmean(chain.from_iterable(durations.values())) if durations else None
 
 
 def _kind(launch: Deployment, trial: Trial) -> tuple[str, str]:
-    """Trials that differ only in their replicate are of one kind."""
+    """Return a trial's kind, which is the same for trials that differ only in their replicate."""
     return launch.deployment_id, trial.describe_point()
 
 
 def _left_of_running(expected: float | None, progress: TrialProgress) -> float | None:
-    """The rest of the running trial, by its own pace once that is known, otherwise by its kind's duration."""
+    """Return the rest of the running trial by its own pace once that is known, otherwise by its kind's duration."""
     if progress.share >= FIRST_SHARE:
         return progress.seconds * (1 - progress.share) / progress.share
     return None if expected is None else max(0.0, expected - progress.seconds)

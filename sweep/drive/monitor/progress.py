@@ -1,6 +1,6 @@
 """The progress of a running sweep: a live view on a terminal, plain lines otherwise.
 
-It shows what runs, how far its requests are, the progress, cost and failures, and how long the rest will take; the
+It shows what is running and how far its requests are, the run's progress, cost and failures, and the time left. The
 analysis shows results.
 """
 
@@ -19,38 +19,38 @@ from sweep.base.records import LOAD_COLUMNS, Outcome, TrialProgress
 from sweep.base.wording import count, duration_text, number, time_left
 from sweep.drive.policy import FAILED
 
-QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row: points that agree in them are compared
+QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row in which points must agree to be compared
 
 
 class Usage(NamedTuple):
-    """The part of the cluster that is in use, and what it has cost in this run."""
+    """How much of the cluster is in use, and its cost in this run."""
 
     busy: int
     capacity: int
-    unit: str  # GPU, or node
-    spent: float | None  # USD; None without a price
+    unit: str  # "GPU" or "node"
+    spent: float | None  # USD; None if there is no price
 
     @property
     def text(self) -> str:
-        """`3 of 8 GPUs busy, $0.42 spent`."""
+        """The usage as text: `3 of 8 GPUs busy, $0.42 spent`."""
         spent = "" if self.spent is None else f", ${number(self.spent)} spent"
         return f"{self.busy} of {count(self.capacity, self.unit)} busy{spent}"
 
 
 class Display:
-    """The view of one run. On a terminal it redraws itself; elsewhere each change is a line."""
+    """The view of one run. On a terminal it redraws itself; elsewhere each change is printed as a line."""
 
     def __init__(self, total: int, done: int, expected: float | None, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.total, self.done = total, done
         self.failures = 0  # trials that failed in this run
         self.usage: Usage | None = None
-        self.running: dict[str, tuple[str, str, float]] = {}  # key of a launch -> label, state, since
-        self.progress: dict[str, TrialProgress] = {}  # likewise, of the trials that run
+        self.running: dict[str, tuple[str, str, float]] = {}  # key of a launch -> label, state, time of the last change
+        self.progress: dict[str, TrialProgress] = {}  # progress of the running trials, by key of the launch
         self.leaders = Leaders()
-        self._left = expected  # s for all pending trials, when it was estimated
+        self._left = expected  # estimated s for all pending trials, and when they were estimated
         self._estimated = time.monotonic()
-        self._unavailable: dict[str, list[str]] = defaultdict(list)  # reason -> labels, not shown yet
+        self._unavailable: dict[str, list[str]] = defaultdict(list)  # reason -> labels that have not been shown yet
         self.bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         self.task = self.bar.add_task("", total=total, completed=done, left="")
         self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
@@ -66,30 +66,30 @@ class Display:
             self.live.stop()
 
     def log(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that remains visible."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def update(self, launch: str, label: str, state: str) -> None:
-        """Show the present state of a launch."""
+        """Show the current state of a launch."""
         _, before, since = self.running.get(launch, ("", "", 0.0))
-        repeated = state == before  # by a launch that waits: it has done so since the first report
+        repeated = state == before  # a waiting launch reports again; keep the time of its first report
         self.running[launch] = (label, state, since if repeated else time.monotonic())
         self.progress.pop(launch, None)
         if not self.console.is_terminal and not repeated:
             self.log(f"{_clock()} {label}: {state}")
 
     def measuring(self, launch: str, progress: TrialProgress) -> None:
-        """Show how far the trial of a launch is."""
+        """Show the progress of a launch's trial."""
         if launch in self.running:
             self.progress[launch] = progress
 
     def remove(self, launch: str) -> None:
-        """Remove a launch that has ended, for good or until its retry."""
+        """Remove a launch that has ended, at least until a retry."""
         self.running.pop(launch, None)
         self.progress.pop(launch, None)
 
     def finished(self, row: Mapping[str, Any], label: str, engine: str = "") -> None:
-        """Show a trial's row; rows of trials that cannot run wait for `show_unavailable`."""
+        """Show a trial's row; rows of trials that cannot run are held back for `show_unavailable`."""
         self.done += 1
         outcome = Outcome(row["outcome"])
         self.failures += outcome in FAILED
@@ -104,22 +104,22 @@ class Display:
         self.log(f"{_clock()} [{self.done}/{self.total}, {time_left(self.seconds_left())}] {label}: {result}")
 
     def show_unavailable(self) -> None:
-        """Print one line for all trials that cannot run for one reason."""
+        """Print one line for all trials that cannot run for the same reason."""
         for reason, labels in self._unavailable.items():
             which = labels[0] if len(labels) == 1 else f"{count(len(labels), 'trial')}, the first {labels[0]}"
             self.log(f"{_clock()} [{self.done}/{self.total}] unavailable: {reason} ({which})")
         self._unavailable.clear()
 
     def estimated(self, seconds: float | None) -> None:
-        """Take over the scheduler's estimate of the time that is left."""
+        """Store the scheduler's estimate of the time left."""
         self._left, self._estimated = seconds, time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """Return the last estimate of the time to the end; None without one."""
+        """Return the last estimate of the time left, or None."""
         return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._estimated))
 
     def summary(self) -> str:
-        """`3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
+        """Summary: `3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
         parts = [self.usage.text] if self.usage is not None else []
         parts += [count(self.failures, "failure")] if self.failures else []
         best = self.leaders.latest()
@@ -137,29 +137,29 @@ class Display:
 
 
 class Leaders:
-    """The highest mean throughput so far among points of one task and load: never across tasks or loads.
+    """The highest mean throughput so far among points with the same task and load, never across tasks or loads.
 
-    It skips points below saturation, whose throughput the load sets, and points without a rival.
+    It skips points below saturation, where the load determines the throughput, and points without a rival.
     """
 
     def __init__(self) -> None:
         self.figures: dict[tuple[Any, ...], dict[str, list[float]]] = {}
 
     def add(self, row: Mapping[str, Any], label: str) -> None:
-        """Take in the row of a trial with a result."""
+        """Add the row of a trial with a result."""
         if not row.get("output_throughput") or row.get("below_saturation"):
             return
         question = tuple(row.get(column) for column in QUESTION)
         engines = self.figures.pop(question, {})
-        self.figures[question] = engines  # the latest last
+        self.figures[question] = engines  # the latest is last
         engines.setdefault(label, []).append(row["output_throughput"])
 
     def latest(self) -> str:
-        """`at qa batch 8: vllm 538 tokens/s`, for the latest task; empty if it has no rivals."""
+        """The leader of the latest task, or "" if it has no rivals: `at qa batch 8: vllm 538 tokens/s`."""
         return "".join(self.best(most=1))
 
     def best(self, most: int) -> list[str]:
-        """The same for the `most` latest tasks with rivals, in their order."""
+        """Return the leaders of the `most` latest tasks with rivals, in their order."""
         compared = [(question, engines) for question, engines in self.figures.items() if len(engines) > 1]
         return [_leader(question, engines) for question, engines in compared[-most:]]
 
@@ -172,7 +172,7 @@ def _leader(question: tuple[Any, ...], engines: Mapping[str, list[float]]) -> st
 
 
 def progress_text(progress: TrialProgress) -> str:
-    """`120 of 400 requests done, 128 sent, 8 in flight, 2 failed, 1,230 tokens/s`."""
+    """Describe a trial's progress: `120 of 400 requests done, 128 sent, 8 in flight, 2 failed, 1,230 tokens/s`."""
     failed = f", {progress.failed:,} failed" if progress.failed else ""
     rate = f", {number(progress.tokens / progress.seconds)} tokens/s" if progress.seconds > 0 else ""
     return (
@@ -182,7 +182,7 @@ def progress_text(progress: TrialProgress) -> str:
 
 
 def _key_figures(row: Mapping[str, Any]) -> str:
-    """Return the two or three figures that show at a glance whether a trial is sane."""
+    """Return the two or three figures that show at a glance whether a trial is plausible."""
     figures = (
         ("output_throughput", 1, "{} tokens/s"),
         ("ttft_p50", 1000, "TTFT p50 {} ms"),

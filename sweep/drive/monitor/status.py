@@ -1,7 +1,7 @@
-"""`sweep status RUN`: what is done, what runs where, what failed and why, and how long the rest will take.
+"""`sweep status RUN`: what is done, what runs where, what failed and why, and how much time is left.
 
-RUN is a results folder, its name under results/, or the URL of an object store. It reads the driver's files, so it
-works from another terminal while the sweep runs, and in the morning when nothing runs any more.
+RUN is a results folder, its name under results/, or the URL of an object store. The command reads the driver's files,
+so it works from another terminal while the sweep runs, and in the morning when nothing is running any more.
 """
 
 import json
@@ -30,12 +30,12 @@ from sweep.drive.policy import SETTLED
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
 DRIVER_TIMEOUT = scaled(30.0)  # s after which a driver on another host counts as dead
-MOST_FAILURES = 20  # more are only counted
-MOST_QUESTIONS = 20  # whose best so far is written down
+MOST_FAILURES = 20  # failures that are listed; further ones are only counted
+MOST_QUESTIONS = 20  # tasks whose best configuration so far is stored
 
 
 class StatusWriter:
-    """The driver's side: writes OUT/status.json."""
+    """Writes OUT/status.json, for the driver."""
 
     def __init__(self, paths: RunPaths, display: Display) -> None:
         self.paths, self.display = paths, display
@@ -49,7 +49,7 @@ class StatusWriter:
         deadline: Mapping[str, Any] | None = None,
         pause: str | None = None,
     ) -> None:
-        """Write the present state, at most every INTERVAL seconds; `nodes` are addresses by launch."""
+        """Write the current state, at most every INTERVAL seconds; `nodes` are addresses by launch."""
         now = time.monotonic()
         if now < self.write_after and not ended:
             return
@@ -83,17 +83,17 @@ class StatusWriter:
 
 
 class Status(NamedTuple):
-    """A run as it is now."""
+    """The current state of a run."""
 
-    totals: Totals  # of the present plan
+    totals: Totals  # of the current plan
     driver: dict[str, Any] | None  # its last status.json
-    log: str  # where the logs of failed engines are
+    log: str  # folder of the logs of failed engines
     messages: list[str]  # about damaged lines of the ledger
-    problem: str | None = None  # with status.json: it is unknown whether a driver runs
+    problem: str | None = None  # with status.json, so that it is unknown whether a driver is running
 
     @property
     def alive(self) -> bool:
-        """True while a driver is running."""
+        """Whether a driver is running."""
         return is_alive(self.driver)
 
 
@@ -107,7 +107,7 @@ def is_alive(driver: Mapping[str, Any] | None) -> bool:
 
 
 def read(out: Path) -> Status:
-    """Read the status of a run from its files. Raises ConfigError if it is missing."""
+    """Read the status of a run from its files. Raises ConfigError if the run does not exist."""
     paths = RunPaths(out)
     driver, problem, messages = None, None, list[str]()
     try:
@@ -118,20 +118,20 @@ def read(out: Path) -> Status:
         try:
             totals = read_totals(paths, is_alive(driver))
         except run_files.DamagedFile as error:
-            totals, messages = None, [f"{error}: counted anew"]
+            totals, messages = None, [f"{error}: counting again"]
         if totals is None:
             totals, damage = count_anew(paths)
             messages += damage
     except (FileNotFoundError, NotADirectoryError):
-        allowed = "a results folder, or the name of one under results/"
-        raise ConfigError(f"{out}: no run there; expected: {allowed}") from None
+        allowed = "a results folder, or its name under results/"
+        raise ConfigError(f"{out}: not a run; expected {allowed}") from None
     return Status(totals, driver, str(paths.deployments), messages, problem)
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
-    """Return the last content of status.json; None if no driver ran here.
+    """Return the last content of status.json; None if no driver has run here.
 
-    Raises DamagedFile if it is not as it was written.
+    Raises DamagedFile if the file has been changed.
     """
     try:
         content, _ = unsealed(paths.status.read_bytes())
@@ -145,7 +145,7 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
 
 
 def last_status(paths: RunPaths, consequence: str, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the status that the last driver left here, None without one or if it is damaged: it is rewritten.
+    """Return the status that the last driver left; None if it is missing, or damaged and will be rewritten.
 
     `notify` gets a message about damage, with the `consequence` for the caller.
     """
@@ -181,12 +181,12 @@ def render(status: Status) -> list[str]:
 
 
 def _progress(entry: Mapping[str, Any]) -> str:
-    """The requests of a running trial, after its state; empty before the first is sent."""
+    """Return the requests of a running trial, to show after its state; empty before the first is sent."""
     return f": {progress_text(TrialProgress(**entry['progress']))}" if entry.get("progress") else ""
 
 
 def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
-    """A line for each failure, and one for all trials that cannot run for one reason."""
+    """Return a line for each failure, and one line for all trials that cannot run for the same reason."""
     unavailable = Counter(reason for _, outcome, reason in failures if outcome == Outcome.UNAVAILABLE)
     texts = []
     for label, outcome, reason in failures:
@@ -198,7 +198,7 @@ def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def status_json(status: Status) -> str:
-    """A status for scripts: trials by outcome, failures, and the driver's last own status."""
+    """Return a status for scripts: trials by outcome, failures, and the driver's last status."""
     driver = {key: value for key, value in (status.driver or {}).items() if key != "summary"}
     content = {
         "name": status.totals.name,
@@ -213,7 +213,7 @@ def status_json(status: Status) -> str:
 
 
 def _failed_requests(totals: Totals) -> list[str]:
-    """The failed requests in trials with a result; empty without such a trial."""
+    """Return lines about failed requests in trials with a result; empty if no trial has a result."""
     if not totals.results:
         return []
     trials = totals.failed_requests
@@ -228,7 +228,7 @@ def _failed_requests(totals: Totals) -> list[str]:
 def _driver(status: Status) -> str:
     driver = status.driver
     if driver is None:
-        return f"unknown whether a driver runs: {status.problem}" if status.problem else "never started"
+        return f"unknown whether a driver is running: {status.problem}" if status.problem else "never started"
     process = f"process {driver['pid']} on {driver['host']}"
     if not status.alive:
         age = duration_text(time.time() - driver["at"])
@@ -239,7 +239,7 @@ def _driver(status: Status) -> str:
 
 
 def find(run: str) -> Status:
-    """The status of a run given by its folder, its name under results/, or the URL of an object store."""
+    """Return the status of a run given by its folder, its name under results/, or the URL of an object store."""
     if not object_store.is_url(run):
         return read(run_files.run_folder(run))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""The totals of a plan's trials: how many have which outcome, what failed and why, and the requests that failed.
+"""The totals of a plan's trials: how many have which outcome, what failed and why, and how many requests failed.
 
-The driver writes them to OUT/totals.json, with the sizes and times of the files that they were counted in, so that
-`sweep status` of 100,000 trials reads a small file instead of a gigabyte. Where they do not hold, because the driver
-was killed after its last row or a file was changed, the status counts again.
+The driver writes them to OUT/totals.json, with sizes and times of the files that they were counted from, so that `sweep
+status` for 100,000 trials reads a small file instead of a gigabyte. If they are out of date, because the driver was
+killed after its last row or a file was changed, the status counts again.
 """
 
 import time
@@ -21,7 +21,7 @@ from sweep.drive.policy import FAILED
 from sweep.plan.plan import Plan
 
 COUNT_INTERVAL = 2.0  # s between two counts
-COUNT_SHARE = 0.02  # of the driver's time, at most, for them
+COUNT_SHARE = 0.02  # share of the driver's time, at most, for counting
 COUNTED_COLUMNS = frozenset(
     ("trial_id", "deployment_id", "attempt", "outcome", "reason", "fault", "driver", "num_failed", "num_requests")
 )
@@ -33,17 +33,17 @@ class Totals(NamedTuple):
 
     name: str
     trials: int
-    outcomes: dict[str, int]  # of those that have a row
-    failures: list[tuple[str, str, str]]  # label, outcome, reason; of those that failed or cannot run
-    failed_requests: list[tuple[str, int, int]]  # label, failed, measured; of results in which any failed
-    results: int  # that count their requests
-    requests: int  # in those
+    outcomes: dict[str, int]  # of trials that have a row
+    failures: list[tuple[str, str, str]]  # label, outcome, reason, for trials that failed or cannot run
+    failed_requests: list[tuple[str, int, int]]  # label, failed, measured, for results with failed requests
+    results: int  # number of results that count their requests
+    requests: int  # number of requests in those results
 
 
 def count_trials(
     name: str, trial_ids: Iterable[str], label: Callable[[str], str], rows: Mapping[str, Mapping[str, Any]]
 ) -> Totals:
-    """Count a plan's trials; `label` describes one of them."""
+    """Count a plan's trials; `label` returns a trial's description."""
     outcomes: Counter[str] = Counter()
     failures, failed_requests = [], []
     trials = results = requests = 0
@@ -71,7 +71,7 @@ def _failure(row: Mapping[str, Any]) -> str:
 
 
 class TotalsWriter:
-    """The driver's side: writes OUT/totals.json when rows were added, at most every COUNT_INTERVAL seconds."""
+    """Writes OUT/totals.json for the driver when rows were added, at most every COUNT_INTERVAL seconds."""
 
     def __init__(self, plan: Plan, paths: RunPaths, ledger: Ledger) -> None:
         self.name, self.paths, self.ledger = plan.settings.name, paths, ledger
@@ -80,9 +80,9 @@ class TotalsWriter:
         self.written: dict[str, Any] | None = None  # the stamps of the files that were last counted
 
     def write(self, ended: bool = False) -> None:
-        """Write the present totals if it is time, or the run has ended."""
+        """Write the current totals if it is time, or the run has ended."""
         now = time.monotonic()
-        if (now < self.write_after and not ended) or self.ledger.set_aside:  # a reader names the damaged lines
+        if (now < self.write_after and not ended) or self.ledger.set_aside:  # a reader reports the damaged lines
             return
         stamps = _stamps(self.paths)
         if stamps is None or stamps == self.written:
@@ -97,16 +97,16 @@ class TotalsWriter:
 
 
 def write_totals(paths: RunPaths, totals: Totals) -> None:
-    """Write the totals of the plan and the ledger as they are now."""
+    """Write the totals with the stamps of the current plan and ledger."""
     run_files.write_whole(paths, paths.totals, sealed({**totals._asdict(), "stamps": _stamps(paths)}))
 
 
 def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
-    """Return the driver's last totals if they belong to the present plan and ledger, or None.
+    """Return the driver's last totals if they belong to the current plan and ledger, otherwise None.
 
-    While the driver is alive its latest rows may be missing.
+    While the driver is alive, its latest rows may be missing.
 
-    Raises DamagedFile if the file is not as it was written.
+    Raises DamagedFile if the file has been changed.
     """
     try:
         content, vouched = unsealed(paths.totals.read_bytes())
@@ -116,7 +116,7 @@ def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
         for name in ("failures", "failed_requests"):
             content[name] = [tuple(each) for each in content[name]]
         totals = Totals(**content)
-    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError):  # none, or one of another version
+    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError):  # missing, or from another version
         return None
     except (OSError, ValueError) as error:
         raise run_files.DamagedFile(paths.totals, first_line(error)) from None
@@ -128,14 +128,14 @@ def read_totals(paths: RunPaths, driver_alive: bool) -> Totals | None:
 
 
 def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
-    """Count the trials of a plan in its ledger; also return a line about damage in it.
+    """Count the trials of a plan in its ledger; also return lines about damage in the ledger.
 
     Raises FileNotFoundError or NotADirectoryError if there is no plan; DamagedFile if the plan is damaged.
     """
     labels: dict[str, str] = {}
     trials: dict[str, str] = {}  # trial -> deployment
     name = ""
-    for entry in run_files.plan_entries(paths.plan):  # one at a time: all of them are hundreds of megabytes
+    for entry in run_files.plan_entries(paths.plan):  # one at a time, since all of them take hundreds of megabytes
         kind = entry.get("kind", "trial")
         if kind == "experiment":
             name = entry["name"]
@@ -153,7 +153,7 @@ def count_anew(paths: RunPaths) -> tuple[Totals, list[str]]:
 
 
 def _stamps(paths: RunPaths) -> dict[str, list[int]] | None:
-    """Return size and modification time of the plan and the ledger; None without one of them."""
+    """Return size and modification time of the plan and the ledger; None if either is missing."""
     try:
         return {"plan": _stamp(paths.plan), "ledger": _stamp(paths.ledger)}
     except FileNotFoundError:

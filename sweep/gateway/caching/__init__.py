@@ -1,1 +1,1 @@
-"""The cache of answers: which requests it may answer, from whose answer, and what is served and stored."""
+"""The cache of answers: which requests it may answer, with which stored answer, and what is stored and served."""

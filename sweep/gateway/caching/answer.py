@@ -1,4 +1,4 @@
-"""A stored answer: checked when it is complete, and served again like a new one."""
+"""A stored answer, which is checked when it is complete and served again like a new one."""
 
 import json
 import re
@@ -11,20 +11,20 @@ from typing import Any
 from sweep.gateway.call import Headers
 
 LAST_EVENT = b"data: [DONE]"
-FINISHED_BY = ("stop", "length", "tool_calls", "function_call")  # finish reasons of answers that are no error
-LARGEST = 4 << 20  # bytes of an answer that is kept
-LAST = 4  # events at the end of a stream, among which are the finish reason and the usage
+FINISHED_BY = ("stop", "length", "tool_calls", "function_call")  # finish reasons of answers that are not errors
+LARGEST = 4 << 20  # bytes of an answer that is stored
+LAST = 4  # last events of a stream, which include the finish reason and the usage
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
 _CREATED = re.compile(rb'("created"\s*:\s*)\d+')
 
 
 @dataclass(frozen=True)
 class KeptAnswer:
-    """A complete answer, in the parts in which it is served."""
+    """A complete answer, split into the parts in which it is served."""
 
     content_type: str
     parts: tuple[bytes, ...]  # events of a stream, or one body
-    origin: str  # the x-request-id of the request that it was made for
+    origin: str  # the x-request-id of the request that it answered first
     input_tokens: int
     output_tokens: int
 
@@ -33,7 +33,7 @@ class KeptAnswer:
         return "event-stream" in self.content_type
 
     def replay(self) -> Iterator[bytes]:
-        """The parts with a new id and time of creation."""
+        """Yield the parts with a new id and creation time."""
         match = _ID.search(self.parts[0])
         old = match[1] if match else b""
         prefix, dash, _ = old.partition(b"-")
@@ -47,7 +47,7 @@ class KeptAnswer:
 def complete_answer(status: int, headers: Headers, chunks: Sequence[bytes], origin: str) -> KeptAnswer | None:
     """Return an engine's complete answer, or None if it must not be served again.
 
-    Errors, also within a stream, and answers without a finish reason must not.
+    Errors, even within a stream, and answers without a finish reason must not be.
     """
     names = {name.lower(): value for name, value in headers}
     kind = names.get(b"content-type", b"").decode("latin-1")
@@ -73,7 +73,7 @@ def _checked(kind: str, parts: tuple[bytes, ...], contents: list[dict[str, Any]]
     usages = [content["usage"] for content in reversed(contents) if isinstance(content.get("usage"), dict)]
     usage: dict[str, Any] = usages[0] if usages else {}
     tokens = usage.get("completion_tokens")
-    events = max(len(parts) - 1, 1)  # without usage an event counts as a token
+    events = max(len(parts) - 1, 1)  # without usage, an event counts as one token
     return KeptAnswer(
         kind, parts, origin, int(usage.get("prompt_tokens") or 0), events if tokens is None else int(tokens)
     )

@@ -1,4 +1,4 @@
-"""The answers in memory: by key, and by the nearness of their questions; the least recently served make room."""
+"""The answers in memory, found by key or by similar questions; the least recently served are dropped first."""
 
 import time
 from collections import OrderedDict
@@ -13,20 +13,28 @@ from sweep.gateway.caching.embedding import Vector
 from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.settings import Cache
 
+ENTRY_BYTES, PART_BYTES = 1000, 41  # of an entry's objects beside its answer, and of each part's
+
 
 @dataclass(eq=False)
 class Entry:
     """An answer in the cache."""
 
     key: AnswerKey
-    vector: Vector | None  # of its question; None where only the same question may have it
+    vector: Vector | None  # of its question; None if only the same question may have this answer
     answer: KeptAnswer
     stored_at: float  # s since the epoch
-    vector_number: int = -1  # in the context's index
+    vector_number: int = -1  # number of the vector in the context's index
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        vector = 0 if self.vector is None else 2 * self.vector.nbytes
+        return ENTRY_BYTES + vector + sum(len(part) + PART_BYTES for part in self.answer.parts)
 
 
 class Hit(NamedTuple):
-    """An entry that answers a question, and the similarity of the questions; 1 if they are the same."""
+    """An entry that answers a question, and the similarity of the two questions: 1 if they are the same."""
 
     entry: Entry
     similarity: float
@@ -34,16 +42,16 @@ class Hit(NamedTuple):
 
 
 class NearestVectors:
-    """The vectors of one context's questions in a FAISS index, which compares a question with all of them.
+    """The vectors of one context's questions in a FAISS index, which compares a question with each of them.
 
-    Of 10,000 vectors of 256 numbers that takes 0.4 ms, to add or to remove one as much at most. A graph index (usearch)
-    found one in 0.2 ms, but took 1.9 ms to add one, and missed 1 in 500.
+    With 10,000 vectors of 256 numbers a search takes 0.4 ms, and to add or remove a vector takes at most that. A graph
+    index (usearch) searched in 0.2 ms, but took 1.9 ms to add a vector, and missed 1 match in 500.
     """
 
     def __init__(self, dimensions: int) -> None:
         import faiss  # 0.4 s, and only a semantic cache needs it
 
-        faiss.omp_set_num_threads(1)  # more would spin on the engine's cores
+        faiss.omp_set_num_threads(1)  # more threads would spin on the engine's cores
         self._index = faiss.IndexIDMap(faiss.IndexFlatIP(dimensions))
         self._entries: dict[int, Entry] = {}  # by the number of their vector in the index
         self._next_number = 0
@@ -59,28 +67,29 @@ class NearestVectors:
 
     def remove(self, entry: Entry) -> None:
         del self._entries[entry.vector_number]
-        self._index.remove_ids(np.array([entry.vector_number]))  # type: ignore[arg-type]  # faiss takes arrays as well
+        self._index.remove_ids(np.array([entry.vector_number]))  # type: ignore[arg-type]  # faiss takes arrays too
 
     def nearest(self, vector: Vector, threshold: float) -> tuple[Entry, float] | None:
-        """The entry with the most similar question and the similarity, if it exceeds the threshold."""
+        """Return the entry with the most similar question, and the similarity, if it exceeds the threshold."""
         similarities, numbers = self._index.search(vector[np.newaxis], 1)
         similarity = float(similarities[0, 0])
         return (self._entries[int(numbers[0, 0])], similarity) if similarity > threshold else None
 
 
 class AnswerCache:
-    """Answers by key, at most `capacity`."""
+    """Answers by key, at most `capacity` and `bytes`."""
 
     def __init__(self, settings: Cache, dimensions: int, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.dimensions, self.clock = settings, dimensions, clock
         self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()  # the next to go first
+        self._size = 0  # bytes
         self._contexts: dict[bytes, NearestVectors] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def same(self, key: AnswerKey) -> Hit | None:
-        """The answer to the same question."""
+        """Return the answer to the same question."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -90,7 +99,7 @@ class AnswerCache:
         return self._hit(entry, 1.0, exact=True)
 
     def similar(self, key: AnswerKey, vector: Vector) -> Hit | None:
-        """The answer to the most similar question of the same context, if it is similar enough."""
+        """Return the answer to the most similar question in the same context, if it is similar enough."""
         while vectors := self._contexts.get(key.context):
             if (near := vectors.nearest(vector, self.settings.threshold)) is None:
                 return None
@@ -101,12 +110,15 @@ class AnswerCache:
         return None
 
     def add(self, entry: Entry) -> None:
-        """Store an answer; when the cache is full, the least recently served one is removed."""
+        """Store an answer; when the cache is full, remove the least recently served one."""
         if (old := self._entries.get(entry.key)) is not None:
             self.remove(old)  # its key stays in use
-        while len(self._entries) >= self.settings.capacity:
+        if entry.size > self.settings.bytes:
+            return
+        while len(self._entries) >= self.settings.capacity or self._size + entry.size > self.settings.bytes:
             self.remove(next(iter(self._entries.values())))
         self._entries[entry.key] = entry
+        self._size += entry.size
         if entry.vector is not None:
             if entry.key.context not in self._contexts:
                 self._contexts[entry.key.context] = NearestVectors(self.dimensions)
@@ -114,6 +126,7 @@ class AnswerCache:
 
     def remove(self, entry: Entry) -> None:
         del self._entries[entry.key]
+        self._size -= entry.size
         if entry.vector is not None:
             vectors = self._contexts[entry.key.context]
             vectors.remove(entry)
@@ -123,6 +136,7 @@ class AnswerCache:
     def clear(self) -> None:
         """Forget all answers."""
         self._entries.clear()
+        self._size = 0
         self._contexts.clear()
 
     def _is_stale(self, entry: Entry) -> bool:

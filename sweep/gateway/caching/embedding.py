@@ -1,4 +1,4 @@
-"""The embedder: a text as a vector of length one, so that the product of two is their cosine similarity."""
+"""The embedder, which turns a text into a unit vector, so that the dot product of two is their cosine similarity."""
 
 import logging
 import math
@@ -9,38 +9,38 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
-PIECE_LENGTH = 200  # characters that are tokenized at once: the time that this takes grows faster than the text
-REMEMBERED_WORDS = 16384  # whose vectors stand close together; beyond that all are forgotten
-FIRST_WORDS = 1024  # of a matrix that grows
-LONGEST_REMEMBERED = 40  # characters of such a word
+PIECE_LENGTH = 200  # characters that are tokenized at once, since the time grows faster than the length
+REMEMBERED_WORDS = 16384  # words whose vectors are kept in one matrix; when it is full, all are forgotten
+FIRST_WORDS = 1024  # initial size of the matrix, which grows
+LONGEST_REMEMBERED = 40  # characters of a word that is remembered
 
 
 class Embedder:
-    """wordllama's static vectors of tokens, averaged: 256 dimensions, weights in the package itself, no torch.
+    """Averages wordllama's static token vectors: 256 dimensions, weights included in the package, no torch.
 
-    Called from one thread at a time, but not always from the same.
+    It is called from one thread at a time, but not always the same thread.
     """
 
     def __init__(self) -> None:
         handlers, level = list(logging.root.handlers), logging.root.level
         import wordllama
 
-        logging.root.handlers[:] = handlers  # it has set up logging for the whole process
+        logging.root.handlers[:] = handlers  # importing it has configured logging for the whole process
         logging.root.setLevel(level)
-        # It looks for its shipped tokenizer in the wrong folder, and then asks a hub; told where it is, it finds it.
+        # It would look for its shipped tokenizer in the wrong folder, and then ask a hub; so it is told the folder.
         folder = Path(wordllama.__file__).parent
         model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
         self._tokenizer, self._vectors = model.tokenizer, np.asarray(model.embedding, np.float32)
         self._tokenizer.no_padding()
         self.dimensions = self._vectors.shape[1]
-        self._rows: dict[str, int] = {}  # of the remembered words in
-        self._words = np.empty((FIRST_WORDS, self.dimensions), np.float32)  # the sums of their tokens' vectors
+        self._rows: dict[str, int] = {}  # of the remembered words in `_words`
+        self._words = np.empty((FIRST_WORDS, self.dimensions), np.float32)  # the sums of the words' token vectors
 
     def embed(self, text: str) -> Vector:
-        """The mean of the tokens' vectors. No token is of two words, so that each word is tokenized by itself.
+        """Return the mean of the tokens' vectors. No token spans two words, so each word is tokenized by itself.
 
-        A word's vector is looked up among the words seen before. The rows of all tokens are spread over 32 MB, and a
-        row outside the processor's caches takes longer than everything else.
+        A word's vector is looked up among the words seen before. The rows of all tokens are spread over 32 MB, and
+        fetching a row from outside the processor's caches takes longer than everything else.
         """
         words = text.split(" ")
         total: Vector
@@ -55,7 +55,6 @@ class Embedder:
         return _unit(total)
 
     def _vector(self, word: str) -> Vector:
-        """The sum of a word's vectors, remembered unless the word is long."""
         row = self._rows.get(word)
         if row is not None:
             remembered: Vector = self._words[row]

@@ -1,4 +1,4 @@
-"""Single flight: of equal requests in flight one asks the engine, and all get its answer as it comes."""
+"""Single flight: of several equal requests in flight, one asks the engine, and all receive its answer as it arrives."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,16 +6,16 @@ from collections.abc import Awaitable, Callable
 from sweep.gateway.call import Headers
 from sweep.gateway.engines import BegunAnswer
 
-LARGEST_FLIGHT = 64 << 20  # bytes of an answer that is shared
+LARGEST_FLIGHT = 64 << 20  # bytes of an answer that may be shared
 
 Ask = Callable[[], Awaitable[BegunAnswer]]
 Land = Callable[[int, Headers, list[bytes]], None]
 
 
 class Flight:
-    """One answer in flight. It continues as long as one of its readers does, and ends with the last.
+    """One answer in flight. It continues as long as it has a reader, and ends with the last one.
 
-    The first reader that needs more than has come waits for the engine, and the others wait for that reader.
+    The first reader that needs more than has arrived waits for the engine, and the others wait for that reader.
     """
 
     def __init__(self, ask: Ask, land: Land, leave: Callable[[], None]) -> None:
@@ -25,13 +25,13 @@ class Flight:
         self._error: Exception | None = None
         self._size = 0  # bytes
         self._readers = 0
-        self._is_read = False  # a reader waits for the engine
+        self._is_read = False  # whether a reader waits for the engine
         self._waiting: list[asyncio.Future[None]] = []
         self._answer: BegunAnswer | None = None
         self._beginning = asyncio.ensure_future(ask())
 
     async def join(self) -> "SharedAnswer":
-        """The answer from its beginning, for one more reader. Raises Refused if no engine began to answer."""
+        """Return the answer from its beginning, for one more reader. Raises Refused if no engine began to answer."""
         self._readers += 1
         try:
             if self._answer is None:
@@ -43,11 +43,11 @@ class Flight:
 
     @property
     def is_open(self) -> bool:
-        """True while another reader may join."""
+        """Whether another reader may join."""
         return self._readers > 0 and self._error is None and not self.is_complete
 
     def quit(self) -> None:
-        """A reader leaves; after the last one the engine need not go on."""
+        """Remove a reader; after the last one, the engine may stop."""
         self._readers -= 1
         if self._readers:
             return
@@ -58,7 +58,7 @@ class Flight:
             self._beginning.result().close()
 
     async def advance(self) -> None:
-        """Wait until more of the answer, or its end, has come. Raises the error that broke it off."""
+        """Wait until more of the answer, or its end, has arrived. Raises the error that interrupted it."""
         if self._error is not None:
             raise self._error
         if self._is_read:
@@ -74,7 +74,7 @@ class Flight:
         except Exception as error:
             self._error = error
             raise
-        finally:  # also where this reader leaves: another one goes on
+        finally:  # even if this reader leaves, another one continues
             self._is_read = False
             waiting, self._waiting = self._waiting, []
             for news in waiting:
@@ -103,7 +103,7 @@ class SharedAnswer:
         self._position = 0
 
     async def read(self) -> bytes:
-        """The next part, as it came; empty at the end."""
+        """Return the next part as it arrived; empty at the end."""
         flight = self._flight
         while self._position == len(flight.chunks):
             if flight.is_complete:

@@ -6,30 +6,30 @@ from typing import Any, NamedTuple
 
 from sweep.gateway.call import Call
 
-# Headers that decide neither who asks nor what is answered. Every other header may be a credential.
+# Headers that affect neither who asks nor the answer. Every other header may be a credential.
 IGNORED_HEADERS = frozenset(
     (
         *(b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"user-agent"),
         *(b"x-request-id", b"traceparent", b"tracestate"),
     )
 )
-IGNORED_PREFIX = b"x-stainless-"  # OpenAI's libraries describe themselves, and count their retries
-SINGLE = ("n", "best_of")  # answers to one request
-UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control; others may begin with `no-` too
-CHANGED_BY_PROMPT = ("echo", "prompt_logprobs", "use_beam_search")  # the answer has the prompt in it, or is no sampling
+IGNORED_PREFIX = b"x-stainless-"  # OpenAI's libraries describe themselves and count their retries in these headers
+SINGLE = ("n", "best_of")  # number of answers to one request
+UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control, compared in full
+CHANGED_BY_PROMPT = ("echo", "prompt_logprobs", "use_beam_search")  # the answer contains the prompt, or is not sampled
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 DIGEST_BYTES = 20
 
 
 class AnswerKey(NamedTuple):
-    """Digests of a request: of all but its question, and of the question. Neither can be turned back."""
+    """Digests of a request: one of everything but its question, one of the question. Neither can be reversed."""
 
     context: bytes
     question: bytes
 
 
 def key_of(call: Call) -> AnswerKey | None:
-    """Return the key of a request; None if its answer must not be stored: it is not deterministic, or forbids it."""
+    """Return the key of a request; None if its answer must not be stored: not deterministic, or no-store."""
     question = call.question
     if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
         return None
@@ -44,13 +44,12 @@ def _digest(text: str) -> bytes:
 
 
 def _bypasses_cache(call: Call) -> bool:
-    """Return whether a request asks for a new answer, or that its answer not be stored."""
     directives = call.header(b"cache-control").lower().split(b",")
     return any(directive.partition(b"=")[0].strip() in UNCACHED for directive in directives)
 
 
 def is_deterministic(content: dict[str, Any]) -> bool:
-    """Return whether equal requests have equal answers: always the most probable token, and one answer."""
+    """Return whether equal requests get equal answers: greedy decoding and a single answer."""
     temperature = content.get("temperature")
     greedy = isinstance(temperature, int | float) and not isinstance(temperature, bool) and temperature == 0
     single = all(content.get(name) in (None, 1) for name in SINGLE)

@@ -13,11 +13,11 @@ from sweep.gateway.call import Call, Headers
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Cache
 
-LONG_QUESTION = 4000  # characters from which a text is embedded in a thread: it takes more than a millisecond
+LONG_QUESTION = 4000  # characters of a text that is embedded in a thread, since it takes more than a millisecond
 
 
 class AnswerSource:
-    """All that answers a request in an engine's place."""
+    """Everything that answers a request instead of an engine."""
 
     def __init__(self, settings: Cache, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.metrics, self.clock = settings, metrics, clock
@@ -27,7 +27,7 @@ class AnswerSource:
         metrics.entries.set(0)
 
     async def find(self, call: Call, key: AnswerKey) -> tuple[Hit | None, Vector | None]:
-        """The answer to this question or to one that is similar enough; and this question's vector, if it was made."""
+        """Return the answer to this question or one similar enough, and this question's vector if it was computed."""
         if hit := self._cache.same(key):
             return hit, None
         question = call.question
@@ -40,7 +40,7 @@ class AnswerSource:
         return self._cache.similar(key, vector), vector
 
     def board(self, call: Call, key: AnswerKey, vector: Vector | None, ask: Ask) -> tuple[Flight, bool]:
-        """The flight that brings the answer, and whether an earlier request started it."""
+        """Return the flight that will carry the answer, and whether an earlier request started it."""
         flight = self._flights.get(key) if self.settings.single_flight else None
         if flight is not None and flight.is_open:
             return flight, True

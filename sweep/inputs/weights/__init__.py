@@ -1,1 +1,1 @@
-"""Writes weights as a Hugging Face folder: random ones of an architecture, or a GGUF file's."""
+"""Writes weights as a Hugging Face folder: random weights of an architecture, or those in a GGUF file."""

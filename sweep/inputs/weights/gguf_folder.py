@@ -1,4 +1,4 @@
-"""A GGUF file of a Llama to a folder in Hugging Face layout: weights dequantised once, config and tokenizer."""
+"""Converts a Llama's GGUF file to a folder in Hugging Face layout: dequantised weights, config and tokenizer."""
 
 import json
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sweep.inputs.weights.random_weights import Array, encode, header
 
-FORMAT = 1  # part of the model's digest: raise it when the same file comes to another folder
-LAYER = {  # llama.cpp's name of a layer's tensor: Hugging Face's
+FORMAT = 1  # part of the model's digest: increase it when the same file gives another folder
+LAYER = {  # llama.cpp's name of a tensor in a layer -> Hugging Face's
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -25,12 +25,12 @@ LAYER = {  # llama.cpp's name of a layer's tensor: Hugging Face's
     "ffn_down": "mlp.down_proj",
 }
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-# Ways of splitting text by llama.cpp's name, each before GPT-2's own.
+# Patterns for splitting text, by llama.cpp's name; each is applied before GPT-2's own.
 SPLITS: dict[str, list[Any]] = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}
 
 
 def write_folder(file: Path, folder: Path, progress: Callable[[float], None]) -> None:
-    """Write config, tokenizer and weights; `progress` gets the share done. Raises ValueError unless it is a Llama."""
+    """Write config, tokenizer and weights; `progress` gets the share done. Raises ValueError if it is not a Llama."""
     reader = GGUFReader(file)
     facts = _Facts(reader)
     if facts["general.architecture"] != "llama" or facts["tokenizer.ggml.model"] != "gpt2":
@@ -111,7 +111,7 @@ def _write_tokenizer(facts: _Facts, folder: Path) -> None:
 
 
 def _write_weights(reader: GGUFReader, config: dict[str, Any], folder: Path, progress: Callable[[float], None]) -> None:
-    """Write model.safetensors, one tensor in memory at a time."""
+    """Write model.safetensors, with only one tensor in memory at a time."""
     tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -133,10 +133,10 @@ def _name(name: str) -> str:
             return f"model.layers.{layer}.{LAYER[part]}.weight"
         case [part, "weight"] if part in OUTSIDE:
             return f"{OUTSIDE[part]}.weight"
-    raise ValueError(f"{name}: no tensor of a Llama")
+    raise ValueError(f"{name}: not a tensor of a Llama")
 
 
 def halves(weights: Array, heads: int) -> Array:
-    """Each head's rows in the order of Hugging Face's rotary embedding: its even rows, then the odd."""
+    """Reorder each head's rows for Hugging Face's rotary embedding: the even rows, then the odd rows."""
     pairs = weights.reshape(heads, weights.shape[0] // heads // 2, 2, -1)
     return pairs.swapaxes(1, 2).reshape(weights.shape)

@@ -1,9 +1,9 @@
-"""Seeded random weights of a Llama of any size: the speed of an architecture without an account or a download.
+"""Seeded random weights for a Llama of any size: the speed of an architecture without an account or a download.
 
-Their text soon repeats one token and means nothing, so agreement, quality and speculation are not judged on them. The
+The generated text is meaningless and soon repeats one token, so agreement, quality and speculation are not judged. The
 best token is always printable text: the output head's other rows are zero, and of thousands of random logits the
 largest is above zero. The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded once, at the
-end: the same file on any machine. One tensor is in memory at a time, so 7B parameters need little more than a gigabyte.
+end, so the file is the same anywhere. With one tensor in memory at a time, 7B parameters need little over a gigabyte.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-WEIGHTS_VERSION = 4  # part of every digest: raise it when the same numbers come to other weights
-DEVIATION = 0.02  # of every matrix: the initializer_range that most published configurations state
+WEIGHTS_VERSION = 4  # part of every digest: increase it when the same settings give other weights
+DEVIATION = 0.02  # of every matrix: the initializer_range in most published configurations
 SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22  # weights drawn at a time
 
 
 class Architecture(Strict):
-    """The sizes of a Llama, under their names in its config.json."""
+    """The dimensions of a Llama, named as in its config.json."""
 
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
@@ -47,7 +47,7 @@ class Architecture(Strict):
     @model_validator(mode="before")
     @classmethod
     def _usual(cls, numbers: Any) -> Any:
-        """Fill in defaults of a config.json: one key-value head per head, and heads that share the hidden size."""
+        """Fill in the defaults of a config.json: one key-value head per head, and heads that split the hidden size."""
         match numbers:
             case {"hidden_size": int(hidden), "num_attention_heads": int(heads)} if heads > 0:
                 return {"num_key_value_heads": heads, "head_dim": hidden // heads, **numbers}
@@ -69,7 +69,7 @@ class Architecture(Strict):
 
 
 def shapes(architecture: Architecture) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of all tensors, in the order of the file."""
+    """Yield the names and shapes of all tensors, in file order."""
     hidden, ffn, a = architecture.hidden_size, architecture.intermediate_size, architecture
     queries, keys = a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim
     yield "model.embed_tokens.weight", (a.vocab_size, hidden)
@@ -89,7 +89,7 @@ def shapes(architecture: Architecture) -> Iterator[tuple[str, Shape]]:
 
 
 def tensor(name: str, shape: Shape, seed: int, ordinary: Sequence[int], deviation: float = DEVIATION) -> Array:
-    """One tensor in float32: norms are ones, matrices uniform with this standard deviation."""
+    """Return one tensor in float32: ones for norms, uniform numbers with this standard deviation for matrices."""
     if len(shape) == 1:
         return np.ones(shape, np.float32)
     weights = np.empty(math.prod(shape), np.float32)
@@ -105,17 +105,17 @@ def tensor(name: str, shape: Shape, seed: int, ordinary: Sequence[int], deviatio
 
 
 def stream_of(seed: int, name: str) -> np.random.PCG64:
-    """A stream of its own for each tensor, so none depends on the order or the size of another."""
+    """Return a separate stream for each tensor, so that no tensor depends on the order or size of the others."""
     return np.random.PCG64(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little"))
 
 
 def draw(stream: np.random.PCG64, count: int) -> Array:
-    """Draw 16 random bits each. (NumPy promises to keep `random_raw`, but not the methods of Generator.)"""
+    """Draw `count` numbers of 16 random bits. (NumPy promises to keep `random_raw`, but not Generator's methods.)"""
     return np.asarray(stream.random_raw(-(-count // 4)), "<u8").view("<u2")[:count]
 
 
 def encode(weights: Array, dtype: Dtype) -> Array:
-    """Float32 as the bytes of `dtype`, rounded to nearest even; bfloat16 as uint16, since NumPy has none."""
+    """Return float32 as the bytes of `dtype`, rounded to nearest even; bfloat16 as uint16, which NumPy lacks."""
     if dtype == "float32":
         return weights.astype("<f4", copy=False)
     if dtype == "float16":
@@ -132,7 +132,7 @@ def write_weights(
     progress: Callable[[int], None] = lambda done: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write `folder`/model*.safetensors, tensor by tensor, with an index when there is more than one file."""
+    """Write `folder`/model*.safetensors tensor by tensor, with an index if there is more than one file."""
     size = 4 if dtype == "float32" else 2
     tensors: dict[str, Any] = dict(shapes(architecture))
     split = split_state_dict_into_shards_factory(
@@ -157,7 +157,7 @@ def write_weights(
 
 
 def header(tensors: dict[str, Shape], dtype: Dtype, size: int) -> bytes:
-    """The beginning of a safetensors file, written here because the library wants all tensors in memory at once."""
+    """Return the header of a safetensors file; the library would need all tensors in memory at once."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in tensors.items():

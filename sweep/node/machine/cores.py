@@ -5,14 +5,14 @@ from typing import Literal
 
 from backends.launch.gpus import find_gpu, present
 
-CORES_PER_CLIENT_CORE = 8  # one of so many cores of a node is the measuring client's
+CORES_PER_CLIENT_CORE = 8  # one core in this many belongs to the measuring client
 
 
 def split_cores(gpus: tuple[str, ...], processes: int | Literal["auto"]) -> tuple[list[int], set[int]]:
-    """The cores of the engine and of the measuring client, separate if there are two or more.
+    """Return the cores of the engine and of the measuring client, which are separate if there are two or more cores.
 
-    The client has one core for each of its `processes` but no more than the engine; by default one in eight of all.
-    With GPUs the node may hold other deployments too: its cores are dealt out by GPU.
+    The client has one core per process but no more than the engine; by default one in eight. With GPUs, the node may
+    run other deployments too: its cores are divided among the GPUs.
     """
     cores = sorted(os.sched_getaffinity(0))
     indexes = [gpu.number for gpu in filter(None, map(find_gpu, gpus))]

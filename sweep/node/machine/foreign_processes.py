@@ -1,4 +1,4 @@
-"""The processes of others during a measurement: their share of the engine's cores, and the GPUs they use.
+"""Other processes during a measurement: their share of the engine's cores, and the GPUs that they use.
 
 Our own processes are the engine and its gateway, this process and its ancestors, Ray's on this node, and all that share
 the machine on purpose.
@@ -15,26 +15,26 @@ from backends.launch import gpus
 from sweep.node.machine.sharing import sharing_pids
 
 NAMED_PROCESSES = 3
-LEAST_NAMED = 0.02  # cores that a named process takes
+LEAST_NAMED = 0.02  # cores that a process must use to be named
 RAY = "/ray/"  # in the command of each of Ray's processes
 
 
 class ForeignCpu:
-    """The share of some cores that others take, and the busiest of them.
+    """The share of these cores that other processes use, and the busiest of the processes.
 
-    The share is the cores' busy time without our processes' time. So it includes work that no visible process shows (in
+    The share is the cores' busy time without our processes' time. So it includes work without a visible process (in
     another container, or ended meanwhile), but not interrupts.
     """
 
     def __init__(self, cores: Collection[int], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
-        """`engine` lists the engine's processes and those in front of it. The client's are expected on other cores."""
+        """`engine` lists the engine's processes and those in front of it. The client should be on other cores."""
         self.cores, self.sharing, self.engine = frozenset(cores), sharing, engine
         self.family = [process for process in _family() if _runs_on(process, self.cores)]
         self.before: tuple[float, float, dict[int, float]] | None = None  # time, busy time, CPU time of ours by pid
         self.began, self.at_begin = time.monotonic(), _cpu_times()
 
     def share(self) -> float | None:
-        """The share since the last call; None at the first."""
+        """Return the share since the last call; None at the first call."""
         processes = [*self.engine(), *self.family, *_processes(sharing_pids(self.sharing))]
         ours = {process.pid: seconds for process in processes if (seconds := _cpu_time(process)) is not None}
         now, busy = time.monotonic(), _busy(self.cores)
@@ -45,7 +45,7 @@ class ForeignCpu:
         return min(1.0, max(0.0, (busy - before[1] - used) / ((now - before[0]) * len(self.cores))))
 
     def busiest(self) -> str:
-        """The other processes with the most CPU time since this object was made, each with its cores."""
+        """Return the other processes with the most CPU time since this object was made, each with its cores."""
         ours = {process.pid for process in [*self.engine(), *_family()]} | sharing_pids(self.sharing)
         elapsed = max(1e-3, time.monotonic() - self.began)
         took = [
@@ -61,10 +61,10 @@ class ForeignCpu:
 
 
 class ForeignGpu:
-    """The processes of others on some GPUs.
+    """The other processes on these GPUs.
 
-    A driver lists processes by their numbers outside containers. If it lists none of the engine's, it does not show
-    whose they are.
+    A driver lists processes by their ids outside containers. If it lists none of the engine's processes, it does not
+    show whose the listed ones are.
     """
 
     def __init__(self, devices: Sequence[str], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
@@ -73,7 +73,7 @@ class ForeignGpu:
         self.most: dict[int, int] = {}  # bytes by pid
 
     def count(self, device: str) -> int | None:
-        """The number of others' processes on a GPU now, or None."""
+        """Return the number of other processes on a GPU now, or None if it is unknown."""
         users = gpus.compute_processes(self.handles[device])
         if users.keys() - self.ours:
             self.ours = {process.pid for process in self.engine()} | sharing_pids(self.sharing)
@@ -84,7 +84,7 @@ class ForeignGpu:
         return len(others)
 
     def largest(self) -> str:
-        """The other processes seen so far, each with the most memory that it had."""
+        """Return the other processes seen so far, each with its largest memory use."""
         ranked = sorted(self.most.items(), key=lambda each: -each[1])[:NAMED_PROCESSES]
         names = {process.pid: _program(process) for process in _processes([pid for pid, _ in ranked])}
         return ", ".join(f"process {pid} ({names.get(pid, '?')}) {size / 2**30:.2f} GiB" for pid, size in ranked)
@@ -97,12 +97,12 @@ class Foreign(NamedTuple):
     gpu: ForeignGpu | None
 
     def describe(self) -> str:
-        """The largest of the processes seen so far, the busiest on the cores first."""
+        """Return the largest of the processes seen so far, the busiest on the cores first."""
         return "; ".join(filter(None, [self.cpu.busiest() if self.cpu else "", self.gpu.largest() if self.gpu else ""]))
 
 
 def _family() -> list[psutil.Process]:
-    """This process and its ancestors; in a worker of Ray, also Ray's other processes on this node."""
+    """Return this process and its ancestors; in a worker of Ray, also Ray's other processes on this node."""
     here = psutil.Process()
     family = [here, *here.parents()]
     if len(family) > 2 and _program(family[1]) == "raylet":
@@ -118,7 +118,7 @@ def _processes(pids: Iterable[int]) -> Iterator[psutil.Process]:
 
 
 def _cpu_times() -> dict[tuple[int, str], float]:
-    """CPU time of every process of this machine by pid and name, s."""
+    """Return the CPU seconds of every process on this machine, by pid and name."""
     each = psutil.process_iter(["name", "cpu_times"])
     return {(p.pid, p.info["name"] or "?"): _sum(p.info["cpu_times"]) for p in each if p.info["cpu_times"]}
 
@@ -152,6 +152,6 @@ def _runs_on(process: psutil.Process, cores: frozenset[int]) -> bool:
 
 
 def _busy(cores: frozenset[int]) -> float:
-    """CPU time that programs have had on these cores, s."""
+    """Return the CPU seconds that programs have used on these cores so far."""
     times = psutil.cpu_times(percpu=True)
     return sum(each.user + each.nice + each.system for core, each in enumerate(times) if core in cores)

@@ -1,4 +1,4 @@
-"""Waits for free GPU memory: an engine launched beside another's remains would be measured with less memory."""
+"""Waits for free GPU memory: an engine launched beside the remains of another would be measured with less memory."""
 
 import time
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from backends.launch.server import LaunchError
 from sweep.base.exits import Cause, Exit
 from sweep.base.records import Outcome
 
-FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # a driver and a display hold some: up to the larger of the two counts as free
+FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # up to the larger of these counts as free: a driver and a display use some
 
 
 def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float = 1.0) -> None:
     """Wait until the memory of these GPUs (indices or UUIDs) is free.
 
-    Raises LaunchError, with the processes that use it, if not after `timeout` s; Stopped if the task is cancelled.
+    Raises LaunchError, naming the processes that use it, after `timeout` seconds; Stopped if the task is cancelled.
     """
     handles = gpus.handles(devices)
     deadline = time.monotonic() + timeout
@@ -35,7 +35,7 @@ def _is_free(memory: gpus.Memory | None) -> bool:
 
 def _users(device: str, handle: Any) -> str:
     memory = gpus.memory(handle)
-    assert memory is not None  # one that does not report it counts as free
+    assert memory is not None  # a GPU that does not report its memory counts as free
     pids = [str(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     by = f"processes {', '.join(pids)}" if pids else "a process that NVML does not show"
     return f"GPU {device}: {memory.used / 2**30:.1f} of {memory.total / 2**30:.1f} GiB are in use by {by}"

@@ -1,9 +1,9 @@
-"""The lease on GPUs, or on the CPU of a machine: one launch at a time measures on each, whoever's sweep it belongs to.
+"""The lease on GPUs, or on a machine's CPU: only one launch at a time measures on each, whichever sweep it belongs to.
 
-A lease is a socket that listens under an abstract name. It is one per host and network namespace, every user sees it,
-and it ends with its process. Whoever takes one looks again: of two that take it at once both let go. A waiting process
-has such a name too, and a later one lets it go first: a sweep of many launches must not keep others from theirs. A bare
-name decides nothing, and the kernel says which process listens.
+A lease is a socket that listens under an abstract name. The name is unique per host and network namespace, visible to
+every user, and ends with its process. A process that takes a lease checks again: of two that take it at once, both let
+go. A waiting process has such a name too, and later ones let it go first, so that a sweep of many launches does not
+keep others from theirs. A name alone proves nothing: the kernel says which process listens.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ from backends.launch.gpus import find_gpu
 HOLDS, WAITS = "sweep-lease", "sweep-lease-waits"
 SOCKETS = Path("/proc/net/unix")
 CPU = "CPU"
-POLL = 0.5  # s between two looks at a lease that another process has
-GIVE_WAY = 4 * POLL  # s for which a free device is left to who waits for it, who may be suspended
+POLL = 0.5  # s between two checks of a lease that another process holds
+GIVE_WAY = 4 * POLL  # s for which a free device is left to a waiting process, which may be suspended
 REPORT_AGAIN = 60.0  # s between two reports of the wait
 SOCKET_NAME_BYTES = 100  # bytes of an abstract name
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class Holder(NamedTuple):
-    """A process that measures on a device, or waits for it, as the name of its socket says."""
+    """A process that measures on a device, or waits for it, as described by its socket's name."""
 
     device: str
-    sharing: str  # a digest of the name under which it shares the machine; of its pid if it does not
+    sharing: str  # digest of the name under which it shares the machine, or of its pid
     pid: int
     sweep: str
 
     def describe(self) -> str:
         where = "on this machine's CPU" if self.device == CPU else f"on {self.device}"
-        return f"process {self.pid} (sweep {self.sweep}), which measures {where}; to go on now, stop that process"
+        return f"process {self.pid} (sweep {self.sweep}), which measures {where}; to continue now, stop that process"
 
     def name(self, prefix: str) -> bytes:
         return os.fsencode("/".join([prefix, *map(str, self)]))[:SOCKET_NAME_BYTES]
@@ -51,9 +51,9 @@ class Holder(NamedTuple):
 def leased(
     gpus: Sequence[str], sweep: str, sharing: str, report: Callable[[str], None], give_up: Callable[[], bool]
 ) -> Iterator[bool]:
-    """Hold the lease on these GPUs, or without any on the CPU, for the block; False if it was not available.
+    """Hold the lease on these GPUs, or on the CPU if there are none, for the block; yield False if it is not available.
 
-    `report` is called with the holder, as long as others hold it; `give_up` ends the wait. Raises Stopped if the task
+    `report` is called with the holder while others hold the lease; `give_up` ends the wait. Raises Stopped if the task
     is cancelled.
     """
     devices = [gpu.uuid if (gpu := find_gpu(entry)) else entry for entry in gpus] or [CPU]
@@ -77,7 +77,7 @@ def leased(
 
 
 def _take(leases: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bool) -> list[Holder] | None:
-    """Take the lease on all of these devices, in `sockets`, and return None, or return the holder of one of them.
+    """Take the lease on all of these devices, kept in `sockets`, and return None; or return the holder of one.
 
     The holder may be a waiting process, if this one `gives_way`.
     """
@@ -98,7 +98,7 @@ def _bind(leases: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) 
 
 
 def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
-    """Return the others that measure on one of these devices now, or wait for it; empty if the system does not say."""
+    """Return others that measure on one of these devices, or wait for it; empty if the system hides them."""
     try:
         lines = SOCKETS.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -113,7 +113,7 @@ def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
 
 
 def _listener(holder: Holder, prefix: str) -> int | None:
-    """Return the pid of the process that listens under a holder's name, as the kernel says; None if none does."""
+    """Return the pid of the process that listens under a holder's name, according to the kernel; None if none does."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -121,14 +121,14 @@ def _listener(holder: Holder, prefix: str) -> int | None:
             pid, _, _ = CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
         except ConnectionRefusedError:
             return None
-        except OSError:  # its queue is full of such questions
+        except OSError:  # its queue is full of connections like this one
             return holder.pid
     return pid or holder.pid  # 0: a process in another pid namespace
 
 
 @contextlib.contextmanager
 def _bound(name: bytes) -> Iterator[bool]:
-    """A socket of this abstract name for the block; False if another process has it."""
+    """Bind a socket to this abstract name for the block; yield False if another process has the name."""
     with socket.socket(socket.AF_UNIX) as lease:
         try:
             lease.bind(b"\0" + name)
@@ -137,5 +137,5 @@ def _bound(name: bytes) -> Iterator[bool]:
                 raise
             yield False
             return
-        lease.listen(16)  # questions of others wait here; nobody accepts them
+        lease.listen(16)  # connections from others wait here, and nobody accepts them
         yield True

@@ -8,7 +8,7 @@ CGROUPS, CORES = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 
 
 class CpuLimits:
-    """A source of telemetry: counters of the periods with a used-up quota, and of thermal limits."""
+    """A source of telemetry: it counts the periods in which the quota was used up, and the thermal limits."""
 
     def __init__(self, cores: Collection[int]) -> None:
         self.name = "cpu limits"
@@ -28,7 +28,7 @@ class CpuLimits:
 
 
 def _own_cgroup() -> Path:
-    """The folder of this process's control group (version 2)."""
+    """Return the folder of this process's control group (version 2)."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             if line.startswith("0::"):

@@ -1,4 +1,4 @@
-"""`quiet`: waits until others leave a node alone, and rejects a trial that they disturbed."""
+"""`quiet`: waits until other processes leave a node alone, and rejects a trial that they disturbed."""
 
 import threading
 import time
@@ -10,11 +10,11 @@ from sweep.base.records import Outcome
 from sweep.disk.row import Verdict
 from sweep.node.machine.foreign_processes import Foreign
 
-LOOK = 1.0  # s over which the share of the CPU is taken
+LOOK = 1.0  # s over which the CPU share is measured
 
 
 def not_quiet(quiet: Quiet, foreign: Foreign, stop: threading.Event, report: Callable[[str], None]) -> str | None:
-    """Wait until the node is quiet. Return why it is not, `quiet.within` s later; None if it is, or `stop` is set."""
+    """Wait until the node is quiet. Return why it is not after `quiet.within` s; None if it is, or `stop` is set."""
     deadline = time.monotonic() + quiet.within
     reported = False
     if foreign.cpu is not None:
@@ -33,7 +33,7 @@ def not_quiet(quiet: Quiet, foreign: Foreign, stop: threading.Event, report: Cal
 
 
 def or_disturbed(verdict: Verdict, quiet: Quiet | None, columns: Mapping[str, Any], others: str) -> Verdict:
-    """Return the verdict on a trial, or that it was disturbed, where `quiet` is set and these columns exceed it."""
+    """Return the verdict on a trial, or `disturbed` if `quiet` is set and these columns exceed its limits."""
     if quiet is None or verdict.outcome not in (Outcome.OK, Outcome.CLIENT_LIMITED):
         return verdict
     disturbance = _disturbance(quiet, columns)
@@ -44,7 +44,7 @@ def or_disturbed(verdict: Verdict, quiet: Quiet | None, columns: Mapping[str, An
 
 
 def _now(foreign: Foreign) -> dict[str, Any]:
-    """The columns of a row about other processes, with their present values."""
+    """Return a row's columns about other processes, with their current values."""
     counts = [foreign.gpu.count(device) for device in foreign.gpu.handles] if foreign.gpu else []
     return {
         "foreign_cpu_share": foreign.cpu.share() if foreign.cpu else None,
@@ -56,5 +56,5 @@ def _disturbance(quiet: Quiet, columns: Mapping[str, Any]) -> str | None:
     """Return how others exceed the limits of `quiet`; None if they do not, or if that is unknown."""
     share, processes = columns.get("foreign_cpu_share"), columns.get("foreign_gpu_processes")
     if share is not None and share > quiet.foreign_cpu:
-        return f"other processes took {share:.0%} of the cores (quiet.foreign_cpu={quiet.foreign_cpu:g})"
+        return f"other processes used {share:.0%} of the cores (quiet.foreign_cpu={quiet.foreign_cpu:g})"
     return f"{processes} other processes used a GPU" if processes else None

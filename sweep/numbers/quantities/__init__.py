@@ -1,4 +1,4 @@
-"""Declares every quantity: each module here is one subject, and each is found by being here."""
+"""Declares every quantity: each module in this package is one subject, and is found automatically."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""Lockstep batches. One with a failed request never ended, and took until that request was given up."""
+"""Lockstep batches. A batch with a failed request never ended, and took until that request was given up."""
 
 from typing import NamedTuple
 
@@ -12,21 +12,21 @@ from sweep.numbers.selection import per_second, succeeded
 
 
 class Batches(NamedTuple):
-    """The lockstep batches of a trial, in order. Each of shape (batches,)."""
+    """The lockstep batches of a trial, in order. Each array has shape (batches,)."""
 
-    begin: Floats  # first send of the batch, s from the trial's start
-    latency: Floats  # last token of the batch − its first send, s; infinite with a failed request
-    took: Floats  # the same, but until a failed request was given up
-    output_tokens: Floats  # of its successful requests; NaN where a count is unknown
+    begin: Floats  # first send of the batch, in s from the trial's start
+    latency: Floats  # last token of the batch − its first send, in s; infinite if a request failed
+    took: Floats  # the same, but until the client gave up on a failed request
+    output_tokens: Floats  # of its successful requests; NaN if a count is unknown
 
     def whole(self) -> "Batches":
-        """Those of which every request succeeded."""
+        """Return the batches in which every request succeeded."""
         chosen = np.isfinite(self.latency)
         return Batches(*(values[chosen] for values in self))
 
 
 def batches(records: Records, mask: Mask) -> Batches:
-    """The lockstep batches of a trial."""
+    """Return the lockstep batches of a trial."""
     mask = mask & (np.asarray(records.batch) != UNKNOWN)
     ids, member = np.unique(np.asarray(records.batch)[mask], return_inverse=True)
     sent, tokens = as_floats(records.sent)[mask], np.asarray(records.output_tokens, np.float64)[mask]
@@ -43,17 +43,17 @@ def batches(records: Records, mask: Mask) -> Batches:
     return Batches(begins, np.where(failed, np.inf, took), took, output)
 
 
-# Not a latency by kind: the engine's own stamps tell how long a whole batch took as well as a client's.
+# Not of the kind "latency": the engine's own stamps show the time of a whole batch as well as a client's.
 @quantity(unit="s", kind="throughput", per="batch", better="lower", label="batch latency")
 def batch_latency(records: Records, mask: Mask) -> Floats:
-    """last token of a batch − its first send; slower than any where a request failed. Shape (batches,), s."""
+    """last token of a batch − its first send; infinite if a request failed. Shape (batches,), s."""
     return batches(records, mask).latency
 
 
 @quantity(unit="tokens/s", kind="throughput", better="higher")
 def batch_throughput(records: Records, mask: Mask) -> float | None:
-    """Σ output tokens of the successful requests / Σ batch_latency; a batch with a failed request counts until it was
-    given up.
+    """Σ output tokens of the successful requests / Σ batch_latency; a batch with a failed request counts until that
+    request was given up.
     """
     every = batches(records, mask)
     tokens = float(every.output_tokens.sum())

@@ -1,9 +1,10 @@
-"""The measuring client's report on itself (`client`), and the trial's other costs."""
+"""The measuring client's report on itself (`client`), and figures of the launch and the trial as a whole."""
 
 from collections.abc import Callable
-from typing import Any
+from inspect import Parameter, Signature
+from typing import Any, cast
 
-from sweep.numbers.quantity import Quantity, declare, quantity
+from sweep.numbers.quantity import Quantity, declare
 
 REPORT: dict[str, tuple[str, type, str]] = {
     "cpu": ("cores", float, "CPU time / elapsed time of the client's busiest process."),
@@ -12,11 +13,12 @@ REPORT: dict[str, tuple[str, type, str]] = {
     "loop_lag_p50": ("s", float, "median delay of the client's event loop."),
     "loop_lag_p99": ("s", float, "p99 of the delays of the client's event loop."),
     "reads": ("", int, "number of reads from sockets."),
-    "multi_event_reads": ("", int, "reads that returned several token events, which then share a stamp."),
-    "clock_steps": ("", int, "how often the host's clock was set while the client measured."),
+    "multi_event_reads": ("", int, "reads that returned several token events, which therefore share a stamp."),
+    "clock_steps": ("", int, "number of times that the host's clock was set while the client measured."),
     "processes": ("", int, "number of client processes."),
     "offered": ("requests", int, "requests that were due."),
     "sent": ("requests", int, "requests that were sent."),
+    "start_spread": ("s", float, "time between the first and the last user's start; null without users."),
 }
 """Field of the report -> unit, type and meaning."""
 
@@ -39,73 +41,49 @@ for _name, (_unit, _type, _formula) in REPORT.items():
     )
 
 
-@quantity(unit="s", kind="count", better="lower", label="Engine start-up")
-def startup_seconds(startup_seconds: float | None) -> float | None:
-    """from the engine's launch to its first successful answer."""
-    return startup_seconds
+def _input(name: str) -> Callable[..., Any]:
+    """A quantity's function that returns the input of this name."""
+    function: Any = lambda **inputs: inputs[name]  # noqa: E731
+    function.__signature__ = Signature([Parameter(name, Parameter.KEYWORD_ONLY)])
+    return cast("Callable[..., Any]", function)
 
 
-@quantity(unit="s", kind="count", better="lower", label="Cold TTFT")
-def cold_ttft(cold_ttft: float | None) -> float | None:
-    """time to first token of the first request after the engine's launch, of a prompt of some 16 tokens."""
-    return cold_ttft
+COSTS = {
+    "startup_seconds": "time from the engine's launch to its first successful answer.",
+    "cold_ttft": "time to first token of the first request after the launch, with a prompt of about 16 tokens.",
+    "wall_seconds": "elapsed time of the trial, including the warm-up.",
+}
+LABELS = {"startup_seconds": "Engine start-up", "cold_ttft": "Cold TTFT"}
+AGREEMENT = (
+    "share of positions at which the engine's greedy token is the reference's, after the reference's own tokens."
+)
+WILSON = "lower end of the agreement's 95 % interval (Wilson, for the prompts' effective number of positions)."
+QUALITY = "exp of the mean log-probability of a token of shipped text under the engine, over that under the reference."
+STUDENT = "lower end of the quality's 95 % interval (Student's t over the texts, for differences paired by token)."
+OF_ANSWERS = {
+    "agreement": AGREEMENT,
+    "agreement_low": WILSON,
+    "agreement_high": "upper end of the agreement's 95 % interval.",
+    "agreement_positions": "positions behind the agreement, without those at which the engine would end its answer.",
+    "quality": QUALITY,
+    "quality_low": STUDENT,
+    "quality_high": "upper end of the quality's 95 % interval.",
+    "quality_tokens": "tokens of the text on which the quality is based.",
+}
+for _name, _formula in (COSTS | OF_ANSWERS).items():
+    _counted = _name in ("agreement_positions", "quality_tokens")
+    declare(
+        Quantity(
+            name=_name,
+            unit="s" if _name in COSTS else "" if _counted else "share",
+            kind="count" if _name in COSTS else "validity",
+            better="lower" if _name in COSTS else "higher" if _name in ("agreement", "quality") else None,
+            type=int if _counted else float,
+            function=_input(_name),
+            formula=_formula,
+            label=LABELS.get(_name),
+        )
+    )
 
-
-@quantity(unit="s", kind="count", better="lower")
-def wall_seconds(wall_seconds: float) -> float:
-    """elapsed time of the trial, warm-up included."""
-    return wall_seconds
-
-
-@quantity(unit="share", kind="validity", better="higher")
-def agreement(agreement: float | None) -> float | None:
-    """share of positions at which the engine's greedy token is the reference's, after the reference's own tokens."""
-    return agreement
-
-
-@quantity(unit="share", kind="validity")
-def agreement_low(agreement_low: float | None) -> float | None:
-    """lower end of the agreement's 95 % interval, by Wilson over the prompts' effective number of positions."""
-    return agreement_low
-
-
-@quantity(unit="share", kind="validity")
-def agreement_high(agreement_high: float | None) -> float | None:
-    """upper end of the agreement's 95 % interval."""
-    return agreement_high
-
-
-@quantity(unit="", kind="validity", type=int)
-def agreement_positions(agreement_positions: int | None) -> int | None:
-    """positions behind the agreement, without those at which the engine would end its answer."""
-    return agreement_positions
-
-
-@quantity(unit="share", kind="validity", better="higher")
-def quality(quality: float | None) -> float | None:
-    """exp of the mean log-probability of a token of shipped text under the engine, over that under the reference."""
-    return quality
-
-
-@quantity(unit="share", kind="validity")
-def quality_low(quality_low: float | None) -> float | None:
-    """lower end of the quality's 95 % interval, of the differences paired by token, by Student's t over the texts."""
-    return quality_low
-
-
-@quantity(unit="share", kind="validity")
-def quality_high(quality_high: float | None) -> float | None:
-    """upper end of the quality's 95 % interval."""
-    return quality_high
-
-
-@quantity(unit="", kind="validity", type=int)
-def quality_tokens(quality_tokens: int | None) -> int | None:
-    """tokens of the text that the quality is of."""
-    return quality_tokens
-
-
-AGREEMENT = (agreement, agreement_low, agreement_high, agreement_positions)
-QUALITY = (quality, quality_low, quality_high, quality_tokens)
-ANSWERS = tuple(function.__name__ for function in (*AGREEMENT, *QUALITY))
+ANSWERS = tuple(OF_ANSWERS)
 """Measured at a launch, and the same in the rows of all its trials."""

@@ -1,4 +1,4 @@
-"""The gateway in front of the engine: what it clipped and what its cache answered. Empty without one."""
+"""The gateway in front of the engine: what it clipped and what its cache answered. Null if there is no gateway."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from sweep.numbers.quantities.latency import e2el
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import succeeded
 
-Decisions = Sequence[Mapping[str, Any]]  # of the measured requests, as the gateway's log has them
+Decisions = Sequence[Mapping[str, Any]]  # on the measured requests, as in the gateway's log
 HITS = ("exact", "semantic")
 BY_GATEWAY = (*HITS, "shared")
 BY_ENGINE = ("miss", "uncacheable")
@@ -26,7 +26,7 @@ def _has_cache(decisions: Decisions) -> bool:
 
 
 def mark_gateway_answers(records: Records, decisions: Decisions) -> None:
-    """Mark the Records whose answers the gateway gave: their events come as it sends them, not as they are made."""
+    """Mark the Records that the gateway answered: their events arrive as it sends them, not as they are made."""
     names = {each["request_id"] for each in decisions if each.get("cache") in BY_GATEWAY}
     for index, name in enumerate(records.request_id):
         if name in names:
@@ -35,14 +35,14 @@ def mark_gateway_answers(records: Records, decisions: Decisions) -> None:
 
 @quantity(unit="share", kind="count", label="Clipped requests")
 def clipped_share(decisions: Decisions) -> float | None:
-    """share of the requests whose prompt or answer the gateway clipped."""
+    """share of the requests whose prompt or answer was clipped by the gateway."""
     clipped = [each for each in decisions if _cut(each)]
     return len(clipped) / len(decisions) if decisions else None
 
 
 @quantity(unit="tokens", kind="count", type=int, label="Tokens clipped")
 def clipped_tokens(decisions: Decisions) -> int:
-    """Σ tokens of prompts that were cut, and of answers that were asked for and not allowed."""
+    """Σ tokens cut from prompts, and tokens of answers that were requested but not allowed."""
     return sum(map(_cut, decisions))
 
 
@@ -53,21 +53,21 @@ def _cut(decision: Mapping[str, Any]) -> int:
 
 @quantity(unit="share", kind="count", better="higher", label="Cache hits")
 def cache_hit_rate(decisions: Decisions) -> float | None:
-    """share of the requests that were answered from the gateway's cache; null without one."""
+    """share of the requests that were answered from the gateway's cache; null if it has no cache."""
     return len(_hits(decisions)) / len(decisions) if _has_cache(decisions) else None
 
 
 @quantity(unit="share", kind="count", label="Shared answers")
 def shared_answer_rate(decisions: Decisions) -> float | None:
-    """share of the requests that got the answer of an equal one under way; null without a cache."""
+    """share of the requests that received the answer of an equal request in flight; null if there is no cache."""
     shared = [each for each in decisions if each.get("cache") == "shared"]
     return len(shared) / len(decisions) if _has_cache(decisions) else None
 
 
 @quantity(unit="share", kind="validity", better="lower", label="False hits")
 def false_hit_rate(decisions: Decisions, meanings: Mapping[str, str]) -> float | None:
-    """share of the requests that the cache answered with the answer to a question of another meaning; null without a
-    cache, or if the workload does not state the meanings.
+    """share of the requests that the cache answered with the answer to a question with another meaning; null if there
+    is no cache, or the workload does not state the meanings.
     """
     if not _has_cache(decisions) or not meanings:
         return None
@@ -94,7 +94,7 @@ def served_agreement(served_equal: float | None) -> float | None:
 
 @quantity(unit="tokens", kind="count", type=int, label="Tokens from the cache")
 def cache_tokens_saved(decisions: Decisions) -> int | None:
-    """Σ tokens of prompts and answers that the engine did not process, since the cache answered; null without one."""
+    """Σ tokens of prompts and answers that the engine did not process, as the cache answered; null without a cache."""
     if not _has_cache(decisions):
         return None
     return sum(int(hit["cached_input_tokens"] + hit["cached_output_tokens"]) for hit in _hits(decisions))
@@ -102,8 +102,8 @@ def cache_tokens_saved(decisions: Decisions) -> int | None:
 
 @quantity(unit="s", kind="latency", better="higher", label="Latency saved by the cache")
 def cache_latency_saved(decisions: Decisions, records: Records, mask: Mask) -> float | None:
-    """median e2el of the requests that the engine answered − median e2el of those answered from the cache; null
-    without either."""
+    """median e2el of the requests that the engine answered − median e2el of those from the cache; null if there are
+    none of either."""
     result = {each["request_id"]: each.get("cache") for each in decisions}
     results = np.array([result.get(name, "") or "" for name in records.request_id])
     latencies, answered = e2el(records), mask & succeeded(records)
@@ -129,5 +129,5 @@ def cache_cost_saved(
 
 @quantity(unit="s", kind="validity", better="lower", label="Gateway's loop lag")
 def gateway_loop_lag_p99(loop_lag: float | None) -> float | None:
-    """p99 of the delays of the gateway's event loop, looked at every 10 ms."""
+    """p99 of the delays of the gateway's event loop, sampled every 10 ms."""
     return loop_lag

@@ -1,8 +1,8 @@
-"""Requests that met every bound of `slo`, which bounds ttft, tpot and e2el in s, inclusive; null if it has no bound.
+"""Requests that met every bound in `slo` on ttft, tpot and e2el (in s, inclusive); null if `slo` has no bound.
 
 A one-token answer has no tpot and meets any bound on it; several tokens in a single chunk have no known tpot and meet
-no bound. Where no tpot is known (a buffered stream, uncounted tokens), no figure with a bound on it is known either. A
-failed request meets no bound. None, rather than 0, if no request succeeded.
+no bound on it. If no tpot is known (a buffered stream, uncounted tokens), figures with a bound on tpot are unknown too.
+A failed request meets no bound. The figure is None rather than 0 if no request succeeded.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import numpy as np
 
 from sweep.base.records import Records
 from sweep.numbers.chunks import Mask
+from sweep.numbers.quantities.answers import tokens_are_stamped
 from sweep.numbers.quantities.latency import e2el, tpot, ttft
 from sweep.numbers.quantities.throughput import duration
 from sweep.numbers.quantities.tokens import buffered_share
@@ -37,7 +38,7 @@ def goodput_share(records: Records, mask: Mask, slo: Bounds) -> float | None:
 
 @quantity(unit="requests/s", kind="latency", better="higher", steady=True, label="Goodput", headline={"": 6})
 def steady_goodput(records: Records, mask: Mask, window: Window, slo: Bounds) -> float | None:
-    """requests sent in the window that met every bound of `slo`, whenever they ended / its length."""
+    """requests sent in the window that met every bound of `slo`, whenever they ended / the window's length."""
     good = within_bounds(records, sent_within(records, mask, window), slo)
     if good is None or window.begin is None or window.end is None:
         return None
@@ -45,8 +46,8 @@ def steady_goodput(records: Records, mask: Mask, window: Window, slo: Bounds) ->
 
 
 def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
-    """The requests in the mask that met every bound; None without bounds, with one on a tpot that is null, or if none
-    of them succeeded.
+    """Return the requests in the mask that met every bound. Return None if there is no bound, if a bound is on a tpot
+    that is null, or if no request succeeded.
 
     Raises:
         ValueError: for a bound on anything else.
@@ -55,7 +56,7 @@ def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
     if not slo or not good.any() or (any(name.startswith("tpot") for name in slo) and not _has_tpot(records, good)):
         return None
     for column, bound in slo.items():
-        name = column.partition(".")[0]  # a request is judged by the limit, whatever the percentile
+        name = column.partition(".")[0]  # a request is judged by the limit itself, whatever the percentile
         if name not in BOUNDED:
             raise ValueError(f"slo.{column}={bound}: unknown; expected: {', '.join(BOUNDED)}")
         met = BOUNDED[name](records) <= bound
@@ -64,6 +65,5 @@ def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
 
 
 def _has_tpot(records: Records, answered: Mask) -> bool:
-    return total_tokens(records.streamed_tokens, answered) is not None and not is_buffered(
-        buffered_share(records, answered)
-    )
+    counted = total_tokens(records.streamed_tokens, answered) is not None and tokens_are_stamped(records)
+    return counted and not is_buffered(buffered_share(records, answered))

@@ -1,4 +1,4 @@
-"""Latencies of one request and of one gap between chunks."""
+"""Latencies of a request, and of a gap between chunks."""
 
 from typing import Any
 
@@ -7,25 +7,41 @@ from numpy.typing import NDArray
 
 from sweep.base.records import Records
 from sweep.numbers.chunks import Block, Floats, Mask, as_floats, blocks, later_tokens, token_times
-from sweep.numbers.quantity import quantity
+from sweep.numbers.quantities.answers import tokens_are_stamped
+from sweep.numbers.quantity import Quantity, declare, quantity
 from sweep.numbers.selection import divided, succeeded
 
+MOSTLY = 0.5  # of the answers: a server that closes so many connections has one for each request
 PER_REQUEST = {"unit": "s", "per": "request", "better": "lower"}
 
 
 @quantity(**PER_REQUEST, kind="latency", event="first", label="TTFT", headline={"p50": 2, "p99": 5})
 def ttft(records: Records) -> Floats:
     """first token − scheduled: includes the wait for a slot and the client's lag. In a closed loop and in lockstep,
-    which have no schedule: first token − sent.
+    which have no schedule: first token − sent. Where connections are closed after each answer, with `connect`.
 
     Shape (requests,), s.
     """
     return service_ttft(records) + _before_the_send(records)
 
 
+declare(
+    Quantity(
+        name="connect",
+        unit="s",
+        per="request",
+        better="lower",
+        kind="validity",
+        label="connection set-up",
+        function=lambda records: as_floats(records.connected) - as_floats(records.connecting),
+        formula="connected − connecting, the TLS handshake included; null where the connection had answered before.",
+    )
+)
+
+
 @quantity(**PER_REQUEST, kind="latency", label="TTFT of the answer")
 def answer_ttft(records: Records) -> Floats:
-    """first token after visible reasoning, counted like ttft; null without such reasoning.
+    """first token after visible reasoning, measured like ttft; null if there is no visible reasoning.
 
     Shape (requests,), s.
     """
@@ -36,21 +52,24 @@ def answer_ttft(records: Records) -> Floats:
 def tpot(records: Records) -> Floats:
     """(last token − first token) / (streamed tokens − tokens of the first arrival).
 
-    Undefined if all came at once. Shape (requests,), s.
+    Undefined if all came at once, or if the final usage alone has over 5 % more tokens than came events, and no
+    tokenizer has counted the text. Shape (requests,), s.
     """
+    if not tokens_are_stamped(records):
+        return np.full(len(records), np.nan)
     first, last = token_times(records)
     return divided(last - first, later_tokens(records))
 
 
 @quantity(**PER_REQUEST, kind="latency", label="TPOT end to end")
 def tpot_e2e(records: Records) -> Floats:
-    """e2el / output_tokens: TTFT included. Shape (requests,), s."""
+    """e2el / output_tokens, which includes TTFT. Shape (requests,), s."""
     return divided(e2el(records), np.asarray(records.output_tokens))
 
 
 @quantity(unit="s", per="gap", better="lower", kind="latency", event="last", label="ITL", spaced=True)
 def itl(block: Block) -> NDArray[np.int64]:
-    """arrival of a chunk with a token − arrival of the previous one; every such gap. Shape (gaps,), µs."""
+    """arrival of a chunk with a token − arrival of the previous such chunk; every such gap. Shape (gaps,), µs."""
     return block.gaps()
 
 
@@ -62,7 +81,7 @@ def itl_token(block: Block) -> NDArray[Any]:
 
 @quantity(**PER_REQUEST, kind="latency", event="last", spaced=True)
 def longest_gap(records: Records) -> Floats:
-    """longest itl of the request: the percentiles of itl do not show a stall that is one gap in hundreds. Shape
+    """longest itl of the request: percentiles of itl do not show a stall that is one gap in hundreds. Shape
     (requests,), s.
     """
     longest = np.full(len(records), np.nan)
@@ -94,24 +113,29 @@ def service_e2el(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="latency", event="sent", label="slot wait")
 def slot_wait(records: Records) -> Floats:
-    """released − scheduled: waiting at the cap on requests in flight; null without a schedule. Shape (requests,), s."""
+    """released − scheduled: wait at the cap on requests in flight; null without a schedule. Shape (requests,), s."""
     return as_floats(records.released) - as_floats(records.scheduled)
 
 
 @quantity(**PER_REQUEST, kind="validity", event="sent", label="client lag")
 def lag(records: Records) -> Floats:
-    """sent − max(scheduled, released): the client's own delay; null without a schedule. Shape (requests,), s."""
-    return as_floats(records.sent) - np.maximum(as_floats(records.scheduled), as_floats(records.released))
+    """sent − max(scheduled, released): the client's own delay; null without a schedule. Without the set-up of
+    connections that are closed after each answer. Shape (requests,), s.
+    """
+    due = np.maximum(as_floats(records.scheduled), as_floats(records.released))
+    return as_floats(records.sent) - due - _set_up(records, due)[1]
 
 
 @quantity(**PER_REQUEST, kind="validity", event="sent", label="client turnaround")
 def turnaround(records: Records) -> Floats:
     """sent − released without a schedule: the client's own delay, from the last byte of the user's answer before
     (lockstep: of the batch before; at first: from the start) plus the think time, to the send; null in an open loop.
+    Without the set-up of connections that are closed after each answer.
 
     Shape (requests,), s.
     """
-    delay = as_floats(records.sent) - as_floats(records.released)
+    released = as_floats(records.released)
+    delay = as_floats(records.sent) - released - _set_up(records, released)[1]
     return np.where(np.isnan(as_floats(records.scheduled)), delay, np.nan)
 
 
@@ -125,6 +149,27 @@ def turnaround_share(records: Records, mask: Mask) -> float | None:
 
 
 def _before_the_send(records: Records) -> Floats:
-    """Time from the schedule to the send, s; 0 without a schedule. Shape (requests,)."""
+    """Time from the schedule to the send, s, and the set-up of a connection that is closed after its answer; without a
+    schedule the set-up alone. Shape (requests,).
+    """
+    early, late = _set_up(records, as_floats(records.released))
     waited = as_floats(records.sent) - as_floats(records.scheduled)
-    return np.where(np.isnan(as_floats(records.scheduled)), 0.0, waited)
+    return early + np.where(np.isnan(as_floats(records.scheduled)), late, waited)
+
+
+def _set_up(records: Records, due: Floats) -> tuple[Floats, Floats]:
+    """The set-up of each request's connection before it was due, and after, s; 0 unless most answers are closed.
+
+    One who asks now and then pays for it, even if we had connected ahead of need. Each of shape (requests,).
+    """
+    begin, end = as_floats(records.connecting), as_floats(records.connected)
+    counts = ~np.isnan(begin) & ((closed_share(records, succeeded(records)) or 0) > MOSTLY)
+    early, late = np.minimum(end, due) - begin, end - np.maximum(begin, due)
+    return np.where(counts, early.clip(0), 0.0), np.where(counts, late.clip(0), 0.0)
+
+
+@quantity(unit="share", kind="validity", better="lower")
+def closed_share(records: Records, mask: Mask) -> float | None:
+    """share of the answers after which the connection was closed, as server or `backend.headers` ask; null if none."""
+    answered = np.asarray(records.closed)[mask & succeeded(records)]
+    return float(answered.mean()) if answered.any() else None

@@ -1,7 +1,7 @@
 """The engine's memory in the telemetry (`samples`) over the measured time: `duration` s from `begin`.
 
-Memory figures include the readings shortly after that time, or, without any in or after it, those from before: an
-engine keeps its memory. KV-cache use ends with the requests, so only readings in that time count.
+Memory figures include readings shortly after that time or, if there are none in or after it, earlier readings, since an
+engine keeps its memory. KV-cache use drops when the last request ends, so only readings within the measured time count.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from sweep.base.records import Sample
 from sweep.numbers.quantity import quantity
 
 NEARLY_FULL = 0.95  # of the KV cache
-AFTER = 1.0  # s after the last token in which memory is still what it was
+AFTER = 1.0  # s after the last token during which memory has not changed yet
 Series = list[tuple[float, float]]  # time (s) and value, in order
 KV_CACHE = {"unit": "share", "kind": "memory"}
 MEMORY = {"unit": "bytes", "kind": "memory", "better": "lower"}
@@ -20,19 +20,19 @@ MEMORY = {"unit": "bytes", "kind": "memory", "better": "lower"}
 
 @quantity(**KV_CACHE, label="KV-cache use mean", short="KV use mean")
 def kv_cache_usage_mean(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """mean over time of the readings during the trial; null if no request ran at any reading."""
+    """mean over time of the readings during the trial; null if no request was running at any reading."""
     return time_mean(_kv_cache_usage(samples, begin, duration))
 
 
 @quantity(**KV_CACHE, label="KV-cache use max", short="KV use max")
 def kv_cache_usage_max(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """largest reading during the trial; values between two readings were not seen."""
+    """largest reading during the trial; values between two readings are not seen."""
     return max((value for _, value in _kv_cache_usage(samples, begin, duration)), default=None)
 
 
 @quantity(**KV_CACHE, label="KV cache nearly full", short="KV > 95 %")
 def kv_cache_full_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """share of the trial's time with more than 95 % of the KV cache in use; null if no request ran at any reading."""
+    """share of the trial's time with over 95 % of the KV cache in use; null if no request ran at any reading."""
     usage = _kv_cache_usage(samples, begin, duration)
     return time_mean([(time, float(value > NEARLY_FULL)) for time, value in usage])
 
@@ -45,26 +45,26 @@ def memory_idle_bytes(idle_memory: float | None) -> float | None:
 
 @quantity(**MEMORY, label="Memory mean")
 def memory_mean_bytes(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """mean over time of the readings during the trial: of the GPUs, or without any, of the engine's processes."""
+    """mean over time of the readings during the trial: of the GPUs or, without GPUs, of the engine's processes."""
     return time_mean(memory_of(_around(samples, begin, duration))[1])
 
 
 @quantity(**MEMORY, label="Memory peak")
 def memory_peak_bytes(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """largest reading during the trial; values between two readings were not seen."""
+    """largest reading during the trial; values between two readings are not seen."""
     return max((value for _, value in memory_of(_around(samples, begin, duration))[1]), default=None)
 
 
 @quantity(unit="", kind="memory", type=str)
 def memory_label(samples: Sequence[Sample], begin: float, duration: float | None, reserves_memory: bool) -> str:
-    """gpu, process (memory of the engine's processes), or reserved (a pool that it allocates at launch)."""
+    """gpu, process (memory of the engine's processes), or reserved (a pool that the engine allocates at launch)."""
     return "reserved" if reserves_memory else memory_of(_around(samples, begin, duration))[0]
 
 
 def memory_of(samples: Iterable[Sample]) -> tuple[str, Series]:
-    """The label and readings of the memory that counts (bytes); one reading stamps all devices alike, and is their sum.
+    """Return which memory is reported ("gpu" if a GPU was read, else "process") and its readings, in bytes.
 
-    It is the GPUs' memory, or without GPUs the engine's processes'.
+    Readings of several devices with the same timestamp are added up.
     """
     readings: dict[str, dict[float, float]] = {"gpu_memory_bytes": {}, "process_memory_bytes": {}}
     for sample in samples:
@@ -76,7 +76,7 @@ def memory_of(samples: Iterable[Sample]) -> tuple[str, Series]:
 
 
 def time_mean(readings: Series) -> float | None:
-    """Mean over time by trapezoids: early readings are closer together than later ones."""
+    """Return the mean over time by trapezoids, since early readings are closer together than later ones."""
     if len(readings) < 2:
         return readings[0][1] if readings else None
     steps = itertools.pairwise(readings)
@@ -90,7 +90,7 @@ def _around(samples: Sequence[Sample], begin: float, duration: float | None) -> 
 
 
 def _kv_cache_usage(samples: Sequence[Sample], begin: float, duration: float | None) -> Series:
-    """Use (0..1) during the trial; none if no request ran at any reading: that is not an empty cache's 0.0."""
+    """Return the use (0..1) during the trial; empty if no request ran at any reading, unlike an idle cache's 0."""
     during = [sample for sample in samples if begin <= sample.time <= _end(begin, duration)]
     usage = [(sample.time, sample.value) for sample in during if sample.series == "kv_cache_usage"]
     running = any(sample.series == "requests_running" and sample.value > 0 for sample in during)

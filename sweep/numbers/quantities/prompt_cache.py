@@ -1,4 +1,4 @@
-"""The share of the input that the engine's prompt cache answered, as asked and as seen."""
+"""The share of the input that the engine's prompt cache answered: expected and actual."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,15 @@ HITS, QUERIES = "prefix_cache_hits_total", "prefix_cache_queries_total"
 
 @quantity(unit="share", kind="validity", label="Expected prefix hits")
 def expected_prefix_hit_rate(shared_prefix_share: float | None) -> float | None:
-    """share of the prompts' text that an earlier prompt of the trial also began with, in blocks of 64 characters; null
-    where every prompt has a unique header.
+    """share of the prompts' text with which an earlier prompt of the trial also began, in blocks of 64 characters; null
+    if every prompt has a unique header.
     """
     return shared_prefix_share
 
 
 @quantity(unit="share", kind="validity", label="Prefix hits")
 def prefix_hit_rate(samples: Sequence[Sample], begin: float, input_tokens: int | None) -> float | None:
-    """by the engine's counters: cached input tokens / input tokens that were looked up, or all input tokens."""
+    """cached input tokens / input tokens that were looked up (or all input tokens), from the engine's counters."""
     hits, queries = increase(samples, begin, HITS), increase(samples, begin, QUERIES)
     asked_for = input_tokens if queries is None else queries
     return None if hits is None or not asked_for else hits / asked_for
@@ -30,14 +30,14 @@ def prefix_hit_rate(samples: Sequence[Sample], begin: float, input_tokens: int |
 
 @quantity(unit="tokens", kind="validity", type=int, label="Cached input tokens")
 def cached_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ input tokens of the successful requests that the server had in its prompt cache, by the answers' usage
-    (`prompt_tokens_details.cached_tokens`); null where no usage says so."""
+    """Σ input tokens of the successful requests that were in the server's prompt cache, by the answers' usage
+    (`prompt_tokens_details.cached_tokens`); null if no usage has them."""
     return total_tokens(records.cached_tokens, _with_cached(records, mask))
 
 
 @quantity(unit="share", kind="validity", label="Cached input")
 def cached_share(cached_tokens: int | None, records: Records, mask: Mask) -> float | None:
-    """cached input tokens / input tokens, of the successful requests whose usage says how many were cached."""
+    """cached input tokens / input tokens, for successful requests whose usage reports the cached tokens."""
     inputs = total_tokens(records.input_tokens, _with_cached(records, mask))
     return None if cached_tokens is None or not inputs else cached_tokens / inputs
 
@@ -48,7 +48,7 @@ def _with_cached(records: Records, mask: Mask) -> Mask:
 
 
 def increase(samples: Sequence[Sample], begin: float, series: str, device: str = "") -> float | None:
-    """The increase of a counter over the measured part: from the last reading before it to the last of all."""
+    """Return the increase of a counter over the measured part: from the last reading before it to the last of all."""
     readings = [(sample.time, sample.value) for sample in samples if (sample.series, sample.device) == (series, device)]
     if len(readings) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Speculative decoding and preemption, by the engine's own counters over the measured part."""
+"""Speculative decoding and preemption, from the engine's own counters over the measured part."""
 
 import json
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ PREEMPTIONS = "preemptions_total"
 
 @quantity(unit="share", kind="throughput", better="higher", label="Acceptance rate", short="Accepted")
 def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
-    """drafted tokens that the model accepted / drafted tokens; without these counts, the mean of the engine's own rate
-    while it was read; null without speculation.
+    """drafted tokens that the model accepted / drafted tokens; without these counters, the mean of the engine's own
+    rate during that time; null without speculation.
     """
     accepted, drafted = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTED)
     if accepted is None:
@@ -26,8 +26,8 @@ def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
 
 @quantity(unit="tokens/step", kind="throughput", better="higher", label="Acceptance length")
 def acceptance_length(samples: Sequence[Sample], begin: float) -> float | None:
-    """1 + accepted tokens / drafts: the tokens per sequence of a step with a draft; without these counts, the mean of
-    the engine's own length while it was read; null without speculation.
+    """1 + accepted tokens / drafts: tokens per sequence of a step with a draft; without these counters, the mean of the
+    engine's own length during that time; null without speculation.
     """
     accepted, drafts = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTS)
     if accepted is None:
@@ -36,15 +36,15 @@ def acceptance_length(samples: Sequence[Sample], begin: float) -> float | None:
 
 
 def _of_gauge(samples: Sequence[Sample], begin: float, series: str) -> float | None:
-    """The mean of a gauge over the measured part; an engine that drafts nothing reads 0."""
+    """Return the mean of a gauge over the measured part, or None if it reads 0, as in an engine that drafts nothing."""
     readings = [sample.value for sample in samples if sample.series == series and sample.time >= begin]
     return sum(readings) / len(readings) if any(readings) else None
 
 
 @quantity(unit="", kind="throughput", type=str, label="Acceptance by position")
 def acceptance_by_position(samples: Sequence[Sample], begin: float) -> str | None:
-    """for each position of a draft, the share of drafts whose token there was accepted, as a JSON list; null where the
-    engine does not count them."""
+    """for each position in a draft, the share of drafts whose token there was accepted, as a JSON list; null if not
+    counted."""
     drafts = increase(samples, begin, DRAFTS)
     positions = sorted({int(sample.device) for sample in samples if sample.series == ACCEPTED_AT and sample.device})
     counts = [increase(samples, begin, ACCEPTED_AT, str(position)) or 0.0 for position in positions]
@@ -53,6 +53,6 @@ def acceptance_by_position(samples: Sequence[Sample], begin: float) -> str | Non
 
 @quantity(unit="preemptions", kind="throughput", type=int, better="lower", label="Preemptions")
 def preemptions(samples: Sequence[Sample], begin: float) -> int | None:
-    """sequences that the engine put back when the KV cache was full, to be computed again; null where not counted."""
+    """sequences that the engine set back when the KV cache was full, to be computed again; null if not counted."""
     count = increase(samples, begin, PREEMPTIONS)
     return None if count is None else round(count)

@@ -1,18 +1,18 @@
-"""The steady state (`sweep.numbers.steady` finds it): its window, and throughputs within it.
+"""The steady state (detected in `sweep.numbers.steady`): its window, and throughputs within it.
 
 Throughputs count what arrived in the window: tokens, completions, and the input tokens of requests whose first token
-arrived in it. All are null if there is no window.
+arrived in the window. All are null if there is no window.
 """
 
 import numpy as np
 
 from sweep.base.records import Records
 from sweep.numbers.chunks import Floats, Mask, as_floats, token_times, tokens_within, within
-from sweep.numbers.drift import drift_after, drift_within
+from sweep.numbers.drift import drift_after, drift_over, drift_within
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import Window, first_send, per_second, sent_within, succeeded, total_tokens
 
-STARTUP_SHARE = 0.2  # share of a run above which its start-up transient is flagged: the whole-run figures then hide it
+STARTUP_SHARE = 0.2  # of a run: above it, the whole-run figures include a long start-up
 IN_WINDOW = {"kind": "throughput", "better": "higher", "steady": True}
 
 
@@ -30,13 +30,13 @@ def steady_end(window: Window) -> float | None:
 
 @quantity(unit="", kind="validity", type=str, steady=True)
 def steady_method(window: Window) -> str:
-    """the rule by which the window was found, or why not."""
+    """the rule that found the window, or why there is none."""
     return window.method
 
 
 @quantity(unit="tokens/s", **IN_WINDOW, label="Output throughput", short="Throughput", headline={"": 1})
 def steady_output_throughput(records: Records, mask: Mask, window: Window) -> float | None:
-    """output tokens that arrived in the window / its length."""
+    """output tokens that arrived in the window / the window's length."""
     return per_second(_tokens(records, mask, window), _length(window))
 
 
@@ -51,20 +51,20 @@ def steady_total_throughput(records: Records, mask: Mask, window: Window) -> flo
 
 @quantity(unit="requests/s", **IN_WINDOW, label="Request throughput")
 def steady_request_throughput(records: Records, mask: Mask, window: Window) -> float | None:
-    """successful requests whose last token arrived in the window / its length."""
+    """successful requests whose last token arrived in the window / the window's length."""
     completed = mask & succeeded(records) & _inside(records, token_times(records)[1], window)
     return per_second(int(np.sum(completed)), _length(window))
 
 
 @quantity(unit="requests", kind="count", type=int, steady=True, label="Requests", headline={"": -1})
 def steady_num_requests(records: Records, mask: Mask, window: Window) -> int | None:
-    """measured requests sent in the window, failed ones included, on which the `steady_*` latencies rest."""
+    """measured requests sent in the window, including failed ones; the `steady_*` latencies are based on them."""
     return int(sent_within(records, mask, window).sum()) or None
 
 
 @quantity(unit="requests", kind="count", type=int, better="lower", steady=True, label="Failed", headline={"": 0})
 def steady_num_failed(records: Records, mask: Mask, window: Window) -> int | None:
-    """failed requests among them."""
+    """failed requests among `steady_num_requests`."""
     inside = sent_within(records, mask, window)
     return int((inside & ~succeeded(records)).sum()) if inside.any() else None
 
@@ -83,6 +83,14 @@ def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | 
     the window's and above every tenth of the window.
     """
     return drift_after(records, mask, window)
+
+
+@quantity(unit="", kind="validity")
+def drift(records: Records, mask: Mask) -> float | None:
+    """e2el of the later measured requests / of the earlier ones; null unless p50 or p90 differ by 20 % and every tenth
+    after some moment is above every tenth before it, or below.
+    """
+    return drift_over(records, mask)
 
 
 @quantity(unit="share", kind="validity", better="lower")
@@ -107,7 +115,7 @@ def _tokens(records: Records, mask: Mask, window: Window) -> int | None:
 
 
 def _inside(records: Records, event: Floats, window: Window) -> Mask:
-    """The requests whose event, s since the send, lies in the window."""
+    """Return the requests whose event, in s since the send, lies in the window."""
     if window.begin is None or window.end is None:
         return np.zeros(len(records), np.bool_)
     return within(as_floats(records.sent) + event, window.begin, window.end)

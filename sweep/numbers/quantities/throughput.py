@@ -20,22 +20,22 @@ REQUESTS = {"unit": "requests/s", "kind": "throughput", "better": "higher"}
 
 @quantity(unit="requests", kind="count", type=int)
 def num_requests(mask: Mask) -> int:
-    """measured requests, with those that failed, and those that were due and never sent."""
+    """measured requests, including failed requests and requests that were due but never sent."""
     return int(mask.sum())
 
 
 @quantity(unit="requests", kind="count", type=int, better="lower")
 def num_failed(records: Records, mask: Mask) -> int:
-    """measured requests that failed, or were due within `duration` and never sent: in the percentiles of a latency they
-    are slower than any other.
+    """measured requests that failed, or were due within `duration` but never sent: in a latency's percentiles they
+    count as slower than any other.
     """
     return int((mask & ~succeeded(records)).sum())
 
 
 @quantity(unit="s", kind="count")
 def timed_out_after(records: Records, mask: Mask) -> float | None:
-    """the shortest wait of the requests that timed out without a token, whose ttft and e2el are at least that; null if
-    none failed, or one for another reason.
+    """the shortest wait of the requests that timed out without a token, a lower bound for their ttft and e2el; null if
+    no request failed, or one failed for another reason.
     """
     failed = mask & ~succeeded(records)
     chunks = token_chunks(records)
@@ -62,7 +62,7 @@ def output_tokens(records: Records, mask: Mask) -> int | None:
 
 @quantity(unit="s", kind="count", better="lower")
 def duration(records: Records, mask: Mask) -> float | None:
-    """last token − first send, including the drain; a failed request ends when it is given up.
+    """last token − first send, including the drain; a failed request ends when the client gives up on it.
 
     None if no request got a token.
     """
@@ -80,8 +80,10 @@ def output_throughput(records: Records, mask: Mask) -> float | None:
 
 
 @quantity(**TOKEN_RATE)
-def total_throughput(records: Records, mask: Mask) -> float | None:
-    """Σ (input + output tokens) of the successful requests / duration of all."""
+def total_throughput(records: Records, mask: Mask, prompts_counted: bool | None = None) -> float | None:
+    """Σ (input + output tokens) of the successful requests / duration of all; null unless prompts_counted."""
+    if prompts_counted is False:
+        return None
     answered = mask & succeeded(records)
     output, input_ = total_tokens(records.output_tokens, answered), total_tokens(records.input_tokens, answered)
     return per_second(output + input_, duration(records, mask)) if output and input_ is not None else None
@@ -95,8 +97,8 @@ def request_throughput(records: Records, mask: Mask) -> float | None:
 
 @quantity(**TOKEN_RATE)
 def peak_output_throughput(records: Records, mask: Mask) -> float | None:
-    """most tokens that arrived in one of the ⌊duration⌋ equal parts of the run / a part's length, which is 1 to 2 s
-    (all of a run below 1 s); so it is never below output_throughput.
+    """most tokens that arrived in one of the ⌊duration⌋ equal parts of the run / the part's length (1 to 2 s, or the
+    whole run if it is shorter); so it is never below output_throughput.
     """
     length = duration(records, mask)
     if not length:
@@ -112,14 +114,14 @@ def peak_output_throughput(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="requests", kind="count", type=int)
 def concurrency_max(records: Records, mask: Mask) -> int | None:
-    """max over t of |{requests: sent ≤ t < last token}|, exactly; failed ones count as far as their tokens came.
+    """max over t of |{requests: sent ≤ t < last token}|, exactly; failed requests count until their last token.
 
-    None if no request got a token. The maximum is reached at a send, so it is sought there.
+    None if no request got a token. The maximum is reached at a send, so only sends are examined.
     """
     sent, last = spans(records, mask)
     if not sent.size:
         return None
-    ended = np.searchsorted(np.sort(last), sent, side="right")  # one that ends as another is sent has gone
+    ended = np.searchsorted(np.sort(last), sent, side="right")  # a request that ends as another is sent is gone by then
     return int(np.max(np.arange(1, sent.size + 1) - ended))
 
 
@@ -127,8 +129,8 @@ def concurrency_max(records: Records, mask: Mask) -> int | None:
 def cost_per_million_tokens(
     price_per_hour: float | None, gpu_count: int, output_throughput: float | None
 ) -> float | None:
-    """GPUs (at least 1) × price per hour / 3600 / output_throughput × 10⁶; at an endpoint paid by token (input tokens ×
-    their price + output tokens × theirs) / output tokens; null without a price.
+    """GPUs (at least 1) × price per hour / 3600 / output_throughput × 10⁶; at an endpoint charged by token (input
+    tokens × their price + output tokens × their price) / output tokens; null if there is no price.
     """
     if price_per_hour is None or not output_throughput:
         return None
@@ -138,7 +140,7 @@ def cost_per_million_tokens(
 def cost_at_token_prices(
     input_price: float, output_price: float, input_tokens: int | None, output_tokens: int | None
 ) -> float | None:
-    """The cost of a million output tokens, prompts included, in USD; prices are of a million tokens."""
+    """Return the cost of a million output tokens in USD, prompts included; prices are per million tokens."""
     if input_tokens is None or not output_tokens:
         return None
     return input_price * input_tokens / output_tokens + output_price

@@ -1,31 +1,45 @@
-"""Tokens: who counted them, how they came, and how many were requested.
+"""Tokens: who counted them, how they were delivered, and how many were requested.
 
-`output_tokens` is the server's count, hidden reasoning included; *streamed* tokens are those that came.
+`output_tokens` is the server's count, including hidden reasoning; *streamed* tokens are those that were received.
 """
 
 from array import array
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
 from sweep.base.records import UNKNOWN, Records
 from sweep.numbers.chunks import Floats, Mask, blocks, near, token_chunks
-from sweep.numbers.quantity import quantity
-from sweep.numbers.selection import engine_answered, succeeded, total_tokens
+from sweep.numbers.quantities.answers import held_back
+from sweep.numbers.quantity import Quantity, declare, quantity
+from sweep.numbers.selection import engine_answered, per_second, succeeded, total_tokens
 
+TOKENS_PER_WORD = 0.7, 2.5  # of any tokenizer
+CHAT_TEMPLATE = 64  # tokens that it may add to a prompt
+LEAST_GROWTH = 0.35  # tokens to a further word
+UNEQUAL_PROMPTS = 0.1  # standard deviation of their lengths over the mean
+FEWEST_PROMPTS = 8
 FINISHES = {
     "stop": ("stop", "eos_token", "stop_sequence", "end_turn"),
     "length": ("length", "max_tokens"),
     "content_filter": ("content_filter",),
 }
-"""Our names of finish reasons -> the servers'."""
+"""Our names of finish reasons -> the servers' names."""
+
+FINISH_MEANINGS = {
+    "stop": "that ended by themselves (finish reason stop, eos_token, stop_sequence, end_turn)",
+    "length": "that ended at the length asked for (finish reason length, max_tokens)",
+    "content_filter": "that a content filter ended",
+    "other": "with another finish reason, or none",
+}
 
 
 @quantity(unit="", kind="validity", type=str)
 def token_source(records: Records, mask: Mask) -> str | None:
     """who counted output tokens: the server (ids, running usage, final usage), our tokenizer (text), nobody (events).
 
-    Several sources are joined, the one with most requests first.
+    Several sources are joined, the one with the most requests first.
     """
     sources = Counter(records.token_source[index] for index in np.flatnonzero(mask & succeeded(records)))
     return ", ".join(source for source, _ in sources.most_common() if source) or None
@@ -33,9 +47,9 @@ def token_source(records: Records, mask: Mask) -> str | None:
 
 @quantity(unit="share", kind="validity")
 def recounted_share(records: Records, mask: Mask) -> float | None:
-    """tokens of the answers' text by the model's own tokenizer / tokens by the server, its hidden reasoning left out.
+    """tokens of the answers' text by the model's own tokenizer / tokens by the server, without its hidden reasoning.
 
-    Of the answers whose text was kept; null without a tokenizer, or where the server counted nothing.
+    Covers answers whose text was kept; null if there is no tokenizer, or the server counted nothing.
     """
     recounted, counted = np.asarray(records.recounted_tokens), np.asarray(records.output_tokens)
     server = np.fromiter((source not in ("text", "events") for source in records.token_source), np.bool_, len(records))
@@ -46,19 +60,19 @@ def recounted_share(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="tokens", kind="count", type=int)
 def streamed_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ output tokens of the successful requests that came in their streams: all but hidden reasoning."""
+    """Σ output tokens of the successful requests received in their streams: all but hidden reasoning."""
     return total_tokens(records.streamed_tokens, mask & succeeded(records))
 
 
 @quantity(unit="share", kind="validity")
 def hidden_share(output_tokens: int | None, streamed_tokens: int | None) -> float | None:
-    """share of the output tokens that never came: the server counted them, as hidden reasoning."""
+    """share of the output tokens that were never sent: the server counted them, as hidden reasoning."""
     return None if not output_tokens or streamed_tokens is None else 1 - streamed_tokens / output_tokens
 
 
 @quantity(unit="tokens/event", kind="validity")
 def tokens_per_event(records: Records, mask: Mask) -> float | None:
-    """streamed tokens / events with a token: more than 1 under speculative decoding, or where events are merged."""
+    """streamed tokens / events with a token: above 1 with speculative decoding, or if events are merged."""
     answered = mask & succeeded(records)
     tokens, events = total_tokens(records.streamed_tokens, answered), int(token_chunks(records)[answered].sum())
     return tokens / events if tokens and events else None
@@ -66,12 +80,14 @@ def tokens_per_event(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def buffered_share(records: Records, mask: Mask) -> float | None:
-    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer;
-    answers of the gateway's own are left out."""
+    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer. All
+    events of an answer that was held back did. Answers of the gateway's own are left out."""
     together = events = 0
-    for block in blocks(records, mask & engine_answered(records)):
+    chosen = mask & engine_answered(records)
+    held = held_back(records, chosen)
+    for block in blocks(records, chosen):
         close = np.concatenate([[False], near(block), [False]])
-        together += int((close[1:] | close[:-1]).sum())
+        together += int((close[1:] | close[:-1] | held[block.request]).sum())
         events += block.us.size
     return together / events if events else None
 
@@ -84,19 +100,65 @@ def input_length(records: Records) -> Floats:
 
 @quantity(unit="tokens/request", kind="count", per="request", recorded_as="output_tokens")
 def output_length(records: Records) -> Floats:
-    """output tokens of a request, hidden reasoning included. Shape (requests,)."""
+    """output tokens of a request, including hidden reasoning. Shape (requests,)."""
     return _known(records.output_tokens)
+
+
+@quantity(unit="tokens/word", kind="validity")
+def tokens_per_word(records: Records, mask: Mask) -> float | None:
+    """input tokens / words of the prompts' text, of the successful requests; sixths of its bytes where these are more,
+    and the tokens of a prompt that was sent as token ids.
+    """
+    tokens, words = _prompts(records, mask)
+    return float(tokens.sum() / words.sum()) if words.sum() > 0 else None
+
+
+@quantity(unit="", kind="validity", type=bool)
+def prompts_counted(
+    records: Records, mask: Mask, tokens_per_word: float | None, templated: bool = False
+) -> bool | None:
+    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word, and 64 more in a chat's template. Where
+    the lengths of 8 prompts or more differ by a tenth, a further word also has 0.35 or more.
+    """
+    if tokens_per_word is None:
+        return None
+    tokens, words = _prompts(records, mask)
+    added = (CHAT_TEMPLATE if templated else 0) * words.size
+    low, high = (each * words.sum() for each in TOKENS_PER_WORD)
+    fits = bool(low <= tokens.sum() <= high + added)
+    if words.size < FEWEST_PROMPTS or words.std() <= UNEQUAL_PROMPTS * words.mean():
+        return fits
+    return fits and bool(np.polyfit(words, tokens, 1)[0] >= LEAST_GROWTH)
+
+
+def _prompts(records: Records, mask: Mask) -> tuple[Floats, Floats]:
+    """Input tokens and words of the prompts of the successful requests, where both are known."""
+    tokens, words = _known(records.input_tokens), _known(records.prompt_words)
+    chosen = mask & succeeded(records) & ~np.isnan(tokens + words)
+    return tokens[chosen], words[chosen]
+
+
+@quantity(unit="characters", kind="count", type=int)
+def characters(records: Records, mask: Mask) -> int | None:
+    """Σ characters of the successful answers' text, which need no tokenizer."""
+    return total_tokens(records.characters, mask & succeeded(records))
+
+
+@quantity(unit="characters/s", kind="throughput", better="higher", label="Characters per second")
+def character_throughput(characters: int | None, duration: float | None) -> float | None:
+    """characters / duration of all: comparable where nobody checked the count of the tokens."""
+    return per_second(characters, duration)
 
 
 @quantity(unit="tokens", kind="count", type=int)
 def asked_input_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ input tokens of the successful requests as the model's own tokenizer counts the prompts; null without one."""
+    """Σ input tokens of the successful requests as the model's own tokenizer counts prompts; null without one."""
     return total_tokens(records.asked_input_tokens, mask & succeeded(records))
 
 
 @quantity(unit="tokens", kind="count", type=int)
 def asked_output_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ output tokens that the successful requests asked for (max_tokens)."""
+    """Σ output tokens that the successful requests were allowed (max_tokens)."""
     return total_tokens(records.asked_output_tokens, mask & succeeded(records))
 
 
@@ -104,32 +166,25 @@ def asked_output_tokens(records: Records, mask: Mask) -> int | None:
 def output_length_ratio(
     streamed_tokens: int | None, asked_output_tokens: int | None, fixed_length: bool
 ) -> float | None:
-    """streamed_tokens / asked_output_tokens; null where answers may be shorter (workload.ignore_eos=false)."""
+    """streamed_tokens / asked_output_tokens; null if answers may be shorter (workload.ignore_eos=false)."""
     return streamed_tokens / asked_output_tokens if fixed_length and streamed_tokens and asked_output_tokens else None
 
 
-@quantity(unit="share", kind="validity")
-def finish_stop_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers that ended by themselves (finish reason stop, eos_token, stop_sequence, end_turn)."""
-    return _finished(records, mask, "stop")
+def _finish_share(kind: str) -> Callable[[Records, Mask], float | None]:
+    return lambda records, mask: _finished(records, mask, kind)
 
 
-@quantity(unit="share", kind="validity")
-def finish_length_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers that ended at the length asked for (finish reason length, max_tokens)."""
-    return _finished(records, mask, "length")
-
-
-@quantity(unit="share", kind="validity", better="lower")
-def finish_content_filter_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers that a content filter ended."""
-    return _finished(records, mask, "content_filter")
-
-
-@quantity(unit="share", kind="validity")
-def finish_other_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers with another finish reason, or none."""
-    return _finished(records, mask, "other")
+for _kind, _meaning in FINISH_MEANINGS.items():
+    declare(
+        Quantity(
+            name=f"finish_{_kind}_share",
+            unit="share",
+            kind="validity",
+            better="lower" if _kind == "content_filter" else None,
+            function=_finish_share(_kind),
+            formula=f"share of the answers {_meaning}.",
+        )
+    )
 
 
 def _finished(records: Records, mask: Mask, end: str) -> float | None:

@@ -1,1 +1,1 @@
-"""Capacity: whether a plan's points fit the memory of its hardware, and their least possible time on it."""
+"""Capacity: whether the points of a plan fit in the memory of its hardware, and how long they take at the least."""

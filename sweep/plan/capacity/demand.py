@@ -1,8 +1,8 @@
-"""One point of a plan against its hardware: the bytes at its fullest, and the least seconds by the roofline.
+"""The demand of one point on its hardware: peak memory in bytes, and the minimum duration by the roofline model.
 
-The roofline follows S. Williams et al. (2009): a step reads the weights and the running sequences' KV cache once, at
-the memory's bandwidth, and computes two operations per weight and token, at the peak of its format. Nothing is faster,
-except that speculation may bring several tokens in a step, which is allowed for.
+The roofline follows S. Williams et al. (2009). Each step reads the weights and the running sequences' KV cache once, at
+the memory's bandwidth, and computes two operations per weight and token, at the peak rate of its number format. Nothing
+is faster, except that speculation may yield several tokens per step, which the bound takes into account.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from sweep.base.wording import duration_text
 from sweep.plan.capacity.footprint import GIBIBYTE, RUNTIME, STEP_TOKENS, Sizes
 from sweep.plan.plan import Trial
 
-CHARACTERS = 3.9  # of English text for a token of a vocabulary of 32,000
-SAMPLE = 200  # requests whose lengths are looked at
+CHARACTERS = 3.9  # of English text per token, with a vocabulary of 32,000
+SAMPLE = 200  # requests whose lengths are examined
 
 
 class Lengths(NamedTuple):
-    """Tokens of a trial's requests."""
+    """The token counts of a trial's requests."""
 
     mean_input: float
     longest_input: float
@@ -33,14 +33,14 @@ class Demand(NamedTuple):
 
     sizes: Sizes
     sequences: int  # in flight at once
-    cache: float  # bytes at the fullest, or reserved
+    cache: float  # peak bytes, or bytes reserved
     activations: float  # bytes
-    seconds: float  # at the least, of the whole trial
-    request_seconds: float  # at the least, of one request among the others
+    seconds: float  # minimum duration of the whole trial
+    request_seconds: float  # minimum duration of one request among the others
 
     @property
     def total(self) -> float:
-        """Bytes at the fullest."""
+        """The peak memory in bytes."""
         return self.sizes.weights + RUNTIME + self.cache + self.activations
 
     @property
@@ -49,7 +49,7 @@ class Demand(NamedTuple):
         return self.sizes.launches and self.total <= self.sizes.memory
 
     def describe(self) -> str:
-        """Weights, cache and activations of the memory, and the least time."""
+        """Describe weights, cache and activations as parts of the memory, and the minimum duration."""
         sizes = self.sizes
         parts = f"{sizes.weights / GIBIBYTE:.1f} GiB weights + {self.cache / GIBIBYTE:.1f} KV cache"
         if sizes.room is not None:
@@ -61,7 +61,7 @@ class Demand(NamedTuple):
 
 
 def lengths_of(trial: Trial, tokenizer: Any, cache_dir: Path) -> Lengths:
-    """The lengths of a trial's first requests, estimated without the model's tokenizer."""
+    """Return the lengths of a trial's first requests, estimated if there is no tokenizer."""
     requests = trial.workload.fetched(cache_dir).requests(tokenizer, min(trial.num_requests, SAMPLE), trial.seed)
     inputs, outputs = input_lengths(trial.workload, requests), [request.output_tokens for request in requests]
     longest = max(a + b for a, b in zip(inputs, outputs, strict=True))
@@ -69,8 +69,8 @@ def lengths_of(trial: Trial, tokenizer: Any, cache_dir: Path) -> Lengths:
 
 
 def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
-    """Input tokens of requests. Without a tokenizer, a word is a token of a workload with exact lengths, which then has
-    as many words; for other texts tokens are estimated from the characters.
+    """Return the input tokens of requests. If they were not counted, a workload with exact lengths has one word per
+    token; for other texts, tokens are estimated from the number of characters.
     """
     if all(request.input_tokens >= 0 for request in requests):
         return [request.input_tokens for request in requests]
@@ -81,25 +81,25 @@ def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
 
 
 def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, flags: Mapping[str, Any]) -> Demand:
-    """The demand of a trial of a deployment with these sizes on this hardware, which has bandwidth and FLOP/s."""
+    """Return the demand of a trial on a deployment of these sizes; `hardware` must state bandwidth and FLOP/s."""
     load = trial.load
     mode = load.mode(trial.num_requests, trial.seed)
     sequences = min(mode.most_in_flight() or trial.num_requests, trial.num_requests)
     sequences = -(-sequences // sizes.replicas)
-    if load.size is None:  # no lockstep batch, which comes as one
+    if load.size is None:  # a lockstep batch arrives as a whole
         sequences = min(sequences, sizes.streams_at_once or sequences)
     prompt_tokens = sequences * lengths.longest_input
     step_tokens = prompt_tokens if sizes.room is None else min(prompt_tokens, STEP_TOKENS)
     cache = (sizes.room if sizes.room is not None else sequences * lengths.longest) * sizes.per_token
     activations = step_tokens * sizes.activation
-    if sizes.room is None:  # while the prompts are computed their answers have no cache yet
+    if sizes.room is None:  # while the prompts are computed, their answers have no cache yet
         full = sequences * (lengths.longest - lengths.longest_input) * sizes.per_token
         activations = max(0.0, activations - full)
     mean_tokens = lengths.mean_input + lengths.mean_output
     running = sequences if sizes.room is None else max(1.0, min(sequences, sizes.room / max(1.0, mean_tokens)))
     request = _seconds_of_batch(running, lengths, sizes, hardware, _tokens_per_step(flags))
     seconds = max(request * trial.num_requests / (running * sizes.replicas), mode.last_arrival() or 0.0)
-    if load.duration is not None:  # after which nothing is sent
+    if load.duration is not None:  # nothing is sent after that time
         seconds = min(seconds, load.duration)
     return Demand(sizes, sequences, cache, activations, seconds, request)
 
@@ -109,7 +109,7 @@ def _seconds_of_batch(
 ) -> float:
     gpus = sizes.memory / ((hardware.gpu_memory or 1.0) * GIBIBYTE)
     bandwidth = (hardware.bandwidth or 0.0) * 1e9 * gpus
-    peak = max(hardware.flops.values())  # of narrower formats, as quantized weights may use
+    peak = max(hardware.flops.values())  # the peak of narrower formats, as quantized weights may use them
     if sizes.computes_in == "float32":
         peak = hardware.flops.get("float32", peak)
     operations = 2 * sizes.parameters / (peak * 1e12 * gpus)

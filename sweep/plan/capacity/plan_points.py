@@ -1,4 +1,4 @@
-"""Every point of a plan with its demand, and the warnings about points that cannot fit, or cannot end in time."""
+"""Every point of a plan with its demand, and warnings about points that cannot fit or cannot end in time."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,12 +11,12 @@ from sweep.plan.capacity.demand import Demand, Lengths, lengths_of, measure
 from sweep.plan.capacity.footprint import GIBIBYTE, planned_launch, sizes
 from sweep.plan.plan import Deployment, Plan, Trial
 
-MOST_LOADS = 4  # loads of a warning
-LEAST_BATCHES = 2  # of a point, its replicates together
+MOST_LOADS = 4  # loads that a warning lists
+LEAST_BATCHES = 2  # of a point, over all its replicates
 
 
 class PlanPoint(NamedTuple):
-    """A point of a plan, all its replicates together."""
+    """A point of a plan with all its replicates."""
 
     deployment: Deployment
     trials: list[Trial]
@@ -28,8 +28,8 @@ class PlanPoint(NamedTuple):
 
 
 def plan_points(plan: Plan) -> list[PlanPoint]:
-    """The points whose demand can be computed: their engine is launched on a GPU of known memory and bandwidth, with a
-    model of known shape.
+    """Return the points whose demand can be computed: their engine is launched on a GPU of known memory and bandwidth,
+    with a model whose dimensions are known.
     """
     hardware = plan.settings.hardware
     if not (hardware.gpu_memory and hardware.bandwidth and hardware.flops):
@@ -54,7 +54,7 @@ def _tokenizer(deployment: Deployment, cache: Path) -> object:
     try:
         return deployment.model.load_tokenizer(cache)
     except (OSError, ValueError):
-        return None  # a model that is not on this machine
+        return None  # the model is not on this machine
 
 
 def capacity_warnings(plan: Plan, points: list[PlanPoint]) -> list[str]:
@@ -65,9 +65,9 @@ def capacity_warnings(plan: Plan, points: list[PlanPoint]) -> list[str]:
 
 
 def least_time(points: list[PlanPoint], hardware: str) -> list[str]:
-    """The least time of all trials whose demand can be computed, which no engine on this hardware can beat."""
+    """Return a line with the minimum duration of all trials of known demand, which no engine can beat here."""
     seconds = _least_seconds(points)
-    return [f"at least {duration_text(seconds)} of measuring on one {hardware}, by its roofline"] if seconds else []
+    return [f"at least {duration_text(seconds)} of measuring on one {hardware} (roofline bound)"] if seconds else []
 
 
 def _least_seconds(points: list[PlanPoint]) -> float:
@@ -75,7 +75,7 @@ def _least_seconds(points: list[PlanPoint]) -> float:
 
 
 def _without_room(points: list[PlanPoint]) -> Iterator[str]:
-    """One line for a deployment that cannot be launched, or for each of its workloads whose loads do not fit."""
+    """Yield a line for a deployment that cannot be launched, or for each workload with loads that do not fit."""
     by_line: dict[tuple[str, str], list[PlanPoint]] = {}
     for point in points:
         if not point.demand.fits:
@@ -84,12 +84,12 @@ def _without_room(points: list[PlanPoint]) -> Iterator[str]:
     for (name, workload), misfits in by_line.items():
         memory = misfits[0].demand.sizes.memory / GIBIBYTE
         if not workload:
-            yield f"{name}: {_at_launch(misfits[0].demand)} of {memory:.1f} GiB: it is expected to fail at the launch"
+            yield f"{name}: {_at_launch(misfits[0].demand)} in {memory:.1f} GiB: the launch is expected to fail"
             continue
         loads = dict.fromkeys(f"{p.trials[0].load.describe()} ({p.demand.total / GIBIBYTE:.1f} GiB)" for p in misfits)
         more = f" and {len(loads) - MOST_LOADS} more" if len(loads) > MOST_LOADS else ""
         named = ", ".join(list(loads)[:MOST_LOADS]) + more
-        yield f"{name}: {workload} {named} do not fit {memory:.1f} GiB: expected to end oom_run"
+        yield f"{name}: {workload} {named} do not fit {memory:.1f} GiB: expected to end with oom_run"
 
 
 def _at_launch(demand: Demand) -> str:
@@ -98,45 +98,45 @@ def _at_launch(demand: Demand) -> str:
     if sizes.shared:
         return f"{weights} leave a KV cache of {sizes.room:,.0f} tokens, less than the context of {sizes.context:,},"
     if sizes.room is None:
-        return f"{weights} do not fit the memory"
+        return f"{weights} do not fit"
     cache = f"{sizes.room:,.0f} tokens of KV cache ({sizes.room * sizes.per_token / GIBIBYTE:.1f} GiB)"
-    return f"{weights} and {cache} do not fit the memory"
+    return f"{weights} and {cache} do not fit"
 
 
 def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
-    """Points whose least time is beyond the limit of a trial or of a request, and a plan's beyond its deadline."""
+    """Yield a line for each point whose minimum duration exceeds a limit, or if all exceed the deadline."""
     limits = ("trial_timeout", settings.trial_timeout), ("client.timeouts.total", settings.client.timeouts.total)
     for point in points:
         least = (point.demand.seconds, point.demand.request_seconds)
         for seconds, (key, limit) in zip(least, limits, strict=True):
             if limit is not None and seconds > limit:
                 name = f"{point.deployment.describe()}: {point.label}"
-                yield f"{name}: takes at least {duration_text(seconds)}, and {key}={limit:g} s ends it: raise {key}"
+                yield f"{name} takes at least {duration_text(seconds)}, but {key}={limit:g} s ends it: raise {key}"
     if settings.deadline is not None:
         now = datetime.now()
         remaining = (next_time(settings.deadline, now) - now).total_seconds()
         if (total := _least_seconds(points)) > remaining > 0:
-            yield f"deadline={settings.deadline}: the trials take at least {duration_text(total)} of one GPU"
+            yield f"deadline={settings.deadline}: the trials take at least {duration_text(total)} on one GPU"
 
 
 def _idle_users(plan: Plan) -> list[str]:
-    """Warn of more users than requests: with idle users the load is not what its name says."""
+    """Warn of loads with more users than requests: some users would stay idle."""
     lines: dict[str, None] = {}
     for trial in plan.trials:
         users = getattr(trial.load, "concurrency", None)
         if users and users > trial.num_requests:
             lines[
-                f"load.concurrency={users}: {count(trial.num_requests, 'request')} for {users} users, of which "
-                "the rest have none: raise workload.num_requests"
+                f"load.concurrency={users}: {count(trial.num_requests, 'request')} for {users} users; the "
+                "other users would be idle: raise workload.num_requests"
             ] = None
     return list(lines)
 
 
 def _single_batches(plan: Plan) -> list[str]:
-    """Warn of points with one batch in all their replicates.
+    """Warn of points that send only one batch in all their replicates.
 
-    Batches are counted as they are sent, including a first one that is discarded. An engine that is timed inside takes
-    all requests in one call: there the batch itself is measured.
+    Every batch sent counts, even a discarded first batch. Engines that are timed inside are exempt: they get all
+    requests in one call, which measures the batch itself.
     """
     lines: dict[str, None] = {}
     for deployment in plan.deployments:
@@ -145,6 +145,6 @@ def _single_batches(plan: Plan) -> list[str]:
             if size and sum(trial.num_requests for trial in trials) // size < LEAST_BATCHES:
                 lines[
                     f"load.batch_size={size}: workload.num_requests={trials[0].workload.num_requests} is 1 batch, and "
-                    "nothing shows how much batches differ: raise it, or replicates"
+                    "its variation cannot be seen: raise num_requests or replicates"
                 ] = None
     return list(lines)

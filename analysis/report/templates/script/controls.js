@@ -1,6 +1,6 @@
 // The controls: they are made from the data, set the state, and are set by it.
 
-const SLIDER_STEPS = 200;
+const SLIDER_STEPS = 200, TYPING_PAUSE = 300; // ms
 
 function update() {
   rowsShown = ROWS_AT_ONCE;
@@ -40,10 +40,15 @@ function makeControls() {
   byId("legend").replaceChildren(...legendButtons());
   byId("columns").append(...[...quantities.values()].map(columnChoice));
   byId("csv").addEventListener("click", downloadCsv);
-  byId("copy-link").addEventListener("click", (event) => copyText(location.href, event.currentTarget));
+  byId("copy-link").addEventListener("click", (event) => copyText(linkToView(), event.currentTarget));
   byId("reset").addEventListener("click", () => { Object.assign(state, defaults); update(); });
-  byId("more-rows").addEventListener("click", () => { rowsShown += 10 * ROWS_AT_ONCE; drawTable(pointsInView()); });
+  byId("more-rows").addEventListener("click", () => { rowsShown += MORE_ROWS; drawTable(pointsInView()); });
   followPointer(byId("plot"));
+}
+
+// Of a file its name alone: where it lies on this machine leads nobody else to it.
+function linkToView() {
+  return location.protocol === "file:" ? location.pathname.split("/").at(-1) + location.hash : location.href;
 }
 
 // A slider with a field for the exact value; `range` gives its ends, and its far end is no bound.
@@ -59,6 +64,17 @@ function latencyRange(name) {
   return values.length ? [Math.min(...values) / 1000 / 1.2, (Math.max(...values) / 1000) * 1.2] : null;
 }
 
+// Calls `apply` when typing pauses, and when the field is left.
+function whenTyped(field, apply) {
+  let timer = 0;
+  field.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(apply, TYPING_PAUSE); });
+  field.addEventListener("change", () => { clearTimeout(timer); apply(); });
+}
+
+function show(field, value) {
+  if (document.activeElement !== field || positive(field.value) !== positive(value)) field.value = value;
+}
+
 function boundControl(name) {
   const slider = element("input", { type: "range", min: 0, max: SLIDER_STEPS, step: 1, id: `${name}-slider` });
   const field = element("input", { type: "number", min: 0, step: "any", id: name, placeholder: "any" });
@@ -67,7 +83,10 @@ function boundControl(name) {
     const limit = range && step < SLIDER_STEPS ? range[0] * (range[1] / range[0]) ** (step / SLIDER_STEPS) : null;
     setBound(name, limit === null ? null : Number(limit.toPrecision(3)));
   });
-  field.addEventListener("change", () => setBound(name, positive(field.value) === null ? null : positive(field.value) / 1000));
+  whenTyped(field, () => {
+    const limit = positive(field.value) === null ? null : positive(field.value) / 1000;
+    if (limit !== state[name]) setBound(name, limit);
+  });
   return sliderRow(`${name.toUpperCase()} at most`, "ms", slider, field);
 }
 
@@ -89,7 +108,7 @@ function priceControl(machine, index) {
   };
   slider.dataset.usual = usual; // the middle; the ends are a tenth and ten times of it
   slider.addEventListener("input", () => set(Number((usual * 100 ** (slider.value / SLIDER_STEPS - 0.5)).toPrecision(3))));
-  field.addEventListener("change", () => set(positive(field.value)));
+  whenTyped(field, () => { if (positive(field.value) !== state.prices[index]) set(positive(field.value)); });
   return sliderRow(page.machines.length > 1 || page.onGpus ? machine : "Machine", page.onGpus ? "$/GPU-h" : "$/h", slider, field);
 }
 
@@ -128,14 +147,14 @@ function setControls() {
   if (byId("filter").value !== state.filter) byId("filter").value = state.filter;
   for (const name of BOUNDED.filter((each) => byId(each))) {
     const range = latencyRange(name), limit = state[name];
-    byId(name).value = limit === null ? "" : Number((limit * 1000).toPrecision(4));
+    show(byId(name), limit === null ? "" : Number((limit * 1000).toPrecision(4)));
     const step = limit === null || !range ? SLIDER_STEPS : (SLIDER_STEPS * Math.log(limit / range[0])) / Math.log(range[1] / range[0]);
     byId(`${name}-slider`).value = step;
     byId(`${name}-slider`).setAttribute("aria-valuetext", limit === null ? "no bound" : `${number(limit * 1000)} ms`);
   }
   state.prices.forEach((price, index) => {
     const slider = byId(`price-${index}-slider`);
-    byId(`price-${index}`).value = price ?? "";
+    show(byId(`price-${index}`), price ?? "");
     slider.value = price === null ? 0 : SLIDER_STEPS * (Math.log(price / slider.dataset.usual) / Math.log(100) + 0.5);
     slider.setAttribute("aria-valuetext", price === null ? "no price" : `$${price}`);
   });

@@ -15,6 +15,7 @@ const SHAPES = [
   (x, y, r) => `M${x - r * 0.4},${y - r * 1.2}h${r * 0.8}v${r * 0.8}h${r * 0.8}v${r * 0.8}h${-r * 0.8}v${r * 0.8}h${-r * 0.8}v${-r * 0.8}h${-r * 0.8}v${-r * 0.8}h${r * 0.8}z`,
   (x, y, r) => `M${x - r},${y - r * 0.5}l${r * 0.5},${-r * 0.5}l${r * 0.5},${r * 0.5}l${r * 0.5},${-r * 0.5}l${r * 0.5},${r * 0.5}l${-r * 0.5},${r * 0.5}l${r * 0.5},${r * 0.5}l${-r * 0.5},${r * 0.5}l${-r * 0.5},${-r * 0.5}l${-r * 0.5},${r * 0.5}l${-r * 0.5},${-r * 0.5}l${r * 0.5},${-r * 0.5}z`,
 ];
+const MOST_LABELS = 40; // of sizes beside the marks
 let drawn = []; // the points in the figure: {index, x, y}
 let cursor = -1; // the one that the keyboard is at, in `drawn`
 
@@ -65,7 +66,7 @@ function logTicks(low, high) {
 const tickText = (value) => (Math.abs(value) >= 10 ? Math.round(value).toLocaleString("en-US") : String(Number(value.toPrecision(3))));
 
 function drawFigure(inView) {
-  const holder = byId("plot"), width = Math.max(280, holder.clientWidth), height = width < 520 ? 320 : 430;
+  const holder = byId("plot"), width = Math.max(280, holder.clientWidth), height = width < 520 ? 320 : 400;
   const measured = inView.filter((index) => figure(state.x, index) > 0 && figure(state.y, index) > 0);
   const front = hasFront() ? paretoFront(measured, state.x, state.y) : [];
   const visible = state.front && hasFront() ? front : measured;
@@ -84,6 +85,7 @@ function drawFigure(inView) {
     canvas.append(graphic("text", { x: width / 2, y: height / 2, "text-anchor": "middle", class: "empty" }, "no point has both figures"));
   }
   holder.replaceChildren(canvas, byId("tip"));
+  holder.classList.toggle("few", drawn.length <= 3); // whiskers across the whole figure say little
   const without = inView.length - measured.length;
   holder.setAttribute("aria-label", `${withUnit(state.y)} against ${withUnit(state.x)}, ${page.tasks[state.task]}: ${drawn.length} points. Arrow keys move from point to point, Enter selects one.`);
   const isCut = (key, axis, index) => interval(key, index)?.some((end) => isBeyond(axis, end));
@@ -106,7 +108,7 @@ function figureNote(front, without, { cut, bare, byLaunches }) {
     byLaunches ? "Where the requests are too few, it is from the launches' own figures." : "",
     cut ? "An arrowhead: it goes on beyond the figure." : "",
     bare ? "No whisker in a direction: that figure has no interval; point at the mark for the reason." : "",
-    front.length > 1 ? "Grey band: Pareto front; no other point is as good in both figures." : "",
+    front.length > 1 ? "Dashed steps: Pareto front; no other point is as good in both figures." : "",
     isBounded() ? "Faded: over a bound." : "",
     without ? `${without} of the points in view have no result, or lack one of the figures.` : "",
   ].filter(Boolean).join(" ");
@@ -139,8 +141,8 @@ function drawBounds(canvas, x, y, width, height) {
 }
 
 function drawFront(canvas, front, x, y) {
-  const places = front.map((index) => `${x.at(figure(state.x, index)).toFixed(1)},${y.at(figure(state.y, index)).toFixed(1)}`);
-  canvas.append(graphic("path", { d: `M${places.join("L")}`, class: "front" }));
+  const [first, ...others] = front.map((index) => [x.at(figure(state.x, index)).toFixed(1), y.at(figure(state.y, index)).toFixed(1)]);
+  canvas.append(graphic("path", { d: `M${first}${others.map(([atX, atY]) => `H${atX}V${atY}`).join("")}`, class: "front" }));
 }
 
 // One path a line for its marks, its whiskers and its course: thousands of points are a few dozen elements.
@@ -165,6 +167,8 @@ function drawLines(canvas, x, y) {
     canvas.append(graphic("path", { d: paths.fadedWhiskers, class: "whiskers faded-whiskers", stroke: colour }));
     canvas.append(graphic("path", { d: paths.faded, class: "faded", fill: colour }));
     canvas.append(graphic("path", { d: paths.marks, class: "marks", fill: colour }));
+    if (state.x === SIZE || state.y === SIZE || drawn.length > MOST_LABELS) continue;
+    for (const place of places) canvas.append(graphic("text", { x: round(place.x + 7), y: round(place.y - 6), class: "size" }, points.sizeText[place.index]));
   }
 }
 

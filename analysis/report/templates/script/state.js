@@ -1,8 +1,9 @@
 // What is chosen on the page, and its copy in the address: #explore?task=…, which can be sent and reloaded.
 
 const FRAGMENT = "#explore?";
+const pointsOf = page.tasks.map((_, task) => points.task.filter((of, index) => of === task && points.n[index]).length);
 const defaults = {
-  task: 0,
+  task: Math.max(0, pointsOf.indexOf(Math.max(...pointsOf))), // the task with the most to see
   y: quantities.has(PER_GPU) ? PER_GPU : [...quantities.keys()][0] ?? SIZE,
   x: [USER_SPEED, "e2el_p50", "batch_latency_p50"].find((key) => quantities.has(key)) ?? SIZE,
   interval: "these",

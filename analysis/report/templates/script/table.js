@@ -1,7 +1,8 @@
 // The table of points, or of one answer for each configuration: columns, order, and its copy as CSV.
 
-const ROWS_AT_ONCE = 100;
+const ROWS_AT_ONCE = matchMedia("(max-width: 40rem)").matches ? 6 : 12; // a phone has a card for each
 const MOST_COLUMNS = 6; // quantities that are shown unless others are chosen
+const MORE_ROWS = 1000;
 let rowsShown = ROWS_AT_ONCE;
 
 // The quantities that decide come first: the goal, what the figure shows, what is bounded, the gain over the baseline.
@@ -51,7 +52,7 @@ function drawTable(inView) {
   byId("points-table").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   const more = rows.length - body.length;
   byId("more-rows").hidden = more <= 0;
-  byId("more-rows").textContent = `Show ${Math.min(more, 10 * ROWS_AT_ONCE).toLocaleString("en-US")} more rows (${more.toLocaleString("en-US")} not shown)`;
+  byId("more-rows").textContent = `Show ${Math.min(more, MORE_ROWS).toLocaleString("en-US")} more rows (${more.toLocaleString("en-US")} not shown)`;
   byId("row-count").textContent = `${rows.length.toLocaleString("en-US")} ${state.one ? "configuration" : "point"}${rows.length === 1 ? "" : "s"}`;
   byId("verdict").textContent = state.one && state.goal ? verdict(configurations(inView)) : "";
 }
@@ -101,7 +102,8 @@ function nameCell(index, label) {
   const name = element("button", { type: "button", class: "name", onclick: () => select(index) }, page.lines[line]);
   const mark = graphic("svg", { class: "swatch", viewBox: "0 0 12 12", "aria-hidden": "true" });
   mark.append(graphic("path", { d: shapeOf(line)(6, 6, 4), fill: colourOf(line) }));
-  const warnings = points.warnings[index].map(([code, severity, message]) =>
+  const severe = points.warnings[index].filter(([, severity]) => severity === "severe"); // a sign on every row is on none
+  const warnings = severe.map(([code, severity, message]) =>
     element("a", { class: `mark ${severity}`, href: `#warning-${code}`, title: message, "aria-label": `warning: ${message}` }, "⚠"));
   return element("td", { ...label, class: "text" }, mark, name, ...warnings.slice(0, 1));
 }

@@ -1,4 +1,4 @@
-"""The data types of an answer: the question, the configurations that it is asked of, and what would decide a tie."""
+"""The data types of an answer: the criterion, its configurations, and what would decide a tie."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,34 +14,34 @@ from sweep.base.config import PERCENTILES, ConfigError
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
-MOST_SUGGESTED = 3  # times those that ran: to suggest more would be absurd
-LEAST_BOUNDED = 90  # the lowest percentile that an SLO is judged at
+MOST_SUGGESTED = 3  # times the launches that ran; suggesting more would be absurd
+LEAST_BOUNDED = 90  # lowest percentile at which an SLO is judged
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The most that a percentile of a latency may be."""
+    """An upper bound on a percentile of a latency."""
 
     quantity: LabelledColumn
-    limit: float  # s
+    limit: float  # seconds
     percentile: float
 
     @property
     def text(self) -> str:
-        """`TTFT p99 ≤ 200 ms`."""
+        """The bound as text, e.g. `TTFT p99 ≤ 200 ms`."""
         return f"{self.quantity.short} ≤ {self.quantity.shown(self.limit)} {self.quantity.unit}"
 
     def headroom(self, value: float) -> float:
-        """The share of the bound that is left; below 0 over it, and -∞ for a percentile that falls on failures."""
+        """Return the unused share of the bound; negative if exceeded, and -∞ if the percentile falls on failures."""
         return -math.inf if math.isnan(value) else 1 - value / self.limit
 
 
 def bounds(
     slo: Mapping[str, float], fewest_requests: int, percentiles: Sequence[float] = PERCENTILES
 ) -> tuple[Bound, ...]:
-    """The bounds of an SLO, such as {"ttft.p90": 0.2}.
+    """Return the bounds of an SLO, such as {"ttft.p90": 0.2}.
 
-    One without a percentile is on the highest that so many requests can tell.
+    A bound without a percentile uses the highest percentile that this many requests can resolve.
 
     Raises:
         ConfigError: for a percentile that these trials lack.
@@ -58,16 +58,16 @@ def bounds(
 
 
 def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
-    """The percentiles that all of these trials have, for an SLO; the default ones if no trial has any."""
+    """Return the percentiles that all these trials have, for an SLO; the default ones if no trial has any."""
     texts = {text if isinstance(text, str) else percentiles_text(PERCENTILES) for text in trials["percentiles"]}
     common = set(merged_percentiles(texts)).intersection(*(merged_percentiles([text]) for text in texts))
     return tuple(sorted(common)) or PERCENTILES
 
 
 def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> float:
-    """The highest of the percentiles that so many requests can tell, and never one below LEAST_BOUNDED.
+    """Return the highest percentile that this many requests can resolve, and at least LEAST_BOUNDED.
 
-    A lower one would call an SLO met that half of the requests miss.
+    With a lower percentile an SLO would count as met although many requests miss it.
     """
     high = [each for each in percentiles if each >= LEAST_BOUNDED] or [max(percentiles)]
     usable = [each for each in high if tells(fewest_requests, each)]
@@ -75,51 +75,52 @@ def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> fl
 
 
 def tells(requests: float, percentile: float) -> bool:
-    """Return whether so many requests can tell a percentile."""
+    """Return whether this many requests can resolve a percentile."""
     return requests * (100 - percentile) / 100 >= FEWEST_BEYOND
 
 
 @dataclass(frozen=True)
-class TaskQuestion:
-    """A question about the configurations: by which `quantity` one is best, within the bounds."""
+class TaskCriterion:
+    """The criterion of a task: the best configuration is best by `quantity`, within the bounds."""
 
-    title: str  # the task, and the load if it is a part of the question
+    title: str  # the task, and the load if it is part of the question
     quantity: LabelledColumn
     bounds: tuple[Bound, ...] = ()
 
     @property
     def quantities(self) -> tuple[LabelledColumn, ...]:
-        """Those that the answer rests on."""
+        """The quantities that the answer rests on."""
         return (self.quantity, *(bound.quantity for bound in self.bounds))
 
     @property
     def adjective(self) -> str:
-        """The word for the best."""
+        """The word for the best, e.g. fastest."""
         return "cheapest" if self.quantity.unit.startswith("$") else "fastest"
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A configuration, at the load at which it does best."""
+class RankedConfiguration:
+    """A configuration at its best load."""
 
-    name: str  # its engine and settings
-    load: str  # empty where all are asked at the same load
+    name: str  # engine and settings
+    load: str  # empty if all have the same load
     run: str
     figure: Estimate
-    headroom: float = math.nan  # the least share of a bound that is left; negative if it is over; NaN without bounds
-    tightest: Bound | None = None  # of which that is
-    latency: Estimate | None = None  # by that bound
+    headroom: float = math.nan  # smallest unused share of a bound; negative if exceeded; NaN without bounds
+    tightest: Bound | None = None  # the bound with that share
+    latency: Estimate | None = None  # the latency under that bound
     standing: Standing = Standing.BEHIND
-    ratio: float = math.nan  # the best's figure over this one's, with its interval
+    ratio: float = math.nan  # the best's figure / this one's, with its interval
     low: float = math.nan
     high: float = math.nan
-    point: int = -1  # its place among the points of all runs
-    judged: bool = True  # False: its requests are too few for the bounded percentile
-    codes: tuple[str, ...] = ()  # of the warnings about its figure and what is bounded
+    point: int = -1  # place among the points of all runs
+    judged: bool = True  # False: too few requests for the bounded percentile
+    codes: tuple[str, ...] = ()  # codes of warnings about its figure and its bounded latencies
+    measured: tuple[str, str] | None = None  # begin of its first and of its last trial
 
     @property
     def meets(self) -> bool:
-        """True without bounds, or within all of them."""
+        """True if the figure is within all bounds, or there is no bound."""
         return math.isnan(self.headroom) or self.headroom >= 0
 
     @property
@@ -131,55 +132,55 @@ class Candidate:
 
     @property
     def full_name(self) -> str:
-        """The name, with the load if it has one of its own."""
+        """The name, with the load if the configuration has its own."""
         return f"{self.name} at {self.load}" if self.load else self.name
 
 
 class Remedy(NamedTuple):
-    """The launches that would tell the best from the runner-up."""
+    """The launches that would separate the best from the runner-up."""
 
-    difference: float  # relative, that they would find: the one measured, or the margin if that is larger
-    launches: int  # more, of each of the two; 0: it is unknown how much launches differ
-    replicates: int  # in all
+    difference: float  # relative difference to detect: the measured one, or the margin if larger
+    launches: int  # further launches of each; 0: how much launches differ is unknown
+    replicates: int  # replicates in all
     minutes: float  # NaN if no durations are known
 
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """The candidates of a question: those that meet its bounds first, the best first of all."""
+    """The configurations of a task, the best first. Configurations that meet the bounds come before the others."""
 
-    question: TaskQuestion
-    candidates: tuple[Candidate, ...]
-    remedy: Remedy | None = None  # of a tie
+    criterion: TaskCriterion
+    configurations: tuple[RankedConfiguration, ...]
+    remedy: Remedy | None = None  # for a tie
     shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
-    barred: tuple[Candidate, ...] = ()  # those that a severe warning keeps from being ranked
+    barred: tuple[RankedConfiguration, ...] = ()  # those that a severe warning keeps from being ranked
 
     @property
-    def meeting(self) -> tuple[Candidate, ...]:
-        return tuple(candidate for candidate in self.candidates if candidate.meets)
+    def meeting(self) -> tuple[RankedConfiguration, ...]:
+        return tuple(configuration for configuration in self.configurations if configuration.meets)
 
     @property
-    def best(self) -> Candidate | None:
-        """The best of those that meet the bounds; None if none does."""
+    def best(self) -> RankedConfiguration | None:
+        """The best configuration that meets the bounds; None if none does."""
         return next(iter(self.meeting), None)
 
     @property
-    def tied(self) -> tuple[Candidate, ...]:
-        """Those that tie with the best."""
-        return tuple(candidate for candidate in self.meeting if candidate.standing is Standing.TIED)
+    def tied(self) -> tuple[RankedConfiguration, ...]:
+        """The configurations that tie with the best."""
+        return tuple(configuration for configuration in self.meeting if configuration.standing is Standing.TIED)
 
     @property
     def judged(self) -> bool:
-        """False if every candidate has too few requests for the bounded percentile."""
-        return any(candidate.judged for candidate in self.candidates)
+        """True if any configuration has enough requests for the bounded percentile."""
+        return any(configuration.judged for configuration in self.configurations)
 
     @property
     def suggested(self) -> Remedy | None:
-        """The remedy of a tie, if it takes fewer than three times the launches that ran."""
+        """The remedy for a tie, if it takes fewer than three times the launches that ran."""
         affordable = self.remedy and self.best and self.remedy.launches < MOST_SUGGESTED * self.best.figure.n
         return self.remedy if affordable else None
 
     @property
     def decided(self) -> bool:
-        """True if one of several leads."""
+        """True if one of several configurations leads."""
         return len(self.meeting) > 1 and not self.tied

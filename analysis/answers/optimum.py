@@ -1,0 +1,50 @@
+"""The answer of a run without rivals: the load or length at which its one configuration is fastest."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from analysis.answers.sentences import caveats, lead
+from analysis.answers.task_answer import TaskAnswer
+from analysis.quantities import LabelledColumn, labelled_column
+from analysis.results import RunResults
+from sweep.base.wording import number
+
+THROUGHPUT = "output_throughput"
+MOST_TASKS = 3  # in the sentence
+
+
+def leading_sentence(results: RunResults, answers: Sequence[TaskAnswer]) -> str:
+    """The sentence that is true of all answers; of a run without rivals, where each configuration is fastest."""
+    if any(len(answer.configurations) > 1 or answer.criterion.bounds for answer in answers):
+        return lead(answers)
+    fastest = list(_fastest(results))[:MOST_TASKS]
+    return "; ".join(fastest) + caveats(answers) if fastest else lead(answers)
+
+
+def _fastest(results: RunResults) -> Iterator[str]:
+    layout, quantity = results.layout, labelled_column(THROUGHPUT)
+    points = layout.points
+    if quantity is None or layout.x is None or THROUGHPUT not in points:
+        return
+    measured = points[points[THROUGHPUT].notna() & points[layout.x].notna()]
+    if "as_offered" in measured:  # what was asked for shows no optimum
+        measured = measured[~measured["as_offered"].eq(True)]
+    for (line, panel), group in measured.groupby(["line", "panel"], sort=False):
+        group = group.sort_values(layout.x, kind="stable")
+        fastest = int(group[THROUGHPUT].argmax())
+        compared = 0 if fastest == len(group) - 1 else len(group) - 1  # the other end
+        if fastest == compared:
+            continue
+        best, reference = group.iloc[fastest], group.iloc[compared]
+        places = group.index.to_numpy(np.int64)
+        task = f", {panel}" if points["panel"].nunique() > 1 else ""
+        speed = f"{quantity.shown(float(best[THROUGHPUT]))} {quantity.unit}"
+        ratio = _ratio_text(results, quantity, (places[fastest], places[compared]))
+        yield f"{line}{task} is fastest at {layout.load(best)}: {speed}, {ratio} that at {layout.load(reference)}"
+
+
+def _ratio_text(results: RunResults, quantity: LabelledColumn, pair: tuple[int, int]) -> str:
+    ratio, low, high = map(float, results.contests.ratios(quantity, [pair])[:, 0])
+    return f"{number(ratio)}×" + ("" if math.isnan(low) else f" ({number(low)} to {number(high)})")

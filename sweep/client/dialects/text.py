@@ -1,0 +1,49 @@
+"""The text of an answer as its events bring it: how long it is, whether a reader sees it, and a hash of it."""
+
+import json
+import unicodedata
+import zlib
+from dataclasses import dataclass, field
+
+from sweep.base.records import UNKNOWN
+
+_BACKSLASH = 0x5C
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that are drawn as nothing
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of Unicode
+HEAD = 256  # bytes of the text that are compared with other answers'
+LEAST_VARIED = 40  # bytes of the head once compressed: a text that repeats itself has fewer, and proves nothing
+
+
+@dataclass(slots=True)
+class AnswerText:
+    """The text so far, as it stands in JSON; of all of it only the length and the beginning are kept."""
+
+    characters: int = 0
+    head: bytearray = field(default_factory=bytearray)
+
+    def take(self, piece: bytes, letters: bool = False) -> bool:
+        """Add a piece; return whether a reader sees it, with `letters` whether it has a letter or a digit."""
+        if len(self.head) < HEAD:
+            self.head += piece
+        if not letters and piece.isascii() and _BACKSLASH not in piece:
+            self.characters += len(piece)
+            return not piece.isspace() and piece != b""
+        text = _decoded(piece)
+        self.characters += len(text)
+        return any(map(str.isalnum, text)) if letters else any(map(_is_visible, text))
+
+    def digest(self) -> int:
+        """A positive hash of the beginning; UNKNOWN for a short text, or one that repeats itself."""
+        head = bytes(self.head[:HEAD])
+        return zlib.crc32(head) & 0x7FFFFFFF if len(zlib.compress(head)) >= LEAST_VARIED else UNKNOWN
+
+
+def _decoded(piece: bytes) -> str:
+    try:
+        return str(json.loads(b'"%b"' % piece))
+    except ValueError:  # a character that is cut between two events
+        return piece.decode("utf-8", "replace")
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character) not in _INVISIBLE and character not in _BLANK

@@ -1,0 +1,194 @@
+"""Answers that are none, or differ from the others: judged by what arrived of each answer, and of all of them."""
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from sweep.base.records import UNKNOWN, Records
+from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_chunks, token_times
+from sweep.numbers.quantity import quantity
+from sweep.numbers.selection import engine_answered, succeeded
+
+LENGTH_TOLERANCE = 0.1  # of the tokens asked for, and one token at least: an answer of another length is odd
+MERGED = 1.05  # tokens to an event
+ODD_MERGED = 2.0  # times the others' tokens to an event
+EXTRA_TOKENS = 4  # more than events, at least: the last event of an honest answer may bring two
+QUICK = 0.05  # of the time that the others take for as many tokens
+LEAST_TIME = 0.01  # s that the others take, below which a late reader makes events come together
+CANNED = 0.5  # share of answers with the same text, from which on they are nobody's answers
+FEWEST_ODD = 2  # one may be an accident
+FEWEST_GAPS = 7  # of an answer whose gaps have a shape
+SMALL_GAP = 0.1  # of the answer's mean gap
+SMALL_GAPS = 0.3  # share of them, from which on events were cut in bursts
+STREAMING = 0.1  # of an answer's time, below which it was held back, unless others streamed meanwhile
+SOMEONE_STREAMS = 0.5  # of the time with requests in flight
+FIRST_IS_EARLY = 0.25  # of the gap behind it
+SAME_SUFFIX = r"[-:@](latest|\d{4}[\d-]*)"  # of a model's name: the version that an alias stands for
+
+
+@quantity(unit="share", kind="validity", better="lower")
+def odd_answer_share(
+    records: Records, mask: Mask, exact_length: bool, unlike_prompts: bool, endpoint: bool
+) -> float | None:
+    """share of the successful answers that are unlike the others. Such an answer has over twice their tokens to an
+    event, or came within 5 % of their time for as many tokens. Or it is over 10 % off the tokens asked for, with
+    ignore_eos. Or, at an endpoint, it has the text of another answer, as half of them have, or came in half the time of
+    the quickest tenth of the others. A single one is no share.
+
+    Texts of less than some 8 different words, and of equal prompts, are not compared.
+    """
+    chosen = np.flatnonzero(mask & engine_answered(records))
+    if not chosen.size:
+        return None
+    first, last = (times[chosen] for times in token_times(records))
+    tokens, asked, texts = (
+        np.asarray(column, np.float64)[chosen]
+        for column in (records.streamed_tokens, records.asked_output_tokens, records.text_hash)
+    )
+    tokens[tokens == UNKNOWN] = np.nan
+    events, known = token_chunks(records)[chosen], ~np.isnan(tokens)
+    odd = np.zeros(chosen.size, np.bool_)
+    if known.any():
+        per_event = tokens / events
+        odd |= (per_event > ODD_MERGED * np.median(per_event[known])) & (tokens - events >= EXTRA_TOKENS)
+    if (several := known & (tokens >= EXTRA_TOKENS)).any():
+        pace = np.median((last - first)[several] / (tokens[several] - 1))
+        expected = pace * (tokens - 1)
+        odd |= several & (expected > LEAST_TIME) & (last - first < QUICK * expected)
+    if exact_length:
+        odd |= known & (asked != UNKNOWN) & has_other_length(tokens, asked)
+    if endpoint and unlike_prompts:
+        odd |= _repeated(texts, last)
+    return float(odd.mean()) if odd.sum() >= FEWEST_ODD else 0.0
+
+
+def has_other_length(tokens: Floats, asked: Floats) -> Mask:
+    """The answers that are not about as long as was asked for. Shape of both."""
+    return np.asarray(np.abs(tokens - asked) > np.maximum(1, LENGTH_TOLERANCE * asked))
+
+
+def _repeated(texts: Floats, last: Floats) -> Mask:
+    """The answers with a text that another one has, if it is most answers', or came sooner than any other text."""
+    _, group, count = np.unique(texts, return_inverse=True, return_counts=True)
+    same = (texts != UNKNOWN) & (count[group] > 1)
+    if same.mean() >= CANNED or same.all():
+        return np.asarray(same)
+    return np.asarray(same & (last < np.quantile(last[~same], 0.1) / 2))
+
+
+@quantity(unit="", kind="validity", type=str, label="Served model")
+def served_model(records: Records, mask: Mask) -> str | None:
+    """every name of a model that the answers say they are from."""
+    answered = np.flatnonzero(mask & succeeded(records))
+    return ", ".join(sorted({records.served_model[index] or "" for index in answered} - {""})) or None
+
+
+@quantity(unit="share", kind="validity", better="lower")
+def other_model_share(records: Records, mask: Mask, asked_model: str | None) -> float | None:
+    """share of an endpoint's answers that say they are from another model than was asked for, or than most of them; a
+    path before the name, and a date or `latest` behind it, make no other model than was asked for.
+    """
+    answered = np.flatnonzero(mask & succeeded(records))
+    pairs = Counter((records.model[index] or asked_model, records.served_model[index]) for index in answered)
+    named = {(asked, name): count for (asked, name), count in pairs.items() if asked and name}
+    usual = {asked: name for (asked, name), _ in sorted(named.items(), key=lambda item: item[1])}
+    other = sum(n for (asked, name), n in named.items() if name != usual[asked] or not _is_model(name, asked))
+    return other / sum(named.values()) if named and asked_model else None
+
+
+def _is_model(name: str, asked: str) -> bool:
+    served, wanted = (text.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for text in (name, asked))
+    short, long = sorted((re.sub("-latest$", "", served), re.sub("-latest$", "", wanted)), key=len)
+    return long.startswith(short) and bool(re.fullmatch(f"({SAME_SUFFIX})?", long[len(short) :]))
+
+
+@quantity(unit="", kind="validity", better="lower")
+def first_gap_ratio(records: Records, mask: Mask) -> float | None:
+    """median time from the first to the second arrival / median time between later ones; null unless the first comes
+    in less than a quarter of the time to the second.
+    """
+    chosen = mask & engine_answered(records)
+    gaps = _gap_shapes(records, chosen)
+    several = chosen & (gaps.number > 1)
+    first = token_times(records)[0][several]
+    ahead, later = gaps.first[several], ((gaps.total - gaps.first) / np.maximum(gaps.number - 1, 1))[several]
+    if not several.any() or np.median(later) <= 0 or np.median(first / np.maximum(ahead, 1e-9)) > FIRST_IS_EARLY:
+        return None
+    return float(np.median(ahead) / np.median(later))
+
+
+class GapShapes(NamedTuple):
+    """The gaps between the arrivals of each answer. Each of shape (requests,), s but for counts."""
+
+    number: Floats
+    total: Floats
+    first: Floats
+    largest: Floats
+    small: Floats  # number of gaps below a tenth of the mean gap, the largest left out
+    small_total: Floats
+
+
+def _gap_shapes(records: Records, chosen: Mask) -> GapShapes:
+    shapes = GapShapes(*(np.zeros(len(records)) for _ in GapShapes._fields))
+    for block in blocks(records, chosen):
+        request, gaps = block.request[1:][block.inside()], block.gaps() / 1e6
+        if not gaps.size:
+            continue
+        begins = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
+        of = request[begins]
+        shapes.number[of] = np.diff(np.r_[begins, gaps.size])
+        shapes.total[of], shapes.first[of] = np.add.reduceat(gaps, begins), gaps[begins]
+        shapes.largest[of] = np.maximum.reduceat(gaps, begins)
+        mean = (shapes.total - shapes.largest)[request] / np.maximum(shapes.number[request] - 1, 1)
+        small = gaps < SMALL_GAP * mean
+        shapes.small[of] = np.add.reduceat(small, begins, dtype=np.float64)
+        shapes.small_total[of] = np.add.reduceat(gaps * small, begins)
+    return shapes
+
+
+def held_back(records: Records, chosen: Mask) -> Mask:
+    """The answers that something held back and then sent event by event, all at once or in bursts. Shape (requests,).
+
+    An engine does not need longer to read a token of a prompt than to write one, so its waits are at most as long as
+    the prompts in flight at the pace of its gaps (half of it: reading is quicker). A buffer's are longer.
+    """
+    gaps = _gap_shapes(records, chosen)
+    chosen = chosen & (gaps.number >= FEWEST_GAPS)
+    if not chosen.any():
+        return chosen
+    sent, (first, last) = as_floats(records.sent), token_times(records)
+    busy = _union(sent[chosen], (sent + last)[chosen])
+    prompt, words = np.asarray(records.input_tokens), np.asarray(records.prompt_words)
+    prompt = np.where(prompt == UNKNOWN, words, prompt) + np.asarray(records.hidden_tokens)
+    reading = prompt * max(1.0, last[chosen].sum() / busy if busy else 1.0) / 2  # tokens of a pace
+    others, some = np.maximum(gaps.number - 1, 1), np.maximum(gaps.small, 1)
+    waits = (gaps.total - gaps.small_total) / np.maximum(gaps.number - gaps.small, 1)
+    bursts = (gaps.small > SMALL_GAPS * others) & (waits > reading * gaps.small_total / some)
+    active = gaps.total - gaps.largest
+    at_once = (active < STREAMING * last) & (first > reading * active / others)
+    streaming = _union((sent + first)[chosen], (sent + first + active)[chosen])
+    held: Mask = chosen & (bursts | (at_once & (streaming < SOMEONE_STREAMS * busy)))
+    return held
+
+
+def _union(begins: Floats, ends: Floats) -> float:
+    """The time that lies in any of some intervals, s."""
+    order = np.argsort(begins)
+    begins, reached = begins[order], np.maximum.accumulate(ends[order])
+    return float((reached - np.maximum(begins, np.r_[-np.inf, reached[:-1]])).clip(0).sum())
+
+
+def tokens_are_stamped(records: Records) -> bool:
+    """Return whether it is known which arrival brought which tokens.
+
+    It is not where the final usage has more tokens than came events, and no tokenizer has counted the text: they may
+    have been hidden as well as merged.
+    """
+    silent = np.fromiter((source == "final usage" for source in records.token_source), np.bool_, len(records))
+    silent &= succeeded(records) & (np.asarray(records.streamed_tokens) != UNKNOWN)
+    if not silent.any() or np.any(np.asarray(records.recounted_tokens) != UNKNOWN):
+        return True
+    tokens, events = np.asarray(records.streamed_tokens)[silent].sum(), token_chunks(records)[silent].sum()
+    return bool(tokens <= MERGED * events + silent.sum())  # an end token is counted, and brings no event
