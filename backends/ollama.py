@@ -65,6 +65,7 @@ class Ollama(LlamaCpp):
         ours = {
             "OLLAMA_HOST": f"{launch.host}:{launch.port}",
             "OLLAMA_MODELS": str(launch.model / "ollama"),  # its own copy of the weights, which later launches use
+            "OLLAMA_NOPRUNE": "1",  # or it removes what another server of this folder is writing
             "OLLAMA_NUM_PARALLEL": str(self.slots),
             "OLLAMA_MAX_LOADED_MODELS": "1",
             "OLLAMA_KEEP_ALIVE": "-1",  # else it unloads the model after five idle minutes

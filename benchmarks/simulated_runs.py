@@ -119,16 +119,17 @@ def records_of(run: Runs) -> Records:
     n = len(run.sent)
     since = (run.latency - run.service)[:, None] + run.service[:, None] * (np.arange(TOKENS) + 1) / TOKENS
     records = Records()
+    unknown = {"d": np.nan, "i": UNKNOWN, "b": False}  # until set below, as where a client saw nothing
+    for name, code in REQUEST_COLUMNS.items():
+        setattr(records, name, array(code, [unknown[code]]) * n if code else [None] * n)
     records.request_id, records.phase = [f"r{index}" for index in range(n)], ["measured"] * n
-    records.error, records.finish_reason, records.token_source = [None] * n, ["length"] * n, ["ids"] * n
-    records.scheduled = records.first_answer = array("d", [np.nan]) * n
+    records.finish_reason, records.token_source = ["length"] * n, ["ids"] * n
     records.sent = records.released = array("d", run.sent.tobytes())
     records.ended = array("d", (run.sent + since[:, -1]).tobytes())
     counts = {"input_tokens": TOKENS, "output_tokens": TOKENS, "asked_input_tokens": TOKENS}
     counts |= {"asked_output_tokens": TOKENS, "streamed_tokens": TOKENS, "hidden_tokens": 0}
-    for name in (name for name, code in REQUEST_COLUMNS.items() if code == "i"):
-        setattr(records, name, array("i", [counts.get(name, UNKNOWN)]) * n)
-    records.gateway_answer = array("b", bytes(n))
+    for name, count in counts.items():
+        setattr(records, name, array("i", [count]) * n)
     records.offsets = array("q", range(0, (n + 1) * TOKENS, TOKENS))
     records.chunk_us = array("I", np.rint(since * 1e6).astype(np.uint32).tobytes())
     records.chunk_tokens = array("H", [1]) * (n * TOKENS)

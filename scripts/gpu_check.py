@@ -438,7 +438,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the sections and their commands")
     parser.add_argument("--pack", metavar="PARTS", type=Path, help="split the folder of wheels into files there")
     parser.add_argument("--unpack", metavar="PARTS", type=Path, help="fill the folder of wheels from them")
-    parser.add_argument("--python", help="an interpreter with torch and transformers, used in place of an environment")
+    parser.add_argument(
+        "--python", help="an interpreter with torch, transformers and accelerate, in place of environments"
+    )
     parser.add_argument("--out", type=Path, help="a folder for report.md and one archive of the results")
     parser.add_argument("--within", metavar="SECONDS", type=float, help="end by then; the next command goes on")
     options = parser.parse_args(arguments)
@@ -483,6 +485,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (folder / "report.md").write_text(report(folder, listed))
         if options.out:
             bring_out(folder, options.out)
+    if options.out:  # also if nothing was left to run
+        (folder / "report.md").write_text(report(folder, listed))
+        bring_out(folder, options.out)
     results = load_results(folder)
     return int(any(result.outcome not in ("ok", "skipped") for result in results.values()))
 

@@ -1,7 +1,7 @@
 """Run the soak by seed and print a table: scripts/soak.py [--seeds 1,2,3] [--trials 520] > docs/measurements/soak.md
 
 It needs root. A measured seed is not measured again (--folder). If the time was too short for a seed, its row in the
-table says so, and the seed starts afresh the next time.
+table says so, and the seed starts afresh the next time. Keep the page's section on nights, which another script writes.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--every", type=float, default=8.0, help="mean seconds between faults")
     parser.add_argument("--outage", type=float, default=120.0, help="longest outage of a hub, in seconds")
-    parser.add_argument("--minutes", type=float, default=600.0, help="seconds after which no seed continues")
+    parser.add_argument("--minutes", type=float, default=600.0, help="minutes after which no seed continues")
     parser.add_argument("--folder", type=Path, default=cache_directory(None) / "soak", help="logs and finished seeds")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that nodes, networks and disks are removed

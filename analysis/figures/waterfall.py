@@ -48,9 +48,10 @@ def _finding(explanation: Explanation) -> str:
     total = explanation.total
     if not total.low > 1 and not total.high < 1:
         return ""
-    largest = max(explanation.parts, key=lambda part: abs(np.log(part.gain.value)))
+    sign = np.sign(np.log(total.value))
+    largest = max(explanation.parts, key=lambda part: sign * np.log(part.gain.value))
     gain = f"{explanation.quantity.short} {factor(total)} that of {explanation.begin}"
-    return f"{explanation.task}: {gain}, most of it by {largest.name} ({factor(largest.gain)})"
+    return f"{explanation.task}: {gain}, the largest part by {largest.name} ({factor(largest.gain)})"
 
 
 def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]:

@@ -108,7 +108,8 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
             unpooled[name][positions] = False
             without = unbelieved[positions] if name == "total_throughput" else np.zeros(len(positions), np.bool_)
             for column, values in zip(figures[name], interval, strict=True):
-                column[positions] = np.where(without, np.nan, values)
+                missing = False if column.dtype == np.bool_ else np.nan
+                column[positions] = np.where(without, missing, values)
     unsettled = np.zeros(count, np.bool_)
     unsettled[point[measured.index.get_indexer(run.ok.index[run.ok["steady_begin"].isna()])]] = True
     for name in rates & figures.keys() | {name for name, statistic in pooled.items() if statistic.steady}:

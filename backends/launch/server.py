@@ -34,7 +34,7 @@ from backends.prepare.fit import older
 from backends.tables.log_causes import cause_table
 from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
-from sweep.base.records import API_VERSION, Outcome, tls_context
+from sweep.base.records import API_VERSION, HTTP2_ONLY, Outcome, tls_context, tls_remedy
 
 LOG = "engine.log"
 READY_POLL = 0.05  # seconds between two checks of a starting engine
@@ -125,7 +125,8 @@ class Engine:
             return ""
         with self.log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            begin = max(min(self._log_begin, supervisor.LOG_HEAD), since - self._log_shift(), end - TAIL_BYTES)
+            kept = self._log_begin if self._log_begin <= supervisor.LOG_HEAD else self._log_begin - self._log_shift()
+            begin = max(kept, since - self._log_shift(), end - TAIL_BYTES)
             file.seek(begin)
             text = file.read().decode(errors="replace")
         tail = masked(text, self._secrets).splitlines()[-lines:]
@@ -391,8 +392,9 @@ class AttachedEngine(Engine):
         try:
             with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
                 status = client.get(f"{self.url}/v1/models", timeout=10).status_code
-        except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError):
-            return "closes connections without an answer"
+        except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError) as error:
+            # An answer in HTTP/2 is no outage: the requests will meet it too, and name it.
+            return None if HTTP2_ONLY in tls_remedy(error) else "closes connections without an answer"
         except httpx.HTTPError:  # e.g. a bad certificate or a timeout, which requests will meet too
             return None
         return f"answers with status {status}" if status in GATEWAY_ERRORS else None

@@ -22,7 +22,7 @@ LOGGED_PAIR = re.compile(
     r"(?i)(?<![\w-])(?P<name>[\w-]{0,40}?(?:token|secret|password|passwd|passphrase|credentials?|api[_-]?key|(?:access|account|private)[_-]key"
     r"|authorization|connection[_-]?string))"
     r"(?P<sign>['\"]?\s*(?:[:=]|=>|(?<=['\"])\s*,)\s*(?:b?['\"])?(?:(?:basic|token|digest|apikey)\s+)?)"
-    r"(?P<secret>(?=[^\s'\",;{}()\[\]]*\d)(?=[^\s'\",;{}()\[\]]*[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
+    r"(?P<secret>(?=[^\s'\",;{}()\[\]]{0,200}?\d)(?=[^\s'\",;{}()\[\]]{0,200}?[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
 )
 MASK = "***"
 SHORTEST = 8  # characters of a variable's value that is masked everywhere: shorter values may be ordinary words

@@ -566,7 +566,7 @@ def import_(arguments: list[str]) -> int:
     parser = Parser(import_)
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="or a folder with files")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new results folder")
-    pairs = [each for each in arguments if "=" in each and not each.startswith("-") and not Path(each).is_file()]
+    pairs = [each for each in arguments if "=" in each and not each.startswith("-") and not Path(each).exists()]
     options = parser.parse_args([argument for argument in arguments if argument not in pairs])
     settings = dict(argument.split("=", 1) for argument in pairs)
     rows = import_files(options.files, options.out, settings)

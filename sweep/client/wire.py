@@ -44,6 +44,7 @@ PATHS: dict[str, str] = {
 }
 LARGEST_EVENT = 16 << 20  # bytes; if an event is longer than that, the answer is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message that are kept in an error
+MOST_MODELS, LONGEST_MODEL = 8, 200  # names of models kept of an answer, and characters of each
 ENDLESS = 4, 64  # multiple of the requested tokens, and least number of token events, above which an answer is endless
 NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
 OTHER_LIMIT = "set backend.max_tokens_field=max_completion_tokens"
@@ -271,6 +272,10 @@ class Stream:
         if visible and answers and self.answer_us == UNKNOWN:
             self.answer_us = max(0, arrived_us)
         return visible
+
+    def is_past_reasoning(self, visible: bool) -> bool:
+        """Return whether later events of this shape need no parsing: the answer's first visible text must be seen."""
+        return visible or self.answer_us != UNKNOWN
 
 
 class _Shape:
@@ -528,8 +533,9 @@ class Answer:
     def _read(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
         for place in (content, content.get("message"), content.get("response")):
             model = place.get("model") if isinstance(place, dict) else None
-            if isinstance(model, str) and model and model not in self.models:
-                self.models.append(model)
+            if isinstance(model, str) and model and len(self.models) < MOST_MODELS:
+                name = model[:LONGEST_MODEL]
+                self.models += [name] if name not in self.models else []
         if self.api in TYPED_DIALECTS:
             self._typed_event(TYPED_DIALECTS[self.api].read(content), event, arrived)
         elif self.api == "tgi":
@@ -545,7 +551,8 @@ class Answer:
             keys = [REASONING[0] if content.reasoning else "content"]
             visible = stream.take(keys, _escaped(content.text), (arrived - self.sent) // 1000)
             self._token(stream, 1, arrived, visible)
-            self._learn(event, content.key, b"")
+            if stream.is_past_reasoning(visible):
+                self._learn(event, content.key, b"")
         if content.finish_reason:
             stream.finish_reason = content.finish_reason
         if content.usage:
@@ -570,7 +577,7 @@ class Answer:
             self._token(stream, tokens, arrived, visible)
             if choice.get("finish_reason"):
                 stream.finish_reason = str(choice["finish_reason"])
-            elif len(choices) == 1 and len(keys) == 1:
+            elif len(choices) == 1 and len(keys) == 1 and stream.is_past_reasoning(visible):
                 self._learn(event, keys[0], count_from)
         if usage:
             self._usage(usage, choices)

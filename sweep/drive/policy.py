@@ -203,7 +203,7 @@ def attempts_before(before: Cells | None) -> dict[str, Any]:
     attempts = (before.get("earlier_attempts") or 0) + counts
     failed = (before.get("earlier_failed") or 0) + counts * (before.get("num_failed") or 0)
     reasons = [before.get("earlier_reasons"), before.get("reason") if counts else None]
-    texts = "; ".join(text for text in reasons if text)
+    texts = "; ".join(dict.fromkeys(text for text in reasons if text))
     columns = {"earlier_attempts": attempts, "earlier_failed": failed, "earlier_reasons": texts}
     return columns if attempts else {}
 

@@ -108,7 +108,8 @@ def find_nodes(settings: Settings) -> list[Node]:
     if settings.cluster.kind == "ray":
         nodes = _cluster_nodes(settings.cluster, 0.0 if settings.dry_run else settings.cluster.wait_for_nodes)
         stated: list[Node] = ray_schedule(settings.cluster).state_facts(nodes, settings.cache_dir)
-        _check_drivers(stated)
+        if hardware.platform == "cuda":
+            _check_drivers(stated)
         return stated
     gpus = host_facts.gpu_names()
     profile = (hardware.accelerator,) if hardware.accelerator and set(gpus) & set(hardware.matches) else ()

@@ -130,7 +130,8 @@ class RequestMemory:
         self._freed = asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def _share(self, kind: str, size: int, timeout: float) -> AsyncIterator[None]:
+    async def _share(self, kind: str, size: int, timeout: float) -> AsyncIterator[Callable[[int], None]]:
+        """Hold a share until the block ends; the block may release a part of it before."""
         try:
             async with asyncio.timeout(timeout):
                 while self.taken[kind] and self.taken[kind] + size > self.limit:
@@ -139,12 +140,18 @@ class RequestMemory:
         except TimeoutError:
             message = "the requests in flight take all memory that gateway.bodies allows"
             raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
+        held = [size]
+
+        def release(part: int) -> None:
+            held.append(-part)
+            self.taken[kind] -= part
+            self._freed.set()
+
         self.taken[kind] += size
         try:
-            yield
+            yield release
         finally:
-            self.taken[kind] -= size
-            self._freed.set()
+            release(sum(held))
 
     @contextlib.asynccontextmanager
     async def read_call(self, scope: Scope, receive: Receive, largest: int, timeout: float) -> AsyncIterator[Call]:
@@ -156,8 +163,9 @@ class RequestMemory:
         headers: Headers = scope["headers"]
         length = next((value for name, value in headers if name == b"content-length"), b"")
         size = min(int(length), largest) if length.isdigit() else largest
-        async with self._share("bodies", size, timeout):
+        async with self._share("bodies", size, timeout) as release:
             body = await _timely_body(receive, largest, timeout)
+            release(size - len(body))  # without a length it took the most
             async with self._share("contents", parsed_size(body), timeout):
                 passed = [pair for pair in headers if pair[0] not in NOT_FORWARDED]
                 yield Call(scope["path"], passed, body, parse_body(scope["path"], body))

@@ -133,6 +133,8 @@ def running_gateway(
     trusting = settings.model_copy(update={"verify_tls": verify_tls})
     urls = tuple(engine.backend.url or engine.url for engine in engines)
     key, path = secrets.token_urlsafe(), getattr(engines[0].backend, "path", None)
+    if path and urls[0].rstrip("/").endswith("/v1"):  # which the gateway takes off its engines' addresses
+        path = f"/v1{path}"
     process = GatewayProcess(
         to=urls, settings=trusting, tokenizer=tokenizer, reset_key=key, path=path, launch_timeout=120.0
     )

@@ -151,12 +151,18 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
         records,
         slo=settings.slo or {},
         discard_first_batch=getattr(trial.load, "discard_first", False),
+        templated=_is_templated(trial.config["backend"].get("api")),
         window=Window(row.get("steady_begin"), row.get("steady_end"), row.get("steady_method", "")),
         percentiles=settings.percentiles,
     )
     present = {"percentiles": percentiles_text(settings.percentiles), "slo": slo_text(settings)}
     recomputed = {name: value for name, value in row.items() if name not in series} | measured | present
     return recomputed | {"warnings": warning_codes(recomputed)}  # which a row from an older version lacks
+
+
+def _is_templated(api: str | None) -> bool:
+    """Return whether a protocol sends messages, to which a chat template adds tokens."""
+    return api not in ("completions", "tgi", None)
 
 
 def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt: str | None = None) -> EngineFacts:
@@ -198,7 +204,7 @@ def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping
         exact_length=has_fixed_length(work, trial),
         unlike_prompts=trial.workload.unique_header,
         endpoint=not backend.launches,
-        templated=backend.api not in ("completions", "tgi"),
+        templated=_is_templated(backend.api),
         asked_model=None if backend.launches else model.served_name or model.name,
         open_loop=trial.load.open_loop,
         percentiles=work.settings.percentiles,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from sweep.numbers.quantities.answers import MERGED
+from sweep.numbers.quantities.latency import MOSTLY
 from sweep.numbers.quantities.load import GROWING
 from sweep.numbers.quantity import BUFFERED, columns
 from sweep.numbers.steady import LIFETIMES
@@ -39,7 +40,6 @@ LENGTH_MARGIN = 1.5  # of a trial's length for a steady state over the shortest 
 LOW_RATE = 0.95  # of the offered rate
 ODD = 0.01  # of the answers
 PADDED = 5.0  # times the gap between later arrivals
-MOSTLY_CLOSED = 0.5  # of the answers
 _LATENCIES = {
     name: column for name, column in columns().items() if column.quantity.kind == "latency" and not column.steady
 }
@@ -369,7 +369,7 @@ def padded_first_token(first_gap_ratio: float) -> Evidence | None:
 @_info(TTFT_COLUMNS)
 def closed_connections(closed_share: float) -> Evidence | None:
     """Most connections were closed after their answer, so each request had to set one up."""
-    closed = closed_share > MOSTLY_CLOSED
+    closed = closed_share > MOSTLY
     return (
         Evidence(closed_share, f"connections were closed after {closed_share:.0%} of the answers") if closed else None
     )

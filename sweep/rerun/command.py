@@ -27,6 +27,7 @@ from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
 from sweep.drive.planning_outages import plan_patiently
 from sweep.drive.preflight import find_hardware, find_nodes, surroundings
+from sweep.node.rows import NOT_OF_A_ROW
 from sweep.plan.command_line import is_point_key, parse_command_line
 from sweep.plan.compose import Composition, compose_run
 from sweep.plan.pending import REVISION, check_resolved
@@ -183,7 +184,8 @@ def _settings_today(
     find = functools.partial(find_hardware, options=options)
     today = compose_run([*defaults, *overrides], find, options).settings  # its model and workload are not the rows'
     present = {"hardware", "assumed", *(key.partition(".")[0] for key in typed)}
-    recorded = {key: value for key, value in capsule.settings.items() if key not in present}
+    foreign = NOT_OF_A_ROW - {"slo", "percentiles", "relaunch"}  # where and how a run happens: never taken from others
+    recorded = {key: setting for key, setting in capsule.settings.items() if key not in present | foreign}
     recorded |= {"slo": slo_in_units(slo)} if (slo := recorded.get("slo")) else {}
     recorded["replicates"] = len({each.trial["replicate"] for each in capsules})
     name = str(capsule.trial.get("experiment") or "rerun")

@@ -10,7 +10,8 @@ from sweep.base.config import POINT_GROUPS, locate, shortened
 from sweep.base.options import ConfigPath
 from sweep.rerun.capsule import Capsule
 
-STARTING_KEYS = ("env", "environ", "url", "api_key_env")  # of a backend: what is started, and who gets its key
+# Of a backend: what is started, who gets its key, and settings that an engine takes beside its flags.
+STARTING_KEYS = ("env", "environ", "url", "api_key_env", "options", "properties", "scheduler", "cpu_scheduler")
 
 
 def unfamiliar_parts(capsules: Sequence[Capsule], options: ConfigPath, cache_dir: Path) -> list[str]:

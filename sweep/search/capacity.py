@@ -30,6 +30,7 @@ FINDING_USERS = 0.05  # of a budget, if the first saturated run is served one by
 HIGHEST = 0.98  # times the saturated throughput: no rate above it is steady
 RISING = 1.15  # more users than this much less throughput are tried
 ALONE = 5  # requests, one after another, that tell whether a bound can be met at all
+DRIFTING = 3.0  # standard errors between the twin's errors in both halves of the probes: the deployment has changed
 BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
 
 
@@ -76,7 +77,7 @@ class Probe(NamedTuple):
 class Claim:
     """The answer: the deployment holds `lower` within its bounds, of this launch while it was measured."""
 
-    status: Literal["confirmed", "budget", "above", "impossible"]
+    status: Literal["confirmed", "budget", "above", "impossible", "drift"]
     lower: float  # requests/s; 0: none was shown
     upper: float  # 0: unknown
     limit: str = ""  # the bound that is met first, in words
@@ -107,6 +108,7 @@ class Capacity:
         self.users = 2 * question.limits.running if question.limits else FIRST_USERS
         self.estimate = math.nan
         self.below = self.above = math.inf  # log widths of the interval around it
+        self.changes = [0.0] * len(question.bounds)  # of the share of good requests, from half to half; 0 if in the noise
         self.met: LatencyBound | None = None  # the bound that is met first
         self.claimed, self.confirmations = math.nan, 0
         self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
@@ -211,7 +213,9 @@ class Capacity:
             if near[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
                 self.phase = "above"
                 return
-        if self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST:
+        if self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST and any(self.changes):
+            self.phase = "done"
+        elif self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST:
             self.claimed = self.estimate * math.exp(-max(self.below, self.floor))
             self.phase = "confirm"
         elif self._spent > self.question.most * self._unit:
@@ -232,7 +236,7 @@ class Capacity:
 
     def _match(self, j: int, near: list[ProbeResult], twins: list[Replay]) -> float | None:
         """Scale a bound to give the twin the measured share; return its standard error, None if the share is near 1."""
-        bound = self.question.bounds[j]
+        bound, self.changes[j] = self.question.bounds[j], 0.0
         good = [bound.good(one.run) for one in near]
         pooled = np.concatenate([getattr(twin, bound.quantity) for twin in twins])
         pooled = pooled[np.isfinite(pooled)]
@@ -248,6 +252,10 @@ class Capacity:
             parts = np.array_split(np.arange(len(ours)), int(np.clip(len(ours) // BATCH_SIZE, 3, most)))
             errors.append(np.array([np.nanmean(measured[part]) - np.nanmean(ours[part]) for part in parts]))
         variance = _variance(errors, share, sum(map(len, good)))
+        earlier, later = np.array_split(np.concatenate(errors), 2)
+        change = float(later.mean() - earlier.mean())
+        if abs(change) > DRIFTING * 2 * math.sqrt(variance):
+            self.changes[j] = change
         return math.sqrt(variance) * (1 + 2.5 / sum(map(len, errors)))
 
     def _narrow(self, errors: list[float | None], near: list[ProbeResult]) -> bool:
@@ -313,6 +321,7 @@ class Capacity:
         if self.phase == "above":
             return replace(shown, status="above", lower=self._open_probes[-1].probe.rate, upper=self.throughput)
         if math.isnan(self.claimed):
+            shown = replace(shown, status="drift") if any(self.changes) else shown
             return replace(shown, lower=self.estimate * math.exp(-max(self.below, self.floor)))
         shown = replace(shown, lower=self.claimed, upper=max(shown.upper, self.claimed))
         return (

@@ -38,8 +38,8 @@ def measure(out: Path, timing: dict[str, float], *overrides: str, load: Sequence
 
 
 def report_row(out: Path, heading: str) -> dict[str, str]:
-    """The first row of a table of the report, by the short names of its columns."""
-    document = (out / "report.html").read_text().partition(f"<h2>{heading}</h2>")[2]
+    """The first row of a table of the report, below a heading or folded, by the short names of its columns."""
+    document = re.split(f"<(?:h2|summary)>{heading}</", (out / "report.html").read_text(), maxsplit=1)[1]
     names = re.findall(r"<th [^>]*>(.*?)(?:<br>|</th>)", document.partition("</thead>")[0])
     return dict(zip(names, rows_of(document)[1], strict=True))
 

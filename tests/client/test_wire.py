@@ -246,6 +246,12 @@ def test_every_stream_means_what_it_says(name: str) -> None:
     assert outcome(read(api, prompts, [data])) == EXPECTED[name]
 
 
+def test_an_answer_that_begins_with_white_space_after_reasoning_has_a_first_token() -> None:
+    events = [chat({"reasoning_content": "hm"}), *(chat({"content": text}) for text in ("\n\n", "Hello", " b"))]
+    (stream,) = read("chat", 1, [sse(*events, chat({}, "stop"), "[DONE]")]).streams
+    assert stream.answer_us not in (None, UNKNOWN)
+
+
 @pytest.mark.parametrize("name", STREAMS)
 def test_one_cut_anywhere_changes_nothing(name: str) -> None:
     api, prompts, data = STREAMS[name]

@@ -166,7 +166,7 @@ def test_what_is_installed_is_what_is_locked(index, tmp_path):
     spec = locks.locked(TINY, tmp_path / "cache", print)
     (index / "helper-2.0-py3-none-any.whl").unlink()
     make_wheel(index, "helper", "2.0+cpu")
-    message = r"cannot be built as it is locked: helper is 2\.0\+cpu, and 2\.0 in the lock"
+    message = r"cannot be built as it is locked: helper is 2\.0\+cpu, but 2\.0 in the lock"
     with pytest.raises(environments.EnvironmentFailed, match=message):
         environments.prepare(spec, tmp_path / "cache", print)
 

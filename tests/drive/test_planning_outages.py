@@ -199,7 +199,7 @@ def commands(tmp_path):
     (trial,) = make_plan(compose_run(point, lambda cluster: "cpu"), anywhere).trials
     run = write_run(tmp_path / "run", [row(config=json.dumps(trial.config, default=str), digests="{}")])
     where = [f"out='{STORE}'", f"cache_dir={tmp_path / 'cache'}"]
-    return {"run": ["run", *point, *where], "rerun": ["rerun", f"{run}#{row()['trial_id']}", *where]}
+    return {"run": ["run", *point, *where], "rerun": ["rerun", f"{run}#{row()['trial_id']}", *where, "--trust"]}
 
 
 @pytest.mark.parametrize("name", ["run", "rerun"])

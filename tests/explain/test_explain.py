@@ -98,7 +98,7 @@ def test_a_fraction_says_what_it_cannot_tell_and_shares_still_add_up(tmp_path):
 
 
 def test_combinations_that_do_not_tell_are_refused_with_the_reason(tmp_path):
-    with pytest.raises(Unexplained, match="no result with all of 4 knobs on"):
+    with pytest.raises(Unexplained, match="no result with all of the 4 knobs on"):
         explained(factorial(tmp_path / "a", omit=[(1, 1, 1, 1)]))
     singles = [bits for bits in itertools.product((0, 1), repeat=4) if 1 < sum(bits) < 4]
     with pytest.raises(Unexplained, match="too few to separate the knobs' shares"):
@@ -128,7 +128,7 @@ def test_of_several_points_of_the_baseline_none_is_compared_with(tmp_path):
         each for each in explanations(run.run, run.layout, ["output_throughput"]) if "vllm" in each.begin
     )
     assert list(parts(explanation)) == ["batching", "graphs"]
-    assert "2 points of transformers: none is the baseline" in explanation.notes
+    assert "transformers has 2 points, so none is the baseline" in explanation.notes
 
 
 def test_a_quantile_that_fell_on_failed_requests_is_not_explained_by_the_luckier_launches(tmp_path):
@@ -208,7 +208,7 @@ def test_a_ladder_gives_ordered_shares_and_says_so(tmp_path):
     assert sentence.startswith(
         "qa: throughput from 100.0 to 303 tokens/s, 3.03× that of plain. Shares of the change: fp8"
     )
-    assert any("in its own order alone" in note for note in explanation.notes)
+    assert any("hold for this ladder's order" in note for note in explanation.notes)
     ((branch, below, gain, _, *_),) = explanation.branches
     assert (branch, below, gain.value) == ("aside", "wide", pytest.approx(10 / 150, rel=0.05))
 
@@ -221,7 +221,7 @@ def test_of_a_task_that_does_not_tell_the_reason_is_printed_beside_what_is_expla
         for name in settings
     ]
     results = two_by_two(tmp_path, also=also)
-    note = "not explained: vllm, chat: no result with all of 2 knobs on"
+    note = "not explained: vllm, chat: no result with all of the 2 knobs on"
     assert explained(results).task == "qa"
     assert main(["explain", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count(note) == 1

@@ -181,7 +181,10 @@ def test_a_dry_run_says_what_is_placed(tmp_path, capsys):
             r"data_parallel_size=2: the host's process has one engine; expected 1 \(for several ranks behind one "
             r"URL: backend=vllm backend.flags.data-parallel-size=2\)",
         ),
-        (["backend=vllm", "backend.replicas=2", "backend.port=80"], "replicas cannot share backend.port=80"),
+        (
+            ["backend=vllm", "backend.replicas=2", "backend.port=80"],
+            "backend.replicas=2: they cannot share backend.port=80",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_door(words, said):

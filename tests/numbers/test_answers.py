@@ -33,7 +33,7 @@ CHAT = "backend.api=chat"
     ("script", "codes", "overrides"),
     [
         pytest.param(Script(text="own"), set(), SEVERAL, id="honest"),
-        pytest.param(Script(tokens=1, finish="stop"), set(), ANY_LENGTH, id="honest, one token"),
+        pytest.param(Script(tokens=1, finish="stop", ttft=0.3), set(), ANY_LENGTH, id="honest, one token"),
         pytest.param(Script(lengths=(3, 16, 9, 2), text="own"), set(), ANY_LENGTH, id="honest, of any length"),
         pytest.param(Script(model=("org/SERVED",)), set(), SEVERAL, id="honest, one word again and again"),
         pytest.param(Script(text="own", odd_every=4), {"odd-answers"}, SEVERAL, id="errors as answers"),
@@ -62,7 +62,7 @@ def test_what_is_odd_is_named_and_what_is_honest_is_not(
     assert requests.text_hash.notna().any() == (script.text != "same")
     if "prompt-tokens-differ" in codes:
         assert pd.isna(row.total_throughput)
-        assert pd.isna(pd.read_csv(tmp_path / "out" / "summary.csv").total_throughput[0])
+        assert "total_throughput" not in pd.read_csv(tmp_path / "out" / "summary.csv").dropna(axis=1)
     if "buffered-stream" in codes:
         assert pd.isna(row.tpot_p50)
 
@@ -182,7 +182,7 @@ def test_failures_of_earlier_attempts_count_in_the_point(tmp_path: Path) -> None
     with serving(failing(set(range(3, 8)))) as url:
         line = ["workload.num_requests=24", "load.concurrency=4", "workload.output_tokens=4", f"backend.url={url}"]
         line += ["workload.warmup_requests=0", "backend.api=completions", "retry=next_run"]
-        row = next(row for status, row in (run(tmp_path / "out", *line) for _ in range(3)) if not status)
+        row = next(row for status, row in (run(tmp_path / "out", *line) for _ in range(8)) if not status)
     assert (row["outcome"], row["num_failed"], row["earlier_attempts"]) == ("ok", 0, 1)
     assert row["earlier_failed"] == 5
     assert "overloaded" in row["earlier_reasons"]
@@ -204,7 +204,7 @@ def failing(numbers: set[int]) -> type[Stub]:
             if not probe and next(requests) in numbers:
                 self.reply(503, b"overloaded")
                 return
-            time.sleep(0.1)
+            time.sleep(0.5)  # beside it the client's own time is small, also on a busy machine
             ends = [None] * (asked - 1) + ["length"]
             choices = [{"choices": [{"index": 0, "text": " w", "finish_reason": end}]} for end in ends]
             usage = {"choices": [], "usage": {"prompt_tokens": 16, "completion_tokens": asked}}

@@ -18,6 +18,7 @@ from sweep.disk import run_files
 from sweep.disk.run_files import RunPaths
 from sweep.rerun.capsule import packed_lock, parse_capsules
 from sweep.rerun.circumstances import FOREIGN, LOAD_AVERAGE, changed_circumstances, circumstances, difference_lines
+from sweep.rerun.command import _settings_today
 from sweep.rerun.rows import capsules_of
 from tests.cli.test_line import SIMULATED
 from tests.support.results import run_of, trial
@@ -232,6 +233,10 @@ def test_foreign_parts_of_a_capsule_are_shown_and_need_trust(tmp_path, capsys, m
     (capsule,) = capsules_of(str(known))
     capsule.config["workload"]["_target_"] = "evil.Workload"
     capsule.locks[NAME] = packed_lock(LOCK + "evil==1.0\n")
+    capsule.settings["cluster"] = {"name": "ray", "kind": "ray", "address": "203.0.113.5:6379"}
+    assert _settings_today([capsule], ["hardware=cpu"], None, options).cluster.kind == "inline", (
+        "never a foreign cluster"
+    )
     (tmp_path / "capsule.txt").write_text(capsule.text())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     remembered = tmp_path / "sweep" / "locks"

@@ -10,7 +10,7 @@ import pytest
 from analysis.compare import comparisons, side
 from analysis.explain.decomposition import explanations
 from analysis.quantities import labelled_column
-from analysis.report.page_data import page_data
+from analysis.report.page_data import PER_GPU, page_data
 from analysis.results import RunResults
 from analysis.studies.smaller_form import smaller_points
 from sweep.__main__ import main
@@ -54,7 +54,7 @@ def test_one_ratio_has_one_interval_in_terminal_page_compare_summary_studies_and
     page = json.loads(json.dumps(page_data([results])))
     (tested,) = [
         each[2:]
-        for each in next(each for each in page["quantities"] if each["key"] == "output_throughput")["tested"]
+        for each in next(each for each in page["quantities"] if each["key"] == PER_GPU)["tested"]
         if tuple(each[:2]) == pair
     ]
     assert main(["compare", f"{run}@backend=tgi", f"{run}@backend=vllm", "--format", "json"]) == 0
@@ -105,7 +105,7 @@ def test_a_severe_warning_takes_the_crown(tmp_path: Path, capsys: pytest.Capture
     compared = json.loads(capsys.readouterr().out)["comparisons"]
     verdicts = {(each["verdict"], each["reason"], each["warnings"]) for each in compared}
     assert verdicts == {("not comparable", "low-agreement", "low-agreement")}
-    tested = next(each for each in page_data([RunResults(run)])["quantities"] if each["key"] == "output_throughput")
+    tested = next(each for each in page_data([RunResults(run)])["quantities"] if each["key"] == PER_GPU)
     assert {points.index[pair[0]][0] for pair in tested["tested"]} == {"vllm"}
 
 

@@ -214,8 +214,8 @@ def test_the_ladder_without_a_gpu(small_plan):
     assert [line.partition("--max-num-seqs ")[2].split()[0] for line in commands] == ["1", "16", "64", "64", "64"]
     assert ["--no-enable-prefix-caching" in line for line in commands] == [True] * 3 + [False] * 2
     assert ['"method": "ngram"' in line for line in commands] == [False] * 4 + [True]
-    assert sum(": 2 launches, " in line for line in output) == 7, "the last two are the gateway's"
-    assert parents(ladder_of("without_gpu")) == [None, 1, 2, 3, 4, 4, 6]
+    assert sum(": 2 launches, " in line for line in output) == 8, "the last three are the gateway's"
+    assert parents(ladder_of("without_gpu")) == [None, 1, 2, 3, 4, 4, 6, 7]
 
 
 def ladder_of(form: str | None = None) -> list[dict[str, str]]:
@@ -230,8 +230,8 @@ def parents(ladder: list[dict[str, str]]) -> list[int | None]:
 
 
 def test_the_steps_of_the_ladder_stand_on_the_published_ones():
-    """Each of the study's experiments on the one before it, but the eighth on the sixth, whose 256 sequences it has."""
-    assert parents(ladder_of()) == [None, 1, 2, 3, 4, 5, 6, 6, 8, 9, 4, 4]
+    """Each experiment of the study on the one before it, but the eighth on the sixth; two branches leave the fourth."""
+    assert parents(ladder_of()) == [None, 1, 2, 3, 4, 4, 4, 7, 8, 8, 10, 11, 12]
 
 
 @pytest.mark.parametrize("name", ["random_tokens", "serving"])
@@ -247,19 +247,19 @@ def test_the_serving_studys_lengths(name):
 def test_eight_steps_with_the_published_flags(plan):
     output = "\n".join(plan("+experiment=serving_ladder", "hardware=l4", "details=true"))
     commands = [line for line in output.splitlines() if line.startswith("  command:")]
-    assert len(commands) == 12, "two are the gateway's, of step 8's engine, and two have weights in 8 bits"
+    assert len(commands) == 13, "three are the gateway's, of step 8's engine, and two have weights in 8 bits"
     assert all("--max-model-len 1024" in line and "--gpu-memory-utilization 0.9" in line for line in commands)
     greedy = '{"max_new_tokens": 512, "temperature": 0, "top_k": 1, "top_p": 1}'
     given = [json.loads(line.partition("--override-generation-config '")[2].partition("'")[0]) for line in commands]
-    assert given == [json.loads(greedy)] * 12
-    assert output.count("; environment vllm+suffix") == 12, "steps differ in their flags alone"
-    assert output.count("  not as published: steps 3 to 8 lack --calculate-kv-scales") == 12
+    assert given == [json.loads(greedy)] * 13
+    assert output.count("; environment vllm+suffix") == 13, "steps differ in their flags alone"
+    assert output.count("  not as published: steps 3 to 8 lack --calculate-kv-scales") == 13
     narrow, wide = ("128", False), ("256", True)
     flags = [(line.partition("--max-num-seqs ")[2].split()[0], "fp8" in line) for line in commands]
-    assert flags == [("256", False), narrow, ("128", True), *[wide] * 3, ("512", True), *[wide] * 5]
+    assert flags == [("256", False), narrow, ("128", True), *[wide] * 5, ("512", True), *[wide] * 4]
     drafts = [line.partition('"num_speculative_tokens": ')[2][:2].rstrip("}") for line in commands]
-    assert drafts == ["", "", "", "", "16", "12", "12", "8", "8", "8", "", ""]
-    assert ["--quantization fp8" in line for line in commands] == [False] * 10 + [True, False]
+    assert drafts == ["", "", "", "", "", "", "16", "12", "12", "8", "8", "8", "8"]
+    assert ["--quantization fp8" in line for line in commands] == [False] * 4 + [True] + [False] * 8
     assert "random_tokens Poisson 50/s, at most 250 in flight: 500 requests" in output
     assert "natural_text Poisson 50/s, at most 250 in flight: 500 requests" in output
 

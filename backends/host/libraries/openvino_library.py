@@ -3,6 +3,7 @@
 The pipeline holds Python's lock during a whole step. In the host's process no stream could be served meanwhile.
 """
 
+import itertools
 import multiprocessing
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -45,13 +46,14 @@ class OpenVINOLibrary:
     def __init__(self, pipe: Connection, process: Any) -> None:
         self.pipe, self.process = pipe, process
         self.sending = threading.Lock()
-        self.rows: dict[int, PromptRow] = {}
+        self.numbers, self.rows = itertools.count(), dict[int, PromptRow]()
         self.usage = 0.0
         self.version = str(self._receive())
 
     def add(self, row: PromptRow) -> None:
-        self.rows[id(row)] = row
-        self._send("add", id(row), list(row.prompt), row.max_tokens, sorted(row.ends))
+        number = next(self.numbers)
+        self.rows[number] = row
+        self._send("add", number, list(row.prompt), row.max_tokens, sorted(row.ends))
 
     def step(self) -> Sequence[Step]:
         if not self.pipe.poll(STEP_WAIT):
@@ -61,15 +63,15 @@ class OpenVINOLibrary:
         return [Step(row, one.tokens, one.error) for row, one in news if row is not None]
 
     def drop(self, row: PromptRow) -> None:
-        if self.rows.pop(id(row), None):
-            self._send("drop", id(row))
+        for number in [number for number, added in self.rows.items() if added is row]:
+            del self.rows[number]
+            self._send("drop", number)
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the log-probability of each token after a text's first one. No row may run."""
-        while self.pipe.poll(0):  # the last step of a row that was dropped
-            self._receive()
         self._send("score", list(map(list, texts)))
-        scores: list[list[float]] = self._receive()
+        while not isinstance(scores := self._receive(), list):  # a last step of a row that was dropped
+            pass
         return scores
 
     def memory(self) -> Mapping[str, float]:

@@ -15,6 +15,7 @@ LENGTH_TOLERANCE = 0.1  # of the tokens asked for, and one token at least: an an
 MERGED = 1.05  # tokens to an event
 ODD_MERGED = 2.0  # times the others' tokens to an event
 EXTRA_TOKENS = 4  # more than events, at least: the last event of an honest answer may bring two
+MOST_NAMES = 8  # of models in a column
 QUICK = 0.05  # of the time that the others take for as many tokens
 LEAST_TIME = 0.01  # s that the others take, below which a late reader makes events come together
 CANNED = 0.5  # share of answers with the same text, from which on they are nobody's answers
@@ -80,9 +81,11 @@ def _repeated(texts: Floats, last: Floats) -> Mask:
 
 @quantity(unit="", kind="validity", type=str, label="Served model")
 def served_model(records: Records, mask: Mask) -> str | None:
-    """every name of a model that the answers say they are from."""
+    """the names of models that the answers say they are from; of more than eight the number of the others."""
     answered = np.flatnonzero(mask & succeeded(records))
-    return ", ".join(sorted({records.served_model[index] or "" for index in answered} - {""})) or None
+    names = sorted({records.served_model[index] or "" for index in answered} - {""})
+    more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+    return ", ".join([*names[:MOST_NAMES], *more]) or None
 
 
 @quantity(unit="share", kind="validity", better="lower")
