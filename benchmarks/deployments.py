@@ -54,8 +54,8 @@ class Deployment:
     def pace(self, seconds: float, random: np.random.Generator, start: float = 0.0) -> Floats:
         """A factor on the time of a step for each second, from `start` of the measurement on."""
         spread, memory = self.noise
-        count, kept = int(min(seconds, LONGEST_NOISE)) + 2, np.exp(-1 / memory)
-        wander = lfilter([np.sqrt(1 - kept * kept)], [1, -kept], random.normal(size=count + 200))[200:]
+        count, decay = int(min(seconds, LONGEST_NOISE)) + 2, np.exp(-1 / memory)
+        wander = lfilter([np.sqrt(1 - decay * decay)], [1, -decay], random.normal(size=count + 200))[200:]
         drifted = 1 + self.drift * np.minimum((start + np.arange(count)) / (20 * self.unit), 1.0)
         return np.asarray(np.exp(spread * wander) * drifted, dtype=np.float64)
 

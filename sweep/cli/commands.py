@@ -242,8 +242,7 @@ def summary(arguments: list[str]) -> int:
     from analysis.report.terminal import Summary, everything
     from analysis.table import Output
     from sweep.base.config import read_slo
-    from sweep.cli.capacity import claim_lines
-    from sweep.search.probes import read_claims
+    from sweep.cli.capacity import all_claim_lines
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
@@ -267,8 +266,8 @@ def summary(arguments: list[str]) -> int:
     else:
         _print(output, options)
     for results in runs if to_read else ():
-        for name, claim in read_claims(results.run.paths.out).items():
-            print("\n".join([name, *claim_lines(claim)]))
+        for line in all_claim_lines(results.run.paths):
+            print(line)
     return 0
 
 
@@ -282,7 +281,7 @@ def capacity(arguments: list[str]) -> int:
     """
     from sweep.cli.capacity import arguments_of_run
     from sweep.cli.run import run
-    from sweep.search.probes import CLAIMS
+    from sweep.disk.run_files import RunPaths
 
     parser = Parser(capacity)
     parser.add_argument("url", metavar="URL", help="of a running engine")
@@ -295,9 +294,32 @@ def capacity(arguments: list[str]) -> int:
     line, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
     with contextlib.redirect_stdout(sys.stderr if options.format == "json" else sys.stdout):
         status = run(line, folders)
-    if options.format == "json" and (out / CLAIMS).is_file():
-        print((out / CLAIMS).read_text(), end="")
+    if options.format == "json" and (claims := RunPaths(out).claims).is_file():
+        print(claims.read_text(), end="")
     return status
+
+
+def quick(arguments: list[str]) -> int:
+    """Say in about two minutes what a running engine serves, how fast it is, and how much load it holds.
+
+    sweep quick                            the only server at a usual local port
+    sweep quick http://127.0.0.1:8000 --slo ttft=500ms workload.input_tokens=2000
+
+    Without --slo the bounds are 1 s to the first token and 50 ms for each further one, or more where a single request
+    is slow. Each command measures anew and moves older results aside. Ctrl-C prints what is known so far.
+    """
+    from sweep.cli.quick import look
+
+    parser = Parser(quick)
+    parser.add_argument("words", metavar="[URL] [KEY=VALUE ...]", nargs="*", help="keys of sweep run")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as of sweep capacity")
+    folders, arguments = _config_dirs(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    urls = [word for word in options.words if "://" in word.partition("=")[0]]
+    others = [word for word in options.words if word not in urls]
+    if len(urls) > 1 or any("=" not in word for word in others):
+        raise ConfigError(f"{' '.join(options.words)}: expected one URL, such as http://127.0.0.1:8000, and KEY=VALUE")
+    return look(urls[0] if urls else None, options.slo, others, folders)
 
 
 def rerun(arguments: list[str]) -> int:
@@ -602,7 +624,7 @@ def _typed_name(command: Callable[[list[str]], int]) -> str:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     _typed_name(command): command
     for command in (
-        *(run, reissue, capacity, status, report, summary, compare, rerun, explain, studies, wandb),
+        *(run, reissue, capacity, quick, status, report, summary, compare, rerun, explain, studies, wandb),
         *(backends, selfcheck, gateway, copy, export, import_, completion),
     )
 }

@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import itertools
 import os
 import shlex
 import tempfile
@@ -33,7 +32,7 @@ from sweep.base.masking import masked_here, masked_message, secret_values
 from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
 from sweep.base.wording import count
-from sweep.cli.capacity import Search, check_search, claim_lines
+from sweep.cli.capacity import Search, all_claim_lines, check_search
 from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import object_store
@@ -261,8 +260,6 @@ def _search_locked(planned: Planned, console: Console, command: str, guard: Call
     plan, nodes, paths, _, composition, facts = planned
     assert composition is not None
     assert facts is not None
-    if object_store.is_url(plan.settings.out):
-        raise ConfigError(f"out={plan.settings.out}: expected a folder for a capacity")
     ledger, history = Ledger(paths.ledger, guard=guard), History.beside(paths.out)
     paths.clear_staging()
     keep_locks(plan, paths)
@@ -278,7 +275,7 @@ def _search_locked(planned: Planned, console: Console, command: str, guard: Call
     ledger.close()
     if ledger.rows and plan.settings.report:
         print_report(paths.out, console)
-    for line in itertools.chain(*map(claim_lines, search.claims.values())):
+    for line in all_claim_lines(paths):
         console.print(line, markup=False, soft_wrap=True)
     return exit_status(search.plan, ledger, search.interrupted)
 

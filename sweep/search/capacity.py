@@ -17,10 +17,13 @@ from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
 NEAR = 0.12  # |log rate / estimate| of the probes that the estimate is made from
 LOOKS = 2.2  # standard errors between the estimate and the claim: 95 % one-sided, with repeated looks
 FLOOR = 0.02  # of the log capacity: what the twin itself does not know
+MARGIN = 0.006  # of the log capacity: by so much simulated claims were too high too often
+MARGIN_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits
 NARROW = 0.013  # of the log capacity: the standard error at which a search ends
 LEAST = 8.0  # full probes' lengths near the estimate before it does
 CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
 CONFIRMATIONS = 6
+STEP = 0.012  # of the log claim, at least, after a run that does not confirm it; then 1.5 times as much
 LIGHT = 0.45  # of the saturated throughput: a rate that every deployment holds
 LONG_RUN = 20_000  # requests
 FIRST_USERS = 32  # of a deployment with unknown limits
@@ -31,6 +34,7 @@ HIGHEST = 0.98  # times the saturated throughput: no rate above it is steady
 RISING = 1.15  # more users than this much less throughput are tried
 ALONE = 5  # requests, one after another, that tell whether a bound can be met at all
 DRIFTING = 3.0  # standard errors between the twin's errors in both halves of the probes: the deployment has changed
+DEPENDENT = 10  # requests count for one, where the twin is not trusted
 BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
 
 
@@ -83,7 +87,7 @@ class Claim:
     limit: str = ""  # the bound that is met first, in words
     probes: int = 0
     seconds: float = 0.0  # of measuring
-    ended: str = ""  # why it ended early, where it was not the budget
+    ended: str = ""  # why it ended early, if not by its budget
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,13 @@ class Capacity:
         self.throughput = math.inf  # requests/s, saturated
         self.users = 2 * question.limits.running if question.limits else FIRST_USERS
         self.estimate = math.nan
+        self.passing, self.failing = 0.0, math.inf  # requests/s, by the probes alone
         self.below = self.above = math.inf  # log widths of the interval around it
-        self.changes = [0.0] * len(question.bounds)  # of the share of good requests, from half to half; 0 if in the noise
+        self.changes = [0.0] * len(
+            question.bounds
+        )  # of the share of good requests, from half to half; 0 if in the noise
         self.met: LatencyBound | None = None  # the bound that is met first
-        self.claimed, self.confirmations = math.nan, 0
+        self.claimed, self.confirmations, self.confirmed = math.nan, 0, False
         self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
 
     def ask(self) -> Probe | None:
@@ -151,12 +158,17 @@ class Capacity:
         return HIGHEST * self.throughput
 
     @property
+    def _lower(self) -> float:
+        margin = MARGIN if self.question.limits else MARGIN_OF_ENDPOINT
+        return self.estimate * math.exp(-max(self.below, self.floor) - margin)
+
+    @property
     def _spent(self) -> float:
-        return sum(one.seconds for one in self.measured)
+        return sum(probed.seconds for probed in self.measured)
 
     @property
     def _open_probes(self) -> list[ProbeResult]:
-        return [one for one in self.measured if one.probe.rate][1:]  # without the light one
+        return [probed for probed in self.measured if probed.probe.rate][1:]  # without the light one
 
     def tell(self, measured: ProbeResult) -> None:
         """Take in what was measured for the probe that was asked."""
@@ -201,25 +213,44 @@ class Capacity:
     def _probed(self) -> None:
         probes = self._open_probes
         if len(probes) <= 3:
-            self.twin.fit([one.run for one in self.measured if one.probe.users != 1][-3:], 80)
-        near = [one for one in probes if abs(math.log(one.probe.rate / self.estimate)) < NEAR] or probes[-1:]
-        twins = [self.twin.run(one.run.requests) for one in near]
+            self.twin.fit([probed.run for probed in self.measured if probed.probe.users != 1][-3:], 80)
+        near = [probed for probed in probes if abs(math.log(probed.probe.rate / self.estimate)) < NEAR] or probes[-1:]
+        twins = [self.twin.run(probed.run.requests) for probed in near]
         errors = [self._match(j, near, twins) for j in range(len(self.question.bounds))]
         self.estimate = self._capacity_of_twin(self.estimate)
-        lengths = sum(one.probe.requests / one.probe.rate for one in near) / self._full
+        lengths = sum(probed.probe.requests / probed.probe.rate for probed in near) / self._full
         self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
         if not self._narrow(errors, near):  # by the twin a bound is met first that no probe has come near
-            self.estimate = min(max(self.estimate, 1.06 * max(one.probe.rate for one in near)), self._highest)
+            self.estimate = min(max(self.estimate, 1.06 * max(probed.probe.rate for probed in near)), self._highest)
             if near[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
                 self.phase = "above"
                 return
+        self._keep_within_evidence(probes)
         if self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST and any(self.changes):
             self.phase = "done"
         elif self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST:
-            self.claimed = self.estimate * math.exp(-max(self.below, self.floor))
+            self.claimed = self._lower
             self.phase = "confirm"
         elif self._spent > self.question.most * self._unit:
             self.phase = "done"
+
+    def _keep_within_evidence(self, probes: list[ProbeResult]) -> None:
+        """Move the estimate off rates that probes show to be too high or too low, whatever the twin says."""
+        for probed in probes:
+            spread = 2 * math.sqrt(DEPENDENT / probed.probe.requests)
+            excess = [
+                (np.nanmean(bound.good(probed.run)) - bound.share) / math.sqrt(bound.share * (1 - bound.share))
+                for bound in self.question.bounds
+            ]
+            if min(excess) < -spread:
+                self.failing = min(self.failing, probed.probe.rate)
+            elif min(excess) > spread:
+                self.passing = max(self.passing, probed.probe.rate)
+        if self.passing < self.failing:
+            if self.estimate <= self.passing:
+                self.estimate = math.sqrt(self.passing * min(self.failing, 1.2 * self.passing))
+            elif self.estimate >= self.failing:
+                self.estimate = math.sqrt(max(self.passing, 0.7 * self.failing) * self.failing)
 
     def _confirmed(self, measured: ProbeResult) -> None:
         """Lower the claim if a fresh run at it, freed of this run's luck by the twin, does not meet a bound."""
@@ -228,29 +259,30 @@ class Capacity:
         for bound, scale in zip(self.question.bounds, self.scales, strict=True):
             luck = np.nanmean(bound.good(twin, scale)) - np.nanmean(bound.good(long, scale))
             missing = max(missing, bound.share - (np.nanmean(bound.good(measured.run)) - np.clip(luck, -0.1, 0.1)))
-        self.confirmations += 1
         if missing > 0:
-            self.claimed *= math.exp(-float(np.clip(missing / 1.5, 0.012, 0.06)))
-        if missing <= 0 or self.confirmations == CONFIRMATIONS:
+            step = STEP * 1.5**self.confirmations
+            self.claimed *= math.exp(-float(np.clip(missing / 1.5, step, max(step, 0.06))))
+        self.confirmations, self.confirmed = self.confirmations + 1, missing <= 0
+        if self.confirmed or self.confirmations == CONFIRMATIONS:
             self.phase = "done"
 
     def _match(self, j: int, near: list[ProbeResult], twins: list[Replay]) -> float | None:
         """Scale a bound to give the twin the measured share; return its standard error, None if the share is near 1."""
         bound, self.changes[j] = self.question.bounds[j], 0.0
-        good = [bound.good(one.run) for one in near]
+        good = [bound.good(probed.run) for probed in near]
         pooled = np.concatenate([getattr(twin, bound.quantity) for twin in twins])
         pooled = pooled[np.isfinite(pooled)]
         share = float(np.nanmean(np.concatenate(good)))
         if share > 1 - (1 - bound.share) / 20:
             self.scales[j] = float(np.clip(np.quantile(pooled, 1 - (1 - bound.share) / 5) / bound.limit, 1, 5))
             return None
-        self.scales[j] = float(np.clip(np.quantile(pooled, np.clip(share, 0.02, 1)) / bound.limit, 0.2, 5))
+        self.scales[j] = float(np.clip(np.quantile(pooled, np.clip(share, 0.02, 1)) / bound.limit, 0.01, 100))
         errors = []
-        for one, twin, measured in zip(near, twins, good, strict=True):
-            ours = bound.good(twin, self.scales[j])
-            most = 20 * max(1.0, float(one.run.arrivals[-1]) / self._unit)
-            parts = np.array_split(np.arange(len(ours)), int(np.clip(len(ours) // BATCH_SIZE, 3, most)))
-            errors.append(np.array([np.nanmean(measured[part]) - np.nanmean(ours[part]) for part in parts]))
+        for probed, twin, measured in zip(near, twins, good, strict=True):
+            expected = bound.good(twin, self.scales[j])
+            most = 20 * max(1.0, float(probed.run.arrivals[-1]) / self._unit)
+            batches = np.array_split(np.arange(len(expected)), int(np.clip(len(expected) // BATCH_SIZE, 3, most)))
+            errors.append(np.array([np.nanmean(measured[batch]) - np.nanmean(expected[batch]) for batch in batches]))
         variance = _variance(errors, share, sum(map(len, good)))
         earlier, later = np.array_split(np.concatenate(errors), 2)
         change = float(later.mean() - earlier.mean())
@@ -261,7 +293,7 @@ class Capacity:
     def _narrow(self, errors: list[float | None], near: list[ProbeResult]) -> bool:
         """Find the interval around the estimate; return False if by the twin a bound is met that no probe came near."""
         slower, faster = (self._long_run(self.estimate * factor, 3 * LONG_RUN // 2) for factor in (0.97, 1.03))
-        distance = float(np.mean([abs(math.log(one.probe.rate / self.estimate)) for one in near]))
+        distance = float(np.mean([abs(math.log(probed.probe.rate / self.estimate)) for probed in near]))
         self.below, self.above, self.met, unseen = -math.inf, math.inf, None, False
         for bound, scale, error in zip(self.question.bounds, self.scales, errors, strict=True):
             low, high = (float(np.nanmean(bound.good(run, scale))) for run in (slower, faster))
@@ -299,12 +331,12 @@ class Capacity:
     def _long_run(self, rate: float, count: int) -> Replay:
         """What the twin makes of many fresh requests at this rate, its empty start left out."""
         requests = Requests(self.question.arrivals(count, 77) / rate, *self._lengths(count))
-        return self.twin.run(requests).part(slice(count // 10, None))
+        return self.twin.run(requests).section(slice(count // 10, None))
 
     def _lengths(self, count: int) -> tuple[Integers, Integers]:
         if self.question.lengths is not None:
             return self.question.lengths(count, 77)
-        lengths = np.concatenate([[one.run.inputs, one.run.outputs] for one in self.measured], axis=1)
+        lengths = np.concatenate([[probed.run.inputs, probed.run.outputs] for probed in self.measured], axis=1)
         drawn = np.random.default_rng(77).integers(lengths.shape[1], size=count)
         return lengths[0, drawn], lengths[1, drawn]
 
@@ -317,16 +349,21 @@ class Capacity:
         if math.isinf(self.below):
             return shown
         limit = self.met.describe() if self.met else "saturation"
+        if change := next(filter(None, self.changes), 0.0):
+            drift = f"the deployment became {'slower' if change < 0 else 'faster'} while it was measured"
+            shown = replace(shown, status="drift", ended=drift)
         shown = replace(shown, upper=min(self.estimate * math.exp(self.above), throughput), limit=limit)
         if self.phase == "above":
             return replace(shown, status="above", lower=self._open_probes[-1].probe.rate, upper=self.throughput)
         if math.isnan(self.claimed):
-            shown = replace(shown, status="drift") if any(self.changes) else shown
-            return replace(shown, lower=self.estimate * math.exp(-max(self.below, self.floor)))
-        shown = replace(shown, lower=self.claimed, upper=max(shown.upper, self.claimed))
-        return (
-            replace(shown, status="confirmed") if self.phase == "done" and self.confirmations < CONFIRMATIONS else shown
-        )
+            lower = max(self._lower, self.passing if self.passing < self.failing else 0.0)
+            return replace(shown, lower=lower, upper=max(lower, min(shown.upper, self.failing)))
+        shown = replace(shown, status="budget", lower=self.claimed, upper=max(shown.upper, self.claimed))
+        if self.phase != "done":
+            return shown
+        if not self.confirmed:
+            return replace(shown, ended=f"{CONFIRMATIONS} runs at lower and lower claims did not confirm one")
+        return replace(shown, status="confirmed")
 
 
 def _variance(errors: list[Floats], share: float, count: int) -> float:

@@ -1,6 +1,5 @@
 """Probes as ordinary trials: the question of a plan's point, a probe as a point, and a trial's requests as a run."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,9 @@ from sweep.base.config import ConfigError, Settings
 from sweep.disk.tables import read_table
 from sweep.inputs.workload import Draw
 from sweep.plan.plan import Trial
-from sweep.search.capacity import CapacityQuestion, Claim, LatencyBound, Probe, ProbeResult
+from sweep.search.capacity import CapacityQuestion, LatencyBound, Probe, ProbeResult
 from sweep.search.twin import Integers, Replay
 
-CLAIMS = "capacity.json"
 WARM_UP = 4  # requests
 STAMPS = ["scheduled", "sent", "ended", "ttft", "tpot", "e2el"]
 LENGTH_COLUMNS = ["input_tokens", "output_tokens", "asked_input_tokens", "asked_output_tokens"]
@@ -27,6 +25,8 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
         raise ConfigError("slo=null: expected the bounds of the capacity, e.g. slo=ttft=200ms,tpot=50ms")
     if not trial.load.open_loop or getattr(trial.load, "rate", None) is None:
         raise ConfigError(f"load={trial.load.name}: expected a load with a rate, e.g. load=poisson, for a capacity")
+    if getattr(trial.load, "duration", None) is not None:
+        raise ConfigError(f"load.duration={trial.load.duration:g}: expected null; a search decides how long a probe is")
     bounds = [_bound(name, limit) for name, limit in settings.slo.items()]
     workload, load = trial.workload, trial.load.model_copy(update={"rate": 1.0})
 
@@ -35,6 +35,8 @@ def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
         return inputs, outputs
 
     drawn = lengths if hasattr(workload, "lengths") else None
+    if drawn and any(bound.quantity == "tpot" for bound in bounds) and drawn(1000, 0)[1].max() < 2:
+        raise ConfigError("workload.output_tokens=1: a request of one token has no tpot; expected at least 2")
     return CapacityQuestion(bounds, load.arrivals, drawn, budget=search.budget)
 
 
@@ -58,9 +60,3 @@ def measured_of(probe: Probe, requests: Path) -> ProbeResult:
     latencies = {name: np.where(failed, np.inf, stamps[name]) for name in ("ttft", "tpot", "e2el")}
     run = Replay(arrivals - start, inputs, outputs, **latencies, users=probe.users)
     return ProbeResult(probe, run, float(np.nanmax(stamps["ended"])) - start)
-
-
-def read_claims(folder: Path) -> dict[str, Claim]:
-    """The claims of a run; none where it searched for no capacity."""
-    path = folder / CLAIMS
-    return {name: Claim(**entry) for name, entry in json.loads(path.read_text()).items()} if path.is_file() else {}

@@ -65,7 +65,7 @@ class Replay:
         """What was sent."""
         return Requests(self.arrivals, self.inputs, self.outputs, self.users)
 
-    def part(self, requests: slice) -> "Replay":
+    def section(self, requests: slice) -> "Replay":
         """Return the run of some of its requests."""
         return replace(self, **{name: column[requests] for name, column in vars(self).items() if name != "users"})
 
@@ -205,7 +205,7 @@ class Twin:
 
     def fit(self, runs: list[Replay], evaluations: int) -> None:
         """Fit the costs to the log latencies of these runs; no request counts for more than a factor of 1.65."""
-        shortened = [run.part(slice(FIT_REQUESTS)) for run in runs]
+        shortened = [run.section(slice(FIT_REQUESTS)) for run in runs]
         start = np.log(np.maximum(self.costs, 1e-12))
 
         def loss(logs: Floats) -> float:
