@@ -34,7 +34,8 @@ HIGHEST = 0.98  # times the saturated throughput: no rate above it is steady
 RISING = 1.15  # more users than this much less throughput are tried
 ALONE = 5  # requests, one after another, that tell whether a bound can be met at all
 DRIFTING = 3.0  # standard errors between the twin's errors in both halves of the probes: the deployment has changed
-DEPENDENT = 10  # requests count for one, where the twin is not trusted
+ALIKE = 0.2, 5.0  # scales of a bound with which the twin is like the deployment; beyond them, probes count more
+DEPENDENT = 10  # requests count for one, where the twin is unlike the deployment
 BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
 
 
@@ -111,6 +112,7 @@ class Capacity:
         self.throughput = math.inf  # requests/s, saturated
         self.users = 2 * question.limits.running if question.limits else FIRST_USERS
         self.estimate = math.nan
+        self.unlike = False  # the twin and the deployment
         self.passing, self.failing = 0.0, math.inf  # requests/s, by the probes alone
         self.below = self.above = math.inf  # log widths of the interval around it
         self.changes = [0.0] * len(
@@ -225,18 +227,23 @@ class Capacity:
             if near[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
                 self.phase = "above"
                 return
-        self._keep_within_evidence(probes)
-        if self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST and any(self.changes):
+        credible = self._within_evidence(probes)
+        narrow = credible and self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST
+        if narrow and any(self.changes):
             self.phase = "done"
-        elif self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST:
+        elif narrow:
             self.claimed = self._lower
             self.phase = "confirm"
         elif self._spent > self.question.most * self._unit:
             self.phase = "done"
 
-    def _keep_within_evidence(self, probes: list[ProbeResult]) -> None:
-        """Move the estimate off rates that probes show to be too high or too low, whatever the twin says."""
-        for probed in probes:
+    def _within_evidence(self, probes: list[ProbeResult]) -> bool:
+        """Where the twin is unlike the deployment: move the estimate off rates that probes show to be too high or low.
+
+        Returns False if the estimate was there.
+        """
+        self.unlike = self.unlike or not all(ALIKE[0] <= scale <= ALIKE[1] for scale in self.scales)
+        for probed in probes if self.unlike else ():
             spread = 2 * math.sqrt(DEPENDENT / probed.probe.requests)
             excess = [
                 (np.nanmean(bound.good(probed.run)) - bound.share) / math.sqrt(bound.share * (1 - bound.share))
@@ -246,11 +253,13 @@ class Capacity:
                 self.failing = min(self.failing, probed.probe.rate)
             elif min(excess) > spread:
                 self.passing = max(self.passing, probed.probe.rate)
-        if self.passing < self.failing:
-            if self.estimate <= self.passing:
-                self.estimate = math.sqrt(self.passing * min(self.failing, 1.2 * self.passing))
-            elif self.estimate >= self.failing:
-                self.estimate = math.sqrt(max(self.passing, 0.7 * self.failing) * self.failing)
+        if self.passing >= self.failing or self.passing < self.estimate < self.failing:
+            return True
+        if self.estimate <= self.passing:
+            self.estimate = math.sqrt(self.passing * min(self.failing, 1.2 * self.passing))
+        else:
+            self.estimate = math.sqrt(max(self.passing, 0.7 * self.failing) * self.failing)
+        return False
 
     def _confirmed(self, measured: ProbeResult) -> None:
         """Lower the claim if a fresh run at it, freed of this run's luck by the twin, does not meet a bound."""

@@ -6,8 +6,8 @@ import pytest
 from benchmarks.capacity import Bench
 from benchmarks.deployments import deployment
 from sweep.search import capacity
-from sweep.search.capacity import Capacity, CapacityQuestion, LatencyBound
-from sweep.search.twin import Costs, Limits, Requests, run_queue
+from sweep.search.capacity import Capacity, CapacityQuestion, LatencyBound, ProbeResult
+from sweep.search.twin import Costs, Limits, Replay, Requests, run_queue
 
 
 def requests(inputs, outputs, users=0):
@@ -43,9 +43,9 @@ def test_a_closed_loop_sends_when_an_answer_has_ended():
     assert run.arrivals == pytest.approx([0, 0, 1, 1, 2, 2])
 
 
-def search(bounds=None, **settings):
+def search(bounds=None, drift=0.0, **settings):
     """Our search, at its end, on a deployment whose capacity is 18.75 requests/s."""
-    bench = Bench(deployment(5002), [1])
+    bench = Bench(deployment(5002, drift), [1])
     traffic = (
         lambda count, seed: np.sort(np.random.default_rng(seed).random(count)) * count,
         lambda count, seed: bench.simulated.lengths(count, np.random.default_rng(seed)),
@@ -97,3 +97,39 @@ def test_a_budget_ends_in_an_interval():
     assert claim.status == "budget"
     assert claim.lower < 18.75 < claim.upper
     assert claim.seconds < 120
+
+
+@pytest.mark.slow
+def test_a_deployment_that_becomes_slower_is_noticed():
+    claim = search(drift=0.1).claim()
+    assert claim.status == "drift"
+    assert claim.ended == "the deployment became slower while it was measured"
+    assert claim.lower < 18.75
+
+
+def four_lanes(probe, random):
+    """An engine unlike the twin: a request has one of four lanes for 0.2 s, half of it to the first token."""
+    arrivals = np.cumsum(random.exponential(1 / probe.rate, probe.requests)) if probe.rate else np.zeros(probe.requests)
+    lanes, users, waits = [0.0] * 4, [0.0] * probe.users, []
+    for i, due in enumerate(arrivals):
+        arrivals[i] = due = users.pop(0) if users else due
+        start = max(due, lanes.pop(0))
+        lanes = sorted([*lanes, start + 0.2])
+        users = sorted([*users, start + 0.2]) if probe.users else users
+        waits.append(start - due)
+    ttft, lengths = np.array(waits) + 0.1, np.full(probe.requests, 11)
+    run = Replay(arrivals, lengths, lengths, ttft, random.normal(0.01, 1e-5, probe.requests), ttft + 0.1, probe.users)
+    return ProbeResult(probe, run, float(np.max(run.arrivals + run.e2el)))
+
+
+@pytest.mark.slow
+def test_probes_bound_the_capacity_where_the_twin_is_wrong():
+    def arrivals(count, seed):
+        return np.cumsum(np.random.default_rng(seed).exponential(1, count))
+
+    random, length = np.random.default_rng(1), lambda count, seed: (np.full(count, 11), np.full(count, 11))
+    proposer = Capacity(CapacityQuestion([LatencyBound("ttft", 0.4)], arrivals, length, budget=480.0))
+    while probe := proposer.ask():
+        proposer.tell(four_lanes(probe, random))
+    claim = proposer.claim()
+    assert 11 < claim.lower < 16.85 < claim.upper < 20.1
