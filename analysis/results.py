@@ -18,6 +18,7 @@ from analysis.statistics.variance import Components, components
 from analysis.summary import summary_and_contests
 from analysis.vllm_figures import VLLMFigures, vllm_figures
 from analysis.warnings import by_point, result_warnings
+from sweep.disk.run_files import read_claims
 from sweep.numbers.warnings import ResultWarning
 
 
@@ -49,6 +50,11 @@ class RunResults:
     def points(self) -> pd.DataFrame:
         """The summary, with each point's place in the figures."""
         return self.layout.points
+
+    @cached_property
+    def claims(self) -> dict[str, dict[str, Any]]:
+        """The claims of a search for a capacity, by point (docs/capacity.md). Raises DamagedFile."""
+        return read_claims(self.run.paths)
 
     @cached_property
     def warnings(self) -> list[ResultWarning]:

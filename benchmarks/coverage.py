@@ -206,7 +206,7 @@ class Design(NamedTuple):
         for begin in range(0, self.repetitions, size):
             chosen = slice(begin * share, min(begin + size, self.repetitions) * share)
             shape = (-1, share, self.n)
-            part = Runs(*(values.reshape(shape)[:, : self.replicates] for values in runs.part(chosen, self.n)))
+            part = Runs(*(values.reshape(shape)[:, : self.replicates] for values in runs.section(chosen, self.n)))
             factors = np.exp(self.spread * chance.standard_normal(part.sent.shape[:2]))
             if states is None:
                 yield (part.slower(factors),)
@@ -299,7 +299,7 @@ def steady_study(
     latency, rate = stationary(scenario, repetitions, seed)
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
     for n in requests:
-        states = steady_states(runs.part(slice(None), n))
+        states = steady_states(runs.section(slice(None), n))
         for count, spread in itertools.product(replicates, (0.0, *BETWEEN_LAUNCHES)):
             truth = _truth(latency, rate * np.exp(spread**2 / 2), spread)  # the mean of the launches' own
             truth = {f"steady {name}": value for name, value in truth.items()}

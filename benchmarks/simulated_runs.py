@@ -35,7 +35,7 @@ class Runs(NamedTuple):
         """Some of the runs, or one."""
         return Runs(*(np.asarray(values[index], np.float64) for values in self))
 
-    def part(self, runs: slice, n: int) -> "Runs":
+    def section(self, runs: slice, n: int) -> "Runs":
         """The first n requests of some runs: what comes later does not change them."""
         return Runs(*(values[runs, :n].astype(np.float64) for values in self))
 

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep.gateway": BASIS
     | {"sweep.inputs.tokenizer", "sweep.client.wire", "backends"},  # in front of engines, or launched beside one
     "sweep.plan": BASIS | {"sweep.gateway.settings", "sweep.numbers", "sweep.disk", "sweep.inputs", "backends"},
+    "sweep.search": BASIS | {"sweep.disk", "sweep.inputs", "sweep.plan"},
     "sweep.cluster": BASIS | {"sweep.disk", "sweep.plan", "sweep.node", "backends"},
     "sweep.drive": BASIS
     | {"sweep.client.wire", "sweep.disk", "sweep.inputs", "sweep.plan", "sweep.node", "sweep.cluster", "backends"},

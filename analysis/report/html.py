@@ -96,6 +96,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
         "run": run,
         "layout": layout,
         "results": results,
+        "claims": results.claims,
         "answer": leading_sentence(results, answered),
         "answers": answers_table(answered),
         "warnings": warned([("", results)]),

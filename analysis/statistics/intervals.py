@@ -138,7 +138,8 @@ class PooledRequests:
         values = np.where(self.present, self.values, 0.0)
         value = values.sum((-2, -1)) / self.n
         halves = (np.where(self.n >= FEWEST_FOR_MEAN, half, np.nan) for half in self._halves(values))
-        figure = _relative(value, (half / value for half in halves), self.effective_n)
+        divisor = np.where(value == 0, np.nan, value)
+        figure = _relative(value, (half / divisor for half in halves), self.effective_n)
         few = (self.n >= FEWEST_IN_ALL) & ((self.n < FEWEST_FOR_MEAN) | ~self._long_enough)
         usual = few & ~_rests_on_few(self.values, self.n, value * self.length)
         return _by_launches(figure, values.sum(-1) / self.lengths, self.launches, usual)

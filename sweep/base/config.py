@@ -221,6 +221,18 @@ class Durations(Strict):
     trial: PositiveFloat  # mean duration
 
 
+class CapacitySearch(Strict):
+    """A search for the highest rate within the SLO, in place of a grid of loads."""
+
+    budget: PositiveFloat = 480.0  # of measuring, s; typed as 90s, 8m or 2h
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _in_seconds(cls, budget: Any) -> Any:
+        duration = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(budget))
+        return float(duration[1]) * {"s": 1, "m": 60, "h": 3600}[duration[2]] if duration else budget
+
+
 def read_slo(typed: Any) -> dict[str, float] | None:
     """Return the bounds in `ttft=200ms,tpot.p90=0.05s`, or in an equivalent mapping, in seconds.
 
@@ -299,6 +311,7 @@ class Settings(Strict):
         BeforeValidator(read_slo),
         PlainSerializer(slo_in_units, return_type=dict[str, str] | None),
     ] = None  # s
+    capacity: CapacitySearch | None = None
     percentiles: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(PERCENTILES, min_length=1)
     metrics: Literal["sweep", "vllm"] = "sweep"
     report: bool = True

@@ -1,6 +1,7 @@
 """The subcommands of `sweep`: each reads its arguments and only then imports the package that does the work."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -241,6 +242,7 @@ def summary(arguments: list[str]) -> int:
     from analysis.report.terminal import Summary, everything
     from analysis.table import Output
     from sweep.base.config import read_slo
+    from sweep.cli.capacity import all_claim_lines
 
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
@@ -258,11 +260,66 @@ def summary(arguments: list[str]) -> int:
     elif options.table:
         tables = [table for each in runs for table in (deciding_table(each, None), models_table(each)) if table]
         output = Output(tables, output.table, output.data)
-    elif len(runs) == 1 and options.format == "text" and options.output is None:
+    to_read = options.format == "text" and options.output is None
+    if len(runs) == 1 and to_read and not options.all and not options.table:
         make_console(160).print(Summary(runs[0], answered))
-        return 0
-    _print(output, options)
+    else:
+        _print(output, options)
+    for results in runs if to_read else ():
+        for line in all_claim_lines(results.run.paths):
+            print(line)
     return 0
+
+
+def capacity(arguments: list[str]) -> int:
+    """Find the highest request rate that a running endpoint holds within an SLO, with an interval and a stated risk.
+
+    sweep capacity http://127.0.0.1:8000 --slo ttft=500ms,tpot.p95=50ms workload.input_tokens=2000
+
+    A bound without a percentile is on p90. Each probe is a trial in a results folder; the same
+    command goes on where it was stopped. KEY=VALUE is any key of sweep run. Ctrl-C prints the interval so far.
+    """
+    from sweep.cli.capacity import arguments_of_run
+    from sweep.cli.run import run
+    from sweep.disk.run_files import RunPaths
+
+    parser = Parser(capacity)
+    parser.add_argument("url", metavar="URL", help="of a running engine")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", required=True, help="ttft=500ms,tpot.p90=0.05s")
+    parser.add_argument("--budget", default="8m", help="of measuring: 90s, 20m, 2h (default: 8m)")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
+    folders, arguments = _config_dirs(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    line, out = arguments_of_run(options.url, options.slo, options.budget, options.overrides)
+    with contextlib.redirect_stdout(sys.stderr if options.format == "json" else sys.stdout):
+        status = run(line, folders)
+    if options.format == "json" and (claims := RunPaths(out).claims).is_file():
+        print(claims.read_text(), end="")
+    return status
+
+
+def quick(arguments: list[str]) -> int:
+    """Say in about two minutes what a running engine serves, how fast it is, and how much load it holds.
+
+    sweep quick                            the only server at a usual local port
+    sweep quick http://127.0.0.1:8000 --slo ttft=500ms workload.input_tokens=2000
+
+    Without --slo the bounds are 1 s to the first token and 50 ms for each further one, or more where a single request
+    is slow. Each command measures anew and moves older results aside. Ctrl-C prints what is known so far.
+    """
+    from sweep.cli.quick import look
+
+    parser = Parser(quick)
+    parser.add_argument("words", metavar="[URL] [KEY=VALUE ...]", nargs="*", help="keys of sweep run")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="as of sweep capacity")
+    folders, arguments = _config_dirs(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    urls = [word for word in options.words if "://" in word.partition("=")[0]]
+    others = [word for word in options.words if word not in urls]
+    if len(urls) > 1 or any("=" not in word for word in others):
+        raise ConfigError(f"{' '.join(options.words)}: expected one URL, such as http://127.0.0.1:8000, and KEY=VALUE")
+    return look(urls[0] if urls else None, options.slo, others, folders)
 
 
 def rerun(arguments: list[str]) -> int:
@@ -567,7 +624,7 @@ def _typed_name(command: Callable[[list[str]], int]) -> str:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     _typed_name(command): command
     for command in (
-        *(run, reissue, status, report, summary, compare, rerun, explain, studies, wandb),
+        *(run, reissue, capacity, quick, status, report, summary, compare, rerun, explain, studies, wandb),
         *(backends, selfcheck, gateway, copy, export, import_, completion),
     )
 }

@@ -32,6 +32,7 @@ from sweep.base.masking import masked_here, masked_message, secret_values
 from sweep.base.options import ConfigPath
 from sweep.base.records import Outcome
 from sweep.base.wording import count
+from sweep.cli.capacity import Search, all_claim_lines, check_search
 from sweep.cli.output import make_console
 from sweep.cluster.inline_executor import InlineExecutor
 from sweep.disk import object_store
@@ -56,12 +57,12 @@ from sweep.drive.preflight import (
     surroundings,
 )
 from sweep.drive.run_locks import keep_locks, kept_locks
-from sweep.plan.compose import compose_run
+from sweep.plan.compose import Composition, compose_run
 from sweep.plan.estimate import History
 from sweep.plan.packing import Node
 from sweep.plan.pending import PendingWork, check_resolved, find_pending
 from sweep.plan.plan import Plan
-from sweep.plan.planning import make_plan
+from sweep.plan.planning import Surroundings, make_plan
 from sweep.plan.point_details import point_details
 from sweep.plan.show import PIPE_WIDTH, check_disk, print_plan
 
@@ -92,11 +93,13 @@ def execute_plan(planned: "Planned", command: str) -> int:
     Raises ConfigError for what cannot be run, before anything is launched; Outage if an object store for the results
     gave no answer.
     """
-    plan, nodes, paths, assumption = planned
+    plan, nodes, paths, assumption = planned[:4]
     settings, console = plan.settings, make_console(PIPE_WIDTH)
     check_out(paths.out)
     if assumption:
         console.print(assumption, soft_wrap=True)
+    if settings.capacity is not None:
+        console.print(check_search(plan), markup=False, soft_wrap=True)
     if settings.dry_run:
         ledger = plan_patiently(lambda: ledger_to_read(settings, paths), lambda: settings)
         for message in ledger.describe_damage():
@@ -118,6 +121,8 @@ def execute_plan(planned: "Planned", command: str) -> int:
     if settings.fresh:
         move_aside(paths.out, console)
     with _halted_by_full_disk(paths.out), sole_driver(paths.out) as lock:
+        if settings.capacity is not None:
+            return _search_locked(planned, console, command, lock.check)
         if not object_store.is_url(settings.out):
             return _run_locked(plan, paths, nodes, console, command, lock.check)
         with object_store.Mirror(object_store.ObjectStore(settings.out), paths.out, console.print) as mirror:
@@ -147,6 +152,8 @@ class Planned(NamedTuple):
     nodes: Sequence[Node]
     paths: RunPaths
     assumption: str | None = None  # a note about the machine that the plan assumes
+    composition: Composition | None = None
+    facts: Surroundings | None = None
 
 
 def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
@@ -167,7 +174,7 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     plan = make_plan(replace(composition, settings=settings), facts)
     check_resolved(plan)
     check_disk(plan, nodes)
-    return Planned(plan, nodes, paths, assumption)
+    return Planned(plan, nodes, paths, assumption, replace(composition, settings=settings), facts)
 
 
 @contextmanager
@@ -246,6 +253,31 @@ def _run_locked(
     elif result.unfinished:
         console.print(f"{count(result.unfinished, 'trial')} not finished; {remedy}")
     return exit_status(plan, ledger, result.interrupted, result.unfinished)
+
+
+def _search_locked(planned: Planned, console: Console, command: str, guard: Callable[[], None]) -> int:
+    """Search the capacity of every point of a plan, then write the report."""
+    plan, nodes, paths, _, composition, facts = planned
+    assert composition is not None
+    assert facts is not None
+    ledger, history = Ledger(paths.ledger, guard=guard), History.beside(paths.out)
+    paths.clear_staging()
+    keep_locks(plan, paths)
+
+    def measure(probes: Plan) -> bool:
+        write_plan(paths, probes.entries(command))
+        pending = find_pending(probes, ledger, history, nodes, drivers_of(nodes))
+        return _drive(probes, pending, paths, ledger, nodes, console, None).interrupted
+
+    search = Search(composition, functools.partial(make_plan, surroundings=facts), ledger, paths, console)
+    search.run(measure)
+    write_plan(paths, search.plan.entries(command))
+    ledger.close()
+    if ledger.rows and plan.settings.report:
+        print_report(paths.out, console)
+    for line in all_claim_lines(paths):
+        console.print(line, markup=False, soft_wrap=True)
+    return exit_status(search.plan, ledger, search.interrupted)
 
 
 def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror | None) -> bool:

@@ -78,6 +78,7 @@ class RunPaths:
         self.trials = out / "trials.parquet"
         self.summary = out / "summary.csv"
         self.report = out / REPORT_FILE
+        self.claims = out / "capacity.json"
         self.figures = out / "figures"
         self.deployments = out / "deployments"
         self.compact = self.deployments / COMPACT
@@ -318,6 +319,16 @@ def write_trials(paths: RunPaths, rows: Collection[Row]) -> bool:
 def read_trials(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a trials.parquet, or the single row of a trial.parquet, with whatever columns they have."""
     return list(read_table(path).to_pylist())
+
+
+def read_claims(paths: RunPaths) -> dict[str, dict[str, Any]]:
+    """Return the claims of a search for a capacity, by point; none of a run without one."""
+    if not paths.claims.exists():
+        return {}
+    try:
+        return dict(json.loads(paths.claims.read_text()))
+    except ValueError as error:
+        raise DamagedFile(paths.claims, str(error)) from None
 
 
 # Plan ----------------------------------------------------------------------------------------------------------------

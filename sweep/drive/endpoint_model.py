@@ -1,5 +1,6 @@
 """A running endpoint, queried before planning: for its model, and for the form of requests that it answers."""
 
+import contextlib
 import json
 import os
 import re
@@ -33,6 +34,9 @@ LARGEST_LIST = 4 << 20  # bytes of a list of models
 PROBE_TOKENS = 16  # tokens of the answer to the probe; the Responses API accepts no fewer
 MOST_PROBES = 12
 NO_SUCH_PATH = (404, 405, 501)  # statuses of a server that does not speak a dialect
+# vLLM, SGLang, llama.cpp, Ollama, LM Studio, TGI, LMDeploy, LiteLLM.
+USUAL_PORTS = (8000, 30000, 8080, 11434, 1234, 3000, 23333, 4000)
+LOCAL_TIMEOUT = 2.0  # s
 BUSY = (429, 502, 503, 504)  # statuses of an endpoint that may answer later: no reason to try another dialect
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
@@ -102,6 +106,22 @@ def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
     return _Endpoint(settings["backend"])
 
 
+def local_server() -> str:
+    """Return the address of the only server at a usual local port. Raises ConfigError if there is none, or several."""
+    servers = []
+    for port in USUAL_PORTS:
+        endpoint = _Endpoint({"url": f"http://127.0.0.1:{port}"})
+        endpoint.client.timeout = httpx.Timeout(LOCAL_TIMEOUT)
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):  # no server, or of something else
+            endpoint.models()
+            servers.append(endpoint.url)
+    if len(servers) != 1:
+        ports = ", ".join(map(str, USUAL_PORTS))
+        seen = f"servers at {', '.join(servers)}" if servers else f"no server at 127.0.0.1, ports {ports}"
+        raise ConfigError(f"{seen}; expected its URL, such as http://127.0.0.1:8000")
+    return servers[0]
+
+
 class _Endpoint:
     """The endpoint of a command line, described by its backend's settings. Its requests never go through a proxy."""
 
@@ -121,12 +141,16 @@ class _Endpoint:
         fresh = httpx.Limits(max_keepalive_connections=0)  # a server may close a connection after it has answered
         self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh)
 
+    def models(self) -> list[str]:
+        """Return the names in the endpoint's own list of models."""
+        return [str(model["id"]) for model in json.loads(self._read(request_path(self.url, "/v1/models")))["data"]]
+
     def served_model(self) -> str:
         """Return the only model that the endpoint serves, according to its own list."""
         path = request_path(self.url, "/v1/models")
         request = f"backend.url={self.url}: asked for its model, since no model=NAME is given"
         try:
-            names = [str(model["id"]) for model in json.loads(self._read(path))["data"]]
+            names = self.models()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             remedy = tls_remedy(error) or "; start it, or add model=NAME"
             raise ConfigError(f"{request}: {shortened(first_line(error))}{remedy}") from None

@@ -1,0 +1,403 @@
+"""The search for a capacity: told measured probes, it proposes the next one, and in the end it claims.
+
+Most of a probe's noise is in what was sent, which the client knows: a twin is fed with the same requests, and only the
+difference between them and the long run is taken from it. The same probes always give the same claim. The constants
+were chosen on simulated deployments (docs/capacity.md): the risk is calibrated, not proven.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
+
+NEAR = 0.12  # |log rate / estimate| of the probes that the estimate is made from
+LOOKS = 2.2  # standard errors between the estimate and the claim: 95 % one-sided, with repeated looks
+FLOOR = 0.02  # of the log capacity: what the twin itself does not know
+MARGIN = 0.006  # of the log capacity: by so much simulated claims were too high too often
+MARGIN_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits
+NARROW = 0.013  # of the log capacity: the standard error at which a search ends
+LEAST = 8.0  # full probes' lengths near the estimate before it does
+CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
+CONFIRMATIONS = 6
+STEP = 0.012  # of the log claim, at least, after a run that does not confirm it; then 1.5 times as much
+LIGHT = 0.45  # of the saturated throughput: a rate that every deployment holds
+LONG_RUN = 20_000  # requests
+FIRST_USERS = 32  # of a deployment with unknown limits
+MOST_USERS = 1024
+SHARE_OF_BUDGET = 0.1  # of a probe, at most
+FINDING_USERS = 0.05  # of a budget, if the first saturated run is served one by one
+HIGHEST = 0.98  # times the saturated throughput: no rate above it is steady
+RISING = 1.15  # more users than this much less throughput are tried
+ALONE = 5  # requests, one after another, that tell whether a bound can be met at all
+DRIFTING = 3.0  # standard errors between the twin's errors in both halves of the probes: the deployment has changed
+ALIKE = 0.2, 5.0  # scales of a bound with which the twin is like the deployment; beyond them, probes count more
+DEPENDENT = 10  # requests count for one, where the twin is unlike the deployment
+BATCH_SIZE = 40  # requests, of a batch for which the twin's error is taken: longer than a queue's memory
+
+
+class LatencyBound(NamedTuple):
+    """A share of the requests whose latency must be at most the limit: p90 within 0.2 s is a share of 0.9."""
+
+    quantity: str  # ttft, tpot or e2el
+    limit: float  # s
+    share: float = 0.9
+
+    def good(self, run: Replay, scale: float = 1.0) -> Floats:
+        """1.0 for each request within the bound, 0.0 beyond it, nan where the latency is undefined."""
+        latencies = getattr(run, self.quantity)
+        return np.where(np.isnan(latencies), np.nan, latencies <= self.limit * scale)
+
+    def describe(self) -> str:
+        """The bound as it is typed: `ttft.p90 <= 0.2 s`."""
+        return f"{self.quantity}.p{100 * self.share:g} <= {self.limit:g} s"
+
+
+@dataclass(frozen=True)
+class CapacityQuestion:
+    """What is searched: the highest rate at which every bound holds."""
+
+    bounds: Sequence[LatencyBound]
+    arrivals: Callable[[int, int], Floats]  # (count, seed) -> times at one request per second
+    lengths: Callable[[int, int], tuple[Integers, Integers]] | None = None  # None: those of the probes are drawn again
+    limits: Limits | None = None  # None: unknown, as of an endpoint; they are read off the saturated run
+    shortest: float = 60.0  # s of a probe: longer than the machine's own noise remembers
+    requests: int = 1000  # of a probe, at saturation
+    most: float = 30.0  # probes' lengths in all, after which the interval is the answer
+    budget: float = float("inf")  # s of measuring, after which the interval is the answer
+
+
+class Probe(NamedTuple):
+    """A trial to run: an open loop of this rate, or a closed one of these users."""
+
+    requests: int
+    rate: float = 0.0  # requests/s
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The answer: the deployment holds `lower` within its bounds, of this launch while it was measured."""
+
+    status: Literal["confirmed", "budget", "above", "impossible", "drift"]
+    lower: float  # requests/s; 0: none was shown
+    upper: float  # 0: unknown
+    limit: str = ""  # the bound that is met first, in words
+    probes: int = 0
+    seconds: float = 0.0  # of measuring
+    ended: str = ""  # why it ended early, if not by its budget
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A probe and what was measured."""
+
+    probe: Probe
+    run: Replay
+    seconds: float
+
+
+class Capacity:
+    """A proposer: `tell` it what was measured, `ask` it for the next probe, `claim` at any time."""
+
+    def __init__(self, question: CapacityQuestion) -> None:
+        self.question = question
+        self.phase = "single"  # then saturate, light, probe, confirm, and done or above
+        self.measured: list[ProbeResult] = []
+        self.twin = Twin(question.limits or Limits())
+        self.scales = [1.0] * len(question.bounds)  # of each bound, for the twin to have the measured shares
+        self.throughput = math.inf  # requests/s, saturated
+        self.users = 2 * question.limits.running if question.limits else FIRST_USERS
+        self.estimate = math.nan
+        self.unlike = False  # the twin and the deployment
+        self.passing, self.failing = 0.0, math.inf  # requests/s, by the probes alone
+        self.below = self.above = math.inf  # log widths of the interval around it
+        self.changes = [0.0] * len(
+            question.bounds
+        )  # of the share of good requests, from half to half; 0 if in the noise
+        self.met: LatencyBound | None = None  # the bound that is met first
+        self.claimed, self.confirmations, self.confirmed = math.nan, 0, False
+        self.floor = math.inf  # of the log capacity: the twin's own error, larger after short probes
+
+    def ask(self) -> Probe | None:
+        """Return the next probe; None when the search has ended."""
+        match self.phase:
+            case "single":
+                return Probe(ALONE, users=1)
+            case "saturate":
+                count = max(self.question.requests // 2 if self.question.limits else 0, 5 * self.users // 2)
+                return Probe(count, users=self.users)
+            case "light":
+                return self._open(LIGHT * self.throughput, 0.25)
+            case "probe":
+                return self._open(self.estimate, 1.0 if len(self._open_probes) < 2 else 2.0)
+            case "confirm":
+                return self._open(self.claimed, CONFIRMING)
+        return None
+
+    def _open(self, rate: float, lengths: float) -> Probe | None:
+        rate = float(f"{rate:.4g}")
+        probe = Probe(max(BATCH_SIZE, round(rate * lengths * self._unit)), rate)
+        left = (self.question.budget - self._spent) * min(rate, self.throughput)
+        if probe.requests > left and left >= BATCH_SIZE and self.phase != "confirm":
+            return probe._replace(requests=int(left))
+        return probe if probe.requests <= left else None
+
+    @property
+    def _full(self) -> float:
+        """The length in s of a probe for which the risk was calibrated."""
+        return max(self.question.shortest, self.question.requests / self.throughput)
+
+    @property
+    def _unit(self) -> float:
+        return min(self._full, SHARE_OF_BUDGET * self.question.budget)
+
+    @property
+    def _highest(self) -> float:
+        return HIGHEST * self.throughput
+
+    @property
+    def _lower(self) -> float:
+        margin = MARGIN if self.question.limits else MARGIN_OF_ENDPOINT
+        return self.estimate * math.exp(-max(self.below, self.floor) - margin)
+
+    @property
+    def _spent(self) -> float:
+        return sum(probed.seconds for probed in self.measured)
+
+    @property
+    def _open_probes(self) -> list[ProbeResult]:
+        return [probed for probed in self.measured if probed.probe.rate][1:]  # without the light one
+
+    def tell(self, measured: ProbeResult) -> None:
+        """Take in what was measured for the probe that was asked."""
+        self.measured.append(measured)
+        match self.phase:
+            case "single":
+                missed = (bound for bound in self.question.bounds if np.nanmean(bound.good(measured.run)) == 0)
+                self.met = next(missed, None)
+                self.phase = "done" if self.met else "saturate"
+                if self.question.limits is None and math.isfinite(self.question.budget):
+                    served = FINDING_USERS * self.question.budget * ALONE / measured.seconds  # one by one
+                    self.users = int(np.clip(2 * served / 5, 2, FIRST_USERS))
+            case "saturate":
+                self._saturated(measured)
+            case "light":
+                saturated = self.measured[-2].run
+                self.twin.begin(saturated, measured.run)
+                self.twin.fit([saturated, measured.run], 160)
+                self.estimate = self._capacity_of_twin()
+                self.phase = "probe"
+            case "probe":
+                self._probed()
+            case "confirm":
+                self._confirmed(measured)
+
+    def _saturated(self, measured: ProbeResult) -> None:
+        earlier, self.throughput = self.throughput, _throughput(measured.run)
+        rising = not math.isfinite(earlier) or self.throughput > RISING * earlier
+        if self.question.limits is None:
+            affordable = 0.2 * self.question.budget * self.throughput / 2.5  # users, if more of them bring nothing
+            more = [users for users in (4 * self.users, 2 * self.users) if users <= min(MOST_USERS, affordable)]
+            if rising and more:
+                self.users = more[0]
+                return
+            if rising:  # it was not saturated: how far up it goes is unknown
+                self.throughput *= 1.5
+            self.throughput = max(self.throughput, 0.0 if math.isinf(earlier) else earlier)
+            decoding = _most_decoding(measured.run)
+            self.twin.limits = Limits(running=decoding) if decoding < 0.9 * self.users else Limits()
+        self.phase = "light"
+
+    def _probed(self) -> None:
+        probes = self._open_probes
+        if len(probes) <= 3:
+            self.twin.fit([probed.run for probed in self.measured if probed.probe.users != 1][-3:], 80)
+        near = [probed for probed in probes if abs(math.log(probed.probe.rate / self.estimate)) < NEAR] or probes[-1:]
+        twins = [self.twin.run(probed.run.requests) for probed in near]
+        errors = [self._match(j, near, twins) for j in range(len(self.question.bounds))]
+        self.estimate = self._capacity_of_twin(self.estimate)
+        lengths = sum(probed.probe.requests / probed.probe.rate for probed in near) / self._full
+        self.floor = FLOOR * math.sqrt(max(1.0, LEAST / lengths))
+        if not self._narrow(errors, near):  # by the twin a bound is met first that no probe has come near
+            self.estimate = min(max(self.estimate, 1.06 * max(probed.probe.rate for probed in near)), self._highest)
+            if near[-1].probe.rate > 0.99 * self._highest and lengths > 0.99 * LEAST:
+                self.phase = "above"
+                return
+        credible = self._within_evidence(probes)
+        narrow = credible and self.below <= LOOKS * NARROW and lengths > 0.99 * LEAST
+        if narrow and any(self.changes):
+            self.phase = "done"
+        elif narrow:
+            self.claimed = self._lower
+            self.phase = "confirm"
+        elif self._spent > self.question.most * self._unit:
+            self.phase = "done"
+
+    def _within_evidence(self, probes: list[ProbeResult]) -> bool:
+        """Where the twin is unlike the deployment: move the estimate off rates that probes show to be too high or low.
+
+        Returns False if the estimate was there.
+        """
+        self.unlike = self.unlike or not all(ALIKE[0] <= scale <= ALIKE[1] for scale in self.scales)
+        for probed in probes if self.unlike else ():
+            spread = 2 * math.sqrt(DEPENDENT / probed.probe.requests)
+            excess = [
+                (np.nanmean(bound.good(probed.run)) - bound.share) / math.sqrt(bound.share * (1 - bound.share))
+                for bound in self.question.bounds
+            ]
+            if min(excess) < -spread:
+                self.failing = min(self.failing, probed.probe.rate)
+            elif min(excess) > spread:
+                self.passing = max(self.passing, probed.probe.rate)
+        if self.passing >= self.failing or self.passing < self.estimate < self.failing:
+            return True
+        if self.estimate <= self.passing:
+            self.estimate = math.sqrt(self.passing * min(self.failing, 1.2 * self.passing))
+        else:
+            self.estimate = math.sqrt(max(self.passing, 0.7 * self.failing) * self.failing)
+        return False
+
+    def _confirmed(self, measured: ProbeResult) -> None:
+        """Lower the claim if a fresh run at it, freed of this run's luck by the twin, does not meet a bound."""
+        twin, long = self.twin.run(measured.run.requests), self._long_run(self.claimed, 5 * LONG_RUN)
+        missing = -1.0
+        for bound, scale in zip(self.question.bounds, self.scales, strict=True):
+            luck = np.nanmean(bound.good(twin, scale)) - np.nanmean(bound.good(long, scale))
+            missing = max(missing, bound.share - (np.nanmean(bound.good(measured.run)) - np.clip(luck, -0.1, 0.1)))
+        if missing > 0:
+            step = STEP * 1.5**self.confirmations
+            self.claimed *= math.exp(-float(np.clip(missing / 1.5, step, max(step, 0.06))))
+        self.confirmations, self.confirmed = self.confirmations + 1, missing <= 0
+        if self.confirmed or self.confirmations == CONFIRMATIONS:
+            self.phase = "done"
+
+    def _match(self, j: int, near: list[ProbeResult], twins: list[Replay]) -> float | None:
+        """Scale a bound to give the twin the measured share; return its standard error, None if the share is near 1."""
+        bound, self.changes[j] = self.question.bounds[j], 0.0
+        good = [bound.good(probed.run) for probed in near]
+        pooled = np.concatenate([getattr(twin, bound.quantity) for twin in twins])
+        pooled = pooled[np.isfinite(pooled)]
+        share = float(np.nanmean(np.concatenate(good)))
+        if share > 1 - (1 - bound.share) / 20:
+            self.scales[j] = float(np.clip(np.quantile(pooled, 1 - (1 - bound.share) / 5) / bound.limit, 1, 5))
+            return None
+        self.scales[j] = float(np.clip(np.quantile(pooled, np.clip(share, 0.02, 1)) / bound.limit, 0.01, 100))
+        errors = []
+        for probed, twin, measured in zip(near, twins, good, strict=True):
+            expected = bound.good(twin, self.scales[j])
+            most = 20 * max(1.0, float(probed.run.arrivals[-1]) / self._unit)
+            batches = np.array_split(np.arange(len(expected)), int(np.clip(len(expected) // BATCH_SIZE, 3, most)))
+            errors.append(np.array([np.nanmean(measured[batch]) - np.nanmean(expected[batch]) for batch in batches]))
+        variance = _variance(errors, share, sum(map(len, good)))
+        earlier, later = np.array_split(np.concatenate(errors), 2)
+        change = float(later.mean() - earlier.mean())
+        if abs(change) > DRIFTING * 2 * math.sqrt(variance):
+            self.changes[j] = change
+        return math.sqrt(variance) * (1 + 2.5 / sum(map(len, errors)))
+
+    def _narrow(self, errors: list[float | None], near: list[ProbeResult]) -> bool:
+        """Find the interval around the estimate; return False if by the twin a bound is met that no probe came near."""
+        slower, faster = (self._long_run(self.estimate * factor, 3 * LONG_RUN // 2) for factor in (0.97, 1.03))
+        distance = float(np.mean([abs(math.log(probed.probe.rate / self.estimate)) for probed in near]))
+        self.below, self.above, self.met, unseen = -math.inf, math.inf, None, False
+        for bound, scale, error in zip(self.question.bounds, self.scales, errors, strict=True):
+            low, high = (float(np.nanmean(bound.good(run, scale))) for run in (slower, faster))
+            slope = max((low - high) / 0.06, 0.05)
+            if error is None:
+                unseen = unseen or min(low, high) < 1 - (1 - bound.share) * 0.7
+                continue
+            offset = ((low + high) / 2 - bound.share) / slope  # of this bound's own capacity above the estimate
+            spread = LOOKS * math.hypot(error / slope, 0.25 * distance)
+            if spread - offset > self.below:
+                self.below, self.met = spread - offset, bound
+            self.above = min(self.above, offset + spread)
+        if self.met is None or unseen:
+            self.below, self.above = 0.3, math.inf
+            return False
+        self.below, self.above = max(self.below, 0.0), max(self.above, 0.0)
+        return True
+
+    def _capacity_of_twin(self, near: float = math.nan) -> float:
+        """The rate at which the twin's long run meets all bounds, by bisection on the logarithm."""
+        low, high, halvings = math.log(0.02 * self.throughput), math.log(1.1 * self.throughput), 11
+        if math.isfinite(near):
+            low, high, halvings = math.log(near / 1.4), math.log(near * 1.4), 8
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            missing = self._missing(self._long_run(math.exp(middle), LONG_RUN))
+            low, high = (middle, high) if missing <= 0 else (low, middle)
+        return min(math.exp((low + high) / 2), self._highest)
+
+    def _missing(self, run: Replay) -> float:
+        """The most by which the twin's share of good requests misses a bound's; negative if it holds them all."""
+        scaled = zip(self.question.bounds, self.scales, strict=True)
+        return max(bound.share - float(np.nanmean(bound.good(run, scale))) for bound, scale in scaled)
+
+    def _long_run(self, rate: float, count: int) -> Replay:
+        """What the twin makes of many fresh requests at this rate, its empty start left out."""
+        requests = Requests(self.question.arrivals(count, 77) / rate, *self._lengths(count))
+        return self.twin.run(requests).section(slice(count // 10, None))
+
+    def _lengths(self, count: int) -> tuple[Integers, Integers]:
+        if self.question.lengths is not None:
+            return self.question.lengths(count, 77)
+        lengths = np.concatenate([[probed.run.inputs, probed.run.outputs] for probed in self.measured], axis=1)
+        drawn = np.random.default_rng(77).integers(lengths.shape[1], size=count)
+        return lengths[0, drawn], lengths[1, drawn]
+
+    def claim(self) -> Claim:
+        """Return what the probes so far show."""
+        throughput = self.throughput if math.isfinite(self.throughput) else 0.0
+        shown = Claim("budget", 0.0, throughput, probes=len(self.measured), seconds=self._spent)
+        if self.met and math.isnan(self.estimate):
+            return replace(shown, status="impossible", limit=self.met.describe())
+        if math.isinf(self.below):
+            return shown
+        limit = self.met.describe() if self.met else "saturation"
+        if change := next(filter(None, self.changes), 0.0):
+            drift = f"the deployment became {'slower' if change < 0 else 'faster'} while it was measured"
+            shown = replace(shown, status="drift", ended=drift)
+        shown = replace(shown, upper=min(self.estimate * math.exp(self.above), throughput), limit=limit)
+        if self.phase == "above":
+            return replace(shown, status="above", lower=self._open_probes[-1].probe.rate, upper=self.throughput)
+        if math.isnan(self.claimed):
+            lower = max(self._lower, self.passing if self.passing < self.failing else 0.0)
+            return replace(shown, lower=lower, upper=max(lower, min(shown.upper, self.failing)))
+        shown = replace(shown, status="budget", lower=self.claimed, upper=max(shown.upper, self.claimed))
+        if self.phase != "done":
+            return shown
+        if not self.confirmed:
+            return replace(shown, ended=f"{CONFIRMATIONS} runs at lower and lower claims did not confirm one")
+        return replace(shown, status="confirmed")
+
+
+def _variance(errors: list[Floats], share: float, count: int) -> float:
+    """The variance of the mean error over all batches, with the correlation of neighbours."""
+    flat = np.concatenate(errors)
+    mean, batches = float(flat.mean()), len(flat)
+    squares = float((flat - mean) @ (flat - mean))
+    lagged = sum(float((batch[1:] - mean) @ (batch[:-1] - mean)) for batch in errors)
+    correlation = float(np.clip(lagged / max(squares, 1e-12), 0, 0.8))
+    variance = squares / (batches - 1) / batches * (1 + correlation) / (1 - correlation)
+    return max(variance, 0.3 * share * (1 - share) / count) * (1 + 100 / count)
+
+
+def _throughput(run: Replay) -> float:
+    """Requests per second while all users of a closed loop were busy, after the first fifth."""
+    ends = np.sort((run.arrivals + run.e2el)[np.isfinite(run.e2el)])
+    busy = ends[(ends >= ends[len(ends) // 5]) & (ends <= run.arrivals.max())]
+    if np.ptp(busy) == 0:  # hardly more requests than users
+        return len(ends) / float(ends[-1])
+    return float(np.polyfit(busy, np.arange(len(busy)), 1)[0])  # answers may end in waves: a line through all
+
+
+def _most_decoding(run: Replay) -> int:
+    """The most requests between their first and last tokens at once: what the deployment runs, where it was full."""
+    valid = np.isfinite(run.e2el)
+    times = np.concatenate([(run.arrivals + latency)[valid] for latency in (run.ttft, run.e2el)])
+    changes = np.repeat([1, -1], int(valid.sum()))[np.argsort(times, kind="stable")]
+    return max(1, int(np.cumsum(changes).max()))

@@ -1,0 +1,62 @@
+"""Probes as ordinary trials: the question of a plan's point, a probe as a point, and a trial's requests as a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from sweep.base.config import ConfigError, Settings
+from sweep.disk.tables import read_table
+from sweep.inputs.workload import Draw
+from sweep.plan.plan import Trial
+from sweep.search.capacity import CapacityQuestion, LatencyBound, Probe, ProbeResult
+from sweep.search.twin import Integers, Replay
+
+WARM_UP = 4  # requests
+STAMPS = ["scheduled", "sent", "ended", "ttft", "tpot", "e2el"]
+LENGTH_COLUMNS = ["input_tokens", "output_tokens", "asked_input_tokens", "asked_output_tokens"]
+
+
+def question_of(trial: Trial, settings: Settings) -> CapacityQuestion:
+    """Return the question of a point. Raises ConfigError if it has no bounds, or a load without a rate."""
+    search = settings.capacity
+    assert search is not None
+    if not settings.slo:
+        raise ConfigError("slo=null: expected the bounds of the capacity, e.g. slo=ttft=200ms,tpot=50ms")
+    if not trial.load.open_loop or getattr(trial.load, "rate", None) is None:
+        raise ConfigError(f"load={trial.load.name}: expected a load with a rate, e.g. load=poisson, for a capacity")
+    if getattr(trial.load, "duration", None) is not None:
+        raise ConfigError(f"load.duration={trial.load.duration:g}: expected null; a search decides how long a probe is")
+    bounds = [_bound(name, limit) for name, limit in settings.slo.items()]
+    workload, load = trial.workload, trial.load.model_copy(update={"rate": 1.0})
+
+    def lengths(count: int, seed: int) -> tuple[Integers, Integers]:
+        inputs, outputs = np.array(workload.lengths(Draw(seed, "measured", count)), np.int64).T
+        return inputs, outputs
+
+    drawn = lengths if hasattr(workload, "lengths") else None
+    if drawn and any(bound.quantity == "tpot" for bound in bounds) and drawn(1000, 0)[1].max() < 2:
+        raise ConfigError("workload.output_tokens=1: a request of one token has no tpot; expected at least 2")
+    return CapacityQuestion(bounds, load.arrivals, drawn, budget=search.budget)
+
+
+def _bound(name: str, limit: float) -> LatencyBound:
+    latency, _, percentile = name.partition(".p")
+    return LatencyBound(latency, limit, float(percentile) / 100) if percentile else LatencyBound(latency, limit)
+
+
+def measured_of(probe: Probe, requests: Path) -> ProbeResult:
+    """Return what a trial measured, from its requests.parquet; a failed request is slower than any bound."""
+    table = read_table(requests, ["phase", "error", *STAMPS, *LENGTH_COLUMNS])
+    table = table.filter(np.array(table["phase"].to_pylist()) == "measured")
+    table = table.sort_by("sent" if probe.users else "scheduled")
+    failed = np.array([error is not None for error in table["error"].to_pylist()])
+    stamps = {name: table[name].fill_null(np.nan).to_numpy() for name in STAMPS}
+    arrivals = stamps["sent" if probe.users else "scheduled"]
+    start = float(arrivals[0])
+    inputs, outputs = (pc.coalesce(table[name], table[f"asked_{name}"], 1).to_numpy() for name in LENGTH_COLUMNS[:2])
+    between = (stamps["e2el"] - stamps["ttft"]) / np.maximum(outputs - 1, 1)  # where stamps came in one piece
+    stamps["tpot"] = np.where(np.isnan(stamps["tpot"]), between, stamps["tpot"])
+    latencies = {name: np.where(failed, np.inf, stamps[name]) for name in ("ttft", "tpot", "e2el")}
+    run = Replay(arrivals - start, inputs, outputs, **latencies, users=probe.users)
+    return ProbeResult(probe, run, float(np.nanmax(stamps["ended"])) - start)

@@ -1,0 +1,225 @@
+"""The twin: a small queue model of a deployment, fed with the very arrivals and lengths that the client sent.
+
+It batches continuously: prompts are computed in chunks and stall decoding. Above the KV cache's size the youngest
+request is pre-empted and computed again. Steps between two events are summed in closed form.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Columns = tuple[Any, ...]  # arrivals, tokens of the context and those still to come, times of the first and last token
+UNLIMITED = 10**12
+FIT_REQUESTS = 1500  # of each run that the twin is fitted to
+EVEN = np.ones(1)  # the pace of a deployment without noise
+
+
+class Costs(NamedTuple):
+    """Seconds of a step: a constant, and for each running sequence, token in the KV cache and prompt token in it."""
+
+    step: float
+    per_running: float
+    per_cached_token: float
+    per_prompt_token: float
+
+
+class Limits(NamedTuple):
+    """The most that a deployment takes at once."""
+
+    running: int = UNLIMITED  # sequences
+    cached_tokens: int = UNLIMITED  # in the KV cache
+    step_tokens: int = 2048  # of prompts in a step
+
+
+class Requests(NamedTuple):
+    """What a run is asked, in order of arrival."""
+
+    arrivals: Floats  # s; of a closed loop they are the queue's own
+    inputs: Integers  # tokens
+    outputs: Integers
+    users: int = 0  # of a closed loop; 0: an open one
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The requests of a run in order of arrival: inf where a request failed, nan where a latency is undefined."""
+
+    arrivals: Floats  # s
+    inputs: Integers  # tokens
+    outputs: Integers
+    ttft: Floats
+    tpot: Floats
+    e2el: Floats
+    users: int = 0  # of a closed loop; 0: an open one
+
+    @property
+    def requests(self) -> Requests:
+        """What was sent."""
+        return Requests(self.arrivals, self.inputs, self.outputs, self.users)
+
+    def section(self, requests: slice) -> "Replay":
+        """Return the run of some of its requests."""
+        return replace(self, **{name: column[requests] for name, column in vars(self).items() if name != "users"})
+
+
+def _event_loop(columns: Columns, users: int, costs: Costs, limits: Limits, pace: list[float], horizon: float) -> None:
+    """Fill in the times of first and last tokens: one function of numbers, which benchmarks.deployments can compile."""
+    arrivals, context, remaining, first, last = columns
+    count = len(arrivals)
+    issued = count if users == 0 else min(users, count)
+    end_step = [-1] * count  # of running requests; an entry of the heap that differs from it is stale
+    ends, admissions, preempted = [0][1:], [0][1:], [0][1:]  # a heap of end step · count + request; and two stacks
+    running = cached = step = following = prompt_left = 0
+    prefilling, clock = -1, 0.0
+    while clock < horizon:
+        pause = costs.step + costs.per_running * running + costs.per_cached_token * cached
+        tokens = admitted = 0
+        while tokens < limits.step_tokens:
+            if prefilling < 0:
+                batch = running + admitted
+                if len(preempted) > 0:
+                    candidate = preempted[-1]
+                elif following < issued and arrivals[following] <= clock:
+                    candidate = following
+                else:
+                    break
+                full = batch > 0 and cached + context[candidate] + 1 + batch > limits.cached_tokens
+                if full or batch >= limits.running:
+                    break
+                if len(preempted) > 0:
+                    preempted.pop()
+                else:
+                    following += 1
+                prefilling, prompt_left = candidate, context[candidate]
+                cached += prompt_left
+            chunk = min(prompt_left, limits.step_tokens - tokens)
+            tokens += chunk
+            prompt_left -= chunk
+            if prompt_left == 0:
+                admissions.append(prefilling)
+                admitted += 1
+                prefilling = -1
+        speed = pace[int(clock) % len(pace)]
+        steps = 1
+        if tokens > 0:
+            clock += speed * (pause + costs.per_prompt_token * tokens)
+        elif running > 0:
+            if running > 1 and cached + running > limits.cached_tokens:
+                while end_step[admissions[-1]] < 0:
+                    admissions.pop()
+                youngest = admissions.pop()
+                unanswered = end_step[youngest] - step
+                context[youngest] += remaining[youngest] - unanswered
+                remaining[youngest], end_step[youngest] = unanswered, -1
+                cached -= context[youngest]
+                running -= 1
+                preempted.append(youngest)
+            while end_step[ends[0] % count] != ends[0] // count:
+                heappop(ends)
+            steps = min(ends[0] // count - step, max(1, (limits.cached_tokens - cached) // running))
+            once = speed * (costs.step + costs.per_running * running + costs.per_cached_token * cached)
+            growth = speed * costs.per_cached_token * running
+            if len(preempted) == 0 and following < issued and arrivals[following] > clock:
+                wait, linear = arrivals[following] - clock, once - growth / 2
+                until = 2 * wait / (linear + math.sqrt(linear * linear + 2 * growth * wait))
+                steps = min(steps, max(1, math.ceil(until)))
+            clock += steps * once + growth * steps * (steps - 1) / 2
+        elif following < issued:
+            clock = max(clock, arrivals[following])
+            continue
+        else:
+            break
+        step += steps
+        cached += running * steps
+        while len(ends) > 0 and ends[0] < (step + 1) * count:
+            request, due = ends[0] % count, ends[0] // count
+            heappop(ends)
+            if end_step[request] == due:
+                last[request], end_step[request] = clock, -1
+                cached -= context[request] + remaining[request]
+                running -= 1
+                if users > 0 and issued < count:
+                    arrivals[issued] = clock
+                    issued += 1
+        for request in admissions[len(admissions) - admitted :]:
+            if math.isnan(first[request]):
+                first[request] = clock
+            remaining[request] -= 1
+            context[request] += 1
+            cached += 1
+            if remaining[request] > 0:
+                end_step[request] = step + remaining[request]
+                heappush(ends, end_step[request] * count + request)
+                running += 1
+                continue
+            last[request] = clock
+            cached -= context[request]
+            if users > 0 and issued < count:
+                arrivals[issued] = clock
+                issued += 1
+
+
+as_column: Callable[[Any], Any] = np.ndarray.tolist  # lists are faster than arrays in plain Python
+
+
+def run_queue(
+    costs: Costs, limits: Limits, requests: Requests, pace: Floats = EVEN, horizon: float = math.inf
+) -> Replay:
+    """Run requests through the queue until all have ended, or the horizon; `pace`: of steps in each second."""
+    arrivals, inputs, outputs, users = requests
+    unknown = np.full(len(inputs), np.nan)
+    filled = (np.zeros(len(inputs)) if users else arrivals, inputs, outputs, unknown, unknown)
+    columns = tuple(as_column(column.copy()) for column in filled)
+    _event_loop(columns, users, costs, limits, as_column(pace), horizon)
+    due, _, _, first, last = map(np.asarray, columns)
+    tpot = (last - first) / np.where(outputs > 1, outputs - 1, np.nan)
+    return Replay(due, inputs, outputs, first - due, tpot, last - due, users)
+
+
+class Twin:
+    """The costs of a queue whose latencies are most like those of the latest runs."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.costs = Costs(0.01, 0.001, 0.0, 1e-5)
+
+    def run(self, requests: Requests, costs: Costs | None = None) -> Replay:
+        """Return what the twin makes of these requests, at these costs or its own."""
+        return run_queue(costs or self.costs, self.limits, requests)
+
+    def begin(self, saturated: Replay, light: Replay) -> None:
+        """Take a guess from a saturated run and a lightly loaded one."""
+        crowded, alone = np.nanmedian(saturated.tpot), np.nanquantile(light.tpot, 0.1)
+        step = 0.8 * min(alone, crowded)
+        share = max(crowded - step, 0.1 * step) / min(self.limits.running, saturated.users)
+        prompt = max(np.quantile(light.ttft, 0.3) - step, 1e-4) / float(np.mean(light.inputs))
+        self.costs = Costs(step, 0.7 * share, 0.3 * share / np.mean(light.inputs + light.outputs / 2), prompt)
+
+    def fit(self, runs: list[Replay], evaluations: int) -> None:
+        """Fit the costs to the log latencies of these runs; no request counts for more than a factor of 1.65."""
+        shortened = [run.section(slice(FIT_REQUESTS)) for run in runs]
+        start = np.log(np.maximum(self.costs, 1e-12))
+
+        def loss(logs: Floats) -> float:
+            costs, total = Costs(*np.exp(logs)), 0.0
+            for run in shortened:
+                twin = self.run(run.requests, costs)
+                total += 3 * _distance(twin.tpot, run.tpot) + 0.3 * _distance(twin.ttft, run.ttft)
+            return float(total + 1e-4 * np.sum((logs - start) ** 2))
+
+        simplex = start + np.vstack([np.zeros(4), 0.25 * np.eye(4)])
+        fitted = optimize.fmin(loss, start, maxfun=evaluations, initial_simplex=simplex, disp=False)
+        self.costs = Costs(*np.exp(fitted))
+
+
+def _distance(ours: Floats, measured: Floats) -> float:
+    valid = np.isfinite(ours) & np.isfinite(measured) & (measured > 0) & (ours > 0)
+    return float(np.minimum(np.log(ours[valid] / measured[valid]) ** 2, 0.25).mean()) if valid.any() else 0.0

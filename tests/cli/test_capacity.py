@@ -1,0 +1,126 @@
+"""`sweep capacity` and `sweep quick` against the simulated engine, whose capacity a small queue knows."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from analysis import open_results
+from sweep.base.config import ConfigError
+from sweep.cli import quick
+from sweep.cli.commands import dispatch
+from sweep.disk.run_files import RunPaths, read_trials
+from sweep.drive import endpoint_model
+from sweep.search import capacity
+from tests.support.simulated_engine import simulated
+
+SLOTS, TTFT, ITL, OUTPUT = 4, 0.1, 0.01, 11
+SERVICE = TTFT + (OUTPUT - 1) * ITL
+BOUND = 0.4  # s, of the TTFT
+
+
+def p90_of_ttft(rate, count=40_000):
+    """The p90 of a queue with SLOTS servers and this service time."""
+    free, waits = [0.0] * SLOTS, []
+    for arrival in np.cumsum(np.random.default_rng(1).exponential(1 / rate, count)):
+        start = max(arrival, min(free))
+        free[free.index(min(free))] = start + SERVICE
+        waits.append(start + TTFT - arrival)
+    return np.quantile(waits, 0.9)
+
+
+def true_capacity():
+    low, high = 0.3 * SLOTS / SERVICE, SLOTS / SERVICE
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if p90_of_ttft(middle) <= BOUND else (low, middle)
+    return low
+
+
+@pytest.fixture
+def url(monkeypatch, tmp_path):
+    monkeypatch.setattr(capacity, "LONG_RUN", 4000)
+    monkeypatch.chdir(tmp_path)
+    with simulated(ttft={"mean": TTFT}, itl={"mean": ITL}, max_concurrency=SLOTS) as (url, _):
+        yield url
+
+
+def rows(out):
+    return {row["trial_id"]: row for row in read_trials(RunPaths(out).trials)}
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url, tmp_path, capsys):
+    command = ["capacity", url, "--slo", f"ttft={BOUND}s", "--budget", "20s"]
+    command += ["workload.input_tokens=16", f"workload.output_tokens={OUTPUT}", "workload.spread=0"]
+    command += ["out=run", "report=false"]
+    for _ in range(3):
+        assert dispatch(command) in (0, 1)  # a busy machine may limit the client, which ends the search
+        printed = capsys.readouterr().out
+        (claim,) = json.loads((tmp_path / "run" / "capacity.json").read_text()).values()
+        if not claim["ended"]:
+            break
+    assert 0 < claim["lower"] < 1.05 * true_capacity() < 1.15 * claim["upper"]
+    assert [line.partition(":")[0] for line in printed.splitlines()[-3:]] == ["capacity", "limit", "how sure"]
+    measured = rows(tmp_path / "run")
+    assert sum(row["outcome"] == "ok" for row in measured.values()) >= claim["probes"]
+    (tmp_path / "run" / "capacity.json").unlink()
+    assert dispatch([*command, "--format", "json"]) in (0, 1)
+    (again,) = json.loads(capsys.readouterr().out).values()
+    assert again["probes"] >= claim["probes"]
+    if not claim["ended"]:
+        assert again == claim
+        assert rows(tmp_path / "run").keys() == measured.keys()
+    dispatch(["report", "run"])
+    assert again["lines"][0] in (tmp_path / "run" / "report.html").read_text()
+    assert list(open_results("run").claims.values()) == [again]
+    dispatch(["summary", "run"])
+    assert "limit:    ttft.p90 <= 0.4 s is reached first" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_quick_look_at_a_server_that_it_finds_itself(url, monkeypatch, capsys):
+    monkeypatch.setattr(endpoint_model, "USUAL_PORTS", (1, int(url.rsplit(":")[-1])))
+    monkeypatch.setattr(quick, "BUDGET", "12s")
+    lengths = ["workload.input_tokens=16", f"workload.output_tokens={OUTPUT}"]
+    assert dispatch(["quick", "--slo", f"ttft={BOUND}s", *lengths, "out=look"]) in (0, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["serves", "alone", "full", "capacity", "limit"]
+    assert f"{url}: POST /v1/completions, model simulated" in lines[0]
+    latency = re.search(r"first token after (\S+) ms, then one in (\S+) ms, (\S+) ms in all \(16 tokens in", lines[1])
+    assert [float(number) for number in latency.groups()] == pytest.approx([100, 10, 200], rel=0.3)
+    assert float(re.search(r", (\S+) requests/s, with", lines[2])[1]) == pytest.approx(SLOTS / SERVICE, rel=0.3)
+    assert f"at ttft={BOUND}s" in lines[3]
+    assert f"sweep capacity {url} --slo ttft={BOUND}s workload.input_tokens=16" in lines[4]
+    monkeypatch.setattr(endpoint_model, "USUAL_PORTS", (1,))
+    with pytest.raises(ConfigError, match="no server at 127.0.0.1, ports 1;"):
+        dispatch(["quick"])
+
+
+@pytest.mark.parametrize(
+    ("ttft", "tpot", "slo"),
+    [(0.1, 0.01, "ttft=1s,tpot=50ms"), (0.7, 0.2, "ttft=2s,tpot=500ms"), (9, None, "ttft=20s,tpot=50ms")],
+)
+def test_the_usual_slo_leaves_room_above_a_single_request(ttft, tpot, slo):
+    assert quick._sensible_slo({"ttft_p50": ttft, "tpot_p50": tpot}) == slo
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--slo", "tpop=1s"], "tpop: expected ttft"),
+        (["--slo", "ttft=1s", "--budget", "soon"], "capacity.budget='soon'"),
+        (["--slo", "ttft=1s", "load=closed"], "load=closed: expected a load with a rate"),
+        (["--slo", "ttft=1s", "load.rate=1,2"], "load.rate: expected no setting"),
+        (["--slo", "ttft=1s", "load.duration=9"], "load.duration=9: expected null"),
+        (["--slo", "ttft=1s", "replicates=3"], "replicates=3: expected 1"),
+        (["--slo", "ttft=1s", "slo=tpot=1s"], "slo: expected --slo"),
+        (["--slo", "ttft=1s", "loud"], "loud: expected KEY=VALUE"),
+        (["--slo", "ttft=1s", "out=s3://b/x"], "expected a folder"),
+        (["--slo", "tpot=1s", "workload.output_tokens=1"], "has no tpot"),
+    ],
+)
+def test_bad_input_is_refused_at_the_door(arguments, message, url):
+    with pytest.raises(ConfigError, match=message):
+        dispatch(["capacity", url, *arguments, "dry_run=true"])

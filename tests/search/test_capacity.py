@@ -1,0 +1,135 @@
+"""The twin's queue, and the search that is told its probes: what it claims of deployments whose capacity is known."""
+
+import numpy as np
+import pytest
+
+from benchmarks.capacity import Bench
+from benchmarks.deployments import deployment
+from sweep.search import capacity
+from sweep.search.capacity import Capacity, CapacityQuestion, LatencyBound, ProbeResult
+from sweep.search.twin import Costs, Limits, Replay, Requests, run_queue
+
+
+def requests(inputs, outputs, users=0):
+    lengths = np.array([inputs, outputs])
+    return Requests(np.zeros(len(inputs)), *lengths, users)
+
+
+@pytest.mark.parametrize(
+    ("limits", "ttft", "e2el"),
+    [
+        (Limits(), [0.3, 0.3], [0.54, 0.54]),  # both prompts in one step
+        (Limits(running=1), [0.2, 0.62], [0.42, 0.84]),  # one after another
+        (Limits(step_tokens=10), [0.2, 0.41], [0.53, 0.64]),  # the second prompt stalls the first answer
+    ],
+)
+def test_a_queue_of_two_by_hand(limits, ttft, e2el):
+    run = run_queue(Costs(0.1, 0.01, 0.0, 0.01), limits, requests([10, 10], [3, 3]))
+    assert run.ttft == pytest.approx(ttft)
+    assert run.e2el == pytest.approx(e2el)
+
+
+def test_preempted_requests_are_computed_again():
+    full = run_queue(Costs(0.1, 0.0, 0.0, 0.0), Limits(), requests([10] * 4, [20] * 4))
+    tight = run_queue(Costs(0.1, 0.0, 0.0, 0.0), Limits(cached_tokens=60), requests([10] * 4, [20] * 4))
+    assert full.e2el == pytest.approx([2.0] * 4)
+    assert tight.e2el[0] == pytest.approx(2.0, abs=0.11)
+    assert tight.e2el[3] > 2.5
+    assert np.isfinite(tight.e2el).all()
+
+
+def test_a_closed_loop_sends_when_an_answer_has_ended():
+    run = run_queue(Costs(0.1, 0.0, 0.0, 0.0), Limits(), requests([1] * 6, [10] * 6, users=2))
+    assert run.arrivals == pytest.approx([0, 0, 1, 1, 2, 2])
+
+
+def search(bounds=None, drift=0.0, **settings):
+    """Our search, at its end, on a deployment whose capacity is 18.75 requests/s."""
+    bench = Bench(deployment(5002, drift), [1])
+    traffic = (
+        lambda count, seed: np.sort(np.random.default_rng(seed).random(count)) * count,
+        lambda count, seed: bench.simulated.lengths(count, np.random.default_rng(seed)),
+    )
+    settings = {"shortest": 0.0, "limits": bench.simulated.limits} | settings
+    proposer = Capacity(CapacityQuestion(bounds or bench.simulated.bounds, *traffic, **settings))
+    while probe := proposer.ask():
+        proposer.tell(bench.measure(probe))
+    return proposer
+
+
+@pytest.fixture(autouse=True)
+def short_long_runs(monkeypatch):
+    monkeypatch.setattr(capacity, "LONG_RUN", 2000)
+
+
+@pytest.mark.slow
+def test_the_interval_holds_the_capacity_and_equal_rows_give_equal_claims():
+    proposer, truth = search(), 18.75
+    claim = proposer.claim()
+    assert claim.status == "confirmed"
+    assert 0.93 * truth < claim.lower < 1.02 * truth
+    assert claim.upper > 0.98 * truth
+    replayed = Capacity(proposer.question)
+    for measured in proposer.measured:
+        assert replayed.ask() == measured.probe
+        replayed.tell(measured)
+    assert replayed.ask() is None
+    assert replayed.claim() == claim
+
+
+@pytest.mark.parametrize(
+    ("bounds", "status"),
+    [
+        ([LatencyBound("ttft", 1e-4)], "impossible"),
+        ([LatencyBound("tpot", 10.0)], "above"),
+    ],
+)
+def test_bounds_that_none_or_all_meet(bounds, status):
+    proposer = search(bounds)
+    claim = proposer.claim()
+    assert claim.status == status
+    assert len(proposer.measured) == (1 if status == "impossible" else claim.probes)
+    assert (claim.lower > 0) == (status == "above")
+
+
+def test_a_budget_ends_in_an_interval():
+    claim = search(limits=None, budget=100.0).claim()
+    assert claim.status == "budget"
+    assert claim.lower < 18.75 < claim.upper
+    assert claim.seconds < 120
+
+
+@pytest.mark.slow
+def test_a_deployment_that_becomes_slower_is_noticed():
+    claim = search(drift=0.1).claim()
+    assert claim.status == "drift"
+    assert claim.ended == "the deployment became slower while it was measured"
+    assert claim.lower < 18.75
+
+
+def four_lanes(probe, random):
+    """An engine unlike the twin: a request has one of four lanes for 0.2 s, half of it to the first token."""
+    arrivals = np.cumsum(random.exponential(1 / probe.rate, probe.requests)) if probe.rate else np.zeros(probe.requests)
+    lanes, users, waits = [0.0] * 4, [0.0] * probe.users, []
+    for i, due in enumerate(arrivals):
+        arrivals[i] = due = users.pop(0) if users else due
+        start = max(due, lanes.pop(0))
+        lanes = sorted([*lanes, start + 0.2])
+        users = sorted([*users, start + 0.2]) if probe.users else users
+        waits.append(start - due)
+    ttft, lengths = np.array(waits) + 0.1, np.full(probe.requests, 11)
+    run = Replay(arrivals, lengths, lengths, ttft, random.normal(0.01, 1e-5, probe.requests), ttft + 0.1, probe.users)
+    return ProbeResult(probe, run, float(np.max(run.arrivals + run.e2el)))
+
+
+@pytest.mark.slow
+def test_probes_bound_the_capacity_where_the_twin_is_wrong():
+    def arrivals(count, seed):
+        return np.cumsum(np.random.default_rng(seed).exponential(1, count))
+
+    random, length = np.random.default_rng(1), lambda count, seed: (np.full(count, 11), np.full(count, 11))
+    proposer = Capacity(CapacityQuestion([LatencyBound("ttft", 0.4)], arrivals, length, budget=480.0))
+    while probe := proposer.ask():
+        proposer.tell(four_lanes(probe, random))
+    claim = proposer.claim()
+    assert 11 < claim.lower < 16.85 < claim.upper < 20.1
