@@ -21,7 +21,7 @@ ADDRESS_FLAGS = ("host", "hostname", "server-name")  # flags for an engine's add
 
 # The final error line of a Python or C++ program: "ValueError: …", "x.py: error: unrecognized arguments …".
 ERROR_LINE = re.compile(
-    r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^(value )?error\b|\b(fatal|failed)\b|\berror (response|loading)\b",
+    r"^[\w.]*(Error|Exception|Interrupt)\b|\berror:|^error\b|\b(fatal|failed)\b|\berror (response|loading)\b",
     re.IGNORECASE,
 )
 ANNOUNCES = re.compile(r"\d+ validation errors? for ")
