@@ -21,7 +21,7 @@ from sweep.drive.endpoint_model import local_server, with_dialect, with_model
 BUDGET = "60s"  # of measuring; the start, pauses between probes and requests to warm up take as long again at most
 SHORT_LENGTHS = {"workload.input_tokens": "256", "workload.output_tokens": "64"}
 QUICK_KEYS = {"workload.warmup_requests": "1", "report": "false"}
-SINGLE = {"load": "closed", "load.concurrency": "1", "workload.num_requests": "3"}
+LONE_USER = {"load": "closed", "load.concurrency": "1", "workload.num_requests": "3"}
 USUAL = {"ttft": 1.0, "tpot": 0.05}  # s: an answer that begins soon, and is faster than it is read
 ROOM = {"ttft": 2.0, "tpot": 1.5}  # times what a single request takes, at least
 
@@ -36,8 +36,8 @@ def look(url: str | None, slo: str | None, overrides: Sequence[str], folders: Se
     out, shared = keys["out"], _pairs(keys)
     arguments_of_run(url, slo or "ttft=1s", BUDGET, [*shared, *overrides])  # refuses bad input before anything is sent
     options = ConfigPath.of_user(folders)
-    settings = ENDPOINT | {"backend.url": url} | keys | SINGLE
-    settings = {key: setting for key, setting in settings.items() if key in SINGLE or not key.startswith("load.")}
+    settings = ENDPOINT | {"backend.url": url} | keys | LONE_USER
+    settings = {key: setting for key, setting in settings.items() if key in LONE_USER or not key.startswith("load.")}
     single = with_model(_pairs(settings), options)
     single, answered = with_dialect(single, options)
     needed = single[len(settings) :]  # the model, and what the endpoint needs
