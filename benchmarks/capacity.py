@@ -285,7 +285,8 @@ def table(entries: Sequence[dict[str, Any]]) -> list[str]:
             continue
         finished = [entry for entry in chosen if entry["ours"]["status"] == "confirmed"]
         for name, part in ((f"ours, {case}", chosen), (f"ours, {case}, finished", finished)):
-            rows.append(table_row(name, column(part, "reached"), column(part, "cost"), GRID + 0.9))
+            if part:
+                rows.append(table_row(name, column(part, "reached"), column(part, "cost"), GRID + 0.9))
     right = [entry for entry in entries if entry["case"] == "right"]
     for rule in RULES if right else ():
         rows.append(table_row(rule, column(right, "reached", rule), column(right, "cost", rule), GRID + 0.9))

@@ -19,9 +19,9 @@ from sweep.disk.run_files import RunPaths, read_claims, read_trials
 from sweep.drive.endpoint_model import local_server, with_dialect, with_model
 
 BUDGET = "60s"  # of measuring; the start, pauses between probes and requests to warm up take as long again at most
-LENGTHS = {"workload.input_tokens": "256", "workload.output_tokens": "64"}
-KEYS = {"workload.warmup_requests": "1", "report": "false"}
-ALONE = {"load": "closed", "load.concurrency": "1", "workload.num_requests": "3"}
+SHORT_LENGTHS = {"workload.input_tokens": "256", "workload.output_tokens": "64"}
+QUICK_KEYS = {"workload.warmup_requests": "1", "report": "false"}
+LONE_USER = {"load": "closed", "load.concurrency": "1", "workload.num_requests": "3"}
 USUAL = {"ttft": 1.0, "tpot": 0.05}  # s: an answer that begins soon, and is faster than it is read
 ROOM = {"ttft": 2.0, "tpot": 1.5}  # times what a single request takes, at least
 
@@ -31,13 +31,13 @@ def look(url: str | None, slo: str | None, overrides: Sequence[str], folders: Se
     url = url or local_server()
     read_slo(slo)
     typed = dict(override.partition("=")[::2] for override in overrides)
-    lengths = {} if "workload" in typed else LENGTHS
-    keys = KEYS | lengths | {"out": folder_of("quick", url)} | typed
+    lengths = {} if "workload" in typed else SHORT_LENGTHS
+    keys = QUICK_KEYS | lengths | {"out": folder_of("quick", url)} | typed
     out, shared = keys["out"], _pairs(keys)
     arguments_of_run(url, slo or "ttft=1s", BUDGET, [*shared, *overrides])  # refuses bad input before anything is sent
     options = ConfigPath.of_user(folders)
-    settings = ENDPOINT | {"backend.url": url} | keys | ALONE
-    settings = {key: setting for key, setting in settings.items() if key in ALONE or not key.startswith("load.")}
+    settings = ENDPOINT | {"backend.url": url} | keys | LONE_USER
+    settings = {key: setting for key, setting in settings.items() if key in LONE_USER or not key.startswith("load.")}
     single = with_model(_pairs(settings), options)
     single, answered = with_dialect(single, options)
     needed = single[len(settings) :]  # the model, and what the endpoint needs
@@ -79,7 +79,7 @@ def _quietly(arguments: Sequence[str], folders: Sequence[str]) -> tuple[int, str
     return status, printed.getvalue()
 
 
-def _rows(out: str) -> Iterator[Mapping[str, Any]]:
+def _closed_loops(out: str) -> Iterator[Mapping[str, Any]]:
     """The rows of closed loops whose requests were answered."""
     for row in read_trials(RunPaths(Path(out)).trials):
         if row["concurrency"] and row["num_requests"] and row["outcome"] in (Outcome.OK, Outcome.INVALID):
@@ -87,7 +87,7 @@ def _rows(out: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _row(out: str, users: int) -> Mapping[str, Any] | None:
-    return next((row for row in _rows(out) if row["concurrency"] == users), None)
+    return next((row for row in _closed_loops(out) if row["concurrency"] == users), None)
 
 
 def _sensible_slo(alone: Mapping[str, Any]) -> str:
@@ -111,6 +111,6 @@ def _latencies(row: Mapping[str, Any]) -> str:
 
 def _throughput(out: str) -> str:
     """Describe the busiest closed loop."""
-    busiest = max(_rows(out), key=lambda row: row["output_throughput"] or 0.0)
+    busiest = max(_closed_loops(out), key=lambda row: row["output_throughput"] or 0.0)
     tokens, requests = number(busiest["output_throughput"]), number(busiest["request_throughput"])
     return f"{tokens} output tokens/s, {requests} requests/s, with {busiest['concurrency']} users"

@@ -17,8 +17,8 @@ from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
 NEAR = 0.12  # |log rate / estimate| of the probes that the estimate is made from
 LOOKS = 2.2  # standard errors between the estimate and the claim: 95 % one-sided, with repeated looks
 FLOOR = 0.02  # of the log capacity: what the twin itself does not know
-MARGIN = 0.006  # of the log capacity: by so much simulated claims were too high too often
-MARGIN_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits
+SAFETY = 0.006  # of the log capacity: by so much simulated claims were too high too often
+SAFETY_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits
 NARROW = 0.013  # of the log capacity: the standard error at which a search ends
 LEAST = 8.0  # full probes' lengths near the estimate before it does
 CONFIRMING = 3.0  # probes' lengths of a fresh run at the claim
@@ -58,7 +58,7 @@ class LatencyBound(NamedTuple):
 
 @dataclass(frozen=True)
 class CapacityQuestion:
-    """What is searched: the highest rate at which every bound holds."""
+    """The question that a search answers: at which highest rate does every bound hold?"""
 
     bounds: Sequence[LatencyBound]
     arrivals: Callable[[int, int], Floats]  # (count, seed) -> times at one request per second
@@ -161,7 +161,7 @@ class Capacity:
 
     @property
     def _lower(self) -> float:
-        margin = MARGIN if self.question.limits else MARGIN_OF_ENDPOINT
+        margin = SAFETY if self.question.limits else SAFETY_OF_ENDPOINT
         return self.estimate * math.exp(-max(self.below, self.floor) - margin)
 
     @property
@@ -390,7 +390,7 @@ def _throughput(run: Replay) -> float:
     """Requests per second while all users of a closed loop were busy, after the first fifth."""
     ends = np.sort((run.arrivals + run.e2el)[np.isfinite(run.e2el)])
     busy = ends[(ends >= ends[len(ends) // 5]) & (ends <= run.arrivals.max())]
-    if np.ptp(busy) == 0:  # hardly more requests than users
+    if len(busy) < 10 or np.ptp(busy) < 0.2 * ends[-1]:  # hardly more requests than users
         return len(ends) / float(ends[-1])
     return float(np.polyfit(busy, np.arange(len(busy)), 1)[0])  # answers may end in waves: a line through all
 

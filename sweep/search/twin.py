@@ -40,7 +40,7 @@ class Limits(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """What a run is asked, in order of arrival."""
+    """The requests of a run, in order of arrival."""
 
     arrivals: Floats  # s; of a closed loop they are the queue's own
     inputs: Integers  # tokens
@@ -62,7 +62,7 @@ class Replay:
 
     @property
     def requests(self) -> Requests:
-        """What was sent."""
+        """The requests that were sent."""
         return Requests(self.arrivals, self.inputs, self.outputs, self.users)
 
     def section(self, requests: slice) -> "Replay":

@@ -83,7 +83,7 @@ def test_the_interval_of_a_search_holds_the_capacity_and_the_command_goes_on(url
 def test_a_quick_look_at_a_server_that_it_finds_itself(url, monkeypatch, capsys):
     monkeypatch.setattr(endpoint_model, "USUAL_PORTS", (1, int(url.rsplit(":")[-1])))
     monkeypatch.setattr(quick, "BUDGET", "12s")
-    lengths = ["workload.input_tokens=16", f"workload.output_tokens={OUTPUT}"]
+    lengths = ["workload.input_tokens=16", f"workload.output_tokens={OUTPUT}", "workload.spread=0"]
     assert dispatch(["quick", "--slo", f"ttft={BOUND}s", *lengths, "out=look"]) in (0, 1)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["serves", "alone", "full", "capacity", "limit"]
