@@ -34,7 +34,7 @@ from backends.prepare.fit import older
 from backends.tables.log_causes import cause_table
 from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
-from sweep.base.records import API_VERSION, HTTP2_ONLY, Outcome, tls_context, tls_remedy
+from sweep.base.records import API_VERSION, HTTP2_ONLY, Outcome, Proxy, proxy_of, tls_context, tls_remedy
 
 LOG = "engine.log"
 READY_POLL = 0.05  # seconds between two checks of a starting engine
@@ -67,6 +67,7 @@ class Engine:
     """A running engine with its URL, processes and log. `running` creates it."""
 
     served_from = 0  # position in the log when the engine became ready
+    proxy: Proxy | None = None  # between sweep and an endpoint
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self.backend = backend
@@ -343,9 +344,13 @@ class Engine:
         capabilities = [gpu.capability for gpu in filter(None, map(find_gpu, self.launch.gpus))]
         return any(older(capability, AMPERE) for capability in capabilities)
 
+    def _http(self) -> httpx.Client:
+        proxy = self.proxy.url if self.proxy else None
+        return httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False, proxy=proxy)
+
     def _get(self, path: str) -> dict[str, Any]:
         try:
-            with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
+            with self._http() as client:
                 answer = client.get(self.url + path, headers=self.backend.key_headers(), timeout=10)
             content = answer.json() if answer.status_code == 200 else {}
         except (httpx.HTTPError, ValueError):
@@ -360,13 +365,14 @@ class AttachedEngine(Engine):
         super().__init__(backend, launch, marker="", versions={})
         parts = urlsplit(str(backend.url))
         self.url = f"{parts.scheme}://{parts.netloc}{API_VERSION.sub('', parts.path.rstrip('/'))}"
+        self.proxy = proxy_of(self.url, backend.proxy)
         self._last_reachable = -math.inf  # monotonic time of the last successful connection
 
     def _start(self) -> None:
         self.command = []
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"proxy": "none"}  # docs/endpoints.md has the rule
+        return super().facts() | {"proxy": str(self.proxy or "none")}  # docs/endpoints.md has the rule
 
     def alive(self) -> bool:
         """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine.
@@ -375,6 +381,7 @@ class AttachedEngine(Engine):
         """
         parts = urlsplit(self.url)
         address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+        address = self.proxy.address if self.proxy else address
         if time.monotonic() - self._last_reachable < 1.0:
             return True
         for probe in range(PROBES):
@@ -390,11 +397,13 @@ class AttachedEngine(Engine):
         if not self.alive():
             return "accepts no connections"
         try:
-            with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
+            with self._http() as client:
                 status = client.get(f"{self.url}/v1/models", timeout=10).status_code
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError) as error:
             # An answer in HTTP/2 is no outage: the requests will meet it too, and name it.
             return None if HTTP2_ONLY in tls_remedy(error) else "closes connections without an answer"
+        except httpx.ProxyError as error:
+            return f"its proxy answers {error}" if str(error).startswith(tuple(map(str, GATEWAY_ERRORS))) else None
         except httpx.HTTPError:  # e.g. a bad certificate or a timeout, which requests will meet too
             return None
         return f"answers with status {status}" if status in GATEWAY_ERRORS else None

@@ -168,7 +168,7 @@ def refused_port():
 
 def unreachable_endpoint():
     launch = SimpleNamespace(workdir=Path(), replica="", host="", port=0)
-    server._attached(SimpleNamespace(url="http://127.0.0.1:9/v1"), launch)
+    server._attached(SimpleNamespace(url="http://127.0.0.1:9/v1", proxy="none"), launch)
 
 
 @pytest.mark.parametrize("fails", [refused_port, unreachable_endpoint])
@@ -215,7 +215,7 @@ def test_whose_fault_the_end_of_a_gateway_is(status, fault):
 
 def test_an_endpoint_that_is_gone_is_no_answer_of_an_engine(monkeypatch):
     launch = SimpleNamespace(workdir=Path(), replica="", host="", port=0)
-    gone = server.AttachedEngine(SimpleNamespace(url="http://127.0.0.1:9/v1"), launch)
+    gone = server.AttachedEngine(SimpleNamespace(url="http://127.0.0.1:9/v1", proxy="none"), launch)
     monkeypatch.setattr(gone, "ran_out_of_memory", lambda since: False)
     gone.log = Path()
     monkeypatch.setattr(gone, "log_tail", lambda: "")
