@@ -45,6 +45,7 @@ GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use, since another proc
 TAIL_BYTES = 2**18
 LOG_PART = 2**20  # bytes of a log's begin, and of its end, in which an engine's choices are looked for
 LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
+PROBE_EVERY, PROBE_TIMEOUT = 1.0, 5.0  # s between two probes of an endpoint, and s for a connection to it
 PROBES, PROBE_PAUSE = 3, 0.2  # refused connections in a row that show that an endpoint is down, and s between them
 GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is gone, or of a server that is starting
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
@@ -366,7 +367,7 @@ class AttachedEngine(Engine):
         parts = urlsplit(str(backend.url))
         self.url = f"{parts.scheme}://{parts.netloc}{API_VERSION.sub('', parts.path.rstrip('/'))}"
         self.proxy = proxy_of(self.url, backend.proxy)
-        self._last_reachable = -math.inf  # monotonic time of the last successful connection
+        self._accepts, self._is_probed, self._last_probe = True, False, -math.inf  # the last: monotonic time of its end
 
     def _start(self) -> None:
         self.command = []
@@ -375,26 +376,35 @@ class AttachedEngine(Engine):
         return super().facts() | {"proxy": str(self.proxy or "none")}  # docs/endpoints.md has the rule
 
     def alive(self) -> bool:
-        """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine.
+        """Return whether the endpoint accepts connections, according to a probe that was made apart.
 
-        A refusal may be an accident: it is down where it refuses several in a row.
+        It never waits for the endpoint, which may drop packets. It is probed at most once a second.
         """
+        with self._lock:
+            due = not self._is_probed and time.monotonic() - self._last_probe >= PROBE_EVERY
+            self._is_probed |= due
+        if due:
+            threading.Thread(target=self._probe, daemon=True, name="probe").start()
+        return self._accepts
+
+    def _probe(self) -> None:
+        """Find whether the endpoint accepts connections: a refusal may be an accident, several in a row are none."""
         parts = urlsplit(self.url)
         address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-        address = self.proxy.address if self.proxy else address
-        if time.monotonic() - self._last_reachable < 1.0:
-            return True
+        address, accepts = self.proxy.address if self.proxy else address, False
         for probe in range(PROBES):
             time.sleep(PROBE_PAUSE if probe else 0)
             with contextlib.suppress(OSError):
-                socket.create_connection(address, timeout=5.0).close()
-                self._last_reachable = time.monotonic()
-                return True
-        return False
+                socket.create_connection(address, timeout=PROBE_TIMEOUT).close()
+                accepts = True
+                break
+        with self._lock:
+            self._accepts, self._is_probed, self._last_probe = accepts, False, time.monotonic()
 
     def outage(self) -> str | None:
         """Return why the endpoint does not serve, even if a proxy accepts connections; None if it serves."""
-        if not self.alive():
+        self._probe()
+        if not self._accepts:
             return "accepts no connections"
         try:
             with self._http() as client:
