@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 if TYPE_CHECKING:
     import asyncio
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Part of every trial id: increase it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]
