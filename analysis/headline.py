@@ -1,7 +1,13 @@
 """The columns of a run's points: the headline figures, and columns that describe the task and the outcome."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
 from sweep.base.records import LOAD_COLUMNS
 from sweep.numbers.quantity import columns
+from sweep.numbers.warnings import off_steady
 
 ASKED = ("model", "accelerator", "workload", "load", *LOAD_COLUMNS)
 """First parts of the columns that say what was asked, of what model on what GPU: equal for points to be compared."""
@@ -25,3 +31,19 @@ HEADLINE = _headline(steady=False)
 
 STEADY = _headline(steady=True)
 """The steady-state figures that are summarised; the others are in trials.parquet."""
+
+
+def shown_column(point: "Mapping[str, Any] | pd.Series[Any]", name: str) -> str:
+    """Return the column whose figure of a point is shown, and judged by an SLO: a quantile of the steady state where
+    the whole run's, start and drain included, differs by more than 10 %.
+    """
+    steady = f"steady_{name}"
+    summarised = steady in STEADY and steady in point and name in point
+    return steady if summarised and off_steady(point[name], point[steady]) else name
+
+
+def shown_requests(point: "pd.Series[Any]", name: str) -> float:
+    """Return how many requests are behind a shown figure; failed ones count."""
+    if not name.startswith("steady_") or pd.isna(point.get("steady_num_requests")):
+        return float(point["requests"] + point["failed"])
+    return float(point["steady_num_requests"] * point.get("steady_num_requests_n", point["n"]))

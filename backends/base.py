@@ -16,7 +16,7 @@ from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.tables.table import EngineTable
 from sweep.base.config import Strict
 from sweep.base.masking import secret_within
-from sweep.base.records import TYPED_APIS, Api, BatchForm
+from sweep.base.records import TYPED_APIS, Api, BatchForm, ProxyUse
 
 HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
@@ -203,6 +203,7 @@ class Backend(Strict):
     price_per_hour: PositiveFloat | None = None  # USD for the endpoint, or per GPU if `gpus` says how many it has
     price_per_million_tokens: TokenPrices | None = None  # USD, for an endpoint billed by token
     verify_tls: bool = True  # whether this machine must trust the endpoint's certificate
+    proxy: ProxyUse = "none"  # environment: to the endpoint through the environment's proxy, except on loopback
     reset_paths: tuple[str, ...] = ()  # paths to POST to between trials, to clear the engine's prompt caches
     metrics_path: str | None = "/metrics"  # path of the engine's Prometheus metrics
     metric_names: dict[str, str] = Field(default_factory=dict)  # sweep's name of a metric -> the engine's name
@@ -217,6 +218,8 @@ class Backend(Strict):
     def _has_one_price(self) -> Self:
         if self.price_per_hour and self.price_per_million_tokens:
             raise ValueError("price_per_hour and price_per_million_tokens: expected at most one of the two")
+        if self.proxy != "none" and self.launches:
+            raise ValueError(f"proxy={self.proxy}: only for an endpoint; this machine launches the engine")
         if (self.price_per_hour or self.price_per_million_tokens) and self.launches:
             raise ValueError(
                 "price_per_hour and price_per_million_tokens: only for an endpoint; if this machine launches the "

@@ -15,8 +15,17 @@ import numpy as np
 import pandas as pd
 
 from analysis.answers.asking import Measured, measured_points, objective, title
-from analysis.answers.task_answer import RankedConfiguration, Remedy, TaskAnswer, TaskCriterion, bounds, tells
+from analysis.answers.task_answer import (
+    RankedConfiguration,
+    Remedy,
+    TaskAnswer,
+    TaskCriterion,
+    bounds,
+    fewest_requests,
+    tells,
+)
 from analysis.compare.verdicts import DURATIONS, minutes_a_launch
+from analysis.headline import shown_column, shown_requests
 from analysis.results import RunResults
 from analysis.statistics.comparison import MARGIN, Contest, Positions, comparisons_with_best
 from analysis.statistics.estimates import estimate
@@ -66,7 +75,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
-    limits = bounds(slo, int((group["requests"] + group["failed"]).min()), every.percentiles) if slo else ()
+    limits = bounds(slo, fewest_requests(group, slo, every.percentiles), every.percentiles) if slo else ()
     criterion = TaskCriterion(title(group, bool(slo)), quantity, limits)
     columns = [each.column for each in criterion.quantities]
     severe = np.array([bool(every.contests.barred(columns, point)) for point in group.index], np.bool_)
@@ -122,8 +131,9 @@ def _ranked_configuration(every: Measured, point: "pd.Series[Any]", criterion: T
     configuration = RankedConfiguration(name, load, run, figure, point=place, codes=codes, measured=measured)
     if not criterion.bounds:
         return configuration
-    latencies = [(bound, estimate(point, bound.quantity.column)) for bound in criterion.bounds]
-    if not all(tells(point["requests"] + point["failed"], bound.percentile) for bound in criterion.bounds):
+    shown = [bound.on(shown_column(point, bound.quantity.column)) for bound in criterion.bounds]
+    latencies = [(bound, estimate(point, bound.quantity.column)) for bound in shown]
+    if not all(tells(shown_requests(point, bound.quantity.column), bound.percentile) for bound in shown):
         return replace(configuration, headroom=-math.inf, judged=False)
     bound, latency = min(latencies, key=lambda pair: pair[0].headroom(pair[1].value))
     return replace(configuration, headroom=bound.headroom(latency.value), tightest=bound, latency=latency)

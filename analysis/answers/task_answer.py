@@ -1,12 +1,13 @@
 """The data types of an answer: the criterion, its configurations, and what would decide a tie."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pandas as pd
 
+from analysis.headline import shown_column, shown_requests
 from analysis.quantities import LabelledColumn, labelled_column
 from analysis.statistics.intervals import FEWEST_BEYOND, Estimate
 from analysis.statistics.standings import Standing
@@ -30,6 +31,11 @@ class Bound:
     def text(self) -> str:
         """The bound as text, e.g. `TTFT p99 ≤ 200 ms`."""
         return f"{self.quantity.short} ≤ {self.quantity.shown(self.limit)} {self.quantity.unit}"
+
+    def on(self, column: str) -> "Bound":
+        """Return the bound on another column of the same quantity and percentile."""
+        labelled = labelled_column(column, [self.percentile])
+        return self if labelled is None else replace(self, quantity=labelled)
 
     def headroom(self, value: float) -> float:
         """Return the unused share of the bound; negative if exceeded, and -∞ if the percentile falls on failures."""
@@ -55,6 +61,15 @@ def bounds(
             raise ConfigError(f"slo={name}: expected one of {', '.join(f'p{each:g}' for each in percentiles)}")
         limits.append(Bound(labelled, limit, percentile))
     return tuple(limits)
+
+
+def fewest_requests(points: pd.DataFrame, slo: Iterable[str], percentiles: Sequence[float]) -> int:
+    """Return the fewest requests behind a point's figures that an SLO without percentiles is judged by."""
+    fewest = int((points["requests"] + points["failed"]).min())
+    usual = percentile_name(bounded_percentile(fewest, percentiles))
+    names = [f"{bound.partition('.p')[0]}_{usual}" for bound in slo]
+    behind = (shown_requests(point, shown_column(point, name)) for _, point in points.iterrows() for name in names)
+    return int(min(behind, default=fewest))
 
 
 def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +10,9 @@ import pandas as pd
 
 from analysis.compare.sides import Side, TrialSettings
 from analysis.quantities import LabelledColumn
+from analysis.statistics.pooled import THROUGHPUTS, lack_requests, pooled_columns
 from analysis.statistics.standings import BY_OUTPUT, UNEQUAL, warnings_of_trials
-from analysis.warnings import UNEQUAL_INPUTS
+from analysis.warnings import CHECKS, UNEQUAL_INPUTS
 from sweep.base.setting_labels import labels
 from sweep.numbers.warnings import Severity, WarningKind
 
@@ -22,6 +23,7 @@ MOST_SETTINGS = 3  # settings that a reason lists
 FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")} | {
     "client_stamp_source": "measured by"  # the clock, or an imported row's tool
 }
+UNPOOLED = next(check.kind for check in CHECKS if check.kind.code == "unpooled-statistics")
 BY_INPUT = ("total_throughput", "ttft")  # quantities that depend on the length of prompts
 
 
@@ -34,6 +36,7 @@ class Match:
     second: pd.DataFrame
     differences: tuple[str, ...] = ()  # engine settings in which the sides differ
     obstacle: str = ""  # why the sides are not compared at all
+    unpooled: frozenset[str] = frozenset()  # columns of means over trials, since requests are missing
 
     def obstacle_of(self, compared: LabelledColumn) -> str:
         """Return why the sides are not compared by this column; empty if they are."""
@@ -52,7 +55,8 @@ class Match:
     def _kinds(self) -> list[WarningKind]:
         """Return the kinds of warnings about the trials of both sides."""
         alike = [*warnings_of_trials(self.first), *warnings_of_trials(self.second)]
-        return list(dict.fromkeys(warning.kind for warnings in alike for warning in warnings))
+        kinds = dict.fromkeys(warning.kind for warnings in alike for warning in warnings)
+        return [*kinds, *([replace(UNPOOLED, quantities=tuple(self.unpooled))] if self.unpooled else [])]
 
 
 def match(first: Side, second: Side) -> list[Match]:
@@ -116,7 +120,11 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         if key not in {*of_question, NAMES[0]}
     ]
     engine += [f"{fact} {a} → {b}" for fact, a, b in _facts(*trials)]
-    return Match(label, *trials, tuple(engine), _obstacle(of_question, settings, *trials))
+    unpooled = frozenset[str]()
+    for side, of_side in zip(sides, trials, strict=True):
+        if lack_requests(side.run, of_side):
+            unpooled |= pooled_columns(side.run).keys() - THROUGHPUTS.keys()
+    return Match(label, *trials, tuple(engine), _obstacle(of_question, settings, *trials), unpooled)
 
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:

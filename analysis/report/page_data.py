@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from analysis.answers.asking import measured_points, placed_trials, run_names
 from analysis.answers.deciding import answers, shared_slo
-from analysis.answers.task_answer import bounded_percentile, common_percentiles
-from analysis.headline import HEADLINE
+from analysis.answers.task_answer import bounded_percentile, common_percentiles, fewest_requests
+from analysis.headline import HEADLINE, STEADY, shown_column
 from analysis.load import Run
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.report.shared_layout import shared_layout
@@ -69,7 +69,7 @@ def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[st
         "machines": list(machines["name"].unique()),
         "prices": [None if pd.isna(price) else float(price) for price in machines.drop_duplicates("name")["price"]],
         "slo": {name: limit for name, limit in shared_slo(runs).items() if name in BOUNDED},
-        "percentiles": _bounded_columns(rows, points),
+        "percentiles": _bounded_columns(rows, points, shared_slo(runs) or BOUNDED),
         "quantities": _with_tests(runs, list(_quantities(points, gpus, _percentiles(runs)))),
         "answered": _answered(runs),
         "files": [[link.title, link.path] for link in files],
@@ -133,19 +133,32 @@ def _quantities(points: pd.DataFrame, gpus: Any, percentiles: Sequence[float]) -
     for labelled in _measured_columns(points, percentiles):
         if labelled.column == "output_throughput" and count.max(initial=1) == 1:
             continue  # on one GPU, or none, it is the throughput above
-        ends = [points[f"{labelled.column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
+        steady, ends = _figures_shown(points, labelled)
         lost = {
             index: text[0]
             for index, point in with_failures.iterrows()
             if (text := bound(point, labelled.column, labelled.scale)) and text[0] != "—"
         }
         declared = _declared(labelled.column, labelled.label, labelled.unit, labelled.better, ends)
-        yield {**declared, **_intervals(points, labelled.column), "short": labelled.short, "lost": lost}
+        declared |= _intervals(points, labelled.column)
+        yield {**declared, "short": labelled.short, "lost": lost, "steady": steady}
     for name in (name for name in RATIOS if f"{name}_vs_baseline" in points):
         compared, column = label(name), f"{name}_vs_baseline"
         ends = [points[column], points[f"{column}_ci_low"], points[f"{column}_ci_high"]]
         declared = _declared(column, f"{compared.label} × baseline", "×", compared.better, ends)
         yield {**declared, "short": f"{compared.short} × baseline", "compared": True}
+
+
+def _figures_shown(points: pd.DataFrame, labelled: LabelledColumn) -> tuple[list[int], list["pd.Series[float]"]]:
+    """Return the points that show a steady state's figure, and the figures with the ends of their intervals."""
+    column, steady = labelled.column, f"steady_{labelled.column}"
+    ends = [points[f"{column}{end}"] * labelled.scale for end in INTERVAL_ENDS]
+    if steady not in STEADY or steady not in points:
+        return [], ends
+    settled = np.array([shown_column(point, column) == steady for _, point in points.iterrows()], np.bool_)
+    steady_ends = [points[f"{steady}{end}"] * labelled.scale for end in INTERVAL_ENDS]
+    pairs = zip(ends, steady_ends, strict=True)
+    return [int(index) for index in np.flatnonzero(settled)], [every.where(~settled, window) for every, window in pairs]
 
 
 def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -254,11 +267,10 @@ def _machines(first: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"name": names.where(~several, names + prices.map(" at ${:g}/h".format)), "price": prices})
 
 
-def _bounded_columns(rows: pd.DataFrame, points: pd.DataFrame) -> dict[str, Any]:
+def _bounded_columns(rows: pd.DataFrame, points: pd.DataFrame, slo: Iterable[str]) -> dict[str, Any]:
     """Return the percentiles that can bound latencies, and the highest that each point's requests support."""
-    requests = points.loc[points["n"] > 0, "requests"] + points.loc[points["n"] > 0, "failed"]
-    fewest = int(requests.min()) if len(requests) else 0
-    percentiles = common_percentiles(rows)
+    measured, percentiles = points[points["n"] > 0], common_percentiles(rows)
+    fewest = fewest_requests(measured, slo, percentiles) if len(measured) else 0
     usual = percentile_name(bounded_percentile(fewest, percentiles))
     return {"names": [percentile_name(each) for each in percentiles], "usual": usual}
 

@@ -14,7 +14,7 @@ from analysis.compare.verdicts import PointComparison
 from analysis.explain.decomposition import explanations
 from analysis.explain.design import Unexplained
 from analysis.explain.output import PartRow, gain_sentence, interaction_lines, parts_table, remarks
-from analysis.headline import HEADLINE, STEADY
+from analysis.headline import HEADLINE, STEADY, shown_column
 from analysis.point_names import Layout
 from analysis.quantities import LabelledColumn, labelled_column, setting
 from analysis.results import RunResults
@@ -26,7 +26,7 @@ from analysis.statistics.survivors import bound, left_out
 from analysis.statistics.variance import Components, shares_text
 from analysis.table import KEY, NONE, Cell, Column, Table, view
 from sweep.base.wording import number
-from sweep.numbers.warnings import ResultWarning, off_steady
+from sweep.numbers.warnings import ResultWarning
 
 WITH_INTERVAL = {*HEADLINE, *STEADY, *REFERENCE_COLUMNS} - {"steady_num_requests", "steady_num_failed"}
 PointRow: TypeAlias = "pd.Series[Any]"  # a row in the summary
@@ -213,10 +213,8 @@ def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> 
 
 def _steady_figure(point: PointRow, name: str) -> str:
     """A quantile of the steady state, marked, where the whole run's differs by more than 10 %; else empty."""
-    steady = f"steady_{name}"
-    if steady not in STEADY or steady not in point or not off_steady(point[name], point[steady]):
-        return ""
-    return f"{label(steady).shown(point[steady])}{OF_STEADY}"
+    steady = shown_column(point, name)
+    return "" if steady == name else f"{label(steady).shown(point[steady])}{OF_STEADY}"
 
 
 def spread_table(results: RunResults) -> Table[Components] | None:

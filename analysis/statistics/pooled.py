@@ -224,8 +224,7 @@ def _read(
     table = read_if_whole(read_table, trial_folder(run, trial) / "requests.parquet", needed)
     if table is None or not set(needed) <= set(table.column_names):  # damaged, or from an older version
         return None
-    batch = table["batch"].fill_null(UNKNOWN).to_numpy()
-    mask = pc.equal(table["phase"], "measured").to_numpy()
+    mask, batch = _measured(table)
     if mask.sum() != trial["num_requests"]:  # the first lockstep batch is not in the row
         mask &= batch != 0
     if mask.sum() != trial["num_requests"]:
@@ -242,6 +241,29 @@ def _read(
         measured = table.filter(mask).take(order)
         arrays |= {field: _gaps(measured, function) for field, function in of_gaps.items()}
     return arrays
+
+
+def _measured(table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Return which requests were measured, and their lockstep batches."""
+    return pc.equal(table["phase"], "measured").to_numpy(), table["batch"].fill_null(UNKNOWN).to_numpy()
+
+
+def lack_requests(run: Run, trials: pd.DataFrame) -> bool:
+    """Return whether the requests of some of these trials are missing, damaged or not those of their row.
+
+    Imported rows never had any, and a run in a store is compared without fetching them.
+    """
+    if run.copy is not None or "attempt" not in trials:
+        return False
+    for _, trial in trials[trials["attempt"].notna()].iterrows():
+        path = trial_folder(run, trial) / "requests.parquet"
+        table = read_if_whole(read_table, path, ["phase", "batch"])
+        if table is None:
+            return True
+        mask, batch = _measured(table)
+        if trial["num_requests"] not in (mask.sum(), (mask & (batch != 0)).sum()):
+            return True
+    return False
 
 
 def _gaps(requests: pa.Table, function: Callable[[Block], NDArray[Any]]) -> FloatArray:

@@ -34,7 +34,7 @@ from backends.prepare.fit import older
 from backends.tables.log_causes import cause_table
 from sweep.base.exits import Cause, Exit
 from sweep.base.masking import masked, secret_values
-from sweep.base.records import API_VERSION, HTTP2_ONLY, Outcome, tls_context, tls_remedy
+from sweep.base.records import API_VERSION, HTTP2_ONLY, Outcome, Proxy, proxy_of, tls_context, tls_remedy
 
 LOG = "engine.log"
 READY_POLL = 0.05  # seconds between two checks of a starting engine
@@ -45,6 +45,7 @@ GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use, since another proc
 TAIL_BYTES = 2**18
 LOG_PART = 2**20  # bytes of a log's begin, and of its end, in which an engine's choices are looked for
 LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
+PROBE_EVERY, PROBE_TIMEOUT = 1.0, 5.0  # s between two probes of an endpoint, and s for a connection to it
 PROBES, PROBE_PAUSE = 3, 0.2  # refused connections in a row that show that an endpoint is down, and s between them
 GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy whose server is gone, or of a server that is starting
 PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind|port \d+ is (already )?in use", re.IGNORECASE)
@@ -67,6 +68,7 @@ class Engine:
     """A running engine with its URL, processes and log. `running` creates it."""
 
     served_from = 0  # position in the log when the engine became ready
+    proxy: Proxy | None = None  # between sweep and an endpoint
 
     def __init__(self, backend: Backend, launch: Launch, marker: str, versions: Mapping[str, str]) -> None:
         self.backend = backend
@@ -341,9 +343,13 @@ class Engine:
             stored = "float16" if any(older(gpu.capability, AMPERE) for gpu in gpus) else stored
         return str(stored) if stored else None
 
+    def _http(self) -> httpx.Client:
+        proxy = self.proxy.url if self.proxy else None
+        return httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False, proxy=proxy)
+
     def _get(self, path: str) -> dict[str, Any]:
         try:
-            with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
+            with self._http() as client:
                 answer = client.get(self.url + path, headers=self.backend.key_headers(), timeout=10)
             content = answer.json() if answer.status_code == 200 else {}
         except (httpx.HTTPError, ValueError):
@@ -358,41 +364,54 @@ class AttachedEngine(Engine):
         super().__init__(backend, launch, marker="", versions={})
         parts = urlsplit(str(backend.url))
         self.url = f"{parts.scheme}://{parts.netloc}{API_VERSION.sub('', parts.path.rstrip('/'))}"
-        self._last_reachable = -math.inf  # monotonic time of the last successful connection
+        self.proxy = proxy_of(self.url, backend.proxy)
+        self._accepts, self._is_probed, self._last_probe = True, False, -math.inf  # the last: monotonic time of its end
 
     def _start(self) -> None:
         self.command = []
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"proxy": "none"}  # docs/endpoints.md has the rule
+        return super().facts() | {"proxy": str(self.proxy or "none")}  # docs/endpoints.md has the rule
 
     def alive(self) -> bool:
-        """Return whether the endpoint accepts connections; tried at most once a second, since it is not our machine.
+        """Return whether the endpoint accepts connections, according to a probe that was made apart.
 
-        A refusal may be an accident: it is down where it refuses several in a row.
+        It never waits for the endpoint, which may drop packets. It is probed at most once a second.
         """
+        with self._lock:
+            due = not self._is_probed and time.monotonic() - self._last_probe >= PROBE_EVERY
+            self._is_probed |= due
+        if due:
+            threading.Thread(target=self._probe, daemon=True, name="probe").start()
+        return self._accepts
+
+    def _probe(self) -> None:
+        """Find whether the endpoint accepts connections: a refusal may be an accident, several in a row are none."""
         parts = urlsplit(self.url)
         address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-        if time.monotonic() - self._last_reachable < 1.0:
-            return True
+        address, accepts = self.proxy.address if self.proxy else address, False
         for probe in range(PROBES):
             time.sleep(PROBE_PAUSE if probe else 0)
             with contextlib.suppress(OSError):
-                socket.create_connection(address, timeout=5.0).close()
-                self._last_reachable = time.monotonic()
-                return True
-        return False
+                socket.create_connection(address, timeout=PROBE_TIMEOUT).close()
+                accepts = True
+                break
+        with self._lock:
+            self._accepts, self._is_probed, self._last_probe = accepts, False, time.monotonic()
 
     def outage(self) -> str | None:
         """Return why the endpoint does not serve, even if a proxy accepts connections; None if it serves."""
-        if not self.alive():
+        self._probe()
+        if not self._accepts:
             return "accepts no connections"
         try:
-            with httpx.Client(verify=tls_context(self.backend.verify_tls), trust_env=False) as client:
+            with self._http() as client:
                 status = client.get(f"{self.url}/v1/models", timeout=10).status_code
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError) as error:
             # An answer in HTTP/2 is no outage: the requests will meet it too, and name it.
             return None if HTTP2_ONLY in tls_remedy(error) else "closes connections without an answer"
+        except httpx.ProxyError as error:
+            return f"its proxy answers {error}" if str(error).startswith(tuple(map(str, GATEWAY_ERRORS))) else None
         except httpx.HTTPError:  # e.g. a bad certificate or a timeout, which requests will meet too
             return None
         return f"answers with status {status}" if status in GATEWAY_ERRORS else None

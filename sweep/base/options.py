@@ -49,10 +49,13 @@ class ConfigPath:
 
         A ./conf with a config.yaml belongs to another program (or to this project) and is left out.
 
-        Raises ConfigError for a given folder that does not exist, or that has a config.yaml.
+        Raises ConfigError for a given folder that has a config.yaml, or does not exist; so may $SWEEP_CONFIG_DIR.
         """
         if "" in user_folders:
             raise ConfigError("--config-dir=: expected a folder like conf/")
+        inherited = os.environ.get("SWEEP_CONFIG_DIR")
+        if inherited and not os.path.isdir(inherited):
+            raise ConfigError(f"SWEEP_CONFIG_DIR={shortened(inherited)}: no such folder; expected one like conf/")
         folders = [Path(folder).expanduser().resolve() for folder in user_folders]
         for folder in folders:
             if not os.path.isdir(folder):  # also False for a name that is too long for a path

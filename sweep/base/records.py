@@ -1,4 +1,4 @@
-"""The data of a trial: Request, Record, and its outcome.
+"""The data of a trial: Request, Record, and its outcome; and how an endpoint is reached: path, key, TLS and proxy.
 
 Records hold only raw values: `metrics` derives each latency from them, in one place, with its formula. The measuring
 client imports this file, so it needs only the standard library and costs little start-up time and memory.
@@ -6,27 +6,37 @@ client imports this file, so it needs only the standard library and costs little
 
 from __future__ import annotations  # array[int] cannot be evaluated before Python 3.12
 
+import base64
+import ipaddress
 import math
 import re
+import socket
 import ssl
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Literal, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
-PROTOCOL_VERSION = 5
+if TYPE_CHECKING:
+    import asyncio
+
+PROTOCOL_VERSION = 6
 """Part of every trial id: increase it when a change to the measuring makes old results incomparable."""
 
 Phase = Literal["warmup", "measured"]
 Api = Literal["completions", "chat", "responses", "messages", "tgi"]
 TYPED_APIS = ("responses", "messages")  # they accept only text, and have neither ignore_eos nor a running count
 API_VERSION = re.compile(r"/v\d+[a-z]*\d*$")  # at the end of a base URL: /v1, /api/v4, /v1beta1
+ProxyUse = Literal["none", "environment"]
 BatchForm = Literal["list", "streams"]
 TokenSource = Literal["ids", "running usage", "final usage", "text", "events"]
 UNKNOWN = -1  # a count that was not reported
+PROXY_VARIABLES = tuple(f"{name}_proxy" for name in ("http", "https", "all", "no"))
+PROXY_VARIABLES += tuple(map(str.upper, PROXY_VARIABLES))
 HTTP2_ONLY = "the server speaks HTTP/2 alone: put a proxy before it that speaks HTTP/1.1"
+LARGEST_PROXY_ANSWER = 16 << 10  # bytes of the head in which a proxy confirms a tunnel
 LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
 MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
 LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
@@ -273,6 +283,68 @@ def tls_remedy(error: object) -> str:
         return f"; {HTTP2_ONLY}, or it speaks TLS: set an https:// address"
     text = "; set SSL_CERT_FILE to the certificate of its authority, or backend.verify_tls=false"
     return text if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy, and the header in which it expects its key: a whole line, or empty."""
+
+    url: str
+    address: tuple[str, int]
+    authorization: str
+
+    def __str__(self) -> str:
+        host, port = self.address
+        return f"{host}:{port}"
+
+    def connect_request(self, host: str, port: int) -> bytes:
+        """Return the request for a tunnel to a server."""
+        server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n{self.authorization}\r\n".encode("ascii")
+
+
+def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
+    """Return the environment's proxy for an endpoint; None for loopback, for NO_PROXY, and unless `use` requests it.
+
+    Raises ValueError if it is no HTTP proxy.
+    """
+    endpoint = urlsplit(url)
+    if use == "none" or is_loopback(endpoint.hostname or ""):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass  # takes 20 ms to import
+
+    proxies = getproxies_environment()
+    address = proxies.get(endpoint.scheme) or proxies.get("all")
+    if not address or proxy_bypass(endpoint.netloc):
+        return None
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    if parts.scheme != "http" or not parts.hostname:  # the address may hold a password
+        raise ValueError(f"the environment's proxy for {endpoint.scheme}:// addresses: expected http://HOST:PORT")
+    key = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
+    basic = f"Proxy-Authorization: Basic {base64.b64encode(key.encode()).decode()}\r\n" if key else ""
+    return Proxy(parts.geturl(), (parts.hostname, parts.port or 80), basic)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name is this machine's own address."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+async def open_tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, request: bytes) -> None:
+    """Ask the proxy at the other end of a socket for a tunnel. Raises ConnectionError if it refuses."""
+    answer = b""
+    await loop.sock_sendall(sock, request)
+    while b"\r\n\r\n" not in answer:
+        data = await loop.sock_recv(sock, LARGEST_PROXY_ANSWER)
+        if not data or len(answer) > LARGEST_PROXY_ANSWER:
+            raise ConnectionError("the proxy opened no tunnel")
+        answer += data
+    status = answer.partition(b"\r\n")[0].decode("latin-1")
+    if not re.match(r"HTTP/1\.\d 200\b", status):
+        raise ConnectionError(f"the proxy opened no tunnel: {status[:100]!r}")
 
 
 def is_http2(data: bytes) -> bool:

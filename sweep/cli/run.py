@@ -24,6 +24,7 @@ from sweep.base.config import (
     Settings,
     Unforeseen,
     cache_directory,
+    content_hash,
     first_line,
     shortened,
 )
@@ -108,6 +109,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
         for message in history.describe_damage():
             console.print(message, markup=False, soft_wrap=True)
         pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
+        check_disk(settings, pending.runnable, nodes)
         print_plan(console, plan, pending, nodes, details=True)
         if settings.details:
             for line in point_details(plan):
@@ -119,6 +121,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
         raise ConfigError("cluster.simulate: a simulated cluster cannot run anything; add dry_run=true")
     check_ports(plan)
     if settings.fresh:
+        check_disk(settings, [launch for launch in plan.launches if not launch.unavailable], nodes)
         move_aside(paths.out, console)
     with _halted_by_full_disk(paths.out), sole_driver(paths.out) as lock:
         if settings.capacity is not None:
@@ -173,7 +176,6 @@ def _planned(arguments: Sequence[str], config_dirs: Sequence[str]) -> Planned:
     facts = surroundings(settings, nodes, options, kept_locks(settings, paths))
     plan = make_plan(replace(composition, settings=settings), facts)
     check_resolved(plan)
-    check_disk(plan, nodes)
     return Planned(plan, nodes, paths, assumption, replace(composition, settings=settings), facts)
 
 
@@ -223,6 +225,7 @@ def _run_locked(
     for message in [*ledger.describe_damage(), *history.describe_damage()]:
         console.print(message, markup=False, soft_wrap=True)
     pending = find_pending(plan, ledger, history, nodes, drivers_of(nodes))
+    check_disk(plan.settings, pending.runnable, nodes)
     paths.clear_staging()
     keep_locks(plan, paths)
     old_plan = paths.plan.read_bytes() if paths.plan.exists() else b""
@@ -335,7 +338,7 @@ def print_report(
 ) -> None:
     """Print the summary of the results in a folder, after rebuilding tables, figures and report.
 
-    The report of a folder that may only be read goes to the current folder.
+    The report of a folder that may only be read goes to a folder in the current one.
     """
     import analysis  # imports pandas and scipy, which a command with nothing to do does not need
 
@@ -362,9 +365,9 @@ def print_report(
 
 
 def _elsewhere(run: Path) -> RunPaths:
-    """Where the report of a run goes that cannot be written: the current folder, or a new one there."""
-    current = RunPaths(Path.cwd())
-    return RunPaths(current.out / f"{run.name}-report") if current.report.exists() else current
+    """Return where the report of a run goes that cannot be written: a folder here that no other run's report has."""
+    full = run.resolve()
+    return RunPaths(Path.cwd() / f"{full.name}-report-{content_hash(str(full), 6)}")
 
 
 def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = False) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sweep.base.clock import StampClock
-from sweep.base.records import Timeouts, tls_context
+from sweep.base.records import Timeouts, proxy_of, tls_context
 from sweep.client import wire
 from sweep.client.poller import Poller
 from sweep.client.stamped_connection import Counters, ServerAddress, StampedConnection
@@ -64,16 +64,15 @@ class Pool:
 
 
 def _resolve(target: wire.Target, timeouts: Timeouts) -> ServerAddress:
-    host, port = target.address
-    candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    proxy, (host, port) = proxy_of(target.url, target.proxy), target.address
+    candidates = socket.getaddrinfo(*(proxy.address if proxy else target.address), type=socket.SOCK_STREAM)
     chosen = candidates[0]
     if len(candidates) > 1:
         chosen = next(filter(_accepts, candidates), chosen)
-    context = None
-    if target.tls:
-        context = tls_context(target.verify_tls)
+    context = tls_context(target.verify_tls) if target.tls else None
+    tunnel = proxy.connect_request(host, port) if proxy and target.tls else b""
     closes = any(name.lower() == "connection" and "close" in value.lower() for name, value in target.headers.items())
-    return ServerAddress(chosen[0], tuple(chosen[4]), host, context, timeouts.connect, not closes)
+    return ServerAddress(chosen[0], tuple(chosen[4]), host, context, timeouts.connect, not closes, tunnel)
 
 
 def _accepts(candidate: tuple[Any, ...]) -> bool:

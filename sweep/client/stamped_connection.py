@@ -19,7 +19,7 @@ from typing import Any
 import httptools
 
 from sweep.base.clock import STAMP_OPTION, StampClock
-from sweep.base.records import HTTP2_ONLY, is_http2, tls_remedy
+from sweep.base.records import HTTP2_ONLY, is_http2, open_tunnel, tls_remedy
 from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
@@ -65,6 +65,7 @@ class ServerAddress:
     tls: ssl.SSLContext | None
     connect_timeout: float  # s
     keep_alive: bool = True  # False if requests ask the server to close: each has a connection of its own
+    tunnel: bytes = b""  # request to the proxy at this address for a tunnel to the server; empty: none is needed
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +124,8 @@ class StampedConnection:
             sock.setsockopt(socket.SOL_SOCKET, STAMP_OPTION, 1)
             async with asyncio.timeout(self._address.connect_timeout):
                 await self._loop.sock_connect(sock, self._address.sockaddr)
+                if self._address.tunnel:
+                    await open_tunnel(self._loop, sock, self._address.tunnel)
                 if self._address.tls:
                     self._tls = _Tls(self._address.tls, self._address.hostname)
                     await self._tls.handshake(self._loop, sock)

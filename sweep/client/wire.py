@@ -31,7 +31,18 @@ from itertools import accumulate, pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from sweep.base.records import MOST_TOKENS, UNKNOWN, Api, BatchForm, Request, TokenSource, key_header, request_path
+from sweep.base.records import (
+    MOST_TOKENS,
+    UNKNOWN,
+    Api,
+    BatchForm,
+    ProxyUse,
+    Request,
+    TokenSource,
+    key_header,
+    proxy_of,
+    request_path,
+)
 from sweep.client.dialects import TYPED_DIALECTS
 from sweep.client.dialects.event import TypedEvent
 from sweep.client.dialects.text import AnswerText
@@ -85,6 +96,7 @@ class Target:
     auth_scheme: str | None = None
     max_tokens_field: str = "max_tokens"
     verify_tls: bool = True
+    proxy: ProxyUse = "none"  # environment: through the proxy that the environment variables name
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -126,9 +138,11 @@ def header_fields(target: Target, key: str | None) -> dict[str, str]:
 
 def head(target: Target, key: str | None) -> bytes:
     """Return the part of a request's head that all requests share; the result of `call` follows it."""
-    lines = [f"POST {target.request_path} HTTP/1.1", f"Host: {urlsplit(target.url).netloc}"]
+    host = urlsplit(target.url).netloc
+    proxy = None if target.tls else proxy_of(target.url, target.proxy)  # TLS goes through a tunnel
+    lines = [f"POST {f'http://{host}' if proxy else ''}{target.request_path} HTTP/1.1", f"Host: {host}"]
     lines += [f"{name}: {value}" for name, value in header_fields(target, key).items()]
-    return ("\r\n".join(lines) + "\r\n").encode("ascii")
+    return ("\r\n".join(lines) + "\r\n" + (proxy.authorization if proxy else "")).encode("ascii")
 
 
 def call(target: Target, requests: Sequence[Request]) -> bytes:

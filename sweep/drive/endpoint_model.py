@@ -21,6 +21,7 @@ from sweep.base.records import (
     UNKNOWN,
     Request,
     key_header,
+    proxy_of,
     request_path,
     tls_context,
     tls_remedy,
@@ -123,7 +124,7 @@ def local_server() -> str:
 
 
 class _Endpoint:
-    """The endpoint of a command line, described by its backend's settings. Its requests never go through a proxy."""
+    """The endpoint of a command line, described by its backend's settings."""
 
     def __init__(self, backend: Mapping[str, Any]) -> None:
         self.backend = backend
@@ -139,7 +140,12 @@ class _Endpoint:
                 raise ConfigError(f"backend.api_key_env={backend.get('api_key_env')}: {error}") from None
         verify = tls_context(bool(backend.get("verify_tls", True)))
         fresh = httpx.Limits(max_keepalive_connections=0)  # a server may close a connection after it has answered
-        self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh)
+        try:
+            proxy = proxy_of(self.url, backend.get("proxy", "none"))
+        except ValueError as error:
+            raise ConfigError(f"backend.proxy=environment: {error}") from None
+        address = proxy.url if proxy else None
+        self.client = httpx.Client(verify=verify, trust_env=False, timeout=TIMEOUT, limits=fresh, proxy=address)
 
     def models(self) -> list[str]:
         """Return the names in the endpoint's own list of models."""

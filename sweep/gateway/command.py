@@ -10,6 +10,7 @@ import yaml
 
 from sweep.base.config import ConfigError, parent_mapping, validate
 from sweep.base.options import ConfigPath
+from sweep.base.records import proxy_of
 from sweep.gateway.server import Service
 from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
@@ -24,6 +25,10 @@ def service(arguments: argparse.Namespace, options: ConfigPath) -> Service:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise ConfigError(f"--to {url}: expected http(s)://host[:port]")
+        try:
+            proxy_of(url, settings.proxy)
+        except ValueError as error:
+            raise ConfigError(f"gateway.proxy=environment: {error}") from None
     if settings.clip.input_tokens is not None and arguments.tokenizer is None:
         limit = settings.clip.input_tokens
         raise ConfigError(f"gateway.clip.input_tokens={limit}: needs the model's tokenizer; add --tokenizer FOLDER")

@@ -5,13 +5,14 @@ On a busy machine, aiohttp's client took 0.28 ms from the call until a request w
 """
 
 import asyncio
+import socket
 from collections import deque
 from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 
-from sweep.base.records import request_path, tls_context
+from sweep.base.records import ProxyUse, open_tunnel, proxy_of, request_path, tls_context
 from sweep.gateway.call import HOP_BY_HOP, Headers, Refused
 
 REACH_TIMEOUT = 30.0  # s to connect
@@ -201,11 +202,16 @@ class EngineConnection(asyncio.Protocol):
 class EngineConnections:
     """The connections to one engine. The most recently used one is used next, since it is the warmest."""
 
-    def __init__(self, url: str, verify_tls: bool) -> None:
-        parts = urlsplit(url)
-        self._tls = tls_context(verify_tls) if parts.scheme == "https" else None
-        self._host, self._port = parts.hostname or "", parts.port or (443 if self._tls else 80)
+    def __init__(self, url: str, verify_tls: bool, proxy: ProxyUse = "none") -> None:
+        parts, via = urlsplit(url), proxy_of(url, proxy)
         self._url, self._authority = url, parts.netloc.rpartition("@")[2].encode()
+        self._tls = tls_context(verify_tls) if parts.scheme == "https" else None
+        self._server = parts.hostname or "", parts.port or (443 if self._tls else 80)
+        self._address = via.address if via else self._server
+        self._tunnel = via.connect_request(*self._server) if via and self._tls else b""
+        forwarded = via and not self._tls
+        self._origin = b"http://" + self._authority if forwarded else b""  # a proxy gets the whole address
+        self._key_line = [via.authorization.rstrip().encode()] if via and forwarded and via.authorization else []
         self._idle: deque[EngineConnection] = deque()
         self._busy: set[EngineConnection] = set()
 
@@ -256,11 +262,24 @@ class EngineConnections:
     async def _connect(self) -> EngineConnection:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(REACH_TIMEOUT):
-            _, connection = await loop.create_connection(EngineConnection, self._host, self._port, ssl=self._tls)
+            if not self._tunnel:
+                _, connection = await loop.create_connection(EngineConnection, *self._address, ssl=self._tls)
+                return connection
+            sock = await asyncio.to_thread(socket.create_connection, self._address, REACH_TIMEOUT)
+            try:
+                sock.setblocking(False)
+                await open_tunnel(loop, sock, self._tunnel)
+                _, connection = await loop.create_connection(
+                    EngineConnection, sock=sock, ssl=self._tls, server_hostname=self._server[0]
+                )
+            except BaseException:
+                sock.close()
+                raise
         return connection
 
     def _head(self, method: bytes, path: str, headers: Headers, body: bytes) -> bytes:
-        lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method, request_path(self._url, path).encode(), self._authority)]
+        address = self._origin + request_path(self._url, path).encode()
+        lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method, address, self._authority), *self._key_line]
         lines += [b"%b: %b" % pair for pair in headers]
         lines.append(b"content-length: %d\r\n\r\n" % len(body))
         head = b"\r\n".join(lines)

@@ -123,7 +123,9 @@ class Engines:
         self.settings, self.metrics = settings, metrics
         self.router = Router(self.states, settings.routing)
         self._slots = asyncio.Semaphore(MOST_IN_FLIGHT)
-        self._connections = {engine: EngineConnections(engine.url, settings.verify_tls) for engine in self.states}
+        self._connections = {
+            engine: EngineConnections(engine.url, settings.verify_tls, settings.proxy) for engine in self.states
+        }
 
     def close(self) -> None:
         for connections in self._connections.values():

@@ -15,7 +15,7 @@ from backends.declarations import Traits
 from backends.launch import server
 from sweep.base.config import import_path
 from sweep.base.exits import Cause, Exit, Failed
-from sweep.base.records import Outcome
+from sweep.base.records import PROXY_VARIABLES, Outcome
 from sweep.gateway.settings import RESET_HEADER, RESET_VARIABLE, Gateway
 
 DECISIONS = "decisions.jsonl"  # in the gateway's folder
@@ -25,7 +25,8 @@ GATEWAY_TIMEOUT = 30.0  # s
 class GatewayProcess(Backend):
     """The gateway's process, described like an engine."""
 
-    traits = Traits(computes_model=False)
+    # An endpoint behind it is reached as from here: variables by their full names, since a proxy's may hold a password.
+    traits = Traits(computes_model=False, inherits=("SSL_CERT_FILE", "SSL_CERT_DIR", *PROXY_VARIABLES))
 
     name: str = "gateway"
     to: tuple[str, ...]  # URLs of the engines
@@ -130,13 +131,19 @@ def running_gateway(
         cpus=tuple(sorted({core for engine in engines for core in engine.launch.cpus})),
     )
     verify_tls = settings.verify_tls and all(engine.backend.verify_tls for engine in engines)
-    trusting = settings.model_copy(update={"verify_tls": verify_tls})
+    proxied = "environment" in (settings.proxy, *(engine.backend.proxy for engine in engines))
+    update = {"verify_tls": verify_tls, "proxy": "environment" if proxied else "none"}
     urls = tuple(engine.backend.url or engine.url for engine in engines)
     key, path = secrets.token_urlsafe(), getattr(engines[0].backend, "path", None)
     if path and urls[0].rstrip("/").endswith("/v1"):  # which the gateway takes off its engines' addresses
         path = f"/v1{path}"
     process = GatewayProcess(
-        to=urls, settings=trusting, tokenizer=tokenizer, reset_key=key, path=path, launch_timeout=120.0
+        to=urls,
+        settings=settings.model_copy(update=update),
+        tokenizer=tokenizer,
+        reset_key=key,
+        path=path,
+        launch_timeout=120.0,
     )
     with server.running(process, launch, marker=f"{marker}/gateway") as front:
         yield RunningGateway(front, key)

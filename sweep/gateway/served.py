@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from tokenizers import Tokenizer
 
-from sweep.base.records import Request, tls_context
+from sweep.base.records import Request, proxy_of, tls_context
 from sweep.client import wire
 
 MOST_COMPARED = 32  # hits, since the engine has to answer each of them
@@ -32,8 +32,10 @@ def served_equal(
     if not hits or tokenizer is None:
         return None
     equal = positions = 0
-    at_gateway = replace(target, url=gateway, path=None)
-    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False, verify=tls_context(target.verify_tls)) as client:
+    at_gateway, proxy = replace(target, url=gateway, path=None), proxy_of(target.url, target.proxy)
+    direct = {f"all://{httpx.URL(gateway).netloc.decode()}": httpx.HTTPTransport()}
+    tls, address = tls_context(target.verify_tls), proxy.url if proxy else None
+    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False, verify=tls, proxy=address, mounts=direct) as client:
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, each, request) for each in (at_gateway, target)]

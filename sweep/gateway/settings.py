@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from sweep.base.config import Strict
+from sweep.base.records import ProxyUse
 
 RESET_HEADER = "x-gateway-reset-key"
 RESET_VARIABLE = "SWEEP_GATEWAY_RESET_KEY"  # environment variable with the key that a reset request must have
@@ -53,6 +54,7 @@ class Gateway(Strict):
     retries: int = Field(default=2, ge=0)  # retries of a request that no engine has begun to answer
     health_interval: PositiveFloat = 2.0  # s between the checks of each engine
     verify_tls: bool = True  # whether this machine must trust the engines' certificates
+    proxy: ProxyUse = "none"  # environment: to the engines through the environment's proxy, except on loopback
     largest_body: PositiveInt = 16 << 20  # bytes of a request; larger ones are rejected
     bodies: PositiveInt = 256 << 20  # bytes of all requests in flight, and as many of their contents; others wait
     request_timeout: PositiveFloat = 30.0  # s within which a request must have arrived completely

@@ -45,12 +45,14 @@ class EngineMetrics:
     missing if `b` is 0.
     """
 
-    def __init__(self, urls: Sequence[str], names: dict[str, str], verify_tls: bool = True) -> None:
+    def __init__(
+        self, urls: Sequence[str], names: dict[str, str], verify_tls: bool = True, proxy: str | None = None
+    ) -> None:
         self.name = "engine"
         self.parts = {ours: tuple(theirs.split(" / ")) for ours, theirs in names.items()}
         self.names = tuple({part for parts in self.parts.values() for part in parts})
         self.urls = tuple(urls)
-        self.client = httpx.Client(timeout=2.0, trust_env=False, verify=tls_context(verify_tls))
+        self.client = httpx.Client(timeout=2.0, trust_env=False, verify=tls_context(verify_tls), proxy=proxy)
 
     def read(self) -> Iterable[Reading]:
         values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

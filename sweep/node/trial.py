@@ -253,11 +253,12 @@ def _not_quiet(work: Work, running: RunningEngine, stop: threading.Event, notify
 def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
     """Return the sources that are sampled during the measurement."""
     engines = running.engines
-    backend, gpus = engines[0].backend, [gpu for engine in engines for gpu in engine.launch.gpus]
+    backend, proxy = engines[0].backend, engines[0].proxy
+    gpus = [gpu for engine in engines for gpu in engine.launch.gpus]
     sources: list[Source] = []
     if backend.metrics_path:
         pages = [engine.url + backend.metrics_path for engine in engines]
-        sources.append(EngineMetrics(pages, backend.metric_names, backend.verify_tls))
+        sources.append(EngineMetrics(pages, backend.metric_names, backend.verify_tls, proxy and proxy.url))
     if gpus:
         sources.append(Gpus(gpus, foreign.gpu))
     if backend.launches:

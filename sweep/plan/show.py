@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.console import Console, OverflowMethod
 
 from backends.prepare import environments, locks
-from sweep.base.config import ConfigError, cache_directory, next_time
+from sweep.base.config import ConfigError, Settings, cache_directory, next_time
 from sweep.base.wording import count
 from sweep.plan.capacity.plan_points import PlanPoint, capacity_warnings, least_time, plan_points
 from sweep.plan.packing import Node, start_order
@@ -46,7 +46,7 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines += not_locked(plan)
     lines += [f"unavailable: {d.describe()}: {d.unavailable}" for d in plan.deployments if d.unavailable]
     points = plan_points(plan)
-    lines += [f"warning: {text}" for text in plan_warnings(plan, nodes, points)]
+    lines += [f"warning: {text}" for text in plan_warnings(plan, pending, nodes, points)]
     if details:
         lines += starts(pending)
     lines += [f"expected: {text}" for text in [*pending.estimate.messages, *least_time(points, hardware.name)]]
@@ -137,10 +137,10 @@ def few_requests_note(plan: Plan) -> list[str]:
     return list(warnings)
 
 
-def plan_warnings(plan: Plan, nodes: Sequence[Node], points: list[PlanPoint]) -> list[str]:
+def plan_warnings(plan: Plan, pending: PendingWork, nodes: Sequence[Node], points: list[PlanPoint]) -> list[str]:
     """Return the warnings about a plan, one line each."""
     of_loads = [*past_deadline(plan), *few_cores(plan, nodes), *few_requests_note(plan), *beyond_context(plan)]
-    of_nodes = [*broken_drivers(nodes), *substituted(plan), *little_disk(plan, nodes)]
+    of_nodes = [*broken_drivers(nodes), *substituted(plan), *little_disk(plan.settings, pending.runnable, nodes)]
     return [*of_nodes, *of_loads, *capacity_warnings(plan, points)]
 
 
@@ -166,23 +166,24 @@ def broken_drivers(nodes: Sequence[Node]) -> list[str]:
     return [f"node {address}: {problem}; leave it out with cluster.labels" for address, problem in stated if problem]
 
 
-def check_disk(plan: Plan, nodes: Sequence[Node]) -> None:
-    """Raise ConfigError if what is still to be written cannot fit on the only node, whose cache is seen from here."""
-    cluster = plan.settings.cluster
-    problems = little_disk(plan, nodes, CANNOT_FIT)
+def check_disk(settings: Settings, runnable: Sequence[Deployment], nodes: Sequence[Node]) -> None:
+    """Raise ConfigError if what pending launches must write cannot fit on the only node, whose cache is seen here."""
+    problems, cluster = little_disk(settings, runnable, nodes, CANNOT_FIT), settings.cluster
     if problems and len(nodes) == 1 and cluster.kind != "ray" and cluster.simulate is None:
-        raise ConfigError(f"cache_dir={cache_directory(plan.settings.cache_dir)}: {problems[0]}")
+        raise ConfigError(f"cache_dir={cache_directory(settings.cache_dir)}: {problems[0]}")
 
 
-def little_disk(plan: Plan, nodes: Sequence[Node], share: float = 1.0) -> list[str]:
-    """Name nodes whose disk has less room than this share of the engines and weights still to be written there."""
+def little_disk(
+    settings: Settings, runnable: Sequence[Deployment], nodes: Sequence[Node], share: float = 1.0
+) -> list[str]:
+    """Name nodes whose disk has less room than this share of the engines and weights that launches must write there."""
     free = {node.address: node.facts.free_disk for node in nodes if node.facts and node.facts.free_disk is not None}
-    cache, launched = cache_directory(plan.settings.cache_dir), [d for d in plan.deployments if not d.unavailable]
+    cache = cache_directory(settings.cache_dir)
     if not free:
         return []
-    specs = {d.environment.name: d.environment for d in launched if d.environment and d.environment.disk_gb}
+    specs = {d.environment.name: d.environment for d in runnable if d.environment and d.environment.disk_gb}
     engines = sum(spec.disk_gb or 0.0 for spec in specs.values() if not environments.is_there(spec, cache))
-    models = {d.model.name: d.model for d in launched if d.backend.launches}
+    models = {d.model.name: d.model for d in runnable if d.backend.launches}
     weights = sum(model.missing_bytes(cache) for model in models.values()) / 1e9
     return [
         f"{address}: {room / 1e9:.1f} GB of disk are free, but about {engines:g} GB of engines and {weights:.1f} GB of "

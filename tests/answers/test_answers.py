@@ -158,6 +158,30 @@ def test_the_best_of_several_equal_loads_must_lead_by_more(tmp_path, capsys, oth
     assert ("ties with" in answer) is not named, answer
 
 
+def test_an_slo_judges_the_figure_that_the_tables_show(tmp_path, capsys):
+    """Start and drain lift vllm's p99 over the bound; its steady state, which tables show instead, is within it."""
+    steady = {"steady_begin": 1.0, "steady_ttft_p99": 0.2, "steady_num_requests": 300, "steady_num_failed": 0}
+    engines = ("vllm", 110.0, {**dict.fromkeys(LATENCIES, 0.3), **steady}), ("tgi", 100.0, {"ttft_p99": 0.22})
+    rows = [
+        trial(backend, 8, replicate, speed, launch=f"{backend}-{replicate}", **{"num_requests": 400, **latencies})
+        for backend, speed, latencies in engines
+        for replicate in range(4)
+    ]
+    run = run_of(tmp_path / "a", rows, slo={"ttft": 0.25})
+    table = [cells for cells in rows_of(report_of(run)) if cells[:1] == ["vllm"]]
+    assert any("200°" in cell for cells in table for cell in cells), table
+    said = summary(capsys, str(tmp_path / "a"), "--slo", "ttft.p99=250ms")
+    assert "vllm" in said.split("(")[0], said
+    assert "headroom 20%: TTFT p99 steady 200 ms" in said
+    assert "none of 2 configurations meets" in summary(capsys, str(tmp_path / "a"), "--slo", "ttft.p99=190ms")
+    page = page_data([RunResults(run)])
+    ttft = next(each for each in page["quantities"] if each["key"] == "ttft_p99")
+    assert (ttft["value"], ttft["steady"]) == ([200, 220], [0])
+    few = [{**row, **({"steady_num_requests": 20} if "steady_ttft_p99" in row else {})} for row in rows]
+    run_of(tmp_path / "b", few)
+    assert "too few requests" in summary(capsys, str(tmp_path / "b"), "--slo", "ttft.p99=250ms", "--format", "csv")
+
+
 @pytest.mark.slow
 def test_the_slo_of_the_run_is_seen_in_the_terminal_and_on_the_reports_first_screen(tmp_path):
     engines(tmp_path / "a", {"vllm": 110, "tgi": 100}, slo=json.dumps({"ttft": 0.38}))

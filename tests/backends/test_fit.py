@@ -138,6 +138,22 @@ def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(free, status
     assert f"{free} GB of disk are free, but about 4 GB of engines and 13.5 GB of weights are to be written" in line
 
 
+@pytest.mark.slow
+def test_a_run_with_nothing_to_write_needs_no_room(tmp_path, capsys, monkeypatch):
+    """Its weights are gone with its cache, and nobody needs them again; a further trial does."""
+    quick = "backend=simulated model=tiny-llama workload=qa workload.num_requests=4 agreement=false report=false"
+    words = [*quick.split(), *f"cluster=inline tracking=none hardware=cpu out={tmp_path}/out".split()]
+    assert main([*words, f"cache_dir={tmp_path}/cache"]) == 0
+    monkeypatch.setattr(host_facts, "free_disk", lambda folder: 1000)
+    elsewhere = f"cache_dir={tmp_path}/elsewhere"
+    assert [main([*words, elsewhere, *dry]) for dry in ([], ["dry_run=true"])] == [0, 0]
+    before = (tmp_path / "out/ledger.jsonl").read_bytes()
+    for more in (["replicates=2"], ["replicates=2", "dry_run=true"], ["fresh=true"]):
+        assert main([*words, elsewhere, *more]) == 2, more
+        assert "GB of disk are free" in capsys.readouterr().err
+    assert (tmp_path / "out/ledger.jsonl").read_bytes() == before, "nothing moved aside, nothing begun"
+
+
 def test_what_is_compiled_by_the_nodes_compiler_is_for_its_cuda():
     spec = EnvironmentSpec(name="x", requirements=("a",), needs={"nvcc": "install it"})
     node = Host(gpus=("NVIDIA L4",), executables=frozenset(EXECUTABLES), driver="550", nvcc="13.0")

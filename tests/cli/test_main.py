@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from sweep.base.config import ROOT
 from sweep.base.options import ConfigPath
 from sweep.cli.commands import COMMANDS
 from sweep.inputs import package_model
+from tests.support.results import run_of, trial
 
 INLINE = ["cluster=inline", "tracking=none"]
 SMALL = ["backend=transformers", "model=tiny-llama", "workload=qa", "workload.num_requests=2"]
@@ -62,6 +64,13 @@ def test_bad_input_is_one_line_with_key_value_and_what_is_allowed(capsys, out, a
     assert not out.exists(), "nothing was begun"
 
 
+@pytest.mark.parametrize("folder", ["nowhere", "file"])
+def test_a_folder_of_options_that_is_none_is_refused(capsys, tmp_path, monkeypatch, folder):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SWEEP_CONFIG_DIR", str(tmp_path / folder))
+    assert "no such folder; expected one like conf/" in refused(capsys, *SMALL, f"out={tmp_path / 'x'}")
+
+
 def test_an_out_that_cannot_be_written_is_refused(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is not a folder" in refused(capsys, *SMALL, f"out={tmp_path / 'file' / 'x'}")
@@ -101,6 +110,27 @@ def test_an_error_of_the_system_is_one_line_in_every_command(capsys, monkeypatch
     printed = capsys.readouterr().err
     assert str(error) in printed
     assert printed.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_that_may_only_be_read_overwrites_no_other_report(tmp_path):
+    """Two runs of one name on a disk mounted read-only, from the folder of a third run, which stays as it is."""
+    for place in ("disk/a/out", "disk/b/out", "third"):
+        run_of(tmp_path / place, [trial("vllm", 8, 0, 10.0)])
+    (tmp_path / "third" / "report.html").write_text("its own")
+    mount = f"mount --bind {tmp_path}/disk {tmp_path}/disk && mount -o remount,ro,bind {tmp_path}/disk"
+    sweep = f"{sys.executable} -m sweep report {tmp_path}/disk"
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mount} && {sweep}/a/out && {sweep}/b/out"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=tmp_path / "third", env=environment, capture_output=True, text=True, check=False)
+    if "unshare: " in ran.stderr or "mount: " in ran.stderr:
+        pytest.skip(ran.stderr)
+    assert ran.returncode == 0, ran.stderr
+    folders = re.findall(r"out may only be read: its report goes to (\S*/third/out-report-\w{6})\n", ran.stdout)
+    assert len(set(folders)) == 2, ran.stdout
+    assert all((Path(folder) / "report.html").is_file() for folder in folders)
+    assert (tmp_path / "third" / "report.html").read_text() == "its own"
+    assert not list((tmp_path / "disk").rglob("report.html"))
 
 
 def test_a_fixed_port_that_is_taken_is_refused(capsys, out):

@@ -3,10 +3,14 @@
 import asyncio
 import itertools
 import json
+import os
 import re
+import resource
 import socket
+import ssl
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 from sweep.base.clock import StampClock
 from sweep.base.records import UNKNOWN, Api, Request, Timeouts
 from sweep.client import wire
+from sweep.client.dialects.text import AnswerText
 from sweep.client.job import ResultFiles
 from sweep.client.modes import Dispatch
 from sweep.client.poller import Poller
@@ -737,3 +742,54 @@ def test_the_key_is_in_the_head_only() -> None:
     assert b"Authorization" not in wire.head(Target("http://h", "m"), None)
     with pytest.raises(ValueError, match="key cannot go into a header"):
         wire.head(Target("http://h", "m", api_key_env="K"), "a\r\nb: c")
+
+
+@given(st.text(), st.booleans())
+def test_text_counts_the_same_written_as_it_is_or_escaped(text: str, letters: bool) -> None:
+    """Engines write either form, and the first one is not parsed as JSON."""
+    forms = [json.dumps(text, ensure_ascii=escaped)[1:-1].encode() for escaped in (False, True)]
+    plain, escaped = AnswerText(), AnswerText()
+    assert plain.take(forms[0], letters) == escaped.take(forms[1], letters)
+    assert plain.characters == escaped.characters == len(text)
+
+
+@pytest.mark.parametrize("reason", ["too many files", "no TLS"])
+def test_a_connection_that_cannot_be_made_leaves_no_half_open_state(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """Its request fails with the reason; once the cause is gone, the same connection opens and answers."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(http(sse(completion(" a"), completion(" b", finish="stop"), "[DONE]"), None))
+
+    async def story() -> None:
+        server, ended = await asyncio.start_server(serve, "127.0.0.1", 0), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        address = ServerAddress(socket.AF_INET, server.sockets[0].getsockname(), "", None, 5.0)
+        connection = StampedConnection(loop, Poller(loop), address, StampClock(), Counters(), lambda *_: ended.set())
+        if reason == "no TLS":
+            connection._address = replace(address, hostname="localhost", tls=ssl.create_default_context())
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        failed, answered = Answer("completions"), Answer("completions")
+        used = os.listdir("/proc/self/fd")
+        try:
+            if reason == "too many files":
+                resource.setrlimit(
+                    resource.RLIMIT_NOFILE, (next(n for n in itertools.count() if str(n) not in used), hard)
+                )
+            connection.begin(b"request", failed)
+            await asyncio.wait_for(ended.wait(), 10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert re.match(r"connect: .*(Too many open files|SSL)", failed.error or ""), failed.error
+        assert (connection.is_open, connection._opening, connection.answer) == (False, None, None)
+        ended.clear()
+        connection._address = address
+        connection.begin(b"request", answered)
+        await asyncio.wait_for(ended.wait(), 10)
+        assert (answered.error, answered.chunks) == (None, 2)
+        connection.close()
+        server.close()
+
+    asyncio.run(story())

@@ -1,10 +1,12 @@
 """An endpoint is asked for its model, and has a price of its own."""
 
+import base64
 import json
 import os
 import re
 import resource
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +16,9 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 import analysis
@@ -33,7 +37,7 @@ from sweep.plan.plan import hourly_price
 from tests.plan.test_compose import composed
 from tests.plan.test_plan import ids, planned
 from tests.support.http_stub import Stub, serving
-from tests.support.simulated_engine import behind_tls, simulated
+from tests.support.simulated_engine import _pump, behind_tls, simulated
 
 KEY = "a key that nobody else has"
 
@@ -184,6 +188,7 @@ class Endpoint(BaseHTTPRequestHandler):
         ("/chat/completions", "max_tokens", "", "", None),
         (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", "k"),
         ("/v1/completions", "max_tokens", "/v1", "backend.auth_scheme=Token", "Token k"),
+        ("/v1/completions", "max_tokens", "", "backend.proxy=environment", None),
         ("/v1/completions", "max_completion_tokens", "", "backend.max_tokens_field=max_completion_tokens", "Bearer k"),
     ],
 )
@@ -212,6 +217,71 @@ def test_an_endpoint_is_asked_as_the_settings_say(tmp_path, monkeypatch, expecte
     assert (row["num_requests"], row["num_failed"]) == (64, 0), row["reason"]
     assert (expected, key, "phi-4-mini") in asked
     assert len(asked) == 1 or not typed, "no guess beside what is typed"
+
+
+class ForwardProxy(Stub):
+    """The only way to engine.test. It notes what it forwards, and with which key."""
+
+    protocol_version, upstream, forwarded = "HTTP/1.1", "", Counter()
+
+    def do_GET(self):
+        self.note()
+        content = self.rfile.read(int(self.headers["content-length"] or 0))
+        path = self.path.removeprefix("http://engine.test:8000")
+        answer = httpx.request(self.command, self.upstream + path, content=content, trust_env=False)
+        self.reply(answer.status_code, answer.content, {"Content-Type": answer.headers["content-type"]})
+
+    do_POST = do_GET
+
+    def do_CONNECT(self):
+        self.note()
+        self.send_response(200)
+        self.end_headers()
+        with socket.create_connection(("127.0.0.1", urlsplit(self.upstream).port)) as back:
+            threading.Thread(target=_pump, args=(back, self.connection), daemon=True).start()
+            _pump(self.connection, back)
+        self.close_connection = True
+
+    def note(self):
+        self.forwarded[self.command, self.path, self.headers["proxy-authorization"]] += 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("gateway", ["none", "cache"])
+def test_requests_go_through_the_environments_proxy_on_request(tmp_path, monkeypatch, capsys, tls, gateway):
+    """The model query, the probe, the client and the gateway: nothing else reaches this endpoint. Its key is secret."""
+    monkeypatch.setattr(ForwardProxy, "forwarded", forwarded := Counter())
+    monkeypatch.setattr(Endpoint, "expected", "/v1/chat/completions")
+    monkeypatch.setattr(Endpoint, "limit", "max_tokens")
+    address = f"http{'s' * tls}://engine.test:8000"
+    command = f"run {address} workload.num_requests=8 gateway={gateway} agreement=false out={tmp_path / 'out'}"
+    command += " backend.verify_tls=false"
+    with serving(Endpoint) as plain, serving(ForwardProxy) as proxy, behind_tls(plain, tmp_path) as secure:
+        monkeypatch.setattr(ForwardProxy, "upstream", secure if tls else plain)
+        monkeypatch.setenv(f"http{'s' * tls}_proxy", proxy.replace("//", "//me:pr0xy-passw0rd@"))
+        assert main(command.split()) == 2
+        assert not forwarded, "not without being requested"
+        main([*command.split(), "backend.proxy=environment"])
+        monkeypatch.setenv("no_proxy", "engine.test")
+        assert main([*command.split(), "backend.proxy=environment"]) == 2
+    (row,) = analysis.load(tmp_path / "out").to_dict("records")
+    assert (row["num_requests"], row["num_failed"]) == (8, 0), row["reason"]
+    assert json.loads(row["engine_facts"])["proxy"] == proxy.removeprefix("http://")
+    key = "Basic " + base64.b64encode(b"me:pr0xy-passw0rd").decode()
+    post = ("CONNECT", "engine.test:8000", key) if tls else ("POST", f"{address}/v1/chat/completions", key)
+    assert forwarded[post] >= (3 if tls else 9)  # the probe and the requests
+    assert {sent for _, _, sent in forwarded} == {key}
+    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(secret.encode() in text for secret in (key, "pr0xy-passw0rd") for text in texts)
+
+
+def test_a_proxy_that_speaks_no_http_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("all_proxy", "socks5h://me:pr0xy-passw0rd@127.0.0.1:1")
+    line = ".proxy=environment: the environment's proxy for http:// addresses: expected http://HOST:PORT\n"
+    for command in ("run http://engine.test model=m backend", "gateway --to http://engine.test gateway"):
+        assert main(f"{command}.proxy=environment".split()) == 2
+        assert capsys.readouterr().err.endswith(command.split()[-1] + line)
 
 
 class OneDialect(Endpoint):

@@ -1,6 +1,7 @@
 """An index, a hub or a store that fails while a run is planned: waited for, then status 75; it replaces nothing."""
 
 import json
+import re
 
 import pytest
 
@@ -151,6 +152,23 @@ def test_a_package_that_the_index_does_not_answer_for_is_not_replaced(online, tm
     package_model._not_in_index.cache_clear()
     assert main([*line, "dry_run=true"]) == 0
     assert "model: small-llama (random weights) instead of m: cannot be fetched: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_gated_model_ends_the_plan_and_the_same_command_runs_with_its_token(hub, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """The hub shows a gated repository to everybody and refuses its files: 288 launches failed for good."""
+    command = [*ONCE, "model=org/gated", "workload=qa", "agreement=false", f"cache_dir={tmp_path / 'cache'}"]
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for more in (["dry_run=true"], []):
+        assert main([*command, *more, f"out={tmp_path / 'out'}"]) == 2
+        said = capsys.readouterr().err
+        assert re.fullmatch(
+            r"error: .*: the model is gated, and HF_TOKEN is not set; accept its licence at http\S+ .*\n", said
+        )
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert main([*command, f"out={tmp_path / 'out'}"]) == 0
+    assert [each["outcome"] for each in rows(tmp_path)] == ["ok"]
 
 
 @pytest.mark.slow

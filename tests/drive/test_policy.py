@@ -5,6 +5,8 @@ and through a driver whose executor answers as a row says. Code that moves chang
 """
 
 import errno
+import socket
+import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +170,7 @@ def refused_port():
 
 def unreachable_endpoint():
     launch = SimpleNamespace(workdir=Path(), replica="", host="", port=0)
-    server._attached(SimpleNamespace(url="http://127.0.0.1:9/v1"), launch)
+    server._attached(SimpleNamespace(url="http://127.0.0.1:9/v1", proxy="none"), launch)
 
 
 @pytest.mark.parametrize("fails", [refused_port, unreachable_endpoint])
@@ -215,12 +217,36 @@ def test_whose_fault_the_end_of_a_gateway_is(status, fault):
 
 def test_an_endpoint_that_is_gone_is_no_answer_of_an_engine(monkeypatch):
     launch = SimpleNamespace(workdir=Path(), replica="", host="", port=0)
-    gone = server.AttachedEngine(SimpleNamespace(url="http://127.0.0.1:9/v1"), launch)
+    gone = server.AttachedEngine(SimpleNamespace(url="http://127.0.0.1:9/v1", proxy="none"), launch)
+    assert gone.outage() == "accepts no connections"
     monkeypatch.setattr(gone, "ran_out_of_memory", lambda since: False)
     gone.log = Path()
     monkeypatch.setattr(gone, "log_tail", lambda: "")
     row = row_of_trial("the engine died", gone, launches=False)
     assert (row["outcome"], row["fault"]) == ("engine_crashed", "surroundings")
+
+
+def test_nobody_waits_for_an_endpoint_that_drops_packets(monkeypatch):
+    """A trial asks often whether its endpoint is alive, and must be stopped in time meanwhile."""
+    monkeypatch.setattr(server, "PROBE_TIMEOUT", 0.5)
+    launch = SimpleNamespace(workdir=Path(), replica="", host="", port=0)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        clients = [socket.socket() for _ in range(4)]
+        for client in clients:  # until the backlog is full: the kernel then drops what comes
+            client.setblocking(False)
+            client.connect_ex(address)
+        silent = server.AttachedEngine(SimpleNamespace(url=f"http://127.0.0.1:{address[1]}", proxy="none"), launch)
+        began, answers = time.monotonic(), []
+        while not answers or (answers[-1] and time.monotonic() < began + 10):
+            asked = time.monotonic()
+            answers.append(silent.alive())
+            assert time.monotonic() - asked < 0.2
+            time.sleep(0.05)
+        for client in clients:
+            client.close()
+    assert answers[0]
+    assert not answers[-1], "three probes in a row got no connection"
 
 
 TRIALS = """

@@ -141,7 +141,7 @@ def test_the_gateway_of_an_engine_in_a_container_runs_beside_it(tmp_path, monkey
     monkeypatch.setattr("sweep.gateway.process.server.running", running)
     launch = Launch(model=tmp_path, served_name="m", workdir=tmp_path, image="i@sha256:0", gpus=("0",), cpus=(3,))
     behind: Any = SimpleNamespace(
-        url="http://127.0.0.1:2", launch=launch, backend=SimpleNamespace(url=None, verify_tls=True)
+        url="http://127.0.0.1:2", launch=launch, backend=SimpleNamespace(url=None, verify_tls=True, proxy="none")
     )
     clip = Gateway(clip=Clip(input_tokens=5))
     with running_gateway(clip, [behind], tmp_path, lambda: SHIPPED_TOKENIZER, "marker"):

@@ -2,15 +2,18 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pynvml
 import pytest
+import yaml
 
 from backends.launch import gpus, host_facts
 from backends.launch.server import LaunchError
 from sweep.__main__ import main
+from sweep.base.config import CONF
 from sweep.base.exits import exit_of
 from sweep.base.records import Outcome
 from sweep.disk.run_files import RunPaths, read_trials
@@ -295,3 +298,15 @@ def test_the_processes_of_others_on_a_gpu_are_counted_and_named(nvml):
     assert foreign.count("0") == 0
     fake.computing = {1: 8 * GIB, 2: GIB}  # another namespace's numbers
     assert foreign.count("0") is None
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("hardware/*.yaml")), ids=lambda file: file.stem)
+def test_a_plan_counts_the_memory_that_an_engine_finds_and_not_all_that_nvml_counts(file: Path) -> None:
+    """torch has 22.05 of an L4's 22.49 GiB: with the larger figure a plan's batches would not fit."""
+    text = file.read_text()
+    usable, counted = yaml.safe_load(text).get("gpu_memory"), re.search(r"NVML counts ([\d,]+) MiB", text)
+    assert (usable is None) == (counted is None), "a figure without its source"
+    if usable and counted:
+        assert 0.97 < usable * 1024 / int(counted[1].replace(",", "")) < 0.997
+    if file.stem == "l4":
+        assert usable <= 22.05

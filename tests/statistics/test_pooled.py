@@ -1,5 +1,6 @@
 """The statistics of a point are those of the requests on disk: through the writer, the reader and the whole command."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,10 @@ def test_every_series_per_request_is_read_from_a_written_column(tmp_path: Path) 
 
 @pytest.mark.filterwarnings("ignore:left out")
 @pytest.mark.parametrize("harm", ["missing", "damaged", "shorter"])
-def test_a_point_without_its_requests_says_so(tmp_path: Path, harm: str) -> None:
+def test_a_point_without_its_requests_says_so(tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also beside a whole run in a comparison, which then compares the throughputs alone."""
+    whole, tmp_path = tmp_path / "whole", tmp_path / "harmed"
+    write_run(whole, REPLICATES)
     write_run(tmp_path, REPLICATES)
     path = next(tmp_path.rglob("requests.parquet"))
     if harm == "missing":
@@ -132,6 +136,14 @@ def test_a_point_without_its_requests_says_so(tmp_path: Path, harm: str) -> None
     assert "unpooled-statistics" in point["warnings"].split(";")
     severe = [w for w in analysis.open_results(tmp_path).warnings if w.kind.severity == "severe"]
     assert [w.code for w in severe] == ["unpooled-statistics"]
+    capsys.readouterr()
+    for other, code in ((whole, ""), (tmp_path, "unpooled-statistics")):
+        metrics = ["--metric", "ttft_p50", "--metric", "output_throughput", "--format", "json"]
+        assert main(["compare", str(whole), str(other), *metrics]) == 0
+        compared = {each["column"]: each for each in json.loads(capsys.readouterr().out)["comparisons"]}
+        assert (compared["ttft_p50"]["verdict"] == "not comparable") == bool(code), compared
+        assert (compared["ttft_p50"]["warnings"] or "") == code
+        assert "unpooled" not in (compared["output_throughput"]["warnings"] or "")
 
 
 def test_imported_figures_are_named_in_the_column_alone(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ class AnswerText:
 
 
 def _decoded(piece: bytes) -> str:
+    if _BACKSLASH not in piece:  # then it is written in JSON as it is
+        return piece.decode("utf-8", "replace")
     try:
         return str(json.loads(b'"%b"' % piece))
     except ValueError:  # a character that is cut between two events

@@ -83,7 +83,8 @@ function number(value) {
 
 function shown(key, index) {
   if (key === SIZE) return points.sizeText[index];
-  return quantities.get(key).lost[index] ?? number(figure(key, index));
+  const mark = quantities.get(key).steady?.includes(index) ? "°" : ""; // as in the table of all points
+  return quantities.get(key).lost[index] ?? number(figure(key, index)) + mark;
 }
 
 function shownInterval(key, index) {
