@@ -24,8 +24,8 @@ def test_every_sample_of_the_document_runs(tmp_path: Path, monkeypatch, capsys) 
     assert (names["throughput"]["low"] < names["throughput"]["value"]).any()
     assert "<table" in names["r"]._repr_html_()
     assert len(names["slowest"]) == 5
-    assert names["figure"].axes[0].get_xlabel() == "Batch size"
-    with pytest.raises(ConfigError, match="by=backend: unknown; expected: batch_size"):
+    assert names["figure"].axes[0].get_xlabel().startswith("Batch size")
+    with pytest.raises(ConfigError, match="by=backend: unknown; .*batch_size"):
         names["r"].plot(by="backend")
     assert len(names["trials"])
     assert len(names["requests"])
