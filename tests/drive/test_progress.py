@@ -107,7 +107,7 @@ def test_a_launch_that_reports_again_what_it_waits_for_has_waited_since_the_firs
     display.show_held_back()
     assert not output.getvalue(), "without a terminal only a state that lasts gets a line"
     begin = display.running["launch"][2]
-    monkeypatch.setattr("sweep.drive.monitor.progress.SLOW", 0.0)
+    monkeypatch.setattr("sweep.drive.monitor.progress.SLOW_STATE", 0.0)
     for _ in range(2):
         display.update("launch", "vllm", "waiting for process 7")
         display.show_held_back()

@@ -19,7 +19,7 @@ from sweep.base.records import LOAD_COLUMNS, Outcome, TrialProgress
 from sweep.base.wording import count, duration_text, number, time_left
 from sweep.drive.policy import FAILED, without_numbers
 
-SLOW = 30.0  # s after which, without a terminal, a launch's state gets a line
+SLOW_STATE = 30.0  # s after which, without a terminal, a launch's state gets a line
 FEWEST_CENTS = 0.01  # USD; less is not shown
 BAR = 24  # columns of the run's bar, the most; that of a trial is half as long
 QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row in which points must agree to be compared
@@ -138,7 +138,7 @@ class Display:
         if self.console.is_terminal:
             return
         for launch, (label, state, since) in self.running.items():
-            if launch not in self._slow | self.progress.keys() and time.monotonic() - since > SLOW:
+            if launch not in self._slow | self.progress.keys() and time.monotonic() - since > SLOW_STATE:
                 self._slow.add(launch)
                 self.log(f"{_clock()} {label}: {state}")
 
