@@ -26,7 +26,6 @@ PIPED_WIDTH = 160  # characters in a table's line outside a terminal
 COLUMN_GAP = 2  # characters between two columns in the terminal
 NARROWEST_WORDS = 12  # characters in a column of words before the terminal's table breaks words
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of cells that a spreadsheet would compute
-FORMATS = ("text", "markdown", "csv", "json")
 CODE_SPAN = re.compile(r"(`[^`]*`)")  # in Markdown
 
 

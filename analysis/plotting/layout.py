@@ -17,20 +17,27 @@ from analysis.point_names import LOAD_LABELS, SIZE, Layout, spaced
 from analysis.statistics.ratios import is_baseline
 from analysis.statistics.standings import Standing
 from analysis.summary import key_columns
+from sweep.base.config import one_of
 from sweep.base.records import LOAD_COLUMNS
 
 OF_STEP = ("backend", "gateway")  # first parts of the keys that a ladder's steps set
 MOST_LINES = 21  # distinguishable by colour, marker and dash
 
 
-def arrange(run: Run, points: pd.DataFrame) -> Layout:
-    """Return the layout of a run's points (`summary.summarise`)."""
+def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
+    """Return the layout of a run's points (`summary.summarise`), with `by` as x if given.
+
+    Raises ConfigError if `by` is no number that varies.
+    """
     keys = key_columns(run)
     varying = [key for key in keys if points[key].nunique(dropna=False) > 1]
     if "ladder" in varying:  # its steps state the settings that they change
         by_step = points.groupby("ladder", dropna=False)
         varying = [key for key in varying if key.split(".")[0] not in OF_STEP or _differs(by_step[key])]
-    x = _x_column(points, varying)
+    x = _x_column(points, varying) if by is None else by
+    numeric = [key for key in varying if is_numeric_dtype(points[key])]
+    if by is not None and by not in numeric:
+        raise one_of("by", by, numeric)
     if x in LOAD_COLUMNS:
         varying = [key for key in varying if key.removeprefix("load.") not in LOAD_COLUMNS]
         if points[x].isna().any():

@@ -21,6 +21,7 @@ from analysis.explain.output import explanation_output
 from analysis.load import requests
 from analysis.plotting.drawing import against_load
 from analysis.plotting.figure_files import style
+from analysis.plotting.layout import arrange
 from analysis.quantities import compared_column, labelled_column
 from analysis.report.tables import deciding_table
 from analysis.results import RunResults, open_results
@@ -94,11 +95,15 @@ class OpenedRun:
         parts = explanations(self.results.run, self.results.layout, columns)
         return pd.DataFrame(explanation_output(parts).table.records())
 
-    def plot(self, quantity: str = "output_throughput") -> Figure | None:
-        """Draw a quantity against the load, with a line per configuration; None if it has no values."""
+    def plot(self, quantity: str = "output_throughput", by: str | None = None) -> Figure | None:
+        """Draw a quantity against `by` (default: the load), with a line per configuration; None if it has no values.
+
+        `by` is a number that varies in the run, e.g. `batch_size`. Raises ConfigError for another.
+        """
+        layout = self.results.layout if by is None else arrange(self.results.run, self.results.summary, by)
         compared_column(quantity, map(str, self.results.points), self.results.run.percentiles)
         with style():
-            return against_load(self.results.run, self.results.layout, quantity)
+            return against_load(self.results.run, layout, quantity)
 
 
 def opened_run(run: str | Path, all_rows: bool = False) -> OpenedRun:

@@ -3,14 +3,12 @@
 Equal ids replace earlier uploads, so this may be repeated. If there is no login, everything stays offline.
 """
 
-import argparse
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,34 +18,18 @@ from analysis.report.html import write_all
 from analysis.results import RunResults, open_results
 from analysis.tracking import process
 from analysis.tracking.tracker import INIT_TIMEOUT, wandb_run
-from sweep.base.config import ConfigError
 from sweep.base.records import UNMEASURED
 from sweep.disk import run_files
 from sweep.disk.run_files import DamagedFile, run_folder
 from sweep.disk.tables import read_if_whole
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command line and return the exit status.
-
-    Raises:
-        ConfigError: for bad input.
-    """
-    parser = _Parser(prog="sweep wandb", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
-    parser.add_argument("--project", help="default: the project that tracked the run, else sweep")
-    parser.add_argument("--entity", help="team or user (default: the run's, else the login's)")
-    parser.add_argument("--no-trials", dest="trials", action="store_false", help="skip the trials (W&B has them)")
-    options = parser.parse_args(arguments)
+def main(run: str, project: str | None, entity: str | None, trials: bool) -> int:
+    """Send a run and print where it went; return the exit status."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    folder = run_folder(options.run)
+    folder = run_folder(run)
     try:
-        for line in publish(folder, options.project, options.entity, options.trials):
+        for line in publish(folder, project, entity, trials):
             print(line, flush=True)
     except (RunNotFound, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)

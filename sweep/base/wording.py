@@ -3,6 +3,8 @@
 import math
 import re
 
+FORMATS = ("text", "markdown", "csv", "json")  # of a command's output
+
 # For a terminal: all control characters but tab and newline, direction controls, and Unicode's other line ends.
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
 

@@ -1,4 +1,7 @@
-"""The subcommands of `sweep`: each reads its arguments and only then imports the package that does the work."""
+"""The subcommands of `sweep`: each reads its arguments and only then imports the package that does the work.
+
+The analysis imports pandas, SciPy and matplotlib, three seconds of processor time that no `--help` should take.
+"""
 
 import argparse
 import contextlib
@@ -12,7 +15,7 @@ from rich.table import Table
 
 from sweep.base.config import GROUPS, POINT_GROUPS, RUN_GROUPS, ConfigError, cache_directory, first_line, one_of
 from sweep.base.options import PRIMARY, ConfigPath
-from sweep.base.wording import count
+from sweep.base.wording import FORMATS, count
 from sweep.cli.output import make_console
 
 if TYPE_CHECKING:
@@ -78,8 +81,6 @@ def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace
 
 def _printed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of a command that prints an Output, including its format and an optional file."""
-    from analysis.table import FORMATS
-
     parser.add_argument("--format", metavar="FORMAT", default="text", help=f"{', '.join(FORMATS)}; default: text")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: print it")
     options = _of_all_rows(parser, arguments)
@@ -152,12 +153,12 @@ def reissue(arguments: list[str]) -> int:
 
 def status(arguments: list[str]) -> int:
     """Print what is done, what runs where, what failed and why, and how much time is left."""
-    from sweep.drive.monitor import status
-
     parser = Parser(globals()["status"])
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("--json", action="store_true", help="as JSON, for scripts")
     options = parser.parse_args(arguments)
+    from sweep.drive.monitor import status
+
     run = options.run
     try:
         state = status.find(run)
@@ -181,16 +182,16 @@ def report(arguments: list[str]) -> int:
     first run compared with each of the others. With --metrics vllm it also prints what `vllm bench serve` would print:
     all points side by side, then each trial's block.
     """
-    from sweep.cli.run import print_report
-    from sweep.disk import object_store
-    from sweep.disk.run_files import run_folder
-
     parser = Parser(report)
     parser.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
     where = "for the report of several runs, or a new folder for the copy of a run in an object store"
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=where)
     parser.add_argument("--metrics", choices=("sweep", "vllm"), default="sweep", help="vllm: also print its tables")
     options = _of_all_rows(parser, arguments)
+    from sweep.cli.run import print_report
+    from sweep.disk import object_store
+    from sweep.disk.run_files import run_folder
+
     run, *others = options.runs
     if others:
         _report_several(options)
@@ -235,6 +236,12 @@ def summary(arguments: list[str]) -> int:
     the tasks and on the machines that they share. Without an SLO, configurations are compared at equal loads; with one,
     each is taken at the load where it does best within the bounds.
     """
+    parser = Parser(summary)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
+    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="ttft=200ms,tpot.p90=0.05s; default: the run's slo")
+    parser.add_argument("--table", action="store_true", help="show all points, with the figures that decide")
+    parser.add_argument("--all", action="store_true", help="show all figures, spreads, failures and warnings")
+    options = _printed(parser, arguments)
     from analysis.answers.deciding import answers
     from analysis.answers.output import answers_output
     from analysis.report.models import models_table
@@ -244,12 +251,6 @@ def summary(arguments: list[str]) -> int:
     from sweep.base.config import read_slo
     from sweep.cli.capacity import all_claim_lines
 
-    parser = Parser(summary)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
-    parser.add_argument("--slo", metavar="LATENCY=LIMIT,...", help="ttft=200ms,tpot.p90=0.05s; default: the run's slo")
-    parser.add_argument("--table", action="store_true", help="show all points, with the figures that decide")
-    parser.add_argument("--all", action="store_true", help="show all figures, spreads, failures and warnings")
-    options = _printed(parser, arguments)
     runs = [_opened(each, options.all_rows) for each in options.runs]
     slo = read_slo(options.slo)
     answered = answers(runs, slo)
@@ -334,8 +335,6 @@ def rerun(arguments: list[str]) -> int:
     folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0
     reproduced; 1 it differs, or has no result now; 2 bad input; 3 it is uncertain.
     """
-    from sweep.rerun.rows import STANDARD_INPUT, capsules_of
-
     parser = Parser(rerun)
     parser.add_argument("source", metavar="RUN#TRIAL", help="RUN#TRIAL, RUN, or a file with a capsule")
     parser.add_argument("--all", action="store_true", help="measure every result of RUN again")
@@ -345,6 +344,8 @@ def rerun(arguments: list[str]) -> int:
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, remaining = _config_dirs(arguments)
     options = parser.parse_intermixed_args(remaining)
+    from sweep.rerun.rows import STANDARD_INPUT, capsules_of
+
     content = sys.stdin.read() if options.source == STANDARD_INPUT else None
     capsules = capsules_of(options.source, content)
     if options.capsule:
@@ -363,14 +364,14 @@ def rerun(arguments: list[str]) -> int:
 
 def studies(arguments: list[str]) -> int:
     """Judge a run by the findings of the published study that it follows; without a run, list studies and findings."""
-    from analysis.studies import printed
-
     parser = Parser(studies)
     parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
     parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)
     options = _printed(parser, arguments)
     if options.markdown:
         raise ConfigError("--markdown: expected --format markdown")
+    from analysis.studies import printed
+
     _print(
         printed.run_findings(_opened(options.run, options.all_rows)) if options.run else printed.catalogue(), options
     )
@@ -379,9 +380,15 @@ def studies(arguments: list[str]) -> int:
 
 def wandb(arguments: list[str]) -> int:
     """Send a finished run to Weights & Biases: trials, a summary, a workspace that compares engines, and a report."""
+    parser = Parser(wandb)
+    parser.add_argument("run", metavar="RUN", help="a results folder, or its name under results/")
+    parser.add_argument("--project", help="default: the project that tracked the run, else sweep")
+    parser.add_argument("--entity", help="team or user (default: the run's, else the login's)")
+    parser.add_argument("--no-trials", dest="trials", action="store_false", help="skip the trials (W&B has them)")
+    options = parser.parse_args(arguments)
     from analysis.tracking import publish
 
-    return publish.main(arguments)
+    return publish.main(options.run, options.project, options.entity, options.trials)
 
 
 def compare(arguments: list[str]) -> int:
@@ -397,21 +404,19 @@ def compare(arguments: list[str]) -> int:
     is met, but one could not be judged, e.g. after a crash or a single launch. --noise names a run that launched one
     configuration repeatedly on that machine: no interval is narrower than those launches differ.
     """
-    from analysis import DamagedFile, RunNotFound
-    from analysis import compare as room
-
     percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
     parser = Parser(compare)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="two or more; the first is the reference")
     parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: the headline quantities")
-    parser.add_argument(
-        "--margin", type=percentage, default=100 * room.MARGIN, help="%% within which figures count as equal (3)"
-    )
+    parser.add_argument("--margin", type=percentage, default=3, help="%% within which figures count as equal (3)")
     parser.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help='"ttft_p99 > 5%%"')
     parser.add_argument("--noise", metavar="RUN", help="launches of one configuration on the same machine (A/A)")
     options = _printed(parser, arguments)
     if len(options.runs) < 2:
         raise ConfigError("RUN: expected two or more, e.g. sweep compare results/monday results/tuesday")
+    from analysis import DamagedFile, RunNotFound
+    from analysis import compare as room
+
     conditions = [room.condition(text) for text in options.fail_if]
     columns = list(dict.fromkeys([*(options.metric or ()), *(each.column for each in conditions)]))
     try:
@@ -437,13 +442,13 @@ def explain(arguments: list[str]) -> int:
     In a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley values, and
     add up to the whole gain; in a ladder they follow the order of its steps. A launch is the unit.
     """
+    parser = Parser(explain)
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("--metric", action="append", metavar="COLUMN", help="default: throughput, TTFT p50, cost")
+    options = _printed(parser, arguments)
     from analysis.explain.decomposition import EXPLAINED, explanations
     from analysis.explain.output import explanation_output
 
-    parser = Parser(explain)
-    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
-    parser.add_argument("--metric", action="append", metavar="COLUMN", help=f"default: {', '.join(EXPLAINED)}")
-    options = _printed(parser, arguments)
     results = _opened(options.run, options.all_rows)
     _print(explanation_output(explanations(results.run, results.layout, options.metric or EXPLAINED)), options)
     return 0
@@ -541,12 +546,12 @@ def gateway(arguments: list[str]) -> int:
 
 def copy(arguments: list[str]) -> int:
     """Copy a run from an object store to a new folder."""
-    from sweep.disk import object_store
-
     parser = Parser(copy)
     parser.add_argument("url", metavar="URL", help="URL of the run: s3://bucket/run or gs://bucket/run")
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = parser.parse_args(arguments)
+    from sweep.disk import object_store
+
     if not object_store.is_url(options.url):
         raise ConfigError(f"URL={options.url}: expected s3://bucket/path or gs://bucket/path")
     object_store.copy(options.url, options.folder)
@@ -561,12 +566,12 @@ def export(arguments: list[str]) -> int:
 
     Each point gets a folder with run=N.json per replicate, and their summary.json; figures follow vLLM's definitions.
     """
-    from analysis.exchange import vllm_bench
-
     parser = Parser(export)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     options = _of_all_rows(parser, arguments)
+    from analysis.exchange import vllm_bench
+
     results = _opened(options.run, options.all_rows)
     written = vllm_bench.write_results(results.run, results.layout, results.vllm_figures, options.folder)
     print(f"{options.folder}: {len(results.run.ok)} results of {len(written)} points")
@@ -583,13 +588,13 @@ def import_(arguments: list[str]) -> int:
     KEY=VALUE supplies what the file lacks, in the terms of the run that it is compared with. Each row says in
     `client_stamp_source` which tool measured it, and so does a comparison.
     """
-    from analysis.exchange.imported_run import import_files
-
     parser = Parser(import_)
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="or a folder with files")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new results folder")
     pairs = [each for each in arguments if "=" in each and not each.startswith("-") and not Path(each).exists()]
     options = parser.parse_args([argument for argument in arguments if argument not in pairs])
+    from analysis.exchange.imported_run import import_files
+
     settings = dict(argument.split("=", 1) for argument in pairs)
     rows = import_files(options.files, options.out, settings)
     tools = ", ".join(sorted({row["client_stamp_source"] for row in rows}))

@@ -174,7 +174,7 @@ class Driver:
 
     def _write_status(self, ended: bool = False) -> None:
         self.ledger.check_in_place()
-        self.display.show_unavailable()
+        self.display.show_held_back()
         if ended or time.monotonic() - self.metered > METER_INTERVAL:
             self._meter()
         if self.forecast.due() or ended:
@@ -300,7 +300,7 @@ class Driver:
 
     def _finish_trial(self, state: LaunchState, work: Work, event: Finished) -> None:
         row = event.row
-        self.rows.commit(work.deployment, event.trial, row)
+        self.rows.commit(work.deployment, event.trial, row, event.trial.trial_id not in state.retried)
         self.executor.export_metrics(row)
         self.forecast.finished(work.deployment, event.trial, row)
         outcome = Outcome(row["outcome"])
@@ -361,7 +361,7 @@ class Driver:
             for deployment_id in self.nodes.failed_only_on(node_id):
                 for state in self.by_deployment[deployment_id]:
                     reopened, action = state.reopen(lambda _, outcome: outcome in policy.NODE_FAULTS)
-                    self.display.done -= reopened
+                    self.display.retry(reopened)
                     self._carry_out(state, action)
 
     def _retry_at_the_tail(self) -> None:
@@ -378,8 +378,8 @@ class Driver:
             reopened, action = state.reopen(retried)
             if not reopened:
                 continue
-            self.display.done -= reopened
-            trials = count(reopened, "failed trial")
+            self.display.retry(reopened)
+            trials = count(len(reopened), "failed trial")
             self.display.log(f"{state.launch.describe_launch()}: retrying {trials}")
             launches = self.by_deployment[state.launch.deployment_id]
             self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
@@ -434,7 +434,7 @@ class Driver:
 
     def _record_one(self, state: LaunchState, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
         """Give a trial a row without measurements; `verdict` has the outcome and what is known about it."""
-        self.rows.commit_unmeasured(state.launch, trial, attempt, verdict)
+        self.rows.commit_unmeasured(state.launch, trial, attempt, verdict, trial.trial_id not in state.retried)
         state.finish(trial.trial_id, Outcome(verdict["outcome"]))
 
 

@@ -166,17 +166,17 @@ class LaunchState:
             self.not_started_since = now
         return self.advance(Trigger.RETRY if now - self.not_started_since <= patience else Trigger.UNSCHEDULABLE)
 
-    def reopen(self, retried: Callable[[str, Outcome], bool]) -> tuple[int, Action]:
-        """Retry the trials for which `retried(id, outcome)` is true, each once; return their number and the action."""
+    def reopen(self, retried: Callable[[str, Outcome], bool]) -> tuple[set[str], Action]:
+        """Retry the trials for which `retried(id, outcome)` is true, each once; return them and the action."""
         if self.stage.active:
-            return 0, Action.NOTHING
+            return set(), Action.NOTHING
         ended = self.outcomes.items()
         failed = {
             trial_id for trial_id, outcome in ended if trial_id not in self.retried and retried(trial_id, outcome)
         }
         if not failed:
-            return 0, Action.NOTHING
+            return failed, Action.NOTHING
         self.reopened |= failed
         self.retried |= failed
         self.order = list(self.launch.trials)
-        return len(failed), self.advance(Trigger.REOPEN)
+        return failed, self.advance(Trigger.REOPEN)

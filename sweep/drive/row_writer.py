@@ -15,6 +15,7 @@ from sweep.disk.ledger import Ledger, LedgerRow
 from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.ledger_lines.compact_row import dict_of_row
 from sweep.disk.run_files import RunPaths
+from sweep.drive import policy
 from sweep.drive.monitor.progress import Display
 from sweep.node.rows import is_current, present_row, recomputed_row, slo_text, unmeasured_row
 from sweep.node.work import Work
@@ -64,19 +65,24 @@ class RowWriter:
         self.write_after = time.monotonic() + WRITE_INTERVAL
         self.changed = False  # whether trials.parquet was rewritten
 
-    def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow) -> None:
-        """Store a trial's row durably and report it."""
+    def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow, first: bool = False) -> None:
+        """Store a trial's row durably and report it. The `first` failure in a run may be retried in it."""
         self.ledger.commit(row)
+        history = self.ledger.history(trial.trial_id)
+        retried = first and policy.retried_at_the_tail(self.plan.settings, Outcome(row["outcome"]), history)
         if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
             self.tracker.log_trial(row, self._telemetry(row))
-        self.display.finished(row, f"{deployment.describe()} {trial.describe()}", deployment.describe())
+        label = f"{deployment.describe()} {trial.describe()}"
+        self.display.finished(row, label, deployment.describe(), retried)
 
-    def commit_unmeasured(self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any]) -> None:
+    def commit_unmeasured(
+        self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any], first: bool = False
+    ) -> None:
         """Commit the row of a trial that will not run; `verdict` has its outcome, reason, exit and driver."""
         work = Work(deployment, self.plan.settings, str(self.paths.out), attempt, tuple(self.plan.axes))
         outcome, exit = Outcome(verdict["outcome"]), verdict.get("exit")
         row = unmeasured_row(work, trial, outcome, verdict.get("reason"), exit=Exit.restored(exit) if exit else None)
-        self.commit(deployment, trial, row | {"driver": verdict.get("driver")})
+        self.commit(deployment, trial, row | {"driver": verdict.get("driver")}, first)
 
     def _telemetry(self, row: LedgerRow) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry

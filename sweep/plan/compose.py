@@ -283,7 +283,8 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
     grid, parts = dict(plan.grid), plan.model_dump(exclude_unset=True)
 
     def put(target: dict[str, Any], key: str, value: Any) -> None:
-        request.replaced.append(f"{key}: {in_words(value)} instead of {in_words(target.get(key))}")
+        before = f" instead of {_in_sentence(target[key])}" if target.get(key) else ""
+        request.replaced.append(f"{key}: {_in_sentence(value)}{before}")
         target[key] = value
 
     for key, value in plan.without_gpu.items():
@@ -304,6 +305,15 @@ def _without_gpu(request: _Request, line: CommandLine) -> None:
             put(request.settings, key, value)
     in_step = PlanSpec.parse({key: parts[key] for key in ("zip", "ladder") if key in plan.without_gpu}).values()
     request.plan = PlanSpec.parse({**parts, "grid": {axis: grid[axis] for axis in grid if axis not in in_step}})
+
+
+def _in_sentence(value: Any) -> str:
+    """Return a value for a sentence, mappings too: `load.batch_size 1, 8 with workload.num_requests 20, 24`."""
+    if isinstance(value, Mapping):
+        return " with ".join(f"{key} {_in_sentence(entry)}" for key, entry in value.items())
+    if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+        return " and ".join(map(_in_sentence, value))
+    return in_words(value)
 
 
 def _replace_unreachable(

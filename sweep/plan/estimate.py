@@ -202,7 +202,7 @@ class RunEstimate(NamedTuple):
     expected: Expected
     simulated: SimulatedRun
     seconds: float | None  # until the end; None if neither earlier runs nor an assumption give a duration
-    messages: list[str]  # one line each
+    messages: list[str]  # the estimate in one line, then how it comes about
 
 
 def estimate_run(
@@ -225,15 +225,17 @@ def estimate_run(
         prices = {hourly_price(launch.backend, hardware) for launch in launches}
         hardware = hardware.model_copy(update={"price_per_hour": prices.pop() if len(prices) == 1 else None})
     units = "GPUs" if hardware.platform == "cuda" else "nodes"
+    from_nothing = assumed and assumed.measured and _from_nothing(launches, expected, assumed, assumed.measured)
+    longest = f" ({from_nothing.partition(':')[0]})" if from_nothing and expected.unknown_launches else ""
+    duration = f"about {duration_text(simulated.makespan)}{longest}"
     messages = [
-        f"{duration_text(simulated.makespan)} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
+        f"{duration} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
+        *([from_nothing] if from_nothing else []),
         f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
         f"the shortest possible: all {units} busy, or the longest launch",
         f"durations: {_sources(expected, assumed)}",
         _critical_path(simulated, names, units),
     ]
-    if assumed and assumed.measured:
-        messages.insert(0, _from_nothing(launches, expected, assumed, assumed.measured))
     return RunEstimate(expected, simulated, simulated.makespan, messages)
 
 

@@ -23,13 +23,16 @@ PIPE_WIDTH = 160  # characters, if there is no terminal and no COLUMNS
 
 
 def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequence[Node], details: bool) -> None:
-    """Print what will be run, what was replaced for lack of a GPU, what is unavailable and why, and the estimate."""
-    hardware = plan.settings.hardware
+    """Print what will be run, what was replaced for lack of a GPU, what is unavailable and why, and the estimate.
+
+    With `details` also the trials, their order, and how the estimate comes about.
+    """
+    hardware, estimate = plan.settings.hardware, pending.estimate
     because = "no GPU here: " if hardware.platform == "cpu" else ""
     workloads = {id(trial.workload): trial.workload for trial in plan.trials}.values()
     cache = cache_directory(plan.settings.cache_dir)
     notes = dict.fromkeys(note for workload in workloads for note in workload.notes(cache))
-    lines = [*(f"{because}{text}" for text in plan.replaced), *notes]
+    lines = [*([because + "; ".join(plan.replaced)] if plan.replaced else []), *notes]
     if slo := plan.settings.slo:
         lines.append(f"SLO: {', '.join(f'{latency} ≤ {1000 * limit:,g} ms' for latency, limit in slo.items())}")
     _print(console, [*lines, _headline(plan, pending.runnable)])
@@ -49,13 +52,15 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines += [f"warning: {text}" for text in plan_warnings(plan, pending, nodes, points)]
     if details:
         lines += starts(pending)
-    lines += [f"expected: {text}" for text in [*pending.estimate.messages, *least_time(points, hardware.name)]]
+    lines += [f"expected: {text}" for text in (estimate.messages if details else estimate.messages[:1])]
+    if details or estimate.seconds is None:
+        lines += [f"expected: {text}" for text in least_time(points, hardware.name)]
     _print(console, lines)
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
 
 
 def _headline(plan: Plan, runnable: Sequence[Deployment]) -> str:

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from analysis.statistics.intervals import Estimate
-from sweep.base.config import ROOT
+from sweep.base.config import ROOT, ConfigError
 from tests.explain.test_explain import ladder
 from tests.support.synthetic_run import make_run
 
@@ -22,6 +24,9 @@ def test_every_sample_of_the_document_runs(tmp_path: Path, monkeypatch, capsys) 
     assert (names["throughput"]["low"] < names["throughput"]["value"]).any()
     assert "<table" in names["r"]._repr_html_()
     assert len(names["slowest"]) == 5
+    assert names["figure"].axes[0].get_xlabel().startswith("Batch size")
+    with pytest.raises(ConfigError, match="by=backend: unknown; .*batch_size"):
+        names["r"].plot(by="backend")
     assert len(names["trials"])
     assert len(names["requests"])
     assert len(names["telemetry"])

@@ -313,6 +313,22 @@ def test_help_and_status_do_not_wait_for_hydra():
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
+def test_no_help_loads_the_analysis():
+    """The defect: `compare --help` took 3.5 s of processor time for pandas, SciPy and matplotlib."""
+    program = """
+import contextlib, sys
+from sweep.cli.commands import COMMANDS, dispatch
+for command in COMMANDS:
+    with contextlib.suppress(SystemExit):
+        dispatch([command, "--help"])
+print([name for name in ("analysis", "pandas", "matplotlib", "scipy") if name in sys.modules])
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert printed.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

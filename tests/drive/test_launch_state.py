@@ -87,5 +87,5 @@ def test_a_pending_deployment_retries_its_failed_trials_too_and_is_queued_once()
     state.finish("1", Outcome.HUNG)
     assert state.lost(in_our_code=False, limit=20) is Action.REQUEUE
     assert pending(state) == ["2"]
-    assert state.reopen(lambda trial_id, outcome: outcome is Outcome.HUNG) == (1, Action.NOTHING)
+    assert state.reopen(lambda trial_id, outcome: outcome is Outcome.HUNG) == ({"1"}, Action.NOTHING)
     assert pending(state) == ["1", "2"]

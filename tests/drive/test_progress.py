@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from sweep.__main__ import main
 from sweep.base.records import Outcome, TrialProgress
@@ -66,15 +68,16 @@ def test_requests_in_words():
     text = "120 of 400 requests done, 128 sent, 8 in flight, 2 failed, 1,230 tokens/s"
     assert progress_text(progress) == text
     assert Usage(3, 8, "GPU", 0.4213).text == "3 of 8 GPUs busy, $0.421 spent"
+    assert Usage(1, 1, "node", 0.0003).text == ""
 
 
 def test_what_cannot_run_is_one_line_and_figures_have_one_number_format():
     display, output = display_of()
     for index in range(12):
         display.finished({"outcome": "unavailable", "reason": "no docker: install it"}, f"tgi m qa replicate {index}")
-    display.show_unavailable()
+    display.show_held_back()
     (line,) = output.getvalue().splitlines()
-    assert line.endswith("[12/36] unavailable: no docker: install it (12 trials, the first tgi m qa replicate 0)")
+    assert line.endswith("✗ 12 trials, the first tgi m qa replicate 0: unavailable: no docker: install it")
     row = {"outcome": "ok", "output_throughput": 1234.56, "ttft_p50": 1.381, "cost_per_million_tokens": 0.08371}
     display.finished(row, "vllm")
     assert "vllm: 1,235 tokens/s, TTFT p50 1,381 ms, $0.0837/M tokens" in output.getvalue()
@@ -97,16 +100,63 @@ def test_the_best_so_far_is_never_across_tasks_or_loads():
     assert display.leaders.best(1) == [display.leaders.latest()] == ["at long batch 8: b 20.0 tokens/s"]
 
 
-def test_a_launch_that_reports_again_what_it_waits_for_has_waited_since_the_first_report():
+def test_a_launch_that_reports_again_what_it_waits_for_has_waited_since_the_first_report(monkeypatch):
     """The defect: a lease that blocks for hours is reported each minute, and the status showed less than one."""
     display, output = display_of()
     display.update("launch", "vllm", "waiting for process 7")
+    display.show_held_back()
+    assert not output.getvalue(), "without a terminal only a state that lasts gets a line"
     begin = display.running["launch"][2]
-    display.update("launch", "vllm", "waiting for process 7")
+    monkeypatch.setattr("sweep.drive.monitor.progress.SLOW_STATE", 0.0)
+    for _ in range(2):
+        display.update("launch", "vllm", "waiting for process 7")
+        display.show_held_back()
     assert display.running["launch"][2] == begin
     assert output.getvalue().count("waiting for process 7") == 1
     display.update("launch", "vllm", "launching the engine")
     assert display.running["launch"][2] > begin
+
+
+@pytest.mark.slow
+def test_without_a_terminal_a_trial_is_one_line(tmp_path, capsys):
+    """From the plan's estimate to the summary; equal failures are folded, and a retry is not done before it ends."""
+    faults = ["+backend.faults={hang: 1.0}", "stall_timeout=1", "replicates=2", "attempts=4"]
+    assert main([*SIMULATED, *faults, f"out={tmp_path / 'out'}"]) == 1
+    after = capsys.readouterr().out.partition("expected: ")[2].splitlines()[1:]
+    lines = after[: next(index for index, line in enumerate(after) if "of 2 trials ok" in line)]
+    counts = [
+        re.search(r"\[(\d)/2(?:, (\d) to retry)?, .*\] ✗ .*: hung(: | for the same reason)", line) for line in lines
+    ]
+    assert [found.groups() for found in counts if found] == [
+        ("0", "1", ": "),
+        ("0", "2", " for the same reason"),
+        ("1", None, " for the same reason"),
+        ("2", None, " for the same reason"),
+    ]
+    assert not [line for line in lines if "launching the engine" in line or "trial 1 of" in line]
+    main(["status", str(tmp_path / "out")])
+    assert "  2 trials, the first simulated tiny-llama synthetic " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", range(60, 201, 20))
+def test_the_live_view_fits_the_terminal(width):
+    """A line per launch, what is best so far, and what is left, each in one line of the terminal from 80 columns."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    display = Display(27, 0, 190.0, console)
+    for engine, throughput in (("transformers", 17.0), ("vllm", 87.3)):
+        question = {"workload": "mixed", "load": "batch", "batch_size": 8}
+        row = {"outcome": "ok", "output_throughput": throughput, **question}
+        display.finished(row, f"{engine} smollm2 mixed batches of 8 replicate 0", engine)
+    display.finished({"trial_id": "t", "outcome": "hung"}, "ctranslate2", retried=True)
+    display.update("a", "transformers smollm2", "trial 2 of 9: mixed batches of 8 replicate 0")
+    display.measuring("a", TrialProgress(8, 5, 0, 3, 40, 8, 4.0))
+    with console.capture() as capture:
+        console.print(display._render())
+    lines = Text.from_ansi(capture.get()).plain.splitlines()
+    assert max(map(len, lines)) <= width
+    assert re.search(r"^▸ transformers smollm2: .* 5/8, 10\.0 tok/s +0 s", lines[0])
+    assert lines[1].rstrip() == "1 failure; best so far at mixed batch 8: vllm 87.3 tokens/s"
+    assert re.search(r"^trials .* 2/27, 1 to retry, 3 min left", lines[2])
 
 
 # The time that is left -----------------------------------------------------------------------------------------------

@@ -379,8 +379,8 @@ def test_the_hardware_of_an_experiment_is_added_to_the_profile_found(experiment)
 def test_what_was_replaced_is_said_without_python(experiment):
     text = "zip: {load.batch_size: [1, 2]}\nwithout_gpu: {zip: {load.batch_size: [4]}, slo: {ttft: 1s}}"
     assert experiment(text).replaced == [
-        "zip: {load.batch_size: [4]} instead of {load.batch_size: [1, 2]}",
-        "slo: {ttft: 1s} instead of nothing",
+        "zip: load.batch_size 4 instead of load.batch_size 1, 2",
+        "slo: ttft 1s",
     ]
 
 

@@ -1,24 +1,27 @@
-"""The progress of a running sweep: a live view on a terminal, plain lines otherwise.
+"""The progress of a running sweep: a live view on a terminal, one line per trial otherwise.
 
-It shows what is running and how far its requests are, the run's progress, cost and failures, and the time left. The
-analysis shows results.
+It shows what is running and how far its requests are, the run's progress, cost and failures, the time left and the best
+so far. The analysis shows results.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
 from rich.text import Text
 
 from sweep.base.records import LOAD_COLUMNS, Outcome, TrialProgress
 from sweep.base.wording import count, duration_text, number, time_left
-from sweep.drive.policy import FAILED
+from sweep.drive.policy import FAILED, without_numbers
 
+SLOW_STATE = 30.0  # s after which, without a terminal, a launch's state gets a line
+FEWEST_CENTS = 0.01  # USD; less is not shown
+BAR = 24  # columns of the run's bar, the most; that of a trial is half as long
 QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row in which points must agree to be compared
 
 
@@ -32,17 +35,19 @@ class Usage(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The usage as text: `3 of 8 GPUs busy, $0.42 spent`."""
-        spent = "" if self.spent is None else f", ${number(self.spent)} spent"
-        return f"{self.busy} of {count(self.capacity, self.unit)} busy{spent}"
+        """The usage as text: `3 of 8 GPUs busy, $0.42 spent`; not for a single node, or below a cent."""
+        busy = f"{self.busy} of {count(self.capacity, self.unit)} busy" if self.capacity > 1 else ""
+        spent = f"${number(self.spent)} spent" if self.spent is not None and self.spent >= FEWEST_CENTS else ""
+        return ", ".join(filter(None, (busy, spent)))
 
 
 class Display:
-    """The view of one run. On a terminal it redraws itself; elsewhere each change is printed as a line."""
+    """The view of one run. On a terminal it redraws itself; elsewhere each trial's end is printed as a line."""
 
     def __init__(self, total: int, done: int, expected: float | None, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.total, self.done = total, done
+        self.to_retry: set[str] = set()  # trials that failed and are retried in this run; not done
         self.failures = 0  # trials that failed in this run
         self.usage: Usage | None = None
         self.running: dict[str, tuple[str, str, float]] = {}  # key of a launch -> label, state, time of the last change
@@ -51,8 +56,8 @@ class Display:
         self._left = expected  # estimated s for all pending trials, and when they were estimated
         self._estimated = time.monotonic()
         self._unavailable: dict[str, list[str]] = defaultdict(list)  # reason -> labels that have not been shown yet
-        self.bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
-        self.task = self.bar.add_task("", total=total, completed=done, left="")
+        self._failed: set[str] = set()  # outcomes and reasons, without numbers, that were shown
+        self._slow: set[str] = set()  # launches whose current state was printed
         self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
@@ -61,22 +66,22 @@ class Display:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.show_unavailable()
+        self.show_held_back()
         if self.console.is_terminal:
             self.live.stop()
 
     def log(self, text: str) -> None:
         """Print a line that remains visible."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def update(self, launch: str, label: str, state: str) -> None:
         """Show the current state of a launch."""
         _, before, since = self.running.get(launch, ("", "", 0.0))
-        repeated = state == before  # a waiting launch reports again; keep the time of its first report
-        self.running[launch] = (label, state, since if repeated else time.monotonic())
+        if state != before:  # a waiting launch reports again; keep the time of its first report
+            self._slow.discard(launch)
+            since = time.monotonic()
+        self.running[launch] = (label, state, since)
         self.progress.pop(launch, None)
-        if not self.console.is_terminal and not repeated:
-            self.log(f"{_clock()} {label}: {state}")
 
     def measuring(self, launch: str, progress: TrialProgress) -> None:
         """Show the progress of a launch's trial."""
@@ -87,28 +92,55 @@ class Display:
         """Remove a launch that has ended, at least until a retry."""
         self.running.pop(launch, None)
         self.progress.pop(launch, None)
+        self._slow.discard(launch)
 
-    def finished(self, row: Mapping[str, Any], label: str, engine: str = "") -> None:
-        """Show a trial's row; rows of trials that cannot run are held back for `show_unavailable`."""
-        self.done += 1
+    def finished(self, row: Mapping[str, Any], label: str, engine: str = "", retried: bool = False) -> None:
+        """Show a trial's row; rows of trials that cannot run are held back for `show_held_back`.
+
+        A failed trial that is retried in this run is not done. A reason that was shown before is not repeated.
+        """
         outcome = Outcome(row["outcome"])
         self.failures += outcome in FAILED
-        self.bar.update(self.task, completed=self.done)
+        if retried:
+            self.to_retry.add(row["trial_id"])
+        else:
+            self.done += 1
         reason = str(row.get("reason") or "no reason given")
         if outcome is Outcome.UNAVAILABLE:
             self._unavailable[reason].append(label)
             return
         if outcome is Outcome.OK:
             self.leaders.add(row, engine or label)
-        result = _key_figures(row) if outcome is Outcome.OK else f"{outcome}: {reason}"
-        self.log(f"{_clock()} [{self.done}/{self.total}, {time_left(self.seconds_left())}] {label}: {result}")
+            self._log_trial("✓", label, _key_figures(row))
+            return
+        alike = without_numbers(f"{outcome}: {reason}")
+        again = "for the same reason as before"
+        self._log_trial("✗", label, f"{outcome} {again}" if alike in self._failed else f"{outcome}: {reason}")
+        self._failed.add(alike)
 
-    def show_unavailable(self) -> None:
-        """Print one line for all trials that cannot run for the same reason."""
+    def retry(self, trial_ids: Collection[str]) -> None:
+        """Take these trials, which have a row, as not done."""
+        self.done -= len(set(trial_ids) - self.to_retry)
+        self.to_retry -= set(trial_ids)
+
+    def _log_trial(self, mark: str, label: str, ending: str) -> None:
+        if self.console.is_terminal:
+            self.log(f"{mark} {label}: {ending}")
+        else:
+            self.log(f"{_clock()} [{self.counts()}, {time_left(self.seconds_left())}] {mark} {label}: {ending}")
+
+    def show_held_back(self) -> None:
+        """Print one line for all trials that cannot run for the same reason, and, without a terminal, slow states."""
         for reason, labels in self._unavailable.items():
             which = labels[0] if len(labels) == 1 else f"{count(len(labels), 'trial')}, the first {labels[0]}"
-            self.log(f"{_clock()} [{self.done}/{self.total}] unavailable: {reason} ({which})")
+            self._log_trial("✗", which, f"unavailable: {reason}")
         self._unavailable.clear()
+        if self.console.is_terminal:
+            return
+        for launch, (label, state, since) in self.running.items():
+            if launch not in self._slow | self.progress.keys() and time.monotonic() - since > SLOW_STATE:
+                self._slow.add(launch)
+                self.log(f"{_clock()} {label}: {state}")
 
     def estimated(self, seconds: float | None) -> None:
         """Store the scheduler's estimate of the time left."""
@@ -118,22 +150,41 @@ class Display:
         """Return the last estimate of the time left, or None."""
         return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._estimated))
 
+    def counts(self) -> str:
+        """Return how many trials are done: `8/27`, `8/27, 1 to retry`."""
+        return f"{self.done}/{self.total}" + (f", {len(self.to_retry)} to retry" if self.to_retry else "")
+
     def summary(self) -> str:
         """Summary: `3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
-        parts = [self.usage.text] if self.usage is not None else []
-        parts += [count(self.failures, "failure")] if self.failures else []
+        usage = self.usage.text if self.usage is not None else ""
+        failures = count(self.failures, "failure") if self.failures else ""
         best = self.leaders.latest()
-        return ", ".join(parts) + (f"; best so far {best}" if best and parts else best)
+        parts = [", ".join(filter(None, (usage, failures))), f"best so far {best}" if best else ""]
+        return "; ".join(filter(None, parts))
 
     def _render(self) -> RenderableType:
-        table = Table.grid(padding=(0, 2))
+        """Draw a line per running launch, the summary, and the run's bar, each at most as wide as the terminal."""
+        table = Table.grid(
+            Column(), *(Column(no_wrap=True) for _ in range(3)), padding=(0, 1)
+        )  # only the first shrinks
         for key, (label, state, since) in self.running.items():
             progress = self.progress.get(key)
-            shown = progress_text(progress) if progress is not None else ""
-            table.add_row(Text(label), Text(state), duration_text(time.monotonic() - since), Text(shown))
-        self.bar.update(self.task, left=time_left(self.seconds_left()))
+            cells = _progress_cells(progress) if progress is not None else ("", "")
+            what = Text(f"▸ {label}: {state}", no_wrap=True, overflow="ellipsis")
+            table.add_row(what, *cells, duration_text(time.monotonic() - since))
+        total = Table.grid(padding=(0, 1))
+        left = Text(f"{self.counts()}, {time_left(self.seconds_left())}")
+        total.add_row("trials", ProgressBar(self.total, self.done, width=BAR), left)
         summary = self.summary()
-        return Group(table, *([Text(summary, style="dim")] if summary else []), self.bar)
+        return Group(table, *([Text(summary, style="dim")] if summary else []), total)
+
+
+def _progress_cells(progress: TrialProgress) -> tuple[ProgressBar, Text]:
+    """Return a running trial's bar and its progress in short: `5/8, 1 failed, 9.10 tok/s`."""
+    failed = f"{progress.failed:,} failed" if progress.failed else ""
+    rate = f"{number(progress.tokens / progress.seconds)} tok/s" if progress.seconds > 0 else ""
+    texts = filter(None, (f"{progress.done:,}/{progress.total:,}", failed, rate))
+    return ProgressBar(progress.total, progress.done, width=BAR // 2), Text(", ".join(texts))
 
 
 class Leaders:

@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from sweep.base.config import ConfigError
-from sweep.base.records import Outcome, TrialProgress
+from sweep.base.records import TrialProgress
 from sweep.base.time_factor import scaled
 from sweep.base.wording import count, duration_text, time_left
 from sweep.disk import object_store, run_files
@@ -25,7 +25,7 @@ from sweep.disk.ledger_lines.checksums import sealed, unsealed
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.progress import Display, progress_text
 from sweep.drive.monitor.totals import Totals, count_anew, read_totals
-from sweep.drive.policy import SETTLED
+from sweep.drive.policy import SETTLED, without_numbers
 
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
@@ -186,15 +186,15 @@ def _progress(entry: Mapping[str, Any]) -> str:
 
 
 def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Return a line for each failure, and one line for all trials that cannot run for the same reason."""
-    unavailable = Counter(reason for _, outcome, reason in failures if outcome == Outcome.UNAVAILABLE)
-    texts = []
+    """Return a line for all trials that failed or cannot run for the same reason, numbers aside."""
+    alike: dict[str, list[str]] = defaultdict(list)
     for label, outcome, reason in failures:
-        if outcome != Outcome.UNAVAILABLE or unavailable[reason] == 1:
-            texts.append(f"{label}: {outcome}: {reason}")
-        elif trials := unavailable.pop(reason, 0):
-            texts.append(f"{count(trials, 'trial')}, the first {label}: {outcome}: {reason}")
-    return texts
+        log = reason.rfind(" [") if reason.endswith("/engine.log]") else len(reason)
+        alike[without_numbers(f"{outcome}: {reason[:log]}")].append(f"{label}: {outcome}: {reason}")
+    return [
+        texts[0] if len(texts) == 1 else f"{count(len(texts), 'trial')}, the first {texts[0]}"
+        for texts in alike.values()
+    ]
 
 
 def status_json(status: Status) -> str:
