@@ -131,21 +131,28 @@ def studies_page(runs: dict[str, Path], earlier: dict[str, list[str]]) -> Iterat
     yield from (
         "# The published studies",
         "",
-        "This page states what the published student and demo studies asked, the command that repeats each, and what",
-        "their own tables say about their findings. `sweep studies RUN` judges a run, as does the run's report. Each",
-        "finding is reproduced, not reproduced, not decided, not testable here, or contradicted by its own table. It",
-        "is reproduced only if it holds at the unfavourable ends of the intervals of a new launch. It is not",
-        "reproduced only if the whole interval contradicts it. An interval that spans a limit decides nothing.",
-        'If a study states no limit, we set one ("judged by"). A run must have everything that a study',
-        "compares. A finding about what fits in memory needs the study's hardware. Throughput as offered is not",
-        "ranked, nor is memory of different kinds. One launch does not show how much launches differ, so no finding",
-        "that compares engines or settings can be tested with a single launch. A finding about the loads of one launch",
-        "uses the interval of these launches, and says so. Without an interval, e.g. after a single replicate, a",
-        "finding is not testable. Outcomes decide what fits in memory. The studies' own tables have no intervals",
-        "and are judged by their figures. A ratio of two points has the same interval as in the report and the",
-        "summary ([metrics](metrics.md#comparisons)). The tables and their sources are data (`analysis/studies/data`).",
-        "The runs beside them use the small forms for a machine without a GPU. Only ratios can be compared, and",
-        "most findings need the study's hardware. `python scripts/studies.py` writes this page.",
+        "This page lists the questions of the published student and demo studies, the command that repeats each",
+        "study, and what each study's tables show about its findings. `python scripts/studies.py` writes this",
+        "page.",
+        "",
+        "`sweep studies RUN` and the report judge a run. Each finding is reproduced, not reproduced, not decided,",
+        "not testable here, or contradicted by the study's own table. A finding is reproduced only if it holds at",
+        "the unfavourable ends of the intervals of a new launch. It is not reproduced only if the whole interval",
+        "contradicts it. An interval that spans a limit decides nothing. If a study gives no limit, sweep sets",
+        'one ("judged by").',
+        "",
+        "- A run must have everything that a study compares. A finding about what fits in memory needs the",
+        "  study's hardware, and is judged by the outcomes.",
+        "- Throughput below saturation is not ranked, since the load sets it. Nor is memory of different kinds.",
+        "- A single launch does not show how much launches differ, so it cannot test a finding that compares",
+        "  engines or flags. A finding about the loads of one launch uses the interval of these launches, and the",
+        "  output notes that.",
+        "- Without an interval, e.g. after a single replicate, a finding is not testable.",
+        "- The studies' tables have no intervals and are judged by their numbers. A ratio of two points has the",
+        "  same interval as in the report and the summary ([metrics](metrics.md#comparisons)).",
+        "",
+        "The tables and their sources are data (`analysis/studies/data`). The runs below use the small forms for",
+        "a machine without a GPU. Only ratios can be compared, and most findings need the study's hardware.",
     )
     for study in all_studies():
         yield from study_section(study, runs, earlier)
@@ -236,7 +243,7 @@ def machine(rows: pd.DataFrame) -> Iterator[str]:
     if nodes:
         loads = [node["load_average"] for node in nodes]
         yield f"Machine: {nodes[0]['cores']} cores of {nodes[0]['cpu']}"
-        yield f"Load average: {min(loads):.1f} to {max(loads):.1f} at the trials"
+        yield f"Load average: {min(loads):.1f} to {max(loads):.1f} during the trials"
 
 
 def launch_time(folder: Path) -> str:
