@@ -16,8 +16,8 @@ NAME = re.compile(
 _TABLE = Path(__file__).with_name("secret_shapes.txt").read_text(encoding="utf-8").splitlines()
 SHAPES = dict(line.split("\t") for line in _TABLE if not line.startswith("#"))
 VALUE = re.compile("|".join(SHAPES.values()))
-PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # a name and its value, in a message
-# The same in what engines print: their tokens are mostly words of a vocabulary, or counted.
+PAIR = re.compile(r"([\w-]+)(['\"]?\s*[:=]\s*['\"]?)([^\s'\",;{}\[\]]+)")  # NAME=VALUE or NAME: VALUE in a message
+# The same for engine output, where "token" mostly refers to vocabulary or counts.
 LOGGED_PAIR = re.compile(
     r"(?i)(?<![\w-])(?P<name>[\w-]{0,40}?(?:token|secret|password|passwd|passphrase|credentials?|api[_-]?key|(?:access|account|private)[_-]key"
     r"|authorization|connection[_-]?string))"
@@ -25,7 +25,7 @@ LOGGED_PAIR = re.compile(
     r"(?P<secret>(?=[^\s'\",;{}()\[\]]{0,200}?\d)(?=[^\s'\",;{}()\[\]]{0,200}?[a-z])[^\s'\",;{}()\[\]<>|]{8,})"
 )
 MASK = "***"
-SHORTEST = 8  # characters of a variable's value that is masked everywhere: shorter values may be ordinary words
+SHORTEST = 8  # minimum length of a variable's value to mask everywhere: shorter values may be ordinary words
 
 
 def is_secret(name: str, value: object = "") -> bool:
@@ -36,12 +36,12 @@ def is_secret(name: str, value: object = "") -> bool:
 def secret_within(name: str, value: object, inherited: bool = False) -> str | None:
     """Return the path of the first secret in a setting, e.g. "user.api_key"; None if there is no secret.
 
-    Mappings, lists and JSON texts are searched; `inherited`: the setting is below a secret's name. A number is a secret
-    too, except under a name that ends in "token", since engines have token counts.
+    Mappings, lists and JSON texts are searched. `inherited`: the setting is nested under a secret's name. Numbers are
+    secrets too, except under a name that ends in "token", since engines have token counts.
     """
     named = inherited or is_secret(name.rpartition(".")[2])
     if isinstance(value, str) and value.strip().startswith(("{", "[")):
-        with suppress(ValueError):  # otherwise a template, or the engine's own notation
+        with suppress(ValueError):  # otherwise a template, or the engine's notation
             value = json.loads(value)
     if isinstance(value, Mapping):
         return next(filter(None, (secret_within(f"{name}.{key}", inner, named) for key, inner in value.items())), None)
@@ -56,7 +56,7 @@ def secret_within(name: str, value: object, inherited: bool = False) -> str | No
 def secret_values(environ: Mapping[str, str]) -> set[str]:
     """Return the values of variables that hold secrets, to be masked wherever they occur.
 
-    Any variable whose name ends with KEY counts as a secret. A number does not, since JSON contains many numbers.
+    Any variable whose name ends with KEY is a secret, unless its value is a number: JSON contains many numbers.
     """
     secrets = (content for key, content in environ.items() if NAME.search(key) or key.upper().endswith("KEY"))
     return {content for content in secrets if len(content) >= SHORTEST and not content.isdecimal()}
@@ -74,7 +74,7 @@ def masked_message(text: str, secrets: set[str]) -> str:
 
 
 def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
-    """Return a text without these values, the shapes above, and the values of pairs that are named as secrets."""
-    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
+    """Return a text with these values masked, and key-like strings and the values of secret names as well."""
+    for secret in sorted(secrets, key=len, reverse=True):  # longest first: one secret may be a prefix of another
         text = text.replace(secret, MASK)
     return LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))

@@ -3,7 +3,7 @@
 import math
 import re
 
-# For a terminal: all control characters but tab and newline, direction controls, and Unicode's other line ends.
+# For a terminal: control characters except tab and newline, direction controls, Unicode line separators.
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
@@ -13,7 +13,7 @@ def printable(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Return three significant digits, with thousands separated: 0.0123, 4.56, 789, 12,300."""
+    """Return a number with three significant digits and thousands separators: 0.0123, 4.56, 789, 12,300."""
     if value is None or not math.isfinite(value):
         return "—"
     if value == 0:
@@ -33,7 +33,7 @@ def duration_text(seconds: float | None) -> str:
 
 
 def time_left(seconds: float | None) -> str:
-    """Return the time left: `12 min left`, or that it is unknown."""
+    """Return `12 min left`, or a text for an unknown time."""
     return "time left unknown" if seconds is None else f"{duration_text(seconds)} left"
 
 

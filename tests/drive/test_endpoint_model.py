@@ -82,7 +82,7 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
     with pytest.raises(ConfigError, match=r"serves org/model-7b, another; add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
-    with pytest.raises(ConfigError, match=r"its answer exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
+    with pytest.raises(ConfigError, match=r"its response exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
         with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
@@ -368,7 +368,7 @@ def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):
 
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "a\nhush-hush")
-    with pytest.raises(ConfigError, match=r"api_key_env=SOME_KEY: .*cannot go into a header") as caught:
+    with pytest.raises(ConfigError, match=r"api_key_env=SOME_KEY: .*cannot be sent in a header") as caught:
         dialect_of("http://127.0.0.1:9", "backend.api_key_env=SOME_KEY")
     assert "hush" not in str(caught.value)
 

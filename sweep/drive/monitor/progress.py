@@ -1,7 +1,7 @@
 """The progress of a running sweep: a live view on a terminal, plain lines otherwise.
 
-It shows what is running and how far its requests are, the run's progress, cost and failures, and the time left. The
-analysis shows results.
+It shows the running trials with their progress, the run's progress, cost and failures, and the time left. Results are
+shown by the analysis.
 """
 
 import time
@@ -19,7 +19,7 @@ from sweep.base.records import LOAD_COLUMNS, Outcome, TrialProgress
 from sweep.base.wording import count, duration_text, number, time_left
 from sweep.drive.policy import FAILED
 
-QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row in which points must agree to be compared
+QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns that must be equal for points to be compared
 
 
 class Usage(NamedTuple):
@@ -89,7 +89,7 @@ class Display:
         self.progress.pop(launch, None)
 
     def finished(self, row: Mapping[str, Any], label: str, engine: str = "") -> None:
-        """Show a trial's row; rows of trials that cannot run are held back for `show_unavailable`."""
+        """Show a trial's row; trials that cannot run are collected for `show_unavailable`."""
         self.done += 1
         outcome = Outcome(row["outcome"])
         self.failures += outcome in FAILED
@@ -115,11 +115,11 @@ class Display:
         self._left, self._estimated = seconds, time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """Return the last estimate of the time left, or None."""
+        """Return the seconds left by the last estimate; None without an estimate."""
         return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._estimated))
 
     def summary(self) -> str:
-        """Summary: `3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
+        """Return `3 of 8 GPUs busy, $0.42 spent, 2 failures; best so far at qa batch 8: vllm 538 tokens/s`."""
         parts = [self.usage.text] if self.usage is not None else []
         parts += [count(self.failures, "failure")] if self.failures else []
         best = self.leaders.latest()
@@ -139,7 +139,7 @@ class Display:
 class Leaders:
     """The highest mean throughput so far among points with the same task and load, never across tasks or loads.
 
-    It skips points below saturation, where the load determines the throughput, and points without a rival.
+    Points below saturation are skipped, since the load determines their throughput; so are points without a rival.
     """
 
     def __init__(self) -> None:
@@ -155,11 +155,11 @@ class Leaders:
         engines.setdefault(label, []).append(row["output_throughput"])
 
     def latest(self) -> str:
-        """The leader of the latest task, or "" if it has no rivals: `at qa batch 8: vllm 538 tokens/s`."""
+        """Return the latest task's leader: `at qa batch 8: vllm 538 tokens/s`; "" if it has no rivals."""
         return "".join(self.best(most=1))
 
     def best(self, most: int) -> list[str]:
-        """Return the leaders of the `most` latest tasks with rivals, in their order."""
+        """Return the leaders of the latest tasks with rivals, at most `most`, oldest first."""
         compared = [(question, engines) for question, engines in self.figures.items() if len(engines) > 1]
         return [_leader(question, engines) for question, engines in compared[-most:]]
 
@@ -182,7 +182,7 @@ def progress_text(progress: TrialProgress) -> str:
 
 
 def _key_figures(row: Mapping[str, Any]) -> str:
-    """Return the two or three figures that show at a glance whether a trial is plausible."""
+    """Return the two or three numbers that show at a glance whether a trial's result is plausible."""
     figures = (
         ("output_throughput", 1, "{} tokens/s"),
         ("ttft_p50", 1000, "TTFT p50 {} ms"),
