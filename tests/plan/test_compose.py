@@ -331,7 +331,7 @@ def experiment(tmp_path):
     [
         ("replicats: 3", "experiment=my: replicats=3: unknown key; did you mean replicates? expected: agreement,"),
         ('deadlin: "08:00"', "experiment=my: deadlin=08:00: unknown key; did you mean deadline?"),
-        ("hydra: {job: {chdir: true}}", "experiment=my: hydra: unknown key in experiment/my.yaml; remove it: sweep ignores"),
+        ("hydra: {job: {chdir: true}}", "experiment=my: hydra: unknown key in experiment/my.yaml; remove it"),
         ("gird: {load.batch_size: [1, 2]}", "experiment=my: gird={load.batch_size: [1, 2]}: unknown key; did you mean"),
         ("max_faild: 0.0", "experiment=my: max_faild=0.0: unknown key; did you mean max_failed?"),
         ("load: {batchsize: 3}", "load.batchsize=3: unknown key; did you mean batch_size?"),
