@@ -1,4 +1,6 @@
-"""Workloads: seeded streams of Requests; here prompts of random words with exact lengths. The Load sets the timing.
+"""Workloads: seeded streams of Requests; here prompts of random words with exact lengths.
+
+The Load sets the timing.
 
 Every prompt begins with a unique prefix, so that prompt caches do not help: any two requests of a trial differ from
 their first words on. Prompts depend on the seed, never on the backend. Each random dimension has a separate stream of

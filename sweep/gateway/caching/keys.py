@@ -1,4 +1,4 @@
-"""The key of a request: what must be equal before another request's answer may be served."""
+"""The key of a request: everything that must be equal before another request's answer may be served."""
 
 import hashlib
 import json
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 from sweep.gateway.call import Call
 
-# Headers that affect neither who asks nor the answer. Every other header may be a credential.
+# Headers that affect neither the caller's identity nor the answer. All other headers may be credentials.
 IGNORED_HEADERS = frozenset(
     (
         *(b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"user-agent"),
         *(b"x-request-id", b"traceparent", b"tracestate"),
     )
 )
-IGNORED_PREFIX = b"x-stainless-"  # OpenAI's libraries describe themselves and count their retries in these headers
+IGNORED_PREFIX = b"x-stainless-"  # OpenAI's libraries put their name, version and retry count in these headers
 SINGLE = ("n", "best_of")  # number of answers to one request
 UNCACHED = frozenset((b"no-cache", b"no-store"))  # directives of Cache-Control, compared in full
 CHANGED_BY_PROMPT = ("echo", "prompt_logprobs", "use_beam_search")  # the answer contains the prompt, or is not sampled
@@ -22,14 +22,14 @@ DIGEST_BYTES = 20
 
 
 class AnswerKey(NamedTuple):
-    """Digests of a request: one of everything but its question, one of the question. Neither can be reversed."""
+    """Digests of a request: one of its prompt, one of all the rest. Neither can be reversed."""
 
     context: bytes
     question: bytes
 
 
 def key_of(call: Call) -> AnswerKey | None:
-    """Return the key of a request; None if its answer must not be stored: not deterministic, or no-store."""
+    """Return the key of a request; None if its answer must not be stored (non-deterministic, or no-store)."""
     question = call.question
     if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
         return None
