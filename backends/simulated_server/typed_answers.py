@@ -14,7 +14,7 @@ def _typed(kind: str, **content: Any) -> bytes:
 
 @dataclass(slots=True)
 class Responses(Dialect):
-    """An answer of the Responses API: numbered events, of which the last has the usage."""
+    """An answer of the Responses API: numbered events; the last has the usage."""
 
     number: int = 1
 

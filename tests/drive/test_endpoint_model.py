@@ -98,7 +98,7 @@ def test_an_endpoint_has_its_own_price_and_never_this_machines():
     assert hourly_price(by_token, machine) is None
     assert _cost(by_token, row, None) == pytest.approx(2 + 3 * 0.5)
     assert _cost(by_token, {**row, "output_tokens": None}, None) is None
-    with pytest.raises(ValueError, match="expected at most one of the two"):
+    with pytest.raises(ValueError, match="expected at most one of them"):
         OpenAI(name="openai", url="http://h", price_per_hour=1, price_per_million_tokens={"input": 1, "output": 1})
     with pytest.raises(ValueError, match=r"hardware\.price_per_hour"):
         Simulated(name="simulated", price_per_hour=1)
