@@ -23,7 +23,7 @@ from sweep.numbers.warnings import ResultWarning
 
 @dataclass(frozen=True)
 class RunResults:
-    """A run and everything derived from it. Each part is computed when it is first needed."""
+    """A run and all data derived from it, computed on first use."""
 
     run: Run
 
@@ -34,7 +34,7 @@ class RunResults:
 
     @property
     def contests(self) -> Contests:
-        """The contests, which compare any two points by any measured figure."""
+        """The contests, which compare any two points by any measured quantity."""
         return self._summarised[1]
 
     @cached_property
@@ -47,7 +47,7 @@ class RunResults:
 
     @property
     def points(self) -> pd.DataFrame:
-        """The summary, with each point's place in the figures."""
+        """The summary, with each point's line, panel and position in the figures."""
         return self.layout.points
 
     @cached_property
@@ -64,7 +64,7 @@ class RunResults:
 
     @cached_property
     def components(self) -> list[Components]:
-        """The components of variance of the main figures."""
+        """The components of variance of the main quantities."""
         return components(self.run, self.layout)
 
     @cached_property
@@ -77,7 +77,7 @@ class RunResults:
 
     @cached_property
     def vllm_figures(self) -> VLLMFigures:
-        """The trials' figures by vLLM's definitions, from their requests. Raises DamagedFile."""
+        """The trials' metrics by vLLM's definitions, from their requests. Raises DamagedFile."""
         return vllm_figures(self.run)
 
     @cached_property
@@ -91,7 +91,7 @@ def open_results(folder: str | Path, all_rows: bool = False) -> RunResults:
 
 
 def number_formats(run: Run, layout: Layout) -> dict[str, list[str]]:
-    """Return the lines by number format, e.g. `bfloat16, bitsandbytes nf4`, since a speed means little without it."""
+    """Return the lines by number format, e.g. `bfloat16, bitsandbytes nf4`."""
     ok = layout.placed(run.ok)[["line", "dtype", "engine_facts"]].drop_duplicates()
     formats: dict[str, list[str]] = {}
     for line, dtype, facts in ok.astype(object).itertuples(index=False, name=None):
