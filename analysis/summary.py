@@ -1,4 +1,4 @@
-"""Summarises each point of the plan in a row: values with 95 % intervals, and ratios to the baseline.
+"""Summarises each point of the plan in a row: values with 95% intervals, and ratios to the baseline.
 
 Only `ok` trials are summarised. A planned point without an `ok` trial has a row with n = 0, so that it is not
 overlooked. Every axis of the plan distinguishes points, with or without a result.
@@ -39,8 +39,8 @@ SUMMARY_COLUMNS = {
     "outcomes": ("", "the trials by outcome"),
     "requests, failed": ("requests", "answered and failed requests in trials with a result"),
     "FIGURE": ("as in trials.parquet", "a measured column, over all requests of the point's trials"),
-    "FIGURE_ci_low, FIGURE_ci_high": ("as FIGURE", "ends of its 95 % interval for these launches"),
-    "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95 % interval for a new launch"),
+    "FIGURE_ci_low, FIGURE_ci_high": ("as FIGURE", "ends of its 95% interval for these launches"),
+    "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95% interval for a new launch"),
     "FIGURE_effective_n": ("requests", "effective number of independent requests"),
     "FIGURE_by_launches": (
         "",
@@ -48,7 +48,7 @@ SUMMARY_COLUMNS = {
     ),
     "FIGURE_n": ("trials", "trials with a value, if some trials with a result lack it"),
     "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline column: its ratio to the baseline, or parent"),
-    "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95 % interval (docs/comparing.md)"),
+    "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95% interval (docs/comparing.md)"),
     "FIGURE_standing": ("", "of a headline column: best, tie with the best, or behind"),
     "unpooled": ("", "columns that are means over trials, since some requests cannot be read"),
     "as_offered": ("", "whether an open loop determined its throughput"),

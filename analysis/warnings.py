@@ -197,7 +197,7 @@ def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     ("output_throughput",),
 )
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The interval of output throughput is wider than ±10 %."""
+    """The interval of output throughput is wider than ±10%."""
     points = layout.points
     if "output_throughput" not in points:
         return

@@ -1,7 +1,7 @@
 """Decides which configuration of a task is best within the bounds, and whether its lead is more than noise.
 
 The best is tested against all other configurations (`comparison.Contest`). Among equal configurations, one is falsely
-declared best in about 5 % of cases, for any number of configurations, and of loads to choose the best from. The remedy
+declared best in about 5% of cases, for any number of configurations, and of loads to choose the best from. The remedy
 for a tie follows from the spread between launches that remains after pairing.
 """
 

@@ -10,7 +10,7 @@ from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
 WITHOUT_REQUESTS = "true if the intervals come from the launches' values, since the requests give none"
-BEST_OVER_IT = "the best's value / this configuration's, as a plain ratio; for a cost 0.8 means 20 % less"
+BEST_OVER_IT = "the best's value / this configuration's, as a plain ratio; for a cost 0.8 means 20% less"
 
 
 class AnswerRow(NamedTuple):
@@ -60,10 +60,8 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("column", "the deciding column of trials.parquet", lambda row: row.answer.criterion.quantity.column),
     Column("value", "mean over the replicates", lambda row: row.configuration.figure.value, of_value="of `column`"),
     view("figure", lambda row: figure(row.answer, row.configuration)),
-    Column("ci_low, ci_high", "95 % interval for these launches", lambda row: row.ends[:2], of_value="of `column`"),
-    Column(
-        f"{NEW}_low, {NEW}_high", "95 % interval for a new launch", lambda row: row.ends[2:], of_value="of `column`"
-    ),
+    Column("ci_low, ci_high", "95% interval for these launches", lambda row: row.ends[:2], of_value="of `column`"),
+    Column(f"{NEW}_low, {NEW}_high", "95% interval for a new launch", lambda row: row.ends[2:], of_value="of `column`"),
     Column(
         "headroom",
         "unused share of the SLO's tightest bound; negative if exceeded",
@@ -74,7 +72,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("best_over_it", BEST_OVER_IT, lambda row: row.configuration.ratio, _best_over_it, heading="best over it"),
     Column(
         "best_over_it_ci_low, best_over_it_ci_high",
-        "95 % interval of that ratio, for all rivals at once",
+        "95% interval of that ratio, for all rivals at once",
         lambda row: (row.configuration.low, row.configuration.high),
     ),
     Column("more_minutes", "time of those launches; best only", lambda row: row.remedy[0], of_value="min"),

@@ -19,7 +19,7 @@ class Condition:
     text: str
     column: str
     sign: Literal["<", ">"]
-    change: float  # relative, e.g. -0.03 for 3 % less
+    change: float  # relative, e.g. -0.03 for 3% less
 
     def met(self, comparison: PointComparison) -> bool:
         """Return whether the change is larger than the condition's, and its joint interval excludes no change."""

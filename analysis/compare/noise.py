@@ -53,7 +53,7 @@ class MachineNoise:
         return Error(error, float(len(differences)), launches, known=True)
 
     def description(self, column: str) -> str:
-        """Describe the noise: `two launches of one configuration differ by up to 9% (95 %, 40 pairs in results/aa)`."""
+        """Describe the noise: `two launches of one configuration differ by up to 9% (95%, 40 pairs in results/aa)`."""
         differences = self._differences(column, 1)
         if not len(differences):
             return ""

@@ -10,7 +10,7 @@ from analysis.point_names import listed
 from analysis.table import KEY, NONE, Cell, Column, Line, Output, Table
 from sweep.base.wording import count, duration_text
 
-MOST_CHANGE = 10.0  # a larger change is printed as 'over 1000 %'
+MOST_CHANGE = 10.0  # a larger change is printed as 'over 1000%'
 VERDICT_STYLES = {
     Finding.FASTER: "green",
     Finding.SLOWER: "red",
@@ -18,7 +18,7 @@ VERDICT_STYLES = {
     Finding.INCOMPARABLE: "dim",
 }
 MEAN = "geometric mean over the launches"
-RATIO_INTERVAL = "95 % interval of the ratio (docs/metrics.md)"
+RATIO_INTERVAL = "95% interval of the ratio (docs/metrics.md)"
 VERDICT = "faster, slower, equal within the margin, tie or not comparable, worded for the quantity"
 NOT_IN_TURNS = (
     "The sides did not take turns (measured {}), so no interval covers a change of the machine in between. Measure "
@@ -103,7 +103,7 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
         Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
         Column("ratio", "the other run's value / the reference's", lambda each: each.ratio, _ratio),
         Column(
-            "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95 % interval"
+            "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95% interval"
         ),
         Column(
             "units",

@@ -35,7 +35,7 @@ class Reproduction(StrEnum):
 
 
 class Noise(NamedTuple):
-    """The spread of a quantity between launches of one point, as a standard deviation of logarithms (0.02: 2 %)."""
+    """The spread of a quantity between launches of one point, as a standard deviation of logarithms (0.02: 2%)."""
 
     deviation: float
     freedom: float  # degrees of freedom of the spread
@@ -66,7 +66,7 @@ class FigureChange(NamedTuple):
 
     @property
     def change(self) -> float:
-        """The relative change, e.g. -0.03 for 3 % less."""
+        """The relative change, e.g. -0.03 for 3% less."""
         return self.after / self.before - 1
 
     @property
@@ -75,7 +75,7 @@ class FigureChange(NamedTuple):
         return abs(math.log(self.after / self.before)) > math.log1p(self.most)
 
     def describe(self) -> str:
-        """Describe the change, e.g. `output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
+        """Describe the change, e.g. `output throughput 81.2 → 79.9 tokens/s (-1.6%, noise up to 7.1%)`."""
         label = self._label
         noise = "noise unknown" if math.isnan(self.most) else f"noise up to {self.most:.1%}"
         figures = f"{label.shown(self.before)} → {label.shown(self.after)} {label.unit}"

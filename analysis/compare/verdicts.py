@@ -58,9 +58,9 @@ class PointComparison:
     all_low: float = math.nan  # ends of the interval that holds for all configurations at once
     all_high: float = math.nan
     units: int = 0
-    smallest: float = math.nan  # relative change that as many launches detect with 90 % probability
+    smallest: float = math.nan  # relative change that as many launches detect with 90% probability
     in_minutes: tuple[float, ...] = ()  # the same for MINUTES of launches of both sides
-    launches: tuple[int, ...] = ()  # launches per side that detect CHANGES with 90 % probability; 0: unknown
+    launches: tuple[int, ...] = ()  # launches per side that detect CHANGES with 90% probability; 0: unknown
     launch_minutes: float = 0.0  # minutes for one launch of each side; 0: unknown
     noise: str = ""  # the machine's noise, if measured separately
     apart: str = ""  # how the sides were measured, if not in turns; empty with a known noise

@@ -25,7 +25,7 @@ WIDEST_SHARE = 50.0  # a larger share is meaningless
 
 
 class Change(NamedTuple):
-    """A factor or a share with the ends of its 95 % interval. Missing values are NaN."""
+    """A factor or a share with the ends of its 95% interval. Missing values are NaN."""
 
     value: float
     low: float

@@ -1,6 +1,6 @@
 """Cumulative distribution of latency, for one trial per engine at its largest completed load.
 
-A failed request is treated as slower than any other, so the curve of a trial with failures does not reach 100 %.
+A failed request is treated as slower than any other, so the curve of a trial with failures does not reach 100%.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Throughput as a ratio to the baseline, with its 95 % interval. If the interval contains 1, it may be a tie."""
+"""Throughput as a ratio to the baseline, with its 95% interval. If the interval contains 1, it may be a tie."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """Draws a quantity against the load: a line per engine, a panel per workload. Without a varying number, a row per
 engine.
 
-Small dots are replicates, and whiskers are the 95 % interval of their mean. Axes are scaled to the data. A whisker over
+Small dots are replicates, and whiskers are the 95% interval of their mean. Axes are scaled to the data. A whisker over
 two replicates can be very long, so it is cut at the panel's edge, with an arrowhead. A cross on the axis is a point
 without a result. If there are too many lines to distinguish, only some are drawn.
 """

@@ -212,7 +212,7 @@ def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> 
 
 
 def _steady_figure(point: PointRow, name: str) -> str:
-    """Return a marked steady-state quantile if the whole run's differs by more than 10 %; else ""."""
+    """Return a marked steady-state quantile if the whole run's differs by more than 10%; else ""."""
     steady = f"steady_{name}"
     if steady not in STEADY or steady not in point or not off_steady(point[name], point[steady]):
         return ""

@@ -41,7 +41,7 @@ STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cy
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
     BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' values, since the requests are too few or too dependent",
-    OF_STEADY: f"{OF_STEADY} steady state: the whole run's value, including start and drain, differs by more than 10 %",
+    OF_STEADY: f"{OF_STEADY} steady state: the whole run's value, including start and drain, differs by more than 10%",
     MAYBE: f"{MAYBE} may be a tie: the interval includes 1 or is missing",
 }
 """The meaning of marks in cells."""

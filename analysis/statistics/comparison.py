@@ -174,8 +174,8 @@ def comparisons_with_best(points: int, choices: int) -> float:
     """Return the number of comparisons in a test of the best point if each point is the best of several choices.
 
     If each comparison has probability p, a point with L choices is falsely named with probability at most Lp. Of two
-    equal points ahead of all other points, one may be falsely named. With p = 5 % / (points - 1) / (mean of L) / 2 this
-    happens at most 5 % of the time (Bonferroni).
+    equal points ahead of all other points, one may be falsely named. With p = 5% / (points - 1) / (mean of L) / 2 this
+    happens at most 5% of the time (Bonferroni).
     """
     return max(1.0, (points - 1) * max(choices, points) / max(1, points))
 

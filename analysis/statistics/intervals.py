@@ -38,7 +38,7 @@ FEWEST_FOR_STEADY_RATES = 5  # replicates for a steady throughput's interval (St
 DOUBTFUL = 2.2  # dependence above which replicates are trusted more than batches, if there are ENOUGH
 ENOUGH = 5
 LONGEST_DRAIN = 0.15  # standard deviation / a replicate's duration, for the interval of a throughput
-LAUNCHES_FOR_INTERVAL = 3  # minimum launches for an interval from their values; two that are 1 % apart would give ±9 %
+LAUNCHES_FOR_INTERVAL = 3  # minimum launches for an interval from their values; two that are 1% apart would give ±9%
 FEWEST_IN_ALL = 50  # requests for a throughput's or mean's interval, since fewer may miss one slow in fifty
 FEWEST_CARRIERS = 5.0  # requests that make up the latencies' variance; with fewer a mean is chance
 SMALLEST_GROWTH = 1e-6  # of a share within a step; less is treated as flat
@@ -46,7 +46,7 @@ RARE = 0.15  # share of a replicate's total; a slowest request that adds less ne
 
 
 class Interval(NamedTuple):
-    """A value with the ends of its two 95 % intervals. Missing values are NaN."""
+    """A value with the ends of its two 95% intervals. Missing values are NaN."""
 
     value: FloatArray
     low: FloatArray  # of these launches
@@ -63,7 +63,7 @@ def t(freedom: FloatArray | float) -> FloatArray:
 
 
 class Estimate(NamedTuple):
-    """A point's value with the ends of its two 95 % intervals and its number of replicates."""
+    """A point's value with the ends of its two 95% intervals and its number of replicates."""
 
     value: float
     low: float  # of these launches
@@ -75,7 +75,7 @@ class Estimate(NamedTuple):
 
     @property
     def relative_half_width(self) -> float:
-        """Half the interval of these launches divided by the value, e.g. 0.05 for ±5 %; NaN if there is no interval."""
+        """Half the interval of these launches divided by the value, e.g. 0.05 for ±5%; NaN if there is no interval."""
         return (self.high - self.low) / 2 / abs(self.value) if self.value else math.nan
 
 

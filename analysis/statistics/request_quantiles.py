@@ -3,7 +3,7 @@
     analysis.quantiles("results/serving").table
 
 Latencies of requests are exact. The gaps of all trials go into a histogram (`sweep.numbers.gap_histogram`), whose
-quantiles are at most 0.4 % off. Several threads read files, one row group at a time. Reading pages and counting gaps
+quantiles are at most 0.4% off. Several threads read files, one row group at a time. Reading pages and counting gaps
 release the interpreter lock most of the time. New processes would import the calling script, and run it again unless it
 has a main guard.
 """
@@ -74,6 +74,6 @@ QUANTILE_COLUMNS = {
     "requests": ("", "measured requests, including failed requests"),
     "gaps": ("", "gaps between tokens of one answer"),
     "ttft_pN, e2el_pN, tpot_pN": ("s", "exact quantiles over its requests, for each of `percentiles` (50 and 99)"),
-    "itl_pN": ("s", "quantiles over its gaps, at most 0.4 % off"),
+    "itl_pN": ("s", "quantiles over its gaps, at most 0.4% off"),
 }
 """The columns of `Quantiles.table`, for docs/columns.md."""

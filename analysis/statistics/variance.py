@@ -36,7 +36,7 @@ class Components(NamedTuple):
     """The spread of a quantity between trials at one point."""
 
     quantity: LabelledColumn
-    deviation: float  # standard deviation of the logarithm; 0.02 means 2 %
+    deviation: float  # standard deviation of the logarithm; 0.02 means 2%
     shares: dict[str, float]  # component -> share of the variance; confounded components share one
     notes: list[str]  # why a component has no separate share
     trials: int
@@ -133,7 +133,7 @@ def _expected_squares(point: Any, in_points: Any, factors: list[Any]) -> FloatAr
 
 
 def shares_text(spread: Components) -> str:
-    """Return the shares as text, e.g. `launch 60 %, trial 31 %, request 9 %`."""
+    """Return the shares as text, e.g. `launch 60%, trial 31%, request 9%`."""
     return ", ".join(f"{name} {share:.0%}" for name, share in spread.shares.items())
 
 

@@ -1,7 +1,7 @@
 """A histogram of gaps between chunks, from which quantiles of a billion gaps can be computed.
 
 A bin is the upper half of a gap's bits as a 32-bit float: 128 bins for each power of two. The middle of a bin differs
-by at most 0.4 % from any gap in the bin; this bounds the error of a quantile. Histograms of trials, files and processes
+by at most 0.4% from any gap in the bin; this bounds the error of a quantile. Histograms of trials, files and processes
 can be added.
 """
 

@@ -37,7 +37,7 @@ FEWEST_MEANS = 10  # needed by MSER: 10 x 5 bins of time, or 10 batches
 SLACK = 2.0  # accepted multiple of the minimum squared standard error
 NEGLIGIBLE = 0.01  # of the mean: a standard error below this is not reduced further
 DRIFT = 0.05  # of the mean: a change below this from one half of the window to the other is no drift
-CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
+CRAMER_VON_MISES_99 = 0.743  # 99% of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
 
 
 def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
@@ -60,7 +60,7 @@ def too_short(records: Records, mask: Mask, length: float) -> str | None:
     lasted = statistics(with_failures(e2el(records), ~succeeded(records))[mask], (90,))
     p90, longest = lasted["p90"], lasted["max"]
     if p90 is None or longest is None:
-        return "more than 10 % of the requests failed or were never sent, so that e2el has no p90"
+        return "more than 10% of the requests failed or were never sent, so that e2el has no p90"
     if length < LIFETIMES * p90:
         return f"the settled part of {length:.3g} s is shorter than {LIFETIMES} times the p90 of e2el, {p90:.3g} s"
     if length < longest:

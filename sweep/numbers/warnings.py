@@ -177,28 +177,28 @@ def _share(part: float, total: float) -> float:
 
 @_severe(lowest_is_worst=True)
 def low_agreement(agreement: float, coarser_format: str | None = None) -> Evidence | None:
-    """Fewer than 90 % of the greedy tokens agree with the reference, and no coarser format explains it."""
+    """Fewer than 90% of the greedy tokens agree with the reference, and no coarser format explains it."""
     low = agreement < LOW_AGREEMENT and coarser_format is None
     return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if low else None
 
 
 @_warning(lowest_is_worst=True)
 def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
-    """Fewer than 90 % of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
+    """Fewer than 90% of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
     message = f"agreement {agreement:.0%} with the reference in {coarser_format}"
     return Evidence(agreement, message) if agreement < LOW_AGREEMENT else None
 
 
 @_info(lowest_is_worst=True)
 def inexact_agreement(agreement: float) -> Evidence | None:
-    """Some greedy tokens, at most 10 %, differ from the reference's."""
+    """Some greedy tokens, at most 10%, differ from the reference's."""
     inexact = LOW_AGREEMENT <= agreement < 1
     return Evidence(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
 
 
 @_warning(("quality",), lowest_is_worst=True)
 def low_quality(quality: float, quality_high: float) -> Evidence | None:
-    """The engine's likelihood per token of bundled text is below 98 % of the reference's, by more than its interval."""
+    """The engine's likelihood per token of bundled text is below 98% of the reference's, by more than its interval."""
     return Evidence(quality, f"quality {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
 
 
@@ -226,7 +226,7 @@ def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
 
 @_warning(LATENCIES, lowest_is_worst=True)
 def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | None:
-    """Requests were sent at less than 95 % of the requested rate."""
+    """Requests were sent at less than 95% of the requested rate."""
     share = _share(realised_rate, offered_rate)
     return Evidence(share, f"requests were sent at {share:.0%} of the requested rate") if share < LOW_RATE else None
 
@@ -253,14 +253,14 @@ def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
 
 @_warning()
 def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
-    """More than 5 % of the input was in the engine's prompt cache."""
+    """More than 5% of the input was in the engine's prompt cache."""
     share = prefix_hit_rate
     return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
 
 
 @_warning()
 def cached_input(cached_share: float) -> Evidence | None:
-    """According to the answers' usage, the server had more than 5 % of the input in its prompt cache."""
+    """According to the answers' usage, the server had more than 5% of the input in its prompt cache."""
     share = cached_share
     return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
 
@@ -273,14 +273,14 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
 
 @_warning(_PAIRED, columns=(*_PAIRED, *(f"steady_{name}" for name in _PAIRED)))
 def steady_state_differs(*figures: float | None) -> Evidence | None:
-    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10 % from the steady state's."""
+    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10% from the steady state's."""
     pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
     share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
     return Evidence(share, f"{worst} over the whole run is {share:.0%} off the steady state") if share else None
 
 
 def off_steady(whole: float | None, steady: float | None) -> float:
-    """Return the relative difference between whole run and steady state; 0 for up to 10 %."""
+    """Return the relative difference between whole run and steady state; 0 for up to 10%."""
     share = abs(whole / steady - 1) if whole and steady else 0.0
     return share if share > STEADY_DIFFERS else 0.0
 
@@ -313,7 +313,7 @@ def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
 
 @_warning((*LATENCIES, "output_throughput", "total_throughput", "request_throughput"))
 def drift_over_trial(drift: float) -> Evidence | None:
-    """The latency of later requests differs from earlier requests' by 20 % or more."""
+    """The latency of later requests differs from earlier requests' by 20% or more."""
     return Evidence(abs(math.log(drift)), f"latency changed {drift:.2f}-fold during the trial")
 
 
@@ -340,14 +340,14 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
 
 @_warning(("itl_p99",))
 def shared_timestamps(buffered_share: float) -> Evidence | None:
-    """Between 1 and 10 % of the events arrived together with another event of the same answer."""
+    """Between 1 and 10% of the events arrived together with another event of the same answer."""
     shared = SHARED_EVENTS < buffered_share <= BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another event") if shared else None
 
 
 @_severe()
 def odd_answers(odd_answer_share: float) -> Evidence | None:
-    """At least 1 % of the answers are unlike the others, or not of the requested length."""
+    """At least 1% of the answers are unlike the others, or not of the requested length."""
     odd = odd_answer_share >= ODD
     return Evidence(odd_answer_share, f"{odd_answer_share:.1%} of the answers are unlike the others") if odd else None
 
@@ -394,7 +394,7 @@ def unverified_tokens(
 
 @_severe((*STREAMED, *ARRIVALS, "goodput"))
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10 % of the events arrived together with another event of the answer, or in an answer held back."""
+    """More than 10% of the events arrived together with another event of the answer, or in an answer held back."""
     buffered = buffered_share > BUFFERED
     return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another event") if buffered else None
 
@@ -414,7 +414,7 @@ def own_token_count(token_source: str) -> Evidence | None:
 
 @_warning((*TOKEN_COLUMNS, *STREAMED))
 def token_counts_differ(recounted_share: float, token_source: str) -> Evidence | None:
-    """The server's count of the output tokens differs by more than 10 % from the model's tokenizer's."""
+    """The server's count of the output tokens differs by more than 10% from the model's tokenizer's."""
     if token_source == "ids" or abs(recounted_share - 1) <= MISCOUNT:
         return None
     share = f"{recounted_share:.0%} of the tokens that the server counted are in the text"
@@ -423,14 +423,14 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
 
 @_warning(ARRIVALS)
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
-    """Over 5 % more tokens than events, and no event reports how many tokens it holds."""
+    """Over 5% more tokens than events, and no event reports how many tokens it holds."""
     silent = "final usage" in token_source.split(", ") and tokens_per_event > MERGED
     return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens per event") if silent else None
 
 
 @_warning(TOKEN_COLUMNS)
 def hidden_tokens(hidden_share: float) -> Evidence | None:
-    """More than 10 % of the output tokens were never sent: hidden reasoning, counted by the server."""
+    """More than 10% of the output tokens were never sent: hidden reasoning, counted by the server."""
     hidden = hidden_share > HIDDEN
     return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens were never sent") if hidden else None
 
@@ -461,13 +461,13 @@ def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Eviden
 
 @_info()
 def busy_client(client_cpu: float) -> Evidence | None:
-    """A process of the client used more than 70 % of a core."""
+    """A process of the client used more than 70% of a core."""
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
 
 
 @_warning()
 def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | None:
-    """Other processes used more than 10 % of the engine's cores."""
+    """Other processes used more than 10% of the engine's cores."""
     if foreign_cpu_share <= FOREIGN_CPU:
         return None
     by = f": {foreign_processes}" if foreign_processes else ", all of which have ended"
@@ -483,21 +483,21 @@ def foreign_gpu(foreign_gpu_processes: int, foreign_processes: str) -> Evidence 
 
 @_warning()
 def gpu_thermal_limit(gpu_thermal_share: float) -> Evidence | None:
-    """A GPU's clock was lowered for more than 1 % of the time because of its temperature."""
+    """A GPU's clock was lowered for more than 1% of the time because of its temperature."""
     message = f"temperature lowered the GPU's clock for {gpu_thermal_share:.0%} of the time"
     return Evidence(gpu_thermal_share, message) if gpu_thermal_share > LIMITED else None
 
 
 @_info()
 def gpu_power_limit(gpu_power_share: float) -> Evidence | None:
-    """A GPU's clock was lowered for more than 1 % of the time because of its power limit."""
+    """A GPU's clock was lowered for more than 1% of the time because of its power limit."""
     message = f"the power limit lowered the GPU's clock for {gpu_power_share:.0%} of the time"
     return Evidence(gpu_power_share, message) if gpu_power_share > LIMITED else None
 
 
 @_warning()
 def cpu_throttled(cpu_throttled_share: float) -> Evidence | None:
-    """The CPU quota was used up in more than 1 % of its periods."""
+    """The CPU quota was used up in more than 1% of its periods."""
     message = f"the CPU quota was used up in {cpu_throttled_share:.0%} of its periods"
     return Evidence(cpu_throttled_share, message) if cpu_throttled_share > LIMITED else None
 

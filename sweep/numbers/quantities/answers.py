@@ -33,12 +33,12 @@ SAME_SUFFIX = r"[-:@](latest|\d{4}[\d-]*)"  # of a model's name: the version tha
 def odd_answer_share(
     records: Records, mask: Mask, exact_length: bool, unlike_prompts: bool, endpoint: bool
 ) -> float | None:
-    """share of the successful answers that are unlike the trial's other answers.
+    """share of the successful answers that are unlike the trial's other answers. Such an answer has over twice their
+    tokens per event, or took less than 5% of their time per token. Or its length is over 10% off the requested tokens,
+    with ignore_eos. Or, at an endpoint, at least half of the answers repeat another's text and it is one of them, or it
+    took half the time of the fastest tenth of the others. A single such answer is not counted.
 
-    Such an answer has over twice their tokens per event, or took less than 5 % of their time per token. Or its length
-    is over 10 % off the requested tokens, with ignore_eos. Or, at an endpoint, at least half of the answers repeat
-    another's text and it is one of them, or it took half the time of the fastest tenth of the others. A single such
-    answer is not counted. Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
+    Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
     """
     chosen = np.flatnonzero(mask & engine_answered(records))
     if not chosen.size:

@@ -57,17 +57,17 @@ LABELS = {"startup_seconds": "Engine start-up", "cold_ttft": "Cold TTFT"}
 AGREEMENT = (
     "share of positions at which the engine's greedy token equals the reference's, after the same reference tokens."
 )
-WILSON = "lower end of the agreement's 95 % interval (Wilson, for the prompts' effective number of positions)."
+WILSON = "lower end of the agreement's 95% interval (Wilson, for the prompts' effective number of positions)."
 QUALITY = "exp of the mean log-probability per token of bundled text under the engine, divided by the reference's."
-STUDENT = "lower end of the quality's 95 % interval (Student's t over the texts, for differences paired by token)."
+STUDENT = "lower end of the quality's 95% interval (Student's t over the texts, for differences paired by token)."
 OF_ANSWERS = {
     "agreement": AGREEMENT,
     "agreement_low": WILSON,
-    "agreement_high": "upper end of the agreement's 95 % interval.",
+    "agreement_high": "upper end of the agreement's 95% interval.",
     "agreement_positions": "positions compared for agreement, without those at which the engine would end its answer.",
     "quality": QUALITY,
     "quality_low": STUDENT,
-    "quality_high": "upper end of the quality's 95 % interval.",
+    "quality_high": "upper end of the quality's 95% interval.",
     "quality_tokens": "tokens of the text on which the quality is based.",
 }
 for _name, _formula in (COSTS | OF_ANSWERS).items():

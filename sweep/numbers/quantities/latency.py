@@ -52,7 +52,7 @@ def answer_ttft(records: Records) -> Floats:
 def tpot(records: Records) -> Floats:
     """(last token − first token) / (streamed tokens − tokens of the first arrival).
 
-    Undefined if all tokens arrived at once, or if only the final usage counts tokens, its count is over 5 % above the
+    Undefined if all tokens arrived at once, or if only the final usage counts tokens, its count is over 5% above the
     number of events, and no tokenizer has counted the text. Shape (requests,), s.
     """
     if not tokens_are_stamped(records):

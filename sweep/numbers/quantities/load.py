@@ -16,7 +16,7 @@ from sweep.numbers.selection import per_second, succeeded
 
 FEWEST_IN_A_QUARTER = 5  # requests
 RISE_WEIGHT, RISE_SCALE, LOAD_WEIGHT = 3.0, 3.0, 0.2  # weight in the score of a queue
-GROWING = 6.0  # threshold of the score: at 0.7 of capacity at most 7 % of trials reach it, with 1 to 64 slots
+GROWING = 6.0  # threshold of the score: at 0.7 of capacity at most 7% of trials reach it, with 1 to 64 slots
 KEPT_UP = 0.9  # of the offered rate: an engine that keeps up with a higher share is not saturated
 
 
@@ -57,7 +57,7 @@ def below_saturation(
     realised_rate: float | None,
     queue_growth: float | None,
 ) -> bool | None:
-    """whether an open loop's requests were sent and answered at 90 % or more of the rate at which they were due, and
+    """whether an open loop's requests were sent and answered at 90% or more of the rate at which they were due, and
     its queue does not grow.
 
     Then throughput and cost are determined by the load, not by the engine. Null in a closed loop and in

@@ -31,9 +31,9 @@ def kv_cache_usage_max(samples: Sequence[Sample], begin: float, duration: float 
     return max((value for _, value in _kv_cache_usage(samples, begin, duration)), default=None)
 
 
-@quantity(**KV_CACHE, label="KV cache nearly full", short="KV > 95 %")
+@quantity(**KV_CACHE, label="KV cache nearly full", short="KV > 95%")
 def kv_cache_full_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """share of the trial's time with over 95 % of the KV cache in use; null if no request ran at any reading."""
+    """share of the trial's time with over 95% of the KV cache in use; null if no request ran at any reading."""
     usage = _kv_cache_usage(samples, begin, duration)
     return time_mean([(time, float(value > NEARLY_FULL)) for time, value in usage])
 

@@ -71,7 +71,7 @@ def steady_num_failed(records: Records, mask: Mask, window: Window) -> int | Non
 
 @quantity(unit="", kind="validity", steady=True)
 def steady_drift(records: Records, mask: Mask, window: Window) -> float | None:
-    """e2el in the second half of the window / in the first; null unless p50 or p90 differs by 10 % and every tenth of
+    """e2el in the second half of the window / in the first; null unless p50 or p90 differs by 10% and every tenth of
     one half is above every tenth of the other half.
     """
     return drift_within(records, mask, window)
@@ -79,7 +79,7 @@ def steady_drift(records: Records, mask: Mask, window: Window) -> float | None:
 
 @quantity(unit="", kind="validity", better="lower", steady=True)
 def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """e2el of the requests sent after the window / of the window's requests; null unless their p50 or p90 is 25 % above
+    """e2el of the requests sent after the window / of the window's requests; null unless their p50 or p90 is 25% above
     the window's and above every tenth of the window.
     """
     return drift_after(records, mask, window)
@@ -87,7 +87,7 @@ def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | 
 
 @quantity(unit="", kind="validity")
 def drift(records: Records, mask: Mask) -> float | None:
-    """e2el of later measured requests / of earlier requests; null unless p50 or p90 differs by 20 % and every tenth
+    """e2el of later measured requests / of earlier requests; null unless p50 or p90 differs by 20% and every tenth
     after some moment is above (or below) every tenth before it.
     """
     return drift_over(records, mask)
