@@ -104,13 +104,12 @@ def summarise(run: Run) -> pd.DataFrame:
 def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
     """Return a run's points, sorted, and the contests that compare any two of them.
 
-    Columns: the key columns, `n` ok trials, `not_ok` others that ran, of `planned` ones, `outcomes`, `requests`
-    answered in ok trials and `failed` ones; for each measured column the figure of all of them, its interval of these
+    Columns: the key columns, `n` ok trials, `not_ok` other trials that ran, `planned` trials, `outcomes`, `requests`
+    answered and `failed` in ok trials; for each measured column the value over all ok trials, its interval for these
     launches `*_ci_low` and `*_ci_high` and of a new launch `*_new_launch_low` and `*_new_launch_high`, `*_effective_n`
-    where it is of requests, `*_by_launches` where an interval is from the launches' own figures, and `*_n` if some ok
-    trials lack it; `as_offered`, whether an open loop determined its throughput, if there is one; `unpooled`,
-    the figures for which the requests could not be read; `steady_share`, the share of ok trials with a steady-state
-    window, if there is one;
+    if it is from requests, `*_by_launches` if an interval is from the launches' values, and `*_n` if some ok trials
+    lack it; `as_offered`, whether an open loop determined its throughput, if there is one; `unpooled`, the columns
+    whose requests could not be read; `steady_share`, the share of ok trials with a steady-state window, if any has one;
     for HEADLINE columns `*_vs_baseline` (times the baseline) and `*_vs_parent` (times the step below), with intervals,
     and `*_standing` among the points of one task and load: best, tie with the best, or behind.
     """

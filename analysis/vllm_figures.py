@@ -14,7 +14,7 @@ VLLMFigures = dict[Hashable, dict[str, Any]]  # by the index of the run's ok tri
 
 
 def vllm_figures(run: Run) -> VLLMFigures:
-    """Return the metrics of all trials with a result. Latencies from an engine's own timestamps are None.
+    """Return the metrics of all trials with a result. Latencies are None if the engine took the timestamps.
 
     Raises:
         DamagedFile: if a trial's requests are truncated.

@@ -265,7 +265,7 @@ def _unequal(
 
 @register(CHECKS, Severity.INFO, "To send every engine simultaneous requests, set backend.batch_form=streams.")
 def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Batches of equal size reached some engines as one call with a list and others as simultaneous requests."""
+    """Batches of equal size reached some engines as one call with a list, but not all."""
     ok = _asked(run, layout)
     lockstep = ok[ok["batch_size"] > 1]  # a batch of one is a single request in either form
     forms = lockstep.groupby("question")["batch_form"].transform("nunique")

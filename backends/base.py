@@ -366,7 +366,7 @@ class Backend(Strict):
         return model
 
     def gpus_unused(self, log: str) -> str | None:
-        """Return the log line that says a GPU launch does not compute on its GPUs, or None."""
+        """Return the log line which shows that a GPU launch does not compute on its GPUs, or None."""
         lines = map(self.log.message, log.splitlines())
         unused = re.compile("|".join(self.log.gpus_unused) or "(?!)")
         return next((line for line in lines if unused.search(line)), None)

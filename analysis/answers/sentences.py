@@ -68,7 +68,7 @@ def _adjective(contested: Sequence[TaskAnswer], name: str) -> str:
 
 
 def sentence(answer: TaskAnswer) -> str:
-    """Return the answer for a task: value, interval, headroom, runner-up and, for a tie, what would decide it."""
+    """Return the answer for a task: value, interval, headroom, runner-up and, for a tie, the remedy."""
     best = answer.best
     text = _unmet(answer) if best is None else _met(answer, best)
     return f"{answer.criterion.title}: {text}{caveats([answer])}"

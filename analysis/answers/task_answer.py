@@ -1,4 +1,4 @@
-"""The data types of an answer: the criterion, its configurations, and what would decide a tie."""
+"""The data types of an answer: the criterion, its configurations, and the remedy for a tie."""
 
 import math
 from collections.abc import Mapping, Sequence

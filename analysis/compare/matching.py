@@ -1,4 +1,4 @@
-"""Matches the configurations of two sides, and gives reasons for those that cannot be compared."""
+"""Matches the configurations of two sides, and gives the reasons if they cannot be compared."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -52,8 +52,8 @@ def interactions(
 ) -> list[tuple[list[tuple[str, str]], FloatArray]]:
     """Return the weights for each pair's interaction, averaged over the other knobs. Confounded pairs share a group.
 
-    An interaction is the joint contribution of two knobs minus the sum of their separate ones. It needs a regular
-    design: every knob is on in half of the combinations, both with another knob on and off.
+    An interaction is the joint contribution of two knobs minus the sum of their separate contributions. It needs a
+    regular design: every knob is on in half of the combinations, both with another knob on and off.
     """
     signs = {knob: np.array([1.0 if knob in combination else -1.0 for combination in measured]) for knob in knobs}
     pairs = {pair: signs[pair[0]] * signs[pair[1]] for pair in combinations(knobs, 2)}

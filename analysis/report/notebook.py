@@ -71,7 +71,7 @@ class OpenedRun:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials, whatever their outcome (see docs/columns.md)."""
+        """The trials with any outcome (see docs/columns.md)."""
         return self.results.run.trials
 
     def requests(self, trial_id: str) -> pd.DataFrame:

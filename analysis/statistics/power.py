@@ -46,7 +46,7 @@ def smallest_change(error: Error, launches: int, level: float) -> float:
 @cache
 def _errors_needed(known: float, new: float, level: float) -> float:
     """Return how many measured standard errors a change must have to be detected with probability POWER. `known` are
-    the error's degrees of freedom, `new` those of the measurement that should detect the change.
+    the error's degrees of freedom, `new` the degrees of freedom of the measurement that should detect the change.
     """
 
     def probability(errors: float) -> float:

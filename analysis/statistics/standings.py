@@ -173,7 +173,7 @@ def warnings_of_trials(trials: pd.DataFrame, checks: Sequence[Check] = TRIAL_CHE
 def contests_of(
     run: Run, question: Positions, point: Positions, figures: pd.DataFrame, unpooled: Sequence[str] = ()
 ) -> Contests:
-    """Return the contests of a run's points, by their questions and the trials' values, without lost ones.
+    """Return the contests of a run's points, by their questions and the trials' values, without lost values.
 
     `point` is the point of each trial with a result. `unpooled` lists each point's columns without readable requests.
     """

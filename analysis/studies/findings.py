@@ -48,7 +48,7 @@ def judge_run(results: RunResults) -> list[Judged]:
 
 
 def judge_finding(study: Study, finding: PublishedFinding, experiment: str, points: pd.DataFrame) -> Judged:
-    """Judge one finding, first by the study's own table, then by these points."""
+    """Judge one finding, first by the study's table, then by these points."""
     measured = _judged(finding, points)
     published = study.tables.get(experiment)
     if published is not None and finding.check.answer(published.exact).ruling is Ruling.FAILS:

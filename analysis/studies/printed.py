@@ -46,7 +46,7 @@ CATALOGUE: tuple[Column[CatalogueRow], ...] = (
 
 
 def catalogue() -> Output:
-    """List every study with its findings, and mark the findings that its own table contradicts."""
+    """List every study with its findings, and mark the findings that the study's table contradicts."""
     parts: list[Line | Table[CatalogueRow]] = []
     rows: list[CatalogueRow] = []
     for study in all_studies():

@@ -72,7 +72,7 @@ class Study(Strict):
 
     @property
     def experiments(self) -> tuple[str, ...]:
-        """The experiments that repeat the study, beginning with those that have a table."""
+        """The experiments that repeat the study; experiments with a published table come first."""
         judged = (name for finding in self.findings for name in finding.experiments)
         return tuple(dict.fromkeys([*self.tables, *judged, *self.without_figures]))
 

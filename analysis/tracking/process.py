@@ -16,7 +16,7 @@ from requests.utils import get_netrc_auth
 
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
-    """Track the trials in `messages`, of which the first holds the settings. Print each fault in one line."""
+    """Track the trials in `messages`; the first message holds the settings. Print each fault in one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
     mode = chosen_mode()

@@ -36,7 +36,7 @@ def dtype_that_fits(model: Path, device: str) -> str:
 
 
 def fitting_batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
-    """Yield batches that fit in memory beside the weights. Rows in a batch have similar lengths, for little padding."""
+    """Yield batches that fit in memory with the weights. Rows in a batch have similar lengths, for little padding."""
     batch: list[PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)):
         padded = (len(batch) + 1) * (len(row.prompt) + row.max_tokens)

@@ -172,7 +172,7 @@ class Engine:
         return replace(told, signal=-status) if status < 0 else replace(told, status=status)
 
     def processes(self) -> list[psutil.Process]:
-        """Return the engine's living processes, including reparented ones but not its supervisor."""
+        """Return the engine's living processes, including reparented processes but not its supervisor."""
         processes = []
         for pid in supervisor.marked(self._is_mine):
             with contextlib.suppress(psutil.NoSuchProcess):

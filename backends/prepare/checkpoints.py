@@ -140,7 +140,7 @@ def execute(
 
 
 def versions(python: str, *distributions: str) -> str:
-    """Return the exact versions of these distributions in an environment, in one line without missing ones."""
+    """Return the exact versions of these distributions in an environment, in one line; missing ones are skipped."""
     installed = environments.installed(python)
     return " ".join(f"{name} {installed[name]}" for name in distributions if name in installed)
 

@@ -193,7 +193,7 @@ def is_there(spec: EnvironmentSpec, cache_dir: Path) -> bool:
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
-    """Return the environment if it is complete, else None. Raises EnvironmentFailed if the user's own does not work."""
+    """Return the environment if complete, else None. Raises EnvironmentFailed if the user's program does not work."""
     if spec.image:
         image = spec.lock.pins[0] if spec.lock else ""
         there = bool(image) and images.has_image(image, images.runtime(spec), cache_dir)

@@ -50,7 +50,7 @@ def run(
 
 
 def distributions(python: str) -> list[Path]:
-    """Return the metadata folders of an interpreter's distributions, including inherited ones and Debian's."""
+    """Return the metadata folders of an interpreter's distributions, including inherited folders and Debian's."""
     prefix = Path(python).parent.parent
     prefixes, settings = [prefix], prefix / "pyvenv.cfg"
     if settings.is_file():

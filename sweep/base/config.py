@@ -337,7 +337,7 @@ def cache_directory(setting: str | None) -> Path:
 
 
 def import_path() -> str:
-    """Return a PYTHONPATH from which a child process can import this code."""
+    """Return a PYTHONPATH that lets a child process import this code."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
@@ -456,7 +456,7 @@ def _keys_of(kind: Any) -> list[str]:
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
-    """Return the ConfigError for a value that is not among the expected ones."""
+    """Return the ConfigError for a value that is not among the allowed values."""
     return ConfigError(f"{key}={shortened(value)}: unknown; {did_you_mean(value, allowed)}")
 
 

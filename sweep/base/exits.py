@@ -87,7 +87,7 @@ class Exit:
 
 
 class Failed(Exception):
-    """A failure with its exit; by default, the exit of the error from which it was raised."""
+    """A failure with its exit; by default, the exit of the error that caused it."""
 
     def __init__(self, message: str, exit: Exit | None = None) -> None:
         super().__init__(message)

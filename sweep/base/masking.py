@@ -68,7 +68,7 @@ def masked_here(text: str) -> str:
 
 
 def masked_message(text: str, secrets: set[str]) -> str:
-    """Return a message about what a user typed, with secrets and the values of secret names masked."""
+    """Return a message about a user's input, with secrets and the values of secret names masked."""
     text = PAIR.sub(lambda pair: f"{pair[1]}{pair[2]}{MASK}" if is_secret(pair[1]) else pair[0], text)
     return masked(text, secrets)
 

@@ -1,4 +1,4 @@
-"""The options of the config groups, conf/<group>/<name>.yaml: the built-in ones and those in a user's folders.
+"""The options of the config groups, conf/<group>/<name>.yaml: the built-in options and options in a user's folders.
 
 Hydra composes every option, so each may have a `defaults:` list. Every package may import this module: engines look up
 environments, the planner its points, the command line its help.

@@ -120,7 +120,7 @@ def _serving(itl: float, log: Path, cpus: set[int]) -> Iterator[str]:
 
 
 def _errors(result: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[list[float], list[float]]:
-    """Return the absolute errors of every TTFT (from the send) and of every gap between tokens, in seconds."""
+    """Return the absolute errors of every TTFT (from sending) and of every gap between tokens, in seconds."""
     ttft, gaps = [], []
     for record in result.records:
         if record.error is None:

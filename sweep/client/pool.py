@@ -15,7 +15,7 @@ ADDRESS_TIMEOUT = 3.0  # s to try one of several addresses of a name
 
 
 class Pool:
-    """Open connections. The most recently used one is used next, since it is the warmest."""
+    """Open connections. The most recently used connection is used next, since it is the warmest."""
 
     def __init__(
         self,

@@ -684,7 +684,7 @@ def _fields(event: bytes) -> tuple[bytes, bytes]:
 
 
 def _direct_address(location: str, path: str) -> str:
-    """Return the setting with which requests reach a redirect's target; following it would distort the times."""
+    """Return the setting that makes requests reach a redirect's target; following it would distort the times."""
     parts = urlsplit(location)
     if not parts.path.endswith(path):
         return "set backend.url to an address that does not redirect"

@@ -346,7 +346,7 @@ class RayExecutor:
             self._tick()
 
     def _tick(self) -> None:
-        """Record that this process runs. After a suspension, Ray's head is queried again before it counts as lost."""
+        """Record that this process runs. After a suspension, Ray's head is queried again before it is declared lost."""
         now = time.monotonic()
         if now - self.ticked > HEARTBEAT:
             self.head_seen = min(now, self.head_seen + now - self.ticked)

@@ -55,7 +55,7 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
 
 @contextmanager
 def _local_folder(outbox: Path) -> Iterator[Path]:
-    """Create a temporary folder for this attempt, removed afterwards; also remove those of killed processes."""
+    """Create a temporary folder for this attempt, removed afterwards; also remove folders of killed processes."""
     outbox.mkdir(parents=True, exist_ok=True)
     paths = RunPaths(outbox)
     paths.clear_staging()

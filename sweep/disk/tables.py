@@ -52,7 +52,7 @@ class TableFile:
         return len(self.groups)
 
     def group(self, index: int, columns: Sequence[str] | None = None, use_threads: bool = True) -> pa.Table:
-        """Return the rows of one row group, with all columns, or with those of `columns` that the file has."""
+        """Return the rows of one row group, with all columns, or with the existing columns among `columns`."""
         names = [name for name in self.names if columns is None or name in columns]
         if self.place and not self.place.rows:  # it may have no row group
             return self.file.schema_arrow.empty_table().select(names).replace_schema_metadata()
@@ -78,7 +78,7 @@ class TableFile:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file of the run, with all of its columns, or with those of `columns` that it has."""
+    """Read a Parquet file of the run, with all columns, or with the existing columns among `columns`."""
     with opened_table(path) as file:
         return file.read(columns)
 

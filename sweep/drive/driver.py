@@ -220,7 +220,7 @@ class Driver:
             self.unschedulable_since.clear()
 
     def _place_unschedulable(self, nodes: Sequence[Node], healthy: Sequence[Node]) -> None:
-        """After a wait, start launches on quarantined nodes if no other fits, and drop those that no node can run."""
+        """After a wait, start launches on quarantined nodes if no other fits, and drop launches that fit nowhere."""
         now, limit = time.monotonic(), self.plan.settings.cluster.wait_for_nodes
         kinds = {need.kind for need in self.packer.first_of_each_kind() if infeasible(need, healthy)}
         self.unschedulable_since = {kind: self.unschedulable_since.get(kind, now) for kind in kinds}

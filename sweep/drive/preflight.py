@@ -67,7 +67,7 @@ def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None)
 
 
 def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
-    """Return the Ray cluster's nodes and those that its autoscaler could start; wait up to `wait` s for the first."""
+    """Return the Ray cluster's nodes and nodes that its autoscaler could start; wait up to `wait` s for the first."""
     ray_executor = ray_schedule(cluster)
     ray_executor.join_cluster(cluster)
     wait = 0.0 if cluster.address in _empty_clusters else wait
@@ -211,7 +211,7 @@ def _environment_obstacle(
 def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | None:
     """Return why one lockfile does not fit all nodes, with the remedy, in one line; None if it fits.
 
-    `target` returns the platform for which an environment is locked on a node.
+    `target` returns the platform of the lockfile that a node needs.
     """
     addresses: dict[str, str] = {}
     for node in nodes:

@@ -55,7 +55,7 @@ class RunEnvironments:
         return self.locked.get(key, self.composed[key])
 
     def target(self, backend: Backend, platform: str, node: Host) -> str:
-        """Return the platform for which an engine's environment is locked on nodes like this one."""
+        """Return the platform of the lockfile for an engine's environment on nodes like this node."""
         key = self._key(backend, platform), node.machine, node.python
         if key not in self.targets:
             host = replace(self.host or node, machine=node.machine, python=node.python)

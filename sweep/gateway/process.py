@@ -49,7 +49,7 @@ class GatewayProcess(Backend):
 
 
 class GatewaySilent(Failed):
-    """The gateway does not answer its own deployment."""
+    """The gateway does not answer the deployment that started it."""
 
 
 class GatewayReport(NamedTuple):

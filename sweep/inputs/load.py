@@ -171,7 +171,7 @@ class Gamma(_ArrivalProcess):
     """Independent gamma-distributed gaps with mean 1/rate and coefficient of variation 1/sqrt(burstiness).
 
     `burstiness` is the shape of the gamma distribution, as in vLLM's `--burstiness`: 1 is Poisson, smaller values are
-    burstier, larger ones more even.
+    burstier, larger values more even.
     """
 
     name: str = "gamma"

@@ -1,4 +1,4 @@
-"""Compares an engine's answers with those of transformers at launch: its greedy tokens and its log-probabilities.
+"""Compares an engine's answers with answers of transformers at launch: its greedy tokens and its log-probabilities.
 
 agreement: the share of positions at which the engine's greedy token equals the reference's, each after the same
 reference tokens (`answers.Comparison`). quality: exp of the mean log-probability per token of bundled text under the
@@ -70,7 +70,7 @@ class Reference:
 
 
 class ReferenceFailed(Failed, ValueError):
-    """transformers could not compute the reference; the message is what it printed."""
+    """transformers could not compute the reference; the message is its output."""
 
 
 def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:

@@ -41,7 +41,7 @@ def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float =
 
 
 def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) -> list[float]:
-    """Return quantiles of `count` values, of which those not in `finite` are +∞. Reorders `finite`."""
+    """Return quantiles of `count` values; values that are not in `finite` are +∞. Reorders `finite`."""
     at = shares * (count - 1)  # position between two order statistics: if either is infinite, so is the quantile
     lower = np.floor(at + ROUNDING).astype(np.int64)
     upper = np.ceil(at - ROUNDING).astype(np.int64)

@@ -3,19 +3,19 @@
 The window
   * begins when the load has turned over once, that is, when as many requests have ended as are typically in flight. The
     first requests, which came all at once or met an idle engine, have ended by then;
-  * ends with the last send, after which the load drains;
+  * ends when the last request is sent, after which the load drains;
   * is trimmed by the marginal standard error rule MSER-5 (White, Cobb & Spratt, "A comparison of five steady-state
     truncation heuristics for simulation", Proc. Winter Simulation Conf. 2000) at its beginning, and, since cooling down
     is warming up in reverse, at its end, but there only if fewer requests are in flight than before: an engine that
     slows down under the same load has not cooled down, and trimming that part would flatter it;
-  * must be at least LIFETIMES × the p90 of e2el long, that of a failed request being infinite, and as long as the
-    slowest answer: a shorter one may hold no slow request at all. (MLPerf Endpoints asks for such a multiple too: the
-    "relaxation" in docs/steady-state-detection.md of mlcommons/endpoints);
+  * must be at least LIFETIMES × the p90 of e2el long (infinite for failed requests), and as long as the slowest answer:
+    a shorter window may hold no slow request at all. (MLPerf Endpoints requires such a multiple too: the "relaxation"
+    in docs/steady-state-detection.md of mlcommons/endpoints);
   * must not be the part of the run with the fewest slow requests (`quiet_part`);
   * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
     initial transient", Operations Research 31, 1983).
 Two series are examined: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
-there is one, the tokens per second of each batch, and no drain. `quantities.steady` defines its figures.
+there is one, the tokens per second of each batch, and no drain. `quantities.steady` defines its quantities.
 """
 
 import numpy as np

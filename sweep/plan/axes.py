@@ -125,7 +125,7 @@ class PlanSpec(Strict):
                 yield assignments
 
     def _steps(self) -> Iterator[Assignments]:
-        """Yield each step's settings: its `set` added to those of its parent, which is the previous step by default."""
+        """Yield each step's settings: its `set` added to its parent's settings (by default the previous step's)."""
         steps: dict[str, Assignments] = {}
         previous: str | None = None
         for entry in self.ladder:

@@ -158,7 +158,7 @@ class Expected(NamedTuple):
     unknown_launches: int
 
     def trials_of(self, launch: Deployment) -> dict[str, float]:
-        """Return the durations of a launch's trials, in seconds, by trial id, without unknown ones."""
+        """Return the durations of a launch's trials, in seconds, by trial id, without unknown durations."""
         return {t.trial_id: self.trials[t.trial_id] for t in launch.trials if t.trial_id in self.trials}
 
     def first_result(self, launch: Deployment) -> float:

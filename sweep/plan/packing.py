@@ -85,7 +85,7 @@ def preferred(need: Need, nodes: Sequence[Node]) -> Sequence[Node]:
 
 
 def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
-    """Return why a launch fits none of these nodes, even idle ones, with the remedy, in one line; None if it fits."""
+    """Return why a launch fits none of these nodes, even if idle, with the remedy, in one line; None if it fits."""
     if any(can_run(node, need) for node in nodes):
         return None
     if need.accelerator and not any(need.accelerator in node.accelerators for node in nodes):
@@ -170,7 +170,7 @@ class Packer:
         self.tenants[node_id] -= 1
 
     def unschedulable(self, nodes: Sequence[Node]) -> list[Need]:
-        """Return the pending needs that fit none of these nodes, even idle ones."""
+        """Return the pending needs that fit none of these nodes, even if idle."""
         return [need for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes) for _, need in heap]
 
     def first_of_each_kind(self) -> list[Need]:

@@ -159,7 +159,7 @@ def _reason(
 
 
 def _position(row: Mapping[str, Any], axes: Iterable[str]) -> tuple[Any, ...]:
-    """Return a row's coordinates in the experiment, by which old and new rows are matched."""
+    """Return a row's coordinates in the experiment, used to match old and new rows."""
     return (*(row.get(key) for key in POSITION), *(str(row.get(axis)) for axis in axes))
 
 

@@ -238,7 +238,7 @@ def _labelled(deployments: list[Deployment]) -> list[Deployment]:
 
 
 def _settings_of(deployment: Deployment) -> dict[str, Any]:
-    """Return a deployment's values on the axes: those that all its trials share."""
+    """Return the values on the axes that are equal for all of a deployment's trials."""
     first, *rest = (trial.coordinates for trial in deployment.trials)
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 

@@ -55,7 +55,7 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
 
 
 def _gateway(deployment: Deployment) -> Iterator[str]:
-    """Yield a line about what the gateway in front of the engine does to requests; none without a gateway."""
+    """Yield a line about the effect of a gateway on requests; none without a gateway."""
     gateway = deployment.gateway
     if isinstance(gateway, Gateway):
         clip, cache = gateway.clip, gateway.cache

@@ -1,4 +1,4 @@
-"""A simulated run of a plan on a cluster: the scheduler's own policy (`packing`) with a simulated clock."""
+"""A simulated run of a plan on a cluster: the scheduler's policy (`packing`) with a simulated clock."""
 
 import heapq
 from collections.abc import Sequence

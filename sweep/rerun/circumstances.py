@@ -74,7 +74,7 @@ MOST_OF_A_KIND = 12  # maximum listed per kind, e.g. versions; further differenc
 
 
 class Difference(NamedTuple):
-    """A circumstance in which two measurements differ; None if a measurement lacks it."""
+    """A circumstance that differs between two measurements; None if a measurement lacks it."""
 
     name: str
     before: Any

@@ -16,7 +16,7 @@ TEXT_ENTRY = {"column": str, "digest": str, "text": str}  # the fields of a text
 
 
 def digest_of(text: str) -> str:
-    """Return the digest by which rows refer to a text."""
+    """Return the digest that rows use to refer to a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 

@@ -57,7 +57,7 @@ class Forecast:
     ) -> float | None:
         """Estimate the seconds left; None if there is no basis for an estimate.
 
-        `elapsed` is the time in seconds since the last event of each running launch, `progress` that of its trial.
+        `elapsed` has the seconds since the last event of each running launch, `progress` the progress of its trial.
         """
         began = time.monotonic()
         self._take_means()

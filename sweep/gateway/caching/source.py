@@ -60,6 +60,6 @@ class AnswerSource:
         return flight, False
 
     def clear(self) -> None:
-        """Forget all answers."""
+        """Remove all answers."""
         self._cache.clear()
         self.metrics.entries.set(0)

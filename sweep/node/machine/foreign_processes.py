@@ -1,6 +1,6 @@
 """Other processes during a measurement: their share of the engine's cores, and the GPUs that they use.
 
-Not counted as others: the engine, its gateway, this process and its ancestors, Ray's processes on this node, and sweeps
+Not counted: the engine, its gateway, this process and its ancestors, Ray's processes on this node, and sweeps
 that share the machine on purpose.
 """
 

@@ -1,4 +1,4 @@
-"""The gateway in front of the engine: what it clipped and what its cache answered. Null if there is no gateway."""
+"""The gateway in front of the engine: clipped requests and cache answers. Null without a gateway."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,6 +1,6 @@
 """Tokens: the source of their count, their delivery, and the requested number.
 
-`output_tokens` is the server's count, including hidden reasoning; *streamed* tokens are those that were received.
+`output_tokens` is the server's count, including hidden reasoning; *streamed* tokens are the tokens received.
 """
 
 from array import array
