@@ -154,7 +154,7 @@ class LogReading:
         return any(re.search(pattern, log, re.IGNORECASE) for pattern in patterns)
 
     def known_cause(self, words: str) -> KnownCause | None:
-        """Return the known cause of failure that matches the engine's message; None if there is none."""
+        """Return the known cause of failure that matches the engine's message, or None."""
         table = cause_table()
         if cause := table.find(words):
             return cause

@@ -74,6 +74,6 @@ def _verdicts(named: dict[str, RunResults]) -> dict[str, Any]:
 
 
 def _report_link(results: RunResults, folder: Path) -> str:
-    """Return the address of the run's report; empty if there is none on this disk."""
+    """Return the address of the run's report; empty if this disk has no report."""
     report = results.run.paths.report
     return quote(relative_path(report, folder)) if results.run.copy is None and report.exists() else ""

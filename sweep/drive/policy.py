@@ -288,7 +288,7 @@ LONGEST_PAUSES = 4  # multiple of the patience after which a paused run ends
 
 
 def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
-    """Return a row which shows that further launches of a deployment are pointless; None if there is none."""
+    """Return a row which shows that further launches of a deployment are pointless, or None."""
     if any(row["outcome"] == Outcome.OK for row in rows):
         return None
     failed = [row for row in rows if engine_failed(row) and not node_is_broken(row)]

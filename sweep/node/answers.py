@@ -114,7 +114,7 @@ def _ask(
 
 
 def _round_trip(tokenizer: Tokenizer, ids: list[int]) -> str | None:
-    """Return a text that tokenizes to exactly these tokens; None if there is none."""
+    """Return a text that tokenizes to exactly these tokens, or None."""
     text = str(tokenizer.decode(ids))
     return text if tokenizer.encode(text).ids == ids else None
 

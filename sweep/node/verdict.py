@@ -206,10 +206,10 @@ def limited(report: ClientReport, records: Records) -> str | None:
     """Return why the client, not the engine, limited this trial, with the remedy; None if the client kept up.
 
     The client is the bottleneck if one of its processes used more than 90% of a core, or if it sent late
-    (`_late_sends`). If the process takes the timestamps, an event loop that is later (p99) than allowed is a bottleneck
-    too. If the kernel takes them, a late loop falsifies only gaps, by reading several chunks at once. Then the loop
-    must be later (p99) than the median time between chunks and than 5 ms, with over 1% of chunks read together. (A
-    punctual loop also reads bursts together.)
+    (`_late_sends`). If the process takes the timestamps, an event loop later (p99) than the limit is a bottleneck too.
+    If the kernel takes them, a late loop falsifies only gaps, by reading several chunks at once. Then the loop must be
+    later (p99) than the median time between chunks and than 5 ms, with over 1% of chunks read together. (A punctual
+    loop also reads bursts together.)
     """
     remedy = "use more client processes (client.processes), reserve a core for the client, or lower the load"
     if report.cpu > LARGEST_CPU_SHARE:

@@ -35,8 +35,8 @@ def odd_answer_share(
 ) -> float | None:
     """share of the successful answers that are unlike the trial's other answers. Such an answer has over twice their
     tokens per event, or took less than 5% of their time per token. Or its length is over 10% off the requested tokens,
-    with ignore_eos. Or, at an endpoint, at least half of the answers repeat another's text and it is one of them, or it
-    took half the time of the fastest tenth of the others. A single such answer is not counted.
+    with ignore_eos. Or, at an endpoint, it repeats another answer's text, as at least half of them do. Or it took half
+    the time of the fastest tenth of the rest. A single such answer is not counted.
 
     Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
     """

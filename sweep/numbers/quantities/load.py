@@ -1,9 +1,9 @@
 """The load as it actually was, and as it was requested.
 
-Above capacity the queue of an open loop grows without end. `queue_score` adds three terms: the growth of the requests
-in flight from the first answer to the last arrival, without random variation of the arrivals; the rise of e2el from the
-first quarter to the last, in standard errors; and the initial requests in flight. docs/measurements/growing_queue.md
-shows how often it is right.
+Above capacity the queue of an open loop grows without end. `queue_score` adds three terms. One is the growth of the
+requests in flight from the first answer to the last arrival, without random variation of the arrivals. Another is the
+rise of e2el from the first quarter to the last, in standard errors. The third is the initial number of requests in
+flight. docs/measurements/growing_queue.md shows how often it is right.
 """
 
 import numpy as np
