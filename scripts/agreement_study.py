@@ -49,7 +49,7 @@ interval of a figure lies below the gate of the main job (agreement {GATE["agree
 
 A case with several runs was launched once. Each run had other openings, requests and passages, drawn from the shipped
 ones, and the engine was asked the first {answers.IN_FLIGHT} prompts alone. The main job also stops there once the whole
-interval is above the gate. Its figures are the means, its intervals and counts those of the first run.
+interval is above the gate. Its figures are the means, its intervals and counts come from the first run.
 
 Made by `scripts/agreement_study.py`, one core for the engine. Below the table: where and at which commit."""
 TABLE = """\

@@ -9,7 +9,7 @@ from backends.launch import host_facts
 from backends.launch.gpus import driver, find_gpu
 from backends.prepare import locks
 from sweep.base import code_version
-from sweep.base.config import NAMED_GROUPS, Settings
+from sweep.base.config import NAMED_GROUPS, NOT_OF_A_ROW, Settings
 from sweep.base.exits import Exit
 from sweep.base.records import PROTOCOL_VERSION, Outcome, Records
 from sweep.disk import run_files
@@ -24,13 +24,6 @@ from sweep.numbers.steady import steady_window
 from sweep.numbers.summarise import summarise
 from sweep.numbers.warnings import warning_codes
 from sweep.plan.plan import Deployment, Trial, config_text, elsewhere, hourly_price
-
-# Settings of a run that cannot change a trial's result, and settings that have separate columns in a row.
-NOT_OF_A_ROW = {
-    *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
-    *("retry", "retry_failed", "patience", "durations", "study_differences", "attempts", "deadline", "relaunch"),
-    *("slo", "percentiles", "metrics", "cache_dir"),
-}
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
@@ -151,7 +144,7 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
         records,
         slo=settings.slo or {},
         discard_first_batch=getattr(trial.load, "discard_first", False),
-        templated=_is_templated(trial.config["backend"].get("api")),
+        templated=_is_templated(trial.config.get("backend", {}).get("api")),
         window=Window(row.get("steady_begin"), row.get("steady_end"), row.get("steady_method", "")),
         percentiles=settings.percentiles,
     )

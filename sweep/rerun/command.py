@@ -11,6 +11,7 @@ from rich.console import Console
 
 from analysis.compare.reproduction import FigureChange, Reproduction, figure_changes, finding
 from sweep.base.config import (
+    NOT_OF_A_ROW,
     POINT_GROUPS,
     ConfigError,
     FoundHardware,
@@ -27,7 +28,6 @@ from sweep.disk.run_files import RunPaths
 from sweep.drive.output_folder import results_folder
 from sweep.drive.planning_outages import plan_patiently
 from sweep.drive.preflight import find_hardware, find_nodes, surroundings
-from sweep.node.rows import NOT_OF_A_ROW
 from sweep.plan.command_line import is_point_key, parse_command_line
 from sweep.plan.compose import Composition, compose_run
 from sweep.plan.pending import REVISION, check_resolved
