@@ -89,7 +89,7 @@ def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) ->
 
 def not_made(setting: str, lacking: str, instead: str = "") -> str:
     """Return why a setting's weights cannot be made for an engine in an image, with the remedy."""
-    why = f"not possible for an engine in an image, since conversions run outside the image, without {lacking}"
+    why = f"not made for an engine in an image, since conversions run outside the image, without {lacking}"
     return f"{setting}: {why}; choose an environment that is not an image{instead}"
 
 

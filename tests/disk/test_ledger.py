@@ -168,7 +168,7 @@ def test_a_line_cut_short_by_a_crash_costs_that_line_only(tmp_path):
 def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
     with (
         sole_driver(tmp_path),
-        pytest.raises(ConfigError, match=rf"running there \(process {os.getpid()} on "),
+        pytest.raises(ConfigError, match=rf"running with this out \(process {os.getpid()} on "),
         sole_driver(tmp_path),
     ):
         pass
