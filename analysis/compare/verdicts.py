@@ -176,7 +176,7 @@ def point_comparison(
         codes=codes,
     )
     if comparison.within_guess and comparison.verdict in (Finding.FASTER, Finding.SLOWER):
-        reason = f"less than {GUESSED_NOISE:.0%} may be the machine's own change, by a guess"
+        reason = f"a change below {GUESSED_NOISE:.0%} may come from the machine (a guess)"
         return replace(comparison, verdict=Finding.UNDECIDED, reason=reason)
     return comparison
 

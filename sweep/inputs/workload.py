@@ -285,7 +285,7 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
         if not all(0 < size <= len(text) for text, size in zip(texts, sizes, strict=True)):
             break
     raise ValueError(
-        f"workload.input_tokens={max(lengths)}: no prompt of this exact length is possible with this tokenizer"
+        f"workload.input_tokens={max(lengths)}: not possible with this tokenizer; change the length or tokenizer"
     )
 
 

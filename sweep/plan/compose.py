@@ -392,7 +392,7 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
     for key in line.axes:
         if not is_point_key(key):
             values = shortened(",".join(str(value) for value in line.axes[key]))
-            raise ConfigError(f"{key}={values}: expected one value; axes are keys of {', '.join(POINT_GROUPS)}")
+            raise ConfigError(f"{key}={values}: expected one value; lists are for keys of {', '.join(POINT_GROUPS)}")
 
 
 def _refuse_values_of_none(line: CommandLine, plan: PlanSpec, coordinates: Sequence[Assignments]) -> None:

@@ -257,7 +257,7 @@ def test_sides_measured_apart_say_so_and_a_small_change_is_a_tie(tmp_path, capsy
     assert main(["compare", *runs[:2], "--fail-if", "output_throughput < -1%", "--margin", "1"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "did not take turns (measured 56 min apart)" in output
-    assert "tie: less than 3% may be the machine's own change, by a guess" in output
+    assert "tie: a change below 3% may come from the machine (a guess)" in output
     assert main(["compare", *runs[::2], "--fail-if", "output_throughput < -1%"]) == 1
     assert "slower in 1 of 1" in capsys.readouterr().out
 
