@@ -53,7 +53,7 @@ def plan(folder: Path, capsys: Any, name: str, content: Any, typed: str) -> tupl
     line = [*QUICK, "workload.num_requests=2", *option.split(), *typed.replace("FILE", str(file)).split()]
     status = main([*line, "dry_run=true", "details=true", f"out={folder / 'out'}"])
     printed = capsys.readouterr()
-    requests = re.findall(r"(?:the last one|input) .*?(?=; \d replicate)", printed.out)
+    requests = re.findall(r"(?:the last request|input) .*?(?=; \d replicate)", printed.out)
     return status, printed.out + printed.err, "".join(requests)
 
 
