@@ -1,4 +1,4 @@
-"""Makes tables, figures and a report from a run's files. It reads what `sweep.disk.run_files` wrote and starts nothing.
+"""Makes tables, figures and a report from a run's files. It only reads the files written by `sweep.disk.run_files`.
 
 docs/library.md shows every call, and docs/columns.md lists the frames and every column.
 """

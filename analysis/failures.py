@@ -1,4 +1,4 @@
-"""The trials without a result and how they ended, with equal failures grouped."""
+"""The trials without a result, grouped by equal failures."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from analysis.load import Run
 from analysis.point_names import Layout
 
 MOST_LOSSES = 40  # ways to fail
-NUMBER = r"\b[0-9a-f]*\d[0-9a-f]*(?:[.,]\d+)*"  # in which reasons may differ, and be the same
+NUMBER = r"\b[0-9a-f]*\d[0-9a-f]*(?:[.,]\d+)*"  # parts in which equal reasons may differ
 
 
 class Loss(NamedTuple):
@@ -27,11 +27,11 @@ class Losses(NamedTuple):
 
     shown: list[Loss]  # the most frequent kinds
     trials: int
-    left_out: str  # a sentence on the other kinds; empty if all are shown
+    left_out: str  # a sentence on the kinds not shown; empty if all are shown
 
 
 def losses(run: Run, layout: Layout) -> Losses:
-    """The failures of a run, in the order of the plan."""
+    """Return the failures of a run, in the order of the plan."""
     kind = ["line", "outcome", "alike"]
     lost = layout.placed(run.not_ok)
     lost["reason"] = lost["reason"].fillna("no reason given")
@@ -45,7 +45,7 @@ def losses(run: Run, layout: Layout) -> Losses:
             line=str(line),
             outcome=str(outcome),
             reason=str(group["reason"].iloc[0])
-            + (" (in others other figures)" if group["reason"].nunique() > 1 else ""),
+            + (" (other trials: other numbers)" if group["reason"].nunique() > 1 else ""),
             trials=len(group),
             where="all its trials" if len(group) == planned[line] else "; ".join(_where(group, layout)),
             log=_log(run, group),

@@ -1,4 +1,4 @@
-"""The columns of a run's points: the headline figures, and columns that describe the task and the outcome."""
+"""The columns of a run's points: headline quantities, and columns that describe the task and the outcome."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from sweep.numbers.quantity import columns
 from sweep.numbers.warnings import off_steady
 
 ASKED = ("model", "accelerator", "workload", "load", *LOAD_COLUMNS)
-"""First parts of the columns that say what was asked, of what model on what GPU: equal for points to be compared."""
+"""Prefixes of the columns for task, model and GPU, which must be equal for points to be compared."""
 
 COUNTS = ("n", "not_ok", "planned", "outcomes", "requests", "failed")
-"""The columns that say how a point's trials ended, how many requests were answered, and how many failed."""
+"""The columns with a point's outcomes, and its numbers of answered and failed requests."""
 
 
 def _headline(steady: bool) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def _headline(steady: bool) -> tuple[str, ...]:
 
 
 HEADLINE = _headline(steady=False)
-"""The figures to read first: in the terminal's table, among the best figures, and compared with the baseline."""
+"""The headline columns: in the terminal's table, among the best values, and compared with the baseline."""
 
 STEADY = _headline(steady=True)
 """The steady-state figures that are summarised; the others are in trials.parquet."""

@@ -1,7 +1,7 @@
 """Reads a run's files as pandas frames: trials at once, requests and telemetry on demand.
 
-A run is a folder, or the URL of a folder in an object store, whose needed files are copied to a temporary folder. Only
-attempts in trials.parquet are read, since remains of lost or superseded attempts do not belong to the run.
+A run is a folder, or the URL of a folder in an object store; its required files are copied to a temporary folder. Only
+attempts in trials.parquet are read, since files of lost or superseded attempts do not belong to the run.
 """
 
 import json
@@ -31,7 +31,7 @@ _BULKY = ("config", "settings", "versions", "hardware", "engine_facts", "telemet
 
 
 class RunNotFound(Exception):
-    """The folder holds no run."""
+    """The folder does not contain a run."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def place(self) -> str | Path:
-        """The run as a user writes it: its folder or URL."""
+        """The run as given by the user: its folder or URL."""
         return self.copy.url if self.copy else self.paths.out
 
     @property
@@ -62,8 +62,8 @@ class Run:
     def ok(self) -> pd.DataFrame:
         """The trials with a result.
 
-        If the engine took its own timestamps, latencies are left out: they exclude the way to the client, so such
-        trials are compared only by throughput and duration.
+        If the engine took the timestamps, latencies are blanked: they exclude the path to the client, so such trials
+        are compared only by throughput and duration.
         """
         results = self.trials[self.trials["outcome"] == "ok"].copy()
         latencies = trial_row.latency_columns(self.percentiles)
@@ -76,12 +76,12 @@ class Run:
 
     @cached_property
     def percentiles(self) -> tuple[float, ...]:
-        """The percentiles that a series may have: the trials' percentiles and the default ones."""
+        """The percentiles that a series may have: the trials' percentiles and the defaults."""
         return _percentiles(self.trials["percentiles"].unique())
 
     @property
     def axes(self) -> list[str]:
-        """The columns of the experiment's axes that not every run has."""
+        """The columns of the experiment's axes, beyond the columns of every run."""
         named = self.experiment.get("axes", self.trials.columns)  # without a plan, all further columns
         schema = run_files.trial_schema(self.percentiles)
         return [name for name in named if name in self.trials.columns and name not in schema]
@@ -90,7 +90,7 @@ class Run:
 def open_run(folder: str | Path, all_rows: bool = False, kinds: Sequence[str] = ("requests",)) -> Run:
     """Open the run in a folder: the trials of its current plan, or all trials ever measured there.
 
-    `folder` may be the URL of a run in an object store. Then files of these `kinds` (LocalCopy) are copied as well.
+    `folder` may be the URL of a run in an object store. Then files of these `kinds` (see LocalCopy) are copied as well.
 
     Raises:
         RunNotFound, DamagedFile: if trials.parquet is missing, or it or the plan's experiment is damaged.
@@ -135,7 +135,7 @@ def load(folder: str | Path, all_rows: bool = False) -> pd.DataFrame:
 
 
 def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the current plan's trials, without columns that only others have. Of an older version all rows count."""
+    """Return the current plan's trials, without columns of other rows only. For an older version, return all rows."""
     planned = trials["in_plan"].fillna(True).astype(bool)
     if planned.all():
         return trials
@@ -145,7 +145,7 @@ def _in_plan(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_settings(trials: pd.DataFrame) -> pd.DataFrame:
-    """Add a column for each setting in which trials with equal names differ, since a plan has columns only for axes.
+    """Add a column for each setting that differs between trials of equal names, since plans have columns only for axes.
 
     Without these columns, trials of plans that differ in a setting would look like replicates of one point.
     """
@@ -207,8 +207,8 @@ def requests(
 ) -> pd.DataFrame:
     """Return the requests, including the warm-up (`phase`), of the current plan or of these trials, with `trial_id`.
 
-    A named trial may belong to another plan. If it was measured twice, the last measurement counts. A column that an
-    older file lacks is null. `damaged="skip"` leaves out unreadable files, with a Python warning for each.
+    A given trial may belong to another plan. If it was measured twice, its last measurement is returned. A column that
+    an older file lacks is null. `damaged="skip"` skips unreadable files, with a Python warning for each.
 
     Raises:
         RunNotFound, KeyError: if the run or trial does not exist.
@@ -225,7 +225,7 @@ def telemetry(
 
 
 def trial_folder(run: Run, row: "pd.Series[Any]") -> Path:
-    """Return the folder with the files of a row of the trials."""
+    """Return the folder with the files of a trial, given its row."""
     return run.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).folder
 
 

@@ -1,4 +1,4 @@
-"""Names a run's points: the line, the panel and the place on the x axis of each."""
+"""Names a run's points: the line, the panel and the position on the x axis of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 LOAD_LABELS = {"batch_size": "Batch size", "concurrency": "Concurrency", "rate": "Request rate (requests/s)"}
-SIZE = "load_size"  # the value of a point's own load column, if there are several kinds of load
+SIZE = "load_size"  # the value of a point's load column, if there are several kinds of load
 MOST_PANELS = 24
 MOST_LISTED = 12  # most lines listed in a sentence
 
@@ -19,11 +19,11 @@ class PointLayout:
 
     points: pd.DataFrame  # the summary, with `line` and `panel`
     lines: list[str]  # in the plan's order, so that a line looks the same in every figure
-    x: str | None  # the column on the x axis, of points and placed trials; None if no number varies
-    x_labels: dict[str, str]  # label of x by panel; none if a panel's load has no size (a trace)
+    x: str | None  # column on the x axis, in points and placed trials; None if no number varies
+    x_labels: dict[str, str]  # label of x by panel, except for panels whose load has no size (a trace)
 
     def load(self, point: "pd.Series[Any]") -> str:
-        """Return a point's value of x, e.g. `batch size 8`; empty if no number varies."""
+        """Return a point's position on x, e.g. `batch size 8`; empty if no number varies."""
         label = self.x_labels.get(point["panel"])
         if not self.x or not label or pd.isna(point[self.x]):
             return ""
@@ -42,11 +42,11 @@ class PointLayout:
 
 @dataclass(frozen=True)
 class Layout(PointLayout):
-    """The place of every point of a run in its figures."""
+    """The layout of a run's points in its figures."""
 
     trials: pd.DataFrame  # `line`, `panel` and `point` (its position) of each trial, by the index of the run's trials
     zipped: list[str]  # zipped axes: numeric columns that follow from x within a workload and load
-    coloured: list[str]  # the lines to draw, each in its own colour; at most MOST_LINES
+    coloured: list[str]  # the lines to draw, with different colours; at most MOST_LINES
 
     def axis(self, panel: str) -> str:
         """Return the label of a panel's x axis."""
@@ -75,7 +75,7 @@ class Layout(PointLayout):
 
 
 def listed(lines: Sequence[str]) -> str:
-    """Join lines for a sentence. If there are many, list the first ones and count the others."""
+    """Join lines for a sentence. If there are many, list the first and count the rest."""
     more = len(lines) - MOST_LISTED
     return ", ".join(lines) if more <= 1 else f"{', '.join(lines[:MOST_LISTED])} and {more:,} others"
 

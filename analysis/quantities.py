@@ -1,4 +1,4 @@
-"""The label of each measured column, the unit on the label, and which direction is better, from the column's quantity.
+"""The label, displayed unit and better direction of each measured column, from the column's quantity.
 
 Data are stored in seconds, bytes and shares. Only labels use ms, GiB and %.
 """
@@ -23,7 +23,7 @@ _SCALES = {
 
 @dataclass(frozen=True)
 class LabelledColumn:
-    """A measured column as people read it, with its `label` and `unit`. A figure is the data times `scale`."""
+    """A measured column as displayed, with its `label` and `unit`. Displayed values are the data times `scale`."""
 
     column: str
     label: str
@@ -73,7 +73,7 @@ def labelled_column(column: str, percentiles: Iterable[float] = PERCENTILES) -> 
 def compared_column(
     column: str, suggestions: Iterable[str], percentiles: Iterable[float] = PERCENTILES
 ) -> LabelledColumn:
-    """Return the labels of a column that has a better direction, so that it can rank configurations.
+    """Return the labels of a column by which configurations can be ranked (higher or lower is better).
 
     Raises:
         ConfigError: for any other name; the message gives the nearest suggestion.
@@ -81,7 +81,8 @@ def compared_column(
     labelled = labelled_column(column, percentiles)
     if labelled is None or labelled.better is None:
         raise ConfigError(
-            f"metric={column}: expected a quantity with a better direction; {did_you_mean(column, suggestions)}"
+            f"metric={column}: expected a quantity by which configurations can be ranked; "
+            f"{did_you_mean(column, suggestions)}"
         )
     return labelled
 

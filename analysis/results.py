@@ -24,7 +24,7 @@ from sweep.numbers.warnings import ResultWarning
 
 @dataclass(frozen=True)
 class RunResults:
-    """A run and everything derived from it. Each part is computed when it is first needed."""
+    """A run and all data derived from it, computed on first use."""
 
     run: Run
 
@@ -35,7 +35,7 @@ class RunResults:
 
     @property
     def contests(self) -> Contests:
-        """The contests, which compare any two points by any measured figure."""
+        """The contests, which compare any two points by any measured quantity."""
         return self._summarised[1]
 
     @cached_property
@@ -48,7 +48,7 @@ class RunResults:
 
     @property
     def points(self) -> pd.DataFrame:
-        """The summary, with each point's place in the figures."""
+        """The summary, with each point's line, panel and position in the figures."""
         return self.layout.points
 
     @cached_property
@@ -70,7 +70,7 @@ class RunResults:
 
     @cached_property
     def components(self) -> list[Components]:
-        """The components of variance of the main figures."""
+        """The components of variance of the main quantities."""
         return components(self.run, self.layout)
 
     @cached_property
@@ -83,7 +83,7 @@ class RunResults:
 
     @cached_property
     def vllm_figures(self) -> VLLMFigures:
-        """The trials' figures by vLLM's definitions, from their requests. Raises DamagedFile."""
+        """The trials' metrics by vLLM's definitions, from their requests. Raises DamagedFile."""
         return vllm_figures(self.run)
 
     @cached_property

@@ -1,7 +1,7 @@
-"""Summarises each point of the plan in a row: figures with 95 % intervals, and how they compare to the baseline.
+"""Summarises each point of the plan in a row: values with 95% intervals, and ratios to the baseline.
 
-Only `ok` trials are summarised. A planned point without an `ok` trial has a row with n = 0, so that it does not look as
-if nobody had asked for it. Every axis of the plan distinguishes points, whether or not they have a result.
+Only `ok` trials are summarised. A planned point without an `ok` trial has a row with n = 0, so that it is not
+overlooked. Every axis of the plan distinguishes points, with or without a result.
 """
 
 import json
@@ -27,7 +27,7 @@ from sweep.base.records import LOAD_COLUMNS
 from sweep.disk import run_files
 from sweep.numbers.quantity import columns
 
-NOT_RUN = "not run"  # a further outcome: the sweep stopped before the trial
+NOT_RUN = "not run"  # an additional outcome: the sweep stopped before the trial
 
 SUMMARY_COLUMNS = {
     "run": ("", "the run's name, in summary.csv of a report of several runs"),
@@ -35,31 +35,31 @@ SUMMARY_COLUMNS = {
     "accelerator": ("", "the same, if the run has several"),
     "KEY": ("", "an axis of the experiment under its dotted key, e.g. backend.flags.max-num-seqs"),
     "ladder_parent": ("", "the parent of a ladder's step"),
-    "n, not_ok, planned": ("trials", "trials with a result, others that ran, and all planned ones"),
+    "n, not_ok, planned": ("trials", "trials with a result, other trials that ran, and all planned trials"),
     "outcomes": ("", "the trials by outcome"),
     "requests, failed": ("requests", "answered and failed requests in trials with a result"),
     "FIGURE": ("as in trials.parquet", "a measured column, over all requests of the point's trials"),
-    "FIGURE_ci_low, FIGURE_ci_high": ("as FIGURE", "ends of its 95 % interval of these launches"),
-    "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95 % interval of a new launch"),
-    "FIGURE_effective_n": ("requests", "number of independent requests with the same information"),
+    "FIGURE_ci_low, FIGURE_ci_high": ("as FIGURE", "ends of its 95% interval for these launches"),
+    "FIGURE_new_launch_low, FIGURE_new_launch_high": ("as FIGURE", "ends of its 95% interval for a new launch"),
+    "FIGURE_effective_n": ("requests", "effective number of independent requests"),
     "FIGURE_by_launches": (
         "",
-        "whether its intervals come from the launches' own figures, since the requests give none",
+        "whether its intervals come from the launches' values, since the requests give none",
     ),
     "FIGURE_n": ("trials", "trials with a value, if some trials with a result lack it"),
-    "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline figure: its ratio to the baseline, or parent"),
-    "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95 % interval (docs/comparing.md)"),
-    "FIGURE_standing": ("", "of a headline figure: best, tie with the best, or behind"),
-    "unpooled": ("", "figures that are means over trials, since some requests cannot be read"),
-    "as_offered": ("", "whether an open loop set its throughput"),
+    "FIGURE_vs_baseline, FIGURE_vs_parent": ("times", "of a headline column: its ratio to the baseline, or parent"),
+    "FIGURE_vs_…_ci_low, FIGURE_vs_…_ci_high": ("times", "ends of its 95% interval (docs/comparing.md)"),
+    "FIGURE_standing": ("", "of a headline column: best, tie with the best, or behind"),
+    "unpooled": ("", "columns that are means over trials, since some requests cannot be read"),
+    "as_offered": ("", "whether an open loop determined its throughput"),
     "steady_share": ("share", "share of trials with a result that have a steady-state window"),
-    "lost_to_failures": ("", "percentiles that fall on failed requests, with their known bounds in seconds"),
+    "lost_to_failures": ("", "percentiles that are failed requests, with their lower bounds in seconds"),
     "warnings": ("", "codes of the point's warnings (docs/warnings.md)"),
 }
 """The columns of summary.csv, for docs/columns.md: unit, meaning."""
 
 IDENTITY = ("backend", "model", "workload", "load", *LOAD_COLUMNS)
-"""The columns that tell points apart besides the experiment's own axes."""
+"""The columns that distinguish points, in addition to the experiment's axes."""
 
 
 def key_columns(run: Run) -> list[str]:
@@ -84,7 +84,7 @@ def planned_trials(run: Run) -> int:
 
 
 def measured_columns(run: Run) -> list[str]:
-    """Return the measured columns with a value in some trial: headline columns first, then the others, then STEADY."""
+    """Return the measured columns with a value in some trial: headline columns, then all others, then STEADY."""
     whole_run = [name for name, statistic in columns(run.percentiles).items() if not statistic.steady]
     names = dict.fromkeys([*HEADLINE, *whole_run, *STEADY])
     statistics = columns(run.percentiles)
@@ -117,7 +117,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
     answered = (run.ok["num_requests"] - run.ok["num_failed"]).reindex(trials.index)
     points["requests"] = answered.groupby(point).sum()
     failed = run.ok["num_failed"]
-    if "earlier_failed" in run.ok:  # of attempts that did not become the result
+    if "earlier_failed" in run.ok:  # rows of attempts that did not become the result
         failed = failed + run.ok["earlier_failed"].fillna(0)
     points["failed"] = failed.reindex(trials.index).groupby(point).sum()
     measured = run.ok[measured_columns(run)].astype("float64").reindex(trials.index)
@@ -145,7 +145,7 @@ def summary_and_contests(run: Run) -> tuple[pd.DataFrame, Contests]:
 
 
 def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
-    """Return `<headline>_standing` of each point by its figure; null if its task and load have no other point."""
+    """Return `<headline>_standing` of each point by its figure; null without another point at its task and load."""
     quantities = [labelled_column(headline) for headline in HEADLINE if headline in contests.figures]
     columns = {
         f"{quantity.column}_standing": contests.standings(quantity, figures[quantity.column].to_numpy(np.float64))
@@ -156,7 +156,7 @@ def _standings(contests: Contests, figures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(name: str, figure: Interval, of_requests: bool) -> dict[str, Any]:
-    """Return the columns of a figure."""
+    """Return a column's value and interval columns."""
     ends = (figure.low, figure.high, figure.new_low, figure.new_high)
     columns = dict(zip((name, *(f"{name}_{end}" for end in INTERVAL_COLUMNS)), (figure.value, *ends), strict=True))
     return columns | ({f"{name}_effective_n": figure.effective_n} if of_requests else {})
@@ -171,19 +171,19 @@ def _outcomes(outcomes: "pd.Series[str]", point: Positions) -> list[Counter[str]
 
 
 def _order(points: pd.DataFrame, run: Run) -> Positions:
-    """Sort by workload and load, then by engine in the plan's order, so that rows to compare stand together."""
+    """Sort by workload and load, then by engine in the plan's order, so that rows to compare are adjacent."""
     order = {name: index for index, name in enumerate(run.trials["backend"].unique())}
     by_engine = points.sort_values("backend", key=lambda names: names.map(order), kind="stable")
     by = [column for column in ASKED if column in points]
     axes = [str(key) for key in points if str(key).partition(".")[0] in ASKED and "." in str(key)]
-    by += [key for key in axes if is_numeric_dtype(points[key])]  # of lengths, say: 32, 64, 128
+    by += [key for key in axes if is_numeric_dtype(points[key])]  # e.g. lengths: 32, 64, 128
     return np.asarray(by_engine.sort_values(by, kind="stable").index, np.int64)
 
 
 def _planned(run: Run, keys: list[str]) -> pd.DataFrame:
-    """The planned trials, those with a row first; an axis whose pending values are of another type is of one for both.
+    """Return the planned trials, trials with a row first.
 
-    As in trials.parquet, where all have a row: numbers if all of them are, else text.
+    An axis with mixed types gets one type, as in trials.parquet: numbers if all values are, else text.
     """
     measured, pending = run.trials[[*keys, "outcome"]], _not_run(run, keys)
     for key in keys:
@@ -196,7 +196,7 @@ def _planned(run: Run, keys: list[str]) -> pd.DataFrame:
 
 
 def _not_run(run: Run, keys: list[str]) -> pd.DataFrame:
-    """Return the planned trials without a row. The long plan of a complete run is not read."""
+    """Return the planned trials without a row. For a complete run, the long plan is not read."""
     plan = run_files.read_plan(run.paths.plan) if planned_trials(run) > len(run.trials) else []
     measured = set(run.trials["trial_id"])
     deployments: dict[str, dict[str, Any]] = {}

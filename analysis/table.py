@@ -1,4 +1,4 @@
-"""Tables whose columns are declared once for the terminal, Markdown, CSV, JSON, HTML and the documents."""
+"""Tables whose columns are declared once, for the terminal, Markdown, CSV, JSON, HTML and the docs."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 KEY: dict[str, Any] = {"kind": "text", "key": True}  # text that identifies a row
-NONE = "—"  # the cell of a missing figure
+NONE = "—"  # the cell of a missing value
 PIPED_WIDTH = 160  # characters in a table's line outside a terminal
 COLUMN_GAP = 2  # characters between two columns in the terminal
 NARROWEST_WORDS = 12  # characters in a column of words before the terminal's table breaks words
@@ -30,10 +30,10 @@ CODE_SPAN = re.compile(r"(`[^`]*`)")  # in Markdown
 
 
 class Cell(NamedTuple):
-    """The text that people read in one cell."""
+    """The displayed text of one cell."""
 
     text: str
-    detail: str = ""  # muted text beside it, e.g. an interval
+    detail: str = ""  # muted text next to it, e.g. an interval
     best: bool = False
     warnings: Sequence[Any] = ()  # marks in HTML
     style: str = ""  # in the terminal
@@ -44,25 +44,25 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column(Generic[Item]):
-    """A column: its name and content in files, and its heading and cells for people. Either half may be left out."""
+    """A column: its name and content in files, and its heading and cells for display. Either half may be omitted."""
 
     name: str = ""  # key in CSV and JSON, or `low, high` for a pair of values; empty: not in files
     meaning: str = ""
     value: Callable[[Item], Any] | None = None  # in data units; a tuple for several keys
-    cell: Callable[[Item], Cell | str] | None = None  # for people; without it or a kind, only files have the column
+    cell: Callable[[Item], Cell | str] | None = None  # displayed cell; without it or a kind, only files have the column
     of_value: str = ""  # unit of the value
-    heading: str = ""  # over the cells; default: the name
+    heading: str = ""  # heading; default: the name
     unit: str = ""  # unit of the cells
     kind: str = ""  # `text` or `text wide`; otherwise numbers, which are never broken
-    key: bool = False  # identifies a row, so it is repeated if the table is divided
+    key: bool = False  # whether it identifies a row, and so is repeated if the table is split
 
     @property
     def title(self) -> str:
-        """The heading that people read."""
+        """The displayed heading."""
         return self.heading or self.name
 
     def shown(self, row: Item) -> Cell:
-        """Return a row's cell for people."""
+        """Return a row's displayed cell."""
         if self.cell is None:
             value = self.value(row) if self.value else None
             return Cell(NONE if value is None else str(value))
@@ -80,7 +80,7 @@ class Column(Generic[Item]):
 def view(
     heading: str, cell: Callable[[Item], Cell | str], unit: str = "", kind: str = "", key: bool = False
 ) -> Column[Item]:
-    """Declare a column that only people read."""
+    """Declare a column for display only."""
     return Column(heading=heading, cell=cell, unit=unit, kind=kind, key=key)
 
 
@@ -95,7 +95,7 @@ class Table(Generic[Item]):
 
     @cached_property
     def _visible(self) -> list[tuple[Column[Item], list[Cell]]]:
-        """Return the columns for people with their cells, without columns that are empty in every row."""
+        """Return the displayed columns with their cells, without columns that are empty in every row."""
         columns = [column for column in self.columns if column.cell or column.kind]
         cells = [[column.shown(row) for row in self.rows] for column in columns]
         shown = zip(columns, cells, strict=True)
@@ -103,12 +103,12 @@ class Table(Generic[Item]):
 
     @property
     def headings(self) -> list[Column[Item]]:
-        """The columns for people."""
+        """The displayed columns."""
         return [column for column, _ in self._visible]
 
     @property
     def body(self) -> list[list[Cell]]:
-        """The cells for people, row by row."""
+        """The displayed cells, row by row."""
         return [[cells[index] for _, cells in self._visible] for index in range(len(self.rows))]
 
     def first(self, rows: int) -> "Table[Item]":
@@ -116,7 +116,7 @@ class Table(Generic[Item]):
         return replace(self, rows=self.rows[:rows])
 
     def condensed(self) -> tuple["Table[Item]", str]:
-        """Return the table without columns whose cells are all equal, and these columns in a few words."""
+        """Return the table without columns whose cells are all equal, and a text that describes these columns."""
         if len(self.rows) < 2:
             return self, ""
         equal = [(column, cells[0]) for column, cells in self._visible if len({str(cell) for cell in cells}) == 1]
@@ -125,9 +125,9 @@ class Table(Generic[Item]):
         return replace(self, columns=varying), ", ".join(texts)
 
     def within(self, width: int) -> "Table[Item]":
-        """Return the table without the last columns, if a terminal of this width has no room for them.
+        """Return the table without the last columns that do not fit in a terminal of this width.
 
-        Beside the keys and one column, a further column also has no room if it would make the keys wrap.
+        Beyond the keys and one column, a column that would make the keys wrap does not fit either.
         """
         sizes = self._sizes()
         shown = len(next(_panels(sizes, width), ([], []))[0])
@@ -155,14 +155,14 @@ class Table(Generic[Item]):
         return json_text(self.records())
 
     def markdown(self) -> list[str]:
-        """Return the table's lines in Markdown, with units beside the headings."""
+        """Return the table's lines in Markdown, with units after the headings."""
         names = [f"{column.title} ({column.unit})" if column.unit else column.title for column in self.headings]
         cells = ([str(cell) for cell in row] for row in self.body)
         head, *rows = (f"| {' | '.join(map(markdown_cell, row))} |" for row in [names, *cells])
         return [head, "|" + "---|" * len(names), *rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table. Columns that do not fit follow in further tables, behind the same keys."""
+        """Yield the table. Columns that do not fit follow in further tables with the same keys."""
         if self.title:
             yield Text(one_line(self.title), style="bold")
         rows = [[Text(one_line(str(cell)), style=cell.style) for cell in row] for row in self.body]
@@ -215,7 +215,7 @@ class _Size:
 
 
 def _panels(sizes: Sequence[_Size], width: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield groups of columns that fit beside each other, with their widths."""
+    """Yield groups of columns that fit side by side, with their widths."""
     keys = [index for index, size in enumerate(sizes) if size.key]
     pending = [index for index, size in enumerate(sizes) if not size.key]
     while pending or keys:
@@ -234,7 +234,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _widths(sizes: Sequence[_Size], width: int) -> list[int]:
-    """Return the widths of columns. They break no word if there is room, and no line if there is more room."""
+    """Return the widths of columns: wide enough for words if possible, and for whole lines if there is room."""
     widths = [size.least for size in sizes]
     while _total(widths) > width and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
@@ -297,7 +297,7 @@ def print_parts(parts: Iterable[OutputPart], console: Console) -> None:
 
 
 def markdown_lines(parts: Iterable[OutputPart]) -> Iterator[str]:
-    """Yield sentences as a list, and tables under their titles."""
+    """Yield sentences as a list, and tables with their titles."""
     for part in parts:
         if isinstance(part, Line):
             text = _without_html(one_line(part.text))
@@ -312,7 +312,7 @@ def markdown_lines(parts: Iterable[OutputPart]) -> Iterator[str]:
 
 
 def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table[Sequence[object]]:
-    """Return a table of texts under headings."""
+    """Return a table of texts with these headings."""
 
     def column(index: int, heading: str) -> Column[Sequence[object]]:
         return view(heading or " ", lambda row: str(row[index]), kind="text")
@@ -321,7 +321,7 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title:
 
 
 def meanings_table(meanings: Mapping[str, tuple[str, ...]], headings: Sequence[str]) -> Table[Sequence[object]]:
-    """Return a table for documents: names as code with their descriptions, and a dash for an empty cell."""
+    """Return a table for documents: names as code, with their descriptions; a dash for an empty cell."""
     return text_table(headings, ([f"`{name}`", *(text or "–" for text in texts)] for name, texts in meanings.items()))
 
 

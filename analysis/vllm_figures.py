@@ -1,4 +1,4 @@
-"""Computes the trials' figures as `vllm bench serve` defines them, with the requested limits."""
+"""Computes the trials' metrics by the definitions of `vllm bench serve`, with the requested limits."""
 
 import json
 from collections.abc import Hashable
@@ -14,7 +14,7 @@ VLLMFigures = dict[Hashable, dict[str, Any]]  # by the index of the run's ok tri
 
 
 def vllm_figures(run: Run) -> VLLMFigures:
-    """Return the figures of all trials with a result. Latencies from an engine's own timestamps are None.
+    """Return the metrics of all trials with a result. Latencies are None if the engine took the timestamps.
 
     Raises:
         DamagedFile: if a trial's requests are truncated.
@@ -29,6 +29,6 @@ def _figures(run: Run, row: "pd.Series[Any]") -> dict[str, Any]:
         "request_rate": load.get("rate"),
     }
     figures = vllm_flavour(run_files.read_requests(trial_folder(run, row) / "requests.parquet"))
-    if row["client_stamp_source"] == "engine":  # its stamps exclude the way to the client
+    if row["client_stamp_source"] == "engine":  # its timestamps exclude the path to the client
         figures |= {name: None for name in figures if name.endswith("_ms")}
     return limits | figures

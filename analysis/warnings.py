@@ -1,4 +1,4 @@
-"""Warnings about a run's results: the trials' warnings, and warnings that only a comparison of trials or points finds.
+"""Warnings about a run's results: the trials' warnings, and warnings from comparing trials or points.
 
 A check is a function in CHECKS (`sweep.numbers.warnings.register`): its name is the code, its docstring the meaning.
 """
@@ -25,12 +25,12 @@ from sweep.base.wording import count, duration_text
 from sweep.numbers.warnings import E2EL, TTFT_COLUMNS, Check, Evidence, ResultWarning, Severity, register
 
 WIDE = 0.10  # half an interval / its mean
-UNEQUAL_CHARACTERS = 1.3  # most over fewest characters to a token
-UNEQUAL_INPUTS = 1.05  # most / fewest tokens in a prompt; a chat template may add a few
-LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and change, by which they differ with their age
+UNEQUAL_CHARACTERS = 1.3  # ratio of most to fewest characters per token
+UNEQUAL_INPUTS = 1.05  # ratio of most to fewest tokens in a prompt; a chat template may add a few
+LONG_PAUSE, LEAST_CHANGE = 3600, 0.05  # s between replicates, and change, that are reported
 BY_AGE = ("output_throughput", "e2el_p50")
-MOST_NAMED = 3  # points that a sentence names
-OF_FIGURES = ("few-requests", "few-steady-requests")  # about figures of trials, which the point may lack
+MOST_NAMED = 3  # maximum points named in a sentence
+OF_FIGURES = ("few-requests", "few-steady-requests")  # about trials' columns that the point may lack
 CHECKS: list[Check] = []
 _warning = partial(register, CHECKS, Severity.WARNING)
 
@@ -50,13 +50,13 @@ def result_warnings(run: Run, layout: Layout) -> list[ResultWarning]:
 
 
 def _has_some(points: pd.DataFrame, point: int, columns: Iterable[str]) -> bool:
-    """Return whether a point has one of these figures; True if none of them was measured at all."""
+    """Return whether a point has a value in one of these columns; True if none was measured at all."""
     measured = [column for column in columns if column in points]
     return not measured or bool(points.loc[point, measured].notna().any())
 
 
 def grouped(warnings: Iterable[ResultWarning]) -> list[ResultWarning]:
-    """Merge the warnings of each code into one, with the worst figures and all trials and points, worst first."""
+    """Merge the warnings of each code into one, with the worst values and all trials and points, worst first."""
     by_code: dict[str, list[ResultWarning]] = {}
     for warning in warnings:
         by_code.setdefault(warning.code, []).append(warning)
@@ -101,7 +101,7 @@ def scope(warning: ResultWarning, layout: Layout) -> str:
 
 @_warning("Set replicates=3 or more: the spread between repetitions is unknown.")
 def single_replicate(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The point was measured once, as planned, so it has no interval."""
+    """The point was measured only once, as planned, so it has no interval."""
     planned = _planned_replicates(run, layout)
     for point in layout.points.index[(layout.points["n"] == 1) & (planned == 1)]:
         yield Evidence(1, "one replicate, no interval", points=(point,))
@@ -126,20 +126,20 @@ def missing_replicates(run: Run, layout: Layout) -> Iterator[Evidence]:
     "Restore its trials' requests.parquet, or measure them again: a mean of percentiles is not a percentile.",
 )
 def unpooled_statistics(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The point's figures are means of its trials' figures, since the requests of a trial cannot be read."""
+    """The point's values are means over its trials, since the requests of a trial cannot be read."""
     measured = layout.placed(run.ok[run.ok["attempt"].notna()])  # imported rows never had requests
     unpooled = layout.points["unpooled"]
     for point in unpooled.index[unpooled.ne("") & unpooled.index.isin(measured["point"])]:
         count_of = len(unpooled[point].split(", "))
-        yield Evidence(count_of, f"requests cannot be read: {count_of} figures are means over trials", points=(point,))
+        yield Evidence(count_of, f"requests cannot be read: {count_of} columns are means over trials", points=(point,))
 
 
 @_warning(
-    "The engine, the endpoint or the machine has changed in between, and the mean is of neither: measure all replicates"
-    " anew, in another folder.",
+    "The engine, the endpoint or the machine changed in between, so the mean describes neither state: measure all "
+    "replicates again, in another folder.",
 )
 def replicates_apart(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Replicates of the point were measured over an hour apart, and the later ones differ from the earlier ones."""
+    """Replicates of the point were measured over an hour apart, and the later replicates differ from the earlier."""
     placed = layout.placed(run.ok).dropna(subset=["started_at"])
     placed = placed.assign(began=pd.to_datetime(placed["started_at"])).sort_values("began", kind="stable")
     for point, trials in placed.groupby("point"):
@@ -156,7 +156,7 @@ def replicates_apart(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _change(before: FloatArray, after: FloatArray) -> float:
-    """The difference of the means of two groups of logarithms; 0 if that is small, or the spread explains it."""
+    """Return the difference between the means of two groups of logarithms; 0 if small or explained by the spread."""
     difference, freedom = float(after.mean() - before.mean()), len(before) + len(after) - 2
     least = WIDE  # of one replicate each
     if freedom:
@@ -168,7 +168,7 @@ def _change(before: FloatArray, after: FloatArray) -> float:
 
 @_warning("Set relaunch=per_replicate: two launches of one engine differ, which replicates of one launch do not show.")
 def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Replicates that are compared with another engine's replicates were measured on one launch."""
+    """Replicates that are compared with another engine's were measured on a single launch."""
     standings = _derived(layout, "standing")
     compared = layout.points.index[layout.points[standings].notna().any(axis="columns")]
     launched = layout.placed(run.ok[run.ok["launch"].notna()])
@@ -180,24 +180,24 @@ def shared_launches(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 def _derived(layout: Layout, name: str) -> list[str]:
-    """Return the points' columns of this kind for the headline figures."""
+    """Return the points' columns of this kind for the headline columns."""
     return [column for column in (f"{headline}_{name}" for headline in HEADLINE) if column in layout.points]
 
 
 def _planned_replicates(run: Run, layout: Layout) -> "pd.Series[int]":
     planned = layout.points["planned"]
-    if "accelerator" in layout.points:  # replicates ran on different GPUs, so the run's number was planned
+    if "accelerator" in layout.points:  # replicates ran on different GPUs
         planned = planned.clip(lower=int(run.experiment.get("replicates") or 1))
     return planned
 
 
 @_warning(
-    "More replicates narrow it: the second and third most of all, later ones by the root of their number. If it comes"
-    " from the launches, more requests per trial give an interval from the requests.",
+    "More replicates narrow it: the second and third the most, later replicates by the root of their number. If it "
+    "comes from the launches, more requests per trial give an interval from the requests.",
     ("output_throughput",),
 )
 def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The interval of output throughput is wider than ±10 %."""
+    """The interval of output throughput is wider than ±10%."""
     points = layout.points
     if "output_throughput" not in points:
         return
@@ -205,7 +205,7 @@ def wide_interval(run: Run, layout: Layout) -> Iterator[Evidence]:
     half = width_of_all / 2 / points["output_throughput"]  # as shown in the tables
     by_launches = points.get("output_throughput_by_launches", points["n"].lt(0))
     for point in half.index[half > WIDE]:
-        source = ", from the launches' own figures" if by_launches[point] else ""
+        source = ", from the launches' values" if by_launches[point] else ""
         yield Evidence(half[point], f"throughput known only to ±{half[point]:.0%}{source}", points=(point,))
 
 
@@ -232,25 +232,25 @@ def unequal_inputs(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 @_warning(
-    "Compare them by characters/s (character_throughput): one of them counts other tokens, or writes in another"
-    " language. With model.tokenizer the tokens are counted anew.",
+    "Compare them by characters/s (character_throughput): one of them counts tokens differently, or writes in "
+    "another language. With model.tokenizer the tokens are recounted.",
     ("output_throughput", "total_throughput", "cost_per_million_tokens", "tpot_p50"),
 )
 def unequal_characters(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """By their own counts, which nobody checked, engines wrote different numbers of characters to a token."""
+    """By their unverified counts, engines wrote different numbers of characters per token."""
     ok = _asked(run, layout)
     if "characters" in ok and ok["recounted_share"].isna().any():
-        text = "up to {:.1f} times as many characters to a token as another engine's answers"
+        text = "up to {:.1f} times as many characters per token as another engine's answers"
         yield from _unequal(ok, "characters", UNEQUAL_CHARACTERS, text, ok["output_tokens"])
 
 
 def _unequal(
     ok: pd.DataFrame, column: str, most: float, text: str, by: "pd.Series[int] | None" = None
 ) -> Iterator[Evidence]:
-    """The questions in which one engine's mean number of tokens is more than `most` times another's.
+    """Yield evidence for questions in which one engine's mean number of tokens is over `most` times another's.
 
-    A replicate has prompts of its own, so an engine counts by those that another has a result of too. `by`: what the
-    number is divided by, in place of the answers.
+    Replicates have different prompts, so only replicates that both engines have are compared. `by`: the divisor,
+    instead of the number of answers.
     """
     tokens = (ok[column] / (ok["num_requests"] - ok["num_failed"] if by is None else by)).astype("float64")
     shared = [ok["question"], ok["replicate"]]
@@ -265,7 +265,7 @@ def _unequal(
 
 @register(CHECKS, Severity.INFO, "To send every engine simultaneous requests, set backend.batch_form=streams.")
 def different_batch_forms(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Batches of equal size reached some engines as one call with a list and others as simultaneous requests."""
+    """Batches of equal size reached some engines as one call with a list, but not all."""
     ok = _asked(run, layout)
     lockstep = ok[ok["batch_size"] > 1]  # a batch of one is a single request in either form
     forms = lockstep.groupby("question")["batch_form"].transform("nunique")
@@ -287,7 +287,7 @@ def _asked(run: Run, layout: Layout) -> pd.DataFrame:
 # Trials beside each other --------------------------------------------------------------------------------------------
 
 
-@_warning("These trials have no result: set client.processes higher, give the client its own cores, or lower the load.")
+@_warning("These trials have no result: increase client.processes, reserve cores for the client, or lower the load.")
 def client_limited(run: Run, layout: Layout) -> Iterator[Evidence]:
     """In some trials the client was the bottleneck."""
     limited = run.trials.loc[run.trials["outcome"] == "client_limited", "trial_id"]
@@ -309,11 +309,11 @@ def unknown_agreement(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 @_warning(
-    "Compare memory only between engines with the same kind of figure.",
+    "Compare memory only between engines with the same kind of memory.",
     ("memory_idle_bytes", "memory_mean_bytes", "memory_peak_bytes"),
 )
 def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The engines' memory figures are of different kinds."""
+    """The engines' memory was measured in different ways."""
     measured = layout.placed(run.ok).dropna(subset=["memory_peak_bytes", "memory_label"])
     kinds = measured.groupby("memory_label", sort=False)["line"].unique()
     if len(kinds) > 1:
@@ -322,21 +322,21 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
 
 
-@_warning("To include how launches differ, let sweep launch the engines, or restart the endpoints and measure again.")
+@_warning("To include their differences, let sweep launch the engines, or restart the endpoints and measure again.")
 def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """Endpoints are compared on one launch each, so no interval covers how launches differ."""
+    """Endpoints are compared on one launch each, so no interval covers differences between launches."""
     ok = layout.placed(run.ok)
     lines = sorted(ok.loc[of_endpoints(run).reindex(ok.index), "line"].unique())
     if lines and ok["line"].nunique() > 1:
-        yield Evidence(len(lines), f"{listed(lines)}: endpoints, launched once by others; another launch may differ")
+        yield Evidence(len(lines), f"{listed(lines)}: endpoints, launched only once; another launch may differ")
 
 
 # The run -------------------------------------------------------------------------------------------------------------
 
 
-@_warning("Compare engines within this run; do not compare its figures with the study's.")
+@_warning("Compare engines within this run; do not compare its values with the study's.")
 def replaced_settings(run: Run, layout: Layout) -> Iterator[Evidence]:
-    """The study's model, hardware or settings were replaced by others that this machine can run."""
+    """The study's model, hardware or settings were replaced to suit this machine."""
     replaced = run.experiment.get("replaced") or []
     if replaced:
         yield Evidence(len(replaced), f"settings replaced for this machine: {'; '.join(replaced)}")
@@ -352,8 +352,8 @@ def trials_not_run(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 @_warning(
-    "The baseline needs a result at the same workload and load, on the same kind of GPU: see which of its trials"
-    " failed."
+    "The baseline needs a result at the same workload and load, on the same kind of GPU: check which of its trials "
+    "failed."
 )
 def baseline_not_compared(run: Run, layout: Layout) -> Iterator[Evidence]:
     """No point could be compared with the baseline."""

@@ -1,4 +1,4 @@
-"""A backend: how one kind of engine is installed, launched, health-checked and read. See docs/backends.md."""
+"""A backend: the adapter to install, launch, health-check and read one kind of engine. See docs/backends.md."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from sweep.base.masking import secret_within
 from sweep.base.records import TYPED_APIS, Api, BatchForm, ProxyUse
 
 HOST = Path(__file__).resolve().parent / "host"
-QUEUE = ("requests_running", "requests_waiting")  # metrics of every library in the host
+QUEUE = ("requests_running", "requests_waiting")  # metrics of all libraries served in-process
 TORCH_MEMORY = ("allocated_memory_bytes", "reserved_memory_bytes")  # metrics of libraries that run on torch
 
 FLAG_KEYS = ("flags", "cpu_flags", "cuda_flags")  # of a backend
@@ -42,7 +42,7 @@ class SourceBuild(Strict):
     options: dict[str, str | bool] = Field(default_factory=dict)  # CMake's -D options
     cpu_options: dict[str, dict[str, str | bool]] = Field(default_factory=dict)  # by feature in /proc/cpuinfo
     architectures: str | None = None  # CMake's option for the GPUs to compile for; None: no GPU
-    keep: tuple[str, ...] = ()  # files and folders beside CMakeLists.txt to keep under share/
+    keep: tuple[str, ...] = ()  # files and folders next to CMakeLists.txt to keep under share/
 
 
 class EnvironmentLock(Strict):
@@ -53,11 +53,11 @@ class EnvironmentLock(Strict):
 
 
 class EnvironmentSpec(Strict):
-    """A named set of requirements (conf/environment/<name>.yaml), or a program that the user already has."""
+    """A named set of requirements (conf/environment/<name>.yaml), or a program that the user has installed."""
 
     name: str
-    python: str | None = None  # the user's own interpreter, with nothing to install; or the interpreter in an image
-    binary: str | None = None  # the user's own executable, or an executable in an image
+    python: str | None = None  # the user's interpreter, with nothing to install; or the interpreter in an image
+    binary: str | None = None  # the user's executable, or an executable in an image
     image: str | None = None  # a container image, "name:tag" or "name@sha256:…"; nothing is installed
     runtime: Runtime | None = None  # runs the image; None: the node's first of docker, podman, apptainer
     cache: str = "/var/cache/sweep"  # folder in an image for compiled code, kept between launches
@@ -65,7 +65,7 @@ class EnvironmentSpec(Strict):
     python_version: str | None = None  # e.g. "3.11"; None: the orchestrator's version
     machine: str | None = None  # the nodes' architecture, e.g. "aarch64", if it is not the orchestrator's
     requirements: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()  # distributions to leave out, even if others depend on them
+    exclude: tuple[str, ...] = ()  # distributions to omit, even if others depend on them
     torch: Platform | None = None  # which build of torch; None: the index decides
     cuda: Literal[12, 13] | None = None  # CUDA major of the builds; None: no CUDA, or the index decides
     glibc: str = "2.28"  # oldest glibc that the wheels run with
@@ -77,7 +77,7 @@ class EnvironmentSpec(Strict):
     environ_older_driver: dict[str, str] = Field(default_factory=dict)  # more, if the driver is older than its CUDA
     disk_gb: float | None = None  # approximate size on a node's disk, in GB
     substitutes: str | None = None  # why it replaces the environment for any GPU; set when chosen
-    index: tuple[str, ...] = ()  # package indexes that it needs beside the user's own
+    index: tuple[str, ...] = ()  # package indexes needed in addition to the user's
     optional: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # further requirements by engine feature
     compiled: tuple[str, ...] = ()  # distributions to compile after the others, against them
     imports: tuple[str, ...] = ()  # modules that compile themselves on their first import, which comes last
@@ -91,7 +91,7 @@ class EnvironmentSpec(Strict):
     def _without_password(cls, index: tuple[str, ...]) -> tuple[str, ...]:
         for url in index:
             if urlsplit(url).password:
-                raise ValueError("holds a password; put that index into pip's settings instead")
+                raise ValueError("contains a password; put this index into pip's settings instead")
         return index
 
 
@@ -110,7 +110,7 @@ class EnvironmentChoice(Strict):
 
 
 def metrics(prefix: str, *names: str, **renamed: str) -> Any:
-    """Return a default for `metric_names`: the engine's name is `prefix` plus sweep's name or its `renamed` form."""
+    """Return a default for `metric_names`: `prefix` plus sweep's name, or plus its `renamed` name."""
     theirs = dict(zip(names, names, strict=True)) | renamed
     return Field(default_factory=lambda: {ours: prefix + name for ours, name in theirs.items()})
 
@@ -129,7 +129,7 @@ class Host:
     python: str | None = None  # e.g. "3.11"
     machine: str | None = None  # architecture, e.g. "x86_64"
     free_disk: int | None = None  # free bytes on the cache's disk
-    broken_driver: str | None = None  # NVML's error, with the remedy; then nothing else is stated
+    broken_driver: str | None = None  # NVML's error, with the remedy; then no other fact is set
     cpu_features: frozenset[str] | None = None  # as in /proc/cpuinfo, e.g. "avx512f"
 
 
@@ -190,7 +190,7 @@ class Backend(Strict):
     extra_body: dict[str, Any] = Field(default_factory=dict)  # added to every request body
     headers: dict[str, str] = Field(default_factory=dict)  # added to every request's HTTP headers; not for secrets
 
-    # What the client must know about the engine's API.
+    # The engine's API, for the client.
     api: Api = "completions"  # completions | chat | responses | messages | tgi: the protocol of the requests
     batch_form: BatchForm = "streams"  # list | streams: a batch is one call with a list of prompts, or many streams
     token_ids: bool = True  # whether the engine accepts prompts as token ids
@@ -222,8 +222,8 @@ class Backend(Strict):
             raise ValueError(f"proxy={self.proxy}: only for an endpoint; this machine launches the engine")
         if (self.price_per_hour or self.price_per_million_tokens) and self.launches:
             raise ValueError(
-                "price_per_hour and price_per_million_tokens: only for an endpoint; if this machine launches the "
-                "engine, set hardware.price_per_hour"
+                "price_per_hour and price_per_million_tokens: only for an endpoint; for an engine that sweep "
+                "launches, set hardware.price_per_hour"
             )
         return self
 
@@ -257,12 +257,12 @@ class Backend(Strict):
 
     @property
     def resets(self) -> tuple[str, ...]:
-        """Return the paths that make the engine forget all earlier trials; empty if any memory of them would remain."""
+        """Return the paths to POST to, to clear all caches; empty if the engine would still remember earlier trials."""
         return self.reset_paths
 
     @property
     def launches(self) -> bool:
-        """Whether sweep launches the engine, instead of attaching to a running endpoint."""
+        """Whether sweep launches the engine (else it attaches to a running endpoint)."""
         return self.url is None
 
     @property
@@ -271,7 +271,7 @@ class Backend(Strict):
         return self.gpus * math.prod(self._parallel_sizes().values())
 
     def _parallel_sizes(self) -> dict[str, int]:
-        """Return the factors by which flags, however spelled, multiply an engine's GPUs, by configuration key."""
+        """Return the factors by which flags, in any spelling, multiply an engine's GPUs, by configuration key."""
         flags = set(self._multiplying_flags())
         return {
             f"backend.{'flags' if name in self.flags else 'cuda_flags'}.{name}": int(size)
@@ -294,11 +294,11 @@ class Backend(Strict):
         return tuple(key for key, size in sizes.items() if size > 1)
 
     def features(self) -> tuple[str, ...]:
-        """Return this configuration's features for which an environment may need optional distributions."""
+        """Return the features of this configuration that may need optional distributions in the environment."""
         return ()
 
     def check(self) -> None:
-        """Raise ValueError if fields contradict each other. Its one line names the key and what was expected."""
+        """Raise a one-line ValueError, with key and expectation, if fields contradict each other."""
         if self.url is not None and not self.traits.attachable:
             raise ValueError(
                 f"backend.url={self.url}: sweep launches {self.name}; set backend=openai to attach to an endpoint"
@@ -327,7 +327,7 @@ class Backend(Strict):
         if not self.launches:
             return f"sweep does not launch {self.url}"
         if self.traits.timed_inside:
-            return f"{self.name} is timed inside its own process"
+            return f"{self.name} is timed in-process"
         if self.api in ("tgi", *TYPED_APIS):
             return f"the router supports completions and chat, but {self.name} speaks {self.api}"
         return None if self.port is None else f"they cannot share backend.port={self.port}"
@@ -337,15 +337,15 @@ class Backend(Strict):
         raise NotImplementedError
 
     def flag_arguments(self, launch: Launch, ours: Mapping[str, Any]) -> list[str]:
-        """Return sweep's settings, overridden by the user's flags, as command-line arguments."""
+        """Return sweep's settings (`ours`), overridden by the user's flags, as command-line arguments."""
         return cli({**ours, **self.flags_on(launch)}, self.flag_rules.table)
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        """Return the engine's environment variables beside the inherited ones."""
+        """Return the engine's environment variables in addition to the inherited ones."""
         return {"OMP_NUM_THREADS": str(launch.threads), **self.environ}
 
     def key_headers(self) -> dict[str, str]:
-        """Return the header with an endpoint's key, which is read from this machine's environment."""
+        """Return the header with the endpoint's key, read from this machine's environment."""
         return {}
 
     def unavailable(self, host: Host) -> str | None:
@@ -355,13 +355,13 @@ class Backend(Strict):
         if self.traits.needs_gpu and self.launches and not host.gpus:
             attach = "backend.url" if self.traits.attachable else "backend=openai backend.url"
             return (
-                f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine running "
-                f"elsewhere with {attach}=http://HOST:PORT"
+                f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine on "
+                f"another machine with {attach}=http://HOST:PORT"
             )
         return None
 
     def in_bfloat16(self, dtype: str) -> bool:
-        """Return whether the engine computes in bfloat16 if the model asks for this format."""
+        """Return whether the engine computes in bfloat16, given the model's `dtype`."""
         return (dtype if self.dtype == "auto" else self.dtype) == "bfloat16"
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
@@ -369,26 +369,26 @@ class Backend(Strict):
         return model
 
     def gpus_unused(self, log: str) -> str | None:
-        """Return the log line that says a GPU launch does not compute on its GPUs, or None."""
+        """Return the log line which shows that a GPU launch does not compute on its GPUs, or None."""
         lines = map(self.log.message, log.splitlines())
         unused = re.compile("|".join(self.log.gpus_unused) or "(?!)")
         return next((line for line in lines if unused.search(line)), None)
 
     def conversion_obstacle(self, is_quantised: Callable[[], bool | None]) -> str | None:
-        """Return why an engine in an image cannot get its weights, with the remedy; None if it can or may."""
+        """Return why an engine in an image cannot get its weights, with the remedy; None if it can, or if unknown."""
         return None
 
     def facts(self, launch: Launch) -> dict[str, Any]:
-        """Return facts to cite beside version and command line, e.g. whether the prefix cache is on."""
+        """Return facts to record in addition to version and command line, e.g. whether the prefix cache is on."""
         return {}
 
     def stated(self, get: Callable[[str], dict[str, Any]], model: str) -> dict[str, Any]:
-        """Return what the running engine states about the model it serves, by its answers to `get` of a path."""
+        """Return facts that the running engine reports about its model; `get` returns the response for a path."""
         models = get("/v1/models").get("data") or [{}]
         return {"max_model_len": models[0].get("max_model_len")}
 
     def coarser(self, launch: Launch) -> str | None:
-        """Return a declared format of weights or KV cache that is coarser than the model's, or None if none is."""
+        """Return the declared format of weights or KV cache if it is coarser than the model's, else None."""
         formats = [self.facts(launch).get("quantization")]
         formats += [value for name, value in self.flags_on(launch).items() if COARSE_FLAG.search(name)]
         return next((str(name) for name in formats if name and str(name).lower() not in WIDE_FORMATS), None)
@@ -403,7 +403,7 @@ class Backend(Strict):
         return None
 
     def streams_at_once(self) -> int | None:
-        """Return the most separate requests that the engine computes together; None: no fixed number."""
+        """Return the maximum number of separate requests that the engine runs together; None: no fixed number."""
         return None
 
     def memory_share(self, launch: Launch) -> float | None:
@@ -420,12 +420,12 @@ class Backend(Strict):
         return flags if launch.draft is None else self.flag_rules.with_draft(flags, str(launch.draft))
 
     def draft(self, platform: Platform) -> tuple[str, str | None] | None:
-        """Return the flags' draft model (a repository or folder) and its revision, or None if they name none."""
+        """Return the draft model in the flags (a repository or folder) and its revision; None without a draft model."""
         return self.flag_rules.draft_model(self.flags_for(platform))
 
 
 def without_secrets(named: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings unchanged. Raises ValueError for a secret, since every result records the configuration."""
+    """Return the settings unchanged. Raises ValueError for a secret, since results record the configuration."""
     for name, value in named.items():
         if path := secret_within(name, value):
             raise ValueError(
@@ -436,12 +436,12 @@ def without_secrets(named: dict[str, Any]) -> dict[str, Any]:
 
 
 def _host_sources(library: str) -> list[Path]:
-    """Return sweep's sources in the engine's process: the host, the library's file, and sweep modules they import."""
+    """Return sweep's sources that run in the engine's process: backends/host, the library's file, and their imports."""
     sources: set[Path] = set()
     pending = ["backends.host.__main__", library]
     while pending:
         path = HOST / f"{pending.pop().removeprefix('backends.host.').replace('.', '/')}.py"
-        if path not in sources and path.is_file():  # the user's own library is elsewhere
+        if path not in sources and path.is_file():  # a user's library is elsewhere
             sources.add(path)
             imports = re.findall(r"^from (backends\.host[\w.]*) import (\w+)", path.read_text(), re.MULTILINE)
             pending += [name for module, member in imports for name in (module, f"{module}.{member}")]
@@ -449,18 +449,18 @@ def _host_sources(library: str) -> list[Path]:
 
 
 class Hosted(Backend):
-    """A library served by `python -m backends.host`. `flags` are keyword arguments of its loading function."""
+    """A library served in-process (`backends.host`). `flags` are keyword arguments of its loading function."""
 
     library: ClassVar[str]  # e.g. "backends.host.libraries.transformers_library"
     wire = Wire(show_special={"skip_special_tokens": False}, samples=False)
-    max_batch: PositiveInt = 1  # most queued prompts that join one batch; 1: requests are served one by one
+    max_batch: PositiveInt = 1  # maximum queued prompts in one batch; 1: requests are served one by one
 
     batch_form: BatchForm = "list"
     continuous_usage: bool = True
     metric_names: dict[str, str] = metrics("host_", "kv_cache_bytes", *QUEUE, *TORCH_MEMORY)
 
     def digest(self) -> str:
-        """Return a digest of the host's source, which is part of the measured system."""
+        """Return a digest of the code in backends/host, which runs in the measured process."""
         content = "".join(path.read_text() for path in _host_sources(self.library))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -481,7 +481,7 @@ class Hosted(Backend):
         return [launch.python, "-m", "backends.host", *cli(arguments)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        # The host belongs to sweep and needs only the standard library and the engine's environment.
+        # backends/host belongs to sweep and needs only the standard library and the engine's environment.
         return {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), **super().environment(launch)}
 
 
@@ -489,7 +489,7 @@ def cli(flags: Mapping[str, Any], table: EngineTable | None = None) -> list[str]
     """Turn `{max-num-seqs: 256, enforce-eager: true, x: false, y: null, s: {a: 1}}` into command-line arguments.
 
     True gives a bare flag, false and null omit the flag, and a mapping or list becomes JSON. With the engine's table,
-    false gives `--no-x` if the engine has that flag, and a list gives several values if the flag accepts them.
+    false gives `--no-x` if the engine has this flag, and a list gives several values if the flag accepts them.
     """
     arguments: list[str] = []
     for key, value in flags.items():

@@ -1,4 +1,4 @@
-"""CTranslate2's generator, run by the host in static batches, on weights converted by CTranslate2's own converter."""
+"""CTranslate2's generator, served in-process in static batches, on weights from CTranslate2's converter."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,7 +52,7 @@ class CTranslate2(Hosted):
         return {**ours, **super().flags_on(launch)}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """Return a copy of the model's folder with CTranslate2's weights in a subfolder, without the original ones."""
+        """Return a copy of the model's folder with CTranslate2's weights in a subfolder instead of the originals."""
 
         def convert(folder: Path) -> None:
             output = {"output_dir": folder / FOLDER, "quantization": self.quantization, "low_cpu_mem_usage": True}

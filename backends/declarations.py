@@ -1,4 +1,4 @@
-"""Four records with which a backend class describes its engine, independently of any configuration."""
+"""The records in which a backend class describes its engine, independent of any configuration."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from backends.tables.log_causes import KnownCause, cause_table, told
 from backends.tables.table import EngineTable, load, spelling
 from sweep.base.exits import Exit
 
-# Fields of a backend that say how it is run here, and fields of a model for estimates: they cannot change a result.
+# Backend fields about how it is run, and model fields for estimates: they cannot change a result.
 NOT_IN_ID = {"port", "launch_timeout", "stop_grace", "metric_names", "shape"}
 NOT_IN_ID |= {"price_per_hour", "price_per_million_tokens", "auth_header", "auth_scheme"}
 OTHER_CONFIGURATION = "model=path and model.path to a folder with that config.json"  # to get another model's shape
@@ -35,7 +35,7 @@ HARMLESS = re.compile(LEVEL.pattern + "|^.{1000}")
 RANK = re.compile(r"^\[rank\d+\]: ?")
 TRACEBACK = "Traceback (most recent call last)"
 
-# A key of vLLM's requests; a key of SGLang's answers on its own route; a path of sweep's host; llama.cpp's grammars of
+# A key of vLLM's requests; a key of SGLang's native route; a path of the in-process server; llama.cpp's grammars of
 # token ids, which make it generate the text.
 LogProbabilitiesBy = Literal["prompt_logprobs", "input_token_logprobs", "host", "token_grammar"]
 
@@ -62,14 +62,14 @@ class FlagRules:
         return load(self.tables[0]) if self.tables else None
 
     def meanings(self, name: str) -> list[str]:
-        """Return the flags that a name may mean, in their normalised spelling."""
+        """Return the flags that a (perhaps abbreviated) name may mean, in normalised spelling."""
         return self.table.meanings(name) if self.table else [spelling(name)]
 
     def _forms(self, name: str, value: object) -> list[str]:
         return [form for flag in self.meanings(name) for form in (flag, f"{flag}={value}")]
 
     def setter(self, name: str, value: object) -> str | None:
-        """Return the sweep key to set instead of a flag (perhaps abbreviated), or None if the user may set the flag."""
+        """Return the sweep key to set instead of a (perhaps abbreviated) flag; None if the user may set the flag."""
         return next((self.set_by[form] for form in self._forms(name, value) if form in self.set_by), None)
 
     def reaches_beyond(self, name: str, value: object) -> bool:
@@ -87,7 +87,7 @@ class FlagRules:
                 raise ValueError(f"flags.{key}: engines answer on loopback only")
             name = self.table.canonical(key) if self.table else key
             if name in spelt:
-                raise ValueError(f"flags.{key}: given twice, in two spellings")
+                raise ValueError(f"flags.{key}: given twice, in different spellings")
             spelt[name] = value
         return self._with_one_object(spelt)
 
@@ -98,7 +98,7 @@ class FlagRules:
         for flag, value in flags.items():
             parts = self._keys_of_object(flag, value)
             if twice := next((key for key in parts if key in keys), None):
-                raise ValueError(f"flags.{flag}: {twice} is given twice, in two spellings")
+                raise ValueError(f"flags.{flag}: {twice} is given twice, in different spellings")
             keys |= parts
             others |= {} if parts else {flag: value}
         if not keys:
@@ -144,11 +144,11 @@ class LogReading:
     """Regular expressions that read the engine's log."""
 
     prefix: str = ""  # time, process and source file before a line's message
-    out_of_memory: tuple[str, ...] = ()  # memory ran out, beside the patterns in log_causes.yaml
+    out_of_memory: tuple[str, ...] = ()  # memory ran out, in addition to the patterns in log_causes.yaml
     noise: tuple[str, ...] = ()  # error lines that only refer to another line
     gpus_unused: tuple[str, ...] = ()  # the engine serves without its GPUs
     dtype: str | None = None  # dtype that "auto" chose; None: the stored weights' dtype
-    choices: Mapping[str, str] = field(default_factory=dict)  # the engine's own choices, by fact name
+    choices: Mapping[str, str] = field(default_factory=dict)  # choices that the engine logs, by fact name
 
     def message(self, line: str) -> str:
         """Return a line without the engine's prefix and without colours."""
@@ -160,22 +160,21 @@ class LogReading:
         return any(pattern.search(line) and not HARMLESS.search(line) for line in log.splitlines())
 
     def known_cause(self, words: str) -> KnownCause | None:
-        """Return the cause that the engine's words report; None if it is unknown."""
+        """Return the known cause of failure that matches the engine's message, or None."""
         table = cause_table()
         if cause := table.find(words):
             return cause
         return table.find("out of memory: CUDA out of memory") if self.ran_out_of_memory(words) else None
 
     def exit_told_by(self, words: str) -> Exit:
-        """Return the exit that the engine's words report: its cause, or the signal that killed one of its processes."""
+        """Return the exit reported in the engine's message: its cause, or the signal that killed a process of it."""
         killed = re.search(r"killed by signal\b ?(\d*)", words, re.IGNORECASE)
         return replace(told(words), signal=int(killed[1] or 0) if killed else None)
 
     def failure_line(self, log: str) -> str:
-        """Return the log line that says why an engine failed: a known cause, else an error, else the last line.
-
-        Causes come before their consequences, so the first line with a cause counts, else the first error of the last
-        traceback. If memory ran out, the last such line counts, since it says what could not be loaded.
+        """Return the log line with the reason for an engine's failure: a known cause, else an error, else the last
+        line. Causes come before their consequences, so the first line with a cause is taken, else the first error of
+        the last traceback. If memory ran out, the last such line is taken, since it tells what could not be loaded.
         """
         raw = [line for line in log.splitlines() if re.search(r"\w", self.message(line))]
         lines = list(map(self.message, raw))
@@ -203,7 +202,7 @@ class LogReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """Details of the engine's API that its YAML does not state: paths, and keys of requests."""
+    """Details of the engine's API that are not in its YAML: paths, and keys of requests."""
 
     ready_path: str = "/health"  # status 200 once the engine is ready; {model}: the served name
     version_path: str = "/version"  # serves a JSON object with its "version"
@@ -218,15 +217,15 @@ class Traits:
     """The engine's properties and abilities."""
 
     distribution: str | None = None  # the Python distribution that has the engine's version
-    inherits: tuple[str, ...] = ()  # variables of this machine that it reads, beside INHERITED
+    inherits: tuple[str, ...] = ()  # variables of this machine that it reads, besides INHERITED
     attachable: bool = False  # accepts the `url` of a running engine
     needs_gpu: bool = False  # has no build for a CPU
-    most_gpus: int | None = None  # most GPUs of one engine; None: its tensor-parallel size decides
+    most_gpus: int | None = None  # maximum GPUs of one engine; None: its tensor-parallel size decides
     before_ampere: Literal["emulates", "refuses", "float16"] = "emulates"  # bfloat16 on GPUs that lack it
     reserves_memory: bool = False  # reserves a pool at launch, so its memory use does not show its need
-    timed_inside: bool = False  # measured in its own process, without HTTP (sweep/node/engine_timed.py)
-    computes_model: bool = True  # False: no model makes its answers, so there is nothing to compare
-    # Abilities that docs/backends.md lists for readers to choose by; None: not stated.
+    timed_inside: bool = False  # measured in-process, without HTTP (sweep/node/engine_timed.py)
+    computes_model: bool = True  # False: no model generates its answers, so they cannot be compared
+    # Abilities that docs/backends.md lists to help users choose; None: not listed.
     continuous_batching: bool | None = None
     beam_search: bool | None = None
     quantisations: str | None = None  # formats of weights and KV cache

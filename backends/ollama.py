@@ -1,4 +1,4 @@
-"""Ollama: its own server on weights in GGUF, where the node has its program; else a running one that is attached to."""
+"""Ollama: launched on GGUF weights if the node has the program; otherwise sweep attaches to a running server."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from backends.base import EnvironmentChoice, Host, Launch
 from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.llamacpp import CONVERTED, GGUF, LlamaCpp, model_context
 
-# Its model is made once the server answers; until then it has none by that name, and is not ready.
+# Its model is created once the server answers; before that, the engine is not ready.
 START = """
 "$0" serve & server=$!
 trap 'kill $server; wait $server' TERM INT
@@ -21,7 +21,7 @@ wait $server
 
 
 class Ollama(LlamaCpp):
-    """`flags` are parameters of a Modelfile; `slots` requests run together. It ends answers at EOS, and takes texts."""
+    """`flags` are parameters of a Modelfile; `slots` requests run together. Answers end at EOS; prompts are text."""
 
     flag_rules = FlagRules(
         tables=("ollama",),
@@ -47,7 +47,7 @@ class Ollama(LlamaCpp):
     )
 
     env: EnvironmentChoice = EnvironmentChoice(binary="ollama")
-    quantization: Literal["F32", "F16", "BF16"] = "F16"  # of a model that is launched here
+    quantization: Literal["F32", "F16", "BF16"] = "F16"  # parameters of a model that is launched here
     stop_grace: float = Field(default=5.0, gt=0)
     token_ids: bool = False
     ignores_eos: bool = False
@@ -64,11 +64,11 @@ class Ollama(LlamaCpp):
     def environment(self, launch: Launch) -> dict[str, str]:
         ours = {
             "OLLAMA_HOST": f"{launch.host}:{launch.port}",
-            "OLLAMA_MODELS": str(launch.model / "ollama"),  # its own copy of the weights, which later launches use
-            "OLLAMA_NOPRUNE": "1",  # or it removes what another server of this folder is writing
+            "OLLAMA_MODELS": str(launch.model / "ollama"),  # Ollama's copy of the weights, which later launches use
+            "OLLAMA_NOPRUNE": "1",  # otherwise it removes files that another server of this folder is writing
             "OLLAMA_NUM_PARALLEL": str(self.slots),
             "OLLAMA_MAX_LOADED_MODELS": "1",
-            "OLLAMA_KEEP_ALIVE": "-1",  # else it unloads the model after five idle minutes
+            "OLLAMA_KEEP_ALIVE": "-1",  # otherwise it unloads the model after five idle minutes
         }
         return {**ours, **super().environment(launch)}
 
@@ -77,7 +77,7 @@ class Ollama(LlamaCpp):
         reason = super().unavailable(host)
         if missing and reason is None:
             return (
-                "no ollama on PATH: install it, name it with backend.env.binary=/path/to/ollama, or attach to a "
+                "no ollama on PATH: install it, set backend.env.binary=/path/to/ollama, or attach to a "
                 "running server with backend.url=http://127.0.0.1:11434 model=NAME"
             )
         return reason
@@ -86,7 +86,7 @@ class Ollama(LlamaCpp):
         return launch.max_model_len or model_context(launch.model)
 
     def stated(self, get: Callable[[str], dict[str, Any]], model: str) -> dict[str, Any]:
-        """The context and the format of the model, by the list of those that are loaded."""
+        """Return the model's context length and format, from the list of loaded models."""
         loaded = get("/api/ps").get("models") or []
         names = (model, f"{model}:latest")
         entry: dict[str, Any] = next((entry for entry in loaded if entry["name"] in names), {})

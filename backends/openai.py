@@ -1,4 +1,4 @@
-"""A running endpoint with OpenAI's (or TGI's) protocol. sweep launches, installs and stops nothing."""
+"""A running endpoint with OpenAI's (or TGI's) protocol. sweep does not install, launch or stop it."""
 
 import os
 from typing import Literal

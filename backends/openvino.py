@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching, served by the host, on weights that Optimum's exporter wrote. CPU only."""
+"""OpenVINO GenAI's continuous batching, served in-process, on weights from Optimum's exporter. CPU only."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +11,13 @@ from backends.base import QUEUE, WIDE_FORMATS, Hosted, Launch, cli, metrics
 from backends.declarations import FlagRules, LogReading, Traits
 from backends.prepare import checkpoints
 
-FOLDER = "openvino"  # of the model's folder, where the exported weights are
-WEIGHT_FORMATS = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "int4"}  # as the exporter calls them
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # as OpenVINO calls them
+FOLDER = "openvino"  # subfolder of the model's folder with the exported weights
+WEIGHT_FORMATS = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "int4"}  # the exporter's names
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # OpenVINO's names
 
 
 class OpenVINO(Hosted):
-    """`flags` are fields of GenAI's `SchedulerConfig`, `properties` are OpenVINO's own of the device."""
+    """`flags` are fields of GenAI's `SchedulerConfig`, `properties` are OpenVINO's device properties."""
 
     flag_rules = FlagRules(tables=("openvino",), set_by={"properties": "backend.properties"})
     log = LogReading(out_of_memory=(r"Requested cache size is larger than available memory",))
@@ -43,13 +43,13 @@ class OpenVINO(Hosted):
         return {**super().flags_on(launch), "properties": properties}
 
     def weights(self, model: Path, python: str, cache_dir: Path, progress: Callable[[str], None]) -> Path:
-        """The model's folder without its weights, with a folder of OpenVINO's format in it."""
+        """Return the model's folder without its weights, with a subfolder in OpenVINO's format."""
 
         def export(folder: Path) -> None:
             command = [python, "-m", "optimum.commands.optimum_cli", "export", "openvino", str(folder / FOLDER)]
             options = {"model": model, "task": "text-generation-with-past", "disable-convert-tokenizer": True}
             if self.quantization == "int4":
-                options["group-size-fallback"] = "adjust"  # where a layer's columns are no multiple of 128
+                options["group-size-fallback"] = "adjust"  # if a layer's columns are not a multiple of 128
             command += cli({**options, "weight-format": WEIGHT_FORMATS[self.quantization]})
             checkpoints.execute(command, "Optimum's exporter", folder / "conversion.log", progress)
 

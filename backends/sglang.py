@@ -59,7 +59,7 @@ class SGLang(Backend):
             "graph_capture_seconds": r"Capture .+ end\. bs=.+, elapsed=([\d.]+) s",
         },
     )
-    # Ready once the server's own warm-up request is answered; /health_generate would first sleep for a second.
+    # Ready once the server's warm-up request is answered; /health_generate would first sleep for a second.
     wire = Wire(ready_path="/ready", version_path="/server_info", log_probabilities="input_token_logprobs")
     traits = Traits(
         distribution="sglang",
@@ -89,7 +89,7 @@ class SGLang(Backend):
 
     @property
     def resets(self) -> tuple[str, ...]:
-        """Also reset the storage behind the hierarchical cache, which has its own route."""
+        """Also reset the storage behind the hierarchical cache, which has a separate route."""
         stored = value_of(self.flags_for("cuda"), "hicache-storage-backend")
         return (*self.reset_paths, *(["/hicache/storage-backend/clear"] if stored else []))
 

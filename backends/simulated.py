@@ -12,7 +12,7 @@ from sweep.base.records import BatchForm
 
 
 class Simulated(Behaviour, Backend):
-    """An engine without a model that answers by the clock."""
+    """An engine without a model, which generates tokens at configured times."""
 
     traits = Traits(computes_model=False, continuous_batching=True, beam_search=False, quantisations="none")
 

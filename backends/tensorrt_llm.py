@@ -20,7 +20,7 @@ OWN_OPTIONS = {
     "revision": "model.revision",
     "model_kwargs": OTHER_CONFIGURATION,
 }
-"""Fields of its LLM API that are set from other keys: the key to set instead of each."""
+"""Fields of its LLM API that sweep sets, and the key to set instead."""
 
 
 class TensorRTLLM(Backend):
@@ -94,7 +94,7 @@ class TensorRTLLM(Backend):
         return [*serve, *self.flag_arguments(launch, arguments)]
 
     def _options(self) -> dict[str, Any]:
-        """Return the options. By default they disable the reuse of earlier prompts' blocks, since nothing resets it."""
+        """Return the options. By default they disable reuse of earlier prompts' blocks, which cannot be reset."""
         cache = {"enable_block_reuse": False, **(self.options.get("kv_cache_config") or {})}
         return {**self.options, "kv_cache_config": cache}
 

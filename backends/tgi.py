@@ -1,4 +1,4 @@
-"""Text Generation Inference, in its image, by its launcher, or attached. It lacks ignore_eos and token ids."""
+"""Text Generation Inference: in its image, by its launcher, or attached. No ignore_eos, no token ids."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from backends.launch.server import free_port
 from sweep.base.records import Api
 
 LAUNCHER = "text-generation-launcher"
-MEMORYLESS = {"PREFIX_CACHING": "0"}  # it has no reset, so a trial could hit an earlier trial's cache
+MEMORYLESS = {"PREFIX_CACHING": "0"}  # its cache cannot be reset, so a trial could hit an earlier trial's cache
 
 POOL_SHARE = 0.95  # share of the remaining memory that its warm-up takes
 
@@ -32,7 +32,7 @@ class TGI(Backend):
             "revision": "model.revision",
             "tokenizer-config-path": "model.tokenizer",
         },
-        beyond=("ngrok",),  # exposes it to the internet
+        beyond=("ngrok",),  # would expose the engine to the internet
     )
     log = LogReading(
         # "2025-01-01T00:00:00.000000Z ERROR text_generation_launcher: Shard 0 crashed"

@@ -1,4 +1,4 @@
-"""Hugging Face transformers as people first use it, as the baseline: `model.generate` on left-padded static batches."""
+"""Hugging Face transformers in its simplest use, as the baseline: `model.generate` on left-padded static batches."""
 
 from dataclasses import replace
 from typing import Any

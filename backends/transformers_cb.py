@@ -1,4 +1,4 @@
-"""transformers' own continuous batching (the manager of `generate_batch`), streaming every request token by token."""
+"""transformers' continuous batching (the manager of `generate_batch`), streaming every request token by token."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,8 +10,8 @@ from backends.transformers import Transformers
 
 
 class TransformersCB(Transformers):
-    """`scheduler` holds fields of transformers' ContinuousBatchingConfig. The memory stated here sets `num_blocks`,
-    since the manager would otherwise take all of the machine's memory.
+    """`scheduler` holds fields of transformers' ContinuousBatchingConfig. The memory fields set `num_blocks`, since the
+    manager would otherwise take all of the machine's memory.
     """
 
     flag_rules = replace(

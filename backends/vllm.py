@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI server, on CUDA or, with its CPU build, on a CPU."""
+"""vLLM's OpenAI server, on CUDA or, with its CPU build, on a CPU."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from backends.prepare import checkpoints
 from backends.tables.flags import value_of
 from sweep.base.records import BatchForm
 
-RESETTABLE = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # in vLLM 0.32; others report a false reset
+RESETTABLE = ("OffloadingConnector", "SimpleCPUOffloadConnector")  # in vLLM 0.32; others falsely report a reset
 NO_KV_SCALES = "the checkpoint's scales, else 1.0 (vLLM 0.32 has no --calculate-kv-scales)"
 
 
@@ -29,7 +29,7 @@ def given_flags(backend: Backend) -> dict[str, Any]:
 
 
 def external_cache(flags: Mapping[str, Any]) -> str | None:
-    """Return the flags' connector to a KV cache outside the GPU, or None if they set none."""
+    """Return the flags' connector to a KV cache outside the GPU; None if not set."""
     if value_of(flags, "kv-transfer-config"):
         return str(value_of(flags, "kv-transfer-config.kv_connector"))
     native = value_of(flags, "kv-offloading-backend") in (None, "native")
@@ -37,7 +37,7 @@ def external_cache(flags: Mapping[str, Any]) -> str | None:
 
 
 def keeps_answers(flags: Mapping[str, Any]) -> bool:
-    """Return whether speculation learns from all answers since the launch, which nothing resets."""
+    """Return whether speculation learns from all answers since the launch, which cannot be reset."""
     config = value_of(flags, "speculative-config")
     suffix = isinstance(config, Mapping) and config.get("method") == "suffix"
     return suffix and config.get("suffix_decoding_max_cached_requests") != 0
@@ -150,7 +150,7 @@ class VLLM(Backend):
         return tuple(f"{path}?reset_external=true" if external else path for path in self.reset_paths)
 
     def unavailable(self, host: Host) -> str | None:
-        """Also refuse a GPTQ checkpoint on AVX2: that build lacks `cpu_gemm_wna16`, so the first request crashes it."""
+        """Also reject a GPTQ checkpoint on AVX2: this build lacks `cpu_gemm_wna16`, so the first request crashes it."""
         features = host.cpu_features or frozenset()
         lacking = not host.gpus and "avx2" in features and "avx512f" not in features
         if lacking and self.checkpoint == "gptq":
@@ -185,7 +185,7 @@ class VLLM(Backend):
         ours = {"VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
         if not launch.gpus:
             ours["VLLM_CPU_KVCACHE_SPACE"] = str(self.cpu_kv_cache_gib)
-            if launch.cpus:  # by default it takes a core for each NUMA node's threads and keeps one free
+            if launch.cpus:  # by default it binds one core per NUMA node's threads and keeps one free
                 ranks = shares(launch.cpus, self.gpus_of_engine // self.gpus)
                 ours["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, rank)) for rank in ranks)
         return {**ours, **super().environment(launch)}

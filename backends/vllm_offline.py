@@ -1,4 +1,4 @@
-"""vLLM's engine in the host's process: prompts are token ids of exact length, and no HTTP runs while timing."""
+"""vLLM's engine, served in-process: prompts are token ids of exact length, and no HTTP is used while timing."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,12 +12,12 @@ SERVER_ONLY = ("served-model-name", "port", "config")  # vLLM flags that only sw
 
 
 class VLLMOffline(Hosted):
-    """`flags` are fields of vLLM's EngineArgs. A trial is one control call, and Records hold the engine's stamps."""
+    """`flags` are fields of vLLM's EngineArgs. A trial is one control call; Records hold the engine's timestamps."""
 
     flag_rules = replace(
         VLLM.flag_rules,
         tables=("vllm_offline", "vllm_offline_cuda12"),
-        # There is no server, so no name or port; but the Python interface has flags of its own.
+        # There is no server, so no name or port; but the Python interface has additional flags.
         set_by={
             **{flag: key for flag, key in VLLM.flag_rules.set_by.items() if flag not in SERVER_ONLY},
             "model-weights": "model",
@@ -31,7 +31,7 @@ class VLLMOffline(Hosted):
     traits = replace(VLLM.traits, timed_inside=True)
 
     library = "backends.host.libraries.vllm_offline_library"
-    detokenize: bool = True  # also make the answers' text, which nothing here reads
+    detokenize: bool = True  # would also generate the answers' text, which is not used
     multiprocessing: bool = True  # run V1's engine core in its own process, apart from its feeder
     cpu_kv_cache_gib: int = Field(default=1, ge=1)  # GiB of memory for the KV cache without a GPU
     reset_paths: tuple[str, ...] = ("/reset_caches",)
@@ -49,7 +49,7 @@ class VLLMOffline(Hosted):
             for name, size in getattr(self, group).items():
                 if "data-parallel-size" in self.flag_rules.meanings(name) and str(size) not in ("None", "1"):
                     raise ValueError(
-                        f"backend.{group}.{name}={size}: the host's process has one engine; expected 1 (for several "
+                        f"backend.{group}.{name}={size}: the in-process server has one engine; expected 1 (for several "
                         f"ranks behind one URL: backend=vllm backend.flags.data-parallel-size={size})"
                     )
 

@@ -1,8 +1,8 @@
 """The wheel's only import package: `llm_sweep.open(RUN)`, `from llm_sweep import analysis` and the `sweep` command.
 
 All code imports `sweep`, `backends` and `analysis`, but other projects own these names on the package index. So these
-three folders and conf/ lie inside this one in the wheel, and beside it in a checkout. Importing this package puts the
-folder that holds them first on the import path and makes the three packages its attributes.
+three folders and conf/ are inside this package in the wheel, and next to it in a checkout. Importing this package puts
+their parent folder first on the import path and makes the three packages its attributes.
 """
 
 import importlib

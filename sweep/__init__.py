@@ -1,1 +1,1 @@
-"""The commands, the settings, and the types that all rooms share."""
+"""The `sweep` package: commands, planning, running, measuring and storing."""

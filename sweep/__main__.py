@@ -24,9 +24,9 @@ from sweep.cli.commands import dispatch
 from sweep.cli.output import replace_streams
 from sweep.drive.policy import DISK_FULL, is_waited_for
 
-# Objects between two searches for cycles: a plan or a ledger of many trials is millions of objects that are in none.
+# Allocations between two garbage collections: a plan or ledger of many trials has millions of objects without cycles.
 COLLECT_EVERY = 100_000
-LONG_WORD = re.compile(r"\S{256,}")  # no path: those are echoed whole
+LONG_WORD = re.compile(r"\S{256,}")  # not a path, which would be shown in full
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ConfigError, DamagedFile) as error:
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return 2
-    except (OSError, UnicodeError) as error:  # a disk, a network or a locale that no check foresaw
+    except (OSError, UnicodeError) as error:  # an unforeseen problem of a disk, a network or a locale
         print(f"error: {_one_line(error, arguments)}", file=sys.stderr)
         return ISSUE_AGAIN if is_waited_for(error) or getattr(error, "errno", None) in DISK_FULL else 2
     except Unforeseen as error:
@@ -64,7 +64,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning like every other message: in one line, without the line of code that caused it."""
+    """Print a warning like every other message: in one line, without its source code line."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 

@@ -1,1 +1,1 @@
-"""Answers a run's question: the cheapest or fastest configuration of each task, its certainty, and the runner-up."""
+"""Finds the cheapest or fastest configuration of each task in a run, its certainty, and the runner-up."""

@@ -1,4 +1,4 @@
-"""The points of one or several runs, with their trials, and the questions in which points are rivals."""
+"""The points of one or several runs with their trials, grouped into sets of points to compare ("questions")."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,10 @@ OF_A_LOAD = frozenset([*LOAD_COLUMNS, SIZE, *(f"load.{column}" for column in LOA
 
 @dataclass(frozen=True)
 class Measured:
-    """The points with a result of all runs together.
+    """All points with a result, from one or several runs.
 
     `points` have `name` (the configuration), `at` (the x axis), `by_load` (x is a load's size) and `run`. The index is
-    the place in `every_point`. `of_a_load` lists the columns of a run that state a load's size or follow from
-    it.
+    the position in `every_point`. `of_a_load` lists the columns with a load's size, or that follow from it.
     """
 
     points: pd.DataFrame
@@ -49,7 +48,7 @@ class Measured:
         return common_percentiles(self.rows)
 
     def groups(self, any_load: bool) -> Iterator[pd.DataFrame]:
-        """Return the points of each question. With `any_load` their loads may differ in size."""
+        """Yield the points of each question. With `any_load` their loads may differ in size."""
         keys = question_columns(self.points)
         if len(self.runs) > 1:
             keys = ["conditions_at_any_load" if any_load else "conditions"]
@@ -64,12 +63,12 @@ class Measured:
         return [results.point_warnings.get(index, []) for results in self.runs for index in range(len(results.points))]
 
     def codes(self, point: int, columns: Collection[str]) -> tuple[str, ...]:
-        """Return the codes of the warnings about a point's figures, the most serious first, without mere notes."""
+        """Return the codes of warnings about a point's columns, the most serious first, without infos."""
         about = [each.kind for each in self._warnings[point] if each.kind.concerns(columns)]
         return tuple(kind.code for kind in about if kind.severity is not Severity.INFO)
 
     def rows_of(self, point: int, columns: Sequence[str]) -> pd.DataFrame:
-        """Return these columns of a point's trials, since a whole row is wide."""
+        """Return these columns of a point's trials."""
         return self.rows[list(columns)].iloc[self.rows_at[point]]
 
 
@@ -87,16 +86,16 @@ def measured_points(runs: Sequence[RunResults]) -> Measured:
 
 
 def _contests(runs: Sequence[RunResults], measured: pd.DataFrame, count: int) -> Contests:
-    """Return the contests of the points of all runs; a single run has its own."""
+    """Return the contests between the points of all runs; for a single run, its existing contests."""
     if len(runs) == 1:
         return runs[0].contests
-    question = -1 - np.arange(count)  # a point without a result has its own question
+    question = -1 - np.arange(count)  # a point without a result gets a separate question
     question[measured.index] = pd.factorize(measured["conditions"])[0]
     return joined([results.contests for results in runs], question)
 
 
 def every_point(runs: Sequence[RunResults]) -> pd.DataFrame:
-    """Return the points of these runs in turn, with `name`, `at`, `by_load`, `run`, and the run's place `order`."""
+    """Return the points of these runs in turn, with `name`, `at`, `by_load`, `run`, and the run's position `order`."""
     named = zip(runs, run_names(runs), strict=True)
     points = [_named(results.layout, name).assign(order=index) for index, (results, name) in enumerate(named)]
     return pd.concat(points, ignore_index=True)
@@ -119,7 +118,7 @@ def names_with_runs(points: pd.DataFrame) -> "pd.Series[str]":
 
 
 def run_names(runs: Sequence[RunResults]) -> list[str]:
-    """Return unique names for runs: their experiments' names, else their folders' names, else the folders' paths."""
+    """Return unique names for runs: experiment names, else folder names, else folder paths."""
     folders = [results.run.paths.out for results in runs]
     for names in ([results.run.name for results in runs], [folder.name for folder in folders]):
         if len(set(names)) == len(names):
@@ -140,9 +139,9 @@ def _named(layout: Layout, run: str) -> pd.DataFrame:
 
 
 def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:
-    """Return the deciding quantity: the cost if every point has one, else throughput.
+    """Return the deciding quantity: the cost if known for every point, else throughput.
 
-    At one load below saturation, the load itself sets throughput and cost, so the latency decides.
+    At a single load below saturation, throughput and cost are set by the load, so latency decides.
     """
     figures = group if any_load else merits(group)
     for column in (COST, THROUGHPUT):
@@ -152,7 +151,7 @@ def objective(group: pd.DataFrame, any_load: bool) -> LabelledColumn | None:
 
 
 def title(group: pd.DataFrame, any_load: bool) -> str:
-    """Return the task in words, with the load if it is part of the question."""
+    """Describe the task, with the load if it is part of the question."""
     first = group.iloc[0]
     task = first["panel"] if group["panel"].nunique() == 1 else f"{first['workload']}, {first['load']}"
     machine = first.get("accelerator") if group["n"].sum() and "accelerator" in group else None

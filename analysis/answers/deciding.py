@@ -1,8 +1,8 @@
 """Decides which configuration of a task is best within the bounds, and whether its lead is more than noise.
 
-The best is tested against all others (`comparison.Contest`). Among equal configurations one is falsely named in about
-5 % of cases, whatever their number, and whatever the number of loads from which each takes its best.
-The remedy for a tie follows from the spread between launches that remains after pairing.
+The best is tested against all other configurations (`comparison.Contest`). Among equal configurations, one is falsely
+declared best in about 5% of cases, for any number of configurations, and of loads to choose the best from. The remedy
+for a tie follows from the spread between launches that remains after pairing.
 """
 
 import json
@@ -33,14 +33,14 @@ from analysis.statistics.intervals import CONFIDENCE
 from analysis.statistics.power import Error, smallest_change
 from analysis.statistics.standings import Standing
 
-SPREAD_WEIGHT = 4  # weight of all questions' spread beside the question's own, in degrees of freedom
-FEWEST_LAUNCHES = 3  # launches to advise if none were repeated
+SPREAD_WEIGHT = 4  # weight of all questions' spread relative to the question's spread, in degrees of freedom
+FEWEST_LAUNCHES = 3  # launches to suggest if none were repeated
 
 
 def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) -> list[TaskAnswer]:
-    """Return the answer for each task of these runs. `slo` replaces the runs' own SLO.
+    """Return the answer for each task of these runs. `slo` replaces the runs' SLO.
 
-    Without an SLO an answer concerns one load. With an SLO each configuration is taken at its best load within the
+    Without an SLO, an answer is for one load. With an SLO, each configuration is compared at its best load within the
     bounds.
     """
     if slo is None:
@@ -52,26 +52,26 @@ def answers(runs: Sequence[RunResults], slo: Mapping[str, float] | None = None) 
 
 
 def shared_slo(runs: Sequence[RunResults]) -> dict[str, float]:
-    """Return the SLO that all trials of the runs share; empty if there are several."""
+    """Return the SLO that all trials of the runs share; empty if they differ."""
     texts = {text for results in runs for text in results.run.trials["slo"].dropna().unique()}
     return json.loads(texts.pop()) if len(texts) == 1 else {}
 
 
 class Ranking(NamedTuple):
-    """The configurations of a task, the best first, with the contest of their figures."""
+    """The configurations of a task, the best first, with the contest that compares them."""
 
     criterion: TaskCriterion
     meeting: list[RankedConfiguration]
     failing: list[RankedConfiguration]
     points: list[int]  # points that meet the bounds
     contest: Contest | None  # None if no point meets the bounds
-    places: Positions  # places of `points` in the contest
-    shorter: tuple[str, ...] = ()  # names of configurations left out, since their answers were shorter
-    barred: tuple[RankedConfiguration, ...] = ()  # configurations that a severe warning keeps from being ranked
+    places: Positions  # positions of `points` in the contest
+    shorter: tuple[str, ...] = ()  # names of configurations excluded because their answers were shorter
+    barred: tuple[RankedConfiguration, ...] = ()  # configurations not ranked because of a severe warning
 
 
 def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> Ranking | None:
-    """Rank the configurations of a task; None if they have no figure."""
+    """Rank the configurations of a task; None if they lack the deciding quantity."""
     quantity = objective(group, bool(slo))
     if quantity is None:
         return None
@@ -101,7 +101,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     if not meeting:
         return Ranking(criterion, [], failing, [], None, np.zeros(0, np.int64), shorter, barred)
     points = [pairs[0][1] for pairs in meeting]
-    if slo:  # each is the best of its loads: a separate comparison beside those at equal loads
+    if slo:  # each is the best of its loads: a separate comparison from those at equal loads
         of_loads = [every.contests.of_points(quantity, [point for _, point in pairs], best=0) for pairs in meeting]
         choices = sum(map(best_choices, of_loads))
         whole, places = every.contests.of_points(quantity, points, choices, best=0), np.arange(len(points))
@@ -115,7 +115,7 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
 
 
 def best_choices(of_loads: Contest) -> int:
-    """Return a configuration's tied points, the best first. Only chance chose among them."""
+    """Return a configuration's tied points, the best first; the best is only so by chance."""
     return 1 + int(of_loads.tied(0).sum())
 
 
@@ -142,7 +142,7 @@ def _ranked_configuration(every: Measured, point: "pd.Series[Any]", criterion: T
 def _standings(
     configurations: Sequence[RankedConfiguration], whole: Contest, places: Positions
 ) -> list[RankedConfiguration]:
-    """Return the configurations, the best first, with their standing and the best's ratio to them."""
+    """Return the configurations, the best first, with their standing and their ratio to the best."""
     placed, tied = [replace(configurations[0], standing=Standing.BEST, ratio=1.0)], whole.tied(int(places[0]))
     for configuration, place in zip(configurations[1:], places[1:], strict=True):
         ratio, low, high = map(float, whole.ratios([places[0]], [place])[:, 0])
@@ -152,7 +152,7 @@ def _standings(
 
 
 class Spread(NamedTuple):
-    """The variance of a logarithm between launches after pairing, with its degrees of freedom."""
+    """The variance of logarithms between launches after pairing, with its degrees of freedom."""
 
     squares: float
     freedom: int
@@ -182,9 +182,9 @@ def _answer(every: Measured, ranking: Ranking, spreads: Mapping[str, Spread]) ->
 
 
 def remedy(contest: Contest, pair: tuple[int, int], spread: Spread, minutes: float) -> Remedy:
-    """Return the launches that would separate a pair of points nine times in ten, if they differ as measured.
+    """Return the launches that would decide between two points nine times in ten, if they differ as measured.
 
-    A difference within the margin counts as the margin, since a smaller lead does not matter.
+    A difference smaller than the margin is replaced by the margin, since a smaller lead does not matter.
     """
     model, (best, rival) = contest.model, pair
     difference = max(abs(math.expm1(model.effects[best] - model.effects[rival])), MARGIN)

@@ -1,4 +1,4 @@
-"""The answer of a run without rivals: the load or length at which its one configuration is fastest."""
+"""The answer of a run with nothing to compare: the load or length at which its configuration is fastest."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ MOST_TASKS = 3  # in the sentence
 
 
 def leading_sentence(results: RunResults, answers: Sequence[TaskAnswer]) -> str:
-    """The sentence that is true of all answers; of a run without rivals, where each configuration is fastest."""
+    """Return the sentence that covers all answers; without rivals, where each configuration is fastest."""
     if any(len(answer.configurations) > 1 or answer.criterion.bounds for answer in answers):
         return lead(answers)
     fastest = list(_fastest(results))[:MOST_TASKS]
@@ -27,7 +27,7 @@ def _fastest(results: RunResults) -> Iterator[str]:
     if quantity is None or layout.x is None or THROUGHPUT not in points:
         return
     measured = points[points[THROUGHPUT].notna() & points[layout.x].notna()]
-    if "as_offered" in measured:  # what was asked for shows no optimum
+    if "as_offered" in measured:  # the varied setting shows no optimum
         measured = measured[~measured["as_offered"].eq(True)]
     for (line, panel), group in measured.groupby(["line", "panel"], sort=False):
         group = group.sort_values(layout.x, kind="stable")

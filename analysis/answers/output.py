@@ -9,12 +9,12 @@ from analysis.answers.task_answer import RankedConfiguration, TaskAnswer
 from analysis.table import KEY, NONE, Column, Line, Output, Table, view
 
 NEW = "new_launch"
-WITHOUT_REQUESTS = "true if the intervals come from the launches' own figures, since the requests give none"
-BEST_OVER_IT = "the best's figure / this one's, as a plain ratio; for a cost 0.8 means 20 % less"
+WITHOUT_REQUESTS = "true if the intervals come from the launches' values, since the requests give none"
+BEST_OVER_IT = "the best's value / this configuration's, as a plain ratio; for a cost 0.8 means 20% less"
 
 
 class AnswerRow(NamedTuple):
-    """A configuration and its answer; `rank` 1 is the best."""
+    """A configuration with the answer it belongs to; `rank` 1 is the best."""
 
     answer: TaskAnswer
     rank: int | None  # None if a severe warning bars the configuration
@@ -31,13 +31,13 @@ class AnswerRow(NamedTuple):
 
     @property
     def remedy(self) -> tuple[float | None, int | None]:
-        """Minutes and launches that would decide a tie, only for the best configuration."""
+        """The minutes and launches that would decide a tie; only for the best configuration."""
         remedy = self.answer.remedy if self.rank == 1 else None
         return (remedy.minutes, remedy.launches or None) if remedy else (None, None)
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """The intervals of the figure for these launches, then for a fresh launch."""
+        """The ends of the intervals: for these launches, then for a new launch."""
         figure = self.configuration.figure
         return figure.low, figure.high, figure.new_low, figure.new_high
 
@@ -52,18 +52,16 @@ def _best_over_it(row: AnswerRow) -> str:
 
 
 ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
-    Column("task", "the task, with the load where an answer is for one", lambda row: row.answer.criterion.title, **KEY),
+    Column("task", "the task, with the load if the answer is for one", lambda row: row.answer.criterion.title, **KEY),
     Column("run", "name of the configuration's run", lambda row: row.configuration.run),
-    Column("rank", "place among the configurations of its task; 1 is the best", lambda row: row.rank),
+    Column("rank", "rank among the configurations of its task; 1 is the best", lambda row: row.rank),
     Column("configuration", "the engine, with the settings that vary", lambda row: row.configuration.name, **KEY),
     Column("load", "the load chosen within an SLO", lambda row: row.configuration.load or None, kind="text"),
     Column("column", "the deciding column of trials.parquet", lambda row: row.answer.criterion.quantity.column),
     Column("value", "mean over the replicates", lambda row: row.configuration.figure.value, of_value="of `column`"),
     view("figure", lambda row: figure(row.answer, row.configuration)),
-    Column("ci_low, ci_high", "95 % interval for these launches", lambda row: row.ends[:2], of_value="of `column`"),
-    Column(
-        f"{NEW}_low, {NEW}_high", "95 % interval for a fresh launch", lambda row: row.ends[2:], of_value="of `column`"
-    ),
+    Column("ci_low, ci_high", "95% interval for these launches", lambda row: row.ends[:2], of_value="of `column`"),
+    Column(f"{NEW}_low, {NEW}_high", "95% interval for a new launch", lambda row: row.ends[2:], of_value="of `column`"),
     Column(
         "headroom",
         "unused share of the SLO's tightest bound; negative if exceeded",
@@ -74,7 +72,7 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("best_over_it", BEST_OVER_IT, lambda row: row.configuration.ratio, _best_over_it, heading="best over it"),
     Column(
         "best_over_it_ci_low, best_over_it_ci_high",
-        "95 % interval of that ratio, for all rivals at once",
+        "95% interval of that ratio, for all rivals at once",
         lambda row: (row.configuration.low, row.configuration.high),
     ),
     Column("more_minutes", "time of those launches; best only", lambda row: row.remedy[0], of_value="min"),
@@ -83,12 +81,12 @@ ANSWER_COLUMNS: tuple[Column[AnswerRow], ...] = (
     Column("by_launches", WITHOUT_REQUESTS, lambda row: row.configuration.figure.by_launches),
     Column(
         "measured_from, measured_to",
-        "begin of its first and last trial, UTC",
+        "start of its first and last trial, UTC",
         lambda row: row.configuration.measured or (None, None),
     ),
     Column("verdict", "best, behind, not ranked, …", lambda row: row.standing, kind="text"),
     Column("warnings", "codes, the most serious first", lambda row: ";".join(row.configuration.codes) or None),
-    Column("more_launches", "launches of each to decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
+    Column("more_launches", "further launches to decide a tie 9 times in 10; best only", lambda row: row.remedy[1]),
     Column("sentence", "the answer; best only", lambda row: sentence(row.answer) if row.rank == 1 else None),
 )
 """The columns of `sweep summary`, and of the configurations in its JSON."""
@@ -102,7 +100,7 @@ def ranking_table(answers: Sequence[TaskAnswer]) -> Table[AnswerRow]:
 
 
 def lines(answers: Sequence[TaskAnswer]) -> list[str]:
-    """Return the lead, then a sentence per question unless the lead says the same, and when it was measured."""
+    """Return the lead, a sentence per question unless it repeats the lead, and when the trials were measured."""
     every = [lead(answers), *map(sentence, answers), measured_text(answers)]
     return list(dict.fromkeys(filter(None, every))) or ["no configuration has a result"]
 

@@ -12,12 +12,12 @@ from analysis.statistics.intervals import Estimate
 from sweep.base.wording import count, duration_text, number
 
 MOST_IN_SENTENCE = 3  # configurations that a sentence names
-FEWEST_ADVISERS = 3  # launches on which advice holds nine times in ten
+FEWEST_ADVISERS = 3  # launches needed for the advice to hold nine times in ten
 BY_LAUNCHES = "*"  # after an interval
 
 
 def lead(answers: Sequence[TaskAnswer]) -> str:
-    """Return the sentence that covers all answers: what leads, and where; empty if there are no answers."""
+    """Return the sentence that covers all answers: what leads, and on which tasks; empty without answers."""
     if len(answers) == 1:
         return sentence(answers[0])
     noun = "task" if answers and answers[0].criterion.bounds else "point"
@@ -43,12 +43,12 @@ def _contested(contested: Sequence[TaskAnswer], total: int, noun: str) -> str:
     names = list(dict.fromkeys(each.name for answer in contested for each in answer.meeting))
     wins = Counter(answer.meeting[0].name for answer in contested if answer.decided)
     where = count(len(contested), noun)
-    others = f" (at {total - len(contested)} more there is nothing to compare)" if len(contested) < total else ""
+    others = f" ({total - len(contested)} more with nothing to compare)" if len(contested) < total else ""
     quantities = listed(list(dict.fromkeys(answer.criterion.quantity.in_sentence for answer in contested)))
     if not wins:
         few = len(names) <= 2
         subject = " and ".join(names) if few else f"The {len(names)} configurations"
-        verb = "were launched too seldom to tell who leads at any of"
+        verb = "had too few launches to tell which leads at any of"
         if any(math.isfinite(each.low) for answer in contested for each in answer.tied):
             # Two of three may be equal and far ahead of the third.
             subject = subject if few else f"None of {len(names)} configurations"
@@ -68,14 +68,14 @@ def _adjective(contested: Sequence[TaskAnswer], name: str) -> str:
 
 
 def sentence(answer: TaskAnswer) -> str:
-    """Return the answer for a task, with figure, interval, headroom, runner-up and what would decide a tie."""
+    """Return the answer for a task: value, interval, headroom, runner-up and, for a tie, the remedy."""
     best = answer.best
     text = _unmet(answer) if best is None else _met(answer, best)
     return f"{answer.criterion.title}: {text}{caveats([answer])}"
 
 
 def caveats(answers: Sequence[TaskAnswer]) -> str:
-    """Return which configurations are left out and why, and the codes of warnings about the named ones."""
+    """Return which configurations are excluded and why, and the codes of warnings about the rest."""
     shorter = list(dict.fromkeys(name for answer in answers for name in answer.shorter))
     barred = [f"{each.full_name} ({', '.join(each.codes)})" for answer in answers for each in answer.barred]
     named = [each for answer in answers for each in (*answer.configurations[:1], *(answer.tied or answer.meeting[1:2]))]
@@ -86,7 +86,7 @@ def caveats(answers: Sequence[TaskAnswer]) -> str:
 
 
 def measured_text(answers: Sequence[TaskAnswer]) -> str:
-    """`Measured 2026-11-25 13:05 to 2026-11-26 01:10 UTC`: when the configurations' trials began; empty if unknown."""
+    """`Measured 2026-11-25 13:05 to 2026-11-26 01:10 UTC`: the time range of the trials' starts; empty if unknown."""
     times = [
         time for answer in answers for each in (*answer.configurations, *answer.barred) for time in each.measured or ()
     ]
@@ -141,13 +141,13 @@ def figure(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
 
 
 def range_text(figure: Estimate, labelled: LabelledColumn, by_launches: str = BY_LAUNCHES) -> str:
-    """Return an interval, e.g. `46.0–61.9`, marked if from the launches' own figures; empty without one."""
+    """Return an interval, e.g. `46.0–61.9`, marked if it comes from the launches' values; empty without one."""
     ends = f"{labelled.shown(figure.low)}–{labelled.shown(figure.high)}"
     return "" if math.isnan(figure.low) else ends + by_launches * figure.by_launches
 
 
 def advantage(answer: TaskAnswer, configuration: RankedConfiguration) -> str:
-    """Return how many times better the best is than a configuration, e.g. `1.42× (1.31 to 1.53)`."""
+    """Return how many times better the best is than `configuration`, e.g. `1.42× (1.31 to 1.53)`."""
     better_higher = answer.criterion.quantity.better == "higher"
     ends = [configuration.ratio, configuration.low, configuration.high]
     return times_text(*(ends if better_higher else [1 / end for end in (ends[0], ends[2], ends[1])]))
@@ -159,16 +159,16 @@ def times_text(ratio: float, low: float, high: float) -> str:
 
 
 def remedy_text(remedy: Remedy) -> str:
-    """Return a remedy as text: how many more launches would decide, for which difference, in what time."""
+    """Describe a remedy: how many more launches would decide, for which difference, in how much time."""
     if not remedy.launches:
         needed = f"replicates={remedy.replicates} would, with relaunch=per_replicate"
         return f"one launch of each does not show how much launches differ; {needed}"
     minutes = "" if math.isnan(remedy.minutes) else f", about {duration_text(60 * remedy.minutes)}"
     size = f"{remedy.difference:.1%}" if remedy.difference < 0.1 else f"{remedy.difference:.0%}"
     few = remedy.replicates - remedy.launches < FEWEST_ADVISERS
-    doubt = "; so few launches hardly show the spread, so it may take more" if few else ""
+    doubt = "; this few launches hardly show the spread, so more may be needed" if few else ""
     more = "1 more launch" if remedy.launches == 1 else f"{remedy.launches:,} more launches"
-    return f"{more} of each would tell a difference of {size}{minutes} (replicates={remedy.replicates}){doubt}"
+    return f"{more} of each would detect a difference of {size}{minutes} (replicates={remedy.replicates}){doubt}"
 
 
 def _headroom(configuration: RankedConfiguration) -> str:

@@ -1,4 +1,4 @@
-"""The data types of an answer: the criterion, its configurations, and what would decide a tie."""
+"""The data types of an answer: the criterion, its configurations, and the remedy for a tie."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from sweep.base.config import PERCENTILES, ConfigError
 from sweep.disk.row import merged_percentiles, percentiles_text
 from sweep.numbers.quantity import percentile_name
 
-MOST_SUGGESTED = 3  # times the launches that ran; suggesting more would be absurd
+MOST_SUGGESTED = 3  # multiple of the launches that ran; suggesting more would be absurd
 LEAST_BOUNDED = 90  # lowest percentile at which an SLO is judged
 
 
@@ -38,7 +38,7 @@ class Bound:
         return self if labelled is None else replace(self, quantity=labelled)
 
     def headroom(self, value: float) -> float:
-        """Return the unused share of the bound; negative if exceeded, and -∞ if the percentile falls on failures."""
+        """Return the unused share of the bound; negative if exceeded, and -∞ if the percentile is a failed request."""
         return -math.inf if math.isnan(value) else 1 - value / self.limit
 
 
@@ -47,7 +47,7 @@ def bounds(
 ) -> tuple[Bound, ...]:
     """Return the bounds of an SLO, such as {"ttft.p90": 0.2}.
 
-    A bound without a percentile uses the highest percentile that this many requests can resolve.
+    A bound without a percentile applies to the highest percentile that this many requests can resolve.
 
     Raises:
         ConfigError: for a percentile that these trials lack.
@@ -73,7 +73,7 @@ def fewest_requests(points: pd.DataFrame, slo: Iterable[str], percentiles: Seque
 
 
 def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
-    """Return the percentiles that all these trials have, for an SLO; the default ones if no trial has any."""
+    """Return the percentiles that all these trials have; the default percentiles if no trial has any."""
     texts = {text if isinstance(text, str) else percentiles_text(PERCENTILES) for text in trials["percentiles"]}
     common = set(merged_percentiles(texts)).intersection(*(merged_percentiles([text]) for text in texts))
     return tuple(sorted(common)) or PERCENTILES
@@ -82,7 +82,7 @@ def common_percentiles(trials: pd.DataFrame) -> tuple[float, ...]:
 def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> float:
     """Return the highest percentile that this many requests can resolve, and at least LEAST_BOUNDED.
 
-    With a lower percentile an SLO would count as met although many requests miss it.
+    With a lower percentile an SLO would be met although many requests miss it.
     """
     high = [each for each in percentiles if each >= LEAST_BOUNDED] or [max(percentiles)]
     usable = [each for each in high if tells(fewest_requests, each)]
@@ -90,13 +90,13 @@ def bounded_percentile(fewest_requests: int, percentiles: Sequence[float]) -> fl
 
 
 def tells(requests: float, percentile: float) -> bool:
-    """Return whether this many requests can resolve a percentile."""
+    """Return whether this many requests are enough for a percentile."""
     return requests * (100 - percentile) / 100 >= FEWEST_BEYOND
 
 
 @dataclass(frozen=True)
 class TaskCriterion:
-    """The criterion of a task: the best configuration is best by `quantity`, within the bounds."""
+    """The criterion of a task: configurations are ranked by `quantity`, within the bounds."""
 
     title: str  # the task, and the load if it is part of the question
     quantity: LabelledColumn
@@ -104,7 +104,7 @@ class TaskCriterion:
 
     @property
     def quantities(self) -> tuple[LabelledColumn, ...]:
-        """The quantities that the answer rests on."""
+        """The quantities that the answer depends on."""
         return (self.quantity, *(bound.quantity for bound in self.bounds))
 
     @property
@@ -117,7 +117,7 @@ class TaskCriterion:
 class RankedConfiguration:
     """A configuration at its best load."""
 
-    name: str  # engine and settings
+    name: str  # name: engine and settings
     load: str  # empty if all have the same load
     run: str
     figure: Estimate
@@ -125,17 +125,17 @@ class RankedConfiguration:
     tightest: Bound | None = None  # the bound with that share
     latency: Estimate | None = None  # the latency under that bound
     standing: Standing = Standing.BEHIND
-    ratio: float = math.nan  # the best's figure / this one's, with its interval
+    ratio: float = math.nan  # the best's value / this configuration's, with its interval
     low: float = math.nan
     high: float = math.nan
-    point: int = -1  # place among the points of all runs
+    point: int = -1  # position among the points of all runs
     judged: bool = True  # False: too few requests for the bounded percentile
     codes: tuple[str, ...] = ()  # codes of warnings about its figure and its bounded latencies
-    measured: tuple[str, str] | None = None  # begin of its first and of its last trial
+    measured: tuple[str, str] | None = None  # start of its first and of its last trial
 
     @property
     def meets(self) -> bool:
-        """True if the figure is within all bounds, or there is no bound."""
+        """True if the latencies are within all bounds, or there is no bound."""
         return math.isnan(self.headroom) or self.headroom >= 0
 
     @property
@@ -147,7 +147,7 @@ class RankedConfiguration:
 
     @property
     def full_name(self) -> str:
-        """The name, with the load if the configuration has its own."""
+        """The name, with the load if loads differ between configurations."""
         return f"{self.name} at {self.load}" if self.load else self.name
 
 
@@ -156,19 +156,19 @@ class Remedy(NamedTuple):
 
     difference: float  # relative difference to detect: the measured one, or the margin if larger
     launches: int  # further launches of each; 0: how much launches differ is unknown
-    replicates: int  # replicates in all
+    replicates: int  # total replicates
     minutes: float  # NaN if no durations are known
 
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """The configurations of a task, the best first. Configurations that meet the bounds come before the others."""
+    """The configurations of a task, the best first. Configurations that meet the bounds come first."""
 
     criterion: TaskCriterion
     configurations: tuple[RankedConfiguration, ...]
     remedy: Remedy | None = None  # for a tie
-    shorter: tuple[str, ...] = ()  # names of configurations left out, whose shorter answers took less time
-    barred: tuple[RankedConfiguration, ...] = ()  # those that a severe warning keeps from being ranked
+    shorter: tuple[str, ...] = ()  # names of configurations excluded because their answers were shorter
+    barred: tuple[RankedConfiguration, ...] = ()  # configurations not ranked because of a severe warning
 
     @property
     def meeting(self) -> tuple[RankedConfiguration, ...]:
@@ -186,7 +186,7 @@ class TaskAnswer:
 
     @property
     def judged(self) -> bool:
-        """True if any configuration has enough requests for the bounded percentile."""
+        """True if any configuration has enough requests for the bounded percentiles."""
         return any(configuration.judged for configuration in self.configurations)
 
     @property

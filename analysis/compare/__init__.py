@@ -1,4 +1,4 @@
-"""Compares configurations across runs: each gets a ratio with its interval, and a verdict that a script can act on.
+"""Compares configurations across runs: each gets a ratio with its interval, and a verdict for scripts.
 
 `sweep compare` prints `comparisons([side("results/a"), side("results/b")])`. The first side is the reference.
 """

@@ -14,15 +14,15 @@ FORM = re.compile(r"\s*([\w.]+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
 
 @dataclass(frozen=True)
 class Condition:
-    """A change of a column against the reference that is a failure if it is beyond the noise."""
+    """A change of a column, relative to the reference, that is a failure if it exceeds the noise."""
 
     text: str
     column: str
     sign: Literal["<", ">"]
-    change: float  # relative, e.g. -0.03 for 3 % less
+    change: float  # relative, e.g. -0.03 for 3% less
 
     def met(self, comparison: PointComparison) -> bool:
-        """Return whether the figure changed by more, and its joint interval for all configurations excludes 1."""
+        """Return whether the change is larger than the condition's, and its joint interval excludes no change."""
         if not self.judges(comparison) or comparison.within_guess:
             return False
         if self.sign == "<":
@@ -30,7 +30,7 @@ class Condition:
         return comparison.ratio - 1 > self.change and comparison.all_low > 1
 
     def judges(self, comparison: PointComparison) -> bool:
-        """Return whether the comparison is of this column and has an interval, which any decision needs."""
+        """Return whether the comparison is for this column and has an interval (needed for any decision)."""
         return comparison.quantity.column == self.column and not math.isnan(comparison.low)
 
 
@@ -53,7 +53,7 @@ def condition(text: str) -> Condition:
 def failures(
     conditions: Iterable[Condition], comparisons: Iterable[PointComparison]
 ) -> list[tuple[Condition, PointComparison]]:
-    """Return every condition that is met, with the comparison that meets it."""
+    """Return the conditions that are met, each with the comparison that meets it."""
     every = list(comparisons)
     return [(each, comparison) for each in conditions for comparison in every if each.met(comparison)]
 
@@ -61,7 +61,7 @@ def failures(
 def unjudged(conditions: Iterable[Condition], comparisons: Iterable[PointComparison]) -> list[str]:
     """Return a line per undecided condition: a reference configuration lacks an interval, or all lack the column.
 
-    A configuration without a figure in the reference is left out, since it cannot get worse.
+    A configuration without a value in the reference is skipped, since it cannot get worse.
     """
     every = list(comparisons)
     lines = []

@@ -17,7 +17,7 @@ from sweep.base.setting_labels import labels
 from sweep.numbers.warnings import Severity, WarningKind
 
 NAMES = ("backend.name", "model.name", "workload.name", "load.name")
-QUESTION_PARTS = ("model", "workload", "load")  # parts of a question: their settings and files
+QUESTION_PARTS = ("model", "workload", "load")  # settings and files that must be equal to compare
 QUESTION_PREFIXES = tuple(f"{part}." for part in QUESTION_PARTS)
 MOST_SETTINGS = 3  # settings that a reason lists
 FACTS = {name: name for name in ("engine_version", "dtype", "driver", "commit")} | {
@@ -29,7 +29,7 @@ BY_INPUT = ("total_throughput", "ttft")  # quantities that depend on the length 
 
 @dataclass(frozen=True)
 class Match:
-    """A configuration that both sides or one side has."""
+    """A configuration that is present on both sides, or only on one."""
 
     label: str
     first: pd.DataFrame  # the configuration's trials; empty if a side lacks it
@@ -48,7 +48,7 @@ class Match:
         return self.obstacle or ", ".join(severe)
 
     def warnings_about(self, compared: LabelledColumn) -> list[WarningKind]:
-        """Return the warnings about the trials' figures in this column, without mere notes."""
+        """Return the warnings about this column in the sides' trials, without infos."""
         return [each for each in self._kinds if each.severity is not Severity.INFO and each.concerns([compared.column])]
 
     @cached_property
@@ -95,7 +95,7 @@ def _grouped(side: Side, keys: Sequence[str]) -> dict[tuple[Any, ...], list[int]
 
 
 def _labels(settings: Sequence[TrialSettings]) -> list[str]:
-    """Label each configuration by the settings that distinguish it. A single configuration has its names."""
+    """Label each configuration by its distinguishing settings; a single configuration by its names."""
     varying = [key for key in NAMES[:3] if len({trial.get(key) for trial in settings}) > 1]
     further = [{key: setting for key, setting in trial.items() if key not in NAMES[:3]} for trial in settings]
     names = [" ".join(str(trial[key]) for key in varying if trial.get(key)) for trial in settings]
@@ -110,7 +110,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
         return Match(label, *trials, obstacle=f"no result in {missing[0]}")
     settings = [side.settings[positions[0]] for side, positions in zip(sides, (first, second), strict=True)]
     compared = {*settings[0], *settings[1]}
-    if any(frame["config"].isna().all() for frame in trials):  # imported rows state little
+    if any(frame["config"].isna().all() for frame in trials):  # imported rows have few facts
         compared = {*settings[0]} & {*settings[1]}
     differing = [key for key in sorted(compared) if settings[0].get(key) != settings[1].get(key)]
     of_question = [key for key in differing if key.startswith(QUESTION_PREFIXES)]
@@ -128,7 +128,7 @@ def _match(label: str, first: list[int], second: list[int], sides: tuple[Side, S
 
 
 def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str, str]]:
-    """Return the facts in which the sides' rows differ, such as versions, and failures: name and both sides' values."""
+    """Return the differing facts of the sides' rows (e.g. versions, failures): name and both values."""
     for column, fact in FACTS.items():
         if column in first and column in second:
             texts = [", ".join(sorted(trials[column].dropna().unique())) for trials in (first, second)]
@@ -143,7 +143,7 @@ def _facts(first: pd.DataFrame, second: pd.DataFrame) -> Iterable[tuple[str, str
 def _obstacle(
     of_question: Sequence[str], settings: Sequence[TrialSettings], first: pd.DataFrame, second: pd.DataFrame
 ) -> str:
-    """Return the first obstacle to a comparison: a different protocol, hardware, model, workload or load."""
+    """Return the first obstacle to a comparison (a different protocol, hardware, model, workload or load), or ""."""
     for subject, facts in (
         ("protocol", [_values(trials, "protocol") for trials in (first, second)]),
         ("hardware", [machines(trials) for trials in (first, second)]),
@@ -165,7 +165,7 @@ def _values(trials: pd.DataFrame, column: str) -> set[str]:
 
 
 def machines(trials: pd.DataFrame) -> set[str]:
-    """Return the accelerators or, on a machine without any, the processor and number of cores."""
+    """Return the accelerators or, without accelerators, the processor and number of cores."""
     accelerators = _values(trials, "accelerator")
     hosts = [json.loads(hardware) for hardware in _values(trials, "hardware")]
     return {

@@ -1,9 +1,9 @@
 """Measures the noise of a machine: how much successive launches of one configuration differ on it (A/A).
 
-A run's launches are divided into blocks of a side's size: one launch if the launches of both sides took turns, else as
-many as a side has. Two successive blocks form an A/A comparison, whose true difference is zero. The root mean square
-of the differences is the error of comparing two such blocks, with as many degrees of freedom as comparisons. Unlike the
-spread within a side, it includes the machine's drift between two blocks.
+A run's launches are divided into blocks: of one launch if the launches of both sides took turns, else of as many
+launches as a side has. Two successive blocks form an A/A comparison, whose true difference is zero. The root mean
+square of the differences is the error of comparing two such blocks, with as many degrees of freedom as comparisons.
+Unlike the spread within a side, it includes the machine's drift between two blocks.
 """
 
 import math
@@ -23,13 +23,13 @@ from sweep.base.config import ConfigError
 from sweep.base.wording import count, duration_text
 
 LONGEST_TURN = 2  # launches of one side in a row, if each replicate has both sides in random order
-LEAST_PAUSE = 60  # s between the launches of one side and those of the other
-FEWEST_COMPARISONS = 3  # comparisons of blocks; fewer would not give a reliable error
+LEAST_PAUSE = 60  # s between the launches of the two sides
+FEWEST_COMPARISONS = 3  # minimum comparisons of blocks for a reliable error
 
 
 @dataclass(frozen=True)
 class MachineNoise:
-    """Configurations that were each launched repeatedly without a change."""
+    """A run in which configurations were launched repeatedly without a change."""
 
     text: str  # the run as the user wrote it
     configurations: Sequence[pd.DataFrame]  # the trials of each
@@ -45,15 +45,15 @@ class MachineNoise:
         if len(differences) < FEWEST_COMPARISONS:
             blocks = f"blocks of {count(size, 'launch')}" if size > 1 else "pairs of launches"
             raise ConfigError(
-                f"--noise {self.text}: {len(differences)} A/A comparisons of {column} between {blocks}; needed are"
-                f" {FEWEST_COMPARISONS}: {2 * FEWEST_COMPARISONS * size} launches of one configuration"
+                f"--noise {self.text}: {len(differences)} A/A comparisons of {column} between {blocks}; expected at "
+                f"least {FEWEST_COMPARISONS}: {2 * FEWEST_COMPARISONS * size} launches of one configuration"
                 + ("" if size == 1 else ", or both sides in one run, where they take turns")
             )
         error = math.sqrt(float(np.mean(differences**2)) / (launches / size))
         return Error(error, float(len(differences)), launches, known=True)
 
     def description(self, column: str) -> str:
-        """Describe the noise: `two launches of one configuration differ by up to 9% (95 %, 40 pairs in results/aa)`."""
+        """Describe the noise: `two launches of one configuration differ by up to 9% (95%, 40 pairs in results/aa)`."""
         differences = self._differences(column, 1)
         if not len(differences):
             return ""
@@ -64,7 +64,7 @@ class MachineNoise:
         return f"two launches of one configuration differ by up to {most:.1%} ({source})"
 
     def _differences(self, column: str, size: int) -> FloatArray:
-        """Return the differences of the logarithms of successive blocks of `size` launches, for all configurations."""
+        """Return differences of logarithms between successive blocks of `size` launches, for all configurations."""
         parts = [_differences(trials, column, size) for trials in self.configurations]
         return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -80,7 +80,7 @@ def _differences(trials: pd.DataFrame, column: str, size: int) -> FloatArray:
 
 
 def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
-    """Return whether the launches of both sides took turns, so that a drift of the machine affects both."""
+    """Return whether the launches of both sides alternated, so that a drift of the machine affects both."""
     if not all("started_at" in trials and trials["started_at"].notna().all() for trials in (first, second)):
         return False
     begins = [trials.groupby(launch_of(trials))["started_at"].min() for trials in (first, second)]
@@ -89,7 +89,7 @@ def took_turns(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 
 
 def apart_text(first: pd.DataFrame, second: pd.DataFrame) -> str:
-    """`20 min apart` or `one after the other`; empty for sides that took turns, or if that is unknown."""
+    """Return `20 min apart` or `one after the other`; empty for sides that took turns, or if unknown."""
     begins = [pd.to_datetime(each.get("started_at", pd.Series(dtype=str)).dropna()) for each in (first, second)]
     if took_turns(first, second) or not all(map(len, begins)):
         return ""

@@ -10,7 +10,7 @@ from analysis.point_names import listed
 from analysis.table import KEY, NONE, Cell, Column, Line, Output, Table
 from sweep.base.wording import count, duration_text
 
-MOST_CHANGE = 10.0  # a larger change is printed as 'over 1000 %'
+MOST_CHANGE = 10.0  # a larger change is printed as 'over 1000%'
 VERDICT_STYLES = {
     Finding.FASTER: "green",
     Finding.SLOWER: "red",
@@ -18,11 +18,11 @@ VERDICT_STYLES = {
     Finding.INCOMPARABLE: "dim",
 }
 MEAN = "geometric mean over the launches"
-RATIO_INTERVAL = "95 % interval of the ratio (docs/metrics.md)"
-VERDICT = "faster, slower, equal within the margin, tie or not comparable, in the quantity's words"
+RATIO_INTERVAL = "95% interval of the ratio (docs/metrics.md)"
+VERDICT = "faster, slower, equal within the margin, tie or not comparable, worded for the quantity"
 NOT_IN_TURNS = (
-    "The sides did not take turns (measured {}), so no interval covers a change of the machine in between. Measure both"
-    " in one run, or give --noise; without it, a change below {:.0%} counts as the machine's, which is a guess."
+    "The sides did not take turns (measured {}), so no interval covers a change of the machine in between. Measure "
+    "both in one run, or add --noise; without it, a change below {:.0%} is attributed to the machine, which is a guess."
 )
 OF_SPEED = {Finding.FASTER: "faster", Finding.SLOWER: "slower"}
 OF_COST = {Finding.FASTER: "cheaper", Finding.SLOWER: "more expensive"}
@@ -47,7 +47,7 @@ def _tally(group: Sequence[PointComparison], margin: float) -> str:
 
 
 def verdict_text(comparison: PointComparison, margin: float) -> str:
-    """Return a verdict in words that suit the quantity, e.g. `faster`, `equal within 3%`; less memory is not faster."""
+    """Return a verdict worded for the quantity, e.g. `faster` or `equal within 3%` (less memory is not `faster`)."""
     if comparison.verdict is Finding.EQUAL:
         return f"equal within {margin:.0%}"
     unit = comparison.quantity.unit
@@ -56,9 +56,9 @@ def verdict_text(comparison: PointComparison, margin: float) -> str:
 
 
 def reach(comparisons: Sequence[PointComparison]) -> list[str]:
-    """Return, by quantity, the smallest change that these launches detect, and 10, 30 and 120 minutes would detect.
+    """Return lines on the smallest detectable change by quantity: with these launches, and in 10, 30 and 120 minutes.
 
-    Also return the launches that detect CHANGES, and the machine's noise if it was measured separately.
+    Also the launches that detect CHANGES, and the machine's noise if it was measured separately.
     """
     lines = list(
         dict.fromkeys(f"noise of {each.quantity.in_sentence}: {each.noise}" for each in comparisons if each.noise)
@@ -82,16 +82,14 @@ def reach(comparisons: Sequence[PointComparison]) -> list[str]:
 
 
 def _budget(comparison: PointComparison, change: float, launches: int) -> str:
-    """Return what a change needs, e.g. `10% takes 6 launches a side (3 min)`."""
+    """Return the launches that a change needs, e.g. `10% takes 6 launches a side (3 min)`."""
     minutes = launches * comparison.launch_minutes
     time = f" ({duration_text(60 * minutes)})" if minutes else ""
     return f"{change:.0%} takes {count(launches, 'launch')} a side{time}"
 
 
 def comparison_columns(margin: float, unit: str = "") -> list[Column[PointComparison]]:
-    """Return the columns of comparisons. A difference within the margin counts as equal; `unit` is the compared
-    quantity's.
-    """
+    """Return the columns of comparisons. Differences within the margin are equal; `unit` is the quantity's."""
 
     def verdict(each: PointComparison) -> Cell:
         return Cell(verdict_text(each, margin), style=VERDICT_STYLES.get(each.verdict, ""))
@@ -103,9 +101,9 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
         Column("column", "the compared column of trials.parquet", lambda each: each.quantity.column),
         Column("reference_value", MEAN, lambda each: each.first, _first, "of `column`", "reference", unit),
         Column("other_value", MEAN, lambda each: each.second, _second, "of `column`", "other", unit),
-        Column("ratio", "the other's figure / the reference's", lambda each: each.ratio, _ratio),
+        Column("ratio", "the other run's value / the reference's", lambda each: each.ratio, _ratio),
         Column(
-            "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95 % interval"
+            "ci_low, ci_high", RATIO_INTERVAL, lambda each: (each.low, each.high), _ratio_range, heading="95% interval"
         ),
         Column(
             "units",
@@ -115,17 +113,17 @@ def comparison_columns(margin: float, unit: str = "") -> list[Column[PointCompar
             heading="n",
         ),
         Column("verdict", VERDICT, lambda each: verdict_text(each, margin), verdict, kind="text"),
-        Column("reason", "why it cannot be compared, or has no interval", lambda each: each.reason or None),
+        Column("reason", "why there is no comparison, or no interval", lambda each: each.reason or None),
         Column(
             "smallest_change",
             "the change that this many launches detect, nine times in ten",
             lambda each: each.smallest,
             of_value="share",
         ),
-        Column("noise", "the machine's noise, by `--noise`", lambda each: each.noise or None),
+        Column("noise", "the machine's noise, from `--noise`", lambda each: each.noise or None),
         Column("apart", "how the sides were measured, if not in turns", lambda each: each.apart or None),
         Column(
-            "warnings", "codes of warnings about the figures of either side", lambda each: ";".join(each.codes) or None
+            "warnings", "codes of warnings about the values of either side", lambda each: ";".join(each.codes) or None
         ),
         Column("differences", "settings and versions that differ", lambda each: "; ".join(each.differences) or None),
     ]
@@ -152,7 +150,7 @@ def _units(each: PointComparison) -> str:
 
 
 def tables(comparisons: Sequence[PointComparison], margin: float) -> list[Table[PointComparison]]:
-    """Return a table for each quantity of each side, under its name."""
+    """Return a table for each quantity and side, titled with both."""
     several = len({each.other for each in comparisons}) > 1
     groups: dict[str, list[PointComparison]] = {}
     for each in comparisons:
@@ -161,7 +159,7 @@ def tables(comparisons: Sequence[PointComparison], margin: float) -> list[Table[
 
 
 def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> list[str]:
-    """Return why verdicts do not rest on figures: each reason once, with its configurations."""
+    """Return why configurations have no numeric verdict: each reason once, with its configurations."""
     reasons: dict[str, list[str]] = {}
     for each in comparisons:
         if each.reason:
@@ -170,7 +168,7 @@ def verdict_reasons(comparisons: Sequence[PointComparison], margin: float) -> li
 
 
 def changes(comparisons: Sequence[PointComparison]) -> list[str]:
-    """Return the settings and versions in which the sides' engines differ, without repetitions."""
+    """Return the differences in settings and versions between the sides' engines, without repetitions."""
     return list(dict.fromkeys(difference for each in comparisons for difference in each.differences))
 
 

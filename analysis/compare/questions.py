@@ -1,4 +1,4 @@
-"""Describes each point's task and load as text, across runs. Points with equal texts are rivals."""
+"""Describes each point's task and load as text, across runs. Points with equal texts are compared."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from analysis.statistics.standings import GPUS
 def conditions(
     rows: pd.DataFrame, point: Positions, points: Sequence[int], of_a_load: Sequence[frozenset[str]]
 ) -> dict[str, list[str]]:
-    """Return what rivals must share, as JSON per point: model, workload, load, their files, protocol and machine."""
+    """Return the conditions of each point, as JSON: model, workload, load, their files, protocol, machine."""
     every = positions(point, max(points, default=-1) + 1)
     rows_at = [every[index] for index in points]
     equal = [_equal_settings(rows.iloc[of_point[:1]]) for of_point in rows_at]
@@ -23,13 +23,13 @@ def conditions(
         {key: value for key, value in each.items() if key not in sizes}
         for each, sizes in zip(equal, of_a_load, strict=True)
     ]
-    files = rows[["digests"]]  # a row is wide
+    files = rows[["digests"]]  # rows are wide
     digests = [question_digests(files.iloc[of_point]) for of_point in rows_at]
     return {"conditions": _condition_texts(equal, digests), "conditions_at_any_load": _condition_texts(at_any, digests)}
 
 
 def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
-    """Return the settings that rivals share, from a point's first row."""
+    """Return the settings that must be equal for a comparison, from a point's first row."""
     settings = trial_settings(first.to_dict("records")[0])
     equal = {key: value for key, value in settings.items() if key.startswith(QUESTION_PREFIXES)}
     equal |= {"protocol": str(first["protocol"].iloc[0]), "machine": sorted(machines(first))}
@@ -37,7 +37,7 @@ def _equal_settings(first: pd.DataFrame) -> dict[str, Any]:
 
 
 def _condition_texts(settings: Sequence[dict[str, Any]], digests: Sequence[dict[str, str]]) -> list[str]:
-    """Return each point's settings as JSON, with a part's digests if several occur with these settings.
+    """Return each point's settings as JSON, plus a part's digest if equal settings occur with different digests.
 
     If there is only one digest, a point with an unknown digest is assumed to have it, as in a comparison of two runs.
     """

@@ -1,10 +1,9 @@
-"""Judges a repeated trial: do its figures differ from the first ones by more than two launches of one point do?
-
-The spread between launches comes from the run. Its components of variance (`variance`), pooled over its points, count
-as RUN_FREEDOM degrees of freedom beside the point's own replicates (G. K. Smyth 2004). The two
-measurements are a comparison of one launch a side, with an error (`power.Error`) as in every comparison. Figures are
-logarithms, and the intervals hold for all figures together (Sidak 1967). A trial is reproduced only if they could have
-shown a difference.
+"""Judges a repeated trial: do its results differ from the first by more than two launches of one point differ? The
+spread between launches comes from the run. Its components of variance (`variance`), pooled over its points, are
+weighted as RUN_FREEDOM degrees of freedom relative to the point's replicates (G. K. Smyth 2004). The two measurements
+are compared with one launch per side, and an error (`power.Error`) as in every comparison. Values are compared as
+logarithms, with joint intervals for all quantities (Sidak 1967). A trial counts as reproduced only if the intervals
+could have revealed a difference.
 """
 
 import math
@@ -22,8 +21,8 @@ from analysis.statistics.power import Error
 from analysis.statistics.variance import SPREAD_OF, Components
 from sweep.base.wording import count
 
-RUN_FREEDOM = 4.0  # weight of the run's spread beside the point's own spread
-MOST_NOISE = 0.10  # of a figure, beyond which it cannot be called reproduced: an engine may well be slower by as much
+RUN_FREEDOM = 4.0  # weight of the run's spread relative to the point's spread
+MOST_NOISE = 0.10  # noise above which a quantity cannot be called reproduced: an engine could be slower by as much
 NO_SPREAD = "one launch of each point does not show how much launches differ; measure with replicates=3 or more"
 
 
@@ -36,18 +35,18 @@ class Reproduction(StrEnum):
 
 
 class Noise(NamedTuple):
-    """The spread of a figure between launches of one point, on the logarithm; 0.02 means 2 %."""
+    """The spread of a quantity between launches of one point, as a standard deviation of logarithms (0.02: 2%)."""
 
     deviation: float
     freedom: float  # degrees of freedom of the spread
 
     def most(self, level: float) -> float:
-        """The largest relative change between two launches that it explains, at this level."""
+        """Return the largest relative change between two launches that noise explains at this level."""
         return math.expm1(Error(self.deviation * math.sqrt(2), self.freedom, 1, known=True).half_width(level))
 
 
 class FigureChange(NamedTuple):
-    """A figure in both measurements. `most` is the largest relative change that noise explains; NaN if unknown."""
+    """A quantity in both measurements. `most` is the largest relative change that noise explains; NaN if unknown."""
 
     column: str
     before: float
@@ -62,12 +61,12 @@ class FigureChange(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The quantity as it stands in a sentence."""
+        """The quantity's name for use in a sentence."""
         return self._label.in_sentence
 
     @property
     def change(self) -> float:
-        """The relative change, e.g. -0.03 for 3 % less."""
+        """The relative change, e.g. -0.03 for 3% less."""
         return self.after / self.before - 1
 
     @property
@@ -76,7 +75,7 @@ class FigureChange(NamedTuple):
         return abs(math.log(self.after / self.before)) > math.log1p(self.most)
 
     def describe(self) -> str:
-        """Describe the change, e.g. `output throughput 81.2 → 79.9 tokens/s (-1.6 %, noise up to 7.1 %)`."""
+        """Describe the change, e.g. `output throughput 81.2 → 79.9 tokens/s (-1.6%, noise up to 7.1%)`."""
         label = self._label
         noise = "noise unknown" if math.isnan(self.most) else f"noise up to {self.most:.1%}"
         figures = f"{label.shown(self.before)} → {label.shown(self.after)} {label.unit}"
@@ -84,9 +83,9 @@ class FigureChange(NamedTuple):
 
 
 def point_noise(results: RunResults, trial_id: str) -> dict[str, Noise]:
-    """Return the noise of the figures in SPREAD_OF at a trial's point, if the run shows it.
+    """Return the noise of the quantities in SPREAD_OF at a trial's point, if the run shows it.
 
-    If sweep launched the engine, it is launched again, so the spread between launches must be known.
+    An engine that sweep launched is launched again, so the spread between launches must be known.
     """
     placed = results.layout.placed(results.run.ok)
     trial = placed[placed["trial_id"] == trial_id].iloc[0]
@@ -117,7 +116,7 @@ def _noise(spread: Components, siblings: "pd.Series[float]", placed: pd.DataFram
 def figure_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], noises: Mapping[str, Noise]
 ) -> list[FigureChange]:
-    """Return the figures in SPREAD_OF that both measurements have, with the noise if it is known."""
+    """Return the changes of the SPREAD_OF quantities that both measurements have, with the noise if known."""
     columns = [name for name in SPREAD_OF if _positive(before.get(name)) and _positive(after.get(name))]
     level = CONFIDENCE ** (1 / max(1, sum(name in noises for name in columns)))
     return [
@@ -135,7 +134,7 @@ def finding(changes: list[FigureChange]) -> tuple[Reproduction, str]:
     if beyond := [change for change in changes if change.differs]:
         return Reproduction.DIFFERS, ", ".join(f"{change.name} by {change.change:+.1%}" for change in beyond)
     if not changes or any(math.isnan(change.most) for change in changes):
-        return Reproduction.UNKNOWN, NO_SPREAD if changes else "no figure in common"
+        return Reproduction.UNKNOWN, NO_SPREAD if changes else "no quantity in common"
     if noisy := [change for change in changes if change.most > MOST_NOISE]:
         names = ", ".join(f"{change.name} up to {change.most:.1%}" for change in noisy)
         return (

@@ -1,4 +1,4 @@
-"""Puts the sides of a comparison into contests with everything that their runs measured for the same questions."""
+"""Puts the sides of a comparison into contests with all points that their runs measured at the same task and load."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,13 +19,13 @@ PointNumbers = dict[tuple[str, str], int]  # by run place and trial id
 
 
 class Rivals(NamedTuple):
-    """The points of all compared runs. A ratio of two points has the same interval as in a run's own report."""
+    """The points of all compared runs. A ratio of two points has the same interval as in a run's report."""
 
     contests: Contests
     numbers: PointNumbers
 
     def contest(self, match: Match, places: tuple[str, str], quantity: LabelledColumn) -> tuple[Contest, int, int]:
-        """Return a match's contest and the places of its sides. Sides with different questions get one of their own."""
+        """Return a match's contest and its sides' positions in it. Sides with different questions get a new contest."""
         points = [
             {self.numbers.get((place, trial), -1) for trial in trials["trial_id"]}
             for place, trials in zip(places, (match.first, match.second), strict=True)
@@ -41,7 +41,7 @@ class Rivals(NamedTuple):
 
 
 def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
-    """Return the contests of the points of the runs of all sides, by these columns."""
+    """Return the contests between the points of all sides' runs, by these columns."""
     runs = dict(_runs(sides))
     numbers: PointNumbers = {}
     frames: list[pd.DataFrame] = []
@@ -68,7 +68,7 @@ def rivals(sides: Sequence[Side], columns: Sequence[str]) -> Rivals:
 
 
 def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:
-    """Return each run once: its current plan, as in its report, if that has all compared points; else all rows."""
+    """Return each run once: its current plan (as in its report) if it has all compared points, else all rows."""
     by_place: dict[str, list[Side]] = {}
     for side in sides:
         by_place.setdefault(str(side.run.place), []).append(side)
@@ -80,7 +80,7 @@ def _runs(sides: Sequence[Side]) -> Iterator[tuple[str, Run]]:
 
 
 def alone(match: Match, quantity: LabelledColumn) -> Contest:
-    """Return the contest of only the two sides of a match."""
+    """Return the contest between only the two sides of a match."""
     trials = pd.concat([match.first, match.second], ignore_index=True)
     point = np.repeat([0, 1], [len(match.first), len(match.second)])
     figures = trials[quantity.column].to_numpy(np.float64, na_value=np.nan)

@@ -27,10 +27,9 @@ class Side:
 
 
 def side(text: str, all_rows: bool = False) -> Side:
-    """Return the side named by `RUN` or `RUN@KEY=VALUE,...`; RUN is a folder, its name under results/, or a URL.
-
-    A selection covers everything measured in the folder. Without a selection the side is the current plan or, with
-    `all_rows`, everything.
+    """Return the side for `RUN` or `RUN@KEY=VALUE,...`; RUN is a folder, its name under results/, or a URL. A selection
+    applies to all trials measured in the folder. Without a selection the side is the current plan or, with `all_rows`,
+    everything.
 
     Raises:
         ConfigError: if nothing is selected, or the selection is not KEY=VALUE.
@@ -72,7 +71,7 @@ def _selection(text: str, selection: str) -> dict[str, str]:
 
 
 def trial_settings(row: dict[Any, Any]) -> TrialSettings:
-    """Return a trial's settings: its whole configuration or, if it has none (imported rows), its columns."""
+    """Return a trial's settings: its whole configuration or, without one (imported rows), its columns."""
     text = row.get("config")
     config = dotted(json.loads(text)) if isinstance(text, str) else {}  # missing text is NaN
     settings = {key: json.dumps(value) if isinstance(value, list) else value for key, value in config.items()}

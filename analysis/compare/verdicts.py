@@ -1,8 +1,8 @@
 """Computes each configuration's ratio to the reference, its certainty, and the verdict.
 
-A ratio has the same interval as everywhere (`statistics.comparison.Contest`), unless launches of one configuration on
-the machine give a wider interval (noise.py). `--fail-if` uses intervals that hold for all configurations at once, by
-Sidak's inequality (1967).
+A ratio has the same interval as everywhere (`statistics.comparison.Contest`), or a wider interval from repeated
+launches of one configuration on the machine (noise.py). `--fail-if` uses intervals that hold for all configurations at
+once, by Sidak's inequality (1967).
 """
 
 import math
@@ -24,7 +24,7 @@ from analysis.statistics.comparison import MARGIN
 from analysis.statistics.intervals import CONFIDENCE, FloatArray
 from analysis.statistics.power import Error, launches_for, smallest_change
 
-GUESSED_NOISE = 0.03  # of a machine between sides that did not take turns, without --noise
+GUESSED_NOISE = 0.03  # assumed drift of the machine between sides that did not take turns, without --noise
 MINUTES = (10, 30, 120)  # measuring times for which the smallest detectable change is stated
 CHANGES = (0.1, 0.2)  # changes for which the needed launches are stated
 DURATIONS = ("startup_seconds", "wall_seconds")  # columns that make up a launch's time
@@ -42,14 +42,14 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True)
 class PointComparison:
-    """One configuration by one quantity. `ratio` is the second side's figure divided by the reference's figure."""
+    """One configuration compared by one quantity. `ratio` is the second side's value divided by the reference's."""
 
     reference: str
     other: str
     label: str
     quantity: LabelledColumn
     verdict: Finding
-    reason: str = ""  # why the verdict does not rest on figures
+    reason: str = ""  # why there is no numeric verdict
     first: float = math.nan
     second: float = math.nan
     ratio: float = math.nan
@@ -58,18 +58,18 @@ class PointComparison:
     all_low: float = math.nan  # ends of the interval that holds for all configurations at once
     all_high: float = math.nan
     units: int = 0
-    smallest: float = math.nan  # relative change that as many launches detect with 90 % probability
+    smallest: float = math.nan  # relative change that as many launches detect with 90% probability
     in_minutes: tuple[float, ...] = ()  # the same for MINUTES of launches of both sides
-    launches: tuple[int, ...] = ()  # launches per side that detect CHANGES with 90 % probability; 0: unknown
+    launches: tuple[int, ...] = ()  # launches per side that detect CHANGES with 90% probability; 0: unknown
     launch_minutes: float = 0.0  # minutes for one launch of each side; 0: unknown
     noise: str = ""  # the machine's noise, if measured separately
     apart: str = ""  # how the sides were measured, if not in turns; empty with a known noise
     differences: tuple[str, ...] = ()
-    codes: tuple[str, ...] = ()  # codes of warnings about either side's figures
+    codes: tuple[str, ...] = ()  # codes of warnings about either side's values
 
     @property
     def within_guess(self) -> bool:
-        """True for a change that the machine may have made between sides that did not take turns."""
+        """True for a change that a drift of the machine may explain, between sides that did not take turns."""
         return bool(self.apart) and abs(math.log(self.ratio)) < math.log1p(GUESSED_NOISE)
 
 
@@ -84,12 +84,12 @@ def comparisons(
     With `noise`, no interval is narrower than repeated launches of one configuration on that machine allow.
 
     Raises:
-        ConfigError: if a column is not a measured quantity with a better direction, or the noise run has too few
-            launches.
+        ConfigError: if a column is not a measured quantity with a defined direction (higher or lower is better), or the
+        noise run has too few launches.
     """
     reference, *others = sides
     percentiles = sorted({percentile for each in sides for percentile in each.run.percentiles})
-    if columns is None:  # nobody checked the count of the tokens: characters beside them
+    if columns is None:  # token counts are unverified: add characters
         columns = [*HEADLINE, *(["character_throughput"] if any(map(_unverified, sides)) else [])]
     quantities = [compared_column(column, HEADLINE, percentiles) for column in columns]
     field = rivals(sides, [quantity.column for quantity in quantities])
@@ -107,7 +107,7 @@ def comparisons(
 
 
 def _unverified(side: Side) -> bool:
-    """Return whether only servers counted the tokens of some of its trials."""
+    """Return whether the tokens of some trials were counted only by the server."""
     trials = side.trials
     return "characters" in trials and bool((trials["characters"].notna() & trials["recounted_share"].isna()).any())
 
@@ -130,7 +130,7 @@ def point_comparison(
     obstacle, codes = each.obstacle_of(quantity), tuple(kind.code for kind in each.warnings_about(quantity))
     figures = figure_of(each.first, quantity.column), figure_of(each.second, quantity.column)
     if not obstacle and not all(value > 0 for value in figures):
-        obstacle = "one side has no figure"
+        obstacle = "one side has no value"
     if obstacle:
         return PointComparison(*names, each.label, quantity, Finding.INCOMPARABLE, obstacle, *figures, codes=codes)
     contest, first, second = field.contest(each, places, quantity) if field else (alone(each, quantity), 0, 1)
@@ -165,7 +165,7 @@ def point_comparison(
         codes=codes,
     )
     if comparison.within_guess and comparison.verdict in (Finding.FASTER, Finding.SLOWER):
-        reason = f"less than {GUESSED_NOISE:.0%} may be the machine's own change, by a guess"
+        reason = f"a change below {GUESSED_NOISE:.0%} may come from the machine (a guess)"
         return replace(comparison, verdict=Finding.UNDECIDED, reason=reason)
     return comparison
 
@@ -173,7 +173,7 @@ def point_comparison(
 def _widened(
     intervals: Sequence[FloatArray], error: Error, of_machine: Error, level: float
 ) -> tuple[list[FloatArray], Error]:
-    """Return the intervals, none narrower than launches of one configuration allow, and the error that counts."""
+    """Return the intervals, widened to the machine's noise where it is larger, and the larger error."""
     half = of_machine.half_width(level)
     widened = [
         np.array([ratio, ratio * math.exp(-half), ratio * math.exp(half)])
@@ -185,7 +185,7 @@ def _widened(
 
 
 def verdict(low: float, high: float, margin: float, better: Literal["higher", "lower"]) -> Finding:
-    """Return the verdict on a ratio's interval. Within the margin it is "equal", even if the sides do differ."""
+    """Return the verdict on a ratio's interval. Within the margin it is "equal", even if the sides differ."""
     if math.isnan(low):
         return Finding.UNDECIDED
     if low > 1 - margin and high < 1 + margin:

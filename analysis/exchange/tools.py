@@ -1,8 +1,8 @@
 """Reads the result files of `vllm bench serve`, SGLang's bench_serving, GuideLLM and AIPerf as rows.
 
-A row holds only what its file states. All three tools count latencies from the send, so `ttft` and `e2el` are filled
-only in a closed loop, where sweep's count from the send too. A tool's TPOT or ITL gets sweep's name (docs/metrics.md).
-Figures without a counterpart are left out. Times are in seconds.
+A row holds only values from its file. All three tools measure latencies from the time of sending, so `ttft` and `e2el`
+are filled only for a closed loop, where sweep does the same. A tool's TPOT or ITL gets sweep's name for the quantity
+(docs/metrics.md). Quantities without a counterpart are omitted. Times are in seconds.
 """
 
 import json
@@ -18,7 +18,7 @@ from sweep.base.whole_file import parsed_size, read_bounded
 ImportedRow = dict[str, Any]
 CLOSED = "closed"
 NAMED_PARTS = ("backend", "model", "workload", "load")
-NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # a row's names; its other columns are figures
+NAME_COLUMNS = (*NAMED_PARTS, "client_stamp_source")  # a row's names; its other columns are numbers
 EXPORTED = "sweep."  # prefix for keys of an export that vLLM's results lack
 CLOSED_LOOPS = ("synchronous", "concurrent", "throughput", "concurrency")  # names in GuideLLM and AIPerf
 OUR_LOADS = {"fixed_schedule": "trace"} | dict.fromkeys(CLOSED_LOOPS, CLOSED)  # loads with another name in sweep
@@ -62,9 +62,8 @@ def _parsed(text: str) -> Any:
 
 
 def _with_failures(row: ImportedRow) -> ImportedRow:
-    """The row, without quantiles that fall on failed requests, which the tools leave out; beyond MOST_FAILED none.
-
-    A row without figures has failed: the zeros or the few answers in it are no measurement.
+    """Return the row without quantiles that would be failed requests (the tools ignore these); above MOST_FAILED
+    without any. A row left without values has failed: its zeros or few answers are not a measurement.
     """
     failed, requests = row.get("num_failed") or 0, row.get("num_requests") or 0
     if failed > MOST_FAILED * requests or not requests:
@@ -134,10 +133,11 @@ def _vllm_row(result: Mapping[str, Any]) -> ImportedRow:
 
 
 def _guidellm_row(benchmark: Mapping[str, Any], version: str) -> ImportedRow:
-    """GuideLLM's ITL, a request's mean gap after the first token, is sweep's TPOT. Its TPOT includes the first token.
+    """Return a row from a GuideLLM benchmark. Its ITL, a request's mean gap after the first token, is sweep's TPOT.
 
-    GuideLLM's throughputs are means over moments, so sweep's are computed from its totals. The file has no gaps between
-    chunks. For an open loop it also has the latency from the scheduled arrival, which is sweep's E2EL.
+    Its TPOT includes the first token. Its throughputs are means over moments, so sweep's are computed from totals. The
+    file has no gaps between chunks. For an open loop it also has the latency from the scheduled arrival, which is
+    sweep's E2EL.
     """
     metrics, times, strategy = benchmark["metrics"], benchmark["scheduler_metrics"], benchmark["config"]["strategy"]
     rate, profile = _positive(strategy.get("rate")), str(strategy["type_"])
@@ -169,7 +169,7 @@ def _of_guidellm(metric: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _aiperf_row(content: Mapping[str, Any], version: str) -> ImportedRow:
-    """AIPerf's inter-token latency is sweep's TPOT, its inter-chunk latency is ITL, its smoothness is burstiness."""
+    """Return a row from an AIPerf result: its inter-token latency is TPOT, inter-chunk ITL, smoothness burstiness."""
     phases = [phase for phase in content["input_config"]["phases"] if phase.get("kind") != "warmup"]
     phase = phases[-1]
     rate = _positive(phase.get("rate"))
@@ -220,7 +220,7 @@ def _totals(duration: float, answered: int, failed: int, tokens: Sequence[int]) 
 
 
 def _add_series(row: ImportedRow, latency: str, of_tool: Mapping[str, Any], seconds: float) -> None:
-    """Add a latency's statistics, in seconds. In a closed loop a latency from the send is also sweep's own latency."""
+    """Add a latency's statistics, in seconds. In a closed loop, a latency from sending is also sweep's latency."""
     for statistic, figure in _statistics(of_tool, seconds).items():
         if latency in ("ttft", "e2el"):
             row[f"service_{latency}_{statistic}"] = figure

@@ -15,7 +15,7 @@ from sweep.base import whole_file
 from sweep.base.records import LOAD_COLUMNS
 
 SUMMARY = "summary.json"
-BURSTINESS = {"poisson": 1.0, "closed": 1.0, "batch": 1.0}  # vLLM's value; it has none for other arrivals
+BURSTINESS = {"poisson": 1.0, "closed": 1.0, "batch": 1.0}  # vLLM's value for Poisson; it has none for other arrivals
 
 
 def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) -> list[Path]:
@@ -36,7 +36,7 @@ def write_results(run: Run, layout: Layout, figures: VLLMFigures, folder: Path) 
 
 
 def _exported_settings(run: Run, row: Any) -> dict[str, Any]:
-    """Return the axes' values under the last part of their keys, as vLLM's sweep does, and keys for `sweep import`."""
+    """Return the axes' values under the last part of their keys (as in vLLM's sweep), and keys for `sweep import`."""
     axes = {axis.rpartition(".")[2].replace("-", "_"): value for axis, value in _present(row, run.axes).items()}
     ours = _present(row, (*NAMED_PARTS, *LOAD_COLUMNS, *run.axes))
     return {**axes, **{f"{EXPORTED}{key}": value for key, value in ours.items()}}

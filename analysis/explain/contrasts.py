@@ -1,11 +1,10 @@
-"""Computes weights: a weighted sum of the points' logarithms gives a knob's worth, for any measured combinations.
+"""Computes weights: a weighted sum of the points' logarithms gives a knob's effect, for any measured combinations.
 
-A row of weights answers one question, a column is a measured combination of switched-on knobs, and the answer is
-weights @ logarithms. A knob's Shapley value (1953) is its contribution, averaged over all orders in which the knobs can
-be turned on. If the total is written as one term per set of knobs (Harsanyi's dividends), every knob gets an equal part
-of each term that it is in. So a fraction of the combinations suffices if terms of many knobs are zero and the others
-are not confounded. The half with an even number of knobs on gives every share free of interactions between two
-knobs.
+A row of weights is for one effect, a column is a measured combination of switched-on knobs, and the effect is weights @
+logarithms. A knob's Shapley value (1953) is its contribution, averaged over all orders in which the knobs can be turned
+on. If the total is written as one term per set of knobs (Harsanyi's dividends), every knob gets an equal part of each
+term that it is in. So a fraction of the combinations suffices if terms of many knobs are zero and the remaining terms
+are not confounded. The half with an even number of knobs on gives every share free of interactions between two knobs.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from analysis.statistics.intervals import FloatArray
 
 Combination = frozenset[str]
-FEWEST_ORDER = 2  # of terms that a fraction must separate, since knobs are seldom independent
+FEWEST_ORDER = 2  # order of terms that a fraction must separate, since knobs are rarely independent
 SOLVED = 1e-8
 
 
@@ -53,8 +52,8 @@ def interactions(
 ) -> list[tuple[list[tuple[str, str]], FloatArray]]:
     """Return the weights for each pair's interaction, averaged over the other knobs. Confounded pairs share a group.
 
-    An interaction is how much more two knobs contribute together than the sum of each alone. It needs a regular design:
-    every knob is on in half of the combinations, whether another knob is on or off.
+    An interaction is the joint contribution of two knobs minus the sum of their separate contributions. It needs a
+    regular design: every knob is on in half of the combinations, both with another knob on and off.
     """
     signs = {knob: np.array([1.0 if knob in combination else -1.0 for combination in measured]) for knob in knobs}
     pairs = {pair: signs[pair[0]] * signs[pair[1]] for pair in combinations(knobs, 2)}

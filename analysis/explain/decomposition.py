@@ -1,7 +1,7 @@
-"""Divides the gain of a run's tasks among its changes, on logarithms, so that the shares add up to the whole.
+"""Divides the gain of a run's tasks among its changes, as logarithms, so that the shares add up to the total.
 
-The model of a figure's logarithm is that of every comparison (`analysis.statistics.comparison`): point + block + error,
-with the launch as the unit. Every result here is a weighted sum of the points' effects and has that sum's interval.
+The model of a quantity's logarithm is the same as for comparisons (`analysis.statistics.comparison`): point + block +
+error, with the launch as the unit. Every result is a weighted sum of the points' effects, with that sum's interval.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ WIDEST_SHARE = 50.0  # a larger share is meaningless
 
 
 class Change(NamedTuple):
-    """A factor or a share with the ends of its 95 % interval. Missing figures are NaN."""
+    """A factor or a share with the ends of its 95% interval. Missing values are NaN."""
 
     value: float
     low: float
@@ -36,14 +36,14 @@ NO_CHANGE = Change(np.nan, np.nan, np.nan)
 
 
 class Part(NamedTuple):
-    """A part of the whole: a knob, a ladder's step, or the engine itself."""
+    """A part of the total gain: a knob, a ladder's step, or the engine itself."""
 
     name: str
-    change: str  # what was set
+    change: str  # the setting
     gain: Change  # a factor; the gains of all parts multiply to the whole
     share: Change  # share of the whole's logarithm; the shares add up to 1
-    alone: Change = NO_CHANGE  # factor of this knob with all others off
-    last: Change = NO_CHANGE  # factor of this knob with all others on
+    alone: Change = NO_CHANGE  # factor of this knob with all other knobs off
+    last: Change = NO_CHANGE  # factor of this knob with all other knobs on
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class Explanation:
     total: Change
     parts: tuple[Part, ...]
     interactions: tuple[tuple[str, Change], ...] = ()
-    branches: tuple[Part, ...] = ()  # steps beside a ladder's way; each gain is over the step in `change`
+    branches: tuple[Part, ...] = ()  # side steps of a ladder; each gain is over the step in `change`
     notes: tuple[str, ...] = ()
 
 
 def explanations(run: Run, layout: Layout, columns: Iterable[str] = EXPLAINED) -> list[Explanation]:
     """Explain every task in each measured quantity.
 
-    If a task cannot be explained, the notes on the other tasks give the reason.
+    If a task cannot be explained, the notes of the other tasks contain the reason.
 
     Raises:
-        Unexplained: if no task of the run shows what bought its gain.
+        Unexplained: if no task of the run can be explained.
         ConfigError: if a column is not a measured quantity.
     """
     quantities = [compared_column(column, EXPLAINED, run.percentiles) for column in columns]
@@ -219,7 +219,7 @@ def _of_factorial(design: Factorial, quantity: LabelledColumn, model: _Model) ->
 def _single(
     model: _Model, measured: list[frozenset[str]], after: frozenset[str], before: frozenset[str], family: int
 ) -> Change:
-    """Return the change from one combination to another. Its interval holds jointly for `family` changes."""
+    """Return the change between two combinations. Its interval holds jointly for `family` changes."""
     weights = difference(measured, after, before)
     return NO_CHANGE if weights is None else _gains(model, _padded(weights[None], model), family)[0]
 
@@ -236,7 +236,7 @@ def _order_notes(order: int, knobs: int, measured: Sequence[frozenset[str]]) -> 
     if order < knobs:
         yield (
             f"{len(measured)} of {2**knobs} combinations: the shares are exact if no more than {order} knobs interact; "
-            "interactions of more knobs distort them. The factors alone and last need other combinations"
+            "interactions of more knobs distort them. The factors `alone` and `last` need further combinations"
         )
 
 
@@ -248,8 +248,8 @@ def _reason(design: Factorial, measured: Sequence[frozenset[str]]) -> str:
     if missing:
         return f"{where}: no result with {' or '.join(missing)} of the {len(design.knobs)} knobs on"
     return (
-        f"{where}: {len(measured)} of {2 ** len(design.knobs)} combinations have a result, too few to separate "
-        "the knobs' shares; measure the others, or the half with an even number of knobs on"
+        f"{where}: {len(measured)} of {2 ** len(design.knobs)} combinations have a result, too few to separate the "
+        "knobs' shares; measure the rest, or the half with an even number of knobs on"
     )
 
 
@@ -268,8 +268,8 @@ def _gains(model: _Model, weights: FloatArray, comparisons: int) -> list[Change]
 def _shares(model: _Model, rows: FloatArray, total: FloatArray) -> list[Change]:
     """Return each row's share of the whole with Fieller's (1954) interval: all s for which row - s·total may be 0.
 
-    All are NaN if the whole itself may be zero: of no change nothing has a share. The value is NaN too if the whole is
-    close to zero, where any part is a large multiple.
+    All are NaN if the whole may be zero, since then shares are undefined. The value is NaN too if the whole is close to
+    zero, where any part would be a large multiple.
     """
     (change,) = _gains(model, total[None], 1)
     if change.low <= 1 <= change.high:

@@ -13,12 +13,12 @@ from analysis.statistics.ratios import is_baseline
 from sweep.base.config import ConfigError
 from sweep.base.setting_labels import LADDER, PARENT, short
 
-PARTS_OF_ENGINE = ("backend", "gateway")  # first parts of axes that can be knobs
+PARTS_OF_ENGINE = ("backend", "gateway")  # prefixes of axes that can be knobs
 MOST_KNOBS = 10
 
 
 class Unexplained(ConfigError):
-    """The run or one of its tasks does not reveal what caused its gain."""
+    """The design of a run or task does not allow attributing its gain."""
 
 
 class Knob(NamedTuple):
@@ -46,7 +46,7 @@ class Factorial:
     engine: str
     knobs: tuple[Knob, ...]
     points: dict[frozenset[str], int]  # keys of the switched-on knobs -> the point's position
-    baseline: int | None  # another engine's point, with which all are compared
+    baseline: int | None  # another engine's point, the reference of all points
     notes: tuple[str, ...] = ()
 
     @property
@@ -55,7 +55,7 @@ class Factorial:
 
 
 class Branch(NamedTuple):
-    """A step beside the way to a ladder's last step, and the step that it is on top of."""
+    """A side step of a ladder, not on the path to the last step, and its parent step."""
 
     step: str
     parent: str
@@ -98,7 +98,7 @@ def designs(layout: Layout, baseline: dict[str, Any]) -> list[Factorial | Ladder
 
 
 def _load(layout: Layout, point: "pd.Series[Any]") -> str:
-    """Return a point's load if x is a load; empty if x may be a knob."""
+    """Return a point's load if the x axis is a load; empty if it may be a knob."""
     return "" if layout.x is None or "." in layout.x else layout.load(point)
 
 
@@ -106,7 +106,7 @@ def _load(layout: Layout, point: "pd.Series[Any]") -> str:
 
 
 def _ladder(task: str, group: pd.DataFrame) -> Ladder:
-    """The way from the lowest step to the plan's last, and the steps beside it."""
+    """Return the path from the lowest step to the plan's last, and the side steps."""
     steps = group.dropna(subset=[LADDER])
     parents = {str(step): parent for step, parent in zip(steps[LADDER], steps[PARENT], strict=True)}
     position = {str(step): int(index) for step, index in zip(steps[LADDER], steps.index, strict=True)}
@@ -117,7 +117,7 @@ def _ladder(task: str, group: pd.DataFrame) -> Ladder:
         step = parents[str(step)]
     notes = []
     if isinstance(step, str):
-        notes.append(f"{task}: {step} has no result, so that the ladder is explained from {path[-1]} on")
+        notes.append(f"{task}: {step} has no result, so the ladder is explained from {path[-1]} on")
     path.reverse()
     beside = [(name, str(parent)) for name, parent in parents.items() if name not in path]
     branches = tuple(
@@ -150,9 +150,7 @@ def _factorials(task: str, group: pd.DataFrame, layout: Layout, baseline: dict[s
 def _knob(key: str, column: "pd.Series[Any]", baseline: dict[str, Any]) -> Knob:
     values = list(dict.fromkeys(map(_value, column)))
     if len(values) > 2:
-        raise Unexplained(
-            f"{key} has the values {', '.join(map(_setting_text, values))}; expected two, since a knob is off or on"
-        )
+        raise Unexplained(f"{key} has the values {', '.join(map(_setting_text, values))}; expected two (off and on)")
     if key in baseline and _value(baseline[key]) == values[1]:
         values.reverse()
     return Knob(key, values[0], values[1])

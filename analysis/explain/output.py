@@ -12,7 +12,7 @@ END = "all together"
 
 
 def gain_sentence(explanation: Explanation) -> str:
-    """Return the answer: the size of the whole change, and the parts with the largest shares."""
+    """Return the conclusion: the size of the total change, and the parts with the largest shares."""
     each = explanation
     largest = sorted(each.parts, key=lambda part: -abs(part.share.value))[:3]
     shares = ", ".join(f"{part.name} {share_text(part.share)}" for part in largest)
@@ -21,7 +21,7 @@ def gain_sentence(explanation: Explanation) -> str:
     if not math.isfinite(each.total.low):
         return f"{total}, with no interval"
     if each.total.low <= 1 <= each.total.high:
-        return f"{total}; this may be no change, so no share is certain"
+        return f"{total}; this may be no change, so the shares are uncertain"
     return f"{total}. Shares of the change: {shares}"
 
 
@@ -52,7 +52,7 @@ def _both(change: Change) -> str:
 
 
 class PartRow(NamedTuple):
-    """A part of an explanation, the whole, or an interaction of two knobs."""
+    """A row of an explanation: a part, the whole, or an interaction of two knobs."""
 
     explanation: Explanation
     entry: str
@@ -73,17 +73,17 @@ PART_COLUMNS: tuple[Column[PartRow], ...] = (
     Column("change", "the knob's new setting; of a branch, the step below it", lambda row: row.part.change or None),
     view("set to", lambda row: row.part.change, kind="text"),
     Column("gain", "factor; the parts' factors multiply to the whole", lambda row: row.part.gain.value),
-    Column("gain_ci_low, gain_ci_high", "95 % interval, for all parts at once", lambda row: row.part.gain[1:]),
+    Column("gain_ci_low, gain_ci_high", "95% interval, for all parts at once", lambda row: row.part.gain[1:]),
     view("gain", lambda row: factor(row.part.gain)),
-    view("95 % interval", lambda row: _range(row.part.gain, number)),
+    view("95% interval", lambda row: _range(row.part.gain, number)),
     Column("share", "share of the whole's logarithm; the parts' shares add up to 1", lambda row: row.part.share.value),
     Column("share_ci_low, share_ci_high", "likewise", lambda row: row.part.share[1:]),
     view("share", lambda row: share_text(row.part.share)),
-    view("95 % interval", lambda row: _range(row.part.share, _percent)),
-    Column("alone", "factor of the knob with all others off; null if not measured", lambda row: row.part.alone.value),
-    Column("alone_ci_low, alone_ci_high", "95 % interval, for all parts at once", lambda row: row.part.alone[1:]),
+    view("95% interval", lambda row: _range(row.part.share, _percent)),
+    Column("alone", "factor of the knob with the rest off; null if not measured", lambda row: row.part.alone.value),
+    Column("alone_ci_low, alone_ci_high", "95% interval, for all parts at once", lambda row: row.part.alone[1:]),
     view("alone", lambda row: _both(row.part.alone)),
-    Column("last", "factor of the knob with all others on; null if not measured", lambda row: row.part.last.value),
+    Column("last", "factor of the knob with all other knobs on; null if not measured", lambda row: row.part.last.value),
     Column("last_ci_low, last_ci_high", "likewise", lambda row: row.part.last[1:]),
     view("last", lambda row: _both(row.part.last)),
 )
@@ -105,7 +105,7 @@ def remarks(explanations: Sequence[Explanation]) -> list[str]:
 
 
 def interaction_lines(explanation: Explanation) -> list[str]:
-    """Return every pair of knobs with the factor of both together divided by the product of their factors alone."""
+    """Return a text per pair of knobs: the factor of both together / the product of their separate factors."""
     return [f"{label}: {_both(change)}" for label, change in explanation.interactions]
 
 

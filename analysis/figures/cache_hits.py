@@ -1,4 +1,4 @@
-"""Cache hits and, in thin dashes, false hits: shares of requests that the gateway answered, and answered wrongly."""
+"""Cache hits and, in thin dashes, false hits: shares of requests answered by the gateway, rightly or wrongly."""
 
 from analysis.plotting.drawing import curve
 

@@ -1,4 +1,4 @@
-"""Duration of a ladder's steps, from the first send to the last completion of the same requests."""
+"""Duration of a ladder's steps, from the first request sent to the last completion, for equal requests."""
 
 from analysis.plotting.drawing import curve
 

@@ -1,4 +1,4 @@
-"""Goodput share: requests that met every bound of `slo`, out of all measured requests, including failed ones."""
+"""Goodput share: requests that met every bound of `slo`, out of all measured requests, including failed requests."""
 
 from analysis.plotting.drawing import curve
 

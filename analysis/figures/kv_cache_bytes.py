@@ -1,7 +1,7 @@
 """Largest KV cache of a trial, in GiB, as the engine reports it or from its share of a pool of known size.
 
 On a CPU the configuration sets the pool's size (`backend.cpu_kv_cache_gib`). On a GPU the engine reports it at launch,
-and it applies to every GPU of the deployment. An engine that reports a share of a pool of unknown size is left out.
+and it applies to every GPU of the deployment. An engine that reports a share of a pool of unknown size is omitted.
 """
 
 import json
@@ -19,7 +19,7 @@ from analysis.plotting.timeline import GIB
 from analysis.point_names import Layout
 
 POSITION = 44
-MOST_TELEMETRY = 200  # most trials whose telemetry is read
+MOST_TELEMETRY = 200  # maximum trials whose telemetry is read
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:

@@ -1,6 +1,6 @@
 """Cumulative distribution of latency, for one trial per engine at its largest completed load.
 
-A failed request counts as slower than any other, so the curve of a trial with failures does not reach 100 %.
+A failed request is treated as slower than any other, so the curve of a trial with failures does not reach 100%.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
     """Draw TTFT above end-to-end latency, with a panel for each task; None if there are no requests."""
     curves: dict[str, dict[str, list[Floats]]] = {}
     for trial, records in chosen_records(run, layout):
-        if trial["client_stamp_source"] == "engine":  # the engine's stamps exclude the way to the client
+        if trial["client_stamp_source"] == "engine":  # the engine's timestamps exclude the path to the client
             continue
         mask, answered = measured(records), succeeded(records)
         of_trial = [np.where(answered, latency(records), np.inf)[mask] for latency in DRAWN_LATENCIES.values()]

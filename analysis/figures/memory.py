@@ -1,4 +1,4 @@
-"""A trial's mean memory (the GPU's, or the engine processes' if there is no GPU) and its peak in thin dashes."""
+"""A trial's mean memory (of the GPU or, without a GPU, of the engine's processes), and its peak in thin dashes."""
 
 from analysis.plotting.drawing import curve
 

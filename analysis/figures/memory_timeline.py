@@ -1,7 +1,7 @@
 """KV cache (share of a pool, or bytes) and memory over one trial per engine, at its largest completed load.
 
-Memory is the GPU's, or that of the engine's processes if there is no GPU. A pool that an engine reserves at launch
-shows as a flat line, whatever its use.
+Memory is the GPU's or, without a GPU, the memory of the engine's processes. A pool reserved at launch shows as a flat
+line, regardless of its use.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Throughput per GPU against the speed that a user sees. The grey line joins the points that no other dominates."""
+"""Throughput per GPU against the speed that a user sees. The grey line joins the Pareto-optimal points."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ OF_AN_INTERVAL = ("", "_ci_low", "_ci_high")
 
 
 def draw(run: Run, layout: Layout) -> Figure | None:
-    """Draw the points with both figures, with a panel for each task; None if there are fewer than two."""
+    """Draw the points with both quantities, with a panel for each task; None if there are fewer than two."""
     points = layout.points
     if THROUGHPUT not in points or TPOT not in points:
         return None
@@ -77,6 +77,6 @@ def _panel(ax: Axes, layout: Layout, points: pd.DataFrame) -> None:
 
 
 def on_front(x: FloatArray, y: FloatArray) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    """Return which points no other point dominates, i.e. is at least as good in both figures and better in one."""
+    """Return which points are Pareto-optimal: no other point is at least as good in both values and better in one."""
     better = (x[:, None] >= x) & (y[:, None] >= y) & ((x[:, None] > x) | (y[:, None] > y))
     return np.asarray(~better.any(axis=0), np.bool_)

@@ -1,4 +1,4 @@
-"""Throughput as a ratio to the baseline, with its 95 % interval. If the interval contains 1, it may be a tie."""
+"""Throughput as a ratio to the baseline, with its 95% interval. If the interval contains 1, it may be a tie."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _finding(points: pd.DataFrame) -> str:
-    """The line that differs from the baseline at most points, with its ratios there; empty if none does."""
+    """Describe the line that differs from the baseline at the most points, with its ratios; empty if none differs."""
     low, high = points[f"{THROUGHPUT_RATIO}_ci_low"], points[f"{THROUGHPUT_RATIO}_ci_high"]
     apart = points[(low.gt(1) | high.lt(1)) & (points["requests"] + points["failed"]).ge(FEWEST_REQUESTS)]
     if apart.empty:

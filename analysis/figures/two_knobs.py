@@ -1,4 +1,4 @@
-"""Throughput over two settings, with a panel for each combination of the others. A dash means no result."""
+"""Throughput over two settings, with a panel for each combination of further settings. A dash means no result."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def _shown(value: Any) -> str:
 
 
 def _map(ax: Axes, points: pd.DataFrame, knobs: list[str], down: list[Any], across: list[Any]) -> None:
-    """Draw the cells in shades of one colour, labelled with their figures."""
+    """Draw the cells in shades of one colour, labelled with their values."""
     table = points.pivot_table(index=knobs[0], columns=knobs[1], values="output_throughput", aggfunc="max")
     values = table.reindex(index=down, columns=across).to_numpy(np.float64)
     # A mesh is drawn as shapes, since the report's policy forbids images within the SVG.
@@ -69,7 +69,7 @@ def _map(ax: Axes, points: pd.DataFrame, knobs: list[str], down: list[Any], acro
     for row, of_row in enumerate(values):
         for column, value in enumerate(of_row):
             dark = np.isfinite(value) and value > 0.62 * np.nanmax(values)
-            on_shade = "#ffffff" if dark else "#10141a"  # shades are the same in dark mode
+            on_shade = "#ffffff" if dark else "#10141a"  # equal shades in dark mode
             ink = on_shade if np.isfinite(value) else INK
             ax.text(column, row, number(value), ha="center", va="center", fontsize=7.5, color=ink)
     ax.set_facecolor(GRID)

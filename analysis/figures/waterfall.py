@@ -44,7 +44,7 @@ def draw(run: Run, layout: Layout) -> Figure | None:
 
 
 def _finding(explanation: Explanation) -> str:
-    """The whole gain and the largest part of it; empty if there may be none."""
+    """Describe the total gain and its largest part; empty if there may be no gain."""
     total = explanation.total
     if not total.low > 1 and not total.high < 1:
         return ""
@@ -67,16 +67,16 @@ def _by_design(explained: Sequence[Explanation]) -> list[dict[str, Explanation]]
 
 
 def _row_names(explained: Sequence[Explanation]) -> list[str]:
-    """The names of all bars, each once: panels share the axis, and a task may have only some of the steps."""
+    """Return the unique names of all bars, since panels share the axis, and a task may have only some of the steps."""
     names = [[each.begin, *_with_branches(each)] for each in explained]
     names.sort(key=len, reverse=True)  # the longest branch gives the order
     return [*dict.fromkeys(name for of_one in names for name in of_one), END]
 
 
 def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
-    """Draw bars from one cumulative figure to the next on a logarithmic axis, with each gain's interval at its end.
+    """Draw bars from one cumulative value to the next on a logarithmic axis, with each gain's interval at its end.
 
-    `names` labels the rows. The explanation may have only some of these rows.
+    `names` labels the rows; the explanation may have only some of them.
     """
     scale, is_lower_better = explanation.quantity.scale, explanation.quantity.better == "lower"
     level = explanation.first * scale
@@ -116,14 +116,14 @@ def _waterfall(ax: Axes, explanation: Explanation, names: list[str]) -> None:
 
 
 def _branch(ax: Axes, below: float, after: float, row: int) -> None:
-    """A hollow bar from the level of the step below: a step on which nothing else stands."""
+    """Draw a hollow bar from the level of the parent step, for a side step."""
     ax.barh(row, after - below, left=below, facecolor="none", edgecolor=MUTED, linestyle=(0, (3, 2)), height=0.6)
     text = f"{after / below:.3g}×, a branch"
     ax.annotate(text, (max(below, after), row), xytext=(4, 5), textcoords="offset points", fontsize=7)
 
 
 def _with_branches(explanation: Explanation) -> list[str]:
-    """The names of the parts, each followed by the branches on top of it."""
+    """Return the names of the parts, each followed by its side steps."""
     names: list[str] = []
     on_top = [*((branch.name, branch.change) for branch in explanation.branches)]
     for part in (explanation.begin, *(part.name for part in explanation.parts)):

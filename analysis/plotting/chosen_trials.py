@@ -11,8 +11,8 @@ from sweep.base.records import Records
 from sweep.disk import run_files
 from sweep.disk.tables import read_if_whole
 
-MOST_DRAWN_TRIALS = 48  # most trials whose requests are read
-MOST_REQUESTS = 50_000  # in a trial, so that a report does not read gigabytes
+MOST_DRAWN_TRIALS = 48  # maximum trials whose requests are read
+MOST_REQUESTS = 50_000  # maximum requests of a trial, so that a report does not read gigabytes
 
 
 def largest_load_trials(run: Run, layout: Layout) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def largest_load_trials(run: Run, layout: Layout) -> pd.DataFrame:
 
 
 def chosen_records(run: Run, layout: Layout) -> Iterator[tuple["pd.Series[Any]", Records]]:
-    """Return the requests of those trials, if small enough to read, without missing or damaged files."""
+    """Yield the requests of these trials if small enough to read, skipping missing or damaged files."""
     trials = largest_load_trials(run, layout)
     trials = trials[trials["attempt"].notna() & (trials["num_requests"] <= MOST_REQUESTS)]
     for _, trial in trials.head(MOST_DRAWN_TRIALS).iterrows():

@@ -1,8 +1,9 @@
-"""Draws a quantity against the load: a line per engine, a panel per workload. If no number varies, a row per engine.
+"""Draws a quantity against the load: a line per engine, a panel per workload. Without a varying number, a row per
+engine.
 
-Small dots are replicates, and whiskers are the 95 % interval of their mean. Axes are scaled to the data. A whisker over
-two replicates can be very long, so an arrowhead cuts it at the panel's edge. A cross on the axis is a point without a
-result. If there are too many lines to distinguish, only some are drawn.
+Small dots are replicates, and whiskers are the 95% interval of their mean. Axes are scaled to the data. A whisker over
+two replicates can be very long, so it is cut at the panel's edge, with an arrowhead. A cross on the axis is a point
+without a result. If there are too many lines to distinguish, only some are drawn.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from sweep.numbers.quantity import columns
 
 LOGARITHMIC_FROM = 30.0  # largest value / smallest, above which a linear axis hides small ones
 BASE_2_FROM = 4.0  # the same ratio for loads, which are mostly powers of two
-_ALSO: dict[str, dict[str, Any]] = {  # style of the second quantity; a line's own dashes are thick and have markers
+_ALSO: dict[str, dict[str, Any]] = {  # style of the second quantity; the lines' dashes are thick and have markers
     "thin dashes": {"linestyle": "--", "linewidth": 1, "marker": ""},
     "hollow": {"linestyle": "none", "markerfacecolor": "none"},
 }
@@ -53,7 +54,7 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
     shown = labelled_column(column)
     if shown is None or column not in layout.points:
         return None
-    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # other places say why others failed
+    present = set(layout.points.loc[layout.points[column].notna(), "line"])  # other failures are reported elsewhere
     lines = [line for line in layout.coloured if line in present]
     if not lines:
         return None
@@ -91,7 +92,7 @@ def against_load(run: Run, layout: Layout, column: str, also: str | None = None)
 
 
 def _published(run: Run, layout: Layout, column: str) -> "pd.Series[float]":
-    """The study's figure of each point along x; none in the form without a GPU, which is another question."""
+    """Return the study's value at each point along x; empty for the form without a GPU, which is not comparable."""
     study = study_of(run.name) if layout.x and not run.experiment.get("replaced") else None
     table = study.tables.get(run.name) if study else None
     figures: dict[Any, float] = {}
@@ -119,7 +120,7 @@ def _heading(layout: Layout, shown: LabelledColumn) -> str:
 
 
 def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines: list[str]) -> Iterator[Line2D]:
-    """Return the legend entries that belong to no single line."""
+    """Return the legend entries that apply to all lines."""
     if layout.x is None:
         yield Line2D([], [], color=MUTED, marker="o", linestyle="none", label="mean and replicates")
     if also:
@@ -134,7 +135,7 @@ def _explanations(layout: Layout, shown: LabelledColumn, also: str | None, lines
 
 
 def _in_panel(layout: Layout, frame: pd.DataFrame, panel: str, lines: list[str]) -> pd.DataFrame:
-    """Return a panel's points or trials, sorted by their place (`_at`) along x or, if there is no x, by line."""
+    """Return a panel's points or trials, sorted by position (`_at`) along x or, without x, by line."""
     frame = frame[(frame["panel"] == panel) & frame["line"].isin(lines)]
     at = frame[layout.x].astype("float64") if layout.x else None
     if at is None or not at.notna().any():
@@ -186,7 +187,7 @@ def _scaled(points: pd.DataFrame, column: str, shown: LabelledColumn) -> FloatAr
 
 
 def load_axis(ax: Axes, layout: Layout, panel: str) -> None:
-    """Label x and scale it to the panel's own points."""
+    """Label x and scale it to the panel's points."""
     ax.grid(visible=False, axis="x")
     ax.set_xlabel(layout.axis(panel))
     if panel not in layout.x_labels:

@@ -1,8 +1,8 @@
 """Finds, styles and saves figures. Every figure is a file in `analysis.figures`, so no list is needed.
 
-A figure module has a docstring whose first line is its caption, a POSITION in the report's order, and
-`draw(run, layout) -> Figure | None` (None if the run has nothing to show). Colours are Okabe and Ito's, which can be
-distinguished with any kind of colour vision; markers differ as well.
+A figure module has a docstring whose first line is its caption, a POSITION in the report's order, and `draw(run,
+layout) -> Figure | None` (None if the run has no data for it). Colours are Okabe and Ito's, which can be distinguished
+with any kind of colour vision; markers differ as well.
 """
 
 import importlib
@@ -32,9 +32,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (2.5, 1)), (0, (1, 1.2)))  # a dash for each pass through the colours: layout.MOST_LINES in all
 PANEL = (2.45, 2.0)  # inches, without labels
-NARROWEST = 4.5  # least width of all axes together, in inches
+NARROWEST = 4.5  # minimum total width of all axes, in inches
 GAPS = (0.32, 0.6)  # inches between axes
-PANELS_IN_A_ROW = 2  # two figures stand beside each other on a screen, and a phone shrinks one by little
+PANELS_IN_A_ROW = 2  # two figures fit next to each other on a screen, and a phone shrinks one only slightly
 LETTER, HEADING_LETTER = 0.085, 0.1  # inches, on average
 
 _STYLE = {
@@ -67,7 +67,7 @@ class SavedFigure:
     name: str
     caption: str
     svg: str
-    finding: str  # its title where one is established; the figure's own label
+    finding: str  # the finding as title, if established, else the figure's label
 
 
 def draw_all(run: Run, layout: Layout, target: run_files.RunPaths | None = None) -> list[SavedFigure]:
@@ -121,7 +121,7 @@ def panels(
     """Make a figure with a heading, a legend and `rows` empty axes of `size` per title; the axes are by title and row.
 
     Axes side by side share one vertical axis, unless each has its own rows. They fill the figure, and labels around
-    them enlarge it when it is saved, since matplotlib's own layouts would shrink the axes to make room for long labels.
+    them enlarge it when it is saved, since matplotlib's layouts would shrink the axes for long labels.
     """
     across = min(len(titles), PANELS_IN_A_ROW)
     down = math.ceil(len(titles) / across) * rows
@@ -156,7 +156,7 @@ def legend_entry(layout: Layout, line: str, **other: Any) -> Line2D:
 
 
 def entries_without_interval(points: pd.DataFrame, *names: str) -> list[Line2D]:
-    """Return a legend entry for marks without whiskers, if any figure in these columns lacks an interval."""
+    """Return a legend entry for marks without whiskers, if any value in these columns lacks an interval."""
     if not any((points[name].notna() & points[f"{name}_ci_low"].isna()).any() for name in names):
         return []
     return [Line2D([], [], color=MUTED, marker="o", linestyle="none", label="without whiskers: no interval")]

@@ -1,4 +1,4 @@
-"""What a figure shows beyond its intervals, as the sentence that is its title; empty where nothing is established."""
+"""The title of a figure: a finding established beyond the intervals, as a sentence; empty without a finding."""
 
 from collections import Counter
 
@@ -10,12 +10,12 @@ from analysis.quantities import LabelledColumn
 from analysis.statistics.standings import Standing, question_columns
 from sweep.base.wording import count
 
-FEWEST_REQUESTS = 20  # of a point, below which a figure says little
+FEWEST_REQUESTS = 20  # of a point, below which a figure shows little
 COST, SPEED = "cost_per_million_tokens", "output_throughput"
 
 
 def established(layout: Layout, shown: LabelledColumn) -> str:
-    """Who is ahead by more than the intervals or, where nothing competes, the load at which one figure stands out."""
+    """Return which line leads by more than the intervals or, without rivals, the load with a clear optimum."""
     points = layout.points[layout.points[shown.column].notna()]
     points = points[(points["requests"] + points["failed"]).ge(FEWEST_REQUESTS)]
     if points.empty or shown.better is None or (shown.column == COST and _is_inverse(points)):
@@ -26,7 +26,7 @@ def established(layout: Layout, shown: LabelledColumn) -> str:
 
 
 def _is_inverse(points: pd.DataFrame) -> bool:
-    """True if one price makes the cost a throughput upside down: its figure says nothing of its own."""
+    """True if there is one price, so that cost is just inverse throughput and needs no separate finding."""
     product = (points[COST] * points[SPEED]).dropna()
     return bool(len(product)) and float(product.max() / product.min()) < 1.01
 
@@ -51,7 +51,7 @@ def _leaders(rivals: pd.DataFrame, standing: str, shown: LabelledColumn) -> str:
 
 
 def _optimum(layout: Layout, points: pd.DataFrame, shown: LabelledColumn) -> str:
-    """The first line whose best figure is apart from all others along x."""
+    """Describe the first line whose best value along x is clearly ahead of its other values."""
     for (line, panel), group in points.groupby(["line", "panel"], sort=False) if layout.x else ():
         signed = group[shown.column] if shown.better == "higher" else -group[shown.column]
         place = int(signed.argmax())

@@ -1,5 +1,4 @@
-"""Finds the largest batch that fitted in memory and the batches that did not, for each engine and task that ran out
-of memory.
+"""Finds, for each engine and task that ran out of memory, the largest batch that fitted and the batches that did not.
 
 A batch fitted if at least one replicate has a result, and no replicate ran out of memory or was skipped after a smaller
 batch ran out.
@@ -14,7 +13,7 @@ from analysis.point_names import SIZE, Layout
 from sweep.base.records import LOAD_COLUMNS
 
 OOM_OUTCOMES = ("oom_load", "oom_run")
-NOT_TRIED = "censored"  # since a smaller batch ran out of memory
+NOT_TRIED = "censored"  # skipped because a smaller batch ran out of memory
 _SIZES = {"batch_size": "batch", "concurrency": "concurrency"}
 
 
@@ -68,7 +67,7 @@ def _fit(line: str, task: str, size: str, outcomes: pd.DataFrame) -> Fit:
 
 
 def _sizes(counts: "pd.Series[int]", totals: "pd.Series[int]") -> list[str]:
-    """List the sizes with counted trials, with their share of the size's trials if not all count."""
+    """List the sizes with counted trials, with their share of the size's trials if below all."""
     return [
         f"{size:g}" + (f" ({count} of {total} trials)" if count < total else "")
         for size, count, total in zip(counts.index, counts, totals, strict=True)

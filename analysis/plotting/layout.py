@@ -20,7 +20,7 @@ from analysis.summary import key_columns
 from sweep.base.config import one_of
 from sweep.base.records import LOAD_COLUMNS
 
-OF_STEP = ("backend", "gateway")  # first parts of the keys that a ladder's steps set
+OF_STEP = ("backend", "gateway")  # prefixes of the keys that a ladder's steps set
 MOST_LINES = 21  # distinguishable by colour, marker and dash
 
 
@@ -31,7 +31,7 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
     """
     keys = key_columns(run)
     varying = [key for key in keys if points[key].nunique(dropna=False) > 1]
-    if "ladder" in varying:  # its steps state the settings that they change
+    if "ladder" in varying:  # its steps already show the settings that they change
         by_step = points.groupby("ladder", dropna=False)
         varying = [key for key in varying if key.split(".")[0] not in OF_STEP or _differs(by_step[key])]
     x = _x_column(points, varying) if by is None else by
@@ -71,7 +71,7 @@ def arrange(run: Run, points: pd.DataFrame, by: str | None = None) -> Layout:
 
 
 def _follows(points: pd.DataFrame, key: str, by_x: Any, x: str | None) -> bool:
-    """True if x gives the key's value, for all points or for those of the only engines that have it."""
+    """True if x determines the key's value, for all points or for the points of the only engines that have it."""
     if not _differs(by_x[key]):
         return True
     engines = points[points[key].notna()].groupby("backend")
@@ -81,12 +81,12 @@ def _follows(points: pd.DataFrame, key: str, by_x: Any, x: str | None) -> bool:
 
 
 def _of_workload(points: pd.DataFrame, key: str) -> bool:
-    """True for a workload's setting that has one value in each workload, whose name says as much."""
+    """True for a workload setting with one value per workload, so that the workload's name is enough."""
     return key.startswith("workload.") and not _differs(points.groupby("workload")[key])
 
 
 def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, Any]) -> list[str]:
-    """Return all lines, or if there are too many, those with the best figures, the baseline's and some others."""
+    """Return all lines, or if there are too many, the lines with the best values, the baseline's, and some more."""
     if len(lines) <= MOST_LINES:
         return lines
     standings = points[[name for name in points if str(name).endswith("_standing")]]
@@ -101,7 +101,7 @@ def _coloured_lines(points: pd.DataFrame, lines: list[str], baseline: dict[str, 
 def _x_column(points: pd.DataFrame, varying: list[str]) -> str | None:
     """Return the numeric column with the most values, preferring loads, then workloads, then engine flags.
 
-    All points of a workload or load have this column, or none has it; otherwise some engines' lines would be missing.
+    In each workload or load, all points or none must have this column, or some engines' lines would be missing.
     """
     numeric = [
         key

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 GIB = 2.0**30
 SPARSE = 20  # fewer readings than this are drawn as dots
-STROKE: Mapping[str, Any] = {"marker": "", "linewidth": 1.2}  # otherwise as in the other figures
+STROKE: Mapping[str, Any] = {"marker": "", "linewidth": 1.2}  # otherwise in the lines' usual style
 
 
 def plot_series(ax: Axes, samples: pd.DataFrame, series: str, style: Mapping[str, Any], scale: float = 1.0) -> None:

@@ -1,6 +1,6 @@
 """Writes report.html: a run's results, how reliable they are, and what was run, in one file that can be mailed.
 
-This module gathers the content; templates/ decides its look.
+This module gathers the content; templates/ has the layout.
 """
 
 import json
@@ -43,8 +43,8 @@ from sweep.disk import run_files
 from sweep.numbers.warnings import ResultWarning, Severity
 
 HEIGHT = re.compile(r'<svg[^>]* height="([\d.]+)pt"')
-INTERACTIVE = "pareto"  # the figure that the script draws
-MOST_FIGURES, MOST_POINTS = 4, 1300  # open on the page, and their heights together; the others are closed
+INTERACTIVE = "pareto"  # replaced by the chart that the script draws
+MOST_FIGURES, MOST_POINTS = 4, 1300  # figures open on the page, and their maximum total height; the rest are closed
 
 
 def write_all(results: RunResults, target: run_files.RunPaths | None = None) -> None:
@@ -117,7 +117,7 @@ def _findings(results: RunResults) -> dict[str, Any]:
 
 
 def warned(runs: Iterable[tuple[str, RunResults]]) -> list[tuple[ResultWarning, list[str]]]:
-    """Return every kind of warning once, with its messages about these runs (behind the run's name, if any)."""
+    """Return every kind of warning once, with its messages about these runs (after the run's name, if any)."""
     warnings: dict[str, tuple[ResultWarning, list[str]]] = {}
     for name, results in runs:
         for warning in grouped(results.warnings):
@@ -145,7 +145,7 @@ def lead_of_run(results: RunResults) -> str:
 
 
 def _open_figures(figures: Iterable[SavedFigure]) -> Iterator[SavedFigure]:
-    """The figures with a finding, as far as they fit one screen and a half, two beside each other; one at least."""
+    """Yield figures with a finding, two per row, as long as they fit in one and a half screens; at least one."""
     points = 0.0
     for index, each in enumerate([figure for figure in figures if figure.finding][:MOST_FIGURES]):
         found = HEIGHT.search(each.svg)
@@ -196,7 +196,7 @@ def provenance(results: RunResults, name: str = "") -> dict[str, Any]:
 
 def _machine(text: str) -> str:
     hardware = json.loads(text)
-    hardware.pop("load_average", None)  # varies with time, so it would split one machine into several
+    hardware.pop("load_average", None)  # varies with time, so one machine would look like several
     if "memory_bytes" in hardware:
         hardware["memory"] = f"{number(hardware.pop('memory_bytes') / 2**30)} GiB"
     parts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in hardware.items() if value}

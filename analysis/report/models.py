@@ -1,4 +1,4 @@
-"""Groups requests by the model that they asked for, if `workload.models` names several (e.g. LoRA adapters)."""
+"""Groups requests by requested model, if `workload.models` has several (e.g. LoRA adapters)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from sweep.numbers.quantile import statistics
 
 MODEL_SERIES = ("ttft", "tpot", "e2el")
 MODEL_FIGURES = ("ttft_p50", "ttft_p99", "tpot_p50", "e2el_p50")
-ModelRow = dict[str, Any]  # heading or figure -> cell of one model at one point
+ModelRow = dict[str, Any]  # heading -> cell of one model at one point
 
 
 def models_table(results: RunResults) -> Table[ModelRow] | None:

@@ -33,12 +33,12 @@ from sweep.disk.stored_run import run_place
 
 @dataclass(frozen=True, repr=False)
 class OpenedRun:
-    """A run. Times are in seconds, and every interval is the same as in the terminal and the report."""
+    """An opened run. Times are in seconds; intervals are the same as in the terminal and the report."""
 
     results: RunResults
 
     def __repr__(self) -> str:
-        """Return the answer and the deciding figures as text."""
+        """Return the answer and the deciding values as text."""
         text = io.StringIO()
         print_parts([*map(Line, self.answers), deciding_table(self.results)], Console(width=100, file=text))
         return text.getvalue().rstrip()
@@ -72,7 +72,7 @@ class OpenedRun:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials, whatever their outcome (see docs/columns.md)."""
+        """The trials with any outcome (see docs/columns.md)."""
         return self.results.run.trials
 
     def requests(self, trial_id: str) -> pd.DataFrame:
@@ -85,7 +85,7 @@ class OpenedRun:
         return pd.DataFrame([configuration for configuration in configurations if configuration["rank"] == 1])
 
     def compare(self, reference: str, other: str, column: str = "output_throughput") -> pd.DataFrame:
-        """Compare two engines, or two selections such as `backend.flags.max-num-seqs=8`, task by task."""
+        """Compare two engines, or two selections (e.g. `backend.flags.max-num-seqs=8`), task by task."""
         named = [name if "=" in name else f"backend={name}" for name in (reference, other)]
         sides = [side_of(f"{self.results.run.name}@{name}", self.results.run, name) for name in named]
         return pd.DataFrame(comparison_output(comparisons(sides, [column]), MARGIN, []).table.records())

@@ -1,6 +1,6 @@
 """Joins a report's parts into one file: sections from a template, the script, and the data that the script reads.
 
-templates/ decides how it looks.
+templates/ has the layout.
 """
 
 import re
@@ -22,13 +22,13 @@ from analysis.table import one_line
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 SCRIPT = ("data", "state", "answer", "figure", "table", "details", "controls")  # in order, in templates/script
-MOST_WARNINGS = 3  # open under "What to doubt"; the others are closed
+MOST_WARNINGS = 3  # open under "What to doubt"; the rest are closed
 SECTION = re.compile(r'<section[^>]* id="([a-z]+)"[^>]*>\s*<h2[^>]*>(.*?)</h2>')
 CODE = re.compile(r"`([^`]+)`")
 
 
 def code_marked(text: str) -> Markup:
-    """Return sweep's own text as markup; words between backticks become code."""
+    """Return a text written by sweep as markup; words between backticks become code."""
     return Markup(CODE.sub(r"<code>\1</code>", escape(text)))
 
 
@@ -58,7 +58,7 @@ class Lead(NamedTuple):
 
     text: str
     name: str = ""  # the run's name, on a page of several runs
-    link: str = ""  # link to the run's own report
+    link: str = ""  # link to the run's report
 
 
 def page(title: str, leads: Sequence[Lead], template: str, parts: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -78,11 +78,11 @@ def page(title: str, leads: Sequence[Lead], template: str, parts: Mapping[str, A
 
 
 def is_explorable(data: Mapping[str, Any]) -> bool:
-    """Return whether there is anything to draw."""
+    """Return whether the data have anything to draw."""
     return any(data["points"]["n"]) and bool(data["quantities"])
 
 
 def _script() -> Markup:
-    """Return the page's script, joined from the files that a designer edits. None of its names is visible outside."""
+    """Return the page's script, joined from the files that a designer edits. Its names are local to the script."""
     parts = ((TEMPLATE_FOLDER / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPT)
     return Markup('(() => {\n"use strict";\n' + "".join(parts) + "})();\n")

@@ -1,4 +1,4 @@
-"""The points of one or several runs for the report's script: a block of JSON that no text within can end."""
+"""The points of one or several runs for the report's script: a JSON block that no text in it can terminate."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from sweep.base.setting_labels import TRIAL_MARK
 from sweep.numbers.quantities.goodput import BOUNDED
 from sweep.numbers.quantity import percentile_name
 
-SIGNIFICANT_DIGITS = 5  # digits kept per figure
+SIGNIFICANT_DIGITS = 5  # significant digits kept per value
 PER_GPU, USER_SPEED = "throughput_per_gpu", "user_speed"
 ALSO = (  # follow the headline and the percentiles that an SLO can bound
     "total_throughput",
@@ -43,13 +43,13 @@ ALSO = (  # follow the headline and the percentiles that an SLO can bound
     "quality",
 )
 RATIOS = ("output_throughput", "ttft_p50")  # quantities with a ratio to the baseline
-MOST_RIVALS = 12  # points of a question with all pairs on the page; with more, only pairs with the best
+MOST_RIVALS = 12  # maximum points of a question to list all pairs; with more, only pairs with the best
 TestedPair = list[Any]  # better point, other point, lead, the ends of its interval, "ahead" or "a tie"
 INTERVAL_ENDS = ("", *(f"_{end}" for end in INTERVAL_COLUMNS))
 
 
 def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[str, Any]:
-    """Return the points' figures, intervals, warnings and trials, column by column, with all labels.
+    """Return the points' values, intervals, warnings and trials, column by column, with all labels.
 
     Args:
         folder: the page's folder, from which it links to files of trials; default: the folder of a single run.
@@ -95,7 +95,7 @@ def page_data(runs: Sequence[RunResults], folder: Path | None = None) -> dict[st
 
 
 def as_block(data: Any) -> Markup:
-    """Return JSON for a script element. No text from an engine can end the element or begin another."""
+    """Return JSON for a script element. Text from an engine cannot end the element or begin a new one."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     escapes = {ord(character): f"\\u{ord(character):04x}" for character in "<>&'"}
     return Markup(text.translate(escapes))
@@ -177,7 +177,7 @@ def _with_tests(runs: Sequence[RunResults], quantities: list[dict[str, Any]]) ->
 
 
 def _tested(contests: Contests, quantity: LabelledColumn, shown: Sequence[float | None]) -> Iterator[TestedPair]:
-    """Return the pairs of each question: all pairs of a few points, or only pairs with the best of many."""
+    """Return the pairs of each question: all pairs if there are few points, else only pairs with the best."""
     for members in by_question(contests.question):
         rivals = [int(point) for point in members if shown[point] is not None]
         rivals = [point for point in rivals if not contests.barred([quantity.column], point)]
@@ -200,9 +200,9 @@ def _tested_pair(first: int, second: int, ratio: float, low: float, high: float,
 
 
 def _answered(runs: Sequence[RunResults]) -> list[TestedPair]:
-    """Return the tested pairs of the answers within the runs' own SLO: each task's best with every other one."""
+    """Return the tested pairs of the answers within the runs' SLO: each task's best with every other configuration."""
     slo = shared_slo(runs)
-    # The page's own bounds have no percentile.
+    # Bounds set on the page have no percentile.
     if not slo or not set(slo) <= set(BOUNDED) or not any((results.points["n"] > 0).any() for results in runs):
         return []
     return [
@@ -224,7 +224,7 @@ def _declared(
 
 
 def _intervals(points: pd.DataFrame, column: str) -> dict[str, Any]:
-    """Return the points whose intervals come from launches, and a figure's replicates if fewer than have a result."""
+    """Return the points whose intervals come from launches, and a column's replicates if some lack a value."""
     by_launches = points.get(f"{column}_by_launches", pd.Series(False, points.index))
     counts = points.get(f"{column}_n", points["n"])
     fewer = counts[counts.lt(points["n"])]
@@ -235,7 +235,7 @@ def _intervals(points: pd.DataFrame, column: str) -> dict[str, Any]:
 
 
 def _launches(points: pd.DataFrame, rows: pd.DataFrame) -> list[int]:
-    """Return the number of launches behind each point. A single launch gives no interval of a new launch."""
+    """Return the number of launches behind each point. A single launch gives no interval for a new launch."""
     counts = rows.groupby("point")["launch_number"].nunique()
     return [int(n) for n in counts.reindex(range(len(points)), fill_value=0)]
 
@@ -323,7 +323,7 @@ def _reads(runs: Sequence[RunResults], trials: list[list[list[Any]]], files: Seq
 
 
 def _commands(results: RunResults) -> list[str]:
-    """Return, by point, the command that measures one of its trials again from its row, or the run's own command if no
+    """Return, by point, the command that measures one of its trials again from its row, or the run's command if no
     trial is `ok`.
     """
     measured = results.layout.placed(results.run.ok)
@@ -344,7 +344,7 @@ def _place_typed_here(run: Run) -> str:
 
 
 def _own_commands(results: RunResults) -> list[str]:
-    """Return, by point, the run's command with the point's axes set; empty for a ladder's steps, which have no key."""
+    """Return, by point, the run's command with the point's axes set; empty for a ladder's steps (no key)."""
     command, axes = results.run.experiment.get("command"), results.run.experiment.get("axes") or []
     points = results.points
     if not command or "ladder" in axes:

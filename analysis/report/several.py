@@ -1,6 +1,6 @@
 """Writes report.html for several runs: the answer over all runs, their points in one figure, and the verdicts.
 
-It has no figure files. It links to the runs' own reports, which have them.
+It has no figure files, but links to the runs' reports.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ def write_several(runs: Sequence[RunResults], folder: Path) -> None:
     """Write report.html for several runs, and summary.csv with their points, into a folder without a run.
 
     Raises:
-        ConfigError: if the folder holds a run, whose own report would be lost.
+        ConfigError: if the folder contains a run, whose report would be overwritten.
     """
     paths = RunPaths(folder)
     if paths.trials.exists():
-        raise ConfigError(f"--output {folder}: holds a run with its own report; expected another folder")
+        raise ConfigError(f"--output {folder}: contains a run with a report; expected another folder")
     tables = [summary_table(results) for results in runs]
     for table, name in zip(tables, run_names(runs), strict=True):
         table.insert(0, "run", name)
@@ -74,6 +74,6 @@ def _verdicts(named: dict[str, RunResults]) -> dict[str, Any]:
 
 
 def _report_link(results: RunResults, folder: Path) -> str:
-    """Return the address of the run's own report; empty if this disk has none."""
+    """Return the address of the run's report; empty if this disk has no report."""
     report = results.run.paths.report
     return quote(relative_path(report, folder)) if results.run.copy is None and report.exists() else ""

@@ -1,7 +1,7 @@
 """Lays out the points of several runs on one page: a task for each question, a line for each configuration.
 
 A task's points share prompts and machine and differ in the size of their load, which is the axis. So an engine setting
-that is the axis in its own run becomes part of a line's name here, and a workload setting forms tasks.
+on a single run's x axis becomes part of the line's name here, and a workload setting forms tasks.
 """
 
 import json
@@ -32,7 +32,7 @@ def shared_layout(runs: Sequence[RunResults]) -> PointLayout:
 
 
 def _tasks(points: pd.DataFrame, measured: pd.DataFrame) -> "pd.Series[str]":
-    """Name each point's task. A point without a result joins its run's points at the same task and load."""
+    """Name each point's task. A point without a result gets the task of its run's points with equal settings."""
     conditions = pd.Series(None, points.index, dtype=object)
     present = points["n"] > 0
     conditions[present] = measured["conditions_at_any_load"].to_numpy(object)
@@ -63,7 +63,7 @@ def _told_apart(titles: Sequence[str], settings: Sequence[dict[str, Any]]) -> li
 
 
 def _telling(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the first keys in which these settings differ, names first."""
+    """Return the first keys that distinguish these settings, names first."""
     chosen: list[str] = []
     distinct = 1
     for key in dict.fromkeys([*VALUE_ALONE, GPUS, *(key for each in settings for key in each)]):
@@ -82,7 +82,7 @@ def _described(settings: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
 
 
 def _load_sizes(points: pd.DataFrame) -> tuple["pd.Series[float]", dict[str, str]]:
-    """Return each point's load size, and its label by task. Of an open loop's rate and limit, use what varies more."""
+    """Return each point's load size, and its label by task. For an open loop: the rate or the limit, by variation."""
     sizes, labels = pd.Series(np.nan, points.index), {}
     for task, group in points.groupby("panel", sort=False):
         counts = group[["batch_size", "rate", "concurrency"]].nunique()

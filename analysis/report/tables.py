@@ -1,4 +1,4 @@
-"""The report's tables of figures: of points, of a ladder's steps, and of the steady state."""
+"""The report's tables: of points, of a ladder's steps, and of the steady state."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -30,9 +30,9 @@ from sweep.numbers.warnings import ResultWarning
 
 WITH_INTERVAL = {*HEADLINE, *STEADY, *REFERENCE_COLUMNS} - {"steady_num_requests", "steady_num_failed"}
 PointRow: TypeAlias = "pd.Series[Any]"  # a row in the summary
-LARGEST_TABLE = 400  # rows; summary.csv has the others
-MAYBE = "≈"  # before a ratio whose interval includes 1
-OF_STEADY = "°"  # behind a latency of the steady state, where the whole run's differs
+LARGEST_TABLE = 400  # maximum rows; summary.csv has all
+MAYBE = "≈"  # marks a ratio whose interval includes 1
+OF_STEADY = "°"  # marks a steady-state latency that differs from the whole run's
 COLUMNS = (
     *HEADLINE,
     "goodput_share",
@@ -61,12 +61,12 @@ DECIDING = (
     *("output_throughput", "output_throughput_vs_parent", "goodput_share", "ttft_p50", "tpot_p50"),
     *("cost_per_million_tokens", "memory_peak_bytes", "batch_latency_mean", "e2el_p50"),
 )
-"""The figures by which people decide, the most telling first."""
+"""The columns that usually decide, the most important first."""
 MOST_DECIDING = 5
 
 
 def answers_table(answers: Sequence[TaskAnswer]) -> Table[TaskAnswer] | None:
-    """Return the answer to each question, with the runner-up and what would decide a tie; None without answers."""
+    """Return the answer to each question, with the runner-up and the remedy for a tie; None without answers."""
     columns = [
         view("task", lambda answer: answer.criterion.title, kind="text"),
         view("answer", _winner, kind="text"),
@@ -144,7 +144,7 @@ def results_table(results: RunResults) -> Table[PointRow] | None:
 
 
 def deciding_table(results: RunResults, most: int | None = LARGEST_TABLE) -> Table[PointRow]:
-    """Return the points with the few deciding figures. `most` limits their number (default: a table's limit)."""
+    """Return the points with the few deciding columns. `most` limits the points (default: a table's limit)."""
     layout, points = results.layout, results.points
     names = [name for name in DECIDING if name in points and points[name].notna().any()][:MOST_DECIDING]
     columns: list[Column[PointRow]] = [
@@ -158,7 +158,7 @@ def deciding_table(results: RunResults, most: int | None = LARGEST_TABLE) -> Tab
 
 
 def everything_table(results: RunResults) -> Table[PointRow]:
-    """Return the points with every figure that any point has, in brief."""
+    """Return the points with a column for every quantity measured at any point, as compact cells."""
     versus = [name for name in ("output_throughput_vs_baseline",) if name in results.points]
     columns = [*deciding_table(results).columns, view("n", lambda point: str(point["n"]))]
     present = {column.title for column in columns}
@@ -167,7 +167,7 @@ def everything_table(results: RunResults) -> Table[PointRow]:
 
 
 def _brief_column(name: str) -> Column[PointRow]:
-    """Return the column of a figure; for throughput also its range, or why there is no range."""
+    """Return a column with compact cells; for throughput also its interval, or why there is none."""
     base, _, reference = name.partition("_vs_")
     if reference:
         return view(f"{label(base).short} × {reference}", lambda point: _brief_ratio(point, name))
@@ -199,7 +199,7 @@ def _of_points(
 
 
 def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> Cell:
-    """Return a figure with its intervals, or the known bound of a quantile that falls on failed requests."""
+    """Return a value with its intervals, or the lower bound of a quantile that is a failed request."""
     concerned = [warning for warning in warnings if name in warning.kind.quantities]
     known = bound(point, name, label(name).scale)
     if known is not None:
@@ -218,7 +218,7 @@ def _steady_figure(point: PointRow, name: str) -> str:
 
 
 def spread_table(results: RunResults) -> Table[Components] | None:
-    """Return the main figures' components of variance; None if there are no replicates."""
+    """Return the main quantities' components of variance; None without replicates."""
     columns = [
         view("figure", lambda spread: spread.quantity.short, kind="text"),
         view("trials", lambda spread: str(spread.trials)),
@@ -262,11 +262,11 @@ def _gain(step: PointRow) -> Cell:
     if step["n"] == 0:
         return Cell("no result")
     gain = _ratio(step, "output_throughput_vs_parent")
-    return gain if gain.text != NONE else Cell("the parent has no result here")
+    return gain if gain.text != NONE else Cell("the parent step has no result")
 
 
 def steady_table(results: RunResults) -> Table[PointRow] | None:
-    """Return the figures without start and drain for points with a steady-state window; None if no point has one."""
+    """Return the steady-state values (without start-up and drain) of points with a window; None if no point has one."""
     points = results.points
     if "steady_share" not in points:
         return None
@@ -309,7 +309,7 @@ def _x_column(layout: Layout) -> list[Column[PointRow]]:
 
 
 def shown_columns(points: pd.DataFrame) -> list[str]:
-    """Return the metrics for a table of these points, the most telling first. Lockstep has metrics of batches."""
+    """Return the metrics for a table of these points, the most important first; for lockstep, batch metrics."""
     in_batches = "batch_latency_mean" in points and points["batch_latency_mean"].notna().any()
     columns = dict.fromkeys([*BATCH_COLUMNS, *COLUMNS] if in_batches else COLUMNS)
     return [name for name in columns if name in points and (points[name].notna().any() or _is_bounded(points, name))]
@@ -321,13 +321,13 @@ def share_of_failures(point: "pd.Series[Any]") -> str:
 
 
 def _is_bounded(points: pd.DataFrame, column: str) -> bool:
-    """Return whether a point's quantile falls on failed requests."""
+    """Return whether a point's quantile is a failed request, so that only a bound is known."""
     with_failures = points[points["failed"] > 0]
     return any(bound(point, column, 1.0) is not None for _, point in with_failures.iterrows())
 
 
 def heading(points: pd.DataFrame, column: str) -> str:
-    """Return a column's short name. A mean or maximum also says if it leaves out failed requests."""
+    """Return a column's short name. A mean or maximum is marked if it excludes failed requests."""
     return label(column).short + left_out(column, points)
 
 

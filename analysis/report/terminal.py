@@ -1,4 +1,4 @@
-"""Shows a run in the terminal: one screen with the answer and, on request, everything behind it."""
+"""Shows a run in the terminal: one screen with the answer and, on request, all details."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -40,22 +40,22 @@ MOST_FITS = 40
 STYLES = {Severity.SEVERE: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 LEGENDS = {
     "–": "(a–b): 95% interval of these launches; for agreement and quality, of the comparison with the reference",
-    BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' own figures, since the requests are too few or too dependent",
-    OF_STEADY: f"{OF_STEADY} steady state: over the whole run, start and drain included, it differs by more than 10 %",
+    BY_LAUNCHES: f"{BY_LAUNCHES} from the launches' values, since the requests are too few or too dependent",
+    OF_STEADY: f"{OF_STEADY} steady state: the whole run's value, including start and drain, differs by more than 10%",
     MAYBE: f"{MAYBE} may be a tie: the interval includes 1 or is missing",
 }
-"""What a mark in a cell means."""
+"""The meaning of marks in cells."""
 
 
 class Summary:
-    """A run's end on one screen: the winner of each task, the deciding figures, the doubts, and where to read more."""
+    """A run's result on one screen: the winner of each task, the deciding values, warnings, and where to read more."""
 
     def __init__(self, results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> None:
         self.results = results
         self.answers = answers([results]) if answered is None else answered
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield as many rows as the screen has room for, and at least a few."""
+        """Yield as many rows as fit on the screen, and at least a few."""
         heading = Line(run_heading(self.results), "bold")
         doubtful = doubts(self.results, options.max_width)
         answer = Line(leading_sentence(self.results, self.answers) or "no trial has a result", "bold green")
@@ -80,13 +80,13 @@ class Summary:
 def _fitted_rows(
     table: Table[Any], note: str, lines: int, console: Console, options: ConsoleOptions
 ) -> Iterator[OutputPart]:
-    """Yield the rows that fit these lines, at least a few, the note, and the number of rows left out."""
+    """Yield the rows that fit in these lines (at least a few), the note, and the number of rows not shown."""
     if not table.rows:
         return
     rows = min(len(table.rows), max(FEWEST_ROWS, lines))
     while rows > FEWEST_ROWS and len(console.render_lines(table.first(rows), options)) > lines - 2:
         rows -= 1
-    rows += not note and rows == len(table.rows) - 1  # a line about one more row is as long as the row
+    rows += not note and rows == len(table.rows) - 1  # a line about one more row takes as much space as the row
     yield from (Line(""), table.first(rows))
     points = max(table.points, len(table.rows))
     left_out = f"{points - rows:,} more: --table" if rows < points else ""
@@ -95,7 +95,7 @@ def _fitted_rows(
 
 
 def run_heading(results: RunResults) -> str:
-    """Return the run, its model and machine, how many trials have a result, when and how long."""
+    """Return a line with the run, its model and machine, the trials with a result, date and duration."""
     run = results.run
     begin, end = (pd.to_datetime(run.trials[name].dropna()) for name in ("started_at", "ended_at"))
     parts = [
@@ -111,7 +111,7 @@ def run_heading(results: RunResults) -> str:
 
 
 def winners_table(results: RunResults, answered: Sequence[TaskAnswer]) -> Table[TaskAnswer]:
-    """Return the winner of each task, its lead, and how certain that is. Tasks with nothing to compare get no row."""
+    """Return the winner of each task, its lead and certainty. Tasks with nothing to compare get no row."""
     run, points = results.run, results.points
     baseline = set(points.loc[is_baseline(points, run.baseline), "line"])
     adjectives = list(dict.fromkeys(answer.criterion.adjective for answer in answered))
@@ -157,7 +157,7 @@ def _lead(answer: TaskAnswer) -> Cell:
 
 
 def doubts(results: RunResults, width: int) -> list[Line]:
-    """Return up to three plain lines on failures and warnings, the severe ones first, and the first failure's log."""
+    """Return up to three lines on failures and warnings, severe first, with the first failure's log."""
     lost, warnings = results.losses, grouped(results.warnings)
     lines: list[Line] = []
     room = MOST_DOUBTS
@@ -188,7 +188,7 @@ def further(results: RunResults, answered: Sequence[TaskAnswer]) -> list[Line]:
 
 
 def everything(results: RunResults, answered: Sequence[TaskAnswer] | None = None) -> list[OutputPart]:
-    """Return everything behind the screen: each task's answer, every figure, its spread, and all doubts."""
+    """Return all details: each task's answer, every value, its spread, and all warnings."""
     first, *sentences = answer_lines(answers([results]) if answered is None else answered)
     parts: list[OutputPart] = [Line(first, "bold green"), *map(Line, sentences)]
     if results.points["n"].any():

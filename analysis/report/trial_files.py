@@ -1,4 +1,4 @@
-"""Finds the files of a trial to link from the report: only existing files, at their current place."""
+"""Finds the files of a trial to link from the report: only existing files, at their current path."""
 
 import os
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from sweep.disk.tables import compact_place
 
 
 class FileLink(NamedTuple):
-    """A file beside the report."""
+    """A file to link from the report."""
 
     title: str
     path: str  # relative to the report's folder
-    compact: bool = False  # also holds the rows of other trials
+    compact: bool = False  # whether the file also holds rows of other trials
 
 
 def file_links(paths: RunPaths, deployment_id: str, attempt: str, trial_id: str) -> Iterator[FileLink]:
     """Return a trial's existing files: the engine's log, the requests and the telemetry."""
     log, trial = paths.engine_log(deployment_id, attempt), paths.trial(deployment_id, attempt, trial_id)
-    if log.is_file():  # an engine launched by others has no log here
+    if log.is_file():  # an endpoint has no log here
         yield FileLink("engine log", log.relative_to(paths.out).as_posix())
     for title, file in (("requests", trial.requests), ("telemetry", trial.telemetry)):
         if file.is_file():

@@ -1,4 +1,4 @@
-"""Shows trials as `vllm bench serve` would print them, for comparison with published figures (`metrics=vllm`)."""
+"""Shows trials as `vllm bench serve` would print them, for comparison with published results (`metrics=vllm`)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ FIGURES = {
         for statistic in ("mean", "median", "p99")
     },
 }
-ASKED_FOR = ("max_concurrency", "request_rate")  # left out if the load has none
+ASKED_FOR = ("max_concurrency", "request_rate")  # omitted if the load has none
 
 
 def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
@@ -43,11 +43,11 @@ def render_vllm_flavour(results: RunResults) -> Iterator[Table | Text]:
         label = f"{row['model']} {row['load']}: {layout.describe(row)}, replicate {row['replicate']}"
         yield _trial_table(label, figures, with_latencies=row["client_stamp_source"] != "engine")
     if missing := len(run.not_ok):
-        yield Text(f"left out: {missing:,} trial{'s' if missing > 1 else ''} without a result")
+        yield Text(f"not shown: {missing:,} trial{'s' if missing > 1 else ''} without a result")
 
 
 def _trial_table(heading: str, figures: Mapping[str, Any], with_latencies: bool) -> Table:
-    """Return one trial's table. Engine-stamped latencies are left out, since vLLM's include the way to the client."""
+    """Return one trial's table. Engine-stamped latencies are omitted: vLLM's include the path to the client."""
     note = "" if with_latencies else "; no latencies, since the engine took its own timestamps"
     title = f"{heading} (as vLLM {figures['vllm_version']} defines it{note})"
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, show_header=False)

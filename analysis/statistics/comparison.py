@@ -1,11 +1,11 @@
 """Compares points at one task and load: paired by replicate, and corrected for the number of comparisons.
 
-The model of a figure's logarithm is point + block + error (a randomised block design). A block is a replicate. Within
+The model of a quantity's logarithm is point + block + error (a randomised block design). A block is a replicate. Within
 it all engines get the same prompts and arrivals at about the same time, so a replicate's peculiarities cancel. The
-error is the spread between launches, since each replicate has its own launch. Replicates that share a launch of any
-compared engine form one block, since measuring again does not average out that launch's luck. A difference must hold
-twice: with the error variance pooled over the points, corrected for the number of comparisons, and with the two points'
-own variances (Welch 1938), since one engine may be less steady than the others.
+error is the spread between launches, since each replicate is launched separately. Replicates that share a launch of any
+compared engine form one block, since measuring again does not average out the launch's random effect. A difference must
+hold twice: with the error variance pooled over the points, corrected for the number of comparisons, and with the
+separate variances of the two points (Welch 1938), since one engine may vary more than the rest.
 """
 
 import math
@@ -41,7 +41,7 @@ class Trials(NamedTuple):
 
 
 def trials_of(rows: pd.DataFrame, point: Positions) -> Trials:
-    """Return the trials in these rows. A missing replicate counts as the first."""
+    """Return the trials in these rows. A missing replicate is treated as the first."""
     launch = rows["launch"].astype(object)
     replicate = rows["replicate"].fillna(0).to_numpy(np.int64)
     return Trials(point, replicate, launch.where(launch.notna(), None).to_numpy(object))
@@ -50,7 +50,7 @@ def trials_of(rows: pd.DataFrame, point: Positions) -> Trials:
 def comparison_blocks(trials: Trials) -> Positions:
     """Return each trial's block: its replicate, joined with replicates that share a compared launch.
 
-    If all points were measured in the same launches, a launch's luck does not separate them, so nothing is joined.
+    If all points were measured in the same launches, the launches' effects cancel, so nothing is joined.
     """
     replicates, block = np.unique(trials.replicate, return_inverse=True)
     launched = np.array([launch is not None for launch in trials.launch], np.bool_)
@@ -67,10 +67,10 @@ def comparison_blocks(trials: Trials) -> Positions:
 
 
 class BlockModel(NamedTuple):
-    """The model point + block + error, fitted by least squares to the logarithms of one figure."""
+    """The model point + block + error, fitted by least squares to the logarithms of one quantity."""
 
     effects: FloatArray  # of the points; NaN if a point has no value
-    variance: float  # of the error; NaN if nothing is left to estimate it
+    variance: float  # variance of the error; NaN if there are no degrees of freedom
     freedom: int  # degrees of freedom of that estimate
     own_variance: FloatArray  # error variance of each point, with its degrees of freedom below
     own_freedom: FloatArray
@@ -83,7 +83,8 @@ class BlockModel(NamedTuple):
         """Return weighted sums of the points' effects and half their intervals. Each row of weights adds up to zero and
         gives one sum.
 
-        The wider of two intervals counts: by the pooled variance at the critical value, or by the points' variances.
+        The wider of two intervals is used: from the pooled variance at the critical value, or from the points'
+        variances.
         """
         pooled, own, freedom = self.errors(weights)
         measured = (np.abs(weights[:, self.n == 0]) < WEIGHTLESS).all(axis=1)
@@ -91,9 +92,8 @@ class BlockModel(NamedTuple):
         return sums, np.maximum(critical * pooled, t(freedom) * own)
 
     def errors(self, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the sums' standard errors by the pooled variance and by the points' own, and the latter's freedom.
-
-        They are NaN if points have no value, or share no block, directly or through other points.
+        """Return the sums' standard errors from the pooled and from the points' separate variances, and the latter's
+        freedom. They are NaN if points have no value, or share no block, directly or through other points.
         """
         missing = (np.abs(weights[:, self.n == 0]) > WEIGHTLESS).any(axis=1)
         relevant = (np.abs(weights) > WEIGHTLESS).any(axis=0) & (self.n > 0)
@@ -125,9 +125,9 @@ class BlockModel(NamedTuple):
 
 
 def fit(values: FloatArray, trials: Trials, points: int) -> BlockModel:
-    """Fit the model to a figure of these trials. Trials without a positive value are left out.
+    """Fit the model to a quantity of these trials. Trials without a positive value are excluded.
 
-    Several trials of a point in one block count as one, by their mean.
+    Several trials of a point in one block are replaced by their mean.
     """
     usable = np.isfinite(values) & (values > 0)
     trials = trials.select(usable)
@@ -158,7 +158,7 @@ def _own_variances(
 ) -> tuple[FloatArray, FloatArray]:
     """Return each point's error variance, with a small part of the pooled variance, and its degrees of freedom.
 
-    The residuals of two points mirror each other, so only the variance of their difference can be estimated.
+    The residuals of just two points mirror each other, so only the variance of their difference can be estimated.
     """
     if (n > 0).sum() <= 2:
         return np.full(len(n), variance), np.full(len(n), float(freedom))
@@ -174,30 +174,30 @@ def comparisons_with_best(points: int, choices: int) -> float:
     """Return the number of comparisons in a test of the best point if each point is the best of several choices.
 
     If each comparison has probability p, a point with L choices is falsely named with probability at most Lp. Of two
-    equal points ahead of all others, one is named. With p = 5 % / (points - 1) / (mean of L) / 2 this happens at most
-    5 % of the time (Bonferroni).
+    equal points ahead of all other points, one may be falsely named. With p = 5% / (points - 1) / (mean of L) / 2 this
+    happens at most 5% of the time (Bonferroni).
     """
     return max(1.0, (points - 1) * max(choices, points) / max(1, points))
 
 
 class Contest(NamedTuple):
-    """Points at one task and load, compared by one figure. Each ratio of two points has one interval and one verdict.
+    """Points at one task and load, compared by one quantity. Each ratio of two points has one interval and one verdict.
 
     The intervals hold for all pairs at once (Tukey). A point wins if its differences from all other points exceed
     Sidak's intervals, which cover only these comparisons. Then its ratios have the intervals of that test.
     """
 
     model: BlockModel
-    sign: int = 0  # 1 if higher is better, -1 if lower is better, 0 if neither
-    best: int | None = None  # None if no direction is better, or if there is no second point
+    sign: int = 0  # 1: higher is better, -1: lower is better, 0: neither
+    best: int | None = None  # None without a better direction, or without a second point
     won: bool = False
-    choices: int = 0  # choices of all points together, if a point is the best of several
+    choices: int = 0  # number of choices over all points, if a point is the best of several
 
     def gains(self, weights: FloatArray, comparisons: int = 1, widest: bool = False) -> FloatArray:
         """Return these sums of logarithms as factors, with the ends of their intervals. Shape (3, sums).
 
-        A sum that is a ratio of two points has that ratio's interval. Other intervals hold for `comparisons` at once.
-        With `widest` the intervals of ratios do so as well.
+        A sum that is a ratio of two points has the ratio's interval. Other intervals hold for `comparisons` at once;
+        with `widest`, so do the intervals of ratios.
         """
         is_ratio = (np.abs(weights) > WEIGHTLESS).sum(axis=1) == 2
         is_ratio &= (np.abs(weights).max(axis=1) - 1 < WEIGHTLESS) & (np.abs(weights.sum(axis=1)) < WEIGHTLESS)
@@ -214,13 +214,13 @@ class Contest(NamedTuple):
 
     @property
     def compared(self) -> float:
-        """The number of comparisons that count for the best point, or for any other single point."""
+        """The number of comparisons made in a test of the best point, or of any other single point."""
         return comparisons_with_best(int((self.model.n > 0).sum()), self.choices)
 
     def ratios(self, above: Sequence[int] | Positions, below: Sequence[int] | Positions, all_of: int = 0) -> FloatArray:
         """Return the ratios of pairs of points and the ends of their intervals. Shape (3, pairs).
 
-        With `all_of`, the intervals also hold for that many comparisons at once, in this contest or others.
+        With `all_of`, the intervals also hold for that many comparisons at once, across contests.
         """
         return self.gains(self.model.pairs(above, below), max(1, all_of), widest=all_of > 0)
 
@@ -230,7 +230,7 @@ class Contest(NamedTuple):
         return Error(error, float(self.model.freedom), int(min(self.model.n[above], self.model.n[below])))
 
     def tied(self, point: int) -> NDArray[np.bool_]:
-        """Return the points that are not certainly worse than this one."""
+        """Return a mask of the points that are not significantly worse than this point."""
         points = np.arange(len(self.model.n))
         others = points[points != point]
         _, low, high = self.ratios(others, np.full_like(others, point))
@@ -244,7 +244,8 @@ def contest(
 ) -> Contest:
     """Return the contest of a model's points. The best has the highest or lowest effect, unless `best` is given.
 
-    `choices` counts the choices of all points together. A point that is the best of several looks better than it is.
+    `choices` is the number of choices over all points, since a point that is the best of several looks better than it
+    is.
     """
     count, sign = int((model.n > 0).sum()), -1 if better == "lower" else 1
     if better is None or count < 2:
@@ -267,7 +268,7 @@ def _sidak(comparisons: float, freedom: int) -> float:
 def _studentized_range(points: float, freedom: int) -> float:
     """Return the quantile of the range of this many means, divided by their standard error, to four digits.
 
-    It equals scipy's, but scipy's module of distributions takes as long to import as everything else.
+    It equals scipy's, but importing scipy's distributions would take as long as all other imports.
     """
     if freedom < 1 or points < 2:
         return math.nan

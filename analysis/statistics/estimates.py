@@ -1,4 +1,4 @@
-"""Reads a point's figures in the summary, each with its intervals, and whether it is the engine's merit."""
+"""Reads a point's values in the summary with their intervals, without values that the load determines."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from analysis.statistics.intervals import NO_ESTIMATE, Estimate
 from sweep.numbers.warnings import AS_OFFERED
 
 INTERVAL_COLUMNS = ("ci_low", "ci_high", "new_launch_low", "new_launch_high")
-"""Ends of the columns of a figure's intervals: of these launches, and of a new launch."""
+"""Suffixes of the columns with a value's intervals: for these launches, and for a new launch."""
 
 
 def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
-    """Return a figure in the summary with its intervals."""
+    """Return a value in the summary with its intervals."""
     if column not in point:
         return NO_ESTIMATE
     n = int(point.get(f"{column}_n", point["n"]))
@@ -21,7 +21,7 @@ def estimate(point: "pd.Series[Any]", column: str) -> Estimate:
 
 
 def merits(figures: pd.DataFrame) -> pd.DataFrame:
-    """Blank the figures that an open loop below saturation sets, since they show no merit of the engine."""
+    """Blank the values set by an open loop below saturation, since they do not depend on the engine."""
     if "as_offered" not in figures:
         return figures
     as_offered = figures["as_offered"].eq(True)

@@ -1,13 +1,13 @@
-"""Computes intervals of a point's figures over its replicates, for these launches and for a new launch.
+"""Computes intervals of a point's values over its replicates, for these launches and for a new launch.
 
-A replicate's requests are not independent, since they share a queue. So a figure's variance is estimated from batches
-of successive requests, including the correlation between batches ("batch means"). If that correlation is too strong for
-the replicates' length, the requests give no interval. A median, a mean or a throughput then uses Student's t over the
-launches' own figures. docs/metrics.md has the formulas and their sources, and docs/measurements/coverage.md shows how
-often the intervals hold.
+A replicate's requests are not independent, since they share a queue. So a value's variance is estimated from batches of
+successive requests, including the correlation between batches ("batch means"). If the correlation is too strong for the
+replicates' length, the requests give no interval. A median, a mean or a throughput then uses Student's t over the
+launches' values. docs/metrics.md has the formulas and their sources, and docs/measurements/coverage.md shows how often
+the intervals hold.
 
 Every function works along the last axes and accepts any axes before them, so the coverage study runs the same functions
-that summarise a run. Missing figures are NaN.
+that summarise a run. Missing values are NaN.
 """
 
 import math
@@ -24,9 +24,9 @@ from sweep.numbers.quantile import between
 FloatArray = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-BATCHES = (20, 10, 5)  # per replicate; the largest of the resulting variances counts
-FEWEST_REPLICATES = 2  # for an interval, since one replicate does not show how much they differ
-FEWEST_BEYOND = 5  # requests beyond a quantile, over all replicates, for a figure
+BATCHES = (20, 10, 5)  # batches per replicate; the largest of the resulting variances is used
+FEWEST_REPLICATES = 2  # minimum replicates for an interval, since one does not show how much they differ
+FEWEST_BEYOND = 5  # requests beyond a quantile, over all replicates, for a value
 BEYOND = 40  # requests beyond a quantile for an interval, with three replicates
 FEWEST_FOR_MEAN = 300  # requests for the interval of a mean, since fewer may miss rare slow requests
 MOST_DEPENDENCE = 3.0  # requests per independent request; with more there is no interval
@@ -35,35 +35,35 @@ HIDDEN_VARIANCE, HIDDEN_DEPENDENCE = 30.0, 115.0  # length (requests) at which a
 HIDE_MOST_VARIANCE, HIDE_MOST_DEPENDENCE = 100, 74  # requests in a replicate; fewer hide no more
 NEW_LAUNCH_MARGIN = 1.1  # on an interval of a new launch, since a few launches' figures are not quite normal
 FEWEST_FOR_STEADY_RATES = 5  # replicates for a steady throughput's interval (Student's t over them)
-DOUBTFUL = 2.2  # dependence from which replicates count more than batches, if there are ENOUGH
+DOUBTFUL = 2.2  # dependence above which replicates are trusted more than batches, if there are ENOUGH
 ENOUGH = 5
 LONGEST_DRAIN = 0.15  # standard deviation / a replicate's duration, for the interval of a throughput
-LAUNCHES_FOR_INTERVAL = 3  # launches whose own figures give an interval; two that are 1 % apart would give ±9 %
+LAUNCHES_FOR_INTERVAL = 3  # minimum launches for an interval from their values; two that are 1% apart would give ±9%
 FEWEST_IN_ALL = 50  # requests for a throughput's or mean's interval, since fewer may miss one slow in fifty
 FEWEST_CARRIERS = 5.0  # requests that make up the latencies' variance; with fewer a mean is chance
-SMALLEST_GROWTH = 1e-6  # of a share within a step; less counts as flat
+SMALLEST_GROWTH = 1e-6  # of a share within a step; less is treated as flat
 RARE = 0.15  # share of a replicate's total; a slowest request that adds less never matters
 
 
 class Interval(NamedTuple):
-    """A figure with the ends of its two 95 % intervals. Missing values are NaN."""
+    """A value with the ends of its two 95% intervals. Missing values are NaN."""
 
     value: FloatArray
     low: FloatArray  # of these launches
     high: FloatArray
     new_low: FloatArray  # of a new launch
     new_high: FloatArray
-    effective_n: FloatArray  # independent requests; or replicates, if the figure is not of requests
-    by_launches: NDArray[np.bool_]  # the requests give no interval, so the launches' figures give the ends
+    effective_n: FloatArray  # independent requests; or replicates, if the value is not from requests
+    by_launches: NDArray[np.bool_]  # whether the ends come from the launches' values, since the requests give none
 
 
 def t(freedom: FloatArray | float) -> FloatArray:
-    """Return Student's t quantile at 0.975, from scipy.special, since importing scipy.stats takes long."""
+    """Return Student's t quantile at 0.975, from scipy.special, since scipy.stats is slow to import."""
     return np.asarray(special.stdtrit(freedom, (1 + CONFIDENCE) / 2), np.float64)
 
 
 class Estimate(NamedTuple):
-    """A point's figure with the ends of its two 95 % intervals and the number of replicates behind it."""
+    """A point's value with the ends of its two 95% intervals and its number of replicates."""
 
     value: float
     low: float  # of these launches
@@ -71,7 +71,7 @@ class Estimate(NamedTuple):
     n: int
     new_low: float = math.nan  # of a new launch
     new_high: float = math.nan
-    by_launches: bool = False  # the launches' own figures give the ends, since the requests give none
+    by_launches: bool = False  # whether the ends come from the launches' values, since the requests give none
 
 
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
@@ -81,8 +81,8 @@ class PooledRequests:
     """The pooled values of the requests in a point's replicates.
 
     Args:
-        values: in the order of the sends, +∞ for a failed request, NaN after the last. Shape (..., R, n).
-        launches: each replicate's launch number from 0; None: each replicate has its own launch.
+        values: in order of sending, +∞ for a failed request, NaN after the last. Shape (..., R, n).
+        launches: each replicate's launch number from 0; None: each replicate was launched separately.
     """
 
     def __init__(self, values: FloatArray, launches: Sequence[int] | None = None) -> None:
@@ -99,13 +99,13 @@ class PooledRequests:
 
     @cached_property
     def dependence(self) -> FloatArray:
-        """Requests per independent request, from the requests' ranks, so for no particular quantile. Shape (...)."""
+        """The number of requests per independent request, from ranks, so for no particular quantile. Shape (...)."""
         parts, variance = self._rank_parts
         return self._factor(parts, variance, BATCHES[:1])
 
     @cached_property
     def dependence_within(self) -> FloatArray:
-        """The dependence without differences between replicates (e.g. between launches). Shape (...)."""
+        """The dependence within replicates, without differences between them (e.g. launches). Shape (...)."""
         parts, variance = self._rank_parts
         return self._factor(parts - parts.mean(-1, keepdims=True), variance, BATCHES[:1])
 
@@ -117,7 +117,7 @@ class PooledRequests:
 
     @property
     def effective_n(self) -> FloatArray:
-        """The number of independent requests with the same information. Shape (...)."""
+        """The effective sample size: the equivalent number of independent requests. Shape (...)."""
         return np.asarray(self.n / np.maximum(self.dependence, 1.0))
 
     def quantile(self, q: float) -> Interval:
@@ -149,7 +149,7 @@ class PooledRequests:
         return np.asarray(self.lengths.min(-1) >= FEWEST_IN_A_REPLICATE, np.bool_)
 
     def _halves(self, values: FloatArray, variance: float | None = None) -> tuple[FloatArray, FloatArray]:
-        """Return half the intervals of the mean of the values (0 after the last). Missing intervals are NaN.
+        """Return half the intervals of the mean of the values (0 after the last); NaN if missing.
 
         `variance` is the variance of one value, if it is known.
         """
@@ -175,7 +175,7 @@ class PooledRequests:
         return _batch_sums(deviations, self.lengths) / self.n[..., None, None], variance
 
     def _factor(self, parts: FloatArray, variance: FloatArray, batches: Sequence[int]) -> FloatArray:
-        """Return the pooled mean's variance / its variance if values were independent, the largest over batch numbers.
+        """Return the pooled mean's variance relative to independent values, the largest over numbers of batches.
 
         The means of successive batches correlate as ρ, ρ², ρ³, …, i.e. an autoregression of order 1, as in ASAP3
         (Steiger, Lada, Wilson et al., ACM TOMACS 15, 2005). Shape (...).
@@ -195,7 +195,7 @@ class PooledGaps(PooledRequests):
     requests, of the share of gaps at or below a quantile.
 
     Args:
-        gaps: of the requests with gaps, in the order of the sends, NaN after a request's last gap and after the last
+        gaps: of the requests with gaps, in order of sending, NaN after a request's last gap and after the last
             request. Shape (..., R, n, m).
         launches: as in PooledRequests.
     """
@@ -211,7 +211,7 @@ class PooledGaps(PooledRequests):
         """Return the q-quantile of the pooled gaps. Its ends are order statistics."""
         value = _between(self.sorted_gaps, q * (self.total - 1.0), self.total, between)
         below = (self.gaps <= value[..., None, None, None]).sum(-1)
-        excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is the gaps'
+        excess = (below - q * self.sizes) * (self.n / self.total)[..., None, None]  # their mean is the mean of the gaps
         variance = (excess**2).sum((-2, -1)) / self.n
         with np.errstate(divide="ignore"):
             independent = np.minimum(self.n * q * (1 - q) / variance, self.total)
@@ -240,11 +240,11 @@ def _medians(samples: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
 def _by_launches(
     figure: Interval, own: FloatArray, launches: Sequence[int] | None, usable: NDArray[np.bool_]
 ) -> Interval:
-    """Give a figure intervals from the launches' own figures if its requests are too few.
+    """Add intervals from the launches' values to a value whose requests are too few.
 
-    They use Student's t over the logarithms of the replicates' own figures, and over launches with NEW_LAUNCH_MARGIN,
-    about the figure of all requests. A median of few requests is hardly biased, unlike an extreme quantile. There is no
-    interval if the own figures (shape (..., R)) are all equal, if one is missing, or if they are not `usable`.
+    They use Student's t over the logarithms of the replicates' values, and over launches with NEW_LAUNCH_MARGIN, around
+    the value of all requests. A median of few requests is hardly biased, unlike an extreme quantile. There is no
+    interval if the replicates' values (`own`, shape (..., R)) are all equal, one is missing, or they are not `usable`.
     """
     count = own.shape[-1]
     missing = np.asarray(np.isnan(figure.low) & np.isfinite(figure.value) & usable, np.bool_)
@@ -264,12 +264,12 @@ def _by_launches(
 
 
 def _members(launches: Sequence[int] | None, replicates: int) -> FloatArray:
-    """Return an indicator matrix of launches that turns sums over replicates into sums over launches. Shape (R, L)."""
+    """Return the indicator matrix that turns sums over replicates into sums over launches. Shape (R, L)."""
     return np.eye(replicates) if launches is None else np.eye(max(launches) + 1)[list(launches)]
 
 
 def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray) -> NDArray[np.bool_]:
-    """Return whether a few requests cause most of the variance, and the slowest adds much to a replicate's total.
+    """Return whether few requests cause most of the variance, and the slowest adds much to a replicate's total.
 
     Then the next replicate may have one more slow request or none, and few do not show how often. Shape (...).
     """
@@ -282,12 +282,12 @@ def _rests_on_few(latencies: FloatArray, n: NDArray[np.int64], total: FloatArray
 
 
 def _ends(ordered: FloatArray, q: float, halves: Iterable[FloatArray], n: NDArray[np.int64]) -> Iterable[FloatArray]:
-    """Return the ends of a quantile's intervals: the order statistics half an interval of its share away."""
+    """Return the ends of a quantile's intervals: the order statistics at its share plus or minus `halves`."""
     return (_between(ordered, (q + sign * half) * n - 0.5, n) for half in halves for sign in (-1, 1))
 
 
 def _hidden_variance(length: FloatArray) -> FloatArray:
-    """Return the factor on the variance of short replicates, which hide dependence as long as a replicate."""
+    """Return the factor for the variance of short replicates, which cannot reveal dependence as long as themselves."""
     return np.asarray(1 + HIDDEN_VARIANCE / np.maximum(length, HIDE_MOST_VARIANCE), np.float64)
 
 
@@ -303,7 +303,7 @@ def _batch_sums(values: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
 
 
 def _correlated(parts: FloatArray) -> FloatArray:
-    """Return the variance of the sum of the batches' parts (shape (..., R, B)), of which successive ones correlate."""
+    """Return the variance of the sum of the batches' parts (shape (..., R, B)); successive parts correlate."""
     replicates, count = parts.shape[-2:]
     total = replicates * count
     variance = (parts**2).sum((-2, -1)) / (total - 1)  # of one
@@ -317,12 +317,13 @@ def _correlated(parts: FloatArray) -> FloatArray:
 def _at_least(
     half: FloatArray, parts: FloatArray, launches: Sequence[int] | None, doubtful: NDArray[np.bool_] | bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Return half the intervals of these launches and of a new one, at least as wide as replicates and launches differ.
+    """Return half the intervals for these launches and for a new launch, widened to replicates' and launches'
+    differences.
 
     Args:
         half: half the interval from the batches. Shape (...).
-        parts: each replicate's part of the figure's deviation; they add up to 0. Shape (..., R).
-        launches: of each replicate; None: each has its own.
+        parts: each replicate's part of the value's deviation; they add up to 0. Shape (..., R).
+        launches: launch of each replicate; None: all are different.
         doubtful: whether replicates are trusted more than batches.
     """
     nothing = np.full_like(half, np.nan)
@@ -351,9 +352,9 @@ def throughput(
     """Return Σ counts / Σ durations of the replicates, with an interval from batches of successive completions.
 
     The residual of a batch is its count − throughput × its time (a ratio estimator: Cochran, Sampling Techniques, 3rd
-    ed., §6.4). It is taken about the mean of the batches at the same position in the replicates, since all of them
-    start and drain. The interval is on the logarithm. `counts` has each request's tokens or 1, in the order of the
-    sends, NaN after the last. `latency` is from send to end, in seconds. All three have the shape (..., R, n).
+    ed., §6.4). It is relative to the mean of the batches at the same position in the replicates, since all replicates
+    start and drain. The interval is on the logarithm. `counts` has each request's tokens or 1, in order of sending, NaN
+    after the last. `latency` is from send to end, in seconds. All three have the shape (..., R, n).
     """
     replicates, lengths = counts.shape[-2], (~np.isnan(counts)).sum(-1)
     order = np.argsort(sent + latency, axis=-1)
@@ -385,11 +386,12 @@ def throughput(
 
 
 def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) -> FloatArray:
-    """Return the variance of the time from a replicate's last send to its end, in s².
+    """Return the variance of the time from a replicate's last request sent to its end, in s².
 
-    The drain ends with the last of c requests in flight. Where the slow requests fall is chance, which few replicates
-    do not show. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory), where
-    F is the distribution of all latencies and c the mean number in flight at the last send. Shape (...).
+    The drain ends with the last of c requests in flight. The position of slow requests is random, which few replicates
+    do not reveal. The remaining time of an answer in flight has the distribution ∫ (1 − F) / mean (renewal theory),
+    where F is the distribution of all latencies and c the mean number in flight when the last request is sent. Shape
+    (...).
     """
     last = np.take_along_axis(sent, lengths[..., None] - 1, -1)
     flying = (sent + latency > last).sum((-2, -1)) / sent.shape[-2]
@@ -417,10 +419,11 @@ def _drain(sent: FloatArray, latency: FloatArray, lengths: NDArray[np.int64]) ->
 def over_replicates(
     values: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int, fewest: int = FEWEST_REPLICATES
 ) -> Interval:
-    """Return the mean of a figure with one value per replicate, with Student's t over replicates and over launches.
+    """Return the mean of one value per replicate, with Student's t over replicates and over launches.
 
     If all values of a point are positive, the intervals are on the logarithm. They never go below zero. `values` holds
-    all replicates of all `count` points; NaN is left out. Under `fewest` values give no interval of these launches.
+    all replicates of all `count` points; NaN is ignored. Fewer than `fewest` values give no interval for these
+    launches.
     """
     there = ~np.isnan(values)
     values, point, launch = values[there], point[there], launch[there]
@@ -442,7 +445,7 @@ def over_replicates(
 
 
 def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) -> Interval:
-    """Return a figure without its intervals, or without the intervals of some points."""
+    """Return a copy without intervals, or without the intervals of some points."""
     low, high, new_low, new_high = (np.where(where, np.nan, end) for end in figure[1:5])
     return Interval(
         figure.value, low, high, new_low, new_high, figure.effective_n, figure.by_launches & ~np.asarray(where)
@@ -452,7 +455,7 @@ def without_intervals(figure: Interval, where: NDArray[np.bool_] | bool = True) 
 def _over(
     parts: FloatArray, point: NDArray[np.int64], launch: NDArray[np.int64], count: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Return half the intervals of these launches and of a new one, by Student's t over replicates and launches."""
+    """Return half the intervals for these launches and a new launch, by Student's t over replicates and launches."""
     errors, n = _errors(parts, point, count)
     half = t(np.where(n >= FEWEST_REPLICATES, n - 1, np.nan)) * errors
     pairs, member = np.unique(np.stack([point, launch]), axis=1, return_inverse=True)
@@ -469,7 +472,7 @@ def _errors(parts: FloatArray, point: NDArray[Any], count: int) -> tuple[FloatAr
 
 
 def _relative(value: FloatArray, halves: Iterable[FloatArray], effective_n: FloatArray) -> Interval:
-    """Return a figure with intervals on its logarithm from these halves."""
+    """Return an Interval with these half-widths on the logarithm."""
     return _whole(value, (value * np.exp(sign * half) for half in halves for sign in (-1, 1)), effective_n)
 
 
@@ -485,7 +488,7 @@ def _whole(value: FloatArray, ends: Iterable[FloatArray], effective_n: FloatArra
 
 
 def of_share(figure: Interval, independent: FloatArray) -> Interval:
-    """A share of requests with Wilson's interval (1927) of so many independent ones; of a new launch within 0 and 1."""
+    """Return a share with Wilson's interval (1927) for `independent` requests; for a new launch within 0 and 1."""
     z2 = float(special.ndtri((1 + CONFIDENCE) / 2)) ** 2
     share, n = figure.value, np.where(independent > 0, independent, np.nan)
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -504,9 +507,9 @@ def _between(
     n: NDArray[np.int64],
     rule: Callable[[FloatArray, FloatArray, FloatArray, NDArray[np.int64]], FloatArray] = _linear,
 ) -> FloatArray:
-    """The value at a place (from 0) between two of n order statistics, by a rule; NaN outside them. Shape (...).
+    """Return the value at a position (from 0) between n order statistics, by a rule; NaN outside. Shape (...).
 
-    The result is infinite if the upper one is.
+    The result is infinite if the upper order statistic is.
     """
     exists = (place >= 0) & (place <= n - 1)
     place = np.where(exists, place, 0.0)
@@ -520,7 +523,7 @@ def _between(
 
 
 def _middle_ranks(ordered: FloatArray) -> FloatArray:
-    """Return the rank of each sorted value. Equal values share their middle rank, so that ties show no trend."""
+    """Return the rank of each sorted value. Equal values get their middle rank, so that ties show no trend."""
     places = np.broadcast_to(np.arange(ordered.shape[-1], dtype=np.float64), ordered.shape)
     equal = ordered[..., 1:] == ordered[..., :-1]
     if not equal.any():

@@ -1,8 +1,8 @@
-"""Computes the figures of a run's points with their intervals, from the pooled requests of all replicates of a point.
+"""Computes the values of a run's points with their intervals, from the pooled requests of all replicates of a point.
 
 A quantile of few requests is too low on average, and so is a mean of such quantiles. So the requests of a point's
 trials are pooled, and so are their gaps. They are read for a few points at a time. A point with an unreadable trial
-falls back on the means of its trials' figures, has no interval for a quantile, and says so.
+falls back to the means of its trials' values, without intervals for quantiles and with a warning.
 """
 
 import json
@@ -33,7 +33,7 @@ from sweep.numbers.chunks import Block
 from sweep.numbers.quantity import Statistic, columns
 
 REQUESTS_AT_ONCE = 400_000  # requests in memory at once; ten series of them take 32 MB
-GAPS_OF_A_REQUEST = 20  # gaps that take as much memory as a request's series
+GAPS_OF_A_REQUEST = 20  # number of gaps that take as much memory as a request's series
 MOST_GAPS = 8_000_000  # of a point (requests x most gaps of one request); with more there is no interval
 OF_A_TRIAL = (
     "trial_id",
@@ -45,20 +45,20 @@ OF_A_TRIAL = (
     "steady_begin",
     "steady_end",
 )
-"""The columns by which the requests of a trial are read."""
+"""The columns needed to read the requests of a trial."""
 OF_A_REQUEST = ("service_e2el", "scheduled", "sent", "ended", "input_tokens", "output_tokens")
 THROUGHPUTS: Mapping[str, Sequence[str]] = {
     "output_throughput": ("output_tokens",),
     "total_throughput": ("input_tokens", "output_tokens"),
     "request_throughput": (),
 }
-"""The throughputs over a whole run, and what each request adds to them: its tokens, or 1."""
+"""The throughputs over a whole run, and each request's contribution: its tokens, or 1."""
 
 GOOD_SHARE = "goodput_share"
 REFERENCE_COLUMNS = ("agreement", "quality")
-"""Figures of a comparison with a reference, which has intervals of its own: FIGURE_low, FIGURE_high."""
+"""Columns compared with a reference, whose intervals are in NAME_low and NAME_high."""
 
-Values = dict[str, FloatArray]  # a trial's measured requests in the order of the sends, by column
+Values = dict[str, FloatArray]  # a trial's measured requests in order of sending, by column
 Codes = NDArray[np.int64]
 Replicates = list[tuple[FloatArray, ...]]  # arrays for each replicate of a point
 
@@ -68,7 +68,7 @@ class _Point(NamedTuple):
 
     number: int
     trials: list[Values]
-    windows: list[tuple[float, float]]  # begin and end of each trial's steady state
+    windows: list[tuple[float, float]]  # start and end of each trial's steady state
     launches: list[int]
 
 
@@ -94,12 +94,12 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
     }
     pooled = {name: statistic for name, statistic in pooled.items() if name in figures}
     for name, statistic in pooled.items():
-        figure = figures[name]  # from the trials' own figures until the requests are read
+        figure = figures[name]  # from the trials' values until the requests are read
         if statistic.name not in ("mean", "p50"):  # invalid for few requests (docs/measurements/coverage.md)
             figure = without_intervals(figure)
         figures[name] = figure._replace(by_launches=np.isfinite(figure.low))
     unpooled = {name: np.isfinite(figures[name].value) for name in [*pooled, *(THROUGHPUTS.keys() & figures.keys())]}
-    unbelieved = np.ones(count, np.bool_)  # points whose trials' input tokens do not fit their prompts
+    unbelieved = np.ones(count, np.bool_)  # points whose trials' input tokens do not match their prompts
     if "total_throughput" in measured:
         unbelieved[point[measured["total_throughput"].notna().to_numpy()]] = False
     for points in _parts(run, pd.Series(point, measured.index)[run.ok.index], ok_launches, pooled):
@@ -131,11 +131,11 @@ def point_figures(run: Run, measured: pd.DataFrame, point: Codes) -> tuple[dict[
 
 
 def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArray) -> Interval:
-    """Return a figure with the interval of its trials' comparisons instead of an interval over trials.
+    """Return a value with the interval of its trials' comparisons instead of an interval over trials.
 
-    All launches compare the same sample, so the choice of the sample shifts every figure equally. The spread does not
-    show this, but the comparison's interval includes it. For a new launch the figure varies by both, independently, so
-    half the interval is the root of the sum of the two squares. An engine's own noise within a comparison counts in
+    All launches compare the same sample, so the choice of the sample shifts all values equally. The spread between
+    trials does not include this effect, but the comparison's interval does. For a new launch both vary independently,
+    so half the interval is the root of the sum of the two squares. An engine's noise within a comparison is included in
     both, so the interval is slightly too wide, never too narrow. `low` and `high` are means over trials.
     """
     new_low = np.maximum(figure.value - np.hypot(figure.value - figure.new_low, figure.value - low), 0)
@@ -144,7 +144,7 @@ def _with_comparison_interval(figure: Interval, low: FloatArray, high: FloatArra
 
 
 def of_endpoints(run: Run) -> "pd.Series[bool]":
-    """Return, for each ok trial, whether it was measured at an endpoint, which others launched."""
+    """Return, for each ok trial, whether it was measured at an endpoint, which sweep did not launch."""
     deployments = run.ok.drop_duplicates("deployment_id")
     configs = [json.loads(str(config)) if pd.notna(config) else {} for config in deployments["config"]]
     attached = [(config.get("backend") or {}).get("url") is not None for config in configs]
@@ -233,7 +233,7 @@ def _read(
     arrays = {field: table[column].to_numpy()[mask].astype(np.float64) for field, column in sources.items()}
     arrays |= {"took": arrays["service_e2el"], "batch": batch[mask].astype(np.float64)}
     arrays["failed"] = table["error"].is_valid().to_numpy()[mask].astype(np.float64)
-    if trial["client_stamp_source"] == "engine":  # its latencies exclude the way to the client
+    if trial["client_stamp_source"] == "engine":  # its latencies exclude the path to the client
         arrays |= {field: np.full_like(arrays[field], np.nan) for field in latencies}
     order = np.argsort(arrays["sent"], kind="stable")
     arrays = {field: column[order] for field, column in arrays.items()}
@@ -286,7 +286,7 @@ def _gaps(requests: pa.Table, function: Callable[[Block], NDArray[Any]]) -> Floa
 def _figures(
     points: list[_Point], pooled: Mapping[str, Statistic], names: Collection[str]
 ) -> Iterator[tuple[str, Interval, list[_Point]]]:
-    """Yield (column, interval, points): each figure pooled over requests, with the points that it describes."""
+    """Yield (column, interval, points): each column pooled over requests, with the points that it covers."""
     groups: dict[tuple[str, bool], list[Statistic]] = defaultdict(list)
     for statistic in pooled.values():
         groups[statistic.quantity.name, statistic.steady].append(statistic)
@@ -340,7 +340,7 @@ def _rank(statistic: Statistic) -> float:
 def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[FloatArray]:
     """Return each replicate's values, within its steady state for a steady statistic. Failed requests are +∞.
 
-    But a failed request's wait for a slot is known, and the client's own delay is not a latency.
+    However, a failed request's wait for a slot is known, and the client's delay is not a latency.
     """
     quantity = statistic.quantity
     for trial, (begin, end) in zip(point.trials, point.windows, strict=True):
@@ -353,13 +353,13 @@ def _replicates(point: _Point, statistic: Statistic, steady: bool) -> Iterator[F
         else:
             sample = np.where(failed, np.nan, sample)
         if steady:
-            sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # if only due: the due time
+            sent = np.where(np.isnan(trial["sent"]), trial["scheduled"], trial["sent"])  # never sent: the due time
             sample = sample[(sent >= begin) & (sent <= end)]
         yield sample[~np.isnan(sample)]
 
 
 def _batch_latencies(trial: Values) -> FloatArray:
-    """Return the time from each lockstep batch's first send to its last token; +∞ if a request failed."""
+    """Return the time from sending each lockstep batch to its last token; +∞ if a request failed."""
     ends = trial["sent"] + trial["took"]
     ends[(trial["failed"] > 0) | np.isnan(ends)] = np.inf
     frame = pd.DataFrame({"batch": trial["batch"], "sent": trial["sent"], "end": ends})
@@ -384,7 +384,7 @@ def _of_requests(
 
 
 def _work(trial: Values, name: str) -> tuple[FloatArray, ...]:
-    """Return each request's part of a throughput, its send time, and how long it took or was tried."""
+    """Return each request's contribution to a throughput, its send time, and its duration until end or failure."""
     done = np.where(trial["failed"] > 0, 0.0, 1.0)
     if THROUGHPUTS[name]:
         done = done * np.where(done > 0, sum(trial[column] for column in THROUGHPUTS[name]), 0.0)
@@ -400,7 +400,7 @@ def _batches(
 ) -> Iterator[tuple[list[_Point], list[FloatArray], list[int]]]:
     """Yield points with equal numbers of replicates and launches together, in arrays of shape (points, R, n).
 
-    Replicates without a value are left out.
+    Replicates without a value are excluded.
     """
     alike: dict[tuple[int, ...], list[tuple[_Point, Replicates]]] = defaultdict(list)
     for point, replicates in zip(points, samples, strict=True):

@@ -1,9 +1,10 @@
 """Computes the change that a number of launches detects, and the launches needed to detect a change.
 
-The spread among a few launches may be half the true spread, and then a change needs four times as many launches. So
-the detectable change and the needed launches are averaged over possible true spreads. The true variance is the measured
+The spread among a few launches may be half the true spread, and then a change needs four times as many launches. So the
+detectable change and the needed launches are averaged over possible true spreads. The true variance is the measured
 variance times the degrees of freedom, divided by a chi-squared variable with as many degrees of freedom (Fisher's
-fiducial distribution, 1935). The results then hold nine times in ten, whatever spread a few launches happen to show.
+fiducial distribution, 1935). The results then hold nine times in ten, regardless of the spread that a few launches
+happen to show.
 """
 
 import math
@@ -15,8 +16,8 @@ import numpy as np
 from scipy import special
 
 POWER = 0.9  # probability with which the smallest change is detected
-MOST_LAUNCHES = 10_000  # most launches to advise
-CHANCES = (np.arange(64) + 0.5) / 64  # quantiles of a spread, over which a probability is averaged
+MOST_LAUNCHES = 10_000  # maximum launches to suggest
+CHANCES = (np.arange(64) + 0.5) / 64  # number of quantiles of the spread over which a probability is averaged
 
 
 class Error(NamedTuple):
@@ -24,8 +25,8 @@ class Error(NamedTuple):
 
     error: float
     freedom: float
-    launches: int  # of the point with fewer launches
-    known: bool = False  # measured elsewhere, so more launches do not add freedom
+    launches: int  # launches of the point with fewer launches
+    known: bool = False  # whether measured separately, so that more launches do not add freedom
 
     def half_width(self, level: float) -> float:
         """Return half the interval of the logarithm at this level; NaN if there are too few launches."""
@@ -45,9 +46,8 @@ def smallest_change(error: Error, launches: int, level: float) -> float:
 
 @cache
 def _errors_needed(known: float, new: float, level: float) -> float:
-    """Return by how many measured standard errors a change must exceed 0 to be detected with probability POWER.
-
-    `known` is that error's degrees of freedom, `new` those of the measurement that should detect the change.
+    """Return how many measured standard errors a change must have to be detected with probability POWER. `known` are
+    the error's degrees of freedom, `new` the degrees of freedom of the measurement that should detect the change.
     """
 
     def probability(errors: float) -> float:
@@ -67,7 +67,7 @@ def _errors_needed(known: float, new: float, level: float) -> float:
 
 
 def launches_for(error: Error, change: float, level: float) -> int:
-    """Return the fewest launches that detect a relative change with probability POWER; 0 if unknown or too many."""
+    """Return the minimum launches that detect a relative change with probability POWER; 0 if unknown or too many."""
     if not smallest_change(error, MOST_LAUNCHES, level) <= change:
         return 0
     launches = range(MOST_LAUNCHES)

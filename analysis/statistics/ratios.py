@@ -13,7 +13,7 @@ from analysis.quantities import labelled_column
 from analysis.statistics.standings import Contests
 
 RATIO_COLUMNS = ("", "_ci_low", "_ci_high")
-"""Ends of the columns of a ratio: the ratio, and its interval (`standings.Contests`)."""
+"""Suffixes of a ratio's columns: the ratio, and its interval (`standings.Contests`)."""
 
 
 def against_baseline(run: Run, points: pd.DataFrame, contests: Contests) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def _ratios(contests: Contests, partners: Sequence[int | None], name: str) -> pd
 def baseline_points(points: pd.DataFrame, baseline: dict[str, Any]) -> list[int | None]:
     """Return the position of each point's baseline point; None unless there is exactly one.
 
-    It must have the same workload and load, and be as similar as possible in keys that the baseline does not name.
+    It must have the same workload and load, and be as similar as possible in keys that the baseline does not set.
     """
     baseline = _in_columns(points, baseline)
     keys = [str(column) for column in points.columns if column not in COUNTS]

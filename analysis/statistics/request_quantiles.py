@@ -3,9 +3,9 @@
     analysis.quantiles("results/serving").table
 
 Latencies of requests are exact. The gaps of all trials go into a histogram (`sweep.numbers.gap_histogram`), whose
-quantiles are at most 0.4 % off. Several threads read files, one row group at a time. Reading pages and counting gaps
-release the interpreter lock most of the time. New processes would instead import the calling script, and run it again
-if nothing guards its lines.
+quantiles are at most 0.4% off. Several threads read files, one row group at a time. Reading pages and counting gaps
+release the interpreter lock most of the time. New processes would import the calling script, and run it again unless it
+has a main guard.
 """
 
 import os
@@ -31,14 +31,14 @@ class Quantiles:
     table: pd.DataFrame  # one row per trial: trial_id, requests, gaps, {ttft,e2el,tpot,itl}_{p50,p99}
     all_gaps: dict[str, float]  # itl_p50, …
     gaps: int
-    damaged: list[str]  # files left out, with the reason
+    damaged: list[str]  # files skipped, with the reason
     largest_error: float = LARGEST_ERROR  # relative error of the gaps' quantiles
 
 
 def quantiles(
     folder: str | Path, percentiles: Sequence[float] = (50, 99), threads: int | None = None, all_rows: bool = False
 ) -> Quantiles:
-    """Return the quantiles of the measured requests in a run's trials. Damaged files are listed and left out.
+    """Return the quantiles of the measured requests in a run's trials. Damaged files are listed and skipped.
 
     Raises:
         RunNotFound, DamagedFile, ConfigError: as in `analysis.load`.
@@ -71,9 +71,9 @@ def _of_gaps(counts: np.ndarray[tuple[int], np.dtype[np.int64]], percentiles: Se
 
 QUANTILE_COLUMNS = {
     "trial_id": ("", "the trial; a trial with a damaged file has no row"),
-    "requests": ("", "measured requests, including failed ones"),
+    "requests": ("", "measured requests, including failed requests"),
     "gaps": ("", "gaps between tokens of one answer"),
     "ttft_pN, e2el_pN, tpot_pN": ("s", "exact quantiles over its requests, for each of `percentiles` (50 and 99)"),
-    "itl_pN": ("s", "quantiles over its gaps, at most 0.4 % off"),
+    "itl_pN": ("s", "quantiles over its gaps, at most 0.4% off"),
 }
 """The columns of `Quantiles.table`, for docs/columns.md."""

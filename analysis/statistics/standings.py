@@ -1,4 +1,4 @@
-"""Decides which points share a task, how any two of them compare by any figure, and which is best.
+"""Decides which points share a task, how any two of them compare by any quantity, and which is best.
 
 Every ratio of two points is computed here, for the summary, the answers, `sweep compare`, `sweep explain` and the
 report. All points at one task and load are compared in one contest.
@@ -22,11 +22,11 @@ from analysis.statistics.survivors import without_lost
 from sweep.numbers.warnings import AS_OFFERED, TRIAL_CHECKS, Check, ResultWarning, Severity, trial_warnings
 
 GPUS = "backend.gpus"  # GPUs of one engine; configurations with different numbers are not rivals
-UNEQUAL = 1.1  # most / fewest tokens in an answer; beyond it durations are not compared
+UNEQUAL = 1.1  # ratio of most to fewest tokens per answer above which durations are not compared
 BY_OUTPUT = ("duration", "request_throughput", "goodput", "e2el")  # quantities that depend on the length of answers
 SEVERE_CHECKS = [check for check in TRIAL_CHECKS if check.kind.severity is Severity.SEVERE]
 
-Severe = dict[int, dict[str, tuple[str, ...]]]  # by point: code -> the columns it concerns (empty: all)
+Severe = dict[int, dict[str, tuple[str, ...]]]  # by point: warning code -> the affected columns (empty: all)
 
 
 class Standing(StrEnum):
@@ -38,7 +38,7 @@ class Standing(StrEnum):
 
 
 def question_columns(points: pd.DataFrame) -> list[str]:
-    """Return the columns that identify a question, including the number of GPUs. Points with equal values compete."""
+    """Return the columns that identify a question, including the number of GPUs. Equal values: compared."""
     return [str(key) for key in points if str(key).split(".")[0] in ASKED or key == GPUS]
 
 
@@ -49,12 +49,12 @@ def question_numbers(points: pd.DataFrame) -> Positions:
 
 @dataclass(frozen=True)
 class Contests:
-    """The trials of one or several runs, by points and questions. Any two points compare by any figure in one way."""
+    """The trials of one or several runs, by points and questions. Compares any two points by any quantity."""
 
     question: Positions  # of each point
     trials: Trials
-    figures: pd.DataFrame  # of the trials; NaN if missing, or if the point lost it to failures
-    as_offered: NDArray[np.bool_]  # of each point: whether an open loop set its throughput
+    figures: pd.DataFrame  # values of the trials; NaN if missing, or if lost to failed requests at the point
+    as_offered: NDArray[np.bool_]  # of each point: whether an open loop determined its throughput
     answer_tokens: FloatArray  # of each point, per answer; NaN if unknown
     severe: Severe
     _contests: dict[tuple[str, tuple[int, ...]], Contest] = field(default_factory=dict, repr=False)
@@ -69,7 +69,7 @@ class Contests:
     def ranked(self, quantity: LabelledColumn, points: Positions, chosen_load: bool = False) -> NDArray[np.bool_]:
         """Return which points can be best: not barred, not as offered, and not faster due to shorter answers.
 
-        With a `chosen_load` (the highest rate within an SLO), the offered load is the answer itself.
+        With a `chosen_load` (the highest rate within an SLO), the offered load itself is ranked.
         """
         ranked = np.array([not self.barred([quantity.column], int(point)) for point in points], np.bool_)
         ranked &= ~(self.as_offered[points] & (quantity.column in AS_OFFERED and not chosen_load))
@@ -81,7 +81,7 @@ class Contests:
     def of_points(
         self, quantity: LabelledColumn, points: Sequence[int] | Positions, choices: int = 0, best: int | None = None
     ) -> Contest:
-        """Return the contest of only these points, in their order. `choices` and `best`: see `comparison.contest`."""
+        """Return the contest of only these points, in order. `choices` and `best`: see `comparison.contest`."""
         if not self._rows:
             self._rows.append(positions(self.trials.point, len(self.question)))
         rows = np.concatenate([self._rows[0][point] for point in points]) if len(points) else np.zeros(0, np.int64)
@@ -92,10 +92,10 @@ class Contests:
         return contest(model, quantity.better, choices, best)
 
     def shared(self, quantity: LabelledColumn, points: Sequence[int] | Positions) -> tuple[Contest, Positions]:
-        """Return the contest that holds these points' ratios, and the points' places in it.
+        """Return the contest that contains these points, and their positions in it.
 
-        It covers all points at one task and load that can be best, or else all of them. Points with
-        different questions get a contest of their own.
+        It covers all points at one task and load that can be best, or else all points. Points with different questions
+        get a new contest.
         """
         points = np.asarray(points, np.int64)
         members, better = np.unique(points), quantity.better
@@ -115,7 +115,7 @@ class Contests:
     def ratios(self, quantity: LabelledColumn, pairs: Sequence[tuple[int, int]]) -> FloatArray:
         """Return the ratios of pairs of points and the ends of their intervals. Shape (3, pairs).
 
-        Pairs across questions have intervals that hold for all such pairs with a point in common.
+        The intervals of pairs across questions hold jointly for all such pairs with a common point.
         """
         ratios = np.full((3, len(pairs)), np.nan)
         for chosen in self._together(quantity, pairs):
@@ -125,7 +125,7 @@ class Contests:
         return ratios
 
     def _together(self, quantity: LabelledColumn, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Yield the places of pairs that share a contest: of a question, of its ranked points, or across questions."""
+        """Group the indices of pairs that share a contest: of a question, its ranked points, or across questions."""
         groups: dict[tuple[int, bool], list[int]] = {}
         across: list[int] = []
         ranked = self._ranked_of_all(quantity)
@@ -145,7 +145,7 @@ class Contests:
         return self._ranked[quantity.column]
 
     def standings(self, quantity: LabelledColumn, shown: FloatArray) -> list[str | None]:
-        """Return each point's standing by its shown figure; None if it is alone at its task and load."""
+        """Return each point's standing by its displayed value; None if it is alone at its task and load."""
         column: list[str | None] = [None] * len(self.question)
         for members in by_question(self.question):
             members = members[self.ranked(quantity, members) & np.isfinite(shown[members])]
@@ -173,9 +173,9 @@ def warnings_of_trials(trials: pd.DataFrame, checks: Sequence[Check] = TRIAL_CHE
 def contests_of(
     run: Run, question: Positions, point: Positions, figures: pd.DataFrame, unpooled: Sequence[str] = ()
 ) -> Contests:
-    """Return the contests of a run's points, by their questions and by the trials' figures that no point has lost.
+    """Return the contests of a run's points, by their questions and the trials' values, without lost values.
 
-    `point` is the point of each trial with a result. `unpooled` lists each point's figures without readable requests.
+    `point` is the point of each trial with a result. `unpooled` lists each point's columns without readable requests.
     """
     ok, count = run.ok, len(question)
     offered = ok["below_saturation"].eq(True).fillna(False).to_numpy(np.bool_)
@@ -186,7 +186,7 @@ def contests_of(
         for warning in warnings:
             severe.setdefault(int(index), {})[warning.code] = warning.kind.quantities
     imported = ok["trial_id"].str.startswith(IMPORTED).to_numpy(np.bool_)
-    for index in np.unique(point[imported]):  # without protocol, machine and requests it is nobody's rival
+    for index in np.unique(point[imported]):  # without protocol, machine and requests it cannot be compared
         severe.setdefault(int(index), {})["imported"] = ()
     for index in np.unique(point[ok["attempt"].notna()]) if any(unpooled) else ():
         if percentiles := tuple(name for name in unpooled[index].split(", ") if name and name not in THROUGHPUTS):
@@ -236,7 +236,7 @@ def by_question(question: Positions) -> list[Positions]:
 
 
 def _families(pairs: Sequence[tuple[int, int]], chosen: Sequence[int]) -> list[list[int]]:
-    """Return the places of the chosen pairs, in groups without a common point."""
+    """Return the indices of the chosen pairs, in groups that share no point."""
     root: dict[int, int] = {}
 
     def find(point: int) -> int:

@@ -1,7 +1,7 @@
-"""Finds figures that a point lacks because of failed requests, and their known bounds.
+"""Finds quantiles that a point lacks because of failed requests, and their lower bounds.
 
-A failed request counts as slower than any other, so a quantile that falls on one does not exist. A mean over the
-replicates that have the quantile would cover only the luckier ones.
+A failed request is treated as slower than any other, so a quantile may be a failed request and have no value. A mean
+over the replicates with a value would cover only the luckier replicates.
 """
 
 import math
@@ -17,11 +17,11 @@ from sweep.base.wording import number
 from sweep.numbers.quantity import Statistic, columns
 
 AT_LEAST_THE_WAIT = ("ttft", "e2el", "service_ttft", "service_e2el")
-"""The series that are at least as long as a request waited that timed out without a token."""
+"""The series that are at least as long as a timed-out request waited for its first token."""
 
 
 def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Series[bool]":
-    """Return which trials' quantile falls on failed requests: it is null although some request has a value."""
+    """Return which trials' quantile is a failed request: it is null although some request has a value."""
     mean = statistic.mean_column
     if not _is_quantile(statistic) or column not in trials or mean not in trials:
         return pd.Series(data=False, index=trials.index)
@@ -29,7 +29,7 @@ def is_lost(trials: pd.DataFrame, column: str, statistic: Statistic) -> "pd.Seri
 
 
 def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> pd.DataFrame:
-    """Return each trial's measured figures, without quantiles that any trial of its point has lost.
+    """Return each trial's measured values, without quantiles lost to failures in any trial of its point.
 
     `timed_out_after` is the point's shortest value, if all its trials with failures have one.
     """
@@ -46,7 +46,7 @@ def without_lost(run: Run, measured: pd.DataFrame, point: NDArray[np.int64]) -> 
 
 
 def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str] | None:
-    """Return the lower bound of a quantile that falls on failed requests, and why; None if it has a value."""
+    """Return the lower bound of a quantile that is a failed request, and why; None if it has a value."""
     percentile = _percentile(column)
     statistic = None if percentile is None else columns([percentile]).get(column)
     if percentile is None or statistic is None or not _is_quantile(statistic):
@@ -55,7 +55,7 @@ def bound(point: "pd.Series[Any]", column: str, scale: float) -> tuple[str, str]
     if not point["n"] or pd.notna(point.get(column)) or pd.isna(point.get(failed)) or not point[failed]:
         return None
     if not statistic.steady and point["failed"] * 100 <= (100 - percentile) * (point["failed"] + point["requests"]):
-        return None  # it has no value because of few requests, not failures
+        return None  # no value because of few requests, not failures
     why = f"more than {100 - percentile:g}% failed"
     waited = point.get("timed_out_after")
     if statistic.quantity.name not in AT_LEAST_THE_WAIT or waited is None or pd.isna(waited):
@@ -71,7 +71,7 @@ def bounds_text(point: "pd.Series[Any]", percentiles: Iterable[float]) -> str:
 
 
 def left_out(column: str, points: pd.DataFrame) -> str:
-    """Return a suffix for a mean or maximum that leaves out failed requests; empty if none failed."""
+    """Return a suffix for a mean or maximum that excludes failed requests; empty if none failed."""
     statistic = columns().get(column)
     if statistic is None or statistic.name not in ("mean", "max") or not points["failed"].gt(0).any():
         return ""

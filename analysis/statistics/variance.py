@@ -1,11 +1,11 @@
-"""Estimates components of variance: the shares of nodes, launches, trials and requests in a figure's spread.
+"""Estimates components of variance: the shares of nodes, launches, trials and requests in a quantity's spread.
 
-The model of a figure's logarithm is point + node + launch + trial. MIVQUE(0) (C. R. Rao 1971) estimates the variances
-of the last three: it equates the sums of squares of nodes, launches and trials about the points' means with their
-expectations. That needs no iteration and no balanced design. Estimates below 0 become 0. The requests' part of a
-trial's variance is the figure's variance over consecutive groups of the trial's requests, or over its lockstep batches,
-divided by their number. The trial has the rest. Components that the design confounds are estimated together, and the
-text says so.
+The model of a quantity's logarithm is point + node + launch + trial. MIVQUE(0) (C. R. Rao 1971) estimates the last
+three variances: it equates the sums of squares of nodes, launches and trials about the points' means with their
+expectations. This needs no iteration and no balanced design. Estimates below 0 become 0. The requests' part of a
+trial's variance is the quantity's variance over consecutive groups of the trial's requests, or over its lockstep
+batches, divided by their number. The rest is the trial's. Components confounded by the design are estimated together,
+which the notes mention.
 """
 
 import json
@@ -27,18 +27,18 @@ from sweep.numbers.quantity import columns
 SPREAD_OF = ("output_throughput", "ttft_p50", "tpot_p50")
 REQUEST_GROUPS = 8  # groups of a trial's requests
 MIDDLE = (0.1, 0.9)  # part of a trial without start and drain
-MOST_TRIALS = 2000  # most trials whose spread is analysed
-MOST_READ = 50  # most trials whose requests are read
+MOST_TRIALS = 2000  # maximum trials whose spread is analysed
+MOST_READ = 50  # maximum trials whose requests are read
 NOT_ESTIMABLE = 1e-9  # of a sum of squares: the design does not separate this component
 
 
 class Components(NamedTuple):
-    """The spread of a figure between trials at one point."""
+    """The spread of a quantity between trials at one point."""
 
     quantity: LabelledColumn
-    deviation: float  # of the logarithm; 0.02 means 2 %
+    deviation: float  # standard deviation of the logarithm; 0.02 means 2%
     shares: dict[str, float]  # component -> share of the variance; confounded components share one
-    notes: list[str]  # why a component has no share of its own
+    notes: list[str]  # why a component has no separate share
     trials: int
     launches: int
     nodes: int
@@ -78,12 +78,12 @@ def _components(run: Run, labelled: LabelledColumn, trials: pd.DataFrame) -> Com
 
 
 def _codes(values: "pd.Series[Any]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Number the distinct values. All unknown values count as one value."""
+    """Number the distinct values. All unknown values are treated as one value."""
     return np.asarray(pd.factorize(values, use_na_sentinel=False)[0], np.int64)
 
 
 def _mivque(logs: FloatArray, point: Any, factors: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Return the variance of each factor that the design separates from earlier factors, and notes on the others."""
+    """Return the variances of factors that the design separates from earlier factors, and notes on the rest."""
     in_points = np.bincount(point)
     residuals = logs - (np.bincount(point, logs) / in_points)[point]
     kept_factors: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def _expected_squares(point: Any, in_points: Any, factors: list[Any]) -> FloatAr
 
 
 def shares_text(spread: Components) -> str:
-    """Return the shares as text, e.g. `launch 60 %, trial 31 %, request 9 %`."""
+    """Return the shares as text, e.g. `launch 60%, trial 31%, request 9%`."""
     return ", ".join(f"{name} {share:.0%}" for name, share in spread.shares.items())
 
 
@@ -131,7 +131,7 @@ def shares_text(spread: Components) -> str:
 
 
 def _request_variance(run: Run, trials: pd.DataFrame, column: str) -> float:
-    """Return a figure's variance due to its finite number of requests, averaged over trials; NaN if unknown."""
+    """Return a quantity's variance due to its finite number of requests, averaged over trials; NaN if unknown."""
     chosen = trials.iloc[:: max(1, math.ceil(len(trials) / MOST_READ))]
     variances = [variance for variance in _variances(run, chosen, column) if math.isfinite(variance)]
     return float(np.mean(variances)) if variances else math.nan
@@ -147,7 +147,7 @@ def _variances(run: Run, trials: pd.DataFrame, column: str) -> Iterator[float]:
 
 
 def variance_of_log(requests: pd.DataFrame, column: str) -> float:
-    """Return the variance of the logarithm of a trial's figure, estimated from parts of the trial."""
+    """Return the variance of the logarithm of a trial's value, estimated from parts of the trial."""
     requests = requests.dropna(subset=["sent", "e2el"]).sort_values("sent")
     if len(requests) < 2 * REQUEST_GROUPS:
         return math.nan

@@ -13,7 +13,7 @@ MOST_MISSING = 3  # missing choices that an answer lists
 
 
 class CheckAnswer(NamedTuple):
-    """The answer of a check: its ruling on the finding, and the figures behind the ruling."""
+    """The answer of a check: its ruling on the finding, and the values behind the ruling."""
 
     ruling: Ruling
     figures: str
@@ -23,14 +23,14 @@ class CheckAnswer(NamedTuple):
 class FindingCheck(Strict):
     """The base class of all checks."""
 
-    column: str = ""  # the figure to compare; empty if the check uses outcomes
+    column: str = ""  # the column to compare; empty if the check uses outcomes
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         raise NotImplementedError
 
 
 def lacking(points: str) -> CheckAnswer:
-    """Return the answer for a table that lacks these points."""
+    """Return the answer for a table without these points."""
     return CheckAnswer(Ruling.UNKNOWN, f"needs {points}", measured=False)
 
 
@@ -41,7 +41,7 @@ def choice_text(where: Mapping[str, Any]) -> str:
 
 
 def absent(points: pd.DataFrame, among: Sequence[Where]) -> str:
-    """Return a list of the choices without a point here, at most three, as text; empty if none is missing."""
+    """Return a text that lists the choices without a point, at most three; empty if none is missing."""
     missing = dict.fromkeys(choice_text(where) for where in among if matching_points(points, where).empty)
     more = [f"{len(missing) - MOST_MISSING} more"] if len(missing) > MOST_MISSING else []
     return "; ".join([*list(missing)[:MOST_MISSING], *more])

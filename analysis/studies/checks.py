@@ -1,8 +1,8 @@
-"""Checks a finding on a table of points, the study's own or a run's, and gives a ruling with figures.
+"""Checks a finding on a table of points, the study's or a run's, and gives a ruling with values.
 
 A check of a run holds only if it holds at the unfavourable ends of the intervals. It fails only if it fails at the
-favourable ends. Otherwise it is open. It is unknown if the table lacks points or their figures lack an interval. If a
-study states no limit, we set one, and the answer states it.
+favourable ends. Otherwise it is open. It is unknown if the table lacks points or their values lack an interval. If a
+study gives no limit, a limit is set here, and the answer mentions it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,9 +30,9 @@ Better = Literal["higher", "lower"]
 
 
 class BestCheck(FindingCheck):
-    """The expected point has the best figure, ahead of every other point by more than both intervals.
+    """The expected point has the best value, ahead of every other point by more than both intervals.
 
-    The other points come from the choices in `among`, the study's own comparison. Every choice needs a point.
+    The other points come from the choices in `among`, as in the study's comparison. Every choice needs a point.
     """
 
     kind: Literal["best"]
@@ -55,10 +55,10 @@ class BestCheck(FindingCheck):
 
 
 class RatioCheck(FindingCheck):
-    """The ratio of one point to another with the same values in `same`. Of several ratios `pick` chooses one.
+    """The ratio of one point to another with the same values in `same`. Among several ratios `pick` chooses one.
 
-    A limit on the largest ratio from above, or on the smallest from below, applies to all ratios. If the largest must
-    be at least something ("up to"), a single ratio is enough.
+    An upper limit on the largest ratio, or a lower limit on the smallest, applies to all ratios. For a lower limit on
+    the largest ratio ("up to"), a single ratio is enough.
     """
 
     kind: Literal["ratio"]
@@ -76,7 +76,7 @@ class RatioCheck(FindingCheck):
         if missing := absent(with_figure, self.among):
             return lacking(f"{missing} with {self.column}")
         numerators, denominators = matching_points(with_figure, self.of), matching_points(with_figure, self.to)
-        # The best of each side, wherever it is, e.g. best throughputs. A run without a result lacks the column.
+        # The best of each side, at any point, e.g. best throughputs. A run without a result lacks the column.
         if self.pick == "best" and not with_figure.empty:
             numerators = numerators.nlargest(1, self.column)
             denominators = denominators.nlargest(1, self.column)
@@ -98,7 +98,7 @@ class RatioCheck(FindingCheck):
 
 
 class RisingCheck(FindingCheck):
-    """The last end's figure, divided by the first end's figure over `over`, is within limits, and every step rises."""
+    """The ratio of the last value to the first along `over` is within limits, and every step rises."""
 
     kind: Literal["rising"]
     column: str
@@ -128,7 +128,7 @@ class RisingCheck(FindingCheck):
 
 
 class ConstantCheck(FindingCheck):
-    """The figure is constant over three or more values of `over`: its ratio to the smallest value's is in limits."""
+    """The column is constant over three or more values of `over`: its ratio to the smallest size's is within limits."""
 
     kind: Literal["constant"]
     column: str
@@ -156,7 +156,7 @@ class ConstantCheck(FindingCheck):
 class GainsCheck(FindingCheck):
     """The expected line has the largest gain from one value of `over` to another, by more than the intervals.
 
-    The lines are the choices in `among`, the study's own comparison. Every line needs both ends.
+    The lines are the choices in `among`, as in the study's comparison. Every line needs both ends.
     """
 
     kind: Literal["gains"]
@@ -199,7 +199,7 @@ class GainsCheck(FindingCheck):
 
 
 class RangeCheck(FindingCheck):
-    """The figure of every chosen point lies within limits."""
+    """The value of every chosen point lies within limits."""
 
     kind: Literal["range"]
     column: str
@@ -220,7 +220,7 @@ class RangeCheck(FindingCheck):
 
 
 class OnceCheck(FindingCheck):
-    """A claim that only one finding makes, checked by a function of the points."""
+    """A claim made by only one finding, checked by a function of the points."""
 
     kind: Literal["once"]
     claim: Literal["exllama_memory_is_linear", "peak_is_not_below_mean"]
@@ -231,7 +231,7 @@ class OnceCheck(FindingCheck):
 
 
 def exllama_memory_is_linear(points: pd.DataFrame, within: float = 0.1) -> CheckAnswer:
-    """Memory rises with the batch, and every size is within `within` of the straight line through the ends."""
+    """Memory rises with the batch, and every size is within `within` of the straight line between the ends."""
     chosen = points_with(matching_points(points, {"backend": "exllama"}), "memory_mean_bytes")
     if not _is_one_line(chosen, "batch_size", fewest=3):
         return lacking(_line_text({"backend": "exllama"}, "batch_size"))
@@ -267,7 +267,7 @@ def _named(points: pd.DataFrame, column: str) -> list[tuple[str, Uncertain]]:
 def _ahead(
     configurations: Sequence[tuple[str, Uncertain]], rivals: Sequence[tuple[str, Uncertain]], better: Better
 ) -> CheckAnswer:
-    """Return whether a configuration (the best first) beats all rivals, with the deciding ratio."""
+    """Return whether the first (best) of these configurations beats all rivals, with the deciding ratio."""
     answers = [_ahead_of_all(configuration, rivals, better) for _, configuration in configurations]
     ruling = any_of(answer.ruling for answer in answers)
     return next(answer for answer in answers if answer.ruling is ruling)
@@ -283,7 +283,7 @@ def _ahead_of_all(configuration: Uncertain, rivals: Sequence[tuple[str, Uncertai
 
 
 def _on_line(first: Uncertain, last: Uncertain, share: float) -> Uncertain:
-    """Interpolate between two figures. The result has an interval if both figures have one."""
+    """Interpolate between two values. The result has an interval if both values have one."""
     figure, low, high = ((1 - share) * begin + share * end for begin, end in zip(first[:3], last[:3], strict=True))
     return from_parts(figure, low, high, first, last)
 
@@ -301,6 +301,6 @@ def _line_text(where: Where, over: str, ends: Sequence[float] = ()) -> str:
 
 
 def _limits(at_least: float | None, at_most: float | None, unit: str = "x") -> str:
-    """Return a check's limits as text: the study's, or ours if the study states none."""
+    """Return a check's limits as text: the study's, or those set here if the study gives none."""
     limits: list[tuple[str, Any]] = [("at least", at_least), ("at most", at_most)]
     return f"judged by: {' and '.join(f'{word} {limit:.4g}{unit}' for word, limit in limits if limit is not None)}"

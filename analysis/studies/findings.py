@@ -1,4 +1,4 @@
-"""Judges a study's findings on a run, and puts the study's table beside the run's."""
+"""Judges a study's findings on a run, and puts the study's table next to the run's."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -32,9 +32,9 @@ class Judged(NamedTuple):
 
 
 def judge_run(results: RunResults) -> list[Judged]:
-    """Judge the findings of the study that a run's experiment follows. The list is empty if it follows none.
+    """Judge the findings of the study that a run's experiment follows; an empty list if it follows none.
 
-    Figures that an open loop sets show no merit of the engine. They are left out, as in the summary's standings.
+    Values determined by an open loop do not depend on the engine, so they are excluded, as in the summary's standings.
     """
     study = study_of(results.run.name)
     if study is None:
@@ -48,7 +48,7 @@ def judge_run(results: RunResults) -> list[Judged]:
 
 
 def judge_finding(study: Study, finding: PublishedFinding, experiment: str, points: pd.DataFrame) -> Judged:
-    """Judge one finding, first by the study's own table, then by these points."""
+    """Judge one finding, first by the study's table, then by these points."""
     measured = _judged(finding, points)
     published = study.tables.get(experiment)
     if published is not None and finding.check.answer(published.exact).ruling is Ruling.FAILS:
@@ -58,7 +58,7 @@ def judge_finding(study: Study, finding: PublishedFinding, experiment: str, poin
 
 
 def _judged(finding: PublishedFinding, points: pd.DataFrame) -> CheckAnswer:
-    """Return the points' answer; unknown on hardware that the finding does not cover, or if its premise fails."""
+    """Return the points' answer; unknown for hardware that the finding does not cover, or if its premise fails."""
     if finding.hardware:
         profiles = points.get(HARDWARE, pd.Series(dtype=object))
         if not profiles.isin(finding.hardware).any():
@@ -82,7 +82,7 @@ def _joined(parts: Iterable[str | None]) -> str:
 
 
 class Beside(NamedTuple):
-    """A published figure and the run's figure, each also as a ratio to its own baseline. Missing figures are None."""
+    """A published value and the run's value, each also as a ratio to its baseline. Missing values are None."""
 
     point: str
     column: str
@@ -93,14 +93,14 @@ class Beside(NamedTuple):
 
 
 def beside(results: RunResults) -> list[Beside]:
-    """Return the study's table beside the run's points."""
+    """Return the study's values with the run's values."""
     study = study_of(results.run.name)
     table = study.tables.get(results.run.name) if study else None
     return list(published_rows(table, run_points(results))) if table else []
 
 
 def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Beside]:
-    """Yield the figures of a published table beside these points."""
+    """Yield the values of a published table with the values of these points."""
     published = table.frame
     for row in table.rows:
         where = {key: value for key, value in row.items() if key in KEY_COLUMNS}
@@ -118,10 +118,10 @@ def published_rows(table: PublishedTable, points: pd.DataFrame) -> Iterator[Besi
 
 
 KEY_COLUMNS = (*NAMING, "workload.input_tokens")
-"""The columns of published tables that say what was asked; all others are figures."""
+"""The columns of published tables that describe the task; all others are measured values."""
 
 
 def _point(points: pd.DataFrame, where: dict[str, Any], column: str) -> "pd.Series[Any] | None":
-    """Return the point with these values and a figure; None if there is not exactly one."""
+    """Return the point with these settings and a value in `column`; None if there is not exactly one."""
     figures = points_with(matching_points(points, where), column)
     return figures.iloc[0] if len(figures) == 1 else None

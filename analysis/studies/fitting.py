@@ -1,4 +1,4 @@
-"""Checks what fits in memory by the outcomes of trials, which have no interval."""
+"""Checks which sizes fit in memory, from the outcomes of trials, which have no interval."""
 
 import re
 from typing import Literal
@@ -16,16 +16,16 @@ OUT_OF_MEMORY = {"oom_load", "oom_run", "censored"}
 class FitsCheck(FindingCheck):
     """The study's size did not fit in memory, and the largest smaller size has a result.
 
-    Only sizes above the largest with a result count, since a loss below it says nothing about memory. With `largest`,
-    the next planned size must also have run out of memory; otherwise nothing shows that memory is the limit. A size
-    counts for neither if some of its trials have a result and others ran out of memory.
+    Only sizes above the largest with a result are considered, since a failure below it says nothing about memory. With
+    `largest`, the next planned size must also have run out of memory; otherwise memory may not be the limit. A size is
+    ignored if some of its trials have a result and others ran out of memory.
     """
 
     kind: Literal["fits"]
     where: Where
     over: str
     lost: float  # the size that did not fit in the study
-    largest: float | None = None  # the largest size that fitted, if the study states it
+    largest: float | None = None  # the largest size that fitted, if the study gives it
 
     def answer(self, points: pd.DataFrame) -> CheckAnswer:
         chosen = matching_points(points, self.where)

@@ -1,4 +1,4 @@
-"""Presents the studies: the catalogue of their findings, and a run's judgements on the findings."""
+"""Presents the studies: the catalogue of their findings, and judgements of the findings on a run."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ CATALOGUE: tuple[Column[CatalogueRow], ...] = (
 
 
 def catalogue() -> Output:
-    """List every study with its findings, and mark the findings that its own table contradicts."""
+    """List every study with its findings, and mark the findings that the study's table contradicts."""
     parts: list[Line | Table[CatalogueRow]] = []
     rows: list[CatalogueRow] = []
     for study in all_studies():
@@ -58,7 +58,7 @@ def catalogue() -> Output:
 
 
 def own_table(study: Study, finding: PublishedFinding) -> str:
-    """Return whether a study's own table agrees with a finding or contradicts it, with the finding's note."""
+    """Return whether a study's table agrees with or contradicts its finding, with the finding's note."""
     table = study.tables.get(finding.experiments[0])
     answer = finding.check.answer(table.exact) if table else lacking("a table")
     if answer.ruling is Ruling.FAILS:
@@ -68,7 +68,7 @@ def own_table(study: Study, finding: PublishedFinding) -> str:
 
 
 def run_findings(results: RunResults) -> Output:
-    """Return a run's judgements, and the study's table beside the run's points."""
+    """Return the judgements on a run, and the study's table next to the run's points."""
     study, judged = study_of(results.run.name), Table(JUDGED, judge_run(results))
     if study is None:
         named = ", ".join(experiment for published in all_studies() for experiment in published.experiments)
@@ -80,7 +80,7 @@ def run_findings(results: RunResults) -> Output:
 
 
 def study_differences(results: RunResults) -> list[str]:
-    """Where the run is not what its study published: `vllm: …`."""
+    """Return the run's differences from its published study: `vllm: …`."""
     by_backend = results.run.experiment.get("study_differences") or {}
     return [f"{backend}: {reason}" for backend, reasons in by_backend.items() for reason in reasons]
 
@@ -100,7 +100,7 @@ def run_parts(results: RunResults) -> list[Line | Table[Any]]:
 
 
 def repeated(study: Study, experiment: str) -> str:
-    """Say which part of a study an experiment repeats if the study published no figures for it."""
+    """Describe which part of a study an experiment repeats if the study published no values for it."""
     return f"{experiment} repeats {study.without_figures[experiment]}. The study gives no figure or finding to compare."
 
 

@@ -1,11 +1,11 @@
-"""Rulings of a comparison with a limit. Figures have intervals, which may have values on both sides of the limit."""
+"""Rulings on comparisons with a limit. Values have intervals, which may contain the limit."""
 
 from collections.abc import Iterable
 from enum import Enum
 
 
 class Ruling(Enum):
-    """The ruling on a claim by figures with intervals."""
+    """The ruling on a claim, from values with intervals."""
 
     HOLDS = "holds with the whole interval"
     FAILS = "the whole interval contradicts it"

@@ -1,4 +1,4 @@
-"""A run's points for the checks of findings: with the launches, hardware and kind of memory of each."""
+"""A run's points for the checks of findings, with each point's launches, hardware and kind of memory."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from analysis.statistics.pooled import launches
 from analysis.studies.uncertain import LAUNCHES, MEMORY_LABEL, PLACE
 
 HARDWARE = "hardware_profile"
-"""The column of a run's points with the hardware profile that each ran on; missing where none of its trials ran."""
+"""The column of a run's points with the hardware profile; missing if no trial of the point ran."""
 
 
 def run_points(results: RunResults) -> pd.DataFrame:

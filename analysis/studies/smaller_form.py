@@ -11,7 +11,7 @@ from analysis.studies.uncertain import matching_points, point_name, points_with
 
 FIGURE = "output_throughput"
 REFERENCES = {"vs_parent": "× parent step", "vs_baseline": "× baseline"}
-"""The summary's ratios of a figure, and what each is to: a ladder has that to a step's parent."""
+"""The kinds of ratios in the summary, and their reference: for a ladder, the parent step."""
 
 
 class SmallerPoint(NamedTuple):
@@ -26,7 +26,7 @@ class SmallerPoint(NamedTuple):
 
 
 def ratio_reference(results: RunResults) -> str | None:
-    """Return which of REFERENCES the run's own ratios refer to; None if the run compares nothing."""
+    """Return which of REFERENCES the run's ratios refer to; None if the run compares nothing."""
     return next((name for name in REFERENCES if f"{FIGURE}_{name}" in results.points), None)
 
 

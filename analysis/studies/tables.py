@@ -18,8 +18,8 @@ STUDY_FILES = Path(__file__).parent / "data"
 class PublishedTable(Strict):
     """The rows that a study published for one experiment, in the units of trials.parquet, rounded as published."""
 
-    baseline: dict[str, Any]  # the row with which the others are compared
-    same: tuple[str, ...]  # columns in which a row and its baseline agree
+    baseline: dict[str, Any]  # the row that other rows are compared with
+    same: tuple[str, ...]  # columns that are equal in a row and its baseline
     rows: tuple[dict[str, Any], ...]
 
     @property
@@ -28,7 +28,7 @@ class PublishedTable(Strict):
 
     @property
     def exact(self) -> pd.DataFrame:
-        """Return the rows with every figure as both ends of its interval, since published figures count as exact."""
+        """Return the rows with every value also as both ends of its interval, since published values are exact."""
         figures = self.frame
         numbers = figures.select_dtypes("number")
         ends = {f"{name}_new_launch_{end}": numbers[name] for name in numbers for end in ("low", "high")}
@@ -46,8 +46,8 @@ class PublishedFinding(Strict):
         Field(discriminator="kind"),
     ]
     hardware: tuple[str, ...] = ()  # hardware profiles it applies to, e.g. as memory matters; empty: any
-    premise: RangeCheck | None = None  # what a run must fulfil; the study's own table is assumed to
-    note: str | None = None  # printed beside the judgement: on the study's own table or our settings
+    premise: RangeCheck | None = None  # what a run must fulfil; the study's table is assumed to
+    note: str | None = None  # printed with the judgement: a note on the study's table or on settings here
 
 
 class Study(Strict):
@@ -64,7 +64,7 @@ class Study(Strict):
 
     @property
     def experiments(self) -> tuple[str, ...]:
-        """The experiments that repeat the study, beginning with those that have a table."""
+        """The experiments that repeat the study; experiments with a published table come first."""
         judged = (name for finding in self.findings for name in finding.experiments)
         return tuple(dict.fromkeys([*self.tables, *judged, *self.without_figures]))
 

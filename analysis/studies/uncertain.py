@@ -1,12 +1,12 @@
-"""Figures of points with the ends of their intervals, and their answer to a limit: yes, no, open or unknown.
+"""Values of points with the ends of their intervals, and their comparison with a limit: yes, no, open or unknown.
 
 The interval covers a new launch. A point measured on one launch lacks it: its interval for "these launches" does not
-include how much launches differ. Such intervals serve only to compare figures of the same launch (e.g. over loads), and
-the answer says so. Nothing is certain between engines or settings with one launch each. If a point has neither
-interval, e.g. after a single replicate, nothing about its figure is certain.
+include differences between launches. Such intervals are used only to compare values of the same launch (e.g. over
+loads), and the answer mentions it. Nothing is certain between engines or settings with one launch each. If a point has
+neither interval, e.g. after a single replicate, nothing about its value is certain.
 
-A ratio of two points of a run has the same interval as everywhere (`statistics.standings.Contests`). For other figures,
-or points that no launches pair, the ratio's interval comes from the unfavourable and the favourable ends of both.
+A ratio of two points of a run has the same interval as everywhere (`statistics.standings.Contests`). For other values,
+or points without paired launches, the ratio's interval comes from the unfavourable and the favourable ends of both.
 """
 
 import math
@@ -21,25 +21,25 @@ from analysis.studies.ruling import Ruling, all_of
 
 Where = dict[str, Any]
 NAMING = ("backend", "backend.quantization", "backend.slots", "ladder", "workload", "batch_size")
-"""The columns that name a point in an answer."""
+"""The columns used to name a point in an answer."""
 LAUNCHES = "launches"
-"""The column with the launches that gave a point its results."""
+"""The column with the launches behind a point's results."""
 PLACE = "contests_and_place"
-"""The column with the contests of all points, and the point's place in them."""
+"""The column with the contests of all points, and the point's position in them."""
 MEMORY_LABEL = "memory_label"
 """The column with the kind of memory of a point."""
 NOT_OF_A_NEW_LAUNCH = "no interval of a new launch, e.g. since each has one launch"
 
 
 class Uncertain(NamedTuple):
-    """A figure or a ratio of two figures, with the ends of its interval. Missing values are NaN."""
+    """A value or a ratio of two values, with the ends of its interval. Missing values are NaN."""
 
     value: float
     low: float
     high: float
     launches: frozenset[int] | None = None  # launches that the interval covers; None: also a new one
     lacking: str = ""  # why there is no interval, and for which point
-    memory: str | None = None  # the kind of memory, if it is a figure of memory
+    memory: str | None = None  # the kind of memory, if it is a memory quantity
     measured: "PointFigure | None" = None  # set for a point of a run
 
     def at_least(self, limit: float) -> Ruling:
@@ -56,7 +56,7 @@ class Uncertain(NamedTuple):
         return self._ruling(self.high < limit, self.low >= limit)
 
     def between(self, least: float | None, most: float | None) -> Ruling:
-        """Return whether the figure is within its limits, of which one may be missing."""
+        """Return whether the value is within its limits; one limit may be missing."""
         return all_of(
             [
                 Ruling.HOLDS if least is None else self.at_least(least),
@@ -76,7 +76,7 @@ class Uncertain(NamedTuple):
 
     @property
     def absolute(self) -> str:
-        """The figure as text in its own unit, e.g. `0.31 (0.25 to 0.37)`."""
+        """The value as text in its unit, e.g. `0.31 (0.25 to 0.37)`."""
         return f"{self.value:.4g}{f' ({self.low:.4g} to {self.high:.4g})' if self.has_interval else ''}"
 
     @property
@@ -86,17 +86,17 @@ class Uncertain(NamedTuple):
 
     @property
     def has_interval(self) -> bool:
-        """True if the ends are known and differ. The ends of a published figure do not differ."""
+        """True if the ends are known and differ (they are equal for a published value)."""
         return not math.isnan(self.low) and self.low != self.high
 
     @property
     def reservation(self) -> str:
-        """Say that the interval covers only these launches, or why it is missing; empty if it covers a new launch."""
+        """Note that the interval covers only these launches, or why it is missing; empty if it covers a new launch."""
         return self.lacking or ("" if self.launches is None else "of these launches")
 
 
 class PointFigure(NamedTuple):
-    """The parts that are needed to compare a run's point with another: contests, quantity and place."""
+    """The data needed to compare a run's point with another point: contests, quantity and position."""
 
     contests: Contests
     quantity: LabelledColumn
@@ -112,7 +112,7 @@ def _point_figure(point: "pd.Series[Any]", column: str) -> PointFigure | None:
 
 
 def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
-    """Return a point's figure with its interval."""
+    """Return a point's value with its interval."""
     value, measured = float(point[column]), _point_figure(point, column)
     label = point.get(MEMORY_LABEL) if column.startswith("memory_") else None
     memory = str(label) if pd.notna(label) else None
@@ -129,7 +129,7 @@ def uncertain(point: "pd.Series[Any]", column: str) -> Uncertain:
 
 
 def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
-    """Return the ratio of two figures."""
+    """Return the ratio of two values."""
     of_ends = from_parts(
         _divided(numerator.value, denominator.value),
         _divided(numerator.low, denominator.high),
@@ -147,9 +147,9 @@ def ratio(numerator: Uncertain, denominator: Uncertain) -> Uncertain:
 
 
 def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Uncertain:
-    """Make a figure from others. It has an interval if all of theirs cover a new launch, or the same launches.
+    """Derive a value from other values. It has an interval if all of theirs cover a new launch, or the same launches.
 
-    Reserved memory and memory that processes use are different kinds, so a figure made from both has no interval.
+    Reserved memory and memory used by processes are different kinds, so a value derived from both has no interval.
     """
     kinds = sorted({part.memory for part in parts if part.memory})
     reasons = [f"memory of different kinds: {', '.join(kinds)}"] if len(kinds) > 1 else []
@@ -162,7 +162,7 @@ def from_parts(value: float, low: float, high: float, *parts: Uncertain) -> Unce
 
 
 def _divided(numerator: float, denominator: float) -> float:
-    """Return the quotient of two figures of at least 0; infinite for x / 0 and NaN for 0 / 0."""
+    """Return the quotient of two non-negative values; infinite for x / 0 and NaN for 0 / 0."""
     if denominator == 0:
         return math.inf if numerator > 0 else math.nan
     return numerator / denominator
@@ -174,7 +174,7 @@ def points_with(points: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the points with these values; a list means any of its values."""
+    """Return the points with these settings; a list matches any of its values."""
     for column, value in where.items():
         if column not in points:
             return points.iloc[:0]
@@ -184,7 +184,7 @@ def matching_points(points: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFr
 
 
 def points_of_any(points: pd.DataFrame, among: Sequence[Where]) -> pd.DataFrame:
-    """Return the points that match any of these choices; all points if there is no choice."""
+    """Return the points that match any of these choices; all points without choices."""
     if not among:
         return points
     chosen = {label for where in among for label in matching_points(points, where).index}

@@ -26,7 +26,7 @@ DECIDING_FIGURES = ("output_throughput", "ttft_p50_ms", "cost_per_million_tokens
 
 
 def engines_workspace(results: RunResults, project: str, entity: str, group: str) -> workspaces.Workspace:
-    """The saved view of a run: its answer, then the headline figures of each configuration, a section for each task."""
+    """Return the saved view of a run: its answer, then the headline values of configurations, a section per task."""
     sections = [workspaces.Section(name="Answer", panels=answer_panels(results), is_open=True)]
     sections += [
         workspaces.Section(name=task, panels=task_panels(results, task), is_open=True)
@@ -42,7 +42,7 @@ def engines_workspace(results: RunResults, project: str, entity: str, group: str
 
 
 def engines_report(results: RunResults, project: str, entity: str, group: str) -> reports.Report:
-    """The run as a page of W&B. It asks the API, for the project, while it is built."""
+    """Return the run as a W&B page. Building it queries the API for the project."""
     blocks: list[Any] = [reports.MarkdownBlock(text=answer_text(results))]
     for task in results.layout.visible_panels:
         runset = reports.Runset(entity=entity, project=project, filters=runs_of(group))
@@ -55,12 +55,12 @@ def _title(results: RunResults) -> str:
 
 
 def runs_of(group: str) -> str:
-    """The filter for the run as a whole and its trials."""
+    """Return the filter for the W&B runs of a sweep and its trials."""
     return f"Metric('group') = '{group}'"
 
 
 def answer_panels(results: RunResults) -> list[Any]:
-    """The answer as text, the table of points, throughput against speed per user, and all that varies beside it."""
+    """Return panels: the answer, the table of points, throughput against speed per user, and parallel coordinates."""
     varying = [
         reports.ParallelCoordinatesPlotColumn(metric=reports.Config(key), display_name=spaced(key))
         for key in _varying(results)
@@ -74,19 +74,19 @@ def answer_panels(results: RunResults) -> list[Any]:
             x=reports.SummaryMetric("tpot_p50_ms"),
             y=reports.SummaryMetric("output_throughput"),
         ),
-        reports.ParallelCoordinatesPlot(title="What varies, and what it gives", columns=[*varying, *figures]),
+        reports.ParallelCoordinatesPlot(title="Settings and results", columns=[*varying, *figures]),
     ]
     return _placed(panels, across=2)
 
 
 def _varying(results: RunResults) -> list[str]:
-    """The keys of a trial's config that differ between points."""
+    """Return the keys of trials' configs that differ between points."""
     keys = [key for key in key_columns(results.run) if results.points[key].nunique(dropna=False) > 1]
     return [re.sub(r"\W", "_", key) for key in keys]
 
 
 def task_panels(results: RunResults, task: str) -> list[Any]:
-    """A panel for each headline figure of a task, a line for each configuration along the figures' own x; or bars."""
+    """Return a panel per headline column of a task: a line per configuration along x, or bars."""
     layout = results.layout
     points = layout.points[(layout.points["panel"] == task) & layout.points["line"].isin(layout.coloured)]
     drawn: list[Any] = []
@@ -108,7 +108,7 @@ def _placed(panels: list[Any], across: int) -> list[Any]:
 
 
 def answer_text(results: RunResults) -> str:
-    """The answer in Markdown: its sentence, and a row for each task."""
+    """Return the answer in Markdown: its sentence, and a row for each task."""
     points, answered = results.points, answers([results])
     measured = f"{int((points['n'] > 0).sum())} of {len(points)} points have a result."
     table = answers_table(answered)
@@ -118,7 +118,7 @@ def answer_text(results: RunResults) -> str:
 
 
 def view_of(made: workspaces.Workspace) -> dict[str, Any]:
-    """Return what `save` would send for a workspace."""
+    """Return the data that `save` would send for a workspace."""
     view = made._to_model()
     content: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {"displayName": view.display_name, "entityName": view.entity, "projectName": view.project, "spec": content}
@@ -132,7 +132,7 @@ def write_offline(made: workspaces.Workspace, folder: Path) -> Path:
 
 
 def save_online(made: workspaces.Workspace, page: reports.Report, folder: Path) -> list[str]:
-    """Save both, replacing what was saved from this folder before. Return their addresses."""
+    """Save both, replacing earlier versions from this folder. Return their addresses."""
     ids: dict[str, str] = {}
     remembered = folder / "views.json"
     if remembered.is_file():

@@ -1,7 +1,7 @@
 """The tracking process: passes the sweep's trials to wandb. It runs as a script, so it imports no sweep modules.
 
 It is offline unless WANDB_API_KEY, a netrc login or WANDB_MODE is set. If the server is unreachable, the rest of the
-sweep goes offline. The key passes from the environment only to wandb.
+sweep is tracked offline. The key passes from the environment only to wandb.
 """
 
 import json
@@ -16,14 +16,14 @@ from requests.utils import get_netrc_auth
 
 
 def main(messages: Iterable[str], faults: IO[str]) -> None:
-    """Track the trials in `messages`, of which the first holds the settings. Print each fault in one line."""
+    """Track the trials in `messages`; the first message holds the settings. Print each fault in one line."""
     lines = iter(messages)
     settings = json.loads(next(lines))
     mode = chosen_mode()
     keep_destination(settings)
     for line in lines:
         if not tracked(settings, mode, json.loads(line), faults) and mode != "offline":
-            mode = "offline"  # offline nothing is lost, since `wandb sync` can send it later
+            mode = "offline"  # offline, no data are lost, since `wandb sync` can send them later
             tracked(settings, mode, json.loads(line), faults)
 
 
@@ -57,7 +57,7 @@ def has_login() -> bool:
 def track(
     settings: Mapping[str, Any], mode: Any, described: dict[str, Any], telemetry: Iterable[Sequence[Any]]
 ) -> None:
-    """Log a trial as a W&B run: its config, its telemetry as history over time, and its figures as summary.
+    """Log a trial as a W&B run: its config, its telemetry as history over time, and its results as summary.
 
     A trial retried in the same folder has the same id. Without `resume` it replaces the earlier run, on the server and
     when offline runs are synced in order.
@@ -65,7 +65,7 @@ def track(
     run = begin_run(settings, mode, described)
     try:
         run.define_metric("time", hidden=True)
-        run.define_metric("*", step_metric="time", summary="none")  # the last reading says nothing about a trial
+        run.define_metric("*", step_metric="time", summary="none")  # the last reading does not summarise a trial
         for point in history(telemetry):
             run.log(point)
         run.summary.update(described["summary"])
@@ -103,7 +103,7 @@ def begin_run(settings: Mapping[str, Any], mode: Any, described: Mapping[str, An
 
 
 def group(name: str, folder: Path) -> str:
-    """Return the group of a run's trials. Another run of the same experiment forms another group."""
+    """Return the group of a run's trials. A different run of the same experiment forms a different group."""
     return f"{name} {token(folder)}"
 
 
@@ -129,5 +129,5 @@ def history(telemetry: Iterable[Sequence[Any]]) -> list[dict[str, float]]:
 
 if __name__ == "__main__":
     own_stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever wandb prints goes to the log
+    os.dup2(2, 1)  # wandb's output goes to the log
     main(sys.stdin, own_stdout)

@@ -77,7 +77,7 @@ def _views(settings: dict[str, Any], mode: str, results: RunResults) -> list[str
 
 
 def _destination(results: RunResults, project: str | None, entity: str | None) -> dict[str, Any]:
-    """Return the project and entity given on the command line, else those in which the run was tracked."""
+    """Return the project and entity given on the command line, else the project and entity that tracked the run."""
     file = results.run.paths.tracking / "destination.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {
@@ -96,7 +96,7 @@ def _login_entity() -> str:
 
 
 def _track_trials(settings: dict[str, Any], mode: str, results: RunResults) -> int:
-    """Track the trials that ran, as tracking during the run does."""
+    """Track the trials that ran, in the same way as during the run; return their number."""
     run = results.run
     ran = run.trials[~run.trials["outcome"].isin(list(UNMEASURED)) & run.trials["attempt"].notna()]
     for row in ran.to_dict("records"):
@@ -112,5 +112,5 @@ def _is_missing(cell: Any) -> bool:
 
 
 def _warning_list(cell: Any) -> Any:
-    """Return an array in a list column (a trial's warnings) as a list, as the tracker gets it during a run."""
+    """Return an array in a list column (a trial's warnings) as a list, the form that the tracker gets during a run."""
     return cell.tolist() if isinstance(cell, np.ndarray) else str(cell)

@@ -1,4 +1,4 @@
-"""A whole run as one W&B run: the table of its points, its curves as history, its figures, report and files."""
+"""A whole sweep as one W&B run: the table of its points, its curves as history, its figures, report and files."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,10 @@ from analysis.results import RunResults
 from analysis.tracking import process
 from analysis.tracking.tracker import LONGEST_NAME
 
-X = "x"  # the step of curves: the figures' own axis, whatever varies
+X = "x"  # the step of curves: the x axis of the figures
 MOST_COLUMNS = 10  # of the table of points
 SWEEP = "sweep"  # the job type of this run, and the end of its id
-MOST_ROWS = 10_000  # rows: W&B shows no more
+MOST_ROWS = 10_000  # maximum rows: W&B shows no more
 
 
 def track_sweep(settings: Mapping[str, Any], mode: str, results: RunResults) -> None:
@@ -65,7 +65,7 @@ def described_sweep(results: RunResults) -> dict[str, Any]:
 
 
 def points_table(results: RunResults) -> pd.DataFrame:
-    """The points by what decides, in the units of labels: ten columns at most; summary.csv has the rest."""
+    """Return the points with the deciding columns, in display units: at most ten; summary.csv has the rest."""
     layout = results.layout
     points = layout.points.head(MOST_ROWS)
     table = points[["line", "panel"]].set_axis(["configuration", "task"], axis="columns")
@@ -81,7 +81,7 @@ def points_table(results: RunResults) -> pd.DataFrame:
 
 
 def curves(results: RunResults) -> Iterator[dict[str, Any]]:
-    """The headline figures along x, in ascending order: a key for each line of each panel."""
+    """Yield the headline values along x, in ascending order: a key for each line of each panel."""
     layout = results.layout
     points = layout.points[layout.points["n"] > 0]
     sizes = points[layout.x].astype("float64") if layout.x else pd.Series(0.0, points.index)
@@ -97,19 +97,19 @@ def curves(results: RunResults) -> Iterator[dict[str, Any]]:
 
 
 def headline_columns(results: RunResults) -> list[LabelledColumn]:
-    """The labels of the headline figures that some point has."""
+    """Return the labels of the headline columns with a value at some point."""
     points = results.layout.points
     present = [labelled_column(name) for name in HEADLINE if name in points and points[name].notna().any()]
     return [shown for shown in present if shown is not None]
 
 
 def curve_key(panel: str, shown: LabelledColumn, line: str) -> str:
-    """`curves of qa/ttft_p50_ms/vllm`: the name of a line's figure on W&B."""
+    """Return the key of a line's values on W&B: `curves of qa/ttft_p50_ms/vllm`."""
     return f"curves of {panel}/{shown.column}{'_ms' if shown.unit == 'ms' else ''}/{line}"
 
 
 def outcome(results: RunResults) -> dict[str, Any]:
-    """The answer, and the numbers of points and of points with a result."""
+    """Return the answer, and the numbers of points and of points with a result."""
     points = results.points
     answer = leading_sentence(results, answers([results]))
     return {"answer": answer, "points": len(points), "points_with_result": int((points["n"] > 0).sum())}

@@ -1,6 +1,6 @@
-"""Weights & Biases: one run per trial and one group per sweep. A separate process sends them, so no trial waits.
+"""Weights & Biases: one run per trial and one group per sweep. A separate process sends the data, so no trial waits.
 
-A tracking fault never fails a sweep. Any fault, including a hang or a crash of wandb, gives one warning. This module
+A tracking fault never fails a sweep. Any fault, including a hang or crash of wandb, gives one warning. This module
 describes a trial for wandb, and `analysis.tracking.process` passes it on.
 """
 
@@ -30,14 +30,14 @@ from sweep.numbers.quantity import percentile_name
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 20.0  # s to reach the server
-CLOSE_TIMEOUT = 120.0  # s for uploading what is left
+CLOSE_TIMEOUT = 120.0  # s for the remaining uploads
 MOST_KEYS = 40  # of a run's summary
 OUTCOME = ("outcome", "reason", "warnings", "attempt", "num_requests", "num_failed", "duration", "client_stamp_source")
 OTHER_FIGURES = (
     *("total_throughput", "request_throughput", "goodput_share", "kv_cache_usage_max", "memory_peak_bytes"),
     *("agreement", "quality", "acceptance_rate", "prefix_hit_rate", "preemptions", "launch_seconds"),
 )
-LONGEST_NAME = 128  # characters that W&B takes
+LONGEST_NAME = 128  # maximum characters that W&B accepts
 
 
 class Tracker:
@@ -58,7 +58,7 @@ class Tracker:
         self._warned = self._tracked = False
 
     def log_trial(self, row: Mapping[str, Any], telemetry: Sequence[Sample]) -> None:
-        """Track a trial, unless the sweep alone is tracked: its row, and its telemetry as history. Returns at once."""
+        """Track a trial (its row, and its telemetry as history), unless only the sweep is tracked. Returns at once."""
         self._tracked = True
         if not self._sends_trials:
             return
@@ -148,7 +148,7 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
     percentiles = trial_row.percentiles_of([row])
     asked = trial_row.asked_columns()
     schema = trial_row.schema(percentiles)
-    # Where the engine took its own stamps, latencies leave out the way to the client.
+    # If the engine took the timestamps, latencies exclude the path to the client.
     hidden = trial_row.latency_columns(percentiles) if row.get("client_stamp_source") == "engine" else set()
     values = {key: value for key, value in row.items() if value is not None and key not in hidden}
     config = {key: plain(value) for key, value in values.items() if key in asked}
@@ -158,20 +158,20 @@ def wandb_run(row: Mapping[str, Any]) -> dict[str, Any]:
         "name": run_name(row),
         "job_type": row.get("backend"),
         "tags": [str(values[key]) for key in ("backend", "workload", "outcome") if key in values],
-        "config": {**axes, **config},  # W&B groups and filters by names of letters, digits and underscores alone
+        "config": {**axes, **config},  # W&B groups and filters only by names of letters, digits and underscores
         "summary": dict(_on_wandb(key, values[key]) for key in _summarised(percentiles) if key in values),
         "ok": row.get("outcome") == "ok",
     }
 
 
 def _summarised(percentiles: Sequence[float]) -> list[str]:
-    """The columns in a run's summary: what decides, few enough to read; trials.parquet in the artifact has all."""
+    """Return the columns for a run's summary: only deciding columns; trials.parquet in the artifact has all."""
     latencies = [f"{name}_{percentile_name(each)}" for name in BOUNDED for each in percentiles]
     return list(dict.fromkeys([*OUTCOME, *HEADLINE, *latencies, *OTHER_FIGURES]))[:MOST_KEYS]
 
 
 def _on_wandb(column: str, value: Any) -> tuple[str, Any]:
-    """A column's name and value on W&B: latencies in milliseconds, as everywhere else."""
+    """Return a column's name and value on W&B: latencies in milliseconds, as in other displays."""
     labelled = labelled_column(column)
     return (f"{column}_ms", value * labelled.scale) if labelled and labelled.unit == "ms" else (column, value)
 

@@ -1,1 +1,1 @@
-"""Serves engine libraries that have no server of their own over HTTP, in the engine's environment."""
+"""The in-process server: serves engine libraries without a server over HTTP, in the engine's environment."""

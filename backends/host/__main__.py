@@ -19,7 +19,7 @@ from backends.host.http import HostConnection, HTTPError, Query, error_body, ser
 from backends.host.library import ContinuousLibrary, Library, LibrarySettings, PromptRow
 from backends.host.text import Detokenizer, Tokenizer
 
-# The values that these keys of a request may have. They amount to greedy decoding and one answer.
+# The allowed values of these request keys; they mean greedy decoding and a single answer.
 ALLOWED: dict[str, tuple[Any, ...]] = {"temperature": (None, 0), "use_beam_search": (None, False), "logprobs": (None,)}
 ALLOWED |= {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, "")}
 
@@ -94,7 +94,7 @@ class LibraryServer:
             await connection.answer(answer.complete())
 
     async def measure(self, body: dict[str, Any], connection: HostConnection) -> None:
-        """Measure a trial in one call (see `offline`); only a library with `step` can do that."""
+        """Measure a trial in one call (see `offline`); only for a library with `step`."""
         batches = self.batches
         if not isinstance(batches, ContinuousQueue):
             raise HTTPError(404, "this library does not support in-process timing", "NotFoundError")
@@ -113,7 +113,7 @@ class LibraryServer:
         """Answer {"texts": lists of token ids} with {"log_probabilities": a list per text, first token excluded}."""
         batches, compute = self.batches, getattr(self.batches.library, "log_probabilities", None)
         if compute is None:
-            raise HTTPError(404, "this library gives no log-probabilities of a text", "NotFoundError")
+            raise HTTPError(404, "this library does not support log-probabilities of a text", "NotFoundError")
         texts = self.prompts({"prompt": body.get("texts")})
         if isinstance(batches, ContinuousQueue):
             await self.exclusively(
@@ -123,7 +123,7 @@ class LibraryServer:
             await connection.answer({"log_probabilities": await asyncio.to_thread(compute, texts)})
 
     async def reset_caches(self, connection: HostConnection) -> None:
-        """Make the library forget earlier prompts, and answer {"success": bool}."""
+        """Clear the library's prompt cache, and answer {"success": bool}."""
         batches, reset = self.batches, getattr(self.batches.library, "reset_caches", None)
         if not isinstance(batches, ContinuousQueue) or reset is None:
             raise HTTPError(404, "this library has no cache reset", "NotFoundError")
@@ -136,7 +136,7 @@ class LibraryServer:
         work: Callable[[], dict[str, Any]],
         stopped: threading.Event,
     ) -> None:
-        """Answer with the result of `work`, which runs alone in the library's thread. A disconnect sets `stopped`."""
+        """Answer with the result of `work`, run exclusively in the library's thread. A disconnect sets `stopped`."""
         result: asyncio.Future[dict[str, Any] | GenerationFailed] = batches.loop.create_future()
 
         def run() -> None:
@@ -167,10 +167,10 @@ class LibraryServer:
         await connection.end_events()
 
     def call(self, body: dict[str, Any]) -> HostedCall:
-        """Build the call from a request's body. Raises HTTPError for options that this host does not support."""
+        """Build the call from a request's body. Raises HTTPError for unsupported options."""
         for key, allowed in ALLOWED.items():
             if body.get(key) not in allowed:
-                raise HTTPError(400, f"{key}={body[key]!r} is not supported: this host decodes greedily")
+                raise HTTPError(400, f"{key}={body[key]!r} is not supported: this server decodes greedily")
         if body.get("model") not in (None, self.name):
             raise HTTPError(404, f"The model `{body['model']}` does not exist; served: {self.name}", "NotFoundError")
         prompts = self.prompts(body)
@@ -221,7 +221,7 @@ class Completion:
         """Return the chunk of one token."""
         row = self.call.rows[index]
         self.counts[index] += 1
-        # The library's thread may be ahead of this one, so only the row's last token carries the finish reason.
+        # The library's thread may be ahead of this thread, so only the row's last token carries the finish reason.
         reason = row.finish_reason if row.done and self.counts[index] == len(row.tokens) else None
         text = self.detokenizers[index].add(token) + (self.detokenizers[index].flush() if reason else "")
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
@@ -268,7 +268,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--served-name", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--max-batch", type=int, default=1, help="most prompts of queued requests that join one batch")
+    parser.add_argument("--max-batch", type=int, default=1, help="maximum prompts of queued requests in one batch")
     parser.add_argument("--max-model-len", type=int, help="context length (default: the model's)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="auto")
@@ -279,7 +279,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    # The port is bound before the model is loaded, so a busy one fails at once. It refuses connections until `serve`.
+    # The port is bound before the model is loaded, so a busy port fails at once. It refuses connections until `serve`.
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((arguments.host, arguments.port))

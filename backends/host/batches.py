@@ -1,4 +1,4 @@
-"""The host's queue: one thread runs the library batch by batch, and the event loop's thread does everything else."""
+"""The server's queue: one thread runs the library batch by batch, and the event loop's thread does the rest."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ class GenerationFailed(Exception):
 
 
 def failure(error: Exception, library: Library | ContinuousLibrary) -> GenerationFailed:
-    """Log a library's exception, free the memory that it holds, and return it as a call's failure."""
+    """Log a library's exception, free the memory held by it, and return it as a call's failure."""
     traceback.print_exception(error)
     # The traceback's frames hold the batch's tensors, so memory can be freed only once they are cleared.
     traceback.clear_frames(error.__traceback__)
@@ -41,7 +41,7 @@ class HostedCall:
     """One HTTP request: its rows, and a queue with the (row, token) pairs of every step, which ends with None."""
 
     rows: list[PromptRow]
-    released: int | None = None  # ns of CLOCK_MONOTONIC; only for a call timed here, which gets no token events
+    released: int | None = None  # ns of CLOCK_MONOTONIC; only for a call timed in-process, which gets no token events
     events: "asyncio.Queue[Sequence[tuple[int, int]] | GenerationFailed | None]" = field(default_factory=asyncio.Queue)
 
     def abort(self) -> None:
@@ -68,7 +68,7 @@ class CallQueue(ABC):
             self.changed.notify()
 
     def readings(self) -> dict[str, float]:
-        """Return the values for /metrics by name, without the prefix. The library's readings take precedence."""
+        """Return the metrics for /metrics by name, without the prefix. The library's readings take precedence."""
         return {
             "requests_running": sum(not row.done for row in self._running_rows()),
             "requests_waiting": sum(len(call.rows) for call in list(self.waiting)),

@@ -13,7 +13,7 @@ from backends.host.library import ContinuousLibrary, PromptRow, Step
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """A row in flight: its call, and the row's index in that call."""
+    """A row in flight: its call, and its index in the call."""
 
     call: HostedCall
     index: int
@@ -38,7 +38,7 @@ class ContinuousQueue(CallQueue):
                 super().submit(call)
 
     def exclusively(self, work: Callable[[], None]) -> None:
-        """Have the library's thread call `work` once no row is in flight. New calls wait until `work` is done."""
+        """Let the library's thread call `work` once no row is in flight. New calls wait until `work` is done."""
         with self.changed:
             self.work.append(work)
             self.changed.notify()
@@ -60,10 +60,10 @@ class ContinuousQueue(CallQueue):
             finally:
                 self.running.clear()
             if any(row.finish_reason == "abort" for row in call.rows) and not stopped.is_set():
-                raise RuntimeError("a single row of the batch failed")
+                raise RuntimeError("the library rejected or aborted a row of the batch; see its log")
 
     def _begin(self, call: HostedCall) -> None:
-        """Add a call's rows to the library. A refused row fails only its own call. The caller holds the lock."""
+        """Add a call's rows to the library. A rejected row fails only its call. The caller holds the lock."""
         try:
             self._add(call)
         except Exception as error:  # noqa: BLE001 - a library's exception is the answer to this call
@@ -116,7 +116,7 @@ class ContinuousQueue(CallQueue):
             self._end(place, None)
 
     def _deliver(self, steps: Sequence[Step]) -> None:
-        """Send each call its tokens of this step in one event. If the call is timed here, stamp the tokens instead."""
+        """Send each call its tokens of this step in one event. For a call timed in-process, timestamp them instead."""
         now = time.monotonic_ns()
         events: dict[int, tuple[HostedCall, list[tuple[int, int]]]] = {}
         ended: list[tuple[RowPlace, GenerationFailed | None]] = []
@@ -145,7 +145,7 @@ class ContinuousQueue(CallQueue):
                 self._end(place, failed)
 
     def _end(self, place: RowPlace, failed: GenerationFailed | None) -> None:
-        """Finish a row. Also finish its call if every row is done or this one failed. The caller holds the lock."""
+        """Finish a row. Also finish its call if all its rows are done or this row failed. The caller holds the lock."""
         self.running.pop(id(place.row), None)
         if failed:
             place.call.abort()

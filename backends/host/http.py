@@ -1,4 +1,4 @@
-"""The part of HTTP/1.1 that the host needs, on asyncio streams, since engine environments share no web framework."""
+"""A minimal HTTP/1.1 server on asyncio streams, since engine environments share no web framework."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ class HostConnection:
 
     @property
     def gone(self) -> bool:
-        """Whether the client has closed its side."""
+        """Whether the client has closed its side of the connection."""
         return self.reader.at_eof() or self.writer.is_closing()
 
     async def answer(self, body: dict[str, Any] | str, status: int = 200) -> None:
@@ -100,7 +100,7 @@ async def read_query(reader: asyncio.StreamReader) -> Query | None:
     pairs = (line.partition(":") for line in lines)
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
     if "chunked" in headers.get("transfer-encoding", ""):
-        raise HTTPError(411, "a body needs a content-length here")
+        raise HTTPError(411, "the body has no content-length, which this server requires")
     length = headers.get("content-length") or "0"
     if not length.isdecimal() or int(length) > MAX_BODY:
         raise HTTPError(413, f"content-length must be a whole number of at most {MAX_BODY} bytes")

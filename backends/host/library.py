@@ -64,7 +64,7 @@ class Step(NamedTuple):
 
     row: PromptRow
     tokens: Sequence[int]
-    error: str | None = None  # the reason why this row, and only this one, failed
+    error: str | None = None  # the reason why this row, and only this row, failed
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ class ContinuousLibrary(Protocol):
         """Add a row. The row ends by itself at `row.max_tokens` or at a token in `row.ends`."""
 
     def step(self) -> Sequence[Step]:
-        """Decode greedily until a row has new tokens or ends. An empty list means that no row has any yet."""
+        """Decode greedily until a row has new tokens or ends. An empty list means that no row has new tokens yet."""
 
     def drop(self, row: PromptRow) -> None:
         """Stop generating for this row. Do nothing if the row has ended."""
@@ -87,4 +87,4 @@ class ContinuousLibrary(Protocol):
         """Return readings by name (kv_cache_usage, kv_cache_bytes, …). May be called while `step` runs."""
 
     def clear(self) -> None:
-        """After a `step` that raised, drop every row and free its memory."""
+        """Drop all rows and free their memory, after a `step` that raised an error."""

@@ -2,7 +2,7 @@
 
 Reads {"model", "device", "prompts": token ids, "tokens", "texts": token ids} from stdin and prints one JSON line: the
 tokens (never an end token), the log-probabilities of each text's tokens but the first, the end tokens, and the dtype
-(float32, or the model's own dtype if float32 does not fit into memory).
+(float32, or the model's dtype if float32 does not fit into memory).
 """
 
 import json
@@ -17,8 +17,8 @@ from backends.host.library import LibrarySettings, PromptRow
 from backends.host.text import Tokenizer
 
 SPARE = 2 * 2**30  # bytes for everything but the weights: libraries, activations and a short KV cache
-AT_ONCE = 32  # most prompts per batch; batching changes no answer in float32
-TOKENS_AT_ONCE = 8192  # most per batch, with padding and answers: 4 GiB of KV cache for Llama-2-7B in two bytes
+AT_ONCE = 32  # maximum prompts per batch; batching changes no answer in float32
+TOKENS_AT_ONCE = 8192  # per batch, with padding and answers: 4 GiB of KV cache for Llama-2-7B in two bytes
 
 
 def dtype_that_fits(model: Path, device: str) -> str:
@@ -36,7 +36,7 @@ def dtype_that_fits(model: Path, device: str) -> str:
 
 
 def fitting_batches(rows: Iterable[PromptRow]) -> Iterator[list[PromptRow]]:
-    """Yield batches that fit in memory beside the weights. Rows in a batch have similar lengths, for little padding."""
+    """Yield batches that fit in memory with the weights. Rows in a batch have similar lengths, for little padding."""
     batch: list[PromptRow] = []
     for row in sorted(rows, key=lambda row: len(row.prompt)):
         padded = (len(batch) + 1) * (len(row.prompt) + row.max_tokens)

@@ -36,7 +36,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, special: bool = False) -> None:
         self.decode = partial(tokenizer.decode, special=special)
-        # Emitted tokens, as context (a token's text can depend on the token before it), then withheld tokens.
+        # Emitted tokens, as context (a token's text can depend on its predecessor), then withheld tokens.
         self.window: list[int] = []
         self.emitted = 0  # number of emitted tokens in the window
         self.emitted_text = ""
@@ -49,7 +49,7 @@ class Detokenizer:
         return self._emit(text)
 
     def flush(self) -> str:
-        """Return the text that is still withheld when the sequence ends."""
+        """Return the text still withheld at the end of the sequence."""
         return self._emit(self.decode(self.window)) if len(self.window) > self.emitted else ""
 
     def _emit(self, text: str) -> str:

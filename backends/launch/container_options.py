@@ -10,13 +10,13 @@ from backends.base import Launch
 from backends.launch.gpus import find_gpu
 
 WRAPPER = Path(__file__).resolve().with_name("container.py")
-SOURCES = Path(__file__).resolve().parents[1]  # source of the host, which runs in the engine's process
+SOURCES = Path(__file__).resolve().parents[1]  # source of the in-process server, which runs in the engine's process
 # Variables of this machine that mean nothing inside an image; the runtime pins the GPUs.
 NOT_PASSED = ("PATH", "VIRTUAL_ENV", "CUDA_HOME", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", "HF_TOKEN")
 
 
 def wrap(command: list[str], launch: Launch, environ: Mapping[str, str]) -> list[str]:
-    """Return the command that runs an engine in `launch.image`. It contains the names in `environ`, not the values."""
+    """Return the command that runs an engine in `launch.image`. It contains only names from `environ`."""
     assert launch.runtime is not None
     assert launch.image is not None
     name = "sweep-" + hashlib.sha256(f"{launch.workdir}:{launch.port}".encode()).hexdigest()[:12]
@@ -30,7 +30,7 @@ def _docker(launch: Launch, passed: Iterable[str]) -> list[str]:
     if launch.cpus:
         options.append(f"--cpuset-cpus={','.join(map(str, launch.cpus))}")
     if launch.gpus and launch.runtime == "docker":
-        options.append(f'--gpus="device={",".join(launch.gpus)}"')  # docker parses the value as CSV
+        options.append(f'--gpus="device={",".join(launch.gpus)}"')  # docker parses the option's value as CSV
     elif launch.gpus:
         options += [f"--device=nvidia.com/gpu={_cdi(gpu)}" for gpu in launch.gpus]
     options += [f"--volume={source}:{target}:{mode}" for source, target, mode in _mounts(launch)]
@@ -67,6 +67,6 @@ def _mounts(launch: Launch) -> list[tuple[str, str, str]]:
 
 
 def folders(model: Path) -> list[Path]:
-    """Return the folders to mount for a model: its own, and the targets of its links (as in the hub cache)."""
+    """Return the folders to mount for a model: its folder, and the targets of its links (as in the hub cache)."""
     linked = {path.resolve().parent for path in model.iterdir() if path.is_symlink()} if model.is_dir() else set()
     return [model.absolute(), *sorted(linked - {model.resolve()})]

@@ -20,7 +20,7 @@ INHERITED = (
     *("TORCH*", "PYTORCH_*", "TRITON_*", "TOKENIZERS_*", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
     "SWEEP_SHARED_MACHINE",
 )
-# Variables that describe where an engine runs but not how it computes.
+# Variables about the place where an engine runs, which do not affect its computation.
 OF_THE_PLACE = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "TERM", "VIRTUAL_ENV"),
     *("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "SWEEP_*"),
@@ -39,7 +39,7 @@ def inherited_environment(names: Iterable[str] = ()) -> dict[str, str]:
 
 
 def engine_environment(backend: Backend, launch: Launch, marker: str) -> dict[str, str]:
-    """Return an engine's environment: inherited variables and its own."""
+    """Return an engine's environment: inherited variables, and variables set by its backend and by sweep."""
     return {
         **inherited_environment(
             (*backend.traits.inherits, *backend.env.inherit, *(INHERITED_BY_RUNTIMES if launch.image else ()))

@@ -11,7 +11,7 @@ from sweep.base.config import ConfigError
 from sweep.base.exits import Blame, Exit
 
 LEAST_CONTEXT = 64 * 2**20  # bytes; CUDA's context alone takes more
-# NVML's bits for the reasons of a lowered clock.
+# NVML's bits for the reasons for a lowered clock.
 THERMAL_REASONS = pynvml.nvmlClocksEventReasonSwThermalSlowdown | pynvml.nvmlClocksEventReasonHwThermalSlowdown
 POWER_REASONS = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
 
@@ -120,7 +120,7 @@ def used_memory(gpus: Sequence[str]) -> int:
 
 
 def gpus_show(gpus: Sequence[str], pids: Collection[int], before: int) -> bool:
-    """Return whether GPUs show one of these processes or more memory in use; True if neither can be read."""
+    """Return whether GPUs show one of these processes, or more memory in use than before; True if unreadable."""
     try:
         devices = list(handles(gpus).values())
     except pynvml.NVMLError_LibraryNotFound:

@@ -1,4 +1,4 @@
-"""The facts of this machine, by which an engine is chosen and which a result must cite."""
+"""Facts about this machine: they determine which engine builds can run, and are recorded with every result."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from sweep.base.config import cache_directory
 
 ENGINES = ("ollama", "text-generation-launcher")  # that are programs
 EXECUTABLES = ("docker", "podman", "apptainer", "nvcc", "cc", "Python.h", "mpirun", *ENGINES)
-COMPILERS = ("cc", "gcc", "clang")  # any of these or $CC counts as cc
+COMPILERS = ("cc", "gcc", "clang")  # any of these, or $CC, is accepted as cc
 
 
 def gpu_names() -> tuple[str, ...]:
@@ -64,7 +64,7 @@ def _cpu_name() -> str:
 
 
 def host() -> Host:
-    """Return the facts of this machine by which a backend decides whether it can run here."""
+    """Return the facts of this machine that determine whether a backend can run here."""
     return Host(
         platform=platform.system().lower(),
         gpus=gpu_names(),
@@ -81,7 +81,7 @@ def host() -> Host:
 
 
 def stated(cache_dir: str | None) -> Host:
-    """Return this machine's facts as a node of a cluster states them: with its free disk, or its broken driver."""
+    """Return this machine's facts as a cluster node reports them: with free disk, or with a broken driver's error."""
     try:
         return replace(host(), free_disk=free_disk(cache_directory(cache_dir)))
     except gpus.BrokenDriver as error:

@@ -7,7 +7,7 @@ from backends.base import Launch
 
 
 def shares(cores: Sequence[int], number: int) -> list[tuple[int, ...]]:
-    """Return equal parts of these cores. If there are fewer cores than parts, every part is all the cores."""
+    """Return equal parts of these cores. If there are fewer cores than parts, every part gets all cores."""
     size = len(cores) // number
     return [tuple(cores[part * size : (part + 1) * size] if size else cores) for part in range(number)]
 

@@ -41,7 +41,7 @@ READY_POLL = 0.05  # seconds between two checks of a starting engine
 PORT_ATTEMPTS = 4
 KILLED_STATUSES = (-9, 137)  # exit status of an engine that SIGKILL ended, directly or (in a container) through a shell
 GPU_MEMORY_WITHIN = 60.0  # seconds that the driver has to release an ended engine's GPU memory
-GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use, since another process on the GPU may have grown
+GPU_MEMORY_SLACK = 256 * 2**20  # bytes that may stay in use, since another process's use of the GPU may have grown
 TAIL_BYTES = 2**18
 LOG_PART = 2**20  # bytes of a log's begin, and of its end, in which an engine's choices are looked for
 LOG_LINES = 3000  # of its end, in which the cause of a failure is looked for
@@ -60,7 +60,7 @@ class LaunchError(Exception):
         super().__init__(reason)
         self.exit = exit
         self.outcome = outcome  # launch_failed, launch_timeout or oom_load
-        self.reason = reason  # one line, with the engine's own error message
+        self.reason = reason  # one line, with the engine's error message
         self.log_tail = log_tail
 
 
@@ -115,7 +115,7 @@ class Engine:
         return self.log.stat().st_size + self._log_shift() if self.log.exists() else 0
 
     def log_left_out(self) -> int:
-        """Bytes that were taken out of the middle of the log, which has a largest size."""
+        """Bytes that were removed from the middle of the log, whose size is limited."""
         return supervisor.bytes_left_out(str(self.log))
 
     def _log_shift(self) -> int:
@@ -133,7 +133,7 @@ class Engine:
             file.seek(begin)
             text = file.read().decode(errors="replace")
         tail = masked(text, self._secrets).splitlines()[-lines:]
-        cut = [f"sweep: {missing} bytes of this log are left out"] if (missing := self.log_left_out()) and tail else []
+        cut = [f"sweep: {missing} bytes of this log are omitted"] if (missing := self.log_left_out()) and tail else []
         return "\n".join(cut + tail)
 
     def ran_out_of_memory(self, since: int = 0) -> bool:
@@ -141,7 +141,7 @@ class Engine:
         return self.backend.log.ran_out_of_memory(self.log_tail(1000, since))
 
     def exit_reason(self) -> str:
-        """Return one line on how the engine ended, with its own error message."""
+        """Return one line on how the engine ended, with its error message."""
         return self.named(self._ending())
 
     def named(self, reason: str) -> str:
@@ -161,7 +161,7 @@ class Engine:
         return f"{reason}; {cause.remedy}" if cause and self.exit_status != -signal.SIGKILL else reason
 
     def words(self) -> str:
-        """Return the engine's own error message."""
+        """Return the engine's error message from its log."""
         log = self.log_tail(LOG_LINES, self.served_from) or self.log_tail(LOG_LINES)
         return self.backend.log.failure_line(log)[:500]
 
@@ -175,7 +175,7 @@ class Engine:
         return replace(told, signal=-status) if status < 0 else replace(told, status=status)
 
     def processes(self) -> list[psutil.Process]:
-        """Return the engine's living processes, including reparented ones but not its supervisor."""
+        """Return the engine's living processes, including reparented processes but not its supervisor."""
         processes = []
         for pid in supervisor.marked(self._is_mine):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -201,7 +201,7 @@ class Engine:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts that a result must cite: engine version, command, flags, dtype, startup time etc."""
+        """Return the facts recorded with results: engine version, command, flags, dtype, startup time etc."""
         info = self._get(self.backend.wire.version_path)
         stated = self.backend.stated(self._get, self.launch.served_name)
         named = self._versions.get(self.backend.traits.distribution or "")
@@ -223,7 +223,7 @@ class Engine:
         }
 
     def release(self) -> None:
-        """Start to end the engine and all its processes: SIGTERM, then SIGKILL after `stop_grace`."""
+        """Begin to stop the engine and all its processes: SIGTERM, then SIGKILL after `stop_grace`."""
         with self._lock:
             if self._lease is not None:
                 os.close(self._lease)
@@ -278,7 +278,7 @@ class Engine:
                 [sys.executable, "-I", "-S", supervisor.__file__, "guard", str(lease_read), str(status_write)],
                 input=json.dumps(spec).encode(),
                 pass_fds=(lease_read, status_write),
-                env={},  # what looks for marks finds the supervisor, and not its guardian
+                env={},  # searches for markers find the supervisor, but not its guardian
                 check=True,
             )
         except BaseException:
@@ -358,7 +358,7 @@ class Engine:
 
 
 class AttachedEngine(Engine):
-    """An endpoint that someone else runs. sweep launches, watches and ends nothing, and sees no log or process."""
+    """An endpoint run by someone else. sweep does not launch, watch or stop it, and sees no log or process."""
 
     def __init__(self, backend: Backend, launch: Launch) -> None:
         super().__init__(backend, launch, marker="", versions={})
@@ -408,7 +408,7 @@ class AttachedEngine(Engine):
             with self._http() as client:
                 status = client.get(f"{self.url}/v1/models", timeout=10).status_code
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError) as error:
-            # An answer in HTTP/2 is no outage: the requests will meet it too, and name it.
+            # An answer in HTTP/2 is not an outage: the requests will fail with a message about it.
             return None if HTTP2_ONLY in tls_remedy(error) else "closes connections without an answer"
         except httpx.ProxyError as error:
             return f"its proxy answers {error}" if str(error).startswith(tuple(map(str, GATEWAY_ERRORS))) else None
@@ -429,14 +429,14 @@ class AttachedEngine(Engine):
         return True
 
     def stop(self) -> None:
-        """Do nothing, since the endpoint is not ours to stop."""
+        """Do nothing, since sweep did not start the endpoint."""
 
 
 @contextmanager
 def running(
     backend: Backend, launch: Launch, *, marker: str, versions: Mapping[str, str] | None = None
 ) -> Iterator[Engine]:
-    """Launch an engine, yield it once it is ready, and leave nothing behind. Raises LaunchError before it is ready."""
+    """Launch an engine, yield it once it is ready, and stop all its processes afterwards. Raises LaunchError."""
     with running_together(backend, [launch], marker=marker, versions=versions) as (engine,):
         yield engine
 
@@ -445,7 +445,7 @@ def running(
 def running_together(
     backend: Backend, launches: Sequence[Launch], *, marker: str, versions: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Engine, ...]]:
-    """Launch several engines of one backend together, as `running` does. If one fails, the others are ended too."""
+    """Launch several engines of one backend together, as `running` does. If one fails, all are stopped."""
     for launch in launches:
         launch.workdir.mkdir(parents=True, exist_ok=True)
     if not backend.launches:
@@ -520,7 +520,7 @@ class _Start:
         self._begin_launch()
 
     def _failure(self, unused: str | None = None) -> LaunchError:
-        """Return the error of an engine that ended or, as the log line `unused` says, serves without its GPUs."""
+        """Return the error of an engine that ended or, according to the log line `unused`, serves without its GPUs."""
         engine = self.engine
         if unused:
             reason = "; ".join(filter(None, [f"serves without its GPUs: {unused}", cause_table().find_remedy(unused)]))
@@ -578,7 +578,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 def port_problem(port: int, host: str = "127.0.0.1") -> str | None:
     """Return one line on why an engine cannot use this port, or None if it can."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is considered free
         try:
             probe.bind((host, port))
         except OSError as error:
@@ -602,7 +602,7 @@ def _port_is_foreign(engine: Engine) -> bool:
 
 
 def _reachable_by() -> str:
-    """Return who can reach an engine's routes. Only a network namespace of its own keeps others out."""
+    """Describe who can reach an engine's routes. Only a separate network namespace keeps other processes out."""
     return REACHABLE_BY_OURS if [name for _, name in socket.if_nameindex()] == ["lo"] else REACHABLE_BY_ALL
 
 

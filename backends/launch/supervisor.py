@@ -1,10 +1,10 @@
 """The parent process of an engine or of a preparing program. It leaves no process behind.
 
-It is forked twice (a parent that kills its direct children does not hit it) and leads a session of its own. Two pipes
-connect it to the task: the *lease*, whose end means that the task has closed it or has died; and the *status*, a JSON
-object a line: {"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits what the engine detaches, also from an
-environment and a session of its own. If it is killed itself, its parent, the *guardian*, inherits them and ends them; a
-marker in every process' environment identifies the others. `hold LEASE COMMAND…` does so for a program.
+It is forked twice (so a parent that kills its direct children does not hit it) and leads a separate session. Two pipes
+connect it to the task: the *lease*, which ends when the task closes it or dies; and the *status*, a JSON object a line:
+{"pid": …}, {"exit": …}, {"gone": …}. As a subreaper it inherits processes that the engine detaches, even with a new
+environment and session. If it is killed itself, its parent, the *guardian*, inherits and ends these processes; a marker
+in every process's environment identifies the rest. `hold LEASE COMMAND…` does the same for a program.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ MARKER = "SWEEP_MARKER"  # in an engine's environment: the attempt that it belon
 OWNER = "SWEEP_OWNER"  # "pid:start time" of the process that launched it
 SUPERVISOR = "SWEEP_SUPERVISOR"  # only in a supervisor's environment
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-LOG_HEAD = LOG_TAIL = 8 << 20  # bytes of a log that are kept, once it has twice as many
-LOG_CHECK = 1.0  # s between two looks at its size
+LOG_HEAD = LOG_TAIL = 8 << 20  # bytes of a log to keep, once it has twice as many
+LOG_CHECK = 1.0  # s between two checks of its size
 LOG_NOTE = b"\nsweep: %015d bytes of this log are left out here\n"
 NOTE_SIZE = len(LOG_NOTE % 0)
-GONE_WITHIN = 15.0  # s that killed processes have to disappear (a GPU driver can hold one for seconds)
+GONE_WITHIN = 15.0  # s within which killed processes should disappear (a GPU driver can hold a process for seconds)
 
 
 def status_field(pid: int, number: int) -> str | None:
@@ -103,7 +103,7 @@ def kill_all(find: Callable[[], list[int]]) -> list[int]:
 def reap() -> dict[int, int]:
     """Collect ended children as {pid: exit status}; a negative status is the signal that killed the child."""
     ended: dict[int, int] = {}
-    with contextlib.suppress(ChildProcessError):  # none is left
+    with contextlib.suppress(ChildProcessError):  # no child is left
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
             ended[child[0]] = os.waitstatus_to_exitcode(child[1])
     return ended
@@ -116,7 +116,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def bytes_left_out(log: str) -> int:
-    """Return the bytes that `cut_log` took out of a log."""
+    """Return the number of bytes that `cut_log` removed from a log."""
     with contextlib.suppress(OSError), open(log, "rb") as file:
         file.seek(LOG_HEAD)
         if note := re.fullmatch(LOG_NOTE.replace(b"%015d", rb"(\d{15})"), file.read(NOTE_SIZE)):
@@ -125,7 +125,7 @@ def bytes_left_out(log: str) -> int:
 
 
 def cut_log(log: str) -> None:
-    """Keep the head and the tail of a log that is twice as large as both, with a note of the bytes between them."""
+    """Keep the head and the tail of a log twice as large as both, with a note about the bytes removed."""
     with contextlib.suppress(OSError):
         if (size := os.path.getsize(log)) < 2 * (LOG_HEAD + LOG_TAIL):
             return
@@ -135,7 +135,7 @@ def cut_log(log: str) -> None:
             tail = file.read(LOG_TAIL)
             file.seek(LOG_HEAD)
             file.write(LOG_NOTE % (earlier + size - LOG_HEAD - LOG_TAIL - (NOTE_SIZE if earlier else 0)) + tail)
-            file.truncate()  # the engine appends, so it goes on from here
+            file.truncate()  # the engine appends, so its output continues from here
 
 
 def start(spec: dict[str, Any]) -> int:
@@ -229,7 +229,7 @@ def hold(lease: int, command: list[str]) -> int:
 
 
 def guard(spec: dict[str, Any], lease: int, status: int) -> None:
-    """Run the supervisor, and end what it leaves if it is killed; whoever watches `status` waits for that."""
+    """Run the supervisor; if it is killed, end the processes that it leaves. Readers of `status` wait for that."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     arguments = [sys.executable, "-I", "-S", __file__, "supervise", str(lease), str(status)]
     marks = spec["marks"] | {SUPERVISOR: "1"}

@@ -1,4 +1,4 @@
-"""Ties programs to the task that starts them: when the task ends, so do they. Like engines, they have a supervisor."""
+"""Ties programs to the task that starts them: they end with the task. Like engines, they have a supervisor."""
 
 import functools
 import os

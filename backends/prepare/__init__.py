@@ -1,1 +1,1 @@
-"""Prepares what an engine needs on a node: its environment, its sources, and weights in its format."""
+"""Prepares a node for an engine: its environment, its sources, and weights in its format."""

@@ -1,4 +1,4 @@
-"""Converts a model's weights once per node. The folder's name is a digest of everything that decides its content."""
+"""Converts a model's weights once per node. The folder's name is a digest of everything that determines its content."""
 
 import contextlib
 import hashlib
@@ -22,11 +22,11 @@ CHECKPOINT_FORMAT = 1  # part of every digest; raise it when the same input yiel
 NOTE = "conversion.json"
 # Suffixes of the Hugging Face files that describe the tokenizer and the end tokens, copied into every conversion.
 DESCRIPTION = (".json", ".txt", ".model", ".jinja")
-PROGRESS = "progress: "  # begins an output line that is meant for the user
+PROGRESS = "progress: "  # starts an output line that is meant for the user
 
 
 class ConversionFailed(Failed, ValueError):
-    """A conversion cannot be made. The message says in one line which conversion and why."""
+    """A conversion failed. The one-line message names the conversion and the reason."""
 
 
 def converted(
@@ -88,8 +88,8 @@ def obstacle(checkpoint: str | None, is_quantised: Callable[[], bool | None]) ->
 
 
 def not_made(setting: str, lacking: str, instead: str = "") -> str:
-    """Return why a setting's weights are not made for an engine in an image, with the remedy."""
-    why = f"not made for an engine in an image, since conversions run outside it, without {lacking}"
+    """Return why a setting's weights cannot be made for an engine in an image, with the remedy."""
+    why = f"not made for an engine in an image, since conversions run outside the image, without {lacking}"
     return f"{setting}: {why}; choose an environment that is not an image{instead}"
 
 
@@ -99,13 +99,13 @@ def is_quantised(model: Path) -> bool:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """Return how this folder was made; empty if it holds no conversion."""
+    """Return the record of how this folder was made; empty if it is not a conversion."""
     path = folder / NOTE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def method(folder: Path) -> dict[str, str]:
-    """Return the method that quantised sweep's checkpoint, as a fact, if it is recorded."""
+    """Return the quantisation method of sweep's checkpoint, as a fact, if recorded."""
     made = note(folder).get("method")
     return {"quantization_method": made} if made else {}
 
@@ -140,7 +140,7 @@ def execute(
 
 
 def versions(python: str, *distributions: str) -> str:
-    """Return the exact versions of these distributions in an environment, in one line without missing ones."""
+    """Return the exact versions of these distributions in an environment, in one line; missing ones are skipped."""
     installed = environments.installed(python)
     return " ".join(f"{name} {installed[name]}" for name in distributions if name in installed)
 
@@ -152,7 +152,7 @@ def digest(folder: Path, cache_dir: Path) -> str:
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     fresh = {name: _entry(path, cached.get(name)) for name, path in files.items() if not name.startswith(".")}
     if fresh != cached:
-        with contextlib.suppress(OSError):  # if this node may not write the cache, the files are read again
+        with contextlib.suppress(OSError):  # if the cache is not writable, the files are read again
             write_whole(cache, json.dumps(fresh))
     return _sha256(json.dumps({name: entry[2] for name, entry in fresh.items()}, sort_keys=True).encode())[:16]
 

@@ -1,4 +1,4 @@
-"""Engine environments, built once per node by uv. Equal locks give equal environments on every node."""
+"""Engine environments, built once per node by uv. Equal lockfiles give equal environments on every node."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def resolve(
     features: Iterable[str] = (),
     host: Host | None = None,
 ) -> EnvironmentSpec:
-    """Return the chosen environment's first build that runs on `host`. The user's own program takes precedence."""
+    """Return the chosen environment's first build that runs on `host`. A program set by the user takes precedence."""
     if choice.image:
         python = choice.python or "python3"
         spec = EnvironmentSpec(
@@ -82,7 +82,7 @@ def _composed(key: str, name: str, options: ConfigPath, features: set[str]) -> E
 
 
 def for_nodes(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
-    """Return the environment with the nodes' architecture and Python where they differ from this machine's."""
+    """Return the environment with the nodes' architecture and Python, if they differ from this machine's."""
     if host is None or host.platform != "linux":
         return spec
     stated = {"machine": host.machine, "python_version": None if spec.image or spec.python_version else host.python}
@@ -96,7 +96,7 @@ def unusable(spec: EnvironmentSpec, host: Host, options: ConfigPath | None = Non
 
 
 def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[EnvironmentSpec]:
-    """Yield the same engine's environments in other forms, which are recognised by name (e.g. `NAME_image`)."""
+    """Yield the same engine's environments in other forms, recognised by name (e.g. `NAME_image`)."""
     name = spec.name.partition("+")[0]
     engine = name.removesuffix("_cuda")
     wanted = {f"{engine}{form}" for form in ("_cuda", "_cuda12", "_image")} - {name}
@@ -104,7 +104,7 @@ def _other_forms(spec: EnvironmentSpec, options: ConfigPath) -> Iterator[Environ
 
 
 def fingerprint(spec: EnvironmentSpec) -> str:
-    """Return 16 hex digits for trial ids, from all that decides the content; provisional until it is locked."""
+    """Return 16 hex digits for trial ids, from everything that determines the content; provisional until locked."""
     content = spec.model_dump(
         mode="json", include={"name", "lock", "compiled", "imports", "source", "python", "binary"}
     )
@@ -119,7 +119,7 @@ def fingerprint(spec: EnvironmentSpec) -> str:
 
 
 def own_content(spec: EnvironmentSpec) -> dict[str, str]:
-    """Return digests of the user's own interpreter (size and distributions) and binary, where they exist."""
+    """Return digests of the user's interpreter (size and distributions) and binary, if they exist."""
     digests: dict[str, str] = {}
     if spec.image:
         return digests
@@ -135,12 +135,12 @@ def own_content(spec: EnvironmentSpec) -> dict[str, str]:
 
 
 def other_platform(spec: EnvironmentSpec) -> str | None:
-    """Return how this node differs from the platform that an environment was planned for, or None if it does not."""
+    """Return how this node differs from the platform that an environment was planned for, or None."""
     if spec.content:
         present = own_content(spec)
         for key, digest in spec.content.items():
             if present.get(key, digest) != digest:
-                return f"backend.env.{key}={getattr(spec, key)} on this node differs from the one that was planned"
+                return f"backend.env.{key}={getattr(spec, key)} on this node differs from the planning machine's"
     here = locks.node_target(spec.model_copy(update={"machine": None}))
     if spec.lock is None or spec.lock.target == here:
         return None
@@ -177,7 +177,7 @@ def prepare_or_plain(spec: EnvironmentSpec, cache_dir: Path, progress: Progress)
         return prepare(spec, cache_dir, progress)
     except EnvironmentFailed as error:
         if spec.plain is not None:
-            progress(f"{error}; going on with environment {spec.plain.name}")
+            progress(f"{error}; continuing with environment {spec.plain.name}")
             return prepare(spec.plain, cache_dir, progress)
         if "+" in spec.name:
             raise OptionalPartFailed(str(error), error.exit) from error
@@ -193,7 +193,7 @@ def is_there(spec: EnvironmentSpec, cache_dir: Path) -> bool:
 
 
 def built(spec: EnvironmentSpec, cache_dir: Path) -> Environment | None:
-    """Return the environment if it is complete, else None. Raises EnvironmentFailed if the user's own does not work."""
+    """Return the environment if complete, else None. Raises EnvironmentFailed if the user's program does not work."""
     if spec.image:
         image = spec.lock.pins[0] if spec.lock else ""
         there = bool(image) and images.has_image(image, images.runtime(spec), cache_dir)
@@ -235,7 +235,7 @@ def _folder(spec: EnvironmentSpec, cache_dir: Path) -> Path:
 
 
 def installed(python: str) -> dict[str, str]:
-    """Return the exact versions of everything that an interpreter can import, as in `pip freeze`."""
+    """Return the exact versions of all distributions that an interpreter can import, as in `pip freeze`."""
     code = (
         "import importlib.metadata as m, json, platform\n"
         "found = {d.name.lower().replace('_', '-'): d.version for d in m.distributions() if d.name}\n"
@@ -263,7 +263,7 @@ def _build(spec: EnvironmentSpec, folder: Path, cache_dir: Path, progress: Progr
     python = str(folder / "bin" / "python")
     versions = installed(python)
     if wrong := _not_as_locked(spec.lock.pins, versions):
-        raise EnvironmentFailed(f"environment {spec.name} cannot be built as it is locked: {wrong}; log: {log}")
+        raise EnvironmentFailed(f"environment {spec.name} cannot be built as locked: {wrong}; log: {log}")
     sources.complete_toolkit(folder)
     _import(spec, folder, python, log, progress)
     if spec.source:
@@ -290,7 +290,7 @@ def _import(spec: EnvironmentSpec, folder: Path, python: str, log: Path, progres
 
 
 def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -> None:
-    """Install exactly these distributions: first the prebuilt ones, then those compiled against the prebuilt ones."""
+    """Install exactly these distributions: first the prebuilt, then those compiled against the prebuilt."""
     late = [pin for pin in pins if pin.partition("==")[0] in spec.compiled]
     first = [pin for pin in pins if pin not in late]
     lock, at = folder / "requirements.txt", ("--python", str(folder), "--compile-bytecode")
@@ -301,7 +301,7 @@ def _install(spec: EnvironmentSpec, pins: Iterable[str], folder: Path, uv: Uv) -
         label = next((pin.partition("+")[2] for pin in first if pin.startswith("torch==")), "")
         if not label:
             raise
-        # The user's own indexes lack this build of torch; PyTorch's index has it.
+        # The user's indexes lack this build of torch; PyTorch's index has it.
         uv.pip("sync", *at, str(lock), UV_TORCH_BACKEND=label)
     if late:
         uv.pip("install", *at, "--no-deps", "--no-build-isolation", *late, **task.activated(str(folder / "bin/python")))

@@ -1,4 +1,4 @@
-"""Decides whether an environment's builds run on a node, by its driver (CUDA major), GPUs, glibc and programs."""
+"""Checks whether an environment's builds run on a node: its driver (CUDA major), GPUs, glibc and programs."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,7 +24,7 @@ def oldest(versions: Iterable[str | None]) -> str | None:
 
 
 def problem(spec: EnvironmentSpec, host: Host) -> str | None:
-    """Return in a few words why an environment's content does not run on a node, or None if it does."""
+    """Return briefly why an environment's content does not run on a node; None if it does."""
     runtimes = {spec.runtime} if spec.runtime else set(RUNTIMES)
     if spec.image and not runtimes & host.executables:
         return f"no {' or '.join(sorted(runtimes))} on PATH; install it with NVIDIA's container toolkit"
@@ -62,7 +62,7 @@ def choose(specs: Sequence[EnvironmentSpec], host: Host | None) -> EnvironmentSp
 
 
 def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
-    """Fit an environment to a node's driver: its variables, and the CUDA major if it accepts torch for any."""
+    """Adapt an environment to a node's driver: its variables, and the CUDA major if it accepts torch for any CUDA."""
     if host and spec.cuda and spec.environ_older_driver and older(host.driver, LEAST_DRIVER[spec.cuda]):
         return spec.model_copy(update={"environ": spec.environ | spec.environ_older_driver})
     if spec.torch != "cuda" or spec.cuda or host is None or host.driver is None:
@@ -71,7 +71,7 @@ def for_driver(spec: EnvironmentSpec, host: Host | None) -> EnvironmentSpec:
 
 
 def refusal(spec: EnvironmentSpec, host: Host, forms: Iterable[EnvironmentSpec]) -> str | None:
-    """Return an environment's problem on a node and the engine's `forms` that run there, or None if it has none."""
+    """Return an environment's problem on a node and the engine's `forms` that run there; None without a problem."""
     reason = problem(spec, host)
     if reason is None:
         return None

@@ -1,4 +1,4 @@
-"""Engine images. A tag names an image; it is locked and run by its digest, which identifies all of its content."""
+"""Engine images. Images are named by tag, but locked and run by digest, which identifies their content."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def by_digest(image: str) -> str:
         raise EnvironmentFailed(problem, Exit(Cause.UNREACHABLE)) from None
     digest = answer.headers.get("docker-content-digest", "")
     if answer.status_code != 200 or not DIGEST.match(f"{name}@{digest}"):
-        problem = f"image {image}: its registry has no such image (status {answer.status_code})"
+        problem = f"image {image}: not found in its registry (status {answer.status_code})"
         raise EnvironmentFailed(problem, Exit(http=answer.status_code))
     return f"{name}@{digest}"
 
@@ -66,7 +66,7 @@ def _tagged(image: str) -> tuple[str, str]:
 
 
 def _authorization(client: httpx.Client, challenge: str) -> dict[str, str]:
-    """Return the header for anonymous reading, after the registry's challenge (Bearer realm="…",service="…",…)."""
+    """Return the header for anonymous reading, from the registry's challenge (Bearer realm="…",service="…",…)."""
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     answer = client.get(fields.pop("realm", ""), params=fields).json()
     return {"Authorization": f"Bearer {answer.get('token') or answer.get('access_token')}"}

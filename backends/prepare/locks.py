@@ -1,4 +1,4 @@
-"""Locks: an environment's exact distributions on one platform. A lock is committed, in the results, or remembered."""
+"""Lockfiles: an environment's exact distributions on one platform; committed, stored in results, or cached here."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from sweep.base.whole_file import write_whole
 
 HEADER = re.compile(r"# lock of (?P<environment>\S+) for (?P<target>\S+), requirements (?P<requirements>[0-9a-f]{16})$")
 TORCH_BACKENDS: dict[int | None, str] = {12: "cu126", 13: "cu130"}  # uv's names for PyTorch's indexes
-# Fields that decide which distributions an environment has; the others say how they are installed.
+# Fields that determine an environment's distributions; the rest determine how they are installed.
 DECIDES = {"requirements", "exclude", "torch", "cuda", "index"}
 
 
@@ -33,7 +33,7 @@ def node_target(spec: EnvironmentSpec) -> str:
 
 
 def python_version(spec: EnvironmentSpec) -> str:
-    """Return an environment's Python version, e.g. "3.12": its own or the nodes' version, else the orchestrator's."""
+    """Return an environment's Python version, e.g. "3.12": set, or the nodes' version, or the orchestrator's."""
     return spec.python_version or ".".join(map(str, sys.version_info[:2]))
 
 
@@ -42,7 +42,7 @@ def file_name(spec: EnvironmentSpec) -> str:
 
 
 def is_installed(spec: EnvironmentSpec) -> bool:
-    """Return whether sweep installs or pulls this environment by its lock, i.e. it is not the user's own."""
+    """Return whether sweep installs or pulls this environment by its lockfile (False: the user provides it)."""
     return bool(spec.requirements or spec.image)
 
 
@@ -59,7 +59,7 @@ def text(spec: EnvironmentSpec) -> str:
 
 
 def lock_digest(content: str) -> str:
-    """Return 16 hex digits for the environment, platform and pins in a lock file, whatever its requirements were."""
+    """Return 16 hex digits for the environment, platform and pins in a lockfile, ignoring its requirements."""
     pins = re.sub(r", requirements [0-9a-f]{16}$", "", content, count=1, flags=re.MULTILINE)
     return hashlib.sha256(pins.encode()).hexdigest()[:16]
 
@@ -67,7 +67,7 @@ def lock_digest(content: str) -> str:
 def with_lock(
     spec: EnvironmentSpec, *places: Path | Mapping[str, str], any_requirements: bool = False
 ) -> EnvironmentSpec:
-    """Return the environment with its first lock from folders or texts by file name, or unchanged if there is none."""
+    """Return the environment with its first lockfile from these folders or texts; unchanged if there is none."""
     if not needed(spec):
         return spec
     if spec.image and images.DIGEST.match(spec.image) and not any_requirements:
@@ -87,17 +87,17 @@ def with_lock(
 
 
 def committed(options: ConfigPath | None = None) -> list[Path]:
-    """Return the folders with committed locks, beside the environments: the user's folders before the project's."""
+    """Return the lockfile folders next to the environment definitions: the user's, then the built-in one."""
     return [folder / "environment" / "locks" for folder in (options or ConfigPath()).folders]
 
 
 def remembered(cache_dir: Path) -> Path:
-    """Return the folder with the locks that this machine has resolved."""
+    """Return the folder with lockfiles resolved on this machine."""
     return cache_dir.expanduser().absolute() / "locks"
 
 
 def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> EnvironmentSpec:
-    """Return one of the project's environments with its lock; resolve a missing lock. Raises EnvironmentFailed."""
+    """Return a built-in environment with its lockfile, resolved if missing. Raises EnvironmentFailed."""
     spec = with_lock(spec, *committed(), remembered(cache_dir))
     return resolve_lock(spec, cache_dir, progress) if needed(spec) else spec
 
@@ -105,7 +105,7 @@ def locked(spec: EnvironmentSpec, cache_dir: Path, progress: Progress) -> Enviro
 def resolve_lock(
     spec: EnvironmentSpec, cache_dir: Path, progress: Progress, preferred: Iterable[str] = ()
 ) -> EnvironmentSpec:
-    """Lock the environment anew, near the `preferred` pins, and remember the lock here. Raises EnvironmentFailed."""
+    """Resolve the environment anew, near the `preferred` pins, and cache the lock here. Raises EnvironmentFailed."""
     folder = remembered(cache_dir)
     log = folder / f"{file_name(spec)}.log"
     what_for = ", ".join([*spec.requirements, *([spec.image] if spec.image else [])])
@@ -138,7 +138,7 @@ def _resolved(spec: EnvironmentSpec, uv: Uv, work: Path, preferred: str) -> tupl
     command = (*version, *nodes, *plain, "--override", str(excluded), str(requirements), "-o", str(result))
     uv.pip("compile", *command)
     if spec.torch and not _fits(torch_build(_pins(result)), spec):
-        # The user's own indexes lack this build, so PyTorch's index is asked now.
+        # The user's indexes lack this build, so PyTorch's index is queried.
         result.write_text(preferred)
         backend = "cpu" if spec.torch == "cpu" else TORCH_BACKENDS.get(spec.cuda, "auto")
         uv.pip("compile", *command, UV_TORCH_BACKEND=backend)
@@ -157,7 +157,7 @@ def _pins(file: Path) -> tuple[str, ...]:
 
 
 def torch_build(pins: Iterable[str]) -> str | int | None:
-    """Return the build of torch among these pins: "cpu", the CUDA major, or None if torch is not there."""
+    """Return the build of torch among these pins: "cpu", the CUDA major, or None without torch."""
     versions = dict(pin.split("==", 1) for pin in pins if "==" in pin)
     if "torch" not in versions:
         return None

@@ -1,4 +1,4 @@
-"""The user's pip settings for uv, which does not read pip.conf. They are variables, since URLs may hold passwords."""
+"""The user's pip settings for uv, which does not read pip.conf. As variables, since URLs may hold passwords."""
 
 import ast
 import os
@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class UnreadableSettings(Exception):
-    """pip cannot read its own settings. The message says why, and which command shows them."""
+    """pip cannot read its settings. The message has the reason and a command that shows them."""
 
 
 def pip_settings() -> dict[str, str]:
@@ -29,16 +29,16 @@ def pip_settings() -> dict[str, str]:
 
 
 def uv_settings(pip: Mapping[str, str], index: Sequence[str] = ()) -> dict[str, str]:
-    """Translate pip's settings and an environment's indexes into uv's variables, without missing folders."""
+    """Translate pip's settings and an environment's indexes into uv's variables, without folders that do not exist."""
     settings = {
-        # pip takes the best version from all indexes. By default uv uses only the first index that has the name.
+        # pip takes the best version from all indexes; by default uv uses only the first index that has the package.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_LINK_MODE": os.environ.get("UV_LINK_MODE", "hardlink"),
         "UV_NO_PROGRESS": "1",
     }
 
     def give(variable: str, value: str | None) -> None:
-        if value and variable not in os.environ:  # the user's own uv settings take precedence
+        if value and variable not in os.environ:  # the user's uv settings take precedence
             settings[variable] = value
 
     extra = [url for url in pip.get("extra-index-url", "").split() if _exists(url)]
@@ -62,7 +62,7 @@ def no_index(pip: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _exists(place: str) -> bool:
-    """Return whether a URL or folder can be used. A URL on the network always counts; a local folder must exist."""
+    """Return whether a URL or folder can be used. A network URL is always accepted; a local folder must exist."""
     parts: Any = urlsplit(place)
     if parts.scheme not in ("", "file"):
         return True

@@ -14,7 +14,7 @@ from sweep.base.exits import Exit
 KILLED = re.compile(
     r"killed by (signal|sig)|signal 9\b", re.IGNORECASE
 )  # how a compiler or interpreter reports that its child was killed
-LINES_KEPT = 1000  # of a program's output, for its failure's message
+LINES_KEPT = 1000  # lines of a program's output to keep for an error message
 
 
 class ToolFailed(Exception):
@@ -50,7 +50,7 @@ def run(
 
 
 def distributions(python: str) -> list[Path]:
-    """Return the metadata folders of an interpreter's distributions, including inherited ones and Debian's."""
+    """Return the metadata folders of an interpreter's distributions, including inherited folders and Debian's."""
     prefix = Path(python).parent.parent
     prefixes, settings = [prefix], prefix / "pyvenv.cfg"
     if settings.is_file():

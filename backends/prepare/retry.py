@@ -21,7 +21,8 @@ def patiently(
     pause: Callable[[float], None] | None = None,
     faults: tuple[type[Exception], ...] = FAULTS,
 ) -> Provided:
-    """Return the result of `prepare`. Retry outages for `patience` seconds, then raise Outage; other errors pass.
+    """Return the result of `prepare`. Outages are retried for `patience` seconds, then raised; other errors are raised
+    at once.
 
     `pause` sleeps and may return early.
     """

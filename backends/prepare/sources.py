@@ -1,4 +1,4 @@
-"""Compiles engines that no package index has as a program, once per environment, for the node's CPU and GPUs."""
+"""Compiles engines not available as programs in a package index, once per environment, for the node's CPU and GPUs."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ from sweep.base.exits import Failed
 CPU_INFORMATION = Path("/proc/cpuinfo")
 JOB_BYTES = 2 << 30  # memory that one compiler process may need
 REPORT_INTERVAL = 10.0  # seconds
-ERROR_LINES = 4  # of a tool's output, from the first error on, since CMake explains it on the next lines
+ERROR_LINES = 4  # lines of a tool's output to show, from the first error on, which CMake explains on the next lines
 
 
 class BuildFailed(Failed):
-    """A source cannot be fetched or built. The message is one line with the tool's own error."""
+    """A source cannot be fetched or built. The one-line message includes the tool's error."""
 
 
 def build_program(source: SourceBuild, folder: Path, environ: Mapping[str, str], log: Path, progress: Progress) -> None:
@@ -75,7 +75,7 @@ def complete_toolkit(folder: Path) -> None:
 
 
 def machine(source: SourceBuild) -> str:
-    """Return 8 hex digits, equal on machines that would build the same program. Unlike nodes may share a cache."""
+    """Return 8 hex digits, equal on machines that would build the same program. Different nodes may share a cache."""
     return hashlib.sha256(json.dumps(options(source), sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -94,11 +94,11 @@ def _fetch(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     archives = work / "archives"
-    # The environment's own build backend makes the metadata, so pip needs no second environment.
+    # The environment's build backend makes the metadata, so pip needs no second environment.
     pip = [str(folder / "bin" / "python"), "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
     _run([*pip, "--no-binary", ":all:", "--dest", str(archives), source.sdist], environ, log, progress)
     (archive,) = archives.iterdir()
-    shutil.unpack_archive(archive, archives / "unpacked")  # trusted, as pip trusts what it installs
+    shutil.unpack_archive(archive, archives / "unpacked")  # trusted, just as pip trusts packages it installs
     (top,) = (archives / "unpacked").iterdir()
     top.rename(tree)
     shutil.rmtree(archives)
@@ -131,7 +131,7 @@ def _cmake(value: str | bool) -> str:
 
 
 def _run(command: list[str], environ: Mapping[str, str], log: Path, progress: Progress) -> None:
-    """Run a tool, showing the user one of ninja's lines ("[12/210] …") now and then."""
+    """Run a tool, and report ninja's progress lines ("[12/210] …") from time to time."""
     reported = time.monotonic()
 
     def report(line: str) -> None:

@@ -14,11 +14,11 @@ from sweep.base.exits import Failed
 
 DOWNLOAD = re.compile(r"Downloading \S+ \(([\d.]+)(KiB|MiB|GiB)\)")  # uv's announcement of a download
 MEBIBYTES = {"KiB": 1 / 1024, "MiB": 1.0, "GiB": 1024.0}
-LARGE_DOWNLOAD = 50.0  # MiB; smaller ones are reported together
+LARGE_DOWNLOAD = 50.0  # MiB; smaller downloads are reported together
 
 
 class EnvironmentFailed(Failed):
-    """An environment cannot be provided. The message names it, the reason and the build's log in one line."""
+    """An environment cannot be provided. The one-line message names the environment, the reason and the log."""
 
 
 class Uv:
@@ -32,7 +32,7 @@ class Uv:
         except UnreadableSettings as error:
             raise EnvironmentFailed(str(error)) from None
         self.settings, self.no_index = uv_settings(pip, index), no_index(pip)
-        # The cache is beside the environments: within a file system uv links instead of copying, and HOME may be unset.
+        # The cache is next to the environments: within a file system uv links, not copies, and HOME may be unset.
         self.settings.setdefault("UV_CACHE_DIR", str(cache_dir.expanduser().absolute() / "uv"))
 
     def pip(self, command: str, *arguments: str, **more: str) -> None:

@@ -1,4 +1,4 @@
-"""The simulated engine's command line and listening socket. A request goes to the engine or is answered at once."""
+"""The simulated engine's command line and listening socket. Requests go to the engine or are answered at once."""
 
 import argparse
 import asyncio

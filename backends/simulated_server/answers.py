@@ -37,7 +37,7 @@ class Dialect:
         return self._event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
     def token(self, sequence: SequenceCounts, count: int) -> bytes:
-        """Return one event of `count` tokens, which `sequence.made` already includes."""
+        """Return one event of `count` tokens, already included in `sequence.made`."""
         finish = "length" if sequence.made >= sequence.max_tokens else None
         if self.api == "tgi":
             return self._tgi_token(sequence, finish)

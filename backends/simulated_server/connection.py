@@ -14,7 +14,7 @@ TRICKLE_EVERY = 0.05  # seconds between the single bytes of a trickling answer
 
 
 class ClientConnection:
-    """Stamps requests as they are read, and never blocks on writes."""
+    """Reads and timestamps requests, and writes without blocking."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class ClientConnection:
             self.loop.remove_writer(self.sock.fileno())
 
     def trickle(self, data: bytes) -> None:
-        """Send these bytes, then single blanks until the client disconnects."""
+        """Send these bytes, then single spaces until the client disconnects."""
         if self.sock.fileno() < 0:
             return
         self.write(data)

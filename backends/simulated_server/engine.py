@@ -122,7 +122,7 @@ class SimulatedEngine:
         return (self.config.max_concurrency or math.inf) - self.running
 
     def _admit(self, first_due: float | None = None) -> None:
-        """Start waiting sequences while there is room. `first_due` applies to a request that has just arrived."""
+        """Start waiting sequences while there is room. `first_due` is for a request that has just arrived."""
         while self.waiting and self._room() > 0:
             sequence = self.waiting.popleft()
             if not sequence.call.open:
@@ -179,7 +179,7 @@ class SimulatedEngine:
         """Write every token that is due, then sleep until the next token is due."""
         due, now = self._due, time.monotonic() + 0.0002  # the loop's timer resolves only milliseconds
         self._timer, self._timer_at = None, -math.inf  # no timer is set during this step
-        budget = 2000  # most tokens before the sockets are served again
+        budget = 2000  # maximum tokens before the sockets are served again
         while due and due[0][0] <= now and budget:
             budget -= 1
             sequence = heapq.heappop(due)[2]

@@ -1,4 +1,4 @@
-"""The log of true times, against which to check a measuring client: one JSON object per line."""
+"""The log of true times, used to check a measuring client: one JSON object per line."""
 
 import json
 from pathlib import Path

@@ -14,24 +14,24 @@ def _typed(kind: str, **content: Any) -> bytes:
 
 @dataclass(slots=True)
 class Responses(Dialect):
-    """An answer of the Responses API: numbered events, of which the last has the usage."""
+    """An answer of the Responses API: numbered events; the last has the usage."""
 
     number: int = 1
 
     def opening(self) -> bytes:
-        """The events before the first delta."""
+        """Return the events before the first delta."""
         item = {"id": self.request_id, "type": "message", "role": "assistant", "content": []}
         return _typed("response.created", sequence_number=0, response={"model": self.model}) + _typed(
             "response.output_item.added", sequence_number=1, item=item
         )
 
     def token(self, sequence: SequenceCounts, count: int) -> bytes:
-        """One delta of `count` tokens."""
+        """Return one delta of `count` tokens."""
         self.number += 1
         return _typed("response.output_text.delta", sequence_number=self.number, output_index=0, delta=WORD * count)
 
     def closing(self, sequences: Sequence[SequenceCounts]) -> bytes:
-        """The end of an answer that has the tokens it was allowed."""
+        """Return the end of an answer that reached its token limit."""
         (sequence,) = sequences
         usage = {
             "input_tokens": sequence.input_tokens,
@@ -43,7 +43,7 @@ class Responses(Dialect):
         return _typed("response.incomplete", sequence_number=self.number + 1, response=incomplete)
 
     def error(self, message: str) -> bytes:
-        """The event of an answer that failed."""
+        """Return the event of a failed answer."""
         return _typed("response.failed", response={"error": {"code": "server_error", "message": message}})
 
 
@@ -52,7 +52,7 @@ class Messages(Dialect):
     """An answer of the Messages API: content blocks, followed by both token counts."""
 
     def opening(self) -> bytes:
-        """The events before the first delta."""
+        """Return the events before the first delta."""
         message = {"role": "assistant", "model": self.model, "content": [], "usage": {"output_tokens": 1}}
         block = {"type": "text", "text": ""}
         return (
@@ -62,11 +62,11 @@ class Messages(Dialect):
         )
 
     def token(self, sequence: SequenceCounts, count: int) -> bytes:
-        """One delta of `count` tokens."""
+        """Return one delta of `count` tokens."""
         return _typed("content_block_delta", index=0, delta={"type": "text_delta", "text": WORD * count})
 
     def closing(self, sequences: Sequence[SequenceCounts]) -> bytes:
-        """The end of an answer that has the tokens it was allowed."""
+        """Return the end of an answer that reached its token limit."""
         (sequence,) = sequences
         usage = {"input_tokens": sequence.input_tokens, "output_tokens": sequence.made}
         return (
@@ -76,7 +76,7 @@ class Messages(Dialect):
         )
 
     def error(self, message: str) -> bytes:
-        """The event of an answer that failed."""
+        """Return the event of a failed answer."""
         return _typed("error", error={"type": "api_error", "message": message})
 
 

@@ -1,4 +1,4 @@
-"""Checks a user's engine flags against the engine's table: flags that it lacks, and values that it rejects."""
+"""Checks a user's engine flags against the engine's table: unknown flags and rejected values."""
 
 import re
 import shutil
@@ -11,13 +11,13 @@ from backends.tables.table import EngineTable, load
 
 
 def refused(backend: Backend, environment: EnvironmentSpec | None) -> str | None:
-    """Return in one line why the table's version would not start with these flags; None if it would."""
+    """Return in one line why the table's version would reject these flags; None if it would not."""
     same = (each for each in _tables_of_fields(backend, environment) if _same_version(environment, each[0]))
     return next((problem for table, groups in same for problem in _problems(backend, table, groups)), None)
 
 
 def warnings(backend: Backend, environment: EnvironmentSpec | None) -> list[str]:
-    """Return the table's objections to flags if the engine has another version, which may accept them."""
+    """Return the table's objections to flags as warnings, if the engine's version differs and may accept them."""
     found = []
     for table, groups in _tables_of_fields(backend, environment):
         if not _same_version(environment, table):
@@ -72,9 +72,9 @@ def _pins(environment: EnvironmentSpec | None) -> list[str]:
 
 
 def _installed(python: str) -> dict[str, str]:
-    """Return the distributions beside the user's own interpreter, by the names of their folders."""
+    """Return the versions of distributions installed with the user's interpreter, from their folders' names."""
     names = [path.stem for path in distributions(shutil.which(python) or python)]
-    parts = (name.split("-") for name in names if "-" in name)  # some of Debian's have no version
+    parts = (name.split("-") for name in names if "-" in name)  # some of Debian's folders have no version
     return {name.replace("_", "-").lower(): version for name, version, *_ in parts}
 
 

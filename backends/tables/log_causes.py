@@ -1,4 +1,4 @@
-"""The causes of failures: a table of log patterns, of who is to blame, and of remedies in sweep's keys."""
+"""The causes of failures: a table of log patterns, with who is to blame and remedies in sweep's keys."""
 
 import re
 from functools import cache
@@ -23,7 +23,7 @@ class KnownCause(Strict):
 
 
 class CauseTable(Strict):
-    """The known causes, of which the first match counts, and the pattern of lines that are mere consequences."""
+    """The known causes (the first match is used), and the pattern of lines that are only consequences."""
 
     causes: tuple[KnownCause, ...]
     symptoms: str  # of a line that is a mere consequence of another line's error
@@ -33,13 +33,13 @@ class CauseTable(Strict):
         return next((cause for cause in self.causes if re.search(cause.words, line, re.IGNORECASE)), None)
 
     def find_remedy(self, words: str) -> str:
-        """Return the remedy for the cause that a program's words report; "" if it is unknown."""
+        """Return the remedy for the cause in a program's message; "" if the cause is unknown."""
         cause = self.find(words)
         return cause.remedy if cause else ""
 
     @property
     def out_of_memory(self) -> tuple[str, ...]:
-        """The patterns by which any engine's log reports that memory ran out."""
+        """Return the patterns of out-of-memory messages that any engine may log."""
         return tuple(cause.words for cause in self.causes if cause.whose == "memory")
 
 

@@ -27,7 +27,7 @@ class EngineTable(Strict):
 
     engine: str
     version: str
-    source: str  # what was read: a pip requirement, or a repository's tag
+    source: str  # source of the table: a pip requirement, or a repository's tag
     distributions: tuple[str, ...]  # the Python distributions of this engine, if any
     flags: Mapping[str, Flag]
     aliases: Mapping[str, str] = {}
@@ -63,12 +63,12 @@ class EngineTable(Strict):
         return isinstance(flag, str) and flag.removesuffix("+") in ("str", "json", "any")
 
     def problem(self, name: str, value: Any) -> str | None:
-        """Return in a few words why the engine would reject a flag, or None if it would not."""
+        """Return briefly why the engine would reject a flag; None if it would not."""
         flag = self.flags.get(self.names.get(spelling(name.partition(".")[0]), ""))
         if flag is None:
             intended = self.abbreviated(name) or filter(None, [nearest(spelling(name), self.names)])
             names = " or ".join(list(intended)[:3])
-            return f"{self.engine} {self.version} has no such flag" + (f"; did you mean {names}?" if names else "")
+            return f"unknown flag of {self.engine} {self.version}" + (f"; did you mean {names}?" if names else "")
         if value is None or value is False or "." in name:
             return None
         many = isinstance(flag, str) and flag.endswith("+")
@@ -79,7 +79,7 @@ class EngineTable(Strict):
 
 
 def _refused(flag: Flag, value: Any) -> str | None:
-    """Return what the engine expects, in words, or None if the value is right."""
+    """Return a description of the expected value; None if the value is valid."""
     if isinstance(flag, list):
         return None if str(value) in flag else ", ".join(flag)
     match flag.removesuffix("+"):

@@ -1,4 +1,4 @@
-"""The clocks of the measuring process: kernel receive stamps as CLOCK_MONOTONIC, and an alarm that is not rounded.
+"""The clocks of the measuring process: kernel receive timestamps as CLOCK_MONOTONIC, and a precise alarm.
 
 All of the client's stamps are in ns of CLOCK_MONOTONIC, which all processes of a machine share.
 """
@@ -26,13 +26,13 @@ def realtime_minus_monotonic() -> int:
 
 
 class StampClock:
-    """Converts kernel stamps (CLOCK_REALTIME) to CLOCK_MONOTONIC. Call `refresh` often: the wall clock may be set."""
+    """Converts kernel stamps (CLOCK_REALTIME) to CLOCK_MONOTONIC. Call `refresh` often: the clock may be set."""
 
     __slots__ = ("offset", "steps")
 
     def __init__(self) -> None:
         self.offset = realtime_minus_monotonic()
-        self.steps = 0  # how many jumps of the wall clock by more than a millisecond were seen
+        self.steps = 0  # number of wall-clock jumps of more than a millisecond so far
 
     def refresh(self) -> None:
         offset = realtime_minus_monotonic()
@@ -54,7 +54,7 @@ class Alarm:
         loop.add_reader(self._fd, self._expired)
 
     def set(self, instant_ns: int) -> None:
-        """Call back at this instant, or at once if it has passed; replaces an instant that was set before."""
+        """Call back at this instant, or at once if it has passed. Replaces any earlier instant."""
         instant = _ITIMERSPEC.pack(0, 0, *divmod(max(1, instant_ns), 1_000_000_000))
         if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, instant, None) != 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")

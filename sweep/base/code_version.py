@@ -1,4 +1,4 @@
-"""The provenance of a number: the code, versions and time that a result must cite."""
+"""The provenance recorded with every result: the commit, library versions and time."""
 
 import contextlib
 import functools
@@ -19,9 +19,9 @@ def now() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of this code, with `+` if files differ; outside a git checkout, SWEEP_COMMIT or None."""
+    """Return the commit of this code, with `+` for uncommitted changes; without git, SWEEP_COMMIT or None."""
     if not (ROOT / ".git").exists():
-        return os.environ.get("SWEEP_COMMIT") or None  # set in an image
+        return os.environ.get("SWEEP_COMMIT") or None  # set in a container image
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
         return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
@@ -30,8 +30,8 @@ def commit() -> str | None:
 
 
 def program_version() -> str | None:
-    """Return the commit and the version of this code. Return None if they do not identify it: if the checkout has
-    changed or added files, or the sources have no commit.
+    """Return the commit and the version of this code. Return None if they do not identify the code: the checkout has
+    uncommitted changes, or no commit is known.
     """
     sources = (ROOT / "pyproject.toml").exists()
     changed = changed_files() if (ROOT / ".git").exists() else ""
@@ -42,7 +42,7 @@ def program_version() -> str | None:
 
 @functools.cache
 def changed_files() -> str | None:
-    """Return the files that differ from the commit or are not in it, as git lists them; None if git fails."""
+    """Return the changed and untracked files, as `git status` lists them; None if git fails."""
     try:
         answer = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, timeout=30)
     except OSError:

@@ -40,33 +40,33 @@ Configured = TypeVar("Configured", bound=BaseModel)
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 ISSUE_AGAIN = 75  # exit status (sysexits: a temporary failure) of a run that the same command can continue
-OUR_ERROR = 70  # exit status (sysexits: an error inside the software) of an error that no check foresaw
-UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names of that error
-_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # a kind of value in an error's location, not a key
+OUR_ERROR = 70  # exit status of an unexpected error (sysexits: an error inside the software)
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for an unknown key
+_PYDANTICS_OWN = re.compile(r"[^\w-]|^constrained-")  # a type in a pydantic error's location, not a key
 ADDRESS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*:(?P<port>[0-9]{1,5})", re.ASCII)
 MOST_ECHOED = 80  # characters of a value in a message
 MOST_ALLOWED = 400  # characters of the list of expected names in a message
 LONGEST_FOLDER_NAME = 255  # bytes of a file or folder name, on every file system that Linux mounts by default
 LARGEST_NUMBER = 10**9  # the largest number that a key accepts: 31 years in seconds
 UNBOUNDED = ("seed", "fault_seed", "parameters", "rope_theta")  # keys that accept larger numbers
-PASSED_ON = dict[str, Any]  # the type of settings that an engine gets unchanged: their numbers may be bytes
+PASSED_ON = dict[str, Any]  # the type of settings passed unchanged to an engine: numbers may be bytes
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 NAMED_GROUPS = ("backend", "model", "workload", "load")  # config groups with a column each for the name of the option
 POINT_GROUPS = (*NAMED_GROUPS, "gateway")  # config groups that make up a point of an experiment
-RUN_GROUPS = ("hardware", "cluster", "tracking")  # config groups that are the same for all points
+RUN_GROUPS = ("hardware", "cluster", "tracking")  # config groups with one value for the whole run
 GROUPS = POINT_GROUPS + RUN_GROUPS
 
 
 class ConfigError(ValueError):
-    """Bad input, in one line with the key, the value and what was expected. The command ends with status 2."""
+    """Bad input, in one line with the key, the value and what was expected. Exit status 2."""
 
 
 class Halted(Exception):
-    """The sweep cannot continue until somebody does what the message says. Then the same command continues."""
+    """The sweep cannot continue until someone follows the message; then the same command resumes it."""
 
 
 class Unforeseen(Exception):
-    """An internal error while planning, in one line that names the traceback's file. The status is 70."""
+    """An internal error during planning, in one line that names the file with the traceback. Exit status 70."""
 
 
 class DamagedFile(Exception):
@@ -81,7 +81,7 @@ class DamagedFile(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has no message, like some of Ray's errors."""
+    """Return the first line of an error's message, or its type if the message is empty (as in some Ray errors)."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -100,7 +100,7 @@ class Strict(BaseModel):
 
     @classmethod
     def removal(cls, key: str) -> str | None:
-        """Return why a key of an older version is rejected; None for any other key."""
+        """Return the reason for rejecting a removed key, with its replacement; None for any other key."""
         return f"this key was removed in 0.2.0; {cls.removed[key]}" if key in cls.removed else None
 
 
@@ -120,20 +120,20 @@ class Hardware(Strict):
     bandwidth: PositiveFloat | None = None  # GB/s of that memory
     flops: dict[str, PositiveFloat] = {}  # TFLOP/s of dense matrix products of one accelerator, by number format
     figures_source: str | None = None  # source of memory, bandwidth and FLOP/s
-    cpus: PositiveInt | None = None  # of the machine that the price is for, like the next field
+    cpus: PositiveInt | None = None  # of the machine that the price is for; also the next field
     memory: PositiveFloat | None = None  # GiB
 
     assumed: ClassVar[bool] = False  # picked by hardware=auto (FoundHardware)
 
 
 class FoundHardware(Hardware):
-    """The profile that hardware=auto picked; used for engines launched here, never for an endpoint."""
+    """The hardware profile that hardware=auto picked. Used for engines that sweep launches, never for an endpoint."""
 
     assumed: ClassVar[bool] = True
 
 
 class SimulatedNodes(Strict):
-    """A cluster that does not exist, for estimating how long a plan would take on it."""
+    """A hypothetical cluster, used to estimate how long a plan would take on it."""
 
     nodes: int = Field(gt=0, le=10_000)
     gpus: int = Field(ge=0, le=10_000)  # per node
@@ -141,7 +141,7 @@ class SimulatedNodes(Strict):
     cpus: PositiveInt = 64  # per node
     driver: str | None = None  # NVIDIA driver on each node, e.g. "550"; None: new enough for everything
     capability: str | None = None  # compute capability of the GPUs, e.g. "8.9"; None: high enough for everything
-    seconds_per_trial: PositiveFloat | None = None  # assumed if there is no history; None: unknown
+    seconds_per_trial: PositiveFloat | None = None  # assumed duration if there is no history; None: unknown
     seconds_per_launch: NonNegativeFloat = 60.0  # likewise
 
 
@@ -169,7 +169,7 @@ class Cluster(Strict):
     @field_validator("address")
     @classmethod
     def _is_address(cls, address: str | None) -> str | None:
-        """Reject an address that Ray would try to reach for minutes."""
+        """Reject a malformed address: Ray would try for minutes to reach it."""
         if address in (None, "auto"):
             return address
         match = ADDRESS.fullmatch(str(address))
@@ -191,7 +191,7 @@ class Tracking(Strict):
     kind: Literal["none", "wandb"]
     project: str = "sweep"
     entity: str | None = None
-    trials: bool = True  # a run for each trial beside the sweep's own
+    trials: bool = True  # a tracker run for each trial, in addition to the sweep's
 
 
 class Client(Strict):
@@ -202,21 +202,21 @@ class Client(Strict):
 
 
 class Quiet(Strict):
-    """The disturbance by other processes that a trial tolerates, and how long to wait for a quieter node."""
+    """Limits on the load from other processes that a trial tolerates, and the wait for a quieter node."""
 
-    foreign_cpu: float = Field(default=0.1, gt=0, le=1)  # share of the engine's cores; its GPUs must be free of others
+    foreign_cpu: float = Field(default=0.1, gt=0, le=1)  # share of the engine's cores; its GPUs must be free
     within: NonNegativeFloat = 600.0  # s
 
 
 class Durations(Strict):
     """How long the unmodified experiment takes, in seconds; used for the estimate before its first run."""
 
-    machine: str = Field(min_length=1)  # on which the durations were measured
+    machine: str = Field(min_length=1)  # the node type on which the durations were measured
     set_up: NonNegativeFloat = 0.0  # of sweep itself
     environments: NonNegativeFloat = 0.0  # of all engines
     model: NonNegativeFloat = 0.0  # fetching and converting its weights
-    reference: NonNegativeFloat = 0.0  # answers of the reference, which engines are compared with
-    comparison: NonNegativeFloat = 0.0  # of one deployment's answers with the reference
+    reference: NonNegativeFloat = 0.0  # computing the reference answers, which engines are compared with
+    comparison: NonNegativeFloat = 0.0  # comparing one deployment's answers with the reference
     launches: dict[str, NonNegativeFloat]  # by the backend's name
     trial: PositiveFloat  # mean duration
 
@@ -237,7 +237,7 @@ def read_slo(typed: Any) -> dict[str, float] | None:
     """Return the bounds in `ttft=200ms,tpot.p90=0.05s`, or in an equivalent mapping, in seconds.
 
     Raises:
-        ConfigError: for another latency, or a limit without a unit.
+        ConfigError: for an unknown latency, or a bound without a unit.
     """
     if typed is None:
         return None
@@ -262,7 +262,7 @@ def _seconds(latency: str, limit: Any) -> float:
 
 
 def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
-    """Return the bounds with units, as a configuration states them; recorded bounds are in seconds."""
+    """Return the bounds with units, as in a configuration; recorded bounds are in seconds."""
     return None if slo is None else {latency: f"{seconds!r}s" for latency, seconds in slo.items()}
 
 
@@ -334,7 +334,7 @@ class Settings(Strict):
 
 
 def next_time(deadline: str, now: datetime) -> datetime:
-    """Return the next "08:00" after `now`, or an ISO date and time; local time. Raises ValueError for others."""
+    """Parse a deadline in local time: HH:MM (the next after `now`) or an ISO date-time; else raises ValueError."""
     try:
         if len(deadline) <= len("08:00:00"):
             at = datetime.combine(now.date(), time.fromisoformat(deadline))
@@ -348,17 +348,17 @@ def cache_directory(setting: str | None) -> Path:
     """Return the node-local folder of environments, weights and conversions: the setting, else $XDG_CACHE_HOME/sweep.
 
     Raises:
-        ConfigError: if a name is too long for a folder.
+        ConfigError: if a component of the path is too long.
     """
     if setting:
         if any(len(os.fsencode(part)) > LONGEST_FOLDER_NAME for part in Path(setting).parts):
-            raise ConfigError(f"cache_dir={shortened(setting)}: expected names of at most {LONGEST_FOLDER_NAME} bytes")
+            raise ConfigError(f"cache_dir={shortened(setting)}: a component has over {LONGEST_FOLDER_NAME} bytes")
         return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweep"
 
 
 def import_path() -> str:
-    """Return a PYTHONPATH with which a process can import this code; an installed wheel does not add one."""
+    """Return a PYTHONPATH that lets a child process import this code."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
@@ -371,7 +371,7 @@ def content_hash(value: Any, length: int = 12) -> str:
 def parent_mapping(settings: dict[str, Any], key: str) -> dict[str, Any]:
     """Return the mapping that contains, or will contain, the last part of a dotted key.
 
-    Mappings on the way are copied, since others may share them.
+    Mappings along the path are copied, since other points may share them.
 
     Raises ConfigError if an earlier part of the key is not a mapping.
     """
@@ -398,7 +398,7 @@ def locate(target: str, key: str) -> type[BaseModel]:
 
 
 def build(mapping: Mapping[str, Any], key: str) -> BaseModel:
-    """Build what the `_target_` mapping at `key` describes. Raises ConfigError if its class rejects a value."""
+    """Build the object that the `_target_` mapping at `key` describes. ConfigError if its class rejects a value."""
     fields = dict(mapping)
     target = fields.pop("_target_", None)
     if not isinstance(target, str):
@@ -437,7 +437,7 @@ def _refuse_odd_numbers(typed: Any, built: Any, key: str, largest: float) -> Non
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
-    # A key that does not exist explains why another is missing.
+    # An unknown key is probably a misspelt required key: report only the unknown one.
     first = min(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN_KEY)
     where = ".".join([key, *(str(part) for part in first["loc"] if not _PYDANTICS_OWN.search(str(part)))]).strip(".")
     value = shortened(repr(first["input"]))
@@ -450,7 +450,7 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
         return f"{where}={value}: unknown key" + (f"; {did_you_mean(name, keys)}" if keys else "")
     if first["type"] == "missing":
         return f"{where}: required, but not given"
-    # If a key accepts several types, there is an error for each type.
+    # If a key accepts several types, pydantic reports an error for each type.
     siblings = [problem for problem in error.errors() if problem["loc"] and problem["loc"][:-1] == first["loc"][:-1]]
     kinds = [problem["msg"] for problem in siblings if _PYDANTICS_OWN.search(str(problem["loc"][-1]))]
     message = " or ".join(dict.fromkeys(kinds or [first["msg"]])).removeprefix("Value error, ")
@@ -460,7 +460,7 @@ def _one_line(error: ValidationError, kind: type[BaseModel], key: str) -> str:
 
 
 def _owner_at(kind: Any, path: Sequence[int | str]) -> Any:
-    """Return the model or dataclass that has the keys at this path within a model."""
+    """Return the nested model or dataclass at this path, so that a message can list its keys."""
     for part in path:
         kind = typing.get_type_hints(kind).get(str(part)) if isinstance(kind, type) else None
         kind = next((part for part in typing.get_args(kind) if isinstance(part, type) and part is not type(None)), kind)
@@ -477,12 +477,12 @@ def _keys_of(kind: Any) -> list[str]:
 
 
 def one_of(key: str, value: object, allowed: Iterable[object]) -> ConfigError:
-    """Return the ConfigError for a value that is not among the expected ones."""
+    """Return the ConfigError for a value that is not among the allowed values."""
     return ConfigError(f"{key}={shortened(value)}: unknown; {did_you_mean(value, allowed)}")
 
 
 def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] = ()) -> str:
-    """Return the expected names for an error message, after the name (also among `also`) nearest to a mistake."""
+    """Return "did you mean ...?" with the nearest name (from `allowed` and `also`), then the allowed names."""
     names = sorted(str(name) for name in allowed)
     name = nearest(value, [*names, *also])
     listed = ", ".join(names)
@@ -492,5 +492,5 @@ def did_you_mean(value: object, allowed: Iterable[object], also: Iterable[str] =
 
 
 def nearest(value: object, names: Iterable[str]) -> str | None:
-    """Return the name that a mistaken name was probably meant to be; None if no name is similar."""
+    """Return the name most similar to a mistyped name; None if no name is similar."""
     return next(iter(difflib.get_close_matches(str(value), list(names), 1, cutoff=0.75)), None)

@@ -1,7 +1,7 @@
-"""The ends of launches, trials and preparations, as values; `sweep.drive.policy` decides what follows from them.
+"""The ends of launches, trials and preparations, as values; `sweep.drive.policy` decides what follows.
 
-Texts are interpreted only if a foreign tool printed them: by the causes in `backends/tables/log_causes.yaml`, and by
-the table here, for the libraries that all tools share.
+Only the output of foreign tools is interpreted as text: with the causes in `backends/tables/log_causes.yaml`, and with
+the table here for the libraries that all tools share.
 """
 
 import json
@@ -22,27 +22,27 @@ LIBRARY_OUTAGES = re.compile(  # messages of libc, Python and HTTP clients in C,
     r"|no space left|disk quota exceeded|transport endpoint is not connected",
     re.IGNORECASE,
 )
-OUR_MODULES = ("sweep.", "backends.")  # modules whose messages are only for people
+OUR_MODULES = ("sweep.", "backends.")  # modules whose messages are never interpreted
 
 
 class Cause(StrEnum):
-    """The cause of an end that no process, system call or server reports."""
+    """Why a trial or launch ended, where no exit status, errno or HTTP status gives the reason."""
 
     # Causes outside the engine:
     SUPERVISOR = "supervisor killed"
     UNREACHABLE = "accepts no connections"
-    ENDPOINT = "requests to an endpoint"  # its network is not ours either
+    ENDPOINT = "requests to an endpoint"  # also covers the network to it
     PORT = "port"  # it is in use or not permitted
     GPU_MEMORY = "GPU memory in use"
     NO_TOKENIZER = "no tokenizer"
     CLIENT = "client"
     GATEWAY = "gateway"
     CLOCK = "clock set"
-    CONTRADICTION = "contradiction"  # the node is not as planned
+    CONTRADICTION = "contradiction"  # the node differs from the plan's assumptions
     OUTAGE = "outage"
     LOST = "lost"
     NO_NODE = "no node"
-    # Causes in the engine, or in what it was asked to do:
+    # Causes in the engine or its settings:
     NOT_READY = "not ready"
     STALLED = "stalled"
     TRIAL_TIMEOUT = "trial timeout"
@@ -57,10 +57,10 @@ class Cause(StrEnum):
 
 
 class Blame(StrEnum):
-    """Who is to blame for an end, besides the engine and an outage."""
+    """Who caused a failure, if neither the engine nor an outage did."""
 
     NODE = "node"  # part of the node is broken, or its memory for processes is full
-    USER = "user"  # something is missing on that machine that its user can add
+    USER = "user"  # something is missing on the machine that its user can install
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Exit:
     """The end of a process, a call or a request. Unknown fields keep their defaults."""
 
     cause: str = ""  # a Cause, or the place where an unexpected error was raised
-    signal: int | None = None  # that killed the process
-    status: int | None = None  # of the process
-    errno: int | None = None  # of the system call
+    signal: int | None = None  # signal that killed the process
+    status: int | None = None  # exit status of the process
+    errno: int | None = None  # errno of the system call
     http: int | None = None  # status
     words: str = ""  # what a foreign tool printed about the end
     outage: bool = False  # whether that tool's table recognizes an outage in the words
-    blames: Blame | None = None  # whom the table blames for the words otherwise
+    blames: Blame | None = None  # the Blame that the table assigns to the words
 
     def stored(self) -> str:
         """Return the fields that are set, as JSON."""
@@ -87,7 +87,7 @@ class Exit:
 
 
 class Failed(Exception):
-    """A failure with its exit; by default, the exit of the error from which it was raised."""
+    """A failure with its exit; by default, the exit of the error that caused it."""
 
     def __init__(self, message: str, exit: Exit | None = None) -> None:
         super().__init__(message)
@@ -95,21 +95,21 @@ class Failed(Exception):
 
 
 class Outage(Failed, ValueError):
-    """A network, a hub or a disk failed before it gave an answer: a retry may succeed."""
+    """A network, hub or disk failed before it gave a definite result: a retry may succeed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Exit(Cause.OUTAGE))
 
 
 def exit_of(error: BaseException) -> Exit:
-    """Return the exit that an error describes: its own, the system's, a server's, or what a library's message says.
+    """Return the exit that an error describes: from its `exit`, errno, HTTP status, or a library's message.
 
-    Our own messages are not interpreted: the exit is that of the error from which ours was raised, else only its place.
+    Messages of this project are not interpreted: their exit comes from the error's cause, or is only its place.
     """
     if exit := getattr(error, "exit", None):
         assert isinstance(exit, Exit)
         return exit
-    if isinstance(error, ConfigError):  # a definite answer, whatever it quotes
+    if isinstance(error, ConfigError):  # a definite result, whatever text it quotes
         return Exit("bad input")
     if isinstance(error, OSError) and error.errno is not None:
         return Exit(errno=error.errno, words=str(error))
@@ -124,7 +124,7 @@ def exit_of(error: BaseException) -> Exit:
 
 
 def _place_of_ours(error: BaseException) -> str | None:
-    """Return the function of ours that raised an error; None if a library raised it."""
+    """Return the function of this project that raised an error; None if a library raised it."""
     if isinstance(error, OSError):  # ours have only a number
         return None
     traceback, origin = error.__traceback__, ""

@@ -31,7 +31,7 @@ LOGGED_PAIR = re.compile(
 # A sentence with a key: "the API key 0a1b… is invalid".
 SPOKEN = re.compile(r"(?i)(\b(?:api[ _-]?key|password|client[ _]secret)\s+)(?=\S*\d)(?=\S*[a-z])[\w+=~.-]{20,}")
 MASK = "***"
-SHORTEST = 8  # characters of a variable's value that is masked everywhere: shorter values may be ordinary words
+SHORTEST = 8  # minimum length of a variable's value to mask everywhere: shorter values may be ordinary words
 
 
 def is_secret(name: str, value: object = "") -> bool:
@@ -42,12 +42,12 @@ def is_secret(name: str, value: object = "") -> bool:
 def secret_within(name: str, value: object, inherited: bool = False) -> str | None:
     """Return the path of the first secret in a setting, e.g. "user.api_key"; None if there is no secret.
 
-    Mappings, lists and JSON texts are searched; `inherited`: the setting is below a secret's name. A number is a secret
-    too, except under a name that ends in "token", since engines have token counts.
+    Mappings, lists and JSON texts are searched. `inherited`: the setting is nested under a secret's name. Numbers are
+    secrets too, except under a name that ends in "token", since engines have token counts.
     """
     named = inherited or is_secret(name.rpartition(".")[2])
     if isinstance(value, str) and value.strip().startswith(("{", "[")):
-        with suppress(ValueError):  # otherwise a template, or the engine's own notation
+        with suppress(ValueError):  # otherwise a template, or the engine's notation
             value = json.loads(value)
     if isinstance(value, Mapping):
         return next(filter(None, (secret_within(f"{name}.{key}", inner, named) for key, inner in value.items())), None)
@@ -62,7 +62,7 @@ def secret_within(name: str, value: object, inherited: bool = False) -> str | No
 def secret_values(environ: Mapping[str, str]) -> set[str]:
     """Return the values of variables that hold secrets, to be masked wherever they occur.
 
-    Any variable whose name ends with KEY counts as a secret. A number does not, since JSON contains many numbers.
+    Any variable whose name ends with KEY is a secret, unless its value is a number: JSON contains many numbers.
     """
     secrets = (content for key, content in environ.items() if NAME.search(key) or key.upper().endswith("KEY"))
     return {content for content in secrets if len(content) >= SHORTEST and not content.isdecimal()}
@@ -74,14 +74,14 @@ def masked_here(text: str) -> str:
 
 
 def masked_message(text: str, secrets: set[str]) -> str:
-    """Return a message about what a user typed, with secrets and the values of secret names masked."""
+    """Return a message about a user's input, with secrets and the values of secret names masked."""
     text = PAIR.sub(lambda pair: f"{pair[1]}{pair[2]}{MASK}" if is_secret(pair[1]) else pair[0], text)
     return masked(text, secrets)
 
 
 def masked(text: str, secrets: set[str] | frozenset[str] = frozenset()) -> str:
-    """Return a text without these values, the shapes above, and the values of pairs that are named as secrets."""
-    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
+    """Return a text with these values masked, and key-like strings and the values of secret names as well."""
+    for secret in sorted(secrets, key=len, reverse=True):  # longest first: one secret may be a prefix of another
         text = text.replace(secret, MASK)
     text = LOGGED_PAIR.sub(lambda pair: f"{pair['name']}{pair['sign']}{MASK}", VALUE.sub(MASK, text))
     return SPOKEN.sub(rf"\g<1>{MASK}", text)

@@ -1,7 +1,7 @@
-"""The options of the config groups, conf/<group>/<name>.yaml: the project's own and those in a user's folders.
+"""The options of the config groups, conf/<group>/<name>.yaml: the built-in options and options in a user's folders.
 
 Hydra composes every option, so each may have a `defaults:` list. Every package may import this module: engines look up
-their environments, planning its points, and the command what `--help` lists.
+environments, the planner its points, the command line its help.
 """
 
 import copy
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import DictConfig
 
-PRIMARY = "config"  # conf/config.yaml, which only the project has
-MOST_NODES = 100_000  # in a file, keys and values
-MOST_NESTED = 100  # levels of brackets in a user's file
-PROVIDER = "sweep"  # Hydra's name for the source of a file
+PRIMARY = "config"  # conf/config.yaml, which no user's folder may have
+MOST_NODES = 100_000  # maximum of keys and values in a user's file
+MOST_NESTED = 100  # maximum nesting of brackets in a user's file
+PROVIDER = "sweep"  # Hydra's name for a config source
 
 Stamps = tuple[tuple[str, int, int], ...]  # files with their modification times and sizes
 
 
 def default_folders() -> tuple[Path, ...]:
-    """The project's own folder, after $SWEEP_CONFIG_DIR, from which all processes of a run take options first."""
+    """The built-in folder, after $SWEEP_CONFIG_DIR, which takes precedence in all processes of a run."""
     folder = os.environ.get("SWEEP_CONFIG_DIR")
     return (*([Path(folder)] if folder else []), CONF)
 
@@ -45,9 +45,9 @@ class ConfigPath:
 
     @classmethod
     def of_user(cls, user_folders: Sequence[str] = ()) -> "ConfigPath":
-        """Return the given folders, then ./conf, then the project's own.
+        """Return the given folders, then ./conf, then the built-in one.
 
-        A ./conf with a config.yaml belongs to another program (or to this project) and is left out.
+        A ./conf with a config.yaml belongs to another program (or to this project) and is skipped.
 
         Raises ConfigError for a given folder that has a config.yaml, or does not exist; so may $SWEEP_CONFIG_DIR.
         """
@@ -63,7 +63,7 @@ class ConfigPath:
             if (folder / f"{PRIMARY}.yaml").exists():
                 raise ConfigError(f"--config-dir {folder}: {PRIMARY}.yaml has no effect; put its keys in an experiment")
             if not any(folder.glob("*/*.yaml")):
-                raise ConfigError(f"--config-dir {folder}: no option there; expected a folder with GROUP/NAME.yaml")
+                raise ConfigError(f"--config-dir {folder}: no option in this folder; expected GROUP/NAME.yaml files")
         local = Path("conf").resolve()
         if local.is_dir() and not (local / f"{PRIMARY}.yaml").exists():
             folders.append(local)
@@ -74,7 +74,7 @@ class ConfigPath:
         return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
 
     def origin(self, group: str, name: object) -> Path | None:
-        """Return the file of a user's option; None for one of the project's."""
+        """Return the file of a user's option; None for a built-in option."""
         files = (folder / group / f"{name}.yaml" for folder in self.folders)
         file = next((path for path in files if os.path.isfile(path)), None)  # a name may be too long for a file
         return None if file is None or file.is_relative_to(CONF) else file
@@ -96,11 +96,11 @@ class ConfigPath:
         return copy.deepcopy(_composed(self.folders, self._stamps(overrides), primary, tuple(overrides)))
 
     def _stamps(self, overrides: Sequence[str]) -> Stamps:
-        """Return stamps that change when a file does; experiments are included only if one is composed."""
+        """Return the files' sizes and times, as a cache key; experiments are included only if one is composed."""
         files = [path for folder in self.folders for at in ("*.yaml", "*/*.yaml") for path in folder.glob(at)]
         if not any(override.startswith("+experiment=") for override in overrides):
             files = [path for path in files if path.parent.name != "experiment"]
-        files = [path for path in files if path.exists()]  # an editor's lock is a broken link
+        files = [path for path in files if path.exists()]  # an editor's lock file is a broken symbolic link
         return tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in sorted(files))
 
 
@@ -113,7 +113,7 @@ class Composed(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _composed(folders: tuple[Path, ...], stamps: Stamps, primary: str | None, overrides: tuple[str, ...]) -> Composed:
-    # Hydra is half of what `sweep --help` and `sweep status` would import.
+    # Imported here: Hydra would double the import time of `sweep --help` and `sweep status`.
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -132,14 +132,14 @@ def _composed(folders: tuple[Path, ...], stamps: Stamps, primary: str | None, ov
 def _hydra_composition(
     folders: tuple[Path, ...], primary: str | None, overrides: list[str]
 ) -> tuple["DictConfig", dict[str, Any]]:
-    """Return Hydra's composition and its choices, without Hydra's own settings, which take two thirds of the time."""
+    """Return Hydra's composition and its choices, without the `hydra` settings, which take two thirds of the time."""
     from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
     from hydra._internal.defaults_list import create_defaults_list
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     class Repository(CachingConfigRepository):  # type: ignore[misc]  # Hydra has no types
-        def __init__(self) -> None:  # omits the superclass's copy of a repository that is made again here
+        def __init__(self) -> None:  # skips the superclass's copy of a repository, which is replaced here
             self.delegate = ConfigRepository(loader.get_search_path())
             self.cache: dict[str, Any] = {}
 
@@ -159,7 +159,7 @@ def _hydra_composition(
 def _refuse_endless_content(folders: Sequence[Path], option: str) -> None:
     """Reject a user's file that would take extremely long to load.
 
-    Aliases may expand to more content than anybody would write, and Hydra would copy all of it. The time to parse
+    Aliases may expand to huge content ("billion laughs"), and Hydra would copy all of it. The time to parse
     nested brackets grows with the square of their depth.
     """
     path = next((path for folder in folders if os.path.isfile(path := folder / f"{option}.yaml")), None)
@@ -184,7 +184,7 @@ def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
 
 
 def _refuse_second_override(result: Any) -> None:
-    """Reject a second override of a group in one defaults list: Hydra would use the first and ignore the second."""
+    """Reject a second override of a group in one defaults list: Hydra would silently ignore it."""
     groups = Counter(entry.group for entry in result.defaults_list or () if entry.is_override())
     if twice := [group for group, count in groups.items() if count > 1]:
         raise ConfigError(f"defaults: override /{twice[0].lstrip('/')} is listed twice; list it once")
@@ -206,7 +206,7 @@ def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
             _refuse_second_override(result)
             if result.provider == PROVIDER and "hydra" in result.config:
                 file = f"{default.config_path}.yaml"
-                raise ConfigError(f"hydra: unknown key in {file}; remove it: settings of Hydra have no effect here")
+                raise ConfigError(f"hydra: unknown key in {file}; remove it: sweep ignores Hydra's settings")
             return result
 
     # Hydra's public functions put the folder of the primary configuration before all others, so that the user's options
@@ -220,5 +220,5 @@ def _loader(folders: tuple[Path, ...]) -> "ConfigLoaderImpl":
 
 
 def load_option(group: str, name: str) -> dict[str, Any]:
-    """Return one of the project's own options, composed. Raises ConfigError if the name is unknown."""
+    """Return one built-in option, composed. Raises ConfigError if the name is unknown."""
     return ConfigPath().load(group, name)

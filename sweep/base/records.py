@@ -27,7 +27,7 @@ PROTOCOL_VERSION = 6
 
 Phase = Literal["warmup", "measured"]
 Api = Literal["completions", "chat", "responses", "messages", "tgi"]
-TYPED_APIS = ("responses", "messages")  # they accept only text, and have neither ignore_eos nor a running count
+TYPED_APIS = ("responses", "messages")  # these APIs accept only text, and have neither ignore_eos nor per-chunk usage
 API_VERSION = re.compile(r"/v\d+[a-z]*\d*$")  # at the end of a base URL: /v1, /api/v4, /v1beta1
 ProxyUse = Literal["none", "environment"]
 BatchForm = Literal["list", "streams"]
@@ -38,25 +38,25 @@ PROXY_VARIABLES += tuple(map(str.upper, PROXY_VARIABLES))
 HTTP2_ONLY = "the server speaks HTTP/2 alone: put a proxy before it that speaks HTTP/1.1"
 LARGEST_PROXY_ANSWER = 16 << 10  # bytes of the head in which a proxy confirms a tunnel
 LONGEST_TIMEOUT = 4200  # s: chunk stamps are uint32 µs, which end at 4,294 s
-MOST_TOKENS = 0xFFFF  # in one chunk: they are kept as uint16
+MOST_TOKENS = 0xFFFF  # in one chunk, as counts are stored as uint16
 LOAD_COLUMNS = ("batch_size", "concurrency", "rate")
-"""The columns of a trials row that give the size of its load; at most one has a value."""
+"""The columns of a trials row that hold the size of its load; at most one is not null."""
 
 
 class TrialProgress(NamedTuple):
     """The progress of a running trial's requests."""
 
     sent: int
-    done: int  # ended, including failed ones
+    done: int  # requests that have ended, including failed requests
     failed: int
     in_flight: int
-    tokens: int  # received so far, of all requests
+    tokens: int  # tokens received so far, for all requests
     total: int  # requests to be sent
     seconds: float  # since the first request was due
 
     @property
     def share(self) -> float:
-        """The share of the requests that have ended, 0..1."""
+        """The fraction of the requests that have ended, 0..1."""
         return self.done / self.total if self.total else 0.0
 
 
@@ -85,7 +85,7 @@ UNMEASURED = (Outcome.UNAVAILABLE, Outcome.CENSORED, Outcome.CANCELLED)
 class Fault(StrEnum):
     """The origin of a failure."""
 
-    ENGINE = "engine"  # the engine's own answer, which would be the same next time
+    ENGINE = "engine"  # the engine itself failed: a retry would fail again
     SURROUNDINGS = "surroundings"  # a signal, a network, a hub, a disk, the measuring client or another process
 
 
@@ -96,16 +96,16 @@ class Request:
     request_id: str  # sent as x-request-id
     prompt: str | tuple[int, ...]  # text, or token ids
     output_tokens: int  # max_tokens
-    input_tokens: int = UNKNOWN  # counted by the model's own tokenizer, including special tokens
+    input_tokens: int = UNKNOWN  # counted by the model's tokenizer, including special tokens
     phase: Phase = "measured"
-    model: str | None = None  # e.g. a LoRA adapter; None: the trial's own model
+    model: str | None = None  # e.g. a LoRA adapter; None: the trial's model
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Limits on one request, in seconds. A breach is noticed at most 0.6 s late."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # for the settings, of which it is a part  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid"}  # part of the settings, so strict like them # noqa: RUF012
 
     connect: float = 10.0
     first_token: float = 3600.0  # since the send
@@ -129,34 +129,34 @@ class Record:
 
     request_id: str  # id of the request, which the engine's log may show
     phase: Phase  # warmup or measured
-    scheduled: float | None  # when the load was to send it; null without a schedule (closed loop, lockstep)
+    scheduled: float | None  # when it was due by the load's schedule; null without a schedule (closed loop, lockstep)
     released: float  # when a slot was free for it; without a schedule, when its user or batch could send it
-    sent: float  # when its first byte was written to the socket; null, like `released`, if it was due but never sent
+    sent: float  # when its first byte was written to the socket; null, like `released`, if it was never sent
     chunk_us: array[int] = field(default_factory=lambda: array("I"))  # list: arrival of each chunk, since `sent`
     chunk_tokens: array[int] = field(default_factory=lambda: array("H"))  # list: number of tokens in each chunk
     input_tokens: int = UNKNOWN  # tokens of the prompt, as counted by `token_source`
     output_tokens: int = UNKNOWN  # tokens of the answer, including hidden ones, as counted by `token_source`
     batch: int = UNKNOWN  # index of its lockstep batch; null for other loads
     finish_reason: str | None = None  # reason that the engine gave for the end of the answer
-    error: str | None = None  # why it failed, as `kind: detail`; null if it succeeded
-    ended: float | None = None  # when its answer was complete, or the client gave up
-    token_source: TokenSource | None = None  # who counted the tokens: the server, or our tokenizer (`text`)
-    asked_input_tokens: int = UNKNOWN  # tokens of the prompt, as the model's own tokenizer counts them
+    error: str | None = None  # why the request failed, as `kind: detail`; null if it succeeded
+    ended: float | None = None  # when the answer was complete, or the client gave up
+    token_source: TokenSource | None = None  # who counted the tokens: the server, or the client's tokenizer (`text`)
+    asked_input_tokens: int = UNKNOWN  # tokens of the prompt, as the model's tokenizer counts them
     asked_output_tokens: int = UNKNOWN  # requested tokens of the answer (max_tokens)
     streamed_tokens: int = UNKNOWN  # tokens of the answer received in its chunks; equals `output_tokens` by default
     hidden_tokens: int = 0  # tokens of the answer that were counted but never sent: reasoning
-    recounted_tokens: int = UNKNOWN  # tokens of the answer, if the model's own tokenizer recounted them
+    recounted_tokens: int = UNKNOWN  # tokens of the answer, if recounted by the model's tokenizer
     first_answer: float | None = None  # when the first chunk after visible reasoning arrived, since `sent`
-    cached_tokens: int = UNKNOWN  # of the prompt that the engine says it had cached
-    model: str | None = None  # the model of workload.models that it asked for; null without them
-    gateway_answer: bool = False  # whether the gateway answered, from its cache or from an equal request under way
-    served_model: str | None = None  # the model by the answer's own word; several names are joined
-    characters: int = UNKNOWN  # of the answer's text
-    text_hash: int = UNKNOWN  # of the first 256 bytes of the answer's text; null if they are few or repeat themselves
-    prompt_words: int = UNKNOWN  # of the prompt's text, or sixths of its bytes if these are more; token ids if sent so
-    connecting: float | None = None  # when its connection was begun; null where that had answered before
-    connected: float | None = None  # when that was open, its TLS handshake included
-    closed: bool = False  # whether the connection was closed after the answer, as server or headers ask
+    cached_tokens: int = UNKNOWN  # tokens of the prompt that the engine reports as cached
+    model: str | None = None  # the model requested, from workload.models; null without them
+    gateway_answer: bool = False  # whether the gateway answered, from its cache or from an identical request in flight
+    served_model: str | None = None  # the model named in the answer; several names are joined
+    characters: int = UNKNOWN  # number of characters in the answer's text
+    text_hash: int = UNKNOWN  # hash of the first 256 bytes of the answer's text; null if it is shorter or repetitive
+    prompt_words: int = UNKNOWN  # words of the prompt's text, or a sixth of its bytes if more; token ids if sent as ids
+    connecting: float | None = None  # when its connection was started; null for a reused connection
+    connected: float | None = None  # when its connection was open, including the TLS handshake
+    closed: bool = False  # whether the connection was closed after the answer, by the server or as its headers required
 
     def __post_init__(self) -> None:
         if self.streamed_tokens == UNKNOWN:
@@ -242,11 +242,11 @@ class Sample(NamedTuple):
     time: float  # s from the trial's start
     series: str  # e.g. kv_cache_usage, requests_running, gpu_memory_bytes
     value: float
-    device: str = ""  # a GPU, a core or a position in a draft; "" if there is just one
+    device: str = ""  # a GPU, a core or a position in a draft; "" if the series has only one source
 
 
 def request_path(url: str, path: str) -> str:
-    """Return a request's path with the query of the endpoint's URL; a version in the URL replaces the /v1 of `path`."""
+    """Return a request's path with the endpoint URL's query string; the URL's version (/v4) replaces `path`'s /v1."""
     parts = urlsplit(url)
     base = parts.path.rstrip("/")
     path = path.removeprefix("/v1") if API_VERSION.search(base) else path
@@ -259,7 +259,7 @@ def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tu
     Raises ValueError for a key that no header can contain, e.g. one with a line break.
     """
     if not key.isprintable() or not key.isascii():
-        raise ValueError("the endpoint's key cannot go into a header: expected printable ASCII")
+        raise ValueError("the endpoint's key cannot be sent in a header: expected printable ASCII")
     header = header or ("x-api-key" if api == "messages" else "Authorization")
     if scheme is None:
         scheme = "Bearer" if header.lower() == "authorization" else ""
@@ -267,7 +267,7 @@ def key_header(api: str, header: str | None, scheme: str | None, key: str) -> tu
 
 
 def tls_context(verify: bool) -> ssl.SSLContext:
-    """Return the context of a TLS connection, which trusts the certificates in SSL_CERT_FILE if that is set."""
+    """Return a TLS context that trusts the certificates in SSL_CERT_FILE, if set, else the system's."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     if not verify:
@@ -276,12 +276,12 @@ def tls_context(verify: bool) -> ssl.SSLContext:
 
 
 def tls_remedy(error: object) -> str:
-    """Return what to do about a certificate that is not trusted, or HTTP/2, after a semicolon; else empty."""
+    """Return "; " and a remedy for an untrusted certificate or an HTTP/2 server; "" for any other error."""
     if "NO_APPLICATION_PROTOCOL" in str(error):
         return f"; {HTTP2_ONLY}"
-    if "illegal request line" in str(error):  # httpx's words for an answer in bytes
-        return f"; {HTTP2_ONLY}, or it speaks TLS: set an https:// address"
-    text = "; set SSL_CERT_FILE to the certificate of its authority, or backend.verify_tls=false"
+    if "illegal request line" in str(error):  # httpx's message for a response that is not HTTP/1.1
+        return f"; {HTTP2_ONLY}; or it expects TLS: use an https:// address"
+    text = "; set SSL_CERT_FILE to its CA certificate, or set backend.verify_tls=false"
     return text if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
 
 
@@ -348,5 +348,5 @@ async def open_tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, requ
 
 
 def is_http2(data: bytes) -> bool:
-    """Return whether an answer begins with a frame of HTTP/2 about the connection: SETTINGS or GOAWAY."""
+    """Return whether a response begins with an HTTP/2 SETTINGS or GOAWAY frame."""
     return data[3:4] in (b"\x04", b"\x07") and data[5:9] == bytes(4)

@@ -1,6 +1,6 @@
 """Labels: the settings that distinguish a deployment or a trial from its siblings, in a few words.
 
-One function makes the labels for every place that shows them: plan, live view, log, status, tables, report, trackers.
+The plan, live view, log, status, tables, report and trackers all use these labels.
 """
 
 from collections import Counter, defaultdict
@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LADDER = "ladder"  # the axis whose value is the name of a ladder's step
-PARENT = "ladder_parent"  # the step that it builds on; the ladder itself shows this
+PARENT = "ladder_parent"  # the step that it builds on, which the ladder already shows
 TRIAL_MARK = "#"  # between a run and a trial's id: RUN#TRIAL
-REQUEST_COUNT = "workload.num_requests"  # how much is measured, which is rarely the question
+REQUEST_COUNT = "workload.num_requests"  # how much is measured, which rarely tells points apart
 
 Coordinates = Mapping[str, Any]  # dotted key -> value
 
 
 def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
-    """Return each name with the settings in which items of that name differ, e.g. `vllm tiny-llama max-num-seqs=2`.
+    """Return labels: each name with the settings that differ among items of that name, e.g. `vllm max-num-seqs=2`.
 
-    A ladder's step stands for the settings that it changes. The number of requests is left out if the other settings
-    are enough.
+    A ladder's step stands for the settings that it changes. The number of requests is omitted if the other settings are
+    enough.
     """
     siblings: dict[str, list[Coordinates]] = defaultdict(list)
     for label, mapping in zip(names, settings, strict=True):
@@ -29,7 +29,7 @@ def labels(names: Sequence[str], settings: Sequence[Coordinates]) -> list[str]:
 
 
 def _telling(settings: Sequence[Coordinates]) -> list[str]:
-    """Return the keys whose values differ, in order of appearance; with a ladder, those that differ within a step."""
+    """Return the keys whose values differ, in order of appearance; with a ladder, keys that differ within a step."""
     keys = dict.fromkeys(key for mapping in settings for key in mapping if key != PARENT)
     varying = [key for key in keys if _differs(settings, key)]
     others = [key for key in varying if key != REQUEST_COUNT]
@@ -63,7 +63,7 @@ def described(settings: Coordinates, keys: Sequence[str]) -> list[str]:
 
 
 def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a resolved configuration as dotted keys with values, without the classes that they configure."""
+    """Return a resolved configuration as dotted keys with values, without `_target_` keys."""
     settings: dict[str, Any] = {}
     for key, setting in config.items():
         if isinstance(setting, Mapping):

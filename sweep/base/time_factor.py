@@ -1,8 +1,8 @@
 """The factor that scales heartbeats, time-outs and back-offs between driver, nodes and stores.
 
-SWEEP_TIME_FACTOR=0.25 in the driver's environment makes them a quarter as long, also on its nodes. It is for tests that
-simulate a night of faults in minutes. It scales no measurement, no setting of a command, and no time that work really
-takes, such as opening a connection or stopping an engine.
+SWEEP_TIME_FACTOR=0.25 in the driver's environment shortens them to a quarter, also on the nodes. It is for tests that
+simulate a night of faults in minutes. It does not scale measurements, settings, or the duration of real work such as
+opening a connection.
 """
 
 import math
@@ -30,5 +30,5 @@ TIME_FACTOR = time_factor(os.environ)
 
 
 def scaled(seconds: float) -> float:
-    """Return the length, in seconds, of a heartbeat, a time-out or a back-off in this process."""
+    """Return `seconds` times this process's time factor."""
     return seconds * TIME_FACTOR

@@ -1,4 +1,4 @@
-"""Files written to appear complete, under another name, flushed, renamed; and files of others, read within bounds."""
+"""Atomic file writes (temporary name, flush, rename), and bounded reads of files that a user provides."""
 
 import errno
 import filecmp
@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-LARGEST_FILE = 2 << 30  # bytes of a file that is read
-OBJECT_BYTES, MEMBER_BYTES = 240, 40  # of an object or list of JSON once it is parsed, and of each further member
+LARGEST_FILE = 2 << 30  # maximum bytes of a file to read
+OBJECT_BYTES, MEMBER_BYTES = 240, 40  # bytes of a parsed JSON object or list, and of each member
 
 
 def read_bounded(path: Path, largest: int = LARGEST_FILE) -> bytes:
-    """The content of a regular file. Raises OSError for a device, a pipe or a folder, and for a file that is larger."""
+    """Return a regular file's content. Raises OSError for a device, pipe or folder, or above `largest` bytes."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):
@@ -25,7 +25,7 @@ def read_bounded(path: Path, largest: int = LARGEST_FILE) -> bytes:
 
 
 def parsed_size(document: bytes) -> int:
-    """Bytes that a document of JSON takes at most once it is parsed, about."""
+    """Return a rough upper bound of the memory, in bytes, that a JSON document takes once parsed."""
     objects, members = document.count(b"{") + document.count(b"["), document.count(b",")
     return OBJECT_BYTES * objects + MEMBER_BYTES * members + len(document)
 
@@ -37,10 +37,10 @@ def write_whole(
     *,
     keep_equal: bool = False,
 ) -> bool:
-    """Write a file that appears complete or not at all: a text (UTF-8), bytes, or what `content` writes to a path.
+    """Write a file atomically. `content` is text (UTF-8), bytes, or a function that writes to a path.
 
-    It is written in the new folder `staging`, on the same file system; by default beside the target. With `keep_equal`,
-    a target with equal content is left alone. Returns whether the target was written.
+    `staging` is a new folder on the same file system, by default next to the target. With `keep_equal`, a target with
+    equal content is not rewritten. Returns whether the target was written.
     """
     staging = staging or target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def write_whole(
 
 
 def rename_whole(source: Path, target: Path) -> None:
-    """Flush a file or folder to disk, then rename it: a power cut must not keep the rename but lose the content."""
+    """Flush a file or folder to disk, then rename it, so that a power cut cannot leave a renamed but empty file."""
     for path in [source, *source.rglob("*")]:
         if path.is_file():
             with path.open("rb") as file:

@@ -15,7 +15,7 @@ def printable(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Return three significant digits, with thousands separated: 0.0123, 4.56, 789, 12,300."""
+    """Return a number with three significant digits and thousands separators: 0.0123, 4.56, 789, 12,300."""
     if value is None or not math.isfinite(value):
         return "—"
     if value == 0:
@@ -35,7 +35,7 @@ def duration_text(seconds: float | None) -> str:
 
 
 def time_left(seconds: float | None) -> str:
-    """Return the time left: `12 min left`, or that it is unknown."""
+    """Return `12 min left`, or a text for an unknown time."""
     return "time left unknown" if seconds is None else f"{duration_text(seconds)} left"
 
 

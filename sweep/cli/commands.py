@@ -56,10 +56,10 @@ sweep run GROUP=NAME --help lists the keys of that option; these are the keys of
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses the arguments of one subcommand, whose docstring is its help; bad input is a ConfigError."""
+    """Parses the arguments of one subcommand, whose docstring is its help text. Raises ConfigError for bad input."""
 
     def __init__(self, command: Callable[[list[str]], int], taken: str | None = None, add_help: bool = True) -> None:
-        """`taken`: the arguments as the usage shows them, if something other than this parser reads them."""
+        """`taken`: the arguments to show in the usage line, if this parser does not define them."""
         name = f"sweep {_typed_name(command)}"
         usage = None if taken is None else f"{name} {taken}"
         layout = argparse.RawDescriptionHelpFormatter
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _of_all_rows(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command that shows a run's rows; `all=true`, typed like a run's keys, is `--all-rows`."""
+    """Parse the options of a command that shows a run's rows; `all=true` is an alias of `--all-rows`."""
     shown = "include everything measured in the folder, not only the current plan; also typed all=true"
     parser.add_argument("--all-rows", action="store_true", help=shown)
     typed = {"all=true": ["--all-rows"], "all=false": []}
@@ -103,7 +103,7 @@ def _print(output: "Output", options: argparse.Namespace) -> None:
 
 
 def _name_others(*runs: "Run") -> None:
-    """Say how many rows of other plans the output leaves out."""
+    """Print how many rows of other plans the output does not show."""
     for run in runs:
         if run.others:
             rows = count(run.others, "row")
@@ -111,7 +111,7 @@ def _name_others(*runs: "Run") -> None:
 
 
 def _opened(run: str, all_rows: bool) -> "RunResults":
-    """Open the results of a run, and say how many rows of other plans they leave out. Raises ConfigError."""
+    """Open the results of a run, and print how many rows of other plans are not shown. Raises ConfigError."""
     from analysis import RunNotFound, open_results
     from sweep.disk.stored_run import run_place
 
@@ -135,12 +135,12 @@ def run(arguments: list[str]) -> int:
 
 
 def reissue(arguments: list[str]) -> int:
-    """Run an experiment, and issue the command again, with back-off, whenever it ends with exit status 75.
+    """Run an experiment, and repeat the command, with back-off, whenever it ends with exit status 75.
 
     sweep reissue +experiment=NAME KEY=VALUE...     the arguments of sweep run
 
     Exit status 75 means that a run had to stop (Ray gone, a full disk) before it was finished. A command that was
-    killed is issued again too. This command ends with the status of the last one, or after the command's deadline.
+    killed is repeated too. `reissue` ends with the status of the last command, or after its deadline.
     """
     from sweep.cli.reissue import Reissuer
 
@@ -178,9 +178,9 @@ def report(arguments: list[str]) -> int:
     sweep report s3://bucket/night --output night
     sweep report monday tuesday s3://bucket/wednesday --output week
 
-    For several runs it writes one report into FOLDER: the answer over all of them, their points in one figure, and the
-    first run compared with each of the others. With --metrics vllm it also prints what `vllm bench serve` would print:
-    all points side by side, then each trial's block.
+    For several runs it writes one report into FOLDER: the conclusion over all runs, their points in one figure, and
+    comparisons of the first run with every other run. With --metrics vllm it also prints what `vllm bench serve` would
+    print: all points side by side, then each trial's block.
     """
     parser = Parser(report)
     parser.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
@@ -212,9 +212,9 @@ def _report_several(options: argparse.Namespace) -> None:
     from sweep.disk.stored_run import run_place
 
     if options.output is None:
-        raise ConfigError("RUN: the report of several runs needs a folder of its own: --output FOLDER")
+        raise ConfigError("RUN: the report of several runs needs a new folder; add --output FOLDER")
     if options.metrics != "sweep":
-        raise ConfigError(f"--metrics {options.metrics}: the tables cover only one run; name one")
+        raise ConfigError(f"--metrics {options.metrics}: the tables cover only one run; give one RUN")
     places = [run_place(each) for each in options.runs]
     if len({place if isinstance(place, str) else place.resolve() for place in places}) < len(places):
         raise ConfigError(f"RUN={' '.join(options.runs)}: a run is named twice")
@@ -232,9 +232,9 @@ def summary(arguments: list[str]) -> int:
     sweep summary results/night
     sweep summary monday tuesday --slo ttft=200ms,tpot=20ms --format markdown --output answer.md
 
-    RUN is a results folder, its name under results/, or s3://bucket/run. The configurations of several runs compete at
-    the tasks and on the machines that they share. Without an SLO, configurations are compared at equal loads; with one,
-    each is taken at the load where it does best within the bounds.
+    RUN is a results folder, its name under results/, or s3://bucket/run. The configurations of several runs are
+    compared on the tasks and machines that the runs share. Without an SLO, configurations are compared at equal loads;
+    with an SLO, each at the load where it does best within the bounds.
     """
     parser = Parser(summary)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="one or more")
@@ -324,22 +324,22 @@ def quick(arguments: list[str]) -> int:
 
 
 def rerun(arguments: list[str]) -> int:
-    """Run a row of a run again from its own record, and say whether it was reproduced, or what differs.
+    """Run a row of a run again from its record, and report whether it was reproduced, or what differs.
 
     sweep rerun results/night#1a2b3c4d5e6f       a trial by its id, or the beginning of the id
     sweep rerun results/night --all              every result of its current plan; without --all only the estimate
     sweep rerun results/night#1a2b3c4d5e6f --capsule > capsule.txt
     sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
 
-    The row provides configuration, seeds, settings and the lock of the engine's environment. It runs without Ray in a
-    folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0
-    reproduced; 1 it differs, or has no result now; 2 bad input; 3 it is uncertain.
+    The row provides configuration, seeds, settings and the lockfile of the engine's environment. It runs without Ray in
+    a folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced;
+    1 it differs, or has no result now; 2 bad input; 3 it is uncertain.
     """
     parser = Parser(rerun)
     parser.add_argument("source", metavar="RUN#TRIAL", help="RUN#TRIAL, RUN, or a file with a capsule")
     parser.add_argument("--all", action="store_true", help="measure every result of RUN again")
     parser.add_argument("--capsule", action="store_true", help="print the capsule, and run nothing")
-    parser.add_argument("--trust", action="store_true", help="install and start also what this machine does not have")
+    parser.add_argument("--trust", action="store_true", help="also install and run parts that are new to this machine")
     parser.add_argument("--out", metavar="DIR", help="default: a new folder in results/rerun")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
     folders, remaining = _config_dirs(arguments)
@@ -399,10 +399,11 @@ def compare(arguments: list[str]) -> int:
     sweep compare main branch --fail-if "output_throughput < -3%" --format markdown
 
     RUN is a results folder, its name under results/, or s3://bucket/run; RUN@KEY=VALUE,... selects the points with
-    these settings. A launch is the unit: measure with replicates=3 or more, and relaunch=per_replicate. Exit status 1
-    means that a --fail-if is met: the change is larger, and its interval excludes no change. Status 3 means that none
-    is met, but one could not be judged, e.g. after a crash or a single launch. --noise names a run that launched one
-    configuration repeatedly on that machine: no interval is narrower than those launches differ.
+    these settings. The unit of the statistics is a launch: measure with replicates=3 or more, and
+    relaunch=per_replicate. Exit status 1 means that a --fail-if is met: the change is larger, and its interval excludes
+    no change. Status 3 means that none is met, but some could not be judged, e.g. after a crash or with a single
+    launch. --noise RUN is a run that launched one configuration repeatedly on the same machine: no interval is narrower
+    than the differences between its launches.
     """
     percentage = _checked(Annotated[float, Field(gt=0, lt=100)], "percentages above 0 and below 100")
     parser = Parser(compare)
@@ -440,7 +441,7 @@ def explain(arguments: list[str]) -> int:
     sweep explain results/serving_ladder --format markdown
 
     In a factorial (settings of an engine, each off and on in several combinations) the shares are Shapley values, and
-    add up to the whole gain; in a ladder they follow the order of its steps. A launch is the unit.
+    add up to the whole gain; in a ladder they follow the order of its steps. The unit of the statistics is a launch.
     """
     parser = Parser(explain)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -455,14 +456,14 @@ def explain(arguments: list[str]) -> int:
 
 
 def backends(arguments: list[str]) -> int:
-    """Print which engines can run here, which are installed, and how to get the others.
+    """Print which engines can run here, which are installed, and how to get the rest.
 
     sweep backends                  list all backends
     sweep backends NAME             list the keys of one backend, and what they mean
     sweep backends install NAME...  build their environments now instead of on first use
     sweep backends --on driver=550,capability=8.9
-                                    what would be installed on a machine with such GPUs, or why not; other facts
-                                    that can be given are glibc=2.31, nvcc=12.4 and python=3.12
+                                    what would be installed on a machine with such GPUs, or why not; further keys:
+                                    glibc=2.31, nvcc=12.4, python=3.12
     """
     from backends import installed
     from backends.launch import host_facts
@@ -493,15 +494,16 @@ def selfcheck(arguments: list[str]) -> int:
     sweep selfcheck [+experiment=NAME] [KEY=VALUE]...   at the highest load of that plan
     sweep selfcheck --streams 256 --itl 0.02            at a load of your choice
 
-    The server is the simulated backend, on the engine's cores; the client runs where it would in a trial. Its figures
-    are compared with the server's log, request by request. Exit status 1 if the client is the bottleneck at this load.
+    The server is the simulated backend, on the engine's cores; the client runs on the same cores as in a trial. Its
+    measurements are compared with the server's log, request by request. Exit status 1 if the client is the bottleneck
+    at this load.
     """
     parser = Parser(selfcheck)
     count, numbers = Annotated[int, Field(ge=1)], "whole numbers from 1"
     seconds = _checked(Annotated[float, Field(ge=0, allow_inf_nan=False)], "seconds from 0")
     processes = _checked(count | Literal["auto"], f"{numbers}, or auto")
     most = _checked(count, numbers)
-    parser.add_argument("--streams", type=most, help="requests in flight at once; default: the plan's most, else 256")
+    parser.add_argument("--streams", type=most, help="requests in flight at once; default: the plan's peak, else 256")
     parser.add_argument("--itl", type=seconds, default=0.02, help="seconds between a stream's tokens (default: 0.02)")
     parser.add_argument("--processes", type=processes, default="auto", help="client processes: a number, or auto")
     parser.add_argument("overrides", nargs="*", help="as for sweep run, e.g. +experiment=serving")
@@ -524,7 +526,7 @@ def gateway(arguments: list[str]) -> int:
     sweep gateway --to URL --tokenizer FOLDER gateway.clip.input_tokens=2048 gateway.clip.keep=both
     sweep gateway --to URL gateway=cache gateway.cache.threshold=0.9
 
-    It listens on loopback unless --host says otherwise; sweep run gateway=cache --help lists the keys.
+    It listens on loopback unless --host is given; sweep run gateway=cache --help lists the keys.
     """
     parser = Parser(gateway)
     parser.add_argument("--to", metavar="URL", action="append", required=True, help="URL of an engine; may be repeated")
@@ -564,7 +566,7 @@ def export(arguments: list[str]) -> int:
     sweep export results/serving_ladder FOLDER
     vllm bench sweep plot FOLDER --var-x max_concurrency --var-y median_ttft_ms
 
-    Each point gets a folder with run=N.json per replicate, and their summary.json; figures follow vLLM's definitions.
+    Each point gets a folder with run=N.json per replicate, and their summary.json; metrics follow vLLM's definitions.
     """
     parser = Parser(export)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
@@ -585,8 +587,8 @@ def import_(arguments: list[str]) -> int:
     sweep import FOLDER OUT                      all results of an export, or of a `vllm bench sweep`
     sweep compare results/mine OUT
 
-    KEY=VALUE supplies what the file lacks, in the terms of the run that it is compared with. Each row says in
-    `client_stamp_source` which tool measured it, and so does a comparison.
+    KEY=VALUE supplies settings that the file lacks, under the keys of the run that it is compared with. Column
+    `client_stamp_source` of each row, and every comparison, names the tool that measured it.
     """
     parser = Parser(import_)
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="or a folder with files")
@@ -622,7 +624,7 @@ def completion(arguments: list[str]) -> int:
 
 
 def _typed_name(command: Callable[[list[str]], int]) -> str:
-    """Return the command's name as it is typed; a name that is a Python keyword has an underscore here."""
+    """Return the command's name as typed, without the underscore appended to a Python keyword."""
     return command.__name__.rstrip("_")
 
 
@@ -661,7 +663,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 
 
 def _config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the folders given with --config-dir, and the other arguments."""
+    """Return the folders given with --config-dir, and the remaining arguments."""
     parser = Parser(run, add_help=False)
     parser.add_argument("--config-dir", metavar="DIR", action="append", default=[])
     options, overrides = parser.parse_known_args(arguments)

@@ -1,4 +1,4 @@
-"""The keys that a user may set, with their values and meanings, read from the YAML and the class that it configures."""
+"""The keys that a user may set, with values and meanings, read from the YAML files and the classes they configure."""
 
 import functools
 import inspect
@@ -21,10 +21,10 @@ KEY_LINE = re.compile(r"^( *)([\w-]+):(.*)$", re.MULTILINE)
 
 
 class Key(NamedTuple):
-    """A key as it is written on a command line."""
+    """A key as written on a command line."""
 
     name: str  # dotted: backend.dtype
-    value: Any  # its value if it is not set
+    value: Any  # default value
     meaning: str
     allowed: tuple[str, ...]  # possible values; empty if there are many
 
@@ -36,7 +36,7 @@ def keys_of(options: ConfigPath, group: str = "", option: str = PRIMARY) -> list
     target = values.pop("_target_", None)
     kind = CLASSES[group] if group in CLASSES else locate(str(target), group)
     hidden = {"name", *(CLASSES if not group else ())}
-    # What distinguishes the class comes before what all classes of its kind have.
+    # A class's specific keys come before the keys of its bases.
     for base in kind.__mro__:
         for name in inspect.get_annotations(base):
             if name in kind.model_fields and name not in values | dict.fromkeys(hidden):
@@ -54,7 +54,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _flattened(values: Mapping[str, Any], meanings: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with their values; a mapping is split if any of its own keys has a meaning."""
+    """Yield dotted keys with their values; a mapping is split if any of its keys has a meaning."""
     for name, value in values.items():
         if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in meanings):
             yield from ((f"{name}.{inner}", value[inner]) for inner in value)
@@ -63,7 +63,7 @@ def _flattened(values: Mapping[str, Any], meanings: Mapping[str, str]) -> Iterat
 
 
 def _meanings_in_yaml(options: ConfigPath, group: str, option: str) -> dict[str, str]:
-    """Return the comments behind the keys of an option's file, and of the files that it extends."""
+    """Return the comments after the keys of an option's file, and of the files that it extends."""
     files = (folder / group / f"{option}.yaml" for folder in options.folders)
     text = next(file.read_text() for file in files if file.is_file())
     bases = yaml.safe_load(text).get("defaults", []) if group else []
@@ -76,7 +76,7 @@ def _meanings_in_yaml(options: ConfigPath, group: str, option: str) -> dict[str,
 
 @functools.cache
 def _meanings_of_fields(kind: type[BaseModel]) -> dict[str, str]:
-    """Return the comments behind the fields of a class and its bases."""
+    """Return the comments after the fields of a class and its bases."""
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__[: kind.__mro__.index(BaseModel)]):
         meanings |= _comments(inspect.getsource(base))
@@ -84,7 +84,7 @@ def _meanings_of_fields(kind: type[BaseModel]) -> dict[str, str]:
 
 
 def _comments(text: str) -> dict[str, str]:
-    """Return the comments behind the keys of a YAML file or the fields of a class, by their dotted names."""
+    """Return the comments after the keys of a YAML file or the fields of a class, by dotted name."""
     comments: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     for indent, name, rest in KEY_LINE.findall(text):

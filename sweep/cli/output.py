@@ -1,7 +1,7 @@
-"""Standard output and error that survive the loss of their reader, and that no text from an engine or a run controls.
+"""Standard output and error that survive the loss of their reader, and that text from engines or runs cannot control.
 
 No command fails because `head`, `tee` or an ssh session ended. Control characters are shown as `\\x1b`, except those
-that a console writes to style its own output.
+that a console writes for its styles.
 """
 
 import errno
@@ -69,7 +69,7 @@ class SafeConsole(Console):
         self._file = stream
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render like any console, but with control characters escaped in every text."""
+        """Render with control characters escaped in every text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
@@ -90,7 +90,7 @@ def replace_streams() -> None:
         replacement = _Stream(
             raw if stream.write_through else io.BufferedWriter(raw),
             stream.encoding,
-            "backslashreplace",  # a character that the locale lacks is no reason to fail
+            "backslashreplace",  # replace characters that the locale lacks, instead of failing
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )

@@ -1,6 +1,6 @@
-"""A supervisor for unattended runs: issues the same command again as long as its exit status is 75.
+"""A supervisor for unattended runs: repeats the same command as long as its exit status is 75.
 
-A driver that had to stop (Ray gone, a full disk, a process killed) leaves a run that the same command continues. Failed
+A driver that had to stop (Ray gone, a full disk, a killed process) leaves a run that the same command resumes. Failed
 trials, bad input, interrupts and a passed deadline end the supervisor. At the end of a batch job it passes on the
 status 75, so that the next job continues.
 """
@@ -23,12 +23,12 @@ from sweep.drive.output_folder import results_folder
 from sweep.drive.stop_control import STOP_SIGNALS, job_end, user_deadline
 from sweep.plan.compose import compose_run
 
-FIRST_PAUSE, LONGEST_PAUSE = scaled(10.0), scaled(600.0)  # s before the command is issued again; doubled each time
-WORKED = scaled(900.0)  # s of runtime after which a command has worked, so that the pauses begin anew
-GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s during which all commands stopped early, after which the supervisor gives up
+FIRST_PAUSE, LONGEST_PAUSE = scaled(10.0), scaled(600.0)  # s before the command is repeated; doubled each time
+WORKED = scaled(900.0)  # s of runtime after which a command is considered working, and the pauses start anew
+GIVEN_UP_AFTER = scaled(8 * 3600.0)  # s of commands stopping early after which the supervisor gives up
 BAD_INPUT = 2
-TRIALS_FAILED = 1  # also Ray's status if it ends this process without notice because Ray itself is broken
-INCOMPLETE = 1  # at a deadline, and when giving up: with 75 a caller would issue the command again endlessly
+TRIALS_FAILED = 1  # also Ray's status when it kills this process because Ray is broken
+INCOMPLETE = 1  # at a deadline, and when giving up: with 75 a caller would repeat the command endlessly
 
 
 def _print_error(text: str) -> None:
@@ -36,7 +36,7 @@ def _print_error(text: str) -> None:
 
 
 class Reissuer:
-    """Issues a command line until it has finished for good."""
+    """Repeats a command line until it has finished for good."""
 
     def __init__(self, arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
         self.arguments, self.config_dirs = list(arguments), list(config_dirs)
@@ -44,7 +44,7 @@ class Reissuer:
         self.signals = 0  # number of signals received
 
     def run(self) -> int:
-        """Issue the command until it has ended for good; return its last exit status."""
+        """Repeat the command until it has ended for good; return its last exit status."""
         deadline = self._deadline()
         previous = {number: signal.signal(number, self._forward) for number in STOP_SIGNALS}
         try:
@@ -61,7 +61,7 @@ class Reissuer:
             issued += 1
             if time.monotonic() - begin >= WORKED:
                 pause, failing_since = FIRST_PAUSE, time.monotonic()
-            # The arguments have worked before, so a rejection concerns the surroundings, e.g. no Ray there yet.
+            # The arguments have worked before, so a rejection is due to the environment, e.g. Ray is not up yet.
             temporary = status == ISSUE_AGAIN or status < 0 or (status == BAD_INPUT and issued > 1)
             temporary |= status == TRIALS_FAILED and not self._ended()
             if self.signals or not temporary:
@@ -73,7 +73,7 @@ class Reissuer:
             if time.monotonic() - failing_since > GIVEN_UP_AFTER:
                 print(f"giving up: every command in {duration_text(GIVEN_UP_AFTER)} has stopped early", file=sys.stderr)
                 return INCOMPLETE
-            print(f"exit status {status}: issuing the command again in {duration_text(pause)}", file=sys.stderr)
+            print(f"exit status {status}: repeating the command in {duration_text(pause)}", file=sys.stderr)
             if self._interrupted_within(pause):
                 return 130
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -81,7 +81,7 @@ class Reissuer:
     def _issue(self) -> int:
         folders = [part for folder in self.config_dirs for part in ("--config-dir", folder)]
         command = [sys.executable, "-m", "sweep", "run", *folders, *self.arguments]
-        # In a session of its own: a terminal's Ctrl-C reaches it only once, through `_forward`.
+        # In a separate session, so that a terminal's Ctrl-C reaches it only once, through `_forward`.
         environ = {**os.environ, "PYTHONPATH": import_path()}
         with subprocess.Popen(command, env=environ, start_new_session=True) as self.process:
             return self.process.wait()
@@ -102,19 +102,19 @@ class Reissuer:
         settings = self._settings()
         if settings is None or self.process is None:
             return True
-        consequence = "it is unknown whether the command ended normally, so it is issued again"
+        consequence = "it is unknown whether the command ended normally, so it is repeated"
         status = last_status(RunPaths(results_folder(settings)), consequence, _print_error) or {}
         return bool(status.get("ended")) and status.get("pid") == self.process.pid
 
     def _deadline(self) -> float | None:
-        """Return the command's deadline in seconds since the epoch; None if it has none, or for bad input."""
+        """Return the command's deadline in seconds since the epoch; None without a deadline, or for bad input."""
         settings = self._settings()
         if settings is None:
             return None
         return user_deadline(settings.deadline, RunPaths(results_folder(settings)), _print_error)
 
     def _settings(self) -> Settings | None:
-        """Return the command's settings; None for bad input, which the command itself explains."""
+        """Return the command's settings; None for bad input, which the command itself reports."""
         try:
             return compose_run(self.arguments, lambda cluster: "cpu", ConfigPath.of_user(self.config_dirs)).settings
         except ConfigError:

@@ -72,7 +72,7 @@ LONGEST_TMPDIR = 107 - len("/ray/session_2026-11-25_08-00-00_000000_4194304/sock
 
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
-    """Run the command line; return the exit status. `config_dirs` are folders with the user's own options.
+    """Run the command line; return the exit status. `config_dirs` are folders with a user's options.
 
     Raises ConfigError for bad input, before anything is launched; Halted for an outage that lasts; Unforeseen for an
     internal error while planning.
@@ -91,8 +91,8 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
 def execute_plan(planned: "Planned", command: str) -> int:
     """Run a plan, or print it in a dry run; return the exit status. `command` is the command line as typed.
 
-    Raises ConfigError for what cannot be run, before anything is launched; Outage if an object store for the results
-    gave no answer.
+    Raises ConfigError for a plan that cannot be run, before anything is launched; Outage if the results' object store
+    does not answer.
     """
     plan, nodes, paths, assumption = planned[:4]
     settings, console = plan.settings, make_console(PIPE_WIDTH)
@@ -116,7 +116,7 @@ def execute_plan(planned: "Planned", command: str) -> int:
                 console.print(line, markup=False, soft_wrap=True)
         return 0
     if settings.details:
-        raise ConfigError("details=true: prints every point of a plan, and needs dry_run=true")
+        raise ConfigError("details=true: prints every point of a plan; add dry_run=true")
     if settings.cluster.simulate is not None:
         raise ConfigError("cluster.simulate: a simulated cluster cannot run anything; add dry_run=true")
     check_ports(plan)
@@ -208,7 +208,7 @@ def _error_file(text: str) -> Path:
 
 
 def _settings_of_run(arguments: Sequence[str], config_dirs: Sequence[str]) -> Settings:
-    """Return the settings of a run without querying anything outside this machine."""
+    """Return the settings of a run, without any query beyond this machine."""
     return compose_run(arguments, lambda cluster: "cpu", ConfigPath.of_user(config_dirs)).settings
 
 
@@ -284,7 +284,7 @@ def _search_locked(planned: Planned, console: Console, command: str, guard: Call
 
 
 def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror | None) -> bool:
-    """Combine the run's small files; return whether any may have moved. If that fails, no row is lost."""
+    """Combine the run's small files; return whether any may have moved. On failure, no row is lost."""
     if mirror is not None and not mirror.settle():
         return False
     try:
@@ -296,7 +296,7 @@ def _put_together(paths: RunPaths, console: Console, mirror: object_store.Mirror
 
 
 def _is_stale(paths: RunPaths) -> bool:
-    """Return whether the report is missing or older than its sources, because a run was killed before writing one."""
+    """Return whether the report is missing or outdated, because a run was killed before writing it."""
     sources = [paths.trials, *paths.compact.glob("*.parquet")]
     return not paths.report.exists() or paths.report.stat().st_mtime_ns < max(
         source.stat().st_mtime_ns for source in sources
@@ -324,7 +324,7 @@ def _drive(
 
 
 def exit_status(plan: Plan, ledger: Ledger, interrupted: bool, unfinished: int = 0) -> int:
-    """Return 0; 1 if a trial of the plan failed; ISSUE_AGAIN if the deadline left some; 130 if interrupted."""
+    """Return 0; 1 if a trial failed; ISSUE_AGAIN if the deadline left trials pending; 130 if interrupted."""
     if interrupted:
         return 130
     if unfinished:
@@ -354,7 +354,7 @@ def print_report(
                 paths = _elsewhere(folder)
                 analysis.write_all(results, paths)
                 console.print(
-                    f"{folder} may only be read: its report goes to {paths.out}", markup=False, soft_wrap=True
+                    f"{folder} is read-only: its report is written to {paths.out}", markup=False, soft_wrap=True
                 )
     except (analysis.RunNotFound, analysis.DamagedFile) as error:
         raise ConfigError(str(error)) from None
@@ -372,7 +372,7 @@ def _elsewhere(run: Path) -> RunPaths:
 
 def _print_place_of_report(paths: RunPaths, console: Console, is_new: bool = False) -> None:
     is_stale = not is_new and _is_stale(paths)
-    where = f"out of date; sweep report {paths.out} writes it" if is_stale else paths.report
+    where = f"out of date; sweep report {paths.out} rewrites it" if is_stale else paths.report
     console.print(f"report: {where}", markup=False, soft_wrap=True)
 
 
@@ -381,7 +381,7 @@ def _executor(settings: Settings, nodes: Sequence[Node]) -> Executor:
         return InlineExecutor([gpu.uuid for gpu in gpus.visible()][: nodes[0].gpus], nodes[0].accelerators)
     folder = tempfile.gettempdir()
     if settings.cluster.kind == "local" and len(os.fsencode(folder)) > LONGEST_TMPDIR:
-        problem = "Ray puts its sockets there, and a socket's path has at most 107 bytes"
+        problem = "Ray puts its sockets in this folder, and a socket's path has at most 107 bytes"
         raise ConfigError(f"TMPDIR={shortened(folder)}: {problem}; expected at most {LONGEST_TMPDIR}, e.g. TMPDIR=/tmp")
     executor: Executor = ray_schedule(settings.cluster).RayExecutor(settings.cluster)
     return executor

@@ -1,7 +1,8 @@
 """Certifies the measuring client on this machine, using a server that logs what it actually sent.
 
 `sweep selfcheck` uses the highest load of a plan, or a load of your choice. The server is the simulated backend, on the
-engine's cores; the client runs where it would in a trial. Its figures are compared with the log request by request.
+engine's cores; the client runs on the same cores as in a trial. Its measurements are compared with the log request by
+request.
 """
 
 import contextlib
@@ -28,11 +29,11 @@ from sweep.numbers.quantile import quantile
 
 TTFT = 0.05  # s
 LASTS = 5.0  # approximate s for which the check sends requests
-EXACT = 1.0  # ms; smaller errors (p99) count as exact
+EXACT = 1.0  # ms; smaller errors (p99) are considered exact
 
 
 class Certificate(NamedTuple):
-    """Errors of the client's figures in seconds, and whether the client was the bottleneck."""
+    """Errors of the client's measurements in seconds, and whether the client was the bottleneck."""
 
     streams: int
     tokens_per_second: float
@@ -75,9 +76,10 @@ def describe(finding: Certificate) -> str:
         return f"{figures}\nnot certified: {finding.limited}"
     if max(ttft, itl) > EXACT:
         return (
-            f"{figures}\ncertified to {max(ttft, itl):.1f} ms only: other work on the client's core delays its stamps"
+            f"{figures}\ncertified to {max(ttft, itl):.1f} ms only: other work on the client's core delays its "
+            "timestamps"
         )
-    return f"{figures}\ncertified: what the client reports at this load is what the server did"
+    return f"{figures}\ncertified: at this load, the client's measurements match the server's log"
 
 
 def plan_load(overrides: Sequence[str], options: ConfigPath) -> int:
@@ -86,7 +88,7 @@ def plan_load(overrides: Sequence[str], options: ConfigPath) -> int:
     from sweep.plan.compose import compose_run
     from sweep.plan.planning import Surroundings, make_plan
 
-    # Whether an engine is installed or can run here does not affect the load.
+    # The load does not depend on whether an engine is installed or can run here.
     anywhere = Surroundings(lambda backend, platform: "", lambda backend, platform: None)
     composition = compose_run(overrides, functools.partial(find_hardware, options=options), options, fetch_obstacle)
     streams = 1
@@ -118,7 +120,7 @@ def _serving(itl: float, log: Path, cpus: set[int]) -> Iterator[str]:
 
 
 def _errors(result: Measurement, truths: dict[tuple[str, int], Truth]) -> tuple[list[float], list[float]]:
-    """Return the absolute errors of every TTFT (from the send) and of every gap between tokens, in seconds."""
+    """Return the absolute errors of every TTFT (from sending) and of every gap between tokens, in seconds."""
     ttft, gaps = [], []
     for record in result.records:
         if record.error is None:

@@ -1,4 +1,4 @@
-"""Shell completion: the script that a shell reads once, and the words that it requests at every tab."""
+"""Shell completion: the script that a shell reads once, and the words that it requests at every Tab."""
 
 from collections import ChainMap
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from sweep.base.config import CONF, GROUPS
 from sweep.base.options import PRIMARY, ConfigPath
 from sweep.cli.keys import keys_of
 
-# Bash breaks words at `=`: what comes before the last one is on the line already.
+# Bash breaks words at `=`: the text before the last `=` is on the line already.
 SCRIPTS = {
     "bash": """\
 _sweep() {
@@ -57,7 +57,7 @@ def candidates(commands: Iterable[str], line: Sequence[str], options: ConfigPath
 
 
 def _overrides(options: ConfigPath, before: Sequence[str], current: str) -> list[str]:
-    """Return overrides that begin like the current word: values after `=`, otherwise keys."""
+    """Return overrides that start with the current word: values after `=`, otherwise keys."""
     name, equals, value = current.partition("=")
     allowed = {group: options.choices(group) for group in GROUPS} | {"+experiment": options.choices("experiment")}
     group = name.partition(".")[0] if "." in name else ""

@@ -1,1 +1,1 @@
-"""The measuring client: sends requests when the load says so, and stamps every chunk as it arrives."""
+"""The measuring client: sends requests on the load's schedule, and timestamps every chunk as it arrives."""

@@ -1,6 +1,6 @@
 """The files exchanged between the client and its measuring process: the job, and the resulting rows and chunks.
 
-Results are written as they arrive, one fixed row per request and its chunks, so memory does not grow with the trial.
+Results are written as they arrive: one fixed-size row per request, and its chunks. So memory does not grow.
 """
 
 import json
@@ -20,13 +20,13 @@ from sweep.client.modes import Dispatch, Mode
 ROW = struct.Struct("<IiqqqqqqIiiiqiiiiiiii?")
 NO_REASONING = -2  # as a row's `answer_us`
 SPILL = 1 << 16  # chunks kept in memory before they go to the files
-TEXTS = 64  # answers of a trial whose text is kept where the server counts the tokens: to check its count
+TEXTS = 64  # answers per trial whose text is stored to check the server's token count
 
 
 class PackedRow(NamedTuple):
     """A request's results as `ROW` packs them. Times are in ns, UNKNOWN if the request was never sent.
 
-    The chunks and the text of a row are the next ones in their files. A text index of -1 means that there is no text.
+    Chunks and texts are in separate files, in the order of the rows. A text index of -1 means no text.
     """
 
     record: int
@@ -35,14 +35,14 @@ class PackedRow(NamedTuple):
     released: int
     sent: int
     ended: int
-    connecting: int  # this and the next: UNKNOWN where the connection had answered before
+    connecting: int  # this and the next: UNKNOWN for a reused connection
     connected: int
     chunks: int
     input_tokens: int
     output_tokens: int
     reasoning_tokens: int
     answer_us: int  # UNKNOWN if no answer followed the reasoning
-    text_bytes: int  # UNKNOWN if the text was not kept
+    text_bytes: int  # UNKNOWN if the text was not stored
     token_source: int  # this and the next three: indices of the text table
     finish_reason: int
     error: int
@@ -55,18 +55,18 @@ class PackedRow(NamedTuple):
 
 @dataclass
 class Job:
-    """The calls of one trial, numbered: the warm-up's, then the measured ones. `open` reads one process's part."""
+    """The numbered calls of one trial: the warm-up's, then the measured calls. `open` reads one process's part."""
 
     target: wire.Target
     timeouts: Timeouts
     mode: Mode
     parts: int
     cpus: set[int] | None
-    keeps_texts: bool = False  # the text of some answers, or of all if the server does not count their tokens
+    keeps_texts: bool = False  # whether to store the text of all answers, because the server does not count tokens
     progress_every: float | None = None  # s between two reports of the progress to the parent; None: no reports
     warmup_calls: int = 0
     offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))  # of each call in the file of requests
-    prompts: "array[int]" = field(default_factory=lambda: array("I"))  # of each call
+    prompts: "array[int]" = field(default_factory=lambda: array("I"))  # prompts of each call
     limits: "array[int]" = field(default_factory=lambda: array("I"))  # requested output tokens per prompt of each call
     folder: Path = field(init=False)
     part: int = field(init=False)
@@ -92,12 +92,12 @@ class Job:
         return len(self.prompts)
 
     def request(self, call: int) -> bytes:
-        """Return the bytes of one call, read when needed, so that the page cache holds them and not our memory."""
+        """Return the bytes of one call, read when needed, so that the page cache holds them, not this process."""
         begin, end = self.offsets[call], self.offsets[call + 1]
         return self._head + os.pread(self._requests, end - begin, begin)
 
     def patient_until(self, call: int) -> int:
-        """Return the tokens before which a call's answer cannot end, so that reads may be late (see `poller`)."""
+        """Return the number of tokens before which a call's answer cannot end, so that reads may be late."""
         return self.limits[call] - 1 if self.target.ignore_eos and self.prompts[call] == 1 else 0
 
     def answer(self, call: int) -> wire.Answer:
@@ -119,12 +119,12 @@ class ResultFiles:
         self._row_bytes = bytearray()
         self._chunk_us, self._chunk_tokens = array("I"), array("H")
         self._texts: dict[str, int] = {}
-        self.warm_up = [0, 0, 0]  # answers that the server counted, their tokens, and the requested tokens
+        self.warm_up = [0, 0, 0]  # answers counted by the server, their tokens, and the requested tokens
         self.warm_up_durations: list[float] = []  # s, of the warm-up's requests that succeeded
         self._texts_path = folder / f"texts.{part}.json"
 
     def count_warm_up(self, answer: wire.Answer, limit: int) -> None:
-        """Add a call of the warm-up, whose answers have at most `limit` tokens, to the counts."""
+        """Add a warm-up call, with answers of at most `limit` tokens, to the counts."""
         if answer.error is None and answer.completed:
             self.warm_up_durations.append((answer.completed - answer.sent) / 1e9)
         if answer.error is None and answer.counted:

@@ -1,7 +1,7 @@
-"""Sends one trial's requests to an endpoint from a separate process: `measure` starts, watches and reads it.
+"""Sends one trial's requests to an endpoint from separate processes, which `measure` starts, watches and reads.
 
-This is the orchestrator's side: it writes the job into a folder (the bytes of every request, built before the clock),
-starts one or more `sweep.client.process` processes, and merges their rows into Records. `process`, `sender`,
+This is the orchestrator's side. It writes the job into a folder (the bytes of every request, built before the clock
+starts), starts one or more `sweep.client.process` processes, and merges their rows into Records. `process`, `sender`,
 `connection` and `wire` do the measuring.
 """
 
@@ -33,24 +33,24 @@ from sweep.client.token_counts import settle
 from sweep.client.wire import Target
 from sweep.numbers.quantile import quantile
 
-HEAD_START = 0.02  # s between the message "go" and the start of the clock, so that all processes receive it in time
+HEAD_START = 0.02  # s from the message "go" to the start of the clock, so that all processes receive it in time
 STOP_WITHIN = 60.0  # s for the client to write its results after it was asked to stop
-FILES_OF_PROCESS = 64  # files that a measuring process has open besides its connections
-STALLED = "stall_timeout"  # the reason to stop when no request receives a token
-PROGRESS_REPORTS = 5  # per process within the stall timeout, but at most one per second
+FILES_OF_PROCESS = 64  # files that a measuring process opens in addition to its connections
+STALLED = "stall_timeout"  # the reason for stopping when no request receives a token
+PROGRESS_REPORTS = 5  # progress reports per process within the stall timeout, at most one per second
 TEXTS_AT_ONCE = 1000  # answers whose tokens are counted in one call
 
 
 class ClientDied(Failed):
-    """The measuring process ended without results: killed, out of memory, or by our own error (in the message)."""
+    """The measuring process ended without results: killed, out of memory, or by an internal error (in the message)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """The client's figures about itself, for the measured part of the trial."""
+    """The client's statistics about itself, for the measured part of the trial."""
 
     processes: int
-    cpu: float  # share of a core that the busiest process used, or of all cores that all used: the larger one
+    cpu: float  # the larger of: share of a core used by the busiest process, share of all cores used by all processes
     cpu_seconds: float  # of all client processes
     loop_lag_p50: float  # delay of the event loop, in s
     loop_lag_p99: float
@@ -59,7 +59,7 @@ class ClientReport:
     reads: int
     multi_event_reads: int  # reads that contained several token events of a prompt, which share one stamp
     stamp_source: Literal["kernel", "user", "mixed", "none", "engine"]
-    clock_steps: int  # jumps of the wall clock by more than 1 ms: stamps up to a second away may be wrong by that much
+    clock_steps: int  # wall-clock jumps above 1 ms: stamps up to a second away may be off by as much
     peak_memory_bytes: int  # of the largest client process
     batch_form: BatchForm  # how lockstep batches were actually sent
     stopped: str | None = None  # why the trial was stopped early
@@ -67,7 +67,7 @@ class ClientReport:
 
 
 class WarmUp(NamedTuple):
-    """The warm-up's answers whose tokens the server counted, without hidden reasoning."""
+    """Token counts of the warm-up's answers, for answers counted by the server and without hidden reasoning."""
 
     answers: int
     output_tokens: int
@@ -83,7 +83,7 @@ class Measurement:
 
     records: Records
     report: ClientReport
-    start_monotonic: float  # zero of the Records' times, in s of CLOCK_MONOTONIC
+    start_monotonic: float  # time zero of the Records, in s of CLOCK_MONOTONIC
 
 
 def measure(
@@ -103,19 +103,19 @@ def measure(
     on_progress: Callable[[TrialProgress], None] = lambda progress: None,
     count_tokens: CountTokens | None = None,
 ) -> Measurement:
-    """Send the warm-up and then the requests when the mode says, and return a Record of each request that was due.
+    """Send the warm-up and then the requests, as scheduled by the mode; return a Record of each request that was due.
 
-    The warm-up is sent in the same way before the clock starts; its Records have phase "warmup" and negative times.
-    `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC) as soon as it is known, about 20 ms before
-    it. `should_stop` is called about ten times a second: if it returns a reason, requests in flight end with the error
-    "cancelled: <reason>" and nothing more is sent. The same happens, with the reason STALLED, if no request in flight
-    has received a token for `stall_timeout` s. `on_warm` is called before the clock starts, `on_progress` with the
-    counts so far, about once a second. After the run, `count_tokens` counts the tokens of texts: of all answers that
-    the server did not count, and of some that it did.
+    The warm-up is sent in the same way before the clock starts. Its Records have phase "warmup" and negative times.
+    `on_start` is called with the start of the clock (s on CLOCK_MONOTONIC), about 20 ms in advance. `should_stop` is
+    called about ten times a second: if it returns a reason, requests in flight end with the error "cancelled: <reason>"
+    and no more are sent. The same happens, with the reason STALLED, if no request in flight has received a token for
+    `stall_timeout` s. `on_warm` is called before the clock starts, `on_progress` with the counts so far, about once a
+    second. After the run, `count_tokens` counts the tokens of texts: all answers that the server did not count, and a
+    sample of the rest.
 
-    `folder` is created for the job's files; the Records do not need it afterwards. With several `processes`, requests
-    and users are dealt out in turn, and a cap on requests in flight is divided among them; lockstep needs one process.
-    Raises ValueError for what cannot be sent; ClientDied.
+    `folder` is created for the job's files; the Records do not need it afterwards. Several `processes` take requests
+    and users in turn, and share a cap on requests in flight; lockstep needs one process. Raises ValueError for requests
+    that cannot be sent; ClientDied.
     """
     if target.api_key_env and target.api_key_env not in os.environ:
         raise ValueError(f"api_key_env={target.api_key_env!r}: no such environment variable is set")
@@ -142,13 +142,13 @@ def allow_open_files(files: int) -> None:
     """Allow this many open files, here and in the client processes. Raises ValueError if the hard limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < files:
-        raise ValueError(f"{files} open files are needed, and this machine allows {hard}; set ulimit -n {files}")
+        raise ValueError(f"{files} open files are needed, but this machine allows only {hard}; set ulimit -n {files}")
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
 def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests: Sequence[Request]) -> BatchForm:
-    """Return the form of calls: a list of prompts has one max_tokens and model, so mixed ones are sent as streams."""
+    """Return the form of calls: a list of prompts shares max_tokens and model, so mixed batches are sent as streams."""
     if target.batch_form == "streams" or mode.batch() in (None, 1):
         return "streams"
     alike = all(len({(each.output_tokens, each.model) for each in phase}) <= 1 for phase in (warmup, requests))
@@ -156,7 +156,7 @@ def _batch_form(target: Target, mode: Mode, warmup: Sequence[Request], requests:
 
 
 def _write_job(folder: Path, job: Job, warmup: Sequence[Request], requests: Sequence[Request]) -> None:
-    """Write everything that the client needs to two files: the calls' bytes, and the job with an index to them."""
+    """Write the client's input to two files: the bytes of the calls, and the job with an index of these bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     size = (job.mode.batch() or 1) if job.target.batch_form == "list" else 1
     with (folder / "requests").open("wb") as file:
@@ -181,7 +181,7 @@ class _Client(NamedTuple):
 
 @contextlib.contextmanager
 def _clients(folder: Path, parts: int) -> Iterator[list[_Client]]:
-    """Yield the client processes; none of them survives the block, whatever happens."""
+    """Yield the client processes; all are killed at the end of the block."""
     environment = {**os.environ, "PYTHONPATH": import_path()}
     clients: list[_Client] = []
     try:
@@ -217,7 +217,7 @@ class _Counts:
         self._next = 0  # ns
 
     def take(self, part: int, counts: list[int] | None, start: int) -> None:
-        """Add the counts of one process; they are None during its warm-up."""
+        """Add the counts of one process; `counts` is None during its warm-up."""
         now = time.monotonic_ns()
         if counts is None:
             return
@@ -230,7 +230,7 @@ class _Counts:
 
 
 class _Supervisor:
-    """Exchanges messages with the client processes, from their start to the last one's report."""
+    """Exchanges messages with the client processes, from their start to the last report."""
 
     def __init__(
         self,
@@ -245,8 +245,8 @@ class _Supervisor:
         self._stall_timeout = math.inf if stall_timeout is None else stall_timeout
         self._progress = time.monotonic_ns()  # the latest token, as reported by the processes
         self._warm_ups: list[WarmUp] = []
-        self._durations: list[float] = []  # s, of the warm-up's requests
-        self.request_duration = 0.0  # their median
+        self._durations: list[float] = []  # durations of the warm-up's requests, in s
+        self.request_duration = 0.0  # the median of these durations
         self.start = time.monotonic_ns()
         self.stopped: str | None = None
         self._stop_by = float("inf")  # time.monotonic()
@@ -254,7 +254,7 @@ class _Supervisor:
         self._finals: dict[int, dict[str, Any]] = {}
 
     def until_done(self, clients: list[_Client]) -> list[dict[str, Any]]:
-        """Return the last message of each process, with its own figures, in their order."""
+        """Wait for all processes; return the last message of each, with its statistics, in order."""
         lines = [b""] * len(clients)
         with selectors.DefaultSelector() as selector:
             for part, client in enumerate(clients):
@@ -343,7 +343,7 @@ def _read_records(
     count_tokens: CountTokens | None,
     fixed_length: bool,
 ) -> Records:
-    """Return the rows of all processes as Records in request order; requests that were never due have none."""
+    """Return the rows of all processes as Records in request order, without requests that were never due."""
     # For each request: which process sent it (-1: none), where its row is, and its first chunk and text there. As
     # arrays, since there may be a million.
     parts_of, rows_of, chunks_of, answers_of = (array(code, [-1]) * len(requests) for code in "hqqq")
@@ -414,7 +414,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
         token_source=cast("TokenSource", part.texts[row.token_source]),
         asked_input_tokens=request.input_tokens,
         asked_output_tokens=request.output_tokens,
-        hidden_tokens=row.reasoning_tokens if row.answer_us == NO_REASONING else 0,  # otherwise they were sent too
+        hidden_tokens=row.reasoning_tokens if row.answer_us == NO_REASONING else 0,  # otherwise they were sent as well
         first_answer=row.answer_us / 1e6 if row.answer_us >= 0 else None,
         cached_tokens=row.cached_tokens,
         served_model=part.texts[row.served_model] if row.served_model >= 0 else None,
@@ -430,7 +430,7 @@ def _record(part: _Part, place: _Place, request: Request, phase: Phase, start: i
 
 
 def _words(prompt: str | tuple[int, ...]) -> int:
-    """The words of a prompt; sixths of its bytes where these are more: code, and languages without spaces."""
+    """Return the words of a prompt, or a sixth of its bytes if more (code, and languages without spaces)."""
     return max(len(prompt.split()), len(prompt.encode()) // 6) if isinstance(prompt, str) else len(prompt)
 
 
@@ -452,7 +452,7 @@ def _answer_text(part: _Part, place: _Place, size: int) -> str | None:
 def _report(
     folder: Path, finals: list[dict[str, Any]], target: Target, stopped: str | None, cores: int
 ) -> ClientReport:
-    """Sum up the client's figures; `cores` is the number of cores that the processes share."""
+    """Combine the processes' statistics; `cores` is the number of cores that they share."""
     shares = [final["cpu_seconds"] / max(final["wall_seconds"], 1e-3) for final in finals]
     lags = array("f")
     for part in range(len(finals)):

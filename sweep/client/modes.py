@@ -1,12 +1,12 @@
-"""The mode of a load decides what is sent when. Each mode is one class.
+"""The mode of a load decides when each request is sent. Each mode is one class.
 
-The planner builds a mode (see `sweep.inputs.load`); the measuring process gets it pickled, and its sender follows it.
-The sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `at`, and `ended`
-whenever an answer is over. In each of these, the mode sends calls with `send` or `send_next`. A sender follows its own
-copy, so a mode may keep state in fields that its constructor does not take.
+The planner builds a mode (see `sweep.inputs.load`) and pickles it for the measuring process, whose sender runs it. The
+sender calls `begin` once, `due` at each instant that the mode has put on the timeline with `at`, and `ended` after each
+answer. In these methods, the mode sends calls with `send` or `send_next`. Each sender has its own copy, so a mode may
+keep state in fields that its constructor does not take.
 
-The instant for which a call is sent becomes the Record's `released`: when its slot, user or batch was free. Only a mode
-with `has_schedule` also sets `scheduled`, from which latencies count, and may release a call later because of its cap.
+The instant passed for a call becomes the Record's `released`: when its slot, user or batch was free. Only a mode with
+`has_schedule` also sets `scheduled`, the start of latencies, and may release a call later because of its cap.
 
 Indices count the calls of a phase (warm-up or measured) over all client processes. Standard library only.
 """
@@ -23,14 +23,14 @@ from sweep.base.records import UNKNOWN
 if TYPE_CHECKING:
     from collections.abc import Sized
 
-LARGEST_SPREAD = 0.1  # of a load's duration, over which its users begin
+LARGEST_SPREAD = 0.1  # share of a load's duration over which its users start
 
 
 @dataclass(slots=True)
 class Dispatch:
     """One HTTP call in flight. Times are in ns."""
 
-    index: int  # in its phase
+    index: int  # index in its phase
     number: int  # in the job
     scheduled: int  # when it should have been sent; UNKNOWN if the mode has no schedule
     released: int  # when it was allowed to be sent
@@ -42,10 +42,10 @@ class Dispatch:
 
 
 class CallSender(Protocol):
-    """The part of `sweep.client.sender.Sender` that a mode uses."""
+    """The interface of `sweep.client.sender.Sender` for modes."""
 
     start: int  # ns
-    indices: range  # of the calls that this process sends
+    indices: range  # number of calls that this process sends
 
     @property
     def in_flight(self) -> Sized: ...
@@ -56,19 +56,19 @@ class CallSender(Protocol):
 
 @dataclass(kw_only=True)
 class Mode:
-    """The rule by which requests are sent, and by which several client processes share the work."""
+    """The rule for sending requests, and for sharing them among several client processes."""
 
     one_process: ClassVar[bool] = False  # its calls depend on each other, so one client process sends all of them
-    has_schedule: ClassVar[bool] = False  # calls are due at times independent of answers: latencies count from them
+    has_schedule: ClassVar[bool] = False  # calls are due at times independent of answers, where latencies start
 
-    duration: float | None = None  # s after which nothing new is sent; requests in flight are drained
+    duration: float | None = None  # s after which no new request is sent; requests in flight are drained
 
     def most_in_flight(self) -> int | None:
-        """Return how many requests may be in flight at once; further ones wait for a slot. None: no limit."""
+        """Return how many requests may be in flight at once; further requests wait for a slot. None: no limit."""
         raise NotImplementedError
 
     def batch(self) -> int | None:
-        """Return how many requests are sent together, possibly as one list of prompts; None: each by itself."""
+        """Return how many requests are sent together, possibly as one list of prompts; None: one at a time."""
         return None
 
     def last_arrival(self) -> float | None:
@@ -76,15 +76,15 @@ class Mode:
         return None
 
     def split(self, part: int, parts: int) -> Self:
-        """Return the share of one of several client processes: every `parts`-th request, starting with `part`."""
+        """Return the mode for one of several client processes: every `parts`-th request, starting with `part`."""
         return self
 
     def after_warm_up(self, request_duration: float) -> Self:
-        """The mode of the measured phase, when the warm-up's requests took so many seconds (median; 0: unknown)."""
+        """Return the mode for the measured phase, given the median duration of warm-up requests, in s (0: unknown)."""
         return self
 
     def start_spread(self) -> float | None:
-        """Time between the first and the last user's start, s; None without users."""
+        """Return the time between the first and the last user's start, in s; None without users."""
         return None
 
     def begin(self, sender: CallSender) -> None:
@@ -92,11 +92,11 @@ class Mode:
         raise NotImplementedError
 
     def due(self, sender: CallSender, instant: int, index: int) -> None:
-        """Send the call with this index, which was put on the timeline for this instant. Times are in ns."""
+        """Send the call with this index, which is due at this instant (ns)."""
         raise NotImplementedError
 
     def ended(self, sender: CallSender, dispatch: Dispatch, instant: int) -> None:
-        """Send the call that follows the end of an answer, or put it on the timeline."""
+        """Send, or put on the timeline, the call that follows the end of an answer."""
 
 
 @dataclass
@@ -134,15 +134,15 @@ class Lockstep(Mode):
 
 @dataclass
 class ClosedLoop(Mode):
-    """`concurrency` users: each sends its next request `think[i]` seconds after its last one, request i, ended.
+    """`concurrency` users: each sends its next request `think[i]` s after its request i has ended.
 
-    User u begins at `offsets[u]`, and belongs to client process u modulo their number.
+    User u begins at `offsets[u]`, and belongs to client process u modulo the number of processes.
     """
 
     concurrency: int
     think: array[float] | None = None  # in s, one per request
     offsets: array[float] | None = None  # in s from the start, one per user; or shares of `request_duration`
-    request_duration: float | None = None  # s, 0 until the warm-up has shown it; None: offsets are in s
+    request_duration: float | None = None  # s, 0 until the warm-up has measured it; None: offsets are in s
 
     def most_in_flight(self) -> int:
         return self.concurrency
@@ -160,7 +160,7 @@ class ClosedLoop(Mode):
         return max(map(self._begins, range(self.concurrency)))
 
     def _begins(self, user: int) -> float:
-        """When a user begins, s from the start."""
+        """Return when a user begins, in s from the start."""
         scale = 1.0 if self.request_duration is None else self.request_duration
         return 0.0 if self.offsets is None else self.offsets[user] * scale
 
@@ -181,7 +181,7 @@ class ClosedLoop(Mode):
 
 @dataclass
 class OpenLoop(Mode):
-    """Request i is due `arrivals[i]` s after the start, regardless of other requests; only the cap may delay it.
+    """Request i is due `arrivals[i]` s after the start, independent of answers; only the cap may delay it.
 
     A warm-up that is longer than the arrivals repeats them. Several client processes divide the cap.
     """
@@ -189,7 +189,7 @@ class OpenLoop(Mode):
     has_schedule = True
 
     arrivals: array[float]  # in s from the start, one per request, ascending
-    cap: int | None = None  # requests in flight
+    cap: int | None = None  # maximum requests in flight
 
     def most_in_flight(self) -> int | None:
         return self.cap

@@ -1,12 +1,13 @@
-"""Watches many sockets for something to read, and reads them when it is worth it.
+"""Watches many sockets for data, and decides when to read them.
 
-Waking up for each token is most of a token's cost, but the kernel stamps every arrival. So a read may be late as long
-as it holds no two token events of one stream and nobody waits for the end of the answer. If tokens arrive faster than
-1,500 a second, sockets in the middle of an answer of known length are therefore read together, in rounds: every four
-milliseconds, or every eight if no stream had two tokens within 16 ms. Sockets whose answer may end with the next event
-are read at once, since the next request depends on it. A read with more than one token event of a stream stops the
-rounds for a second, the next such read for two, and so on, so a server that writes in bursts is measured as it is.
-Calls with several prompts are never read in rounds: the tokens of a step share a socket, and would share a stamp.
+Waking up for each token is most of a token's cost, but the kernel timestamps every arrival. So a read may be late, as
+long as it does not contain two token events of one stream, and no request waits for the end of the answer. If tokens
+arrive faster than 1,500 a second, sockets in the middle of an answer of known length are therefore read together, in
+rounds: every four milliseconds, or every eight if no stream had two tokens within 16 ms. Sockets whose answer may end
+with the next event are read at once, since the next request depends on it. A read with more than one token event of a
+stream stops the rounds for a second, the next such read for two, and so on. So a server that writes in bursts is
+measured correctly. Calls with several prompts are never read in rounds: the tokens of a step share a socket, and would
+share a stamp.
 """
 
 import asyncio
@@ -17,9 +18,9 @@ PERIOD = 0.004  # s between two rounds of reads
 LONG_PERIOD = 0.008  # s, if every stream takes at least SLOW from token to token
 SLOW = 0.016  # s
 WORTH_IT = 1_500  # reads per second above which a round holds several
-ALERT = 1.0  # s of reading at once after a read that held several events; doubled each time
+ALERT = 1.0  # s of immediate reads after a read with several events; doubled each time
 LONGEST_ALERT = 3600.0  # s
-# Edge-triggered: otherwise each token would cause two checks, when it arrives and, in vain, after it was read.
+# Edge-triggered: otherwise each token would cause a second, useless check after it was read.
 PATIENT_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -31,8 +32,8 @@ class Poller:
         self._loop = loop
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._period, self._longest = PERIOD, LONG_PERIOD  # s
-        self._in_rounds = False  # whether the patient sockets are to be read in rounds, or at once
-        self._timer: asyncio.TimerHandle | None = None  # for the next round; None: they are read at once
+        self._in_rounds = False  # whether patient sockets are read in rounds, or at once
+        self._timer: asyncio.TimerHandle | None = None  # timer of the next round; None: sockets are read at once
         self._looked = (0.0, 0)  # time and reads at the last `adjust`
         self._alert, self._alert_until = ALERT, 0.0  # s
         self._urgent, self._patient = select.epoll(), select.epoll()
@@ -42,7 +43,7 @@ class Poller:
     def add(self, fd: int, callback: Callable[[], None]) -> None:
         """Watch a socket; it is urgent until `set_patient`. `callback` must remove it once it has read its end.
 
-        While it is patient, each arrival is reported once: a read that leaves data behind must make it urgent.
+        While patient, each arrival is reported once: a read that leaves data behind must make the socket urgent.
         """
         self._callbacks[fd] = callback
         self._urgent.register(fd, select.EPOLLIN)
@@ -53,7 +54,7 @@ class Poller:
         (self._patient if patient else self._urgent).unregister(fd)
 
     def set_patient(self, fd: int, patient: bool) -> None:
-        """Let a socket wait for the next round, or read it at once."""
+        """Set whether a socket waits for the next round or is read at once."""
         if patient:
             self._urgent.unregister(fd)
             self._patient.register(fd, PATIENT_EVENTS)
@@ -72,7 +73,7 @@ class Poller:
             self._timer = self._loop.call_later(self._period, self._round)
 
     def pace(self, shortest_gap: float) -> None:
-        """Choose the time between two rounds by the shortest recent time between two tokens of a stream, in seconds."""
+        """Set the time between rounds from the shortest recent time (s) between two tokens of a stream."""
         self._period = self._longest if shortest_gap >= SLOW else PERIOD
 
     def alert(self, now: float) -> None:
@@ -80,7 +81,7 @@ class Poller:
         if now >= self._alert_until:
             self._alert_until = now + self._alert
             self._alert = min(2 * self._alert, LONGEST_ALERT)
-        if self._in_rounds:  # tokens may be less regular than their latest gaps suggested: no more long rounds
+        if self._in_rounds:  # tokens are less regular than their latest gaps suggested: no more long rounds
             self._period = self._longest = PERIOD
         self._in_rounds = False
 

@@ -15,7 +15,7 @@ ADDRESS_TIMEOUT = 3.0  # s to try one of several addresses of a name
 
 
 class Pool:
-    """Open connections. The most recently used one is used next, since it is the warmest."""
+    """Open connections. The most recently used connection is used next, since it is the warmest."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Pool:
         self._loop, self._stamps, self._counters = loop, stamps, counters
         self.poller = Poller(loop)
         self._address = _resolve(target, timeouts)
-        self.opened = 0  # connections ever made; each is used repeatedly
+        self.opened = 0  # all connections ever made; each is reused
         self.free: list[StampedConnection] = []
         self.on_done: Callable[[StampedConnection, wire.Answer], None]  # set by the current Sender
 
@@ -46,7 +46,7 @@ class Pool:
     def give(self, connection: StampedConnection) -> None:
         if connection.is_open:
             self.free.append(connection)
-        else:  # it is used last, since opening takes a while
+        else:  # used last, since opening takes a while
             connection.reopen()
             self.free.insert(0, connection)
 
@@ -76,7 +76,7 @@ def _resolve(target: wire.Target, timeouts: Timeouts) -> ServerAddress:
 
 
 def _accepts(candidate: tuple[Any, ...]) -> bool:
-    """Try to connect to an address: `localhost` may be ::1 first, while the server listens only on 127.0.0.1."""
+    """Return whether an address accepts a connection: `localhost` may be ::1, but the server listens on 127.0.0.1."""
     try:
         with socket.socket(candidate[0], candidate[1]) as sock:
             sock.settimeout(ADDRESS_TIMEOUT)

@@ -35,11 +35,11 @@ from sweep.client.stamped_connection import Counters
 PRIORITY = -10  # a `nice` value
 LAG_EVERY = 50_000_000  # ns between two checks of the loop's lag
 TICK = 0.1  # s between two checks of time-outs
-FIRST_CONNECTIONS = 128  # opened before the clock if the load has no cap on requests in flight
+FIRST_CONNECTIONS = 128  # connections opened in advance if the load has no cap on requests in flight
 
 
 class MeasuringProcess:
-    """The process as a whole: it talks to the parent, checks time-outs, and measures its own lag and CPU."""
+    """The measuring process: talks to the parent, checks time-outs, and measures its lag and CPU use."""
 
     def __init__(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.job, self.loop = job, loop
@@ -65,7 +65,7 @@ class MeasuringProcess:
         if warmup and self.stop is None:
             await self._send_phase(pool, 0, warmup, time.monotonic_ns())
         gc.collect()
-        gc.freeze()  # the objects that exist now stay: they need no checks during the measurement
+        gc.freeze()  # existing objects stay alive: the garbage collector need not check them during the measurement
         _send_message(event="ready", warm_up=self.results.warm_up, durations=self.results.warm_up_durations)
         start = await self.go
         self.job.mode = self.job.mode.after_warm_up(self.request_duration)
@@ -131,7 +131,7 @@ class MeasuringProcess:
             self.sender.stop(reason)
 
     def _tick(self, poller: Poller) -> None:
-        """Check time-outs and rounds of reads ten times a second, the rounds' length and the clocks once a second."""
+        """Check time-outs and the poller ten times a second, and the poller's pace and the clocks once a second."""
         now = time.monotonic_ns()
         poller.adjust(now / 1e9, self.counters.kernel_stamps)
         if self.sender is not None:
@@ -158,7 +158,7 @@ class MeasuringProcess:
 def _peak_memory() -> int:
     """Return the largest resident memory of this process, in bytes.
 
-    ru_maxrss also includes the process that this one was forked from, so it is used only if VmHWM is missing (gVisor).
+    ru_maxrss also includes the parent before the fork, so it is used only if VmHWM is missing (gVisor).
     """
     peak = Path("/proc/self/status").read_text(encoding="ascii").partition("VmHWM:")[2].split()
     return (int(peak[0]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
@@ -177,8 +177,8 @@ def main(folder: Path, part: int) -> None:
     job = Job.open(folder, part)
     if job.cpus:
         os.sched_setaffinity(0, job.cpus)
-    # The process needs little of a core, but at once: if it waits longer than a gap between tokens, several tokens
-    # arrive in one read. Only root may raise the priority; others run as they are.
+    # The process needs little CPU time, but without delay: if it waits longer than a gap between tokens, several tokens
+    # arrive in one read. Only root may raise the priority.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     failures: list[BaseException] = []

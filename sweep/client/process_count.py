@@ -14,7 +14,7 @@ TOKENS_A_PROCESS = 40_000  # per second, also two thirds of a core
 def process_count(
     processes: int | Literal["auto"], mode: Mode, requests: Sequence[Request], cpus: set[int] | None
 ) -> int:
-    """Return the number of client processes, which is never larger than the number of streams."""
+    """Return the number of client processes, which never exceeds the number of streams."""
     streams = min(mode.most_in_flight() or len(requests), len(requests))
     if mode.one_process or streams <= 1:
         return 1
@@ -26,7 +26,7 @@ def process_count(
 
 
 def _busy_processes(mode: Mode, requests: Sequence[Request]) -> int:
-    """Return the processes that the load keeps busy: by its streams or, if requests are timed, by its tokens."""
+    """Return the processes needed for the load's streams or, if requests are timed, for its tokens."""
     by_streams = -(-(mode.most_in_flight() or len(requests)) // STREAMS_A_PROCESS)
     seconds = mode.last_arrival()
     if seconds is None:

@@ -1,4 +1,4 @@
-"""Sends the calls of one phase when its Mode says so, ends calls that take too long, and records each answer."""
+"""Sends the calls of one phase as its Mode decides, ends calls that take too long, and records each answer."""
 
 import asyncio
 import heapq
@@ -16,13 +16,13 @@ from sweep.client.wire import Answer
 
 GRACE_AFTER_END = 2_000_000_000  # ns to wait for the end of the body after the stream's end mark has arrived
 NEVER = 1 << 62  # ns
-SPARE_CONNECTIONS = 16  # kept open ahead of need if the load has no cap on requests in flight
+SPARE_CONNECTIONS = 16  # spare connections kept open if the load has no cap on requests in flight
 
 
 class Sender:
-    """One phase, from `begin(start)` until `finished` is done. `modes` decides when a call is sent.
+    """Sends the calls of one phase, from `begin(start)` until `finished` is done. The mode decides when.
 
-    A call that is due waits in the backlog for a slot while the mode's limit of calls is in flight.
+    A call that is due waits in the backlog while the maximum number of calls is in flight.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Sender:
         self.in_flight: set[StampedConnection] = set()
         self.start = 0  # ns
         self.offered = self.sent = 0  # requests
-        self.done = self.failed = self.tokens = 0  # requests that have ended, those without an answer; tokens of all
+        self.done = self.failed = self.tokens = 0  # requests that have ended, and failed; all tokens
         self.stopped: str | None = None
         self.warms_up = first < job.warmup_calls
         self._first = first  # number of the call with index 0
@@ -47,7 +47,7 @@ class Sender:
         self._alarm = Alarm(loop, self._expired)
         self._alarm_at = 0  # ns; the instant for which the alarm is set
         self._next_look = 0  # ns; when time-outs are checked next
-        self._progressed = time.monotonic_ns()  # the latest token of a finished call, or when nothing was in flight
+        self._progressed = time.monotonic_ns()  # latest token of a finished call, or time with none in flight
         pool.on_done = self._ended
 
     def begin(self, start: int) -> None:
@@ -58,12 +58,12 @@ class Sender:
         self._settle()
 
     def stop(self, reason: str) -> None:
-        """Give up everything in flight, and send nothing more."""
+        """Abandon all calls in flight, and send no more."""
         if self.stopped is not None:
             return
         self.stopped, self._deadline = reason, 0
         self._timeline.clear()
-        self._give_up_backlog(f"cancelled: {reason}")  # first, so that no freed slot is given to it
+        self._give_up_backlog(f"cancelled: {reason}")  # first, so that the backlog gets no freed slot
         for connection in list(self.in_flight):
             connection.abandon(f"cancelled: {reason}")
         self._settle()
@@ -77,7 +77,7 @@ class Sender:
             heapq.heappush(self._timeline, (instant, index))
 
     def send(self, index: int, instant: int, batch: int = UNKNOWN) -> int:
-        """Send a call that is due at this instant, or let it wait for a slot; return its prompts, 0 if too late.
+        """Send a call that is due at this instant, or queue it for a slot; return its number of prompts, 0 if too late.
 
         Without a schedule, the instant is when its user or batch could send it.
         """
@@ -114,7 +114,7 @@ class Sender:
             if now - connection.begun > (limits.connect + 1) * 1e9:  # the connection has its own limit
                 connection.abandon(f"connect: no connection within {limits.connect:g} s")
         elif answer.ended and now - max(sent, last_token) > GRACE_AFTER_END:
-            connection.abandon(None)  # the answer is complete; only the end of HTTP's framing is missing
+            connection.abandon(None)  # the answer is complete; only the end of the HTTP body is missing
         elif now - sent > limits.total * 1e9:
             connection.abandon(f"timeout_total: {limits.total:g} s")
         elif not last_token:
@@ -124,7 +124,7 @@ class Sender:
             connection.abandon(f"timeout_between: {limits.between_tokens:g} s")
 
     def progress(self, now: int) -> int:
-        """Return the instant (ns) of the latest token of any call; now, if none is in flight."""
+        """Return the instant (ns) of the latest token of any call; `now` if no call is in flight."""
         if not self.in_flight:
             self._progressed = now
         latest = (c.answer.last_token for c in self.in_flight if c.answer is not None)
@@ -175,7 +175,7 @@ class Sender:
         self._progressed = max(self._progressed, answer.last_token)
         dispatch.given_up = now
         self._write(dispatch, answer)
-        # The end as the kernel saw it, so that our own delay until the next send appears as turnaround.
+        # The kernel's stamp of the end, so that the client's delay until the next request appears as turnaround.
         ended = answer.completed or now
         if self._backlog:
             self._release(ended)
@@ -185,14 +185,14 @@ class Sender:
     def _release(self, instant: int) -> None:
         """Give a free slot to the call that has waited longest."""
         if instant >= self._deadline:
-            self._give_up_backlog("unsent: due, and still waiting for a slot when load.duration was over")
+            self._give_up_backlog("unsent: due, but still waiting for a slot when load.duration was over")
         else:
             dispatch = self._backlog.popleft()
             dispatch.released = max(dispatch.released, instant)
             self._send(dispatch)
 
     def _give_up_backlog(self, error: str) -> None:
-        """Record the calls that wait for a slot and will not get one."""
+        """Record the calls in the backlog as failed with this error."""
         for dispatch in self._backlog:
             dispatch.released = dispatch.given_up = UNKNOWN
             answer = self.job.answer(dispatch.number)

@@ -1,10 +1,9 @@
-"""One persistent HTTP/1.1 connection that stamps what it reads with the kernel's time of arrival.
+"""A persistent HTTP/1.1 connection that timestamps received data with the kernel's time of arrival.
 
 A plain non-blocking socket, watched by a `Poller`: `recvmsg` gives the bytes and the kernel's receive stamp
-(SO_TIMESTAMPNS), httptools the framing, `wire.Answer` the tokens. The start is stamped at the write. TLS runs through
-ssl.MemoryBIO over the same socket, so that the kernel stamps its bytes too.
-
-A stamp belongs to the last segment of a read: token events in one read share it, so such reads are counted.
+(SO_TIMESTAMPNS), httptools the framing, `wire.Answer` the tokens. The start is stamped when the request is written. TLS
+runs through ssl.MemoryBIO over the same socket, so that the kernel stamps its bytes too. A stamp belongs to the last
+segment of a read: token events in one read share it, so such reads are counted.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
 READ_SIZE = 64 << 10
-PATIENT_READ_SIZE = 4 << 10  # for a socket that has one token: a small buffer is cheaper to create
+PATIENT_READ_SIZE = 4 << 10  # bytes to read when one token is expected: a small buffer is cheaper to create
 STALE_AFTER = 1_000_000_000  # ns idle after which a kept-alive connection is checked before it is used
 _STAMP = struct.Struct("qq")
 _ANCILLARY = socket.CMSG_SPACE(_STAMP.size)
@@ -32,9 +31,9 @@ _CR, _LF = b"\r\n"
 
 
 def _chunk_head(length: int) -> bytes | tuple[()]:
-    """Return the first bytes of a read of `length` bytes that is one whole chunk; () if no chunk has this length.
+    """Return the header of an HTTP chunk that takes `length` bytes in total; () if no chunk has this length.
 
-    RFC 9112, 7.1: the size in hexadecimal digits, CR LF, as many bytes, CR LF. The last chunk, of size 0, is left out.
+    RFC 9112, 7.1: the size in hexadecimal digits, CR LF, as many bytes, CR LF. The last chunk, of size 0, is excluded.
     """
     for digits in range(1, 8):
         size = length - digits - 4
@@ -70,9 +69,9 @@ class ServerAddress:
 
 @dataclass(slots=True, eq=False)
 class StampedConnection:
-    """One request at a time: `begin` writes it; when it has ended, `on_done` gets the connection and its Answer.
+    """Handles one request at a time: `begin` writes it; at the end, `on_done` gets the connection and its Answer.
 
-    It reopens by itself after the server has closed it; every failure becomes the Answer's error.
+    The connection reopens itself after the server has closed it. Every failure becomes the Answer's error.
     """
 
     _loop: asyncio.AbstractEventLoop
@@ -91,16 +90,16 @@ class StampedConnection:
     _parser: Any = None  # httptools' parser, one for each socket
     _request: bytes = b""
     _unsent: memoryview | bytes = b""
-    _patient: bool = False  # watched as a socket that may wait for the next round of reads
+    _patient: bool = False  # whether the socket may wait for the next round of reads
     _arrived: int = 0  # ns; stamp of the read that the parser is processing
-    _sized: bool = False  # whether the answer says where it ends
+    _sized: bool = False  # whether the response declares where it ends
     _answered: bool = False
     _keep_alive: bool = False
-    _answers: int = 0  # on this socket
-    _connecting: int = 0  # ns, when this socket was begun
-    _connected: int = 0  # ns, when it was open
-    _part: bytes = b""  # what the parser last gave out of the body
-    _between_chunks: bool = False  # the next byte begins a chunk
+    _answers: int = 0  # responses on this socket
+    _connecting: int = 0  # ns, when this socket was created
+    _connected: int = 0  # ns, when the socket was connected
+    _part: bytes = b""  # the part of the body that the parser returned last
+    _between_chunks: bool = False  # whether the next byte begins a chunk
 
     @property
     def is_open(self) -> bool:
@@ -115,7 +114,7 @@ class StampedConnection:
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
-        sock: socket.socket | None = None  # made inside: without a free file descriptor, `_opening` is cleared too
+        sock: socket.socket | None = None  # inside the try: if no file descriptor is free, `_opening` is cleared too
         self._connecting = time.monotonic_ns()
         try:
             sock = socket.socket(self._address.family, socket.SOCK_STREAM)
@@ -153,7 +152,7 @@ class StampedConnection:
             self._sock = self._tls = None
 
     def begin(self, request: bytes, answer: Answer) -> None:
-        """Send a request: at once if the connection is open, otherwise as soon as it is."""
+        """Send a request: at once if the connection is open, otherwise once it is."""
         self.answer, self._request, self.begun = answer, request, time.monotonic_ns()
         self._answered, self._unsent = False, b""
         if self._sock is not None and self.begun - self.idle_since > STALE_AFTER and self._gone():
@@ -164,7 +163,7 @@ class StampedConnection:
             self._loop.create_task(self._open_and_send(answer))
 
     def abandon(self, error: str | None) -> None:
-        """Give up the request in flight; bytes that may still arrive make the connection unusable."""
+        """Abandon the request in flight, and close the socket, since more bytes of the answer may still arrive."""
         answer = self.answer
         if answer is not None:
             if error is not None:
@@ -180,7 +179,7 @@ class StampedConnection:
         try:
             await self.open()
         except asyncio.CancelledError:
-            return  # given up meanwhile
+            return  # abandoned meanwhile
         except (OSError, TimeoutError) as error:
             if self.answer is answer:
                 answer.fail(f"connect: {_in_one_line(error)}{tls_remedy(error)}")
@@ -278,7 +277,7 @@ class StampedConnection:
             return
         answer = self.answer
         if answer is None or not answer.sent:
-            self.close()  # bytes without a request, e.g. a 408 that some servers send before they close
+            self.close()  # bytes without a request, e.g. the 408 that some servers send before they close
             return
         before, shared = answer.chunks, answer.shared
         try:
@@ -290,7 +289,7 @@ class StampedConnection:
             self.abandon(f"protocol: {HTTP2_ONLY if http2 else _in_one_line(error)}")
             return
         if answer.chunks > answer.limit and not self._answered:
-            self.abandon(f"protocol: {answer.chunks} events without an end; the request asked for far fewer tokens")
+            self.abandon(f"protocol: {answer.chunks} events without an end; far fewer tokens were requested")
             return
         if answer.chunks - before > 1 and (len(answer.streams) == 1 or answer.shared != shared):
             self._counters.multi_event_reads += 1
@@ -307,11 +306,11 @@ class StampedConnection:
     def _feed(self, data: bytes, arrived: int, answer: Answer) -> None:
         """Remove the HTTP framing.
 
-        In the middle of an answer a read is nearly always one whole chunk. If the parser has just read such a chunk, it
-        is between two chunks and need not see the next. (The parser is quick, but its state for each connection is no
-        longer in the processor's caches when the next token arrives.)
+        In the middle of an answer a read is nearly always one whole chunk. After such a chunk, the parser is between
+        two chunks and can skip the next. (The parser is fast, but its state for each connection has left the CPU caches
+        when the next token arrives.)
         """
-        head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # nothing starts with ()
+        head = _CHUNK_HEADS[len(data)] if len(data) < len(_CHUNK_HEADS) else ()  # startswith(()) is False
         is_chunk = data.startswith(head) and data[-1] == _LF and data[-2] == _CR
         if is_chunk and self._between_chunks:
             answer.body(data[len(head) : -2], arrived)
@@ -338,11 +337,11 @@ class StampedConnection:
         times = "once" if self._answers == 1 else f"{self._answers} times"
         return (
             f"{error}, after it had answered {times} on this connection: if the server closes connections without "
-            "saying so, set backend.headers={Connection: close}, which gives each request its own"
+            "notice, set backend.headers={Connection: close}, so that each request opens a new connection"
         )
 
     def _lost(self, error: str) -> None:
-        """Handle a lost connection: an error if a request is in flight, otherwise it is reopened for the next one."""
+        """Handle a lost connection: fail the request in flight, or else reopen for the next request."""
         if self.answer is not None:
             self.abandon(error)
         else:
@@ -370,7 +369,7 @@ class StampedConnection:
 
     def on_body(self, data: bytes) -> None:
         self._part = data
-        if self.answer is not None and not self._answered:  # otherwise it comes after the end of an answer
+        if self.answer is not None and not self._answered:  # else it follows the end of an answer
             self.answer.body(data, self._arrived)
 
     def on_message_complete(self) -> None:

@@ -1,22 +1,20 @@
-"""The tokens of an answer: how many there are, how many arrived in its chunks, and who counted them.
+"""The token counts of an answer: in total, received in its chunks, and the source of the count.
 
-A server's usage may count tokens that were never sent (hidden reasoning), or nothing at all. Times cover only tokens
-that arrived, so nothing generated before the first visible token makes later tokens look faster.
+A server's usage may count tokens that were never sent (hidden reasoning), or nothing at all. Latencies are computed
+from received tokens only, so that hidden tokens do not make later tokens look faster.
 """
 
 from sweep.base.records import UNKNOWN, Record
 
-TOLERANCE = 0.1  # relative difference allowed between a server's count and our count of the text
+TOLERANCE = 0.1  # relative difference allowed between a server's count and the client's count of the text
 
 
 def settle(record: Record, fixed_length: bool) -> None:
-    """Set a record's token counts from its stream, its server and our tokenizer.
+    """Set a record's token counts from its stream, the server's usage and the client's tokenizer.
 
-    `fixed_length`: ignore_eos was sent. An answer with exactly the requested tokens is then trusted: end tokens among
-    them are not in the text.
-
-    On entry `output_tokens` is the count from `token_source`, UNKNOWN for plain events; `hidden_tokens` is the server's
-    count of unsent reasoning; `recounted_tokens` is our count of the text.
+    `fixed_length`: ignore_eos was sent. Then a count of exactly the requested tokens is trusted, since end tokens are
+    not in the text. On entry, `output_tokens` is the count from `token_source` (UNKNOWN for plain events),
+    `hidden_tokens` the server's count of unsent reasoning, and `recounted_tokens` the client's count of the text.
     """
     if record.token_source == "events":
         if record.recounted_tokens > 0:
@@ -31,10 +29,10 @@ def settle(record: Record, fixed_length: bool) -> None:
 
 
 def _visible(record: Record, fixed_length: bool) -> int:
-    """Return the tokens of the visible text, as far as the server's count and the text show.
+    """Return the tokens of the visible text, from the server's count and the text.
 
-    If the text was counted and has fewer tokens, its count is used. Otherwise tokens above max_tokens count as hidden,
-    but at least one token per event remains.
+    If the client counted fewer tokens in the text, its count is used. Otherwise tokens above max_tokens are treated as
+    hidden, except that at least one token per event is visible.
     """
     visible = max(1, record.output_tokens - record.hidden_tokens)
     if fixed_length and visible == record.asked_output_tokens:
@@ -45,7 +43,7 @@ def _visible(record: Record, fixed_length: bool) -> int:
 
 
 def _take_hidden_from_first_chunk(record: Record, fixed_length: bool) -> None:
-    """Subtract the hidden tokens from the first chunk, to which a running count adds them."""
+    """Subtract the hidden tokens from the first chunk, since per-chunk usage adds them there."""
     tokens = record.chunk_tokens
     hidden = sum(tokens) - _visible(record, fixed_length)
     if hidden > 0 and tokens[0] > hidden:

@@ -1,7 +1,8 @@
-"""The bytes on the wire: makes request bytes from Requests, and reads tokens, counts and errors from an answer's bytes.
+"""The bytes on the wire: builds request bytes from Requests, and reads tokens, counts and errors from the bytes of an
+answer.
 
-It uses no sockets and no clock (every stamp is passed in), so that a recorded stream cut at any byte gives the same
-Records. `stamped_connection` handles HTTP framing; this module handles the body. Standard library only.
+It uses no sockets and no clock (every timestamp is passed in), so a recorded stream gives the same Records wherever it
+is cut. `stamped_connection` handles HTTP framing; this module handles the body. Standard library only.
 
 A Record's error is "kind: detail". The kinds:
 
@@ -53,11 +54,11 @@ PATHS: dict[str, str] = {
     **{name: dialect.path for name, dialect in TYPED_DIALECTS.items()},
     "tgi": "/generate_stream",
 }
-LARGEST_EVENT = 16 << 20  # bytes; if an event is longer than that, the answer is not a token stream
+LARGEST_EVENT = 16 << 20  # bytes; if an event is longer, the answer is not a token stream
 LARGEST_MESSAGE = 300  # characters of a server's message that are kept in an error
-MOST_MODELS, LONGEST_MODEL = 8, 200  # names of models kept of an answer, and characters of each
-ENDLESS = 4, 64  # multiple of the requested tokens, and least number of token events, above which an answer is endless
-NO_TEMPLATE = "set backend.api=completions, for the model has no chat template"
+MOST_MODELS, LONGEST_MODEL = 8, 200  # maximum model names stored for an answer, and characters of each
+ENDLESS = 4, 64  # an answer is endless above this multiple of the requested tokens, and this number of token events
+NO_TEMPLATE = "the model has no chat template; set backend.api=completions"
 OTHER_LIMIT = "set backend.max_tokens_field=max_completion_tokens"
 REDIRECTS = (301, 302, 303, 307, 308)
 ABORTED = ("abort", "error")  # finish reasons of vLLM and SGLang for aborted answers
@@ -67,12 +68,11 @@ REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NUMBER = re.compile(rb"\s*(\d{1,9})(?!\d)")
-LARGEST_COUNT = 10**9  # tokens: no usage reports as many, and records have 32 bits
+LARGEST_COUNT = 10**9  # maximum plausible tokens in a usage; records have 32 bits
 _DIGITS = b"0123456789"
 _BACKSLASH = 0x5C
 _COMPRESSED = (
-    "is not supported: it hides the times of tokens; switch compression of text/event-stream off in the server or its "
-    "proxy"
+    "is not supported, since it hides token times; disable compression of text/event-stream in the server or its proxy"
 )
 
 
@@ -81,18 +81,18 @@ class Target:
     """The endpoint under test and the dialect that it speaks."""
 
     url: str  # http(s)://host[:port][/base], with or without a trailing /v1
-    model: str  # the server's name for it
+    model: str  # the server's name for the model
     api: Api = "completions"
     batch_form: BatchForm = "streams"  # a lockstep batch is one call with a list of prompts, or simultaneous streams
-    continuous_usage: bool = False  # ask for usage in every chunk
+    continuous_usage: bool = False  # request usage in every chunk
     token_ids: bool = True  # whether it accepts prompts as token ids
     temperature: float = 0  # sampling temperature; 0: greedy decoding
     ignore_eos: bool = False  # send ignore_eos, so that every answer has exactly the requested tokens
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to each body; null removes a key
     headers: Mapping[str, str] = field(default_factory=dict)  # not for secrets: they are written to the job folder
-    path: str | None = None  # path of the requests, instead of the api's
+    path: str | None = None  # request path that replaces the api's default
     api_key_env: str | None = None  # NAME of the environment variable that holds the key
-    auth_header: str | None = None  # None: the api's own header
+    auth_header: str | None = None  # None: the api's default header
     auth_scheme: str | None = None
     max_tokens_field: str = "max_tokens"
     verify_tls: bool = True
@@ -127,7 +127,7 @@ class Target:
 
 
 def header_fields(target: Target, key: str | None) -> dict[str, str]:
-    """Return the header fields that all requests share. Raises ValueError for a key that no header can contain."""
+    """Return the header fields that all requests share. Raises ValueError for an API key that no header can contain."""
     dialect = TYPED_DIALECTS.get(target.api)
     fields = {"User-Agent": "llm-sweep", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
     fields |= {"Content-Type": "application/json", **(dialect.headers if dialect else {}), **target.headers}
@@ -146,13 +146,13 @@ def head(target: Target, key: str | None) -> bytes:
 
 
 def call(target: Target, requests: Sequence[Request]) -> bytes:
-    """Return a call's bytes from the x-request-id header on: for one request, or a lockstep batch as a list."""
+    """Return a call's bytes from the x-request-id header on, for one request or for a lockstep batch."""
     first = requests[0]
     if not _REQUEST_ID.fullmatch(first.request_id):
         raise ValueError(f"request_id={first.request_id!r}: expected letters, digits and ._:/-")
     for request in requests:
         if not target.token_ids and not isinstance(request.prompt, str):
-            raise ValueError(f"request {request.request_id}: this backend takes no token ids; give the prompt as text")
+            raise ValueError(f"request {request.request_id}: this backend accepts text, not token ids")
     content = _body(target, requests)
     for key, value in target.extra_body.items():
         if value is None:
@@ -179,7 +179,7 @@ def _body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
 def _openai_body(target: Target, requests: Sequence[Request]) -> dict[str, Any]:
     limit = max(request.output_tokens for request in requests)
     if any(request.output_tokens != limit for request in requests):
-        raise ValueError("a list of prompts shares one max_tokens: give all requests of a batch the same output_tokens")
+        raise ValueError("a list of prompts shares max_tokens: all requests of a batch need the same output_tokens")
     options = {"include_usage": True}
     if target.continuous_usage:
         options["continuous_usage_stats"] = True
@@ -212,22 +212,22 @@ def _tgi_body(target: Target, request: Request) -> dict[str, Any]:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """The answer to one prompt, as far as it has arrived."""
+    """The answer to one prompt, as received so far."""
 
     chunk_us: "array[int]" = field(default_factory=lambda: array("I"))
     several: dict[int, int] = field(default_factory=dict)  # the chunks that held more than one token, and how many
-    running_count: int = 0  # completion tokens by the stream's own running count
-    ahead: int = 0  # events of text that the running count has not counted yet
-    carried: int = 0  # tokens that came before any visible text: they belong to the first chunk
-    carried_at: int = 0  # ns, when the latest of them came
+    running_count: int = 0  # completion tokens by the stream's per-chunk usage
+    ahead: int = 0  # text events not yet included in the per-chunk usage
+    carried: int = 0  # tokens received before any visible text; added to the first chunk
+    carried_at: int = 0  # ns, arrival of the latest of these tokens
     written: AnswerText = field(default_factory=AnswerText)
     input_tokens: int = UNKNOWN
     output_tokens: int = UNKNOWN  # according to the final usage
     reasoning_tokens: int = 0  # part of the output tokens, according to the usage's details
     cached_tokens: int = UNKNOWN  # part of the input, according to the usage's details
     answer_us: int | None = None  # first event of the answer after reasoning; UNKNOWN: only reasoning so far
-    by_ids: bool = False  # whether chunks are counted by the token ids that they contain
-    text: bytearray | None = None  # the answer as written in the events' JSON, with escapes; None: not kept
+    by_ids: bool = False  # whether tokens are counted by the ids in chunks
+    text: bytearray | None = None  # the answer as escaped in the events' JSON; None: not stored
     finish_reason: str | None = None
 
     @property
@@ -240,7 +240,7 @@ class Stream:
 
     @property
     def source(self) -> TokenSource:
-        """The source of the token count: a usage of 0 beside text counts nothing, and an event is no token."""
+        """The source of the token count. A usage of 0 despite text is ignored; an event is not a token."""
         if self.by_ids:
             return "ids"
         if self.running_count > 0:
@@ -249,7 +249,7 @@ class Stream:
 
     @property
     def total(self) -> int:
-        """The output tokens as counted by `source`; UNKNOWN if only events are known."""
+        """The number of output tokens as counted by `source`; UNKNOWN if only events are known."""
         source = self.source
         if source == "ids":
             return sum(self.chunk_tokens)
@@ -258,9 +258,9 @@ class Stream:
         return self.output_tokens if self.output_tokens > 0 else self.running_count
 
     def reconciled(self, tokens: int, text: bool) -> int:
-        """Return an event's tokens, given that the running count, which may lag behind the text, rose by `tokens`.
+        """Return an event's tokens, given that the per-chunk usage (which may lag behind the text) rose by `tokens`.
 
-        Text without a count is taken for one token, until the count includes it.
+        Text without a count is taken as one token, until the usage includes it.
         """
         owed = min(self.ahead, max(tokens, 0))
         self.ahead -= owed
@@ -271,43 +271,43 @@ class Stream:
         return tokens
 
     def take_text(self, piece: bytes) -> bool:
-        """Add text as it stands in the JSON; return whether it is an arrival: of reasoning, first one with a letter."""
+        """Add JSON-escaped text; return whether it is visible (reasoning must first contain a letter)."""
         if self.text is not None:
             self.text += piece
         return self.written.take(piece, self.answer_us == UNKNOWN and not self.chunk_us)
 
     def take(self, keys: list[str], piece: bytes, arrived_us: int) -> bool:
-        """Add text that came under these keys, noting where the answer proper begins after reasoning."""
+        """Add text from these keys, and record where the actual answer begins after reasoning."""
         if any(key in REASONING for key in keys) and not self.chunk_us:
             self.answer_us = UNKNOWN
         answers = any(key not in REASONING for key in keys)
         if answers and self.answer_us == UNKNOWN and not self.chunk_us:
-            self.answer_us = None  # what came before was a placeholder, or white space
+            self.answer_us = None  # earlier text was a placeholder, or white space
         visible = self.take_text(piece)
         if visible and answers and self.answer_us == UNKNOWN:
             self.answer_us = max(0, arrived_us)
         return visible
 
     def is_past_reasoning(self, visible: bool) -> bool:
-        """Return whether later events of this shape need no parsing: the answer's first visible text must be seen."""
+        """Return whether reasoning is over and text is visible, so that later events of this shape need no parsing."""
         return visible or self.answer_us != UNKNOWN
 
 
 class _Shape:
-    """The bytes of a token event before and after its text, with digits removed."""
+    """The shape of a token event: its bytes before and after the text, with digits removed."""
 
     __slots__ = ("bare_head", "bare_tail", "count_from", "head", "marker", "plain", "rest", "start", "tail")
 
     def __init__(self, marker: bytes, count_from: bytes, head: bytes, tail: bytes, plain: bool) -> None:
         self.marker = marker  # b'"text":"' or similar, at the end of the head
-        self.count_from = count_from  # where the event states its number of tokens; b"": one if there is text
-        self.plain = plain  # whether any text is a token, so that nothing in the event is read
+        self.count_from = count_from  # bytes before the event's token count; b"": one token if there is text
+        self.plain = plain  # whether any text is one token, so that nothing else in the event is read
         self.head, self.tail = head, tail  # the tail begins with the quote that ends the text
         self.start, self.rest = len(head), len(tail)
         self.bare_head, self.bare_tail = head.translate(None, _DIGITS), tail.translate(None, _DIGITS)
 
     def text_in(self, event: bytes) -> tuple[int, int]:
-        """Return where the text of an event with this shape begins and ends; (0, -1) for another shape."""
+        """Return where the text begins and ends in an event of this shape; (0, -1) for a different shape."""
         start = self.start
         if not event.startswith(self.head):
             start = event.find(self.marker) + len(self.marker)
@@ -319,24 +319,24 @@ class _Shape:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """Reads one call's answer: it is fed the status, headers and body with their stamps, and then has the Streams.
+    """Reads one call's answer: fed the status, headers and body with timestamps, it builds the Streams.
 
-    A token event costs a few byte searches: the first one is parsed as JSON, and its bytes before and after the text
-    are stored without digits. An event that differs only in text and digits is the same JSON (`_learn` says when this
-    holds); every other event is parsed as JSON again.
+    A token event costs a few byte searches. The first event is parsed as JSON, and its bytes before and after the text
+    are stored without digits. An event that differs only in text and digits is the same JSON (see `_learn` for the
+    conditions); all other events are parsed as JSON.
     """
 
     api: Api
     prompts: InitVar[int] = 1
-    patient_until: int = 0  # tokens before which the answer cannot end with the next event
-    keeps_text: InitVar[bool] = False  # so that its tokens can be counted afterwards
-    limit: int = LARGEST_COUNT  # token events of all streams above which the answer is endless
+    patient_until: int = 0  # number of tokens before which the answer cannot end
+    keeps_text: InitVar[bool] = False  # store the text, to count its tokens afterwards
+    limit: int = LARGEST_COUNT  # token events in all streams above which the answer is endless
     streams: list[Stream] = field(init=False)
     sent: int = 0  # ns, when the first byte of the request was written
-    completed: int = 0  # ns, arrival of the end of the body; 0: it never came
-    connecting: int = UNKNOWN  # ns, when its connection was begun; UNKNOWN where that had answered before
-    connected: int = UNKNOWN  # ns, when that was open, its TLS handshake included
-    closed: bool = False  # its connection was closed after it
+    completed: int = 0  # ns, arrival of the end of the body; 0: never
+    connecting: int = UNKNOWN  # ns, when its connection was started; UNKNOWN for a reused connection
+    connected: int = UNKNOWN  # ns, when the connection was open, including the TLS handshake
+    closed: bool = False  # whether its connection was closed afterwards
     chunks: int = 0  # token events so far, of all streams
     tokens: int = 0  # likewise
     shared: int = 0  # events that arrived in one read with another of their stream, and so share a stamp
@@ -349,7 +349,7 @@ class Answer:
     _retry_after: str | None = None
     _location: str | None = None
     _encoding: str | None = None
-    models: list[str] = field(default_factory=list)  # names of the model that it says it is from
+    models: list[str] = field(default_factory=list)  # names of models in the answer
     _carry: bytes = b""
     _shape: _Shape | None = None
 
@@ -422,7 +422,7 @@ class Answer:
                 self._parse(event, arrived)
 
     def complete(self, arrived: int) -> None:
-        """Note that the body has ended according to HTTP."""
+        """Handle the end of the HTTP body."""
         self.completed = arrived
         try:
             self._complete(arrived)
@@ -443,7 +443,7 @@ class Answer:
         if rest:  # some servers omit the last blank line
             self._parse(rest, arrived)
         for stream in self.streams:
-            if stream.carried:  # white space alone, or end tokens: an answer of as much as came at its end
+            if stream.carried:  # only white space or end tokens: count them at the end of the answer
                 self._arrive(stream, 0, stream.carried_at)
         if not self.ended and not all(stream.finish_reason for stream in self.streams):
             self.fail("closed: the stream ended without its end mark")
@@ -451,12 +451,12 @@ class Answer:
             self._share_sum()
 
     def fail(self, error: str) -> None:
-        """Record an error; only the first one counts."""
+        """Record an error; later errors are ignored."""
         if self.error is None:
             self.error = error
 
     def error_of(self, stream: Stream) -> str | None:
-        """Return the error of a stream; one that had finished before the call failed has none."""
+        """Return a stream's error; None if the stream had finished before the call failed."""
         if self.error is not None and stream.finish_reason is None:
             return self.error
         if not stream.chunk_us:
@@ -466,7 +466,7 @@ class Answer:
         return None
 
     def _short_cut(self, event: bytes, arrived: int) -> bool:
-        """Process one whole event of the learnt shape without parsing it; return False if it has another shape."""
+        """Process one whole event of the learnt shape without parsing; return False if its shape differs."""
         shape = self._shape
         assert shape is not None
         start, end = shape.start, len(event) - shape.rest
@@ -491,18 +491,18 @@ class Answer:
                 tokens, stream.running_count = count - stream.running_count, max(count, stream.running_count)
                 if tokens <= 0 or stream.ahead:
                     tokens = stream.reconciled(tokens, end > start)
-        if end > start or shape.count_from:  # where nothing counts them, a token is one that has text
+        if end > start or shape.count_from:  # without a count, an event with text is one token
             self._token(stream, tokens, arrived, visible)
         return True
 
     def _token(self, stream: Stream, tokens: int, arrived: int, visible: bool) -> None:
-        """Take an event's tokens: an arrival, unless nothing visible has come so far; then the next one has them."""
+        """Add an event's tokens as a chunk; before any visible text, they are added to the first chunk instead."""
         if tokens + stream.carried <= 0:
             return
         self.chunks += 1
         self.tokens += tokens
         if tokens > self._most:
-            self.patient_until -= tokens - self._most  # the last event may bring as many as this one did
+            self.patient_until -= tokens - self._most  # the last event may hold as many tokens as this one
             self._most = tokens
         if not visible and not stream.chunk_us:
             stream.carried += tokens
@@ -603,7 +603,7 @@ class Answer:
             self._usage(usage, choices)
 
     def _usage(self, usage: dict[str, Any], choices: list[dict[str, Any]]) -> None:
-        """Read a usage: beside one choice it is for that prompt; alone, for the call (a sum over its prompts)."""
+        """Read a usage: with one choice it belongs to that prompt; alone, to the call (summed over prompts)."""
         number = usage.get("completion_tokens")
         if len(self.streams) == 1:
             stream = self.streams[0]
@@ -617,7 +617,7 @@ class Answer:
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
             stream.cached_tokens = _token_count(details["cached_tokens"])
-        final = not choices or stream.finish_reason is not None  # until then it is a running count
+        final = not choices or stream.finish_reason is not None  # before the end it is per-chunk usage
         if final and isinstance(number, int):
             stream.output_tokens = _token_count(number)
         details = usage.get("completion_tokens_details")
@@ -625,7 +625,7 @@ class Answer:
             stream.reasoning_tokens = _token_count(details["reasoning_tokens"])
 
     def _share_sum(self) -> None:
-        """Give each prompt of a list its share of the call's count, by its events, if none has a count of its own."""
+        """Divide the call's token count among its prompts by their events, if no prompt has a separate count."""
         events = [len(stream.chunk_us) for stream in self.streams]
         if self._sum > 0 and any(events) and not any(stream.source != "events" for stream in self.streams):
             edges = [total * self._sum // sum(events) for total in accumulate(events, initial=0)]
@@ -635,7 +635,7 @@ class Answer:
     def _tgi_event(self, content: dict[str, Any], event: bytes, arrived: int) -> None:
         stream = self.streams[0]
         if content.get("token"):
-            stream.by_ids = True  # an event is one token and has its id
+            stream.by_ids = True  # each event is one token with its id
             self._token(stream, 1, arrived, stream.take_text(_escaped(content["token"].get("text"))))
         details = content.get("details") or {}
         if details or content.get("generated_text") is not None:
@@ -649,18 +649,19 @@ class Answer:
             self._learn(event, "text", b"token")
 
     def _learn(self, event: bytes, key: str, count_from: bytes) -> None:
-        """Store this event's shape, if an event of the same shape is certain to mean the same.
+        """Store this event's shape, if any event of the same shape is certain to have the same meaning.
 
-        It is certain if the key, with its value, occurs once, as does every number that the short cut reads. A key in
+        It is certain if the key, with its value, occurs once, as does every number that `_short_cut` reads. A key in
         quotes cannot be hidden inside a JSON string, where quotes are escaped. The closing quote of the text is the
-        first one without a backslash before it. And without the digits, everything around the text is the same JSON but
-        for numbers. (Empty and one-element lists of numbers look alike then, so token ids are counted the long way.)
+        first quote without a backslash before it. Without digits, everything around the text is then the same JSON
+        except for numbers. (Empty and one-element lists of numbers look alike, so events with token ids are always
+        parsed.)
         """
         self._shape = None
         data = event.partition(b"\n")[2] if event.startswith(b"event:") else event  # a name stays the same
         if count_from == b'"token_ids":' or b'"error"' in event or b"\n" in data[:-2] or not event.endswith(b"\n\n"):
             return
-        if count_from == b"" and b'"completion_tokens":' in event:  # a count that is 0 so far may still count
+        if count_from == b"" and b'"completion_tokens":' in event:  # a count that is 0 so far may become valid
             return
         if count_from.startswith(b'"') and event.count(count_from) != 1:
             return
@@ -689,7 +690,7 @@ class Answer:
 
 
 def _fields(event: bytes) -> tuple[bytes, bytes]:
-    """Return the name and the data of an event; the data usually is one line."""
+    """Return the name and the data of a server-sent event."""
     if event.startswith(b"data:") and event.find(b"\n") >= len(event) - 2:
         return b"", event[5:]
     name, lines = b"", []
@@ -706,7 +707,7 @@ def direct_address(location: str, path: str) -> str:
     """Return the setting with which requests reach a redirect's target; following it would distort the times."""
     parts = urlsplit(location)
     if not parts.path.endswith(path):
-        return "set backend.url to an address that answers without a redirect"
+        return "set backend.url to an address that does not redirect"
     base = location[: location.rindex(path)]
     return f"set backend.url={base}" if parts.netloc else f"set the path of backend.url to {base or '/'}"
 
@@ -726,7 +727,7 @@ def _token_count(number: Any) -> int:
 
 
 def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
-    """Return the keys of a choice under which it has text (or a tool call, which consists of tokens too)."""
+    """Return the keys under which a choice has text (or a tool call, which consists of tokens too)."""
     if api == "completions":
         return ["text"] if choice.get("text") else []
     delta = choice.get("delta") or {}
@@ -734,9 +735,9 @@ def _text_keys(choice: dict[str, Any], api: Api) -> list[str]:
 
 
 def _count(choice: dict[str, Any], usage: dict[str, Any], stream: Stream, text: bool) -> tuple[int, bytes]:
-    """Return a choice's tokens and what counts them: token ids, else the running usage, else one token for text.
+    """Return a choice's tokens and the key that counts them: token ids, else per-chunk usage, else one token for text.
 
-    A usage that appears only beside the last choice, as in llama.cpp, is the sum of what was counted by its text.
+    A usage that appears only with the last choice, as in llama.cpp, is the sum of tokens already counted by text.
     """
     ids = choice.get("token_ids")
     if isinstance(ids, list):

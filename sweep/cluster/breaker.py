@@ -8,7 +8,7 @@ from sweep.drive import policy
 
 
 class Breaker:
-    """Records which preparations fail; the breaker is open while an outage affects more than one deployment."""
+    """Tracks failing preparations. The breaker is open while an outage affects more than one deployment."""
 
     def __init__(self) -> None:
         self.worked = False  # whether any preparation in this run has worked
@@ -30,14 +30,14 @@ class Breaker:
         return True
 
     def prepared(self, launch: str) -> float | None:
-        """Record that a preparation worked; return how many seconds the breaker was open, or None."""
+        """Record a successful preparation; return how long the breaker was open, in seconds, or None."""
         self.preparing.discard(launch)
         opened, self.opened, self.worked = self.opened, None, True
         self.failing.clear()
         return None if opened is None else time.monotonic() - opened
 
     def end(self, launch: str) -> None:
-        """Record the end of a launch's attempt."""
+        """Record that a launch's attempt has ended."""
         self.preparing.discard(launch)
 
     @property
@@ -49,7 +49,7 @@ class Breaker:
 
     @property
     def pause(self) -> str | None:
-        """The state of an open breaker in one line; None while it is closed."""
+        """A one-line message about an open breaker; None while it is closed."""
         if self.opened is None:
             return None
         last = list(self.failing.values())[-1]
@@ -57,7 +57,7 @@ class Breaker:
         return f"paused for {duration}, probing: preparation fails for {count(len(self.failing), 'deployment')}: {last}"
 
     def check(self, patience: float) -> None:
-        """Raise Halted if the breaker has been open for too long, or at once if nothing has worked in this run yet."""
+        """Raise Halted if the breaker has been open for over `patience` s, or at once if no preparation ever worked."""
         limit = policy.longest_pause(patience, self.worked)
         if self.opened is not None and time.monotonic() - self.opened >= limit:
             raise Halted(f"{self.pause}; run the same command again to continue")

@@ -17,7 +17,7 @@ EVENT_POLL = 0.5  # s
 
 
 class InlineExecutor:
-    """Has the interface of `RayExecutor`, but runs on this machine and the GPUs that this process sees."""
+    """Runs deployments on this machine, with the GPUs visible to this process. Same interface as `RayExecutor`."""
 
     def __init__(self, gpus: Sequence[str] = (), accelerators: Sequence[str] = ()) -> None:
         self.gpus = tuple(gpus)
@@ -71,7 +71,7 @@ class InlineExecutor:
                 yield work, event
 
     def drain(self) -> None:
-        """Finish the running trial and start no other."""
+        """Finish the running trial and start no more."""
         self.draining.set()
 
     def cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""The health of nodes. A node is quarantined if it is broken, or if deployments fail there that fail nowhere else."""
+"""The health of nodes. A node is quarantined if it is broken, or if deployments fail on it and on no other node."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class NodeHealth:
         self.addresses: dict[str, str] = {}  # addresses of nodes with a failure, by id
 
     def record_failure(self, deployment_id: str, node: Placed, broken: bool = False) -> None:
-        """Record a failure that may be the node's fault, or that the engine attributes to the node (`broken`)."""
+        """Record a failure that may be the node's fault; `broken`: the engine reports the node as broken."""
         self.broken |= {node.node_id} if broken else set()
         self.failures.setdefault(deployment_id, set()).add(node.node_id)
         self.addresses[node.node_id] = node.address

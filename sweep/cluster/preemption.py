@@ -1,4 +1,4 @@
-"""The preemption notice: a spot machine of Google Cloud learns 30 s in advance that it will be taken away."""
+"""The preemption notice: Google Cloud tells a spot machine 30 s in advance that it will be taken away."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ METADATA_HOST = "GCE_METADATA_HOST"  # the same variable as in Google's own libr
 GOOGLES_HOST = "metadata.google.internal"
 PRODUCT = Path("/sys/class/dmi/id/product_name")
 GOOGLE = "Google Compute Engine"
-LONGEST_ANSWER = 60.0  # s for which the server may wait for the value to change before it answers
+LONGEST_ANSWER = 60.0  # s for which the server may hold a request until the value changes
 ASK_AGAIN = 5.0  # s before a failed request is repeated
 
 
@@ -20,7 +20,7 @@ class Preempted(Exception):
 
 
 def notice_url() -> str | None:
-    """Return the URL of the notice; None if the machine is not Google's."""
+    """Return the URL of the notice; None if the machine is not in Google Cloud."""
     host = os.environ.get(METADATA_HOST)
     if host is None:
         try:
@@ -43,7 +43,7 @@ def wait_for_notice(url: str) -> None:
                 continue
             if answer.text.strip() == "TRUE":
                 return
-            if "ETag" not in answer.headers:  # then the server does not wait for a change
+            if "ETag" not in answer.headers:  # without it, the server answers immediately
                 time.sleep(ASK_AGAIN)
             etag = answer.headers.get("ETag", "0")
 

@@ -1,8 +1,8 @@
-"""Runs deployments on a Ray cluster. The only file that imports Ray; it places Deployments, never requests.
+"""Runs deployments on a Ray cluster. The only file that imports Ray; Ray schedules deployments, never requests.
 
 A deployment is one task that reserves its GPUs or, on a machine without GPUs, the whole node, since engines on the same
-CPU would disturb each other. Its events are streamed back. Ray's own retries are off: the driver decides which attempt
-counts. `ray_environment.prepare_ray` must run before this file is imported.
+CPU would disturb each other. Its events are streamed back. Ray's retries are off: the driver decides which attempt is
+used. `ray_environment.prepare_ray` must run before this file is imported.
 
 Ray takes minutes to notice that a node is gone. So driver and tasks send each other heartbeats: the driver through a
 key in Ray's head, a task through a Beat in its stream. After HEARTBEAT_TIMEOUT seconds without a heartbeat, the driver
@@ -45,12 +45,12 @@ from sweep.plan.packing import Need, Node, SlotKind
 RESULT_POLL = 0.5  # s
 HEARTBEAT = scaled(5.0)  # s
 CLOCK_POLL = 1.0  # s
-HEARTBEAT_TIMEOUT = scaled(40.0)  # s; a node that is cut off must be noticed, and free of engines, within 60 s
+HEARTBEAT_TIMEOUT = scaled(40.0)  # s; within 60 s a lost connection must be noticed and the node's engines stopped
 START_TIMEOUT = scaled(120.0)  # s for a node to start a deployment
 CONNECT_TIMEOUT = 3.0  # s for a node to accept a connection
 FREE_PROBE_BYTES = 16 << 20  # written to the disk of the results as a test
 SILENT_NODE_BACKOFF = scaled(180.0)  # s without new deployments on a node that fell silent
-LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node after a loss
+LOSS_BACKOFF = 2 * HEARTBEAT  # s without new deployments on a node that lost one
 STATEMENT_TIMEOUT = 30.0  # s for a node to report its facts
 CLEANUP_TIMEOUT = 30.0  # s for a node to kill leftover engines
 IN_PLACE_ADDRESS = "127.0.0.2"  # Ray replaces 127.0.0.1 and localhost by the machine's own address
@@ -61,7 +61,7 @@ NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 NAMESPACE = b"sweep"
 TRIALS_TAGS = ("experiment", "backend", "model", "outcome")
 THROUGHPUT_TAGS = ("experiment", "backend", "model", "workload", "load")
-REMEDY = "run the same command again when it is back to continue"
+REMEDY = "once it is running again, repeat the command to continue"
 
 
 _facts: dict[tuple[str, str | None], Host] = {}  # of nodes, by id and cache_dir
@@ -69,7 +69,7 @@ _facts: dict[tuple[str, str | None], Host] = {}  # of nodes, by id and cache_dir
 
 @contextmanager
 def _halting() -> Iterator[None]:
-    """Raise Halted for an error of Ray itself, e.g. because the head was restarted and does not know this driver."""
+    """Turn an error of Ray itself into Halted, e.g. after a restart of the head, which no longer knows this driver."""
     try:
         yield
     except RayError as error:
@@ -77,7 +77,7 @@ def _halting() -> Iterator[None]:
 
 
 def _refuse_dead_address(cluster: Cluster) -> None:
-    """Reject an address where nothing listens, which Ray itself would try to reach for minutes."""
+    """Reject an address where nothing listens; Ray itself would try to reach it for minutes."""
     address = cluster.address if cluster.address not in (None, "auto") else os.environ.get("RAY_ADDRESS")
     host, _, port = (address or "").rpartition(":")
     if cluster.kind != "ray" or not host or not port.isdigit():
@@ -85,7 +85,7 @@ def _refuse_dead_address(cluster: Cluster) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        problem = f"nothing listens there ({error}); expected: HOST:PORT of a Ray head, or auto"
+        problem = f"nothing listens there ({error}); expected HOST:PORT of a Ray head, or auto"
         raise ConfigError(f"cluster.address={address}: {problem}") from None
 
 
@@ -96,7 +96,7 @@ def join_cluster(cluster: Cluster) -> None:
     _refuse_dead_address(cluster)
     try:
         options: dict[str, Any] = {"address": cluster.address or "auto"}
-        if cluster.kind == "local":  # otherwise Ray looks for minutes for a cluster that once died on this host
+        if cluster.kind == "local":  # otherwise Ray searches for minutes for a dead cluster of this host
             options = {"address": "local", "_node_ip_address": IN_PLACE_ADDRESS, "include_dashboard": False}
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": import_path()}}
         elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
@@ -106,7 +106,7 @@ def join_cluster(cluster: Cluster) -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         where = f"cluster.address={cluster.address}" if cluster.kind == "ray" else f"cluster={cluster.name}"
-        raise ConfigError(f"{where}: no Ray there ({first_line(error)})") from None
+        raise ConfigError(f"{where}: cannot connect to Ray ({first_line(error)})") from None
 
 
 def nodes(cluster: Cluster) -> list[Node]:
@@ -121,7 +121,7 @@ def nodes(cluster: Cluster) -> list[Node]:
 
 
 def state_facts(living: Sequence[Node], cache_dir: str | None) -> list[Node]:
-    """Return the nodes with their own facts: driver, GPUs, free disk; a node that does not answer has none."""
+    """Return the nodes with the facts they report: driver, GPUs, free disk; without facts if a node does not answer."""
     asked_now = [node for node in living if (node.node_id, cache_dir) not in _facts]
     answers = ask_nodes(host_facts.stated, asked_now, cache_dir)
     _facts.update({(node_id, cache_dir): facts for node_id, facts in answers.items()})
@@ -129,7 +129,7 @@ def state_facts(living: Sequence[Node], cache_dir: str | None) -> list[Node]:
 
 
 def ask_nodes(function: Callable[..., Any], living: Sequence[Node], *arguments: Any) -> dict[str, Any]:
-    """Return a function's result on each node, by node id; nodes that do not answer in time are left out."""
+    """Run a function on each node; return the results by node id, without nodes that do not answer in time."""
     tasks = {
         _call.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
             function, *arguments
@@ -156,7 +156,7 @@ def startable_nodes(cluster: Cluster) -> list[Node]:
     """Return the nodes that an autoscaler could start, one of each type; an empty list if there is no autoscaler.
 
     Ray has no call for this: the types come from cluster.node_types, or from the file of Ray's launcher on the head.
-    The GPU driver of a type that has not started is the one it states, or the one in its image's name.
+    A type's GPU driver comes from its configuration, or from the name of its image.
     """
     if cluster.node_types is not None:
         kinds = [
@@ -203,7 +203,7 @@ def _deploy(work: Work, session: str) -> Iterator[Event]:
 
 
 def _sparing(events: Iterable[Event]) -> Iterator[Event]:
-    """Drop progress events within a HEARTBEAT of the last one, since each event costs the driver 1 ms of CPU time."""
+    """Drop progress events within a HEARTBEAT of the previous event, since each costs the driver 1 ms of CPU time."""
     due = 0.0
     for event in events:
         if isinstance(event, Measuring):
@@ -214,7 +214,7 @@ def _sparing(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def _follow(session: str, draining: threading.Event) -> None:
-    """Watch raylet and driver in two threads, since a call to a head that is cut off may never return.
+    """Watch raylet and driver in two threads, since a call to an unreachable head may never return.
 
     When the driver is gone, this process ends itself and with it its lease on the engine, however busy the process is.
     """
@@ -247,7 +247,7 @@ _call: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(lambda function,
 _clean_up: Any = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(clear_engines)
 
 
-_hold_place: Any = ray.remote(max_calls=1, max_retries=0)(lambda: None)  # an autoscaler adds a node to schedule this
+_hold_place: Any = ray.remote(max_calls=1, max_retries=0)(lambda: None)  # an autoscaler adds a node to schedule it
 
 
 @functools.cache
@@ -268,7 +268,7 @@ def _gauges() -> tuple[metrics.Counter, metrics.Gauge]:
 
 
 def _has_room(folder: str) -> bool:
-    """Return whether FREE_PROBE_BYTES can be written to the folder; the free space alone would not reveal a quota."""
+    """Return whether FREE_PROBE_BYTES can be written to the folder; the free space does not reveal a quota."""
     with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(FREE_PROBE_BYTES))
         os.fsync(file.fileno())
@@ -277,7 +277,7 @@ def _has_room(folder: str) -> bool:
 
 
 class _RunningTask(NamedTuple):
-    """A task in flight."""
+    """A submitted Ray task that has not ended."""
 
     work: Work
     place: Placed | None
@@ -331,7 +331,7 @@ class RayExecutor:
         self.head_seen = time.monotonic()
 
     def _beat(self) -> None:
-        """Send heartbeats to the tasks, which also tell them to drain, and keep the list of nodes up to date."""
+        """Update the list of nodes, and send the tasks a heartbeat, which also tells them when to drain."""
         count = 0
         while not self.closed.is_set():
             count += 1
@@ -346,7 +346,7 @@ class RayExecutor:
             self._tick()
 
     def _tick(self) -> None:
-        """Record that this process runs. After a suspension, Ray's head is asked again before it is declared gone."""
+        """Record that this process runs. After a suspension, Ray's head is queried again before it is declared lost."""
         now = time.monotonic()
         if now - self.ticked > HEARTBEAT:
             self.head_seen = min(now, self.head_seen + now - self.ticked)
@@ -396,7 +396,7 @@ class RayExecutor:
             throughput.set(row["output_throughput"], tags={name: str(row[name]) for name in THROUGHPUT_TAGS})
 
     def clean_up(self, marker: str) -> None:
-        """Kill what earlier drivers may have left on any node: engines with this marker, and the tasks owning them."""
+        """Kill engines with this marker on all nodes, and tasks that own them: earlier drivers may have left them."""
         self._clean_up_nodes([node.node_id for node in self.nodes], marker)
         ray.wait(self.cleanups, num_returns=len(self.cleanups), timeout=CLEANUP_TIMEOUT)
 
@@ -408,12 +408,12 @@ class RayExecutor:
             self.cleanups.append(task.remote(marker))
 
     def has_nodes_besides(self, node_ids: set[str]) -> bool:
-        """Return whether there is a node besides these; nodes in backoff count too."""
+        """Return whether there is a node besides these, including nodes in backoff."""
         return bool({node.node_id for node in self.nodes} - node_ids - self.full)
 
     @_halting()
     def submit(self, work: Work, node_id: str) -> None:
-        """Start a deployment on this node, with its share of the cores; the driver knows that the GPUs are free."""
+        """Start a deployment on this node, with its share of the cores. The driver ensures that the GPUs are free."""
         deployment = work.deployment
         node = self.all_nodes[node_id]
         share = node.cpus * deployment.gpu_count / node.gpus if deployment.gpu_count else node.cpus
@@ -438,7 +438,7 @@ class RayExecutor:
         streams = list(self.tasks)
         ray.wait(streams, num_returns=1, timeout=RESULT_POLL, fetch_local=False)
         ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0, fetch_local=False)
-        polled = time.monotonic()  # the driver may spend long on an event, which must not count as silence
+        polled = time.monotonic()  # time that the driver spends on an event is not silence
         for stream in ready:
             yield from self._next(stream)
         for stream in set(streams) - set(ready):
@@ -448,13 +448,13 @@ class RayExecutor:
     def _timeout(self, task: _RunningTask, polled: float) -> Lost | NotStarted | None:
         node, silence = task.node, polled - task.last_event
         if task.place is None and node.node_id not in {living.node_id for living in self.nodes}:
-            return Lost(f"node {node.address} died before starting it")
+            return Lost(f"node {node.address} died before starting the deployment")
         queued = silence >= HEARTBEAT_TIMEOUT and task.place is None and self._is_reachable(node)
         if silence < (START_TIMEOUT if queued else HEARTBEAT_TIMEOUT):
             return None
         self.backoff_until[node.node_id] = time.monotonic() + SILENT_NODE_BACKOFF
         if queued:
-            return NotStarted(f"node {node.address} did not start it within {silence:.0f} s: busy with other jobs")
+            return NotStarted(f"node {node.address} started no deployment within {silence:.0f} s: busy with other jobs")
         return Lost(f"no heartbeat from {node.address} for {silence:.0f} s")
 
     def _is_reachable(self, node: Node) -> bool:
@@ -521,7 +521,7 @@ class RayExecutor:
 
     @_halting()
     def drain(self) -> None:
-        """Finish the running trials and start no others."""
+        """Finish the running trials and start no more."""
         self.draining.set()
         for stream, task in self.tasks.items():
             if task.place is None:

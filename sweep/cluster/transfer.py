@@ -33,9 +33,9 @@ def shared(work: Work) -> bool:
 
 
 def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) -> Generator[Event, None, None]:
-    """Yield the events of `stream(work)`, and its files if the driver does not share the folder.
+    """Yield the events of `stream(work)`, plus the files it writes if the driver does not share the folder.
 
-    A trial's files are sent before its Finished event, all other files at the end.
+    A trial's files are sent before its Finished event, and all remaining files at the end.
     """
     if shared(work):
         yield from stream(work)
@@ -55,7 +55,7 @@ def carried(work: Work, stream: Callable[[Work], Generator[Event, None, None]]) 
 
 @contextmanager
 def _local_folder(outbox: Path) -> Iterator[Path]:
-    """Create a folder for this attempt and remove it afterwards, together with folders whose owners were killed."""
+    """Create a temporary folder for this attempt, removed afterwards; also remove folders of killed processes."""
     outbox.mkdir(parents=True, exist_ok=True)
     paths = RunPaths(outbox)
     paths.clear_staging()
@@ -75,10 +75,10 @@ def _take_files(out: Path, folder: Path) -> Files:
 
 
 def receive(paths: RunPaths, work: Work, event: Files) -> None:
-    """Write a node's files, each atomically. Raises ValueError if a name leads out of the attempt's folder."""
+    """Write a node's files, each atomically. Raises ValueError if a name points outside the attempt's folder."""
     attempt = paths.attempt(work.deployment.deployment_id, work.attempt).resolve()
     for name, content in event.files.items():
         target = (paths.out / name).resolve()
         if not target.is_relative_to(attempt):
-            raise ValueError(f"{name}: not a file of attempt {work.attempt} at {work.deployment.deployment_id}")
+            raise ValueError(f"{name}: not in the folder of attempt {work.attempt} of {work.deployment.deployment_id}")
         run_files.write_whole(paths, target, content)

@@ -1,7 +1,7 @@
 """The columns of a run's files that are not quantities: their units and meanings, for docs/columns.md.
 
-A column's meaning is the comment behind its field: in `sweep.disk.row` for trials.parquet, in
-`sweep.base.records.Record` for requests.parquet. Quantities declare their own.
+A column's meaning is the comment after its field: in `sweep.disk.row` for trials.parquet, in
+`sweep.base.records.Record` for requests.parquet. Quantities declare their meanings themselves.
 """
 
 import inspect
@@ -21,23 +21,23 @@ _UNITS = {"price_per_hour": "USD/h", "rate": "requests/s"}
 
 TELEMETRY_FIELDS: Mapping[str, Meaning] = {
     "time": ("s", "time of the reading, from the trial's start"),
-    "series": ("", "what was read: kv_cache_usage, requests_running, gpu_memory_bytes, …"),
-    "device": ("", "the GPU, the core (for cpu_thermal_limits) or the position in a draft; empty if there is just one"),
+    "series": ("", "name of the series: kv_cache_usage, requests_running, gpu_memory_bytes, …"),
+    "device": ("", "the GPU, the core (for cpu_thermal_limits) or the position in a draft; empty if only one exists"),
     "value": ("", "the reading: a share (0 to 1), bytes, watts or a count"),
 }
 
 
 def trial_columns() -> dict[str, Meaning]:
-    """The columns of trials.parquet that are not quantities."""
+    """Return the columns of trials.parquet that are not quantities."""
     fields = [field for part in ROW_PARTS for field in _commented_fields(part)]
     meanings = {name: (_UNITS.get(name, ""), meaning) for name, meaning in fields}
-    meanings["warnings"] = ("", "codes of what makes the result doubtful (docs/warnings.md)")
+    meanings["warnings"] = ("", "codes of the warnings about the result (docs/warnings.md)")
     meanings["in_plan"] = ("", "whether the trial is in the folder's current plan")
     return meanings
 
 
 def request_columns() -> dict[str, Meaning]:
-    """The columns of requests.parquet: stamps and counts, and the series derived from them."""
+    """Return the columns of requests.parquet: timestamps, counts, and the series derived from them."""
     meanings = {name: (_unit(name), meaning) for name, meaning in _commented_fields(Record)}
     return {**meanings, **{series.name: (series.unit, series.formula) for series in derived_series()}}
 
@@ -53,12 +53,12 @@ def _unit(name: str) -> str:
 
 
 def derived_series() -> list[Quantity]:
-    """The per-request series that have their own column in requests.parquet; other series are recorded as counts."""
+    """Return the per-request series with a column in requests.parquet; other series are recorded as counts."""
     return [quantity for quantity in declared() if quantity.per == "request" and not quantity.recorded_as]
 
 
 def written_columns(names: Iterable[str]) -> list[str]:
-    """Return the requests.parquet columns that a reader needs, each once.
+    """Return the requests.parquet columns that a reader needs, without duplicates.
 
     Raises KeyError for a column that is never written, because no file would ever have all the columns needed.
     """

@@ -1,8 +1,8 @@
 """Combines the small files of many trials at the end of a run, because many files are slow to list, copy and read.
 
-Tables with the same columns are combined into compact files, several trials to a row group. A compact file appears
-complete; a trial's own files are removed only after their rows were compared with the compact file. So every row can be
-read before, during and after compaction, and if the run is killed meanwhile, the next run continues.
+Tables with the same columns are combined into compact files, several trials to a row group. A compact file is written
+atomically; a trial's original files are removed only after their rows were compared with the compact file. So every row
+can be read before, during and after compaction, and if the run is killed meanwhile, the next run continues.
 """
 
 import hashlib
@@ -19,22 +19,22 @@ from sweep.disk import tables
 from sweep.disk.run_files import DamagedFile, RunPaths, TrialPaths, write_whole
 from sweep.disk.tables import compact_place, opened_table, read_table
 
-FEWEST_FILES = 100  # with fewer, compaction gains nothing, and a trial's own files are easier to find
+FEWEST_FILES = 100  # with fewer files, compaction gains nothing, and separate files are easier to find
 SMALL_BYTES = 8 << 20  # size limit of a trial's file: a larger file is not combined
 BYTES_TOGETHER = 128 << 20  # size of the files combined into one: the disk holds both copies for a while
-GROUP_BYTES = 1 << 20  # uncompressed size of a row group, which is the least that is read for one trial
+GROUP_BYTES = 1 << 20  # uncompressed size of a row group, the smallest unit that is read
 UNREPEATED = ("request_id",)  # text columns that a dictionary would only make larger
 
 
 def compact(paths: RunPaths, fewest: int = FEWEST_FILES) -> int:
     """Combine a run's small files if there are at least `fewest`; return how many were combined.
 
-    The caller holds the run's lock. Unreadable files are left alone; whoever reads them reports them.
+    The caller holds the run's lock. Unreadable files are not touched; their readers report them.
     """
     trials = [TrialPaths(paths, path.parent) for path in sorted(paths.deployments.glob("*/*/*/trial.parquet"))]
     kinds = [[trial.requests for trial in trials], [trial.telemetry for trial in trials]]
-    kinds.append([trial.trial for trial in trials])  # last: while it exists, the trial's folder is complete
-    if sum(_is_small(file) for files in kinds for file in files) < fewest:  # then only finish what a killed run began
+    kinds.append([trial.trial for trial in trials])  # removed last: while it exists, the trial's folder is complete
+    if sum(_is_small(file) for files in kinds for file in files) < fewest:  # then only finish a killed run's compaction
         kinds = [[file for file in files if _is_compact(file)] for files in kinds]
     compacted = 0
     for files in kinds:
@@ -90,7 +90,7 @@ def _compact_batch(paths: RunPaths, files: Sequence[Path]) -> int:
         target = paths.compact / f"{new[0].stem}-{digest}.parquet"
         try:
             write_whole(paths, target, lambda staged: _write(new, staged))
-        except DamagedFile:  # one of the files is damaged: combine each by itself
+        except DamagedFile:  # one of the files is damaged: combine the files one at a time
             return sum(_compact_batch(paths, [file]) for file in files) if len(files) > 1 else 0
     safe = [file for file in files if _is_compact(file) and _has_same_rows(file)]
     for file in safe:
@@ -99,7 +99,7 @@ def _compact_batch(paths: RunPaths, files: Sequence[Path]) -> int:
 
 
 def _has_same_rows(file: Path) -> bool:
-    """Return whether the compact file and the trial's own file have equal rows; False if either cannot be read."""
+    """Return whether the compact file and the trial's original file have equal rows; False if one is unreadable."""
     place = compact_place(file)
     assert place is not None
     try:

@@ -1,9 +1,10 @@
-"""The lock of a results folder: it admits one driver at a time, even on file systems with poor support for locks.
+"""The lock of a results folder: allows one driver at a time, even on file systems with poor support for locks.
 
 The kernel's lock on `.lock` takes effect immediately and is released when its holder exits. But some file systems do
-not support locks, others enforce them only within a node, and the file may be deleted. So the driver also rewrites
+not support locks, some enforce them only within a node, and the file may be deleted. So the driver also rewrites
 `.heartbeat`, like the lock in an object store. If the holder has the same boot and pid namespace, where its process id
-is unique, its process is looked up. Any other holder counts as dead after `heartbeat_lock.LOCK_TIMEOUT` seconds.
+is unique, its process is looked up. Any other holder is considered dead after `heartbeat_lock.LOCK_TIMEOUT` seconds
+without a heartbeat.
 """
 
 import errno
@@ -25,9 +26,9 @@ LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs"
 
 
 class _Folder:
-    """A results folder as a store of small files, each written atomically; if the folder is deleted, it stays deleted.
+    """A results folder as a LockStore of small files, each written atomically. A deleted folder is not recreated.
 
-    `write_whole` is not used: a lock need not survive a power cut, and a flush every few seconds would stall a disk.
+    `write_whole` is not used: a lock need not survive a power cut, and frequent flushes would slow down a disk.
     """
 
     def __init__(self, out: Path) -> None:
@@ -44,7 +45,7 @@ class _Folder:
         try:
             staged.write_bytes(content)
             staged.replace(self.out / name)
-        finally:  # a full disk still has room for an empty file, which would otherwise be left every few seconds
+        finally:  # a full disk still has room for an empty file, which would otherwise pile up
             staged.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
@@ -52,7 +53,7 @@ class _Folder:
 
 
 class Heartbeat(Lock):
-    """The heartbeat file, which a driver rewrites as long as it lives."""
+    """The heartbeat file, which a driver rewrites while it runs."""
 
     NAME = ".heartbeat"
 
@@ -67,8 +68,8 @@ class Heartbeat(Lock):
     def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
         """Return whether the holder is dead. If it runs in this boot and pid namespace, its process is looked up.
 
-        A process with the same id but another start time is either a new process, or the clock was set, which shifts
-        start times. In that case the heartbeat decides.
+        If a process has the same id but a different start time, either it is a new process, or the clock was set, which
+        shifts start times. In that case the heartbeat decides.
         """
         if lock.get("processes") == process_space():
             try:
@@ -89,7 +90,7 @@ def process_space() -> str:
 
 @contextmanager
 def sole_driver(out: Path, notify: Callable[[str], None] = print) -> Iterator[Heartbeat]:
-    """Hold the lock of a results folder and yield it. Raises ConfigError if another driver holds it."""
+    """Hold the lock of a results folder and yield its heartbeat. Raises ConfigError if another driver holds it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("a+")

@@ -1,7 +1,7 @@
 """The lock of a run: a file or object that the driver rewrites every LOCK_HEARTBEAT seconds, even during uploads.
 
 A lock that has not changed for LOCK_TIMEOUT seconds belongs to a dead driver. A driver whose lock was taken over stops.
-A driver whose lock is missing writes it again: a store may lag behind, or somebody may have tidied up.
+A driver whose lock is missing writes it again: a store may lag behind, or a user may have deleted the file.
 """
 
 import json
@@ -19,12 +19,12 @@ from sweep.base.time_factor import scaled
 from sweep.disk.ledger import Misplaced
 
 LOCK_HEARTBEAT = scaled(5.0)  # s between heartbeats in the lock
-LOCK_TIMEOUT = scaled(20.0)  # s without a heartbeat after which the holder of a lock counts as dead
-LOCK_POLL = 1.0  # s between reads of a lock, and before a lock that was just written counts as ours
+LOCK_TIMEOUT = scaled(20.0)  # s without a heartbeat after which the holder of a lock is considered dead
+LOCK_POLL = 1.0  # s between reads of a lock, and before a newly written lock is considered ours
 
 
 class LockStore(Protocol):
-    """A store of small files or objects, by name."""
+    """The interface of a store of small files or objects, by name."""
 
     url: str
 
@@ -42,12 +42,12 @@ class Lock:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.ended = threading.Event()
-        self.taken = False  # by another driver, as a heartbeat has found
+        self.taken = False  # whether another driver has taken the lock, as a heartbeat has found
         self.thread: threading.Thread | None = None
         self.last_beat = time.monotonic(), time.time()
 
     def acquire(self, notify: Callable[[str], None], contested: bool = True) -> None:
-        """Take the lock; that of a dead driver expires. Raises ConfigError if a living driver holds the lock.
+        """Take the lock; a dead driver's lock expires. Raises ConfigError if a living driver holds the lock.
 
         `contested`: two drivers may try to take the lock at the same time.
         """
@@ -58,7 +58,7 @@ class Lock:
         if contested:
             time.sleep(LOCK_POLL)  # if two drivers wrote at the same time, the last one holds it
             if not self.ours():
-                raise ConfigError(f"out={self.store.url}: a sweep has just been started there")
+                raise ConfigError(f"out={self.store.url}: another sweep has just been started with this out")
 
     def expired(self, lock: dict[str, Any], notify: Callable[[str], None]) -> bool:
         """Return whether the holder is dead, i.e. its lock does not change for LOCK_TIMEOUT seconds."""
@@ -72,9 +72,9 @@ class Lock:
         return True
 
     def refusal(self) -> ConfigError:
-        """Return the error for a second driver, which names the driver that holds the lock."""
+        """Return the error for a second driver; it describes the driver that holds the lock."""
         holder = (self._read() or {}).get("who", "process unknown")
-        return ConfigError(f"out={self.store.url}: a sweep is running there ({holder})")
+        return ConfigError(f"out={self.store.url}: another sweep is running with this out ({holder})")
 
     def keep(self) -> None:
         """Start a thread that sends heartbeats until another driver takes the lock, which `check` then reports."""
@@ -83,13 +83,13 @@ class Lock:
 
     def _keep(self) -> None:
         while not self.taken and not self.ended.wait(LOCK_HEARTBEAT):
-            with suppress(OSError):  # the mirror meets the same error and reports it
+            with suppress(OSError):  # the mirror gets the same error and reports it
                 self.taken = not self.ours()
                 if not self.taken:
                     self.beat()
 
     def ours(self) -> bool:
-        """Return whether no other driver holds the lock, checked twice. A missing lock counts as ours."""
+        """Return whether no other driver holds the lock, checked twice. A missing lock is considered ours."""
         if not self._is_others():
             return True
         time.sleep(LOCK_POLL)
@@ -97,7 +97,7 @@ class Lock:
 
     def _is_others(self) -> bool:
         lock = self._read()
-        if lock is None:  # during so long a silence another driver may have taken the lock, finished, and released it
+        if lock is None:  # during such a long silence another driver may have taken and released the lock
             return self._silence() > LOCK_TIMEOUT
         return bool(lock["owner"] != self.owner)
 
@@ -112,7 +112,7 @@ class Lock:
         The store is not read as long as heartbeats are being sent.
         """
         if self.taken or (self._silence() > 2 * LOCK_HEARTBEAT and not self.ours()):
-            raise Misplaced(f"out={self.store.url}: another driver has taken over: nothing more is written here")
+            raise Misplaced(f"out={self.store.url}: another driver has taken over; this run stops writing")
 
     def beat(self) -> None:
         self.store.write(self.NAME, json.dumps(self.describe_holder()).encode())
@@ -140,4 +140,4 @@ class Lock:
             lock = json.loads(content or b"null")
         except ValueError:
             lock = None
-        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # a damaged one is missing
+        return lock if isinstance(lock, dict) and {"owner", "who"} <= lock.keys() else None  # damaged: missing

@@ -3,7 +3,7 @@
 `ledger.jsonl` is the authoritative record that survives a killed driver; trials.parquet is derived from it. Only the
 driver writes it, one JSON object per line, flushed to disk before the result is reported. A last line cut short by a
 crash is ignored. Any other damaged line is moved to `ledger.damaged.jsonl`, and its trial is measured again. Long texts
-have lines of their own, and rows refer to them by a digest (`sweep.disk.ledger_lines.shared_texts`).
+are stored in separate lines, to which rows refer by digest (`sweep.disk.ledger_lines.shared_texts`).
 """
 
 import errno
@@ -29,7 +29,7 @@ from sweep.numbers.warnings import warning_codes
 
 LedgerRow = Mapping[str, Any]
 COMPACT_BYTES = 1 << 20  # size above which a ledger is rewritten if most of its rows are superseded
-MOST_DAMAGE_NAMED = 5  # damaged lines that are listed; further lines are only counted
+MOST_DAMAGE_NAMED = 5  # maximum number of damaged lines that are listed
 ATTEMPT = {"deployment_id": str, "attempt": str}
 TYPES_OF_EVENT: dict[str, Mapping[str, Any]] = {  # the fields of each kind of entry
     "run": {"run": str},
@@ -45,7 +45,7 @@ OUTCOMES = frozenset(Outcome)
 
 
 class Misplaced(Halted):
-    """The results folder was moved, replaced or taken over: this run may not write there."""
+    """The results folder was moved, replaced or taken over by another driver: this run must stop writing to it."""
 
 
 class Ledger:
@@ -59,19 +59,19 @@ class Ledger:
         columns: Collection[str] | None = None,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        """Replay the file, if it exists; with `write=False` only read it, which needs neither the lock nor the folder.
+        """Replay the file, if it exists. With `write=False` it is only read, which needs no lock and no folder.
 
-        `compact` allows the file to be rewritten; a ledger that is mirrored in pieces must not be. With `columns`, only
-        these columns of a row are read, and raw data is not checked: this is for reading only. `guard` raises Misplaced
-        when the folder belongs to another driver.
+        `compact` allows rewriting the file, which must not happen to a ledger that is mirrored in pieces. `columns`,
+        for read-only use, reads only these columns of a row and does not check raw data. `guard` raises Misplaced when
+        the folder belongs to another driver.
         """
         self.path, self.columns, self.guard = path, columns, guard
         self.rows: dict[str, LedgerRow] = {}  # without nulls
         self.superseded: list[LedgerRow] = []  # results of trials that were measured again
         self._texts = Texts(columns)
-        self._recovered: dict[str, str] = {}  # lost texts that a trial's own file still had, by digest
+        self._recovered: dict[str, str] = {}  # lost texts restored from a trial's file, by digest
         self.attempts: dict[str, int] = {}
-        self.histories: dict[str, TrialHistory] = {}  # of trials whose engine failed last
+        self.histories: dict[str, TrialHistory] = {}  # histories of trials whose last failure was the engine's
         self.run = ""  # this folder's unique name, used in the markers of its engines
         self.set_aside: list[tuple[int, bytes, str]] = []  # rejected lines: number, content, problem
         paths = RunPaths(path.parent)
@@ -101,7 +101,7 @@ class Ledger:
         return num_rows
 
     def _holds(self, entry: dict[str, Any]) -> bool:
-        """Return whether an entry is valid and has its texts. Raises ValueError, with the problem, for a lost text."""
+        """Return whether an entry is valid and its texts are present. Raises ValueError for a lost text."""
         if not is_ledger_entry(entry):
             return False
         for column, digest in self._texts.missing(entry["row"]) if entry["event"] == "trial" else ():
@@ -120,7 +120,7 @@ class Ledger:
         return values[0] if values else None
 
     def describe_damage(self) -> list[str]:
-        """Return a line that names the damaged lines, and a line about lost results, if there are any."""
+        """Return one message about damaged lines and one about lost results, if any."""
         if not self.set_aside:
             return self._losses
         numbers = ", ".join(str(number) for number, _, _ in self.set_aside[:MOST_DAMAGE_NAMED])
@@ -128,7 +128,7 @@ class Ledger:
         trials = sorted({trial_id for _, line, _ in self.set_aside if (trial_id := _trial_of(line))})
         named = f" (trials {', '.join(trials[:MOST_DAMAGE_NAMED])})" if trials else ""
         damage = f"{self.path}: damaged in line {numbers}{more}{named}: {self.set_aside[0][2]}"
-        return [f"{damage}; trials recorded only there are measured again", *self._losses]
+        return [f"{damage}; trials recorded only in these lines are measured again", *self._losses]
 
     def _compact(self) -> None:
         if self.set_aside:
@@ -139,10 +139,10 @@ class Ledger:
         answers = [
             {"event": "answers", "trial_id": trial_id, "answer": answer, "count": count - 1}
             for trial_id, (answer, count) in self.histories.items()
-        ]  # the row counts too
+        ]  # the row is replayed too
         texts = Texts()
 
-        def write(staged: Path) -> None:  # line by line: all of the lines together would be a second ledger in memory
+        def write(staged: Path) -> None:  # line by line: all lines at once would hold a second ledger in memory
             with staged.open("wb") as file:
                 file.writelines(sealed(entry) for entry in [*run, *attempts])
                 file.writelines(sealed(entry) for row in self.superseded for entry in texts.stored(row))
@@ -173,7 +173,7 @@ class Ledger:
             self.run = entry["run"]
 
     def begin_attempt(self, deployment_id: str) -> str:
-        """Record a new attempt at a deployment and return its number, counted over all runs of the command."""
+        """Record a new attempt at a deployment and return its number, which continues over all runs of the command."""
         number, paths = self.attempts.get(deployment_id, 0) + 1, RunPaths(self.path.parent)
         while paths.attempt(deployment_id, str(number)).exists():  # the line of that attempt was damaged or cut off
             number += 1
@@ -186,11 +186,11 @@ class Ledger:
         self._append({"event": "attempt_placed", "deployment_id": deployment_id, "attempt": attempt, "node": node})
 
     def end_attempt(self, deployment_id: str, attempt: str, end: str) -> None:
-        """Record the end of an attempt: `done`, or the loss that ended it."""
+        """Record the end of an attempt: `done`, or the reason for its loss."""
         self._append({"event": "attempt_end", "deployment_id": deployment_id, "attempt": attempt, "end": end})
 
     def commit(self, row: LedgerRow) -> None:
-        """Make a trial's row durable: it is the trial's result from now on."""
+        """Append a trial's row durably; it becomes the trial's current row."""
         if earlier := attempts_before(self.rows.get(row["trial_id"])):
             row = {**row, **earlier}
             row |= {"warnings": warning_codes(row)} if row["outcome"] == Outcome.OK else {}
@@ -198,7 +198,7 @@ class Ledger:
         self.damaged.discard(row["trial_id"])
 
     def _append(self, *new: dict[str, Any]) -> None:
-        """Append entries, flushed to disk. On failure, remove all of their lines and raise OSError.
+        """Append entries and flush them to disk. On failure, remove all their lines and raise OSError.
 
         Raises Misplaced if the folder no longer belongs to this driver.
         """
@@ -217,8 +217,8 @@ class Ledger:
             self._replay(entry)
 
     def check_in_place(self) -> None:
-        """Raise Misplaced if the open ledger is no longer the file at its path, so that appended lines would be lost,
-        or if another driver has taken over.
+        """Raise Misplaced if the open ledger is no longer the file at its path (appended lines would be lost), or if
+        another driver has taken over.
         """
         self.guard()
         try:
@@ -226,13 +226,13 @@ class Ledger:
         except FileNotFoundError:
             in_place = False
         if not in_place:
-            raise Misplaced(f"{self.file.name} was deleted or replaced: nothing more is written")
+            raise Misplaced(f"{self.file.name} was deleted or replaced; this run stops writing")
 
     def close(self) -> None:
         self.file.close()
 
     def history(self, trial_id: str) -> TrialHistory:
-        """Return the consecutive failures in which the trial's engine gave an answer, up to the trial's last row."""
+        """Return the consecutive equal failures caused by the trial's engine, up to the trial's last row."""
         return self.histories.get(trial_id, TrialHistory())
 
     def valid_row(self, trial_id: str) -> LedgerRow | None:
@@ -245,7 +245,7 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def ledger_entries(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the valid entries in a ledger's lines, rows with their texts; a row that lacks a text is left out."""
+    """Yield the valid entries in a ledger's lines, rows with their texts; rows with a missing text are skipped."""
     texts = Texts()
     for entry in entries(_whole_lines(lines), is_ledger_entry):
         if entry["event"] == "text":
@@ -280,7 +280,7 @@ def _trial_of(line: bytes) -> str | None:
 
 
 def _drop_cut_line(path: Path) -> None:
-    """Remove a last line that a crash has cut short, so that the next entry does not continue it."""
+    """Remove a last line that a crash has cut short, so that the next entry is not appended to it."""
     if not path.exists():
         return
     with path.open("rb+") as file:

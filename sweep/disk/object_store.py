@@ -1,8 +1,9 @@
 """Results in an object store (`out=s3://bucket/run`, `gs://…`): the run works in a local folder that is mirrored.
 
-The ledger shows what has changed. For every entry that the driver appends, the mirror uploads first the files that the
-entry refers to, then that piece of the ledger, then trials.parquet. So every entry in the store's ledger has its files
-there, and a driver on another machine can resume. Objects cannot be appended to, so the ledger is stored in pieces.
+The ledger determines the uploads. For every entry that the driver appends, the mirror uploads first the files that the
+entry refers to, then this piece of the ledger, then trials.parquet. So every entry in the store's ledger has its files
+in the store, and a driver on another machine can resume. Objects cannot be appended to, so the ledger is stored in
+pieces.
 """
 
 import shutil
@@ -31,7 +32,7 @@ from sweep.drive import policy
 
 SCHEMES = ("s3", "gs", "gcs")
 LEDGER_POLL = 1.0  # s between reads of the ledger
-PIECE = 1 << 20  # bytes of ledger after which a new object is begun
+PIECE = 1 << 20  # bytes of ledger after which a new object is started
 PATIENCE = scaled(300.0)  # s during which the last upload of a run is retried
 RETRY = scaled(5.0)  # s before each retry
 THREADS = 16
@@ -50,7 +51,7 @@ def url_name(url: str) -> str:
 
 
 def store_error(place: str, error: OSError) -> ValueError:
-    """Return the error for a failed store, or a run's failed folder: an Outage if a retry may succeed.
+    """Return the error to raise for a failed store or results folder: an Outage if a retry may succeed.
 
     `place` is the argument as it was typed, e.g. "out=s3://bucket/run".
     """
@@ -69,7 +70,7 @@ class ObjectStore:
     def __init__(self, url: str) -> None:
         """Open the store with the environment's credentials.
 
-        Raises ConfigError if the URL is not a store's, or contains a secret; Outage if the store gave no answer.
+        Raises ConfigError for an invalid URL, or a URL with a secret; Outage if the store does not answer.
         """
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc:
@@ -95,7 +96,7 @@ class ObjectStore:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write an object, which appears only when the upload is complete."""
+        """Write an object atomically."""
         with self.fs.open_output_stream(name) as stream:
             stream.write(content)
 
@@ -127,7 +128,7 @@ class ObjectStore:
             list(pool.map(one, files))
 
     def download(self, folder: Path, names: Iterable[str]) -> None:
-        """Download objects into the local folder of a run; each file appears complete."""
+        """Download objects into the local folder of a run; each file is written atomically."""
         paths = RunPaths(folder)
 
         def one(name: str) -> None:
@@ -151,9 +152,9 @@ class Mirror:
         self.error: str | None = None
 
     def __enter__(self) -> Self:
-        """Take the lock and bring the local folder up to date.
+        """Take the lock and update the local folder.
 
-        Raises ConfigError if another driver has the lock, or the store cannot be used; Outage if the store gave no
+        Raises ConfigError if another driver has the lock, or the store cannot be used; Outage if the store does not
         answer.
         """
         pa.set_io_thread_count(max(pa.io_thread_count(), 4 * THREADS))  # uploads must not delay the lock's heartbeat
@@ -174,7 +175,7 @@ class Mirror:
         problem = self._complete()
         self.lock.end()
         if problem:
-            incomplete = f"{self.store.url} is incomplete ({problem}): run the same command again to complete it"
+            incomplete = f"{self.store.url} is incomplete ({problem}); run the same command again to complete it"
             if error is None:
                 raise Halted(incomplete)
             self.notify(incomplete)
@@ -208,7 +209,7 @@ class Mirror:
         self._upload_changed([self.paths.trials])
 
     def settle(self) -> bool:
-        """Stop following the ledger and upload the rest; return False if that fails and must wait for the run's end."""
+        """Stop following the ledger and upload the rest. Return False on failure, to try again at the run's end."""
         self.closed.set()
         self.thread.join()
         try:
@@ -224,7 +225,7 @@ class Mirror:
             self.store.delete(path)
 
     def fetch_trials(self) -> None:
-        """Download what other machines have measured, for the report; on errors, continue with what is available."""
+        """Download other machines' results for the report; on errors, continue without them."""
         try:
             sizes = self.store.list("deployments")
             missing = [path for path, size in sizes.items() if not _has(self.paths.out / path, size)]
@@ -233,7 +234,7 @@ class Mirror:
             self.notify(f"{self.store.url}: {first_line(error)}; the report covers only the results on this machine")
 
     def _fetch_ledger(self) -> None:
-        """Bring the local ledger up to the authoritative one in the store; the local ledger may only be ahead of it."""
+        """Update the local ledger from the store's authoritative ledger; if they conflict, move the folder aside."""
         pieces, content = self.store.read_ledger()
         local = self._ledger(0)
         if not local.startswith(content) and not content.startswith(local):
@@ -253,7 +254,7 @@ class Mirror:
             try:
                 self.sync()
                 self.error = None
-            except Misplaced:  # the driver gets the same error
+            except Misplaced:  # the driver gets and reports the same error
                 return
             except OSError as error:
                 self._failed(error)
@@ -315,7 +316,7 @@ def _has(path: Path, size: int) -> bool:
 def copy(url: str, folder: Path, only: Callable[[str], bool] = lambda name: True) -> None:
     """Copy a run from a store to a new or empty folder, with its ledger in one piece.
 
-    Raises ConfigError if the folder has files, or the store cannot be read; Outage if the store gave no answer.
+    Raises ConfigError if the folder has files, or the store cannot be read; Outage if the store does not answer.
     """
     try:
         if folder.exists() and any(folder.iterdir()):
@@ -332,5 +333,5 @@ def _copy_into(folder: Path, store: ObjectStore, only: Callable[[str], bool]) ->
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ledger.jsonl").write_bytes(ledger)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # or a retry would be refused because of these files
+        shutil.rmtree(folder, ignore_errors=True)  # otherwise a retry would be rejected because of these files
         raise

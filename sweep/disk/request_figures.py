@@ -1,4 +1,4 @@
-"""The latencies of a trial's requests, read from its file one row group at a time, for exact quantiles."""
+"""The latencies of a trial's requests, read from its file by row groups, for exact quantiles."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ class RequestFigures:
 
 
 def read_figures(path: Path) -> "RequestFigures | DamagedFile":
-    """Return the figures in a requests.parquet; if it cannot be read, return the error, which names the file."""
+    """Return the latencies in a requests.parquet; if it cannot be read, return the error, which names the file."""
     parts: dict[str, list[NDArray[np.float64]]] = {series: [] for series in SERIES}
     figures = RequestFigures({})
     try:
@@ -44,7 +44,7 @@ def read_figures(path: Path) -> "RequestFigures | DamagedFile":
 def _add_group(
     file: TableFile, group: int, figures: RequestFigures, parts: dict[str, list[NDArray[np.float64]]]
 ) -> None:
-    """Add a row group. The values of a column that an older version did not write are unknown."""
+    """Add a row group. Values of columns that an older version did not write are unknown."""
     available = set(file.names)
     columns = written_columns(["phase", "error", "chunk_us", *SERIES])
     if "chunk_tokens" in available and not file.smallest(group, "chunk_tokens"):  # some are 0, or may be
@@ -67,7 +67,7 @@ def _add_group(
 def _count(stamps: pa.LargeListArray, tokens: pa.LargeListArray | None) -> Counts:
     offsets = stamps.offsets.to_numpy()
     arrival_us = stamps.flatten().to_numpy()
-    if tokens is not None:  # chunks without a token do not count as arrivals
+    if tokens is not None:  # chunks without a token are not arrivals
         arrivals = tokens.flatten().to_numpy() > 0
         offsets = np.concatenate([[0], np.cumsum(arrivals)])[offsets - offsets[0]]
         arrival_us = arrival_us[arrivals]

@@ -1,6 +1,6 @@
-"""The row of a trial: typed parts, and the one function that turns them into the stored columns.
+"""The row of a trial: typed parts, and the function that turns them into the stored columns.
 
-Besides the parts, a row has the measured quantities (`sweep.numbers`) and the experiment's axes under dotted keys.
+In addition, a row has the measured quantities (`sweep.numbers`) and the experiment's axes under dotted keys.
 """
 
 import types
@@ -21,12 +21,12 @@ from sweep.numbers.warnings import warning_codes
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The trial's identity. `load_columns` gives the size of the load; at most one of those columns has a value."""
+    """The trial's identity. `load_columns` hold the size of the load; at most one of them is not null."""
 
     trial_id: str  # hash of everything that could change its result
     deployment_id: str  # id of the deployment: engine, model and settings, launched as one
     attempt: str  # number of the launch that measured it, and the name of its folder under the deployment's
-    experiment: str  # name of the experiment that it was measured for
+    experiment: str  # name of the experiment that the trial was measured for
     label: str  # settings that distinguish it from the other trials of its plan
     backend: str  # name of the engine's adapter
     model: str  # name of the model
@@ -38,16 +38,16 @@ class Identity:
     replicate: int  # number of this repetition of the point, from 0
     seed: int  # random seed of prompts and arrivals
     price_per_hour: float | None  # price of a GPU, or of the machine or endpoint; null if unknown, or charged by token
-    accelerator: str | None  # the GPU that it ran on, or the hardware profile's name
+    accelerator: str | None  # the GPU that the trial ran on, or the hardware profile's name
     gpu_count: int  # GPUs of the deployment; 0 on a CPU
     replicas: int  # engines behind one URL
     percentiles: str  # percentiles of its series
-    slo: str | None  # limits that a request must meet to count as goodput, JSON
+    slo: str | None  # limits that a request must meet for goodput, JSON
     config: str  # resolved configuration, JSON
     settings: str  # run settings that can change a result and differ from their defaults, JSON
     digests: str | None  # digests of the configuration's files and of the environment's lock, JSON
-    commit: str | None  # commit of this program; with + if its files differed
-    protocol: int  # version of the measuring rules: figures of different versions are not comparable
+    commit: str | None  # commit of this program; with + if it had uncommitted changes
+    protocol: int  # version of the measuring rules: results of different versions are not comparable
     started_at: str  # time of day, with its zone
 
 
@@ -56,17 +56,17 @@ class EngineFacts:
     """Facts that a launched engine reports, and the node where it ran."""
 
     launch: str | None  # id of the launch: replicates of one launch are not independent
-    engine_version: str | None  # as the engine states it
+    engine_version: str | None  # version that the engine reports
     dtype: str | None  # number format that the engine computes in
     coarser_format: str | None  # weights' or KV cache's format if coarser than the model's; null: none, or unknown
-    agreement_reference: str | None  # what greedy tokens were compared with, or why there was no comparison
-    quality_reference: str | None  # likewise for log-probabilities
+    agreement_reference: str | None  # reference for the greedy tokens, or why there was no comparison
+    quality_reference: str | None  # reference for the log-probabilities, or why there was no comparison
     versions: str  # versions of this program and of the packages in the engine's environment, JSON
     hardware: str  # node, processor, memory and GPUs, JSON
     driver: str | None  # version of the node's NVIDIA driver
     engine_facts: str  # further facts of the engine, e.g. its command, JSON
     caches_reset: bool | None  # whether caches were reset before the trial; None: not requested
-    prompt_salt: str | None  # text that made its prompts' headers new to any cache; null if caches were reset or empty
+    prompt_salt: str | None  # text that made the prompts' prefixes new to any cache; null if caches were reset or empty
     batch_form: str | None  # form in which lockstep batches were sent; null before the first batch
 
 
@@ -77,12 +77,12 @@ class Verdict:
     outcome: Outcome  # ok, or how it failed
     reason: str | None = None  # why it failed, in one line
     fault: Fault | None = field(init=False)  # whose fault a failed trial was
-    exit: Exit | None = None  # what ended a failed trial: a signal, a status, a check or a tool's message, JSON
+    exit: Exit | None = None  # cause of a failed trial's end: a signal, a status, a check or a tool's message, JSON
     log_tail: str | None = None  # last lines of the engine's log, after a failure
     ended_at: str | None = None  # time of day, with its zone
-    earlier_attempts: int | None = None  # attempts at its endpoint before, of which too many requests failed
-    earlier_failed: int | None = None  # requests that failed in them
-    earlier_reasons: str | None = None  # why they failed
+    earlier_attempts: int | None = None  # earlier attempts at its endpoint in which too many requests failed
+    earlier_failed: int | None = None  # requests that failed in these attempts
+    earlier_reasons: str | None = None  # why these requests failed
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fault", fault_of(self.outcome, self.exit or Exit()))
@@ -90,12 +90,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Observation:
-    """The sources of the observation."""
+    """The sources of the measurements."""
 
     client_stamp_source: str  # who took the stamps: kernel, user (the client's clock), mixed, engine, a tool
     telemetry_sources: str  # sources of the telemetry
     foreign_processes: str  # the largest other processes, with the cores or the GPU memory that each used
-    log_left_out: int | None = None  # bytes left out of its engines' logs, whose middle is not kept; null: none
+    log_left_out: int | None = None  # bytes omitted from the middle of the engines' logs; null: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class TrialRow:
         """Return the columns without secrets. Columns of missing parts are absent; without a result, performance is
         null.
 
-        A user's setting that looks like a secret was rejected earlier; secrets in texts from engines are masked here.
+        Users' settings that look like secrets were rejected earlier; secrets in engines' texts are masked here.
         """
         parts = [asdict(facts) for facts in (self.verdict, self.engine, self.observation) if facts is not None]
         texts = {column: cell for facts in parts for column, cell in facts.items()}
@@ -138,7 +138,7 @@ def schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, type]:
 
 
 def asked_columns() -> set[str]:
-    """Return the columns that describe what was run; all other columns describe the outcome."""
+    """Return the columns that describe the request for the trial; all other columns describe its outcome."""
     return {*_fields(Identity), *_fields(EngineFacts)}
 
 
@@ -162,7 +162,7 @@ def percentiles_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
 
 
 def merged_percentiles(texts: Iterable[str | None]) -> tuple[float, ...]:
-    """Return every percentile in these `percentiles` cells; None comes from a version that did not have the setting."""
+    """Return all percentiles in these `percentiles` cells; None is from a version without the setting."""
     sets = [OLD_PERCENTILES if text is None else tuple(map(float, text.split(", "))) for text in texts]
     return tuple(sorted({percentile for percentiles in sets for percentile in percentiles}))
 

@@ -1,9 +1,9 @@
 """The files of a run: every path, every schema, and how to write them atomically.
 
 A file is written in a hidden staging folder of OUT, under a name that does not end in .parquet, and renamed into place:
-whoever globs the data folders sees it complete or not at all. Times are in seconds and sizes in bytes; a value is null
-if it is unknown or undefined. `sweep.numbers` defines the numbers, and the analysis package evaluates them. Every
-function that reads a file raises FileNotFoundError if it is missing, and DamagedFile if it is incomplete.
+a glob over the data folders sees it complete or not at all. Times are in seconds and sizes in bytes; a value is null if
+it is unknown or undefined. `sweep.numbers` defines the numbers, and the analysis package evaluates them. Every function
+that reads a file raises FileNotFoundError if it is missing, and DamagedFile if it is incomplete.
 """
 
 import itertools
@@ -38,7 +38,7 @@ from sweep.numbers.selection import measured
 Row = Mapping[str, Any]
 
 REPORT_FILE = "report.html"
-REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by a column's array type code
+REQUEST_TYPES = {"d": pa.float64(), "i": pa.int32(), "b": pa.bool_(), "": pa.string()}  # by array type code
 NULLS = {"d": math.nan, "i": UNKNOWN, "b": 0}  # the value in Records for a null in the file
 
 PART_ROWS = 500  # trials that are converted to columns at a time
@@ -86,11 +86,11 @@ class RunPaths:
         self.locks = out / "locks"
 
     def staging(self) -> Path:
-        """Return a new folder for a file that has not appeared yet, named by host and process: nodes share `out`."""
+        """Return a new staging folder for a file, named by host and process, since nodes share `out`."""
         return self.out / f".tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
     def attempt(self, deployment_id: str, attempt: str) -> Path:
-        """Return the folder of one launch of a deployment. An attempt that lost its node writes nowhere else."""
+        """Return the folder of one launch of a deployment. An attempt writes only there."""
         return self.deployments / deployment_id / attempt
 
     def engine_log(self, deployment_id: str, attempt: str) -> Path:
@@ -100,7 +100,7 @@ class RunPaths:
         return TrialPaths(self, self.attempt(deployment_id, attempt) / trial_id)
 
     def clear_staging(self) -> None:
-        """Remove files that killed processes on this host left unfinished."""
+        """Remove unfinished files of killed processes on this host."""
         for folder in self.out.glob(f".tmp-{socket.gethostname()}-*-*"):
             process = folder.name.split("-")[-2]
             if process.isdigit() and not psutil.pid_exists(int(process)):
@@ -108,13 +108,13 @@ class RunPaths:
 
 
 def run_folder(run: str | Path) -> Path:
-    """Return the folder of a run that a user gives as a path, as a name under results/, or as the path of its report.
+    """Return a run's folder from a user's argument: a path, a name under results/, or the path of its report.
 
     Raises:
-        ConfigError: for anything that cannot be a folder's name, such as the address of an object store.
+        ConfigError: for anything that cannot be a folder's name, e.g. an object store's URL.
     """
     if "://" in str(run):
-        needed = "this command needs a folder: sweep copy URL FOLDER copies a run here"
+        needed = "this command needs a local folder; sweep copy URL FOLDER copies the run"
         raise ConfigError(f"RUN={shortened(run)}: {needed}")
     folder = Path(run)
     if folder.name == REPORT_FILE:
@@ -126,7 +126,7 @@ def run_folder(run: str | Path) -> Path:
 
 
 def write_whole(paths: RunPaths, target: Path, content: str | bytes | Callable[[Path], None]) -> None:
-    """Write a file of the run that appears complete: a text, bytes, or whatever `content` writes to a given path."""
+    """Write a file of the run atomically; `content` is text, bytes, or a function that writes to a given path."""
     whole_file.write_whole(target, content, paths.staging())
 
 
@@ -140,8 +140,8 @@ def _write_table(paths: RunPaths, target: Path, table: pa.Table, dictionary: Seq
 def requests_table(records: Records) -> pa.Table:
     """Return one row per request: raw stamps and counts, and the series derived from them (null if undefined).
 
-    `chunk_us` (large_list<uint32>, µs since the send) and `chunk_tokens` (large_list<uint16>) have one entry per chunk;
-    a trial may have more chunks than a list with int32 offsets can hold.
+    `chunk_us` (large_list<uint32>, µs since `sent`) and `chunk_tokens` (large_list<uint16>) have one entry per chunk; a
+    trial may have more chunks than a list with int32 offsets can hold.
     """
     offsets = np.frombuffer(records.offsets, np.int64)
     masked_errors = {error: error and masked_here(error) for error in set(records.error)}  # many fail alike
@@ -179,7 +179,7 @@ def write_requests(paths: TrialPaths, records: Records) -> None:
 
 
 def read_requests(path: Path) -> Records:
-    """Read the Records of a requests.parquet as they were measured; derived columns are computed again."""
+    """Read the Records of a requests.parquet; derived columns are not read, since they are computed from Records."""
     records = Records()
     with opened_table(path) as file:
         for group in range(file.num_groups):
@@ -201,7 +201,7 @@ def _append(records: Records, table: pa.Table) -> None:
 
 
 def _with_older_versions(table: pa.Table, column: str, code: str) -> pa.ChunkedArray:
-    """Return a column; if an older version did not write it, return what the other columns imply, or nulls."""
+    """Return a column; if an older version did not write it, derive it from other columns, or return nulls."""
     if column in table.column_names:
         return table[column]
     if column == "streamed_tokens":
@@ -242,14 +242,14 @@ def trial_schema(percentiles: Iterable[float] = PERCENTILES) -> dict[str, pa.Dat
 
 
 def trials_table(rows: Collection[Row]) -> pa.Table:
-    """Return rows as schema columns, then axes. Raises ValueError, naming the column, for a value of another type."""
+    """Return rows as schema columns, then axes. Raises ValueError, naming the column, for a value of the wrong type."""
     return pa.concat_tables(trials_parts(rows))
 
 
 def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
     """Yield the table of trials in parts of a few hundred rows.
 
-    `rows` is iterated three times and may create the rows as it goes: as dicts they need many times the table's memory.
+    `rows` is iterated three times and may create rows lazily: as dicts they need many times the table's memory.
     """
     percentiles, names = set[str | None](), dict[str, None]()
     for row in rows:
@@ -269,7 +269,7 @@ def trials_parts(rows: Collection[Row]) -> Iterator[pa.Table]:
 
 
 def _column(column: str, cells: Sequence[Any], type_: pa.DataType | None = None) -> pa.Array:
-    """Return a column of a given type. Without a type: null, numbers or booleans if all values are, otherwise text.
+    """Return a column of a given type. Without a type: null, numbers or booleans if all values fit, otherwise text.
 
     This is stricter than pyarrow, which silently turns 1.5 into an integer and True into a number.
     """
@@ -302,12 +302,12 @@ def _plain(cell: Any) -> Any:
 
 
 def write_trial(paths: TrialPaths, row: Row) -> None:
-    """Write the row of one trial. Write it last: it exists only if the trial's other files do."""
+    """Write the row of one trial. Call it last: the file exists only if the trial's other files do."""
     _write_table(paths.run, paths.trial, trials_table([row]))
 
 
 def write_trials(paths: RunPaths, rows: Collection[Row]) -> bool:
-    """Write exactly these rows to trials.parquet; return False if the file has them already."""
+    """Write exactly these rows to trials.parquet; return False if the file already holds them."""
     dictionary = ["experiment", "backend", "model", "workload", "outcome"]
 
     def write(staged: Path) -> None:
@@ -317,7 +317,7 @@ def write_trials(paths: RunPaths, rows: Collection[Row]) -> bool:
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a trials.parquet, or the single row of a trial.parquet, with whatever columns they have."""
+    """Read the rows of a trials.parquet, or the single row of a trial.parquet, with the columns that they have."""
     return list(read_table(path).to_pylist())
 
 
@@ -353,7 +353,7 @@ def plan_entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
-    """Return the first entry of a plan.jsonl, which describes the experiment as a whole, without reading the others."""
+    """Return the first entry of a plan.jsonl, which describes the experiment as a whole, without reading the rest."""
     with path.open("rb") as file:
         return next(_plan_entries(path, file), {})
 

@@ -1,4 +1,4 @@
-"""Finds the run that a user names; the files of a run in an object store are copied for reading."""
+"""Finds the run that a user specifies; files in an object store are copied for reading."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ class LocalCopy:
     def __init__(self, url: str, kinds: Sequence[str] = ()) -> None:
         """Copy the tables of all trials, and the files of these kinds: `requests`, `telemetry`, `locks`.
 
-        Raises ConfigError if the store cannot be read; Outage if it gave no answer.
+        Raises ConfigError if the store cannot be read; Outage if it does not answer.
         """
         self.url = url
         parent = tempfile.mkdtemp(prefix="sweep-run-")

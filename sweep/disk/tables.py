@@ -22,15 +22,15 @@ from sweep.base.config import DamagedFile, first_line
 
 ROW_GROUP_BYTES = 32 << 20  # uncompressed size of a table's row group
 FOOTER_SEAL = b"SWCR"  # written before the footer, followed by a checksum of four bytes
-COMPACT = "compact"  # folder of compact files, beside the folders of the deployments
+COMPACT = "compact"  # folder of compact files, next to the folders of the deployments
 COMPACT_INDEX = b"trials"  # key in a compact file's footer: JSON with [trial, row group, offset, rows] for each trial
-TRIAL_KEY = ("deployment_id", "attempt", "trial_id")  # extra columns in a compact file; elsewhere in a trial's path
+TRIAL_KEY = ("deployment_id", "attempt", "trial_id")  # extra columns in a compact file; else in a trial's path
 
 Contents = TypeVar("Contents")
 
 
 class Place(NamedTuple):
-    """The place of a trial's table in a compact file."""
+    """The position of a trial's table in a compact file."""
 
     path: Path
     group: int
@@ -52,7 +52,7 @@ class TableFile:
         return len(self.groups)
 
     def group(self, index: int, columns: Sequence[str] | None = None, use_threads: bool = True) -> pa.Table:
-        """Return the rows of one row group, with all columns, or with those of `columns` that the file has."""
+        """Return the rows of one row group, with all columns, or with the existing columns among `columns`."""
         names = [name for name in self.names if columns is None or name in columns]
         if self.place and not self.place.rows:  # it may have no row group
             return self.file.schema_arrow.empty_table().select(names).replace_schema_metadata()
@@ -78,14 +78,14 @@ class TableFile:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file of the run, with all of its columns, or with those of `columns` that it has."""
+    """Read a Parquet file of the run, with all columns, or with the existing columns among `columns`."""
     with opened_table(path) as file:
         return file.read(columns)
 
 
 def warn_left_out(error: DamagedFile) -> None:
-    """Warn, once per file and reason, that a damaged file is left out of the results."""
-    warnings.warn(f"left out: {error}", stacklevel=1)  # on one line, since Python shows a text once per line of code
+    """Warn, once per file and reason, that a damaged file is excluded from the results."""
+    warnings.warn(f"left out: {error}", stacklevel=1)  # one line, since Python shows a text once per line
 
 
 def read_if_whole(read: Callable[..., Contents], path: Path, *arguments: Any) -> Contents | None:
@@ -107,7 +107,7 @@ def opened_table(path: Path) -> Iterator[TableFile]:
         place = None if path.exists() else compact_place(path)
         try:
             file = _open(place.path if place else path)
-        except FileNotFoundError:  # it has just been moved into a compact file
+        except FileNotFoundError:  # the table has just been moved into a compact file
             place = compact_place(path)
             file = _open(place.path if place else path)
         source = place.path if place else path
@@ -127,8 +127,8 @@ def _open(path: Path) -> pq.ParquetFile:
 def write_sealed(parts: Iterable[pa.Table], path: Path, dictionary: Sequence[str] = ()) -> None:
     """Write a table given in one or more parts, with checksums.
 
-    A row group is held in memory while it is written, so each part has its own, and a part with long rows has several.
-    Dictionaries are used only for columns with repeated values; for stamps they cost more than they save.
+    A row group is held in memory while it is written, so each part is one row group, or several if its rows are long.
+    Dictionaries are used only for columns with repeated values; for timestamps they cost more than they save.
     """
     first, others = next(parts := iter(parts)), parts
     options = {"compression": "zstd", "use_dictionary": list(dictionary), "write_page_checksum": True}
@@ -179,7 +179,7 @@ _INDEXES: dict[Path, dict[str, Place]] = {}  # of compact files, which never cha
 
 
 def compact_place(path: Path) -> Place | None:
-    """Return the place in a compact file of the table that a trial's path names, or None.
+    """Return the position of a trial's table (given by its path) in a compact file, or None.
 
     Raises DamagedFile if no readable compact file has it and another compact file cannot be read.
     """
@@ -187,7 +187,7 @@ def compact_place(path: Path) -> Place | None:
         return None
     trial, folder = "/".join(path.parts[-4:-1]), path.absolute().parents[3] / COMPACT
     damage: list[DamagedFile] = []
-    for _ in range(2):  # another process may have moved it there meanwhile
+    for _ in range(2):  # another process may have moved the table into it meanwhile
         for file, index in list(_INDEXES.items()):
             if trial in index and file.parent == folder and file.name.startswith(f"{path.stem}-"):
                 return index[trial]
@@ -200,7 +200,7 @@ def compact_place(path: Path) -> Place | None:
 def compact_trials(folder: Path, stem: str) -> tuple[set[str], bool]:
     """Return the keys (deployment/attempt/trial) of the tables in a folder's compact files of one kind.
 
-    Also return whether one of these files is damaged, so that its content is unknown.
+    Also return whether any of these files is damaged, so that its content is unknown.
     """
     folder, kind = folder.absolute(), f"{stem}-"
     damage = _read_indexes(folder)

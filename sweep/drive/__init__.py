@@ -1,1 +1,1 @@
-"""Runs a plan: decides what starts next and what is retried, commits each row to the ledger, and reports progress."""
+"""Runs a plan: starts launches, retries failed trials, commits each row to the ledger, and reports progress."""

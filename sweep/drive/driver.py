@@ -53,11 +53,11 @@ from sweep.plan.packing import Need, Node, Packer, SlotKind, infeasible
 from sweep.plan.pending import PendingWork
 from sweep.plan.plan import Plan, Trial, hourly_price
 
-METER_INTERVAL = 1.0  # s between two checks of what is in use
+METER_INTERVAL = 1.0  # s between two updates of the usage
 
 
 class Executor(AbstractContextManager["Executor", None], Protocol):
-    """A place to run Work: Ray's cluster, or this process."""
+    """The interface of a place to run Work: a Ray cluster, or this process."""
 
     @property
     def schedulable_nodes(self) -> Sequence[Node]: ...
@@ -72,7 +72,7 @@ class Executor(AbstractContextManager["Executor", None], Protocol):
 
 
 class RunResult(NamedTuple):
-    """The end of a run that was not halted."""
+    """The result of a run that was not halted."""
 
     interrupted: bool  # whether the user interrupted it
     unfinished: int  # trials that got no row in this run
@@ -106,7 +106,7 @@ class Driver:
         self.spent, self.metered = 0.0, time.monotonic()  # USD spent in this run, and when that was last updated
         self.priced = any(hourly_price(launch.backend, plan.settings.hardware) for launch in pending.launches)
         self.breaker = Breaker()
-        self.unschedulable_since: dict[SlotKind, float] = {}  # since only quarantined nodes, or none, fit; monotonic
+        self.unschedulable_since: dict[SlotKind, float] = {}  # monotonic time since when no healthy node fits
         self.stop = StopControl(user_deadline(plan.settings.deadline, paths, display.log), job_end())
         self.status = StatusWriter(paths, display)
         self.totals = TotalsWriter(plan, paths, ledger)
@@ -131,7 +131,7 @@ class Driver:
             with suppress(OSError, Misplaced):  # the error raised below names the cause; the rows are in the ledger
                 self.rows.write_table()
             raise
-        except OSError as error:  # the results folder cannot be written: the disk is full, or gone
+        except OSError as error:  # the results folder cannot be written: its disk is full or disconnected
             self.ledger.check_in_place()
             problem = os.strerror(error.errno) if error.errno else str(error)
             raise Halted(f"{problem}: {error.filename or self.paths.out}") from error
@@ -145,7 +145,7 @@ class Driver:
             cause, remedy = f"deadline={self.plan.settings.deadline}", "set a later one, or add a date"
             if self.stop.deadline != self.stop.user_deadline:
                 cause, remedy = "the time of this batch job", "submit it again to continue"
-            self.display.log(f"{cause} passed at {passed}: nothing more is started; {remedy}")
+            self.display.log(f"{cause} passed at {passed}: no more trials are started; {remedy}")
         while self.packer.running or (len(self.packer) and level is StopLevel.NONE):
             if level is StopLevel.NONE:
                 self._start_pending()
@@ -191,7 +191,7 @@ class Driver:
         self.status.write(nodes, self.stop.level is not StopLevel.NONE, ended, deadline, self.breaker.pause)
 
     def _meter(self) -> None:
-        """Bring the usage and its cost up to date."""
+        """Update the cluster usage and its cost."""
         hardware, now = self.plan.settings.hardware, time.monotonic()
         launches = [(self.states[key].launch, need) for key, (_, need) in self.packer.running.items()]
         prices = [hourly_price(launch.backend, hardware) or 0.0 for launch, _ in launches]
@@ -216,11 +216,11 @@ class Driver:
         self.executor.request_capacity(self.packer.next_needs(healthy))
         if nodes:
             self._place_unschedulable(nodes, healthy)
-        else:  # the executor halts the sweep if this lasts
+        else:  # the executor halts the sweep if there is no node for long
             self.unschedulable_since.clear()
 
     def _place_unschedulable(self, nodes: Sequence[Node], healthy: Sequence[Node]) -> None:
-        """After a wait, start on quarantined nodes what fits only there, and drop deployments that no node can run."""
+        """After a wait, start launches on quarantined nodes if no other fits, and drop launches that fit nowhere."""
         now, limit = time.monotonic(), self.plan.settings.cluster.wait_for_nodes
         kinds = {need.kind for need in self.packer.first_of_each_kind() if infeasible(need, healthy)}
         self.unschedulable_since = {kind: self.unschedulable_since.get(kind, now) for kind in kinds}
@@ -244,7 +244,7 @@ class Driver:
         launch = replace(state.launch, trials=state.pending_trials)
         if self.stop.deadline and time.time() + self.expected.first_result(launch) > self.stop.deadline:
             trials = count(len(launch.trials), "trial")
-            self.display.log(f"{launch.describe_launch()}: {trials} not started: would end after the deadline")
+            self.display.log(f"{launch.describe_launch()}: {trials} not started: they would end after the deadline")
             self.packer.release(launch.launch_key)
             state.advance(Trigger.POSTPONE)
             return
@@ -282,14 +282,14 @@ class Driver:
                 self.display.log(f"{launch.describe_launch()}: {text}")
             case Stalled(text):
                 if self.breaker.stall(launch.launch_key, launch.deployment_id, text):
-                    self.display.log(f"{self.breaker.pause}; nothing else is started until one succeeds")
+                    self.display.log(f"{self.breaker.pause}; no other launch starts until a preparation succeeds")
             case Prepared():
                 if (pause := self.breaker.prepared(launch.launch_key)) is not None:
                     self.display.log(f"resumed after {duration_text(pause)}: preparation works again")
             case Unprepared(text, postponed):
                 state.unprepared = event
                 if postponed:
-                    self.display.log(f"{launch.describe_launch()}: {text}; left for the next run of the command")
+                    self.display.log(f"{launch.describe_launch()}: {text}; the next run of the command retries it")
             case Files():
                 transfer.receive(self.paths, work, event)
             case Finished():
@@ -335,7 +335,7 @@ class Driver:
             self._log_loss(work, end)
             limit = policy.most_losses(end.error is not None, self.plan.settings)
             action = state.lost(end.error is not None, limit)
-            self._carry_out(state, action, f"given up after {limit} failed attempts: {end.reason}")
+            self._carry_out(state, action, f"gave up after {limit} failed attempts: {end.reason}")
 
     def _log_loss(self, work: Work, loss: Lost) -> None:
         label = work.deployment.describe_launch()
@@ -347,7 +347,7 @@ class Driver:
         self.display.log(f"{label}: {loss.reason}; traceback: {traceback}")
 
     def _review_nodes(self) -> None:
-        """Quarantine bad nodes, restore good ones, and retry elsewhere the trials that failed on quarantined nodes."""
+        """Quarantine bad nodes, restore good nodes, and retry trials that failed on quarantined nodes elsewhere."""
         review = self.nodes.review(self.executor.has_nodes_besides)
         addresses = self.nodes.addresses
         for node_id in review.restored:
@@ -365,7 +365,7 @@ class Driver:
                     self._carry_out(state, action)
 
     def _retry_at_the_tail(self) -> None:
-        """Retry failed trials when nothing else remains to start, on another node if there is one."""
+        """Retry failed trials once nothing else remains to start, on another node if possible."""
         if len(self.packer) or self.stop.level is not StopLevel.NONE:
             return
 
@@ -385,7 +385,7 @@ class Driver:
             self._carry_out(state, action, avoid=frozenset().union(*(launch.failed_on for launch in launches)))
 
     def _conclude(self, deployment_id: str) -> None:
-        """Give trials of pending launches a row if an earlier launch of the deployment has shown their outcome."""
+        """Record rows for pending launches' trials whose outcome an earlier launch of the deployment has settled."""
         states = self.by_deployment[deployment_id]
         rows = [self.ledger.rows[trial_id] for state in states for trial_id in state.outcomes.keys() - state.reopened]
         failed = policy.hopeless(rows, self.plan.settings.attempts)
@@ -419,7 +419,7 @@ class Driver:
                 self._record(state, "0", Outcome.UNAVAILABLE, reason, Cause.NO_NODE)
 
     def _keep_failed_rows(self, state: LaunchState) -> None:
-        """Keep a trial's earlier failure, which is more informative than `unavailable` and has a log."""
+        """Keep trials' earlier failed rows, which tell more than `unavailable` and refer to a log."""
         for trial in state.pending_trials:
             row = self.ledger.rows.get(trial.trial_id)
             if row and row["outcome"] in policy.FAILED:
@@ -427,7 +427,7 @@ class Driver:
                 self.display.done += 1
 
     def _record(self, state: LaunchState, attempt: str, outcome: Outcome, reason: str | None, cause: Cause) -> None:
-        """Give each pending trial a row without measurements, since no engine has answered."""
+        """Record a row without measurements for each pending trial, since no engine has run it."""
         verdict = {"outcome": outcome, "reason": reason, "exit": Exit(cause).stored()}
         for trial in state.pending_trials:
             self._record_one(state, trial, attempt, verdict)
@@ -439,6 +439,6 @@ class Driver:
 
 
 def _masked(event: Event | End) -> Event | End:
-    """Return an event without secrets that its texts may quote, since errors name URLs."""
+    """Return an event with secrets in its texts masked: error messages may contain URLs with keys."""
     parts: Iterator[Any] = (masked_here(part) if isinstance(part, str) else part for part in event)
     return type(event)(*parts)

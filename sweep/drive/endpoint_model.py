@@ -1,4 +1,4 @@
-"""A running endpoint, queried before planning: for its model, and for the form of requests that it answers."""
+"""Queries a running endpoint before planning, for its model's name and the form of requests that it accepts."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ from sweep.plan.command_line import CommandLine, parse_command_line
 
 TIMEOUT = 10.0  # s
 LONGEST_PROBE = 3 * TIMEOUT  # s for the answer to the probe
-LARGEST_LIST = 4 << 20  # bytes of a list of models
+LARGEST_LIST = 4 << 20  # maximum bytes of a list of models
 PROBE_TOKENS = 16  # tokens of the answer to the probe; the Responses API accepts no fewer
 MOST_PROBES = 12
 NO_SUCH_PATH = (404, 405, 501)  # statuses of a server that does not speak a dialect
@@ -42,7 +42,7 @@ BUSY = (429, 502, 503, 504)  # statuses of an endpoint that may answer later: no
 # What `sweep run URL` measures, unless other options of these groups, or these keys, are typed.
 SHORT = "backend=openai cluster=inline tracking=none workload=synthetic load=closed"
 SHORT_KEYS = "workload.input_tokens=128 workload.output_tokens=32 workload.num_requests=64 load.concurrency=4"
-# Words in a rejection, and the setting that avoids what is rejected.
+# Words in an error response, and the setting that avoids the error.
 PROBE_REMEDIES = {
     "max_completion_tokens": ("max_tokens_field", "max_completion_tokens"),
     "continuous_usage": ("continuous_usage", False),
@@ -51,9 +51,9 @@ PROBE_REMEDIES = {
 
 
 def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
-    """Return a command line with its endpoint's model added, if it has an endpoint but neither model nor experiment.
+    """Return the command line with the endpoint's model added, if it has an endpoint but neither model nor experiment.
 
-    A URL among the arguments stands for an endpoint, with defaults for what is not typed. Raises ConfigError if the
+    A URL among the arguments means an endpoint, with defaults for all settings not typed. Raises ConfigError if the
     endpoint does not answer, or serves several models.
     """
     arguments = _written_out(arguments)
@@ -64,9 +64,9 @@ def with_model(arguments: Sequence[str], options: ConfigPath) -> list[str]:
 
 
 def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[str], str | None]:
-    """Return a command line with the settings that its endpoint needs, and a line about its answer to a short request.
+    """Return the command line with the settings that its endpoint needs, and a line on how it answered a short request.
 
-    Raises ConfigError if its certificate is not trusted, or TLS fails otherwise.
+    Raises ConfigError if TLS fails, e.g. because the certificate is not trusted.
     """
     endpoint = _endpoint(line := parse_command_line(arguments), options)
     varied = any(key.startswith(("backend.", "model")) for key in line.axes)
@@ -79,7 +79,7 @@ def with_dialect(arguments: Sequence[str], options: ConfigPath) -> tuple[list[st
 
 
 def _written_out(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with an endpoint's URL as settings, and with defaults for what is not typed."""
+    """Return the arguments with a URL replaced by `backend.url=...`, and defaults for all settings not typed."""
     urls = [argument for argument in arguments if re.match(r"https?://", argument)]
     others = [argument for argument in arguments if argument not in urls]
     if len(urls) != 1:
@@ -93,17 +93,17 @@ def _written_out(arguments: Sequence[str]) -> list[str]:
 
 
 def _endpoint(line: CommandLine, options: ConfigPath) -> "_Endpoint | None":
-    """Return the endpoint of a command line without an experiment; None if no endpoint can be queried."""
+    """Return the endpoint configured on a command line; None with an experiment, or without an endpoint."""
     choice, endpoint_keys = line.scalars.get("backend"), {"backend.url", "backend.api_key_env"}
     if line.experiment or endpoint_keys & line.axes.keys() or choice not in options.choices("backend"):
-        return None  # planning reports what was expected
+        return None  # planning reports the error
     settings = {"backend": options.load("backend", str(choice))}
     for key in line.scalars:
         if key.startswith("backend."):
             parent_mapping(settings, key)[key.rpartition(".")[2]] = line.scalars[key]
     if not re.fullmatch(r"https?://[^@\s]+", str(settings["backend"].get("url"))):
         return None  # launched here, or rejected by planning
-    build(settings["backend"], "backend")  # rejects what planning would reject
+    build(settings["backend"], "backend")  # so that the same mistakes are rejected as in planning
     return _Endpoint(settings["backend"])
 
 
@@ -152,9 +152,9 @@ class _Endpoint:
         return [str(model["id"]) for model in json.loads(self._read(request_path(self.url, "/v1/models")))["data"]]
 
     def served_model(self) -> str:
-        """Return the only model that the endpoint serves, according to its own list."""
+        """Return the name of the only model in the endpoint's list. Raises ConfigError if there is not exactly one."""
         path = request_path(self.url, "/v1/models")
-        request = f"backend.url={self.url}: asked for its model, since no model=NAME is given"
+        request = f"backend.url={self.url}: queried for its model, since no model=NAME is given"
         try:
             names = self.models()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -163,7 +163,7 @@ class _Endpoint:
         except ConfigError:
             raise
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{request}: {path} has no list of models; add model=NAME") from None
+            raise ConfigError(f"{request}: {path} returned no list of models; add model=NAME") from None
         if len(names) != 1 or "'" in names[0]:
             raise ConfigError(f"{request}: it serves {shortened(', '.join(names) or 'none')}; add model=NAME")
         return names[0]
@@ -179,11 +179,11 @@ class _Endpoint:
             for part in reply.iter_bytes():
                 content += part
                 if len(content) > LARGEST_LIST or time.monotonic() > until:
-                    raise httpx.HTTPError(f"its answer exceeds {LARGEST_LIST:,} bytes or {LONGEST_PROBE:g} s")
+                    raise httpx.HTTPError(f"its response exceeds {LARGEST_LIST:,} bytes or {LONGEST_PROBE:g} s")
         return bytes(content)
 
     def probe(self, model: str, typed: Mapping[str, Any]) -> tuple[list[str], str]:
-        """Send short requests until one is answered; return the settings that it needs, and a line about the answer.
+        """Send short requests until one is answered; return the settings it used, and a line that describes the answer.
 
         Only settings that were not typed are changed. If the endpoint does not answer, that is left to the trial, which
         uses the dialect that came closest: its error says more than another's 404.
@@ -226,7 +226,7 @@ class _Endpoint:
         return typing if nearness else [], f"{self.url}: a first request failed ({shortened(problem)})"
 
     def _ask(self, target: wire.Target) -> wire.Answer | str:
-        """Return the answer to a short request, or why none arrived. Raises ConfigError if TLS fails."""
+        """Return the answer to a short request, or the reason for its failure. Raises ConfigError if TLS fails."""
         request = Request("probe", "Count from one to four.", PROBE_TOKENS, UNKNOWN, "warmup")
         body = wire.call(target, [request]).partition(b"\r\n\r\n")[2]
         headers = wire.header_fields(target, self.key) | {"x-request-id": "probe"}

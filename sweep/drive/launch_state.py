@@ -1,7 +1,7 @@
 """The state of one launch of a deployment in a run: its stage, its pending trials, and the transitions between stages.
 
-TRANSITIONS is complete: for a stage and a trigger it gives the next stage and the action that the driver carries out.
-This module knows nothing about executors, clocks or files: the driver supplies the time and the limits.
+TRANSITIONS is complete: it maps each stage and trigger to the next stage and the action that the driver carries out.
+This module uses no executors, clocks or files: the driver passes in the time and the limits.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ class Stage(Enum):
 
 
 class Trigger(Enum):
-    """A cause of a transition."""
+    """An event that causes a transition."""
 
     SUBMIT = auto()
     START = auto()
@@ -46,7 +46,7 @@ class Trigger(Enum):
 
 
 class Action(Enum):
-    """What the driver does for a transition."""
+    """The driver's action for a transition."""
 
     NOTHING = auto()
     REQUEUE = auto()  # in front of all other launches
@@ -81,7 +81,7 @@ TRANSITIONS: Mapping[tuple[Stage, Trigger], tuple[Stage, Action]] = {
 
 @dataclass
 class LaunchState:
-    """A launch with its trials in this run, its attempts so far and the rows that they produced."""
+    """A launch with its trials in this run, its attempts so far and their rows."""
 
     launch: Deployment  # with only this launch's trials
     stage: Stage = Stage.PENDING
@@ -125,7 +125,7 @@ class LaunchState:
         return self.outcomes.get(trial.trial_id) is Outcome.OOM_RUN
 
     def finish(self, trial_id: str, outcome: Outcome) -> None:
-        """Record a trial's row."""
+        """Record that a trial has a row with this outcome."""
         self.outcomes[trial_id] = outcome
         if outcome in FAILED and self.node is not None:
             self.failed_on.add(self.node.node_id)
@@ -142,18 +142,18 @@ class LaunchState:
         self.node, self.not_started_since = node, None
 
     def lost(self, in_our_code: bool, limit: int) -> Action:
-        """Retry a lost attempt, unless this is the `limit`-th loss of its kind or every trial has its row."""
+        """Handle a lost attempt: retry it, unless this is the `limit`-th loss of its kind or every trial has a row."""
         self.errors += in_our_code
         self.losses += not in_our_code
         self.order = self.pending_trials
-        if self.node is not None:  # the trial that ran may kill the worker each time, so the others go first
+        if self.node is not None:  # the trial that was running may kill the worker each time, so it is retried last
             self.order = self.order[1:] + self.order[:1]
         if not self.order:
             return self.advance(Trigger.COMPLETE)
         return self.advance(Trigger.RETRY if (self.errors if in_our_code else self.losses) < limit else Trigger.GIVE_UP)
 
     def ended(self, breaker_open: bool) -> Action:
-        """End an attempt that ended by itself; if it could not be prepared, retry while all others fail too."""
+        """Handle an attempt that ended by itself. If its preparation failed, retry as long as the breaker is open."""
         if self.unprepared is None or not self.pending_trials:
             return self.advance(Trigger.COMPLETE)
         if breaker_open:
@@ -161,7 +161,7 @@ class LaunchState:
         return self.advance(Trigger.POSTPONE if self.unprepared.postponed else Trigger.UNPREPARED)
 
     def not_started(self, now: float, patience: float) -> Action:
-        """Retry an attempt that its node did not start, for `patience` seconds since the first such attempt."""
+        """Handle an attempt that its node did not start: retry for `patience` s since the first such attempt."""
         if self.not_started_since is None:
             self.not_started_since = now
         return self.advance(Trigger.RETRY if now - self.not_started_since <= patience else Trigger.UNSCHEDULABLE)

@@ -23,12 +23,12 @@ INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a su
 def results_folder(settings: Settings) -> Path:
     """Return the local folder for results.
 
-    Raises ConfigError if results would be lost or cannot be stored there; Outage if the object store gave no answer.
+    Raises ConfigError if results cannot be stored there or would be lost; Outage if the object store does not answer.
     """
     if object_store.is_url(settings.out):
         object_store.ObjectStore(settings.out)
         if settings.fresh:
-            raise ConfigError(f"fresh=true: not possible with an object store; choose another out than {settings.out}")
+            raise ConfigError(f"fresh=true: not possible with an object store; choose an out other than {settings.out}")
         return object_store.staging_folder(settings.out, cache_directory(settings.cache_dir))
     if INSIDE_A_JOB in os.environ and not Path(settings.out).is_absolute():
         allowed = "an absolute path on a permanent disk, s3://bucket/path or gs://bucket/path"
@@ -62,7 +62,7 @@ def check_writable(key: str, folder: Path) -> Path:
 def ledger_to_read(settings: Settings, paths: RunPaths) -> Ledger:
     """Return the ledger of earlier runs, read-only; from an object store, only the ledger is copied.
 
-    Raises ConfigError if the store cannot be read; Outage if it gave no answer.
+    Raises ConfigError if the store cannot be read; Outage if it does not answer.
     """
     if not object_store.is_url(settings.out):
         return Ledger(paths.ledger, write=False)

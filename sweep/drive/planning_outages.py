@@ -18,10 +18,8 @@ Planning = TypeVar("Planning")
 def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings]) -> Planning:
     """Return the result of `plan`, retried after outages as long as the patience in the run's `settings` allows.
 
-    Nothing has worked in this run yet, so the patience is two minutes at most.
-
-    Raises ConfigError at once in a dry run, which is not issued again; Halted when the patience is over, so that the
-    same command is issued again.
+    The patience is two minutes at most, since nothing has worked in this run yet. In a dry run, raises ConfigError at
+    once. Otherwise raises Halted when the patience is over: the same command can be repeated.
     """
     try:
         return plan()
@@ -30,7 +28,7 @@ def plan_patiently(plan: Callable[[], Planning], settings: Callable[[], Settings
             raise
         if settings().dry_run:
             raise ConfigError(str(error)) from None
-        failures = [error]  # the first failure, reported like the others
+        failures = [error]  # the first failure, reported like later failures
 
     def try_again() -> Planning:
         if failures:

@@ -1,20 +1,20 @@
-"""Policy: what follows from a failure. Whose fault it is, whether it is final, whether, when and where it is retried.
+"""The failure policy: whose fault a failure is, whether it is final, and whether, when and where it is retried.
 
 These are pure functions of (outcome, exit, history, settings). The ledger stores, the node reports, the driver acts.
-RULES states what an outcome means; an Exit decides whose fault a failure is and whether to wait for its end:
+RULES defines what follows from an outcome; an Exit decides whose fault a failure is, and whether to wait:
 
 | exit | a failed launch or trial | while a node is prepared |
 |---|---|---|
 | SIGKILL, SIGTERM; its supervisor was killed | surroundings: never final, not counted as a repetition | – |
 | a signal of ENGINE_SIGNALS | engine: final once repeated | – |
-| words of a broken node (Blame.NODE) | surroundings: not launched again there, the node is quarantined | an answer |
+| words of a broken node (Blame.NODE) | surroundings: the node is quarantined, not used again | an answer |
 | words of something that the user can fix (Blame.USER) | engine, never final | an answer, never final |
 | an exit status, words without an outage | engine: final once repeated | an answer: its trials fail at once |
 | words of a tool that its table reads as an outage | surroundings | waited for, up to `patience` |
 | an OSError number of OUTAGE_ERRORS; HTTP 408, 429, 5xx | surroundings | waited for |
-| a full disk | – | waited for in a build; else nothing more is started on that node |
+| a full disk | – | waited for in a build; else no more launches on that node |
 | a Cause of SURROUNDINGS | surroundings | waited for if it is OUTAGE or UNREACHABLE |
-| an endpoint is gone; others use a port, GPU memory | surroundings | its launch is waited for (`is_unavailable`) |
+| an endpoint is gone; a port or GPU memory is in use | surroundings | its launch is waited for (`is_unavailable`) |
 | any other Cause | engine | an answer |
 | HTTP 401, 403 of a hub or registry | surroundings | an answer |
 
@@ -22,17 +22,17 @@ RULES states what an outcome means; an Exit decides whose fault a failure is and
 |---|---|
 | in this run | once, when nothing else remains to start, on a node where it did not fail (`retry=in_run`); once more |
 | | elsewhere when its node is quarantined: two deployments fail only there, or one reports it as broken |
-| by the next command | unless it is done, final on these GPU drivers (`retry_failed`: even then), or `retry=none` |
+| by the next command | unless it succeeded, is final on these drivers (`retry_failed`: even then), or `retry=none` |
 
 | an attempt at a launch | is repeated |
 |---|---|
 | lost with its node or worker | up to MAX_LOSSES times |
-| ended by an error of ours | up to `attempts` times |
+| ended by an error in this project's code | up to `attempts` times |
 | not started by its node | for `cluster.wait_for_nodes` |
 | whose node could not be prepared | while the breaker is open |
 
-An engine is launched again on its node (`launches_again`) and over a deployment's launches (`hopeless`) up to
-`attempts` times. A run pauses when DEPLOYMENTS fail to prepare in a row, and ends (status 75) when that lasts.
+An engine is launched up to `attempts` times on its node (`launches_again`), and over all launches of its deployment
+(`hopeless`). A run pauses when DEPLOYMENTS fail to prepare in a row, and ends (status 75) when that lasts.
 """
 
 import errno
@@ -53,11 +53,11 @@ NextRun = Literal["done", "retried", "judged anew"]
 class Rule(NamedTuple):
     """The consequences of an outcome for later trials and runs."""
 
-    next_run: NextRun  # of the same command
+    next_run: NextRun  # whether a later run of the command retries it
     fault: Fault | None  # of a failure; ENGINE: unless its exit shows otherwise
-    at_launch: bool = False  # one such launch ends the deployment's other launches, unless a trial was good
+    at_launch: bool = False  # one such launch ends the deployment's other launches, unless a trial succeeded
     of_engine: bool = False  # after `attempts` of them in a row, the deployment's other trials are not run
-    of_node: bool = False  # may be the node's fault, and counts towards its quarantine
+    of_node: bool = False  # may be the node's fault, and may lead to its quarantine
 
 
 RULES: Mapping[Outcome, Rule] = {
@@ -91,11 +91,11 @@ OUTAGE_ERRORS = {
     *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENOTCONN, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT),
 }
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more is started on that node
-SERVER_ERROR = 500  # and above: no answer to the question
-NO_ACCESS = (401, 403)  # an answer to this account, which its user can change
-TRY_LATER = (408, 429)  # time-out, too many requests: no answer either
-ENGINE_SIGNALS = {  # a program causes these itself; other signals are sent to it
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # nothing more is started on the node
+SERVER_ERROR = 500  # and above: not a definite answer
+NO_ACCESS = (401, 403)  # a definite answer, which the user can change (token, access)
+TRY_LATER = (408, 429)  # time-out, too many requests: not a definite answer either
+ENGINE_SIGNALS = {  # signals that a program raises itself; other signals come from outside
     *(signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS),
 }
 
@@ -109,45 +109,45 @@ def fault_of(outcome: Outcome, exit: Exit) -> Fault | None:
 
 
 def was_killed(exit: Exit) -> bool:
-    """Return whether another process killed this one, i.e. by a signal that programs do not raise themselves."""
+    """Return whether another process killed it: by a signal that programs do not raise themselves."""
     return exit.signal is not None and exit.signal not in ENGINE_SIGNALS
 
 
 def is_outage(exit: Exit) -> bool:
-    """Return whether a network, a hub or a disk failed before it gave an answer, so that a retry may succeed."""
+    """Return whether a network, hub or disk failed before giving a definite answer, so that a retry may succeed."""
     if exit.http is not None:
         return no_answer(exit.http)
     return exit.outage or exit.errno in OUTAGE_ERRORS or exit.cause in (Cause.OUTAGE, Cause.UNREACHABLE)
 
 
 def is_unavailable(exit: Exit) -> bool:
-    """Return whether a launch or trial ended because others used what it needs, or its endpoint was gone."""
+    """Return whether a launch or trial ended because a resource was in use or its endpoint was gone."""
     return exit.cause in (Cause.UNREACHABLE, Cause.PORT, Cause.GPU_MEMORY)
 
 
 def was_interrupted(row: Cells) -> bool:
-    """Return whether a trial's endpoint was gone, which shows nothing about the engine."""
+    """Return whether a trial ended because its endpoint was gone, which says nothing about the engine."""
     return bool(row.get("exit")) and is_unavailable(Exit.restored(row["exit"]))
 
 
 def no_answer(status: int) -> bool:
-    """Return whether a server's HTTP status does not answer the request."""
+    """Return whether an HTTP status is temporary (5xx, time-out, too many requests) and not a definite answer."""
     return status >= SERVER_ERROR or status in TRY_LATER
 
 
 # Waiting --------------------------------------------------------------------------------------------------------------
 
 FIRST_PAUSE, LONGEST_PAUSE = scaled(1.0), scaled(60.0)  # s before the next retry; doubled each time
-FIRST_PATIENCE = scaled(120.0)  # s of outages, at most, until a preparation has worked in this run
+FIRST_PATIENCE = scaled(120.0)  # maximum s of outage before any preparation has worked in this run
 
 
 def is_waited_for(error: BaseException) -> bool:
-    """Return whether a node's preparation, or planning, is retried after this error."""
+    """Return whether preparing a node, or planning, is retried after this error."""
     return is_outage(exit_of(error))
 
 
 def patience(settings: Settings, worked: bool) -> float:
-    """Return how many seconds the run waits for an outage to end; `worked`: a preparation has worked in this run."""
+    """Return how long the run waits for an outage to end, in s; `worked`: a preparation has succeeded before."""
     return settings.patience if worked else min(settings.patience, FIRST_PATIENCE)
 
 
@@ -160,14 +160,14 @@ def next_pause(last: float | None) -> float:
 
 
 class TrialHistory(NamedTuple):
-    """The last failure that a trial's engine caused, and how often in a row."""
+    """A trial's last failure caused by its engine, and how many times in a row it occurred."""
 
     answer: str = ""
     times: int = 0
 
     @property
     def final(self) -> bool:
-        """Whether the engine has given the same answer twice, so that it would give it again."""
+        """Whether the engine has failed twice in the same way, so that another retry is pointless."""
         return self.times >= 2
 
     def after(self, row: Cells) -> "TrialHistory":
@@ -179,10 +179,10 @@ class TrialHistory(NamedTuple):
 
 
 def engine_answer(row: Cells) -> str | None:
-    """Return the answer of a row's engine without its numbers; None if the engine did not fail.
+    """Return the engine's failure message in a row, without numbers, to recognize repetitions; None if it did not fail.
 
-    The answer is the check that failed and what the engine printed; for a row from before exits were stored, its
-    reason. It is None also for failures that the machine's user can fix, so that the user need not report the fix.
+    The message is the failed check and the engine's output; for rows from before exits were stored, the reason. It is
+    None also for failures that the user can fix, so that they are always retried.
     """
     exit = _stored_exit(row)
     if row.get("fault") != Fault.ENGINE or (exit is not None and exit.blames == Blame.USER):
@@ -192,9 +192,9 @@ def engine_answer(row: Cells) -> str | None:
 
 
 def attempts_before(before: Cells | None) -> dict[str, Any]:
-    """The columns of a row that say how often its endpoint had failed it, after its last row.
+    """Return the columns that count a trial's earlier attempts that its endpoint failed.
 
-    An endpoint that fails now and then would otherwise pass by being asked again. An outage is no attempt.
+    Without them an unreliable endpoint would look reliable after enough retries. Outages are not counted.
     """
     if before is None or before["outcome"] == Outcome.OK:
         return {}
@@ -213,16 +213,16 @@ def _stored_exit(row: Cells) -> Exit | None:
 
 
 def without_numbers(words: str) -> str:
-    """Return a message without what changes from one time to the next: ports, process ids, times."""
+    """Return a message without the numbers that vary between runs: ports, process ids, times."""
     return re.sub(r"[0-9]+", "", words)
 
 
 def needs_run(
     row: Cells | None, history: TrialHistory, settings: Settings, drivers: Container[str] | None = None
 ) -> bool:
-    """Return whether the next command runs a trial that has this row.
+    """Return whether the next run of the command runs a trial again that has this row.
 
-    `drivers` are the GPU drivers of the nodes, if known: a failure that was final under another driver is not final.
+    `drivers` are the nodes' GPU drivers, if known: a failure under another driver is not final.
     """
     if row is None or (settings.retry_failed and history.final):
         return True
@@ -239,7 +239,7 @@ def needs_run(
 
 
 class Failure(NamedTuple):
-    """The end of a launch before its trials ran; it is their outcome unless the engine is launched again."""
+    """The failure of a launch before its trials ran. It becomes their outcome unless the engine is launched again."""
 
     outcome: Outcome
     reason: str  # for people
@@ -249,14 +249,14 @@ class Failure(NamedTuple):
 
 
 def launches_again(failures: Sequence[Failure], attempts: int) -> bool:
-    """Return whether an engine is launched again for the other trials, given the failures since the last good trial."""
+    """Return whether an engine is launched again for its remaining trials, given failures since the last success."""
     last = failures[-1]
     of_node = last.exit.blames == Blame.NODE or last.exit.cause == Cause.CONTRADICTION  # a retry would not help
     if last.outcome is Outcome.OOM_LOAD or of_node or len(failures) >= attempts:
         return False
     repeated = {(end.outcome, without_numbers(f"{end.exit.cause} {end.exit.words}")) for end in failures[-2:]}
     counted = [end for end in failures[-2:] if RULES[end.outcome].at_launch and not was_killed(end.exit)]
-    return len(counted) < 2 or len(repeated) > 1  # a third launch would fail like these two; a kill is no repetition
+    return len(counted) < 2 or len(repeated) > 1  # a third launch would fail like these two; kills are not compared
 
 
 def engine_failed(row: Cells) -> bool:
@@ -268,13 +268,13 @@ def engine_failed(row: Cells) -> bool:
 
 
 def censored(pending: Iterable[Any], out_of_memory: Collection[Any]) -> list[tuple[Any, str]]:
-    """Return the trials that would run out of memory too, since smaller batches did, each with the reason."""
+    """Return the pending trials that would run out of memory because smaller batches did, each with the reason."""
     smaller = ((trial, _smaller_batches(out_of_memory, trial)) for trial in pending)
     return [(trial, f"{other.load.describe()} already ran out of memory") for trial, other in smaller if other]
 
 
 def _smaller_batches(trials: Iterable[Any], larger: Any) -> Any:
-    """Return the first trial of the same workload in smaller batches, or None."""
+    """Return the first trial of the same workload with smaller batches, or None."""
     alike = (trial for trial in trials if trial.workload == larger.workload and trial.load.size and larger.load.size)
     return next((trial for trial in alike if trial.load.size < larger.load.size), None)
 
@@ -283,12 +283,12 @@ def _smaller_batches(trials: Iterable[Any], larger: Any) -> Any:
 
 MAX_LOSSES = 20  # losses of nodes and workers, per launch
 QUARANTINE_WAIT = scaled(240.0)  # s before a quarantined node gets what no other node can run; longer than any backoff
-DEPLOYMENTS = 2  # so many failing on one node only, or failing to prepare in a row, are not to blame themselves
+DEPLOYMENTS = 2  # if this many fail on one node only, or to prepare in a row, they are not at fault
 LONGEST_PAUSES = 4  # multiple of the patience after which a paused run ends
 
 
 def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
-    """Return a row which shows that no launch of a deployment will do better; None if one might."""
+    """Return a row which shows that further launches of a deployment are pointless, or None."""
     if any(row["outcome"] == Outcome.OK for row in rows):
         return None
     failed = [row for row in rows if engine_failed(row) and not node_is_broken(row)]
@@ -297,17 +297,17 @@ def hopeless(rows: Sequence[Cells], attempts: int) -> Cells | None:
 
 
 def most_losses(of_ours: bool, settings: Settings) -> int:
-    """Return the number of losses that ends a launch: losses of nodes and workers, or errors of ours."""
+    """Return the number of losses after which a launch is given up: of nodes and workers, or by errors of this code."""
     return settings.attempts if of_ours else MAX_LOSSES
 
 
 def retried_at_the_tail(settings: Settings, outcome: Outcome, history: TrialHistory) -> bool:
-    """Return whether a failed trial is retried when nothing else remains to start."""
+    """Return whether a failed trial is retried at the end of the run, when nothing else remains to start."""
     return settings.retry == "in_run" and outcome in FAILED and not history.final
 
 
 def node_is_broken(row: Cells) -> bool:
-    """Return whether, in a failed row, the engine reports its node as broken."""
+    """Return whether the engine reports its node as broken in a failed row."""
     exit = _stored_exit(row)
     return exit is not None and exit.blames == Blame.NODE
 

@@ -1,4 +1,4 @@
-"""Preflight checks: the hardware profile, the nodes with their GPUs and cores, and engines that cannot run there."""
+"""Preflight checks: the hardware profile, the nodes with their GPUs and cores, and which engines cannot run on them."""
 
 import functools
 import os
@@ -22,9 +22,9 @@ from sweep.plan.packing import Need, Node, infeasible
 from sweep.plan.plan import Plan
 from sweep.plan.planning import Surroundings
 
-OURS = ConfigPath()  # only the project's options
+OURS = ConfigPath()  # only built-in options
 NODE_POLL = 2.0  # s between queries for a cluster's first node
-_empty_clusters: set[str | None] = set()  # by address; each is waited for only once
+_empty_clusters: set[str | None] = set()  # clusters already waited for, by address
 
 
 def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
@@ -46,7 +46,7 @@ def find_hardware(cluster: Cluster, options: ConfigPath = OURS) -> str:
 def _profile(names: Sequence[str], accelerators: Sequence[str], options: ConfigPath) -> str | None:
     """Return the profile for GPUs by their NVML names or, without NVML, by Ray's names; None if no profile fits.
 
-    Ray uses one name for the A100 with 40 GB and with 80 GB, so a node's own report has priority.
+    NVML names have priority, since Ray uses one name for the A100 with 40 GB and with 80 GB.
     """
     profiles = {name: options.load("hardware", name) for name in options.choices("hardware")}
     if names:
@@ -67,7 +67,7 @@ def fetch_obstacle(group: str, option: Mapping[str, Any], cache_dir: str | None)
 
 
 def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
-    """Return the Ray cluster's nodes and those that its autoscaler could start; wait up to `wait` s for the first."""
+    """Return the Ray cluster's nodes and nodes that its autoscaler could start; wait up to `wait` s for the first."""
     ray_executor = ray_schedule(cluster)
     ray_executor.join_cluster(cluster)
     wait = 0.0 if cluster.address in _empty_clusters else wait
@@ -84,8 +84,8 @@ def _cluster_nodes(cluster: Cluster, wait: float) -> list[Node]:
 
 
 def assume_machine(settings: Settings) -> Settings:
-    """Return a dry run's settings for a GPU that this machine lacks: with one simulated machine that has this GPU, as
-    described in the profile.
+    """Return settings for a dry run with a GPU that this machine lacks: one simulated machine with the profile's GPU is
+    added.
     """
     cluster, hardware = settings.cluster, settings.hardware
     if not settings.dry_run or cluster.kind == "ray" or cluster.simulate is not None or hardware.platform != "cuda":
@@ -98,7 +98,7 @@ def assume_machine(settings: Settings) -> Settings:
 
 
 def find_nodes(settings: Settings) -> list[Node]:
-    """Return the nodes for deployments: this machine, the cluster's and its autoscaler's, or simulated ones."""
+    """Return the nodes for deployments: this machine, the cluster's nodes with its autoscaler's, or simulated nodes."""
     hardware, simulated = settings.hardware, settings.cluster.simulate
     if simulated is not None:
         accelerators = tuple(name for name in (simulated.accelerator or hardware.accelerator,) if name)
@@ -118,7 +118,7 @@ def find_nodes(settings: Settings) -> list[Node]:
 
 
 def _check_drivers(nodes: Sequence[Node]) -> None:
-    """Raise ConfigError for a node whose driver does not work, if no GPU is left without it; else the plan warns."""
+    """Raise ConfigError for a node with a broken driver if no other node has a GPU; otherwise the plan warns."""
     broken = {node.address: node.facts.broken_driver for node in nodes if node.facts and node.facts.broken_driver}
     if broken and not any(node.gpus for node in nodes if node.address not in broken):
         address, problem = next(iter(broken.items()))
@@ -140,12 +140,11 @@ def surroundings(
 ) -> Surroundings:
     """Return the planner's view of the machines: the environments of engines, and why some are unavailable.
 
-    An environment uses its lock in the results (`kept_locks`, by file name), else the committed lock, else the one that
-    this machine remembers; without a lock it is resolved, except in a dry run. `pinned`: the results' locks are used
-    even if the requirements have changed since.
-
-    In a dry run, a node that has not joined the cluster makes a deployment unavailable; otherwise the driver waits for
-    the node. Programs and the cache folder are checked only for engines that run on this machine.
+    An environment uses the lockfile in the results (`kept_locks`, by file name), else the committed one, else the one
+    cached on this machine; otherwise it is resolved, except in a dry run. `pinned`: the results' lockfiles are used
+    even if the requirements have changed since. In a dry run, a deployment that needs a node that has not joined yet is
+    unavailable; otherwise the driver waits for the node. Programs and the cache folder are checked only for engines
+    that run on this machine.
     """
     waits = settings.cluster.kind == "ray" and not settings.dry_run
     host = _host(settings, nodes, waits)
@@ -155,7 +154,7 @@ def surroundings(
     def unavailable(backend: Any, platform: str) -> str | None:
         if platform == "cuda" and not host.gpus:
             return "no GPU here: run it on a machine or cluster that has one, or drop hardware= for the CPU form"
-        reason: str | None = backend.unavailable(host)  # the engine's own reason first, since it has the remedy
+        reason: str | None = backend.unavailable(host)  # the engine's reason first, since it has the remedy
         if reason is None and backend.launches:
             reason = _environment_obstacle(environments, backend, platform, host, nodes, options)
         if reason is None and platform == "cuda" and not waits:
@@ -198,7 +197,7 @@ def _environment_obstacle(
     nodes: Sequence[Node],
     options: ConfigPath,
 ) -> str | None:
-    """Return why an engine has no environment on these nodes, in one line, or None."""
+    """Return why an engine has no environment on these nodes, in one line; None if it has one."""
     composed = environments.compose(backend, platform)
     if isinstance(composed, str):
         return composed
@@ -210,9 +209,9 @@ def _environment_obstacle(
 
 
 def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | None:
-    """Return why one lock does not fit all nodes, with the remedy, in one line; None if no node reports a difference.
+    """Return why one lockfile does not fit all nodes, with the remedy, in one line; None if it fits.
 
-    `target` returns the platform for which an environment is locked on a node.
+    `target` returns the platform of the lockfile that a node needs.
     """
     addresses: dict[str, str] = {}
     for node in nodes:
@@ -228,7 +227,7 @@ def unlike_nodes(target: Callable[[Host], str], nodes: Iterable[Node]) -> str | 
 
 
 def _digest_programs(cluster: Cluster, nodes: Sequence[Node], spec: EnvironmentSpec) -> dict[str, str]:
-    """Return the digests of a user's own programs: this machine's, or those on which all nodes of a cluster agree.
+    """Return the digests of the user's programs (backend.env), which must be equal on all nodes of a cluster.
 
     Raises ValueError, in one line, if the nodes differ.
     """
@@ -263,11 +262,11 @@ def _host(settings: Settings, nodes: Sequence[Node], waits: bool) -> Host:
         gpus = (settings.hardware.accelerator or "GPU",)
     facts = [node.facts for node in nodes if node.facts and (node.gpus or settings.hardware.platform == "cpu")]
     first = next((each for each in facts if each.machine), Host())  # nodes that need another lock are rejected
-    # A node's PATH is unknown here: programs are assumed to exist, and otherwise a launch fails with the reason.
+    # A node's PATH is unknown here: programs are assumed to exist; if not, a launch fails with the reason.
     return Host(
         gpus=gpus,
         executables=frozenset(host_facts.EXECUTABLES),
-        # An engine is planned for all nodes alike, so the oldest node decides.
+        # An engine is planned the same for all nodes, so the oldest GPU decides.
         driver=fit.oldest(each.driver for each in facts),
         capability=fit.oldest(each.capability for each in facts),
         nvcc=fit.oldest(each.nvcc for each in facts),

@@ -23,17 +23,17 @@ from sweep.plan.plan import Deployment, Plan, Trial, hourly_price
 
 WRITE_INTERVAL = 10.0  # s between rewrites of trials.parquet while trials finish
 WRITE_SHARE = 0.02  # share of the driver's time, at most, for rewrites
-TABLE_STAMP = ".trials.json"  # what trials.parquet was made from, since making it again takes seconds for many rows
+TABLE_STAMP = ".trials.json"  # the sources of trials.parquet, since making it again takes seconds for many rows
 
 
 class TrialTracker(Protocol):
-    """A service that tracks trials in addition to the files; its failures never fail a sweep."""
+    """The interface of a service that tracks trials in addition to the files. Its failures never fail a sweep."""
 
     def log_trial(self, row: LedgerRow, telemetry: Sequence[Sample]) -> None: ...
 
 
 class TableRows(Collection[LedgerRow]):
-    """The rows of trials.parquet, made one by one: all of them as dicts would fill the driver's memory."""
+    """The rows of trials.parquet, produced one by one: all rows as dicts would fill the driver's memory."""
 
     def __init__(
         self, plan: Plan, planned: Sequence[tuple[Deployment, Trial, LedgerRow]], others: Sequence[LedgerRow]
@@ -102,9 +102,9 @@ class RowWriter:
     def write_table(self, recompute: bool = True) -> None:
         """Write trials.parquet: the rows of the current plan, in its order, then all other rows ever measured.
 
-        `recompute` updates rows to the current settings from their stamps. For many rows this takes minutes, so it must
-        not run while nodes wait for the driver or a measurement needs a core. Raises Misplaced instead of recreating a
-        deleted results folder.
+        `recompute` derives rows again from their timestamps under the current settings. For many rows this takes
+        minutes, so it must not run while nodes wait for the driver or a measurement needs a core. Raises Misplaced
+        instead of recreating a deleted results folder.
         """
         self.ledger.check_in_place()
         begin = time.monotonic()
@@ -124,7 +124,7 @@ class RowWriter:
     def _stamp(self) -> dict[str, Any] | None:
         """Return the table's current sources, and the checksum of the table on disk.
 
-        Return None if there is no table, or its code is unknown because files differ from their commit.
+        Return None if there is no table, or the code is unknown because of uncommitted changes.
         """
         program, settings = code_version.program_version(), self.plan.settings
         try:
@@ -140,7 +140,7 @@ class RowWriter:
         return {"inputs": content_hash(inputs), "checksums": checksums}
 
     def _is_stamped(self, stamp: dict[str, Any] | None) -> bool:
-        """Return whether the table on disk was made from these sources; without a valid stamp it is made again."""
+        """Return whether the table on disk was made from these sources. False without a valid stamp."""
         with suppress(FileNotFoundError, ValueError):
             return stamp is not None and unsealed((self.paths.out / TABLE_STAMP).read_bytes()) == (stamp, True)
         return False
@@ -153,7 +153,7 @@ class RowWriter:
         return self.ledger.superseded + measured
 
     def _updated(self, row: LedgerRow, trial: Trial, recompute: bool) -> LedgerRow:
-        """Return the row under the current settings: changed percentiles or slo require no new measurement."""
+        """Return the row under the current settings: a new `percentiles` or `slo` needs no new measurement."""
         settings = self.plan.settings
         if row["outcome"] != Outcome.OK or is_current(row, settings):
             return row

@@ -1,4 +1,4 @@
-"""The locks of a run's environments: read from its results, found beside the environments, or resolved once."""
+"""The lockfiles of a run's environments: from its results, from conf/environment, or resolved once."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from sweep.disk.run_files import RunPaths, write_whole
 from sweep.drive import policy
 from sweep.plan.plan import Plan
 
-DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's own programs; ValueError if nodes differ
+DigestPrograms = Callable[[EnvironmentSpec], dict[str, str]]  # of a user's programs; ValueError if nodes differ
 EnvironmentKey = tuple[EnvironmentChoice, str, tuple[str, ...], bool]
 
 
@@ -32,7 +32,7 @@ class RunEnvironments:
     ) -> None:
         self.settings, self.options, self.kept_locks, self.host = settings, options, kept_locks, host
         self.digest_programs = digest_programs
-        self.pinned = pinned  # whether the kept locks are used even if the requirements have changed
+        self.pinned = pinned  # whether stored lockfiles are used even if the requirements have changed
         self.cache = cache_directory(settings.cache_dir)
         self.composed: dict[EnvironmentKey, EnvironmentSpec | str] = {}
         self.locked: dict[EnvironmentKey, EnvironmentSpec | str] = {}
@@ -40,7 +40,7 @@ class RunEnvironments:
         self.fingerprints: dict[tuple[EnvironmentKey, bool], str] = {}  # cached for thousands of points
 
     def compose(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
-        """Return an engine's environment with its existing lock, if any, or why it has none."""
+        """Return an engine's environment with its existing lockfile, if any; or why it has no environment."""
         key = self._key(backend, platform)
         if key not in self.composed:
             try:
@@ -48,14 +48,14 @@ class RunEnvironments:
                 if backend.traits.computes_model and (spec.python or spec.binary):
                     spec = spec.model_copy(update={"content": self.digest_programs(spec)})
                 self.composed[key] = self._found(spec).model_copy(update={"plain": self._plain(backend, platform)})
-            except ConfigError:  # a mistyped name is bad input, which does not make an engine unavailable
+            except ConfigError:  # a mistyped name is bad input, not an unavailable engine
                 raise
             except ValueError as error:
                 self.composed[key] = str(error)
         return self.locked.get(key, self.composed[key])
 
     def target(self, backend: Backend, platform: str, node: Host) -> str:
-        """Return the platform for which an engine's environment is locked on nodes like this one."""
+        """Return the platform of the lockfile for an engine's environment on nodes like this node."""
         key = self._key(backend, platform), node.machine, node.python
         if key not in self.targets:
             host = replace(self.host or node, machine=node.machine, python=node.python)
@@ -63,9 +63,9 @@ class RunEnvironments:
         return self.targets[key]
 
     def lock(self, backend: Backend, platform: str) -> EnvironmentSpec | str:
-        """Return the environment with its lock, resolving it if necessary (never in a dry run), or why that fails.
+        """Return the environment with its lockfile, resolving it if necessary (never in a dry run), or why that fails.
 
-        Raises ConfigError if relock=true is not possible; Outage if no index gave an answer.
+        Raises ConfigError if relock=true is not possible; Outage if no package index answers.
         """
         key, spec = self._key(backend, platform), self.compose(backend, platform)
         if not isinstance(spec, str) and key not in self.locked:
@@ -80,7 +80,7 @@ class RunEnvironments:
         return self._key(backend, platform) in self.locked
 
     def fingerprint(self, backend: Backend, platform: str) -> str:
-        """Return the fingerprint of an environment, or why it has none."""
+        """Return the fingerprint of an environment, or why it cannot be computed."""
         key = self._key(backend, platform)
         state = key, key in self.locked
         if state not in self.fingerprints:
@@ -99,7 +99,7 @@ class RunEnvironments:
             return f"not locked for {locks.node_target(spec)}: {error}"
 
     def _plain(self, backend: Backend, platform: str) -> EnvironmentSpec | None:
-        """Return the environment without extras, if all of them are for other engines in the plan."""
+        """Return the environment without extras if other engines of the plan, not this one, need them; else None."""
         extras = set(backend.env.extras)
         if not extras or extras & set(backend.features()):
             return None
@@ -121,9 +121,9 @@ class RunEnvironments:
 
 
 def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
-    """Return the locks that earlier commands have stored in the results, by file name.
+    """Return the lockfiles that earlier commands stored in the results, by file name.
 
-    Raises ConfigError if they cannot be read; Outage if the object store gave no answer.
+    Raises ConfigError if they cannot be read; Outage if the object store does not answer.
     """
     try:
         if not object_store.is_url(settings.out):
@@ -135,9 +135,9 @@ def kept_locks(settings: Settings, paths: RunPaths) -> dict[str, str]:
 
 
 def keep_locks(plan: Plan, paths: RunPaths) -> None:
-    """Store the locks of the plan's environments in the results, so that every later command there installs the same.
+    """Store the plan's lockfiles in the results, so that later commands with the same `out` install the same versions.
 
-    A replaced lock is kept beside the new one, under its digest, since rows were measured with it.
+    A replaced lockfile is kept next to the new one, under its digest, since rows were measured with it.
     """
     for spec in _locked(plan):
         file, content = paths.locks / locks.file_name(spec), locks.text(spec)

@@ -15,14 +15,14 @@ from sweep.base.config import next_time
 from sweep.disk.run_files import RunPaths
 from sweep.drive.monitor.status import last_status
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal was closed
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 JOB_END = "SLURM_JOB_END_TIME"  # s since the epoch; scripts/cluster/slurm.sbatch sets it if Slurm does not
 JOB_END_MARGIN = 120.0  # s before a job's end at which everything stops, to leave time for tables, report and uploads
 SAME_DEADLINE = 12 * 3600.0  # s for which a time of day in the past does not mean the next day
 
 
 class StopLevel(IntEnum):
-    """The urgency of the stop."""
+    """The urgency of a stop."""
 
     NONE = 0
     DRAIN = 1  # running trials finish, and no new ones start
@@ -30,9 +30,9 @@ class StopLevel(IntEnum):
 
 
 def user_deadline(text: str | None, paths: RunPaths, notify: Callable[[str], None]) -> float | None:
-    """Return the time that a run's setting `deadline` means, in seconds since the epoch.
+    """Return the time of a run's setting `deadline`, in seconds since the epoch.
 
-    `notify` is called if it is unknown whether that time was the last run's deadline and has passed.
+    `notify` gets a message if it is unknown whether the last run had the same deadline, already passed.
     """
     if text is None:
         return None
@@ -41,10 +41,10 @@ def user_deadline(text: str | None, paths: RunPaths, notify: Callable[[str], Non
 
 
 def deadline_at(text: str | None, last: Mapping[str, Any] | None) -> float | None:
-    """Return the time that the setting `deadline` means, in seconds since the epoch.
+    """Return the time of the setting `deadline`, in seconds since the epoch.
 
-    A time of day that passed during the previous run counts as passed for some hours: the same command, issued again,
-    must not run for a day.
+    A time of day that passed during the previous run stays passed for some hours: the same command, repeated, must not
+    run for a day.
     """
     if text is None:
         return None
@@ -55,13 +55,13 @@ def deadline_at(text: str | None, last: Mapping[str, Any] | None) -> float | Non
 
 
 def job_end() -> float | None:
-    """Return when a run must end because its batch job ends, in seconds since the epoch; None outside such a job."""
+    """Return when a run must end because its batch job ends, in seconds since the epoch; None outside a batch job."""
     end = os.environ.get(JOB_END, "")
     return float(end) - JOB_END_MARGIN if end.isdecimal() else None
 
 
 class StopControl:
-    """The deadline and the interrupts of one run."""
+    """Tracks the deadline and the interrupts of one run."""
 
     def __init__(self, user_deadline: float | None, job_end: float | None = None) -> None:
         self.user_deadline = user_deadline  # in seconds since the epoch, like all times here

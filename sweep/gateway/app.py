@@ -22,7 +22,7 @@ STALL_CHECK = 1.0  # s
 
 
 class BrokenAnswer(Exception):
-    """An answer that broke off in the middle: the connection is closed so that the client notices."""
+    """An answer broke off in the middle: the connection is closed so that the client notices."""
 
 
 class Exchange:
@@ -32,10 +32,10 @@ class Exchange:
         self.receive, self._send = receive, send
         self._connection = scope["extensions"]["gateway.connection"]
         self.task = asyncio.current_task()
-        self.status = 0  # of the answer; 0 before the answer has begun
-        self.gone = False  # the client left, or left the answer unread for too long
+        self.status = 0  # status of the answer; 0 before the answer has begun
+        self.gone = False  # whether the client left, or did not read the answer for too long
         self.blocked_since: float | None = None
-        self.ends_event = True  # the last part sent was the end of an event
+        self.ends_event = True  # whether the last part sent was the end of an event
 
     async def begin(self, status: int, headers: Headers) -> None:
         self.status = status
@@ -53,7 +53,7 @@ class Exchange:
         await self.write(body, more=False)
 
     def __enter__(self) -> "Exchange":
-        """Cancel the block when the client leaves, since nobody waits for the answer any more."""
+        """Cancel the block when the client disconnects, since no one waits for the answer any more."""
         self._connection.on_leave = self.drop
         return self
 
@@ -63,7 +63,7 @@ class Exchange:
     def drop(self) -> None:
         """End the exchange without an answer."""
         self.gone = True
-        self._connection.transport.abort()  # a close would wait until the client has read the buffered data
+        self._connection.transport.abort()  # closing would wait until the client has read the buffered data
         if self.task is not None:
             self.task.cancel()
 
@@ -105,12 +105,12 @@ class GatewayApp:
             self._exchanges.discard(exchange)
 
     async def _tell(self, scope: Scope, exchange: Exchange) -> None:
-        """Handle a request from start to end, whatever happens to it, and log it."""
+        """Handle a request from start to end, including errors, and log it."""
         decision = Decision("")
         try:
             await self._answer(scope, exchange, decision)
         except (Refused, RecursionError) as error:
-            deep = "the request's body is nested too deeply"  # to write, although it could be read
+            deep = "the request's body is nested too deeply"  # too deep to serialize, although it could be parsed
             refusal = error if isinstance(error, Refused) else Refused(400, deep)
             decision.error = refusal.message
             if exchange.status:
@@ -163,7 +163,7 @@ class GatewayApp:
         await exchange.write(b"", more=False)
 
     async def _replay(self, hit: Hit, notes: Headers, exchange: Exchange, decision: Decision) -> None:
-        """Serve a stored answer the way its engine did; a stream is sent event by event."""
+        """Serve a stored answer in its original form; a stream is sent event by event."""
         answer = hit.entry.answer
         decision.cache = "exact" if hit.exact else "semantic"
         decision.similarity, decision.origin = round(hit.similarity, 4), answer.origin
@@ -181,12 +181,12 @@ class GatewayApp:
         await exchange.write(b"", more=False)
 
     async def _report_break(self, answer: BegunAnswer, exchange: Exchange) -> None:
-        """Tell a stream's client that the engine failed, since the status was sent long ago."""
+        """Send an error event to a stream's client: the engine failed after the status had been sent."""
         if any(name.lower() == b"content-type" and b"event-stream" in value for name, value in answer.headers):
             refusal = Refused(502, "the engine failed before its answer was complete")
             await exchange.write((b"" if exchange.ends_event else b"\n\n") + b"data: " + refusal.body + b"\n\n")
 
-    # -- all that is not a request for tokens
+    # -- requests other than completions
 
     async def _control(self, scope: Scope, exchange: Exchange) -> None:
         method, path = scope["method"], scope["path"]
@@ -212,7 +212,7 @@ class GatewayApp:
             await exchange.answer(refusal.status, [*JSON, *refusal.headers], refusal.body)
 
     async def _reset(self, scope: Scope, exchange: Exchange) -> None:
-        """Reset the gateway for the trials of a benchmark, which know the key that it was started with.
+        """Reset the gateway for a benchmark's next trial; the request must have the key from the gateway's start.
 
         Checking the address would not help: behind a proxy on this machine, all clients have this machine's address.
         """
@@ -225,10 +225,10 @@ class GatewayApp:
             self.source.clear()
         await exchange.answer(200, JSON, b"{}")
 
-    # -- beside the requests
+    # -- background tasks
 
     async def watch_clients(self) -> None:
-        """Drop clients that leave an answer unread, so that their engine can serve others."""
+        """Drop clients that do not read their answer, to free their slot at the engine."""
         while True:
             await asyncio.sleep(STALL_CHECK)
             latest = time.monotonic() - self.settings.stall_timeout

@@ -1,4 +1,4 @@
-"""A client's call: its body, read within limits and parsed, and the question that it asks."""
+"""A client's call: its body, read within limits and parsed, and its prompt."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Refused(Exception):
-    """A request that gets no answer from an engine, with the status that says why."""
+    """A request is rejected, or no engine answers it; with the HTTP status to return."""
 
     def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
         super().__init__(message)
@@ -41,11 +41,11 @@ class Refused(Exception):
 
 
 class Question(NamedTuple):
-    """The part of a request that its answer is about; token ids remain numbers."""
+    """The prompt, or the last message, that a request's answer responds to; token ids remain numbers."""
 
     text: str
     is_text: bool = True
-    parts: tuple[str, ...] = ()  # the parts of a message that has several; equal questions have equal parts
+    parts: tuple[str, ...] = ()  # the parts of a multi-part message; equal prompts have equal parts
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Call:
 
     @property
     def request_id(self) -> str:
-        """The client's own id for the request; empty if it sent none."""
+        """The client's id for the request; empty if it sent none."""
         return self.header(b"x-request-id").decode("latin-1")
 
     def header(self, name: bytes) -> bytes:
@@ -80,7 +80,7 @@ class Call:
         return None
 
     def context(self) -> dict[str, Any]:
-        """Return all but the question: model, sampling parameters, system prompt, earlier messages."""
+        """Return everything except the question: model, sampling parameters, system prompt, earlier messages."""
         key = QUESTION_KEYS[self.path]
         rest = {name: value for name, value in self.content.items() if name != key}
         if key == "messages":
@@ -118,7 +118,7 @@ def _message_question(message: dict[str, Any]) -> Question | None:
 
 
 class RequestMemory:
-    """The bytes of all bodies in flight and of their contents, for which requests wait.
+    """Limits the bytes of all bodies in flight, and of their parsed contents; requests wait for their share.
 
     A request takes its share of the bodies first, and holds both until its answer has ended.
     """
@@ -129,14 +129,14 @@ class RequestMemory:
 
     @contextlib.asynccontextmanager
     async def _share(self, kind: str, size: int, timeout: float) -> AsyncIterator[Callable[[int], None]]:
-        """Hold a share until the block ends; the block may release a part of it before."""
+        """Hold a share until the block ends; the block may release part of it earlier."""
         try:
             async with asyncio.timeout(timeout):
                 while self.taken[kind] and self.taken[kind] + size > self.limit:
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
-            message = "the requests in flight take all memory that gateway.bodies allows"
+            message = "requests in flight use all the memory allowed by gateway.bodies"
             raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
         held = [size]
 
@@ -155,15 +155,15 @@ class RequestMemory:
     async def read_call(self, scope: Scope, receive: Receive, largest: int, timeout: float) -> AsyncIterator[Call]:
         """Read a request for tokens and hold its share until the block ends.
 
-        Raises Refused for a body that is too large, too slow or no request, or for too many of them; ConnectionError if
-        the client left before it was complete.
+        Raises Refused for a body that is too large, too slow or invalid, or if there is no memory for it;
+        ConnectionError if the client left before it was complete.
         """
         headers: Headers = scope["headers"]
         length = next((value for name, value in headers if name == b"content-length"), b"")
         size = min(int(length), largest) if length.isdigit() else largest
         async with self._share("bodies", size, timeout) as release:
             body = await _timely_body(receive, largest, timeout)
-            release(size - len(body))  # without a length it took the most
+            release(size - len(body))  # without a length it reserved the maximum
             async with self._share("contents", parsed_size(body), timeout):
                 passed = [pair for pair in headers if pair[0] not in NOT_FORWARDED]
                 yield Call(scope["path"], passed, body, parse_body(scope["path"], body))
@@ -198,7 +198,7 @@ def parse_body(path: str, body: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Refused(400, "the request's body is not a JSON object")
     if b"\\u" in body and _SURROGATE.search(body) and not _is_unicode(content):
-        raise Refused(400, "the request's body has half a surrogate pair, which is not valid Unicode")
+        raise Refused(400, "the request's body contains a lone surrogate, which is not valid Unicode")
     key = QUESTION_KEYS[path]
     if key not in content:
         raise Refused(400, f"{key}: required, but not given")
@@ -207,7 +207,7 @@ def parse_body(path: str, body: bytes) -> dict[str, Any]:
         if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
             raise Refused(400, "messages: expected a list of at least one object with role and content")
     elif not _is_prompt(content["prompt"]):
-        raise Refused(400, "prompt: expected a text, a list of token ids, or a list of either")
+        raise Refused(400, "prompt: expected a text, a list of token ids, or a list of texts or of such lists")
     return content
 
 
@@ -216,7 +216,7 @@ def _is_prompt(prompt: object) -> bool:
 
 
 def _is_unicode(content: dict[str, Any]) -> bool:
-    """Return False if a text cannot be encoded: JSON can contain half a surrogate pair, which no tokenizer accepts."""
+    """Return False if a text cannot be encoded: JSON can contain a lone surrogate, which no tokenizer accepts."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Clipping: cuts a prompt to a number of the model's tokens, and limits the answer's tokens."""
+"""Clipping: cuts a prompt to a maximum number of tokens, and limits the answer's tokens."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -8,13 +8,13 @@ from tokenizers import Tokenizer
 from sweep.gateway.call import Call, text_parts
 from sweep.gateway.settings import Clip
 
-CUTS = 8  # attempts at a cut: the ends of a cut text may be tokenized differently than within the whole text
+CUTS = 8  # attempts at a cut, since the ends of a cut text may be tokenized differently
 DEFAULT_ANSWER = 16  # tokens of an answer to completions without max_tokens, according to OpenAI's API
 LIMIT_KEYS = ("max_completion_tokens", "max_tokens")
 
 
 class Clipped(NamedTuple):
-    """A request's tokens before and after clipping; equal if nothing was cut, 0 if nothing was counted."""
+    """A request's tokens before and after clipping; equal if nothing was cut, 0 if not counted."""
 
     input_before: int = 0
     input_after: int = 0
@@ -47,7 +47,7 @@ class Clipper:
     tokenizer: Tokenizer | None = None  # needed for a bound on the input
 
     def clip(self, call: Call) -> tuple[Call, Clipped]:
-        """Return the call within the bounds, and what was cut. A call already within them is returned unchanged."""
+        """Return the call within the bounds, and its token counts. A call within the bounds is returned unchanged."""
         if self.bounds.input_tokens is None and self.bounds.output_tokens is None:
             return call, Clipped()
         content = {**call.content}
@@ -81,10 +81,10 @@ class Clipper:
         return prompt[:head] + prompt[len(prompt) - tail :], len(prompt), limit
 
     def _clip_messages(self, messages: list[dict[str, Any]], limit: int) -> tuple[int, int]:
-        """Cut the longest messages in place, except the system's, until all contents have at most `limit` tokens. In a
-        message of several parts, cut the longest text parts.
+        """Cut the longest messages in place, except system messages, until all contents have at most `limit` tokens.
 
-        Only texts are counted: the tokens of a chat template or an image are up to the engine.
+        In a multi-part message, cut the longest text parts. Only texts are counted: the tokens of a chat template or an
+        image depend on the engine.
         """
         assert self.tokenizer is not None
         texts = [text for message in messages for text in _texts(message)]
@@ -102,7 +102,7 @@ class Clipper:
 
     def _clip_output(self, path: str, content: dict[str, Any]) -> tuple[int, int]:
         """Cap the answer's length in the request body; return the tokens requested and allowed. A request without a
-        limit is given one, but counts as saving 0 tokens, since its natural length is unknown.
+        limit gets one, with 0 tokens saved, since its natural length is unknown.
         """
         limit = self.bounds.output_tokens
         if limit is None:
@@ -143,7 +143,7 @@ def _texts(message: dict[str, Any]) -> list[MessageText]:
 
 
 def parts(limit: int, keep: Literal["head", "tail", "both"]) -> tuple[int, int]:
-    """Return the tokens of the head and of the tail that add up to `limit`."""
+    """Return the numbers of tokens in the head and in the tail, which add up to `limit`."""
     if keep == "both":
         return limit - limit // 2, limit // 2
     return (limit, 0) if keep == "head" else (0, limit)
@@ -154,7 +154,7 @@ def clip_text(
 ) -> tuple[str, int, int]:
     """Return the head, tail or both of a text, at most `limit` tokens, with the number of tokens before and after.
 
-    The text is cut between tokens, so the remainder is unchanged. Special tokens that the engine will add are counted,
+    The text is cut between tokens, so the remainder is unchanged. Special tokens added by the engine are counted,
     unless the text is `bare`.
     """
     special = 0 if bare else len(tokenizer.encode("").ids)

@@ -1,4 +1,4 @@
-"""`sweep gateway`: reads and checks its arguments."""
+"""`sweep gateway`: parses and checks its arguments."""
 
 import argparse
 import os
@@ -54,7 +54,7 @@ def _settings(overrides: Sequence[str], options: ConfigPath) -> Gateway:
             raise ConfigError(f"{override}: its value is not YAML") from None
     fields = options.load(GROUP, str(typed.pop(GROUP, "clip")))
     if fields.pop("_target_", None) != f"{Gateway.__module__}.{Gateway.__qualname__}":
-        raise ConfigError("gateway=none: not a gateway; expected another option listed by sweep run --help")
+        raise ConfigError("gateway=none: starts no gateway; expected another option listed by sweep run --help")
     settings = {GROUP: fields}
     for key, value in typed.items():
         parent_mapping(settings, key)[key.rpartition(".")[2]] = value

@@ -1,7 +1,7 @@
-"""Connections to one engine: HTTP/1.1 on httptools, kept open between requests, with no more than the gateway needs.
+"""Persistent HTTP/1.1 connections to one engine, on httptools, with only the features that the gateway needs.
 
-On a busy machine, aiohttp's client took 0.28 ms from the call until a request was sent, while the gateway may add only
-1 ms in total to the time to the first token. This client takes 0.05 ms there.
+On a busy machine, aiohttp's client took 0.28 ms to send a request, and this client 0.05 ms. The gateway may add only 1
+ms in total to the time to first token.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from sweep.base.records import ProxyUse, open_tunnel, proxy_of, request_path, tl
 from sweep.gateway.call import HOP_BY_HOP, Headers, Refused
 
 REACH_TIMEOUT = 30.0  # s to connect
-LONGEST_IDLE = 15.0  # s after which an idle connection is not used again
-LARGEST_HEAD = 64 << 10  # bytes of a request's or an answer's head
-MOST_UNREAD = 256 << 10  # bytes of an answer after which its engine has to wait for the client
+LONGEST_IDLE = 15.0  # s after which an idle connection is not reused
+LARGEST_HEAD = 64 << 10  # maximum bytes of the headers of a request or an answer
+MOST_UNREAD = 256 << 10  # unread bytes of an answer above which its engine is paused
 
 
 class EngineFailed(ConnectionError):
@@ -26,11 +26,11 @@ class EngineFailed(ConnectionError):
 
 
 class StaleConnection(EngineFailed):
-    """An engine closed a connection instead of answering, as engines do with idle connections."""
+    """An engine closed a connection instead of answering, probably because it had been idle."""
 
 
 class EngineConnection(asyncio.Protocol):
-    """One request at a time: `send` it, wait until the answer has `begun`, and `read` its body."""
+    """Handles one request at a time: `send` it, wait until its answer has `begun`, and `read` the body."""
 
     def __init__(self) -> None:
         self.status, self.headers = 0, Headers()
@@ -45,9 +45,9 @@ class EngineConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._unread = self._head_size = 0  # bytes
         self._is_busy = self._has_head = self._is_sized = self._is_complete = self._is_paused = False
-        self._is_lasting = False  # the engine keeps the connection open
+        self._is_lasting = False  # whether the engine keeps the connection open
 
-    # -- called by the one who asks
+    # -- called by the requester
 
     def send(self, head: bytes, body: bytes) -> None:
         """Send a request. Raises StaleConnection if the engine has closed the connection."""
@@ -83,7 +83,7 @@ class EngineConnection(asyncio.Protocol):
         return data
 
     async def read_all(self) -> bytes:
-        """Return the whole body. Raises what `read` raises."""
+        """Return the whole body. Raises the same errors as `read`."""
         parts = []
         while part := await self.read():
             parts.append(part)
@@ -100,7 +100,7 @@ class EngineConnection(asyncio.Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the engine still has to send bytes."""
+        """Whether more bytes are expected from the engine."""
         return self._is_busy and not self._is_complete and not self._is_paused
 
     def finish(self) -> bool:
@@ -134,7 +134,7 @@ class EngineConnection(asyncio.Protocol):
     # -- called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass of it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass of asyncio's
 
     def data_received(self, data: bytes) -> None:
         if not self._is_busy or self._is_complete:
@@ -149,7 +149,7 @@ class EngineConnection(asyncio.Protocol):
         if not self._has_head:
             self._head_size += len(data)
             if self._head_size > LARGEST_HEAD:
-                self.fail(EngineFailed(f"the head of the engine's answer is larger than {LARGEST_HEAD} bytes"))
+                self.fail(EngineFailed(f"the headers of the engine's answer exceed {LARGEST_HEAD} bytes"))
                 return
         if self._parts or self._is_complete:
             self._wake()
@@ -200,7 +200,7 @@ class EngineConnection(asyncio.Protocol):
 
 
 class EngineConnections:
-    """The connections to one engine. The most recently used one is used next, since it is the warmest."""
+    """The connections to one engine. The most recently used connection is reused first, since it is the warmest."""
 
     def __init__(self, url: str, verify_tls: bool, proxy: ProxyUse = "none") -> None:
         parts, via = urlsplit(url), proxy_of(url, proxy)
@@ -216,7 +216,7 @@ class EngineConnections:
         self._busy: set[EngineConnection] = set()
 
     async def ask(self, method: bytes, path: str, headers: Headers, body: bytes = b"") -> EngineConnection:
-        """Return a connection on which the answer to a request has begun; give it back with `release`.
+        """Send a request; return the connection once its answer has begun. Return it with `release`.
 
         Raises OSError if the engine cannot be reached, or its answer does not begin.
         """
@@ -283,7 +283,7 @@ class EngineConnections:
         lines += [b"%b: %b" % pair for pair in headers]
         lines.append(b"content-length: %d\r\n\r\n" % len(body))
         head = b"\r\n".join(lines)
-        line_ends = len(lines) + 2  # the first line contains another, and the head ends with two
+        line_ends = len(lines) + 2  # one more in the first line, and two at the end
         if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or b"\0" in head:
             raise Refused(400, "a header of the request contains a line break")
         return head

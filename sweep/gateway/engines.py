@@ -1,4 +1,4 @@
-"""The engines behind the gateway: which one gets a request, its answer, and its health."""
+"""The engines behind the gateway: routing requests to them, their answers, and their health."""
 
 import asyncio
 import contextlib
@@ -14,18 +14,18 @@ from sweep.gateway.connection import EngineConnection, EngineConnections, StaleC
 from sweep.gateway.metrics import Metrics
 from sweep.gateway.settings import Gateway
 
-ROUTED_BLOCK = 64  # characters of a prompt that are compared at once
+ROUTED_BLOCK = 64  # characters in a block of a prompt
 PREFIX_BLOCKS = 200_000  # blocks remembered for all engines together
-IMBALANCE = 4  # requests by which an engine may exceed the least busy one and still get a prompt whose prefix it has
-NOT_BEGUN = (502, 503)  # statuses of an engine that did not accept the request: another engine may
+IMBALANCE = 4  # an engine with a prompt's prefix may have this many requests more than the least busy engine
+NOT_BEGUN = (502, 503)  # statuses of an engine that did not accept the request, so that another engine is tried
 HEALTH_TIMEOUT = 5.0  # s
-MOST_IN_FLIGHT = 4096  # requests that the engines process at once; others wait here
+MOST_IN_FLIGHT = 4096  # slots for requests at the engines; further requests wait here
 CONNECTION_CHECK = 1.0  # s between two checks of the time-outs
 
 
 @dataclass(eq=False)
 class EngineState:
-    """One engine: its URL and what the gateway knows about it."""
+    """One engine: its URL and its state, as observed by the gateway."""
 
     url: str
     healthy: bool = True
@@ -38,11 +38,11 @@ class Router:
     def __init__(self, engines: list[EngineState], routing: Literal["round_robin", "least_busy", "prefix"]) -> None:
         self.engines, self.routing = engines, routing
         self._turn = itertools.count()
-        # Hash of a prompt up to the end of a block -> the engine that has this prefix.
+        # Hash of a prompt's prefix up to the end of a block -> the engine that has it cached.
         self._seen: OrderedDict[int, EngineState] = OrderedDict()
 
     def choose(self, prompt: str, tried: set[EngineState]) -> EngineState | None:
-        """Return a healthy engine that has not been tried, else an unhealthy one, or None if all were tried."""
+        """Return a healthy engine that has not been tried, else an unhealthy engine; None if all were tried."""
         untried = [engine for engine in self.engines if engine not in tried]
         able = [engine for engine in untried if engine.healthy] or untried
         if len(able) < 2:
@@ -55,12 +55,12 @@ class Router:
         return self._by_prefix(prompt, able, chosen) if self.routing == "prefix" else chosen
 
     def reset(self) -> None:
-        """Forget which engine has which prompts, and which engine is next."""
+        """Reset the record of prefixes per engine, and the round-robin position."""
         self._turn = itertools.count()
         self._seen.clear()
 
     def _by_prefix(self, prompt: str, able: list[EngineState], least_busy: EngineState) -> EngineState:
-        """Return the engine with the longest prefix of the prompt, unless it is much busier than another."""
+        """Return the engine that has the prompt's longest prefix cached, unless it is much busier than another."""
         blocks = list(_blocks(prompt))
         chosen = least_busy
         for block in reversed(blocks):
@@ -84,7 +84,7 @@ def _blocks(prompt: str) -> Iterator[int]:
 
 
 class BegunAnswer(Protocol):
-    """An answer that has begun, but of which the client has received nothing yet."""
+    """The interface of an answer that has begun, but has not been sent to the client yet."""
 
     status: int
     headers: Headers
@@ -104,7 +104,7 @@ class EngineAnswer:
     def __init__(self, engine: EngineState, connections: EngineConnections, connection: EngineConnection) -> None:
         self._engine, self._connections, self._connection = engine, connections, connection
         self.status, self.headers, self.read = connection.status, connection.headers, connection.read
-        self.slots: asyncio.Semaphore | None = None  # the answer holds one of these slots
+        self.slots: asyncio.Semaphore | None = None  # the answer holds a slot until it is closed
 
     def close(self) -> None:
         self._engine.in_flight -= 1
@@ -117,7 +117,7 @@ class Engines:
     """The engines, and the connections to them."""
 
     def __init__(self, urls: Sequence[str], settings: Gateway, metrics: Metrics, path: str | None = None) -> None:
-        """`path`: of questions at the engines; None: as the client asks the gateway."""
+        """`path` of requests at the engines; None: the path of the client's request."""
         self._path = path
         self.states = [EngineState(url.rstrip("/").removesuffix("/v1")) for url in urls]
         self.settings, self.metrics = settings, metrics
@@ -132,7 +132,7 @@ class Engines:
             connections.close()
 
     async def answer(self, call: Call) -> BegunAnswer:
-        """Return an engine's answer to a call once it has begun; until then, other engines are tried.
+        """Return an engine's answer to a call once it has begun; if an engine fails before, try the next.
 
         Raises Refused if no engine began to answer.
         """
@@ -149,10 +149,10 @@ class Engines:
         question = call.question if self.settings.routing == "prefix" else None
         prompt = question.text if question else ""
         tried: set[EngineState] = set()
-        problem = "there is no engine"
+        problem = "no engine is configured"
         for attempt in range(self.settings.retries + 1):
             engine = self.router.choose(prompt, tried)
-            if engine is None:  # all were tried: perhaps only an idle connection was stale
+            if engine is None:  # all were tried; perhaps only an idle connection was stale
                 tried.clear()
                 engine = self.router.choose(prompt, tried)
                 assert engine is not None
@@ -226,7 +226,7 @@ class Engines:
 
 
 def raise_file_limit() -> None:
-    """Raise the number of open connections to the most that this process may have."""
+    """Raise the limit on open files (connections) to this process's hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""The gateway's own figures: Prometheus metrics, a log with one line per request and no prompts, and its loop's lag."""
+"""The gateway's metrics: for Prometheus, in a log with one line per request and no prompts, and its loop's lag."""
 
 import asyncio
 import json
@@ -18,18 +18,18 @@ LAG_RESOLUTION = 1e-4  # s
 
 @dataclass
 class Decision:
-    """The gateway's decision about one request, which is a line of its log. It contains no prompt, answer or key."""
+    """The gateway's decision about one request, as logged in one line. It contains no prompt, answer or key."""
 
     request_id: str
     status: int = 0
     cache: str = "off"  # off, uncacheable, miss, exact, semantic, shared
-    similarity: float | None = None  # similarity of the prompt to the one whose answer was served
+    similarity: float | None = None  # similarity to the prompt whose answer was served
     origin: str | None = None  # the request_id of the request whose answer was served
     input_before: int = 0  # tokens; 0 if none were counted
     input_after: int = 0
     output_before: int = 0
     output_after: int = 0
-    cached_input_tokens: int = 0  # tokens that no engine had to read,
+    cached_input_tokens: int = 0  # tokens that no engine had to process,
     cached_output_tokens: int = 0  # or generate, because the cache answered
     error: str | None = None
 
@@ -67,7 +67,7 @@ class Metrics:
         self._busy.labels(url).set(in_flight)
 
     def decided(self, decision: Decision) -> None:
-        """Count a request that has ended, and write its log line; a full disk loses the line, not the request."""
+        """Count a request that has ended, and log it; on a full disk only the log line is lost."""
         self._requests.labels(decision.status).inc()
         self._lookups.labels(decision.cache).inc()
         saved_input = decision.input_before - decision.input_after
@@ -101,7 +101,7 @@ class Metrics:
         return state
 
     def reset(self) -> None:
-        """Forget the lags, because a trial begins."""
+        """Discard the recorded lags at the start of a trial."""
         self._lags.clear()
 
     def _quantile(self, share: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The gateway in front of an engine: launched, watched and read by the deployment that it belongs to."""
+"""The gateway in front of an engine, launched, watched and read by its deployment."""
 
 import contextlib
 import json
@@ -18,12 +18,12 @@ from sweep.base.exits import Cause, Exit, Failed
 from sweep.base.records import PROXY_VARIABLES, Outcome
 from sweep.gateway.settings import RESET_HEADER, RESET_VARIABLE, Gateway
 
-DECISIONS = "decisions.jsonl"  # in the gateway's folder
+DECISIONS = "decisions.jsonl"  # log of decisions in the gateway's folder
 GATEWAY_TIMEOUT = 30.0  # s
 
 
 class GatewayProcess(Backend):
-    """The gateway's process, described like an engine."""
+    """The gateway's process, with the interface of a backend."""
 
     # An endpoint behind it is reached as from here: variables by their full names, since a proxy's may hold a password.
     traits = Traits(computes_model=False, inherits=("SSL_CERT_FILE", "SSL_CERT_DIR", *PROXY_VARIABLES))
@@ -33,7 +33,7 @@ class GatewayProcess(Backend):
     settings: Gateway
     tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
     reset_key: str = ""
-    path: str | None = None  # of questions at the engines
+    path: str | None = None  # path of requests at the engines
 
     def command(self, launch: Launch) -> list[str]:
         arguments = [part for url in self.to for part in ("--to", url)]
@@ -50,7 +50,7 @@ class GatewayProcess(Backend):
 
 
 class GatewaySilent(Failed):
-    """The gateway does not answer its own deployment."""
+    """The gateway does not answer the deployment that started it."""
 
 
 class GatewayReport(NamedTuple):
@@ -73,7 +73,7 @@ class RunningGateway:
         return self.process.alive()
 
     def reset(self) -> None:
-        """Begin a trial with an empty cache. Raises GatewaySilent if the gateway does not answer."""
+        """Empty the gateway's cache for a new trial. Raises GatewaySilent if the gateway does not answer."""
         try:
             url = f"{self.url}/gateway/reset"
             httpx.post(url, headers=self._headers, timeout=GATEWAY_TIMEOUT, trust_env=False).raise_for_status()
@@ -86,7 +86,7 @@ class RunningGateway:
     def report(self) -> GatewayReport:
         """Return the gateway's decisions and lag since the reset."""
         lag = None
-        with contextlib.suppress(httpx.HTTPError, ValueError):  # a gateway that has died
+        with contextlib.suppress(httpx.HTTPError, ValueError):  # the gateway has died
             state = httpx.get(f"{self.url}/gateway/state", timeout=GATEWAY_TIMEOUT, trust_env=False).json()
             lag = state["loop_lag_p99"]
         decisions: dict[str, dict[str, Any]] = {}
@@ -108,7 +108,7 @@ def running_gateway(
     tokenizer_folder: Callable[[], Path | None],
     marker: str,
 ) -> Iterator[RunningGateway | None]:
-    """Start a gateway before these engines, on their cores, with its files in `folder`; yield None if not configured.
+    """Start a gateway in front of these engines, on their cores, with files in `folder`; yield None without a gateway.
 
     Raises LaunchError. `tokenizer_folder` returns the served model's tokenizer, or None if it is unknown; it is called
     only for a bound on the input.
@@ -120,7 +120,7 @@ def running_gateway(
     if settings.clip.input_tokens is not None and tokenizer is None:
         reason = "gateway.clip.input_tokens: the model's tokenizer is unknown; set model.tokenizer"
         raise server.LaunchError(Outcome.LAUNCH_FAILED, reason, Exit(Cause.NO_TOKENIZER))
-    # Not the engine's own launch with changes: that may be in a container, which has no gateway.
+    # Not a modified copy of the engine's launch, which may be in a container without the gateway's code.
     engine_launch = engines[0].launch
     launch = Launch(
         model=engine_launch.model,
@@ -135,7 +135,7 @@ def running_gateway(
     update = {"verify_tls": verify_tls, "proxy": "environment" if proxied else "none"}
     urls = tuple(engine.backend.url or engine.url for engine in engines)
     key, path = secrets.token_urlsafe(), getattr(engines[0].backend, "path", None)
-    if path and urls[0].rstrip("/").endswith("/v1"):  # which the gateway takes off its engines' addresses
+    if path and urls[0].rstrip("/").endswith("/v1"):  # which the gateway removes from its engines' addresses
         path = f"/v1{path}"
     process = GatewayProcess(
         to=urls,

@@ -1,4 +1,4 @@
-"""Agreement of the cache's answers with the engine's own: both questions are asked again, one after the other."""
+"""Agreement of the cache's answers with the engine's: both prompts are sent again, one after the other."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from sweep.base.records import Request, proxy_of, tls_context
 from sweep.client import wire
 
-MOST_COMPARED = 32  # hits, since the engine has to answer each of them
-COMPARE_TIMEOUT = 120.0  # s for one answer
+MOST_COMPARED = 32  # maximum hits, since the engine has to answer each prompt
+COMPARE_TIMEOUT = 120.0  # s, timeout of one answer
 
 
 def served_equal(
@@ -23,8 +23,8 @@ def served_equal(
     gateway: str,
     tokenizer: Tokenizer | None,
 ) -> float | None:
-    """Return the share of token positions at which the cache's answer to a similar question equals the engine's own
-    greedy answer.
+    """Return the share of token positions at which the cache's answer to a similar prompt equals the engine's greedy
+    answer.
 
     It covers up to `MOST_COMPARED` hits, evenly spaced; None if there are no hits, or the tokenizer is unknown.
     """
@@ -39,7 +39,7 @@ def served_equal(
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, each, request) for each in (at_gateway, target)]
-            except httpx.TransportError:  # a server that fails once to answer would take as long for each of the others
+            except httpx.TransportError:  # after one failure, each further request would probably take as long
                 break
             except (httpx.HTTPError, ValueError):
                 continue

@@ -1,4 +1,4 @@
-"""The gateway as a process: uvicorn on uvloop and httptools, on loopback by default."""
+"""The gateway's server process: uvicorn on uvloop and httptools, on loopback by default."""
 
 import argparse
 import asyncio
@@ -28,16 +28,16 @@ from sweep.gateway.settings import RESET_VARIABLE, Gateway
 from sweep.inputs.tokenizer import load_tokenizer
 
 BACKLOG = 16384  # connections waiting to be accepted
-HEADER_TIMEOUT = 30.0  # s within which the head of a request must arrive
-HEAD_TOO_LARGE = f"The request's head is larger than {LARGEST_HEAD} bytes."
+HEADER_TIMEOUT = 30.0  # s within which the headers of a request must arrive
+HEAD_TOO_LARGE = f"The request's headers exceed {LARGEST_HEAD} bytes."
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """uvicorn's, with limits on each request's head: its bytes, and the time that the client may send without one."""
+    """uvicorn's protocol with limits on each request's headers: their size, and the time until they are complete."""
 
     on_leave: Callable[[], None] | None = None  # called when the client leaves
-    _has_head = False  # of the latest request
-    _head_size = 0  # bytes of the head that is not complete yet
+    _has_head = False  # time of the latest request
+    _head_size = 0  # bytes of headers that are not complete yet
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -45,7 +45,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._head_timer is None and not self._is_answering():  # these bytes were no complete head
+        if self._head_timer is None and not self._is_answering():  # the headers are still incomplete
             self._head_timer = self.loop.call_later(HEADER_TIMEOUT, self._end_late_head)
         if not self._has_head and not self.transport.is_closing():
             self._head_size += len(data)
@@ -72,12 +72,12 @@ class PatientProtocol(HttpToolsProtocol):
         self.scope["extensions"] = extensions
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._has_head:  # later headers are a trailer, which a proxy in front has not checked (RFC 9110, 6.5.1)
+        if not self._has_head:  # later headers are trailers, which a proxy in front has not checked (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LARGEST_HEAD:
-            raise ValueError(HEAD_TOO_LARGE)  # to the parser, which refuses the request
+            raise ValueError(HEAD_TOO_LARGE)  # to the parser, which rejects the request
         self._has_head = True
         self._stop_head_timer()
         super().on_headers_complete()
@@ -91,7 +91,7 @@ class PatientProtocol(HttpToolsProtocol):
 
 @dataclass(frozen=True)
 class Service:
-    """The settings with which a gateway's process is started."""
+    """The settings of a gateway's process."""
 
     settings: Gateway
     to: tuple[str, ...]  # URLs of the engines
@@ -99,8 +99,8 @@ class Service:
     port: int = 0  # 0: any free port
     tokenizer: Path | None = None  # folder of the served model's tokenizer, needed for a bound on the input
     log: str | None = None  # file for one line per request
-    reset_key: str = ""  # key that allows a client to empty the cache; empty: nobody may
-    path: str | None = None  # of questions at the engines; None: as the client asks
+    reset_key: str = ""  # key that allows a client to empty the cache; "": nobody may
+    path: str | None = None  # path of requests at the engines; None: the client's
 
     def serve_forever(self) -> None:
         """Serve until a signal ends it. Raises ConfigError if the address cannot be used."""
@@ -135,12 +135,12 @@ class Service:
             engines.close()
 
     async def serve(self, on_ready: Callable[[str, uvicorn.Server], None] | None = None) -> None:
-        """Serve; `on_ready` gets the URL, and the server, which it can stop."""
+        """Serve; `on_ready` is called with the URL and the server object, which it can stop."""
         raise_file_limit()
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote content that passes through
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its messages may quote requests or answers
         with self.listen() as listener:
             async with self._application() as app:
-                gc.freeze()  # so that ten thousand answers are not scanned again and again
+                gc.freeze()  # so that the garbage collector does not scan ten thousand answers again and again
                 config = uvicorn.Config(
                     app,
                     http=PatientProtocol,
@@ -164,7 +164,7 @@ class Service:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve with settings given as JSON, as a deployment starts it."""
+    """Serve with settings given as JSON; a deployment starts the gateway this way."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", action="append", required=True)
     parser.add_argument("--host", default="127.0.0.1")

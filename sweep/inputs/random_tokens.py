@@ -12,10 +12,10 @@ TRIES = 10  # rounds of decoding and encoding, as many as in vLLM
 class RandomTokens(Serving):
     """Each prompt starts at a random token of the vocabulary, decoded and encoded until it has the requested length.
 
-    Lengths are drawn as in Serving. If the model's tokenizer is unknown, prompts are plain words, as in Serving.
+    Lengths are drawn as in Serving. Without a known tokenizer, prompts are plain words, as in Serving.
     """
 
-    unique_header: bool = False  # all prompts begin at different tokens
+    unique_header: bool = False  # whether all prompts begin at different tokens
 
     def _draw(self, draw: Draw, tokenizer: Tokenizer | None) -> tuple[list[Encoded], list[int]]:
         if tokenizer is None:
@@ -33,7 +33,7 @@ class RandomTokens(Serving):
 
 
 def _of_length(tokenizer: Tokenizer, vocabulary: list[int], first: int, length: int, extra: int) -> Encoded:
-    """Return the prompt that starts at a token; its length is counted after encoding, and sometimes off by one."""
+    """Return the prompt that starts at a token. Its length is counted after encoding, and may be off by one."""
     following = (vocabulary[(extra + step) % len(vocabulary)] for step in count())
     tokens = [vocabulary[(first + step) % len(vocabulary)] for step in range(length)]
     words, encoded = "", tokens

@@ -1,4 +1,4 @@
-"""The rows of files with prompts or traces: text, JSON, JSON lines, CSV, TSV and Parquet."""
+"""Reads the rows of files with prompts or traces: text, JSON, JSON lines, CSV, TSV and Parquet."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ csv.field_size_limit(1 << 30)  # a prompt may be longer than the module's limit 
 
 
 class TraceColumns(NamedTuple):
-    """The columns of a trace: when a request arrived, and the lengths of the request and its answer."""
+    """The columns of a trace: arrival time, input length and output length of each request."""
 
     time: str
     input_tokens: str
@@ -40,7 +40,7 @@ TRACES = (
 
 
 def trace_columns(row: Mapping[str, Any]) -> TraceColumns | None:
-    """Return the columns of the trace that a row belongs to, recognized by its length columns; None if unknown."""
+    """Return the columns of the trace that a row belongs to, recognized by the length columns; None if unknown."""
     columns = next((each for each in TRACES if {each.input_tokens, each.output_tokens} <= set(row)), None)
     bailian = columns is MOONCAKE and not row.keys().isdisjoint(("chat_id", "parent_chat_id"))
     return MOONCAKE._replace(unit="s") if bailian else columns  # Bailian's traces have Mooncake's names, but seconds
@@ -64,17 +64,17 @@ def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
 
 
 def check_faults(faults: Mapping[int, str], rows: int, key: str, skip: bool) -> None:
-    """Raise ConfigError for rows that cannot be sent, by number; with `skip`, only if no row can be sent."""
+    """Raise ConfigError for rows that cannot be sent; with `skip`, only if no row can be sent."""
     for number, fault in list(faults.items())[:1]:
         if len(faults) == rows:
             raise ConfigError(f"{key}: none of {rows} rows can be sent: row {number}: {fault}")
         if not skip:
-            remedy = "workload.skip_unsendable=true leaves them out"
+            remedy = "workload.skip_unsendable=true skips them"
             raise ConfigError(f"{key}: row {number}: {fault}; {len(faults)} of {rows} rows cannot be sent; {remedy}")
 
 
 class TraceRows(NamedTuple):
-    """The input and output tokens of each row of a trace, and why other rows cannot be sent, by row number."""
+    """The input and output tokens of each usable row of a trace, and the faults of unusable rows, by row number."""
 
     lengths: list[tuple[int, int]]
     faults: dict[int, str]
@@ -86,7 +86,7 @@ def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
     columns = trace_columns(rows[0])
     if columns is None:
         expected = "; ".join(f"{each.input_tokens}, {each.output_tokens}" for each in TRACES)
-        raise ConfigError(f"{key}: no columns with lengths; expected: {expected}")
+        raise ConfigError(f"{key}: no columns with lengths; expected {expected}")
     faults = {number: fault for number, row in enumerate(rows, 1) if (fault := fault_of_lengths(row, columns))}
     check_faults(faults, len(rows), key, skip)
     cells = ([whole_number(row.get(column)) for column in columns[1:3]] for row in rows)
@@ -94,16 +94,16 @@ def read_trace(path: Path, key: str, skip: bool) -> TraceRows:
 
 
 def omissions(file: str, rows: int, faults: Mapping[int, str]) -> list[str]:
-    """Return a note for the plan that counts the rows of a file that are not sent, by reason; empty if all are sent."""
+    """Return a note for the plan that counts a file's skipped rows by reason; an empty list if all are sent."""
     reasons = Counter(fault.partition(";")[0] for fault in faults.values())
     causes = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common(MOST_REASONS))
-    return [f"{file}: {len(faults)} of {rows} rows left out: {causes}"] if faults else []
+    return [f"{file}: {len(faults)} of {rows} rows skipped: {causes}"] if faults else []
 
 
 def read_rows(
     path: Path, key: str, or_else: str = "", first: int | None = None, any_ending: bool = False
 ) -> list[FileRow]:
-    """Return the rows of a file, or only the `first` ones; with `any_ending`, unknown endings are read as text."""
+    """Return the rows of a file, or only the `first` ones; with `any_ending`, unknown file types are read as text."""
     if path.suffix not in READERS and not any_ending:
         problem = f"the ending {path.suffix} is unknown" if path.suffix else "a name without an ending"
         raise ConfigError(f"{key}: {problem}; expected a file ending in {', '.join(READERS)}{or_else}")
@@ -143,7 +143,7 @@ def _json_lines(path: Path) -> Iterator[FileRow]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split a text at U+2028
+    return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split at U+2028
 
 
 def _json(path: Path) -> Iterator[FileRow]:

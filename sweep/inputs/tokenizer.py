@@ -1,4 +1,4 @@
-"""Loads tokenizers from model folders the way engines do. The project's own tokenizer is in data/tokenizer."""
+"""Loads tokenizers from model folders the way engines do. The bundled tokenizer is in data/tokenizer."""
 
 import json
 from functools import lru_cache
@@ -21,7 +21,7 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return a model folder's tokenizer, with special tokens added as engines do. Raises ValueError if it has none."""
+    """Return a model folder's tokenizer, which adds special tokens as engines do. Raises ValueError if it has none."""
     stamp = tuple(path.stat().st_mtime_ns for path in tokenizer_files(folder))
     return _load_tokenizer(folder, stamp)
 
@@ -38,7 +38,7 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
         tokenizer.no_truncation()
         return tokenizer
     if not (vocabulary.is_file() and merges.is_file()):
-        allowed = "a folder or repository that has this file"
+        allowed = "a folder or repository with this file"
         raise ValueError(f"model.tokenizer={folder}: no tokenizer.json; expected {allowed}")
     # GPT-2 and OPT repositories have these two files instead of a tokenizer.json.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
@@ -53,7 +53,7 @@ def _load_tokenizer(folder: Path, stamp: tuple[int, ...]) -> Tokenizer:
 
 
 def ordinary_tokens(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of tokens that are printable ASCII text by themselves: not special, not part of a character."""
+    """Return the ids of tokens that are printable ASCII text on their own, not special or part of a character."""
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     ids = [id for id in sorted(tokenizer.get_vocab().values()) if id not in special]
     texts = tokenizer.decode_batch([[id] for id in ids])
@@ -77,7 +77,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str:
-    """Return the text of a special token, which tokenizer configs give as a string or as a mapping."""
+    """Return the text of a special token, which a tokenizer config holds as a string or a mapping."""
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 

@@ -1,11 +1,12 @@
-"""Workloads: prompts as a seeded stream of Requests; here prompts of random, exact lengths. The Load sets the timing.
+"""Workloads: seeded streams of Requests; here prompts of random words with exact lengths.
 
-Every prompt begins with a unique header, so that no cache can answer for the engine; two requests of a trial differ
-from their first words on. Prompts depend on the seed, never on the backend. Each random dimension has its own stream of
-raw bits, which NumPy keeps stable across versions: input lengths do not change with output lengths.
+The Load sets the timing.
 
-Tokens are counted by any `tokenizers.Tokenizer`, including special tokens, as engines do. Without a tokenizer a plain
-word counts as one token, and only the engine's own count is recorded.
+Every prompt begins with a unique prefix, so that prompt caches do not help: any two requests of a trial differ from
+their first words on. Prompts depend on the seed, never on the backend. Each random dimension has a separate stream of
+raw bits, which NumPy keeps stable across versions: input lengths do not change with output lengths. Tokens are counted
+with a `tokenizers.Tokenizer`, including special tokens, as in engines. Without a tokenizer a plain word is treated as
+one token, and only the engine's count is recorded.
 """
 
 import hashlib
@@ -32,16 +33,16 @@ WORDS = DATA / "words.txt"
 WORKLOAD_VERSION = 2  # part of every digest: increase it when the same configuration gives different prompts
 HEADER_WORDS = 4
 FEWEST_WORDS = 64  # words that must be single tokens to make prompts of exact length
-SPARE_WORDS = 8  # beyond the requested length, in case a tokenizer merges some words
+SPARE_WORDS = 8  # extra words, in case a tokenizer merges some words
 PREFIX_BLOCK = 64  # characters
-ROUNDS = 4  # of cutting and filling until every prompt has its length
+ROUNDS = 4  # rounds of cutting and filling until every prompt has its length
 
 Distribution = Literal["uniform", "normal", "lognormal"]
 Indices = NDArray[np.int64]
 
 
 class Encoded(NamedTuple):
-    """A prompt and its tokens, including special ones; the tokens are None if there is no tokenizer."""
+    """A prompt and its tokens, including special tokens; the tokens are None without a tokenizer."""
 
     text: str
     ids: list[int] | None
@@ -50,7 +51,7 @@ class Encoded(NamedTuple):
 class Draw:
     """Random numbers for the requests in one phase of one trial, with a stream for each purpose.
 
-    `salt` changes only the headers: prompts sent before are then new to a cache, but have the same length.
+    `salt` changes only the prefixes: prompts are then new to a cache, but have the same length.
     """
 
     def __init__(self, seed: int, phase: Phase, count: int, salt: str = "") -> None:
@@ -91,34 +92,34 @@ class Workload(Strict):
 
     name: str
     num_requests: int = Field(default=64, gt=0, le=100_000_000)  # measured requests
-    warmup_requests: NonNegativeInt | None = None  # other prompts, sent before the measured ones; null: Load.warmup
+    warmup_requests: NonNegativeInt | None = None  # different prompts, sent before the measured ones; null: Load.warmup
     ignore_eos: bool = True  # true: every answer has exactly the requested length; false: at most
     temperature: NonNegativeFloat = 0.0  # sampling temperature; 0: greedy decoding
     unique_header: bool = True  # no two prompts begin alike; false: for studies of shared prefixes
     models: dict[str, PositiveFloat] = Field(default_factory=dict)  # name -> weight, e.g. {base: 1, adapter-a: 2}; the
-    # seed draws the model that a request asks for; empty: only the trial's model
+    # model of each request is drawn with the seed; empty: only the trial's model
 
     def check(self) -> None:
         """Raise ValueError if a file is invalid, in one line that names the key and what was expected."""
 
     def digest(self, cache_dir: Path) -> str:
-        """Return an identifier of the prompts' content. Raises ValueError if the content cannot be read."""
+        """Return an identifier of the prompts' content. Raises ValueError if it cannot be read."""
         return content_digest()
 
     def pinned(self, cache_dir: Path) -> Self:
-        """Return this workload pinned to the commit of its revision now, so that a node sends the planned prompts."""
+        """Return this workload with its revision resolved to a commit, so that nodes send the planned prompts."""
         return self
 
     def fetched(self, cache_dir: Path) -> Self:
-        """Return this workload after fetching everything that its requests are made from."""
+        """Return this workload after fetching the data that its requests are made from."""
         return self
 
     def notes(self, cache_dir: Path) -> list[str]:
-        """Return the plan's notes about the file, e.g. about rows that are left out."""
+        """Return notes for the plan about the workload's file, e.g. about skipped rows."""
         return []
 
     def meanings(self) -> dict[str, str]:
-        """Return the meaning of each prompt: prompts with the same meaning have the same answer. Empty if unknown."""
+        """Return the meaning of each prompt, as a label: equal meanings have equal answers. Empty if unknown."""
         return {}
 
     def longest_request(self) -> tuple[int, int]:
@@ -128,9 +129,9 @@ class Workload(Strict):
     def requests(
         self, tokenizer: Tokenizer | None, count: int, seed: int, phase: Phase = "measured", salt: str = ""
     ) -> list[Request]:
-        """Return `count` requests that depend only on the arguments. Raises ValueError if the tokenizer cannot.
+        """Return `count` requests that depend only on the arguments. Raises ValueError for an unsuitable tokenizer.
 
-        `salt` gives them other unique headers of the same length; the text after the headers stays the same.
+        `salt` changes the unique prefixes, but not their lengths or the text after them.
         """
         if count == 0:
             return []
@@ -146,7 +147,7 @@ class Workload(Strict):
     def _models(self, draw: Draw) -> Sequence[str | None]:
         if not self.models:
             return [None] * draw.count
-        names = sorted(self.models)  # a mapping read from a file may have another order
+        names = sorted(self.models)  # a mapping read from a file may be ordered differently
         ends = np.cumsum([self.models[name] for name in names])
         return [names[index] for index in np.searchsorted(ends, np.asarray(draw.fractions("models")) * ends[-1])]
 
@@ -156,8 +157,8 @@ class Workload(Strict):
 
 
 def shared_prefix_share(prompts: Iterable[str]) -> float | None:
-    """Return the share of the prompts' text with which an earlier prompt also began, in whole blocks of PREFIX_BLOCK
-    characters; None if there is no text. Engines cache whole blocks: vLLM's 16 tokens are about as long.
+    """Return the share of text that repeats the start of an earlier prompt, in whole blocks; None without text. Engines
+    cache whole blocks: vLLM's 16 tokens are about as long.
     """
     starts: set[int] = set()
     shared = total = 0
@@ -195,7 +196,7 @@ class Synthetic(_ExactLengths):
 
 
 class Serving(Synthetic):
-    """Like Synthetic, but each request draws its lengths at random, around `input_tokens` and `output_tokens`.
+    """Like Synthetic, but lengths are drawn at random around `input_tokens` and `output_tokens`.
 
     uniform: whole numbers within +-`spread` of the mean. normal, lognormal: `spread` is the standard deviation divided
     by the mean; both are truncated, not clipped, to [1, `longest`].
@@ -203,7 +204,7 @@ class Serving(Synthetic):
 
     distribution: Distribution = "uniform"
     spread: Annotated[float, Field(ge=0, le=1)] = 0.4
-    longest: PositiveInt | None = None  # most tokens of an input or an output, to keep a long tail within the context
+    longest: PositiveInt | None = None  # maximum tokens of an input or output, to keep a long tail within the context
 
     def lengths(self, draw: Draw) -> list[tuple[int, int]]:
         inputs = self._around(self.input_tokens, draw.fractions("input_tokens"))
@@ -237,7 +238,7 @@ class Recorded(_ExactLengths):
 
     file: str  # path of a trace, or a file with input_tokens and output_tokens: docs/experiments.md
     order: Literal["file", "random"] = "file"
-    skip_unsendable: bool = False  # leave out rows without lengths, e.g. failed requests; false: reject the file
+    skip_unsendable: bool = False  # skip rows without lengths, e.g. failed requests; false: reject the file
 
     def check(self) -> None:
         self._pairs()
@@ -266,7 +267,7 @@ class Recorded(_ExactLengths):
 
 
 def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | None, unique: bool) -> list[Encoded]:
-    """Return plain words of exactly `lengths[i]` tokens each, including special ones; they begin with a header."""
+    """Return prompts of plain words with exactly `lengths[i]` tokens, including special tokens and a unique prefix."""
     lead, vocabulary, special = ("", _word_list(), 0) if tokenizer is None else _plain_words(tokenizer)
     if min(lengths) <= special:
         allowed = f"at least {special + 1}, since the tokenizer adds {special}"
@@ -283,7 +284,9 @@ def exact_prompts(lengths: Sequence[int], draw: Draw, tokenizer: Tokenizer | Non
         sizes = [size - over for size, over in zip(sizes, excess, strict=True)]
         if not all(0 < size <= len(text) for text, size in zip(texts, sizes, strict=True)):
             break
-    raise ValueError(f"workload.input_tokens={max(lengths)}: this tokenizer cannot make prompts of that exact length")
+    raise ValueError(
+        f"workload.input_tokens={max(lengths)}: not possible with this tokenizer; change the length or tokenizer"
+    )
 
 
 def _word_lists(vocabulary: list[str], sizes: Sequence[int], draw: Draw, unique: bool) -> list[list[str]]:
@@ -303,9 +306,9 @@ def encode_prompts(texts: list[str], tokenizer: Tokenizer | None) -> list[Encode
 
 
 def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
-    """Return a prompt's start, the words that are one token each, and the number of special tokens added.
+    """Return the start of prompts, the words that are one token each, and the number of special tokens added.
 
-    Some tokenizers put a space before the first word themselves; for others the prompt must begin with a space.
+    Some tokenizers add a space before the first word; otherwise the prompt must begin with a space.
     """
     special = len(tokenizer.encode("").ids)
     best: tuple[str, list[str]] = ("", [])
@@ -320,15 +323,15 @@ def _plain_words(tokenizer: Tokenizer) -> tuple[str, list[str], int]:
 
 
 def with_headers(texts: Sequence[str], draw: Draw, tokenizer: Tokenizer | None) -> list[str]:
-    """Return the texts, each after a unique header."""
+    """Return the texts, each with a unique prefix."""
     lead, vocabulary = header_words(tokenizer)
     headers = [" ".join(vocabulary[i] for i in header) for header in draw.headers(len(vocabulary)).tolist()]
     return [f"{lead}{header}\n\n{text}" for header, text in zip(headers, texts, strict=True)]
 
 
 def header_words(tokenizer: Tokenizer | None) -> tuple[str, list[str]]:
-    """Return the start of a prompt and the words for its header. They are one token each if the tokenizer has enough of
-    these words, so that headers are equally long.
+    """Return the start of a prompt and the words for its prefix. The words are one token each if the tokenizer has
+    enough of them, so that prefixes are equally long.
     """
     if tokenizer is not None:
         with suppress(ValueError):
@@ -342,6 +345,6 @@ def _word_list() -> list[str]:
 
 
 def content_digest(*files: Path) -> str:
-    """Return a hash of these files and of everything else that prompts are made from."""
+    """Return a hash of these files and of all other code and data that prompts are made from."""
     content = [str(WORKLOAD_VERSION), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (WORDS, *files))]
     return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Runs one deployment on one node: prepares and launches its engine, measures its trials, and judges them."""
+"""Runs one deployment on one node: prepares and launches its engine, measures trials, decides their outcomes."""

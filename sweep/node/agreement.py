@@ -1,11 +1,12 @@
-"""Compares an engine's answers with those of transformers at launch: its greedy tokens and its log-probabilities.
+"""Compares an engine's answers with answers of transformers at launch: its greedy tokens and its log-probabilities.
 
-agreement: the share of positions at which the engine's greedy token is the reference's, after the reference's own
-tokens (`answers.Comparison`). quality: exp of the mean log-probability of a token of shipped text under the engine,
-over the reference's. The reference is computed in float32, or in the model's own dtype if float32 does not fit: once
-per model and node, before an engine uses the memory. The engine's answers are compared once per deployment and node: a
-second launch with the same weights, configuration and environment on the same GPUs is not compared again. No failure
-here fails a trial; a figure whose whole interval lies below `gate` makes it invalid.
+agreement: the share of positions at which the engine's greedy token equals the reference's, each after the same
+reference tokens (`answers.Comparison`). quality: exp of the mean log-probability per token of bundled text under the
+engine, divided by the reference's. The reference is computed in float32, or in the model's dtype if float32 does not
+fit. This happens once per model and node, before an engine uses the memory. The engine's answers are compared once per
+deployment and node: a second launch with the same weights, configuration and environment on the same GPUs is not
+compared again. A failed comparison does not fail a trial, but an interval entirely below `gate` makes its trials
+invalid.
 """
 
 import json
@@ -43,16 +44,16 @@ from sweep.numbers import clustered
 from sweep.numbers.clustered import Bounded
 
 AGREEMENT_VERSION = 4  # part of the cache's key: increase it when the reference is computed differently
-PROMPTS = 22  # story openings that every engine continues, besides requests of its own trials
+PROMPTS = 22  # story openings that every engine continues, in addition to requests of its trials
 SAMPLED_REQUESTS = 8  # sampled from the trials' workloads
 LONGEST_REQUEST = 1024  # tokens; longer requests are not sampled
 TOKENS = 48  # after each prompt: 1,440 positions in total
-TEXT_TOKENS = 2048  # of shipped text, at least
+TEXT_TOKENS = 2048  # minimum tokens of bundled text
 # The environments in conf/environment that have transformers.
 ENVIRONMENT = EnvironmentChoice(cpu="cpu", cuda="transformers", cuda12="transformers_cuda12")
 REFERENCE_TIMEOUT = 3600.0  # s; a large model on a CPU is slow
 COMPARED = "answers.json"  # in an attempt's folder: the columns of its comparison, with a checksum
-SALT = "agreement"  # in the headers of requests, so that no engine's cache has the measured ones
+SALT = "agreement"  # in the prefixes of these prompts, so that no engine's cache holds the measured prompts
 FAILURES = (httpx.HTTPError, OSError, ValueError, KeyError, IndexError, TypeError)
 
 
@@ -69,19 +70,19 @@ class Reference:
 
 
 class ReferenceFailed(Failed, ValueError):
-    """transformers cannot answer, for the reason that it printed."""
+    """transformers could not compute the reference; the message is its output."""
 
 
 def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
-    """Return the tokens that a deployment's model should generate, or a short reason why they are unknown.
+    """Return the reference for a deployment's model, or a short reason why there is none.
 
-    Called before an engine is launched, since it uses the engine's GPUs, cores and memory. Raises Outage.
+    Call it before an engine is launched, since it uses the engine's GPUs, cores and memory. Raises Outage.
     """
     backend, model = work.deployment.backend, work.deployment.model
     if not work.settings.agreement:
         return "none: agreement=false"
     if not backend.traits.computes_model:
-        return "none: this engine computes no model"
+        return "none: this engine does not compute a model"
     if not backend.launches:
         return "none: the weights of a running endpoint are unknown"
     if not model.comparable:
@@ -109,19 +110,19 @@ def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str
 def prompts(work: Work, tokenizer: Tokenizer) -> list[list[int]]:
     """Return the openings that every engine continues, and a sample of requests from the trials' workloads."""
     samples = [[tokenizer.encode(text).ids for text in shipped("stories")[:PROMPTS]]]
-    # Workloads whose requests can be made again: with another header they differ from the measured ones.
+    # Workloads whose requests can be made again: a different prefix keeps them apart from the measured requests.
     repeatable = (trial.workload for trial in work.deployment.trials if trial.workload.unique_header)
     workloads = {content_hash(each.model_dump(mode="json")): each for each in repeatable}
     for _, workload in sorted(workloads.items()):
         requests = workload.fetched(work.cache).requests(tokenizer, SAMPLED_REQUESTS, work.settings.seed, salt=SALT)
         ids = [tokenizer.encode(request.prompt).ids for request in requests]
         samples.append([each for each in ids if len(each) <= LONGEST_REQUEST][: -(-SAMPLED_REQUESTS // len(workloads))])
-    # In turns, so that every group that an engine is asked at once has some of each.
+    # Interleaved, so that every group of concurrent prompts has some of each kind.
     return [prompt for turn in zip_longest(*samples) for prompt in turn if prompt is not None]
 
 
 def texts(tokenizer: Tokenizer) -> list[list[int]]:
-    """Return passages of the shipped text with at least TEXT_TOKENS tokens in total."""
+    """Return passages of bundled text with at least TEXT_TOKENS tokens in total."""
     chosen: list[list[int]] = []
     for text in shipped("summarization"):
         if sum(len(ids) - 1 for ids in chosen) < TEXT_TOKENS:
@@ -130,7 +131,7 @@ def texts(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def shipped(name: str) -> list[str]:
-    """Return the prompts in one of the project's own files, which were written for the project."""
+    """Return the prompts in one of the bundled files, which were written for this project."""
     lines = (DATA / "prompts" / f"{name}.jsonl").read_text().splitlines()
     return [json.loads(line)["prompt"] for line in lines]
 
@@ -139,8 +140,8 @@ def _compute(
     spec: EnvironmentSpec, model: Any, job: dict[str, Any], launch: Launch, cache: Path, progress: Progress
 ) -> dict[str, Any]:
     """Return the fields of a Reference, computed by a separate process in an environment with transformers."""
-    # This also applies to an engine that needs no Python (llama.cpp): report what takes the time.
-    why = "for transformers, the reference for agreement; agreement=false skips it"
+    # Also for an engine without Python (llama.cpp): report what takes the time.
+    why = "for transformers, which computes the reference for agreement; agreement=false skips it"
     python = environments.prepare(spec, cache, lambda text: progress(f"{text} ({why})")).python
     folder = model.prepare(cache, progress)
     progress(f"computing the reference answers of {model.name}")
@@ -156,7 +157,7 @@ def _compute(
 
 
 def _reference_environ(launch: Launch) -> dict[str, str]:
-    """Return an engine's environment: without secrets, with its GPUs; on all cores if there are no GPUs."""
+    """Return the environment variables of the reference process: the engine's GPUs or all cores, and no secrets."""
     threads = launch.threads if launch.gpus else len(os.sched_getaffinity(0))
     env = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)}
     return {**inherited_environment(("TRANSFORMERS_*",)), **ENGINE_ENVIRON, "PYTHONPATH": str(ROOT), **env}
@@ -165,8 +166,8 @@ def _reference_environ(launch: Launch) -> dict[str, str]:
 def compare_once(work: Work, engine: Engine, expected: Reference | str, progress: Progress) -> dict[str, Any]:
     """Return the columns of `compare`, from an earlier attempt at this deployment on the same hardware if possible.
 
-    The deployment's id identifies weights, configuration and environment. If the results folder is not shared, an
-    attempt cannot see the others and compares for itself.
+    The deployment's id identifies weights, configuration and environment. Without a shared results folder, an attempt
+    cannot see earlier comparisons and makes a new one.
     """
     if isinstance(expected, str):
         return compare(work, engine, expected)
@@ -189,7 +190,7 @@ def compare_once(work: Work, engine: Engine, expected: Reference | str, progress
 def compare(
     work: Work, engine: Engine, expected: Reference | str, progress: Progress = lambda text: None
 ) -> dict[str, Any]:
-    """Return the columns of agreement and quality of a running engine, null if unknown, and why it fails the gate."""
+    """Return a running engine's columns of agreement and quality (null if unknown), and why it fails the gate."""
     if isinstance(expected, str):
         return {"agreement": None, "agreement_reference": expected, "quality": None, "quality_reference": expected}
     progress("comparing the engine's answers with the reference")
@@ -203,7 +204,7 @@ def compare(
 
 
 def _judged(name: str, unit: str, made_by: str, measure: Callable[[], tuple[Bounded, int]]) -> dict[str, Any]:
-    """Return the columns of one figure: its value, the ends of its interval, its sample size and its reference."""
+    """Return the columns of one quantity: its value, the ends of its interval, its sample size and its reference."""
     try:
         estimate, sample = measure()
     except FAILURES as error:
@@ -226,7 +227,7 @@ def _agreement(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded
 
 
 def _share(finished: Sequence[answers.Comparison]) -> Bounded:
-    """Return the share of the judged positions that match; without positions, with an interval from 0 to 1."""
+    """Return the share of compared positions that match, with its interval (0 to 1 without positions)."""
     judged = [each for each in finished if each.judged]
     if not judged:
         return Bounded(math.nan, 0.0, 1.0)
@@ -240,9 +241,10 @@ def _quality(work: Work, engine: Engine, expected: Reference) -> tuple[Bounded, 
 
 
 def below_gate(work: Work, engine: Engine, columns: Mapping[str, Any]) -> str | None:
-    """Return the figure that lies below `gate` with its whole interval, or None.
+    """Describe the quantity whose interval lies entirely below `gate`; None if no interval does.
 
-    Formats declared coarser than the model's are measured, not gated: their loss is known and part of the comparison.
+    Formats declared coarser than the model's are measured but not gated: their loss is expected and part of the
+    comparison.
     """
     if not work.settings.gate or engine.backend.coarser(engine.launch):
         return None

@@ -1,4 +1,4 @@
-"""The answers of a running engine outside any measurement: greedy continuations, and log-probabilities of a text."""
+"""Queries a running engine outside any measurement, for greedy continuations and log-probabilities of a text."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from backends.launch.server import Engine
 
 ANSWER_TIMEOUT = 300.0  # s for one call
 IN_FLIGHT = 8  # prompts in flight at once
-LEAST_AHEAD = 2  # tokens requested after a difference
+LEAST_AHEAD = 2  # tokens to request after a difference
 Reply = list[int] | str  # token ids if the engine returns them, else text
 
 
@@ -22,9 +22,9 @@ Reply = list[int] | str  # token ids if the engine returns them, else text
 class Comparison:
     """The comparison of one prompt's continuation with the reference's, position by position.
 
-    At every position the engine continues the reference's own tokens: after a different answer it is asked again from
-    that position. So it decodes with its cache, as in a measurement, and one difference does not count for all later
-    positions. A position at which the engine ends its answer is left out: in a measurement the end is ignored.
+    At every position the engine continues the reference's tokens: after a difference it is queried again from that
+    position. So it decodes with its cache, as in a measurement, and one difference does not affect all later positions.
+    A position at which the engine ends its answer is excluded: in a measurement the end is ignored.
     """
 
     prompt: list[int]
@@ -73,9 +73,9 @@ def finish(
     limit: float,
     enough: Callable[[Sequence[Comparison]], bool],
 ) -> list[Comparison]:
-    """Ask the engine until every comparison is done, `enough` accepts the finished ones, or `limit` s have passed.
+    """Query the engine until all comparisons are done, `enough(finished)` is true, or `limit` s have passed.
 
-    Returns the finished comparisons. Raises what httpx raises.
+    Returns the finished comparisons. Raises the errors of httpx.
     """
     finished: list[Comparison] = []
     begin = time.monotonic()
@@ -114,7 +114,7 @@ def _ask(
 
 
 def _round_trip(tokenizer: Tokenizer, ids: list[int]) -> str | None:
-    """Return the text that an engine would read as these tokens, or None."""
+    """Return a text that tokenizes to exactly these tokens, or None."""
     text = str(tokenizer.decode(ids))
     return text if tokenizer.encode(text).ids == ids else None
 
@@ -124,12 +124,12 @@ def _ids(tokenizer: Tokenizer, answer: Reply) -> list[int]:
 
 
 def completions(http: httpx.Client, engine: Engine, prompts: Any, tokens: int) -> list[Reply]:
-    """Return greedy continuations of prompts, in order: one batch, as far as the engine batches them."""
+    """Return greedy continuations of prompts, in order; all prompts are sent at once."""
     backend = engine.backend
     body = {"model": engine.launch.served_name, "prompt": prompts, "max_tokens": tokens, "temperature": 0}
     body |= backend.extra_body | ({"ignore_eos": True} if backend.ignores_eos else {})
     response = http.post("/v1/completions", json={**body, **backend.wire.show_ids})
-    if response.status_code in (400, 422):  # an engine that does not know this key
+    if response.status_code in (400, 422):  # an engine that does not support this key
         response = http.post("/v1/completions", json=body)
     choices = sorted(response.raise_for_status().json()["choices"], key=lambda choice: choice.get("index", 0))
     if len(choices) != (1 if isinstance(prompts, str) else len(prompts)):
@@ -159,7 +159,7 @@ def _tgi(http: httpx.Client, prompt: str, tokens: int) -> Reply:
 def log_probabilities(engine: Engine, texts: Sequence[Sequence[int]], limit: float = math.inf) -> list[list[float]]:
     """Return, for each text, the log-probability of each token after the first, given the tokens before it.
 
-    No further text is begun after `limit` seconds: the answer covers the first ones. Raises what httpx raises.
+    No text is started after `limit` seconds: the result may cover only the first texts. Raises httpx's errors.
     """
     values: list[list[float]] = []
     begin = time.monotonic()
@@ -192,7 +192,7 @@ def _of_prompt(http: httpx.Client, engine: Engine, text: Sequence[int]) -> list[
 
 
 def _of_input(http: httpx.Client, text: Sequence[int]) -> list[float]:
-    """Return the answer of SGLang's own route: its OpenAI route has no log-probabilities for prompts of token ids."""
+    """Return log-probabilities from SGLang's native route; its OpenAI route has none for prompts of token ids."""
     body = {"input_ids": list(text), "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
     answer = http.post("/generate", json=body | {"return_logprob": True, "logprob_start_len": 0}).raise_for_status()
     entries = answer.json()["meta_info"]["input_token_logprobs"][1:]
@@ -202,7 +202,7 @@ def _of_input(http: httpx.Client, text: Sequence[int]) -> list[float]:
 
 
 def _of_generated(http: httpx.Client, text: Sequence[int]) -> list[float]:
-    """Return llama.cpp's probability of each token that it generates under a grammar that allows only this token."""
+    """Return llama.cpp's log-probabilities of a text, which a grammar forces it to generate token by token."""
     first, *following = text
     grammar = f"root ::= {' '.join(f'<[{token}]>' for token in following)}"
     body = {"prompt": [first], "n_predict": len(following), "grammar": grammar, "n_probs": 1, "temperature": 0}

@@ -1,4 +1,4 @@
-"""The first answer of an engine after its launch, which compiles, allocates or loads what later answers reuse."""
+"""Measures an engine's first answer after its launch, which includes compiling, allocating and lazy loading."""
 
 import tempfile
 from pathlib import Path
@@ -15,7 +15,7 @@ PROMPT = "The first question after a launch is asked by itself, and its answer i
 def measure_cold_start(engine: Engine, cpus: set[int], stall_timeout: float = LONGEST_TIMEOUT) -> float | None:
     """Send one request to an engine that was just launched; return the time to its first token in s.
 
-    Return None if the engine was not launched here, is timed inside, or gave no answer, which the trials will explain.
+    Return None if the engine was not launched here, is timed in-process, or did not answer (the trials will show why).
     """
     if not engine.backend.launches or engine.backend.traits.timed_inside:
         return None

@@ -1,7 +1,7 @@
-"""One launch of a deployment on one node: prepare what it needs, launch its engine, run its trials, report events.
+"""One launch of a deployment on one node: prepares the node, launches the engine, runs the trials, reports events.
 
-This module knows nothing about Ray, other deployments or retries across runs: it gets Work and emits events. An engine
-that dies during a trial is launched again for the trials after it; if it cannot be launched, all trials end.
+This module does not depend on Ray, other deployments or retries across runs: it gets Work and emits events. An engine
+that dies during a trial is launched again for the remaining trials; if it cannot be launched, all trials end.
 """
 
 import contextlib
@@ -59,11 +59,11 @@ LAUNCH_ID = 12  # characters
 
 
 class DiskFull(Exception):
-    """Nothing more can be written to a disk."""
+    """A disk is full: nothing more can be written."""
 
 
 class Contradiction(Exception):
-    """This node differs from the plan, so that its results would have a wrong id."""
+    """This node differs from the plan, so its results would be stored under the wrong id."""
 
     exit = Exit(Cause.CONTRADICTION)
 
@@ -120,14 +120,14 @@ def run_deployment(
 ) -> None:
     """Launch the engine as often as needed to give every trial a row.
 
-    An engine that died, hung or answered nothing is launched again for the trials after it. All of them end after
-    `settings.attempts` such failures with no good trial in between, or after two launches that fail for the same
-    reason. A launch waits while its endpoint is gone, or others use its port or its GPUs' memory.
+    An engine that died, hung or answered nothing is launched again for the remaining trials. They all end after
+    `settings.attempts` such failures without a successful trial in between, or after two launches that fail for the
+    same reason. A launch waits while its endpoint is gone, or its port or GPU memory is in use.
     """
     pending = _Pending(work, stop, draining)
 
     def prepared() -> PreparedNode | None:
-        # Without GPUs, preparing would disturb measurements on this machine; with GPUs, they would idle meanwhile.
+        # Without GPUs, preparing would disturb other measurements here; with GPUs, a lease would keep them idle.
         with _lease(work, gpus, pending, emit) if not gpus else nullcontext(True) as leased:
             return _prepare(work, gpus, emit) if leased and pending.next() else None
 
@@ -176,7 +176,7 @@ def _lease(
 ) -> contextlib.AbstractContextManager[bool]:
     """Hold the lease on this deployment's GPUs, or this machine's CPU; yield False if no trial can start any more.
 
-    An endpoint is not on this machine, and needs no lease.
+    An endpoint needs no lease.
     """
     if not work.deployment.backend.launches:
         return nullcontext(True)
@@ -190,7 +190,7 @@ def _lease(
 
 
 def _outage_reporter(emit: Emit) -> Callable[[str], None]:
-    """Return a function that reports outages: the first at once, later ones as the current state."""
+    """Return a function that reports outages: the first as an event, later outages as the current state."""
     first = True
 
     def report(reason: str) -> None:
@@ -205,7 +205,7 @@ def _outage_reporter(emit: Emit) -> Callable[[str], None]:
 
 
 def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
-    """Return why this node's GPU is not the requested one: its speed must not be listed with another GPU's price."""
+    """Return why this node's GPU is not the requested model (its results would get a wrong price); None if it is."""
     if not hardware.matches:
         return None
     unplanned = {gpu.name for gpu in filter(None, map(find_gpu, gpus))} - set(hardware.matches)
@@ -215,7 +215,7 @@ def other_gpus(gpus: tuple[str, ...], hardware: Hardware) -> str | None:
 
 
 def other_content(planned: Mapping[str, str], parts: Mapping[str, Callable[[], str]]) -> str | None:
-    """Return how the content on this node differs from the plan; `parts` are functions that return its digests."""
+    """Return how content on this node differs from the plan, or None; `parts` maps groups to digest functions."""
     for group, digest in parts.items():
         if group in planned:
             try:
@@ -237,33 +237,33 @@ class _Pending:
         self.work, self.stop, self.draining = work, stop, draining
 
     def next(self) -> Trial | None:
-        """Return the first trial that should end before the deadline; None if no trial should, or after a stop."""
+        """Return the first trial expected to end before the deadline; None without such a trial, or after a stop."""
         if self.stop.is_set() or self.draining.is_set():
             return None
         remaining = math.inf if self.work.deadline is None else self.work.deadline - time.time()
         return next((trial for trial in self.trials if self.work.expected.get(trial.trial_id, 0.0) < remaining), None)
 
     def pause(self, seconds: float) -> None:
-        """Sleep, as long as a trial may still start."""
+        """Sleep for `seconds`, or less if no trial can start any more."""
         until = time.monotonic() + seconds
         while (remaining := until - time.monotonic()) > 0 and self.next():
             task.pause(min(remaining, 1.0))
 
 
 def _one_launch(work: Work, node: PreparedNode, pending: _Pending, emit: Emit) -> Failure | None:
-    """Launch the engine and run all pending trials on it. Return None if it did not fail."""
+    """Launch the engine and run all pending trials on it; return the engine's failure, or None."""
     backend, versions = work.deployment.backend, node.environment.versions
     try:
         _wait_for_gpu_memory(node, emit)
         expected = _reference(work, node, emit)
-        _wait_for_gpu_memory(node, emit)  # the reference's too: its memory must not count as free later
+        _wait_for_gpu_memory(node, emit)  # the reference's too: its memory must not look free later
         emit(State("launching the engine" if backend.launches else f"connecting to {backend.url}"))
         launches = replica_launches(node.launch, backend.replicas)
         with server.running_together(backend, launches, marker=work.marker, versions=versions) as engines:
             emit(Prepared())
             facts = _first_facts(work, node, engines, expected, emit)
             if not all(engine.shows_on_gpus() for engine in engines):  # after an answer: some load at the first request
-                reason = "it answers, but its GPUs show neither its process nor more memory, so it computes elsewhere"
+                reason = "it answers, but its GPUs show neither its process nor more memory: it runs on other hardware"
                 return Failure(Outcome.INVALID, reason, Exit(Cause.CONTRADICTION), engines[0].log_tail())
             launch = uuid.uuid4().hex[:LAUNCH_ID] if backend.launches else None
             tokenizer = functools.partial(work.deployment.model.tokenizer_folder, work.cache)
@@ -286,7 +286,7 @@ def _wait_for_gpu_memory(node: PreparedNode, emit: Emit) -> None:
 def _first_facts(
     work: Work, node: PreparedNode, engines: Sequence[server.Engine], expected: agreement.Reference | str, emit: Emit
 ) -> dict[str, Any]:
-    """Return the facts of an engine and its answers; for replicas, the first engine's, with the latest cold start."""
+    """Return facts about the engine and its answers; for replicas, the first engine's, with the latest cold start."""
     first = [measure_cold_start(engine, node.client_cpus, work.settings.stall_timeout) for engine in engines]
     replicas: dict[str, Any] = {}
     if len(engines) > 1:
@@ -313,7 +313,7 @@ def _reference(work: Work, node: PreparedNode, emit: Emit) -> agreement.Referenc
 
 
 def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
-    """Provide environment and weights on this node; return the node and the launch that it can make."""
+    """Prepare environment and weights on this node; return the node with its launch."""
     backend, model = work.deployment.backend, work.deployment.model
     if contradiction := other_gpus(gpus, work.settings.hardware):
         raise Contradiction(contradiction)
@@ -326,7 +326,7 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
     if backend.launches:
         _check_models(work)  # before an environment is built for a model that cannot be fetched
         spec = work.deployment.environment
-        assert spec is not None, "planned for an engine that is launched"
+        assert spec is not None, "planned for an engine that sweep launches"
         if other := environments.other_platform(spec):
             raise Contradiction(other)
         if unfit := fit.problem(spec, host()):  # before gigabytes are fetched
@@ -360,9 +360,9 @@ def _prepare(work: Work, gpus: tuple[str, ...], emit: Emit) -> PreparedNode:
 
 
 def _weights(work: Work, environment: environments.Environment, progress: Progress) -> Path:
-    """Return the folder that the engine loads: the model's own, or a conversion of it.
+    """Return the folder that the engine loads: the model's, or a conversion of it.
 
-    An image's interpreter cannot run on this machine, so conversions use ours.
+    Conversions for an image use this project's interpreter, since the image's cannot run on this machine.
     """
     backend: Backend = work.deployment.backend
     folder: Path = work.deployment.model.prepare(work.cache, progress)
@@ -375,7 +375,7 @@ def _weights(work: Work, environment: environments.Environment, progress: Progre
 
 
 def _check_models(work: Work) -> None:
-    """Raise if this node cannot get a model, or if the model or our own code differs from the plan."""
+    """Raise an error if this node cannot get a model, or if the model or this project's code differs from the plan."""
     backend, planned = work.deployment.backend, dict(work.deployment.content)
     models = {"model": work.deployment.model, "draft": work.deployment.draft}
     content: dict[str, Callable[[], str]] = {}
@@ -385,15 +385,15 @@ def _check_models(work: Work) -> None:
         model.reach(work.cache)
         content[group] = functools.partial(model.digest, work.cache)
         if unresolved(planned.get(group, "")):
-            del planned[group]  # the driver found no hub to ask for the commit, but this node may have one
+            del planned[group]  # the driver reached no hub to resolve the commit, but this node may
     if other := other_content(planned, {**content, "backend": lambda: backend.digest()}):
         raise Contradiction(other)
 
 
 def clear_engines(marker: str) -> int:
-    """Kill every engine on this node whose marker begins with this one, and the process that launched it.
+    """Kill every engine on this node whose marker begins with `marker`, and the process that launched it.
 
-    That process is the task of a driver that is dead or has abandoned it, and would launch another engine. Returns the
+    That process is the task of a driver that is dead or has abandoned it, and would launch a new engine. Returns the
     number of engines.
     """
 
@@ -415,7 +415,7 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
         row = _measure(work, running, trial, pending, emit, fresh=fresh)
         fresh = False
         if row["outcome"] == Outcome.CANCELLED:
-            return None  # not measured: the trial is left for the next run
+            return None  # not measured: the next run of the command runs it
         pending.trials.remove(trial)
         emit(Finished(trial, row))
         if row["outcome"] == Outcome.OOM_RUN:
@@ -431,13 +431,13 @@ def _run_trials(work: Work, running: RunningEngine, pending: _Pending, emit: Emi
 def _measure(
     work: Work, running: RunningEngine, trial: Trial, pending: _Pending, emit: Emit, *, fresh: bool
 ) -> dict[str, Any]:
-    """Return the trial's row. If a measuring process dies, or a gateway does not answer, the engine is not at fault,
-    and the trial is measured again.
+    """Return the trial's row. If a measuring process dies, or a gateway does not answer, the trial is measured again,
+    since the engine is not at fault.
 
-    Before each measurement the engine forgets earlier prompts, unless it is `fresh` from its launch: a second try sends
-    the same prompts, and would find them in the cache. If the engine cannot forget, prompts get other headers.
+    Before each measurement the engine's prompt cache is flushed, unless the engine is `fresh` from its launch: a retry
+    sends the same prompts and would find them in the cache. If the cache cannot be flushed, prompts get new prefixes.
     """
-    caches: bool | None = None  # for the row: the last answer
+    caches: bool | None = None  # for the row: the result of the last attempt
     empty = fresh and running.engine.backend.launches
     for attempt in range(work.settings.attempts):
         if attempt or not fresh:
@@ -470,9 +470,9 @@ def _failure(row: Mapping[str, Any], good: bool) -> Failure | None:
 
 
 def _reset_caches(engines: Sequence[server.Engine], emit: Emit) -> bool | None:
-    """Make every engine forget earlier prompts; return whether all did, None if they cannot. A failure is reported.
+    """Flush every engine's prompt cache; return whether all succeeded, None if engines do not support it.
 
-    Also return None for an engine launched by others: they may be using its cache, which is not ours to flush.
+    Failures are reported. Also return None for an endpoint: other users may rely on its cache.
     """
     backend, reset = engines[0].backend, True
     if not backend.launches or not backend.resets:
@@ -494,7 +494,7 @@ def _note(engine: server.Engine, emit: Emit, message: str) -> None:
 
 
 def _reset(url: str) -> str | None:
-    """Ask an engine to reset a cache. Return why it did not, or None if it did."""
+    """Ask an engine to reset a cache. Return the reason if it failed, else None."""
     problem = ""
     for attempt in range(RESET_ATTEMPTS):
         time.sleep(RESET_PAUSE if attempt else 0.0)
@@ -512,14 +512,14 @@ def _reset(url: str) -> str | None:
 
 
 def _censor(work: Work, trial: Trial, pending: deque[Trial], emit: Emit) -> None:
-    """After a trial that ran out of memory, end the trials that would run out of memory too."""
+    """After a trial that ran out of memory, record rows for trials that would run out of memory too."""
     for other, reason in policy.censored(pending, [trial]):
         pending.remove(other)
         emit(Finished(other, unmeasured_row(work, other, Outcome.CENSORED, reason)))
 
 
 def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
-    """End the trials whose prompts or arrivals come from files that differ on this node."""
+    """Record rows for trials whose prompts or arrivals come from files that differ on this node."""
 
     @functools.cache  # a file may be large, and trials share a few files
     def problem(group: str, identity: int) -> str | None:
@@ -536,7 +536,7 @@ def _end_contradicted(work: Work, pending: deque[Trial], emit: Emit) -> None:
 
 
 def _end_all(work: Work, trials: deque[Trial], failure: Failure, emit: Emit) -> None:
-    """Give all these trials the same row, since the engine's failure is data."""
+    """Record the engine's failure as the row of each of these trials."""
     while trials:
         trial = trials.popleft()
         row = unmeasured_row(work, trial, failure.outcome, failure.reason, failure.log_tail, exit=failure.exit)

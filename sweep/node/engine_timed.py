@@ -1,8 +1,8 @@
-"""A trial of an engine that is timed inside: one control call sends all requests and returns the engine's own stamps.
+"""A trial of an engine that is timed in-process: one control call sends all requests and returns their timestamps.
 
-`measure` has the interface of `sweep.client.measurement.measure`. While the clock runs, the only traffic is a query for
-the counts every PROGRESS_POLL seconds, so no client can be a bottleneck. The result is throughput and duration, not
-what a user of a server would experience.
+`measure` has the interface of `sweep.client.measurement.measure`. During the measurement, the only traffic is a query
+for the counts every PROGRESS_POLL seconds, so no client can be a bottleneck. The results are throughput and duration,
+not the latency that a server's user would experience.
 """
 
 import asyncio
@@ -38,15 +38,15 @@ def measure(
     on_progress: Callable[[TrialProgress], None] = lambda progress: None,
     **client: object,
 ) -> Measurement:
-    """Send everything to the engine's host and wait: first the untimed warm-up, then the requests, in lockstep batches.
+    """Send all requests to the in-process server and wait: first the untimed warm-up, then lockstep batches.
 
     `on_start` is called when the request is sent, since only the engine knows when its warm-up is over. `on_progress`
-    is called with the counts so far while requests are measured. The measuring client's own arguments (`client`) have
-    no effect. Every request ends with an error if `should_stop` returns a reason, if no token arrives for
-    `stall_timeout` s, or if the engine fails.
+    is called with the counts so far while requests are measured. Arguments for the measuring client (`client`) have no
+    effect. Every request ends with an error if `should_stop` returns a reason, if no token arrives for `stall_timeout`
+    s, or if the engine fails.
     """
     batch = mode.batch()
-    assert batch is not None, "the plan refuses other loads"
+    assert batch is not None, "the plan rejects other loads"
     body: dict[str, Any] = {
         "warmup": [_request(request) for request in warmup],
         "requests": [_request(request) for request in requests],
@@ -64,7 +64,7 @@ def measure(
     start = answer["records"][0]["released"]  # ns
     records = Records()
     for phase, rows in ((warmup, answer["warmup"]), (requests, answer["records"])):
-        for index, (request, row) in enumerate(zip(phase, rows, strict=False)):  # no row for what was never due
+        for index, (request, row) in enumerate(zip(phase, rows, strict=False)):  # no row if it was never due
             records.append(_record(request, row, index // batch, start))
     sent = len(answer["records"])
     return Measurement(records, _report(sent, sent, None), start / 1e9)
@@ -81,7 +81,7 @@ async def _ask(
     stall_timeout: float | None,
     on_progress: Callable[[TrialProgress], None],
 ) -> tuple[dict[str, Any], str | None]:
-    """Return the host's answer, or the reason why it is missing. Closing the connection stops the host."""
+    """Return the in-process server's response, and why it is missing, if so. Closing the connection stops the work."""
     async with httpx.AsyncClient(timeout=None, trust_env=False) as http:
         call = asyncio.create_task(http.post(f"{url}/measure", json=body))
         looked = changed = time.monotonic()
@@ -118,9 +118,9 @@ async def _ask(
 
 
 async def _progress(http: httpx.AsyncClient, url: str) -> dict[str, Any] | None:
-    """Return the tokens that the host has generated, and the counts of the measured requests, null during the warm-up.
+    """Return the tokens generated so far, and the counts of the measured requests (null during the warm-up).
 
-    Return None if the host gives no answer, which the call itself will report.
+    Return None if the server does not respond; the main call will report that.
     """
     try:
         answer = await http.get(f"{url}/progress", timeout=PROGRESS_TIMEOUT)
@@ -142,9 +142,9 @@ def _record(request: Request, row: dict[str, Any], batch: int, start: int) -> Re
         row["input_tokens"],
         row["output_tokens"],
         finish_reason=row["finish_reason"],
-        # As for the client: no answer is no success.
+        # As for the client: an answer without tokens is a failure.
         error=None if row["output_tokens"] else "empty: the engine ended it without a token",
-        token_source="ids",  # the engine's own
+        token_source="ids",  # the engine's error
         asked_input_tokens=request.input_tokens,
         asked_output_tokens=request.output_tokens,
         batch=batch,
@@ -152,7 +152,7 @@ def _record(request: Request, row: dict[str, Any], batch: int, start: int) -> Re
 
 
 def _report(offered: int, sent: int, problem: str | None) -> ClientReport:
-    """Return the report that replaces a client's, for an engine that is timed inside."""
+    """Return a ClientReport for an engine that is timed in-process, where no client runs."""
     stopped = problem.removeprefix("cancelled: ") if problem and problem.startswith("cancelled") else None
     zeros: dict[str, Any] = dict.fromkeys((field.name for field in fields(ClientReport)), 0)
     figures = {"offered": offered, "sent": sent, "stamp_source": "engine", "batch_form": "list", "stopped": stopped}

@@ -1,4 +1,4 @@
-"""The events of a deployment on a node, as its task reports them, and the ways in which the task can end."""
+"""The events that a deployment's task reports from its node, and the ways in which the task can end."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from sweep.plan.plan import Trial
 
 
 class Placed(NamedTuple):
-    """The deployment has begun on a node."""
+    """The deployment has started on a node."""
 
     node_id: str
     address: str
@@ -27,7 +27,7 @@ class Measuring(NamedTuple):
 
 
 class Note(NamedTuple):
-    """A message about the running trial, shown before the trial is over."""
+    """A message about the running trial, shown while it runs."""
 
     text: str
 
@@ -43,14 +43,14 @@ class Prepared(NamedTuple):
 
 
 class Unprepared(NamedTuple):
-    """The outage has outlasted the patience: the trials have no row."""
+    """The outage has outlasted the patience: the trials get no row."""
 
     reason: str
-    postponed: bool = False  # they get no row in this run: the node is prepared, but what the launch needs is missing
+    postponed: bool = False  # whether the node is prepared, but a port, memory or the endpoint is unavailable
 
 
 class Finished(NamedTuple):
-    """A trial has its row."""
+    """A trial has ended; its row is attached."""
 
     trial: Trial
     row: dict[str, Any]
@@ -71,10 +71,10 @@ class Completed(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """The deployment's task did not complete: its node or worker was lost, or our own code failed."""
+    """The deployment's task did not complete: its node or worker was lost, or this project's code failed."""
 
     reason: str  # one line
-    error: str | None = None  # the traceback, if our own code failed
+    error: str | None = None  # the traceback, if this project's code failed
 
 
 class NotStarted(NamedTuple):

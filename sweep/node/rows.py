@@ -1,4 +1,4 @@
-"""The rows of trials: measured, never measured, or recomputed after the plan around them has changed."""
+"""The rows of trials: measured, unmeasured, or recomputed after settings have changed."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ from sweep.plan.plan import Deployment, Trial, config_text, elsewhere, hourly_pr
 
 
 def identity(work: Work, trial: Trial, accelerator: str | None = None) -> Identity:
-    """Return the part of a row that is known before the measurement; `accelerator` is the GPU's own name."""
+    """Return the part of a row that is known before the measurement; `accelerator` is the GPU's model name."""
     deployment, hardware = work.deployment, work.settings.hardware
     if not elsewhere(deployment.backend, hardware):
         accelerator = hardware.accelerator or accelerator or hardware.name
@@ -76,9 +76,9 @@ def unmeasured_row(
 
 
 def _settings_text(work: Work) -> str:
-    """Return the run's settings needed to measure a trial again, and whether replicates had their own launches.
+    """Return the run's settings needed to measure a trial again, and whether replicates were launched separately.
 
-    The bounds and percentiles are columns of the row, since they can change without measuring.
+    The bounds and percentiles are columns of the row, since they can change without a new measurement.
     """
     settings = work.settings.model_dump(mode="json", exclude=NOT_OF_A_ROW, exclude_defaults=True)
     relaunch = "once" if work.deployment.replicate is None else "per_replicate"
@@ -86,7 +86,7 @@ def _settings_text(work: Work) -> str:
 
 
 def _contents(deployment: Deployment) -> dict[str, str]:
-    """Return the digests of a deployment's files, with the name and digest of its environment's lock."""
+    """Return the digests of a deployment's files, with the name and digest of its environment's lockfile."""
     spec = deployment.environment
     if spec is None or spec.lock is None:
         return deployment.content
@@ -98,7 +98,7 @@ def _label(deployment: Deployment, trial: Trial) -> str:
 
 
 def _cost(backend: Backend, row: Mapping[str, Any], price: float | None) -> float | None:
-    """Return the cost of a million output tokens from a row's figures: by the hour, or at token prices."""
+    """Return the cost of a million output tokens from a row's throughput and hourly price, or from token prices."""
     if not backend.launches and (prices := backend.price_per_million_tokens) is not None:
         if row.get("prompts_counted") is False and prices.input:
             return None
@@ -107,21 +107,21 @@ def _cost(backend: Backend, row: Mapping[str, Any], price: float | None) -> floa
 
 
 def coordinates(trial: Trial, axes: Iterable[str]) -> dict[str, Any]:
-    """Return the columns of the experiment's axes, except config groups, which have columns of their own."""
+    """Return the columns of the experiment's axes, except config groups, which have separate columns."""
     values = {axis: trial.coordinates.get(axis) for axis in axes if axis not in NAMED_GROUPS}
     # A flag may be a mapping: {method: ngram, ...}. A column contains it as text.
     return {axis: json.dumps(value) if isinstance(value, dict | list) else value for axis, value in values.items()}
 
 
 def slo_text(settings: Settings) -> str | None:
-    """Return the bounds for goodput as a row stores them; None if no bounds are set."""
+    """Return the bounds for goodput as the text stored in a row; None if no bounds are set."""
     return json.dumps(settings.slo, sort_keys=True) if settings.slo else None
 
 
 def present_row(
     row: Mapping[str, Any], deployment: Deployment, trial: Trial, settings: Settings, axes: Iterable[str]
 ) -> dict[str, Any]:
-    """Return a row in the current plan: values outside a trial's id may have changed since it was measured."""
+    """Return a row updated to the current plan: values that are not part of the id may have changed."""
     price = hourly_price(deployment.backend, settings.hardware)
     cost = _cost(deployment.backend, row, price)
     columns = {"experiment": settings.name, "price_per_hour": price, "cost_per_million_tokens": cost}
@@ -134,7 +134,7 @@ def is_current(row: Mapping[str, Any], settings: Settings) -> bool:
 
 
 def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, paths: RunPaths) -> dict[str, Any] | None:
-    """Recompute a result's row with the current settings from its stamps on disk; return None if they are gone."""
+    """Recompute a row under the current settings from its timestamps on disk; None if their file is gone."""
     try:
         records = run_files.read_requests(paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).requests)
     except (FileNotFoundError, run_files.DamagedFile):
@@ -154,12 +154,12 @@ def recomputed_row(row: Mapping[str, Any], trial: Trial, settings: Settings, pat
 
 
 def _is_templated(api: str | None) -> bool:
-    """Return whether a protocol sends messages, to which a chat template adds tokens."""
+    """Return whether an API sends chat messages, to which a chat template adds tokens."""
     return api not in ("completions", "tgi", None)
 
 
 def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt: str | None = None) -> EngineFacts:
-    """Return the row's columns about the engine, without its figures."""
+    """Return the row's columns that describe the engine, without measured quantities."""
     facts, node = running.facts, running.node
     return EngineFacts(
         launch=running.launch,
@@ -179,12 +179,12 @@ def engine_facts(running: RunningEngine, caches_reset: bool | None, prompt_salt:
 
 
 def gpu_name(node: PreparedNode) -> str | None:
-    """Return the GPU's own name."""
+    """Return the GPU's model name as its driver reports it."""
     return next((gpu.name for gpu in filter(None, map(find_gpu, node.launch.gpus))), None)
 
 
 def trial_quantities(work: Work, trial: Trial, records: Records, inputs: Mapping[str, Any]) -> dict[str, Value]:
-    """Return every quantity of the trial."""
+    """Return the values of all quantities of the trial, by name."""
     discard_first, backend = getattr(trial.load, "discard_first", False), work.deployment.backend
     model = work.deployment.model
     price, gpu_count = hourly_price(backend, work.settings.hardware), work.deployment.gpu_count

@@ -1,7 +1,7 @@
-"""Timed samples beside the Records: the engine's gauges, and its GPUs through NVML or else its processes.
+"""Timed samples alongside the Records: the engine's gauges, and its GPUs through NVML or its processes.
 
-One thread reads every source once per interval, and more often at first, off the measured path. A source that cannot be
-read is skipped and reported in `described`; it never fails a trial.
+One thread, off the measured path, reads every source once per interval, and more often at first. A source that cannot
+be read is skipped and reported by `described`; it never fails a trial.
 """
 
 import statistics
@@ -21,16 +21,16 @@ from sweep.base.records import Sample, tls_context
 from sweep.node.machine.foreign_processes import ForeignCpu, ForeignGpu
 
 Reading = tuple[str, str, float]  # series, device, value
-FINEST = 0.25  # s between readings in a trial's first 5 s; a page takes vLLM 4 ms of a core, i.e. 1.6 %
+FINEST = 0.25  # s between readings in a trial's first 5 s; a page takes vLLM 4 ms of a core, i.e. 1.6%
 GROWTH = 0.05  # later intervals as a share of the elapsed time: 0.5 s after 10 s
 EARLY = (0.05, 0.2, 0.5)  # s after the measured part began; always read then, or short trials would be missed
 START_POLL = 0.02  # s between two checks whether it has begun
 AVERAGED = ("kv_cache_usage", "spec_decode_accept_length", "spec_decode_accept_rate")  # over engines; others are added
-SPARING = 50  # shortest interval in durations of a reading: readings take at most 2 % of a core
+SPARING = 50  # shortest interval in durations of a reading: readings take at most 2% of a core
 
 
 class Source(Protocol):
-    """A source of readings."""
+    """The interface of a source of readings."""
 
     name: str
 
@@ -38,11 +38,10 @@ class Source(Protocol):
 
 
 class EngineMetrics:
-    """Gauges and counters from the engines' Prometheus pages; `names` maps our series to the engines' metrics.
+    """Gauges and counters from the engines' Prometheus pages; `names` maps series names to the engines' metrics.
 
-    Over several engines, and several workers of one, shares are averaged, and everything else is added up. A counter
-    for each position in a draft has the position in place of a device. `a / b` is the quotient of two metrics; it is
-    missing if `b` is 0.
+    Over several engines or workers, shares are averaged and all other series are summed. Counters per draft position
+    use the position as the device. `a / b` is the quotient of two metrics, omitted if `b` is 0.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class EngineMetrics:
         values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for url in self.urls:
             page = self.client.get(url).raise_for_status().text
-            # Parsing vLLM's page of 48 kB takes 10 ms of a core that may be the client's; these lines take 1.5 ms.
+            # Parsing vLLM's 48 kB page takes 10 ms of a core that may be the client's; only these lines take 1.5 ms.
             lines = [line for line in page.splitlines() if line.startswith(self.names)]
             for family in text_string_to_metric_families("\n".join(lines) + "\n"):
                 for sample in family.samples:
@@ -122,10 +121,10 @@ class Gpus:
 class Sampler:
     """Reads every source while its `with` block lasts. Times are CLOCK_MONOTONIC until `samples`.
 
-    Readings are FINEST apart at first, then further and further apart up to `interval`, so that a trial of one second
-    does not fall between two of them. However short `interval` is, the pause after a reading is at least SPARING times
-    the duration of a reading (the median of the last three, since a reading that had to wait took no more work), except
-    for the readings EARLY after `begin`.
+    Readings are FINEST apart at first, then further and further apart up to `interval`, so that even a one-second trial
+    is sampled. However short `interval` is, the pause after a reading is at least SPARING times the duration of a
+    reading (the median of the last three, since a delayed reading does not need more work). The readings EARLY after
+    `begin` are exempt.
     """
 
     def __init__(self, sources: Sequence[Source], interval: float) -> None:
@@ -147,7 +146,7 @@ class Sampler:
         self._thread.join(timeout=10)
 
     def read_once(self) -> list[Sample]:
-        """Read every source once, with stamps of CLOCK_MONOTONIC."""
+        """Read every source once; sample times are CLOCK_MONOTONIC."""
         samples: list[Sample] = []
         for source in self.sources:
             now = time.monotonic()

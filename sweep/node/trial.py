@@ -1,7 +1,7 @@
-"""One trial: send a workload to an engine under a load, and record what happened.
+"""One trial: sends a workload to an engine under a load, and records the results.
 
-The client process measures (`client`). This module does the rest: it builds requests before the clock starts, runs the
-telemetry, and writes the files. A trial's folder is complete when its trial.parquet exists.
+The client process measures (`client`). This module builds requests before the clock starts, runs the telemetry, and
+writes the files. A trial's folder is complete when its trial.parquet exists.
 """
 
 import math
@@ -51,11 +51,11 @@ def run_trial(
 ) -> dict[str, Any]:
     """Measure one trial on a running engine, write its files and return its row.
 
-    `caches_reset`, for the row: whether the engine has forgotten earlier prompts; None if it was not asked to. `salt`
-    makes the prompts' headers new to an engine that may remember some. `notify` is called with messages to show before
-    the trial is over, `on_progress` with the progress of its requests.
+    `caches_reset`, for the row: whether the engine's prompt cache was flushed; None if no flush was requested. `salt`
+    changes the prompts' prefixes, for an engine whose cache may hold earlier prompts. `notify` gets messages to show
+    during the trial, `on_progress` the progress of its requests.
 
-    The row's outcome is `cancelled`, and nothing is written, if `stop` was set meanwhile.
+    If `stop` is set meanwhile, the row's outcome is `cancelled` and nothing is written.
 
     Raises client.ClientDied if the measuring process ended without its results.
     """
@@ -74,13 +74,13 @@ def run_trial(
         return _unmeasured(row, Outcome.INVALID, below, Exit(Cause.BELOW_GATE))
     try:
         prompts = _build_requests(work, trial, salt or "")
-    except ValueError as error:  # this tokenizer cannot make these prompts, which is not the engine's fault
+    except ValueError as error:  # the tokenizer cannot make these prompts, which is not the engine's fault
         return _unmeasured(row, Outcome.INVALID, str(error), Exit(Cause.PROMPTS, words=exit_of(error).cause))
     if not trial.workload.unique_header:
         inputs["shared_prefix_share"] = shared_prefix_share(str(each.prompt) for part in prompts for each in part)
     if reason := _not_quiet(work, running, stop, notify):
         return _unmeasured(row, Outcome.DISTURBED, reason, Exit())
-    foreign = _foreign(work, running)  # from now on: processes that were waited for are not named beside this trial
+    foreign = _foreign(work, running)  # from now on: processes that ended during the wait are not listed for this trial
     sampler = Sampler(_sources(running, foreign), work.settings.telemetry_interval)
     idle = sum(value for _, value in memory_of(sampler.read_once())[1]) or None
     logged, began = {engine.log: engine.log_position() for engine in running.engines}, time.monotonic()
@@ -90,7 +90,7 @@ def run_trial(
         return row.flat()
     inputs |= _gateway_inputs(work, running, trial, prompts[1], ended=result.report.stopped is None)
     mark_gateway_answers(result.records, inputs.get("decisions") or ())
-    del prompts  # hundreds of megabytes for a long trial
+    del prompts  # frees hundreds of megabytes after a long trial
     samples = sampler.samples(result.start_monotonic)
     inputs |= {"samples": samples, "idle_memory": idle, "client": result.report}
     inputs["wall_seconds"] = time.monotonic() - began
@@ -114,7 +114,7 @@ def _unmeasured(row: TrialRow, outcome: Outcome, reason: str, exit: Exit) -> dic
 def _write(
     work: Work, trial: Trial, columns: dict[str, Any], result: measurement.Measurement, samples: list[Sample]
 ) -> None:
-    """Write the trial's files; the one that makes its folder complete is written last."""
+    """Write the trial's files; trial.parquet, which makes the folder complete, is written last."""
     files = work.paths.trial(work.deployment.deployment_id, work.attempt, trial.trial_id)
     run_files.write_requests(files, result.records)
     run_files.write_telemetry(files, samples)
@@ -164,9 +164,9 @@ def _measure(
 def _gateway_inputs(
     work: Work, running: RunningEngine, trial: Trial, requests: list[Request], ended: bool
 ) -> dict[str, Any]:
-    """Return what the gateway, if there is one, did with the measured requests, as inputs of the quantities.
+    """Return the gateway's effect on the measured requests, as inputs of the quantities; empty without a gateway.
 
-    A load's duration may leave requests unsent; they are in no share. Unless the trial ended by itself, the engine is
+    Requests left unsent at the end of the load's duration are excluded. Unless the trial ended by itself, the engine is
     not queried any more: it is dead, or would delay each comparison.
     """
     if running.gateway is None:
@@ -195,7 +195,7 @@ def _build_requests(work: Work, trial: Trial, salt: str) -> tuple[list[Request],
 
 
 def _count_tokens(work: Work) -> measurement.CountTokens | None:
-    """Return the model's own tokenizer as a counter of answers' tokens; None if the tokenizer is unknown."""
+    """Return a function that counts answers' tokens with the model's tokenizer; None if the tokenizer is unknown."""
     tokenizer = work.deployment.model.load_tokenizer(work.cache)
     if tokenizer is None:
         return None
@@ -203,10 +203,10 @@ def _count_tokens(work: Work) -> measurement.CountTokens | None:
 
 
 def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature: float = 0) -> wire.Target:
-    """Return what the client must know about the engine: its backend's fields of the same names, and five others.
+    """Return the client's Target: the backend's fields of the same names, completed for this trial.
 
-    `url` is the address of a gateway in front of the engine. If the end of an answer is ignored, its text shows special
-    tokens, so that our count includes them.
+    `url` is the address of a gateway in front of the engine. With ignore_eos, answers include special tokens as text,
+    so that the client's count includes them.
     """
     backend = engine.backend
     shared = {each.name for each in fields(wire.Target)} & set(type(backend).model_fields) - {"url", "extra_body"}
@@ -218,7 +218,7 @@ def target(engine: Engine, ignore_eos: bool, url: str | None = None, temperature
         temperature=temperature,
         ignore_eos=ignore_eos and backend.ignores_eos,
         extra_body={**(backend.wire.show_special if ignore_eos else {}), **backend.extra_body},
-        **(own if direct else {**own, "path": None}),  # a gateway has the paths of its own
+        **(own if direct else {**own, "path": None}),  # a gateway has its own paths
     )
 
 
@@ -245,7 +245,7 @@ def _not_quiet(work: Work, running: RunningEngine, stop: threading.Event, notify
     cores = _cores(running) | running.node.client_cpus
     sharing, known = sharing_name(work.settings.cluster), running.processes_known()
     if not known:
-        notify("quiet.foreign_cpu cannot be checked: the engine's container runs as another user")
+        notify("quiet.foreign_cpu cannot be checked, since the engine's container runs as another user")
     everywhere = ForeignCpu(cores, sharing, running.processes) if known else None
     return not_quiet(work.settings.quiet, Foreign(everywhere, _foreign(work, running).gpu), stop, notify)
 
@@ -262,7 +262,7 @@ def _sources(running: RunningEngine, foreign: Foreign) -> list[Source]:
     if gpus:
         sources.append(Gpus(gpus, foreign.gpu))
     if backend.launches:
-        if running.processes_known():  # otherwise it would be the memory of a container's client
+        if running.processes_known():  # otherwise it would be the memory of the container client's process
             sources.append(Processes(running.engine_processes, foreign.cpu))
         sources.append(CpuLimits([core for engine in engines for core in engine.launch.cpus]))
     return sources

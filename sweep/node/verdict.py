@@ -1,4 +1,4 @@
-"""The verdict on a trial: by its engine, by time, by its requests, and by the client that sent them."""
+"""The verdict on a trial, based on its engine, its time limits, its requests and the measuring client."""
 
 import time
 from collections import Counter
@@ -21,28 +21,28 @@ from sweep.numbers.selection import measured, succeeded, total_tokens, was_sent
 from sweep.plan.plan import Trial
 
 TIMED_OUT = "trial_timeout"  # the reason to stop when a trial reaches its limit
-STEP_BACK = 1e-3  # s by which a chunk's stamp may precede the last one's: kernel stamps are converted
-BUSY_ELSEWHERE = 0.5  # of a core: a client that is late but used less was kept waiting by others
+STEP_BACK = 1e-3  # s by which a chunk's stamp may precede the previous stamp, since kernel stamps are converted
+BUSY_ELSEWHERE = 0.5  # of a core: a late client that used less was kept waiting by other processes
 LATE = 0.005  # s of lag that do not matter
-LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, if they wait for the client before they send
+LARGEST_TURNAROUND_SHARE = 0.01  # of the users' time, for loads where each user waits for the client
 LARGEST_CPU_SHARE = 0.9  # of a core; above it a client process is the bottleneck
-BURST_COST = 50e-6  # s of lag allowed for each request that is due at the same time as others: they leave one by one
+BURST_COST = 50e-6  # s of lag allowed per request due at the same time, since they are sent one by one
 OTHER_LENGTH = (
     "with ignore_eos: set backend.ignores_eos=false if the server does not support it, "
     "or workload.ignore_eos=false for answers of any length"
 )
-SHARED_STAMPS = 0.01  # of all chunks; more reads of several than that, by a loop that is late, falsify the gaps
+SHARED_STAMPS = 0.01  # share of chunks read together by a late loop above which gaps are falsified
 BURST = 0.01  # s within which requests count as due at the same time
 EXIT_WITHIN = 5.0  # s after a trial within which an engine that no longer serves should exit
 SERVERS_OWN = ("status", "engine")  # kinds of errors whose detail comes from the server
-NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # beginnings of the errors that a dying engine causes
-GONE = ("connect:", "reset:", "closed:", "status: 502", "status: 503", "status: 504")  # as an endpoint's proxy says it
+NO_SERVICE = ("connect:", "reset:", "closed:", "status: 5")  # prefixes of the errors that a dying engine causes
+GONE = ("connect:", "reset:", "closed:", "status: 502", "status: 503", "status: 504")  # as reported by proxies
 
 
 def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement, logged: Mapping[Path, int]) -> Verdict:
-    """Decide the outcome: first by the engine's death, then by a stall or time limit, by the requests, by the client.
+    """Decide the outcome: check the engine's death, then a stall or time limit, the requests, and the client.
 
-    `logged` is each engine's log position before the trial: earlier messages about memory do not belong to this trial.
+    `logged` is each engine's log position before the trial, so that earlier messages about memory are ignored.
     """
     requests = judge_requests(result.records, max_failed=work.settings.max_failed)
     if requests.outcome is not Outcome.OK and _share_without_service(result.records, NO_SERVICE):
@@ -63,7 +63,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         return Verdict(outcome=Outcome.HUNG, reason=over_time, exit=Exit(cause), log_tail=log)
     missing = trial.num_requests - result.records.phase.count("measured")
     if missing > 0 and trial.load.duration is None:
-        # Part of a trial is no result, even if all that was sent succeeded; only a duration may cut it short.
+        # An incomplete trial is no result, even if all sent requests succeeded; only load.duration may cut it short.
         stopped = result.report.stopped
         partial = Outcome.ENGINE_CRASHED if stopped else Outcome.INVALID
         unsent = f"{missing} of {trial.num_requests} requests were never sent; {stopped or 'the reason is unknown'}"
@@ -81,7 +81,7 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
         return Verdict(outcome=Outcome.INVALID, reason=reason, exit=Exit(Cause.OTHER_LENGTH))
     steps = result.report.clock_steps
     if steps and result.report.stamp_source in ("kernel", "mixed"):  # the client's own stamps are monotonic
-        stepped = f"the host's clock was set ({steps} times): timestamps of the second before may be off by as much"
+        stepped = f"the host's clock was set ({steps} times): timestamps within a second before may be off by as much"
         return Verdict(outcome=Outcome.INVALID, reason=stepped, exit=Exit(Cause.CLOCK))
     if reason := limited(result.report, result.records):
         return Verdict(outcome=Outcome.CLIENT_LIMITED, reason=reason)
@@ -89,21 +89,21 @@ def judge(work: Work, trial: Trial, running: RunningEngine, result: Measurement,
 
 
 def _share_without_service(records: Records, errors: tuple[str, ...]) -> float:
-    """Return the share of the measured requests that were sent and whose error begins like one of these."""
+    """Return the share of measured requests that were sent and failed with an error that begins with one of these."""
     mask = measured(records) & was_sent(records)
     failed = (error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     return sum(error.startswith(errors) for error in failed) / max(1, int(mask.sum()))
 
 
 def _over_time(stopped: str | None, settings: Settings) -> str | None:
-    """Return why a stopped trial counts as hung; None if it was not stopped because of the time."""
+    """Return why a stopped trial is considered hung; None if it was not stopped because of a time limit."""
     if stopped == STALLED:
         return f"no token of any request for stall_timeout={settings.stall_timeout:g} s"
     return f"not finished within trial_timeout={settings.trial_timeout:g} s" if stopped == TIMED_OUT else None
 
 
 def has_fixed_length(work: Work, trial: Trial) -> bool:
-    """Return whether every answer must have exactly the requested tokens: no end token and no gateway shortens it."""
+    """Return whether answers must have exactly the requested length: end tokens are ignored, no gateway clips."""
     gateway = work.deployment.gateway
     clipped = gateway is not None and gateway.clip.output_tokens is not None
     return bool(work.deployment.backend.ignores_eos and trial.workload.ignore_eos and not clipped)
@@ -111,11 +111,10 @@ def has_fixed_length(work: Work, trial: Trial) -> bool:
 
 def judge_requests(records: Records, *, max_failed: float = 0.05) -> Verdict:
     """Return the verdict on a trial's requests, with its reason: `invalid` if too many failed, none returned a token,
-    or time ran backwards.
-
-    `max_failed` is the largest share of the measured requests that may fail. The reason names the most common error.
+    or time ran backwards. `max_failed` is the maximum share of measured requests that may fail. The reason includes the
+    most common error.
     """
-    mask = measured(records) & was_sent(records)  # those never sent are not the engine's fault, and are in quantiles
+    mask = measured(records) & was_sent(records)  # requests never sent are not the engine's fault, and are in quantiles
     total = int(mask.sum())
     failed = Counter(error for error, chosen in zip(records.error, mask, strict=True) if chosen and error is not None)
     count = failed.total()
@@ -143,9 +142,9 @@ def _invalid(reason: str, exit: Exit) -> Verdict:
 
 
 def other_length(records: Records, most: float) -> str | None:
-    """Why the answers are not as long as was asked for with ignore_eos, with the remedy; None where they are.
+    """Return how answers' lengths differ from those requested with ignore_eos, with the remedy; None if they agree.
 
-    `most` is the largest share of them that may differ by more than the tolerance.
+    `most` is the maximum share of answers that may differ by more than the tolerance.
     """
     answered = measured(records) & succeeded(records)
     counts = records.streamed_tokens, records.asked_output_tokens
@@ -158,11 +157,11 @@ def other_length(records: Records, most: float) -> str | None:
     if mean or share <= most:
         return mean
     found = f"{share:.0%} of the answers ({lengths.min():.0f} to {lengths.max():.0f} tokens)"
-    return f"{found} are over 10 % longer or shorter than requested {OTHER_LENGTH}"
+    return f"{found} are over 10% longer or shorter than requested {OTHER_LENGTH}"
 
 
 def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
-    """Return why answers' tokens differ from those requested with ignore_eos, with the remedy; None if they do not."""
+    """Return how token totals differ from those requested with ignore_eos, with the remedy; None if they agree."""
     if not asked_tokens or abs(tokens / asked_tokens - 1) <= LENGTH_TOLERANCE:
         return None
     means = f"answers have {tokens / answers:.1f} output tokens on average, not the {asked_tokens / answers:.1f}"
@@ -183,7 +182,7 @@ def _commonest(errors: Counter[str]) -> tuple[str, str]:
 
 
 def only_timeouts(records: Records) -> bool:
-    """Return whether every measured request sent timed out: the engine accepts connections but never answers."""
+    """Return whether all measured requests timed out: the engine accepts connections but never answers."""
     mask = measured(records) & was_sent(records)
     errors = [error for error, chosen in zip(records.error, mask, strict=True) if chosen]
     return bool(errors) and all(error is not None and error.startswith("timeout_") for error in errors)
@@ -192,13 +191,13 @@ def only_timeouts(records: Records) -> bool:
 def limited(report: ClientReport, records: Records) -> str | None:
     """Return why the client, not the engine, limited this trial, with the remedy; None if the client kept up.
 
-    The client is the bottleneck if one of its processes used more than 90 % of a core, or if it sent late
-    (`_late_sends`). If the process takes the stamps, it is the bottleneck also if its event loop was later (p99) than
-    allowed. If the kernel takes them, a late loop falsifies only gaps, by reading several chunks at once. Then the loop
-    must be later (p99) than the median time between chunks and 5 ms, with over 1 % of chunks read together. (A punctual
-    loop reads bursts so too.)
+    The client is the bottleneck if one of its processes used more than 90% of a core, or if it sent late
+    (`_late_sends`). If the process takes the timestamps, an event loop later (p99) than the limit is a bottleneck too.
+    If the kernel takes them, a late loop falsifies only gaps, by reading several chunks at once. Then the loop must be
+    later (p99) than the median time between chunks and than 5 ms, with over 1% of chunks read together. (A punctual
+    loop also reads bursts together.)
     """
-    remedy = "use more client processes (client.processes), give the client a core of its own, or lower the load"
+    remedy = "use more client processes (client.processes), reserve a core for the client, or lower the load"
     if report.cpu > LARGEST_CPU_SHARE:
         return f"a client process used {report.cpu:.0%} of a core: {remedy}"
     first = service_ttft(records)
@@ -208,9 +207,9 @@ def limited(report: ClientReport, records: Records) -> str | None:
     allowed = max(LATE, 0.1 * float(np.median(first[mask])))
     if late := _late_sends(records, mask, allowed):
         if report.cpu < BUSY_ELSEWHERE:
-            remedy = "another process kept the client's core busy: run again when the machine is idle"
+            remedy = "another process kept the client's core busy: rerun when the machine is idle"
             if turnaround_share(records, mask) is not None:
-                remedy += ", or ask for longer answers (workload.output_tokens)"
+                remedy += ", or request longer answers (workload.output_tokens)"
         return f"{late}: {remedy}"
     loop = report.loop_lag_p99
     shared = report.multi_event_reads > SHARED_STAMPS * len(records.chunk_us)
@@ -225,11 +224,11 @@ def limited(report: ClientReport, records: Records) -> str | None:
 
 
 def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
-    """Return by how much the client's own delay of the sends changed the load; None if it did not.
+    """Return how much late sending by the client changed the load; None if the delay was acceptable.
 
     In an open loop, `lag` (p99) may be `allowed` seconds: a tenth of the median `service_ttft` or 5 ms, plus 50 µs for
-    each request that was due together with this one and sent before it. Without a schedule, `turnaround` delays the
-    whole load instead of one request: it may be 1 % of its users' time.
+    each request that was due at the same time and sent earlier. Without a schedule, `turnaround` delays the whole load
+    instead of one request: it may be 1% of its users' time.
     """
     share = turnaround_share(records, mask)
     if share is not None:
@@ -250,7 +249,7 @@ def _late_sends(records: Records, mask: Mask, allowed: float) -> str | None:
 
 
 def _chunks_apart(records: Records, mask: Mask) -> float:
-    """Return the median over requests of the mean time between their chunks, in s; infinite if none has two."""
+    """Return the median over requests of the mean time between chunks, in s; infinite if no request has two chunks."""
     first, last = token_times(records)
     gaps = np.diff(np.asarray(records.offsets)) - 1
     several = mask & (gaps > 0)

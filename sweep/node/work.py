@@ -1,4 +1,4 @@
-"""The work that a node is given, and the node and the engine that do it."""
+"""The work assigned to a node, and the prepared node and running engine that carry it out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Work:
     run: str = "run"  # the run's unique name, used in the markers of its engines
     deadline: float | None = None  # s since the epoch; a trial starts only if it is expected to end by then
     expected: Mapping[str, float] = field(default_factory=dict)  # trial id -> seconds, if earlier runs measured it
-    patience: float = 0.0  # s of outages for which preparing the node is retried
+    patience: float = 0.0  # s of outage during which preparing the node is retried
 
     @property
     def paths(self) -> RunPaths:
@@ -46,7 +46,7 @@ class Work:
 
     @property
     def marker(self) -> str:
-        """The marker by which everything started for this attempt's engine can be found on its node."""
+        """The marker that identifies all processes started for this attempt's engine on its node."""
         return f"{self.run}/{self.deployment.deployment_id}/{self.attempt}"
 
 
@@ -66,13 +66,13 @@ class RunningEngine:
 
     node: PreparedNode
     engines: tuple[Engine, ...]
-    facts: Mapping[str, Any]  # as the engine reports them
+    facts: Mapping[str, Any]  # facts that the engine reports
     launch: str | None = None  # id of this start of the engine; None if it was not launched here
-    gateway: RunningGateway | None = None  # in front of the engine
+    gateway: RunningGateway | None = None  # the gateway in front of the engine
 
     @property
     def engine(self) -> Engine:
-        """The engine that answers when one replica stands for all."""
+        """The first engine, which represents all replicas where one is enough."""
         return self.engines[0]
 
     @property
@@ -89,7 +89,7 @@ class RunningEngine:
         return [process for engine in self.engines for process in engine.processes()]
 
     def processes_known(self) -> bool:
-        """Return whether all processes of the engines are known; unknown ones would count as other processes."""
+        """Return whether all processes of the engines are known; unknown ones would be taken for other processes."""
         return all(engine.processes_known() for engine in self.engines)
 
     def alive(self) -> bool:
@@ -101,5 +101,5 @@ class RunningEngine:
         return next((engine for engine in self.engines if not engine.alive()), None)
 
     def ran_out_of_memory(self, since: Mapping[Path, int]) -> bool:
-        """Return whether any engine's log reports running out of memory after these positions, by log."""
+        """Return whether any engine's log reports running out of memory after its position in `since`."""
         return any(engine.ran_out_of_memory(since[engine.log]) for engine in self.engines)

@@ -1,1 +1,1 @@
-"""Defines every number: formulas over the raw records of a trial."""
+"""Defines every measured quantity as a formula over the raw records of a trial."""

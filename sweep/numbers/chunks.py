@@ -1,6 +1,6 @@
 """The chunks of a trial's answers as arrays: arrival times and token counts.
 
-Chunks without a token (a role, a usage report) are not arrivals and are left out. Chunks are processed in blocks, so
+Chunks without a token (a role, a usage report) are excluded. Chunks are processed in blocks, so
 that a million requests of 128 chunks need little more memory than their Records. Times are in seconds.
 """
 
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 BLOCK_CHUNKS = 1 << 20
-TOGETHER = 100  # µs: an engine cannot make tokens faster, so closer chunks of an answer arrived together
+TOGETHER = 100  # µs: no engine generates tokens faster, so closer chunks of an answer arrived together
 
 
 class Block(NamedTuple):
@@ -38,8 +38,8 @@ class Block(NamedTuple):
     def counted(self, records: Records) -> Floats:
         """Return the tokens of each chunk, scaled to add up to the request's streamed tokens. Shape (chunks,).
 
-        The factor is 1 if the stream says how many tokens each chunk holds. Otherwise each chunk was counted as one
-        token, and the tokens are spread evenly over the chunks.
+        The factor is 1 if the stream reports the tokens of each chunk. Otherwise each chunk was counted as one token,
+        and the tokens are spread evenly over the chunks.
         """
         parsed = np.bincount(self.request - self.request[0], weights=self.tokens)
         reported = np.asarray(records.streamed_tokens, np.float64)[self.request[0] : self.request[0] + parsed.size]
@@ -87,7 +87,7 @@ def tokens_within(records: Records, mask: Mask, begin: float, end: float) -> int
 
 
 def token_times(records: Records) -> tuple[Floats, Floats]:
-    """Return the arrival of each request's first and last token, in s since its send; NaN if it got no token."""
+    """Return the arrival of each request's first and last token, in s since it was sent; NaN without a token."""
     first, last = np.full(len(records), np.nan), np.full(len(records), np.nan)
     tokens, us = np.asarray(records.chunk_tokens), np.asarray(records.chunk_us)
     if np.all(tokens > 0):  # nearly always: then the first and last chunk of each request suffice
@@ -103,12 +103,12 @@ def token_times(records: Records) -> tuple[Floats, Floats]:
 
 
 def near(block: Block) -> Mask:
-    """Return a mask of neighbouring chunks of a request that arrived together. Shape (chunks - 1,)."""
+    """Return a mask of neighbouring chunks that arrived together. Shape (chunks - 1,)."""
     return block.inside() & (np.diff(block.us) <= TOGETHER)
 
 
 def later_tokens(records: Records) -> Floats:
-    """Return each request's streamed tokens after its first arrival; NaN if their number is unknown. Shape (requests,).
+    """Return each request's streamed tokens after the first arrival; NaN if unknown. Shape (requests,).
 
     The first arrival consists of the first chunk and all chunks that arrived together with it.
     """
@@ -126,7 +126,7 @@ def later_tokens(records: Records) -> Floats:
 
 def token_chunks(records: Records) -> NDArray[np.int64]:
     """Return the number of chunks with a token in each request. Shape (requests,)."""
-    empty = np.flatnonzero(np.asarray(records.chunk_tokens) == 0)  # few, if any
+    empty = np.flatnonzero(np.asarray(records.chunk_tokens) == 0)  # chunks without a token are rare
     offsets = np.asarray(records.offsets)
     requests_of_empty = np.searchsorted(offsets, empty, side="right") - 1
     return np.diff(offsets) - np.bincount(requests_of_empty, minlength=len(records))

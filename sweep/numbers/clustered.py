@@ -1,5 +1,4 @@
-"""Intervals of shares and means over the tokens of several texts. Tokens of one text are alike, so the texts are the
-sample."""
+"""Intervals of shares and means over the tokens of several texts. Texts are the sample: tokens in a text are alike."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ COVERAGE = 0.95
 
 
 class Bounded(NamedTuple):
-    """A figure with the ends of its 95 % interval; they are infinite if there is only one text."""
+    """An estimate with its 95% interval, whose ends are infinite if there is only one text."""
 
     value: float
     low: float
@@ -23,7 +22,8 @@ class Bounded(NamedTuple):
 def share(hits: Sequence[int], sizes: Sequence[int]) -> Bounded:
     """Return the share of hits, `hits[i]` of `sizes[i]` in text i, with Wilson's interval for the effective size.
 
-    It is the number of tokens divided by the ratio of the variance between texts to that of independent tokens.
+    The effective size is the number of tokens, divided by the ratio of the variance between texts to the variance of
+    independent tokens.
     """
     counts, totals = np.asarray(hits, float), np.asarray(sizes, float)
     total = totals.sum()
@@ -41,7 +41,7 @@ def share(hits: Sequence[int], sizes: Sequence[int]) -> Bounded:
 
 
 def ratio_of_likelihoods(texts: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Bounded:
-    """Return exp of the mean difference in a token's log-probability, paired by token; Student's t over the texts."""
+    """Return exp of the mean log-probability difference, paired by token, with Student's t interval over texts."""
     pairs = zip(texts, baseline, strict=True)
     differences = [np.asarray(a, float) - np.asarray(b, float) for a, b in pairs]
     total = sum(map(len, differences))
@@ -57,6 +57,6 @@ def _variance(deviations: Floats) -> float:
 
 
 def _quantile(texts: int) -> float:
-    from scipy import special  # here, or every task on a node would wait for a third of its imports
+    from scipy import special  # imported here, since scipy takes a third of a task's import time
 
     return float(special.stdtrit(texts - 1, 0.5 + COVERAGE / 2))

@@ -1,11 +1,11 @@
 """Drift of the latency of a trial: within its steady window, after it and over the whole trial.
 
-The requests sent in the window are split into TENTHS by their send. There is drift if every tenth of the second half
-lies above every tenth of the first, or below it. By chance alone this happens in 1 of 126 windows (Mann & Whitney 1947,
-five against five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later
-requests are slower than any tenth of it, and by LEAST_AFTER. Both tests use the p50 and the p90 of e2el.
-
-Over the whole trial a change may come at any of CHANGE_POINTS: all later tenths are above all earlier ones, or below.
+The requests sent in the window are split into TENTHS by send time. There is drift if every tenth of the second half
+lies above (or below) every tenth of the first half. By chance alone this happens in 1 of 126 windows (Mann & Whitney
+1947, five against five), so the halves must also differ by LEAST_CHANGE. After the window there is drift if the later
+requests are slower than every tenth of the window, and slower than the window by LEAST_AFTER. Both tests use the p50
+and the p90 of e2el. Over the whole trial a change may occur at any of CHANGE_POINTS: all later tenths are above (or
+below) all earlier tenths.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from sweep.numbers.selection import Window, sent_within, succeeded
 
 TENTHS = 10
 FEWEST_IN_A_TENTH = 5  # requests
-LEAST_CHANGE = 1.1  # ratio of one half to the other
+LEAST_CHANGE = 1.1  # minimum ratio between the halves
 LEAST_OVER = 1.2  # ratio of the later part of a whole trial to the earlier one
 LEAST_AFTER = 1.25  # ratio of the time after the window to the window
 SHARES = (0.5, 0.9)
@@ -42,9 +42,9 @@ def drift_within(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def drift_over(records: Records, mask: Mask) -> float | None:
-    """The later requests' p50 or p90 of e2el over the earlier ones', at the split of the largest change; or None."""
+    """Return the ratio of p50 or p90 of e2el after and before the largest change; None if there is no drift."""
     sent = as_floats(records.sent)
-    if np.isnan(as_floats(records.scheduled)[mask]).all():  # the users' first requests came all at once
+    if np.isnan(as_floats(records.scheduled)[mask]).all():  # the users' first requests were sent at once
         mask = mask & (sent > np.nanmin((sent + e2el(records))[mask], initial=np.inf))
     latencies = _latencies(records, mask)
     if latencies.size < TENTHS * FEWEST_IN_A_TENTH:
@@ -63,7 +63,7 @@ def drift_over(records: Records, mask: Mask) -> float | None:
 
 
 def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """Return the ratio of p50 or p90 of e2el after the window to that within it; None if there is no drift."""
+    """Return the ratio of p50 or p90 of e2el after the window to within it; None if there is no drift."""
     if window.end is None:
         return None
     latencies = _latencies(records, sent_within(records, mask, window))
@@ -80,7 +80,7 @@ def drift_after(records: Records, mask: Mask, window: Window) -> float | None:
 
 
 def _latencies(records: Records, mask: Mask) -> Floats:
-    """Return e2el in the order of the sends; for a failed request, the time until it failed, which is a lower bound."""
+    """Return e2el in order of send time; for failed requests, the time until failure, which is a lower bound."""
     lasted = as_floats(records.ended) - as_floats(records.sent)
     values = np.where(succeeded(records), e2el(records), lasted)[mask]
     ordered = values[np.argsort(as_floats(records.sent)[mask], kind="stable")]

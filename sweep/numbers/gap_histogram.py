@@ -1,7 +1,8 @@
 """A histogram of gaps between chunks, from which quantiles of a billion gaps can be computed.
 
 A bin is the upper half of a gap's bits as a 32-bit float: 128 bins for each power of two. The middle of a bin differs
-by at most 0.4 % from any gap in it, so a quantile does too. Histograms of trials, files and processes can be added.
+by at most 0.4% from any gap in the bin; this bounds the error of a quantile. Histograms of trials, files and processes
+can be added.
 """
 
 import numpy as np
@@ -12,13 +13,13 @@ Counts = NDArray[np.int64]
 LARGEST_ERROR = 2.0**-8  # relative error of a quantile: half a bin
 GAP_BINS = 1 << 15  # the bins of positive floats
 GAPS_AT_ONCE = 1 << 20  # gaps
-WRAPS = np.uint32(1 << 31)  # µs above which the difference of two stamps may mean that the stamps go back
+WRAPS = np.uint32(1 << 31)  # µs above which a difference may be a negative one that wrapped around
 
 
 def count_gaps(stamps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> Counts:
-    """Count the gaps between neighbouring stamps of each request, in µs; 0 if the stamps go back.
+    """Count the gaps between neighbouring stamps of each request, in µs; decreasing stamps give 0.
 
-    `offsets` gives where each request's stamps begin, and where the last request's end.
+    `offsets` holds the start of each request's stamps, and the end of the last request's.
     """
     counts = np.zeros(GAP_BINS, np.int64)
     wide = bool(stamps.size) and bool(stamps.max() >= WRAPS)
@@ -26,14 +27,14 @@ def count_gaps(stamps: NDArray[np.uint32], offsets: NDArray[np.int64]) -> Counts
         part = stamps[begin : begin + GAPS_AT_ONCE + 1]
         counts += np.bincount(_bins(part, wide), minlength=GAP_BINS)
     between = np.unique(offsets[(offsets > offsets[0]) & (offsets < offsets[-1])]) - offsets[0]
-    if between.size:  # the neighbours that belong to two requests
+    if between.size:  # neighbours that belong to different requests
         pairs = np.stack([stamps[between - 1], stamps[between]], axis=1)
         counts -= np.bincount(_bins(pairs, wide).ravel(), minlength=GAP_BINS)
     return counts
 
 
 def quantile_of_counts(counts: Counts, share: float) -> float:
-    """Return the gap in s below which this share of the gaps lies, within LARGEST_ERROR; NaN if there are no gaps."""
+    """Return the quantile of the gaps in s, within LARGEST_ERROR; NaN if there are no gaps."""
     cumulative = np.cumsum(counts)
     if not cumulative[-1]:
         return float("nan")

@@ -1,7 +1,7 @@
-"""Quantiles: linear between order statistics (type 7 of Hyndman & Fan 1996), for every figure.
+"""Quantiles for all quantities: linear between order statistics (type 7 of Hyndman & Fan 1996).
 
-Between two that are far apart, such as two modes, nothing was measured: there the higher one is the quantile. (A few
-values are all far apart, and show no modes.)
+Between two order statistics that are far apart, e.g. two modes, nothing was measured: there the higher one is the
+quantile. (This needs several values: a few values are always far apart.)
 """
 
 import math
@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from sweep.numbers.quantity import percentile_name
 
 FEWEST_OF_MODES = 10  # values
-WIDEST_STEP = 1.2  # one order statistic over the one before, across which nothing is interpolated
+WIDEST_STEP = 1.2  # ratio of neighbouring order statistics above which nothing is interpolated
 ROUNDING = 1e-9  # tolerance of an order statistic's index: 0.99 × 100 may be slightly above 99
 
 
 def quantile(values: Sequence[float] | NDArray[Any], share: float) -> float:
-    """Return the value below which this share of the values lies; NaN if there are no values."""
+    """Return the quantile of the values at `share` (0..1); NaN if there are no values."""
     return float(np.quantile(values, share)) if len(values) else math.nan
 
 
 def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float = 1.0) -> dict[str, float | None]:
     """Return mean, percentiles and max of the values / unit, ignoring NaN; None if all are NaN. Reorders `values`.
 
-    An infinite value is a failed request (`selection.with_failures`): percentiles count it and are None if they reach
-    it; mean and max cover only finite values.
+    An infinite value is a failed request (`selection.with_failures`): percentiles include it, and are None where they
+    reach it; mean and max cover only finite values.
     """
     values = values[~np.isnan(values)] if values.dtype.kind == "f" else values
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
@@ -41,7 +41,7 @@ def statistics(values: NDArray[Any], percentiles: Sequence[float], unit: float =
 
 
 def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) -> list[float]:
-    """Return quantiles of `count` values, of which those not in `finite` are +∞. Reorders `finite`."""
+    """Return quantiles of `count` values; values that are not in `finite` are +∞. Reorders `finite`."""
     at = shares * (count - 1)  # position between two order statistics: if either is infinite, so is the quantile
     lower = np.floor(at + ROUNDING).astype(np.int64)
     upper = np.ceil(at - ROUNDING).astype(np.int64)
@@ -53,6 +53,6 @@ def _quantiles(finite: NDArray[Any], count: int, shares: NDArray[np.float64]) ->
 
 
 def between(low: NDArray[Any], high: NDArray[Any], share: NDArray[Any], count: Any) -> NDArray[np.float64]:
-    """The value so far from one order statistic of `count` to the next; the next one if they are far apart."""
+    """Interpolate by `share` between two of `count` order statistics; if they are far apart, return the higher."""
     apart = (high > WIDEST_STEP * low) & (share > ROUNDING) & (np.asarray(count) >= FEWEST_OF_MODES)
     return np.asarray(np.where(apart, high, low + share * (high - low)), np.float64)

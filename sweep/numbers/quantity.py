@@ -1,7 +1,7 @@
-"""A quantity is declared once, above the function that computes it; everything else about it is derived from there.
+"""A quantity is declared once, above the function that computes it; everything else is derived from the declaration.
 
-The row's columns and their types, what a failed row leaves empty, labels, the summary, the report's definitions, what a
-tracker receives and the tables of docs/metrics.md all come from the declarations. The docstring is the formula.
+This includes the row's columns and types, the columns that are null in a failed row, labels, the summary, the report's
+definitions, the trackers' metrics and the tables of docs/metrics.md. The docstring is the formula.
 """
 
 import inspect
@@ -17,9 +17,9 @@ Kind = Literal["latency", "throughput", "count", "cost", "memory", "energy", "va
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PERFORMANCE: frozenset[Kind] = frozenset({"latency", "throughput", "cost", "energy"})
-"""The kinds that a trial without a result does not have: half a measurement must not look like a fast one."""
+"""The kinds that are null for a trial without a result: half a measurement must not look like a fast one."""
 
-BUFFERED = 0.1  # share of the events that arrived together with another, above which times between events mean nothing
+BUFFERED = 0.1  # share of merged events above which times between events are meaningless
 
 OLD_PERCENTILES = (50.0, 90.0, 99.0)  # in rows from before percentiles were a setting
 
@@ -28,25 +28,26 @@ OLD_PERCENTILES = (50.0, 90.0, 99.0)  # in rows from before percentiles were a s
 class Quantity:
     """The definition of a quantity: its meaning and its computation.
 
-    Its kind says when it is undefined. A latency needs a client's stamps (so does goodput): it is left out if the
-    engine took its own. Validity says how far to trust the other kinds; counts are requests, tokens and seconds.
+    Its kind determines when it is undefined. Latencies and goodput need a client's timestamps: they are omitted if the
+    engine took the timestamps. Validity quantities tell how far to trust the other kinds; counts are requests, tokens
+    and seconds.
     """
 
     name: str
-    unit: str  # of the data: s, bytes, tokens/s, …; "share" (0 to 1); "" if it has none
+    unit: str  # unit of the data: s, bytes, tokens/s, …; "share" (0 to 1); "" without a unit
     kind: Kind
     function: Callable[..., Any]  # its parameters are named like a trial's inputs or other quantities (`summarise`)
     formula: str
     better: Literal["higher", "lower"] | None = None
-    per: Literal["request", "gap", "batch"] | None = None  # of a series, which the row summarises; None: one figure
-    type: type = float  # of the figure: float, int, bool or str
+    per: Literal["request", "gap", "batch"] | None = None  # of a series, which the row summarises; None: one value
+    type: type = float  # type of a single value: float, int, bool or str
     label: str | None = None  # None: the quantity's name
     short: str | None = None  # None: the label
     event: Literal["sent", "first", "last"] | None = None  # at which a request's value is known (send, first or last
     # token): a series with an event is summarised over the steady state too
-    steady: bool = False  # a figure over the steady state
+    steady: bool = False  # whether it is a single value over the steady state
     spaced: bool = False  # based on the time between an answer's events: null if they were buffered
-    headline: Mapping[str, int] = field(default_factory=dict)  # statistic ("" for a figure) -> rank among the headlines
+    headline: Mapping[str, int] = field(default_factory=dict)  # statistic ("" for one value) -> rank among headlines
     recorded_as: str | None = None  # column of requests.parquet with each request's value; None: the quantity's name
 
     @property
@@ -65,7 +66,7 @@ class Statistic:
 
     column: str
     quantity: Quantity
-    name: str  # mean, p50, …, max; "" for a figure
+    name: str  # mean, p50, …, max; "" for a single value
     steady: bool
 
     @property
@@ -74,7 +75,7 @@ class Statistic:
 
     @property
     def mean_column(self) -> str:
-        """The column with the mean of the same series."""
+        """The name of the column with the mean of the same series."""
         return _series_column(self.quantity, "mean", self.steady)
 
 
@@ -116,7 +117,7 @@ def declared() -> list[Quantity]:
 
 
 def percentile_name(percentile: float) -> str:
-    """Return p99; or p99_9 for 99.9, since only axes have a dot in their name."""
+    """Return the column suffix of a percentile: p99, or p99_9 for 99.9, since dots are reserved for axes."""
     return f"p{percentile:g}".replace(".", "_")
 
 

@@ -1,6 +1,6 @@
-"""Selects the requests of a trial that a figure covers, and computes sums and spans over them.
+"""Selects the requests of a trial that a quantity covers, and computes sums and spans over them.
 
-A mask of shape (requests,) selects them: `measured` leaves out the warm-up, `succeeded` failed requests.
+A mask of shape (requests,) selects requests: `measured` excludes the warm-up, `succeeded` failed requests.
 """
 
 from array import array
@@ -17,7 +17,7 @@ class Window(NamedTuple):
     """The part of a trial that was in steady state (`steady`), in s from the trial's start."""
 
     begin: float | None
-    end: float | None  # None, like `begin`, if there is no steady state
+    end: float | None  # None, like `begin`, without a steady state
     method: str  # the rule that found it, or why there is none
 
 
@@ -33,7 +33,7 @@ def succeeded(records: Records) -> Mask:
 
 
 def was_sent(records: Records) -> Mask:
-    """Return the requests that were sent, not only due while all slots were taken. Shape (requests,)."""
+    """Return the requests that were sent, excluding requests that were due but never got a slot. Shape (requests,)."""
     return ~np.isnan(as_floats(records.sent))
 
 
@@ -44,7 +44,7 @@ def engine_answered(records: Records) -> Mask:
 
 
 def with_failures(values: Floats, failed: Mask) -> Floats:
-    """Return a latency's values per request, infinite for failed requests, which count as slower than any other.
+    """Return a latency's values per request, infinite (slower than any other) for failed requests.
 
     Otherwise a quantile would cover only the survivors, and the slowest requests often do not survive. Shape of both.
     """
@@ -52,9 +52,9 @@ def with_failures(values: Floats, failed: Mask) -> Floats:
 
 
 def sent_within(records: Records, mask: Mask, window: Window) -> Mask:
-    """Return the requests in the mask sent in the window, whenever they ended: the drain after it was observed too.
+    """Return the requests in the mask sent in the window, whenever they ended, since the drain was observed too.
 
-    A request that was due in the window but never sent is included, like one that never ended.
+    A request that was due in the window but never sent is included, like a request that never ended.
     """
     if window.begin is None or window.end is None:
         return np.zeros_like(mask)
@@ -69,12 +69,12 @@ def total_tokens(counts: "array[int]", mask: Mask) -> int | None:
 
 
 def first_send(records: Records, mask: Mask) -> float:
-    """Return the first send of the requests in the mask, in s from the trial's start; infinite if there are none."""
+    """Return the earliest send time in the mask, in s from the trial's start; infinite if the mask is empty."""
     return float(np.nanmin(as_floats(records.sent)[mask], initial=np.inf))
 
 
 def spans(records: Records, mask: Mask) -> tuple[Floats, Floats]:
-    """Return send and last token of the requests in the mask that got one, ordered by send, in s from the start."""
+    """Return times of send and last token of requests in the mask that got tokens, in order of send; s from start."""
     sent = as_floats(records.sent)[mask]
     last = sent + token_times(records)[1][mask]
     answered = ~np.isnan(last)

@@ -1,21 +1,21 @@
-"""The steady state of a trial: the part of it that is detected to be stationary, or None.
+"""The steady state of a trial: the part detected as stationary, or None.
 
 The window
   * begins when the load has turned over once, that is, when as many requests have ended as are typically in flight. The
     first requests, which came all at once or met an idle engine, have ended by then;
-  * ends with the last send, after which the load drains;
+  * ends when the last request is sent, after which the load drains;
   * is trimmed by the marginal standard error rule MSER-5 (White, Cobb & Spratt, "A comparison of five steady-state
     truncation heuristics for simulation", Proc. Winter Simulation Conf. 2000) at its beginning, and, since cooling down
     is warming up in reverse, at its end, but there only if fewer requests are in flight than before: an engine that
     slows down under the same load has not cooled down, and trimming that part would flatter it;
-  * must be at least LIFETIMES × the p90 of e2el long, that of a failed request being infinite, and as long as the
-    slowest answer: a shorter one may hold no slow request at all. (MLPerf Endpoints asks for such a multiple too: the
-    "relaxation" in docs/steady-state-detection.md of mlcommons/endpoints);
+  * must be at least LIFETIMES × the p90 of e2el long (infinite for failed requests), and as long as the slowest answer:
+    a shorter window may hold no slow request at all. (MLPerf Endpoints requires such a multiple too: the "relaxation"
+    in docs/steady-state-detection.md of mlcommons/endpoints);
   * must not be the part of the run with the fewest slow requests (`quiet_part`);
   * must then be stationary, by the test of Heidelberger and Welch ("Simulation run length control in the presence of an
     initial transient", Operations Research 31, 1983).
 Two series are examined: the output tokens that arrive in each bin of time, and the requests in flight. In lockstep
-there is one, the tokens per second of each batch, and no drain. `quantities.steady` defines its figures.
+there is one, the tokens per second of each batch, and no drain. `quantities.steady` defines its quantities.
 """
 
 import numpy as np
@@ -28,25 +28,25 @@ from sweep.numbers.quantities.latency import e2el, service_e2el
 from sweep.numbers.quantities.load import GROWING, queue_score
 from sweep.numbers.selection import Window, measured, sent_within, succeeded, with_failures
 
-LIFETIMES = 5  # a window holds at least that many durations of a slow request (p90)
+LIFETIMES = 5  # minimum length of a window, in durations of a slow request (p90)
 LIGHTER_TAIL = 2.0  # ratio of the p99 with the cut-off parts to the p99 without them
 SAME_MEDIAN = 1.1  # ratio of the medians of the cut-off parts and the rest
 BINS = 500  # at most
-TOKENS_PER_BIN = 10  # at least; fewer tokens give fewer bins
+TOKENS_PER_BIN = 10  # at least this many tokens per bin; fewer tokens give fewer bins
 FEWEST_MEANS = 10  # needed by MSER: 10 x 5 bins of time, or 10 batches
-SLACK = 2.0  # accepted multiple of the smallest squared standard error
+SLACK = 2.0  # accepted multiple of the minimum squared standard error
 NEGLIGIBLE = 0.01  # of the mean: a standard error below this is not reduced further
 DRIFT = 0.05  # of the mean: a change below this from one half of the window to the other is no drift
-CRAMER_VON_MISES_99 = 0.743  # 99 % of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
+CRAMER_VON_MISES_99 = 0.743  # 99% of ∫B² of a Brownian bridge B (Anderson & Darling 1952, table 1)
 
 
 def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
-    """Detect the steady state of a trial's measured requests; `method` names the rule, or why there is none."""
+    """Detect the steady state of a trial's measured requests; `method` is the rule, or why there is none."""
     mask = measured(records, discard_first_batch)
     if not (mask & succeeded(records)).any():
         return _none("no request succeeded")
     if (score := queue_score(records, mask)) is not None and score >= GROWING:
-        return _none("the queue grows: requests come faster than they are answered")
+        return _none("the queue grows: requests arrive faster than they are answered")
     lockstep = np.any(np.asarray(records.batch)[mask] != UNKNOWN)
     window = _batch_window(records, mask) if lockstep else _time_window(records, mask)
     if window.begin is None or window.end is None:
@@ -56,11 +56,11 @@ def steady_window(records: Records, discard_first_batch: bool = False) -> Window
 
 
 def too_short(records: Records, mask: Mask, length: float) -> str | None:
-    """Return why a window of this length may hold no slow request; None if it is long enough."""
+    """Return why a window of this length may miss slow requests; None if it is long enough."""
     lasted = statistics(with_failures(e2el(records), ~succeeded(records))[mask], (90,))
     p90, longest = lasted["p90"], lasted["max"]
     if p90 is None or longest is None:
-        return "more than 10 % of the requests failed or were never sent, so that e2el has no p90"
+        return "more than 10% of the requests failed or were never sent, so that e2el has no p90"
     if length < LIFETIMES * p90:
         return f"the settled part of {length:.3g} s is shorter than {LIFETIMES} times the p90 of e2el, {p90:.3g} s"
     if length < longest:
@@ -69,10 +69,10 @@ def too_short(records: Records, mask: Mask, length: float) -> str | None:
 
 
 def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
-    """Return why a window is only the part of a run with the fewest slow requests; None if it is not.
+    """Return a reason if a window is just the part of a run with the fewest slow requests, else None.
 
     A part that is cut off for being different should be slow as a whole, like a start-up. If its median equals the
-    window's but the p99 falls to less than half without it, the cut has selected by chance.
+    window's, but cutting it more than halves the p99, the cut has selected by chance.
     """
     latencies = with_failures(e2el(records), ~succeeded(records))
     inside = sent_within(records, mask, window)
@@ -80,7 +80,7 @@ def quiet_part(records: Records, mask: Mask, window: Window) -> str | None:
     if within["p50"] is None or cut["p50"] is None or cut["p50"] > SAME_MEDIAN * within["p50"]:
         return None
     if within["p99"] is not None and (whole["p99"] is None or whole["p99"] > LIGHTER_TAIL * within["p99"]):
-        return "the settled part leaves out the slow requests of the run, and is not faster otherwise"
+        return "the settled part excludes the slow requests of the run, and is not faster otherwise"
     return None
 
 
@@ -119,9 +119,9 @@ def _time_window(records: Records, mask: Mask) -> Window:
 
 
 def turned_over(records: Records, mask: Mask) -> float | None:
-    """Return the time when as many requests have ended as are typically in flight, in s; None if that never happens.
+    """Return the time (s) when as many requests have ended as are typically in flight; None if that never happens.
 
-    The typical number is the median over the time from the first send to the last.
+    The typical number is the median over the sending time, from the first request to the last.
     """
     sent, ended = lifetimes(records, mask)
     if not sent.size or sent.max() <= sent.min():
@@ -137,9 +137,9 @@ def in_flight(records: Records, mask: Mask, edges: Floats) -> Floats:
 
 
 def lifetimes(records: Records, mask: Mask) -> tuple[Floats, Floats]:
-    """Return the send of each request and its last token (or when it was given up), in s from the trial's start.
+    """Return the time of send and of the last token (or giving up) of each request, in s from the trial's start.
 
-    A request that hangs is load: without it, an engine that no longer answers would look like one whose load is over.
+    A request that hangs is load: without it, an engine that stopped answering would look idle.
     """
     sent, last = as_floats(records.sent)[mask], token_times(records)[1][mask]
     ended = np.where(succeeded(records)[mask], np.nan, as_floats(records.ended)[mask])
@@ -160,10 +160,10 @@ def settled(series: list[Floats], means_of: int, typical: int, load: Floats | No
     """Return the observations in which every series is in steady state, or None.
 
     Args:
-        series: one or more of the same length, in order of time.
+        series: one or more series of the same length, in order of time.
         means_of: number of observations that MSER averages (5 for MSER-5).
-        typical: observations in the time that a typical request takes: closer ones are not independent.
-        load: the one of the series that falls when the load cools down; None if none can.
+        typical: number of observations during a typical request: closer observations are not independent.
+        load: the series that falls when the load cools down; None without such a series.
     """
     for slack in (SLACK, 1.0):  # the strict rule only if the lenient one leaves a transient
         begin = max(mser(values, means_of, slack) for values in series)
@@ -175,7 +175,7 @@ def settled(series: list[Floats], means_of: int, typical: int, load: Floats | No
 
 
 def cooled_down(load: Floats, means_of: int, slack: float) -> int:
-    """Return the index of the observation where the load begins to cool down, or the number of observations."""
+    """Return the index where the load begins to cool down; the number of observations if it does not."""
     end = load.size - mser(load[::-1], means_of, slack)
     return end if end < load.size and load[end:].mean() < load[:end].mean() else load.size
 
@@ -202,7 +202,7 @@ def mser(values: Floats, means_of: int = 5, slack: float = 1.0) -> int:
 
 
 def stationary(values: Floats, typical: int) -> bool:
-    """Return whether the mean drifts by at most DRIFT between the halves, or not beyond the noise of the series.
+    """Return whether the mean drifts by at most DRIFT between the halves, or by no more than the series' noise.
 
     Heidelberger and Welch: B(k) = (S_k − k·ȳ) / √(n·p(0)) is a Brownian bridge if the mean is constant, S_k being the
     sum of the first k values, and ∫B² is then below CRAMER_VON_MISES_99 in 99 of 100 cases. p(0), the spectral density

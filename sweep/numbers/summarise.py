@@ -29,7 +29,7 @@ def summarise(
 ) -> dict[str, Value]:
     """Return the columns over the whole run, and `steady_*` within the window; further inputs are passed by name.
 
-    Figures cover the measured requests. Undefined figures are None.
+    They cover the measured requests. Undefined values are None.
     """
     mask, window = measured(records, discard_first_batch), window or NO_WINDOW
     inputs |= {"records": records, "mask": mask, "window": window, "slo": slo, "begin": first_send(records, mask)}
@@ -42,7 +42,7 @@ def summarise(
 
 
 def figures(inputs: Mapping[str, Any]) -> dict[str, Value]:
-    """The quantities of a whole trial that can be computed from the inputs, and from each other.
+    """Return the quantities of a whole trial that can be computed from the inputs and from other quantities.
 
     An input with a default may be missing.
     """
@@ -82,9 +82,9 @@ def _series(
 
 
 def request_values(quantity: Quantity, records: Records) -> Floats:
-    """Return a series of the requests: a failed one is infinite in a latency, and otherwise left out (NaN).
+    """Return a quantity's value per request: for a failed request, infinite in a latency and otherwise NaN.
 
-    A failed request's wait for a slot is known, since it had one. Shape (requests,).
+    A failed request's wait for a slot is known, since it got a slot. Shape (requests,).
     """
     values, failed = np.asarray(quantity.function(records), np.float64), ~succeeded(records)
     if quantity.kind != "latency":
@@ -95,9 +95,9 @@ def request_values(quantity: Quantity, records: Records) -> Floats:
 def gaps(
     function: Callable[[Block], NDArray[Any]], records: Records, mask: Mask, window: Window | None = None
 ) -> NDArray[Any]:
-    """Return the gaps, in µs, between chunks of the requests in the mask; with a window, those that begin in it.
+    """Return the gaps, in µs, between chunks of the requests in the mask; with a window, gaps that begin in it.
 
-    Each takes 4 bytes, since a long trial has a hundred million. Shape (gaps,).
+    Gaps are stored in 4 bytes, since a long trial has a hundred million. Shape (gaps,).
     """
     filled, values = 0, np.empty(0, np.uint32)
     begin, end = (-math.inf, math.inf) if window is None else (window.begin, window.end)
@@ -108,7 +108,7 @@ def gaps(
         if window is not None:
             times = block.times(records)
             part = part[((times[:-1] >= begin) & (times[:-1] <= end))[block.inside()]]
-        if not filled:  # more than enough; memory that is not written is not used
+        if not filled:  # larger than needed; unwritten memory is not used
             values = np.empty(len(records.chunk_us), np.uint32 if part.dtype.kind in "iu" else np.float32)
         values[filled : filled + part.size] = part
         filled += part.size

@@ -1,4 +1,4 @@
-"""The figures of a trial as `vllm bench serve` defines them, for comparison with other people's results."""
+"""The metrics of a trial as defined by `vllm bench serve`, for comparison with published results."""
 
 import math
 
@@ -16,12 +16,12 @@ VLLM_VERSION = "0.32.0"  # the vLLM release from which these definitions were ta
 
 
 def vllm_flavour(records: Records) -> dict[str, Value]:
-    """Return the figures that `vllm bench serve` prints, with its definitions and names (in ms if the name says so).
+    """Return the metrics that `vllm bench serve` prints, with its definitions and names (a suffix `_ms` means ms).
 
-    Latencies count from the send; ITL covers every gap between chunks. The peaks count chunks (not tokens) that
-    arrived, and requests in flight at some time, in one of the whole seconds since the first send. The duration begins
-    with the load (time 0), so it includes the gap before the first request. Where vLLM reports 0 for a missing value,
-    this is None.
+    Latencies start when a request is sent; ITL covers every gap between chunks. The peaks are chunks (not tokens)
+    received, and requests in flight at some time, in one of the whole seconds since the first request. The duration
+    begins with the load (time 0), so it includes the gap before the first request. Where vLLM reports 0 for a missing
+    value, the value is None.
     """
     mask = measured(records)
     answered = mask & succeeded(records) & ~np.isnan(service_ttft(records))

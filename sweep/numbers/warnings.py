@@ -23,7 +23,7 @@ from sweep.numbers.quantity import BUFFERED, columns
 from sweep.numbers.steady import LIFETIMES
 
 WHAT_TO_DO: Mapping[str, str] = yaml.safe_load(Path(__file__).with_name("remedies.yaml").read_text("utf-8"))
-REQUESTS_FOR_P99 = 100  # with fewer, the p99 is nearly the largest value
+REQUESTS_FOR_P99 = 100  # with fewer requests, the p99 is nearly the largest value
 BUSY_CLIENT = 0.7  # of a core
 LOW_AGREEMENT = 0.9  # of the reference's greedy tokens
 LOW_QUALITY = 0.98  # of the reference's likelihood: the gate of the main job
@@ -65,9 +65,9 @@ ARRIVALS = tuple(name for name, column in _LATENCIES.items() if column.quantity.
 class Severity(StrEnum):
     """The severity of a warning, the most serious first."""
 
-    SEVERE = "severe"  # the figure does not mean what its name says: do not compare it
-    WARNING = "warning"  # the figure is less certain, or holds under a condition
-    INFO = "info"  # worth knowing when the figure is quoted
+    SEVERE = "severe"  # the value does not mean what its name says: do not compare it
+    WARNING = "warning"  # the value is less certain, or holds under a condition
+    INFO = "info"  # worth knowing when the value is quoted
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class WarningKind:
     severity: Severity
     meaning: str
     remedy: str
-    quantities: tuple[str, ...]  # the columns that it concerns; empty: all
+    quantities: tuple[str, ...]  # the affected columns; empty: all
     lowest_is_worst: bool
 
     def concerns(self, columns: Collection[str]) -> bool:
@@ -88,11 +88,11 @@ class WarningKind:
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason not to take a figure at face value. Without trials or points, it concerns the whole run."""
+    """A reason not to take a result at face value. Without trials or points, it concerns the whole run."""
 
     kind: WarningKind
-    figure: float  # the number behind it
-    message: str  # what happened, with the figure
+    figure: float  # the number that triggered it
+    message: str  # what happened, with the number
     trials: tuple[str, ...] = ()  # their ids
     points: tuple[int, ...] = ()  # their positions in the summary
 
@@ -102,7 +102,7 @@ class ResultWarning:
 
 
 class Evidence(NamedTuple):
-    """The figure that a check found, a message that quotes it, and the trials or points that it concerns."""
+    """The number that a check found, a message that quotes it, and the trials or points concerned."""
 
     figure: float
     message: str
@@ -130,8 +130,8 @@ def register(
 ) -> Callable[[F], F]:
     """Return a decorator that adds a check to a list; its name is the code, its docstring the meaning.
 
-    The function's parameters are the columns that it needs, unless `columns` names them, which may be null.
-    Without a remedy, the check has that of its code in WHAT_TO_DO.
+    The function's parameters are the columns that it needs, unless `columns` lists them (these may be null). Without
+    `remedy`, the text in WHAT_TO_DO for its code is used.
     """
 
     def add(function: F) -> F:
@@ -155,7 +155,7 @@ _severe, _warning, _info = (partial(register, TRIAL_CHECKS, severity, None) for 
 
 
 def trial_warnings(row: Mapping[str, Any], checks: Sequence[Check] = TRIAL_CHECKS) -> list[ResultWarning]:
-    """Return the warnings about one trial; none for a trial without a result, which its outcome explains."""
+    """Return the warnings about one trial; an empty list for a trial without a result (see its outcome)."""
     warnings: list[ResultWarning] = []
     for check in checks if row["outcome"] == "ok" else ():
         if any(row.get(name) is None for name in check.required):
@@ -172,46 +172,46 @@ def warning_codes(row: Mapping[str, Any]) -> list[str]:
 
 
 def _share(part: float, total: float) -> float:
-    return part / total if total else math.nan  # which is neither above nor below any limit
+    return part / total if total else math.nan  # NaN is neither above nor below any limit
 
 
 @_severe(lowest_is_worst=True)
 def low_agreement(agreement: float, coarser_format: str | None = None) -> Evidence | None:
-    """Fewer than 90 % of the greedy tokens agree with the reference, and no coarser format explains it."""
+    """Fewer than 90% of the greedy tokens agree with the reference, and no coarser format explains it."""
     low = agreement < LOW_AGREEMENT and coarser_format is None
     return Evidence(agreement, f"agreement {agreement:.0%} with the reference") if low else None
 
 
 @_warning(lowest_is_worst=True)
 def low_agreement_of_coarser_format(agreement: float, coarser_format: str) -> Evidence | None:
-    """Fewer than 90 % of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
+    """Fewer than 90% of the greedy tokens agree with the reference, in a format declared coarser than the model's."""
     message = f"agreement {agreement:.0%} with the reference in {coarser_format}"
     return Evidence(agreement, message) if agreement < LOW_AGREEMENT else None
 
 
 @_info(lowest_is_worst=True)
 def inexact_agreement(agreement: float) -> Evidence | None:
-    """Some greedy tokens, at most 10 %, differ from the reference's."""
+    """Some greedy tokens, at most 10%, differ from the reference's."""
     inexact = LOW_AGREEMENT <= agreement < 1
     return Evidence(agreement, f"agreement {agreement:.1%} with the reference") if inexact else None
 
 
 @_warning(("quality",), lowest_is_worst=True)
 def low_quality(quality: float, quality_high: float) -> Evidence | None:
-    """The engine gives shipped text less than 98 % of the reference's likelihood per token, beyond its interval."""
+    """The engine's likelihood per token of bundled text is below 98% of the reference's, by more than its interval."""
     return Evidence(quality, f"quality {quality:.1%} of the reference's") if quality_high < LOW_QUALITY else None
 
 
 @_warning(LATENCIES)
 def failed_requests(num_failed: int, num_requests: int, client_sent: int, client_offered: int) -> Evidence | None:
     """Some requests failed, too few to make the trial invalid."""
-    share = _share(num_failed - (client_offered - client_sent), num_requests)  # without those that were never sent
+    share = _share(num_failed - (client_offered - client_sent), num_requests)  # without requests that were never sent
     return Evidence(share, f"{share:.1%} of requests failed") if share > 0 else None
 
 
 @_warning()
 def earlier_attempts(earlier_attempts: int, earlier_failed: int, earlier_reasons: str) -> Evidence | None:
-    """Too many requests had failed in earlier attempts at the endpoint; the point counts them as failed."""
+    """Too many requests failed in earlier attempts at the endpoint; the point's failures include them."""
     attempts = "an earlier attempt" if earlier_attempts == 1 else f"{earlier_attempts} earlier attempts"
     message = f"{earlier_failed:,} requests failed in {attempts}: {earlier_reasons}"
     return Evidence(earlier_attempts, message) if earlier_attempts else None
@@ -226,7 +226,7 @@ def unsent_requests(client_sent: int, client_offered: int) -> Evidence | None:
 
 @_warning(LATENCIES, lowest_is_worst=True)
 def rate_not_reached(realised_rate: float, offered_rate: float) -> Evidence | None:
-    """Requests were sent at less than 95 % of the requested rate."""
+    """Requests were sent at less than 95% of the requested rate."""
     share = _share(realised_rate, offered_rate)
     return Evidence(share, f"requests were sent at {share:.0%} of the requested rate") if share < LOW_RATE else None
 
@@ -240,27 +240,27 @@ def growing_queue(queue_growth: float) -> Evidence | None:
 
 @_warning(lowest_is_worst=True)
 def caches_not_reset(caches_reset: bool) -> Evidence | None:
-    """The engine was asked to forget earlier prompts before the trial, and did not."""
+    """The engine's caches could not be reset before the trial, so they may hold earlier prompts."""
     return None if caches_reset else Evidence(0, "the engine's caches were not reset before the trial")
 
 
 @_warning()
 def shared_prefixes(expected_prefix_hit_rate: float) -> Evidence | None:
-    """The prompts have no unique headers, so the engine's prompt cache may answer part of them."""
+    """The prompts have no unique prefixes, so parts of them may be in the engine's prompt cache."""
     share = expected_prefix_hit_rate
-    return Evidence(share, f"prompts without unique headers; {share:.0%} of their text repeats earlier ones")
+    return Evidence(share, f"prompts without unique prefixes; {share:.0%} of their text repeats earlier prompts")
 
 
 @_warning()
 def prompt_cache_hits(prefix_hit_rate: float) -> Evidence | None:
-    """The engine's prompt cache answered more than 5 % of the input."""
+    """More than 5% of the input was in the engine's prompt cache."""
     share = prefix_hit_rate
     return Evidence(share, f"{share:.0%} of the input came from the engine's prompt cache") if share > CACHED else None
 
 
 @_warning()
 def cached_input(cached_share: float) -> Evidence | None:
-    """According to the answers' usage, the server had more than 5 % of the input in its prompt cache."""
+    """According to the answers' usage, the server had more than 5% of the input in its prompt cache."""
     share = cached_share
     return Evidence(share, f"{share:.0%} of the input was cached, by the answers' usage") if share > CACHED else None
 
@@ -273,14 +273,14 @@ def startup_transient(startup_transient: bool, startup_share: float) -> Evidence
 
 @_warning(_PAIRED, columns=(*_PAIRED, *(f"steady_{name}" for name in _PAIRED)))
 def steady_state_differs(*figures: float | None) -> Evidence | None:
-    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10 % from the steady state's."""
+    """A quantile of TTFT, TPOT or E2EL over the whole run differs by more than 10% from the steady state's."""
     pairs = zip(_PAIRED, figures[: len(_PAIRED)], figures[len(_PAIRED) :], strict=True)
     share, worst = max((off_steady(whole, steady), name) for name, whole, steady in pairs)
-    return Evidence(share, f"{worst} over the whole run is {share:.0%} off the steady state's") if share else None
+    return Evidence(share, f"{worst} over the whole run is {share:.0%} off the steady state") if share else None
 
 
 def off_steady(whole: float | None, steady: float | None) -> float:
-    """Return by what share a figure over the whole run is off the steady state's; 0 for up to 10 %."""
+    """Return the relative difference between whole run and steady state; 0 for up to 10%."""
     share = abs(whole / steady - 1) if whole and steady else 0.0
     return share if share > STEADY_DIFFERS else 0.0
 
@@ -307,13 +307,13 @@ def drift_within_steady_state(steady_drift: float) -> Evidence | None:
 
 @_warning(STEADY_COLUMNS)
 def drift_after_steady_state(steady_drift_after: float) -> Evidence | None:
-    """Requests sent after the steady state were slower than those in it."""
+    """Requests sent after the steady state were slower than requests during it."""
     return Evidence(steady_drift_after, f"latency grew {steady_drift_after:.2f}-fold after the steady state")
 
 
 @_warning((*LATENCIES, "output_throughput", "total_throughput", "request_throughput"))
 def drift_over_trial(drift: float) -> Evidence | None:
-    """Latency of the later requests differs from that of the earlier ones, by 20 % or more."""
+    """The latency of later requests differs from earlier requests' by 20% or more."""
     return Evidence(abs(math.log(drift)), f"latency changed {drift:.2f}-fold during the trial")
 
 
@@ -321,7 +321,7 @@ def drift_over_trial(drift: float) -> Evidence | None:
 def no_steady_state(
     steady_method: str, num_requests: int, duration: float, e2el_p50: float, e2el_p90: float, e2el_max: float
 ) -> Evidence | None:
-    """No steady state was found, so there are no steady_* figures."""
+    """No steady state was found, so there are no steady_* values."""
     missing, _, reason = steady_method.partition(": ")
     if missing != "none":
         return None
@@ -340,29 +340,29 @@ def client_timestamps(client_stamp_source: str, client_loop_lag_p99: float) -> E
 
 @_warning(("itl_p99",))
 def shared_timestamps(buffered_share: float) -> Evidence | None:
-    """Between 1 and 10 % of the events arrived together with another event of the same answer."""
+    """Between 1 and 10% of the events arrived together with another event of the same answer."""
     shared = SHARED_EVENTS < buffered_share <= BUFFERED
-    return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another one") if shared else None
+    return Evidence(buffered_share, f"{buffered_share:.1%} of the events came with another event") if shared else None
 
 
 @_severe()
 def odd_answers(odd_answer_share: float) -> Evidence | None:
-    """At least 1 % of the answers are not like the others, or not as long as was asked for."""
+    """At least 1% of the answers are unlike the others, or not of the requested length."""
     odd = odd_answer_share >= ODD
     return Evidence(odd_answer_share, f"{odd_answer_share:.1%} of the answers are unlike the others") if odd else None
 
 
 @_severe()
 def other_model(other_model_share: float, served_model: str) -> Evidence | None:
-    """Answers say that they are from another model than was asked for, or from several."""
-    message = f"{other_model_share:.0%} of the answers are from another model than was asked for ({served_model})"
+    """Answers name a different model than was requested, or several models."""
+    message = f"{other_model_share:.0%} of the answers name a different model than was requested ({served_model})"
     return Evidence(other_model_share, message) if other_model_share > 0 else None
 
 
 @_severe(TTFT_COLUMNS)
 def padded_first_token(first_gap_ratio: float) -> Evidence | None:
-    """The first arrival comes early, and the second over five times as late as later ones follow each other."""
-    message = f"the second arrival comes {first_gap_ratio:.0f} times as late as later ones follow each other"
+    """The first arrival is early, but the gap to the second is over five times the gaps between later arrivals."""
+    message = f"the gap before the second arrival is {first_gap_ratio:.0f} times the later gaps"
     return Evidence(first_gap_ratio, message) if first_gap_ratio > PADDED else None
 
 
@@ -378,7 +378,7 @@ def closed_connections(closed_share: float) -> Evidence | None:
 @_warning(("total_throughput", *TTFT_COLUMNS))
 def prompt_tokens_differ(tokens_per_word: float, prompts_counted: bool) -> Evidence | None:
     """The server's count of the input tokens does not fit the text that was sent, or its length."""
-    message = f"{tokens_per_word:.2f} input tokens to a word of the prompts"
+    message = f"{tokens_per_word:.2f} input tokens per word of the prompts"
     return None if prompts_counted else Evidence(abs(math.log(max(tokens_per_word, 1e-9))), message)
 
 
@@ -386,17 +386,17 @@ def prompt_tokens_differ(tokens_per_word: float, prompts_counted: bool) -> Evide
 def unverified_tokens(
     token_source: str, tokens_per_event: float, character_throughput: float, recounted_share: float | None = None
 ) -> Evidence | None:
-    """Only the server counted its output tokens: without a tokenizer nobody checked it."""
+    """Only the server counted its output tokens; without a tokenizer its count is unverified."""
     checked = recounted_share is not None or {"text", "events"} & {*token_source.split(", ")}
-    message = f"unchecked tokens, {tokens_per_event:.2f} to an event; {character_throughput:,.0f} characters/s"
+    message = f"unverified tokens, {tokens_per_event:.2f} per event; {character_throughput:,.0f} characters/s"
     return None if checked else Evidence(tokens_per_event, message)
 
 
 @_severe((*STREAMED, *ARRIVALS, "goodput"))
 def buffered_stream(buffered_share: float) -> Evidence | None:
-    """More than 10 % of the events arrived together with another event of the answer, or in an answer held back."""
+    """More than 10% of the events arrived together with another event of the answer, or in an answer held back."""
     buffered = buffered_share > BUFFERED
-    return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another one") if buffered else None
+    return Evidence(buffered_share, f"{buffered_share:.0%} of the events came with another event") if buffered else None
 
 
 @_severe((*TOKEN_COLUMNS, *STREAMED))
@@ -414,7 +414,7 @@ def own_token_count(token_source: str) -> Evidence | None:
 
 @_warning((*TOKEN_COLUMNS, *STREAMED))
 def token_counts_differ(recounted_share: float, token_source: str) -> Evidence | None:
-    """The server's count of the output tokens differs by more than 10 % from that of the model's tokenizer."""
+    """The server's count of the output tokens differs by more than 10% from the model's tokenizer's."""
     if token_source == "ids" or abs(recounted_share - 1) <= MISCOUNT:
         return None
     share = f"{recounted_share:.0%} of the tokens that the server counted are in the text"
@@ -423,14 +423,14 @@ def token_counts_differ(recounted_share: float, token_source: str) -> Evidence |
 
 @_warning(ARRIVALS)
 def unstamped_tokens(tokens_per_event: float, token_source: str) -> Evidence | None:
-    """Over 5 % more tokens than events, and no event says how many it carries."""
+    """Over 5% more tokens than events, and no event reports how many tokens it holds."""
     silent = "final usage" in token_source.split(", ") and tokens_per_event > MERGED
     return Evidence(tokens_per_event, f"{tokens_per_event:.2f} tokens per event") if silent else None
 
 
 @_warning(TOKEN_COLUMNS)
 def hidden_tokens(hidden_share: float) -> Evidence | None:
-    """More than 10 % of the output tokens were never sent: hidden reasoning, counted by the server."""
+    """More than 10% of the output tokens were never sent: hidden reasoning, counted by the server."""
     hidden = hidden_share > HIDDEN
     return Evidence(hidden_share, f"{hidden_share:.0%} of the output tokens were never sent") if hidden else None
 
@@ -461,17 +461,17 @@ def throughput_as_offered(below_saturation: bool, offered_rate: float) -> Eviden
 
 @_info()
 def busy_client(client_cpu: float) -> Evidence | None:
-    """A process of the client used more than 70 % of a core."""
+    """A process of the client used more than 70% of a core."""
     return Evidence(client_cpu, f"the client used {client_cpu:.0%} of a core") if client_cpu > BUSY_CLIENT else None
 
 
 @_warning()
 def foreign_cpu(foreign_cpu_share: float, foreign_processes: str) -> Evidence | None:
-    """Other processes used more than 10 % of the engine's cores."""
+    """Other processes used more than 10% of the engine's cores."""
     if foreign_cpu_share <= FOREIGN_CPU:
         return None
     by = f": {foreign_processes}" if foreign_processes else ", all of which have ended"
-    return Evidence(foreign_cpu_share, f"others used {foreign_cpu_share:.0%} of the engine's cores{by}")
+    return Evidence(foreign_cpu_share, f"other processes used {foreign_cpu_share:.0%} of the engine's cores{by}")
 
 
 @_warning()
@@ -483,21 +483,21 @@ def foreign_gpu(foreign_gpu_processes: int, foreign_processes: str) -> Evidence 
 
 @_warning()
 def gpu_thermal_limit(gpu_thermal_share: float) -> Evidence | None:
-    """A GPU's clock was lowered for more than 1 % of the time because of its temperature."""
+    """A GPU's clock was lowered for more than 1% of the time because of its temperature."""
     message = f"temperature lowered the GPU's clock for {gpu_thermal_share:.0%} of the time"
     return Evidence(gpu_thermal_share, message) if gpu_thermal_share > LIMITED else None
 
 
 @_info()
 def gpu_power_limit(gpu_power_share: float) -> Evidence | None:
-    """A GPU's clock was lowered for more than 1 % of the time because of its power limit."""
+    """A GPU's clock was lowered for more than 1% of the time because of its power limit."""
     message = f"the power limit lowered the GPU's clock for {gpu_power_share:.0%} of the time"
     return Evidence(gpu_power_share, message) if gpu_power_share > LIMITED else None
 
 
 @_warning()
 def cpu_throttled(cpu_throttled_share: float) -> Evidence | None:
-    """The CPU quota was used up in more than 1 % of its periods."""
+    """The CPU quota was used up in more than 1% of its periods."""
     message = f"the CPU quota was used up in {cpu_throttled_share:.0%} of its periods"
     return Evidence(cpu_throttled_share, message) if cpu_throttled_share > LIMITED else None
 
@@ -524,6 +524,6 @@ def late_gateway(gateway_loop_lag_p99: float) -> Evidence | None:
 
 @_severe()
 def false_hits(false_hit_rate: float) -> Evidence | None:
-    """The gateway's cache answered questions with the answers to questions that mean something else."""
+    """The gateway's cache answered prompts with the answers to prompts of different meaning."""
     share = false_hit_rate
-    return Evidence(share, f"{share:.1%} of the requests got the answer to another question") if share > 0 else None
+    return Evidence(share, f"{share:.1%} of the requests got the answer to a different question") if share > 0 else None

@@ -1,1 +1,1 @@
-"""Composes an experiment into a plan of deployments and trials, and estimates its duration and cost."""
+"""Turns an experiment into a plan of deployments and trials, and estimates its duration and cost."""

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 from sweep.base.config import POINT_GROUPS, RUN_GROUPS, ConfigError, Settings, Strict, one_of, shortened
 from sweep.plan.command_line import MOST_PLANNED, Assignments, axis_values, is_point_key
 
-LADDER_AXES = ("ladder", "ladder_parent")  # axes with the name of a step, and of the step that it builds on
+LADDER_AXES = ("ladder", "ladder_parent")  # ladder axes: the step's name, and the name of the step it builds on
 
 
 class LadderStep(Strict):
@@ -56,7 +56,7 @@ class PlanSpec(Strict):
         in_steps = {key for step in self.ladder for key in step.set}
         counts = Counter(key for group in (self.grid, *self.zip, in_steps) for key in group)
         if twice := [key for key, count in counts.items() if count > 1]:
-            raise ConfigError(f"{under}{twice[0]}: the axis occurs in two of grid, zip and ladder; list it once")
+            raise ConfigError(f"{under}{twice[0]}: the axis occurs in two of grid, zip and ladder; keep one")
         axes += [("ladder.set", step.set) for step in self.ladder]
         conditions = [(f"when.{key}", condition) for key, condition in self.when.items()]
         conditions += [("exclude", pattern) for pattern in self.exclude]
@@ -81,7 +81,7 @@ class PlanSpec(Strict):
         return axes
 
     def with_typed(self, scalars: Assignments, axes: Mapping[str, list[Any]]) -> "PlanSpec":
-        """Return the plan with a command line applied: a key typed there replaces an axis, or becomes one."""
+        """Return the plan with the command line applied: a typed key replaces an axis or adds one."""
         typed = {**{key: [value] for key, value in scalars.items()}, **axes}
         varied = {**self.grid, **self.when, **axes}
 
@@ -99,8 +99,8 @@ class PlanSpec(Strict):
     def expand(self, chosen: Mapping[str, Any]) -> Iterator[Assignments]:
         """Yield the assignments of every point: the cross product of grid axes, zipped groups and ladder steps.
 
-        An axis named in `when` is left out of points that do not match its condition. Equal points are yielded once. A
-        condition may also refer to what all points share: `chosen` holds those config groups and dotted keys.
+        An axis in `when` is omitted from points that do not match its condition. Equal points are yielded once.
+        `chosen` holds config groups and dotted keys that all points share; a condition may refer to them too.
         """
         factors: list[list[Assignments]] = [
             [{key: value} for value in axis_values(key, values)] for key, values in self.grid.items()
@@ -125,7 +125,7 @@ class PlanSpec(Strict):
                 yield assignments
 
     def _steps(self) -> Iterator[Assignments]:
-        """Yield each step's settings: its `set` added to those of its parent, which is the previous step by default."""
+        """Yield each step's settings: its `set` added to its parent's settings (by default the previous step's)."""
         steps: dict[str, Assignments] = {}
         previous: str | None = None
         for entry in self.ladder:
@@ -141,11 +141,11 @@ FORMS = {key: str(field.description) for key, field in PlanSpec.model_fields.ite
 
 
 def _in_step(group: Mapping[str, Any]) -> list[Assignments]:
-    """Return the points of zipped axes, whose values are walked in parallel."""
+    """Return the assignments of zipped axes, whose values are combined in parallel."""
     columns = {key: axis_values(key, values) for key, values in group.items()}
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ConfigError(f"zip={brief(lengths)}: zipped axes need the same number of values")
+        raise ConfigError(f"zip={brief(lengths)}: zipped axes must have equally many values")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

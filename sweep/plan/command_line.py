@@ -17,7 +17,7 @@ MOST_PLANNED = 100_000  # trials; more would be a typing mistake, and fill the m
 
 
 class CommandLine(NamedTuple):
-    """The user's command line: per key one value, or the values of an axis."""
+    """The user's command line, parsed: for each key one value, or the values of an axis."""
 
     experiment: str | None
     scalars: Assignments
@@ -30,7 +30,7 @@ class CommandLine(NamedTuple):
 
 
 def is_point_key(key: str) -> bool:
-    """Return whether a dotted key or group belongs to a point; only such a key may be an axis."""
+    """Return whether a dotted key or group belongs to a point; only these keys may be axes."""
     return key.split(".")[0] in POINT_GROUPS
 
 
@@ -47,11 +47,11 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     for argument in arguments:
         override = _parse_override(_quoted_slo(argument))
         key, typed = override.key_or_group, shortened(argument.lstrip("+"))
-        scalars.pop(key, None)  # if a key is given twice, the last one counts, as a wrapper around the command expects
+        scalars.pop(key, None)  # the last value of a repeated key is used, so that a wrapper's keys can be overridden
         axes.pop(key, None)
         if key == "experiment":
             if override.is_sweep_override():
-                raise ConfigError(f"{typed}: a command runs one experiment; expected its name")
+                raise ConfigError(f"{typed}: expected the name of a single experiment")
             experiment = str(override.value())
         elif override.is_sweep_override():
             if key == "model" and ", " in argument:
@@ -79,7 +79,7 @@ def axis_values(key: str, values: Any) -> list[Any]:
 
 
 def _quoted_slo(argument: str) -> str:
-    """Quote the bounds in `slo=ttft=200ms,tpot=0.05s`, whose comma does not separate values of an axis."""
+    """Quote the bounds in `slo=ttft=200ms,tpot=0.05s`, since their comma does not separate values of an axis."""
     key, _, bounds = argument.partition("=")
     is_plain = key == "slo" and bounds not in ("", "null") and bounds[0] not in "{'\""
     return f"slo='{bounds}'" if is_plain and "'" not in bounds else argument
@@ -93,7 +93,7 @@ def _parse_override(argument: str) -> Override:
         raise ConfigError(f"{typed}: {first_line(error)}") from None
     except HydraException:
         if argument.startswith("-"):
-            raise ConfigError(f"{typed}: no such option; expected --help and key=value (dry_run=true)") from None
+            raise ConfigError(f"{typed}: unknown option; expected key=value (dry_run=true) or --help") from None
         if "=" not in argument:
             is_experiment = argument in ConfigPath.of_user().choices("experiment")
             remedy = f"; did you mean +experiment={typed}?" if is_experiment else ", without spaces around ="

@@ -1,4 +1,4 @@
-"""From a command line to settings and points: Hydra composes, and the experiment's axes are expanded.
+"""Turns a command line into settings and points: Hydra composes, and the experiment's axes are expanded.
 
 An axis is a config group (`backend`) or a dotted key (`load.batch_size`). Composing takes milliseconds, so each
 combination of config groups is composed once, and its points are updated copies; ten thousand points take seconds.
@@ -51,7 +51,7 @@ Obstacle = Callable[[str, Mapping[str, Any], str | None], str | None]
 
 @dataclass(frozen=True)
 class Composition:
-    """The settings of a run, its points before validation, and, in plain words, what was replaced for lack of a GPU."""
+    """The settings of a run, its points before validation, and descriptions of replacements made for lack of a GPU."""
 
     settings: Settings
     points: list[Point]  # each maps backend, model, workload and load to their settings
@@ -64,7 +64,7 @@ class Composition:
 
 @dataclass
 class _Request:
-    """What the experiment and the command line request, before points are expanded."""
+    """The experiment and the command line combined, before points are expanded."""
 
     plan: PlanSpec
     chosen: Assignments  # the chosen option of each point group that is not an axis
@@ -79,10 +79,9 @@ def compose_run(
     options: ConfigPath | None = None,
     obstacle: Obstacle = lambda group, option, cache_dir: None,
 ) -> Composition:
-    """Compose everything that a command line requests; `find_hardware` names the profile if hardware is `auto`.
+    """Compose a command line into settings and points; `find_hardware` returns the profile if hardware is `auto`.
 
-    `obstacle` returns why a model or workload, given its keys, cannot be fetched, or None if it can. It raises Outage
-    if that is unknown.
+    `obstacle` returns why a model or workload, given its keys, cannot be fetched, or None if it can.
 
     Raises ConfigError if the request is not valid; Outage if it is unknown whether a model or data set can be fetched,
     except in a dry run.
@@ -123,7 +122,7 @@ def compose_run(
 
 
 class _Composer:
-    """Makes points from assignments: composes each combination of config groups once, then updates copies of it."""
+    """Makes points from assignments: composes each combination of config groups once, then updates copies."""
 
     def __init__(self, line: CommandLine, options: ConfigPath) -> None:
         self.line, self.options = line, options
@@ -156,7 +155,7 @@ class _Composer:
         return _resolved(point) if interpolated else point
 
     def note_origin(self, group: str, name: object) -> None:
-        """Remember that an option comes from one of the user's own files."""
+        """Record the file of an option if it comes from a user's folder."""
         if (path := self.options.origin(group, name)) is not None:
             self.origins[f"{group}={name}"] = str(path)
 
@@ -167,7 +166,7 @@ class _Composer:
             self.note_origin(group, name)
 
     def _is_alias(self, model: str, choices: Mapping[str, Any]) -> bool:
-        """Return whether the option names a hub model but the endpoint uses the same name: then no hub is asked."""
+        """Return whether an option's hub model is only the name of an endpoint's model: then no hub is queried."""
         backend = choices.get("backend")
         at_endpoint = backend in self.options.choices("backend") and self.options.load("backend", backend).get("url")
         return bool(at_endpoint) and str(self.options.load("model", model).get("_target_")).endswith(".HubModel")
@@ -191,7 +190,7 @@ class _Composer:
             overrides.append(f"{group}='{choice}'")
         composed = self.options.compose(PRIMARY, overrides)
         config, chosen = composed.values, composed.choices
-        for group in POINT_GROUPS:  # a user's file may lack keys that every one of ours has
+        for group in POINT_GROUPS:  # a user's file may lack keys that all built-in options have
             for key in ("_target_", "name") if isinstance(config[group], Mapping) else ():
                 if not isinstance(config[group].get(key), str):
                     meant = "the dotted name of a class" if key == "_target_" else "a name"
@@ -218,7 +217,7 @@ def _by_address(model: Mapping[str, Any], options: ConfigPath) -> dict[str, Any]
 
 
 def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a dotted key, copying mappings on the way, since points of one composition share them."""
+    """Set a dotted key, copying the mappings along its path, since points of one composition share them."""
     mapping = parent_mapping(point, dotted)
     parents, _, last = dotted.rpartition(".")
     if parents.endswith("flags"):  # an engine's flags may be spelt with - or _: keep the file's spelling
@@ -227,7 +226,7 @@ def _assign(point: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _interpolated(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's settings with their interpolations resolved; an experiment may refer from one to another."""
+    """Return the run's settings with interpolations resolved, since settings may refer to each other."""
     return _resolved(settings) if "${" in repr(settings) else settings
 
 
@@ -241,7 +240,7 @@ def _resolved(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _both(published: PlanSpec, typed: PlanSpec) -> PlanSpec:
-    """Return the experiment's plan with the command line's keys replacing its own; only `when` is merged."""
+    """Return the experiment's plan with its keys replaced by the command line's; only `when` is merged."""
     update = typed.model_dump(exclude_unset=True)
     if typed.when:  # an empty `when` drops the experiment's
         update["when"] = {**published.when, **typed.when}
@@ -254,7 +253,7 @@ def _hardware(config: Mapping[str, Any], find_hardware: Callable[[Cluster], str]
     if hardware.get("name") != auto["name"]:
         return validate(Hardware, hardware, "hardware")
     cluster = validate(Cluster, config["cluster"], "cluster")
-    # A dry run describes the nodes there are; a run waits for cluster nodes that have not joined yet.
+    # A dry run uses the nodes that are present; a run waits for cluster nodes that have not joined yet.
     name = find_hardware(cluster.model_copy(update={"wait_for_nodes": 0.0} if config["dry_run"] else {}))
     composer.note_origin("hardware", name)
     changed = {key: value for key, value in hardware.items() if auto.get(key) != value}
@@ -278,7 +277,7 @@ def _with_typed(settings: Mapping[str, Any], line: CommandLine) -> dict[str, Any
 
 
 def _without_gpu(request: _Request, line: CommandLine) -> None:
-    """Apply the plan's `without_gpu`, except to what the user typed; record in plain words what was replaced."""
+    """Apply the plan's `without_gpu`, except to keys that the user typed; record each replacement as text."""
     plan = request.plan
     grid, parts = dict(plan.grid), plan.model_dump(exclude_unset=True)
 
@@ -319,18 +318,18 @@ def _in_sentence(value: Any) -> str:
 def _replace_unreachable(
     group: str, request: _Request, line: CommandLine, options: ConfigPath, obstacle: Obstacle
 ) -> None:
-    """Replace a model or data set that cannot be fetched by the `instead` in its file, unless the user typed it."""
+    """Replace an unfetchable model or data set by the `instead` of its file, unless the user typed it."""
     name = request.chosen[group]
     if group in line.typed or group in request.plan.grid or name not in options.choices(group):
         return
     part = options.load(group, name)
     instead, fields = part.get("instead"), locate(part["_target_"], group).model_fields
-    # With the keys that are set for it: dataset=FOLDER is a local copy.
+    # Check with the keys set for it: dataset=FOLDER is a local copy.
     part |= {key: request.scalars[f"{group}.{key}"] for key in fields if f"{group}.{key}" in request.scalars}
     try:
         reason = obstacle(group, part, request.settings["cache_dir"]) if instead else None
     except Outage as error:
-        if not request.settings["dry_run"]:  # the run would measure something else all night because of a short outage
+        if not request.settings["dry_run"]:  # a short outage must not make the run measure something else
             raise Outage(f"{error} ({group}={instead} needs no download)") from None
         reason = str(error)
     if reason is not None:
@@ -342,7 +341,7 @@ def _replace_unreachable(
 def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, options: ConfigPath) -> None:
     """Reject a condition on a key that the plan lacks, or on a value that the key cannot have.
 
-    The experiment's own conditions may refer to axes that the command line replaced, and to any option of a group.
+    An experiment's conditions may also refer to axes that the command line replaced, and to any option of a group.
     """
     plan, chosen = request.plan, {**request.chosen, **request.scalars}
     axes, groups = plan.values(), {group: options.choices(group) for group in POINT_GROUPS}
@@ -366,9 +365,9 @@ def _check_conditions(request: _Request, published: PlanSpec, typed: PlanSpec, o
 def _check_baseline(
     baseline: Mapping[str, Any] | None, line: CommandLine, coordinates: Sequence[Assignments], before: PlanSpec
 ) -> None:
-    """Check that each key of the baseline is an axis, and each value one of that axis.
+    """Check that each key of the baseline is an axis, and each value is on that axis.
 
-    A value in the experiment's own baseline may be missing from this run (`backend=vllm`): then nothing is compared.
+    A value in an experiment's baseline may be missing from this run (`backend=vllm`): then nothing is compared.
     """
     typed = any(key.split(".")[0] == "baseline" for key in line.scalars)
     axes = {axis for assignments in coordinates for axis in assignments}
@@ -386,7 +385,7 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
     where = f"experiment={line.experiment}: "
     for key, value in base.items():
         if key == "experiment":
-            raise ConfigError(f"{where}its first line must be `# @package _global_`, or its keys have no effect")
+            raise ConfigError(f"{where}the first line must be `# @package _global_`, or the file's keys have no effect")
         if key not in TOP_LEVEL:
             reason = Settings.removal(key) or f"unknown key; {did_you_mean(key, TOP_LEVEL)}"
             raise ConfigError(f"{where}{key}={brief(value)}: {reason}")
@@ -403,11 +402,11 @@ def _refuse_unknown_keys(line: CommandLine, base: Mapping[str, Any]) -> None:
     for key in line.axes:
         if not is_point_key(key):
             values = shortened(",".join(str(value) for value in line.axes[key]))
-            raise ConfigError(f"{key}={values}: expected one value; axes are keys of {', '.join(POINT_GROUPS)}")
+            raise ConfigError(f"{key}={values}: expected one value; lists are for keys of {', '.join(POINT_GROUPS)}")
 
 
 def _refuse_values_of_none(line: CommandLine, plan: PlanSpec, coordinates: Sequence[Assignments]) -> None:
-    """Reject typed values that would be silently dropped because their `when` matches no point."""
+    """Reject typed values without effect: the `when` of their key matches no point."""
     for key, value in line.typed.items():
         if key in plan.when and key in plan.grid and not any(key in point for point in coordinates):
             raise ConfigError(
@@ -417,7 +416,7 @@ def _refuse_values_of_none(line: CommandLine, plan: PlanSpec, coordinates: Seque
 
 
 def _refuse_keys_of_some(line: CommandLine, plan: PlanSpec, points: Iterable[Point]) -> None:
-    """Reject a key that only some of the chosen options have: the user must say where it applies."""
+    """Reject a key that only some of the chosen options have: the user must specify where it applies."""
     used = {group: {str(point[group]["name"]): point[group]["_target_"] for point in points} for group in POINT_GROUPS}
     for key, value in line.typed.items():
         group, *fields = key.split(".")
@@ -427,6 +426,6 @@ def _refuse_keys_of_some(line: CommandLine, plan: PlanSpec, points: Iterable[Poi
         if fitting and fitting != set(used[group]):
             missing, some = ", ".join(sorted(set(used[group]) - fitting)), ",".join(sorted(fitting))
             raise ConfigError(
-                f"{key}={in_words(value)}: not a key of {missing}; to set it for the others, add "
+                f"{key}={in_words(value)}: not a key of {missing}; to set it elsewhere, add "
                 f"'when={{{key}: {{{group}: [{some}]}}}}'"
             )

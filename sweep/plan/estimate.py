@@ -1,11 +1,11 @@
-"""Expected duration and cost of a plan, from earlier runs of the same kind; `unknown` without earlier runs.
+"""Expected duration and cost of a plan, from earlier similar runs; `unknown` without such runs.
 
-Earlier runs are the folders beside `out`, including those that `fresh` moved aside. A trial with the same id is used
-first, then trials of the same kind: same accelerator, and every key of backend, model, workload and load equal (so the
-engine's flags, the number of requests and their lengths too); launches likewise. Only trials that ended `ok` count: a
-crash after two seconds does not show how long the trial takes. (Running out of memory or hanging does, but only for the
-same trial.) Without history, an assumption may be used: cluster.simulate.seconds_per_trial, or the durations that an
-experiment's author measured. Each launch of an engine counts with its own start-up.
+Earlier runs are the folders next to `out`, including folders that `fresh` moved aside. An earlier trial with the same
+id is preferred, then trials of the same kind: equal accelerator, and equal keys of backend, model, workload and load
+(hence equal flags, numbers of requests and lengths). Launches likewise. Only trials that ended `ok` are used: a crash
+after two seconds does not show how long the trial takes. (Running out of memory or hanging does, but only for the same
+trial.) Without history, an assumption may be used: cluster.simulate.seconds_per_trial, or the durations that an
+experiment's author measured. Each launch of an engine adds its start-up time.
 """
 
 import json
@@ -29,10 +29,15 @@ from sweep.plan.simulate import SimulatedRun, simulate
 HISTORY_COLUMNS = ["trial_id", "deployment_id", "outcome", "config", "accelerator", "gpu_count"]
 HISTORY_COLUMNS += ["wall_seconds", "started_at", "ended_at", "startup_seconds"]
 BATCH = 4096  # rows
-REPEATABLE = (Outcome.OOM_RUN, Outcome.HUNG, Outcome.INVALID, Outcome.CLIENT_LIMITED)  # likely to end so once more
+REPEATABLE = (
+    Outcome.OOM_RUN,
+    Outcome.HUNG,
+    Outcome.INVALID,
+    Outcome.CLIENT_LIMITED,
+)  # likely to recur
 UNKNOWN_LAUNCH = 60.0  # s
 UNKNOWN_TRIAL = 60.0  # s assumed for a trial without history; affects only the order of launches
-NAMED = 4  # launches of a critical path that are listed
+NAMED = 4  # maximum number of launches listed for a critical path
 
 
 HistoryKey = TypeVar("HistoryKey")
@@ -62,17 +67,17 @@ class History:
                 launches[launch_kinds[deployment_id]].append(row["startup_seconds"])
         self.by_id, self.failed_by_id = _medians(by_id), _medians(failed_by_id)
         self.by_kind, self.launches = _medians(by_kind), _medians(launches)
-        self.damaged = damaged  # files that were left out; complete once all rows are read
+        self.damaged = damaged  # unreadable files; complete once all rows are read
 
     @classmethod
     def beside(cls, out: Path) -> "History":
-        """Return the history of the runs in and beside a results folder; damaged files are left out."""
+        """Return the history of the runs in and next to a results folder, without damaged files."""
         damaged: list[DamagedFile] = []
         return cls(_earlier_rows(out, damaged), damaged)
 
     def describe_damage(self) -> list[str]:
-        """Return a line for each file that was left out."""
-        return [f"left out of the estimate: {error}" for error in self.damaged]
+        """Return a line for each file that was skipped as damaged."""
+        return [f"not used for the estimate: {error}" for error in self.damaged]
 
     def trial(self, row: Mapping[str, Any]) -> float | None:
         """Return the median duration, in seconds, of trials of this kind; `row` comes from `kind_of`."""
@@ -105,7 +110,7 @@ def _earlier_rows(out: Path, damaged: list[DamagedFile]) -> Iterator[dict[str, A
 
 
 def trial_seconds(row: Mapping[str, Any]) -> float | None:
-    """Return the time from a trial's start to its row, including building its requests; None if not measured."""
+    """Return the seconds from a trial's start to its row, including building its requests; None if not measured."""
     if row.get("wall_seconds") is None:
         return None
     if row.get("started_at") is None or row.get("ended_at") is None:
@@ -114,12 +119,12 @@ def trial_seconds(row: Mapping[str, Any]) -> float | None:
 
 
 def _launch_kind(gpus: int, config: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the settings that similar launches share; imported rows may lack a model."""
+    """Return a key for similar launches: their shared settings. Imported rows may lack a model."""
     return gpus, config_text({group: config.get(group) for group in ("backend", "model")})
 
 
 def kind_of(deployment: Deployment, trial: Trial, hardware: Hardware) -> dict[str, Any]:
-    """Return what decides a trial's duration, under its row's column names: id, resolved config and accelerator."""
+    """Return the columns of a trial's row that determine its duration: id, resolved config and accelerator."""
     gpus = host_facts.gpu_names() if deployment.gpu_count and hardware.accelerator is None else ()
     accelerator = hardware.accelerator or next(iter(gpus), hardware.name)
     return {
@@ -134,10 +139,10 @@ class Assumed(NamedTuple):
 
     trial: float
     launch: float
-    measured: Durations | None = None  # of launches by backend, and of everything before the first launch
+    measured: Durations | None = None  # launch times by backend, and the time before the first launch
 
     def launch_of(self, deployment: Deployment) -> float:
-        """Return the time to launch a deployment of this kind."""
+        """Return the seconds assumed for launching this deployment."""
         return (
             self.launch if self.measured is None else self.measured.launches.get(deployment.backend.name, self.launch)
         )
@@ -153,7 +158,7 @@ class Expected(NamedTuple):
     unknown_launches: int
 
     def trials_of(self, launch: Deployment) -> dict[str, float]:
-        """Return the known durations of a launch's trials, in seconds, by trial id."""
+        """Return the durations of a launch's trials, in seconds, by trial id, without unknown durations."""
         return {t.trial_id: self.trials[t.trial_id] for t in launch.trials if t.trial_id in self.trials}
 
     def first_result(self, launch: Deployment) -> float:
@@ -165,7 +170,7 @@ class Expected(NamedTuple):
 def expect(
     launches: Iterable[Deployment], history: History, hardware: Hardware, assumed: Assumed | None = None, seed: int = 0
 ) -> Expected:
-    """Return each launch's GPUs, its position in the order, and the seconds of its start and its trials."""
+    """Return the expected durations of launches and their trials, and each launch's GPUs and order."""
     assumed = assumed or Assumed(UNKNOWN_TRIAL, 0.0)
     expected = Expected([], {}, {}, 0, 0)
     number = 0
@@ -221,7 +226,7 @@ def estimate_run(
         return RunEstimate(expected, simulated, None, ["duration unknown: no node can run the plan now"])
     names = {launch.launch_key: launch.describe_launch() for launch in launches}
     hardware = plan.settings.hardware
-    if not any(launch.backend.launches for launch in launches):  # an endpoint does not have this machine's price
+    if not any(launch.backend.launches for launch in launches):  # this machine's price does not apply to an endpoint
         prices = {hourly_price(launch.backend, hardware) for launch in launches}
         hardware = hardware.model_copy(update={"price_per_hour": prices.pop() if len(prices) == 1 else None})
     units = "GPUs" if hardware.platform == "cuda" else "nodes"
@@ -240,7 +245,7 @@ def estimate_run(
 
 
 def _from_nothing(launches: Sequence[Deployment], expected: Expected, assumed: Assumed, measured: Durations) -> str:
-    """Return the total time from an empty machine to the last trial, and its parts: set-up, launches, trials, …"""
+    """Describe the total time from an empty machine to the last trial, with its parts: set-up, launches, trials, …"""
     deployments = {launch.deployment_id for launch in launches}
     trials = [trial.trial_id for launch in launches for trial in launch.trials]
     parts = {
@@ -265,7 +270,7 @@ def _cluster(nodes: Sequence[Node], simulated: SimulatedRun) -> str:
 
 
 def _cost(simulated: SimulatedRun, hardware: Hardware) -> str:
-    """Return the GPU-hours (or node-hours) used, their cost, and the cost of the whole cluster until the end."""
+    """Describe the GPU-hours (or node-hours) used, their cost, and the cost of the whole cluster until the end."""
     unit = "GPU-hours" if hardware.platform == "cuda" else "node-hours"
     hours = simulated.gpu_seconds / 3600
     if not hardware.price_per_hour:
@@ -285,7 +290,7 @@ def _sources(expected: Expected, assumed: Assumed | None) -> str:
 
 
 def _critical_path(simulated: SimulatedRun, names: Mapping[str, str], units: str) -> str:
-    """Return the launches that decide when the run ends, each waiting for the previous one."""
+    """Describe the chain of launches that determines the run's end, each waiting for the one before."""
     path = simulated.critical_path()
     steps = [f"{names[span.key]} [{span.key}] ({duration_text(span.end - span.begin)})" for span in path]
     if len(steps) > NAMED:

@@ -1,13 +1,13 @@
-"""The scheduling policy: which launch starts next, and on which node. It needs neither Ray nor a clock.
+"""The scheduling policy: which launch starts next, and on which node. It uses neither Ray nor a clock.
 
-The driver and the simulation (`simulate`) run this same code. Launches form blocks, one for each replicate, and each
-block holds every deployment once, so that a drift over the night affects all deployments alike. Earlier blocks go
-first, each in random order. A block is a priority and not a barrier: no GPU idles while it fits any pending launch. In
-the last block (the only one, if each launch has all replicates) the launch with the most GPU-seconds goes first: list
-scheduling by longest processing time (R. L. Graham 1969), with the GPUs as width. For mixes of 1 to 4 GPUs this ended 0
-to 8 % after the lower bound; "most GPUs, then longest" ended up to 80 % after it, because a long launch on one GPU had
-to wait for every short launch on four. No more launches are in flight than there are slots, so that pending launches
-can still be reordered or dropped.
+The driver and the simulation (`simulate`) run the same code. Launches form blocks, one for each replicate. Each block
+holds every deployment once, so that a drift over the night affects all deployments alike. Earlier blocks go first, each
+in random order. A block is a priority, not a barrier: no GPU is idle while any pending launch fits on it. In the last
+block (the only block if each launch has all replicates) the launch with the most GPU-seconds goes first: list
+scheduling by longest processing time (R. L. Graham 1969), with the GPUs as width. For mixes of 1 to 4 GPUs this
+exceeded the lower bound by 0 to 8%; "most GPUs, then longest" exceeded it by up to 80%, because a long launch on one
+GPU had to wait for every short launch on four. No more launches are in flight than there are slots, so that pending
+launches can still be reordered or dropped.
 """
 
 import heapq
@@ -19,7 +19,7 @@ from backends.base import Host
 
 SlotKind = tuple[int, str | None]  # GPUs of a slot, on one node, and their type
 
-LOOKAHEAD = 32  # pending launches for which an autoscaler is asked to add nodes
+LOOKAHEAD = 32  # maximum number of pending launches for which an autoscaler adds nodes
 
 
 class Node(NamedTuple):
@@ -34,7 +34,7 @@ class Node(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """The properties of a launch that decide where it may start: launches with equal properties share a queue."""
+    """The properties of a launch that determine where it may start. Launches with equal properties share a queue."""
 
     kind: SlotKind
     avoid: frozenset[str]
@@ -45,18 +45,18 @@ class Need(NamedTuple):
     """The resources that a launch needs, all on one node."""
 
     key: str
-    gpus: int  # 0: a whole node, since two engines on one CPU would disturb each other
+    gpus: int  # 0: a whole node, since engines on the same CPU would disturb each other
     accelerator: str | None  # None: any
     seconds: float  # expected duration; affects only the order
     block: int = 0  # earlier blocks go first
     place: float = 0.0  # position in its block, unless the block is the last
-    avoid: frozenset[str] = frozenset()  # ids of nodes on which it failed: it avoids them if another node can run it
-    endpoint: str | None = None  # of an engine that runs already, used by one client at a time
+    avoid: frozenset[str] = frozenset()  # ids of nodes where it failed; avoided if another node can run it
+    endpoint: str | None = None  # of a running endpoint, used by one client at a time
     gpu_keys: tuple[str, ...] = ()  # keys to lower so that it needs fewer GPUs
 
     @property
     def kind(self) -> SlotKind:
-        """The properties that decide which nodes fit."""
+        """The properties that determine which nodes fit."""
         return self.gpus, self.accelerator
 
     @property
@@ -78,19 +78,19 @@ def can_run(node: Node, need: Need) -> bool:
 
 
 def preferred(need: Need, nodes: Sequence[Node]) -> Sequence[Node]:
-    """Return the nodes that a launch may start on, without those on which it failed if any other could run it."""
+    """Return the nodes that a launch may start on; nodes where it failed only if no other node could run it."""
     if not need.avoid:
         return nodes
     return [node for node in nodes if node.node_id not in need.avoid and can_run(node, need)] or nodes
 
 
 def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
-    """Return why a launch fits none of these nodes, even idle ones, with the remedy, in one line; None if it fits."""
+    """Return why a launch fits none of these nodes, even if idle, with the remedy, in one line; None if it fits."""
     if any(can_run(node, need) for node in nodes):
         return None
     if need.accelerator and not any(need.accelerator in node.accelerators for node in nodes):
         there = ", ".join(sorted({name for node in nodes for name in node.accelerators})) or "none"
-        return f"no node has an accelerator {need.accelerator} (there: {there}): add one, or set hardware.accelerator"
+        return f"no node has an accelerator {need.accelerator} (found: {there}): add one, or set hardware.accelerator"
     most = max((node.gpus for node in nodes), default=0)
     kind = f" {need.accelerator}" if need.accelerator else ""
     remedy = f"add one, or lower {' or '.join(need.gpu_keys)}" if need.gpu_keys else "add one"
@@ -98,7 +98,7 @@ def infeasible(need: Need, nodes: Sequence[Node]) -> str | None:
 
 
 def start_order(needs: Iterable[Need]) -> list[Need]:
-    """Return the needs by priority: block by block; in the last one, most GPU-seconds first, then most GPUs."""
+    """Return the needs by priority: block by block; in the last block, most GPU-seconds first, then most GPUs."""
     needs = list(needs)
     last = max((need.block for need in needs), default=0)
 
@@ -126,7 +126,7 @@ class Packer:
         heapq.heappush(self.pending.setdefault(need.queue, []), (rank, need))
 
     def requeue(self, key: str, avoid: frozenset[str] = frozenset()) -> None:
-        """Put a launch in front of all others; it avoids the nodes in `avoid` if another could run it."""
+        """Put a launch first; it avoids the nodes in `avoid` if another node could run it."""
         self.front -= 1
         self.needs[key] = self.needs[key]._replace(avoid=avoid)
         self._push(self.front, self.needs[key])
@@ -134,7 +134,7 @@ class Packer:
     def start(
         self, nodes: Sequence[Node], kinds: Container[SlotKind] | None = None, most: int | None = None
     ) -> list[Start]:
-        """Choose the launches of `kinds` (None: all) to start now on these nodes; they run until `release`."""
+        """Choose up to `most` launches of `kinds` (None: all) to start now on these nodes; they run until `release`."""
         starts: list[Start] = []
         while (most is None or len(starts) < most) and (slot := self._next_slot(nodes, kinds)):
             queue, node = slot
@@ -146,7 +146,7 @@ class Packer:
         return starts
 
     def _next_slot(self, nodes: Sequence[Node], kinds: Container[SlotKind] | None) -> tuple[Queue, Node] | None:
-        """Return the highest-ranking first need's queue for which a node is free, and the node."""
+        """Return the queue with the highest-priority need for which a node is free, and the node."""
         busy = {need.endpoint for _, need in self.running.values()} - {None}
         for queue, heap in sorted(self.pending.items(), key=lambda item: item[1][0][0] if item[1] else 0):
             if heap and (kinds is None or queue.kind in kinds) and queue.endpoint not in busy:
@@ -156,7 +156,7 @@ class Packer:
         return None
 
     def _free_node(self, need: Need, nodes: Sequence[Node]) -> Node | None:
-        """Return the node that would have the least free GPUs left, so that room for large launches stays together."""
+        """Return the fitting node with the fewest free GPUs (best fit), which keeps room for large launches."""
         if need.gpus:
             candidates = [n for n in nodes if n.gpus - self.used[n.node_id] >= need.gpus and can_run(n, need)]
             return min(candidates, key=lambda node: node.gpus - self.used[node.node_id], default=None)
@@ -170,7 +170,7 @@ class Packer:
         self.tenants[node_id] -= 1
 
     def unschedulable(self, nodes: Sequence[Node]) -> list[Need]:
-        """Return the pending needs that fit none of these nodes, even idle ones."""
+        """Return the pending needs that fit none of these nodes, even if idle."""
         return [need for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes) for _, need in heap]
 
     def first_of_each_kind(self) -> list[Need]:
@@ -178,7 +178,7 @@ class Packer:
         return [heap[0][1] for heap in self.pending.values() if heap]
 
     def next_needs(self, nodes: Sequence[Node]) -> list[Need]:
-        """Return the next pending needs, as many as the cluster should grow for."""
+        """Return the next pending needs, as many as an autoscaler should add nodes for."""
         unschedulable = sorted(heap[0] for heap in self.pending.values() if heap and infeasible(heap[0][1], nodes))
         heaps = [heapq.nsmallest(LOOKAHEAD, heap) for heap in self.pending.values()]
         rest = heapq.nsmallest(LOOKAHEAD, (entry for heap in heaps for entry in heap if entry not in unschedulable))

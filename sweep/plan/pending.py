@@ -1,6 +1,6 @@
-"""The pending work of a run: trials without a valid result, why each is run, and how long they are expected to take.
+"""The pending work of a run: trials without a valid result, why each is run, and their expected durations.
 
-A trial's id is the hash of everything that can change its result, so a result belongs to this trial or it does not. The
+A trial's id is the hash of everything that can change its result: results with this id, and only these, are valid. The
 reasons are for people: they compare a trial with the earlier trial at the same coordinates.
 """
 
@@ -23,14 +23,14 @@ from sweep.plan.plan import Deployment, Plan, Trial
 
 POSITION = ("backend", "model", "workload", "load", "replicate", *LOAD_COLUMNS)
 MOST_DIFFERENCES = 3  # differences that are listed; further differences are only counted
-REVISION = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit, or at an unresolved name
+REVISION = re.compile(r"([\w.-]+/[\w.-]+)@(\S+)")  # in a digest: a repository at a commit or at an unresolved revision
 
 
 @dataclass(frozen=True)
 class PendingWork:
-    """The work of one run, determined once before anything is printed or started."""
+    """The work of one run, computed once before anything is printed or started."""
 
-    launches: list[Deployment]  # the unit of scheduling: each has only its pending trials
+    launches: list[Deployment]  # launches, the unit of scheduling, with only their pending trials
     finished_trials: int  # the plan's trials that have a valid result
     reasons: dict[str, str]  # why each trial is run, by id; empty on the first run
     estimate: RunEstimate
@@ -47,8 +47,8 @@ def find_pending(
 ) -> PendingWork:
     """Find the trials to run, the reasons, and their expected duration on these nodes.
 
-    `drivers` are the GPU drivers of the present nodes, or None if they are unknown: a failure that was final under
-    another driver is not final here.
+    `drivers` are the nodes' GPU drivers, or None if they are unknown. A failure that was final under another driver is
+    not final here.
     """
     launches = pending_launches(plan, ledger, drivers)
     runnable = [launch for launch in launches if not launch.unavailable]
@@ -87,7 +87,7 @@ def final_failures(plan: Plan, ledger: Ledger) -> set[str]:
 
 
 def _check_commits(plan: Plan, ledger: Ledger) -> None:
-    """Reject a revision that no hub resolved to a commit if this would change the ids of trials that have results."""
+    """Raise Outage for a revision without a commit if this would change the ids of trials that have results."""
     revisions = _unresolved(plan)
     if not revisions:
         return
@@ -108,7 +108,7 @@ def _check_commits(plan: Plan, ledger: Ledger) -> None:
 
 
 def check_resolved(plan: Plan) -> None:
-    """Check that every revision of the plan has its commit, on which ids depend; a dry run's ids are provisional.
+    """Check that every revision of the plan is resolved to a commit, since ids depend on it; not in a dry run.
 
     Raises Outage if the hub did not answer: otherwise rows would get ids that no later run reproduces.
     """
@@ -132,7 +132,7 @@ def unresolved(digest: str) -> list[tuple[str, str]]:
 
 
 def reasons(plan: Plan, pending: Iterable[Deployment], ledger: Ledger) -> dict[str, str]:
-    """Return why each pending trial is run, by id: new, its last outcome, or the change since its last result."""
+    """Return the reason for each pending trial, by id: new, its last outcome, or the change since its last result."""
     present = {trial.trial_id for trial in plan.trials}
     earlier: dict[tuple[Any, ...], LedgerRow] = {}
     for row in ledger.rows.values():
@@ -159,12 +159,12 @@ def _reason(
 
 
 def _position(row: Mapping[str, Any], axes: Iterable[str]) -> tuple[Any, ...]:
-    """Return a row's position in the experiment, which is independent of its content; rows are compared by position."""
+    """Return a row's coordinates in the experiment, used to match old and new rows."""
     return (*(row.get(key) for key in POSITION), *(str(row.get(axis)) for axis in axes))
 
 
 def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
-    """Describe the difference from an earlier row at the same position."""
+    """Describe the difference from an earlier row with the same coordinates."""
     before, after = dotted(json.loads(earlier["config"])), dotted(json.loads(json.dumps(trial.config, default=str)))
     keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     if keys:
@@ -182,5 +182,5 @@ def _change(deployment: Deployment, trial: Trial, earlier: LedgerRow) -> str:
 
 
 def content_digests(deployment: Deployment, trial: Trial) -> dict[str, str]:
-    """Return hashes of the files behind a trial's configuration: weights, data set, our own part of an engine."""
+    """Return hashes of the files behind a trial's configuration: weights, data set, in-process server."""
     return {**deployment.content, **trial.content}

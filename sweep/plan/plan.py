@@ -18,15 +18,15 @@ class Trial:
     workload: Any  # a sweep.inputs.workload object
     load: Any  # a sweep.inputs.load object
     replicate: int
-    seed: int  # of prompts and arrivals: the same for every backend, but different for every load and replicate
+    seed: int  # seed of prompts and arrivals: equal for all backends, different for each load and replicate
     coordinates: dict[str, Any]  # this trial's values on the experiment's axes
     config: dict[str, Any]  # resolved
     content: dict[str, str] = field(default_factory=dict)  # digests of the files that its configuration refers to
-    label: str = ""  # what distinguishes it from the other trials of its deployment, without the replicate
+    label: str = ""  # label that distinguishes it within its deployment, without the replicate
 
     @property
     def num_requests(self) -> int:
-        """The number of measured requests: the workload's, in whole batches if the load sends batches."""
+        """The number of measured requests: the workload's, rounded to whole batches if the load sends batches."""
         return int(self.load.count(self.workload.num_requests))
 
     def load_columns(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Deployment:
-    """One engine, model, flags and GPU count: what is launched, with the trials that run on it in order."""
+    """One engine, model, flags and GPU count to launch, with its trials in running order."""
 
     deployment_id: str
     backend: Any  # a backends.base.Backend
@@ -58,13 +58,13 @@ class Deployment:
     accelerator: str | None
     trials: list[Trial] = field(default_factory=list)
     unavailable: str | None = None  # why it cannot run on this host, with the remedy
-    notes: tuple[str, ...] = ()  # what a reader of the plan must know about the build or format used on the nodes
-    content: dict[str, str] = field(default_factory=dict)  # digests of the files it refers to: weights, our own code
-    environment: EnvironmentSpec | None = None  # the engine's, composed here: a node has no user's conf/
-    label: str = ""  # what distinguishes it from the other deployments of the plan
+    notes: tuple[str, ...] = ()  # notes for the plan about the build or format used on the nodes
+    content: dict[str, str] = field(default_factory=dict)  # digests of its files: weights, this project's code
+    environment: EnvironmentSpec | None = None  # the engine's environment, composed here: nodes lack the user's conf/
+    label: str = ""  # label that distinguishes it within the plan
     draft: Any = None  # a sweep.inputs.model object: the draft model named in the engine's flags
     gateway: Any = None  # a sweep.gateway.settings.Gateway in front of the engine
-    replicate: int | None = None  # the replicate that the trials belong to, if each has its own launch
+    replicate: int | None = None  # the replicate of its trials, if each replicate has its own launch
 
     def describe(self) -> str:
         """Return a short description: `vllm tiny-llama max-num-seqs=2`."""
@@ -77,7 +77,7 @@ class Deployment:
 
     @property
     def launch_key(self) -> str:
-        """The key of a launch: the deployment's id, with the replicate if each replicate has its own launch."""
+        """The key of a launch: the deployment's id, plus the replicate if each replicate is launched separately."""
         return self.deployment_id if self.replicate is None else f"{self.deployment_id}-{self.replicate}"
 
     def describe_launch(self) -> str:
@@ -92,7 +92,7 @@ class Deployment:
         return list(replicates.values())
 
     def launches(self, per_replicate: bool) -> "list[Deployment]":
-        """Return a copy of the deployment for each launch, with that launch's trials: the unit of scheduling."""
+        """Return a copy of the deployment for each launch (the unit of scheduling), with the launch's trials."""
         replicates = sorted({trial.replicate for trial in self.trials})
         if not (per_replicate and len(replicates) > 1):
             return [self]
@@ -109,7 +109,7 @@ class Plan:
     settings: Settings
     deployments: list[Deployment]
     axes: list[str]  # the grid axes, as dotted keys
-    replaced: list[str]  # what was replaced for lack of a GPU, in plain words
+    replaced: list[str]  # descriptions of replacements for lack of a GPU
     origins: dict[str, str] = field(default_factory=dict)  # options in the user's own folders -> their files
 
     @property
@@ -124,7 +124,7 @@ class Plan:
 
     @property
     def study_differences(self) -> dict[str, tuple[str, ...]]:
-        """Where the plan is not what its study published, by backend; without a GPU it is another form altogether."""
+        """The plan's differences from the published study, by backend. Without a GPU a different form is run."""
         if self.settings.hardware.platform != "cuda":
             return {}
         backends = {deployment.backend.name for deployment in self.deployments}
@@ -174,21 +174,20 @@ class Plan:
 
 
 def launched_per_replicate(settings: Settings, deployments: int) -> bool:
-    """Return whether each replicate has its own launch, so that its spread includes the difference between launches.
-
-    By default this is true if deployments are compared: the difference between two launches of one engine can easily
-    look like a difference between two engines.
+    """Return whether each replicate is launched separately, so that its spread includes the difference between
+    launches. By default this is true if deployments are compared: two launches of one engine can easily differ as much
+    as two engines.
     """
     return settings.relaunch == "per_replicate" or (settings.relaunch == "auto" and deployments > 1)
 
 
 def config_text(config: Mapping[str, Any]) -> str:
-    """Return a resolved config as a row stores it: the same text for the same settings."""
+    """Return a resolved config as the text stored in a row: equal settings give equal text."""
     return json.dumps(config, sort_keys=True, default=str)
 
 
 def hourly_price(backend: Any, hardware: Hardware) -> float | None:
-    """Return an engine's price in USD per GPU and hour: the endpoint's own, or the hardware's; None if unknown."""
+    """Return an engine's price in USD per GPU and hour: the endpoint's, else the hardware's; None if unknown."""
     if not backend.launches and (backend.price_per_hour or backend.price_per_million_tokens):
         price: float | None = backend.price_per_hour
         return price
@@ -196,5 +195,5 @@ def hourly_price(backend: Any, hardware: Hardware) -> float | None:
 
 
 def elsewhere(backend: Any, hardware: Hardware) -> bool:
-    """Return whether an engine runs on unknown hardware: an endpoint, if only this machine was inspected."""
+    """Return whether an engine runs on unknown hardware: an endpoint, while `hardware` describes this machine."""
     return hardware.assumed and not backend.launches

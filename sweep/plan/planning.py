@@ -1,9 +1,9 @@
-"""From composed points to a Plan: every point is validated, assigned to a Deployment, and given its id.
+"""Turns composed points into a Plan: every point is validated, assigned to a Deployment, and given an id.
 
 Ids are hashes of everything known at planning that could change a result. So the same command resumes, and a changed
-flag reruns exactly what it affects. Planning uses no clock and no GPU. It reads the files behind a model or a workload
-once: it hashes a folder, and asks the hub for the commit of a revision (and, for an engine in an image, how its weights
-are stored).
+flag reruns only the affected trials. Planning uses no clock and no GPU. It reads the files behind a model or a workload
+once: it hashes a folder, and queries the hub for the commit of a revision (and, for an engine in an image, for the
+storage format of its weights).
 """
 
 import functools
@@ -32,7 +32,7 @@ ROUTER = "router"  # the default option of conf/gateway in front of replicas
 
 
 class Surroundings(NamedTuple):
-    """The outside facts that planning needs, as functions, so that planning itself has no side effects."""
+    """Facts about the environment that planning needs, passed as functions, so that planning has no side effects."""
 
     fingerprint: Callable[[Any, str], str]  # (backend, platform) -> hash of the locked environment
     unavailable: Callable[[Any, str], str | None]  # (backend, platform) -> why it cannot run here
@@ -43,7 +43,7 @@ class Surroundings(NamedTuple):
 def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
     """Validate every point, group the points into deployments, and give everything its id.
 
-    Raises ConfigError, naming the first invalid key of a point; Outage if an index or a hub gave no answer.
+    Raises ConfigError, naming the first invalid key of a point; Outage if a package index or hub does not answer.
     """
     settings = composition.settings
     builder = _Builder(settings, surroundings, composition.options)
@@ -60,11 +60,11 @@ def make_plan(composition: Composition, surroundings: Surroundings) -> Plan:
 
 
 class _Part(NamedTuple):
-    """A validated object of a config group, and its contribution to ids."""
+    """A validated object of a config group, with its contribution to ids."""
 
     built: Any  # pinned to the commits that its revisions point to now
     digest: str | None  # of the content that it refers to
-    identity: str  # hash of type, fields and digest: everything about it that can change a result
+    identity: str  # hash of type, fields and digest: everything that can change a result
 
 
 class _Builder:
@@ -104,12 +104,12 @@ class _Builder:
     def add(
         self, deployment: Deployment, point: Point, coordinates: Assignments, seeds: Mapping[int, int] | None = None
     ) -> None:
-        """Add the trials of a point once all deployments are known; `seeds` are those of earlier replicates."""
+        """Add the trials of a point once all deployments are known; `seeds`: fixed seeds of replicates, for a rerun."""
         workload, load = (self._part(group, point[group]) for group in ("workload", "load"))
         load.built.count(workload.built.num_requests)  # raises an error if a trace is too short
         load.built.check_pairing(workload.built)
         if deployment.backend.traits.timed_inside and load.built.mode(1, 0).batch() is None:
-            problem = f"{deployment.backend.name} is timed inside its own process, in lockstep batches"
+            problem = f"{deployment.backend.name} is timed in-process, in lockstep batches"
             raise ConfigError(f"load={load.built.name}: {problem}; expected load=batch")
         if workload.built.models and deployment.backend.traits.timed_inside:
             problem = f"{deployment.backend.name} has one model"
@@ -121,10 +121,10 @@ class _Builder:
         parts = [workload.identity, load.identity]
         content = _content(workload=workload, load=load)
         for replicate in range(self.settings.replicates) if seeds is None else seeds:
-            # Not of the backend: all get the same prompts. But of the load: no cache may answer from an earlier trial.
+            # Independent of the backend, so that prompts are equal; dependent on the load, so that no cache helps.
             seed = int(content_hash([self.settings.seed, *parts, replicate], 8), 16)
             seed = seed if seeds is None else seeds[replicate]
-            # The first replicate starts on a new engine in either case.
+            # The first replicate starts on a fresh engine either way.
             launch = "its own" if anew and replicate else "shared"
             trial_id = content_hash([deployment.deployment_id, *parts, replicate, seed, launch, self.judged_by])
             if trial_id not in self.trial_ids:
@@ -145,7 +145,7 @@ class _Builder:
                 message = str(error) if str(error).startswith(group) else f"{group}: {error}"
                 raise _unusable(error, message) from None
             fields = built.model_dump(mode="json", exclude=NOT_IN_ID)
-            # Without these keys, a workload is like all workloads from before the keys existed.
+            # Unset keys are omitted, so that ids from before the keys existed stay valid.
             fields = {key: field for key, field in fields.items() if field or key not in ("temperature", "models")}
             identity = content_hash([type(built).__qualname__, fields, digest])
             pinned = built.pinned(self.cache) if hasattr(built, "pinned") else built
@@ -203,19 +203,19 @@ class _Builder:
 
 
 def _unusable(error: ValueError, message: str) -> ValueError:
-    """Return the error for an unusable part; an Outage remains an Outage."""
+    """Return the error for an unusable part: ConfigError, or the Outage itself."""
     return (Outage if isinstance(error, Outage) else ConfigError)(message)
 
 
 def bfloat16(engine: Backend, model: Any, capability: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """Return (why the engine cannot compute in bfloat16 on such old GPUs, the alternative); either may be empty."""
+    """Return (why the engine cannot use bfloat16 on these GPUs, notes on the format used instead); may be empty."""
     asked_for = engine.in_bfloat16(model.dtype)
     by_itself = engine.dtype == model.dtype == "auto" and engine.in_bfloat16(model.stored_dtype or "")
     if not older(capability, AMPERE) or not (asked_for or by_itself):
         return None, ()
     problem = f"{engine.name} {model.name}: GPUs of compute capability {capability} have no bfloat16"
     if asked_for and engine.traits.before_ampere == "refuses":
-        return f"{problem}, which the engine refuses: set model.dtype=float16 (or the engine's own format)", ()
+        return f"{problem}, which the engine rejects: set model.dtype=float16 (or the engine's name for it)", ()
     if engine.traits.before_ampere == "emulates":
         return None, (f"{problem}: the engine emulates it slowly; model.dtype=float16 avoids that",)
     return None, (f"{problem}: the engine computes in float16",)
@@ -226,7 +226,7 @@ def _content(**parts: _Part) -> dict[str, str]:
 
 
 def _labelled(deployments: list[Deployment]) -> list[Deployment]:
-    """Return the same deployments and trials, each with the settings that distinguish it from its siblings."""
+    """Return the deployments and trials with labels: the settings that distinguish each from its siblings."""
     names = labels([deployment.name for deployment in deployments], [_settings_of(each) for each in deployments])
     labelled = []
     for deployment, name in zip(deployments, names, strict=True):
@@ -238,13 +238,13 @@ def _labelled(deployments: list[Deployment]) -> list[Deployment]:
 
 
 def _settings_of(deployment: Deployment) -> dict[str, Any]:
-    """Return the values on the axes that all trials of a deployment share."""
+    """Return the values on the axes that are equal for all of a deployment's trials."""
     first, *rest = (trial.coordinates for trial in deployment.trials)
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
 
 
 def _blocked_order(trials: list[Trial], seed: int) -> list[Trial]:
-    """Return trials in blocks of one replicate, each shuffled: a slow drift of the machine affects all alike."""
+    """Return trials in shuffled blocks, one per replicate, so that a slow drift of the machine affects all alike."""
     ordered: list[Trial] = []
     for replicate in sorted({trial.replicate for trial in trials}):
         block = [trial for trial in trials if trial.replicate == replicate]

@@ -1,5 +1,4 @@
-"""Every point of a plan in full, to compare it with a paper: command, dtype, context, lengths, counts; and why it
-differs."""
+"""The details of a plan's points, to compare with a paper: command, dtype, context, lengths, counts, deviations."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from sweep.plan.capacity.footprint import planned_launch
 from sweep.plan.capacity.plan_points import plan_points
 from sweep.plan.plan import Deployment, Plan, Trial
 
-OUR_VARIABLE = "PYTHONPATH"  # how the engine's process finds our own code; its value differs between machines
+OUR_VARIABLE = "PYTHONPATH"  # lets the engine's process import this project; differs between machines
 
 
 def point_details(plan: Plan) -> Iterator[str]:
@@ -40,7 +39,7 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
     else:
         try:
             yield f"command: {shlex.join(backend.command(launch))}"
-        except (OSError, ValueError) as error:  # an engine that looks at its converted weights first
+        except (OSError, ValueError) as error:  # an engine whose command depends on its converted weights
             yield f"command: known once its weights are prepared ({error})"
         environ = {name: value for name, value in backend.environment(launch).items() if name != OUR_VARIABLE}
         yield f"environment: {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}"
@@ -56,7 +55,7 @@ def _engine(deployment: Deployment, platform: str) -> Iterator[str]:
 
 
 def _gateway(deployment: Deployment) -> Iterator[str]:
-    """What a gateway in front of the engine does to requests; nothing without one."""
+    """Yield a line about the effect of a gateway on requests; none without a gateway."""
     gateway = deployment.gateway
     if isinstance(gateway, Gateway):
         clip, cache = gateway.clip, gateway.cache
@@ -69,12 +68,12 @@ def _gateway(deployment: Deployment) -> Iterator[str]:
 
 
 def _requests(deployment: Deployment, trials: Sequence[Trial], cache: Path) -> Iterator[str]:
-    """Describe the requests of a point: their number, their length, and the limit on their answers."""
+    """Describe the requests of a point: their number, lengths, and the limit on their answers."""
     first = trials[0]
     workload, number = first.workload.fetched(cache), first.num_requests
     yield f"{count(number, 'request')} after {first.load.warmup(workload.warmup_requests)} of warm-up"
     if (due := first.load.mode(number, first.seed).last_arrival()) is not None:
-        yield f"the last one due after {due:g} s"
+        yield f"the last request due after {due:g} s"
     try:
         tokenizer = deployment.model.load_tokenizer(cache)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The plan as printed: the trials to run and why, those unavailable here, warnings and the expected cost."""
+"""Prints a plan: the trials to run and why, trials unavailable here, warnings and the expected cost."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,9 +16,9 @@ from sweep.plan.plan import Deployment, Plan, Trial, elsewhere
 
 MOST_TRIALS_LISTED = 200  # a larger plan is listed by deployment
 MOST_STARTS_LISTED = 8  # of a block
-FEW_REQUESTS = 0.5  # share of the requested duration; random arrivals of a few dozen requests rarely end that early
+FEW_REQUESTS = 0.5  # share of the requested duration; a few dozen random arrivals rarely end earlier
 FEW_CORES = 4  # per GPU (or deployment on a CPU), for server, engine, client and system
-CANNOT_FIT = 0.8  # of the sizes, which are rounded
+CANNOT_FIT = 0.8  # tolerance for rounded sizes
 PIPE_WIDTH = 160  # characters, if there is no terminal and no COLUMNS
 
 
@@ -45,7 +45,7 @@ def print_plan(console: Console, plan: Plan, pending: PendingWork, nodes: Sequen
     lines = [f"to run: {count(number, 'trial')}: {reason}" for reason, number in counts]
     if pending.final_failures:
         trials = count(pending.final_failures, "trial")
-        lines.append(f"failed for good: {trials}, twice with the same message; retry_failed=true runs them again")
+        lines.append(f"not retried: {trials} failed twice with the same message; retry_failed=true runs them again")
     lines += not_locked(plan)
     lines += [f"unavailable: {d.describe()}: {d.unavailable}" for d in plan.deployments if d.unavailable]
     points = plan_points(plan)
@@ -81,7 +81,7 @@ def _launches(number: int) -> str:
 
 
 def starts(pending: PendingWork) -> list[str]:
-    """Return a line for each block (the launches of one replicate) that lists them in starting order."""
+    """Return a line for each block: the launches of one replicate, in starting order."""
     names = {launch.launch_key: launch.describe() for launch in pending.runnable}
     blocks: dict[int, list[str]] = {}
     for need in start_order(pending.estimate.expected.needs):
@@ -98,7 +98,7 @@ def _first(labels: Sequence[str]) -> str:
 
 
 def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
-    """Yield a line for each deployment and, in a small plan, for each of its trials; requests only if they fit."""
+    """Yield a line for each deployment and, in a small plan, each of its trials; with requests if they fit."""
     to_run = {trial.trial_id for deployment in pending.runnable for trial in deployment.trials}
     state = {t.trial_id: "unavailable" if d.unavailable else "done" for d in plan.deployments for t in d.trials}
     state |= {trial_id: pending.reasons.get(trial_id, "to run") for trial_id in to_run}
@@ -121,13 +121,13 @@ def _trials(plan: Plan, pending: PendingWork, width: int) -> Iterator[str]:
 
 
 def _requests(trial: Trial) -> str:
-    """`64 requests, 128 in, 64 out`; the lengths of a file's prompts are its own."""
+    """Return `64 requests, 128 in, 64 out`; no lengths for prompts from a file."""
     lengths = [f"{getattr(trial.workload, f'{side}put_tokens', None)} {side}" for side in ("in", "out")]
     return ", ".join([count(trial.num_requests, "request"), *(text for text in lengths if text[0].isdigit())])
 
 
 def few_requests_note(plan: Plan) -> list[str]:
-    """Warn of timed loads whose requests are all sent long before the requested duration."""
+    """Return warnings about timed loads whose requests are all sent long before the requested duration."""
     checked: set[tuple[int, int]] = set()
     warnings: dict[str, None] = {}
     for trial in plan.trials:
@@ -150,7 +150,7 @@ def plan_warnings(plan: Plan, pending: PendingWork, nodes: Sequence[Node], point
 
 
 def not_locked(plan: Plan) -> list[str]:
-    """List the environments whose distributions no run has resolved yet: the run's ids will differ."""
+    """Return a line for each environment not locked yet; the run will lock it, so its ids will differ."""
     specs = {d.environment.name: d.environment for d in plan.deployments if d.environment and not d.unavailable}
     return [
         f"not locked yet: environment {name} for {locks.node_target(spec)}: the run resolves it; ids will differ"
@@ -160,15 +160,15 @@ def not_locked(plan: Plan) -> list[str]:
 
 
 def substituted(plan: Plan) -> list[str]:
-    """Say which engines use another build than on the newest nodes, or compute in another format, and why."""
+    """Return notes on engines that use another build than on the newest nodes, or another number format, and why."""
     notes = [note for deployment in plan.deployments if not deployment.unavailable for note in deployment.notes]
     return list(dict.fromkeys(notes))
 
 
 def broken_drivers(nodes: Sequence[Node]) -> list[str]:
-    """Warn of nodes whose NVIDIA driver is there and does not work: each launch there would fail."""
+    """Return warnings about nodes whose NVIDIA driver is installed but broken: each launch there would fail."""
     stated = [(node.address, node.facts.broken_driver) for node in nodes if node.facts]
-    return [f"node {address}: {problem}; leave it out with cluster.labels" for address, problem in stated if problem]
+    return [f"node {address}: {problem}; exclude it with cluster.labels" for address, problem in stated if problem]
 
 
 def check_disk(settings: Settings, runnable: Sequence[Deployment], nodes: Sequence[Node]) -> None:
@@ -191,22 +191,22 @@ def little_disk(
     models = {d.model.name: d.model for d in runnable if d.backend.launches}
     weights = sum(model.missing_bytes(cache) for model in models.values()) / 1e9
     return [
-        f"{address}: {room / 1e9:.1f} GB of disk are free, but about {engines:g} GB of engines and {weights:.1f} GB of "
-        "weights are to be written; make space, or choose another disk with cache_dir"
+        f"{address}: {room / 1e9:.1f} GB of disk free, but about {engines:g} GB of engines and {weights:.1f} GB of "
+        "weights must be written; make space, or move cache_dir to another disk"
         for address, room in free.items()
         if room < share * (engines + weights) * 1e9
     ]
 
 
 def past_deadline(plan: Plan) -> list[str]:
-    """Warn of a deadline in the past. This is no error: a loop around the command ends so, with a report."""
+    """Return a warning about a deadline in the past; no error, since a loop around the command ends this way."""
     now, deadline = datetime.now(), plan.settings.deadline
     passed = deadline is not None and next_time(deadline, now) < now
     return [f"deadline={deadline} has passed: no trial will start"] if passed else []
 
 
 def beyond_context(plan: Plan) -> list[str]:
-    """Warn of models whose context is shorter than a request: one line per model, for the longest request."""
+    """Return a warning for each model whose context is shorter than a request, naming the longest request."""
     longest: dict[str, tuple[int, str]] = {}
     for deployment in plan.deployments:
         backend, model = deployment.backend, deployment.model
@@ -227,7 +227,7 @@ def beyond_context(plan: Plan) -> list[str]:
 
 
 def few_cores(plan: Plan, nodes: Sequence[Node]) -> list[str]:
-    """Warn of nodes with too few cores for engine and measuring client."""
+    """Return warnings about nodes with too few cores for engine and measuring client."""
     cuda = plan.settings.hardware.platform == "cuda"
     if not any(deployment.backend.launches for deployment in plan.deployments if not deployment.unavailable):
         return []

@@ -1,4 +1,4 @@
-"""A simulated run of a plan on a cluster: the scheduler's own policy (`packing`) with a simulated clock."""
+"""A simulated run of a plan on a cluster: the scheduler's policy (`packing`) with a simulated clock."""
 
 import heapq
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ class SimulatedRun(NamedTuple):
 
     @property
     def busy(self) -> float:
-        """The share of the cluster's GPU time that is used, 0..1."""
+        """The fraction of the cluster's GPU time that is used, 0..1."""
         return self.gpu_seconds / (self.makespan * self.capacity) if self.makespan else 1.0
 
     def critical_path(self) -> list[Span]:
-        """Return the launches that decide when the run ends: the last to finish, the one it waited for, and so on."""
+        """Return the chain of launches that sets the end: the last to finish, the launch it waited for, and so on."""
         by_key = {span.key: span for span in self.spans}
         path: list[Span] = []
         last = max(self.spans, key=lambda span: span.end, default=None)
@@ -48,7 +48,7 @@ class SimulatedRun(NamedTuple):
 
 
 def simulate(needs: Sequence[Need], nodes: Sequence[Node]) -> SimulatedRun:
-    """Run the policy with launches that take exactly their expected time; launches that fit on no node are left out."""
+    """Simulate launches that take exactly their expected time; launches that fit on no node are skipped."""
     packer = Packer(needs)
     packer.drop(packer.unschedulable(nodes))
     seconds = {need.key: need.seconds for need in needs}

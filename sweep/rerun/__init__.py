@@ -1,1 +1,1 @@
-"""Runs rows of a run again, using only the rows, and says whether they were reproduced: `sweep rerun`."""
+"""`sweep rerun`: runs rows of a run again, using only the rows, and reports whether they were reproduced."""

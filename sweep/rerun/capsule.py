@@ -1,6 +1,7 @@
-"""A capsule: everything that a row records about itself, in ten lines that can be mailed and run again anywhere.
+"""A capsule: a row's complete record in ten lines of text, which can be mailed and run again anywhere.
 
-Each line is a key and JSON. A capsule contains the lock of the engine's environment, compressed, so it needs no folder.
+Each line is a key and JSON. A capsule contains the compressed lockfile of the engine's environment, so it needs no
+folder.
 """
 
 import base64
@@ -14,31 +15,31 @@ from analysis.compare.reproduction import Noise
 from sweep.base.config import ConfigError, did_you_mean, first_line, shortened
 from sweep.rerun.circumstances import Circumstances
 
-LARGEST_LOCK = 1 << 20  # bytes; a lock of 1,000 distributions has 30,000
-PIN = re.compile(r"[\w.-]+==[\w.+!-]+|\S+@sha256:[0-9a-f]{64}|#.*|")  # or an image by its digest; no address, no option
+LARGEST_LOCK = 1 << 20  # bytes; a lockfile of 1,000 distributions has 30,000
+PIN = re.compile(r"[\w.-]+==[\w.+!-]+|\S+@sha256:[0-9a-f]{64}|#.*|")  # or an image by its digest; no URL, no option
 
 
 @dataclass(frozen=True)
 class Capsule:
-    """One row: what to run again, what measured it, and what the result was. The fields are a capsule's lines."""
+    """One row: its configuration, the circumstances of its measurement, and its result. Each field is one line."""
 
     capsule: str  # the source, RUN#TRIAL
     trial: dict[str, Any]  # trial_id, experiment, label, replicate, seed, started_at
     config: dict[str, Any]  # resolved
     coordinates: dict[str, Any]  # values on the axes of its experiment
     settings: dict[str, Any]  # settings of its run that differ from the defaults
-    digests: dict[str, str]  # of the files that its configuration refers to
+    digests: dict[str, str]  # digests of the files that its configuration refers to
     locks: dict[str, str]  # the lock of its environment, compressed, by file name
     circumstances: Circumstances
     figures: dict[str, float]
-    noise: dict[str, Noise]  # variation of these figures between launches, if its run shows it
+    noise: dict[str, Noise]  # variation of these quantities between launches, if the run shows it
 
     def text(self) -> str:
         """Return the capsule's ten lines."""
         return "".join(f"{key}: {json.dumps(content)}\n" for key, content in asdict(self).items())
 
     def lock_texts(self) -> dict[str, str]:
-        """The content of the locks, by the names of their files. Raises ConfigError if they are more than pins."""
+        """Return the lockfiles' content by file name. Raises ConfigError if they contain anything but pins."""
         return {name: _unpacked_lock(name, content) for name, content in self.locks.items()}
 
 
@@ -53,7 +54,7 @@ def parse_capsules(text: str) -> list[Capsule]:
 def parse_capsule(text: str) -> Capsule:
     """Read a capsule's lines, in any order.
 
-    Raises ConfigError for an unknown line, or one that is missing or damaged.
+    Raises ConfigError for an unknown, missing or damaged line.
     """
     allowed = [field.name for field in fields(Capsule)]
     contents: dict[str, Any] = {}
@@ -87,5 +88,5 @@ def _unpacked_lock(name: str, content: str) -> str:
 
 
 def packed_lock(lock: str) -> str:
-    """Return the content of a lock as stored in a capsule."""
+    """Return the content of a lockfile as stored in a capsule."""
     return base64.b64encode(zlib.compress(lock.encode(), 9)).decode()

@@ -1,7 +1,7 @@
-"""The circumstances of a measurement as recorded in its row, and those in which two measurements differ.
+"""The circumstances of a measurement as recorded in its row, and the differences between two measurements.
 
-A circumstance has a name in words (`flag max-num-seqs`, `version of torch`, `driver`) and a value. Ports, folders and
-times differ between any two launches of one command, so they are not circumstances.
+A circumstance has a readable name (`flag max-num-seqs`, `version of torch`, `driver`) and a value. Ports, folders and
+times differ between any two launches of a command, so they are not circumstances.
 """
 
 import json
@@ -14,7 +14,7 @@ from sweep.base.setting_labels import dotted
 
 Circumstances = dict[str, Any]
 
-ROW_COLUMNS = {  # of a row, by their names in words
+ROW_COLUMNS = {  # columns of a row, by readable names
     "protocol": "protocol version",
     "commit": "code commit",
     "engine_version": "engine version",
@@ -51,24 +51,24 @@ MACHINE_FACTS = {
     "node": "machine",
 }
 OF_A_LAUNCH = ("--port", "--host")  # flags whose values differ for each launch
-# Engine facts to leave out: figures, places, and facts that have a name of their own here.
+# Engine facts to skip: measurements, paths, and facts listed separately here.
 NOT_COMPARED = {
     *("engine_version", "dtype", "command", "flags", "environ", "startup_seconds", "cold_ttft", "log", "reachable_by"),
-    *("below_gate", "replicas", "coarser_format"),  # the last one follows from quantization and flags
+    *("below_gate", "replicas", "coarser_format"),  # the last follows from quantization and flags
 }
 ANSWER_FACTS = ("agreement", "quality")  # first parts of facts about an engine's answers, which are figures
 NAMED_KINDS = ("flag", "environment variable", "engine's", "version of", "setting")  # of which each has its own name
 LATER_KINDS = {"environment variable", "setting"}  # not recorded in the oldest rows
-OF_THE_RUN = ("hardware", "assumed", "relaunch")  # settings about the other trials of the run, or named above
+OF_THE_RUN = ("hardware", "assumed", "relaunch")  # settings about other trials of the run, or listed above
 FOREIGN, LOAD_AVERAGE = "cores taken by other processes", "load average"
-# What varies a little with every measurement: share of the engine's cores, and processes that wanted to run.
+# Varies a little with every measurement: share of the engine's cores, and runnable processes.
 LEAST_DIFFERENCES = {FOREIGN: 0.05, LOAD_AVERAGE: 4.0}
 BYTES_OF_GIB = 2**30
-MOST_OF_A_KIND = 12  # of a kind, e.g. versions; further differences are only counted
+MOST_OF_A_KIND = 12  # maximum listed per kind, e.g. versions; further differences are only counted
 
 
 class Difference(NamedTuple):
-    """A circumstance in which two measurements differ; None if a measurement lacks it."""
+    """A circumstance that differs between two measurements; None if a measurement lacks it."""
 
     name: str
     before: Any
@@ -80,7 +80,7 @@ class Difference(NamedTuple):
 
 
 def circumstances(row: Mapping[str, Any]) -> Circumstances:
-    """Return everything that a row records about how it was measured, except its configuration, which is run again."""
+    """Return all recorded circumstances of a row's measurement, except its configuration, which is run again."""
     facts, machine = _parsed(row, "engine_facts"), _parsed(row, "hardware")
     recorded = {title: row.get(column) for column, title in ROW_COLUMNS.items()}
     recorded |= {f"flag {title}": fact for title, fact in _flags(facts.get("command") or ()).items()}
@@ -94,7 +94,7 @@ def circumstances(row: Mapping[str, Any]) -> Circumstances:
     recorded |= {f"version of {title}": fact for title, fact in _parsed(row, "versions").items()}
     settings = {title: fact for title, fact in _parsed(row, "settings").items() if title not in OF_THE_RUN}
     recorded |= {f"setting {title}": fact for title, fact in dotted(settings).items()}
-    recorded["setting of the run"] = "recorded" if row.get("settings") else None  # all may be the defaults
+    recorded["setting of the run"] = "recorded" if row.get("settings") else None  # empty if all are defaults
     recorded["prompt headers"] = "salted" if row.get("prompt_salt") else None
     recorded["place in its launch"] = row.get("place")
     recorded[FOREIGN] = row.get("foreign_cpu_share")
@@ -103,9 +103,9 @@ def circumstances(row: Mapping[str, Any]) -> Circumstances:
 
 
 def changed_circumstances(before: Circumstances, after: Circumstances) -> list[Difference]:
-    """Return the circumstances in which two measurements differ, in the order of the first.
+    """Return the differences in circumstances between two measurements, in the order of the first.
 
-    A kind that a row from an older version does not record at all is left out.
+    Kinds that an older row does not record at all are skipped.
     """
     kinds = [{_kind(title) for title in measurement} for measurement in (before, after)]
     silent = LATER_KINDS - (kinds[0] & kinds[1])
@@ -126,7 +126,7 @@ def _equal(pair: Difference) -> bool:
 
 
 def difference_lines(differences: Sequence[Difference]) -> Iterator[str]:
-    """Yield a line for each difference; for many of one kind, the first ones and the number of further ones."""
+    """Yield a line for each difference; if one kind has many, list the first and count the rest."""
     groups: dict[str, list[Difference]] = {}
     for difference in differences:
         groups.setdefault(_kind(difference.name) or difference.name, []).append(difference)
@@ -142,7 +142,7 @@ def _parsed(row: Mapping[str, Any], column: str) -> dict[str, Any]:
 
 
 def _flags(command: Sequence[str]) -> dict[str, Any]:
-    """Return a command line's flags by name, with JSON values as separate settings; `program` is what is run."""
+    """Return a command line's flags by name, with JSON values split into settings; `program` is the executable."""
     flags: dict[str, Any] = {}
     program: list[str] = []
     words = list(command)

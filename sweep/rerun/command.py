@@ -40,11 +40,11 @@ from sweep.rerun.trust import unfamiliar_parts
 FOLDER = Path("results") / "rerun"
 VERDICTS = "rerun.json"  # in the folder of a rerun
 UNCERTAIN = 3  # exit status
-DEFAULTS = ("cluster=inline", "tracking=none")  # unless they are typed: this machine alone needs no Ray
+DEFAULTS = ("cluster=inline", "tracking=none")  # defaults for a rerun: a single machine needs no Ray
 
 
 class RerunVerdict(NamedTuple):
-    """The comparison of a row with a new measurement of the same trial."""
+    """The result of comparing a row with a new measurement of its trial."""
 
     capsule: Capsule
     result: Reproduction
@@ -53,7 +53,7 @@ class RerunVerdict(NamedTuple):
     differences: list[Difference]
 
     def lines(self) -> list[str]:
-        """Return the verdict for people: the figures, the conclusion, and what was not the same."""
+        """Return the verdict as text: the values, the conclusion, and the circumstances that differ."""
         label = self.capsule.trial.get("label") or ""
         lines = [f"{self.capsule.capsule}  {label}", *(f"  {change.describe()}" for change in self.changes)]
         lines.append(f"  {self.result}" + (f" ({self.reason})" if self.reason else ""))
@@ -62,7 +62,7 @@ class RerunVerdict(NamedTuple):
         return lines + [f"    {name}" for name in names]
 
     def record(self) -> dict[str, Any]:
-        """Return the verdict for scripts."""
+        """Return the verdict as JSON-able data, for scripts."""
         return {
             "trial": self.capsule.capsule,
             "label": self.capsule.trial.get("label"),
@@ -82,15 +82,15 @@ def run_again(
     config_dirs: Sequence[str] = (),
     trusted: bool = False,
 ) -> int:
-    """Run the capsules again in a folder of their own, and print each verdict.
+    """Run the capsules again in a new folder, and print each verdict.
 
-    Unless they are `trusted`, what they bring that this machine does not have is printed and refused.
+    Unless `trusted`, unfamiliar parts of the capsules are printed and rejected.
 
     Returns:
-        0 if all are reproduced; 1 if one differs; 3 if none differs, but one is uncertain; else the status of a run
+        0 if all are reproduced; 1 if any differs; 3 if none differs but some are uncertain; else the status of a run
         that did not finish.
 
-    Raises ConfigError for what cannot be run again here; Halted for an outage that lasts.
+    Raises ConfigError for capsules that cannot be run here; Halted for a lasting outage.
     """
     options = ConfigPath.of_user(config_dirs)
     with traced(["rerun", *command]):
@@ -121,7 +121,7 @@ def _verdict(capsule: Capsule, row: Mapping[str, Any]) -> RerunVerdict:
         reason = f"it is {row['outcome']} now: {row.get('reason')}"
         return RerunVerdict(capsule, Reproduction.DIFFERS, reason, [], changed)
     if not changed and row["trial_id"] != capsule.trial["trial_id"] and capsule.config == _pinned(capsule):
-        changed = [Difference("id of the trial: a default or our own code", capsule.trial["trial_id"], row["trial_id"])]
+        changed = [Difference("id of the trial: a default or sweep's code", capsule.trial["trial_id"], row["trial_id"])]
     changes = figure_changes(capsule.figures, row, capsule.noise)
     return RerunVerdict(capsule, *finding(changes), changes, changed)
 
@@ -133,11 +133,10 @@ def plan_again(
     options: ConfigPath,
     distrusting: Console | None = None,
 ) -> Planned:
-    """Plan the trials of capsules: their configuration, seeds and locks, and this machine.
+    """Plan the trials of capsules on this machine, with their configurations, seeds and lockfiles.
 
-    With a console, parts that this machine does not have are printed there and refused.
-
-    Raises ConfigError for what cannot be planned here, or together; Outage if an index or a hub gave no answer.
+    With a console, unfamiliar parts are printed there and rejected. Raises ConfigError for capsules that cannot be
+    planned here or together; Outage if an index or a hub does not answer.
     """
     settings = _settings_today(capsules, overrides, out, options)
     if distrusting is not None and (parts := unfamiliar_parts(capsules, options, cache_directory(settings.cache_dir))):
@@ -167,19 +166,19 @@ def plan_again(
 def _settings_today(
     capsules: Sequence[Capsule], overrides: Sequence[str], out: str | None, options: ConfigPath
 ) -> Settings:
-    """Return the settings of the rows' run, with those for where and how it runs today."""
+    """Return the settings of the rows' run, with today's settings for where and how to run."""
     capsule, typed = capsules[0], parse_command_line(overrides).typed
     if key := next(filter(is_point_key, typed), None):
         groups = ", ".join(POINT_GROUPS)
         raise ConfigError(f"{key}={typed[key]}: taken from the row; expected keys of a run, none of {groups}")
     if stranger := next((each for each in capsules if each.settings != capsule.settings), None):
         names = f"{stranger.capsule} and {capsule.capsule}"
-        raise ConfigError(f"{names} were measured with different settings; run them again one at a time")
+        raise ConfigError(f"{names} were measured with different settings; rerun them one at a time")
     defaults = [each for each in DEFAULTS if each.partition("=")[0] not in typed]
     find = functools.partial(find_hardware, options=options)
     today = compose_run([*defaults, *overrides], find, options).settings  # its model and workload are not the rows'
     present = {"hardware", "assumed", *(key.partition(".")[0] for key in typed)}
-    foreign = NOT_OF_A_ROW - {"slo", "percentiles", "relaunch"}  # where and how a run happens: never taken from others
+    foreign = NOT_OF_A_ROW - {"slo", "percentiles", "relaunch"}  # where and how to run: never taken from a capsule
     recorded = {key: setting for key, setting in capsule.settings.items() if key not in present | foreign}
     recorded |= {"slo": slo_in_units(slo)} if (slo := recorded.get("slo")) else {}
     recorded["replicates"] = len({each.trial["replicate"] for each in capsules})
@@ -218,7 +217,7 @@ def _common_locks(capsules: Sequence[Capsule]) -> dict[str, str]:
     for each in capsules:
         for file, lock in each.lock_texts().items():
             if texts.setdefault(file, lock) != lock:
-                raise ConfigError(f"{each.capsule}: its lock {file} differs from the others' lock; run them one by one")
+                raise ConfigError(f"{each.capsule}: its lockfile {file} differs from the others; rerun one by one")
     return texts
 
 

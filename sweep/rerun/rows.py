@@ -1,4 +1,4 @@
-"""The rows of a run as capsules: found by RUN#TRIAL, each with its settings, its lock and the noise of its run."""
+"""The rows of a run as capsules: found by RUN#TRIAL, each with its settings, lockfile and the run's noise."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ from sweep.rerun.circumstances import circumstances
 
 STANDARD_INPUT = "-"
 LARGEST_CAPSULES = 64 << 20  # bytes of a file with capsules
-FEWEST_CHARACTERS = 4  # of a trial's id, if only its beginning is given
+FEWEST_CHARACTERS = 4  # minimum length of a prefix of a trial's id
 
 
 def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
     """Return the capsules of RUN#TRIAL, of all results of RUN, or in a file; `content` is the text of standard input.
 
     Raises:
-        ConfigError: for anything else, a missing trial, or a trial without a result.
+        ConfigError: for any other source, a missing trial, or a trial without a result.
     """
     if content is not None:
         return parse_capsules(content)
@@ -39,7 +39,7 @@ def capsules_of(source: str, content: str | None = None) -> list[Capsule]:
     try:
         if not mark and Path(source).is_file():
             return parse_capsules(read_bounded(Path(source), LARGEST_CAPSULES).decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:  # also for what cannot be a file name
+    except (OSError, UnicodeDecodeError) as error:  # also for a text that cannot be a file name
         raise ConfigError(f"{shortened(source)}: {first_line(error)}") from None
     if mark and not trial_id:
         raise ConfigError(f"{source}: expected a trial's id from trials.parquet after {TRIAL_MARK}")
@@ -74,7 +74,7 @@ def _of_run(run: str, trial_id: str) -> list[Capsule]:
 
 
 def _chosen(run: str, trials: pd.DataFrame, trial_id: str) -> pd.DataFrame:
-    """Return the rows of a trial, which may be named by the beginning of its id; all rows if no trial is named."""
+    """Return the rows of a trial, given its id or a prefix of it; all rows without an id."""
     if not trial_id:
         return trials
     exact = trials[trials["trial_id"] == trial_id]
@@ -107,7 +107,7 @@ def _capsule(
     trial_id = row["trial_id"]
     if not row.get("config"):
         raise ConfigError(
-            f"{run}{TRIAL_MARK}{trial_id}: no configuration, because {row['client_stamp_source']} measured it"
+            f"{run}{TRIAL_MARK}{trial_id}: no configuration, since it was measured by {row['client_stamp_source']}"
         )
     config, digests = json.loads(row["config"]), json.loads(row.get("digests") or "{}")
     names = {column: row[column] for column in results.run.axes if row.get(column) is not None}
@@ -146,9 +146,8 @@ def plain_row(frame_row: "pd.Series[Any]", places: "pd.Series[Any]") -> dict[str
 
 
 def _locks(reference: str | None, texts: Mapping[str, str]) -> dict[str, str]:
-    """Return the row's lock by the name under which an environment looks it up; for an older row, all locks of its run.
-
-    A lock that was replaced later lies beside the current one, under another name.
+    """Return the row's lockfile under the name that its environment looks up; for an older row, all lockfiles of its
+    run. A lockfile that was replaced later is next to the current one, under a different name.
     """
     if reference is None:
         return dict(texts)

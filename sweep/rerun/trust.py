@@ -1,4 +1,4 @@
-"""The parts of a capsule that can run somebody's code here: shown, and run only with --trust."""
+"""The parts of a capsule that could run foreign code here: they are printed, and run only with --trust."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from sweep.base.config import POINT_GROUPS, locate, shortened
 from sweep.base.options import ConfigPath
 from sweep.rerun.capsule import Capsule
 
-# Of a backend: what is started, who gets its key, and settings that an engine takes beside its flags.
+# Keys of a backend: the program, the receiver of its API key, and settings besides its flags.
 STARTING_KEYS = ("env", "environ", "url", "api_key_env", "options", "properties", "scheduler", "cpu_scheduler")
 
 
 def unfamiliar_parts(capsules: Sequence[Capsule], options: ConfigPath, cache_dir: Path) -> list[str]:
-    """Return the locks, classes, keys and flags that neither the options nor the locks of this machine have."""
+    """Return the capsules' lockfiles, classes, keys and flags that this machine's options and lockfiles lack."""
     folders = [*locks.committed(options), locks.remembered(cache_dir)]
     local = [path.read_text() for folder in folders for path in folder.glob("*.txt")]
     digests, pins = set(map(locks.lock_digest, local)), {pin for lock in local for pin in lock.splitlines()}
@@ -24,7 +24,7 @@ def unfamiliar_parts(capsules: Sequence[Capsule], options: ConfigPath, cache_dir
         for file, lock in capsule.lock_texts().items():
             if locks.lock_digest(lock) not in digests:
                 new = [pin for pin in lock.splitlines() if pin not in pins and not pin.startswith("#")]
-                parts[f"lock {file}: {', '.join(new) or 'another choice of pins that this machine has'}"] = None
+                parts[f"lock {file}: {', '.join(new) or 'a new combination of known pins'}"] = None
         parts |= dict.fromkeys(_unfamiliar_settings(capsule.config, options))
     return list(parts)
 

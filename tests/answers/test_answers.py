@@ -64,7 +64,7 @@ def test_equal_engines_are_not_told_apart_and_the_launches_that_would_are_named(
     first, *rest = summary(capsys, run).splitlines()
     assert first == "tgi and vllm differ at none of 2 points in throughput"
     assert all("ties with vllm" in line for line in rest)
-    assert all("more launches of each would tell a difference of 3.0%, about" in line for line in rest)
+    assert all("more launches of each would detect a difference of 3.0%, about" in line for line in rest)
     answers = json.loads(summary(capsys, run, "--format", "json"))["answers"]
     best = answers[0]["configurations"][0]
     assert best["more_minutes"] == best["more_launches"] * 4  # 60 s to start and 60 s to run, of each of the two
@@ -217,7 +217,7 @@ def test_an_answer_says_when_it_was_measured_and_replicates_that_aged_are_named(
 
 def test_one_launch_tells_nothing_and_says_so(tmp_path, capsys):
     out = summary(capsys, engines(tmp_path / "a", {"vllm": 200, "tgi": 100}, launched=1))
-    assert out.startswith("vllm and tgi were launched too seldom to tell who leads at any of 2 points")
+    assert out.startswith("vllm and tgi had too few launches to tell which leads at any of 2 points")
     assert "does not show how much launches differ; replicates=3 would, with relaunch=per_replicate" in out
 
 
@@ -353,7 +353,7 @@ def test_the_lead_says_where_one_alone_meets_the_slo(tmp_path, capsys):
     run_of(tmp_path / "b", [{**row, **(slow if row["backend"] == "tgi" else {})} for row in rows])
     lead = summary(capsys, *runs).splitlines()[0]
     assert lead == (
-        "vllm (a) is the fastest at 1 of 1 task (at 1 more there is nothing to compare);"
+        "vllm (a) is the fastest at 1 of 1 task (1 more with nothing to compare);"
         " vllm (b) alone meets the SLO at 1 of 3 tasks"
     )
 
@@ -379,7 +379,7 @@ def test_a_bound_is_met_surely_with_the_whole_interval_and_never_by_failed_reque
 
 
 def test_advice_from_two_launches_says_that_they_reveal_little(tmp_path, capsys):
-    doubt = "so few launches hardly show the spread"
+    doubt = "this few launches hardly show the spread"
     few = engines(tmp_path / "a", {"vllm": 100, "tgi": 101}, launched=2, spread=0.006)
     assert doubt in summary(capsys, few)
     assert doubt not in summary(capsys, engines(tmp_path / "b", {"vllm": 100, "tgi": 101}, spread=0.02))

@@ -317,7 +317,7 @@ def test_an_image_is_locked_by_its_digest(registry, tmp_path):
     assert kept.lock == locked.lock, "as the results keep it"
     assert images.by_digest("ubuntu:v0.32.0") == f"ubuntu@{DIGEST}"
     assert registry.requests[-1] == "HEAD https://registry-1.docker.io/v2/library/ubuntu/manifests/v0.32.0"
-    with pytest.raises(environments.EnvironmentFailed, match="no such image"):
+    with pytest.raises(environments.EnvironmentFailed, match="not found in its registry"):
         locks.resolve_lock(spec.model_copy(update={"image": "ghcr.io/a/b:new"}), tmp_path, print)
 
 

@@ -134,8 +134,8 @@ def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(free, status
     words = ["backend=vllm", "model=random-llama-2-7b", "workload=qa", "cluster=inline", "hardware=cpu", "dry_run=true"]
     assert main([*words, f"out={tmp_path}/out", f"cache_dir={tmp_path}/cache"]) == status
     printed = capsys.readouterr()
-    (line,) = [line for line in (printed.out + printed.err).splitlines() if "GB of disk are free" in line]
-    assert f"{free} GB of disk are free, but about 4 GB of engines and 13.5 GB of weights are to be written" in line
+    (line,) = [line for line in (printed.out + printed.err).splitlines() if "GB of disk free" in line]
+    assert f"{free} GB of disk free, but about 4 GB of engines and 13.5 GB of weights must be written" in line
 
 
 @pytest.mark.slow
@@ -200,13 +200,13 @@ def test_the_plan_takes_the_build_that_fits_and_says_so(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["backend=vllm", "model.dtype=bfloat16"], "which the engine refuses: set model.dtype=float16"),
+        (["backend=vllm", "model.dtype=bfloat16"], "which the engine rejects: set model.dtype=float16"),
         (["backend=vllm"], "have no bfloat16: the engine computes in float16"),  # random weights are stored in it
         (["backend=sglang", "model.dtype=bfloat16"], "have no bfloat16: the engine computes in float16"),
         (["backend=transformers", "model.dtype=bfloat16"], "the engine emulates it slowly"),
         (["backend=transformers_4bit", "model.dtype=float16"], "the engine emulates it slowly"),
         (["backend=vllm", "model.dtype=float16"], None),
-        (["backend=ctranslate2", "backend.quantization=bfloat16"], "which the engine refuses"),
+        (["backend=ctranslate2", "backend.quantization=bfloat16"], "which the engine rejects"),
     ],
 )
 def test_bfloat16_on_a_gpu_without_it_is_said(arguments, words, tmp_path, capsys):

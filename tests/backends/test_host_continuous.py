@@ -158,7 +158,7 @@ def test_a_trial_in_one_call(client, library):
         ([1] * 100, 400, "BadRequestError", "64"),
         ([Stepper.fails], 500, "out_of_memory", "out of memory"),
         ([Stepper.refused], 500, "internal_error", "larger than the cache"),
-        ([Stepper.fails_alone], 500, "internal_error", "a single row of the batch failed"),
+        ([Stepper.fails_alone], 500, "internal_error", "the library rejected or aborted a row"),
     ],
 )
 def test_a_trial_that_fails_is_no_result(client, prompt, status, kind, message):

@@ -201,7 +201,7 @@ def test_a_log_keeps_its_head_and_its_tail_and_counts_the_rest(launch, marker):
         supervisor.cut_log(str(engine.log))
         assert engine.log_position() == kept + engine.log_left_out() == len("starting\n") + 40 * (2**20 + 1) + size
         assert engine.log_tail(1, engine.log_position() - 5).splitlines()[1:] == ["yyyyy"]
-        assert engine.log_tail().startswith(f"sweep: {engine.log_left_out()} bytes of this log are left out")
+        assert engine.log_tail().startswith(f"sweep: {engine.log_left_out()} bytes of this log are omitted")
 
 
 OWNER = """

@@ -72,7 +72,7 @@ def test_details_show_what_each_point_asks(capsys, tmp_path):
 
 def test_details_are_of_a_dry_run(capsys, tmp_path):
     assert main(["backend=simulated", "details=true", f"out={tmp_path}"]) == 2
-    assert "details=true: prints every point of a plan, and needs dry_run=true" in capsys.readouterr().err
+    assert "details=true: prints every point of a plan; add dry_run=true" in capsys.readouterr().err
 
 
 def test_a_configuration_as_settings():

@@ -147,7 +147,7 @@ def test_a_failure_is_data_listed_with_reason_and_log_and_ends_with_status_1(tmp
 def test_without_a_report_the_end_says_how_to_get_one(tmp_path, capsys):
     out = tmp_path / "out"
     assert main([*SIMULATED, "report=false", f"out={out}"]) == 0
-    assert f"report: out of date; sweep report {out} writes it" in capsys.readouterr().out
+    assert f"report: out of date; sweep report {out} rewrites it" in capsys.readouterr().out
     assert not (out / "report.html").exists()
     assert not (out / "summary.csv").exists()
     assert main(["report", str(out)]) == 0

@@ -158,7 +158,7 @@ FEW = ["load=closed", "load.concurrency=2", "workload.num_requests=20", "workloa
         ),
         (
             http(gzip.compress(STREAM), "Content-Encoding: gzip"),
-            ["content-encoding gzip is not supported", "switch compression of text/event-stream off in the server"],
+            ["content-encoding gzip is not supported", "disable compression of text/event-stream in the server"],
         ),
     ],
     ids=["redirect", "relative redirect", "gzip"],

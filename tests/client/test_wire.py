@@ -740,7 +740,7 @@ def test_mistakes_are_refused_at_the_door(make: Any, words: str) -> None:
 def test_the_key_is_in_the_head_only() -> None:
     assert b"Authorization: Bearer sk-1\r\n" in wire.head(Target("http://h", "m", api_key_env="K"), "sk-1")
     assert b"Authorization" not in wire.head(Target("http://h", "m"), None)
-    with pytest.raises(ValueError, match="key cannot go into a header"):
+    with pytest.raises(ValueError, match="key cannot be sent in a header"):
         wire.head(Target("http://h", "m", api_key_env="K"), "a\r\nb: c")
 
 

@@ -246,7 +246,7 @@ def test_started_twice_at_once(cluster, sweep_of):
     under_way(sweep)
     first = sweep.process
     assert sweep.run() == 2
-    assert f"a sweep is running there (process {first.pid} on" in sweep.said()
+    assert f"another sweep is running with this out (process {first.pid} on" in sweep.said()
     assert first.wait(120) in (0, 1)
     assert sweep.measured() == {"ok": TRIALS}
 

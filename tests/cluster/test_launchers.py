@@ -47,7 +47,7 @@ def test_a_node_issues_the_run_again_only_when_it_had_to_stop(tmp_path, statuses
     assert ended.returncode == ends_with, ended.stderr
     lines = (tmp_path / "issued").read_text().splitlines()
     assert lines == [" ".join(["run", "cluster=ray", *arguments])] * issued
-    assert ended.stderr.count("issuing the command again") == issued - 1
+    assert ended.stderr.count("repeating the command") == issued - 1
 
 
 @pytest.mark.parametrize(("status", "fails"), [(0, False), (1, False), (2, False), (130, False), (75, True)])

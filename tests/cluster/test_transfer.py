@@ -87,5 +87,5 @@ with transfer._local_folder(Path({str(outbox)!r})) as folder:
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "deployments/d1/2/t1/trial.parquet", "plan.jsonl"])
 def test_nothing_is_written_outside_the_attempt(work, tmp_path, name):
-    with pytest.raises(ValueError, match="not a file of attempt 1"):
+    with pytest.raises(ValueError, match="not in the folder of attempt 1"):
         transfer.receive(RunPaths(tmp_path / "driver"), work, Files({name: b""}))

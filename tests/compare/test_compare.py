@@ -144,7 +144,7 @@ def test_percentiles_of_either_side_are_compared_like_the_default_ones(tmp_path,
     }
     without = launches(tmp_path / "c", 100, 0.01)
     assert main(["compare", reference, without, "--metric", "ttft_p75"]) == 0
-    assert "not comparable: one side has no figure" in capsys.readouterr().out
+    assert "not comparable: one side has no value" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -257,7 +257,7 @@ def test_sides_measured_apart_say_so_and_a_small_change_is_a_tie(tmp_path, capsy
     assert main(["compare", *runs[:2], "--fail-if", "output_throughput < -1%", "--margin", "1"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "did not take turns (measured 56 min apart)" in output
-    assert "tie: less than 3% may be the machine's own change, by a guess" in output
+    assert "tie: a change below 3% may come from the machine (a guess)" in output
     assert main(["compare", *runs[::2], "--fail-if", "output_throughput < -1%"]) == 1
     assert "slower in 1 of 1" in capsys.readouterr().out
 
@@ -293,7 +293,11 @@ def test_one_launch_a_side_is_enough_where_the_noise_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("launched", "machine", "message"),
     [
-        (12, "L4", "2 A/A comparisons of output_throughput between blocks of 3 launches; needed are 3: 18 launches"),
+        (
+            12,
+            "L4",
+            "2 A/A comparisons of output_throughput between blocks of 3 launches; expected at least 3: 18 launches",
+        ),
         (24, "H100", "measured on H100, not on L4"),
     ],
 )
@@ -394,7 +398,7 @@ def test_formats(tmp_path, capsys):
         (["nowhere"], "no run here"),
         (["RUN@backend=tgi"], "no trial with a result has backend=tgi"),
         (["RUN@batch=1"], "batch is not a setting of this run"),
-        (["RUN", "--metric", "outcome"], "metric=outcome: expected a quantity with a better direction"),
+        (["RUN", "--metric", "outcome"], "metric=outcome: expected a quantity by which configurations can be ranked"),
         (["RUN", "--fail-if", "output_throughput < 3%"], "the percentage must be negative after <"),
         (["RUN", "--fail-if", "output_throughput below 3"], "expected a column"),
     ],

@@ -33,7 +33,7 @@ def quick(monkeypatch):
 
 
 def refused(out):
-    holder = rf"out={out}: a sweep is running there \(process {os.getpid()} on "
+    holder = rf"out={out}: another sweep is running with this out \(process {os.getpid()} on "
     with pytest.raises(ConfigError, match=holder), sole_driver(out):
         pass
 
@@ -108,7 +108,7 @@ def test_a_driver_that_stood_still_asks_whose_the_folder_is_before_it_writes(tmp
     monotonic, wall = time.monotonic(), time.time()
     for last_beat in ((monotonic - 60, wall), (monotonic, wall - 60)):  # either clock may have stood still with it
         frozen.last_beat = last_beat
-        with pytest.raises(Misplaced, match="another driver has taken over: nothing more is written here"):
+        with pytest.raises(Misplaced, match="another driver has taken over; this run stops writing"):
             frozen.check()
     frozen.beat()
     frozen.last_beat = time.monotonic() - 60, time.time() - 60
@@ -218,7 +218,7 @@ def test_a_results_folder_that_goes_halts_the_run_at_once(tmp_path, replaced):
         if replaced:
             shutil.copytree(tmp_path / "aside", out)
         assert process.wait(60) == ISSUE_AGAIN
-        assert "ledger.jsonl was deleted or replaced: nothing more is written" in process.stdout.read()
+        assert "ledger.jsonl was deleted or replaced; this run stops writing" in process.stdout.read()
     assert out.exists() == replaced
 
 
@@ -238,7 +238,7 @@ def test_a_lock_that_another_driver_takes_ends_the_run_to_be_issued_again_and_a_
             return
         heartbeat.write_text(json.dumps(lock | {"owner": "another"}))
         assert process.wait(60) == ISSUE_AGAIN
-        assert "another driver has taken over: nothing more is written here" in process.stdout.read()
+        assert "another driver has taken over; this run stops writing" in process.stdout.read()
     assert json.loads(heartbeat.read_text())["owner"] == "another", "it is left to the other"
 
 
@@ -252,7 +252,7 @@ def test_a_results_folder_that_is_deleted_under_the_writing_driver_halts_the_run
                 break
         assert process.wait(60) == ISSUE_AGAIN
         printed = process.stdout.read()
-    assert "nothing more is written" in printed
+    assert "this run stops writing" in printed
     assert "Traceback" not in printed
     assert not out.exists(), sorted(out.rglob("*"))
 

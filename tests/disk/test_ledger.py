@@ -86,7 +86,9 @@ def test_a_text_whose_line_is_damaged_is_read_from_the_file_of_a_trial(tmp_path)
     damaged = Ledger(paths.ledger)
     assert damaged.rows == rows
     (line,) = damaged.describe_damage()
-    assert "damaged in line 3: its checksum does not match; trials recorded only there are measured again" in line
+    assert (
+        "damaged in line 3: its checksum does not match; trials recorded only in these lines are measured again" in line
+    )
     again = Ledger(paths.ledger, write=False)
     assert (again.rows, again.describe_damage()) == (rows, []), "it was written anew"
 
@@ -114,7 +116,7 @@ def test_a_cut_or_emptied_ledger_is_noticed_and_no_attempt_writes_into_an_old_fo
     lost = 1 if lines_left == 5 else 2
     (said,) = Ledger(paths.ledger, write=False).describe_damage()
     assert said.endswith(
-        f"lacks {lost} result{'s' * (lost > 1)} that trials.parquet has; those in the plan are measured again"
+        f"lacks {lost} result{'s' * (lost > 1)} that trials.parquet has; if in the plan, they are measured again"
     )
     ledger = Ledger(paths.ledger)
     (said,) = ledger.describe_damage()
@@ -166,7 +168,7 @@ def test_a_line_cut_short_by_a_crash_costs_that_line_only(tmp_path):
 def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
     with (
         sole_driver(tmp_path),
-        pytest.raises(ConfigError, match=rf"running there \(process {os.getpid()} on "),
+        pytest.raises(ConfigError, match=rf"running with this out \(process {os.getpid()} on "),
         sole_driver(tmp_path),
     ):
         pass

@@ -357,7 +357,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(s3, quick, tmp_path):
     url = "s3://bucket/run-f"
     with (
         object_store.Mirror(object_store.ObjectStore(url), tmp_path / "one", print),
-        pytest.raises(ConfigError, match="a sweep is running there"),
+        pytest.raises(ConfigError, match="another sweep is running with this out"),
         object_store.Mirror(object_store.ObjectStore(url), tmp_path / "two", print),
     ):
         pass
@@ -375,7 +375,7 @@ def test_a_slow_upload_does_not_lose_the_lock(s3, quick, tmp_path, monkeypatch):
         monkeypatch.setattr(object_store.ObjectStore, "upload", slow)
         write_trial(Ledger(tmp_path / "one" / "ledger.jsonl"), "t1")
         assert begun.wait(20)
-        with pytest.raises(ConfigError, match="a sweep is running there"):
+        with pytest.raises(ConfigError, match="another sweep is running with this out"):
             heartbeat_lock.Lock(object_store.ObjectStore(url)).acquire(print)
         monkeypatch.undo()
 
@@ -423,7 +423,7 @@ def test_an_incomplete_store_is_no_success(s3, quick, tmp_path, monkeypatch):
     monkeypatch.setattr(object_store, "PATIENCE", 0.5)
     monkeypatch.setattr(object_store, "RETRY", 0.05)
     with (
-        pytest.raises(Halted, match=r"is incomplete \(503 slow down\): run the same command again to complete it"),
+        pytest.raises(Halted, match=r"is incomplete \(503 slow down\); run the same command again to complete it"),
         object_store.Mirror(Refusing("s3://bucket/run-i", 10**6), tmp_path, print),
     ):
         write_trial(Ledger(tmp_path / "ledger.jsonl"), "t1")

@@ -86,7 +86,7 @@ def test_an_endpoint_that_cannot_say_it_is_an_error_that_says_what_to_do(endpoin
     with pytest.raises(ConfigError, match=r"serves org/model-7b, another; add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     monkeypatch.setattr("sweep.drive.endpoint_model.LARGEST_LIST", 9)
-    with pytest.raises(ConfigError, match=r"its answer exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
+    with pytest.raises(ConfigError, match=r"its response exceeds 9 bytes or \d+ s; start it, or add model=NAME$"):
         with_model(["backend=openai", f"backend.url={url}", "backend.api_key_env=SOME_KEY"], ConfigPath())
     with pytest.raises(ConfigError, match=r"no model=NAME is given: .*[Cc]onnect.*add model=NAME$"):
         with_model(["backend=openai", "backend.url=http://127.0.0.1:1"], ConfigPath())
@@ -102,7 +102,7 @@ def test_an_endpoint_has_its_own_price_and_never_this_machines():
     assert hourly_price(by_token, machine) is None
     assert _cost(by_token, row, None) == pytest.approx(2 + 3 * 0.5)
     assert _cost(by_token, {**row, "output_tokens": None}, None) is None
-    with pytest.raises(ValueError, match="expected at most one of the two"):
+    with pytest.raises(ValueError, match="expected at most one of them"):
         OpenAI(name="openai", url="http://h", price_per_hour=1, price_per_million_tokens={"input": 1, "output": 1})
     with pytest.raises(ValueError, match=r"hardware\.price_per_hour"):
         Simulated(name="simulated", price_per_hour=1)
@@ -485,7 +485,7 @@ def test_a_typed_api_keeps_the_path_and_the_header_that_answered(monkeypatch):
 
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "a\nhush-hush")
-    with pytest.raises(ConfigError, match=r"api_key_env=SOME_KEY: .*cannot go into a header") as caught:
+    with pytest.raises(ConfigError, match=r"api_key_env=SOME_KEY: .*cannot be sent in a header") as caught:
         dialect_of("http://127.0.0.1:9", "backend.api_key_env=SOME_KEY")
     assert "hush" not in str(caught.value)
 

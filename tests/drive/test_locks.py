@@ -166,7 +166,7 @@ def test_what_is_installed_is_what_is_locked(index, tmp_path):
     spec = locks.locked(TINY, tmp_path / "cache", print)
     (index / "helper-2.0-py3-none-any.whl").unlink()
     make_wheel(index, "helper", "2.0+cpu")
-    message = r"cannot be built as it is locked: helper is 2\.0\+cpu, but 2\.0 in the lock"
+    message = r"cannot be built as locked: helper is 2\.0\+cpu, but 2\.0 in the lock"
     with pytest.raises(environments.EnvironmentFailed, match=message):
         environments.prepare(spec, tmp_path / "cache", print)
 
@@ -307,7 +307,7 @@ def test_a_users_own_program_is_the_planned_one_on_every_node(tmp_path, monkeypa
     fingerprint = environments.fingerprint(planned)
     binary.write_text("#!/bin/sh\nexit 0\n")
     assert environments.other_platform(planned) == (
-        f"backend.env.binary={binary} on this node differs from the one that was planned"
+        f"backend.env.binary={binary} on this node differs from the planning machine's"
     )
     now = planned.model_copy(update={"content": environments.own_content(spec)})
     assert environments.fingerprint(now) != fingerprint

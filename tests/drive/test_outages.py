@@ -293,7 +293,7 @@ def test_an_endpoint_that_stays_away_leaves_its_trials_for_the_next_command(tmp_
     command = [*ENDPOINT, f"backend.url=http://127.0.0.1:{free_port()}", "load.concurrency=1,2", "patience=1"]
     assert main([*command, f"out={tmp_path}"]) == 75
     assert rows_in(tmp_path) == []
-    assert "accepts no connections (tried for 1 s); left for the next run of the command" in capsys.readouterr().out
+    assert "accepts no connections (tried for 1 s); the next run of the command retries it" in capsys.readouterr().out
 
 
 def test_an_interpreter_that_does_not_work_is_an_answer(tmp_path):

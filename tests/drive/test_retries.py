@@ -116,7 +116,7 @@ def test_a_bad_flag_is_final_after_its_second_try(tmp_path, capsys):
     assert launches() == 2
     assert main(command) == 1, "finished, with failures"
     assert launches() == 2, "nothing was launched"
-    assert "failed for good: 1 trial, twice with the same message; retry_failed=true" in capsys.readouterr().out
+    assert "not retried: 1 trial failed twice with the same message; retry_failed=true" in capsys.readouterr().out
     assert main([*command, "retry_failed=true"]) == 1
     assert launches() == 3
 

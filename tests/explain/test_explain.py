@@ -128,7 +128,7 @@ def test_of_several_points_of_the_baseline_none_is_compared_with(tmp_path):
         each for each in explanations(run.run, run.layout, ["output_throughput"]) if "vllm" in each.begin
     )
     assert list(parts(explanation)) == ["batching", "graphs"]
-    assert "transformers has 2 points, so none is the baseline" in explanation.notes
+    assert "transformers has 2 points, so the baseline is ambiguous" in explanation.notes
 
 
 def test_a_quantile_that_fell_on_failed_requests_is_not_explained_by_the_luckier_launches(tmp_path):

@@ -108,7 +108,7 @@ def test_a_head_without_end_is_an_error():
         for _ in range(1000):
             connection.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000)
 
-    with engine(script) as behind, pytest.raises(EngineFailed, match="the head of the engine's answer"):
+    with engine(script) as behind, pytest.raises(EngineFailed, match="the headers of the engine's answer"):
         exchange(behind.url)
 
 

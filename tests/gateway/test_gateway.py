@@ -577,7 +577,7 @@ def test_a_gateway_without_a_key_is_never_reset():
             ["--to", "http://x", "gateway=cache", "gateway.cache.mode.x=5"],
             "gateway.cache.mode is a value and has no keys",
         ),
-        (["--to", "http://x", "gateway=none"], "not a gateway"),
+        (["--to", "http://x", "gateway=none"], "starts no gateway"),
         (["--to", "http://x", "--host", "203.0.113.1"], "--host 203.0.113.1"),
         (["--to", "http://x", "--port", "0", "--log", "/dev/null/x"], "--log /dev/null/x: Not a directory"),
     ],

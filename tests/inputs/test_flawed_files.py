@@ -35,7 +35,7 @@ SHAREGPT = [
 CONVERSATIONS = [{"id": index, "conversations": turns} for index, turns in enumerate(SHAREGPT)]
 X = [{"prompt": "x", "output_tokens": 4}]
 USABLE = [CONVERSATIONS[0], CONVERSATIONS[4]]
-ANSWERED = "6 of 10 rows left out: no question before the first answer (4), no question (1), its prompt contains half"
+ANSWERED = "6 of 10 rows skipped: no question before the first answer (4), no question (1), its prompt contains a lone"
 
 
 def trace(*times: object, **cells: object) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def plan(folder: Path, capsys: Any, name: str, content: Any, typed: str) -> tupl
     line = [*QUICK, "workload.num_requests=2", *option.split(), *typed.replace("FILE", str(file)).split()]
     status = main([*line, "dry_run=true", "details=true", f"out={folder / 'out'}"])
     printed = capsys.readouterr()
-    requests = re.findall(r"(?:the last one|input) .*?(?=; \d replicate)", printed.out)
+    requests = re.findall(r"(?:the last request|input) .*?(?=; \d replicate)", printed.out)
     return status, printed.out + printed.err, "".join(requests)
 
 
@@ -94,9 +94,9 @@ def test_a_flawed_file_is_planned_as_the_clean_one(
 @pytest.mark.parametrize(
     ("name", "content", "typed", "message"),
     [
-        ("sharegpt.jsonl", CONVERSATIONS, "", "8 of 10 rows left out: no question before the first answer (4), no out"),
+        ("sharegpt.jsonl", CONVERSATIONS, "", "8 of 10 rows skipped: no question before the first answer (4), no out"),
         ("sharegpt.jsonl", CONVERSATIONS, "workload.output_tokens=3", ANSWERED),
-        ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", "1 of 3 rows left out: Response tokens='0'"),
+        ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true", "1 of 3 rows skipped: Response tokens='0'"),
         ("bailian.jsonl", trace(0.0, 0.5, 9.5, parent_chat_id=-1), f"{ARRIVALS} workload.num_requests=3", "after 9.5"),
         ("bailian.jsonl", trace(0, 1, 9, chat_id=4), f"{ARRIVALS} workload.num_requests=3", "due after 9 s"),
         ("mooncake.jsonl", trace(27000, 27000.0, 36500), f"{ARRIVALS} workload.num_requests=3", "due after 9.5 s"),
@@ -128,7 +128,7 @@ ONE = '{"prompt": "a"}\n'
         ("p.csv", "prompt,output_tokens\na,4.5\nb,4\n", "", "row 1: output_tokens='4.5'; expected a whole number from"),
         ("p.csv", "prompt,output_tokens\na,4\nb,\n", "", "row 2: no output_tokens and no answer; set workload.output_"),
         ("p.csv", "prompt,output_tokens\na,4\n,5\n,6\n", "", "2 of 3 rows cannot be sent; workload.skip_unsendable=tr"),
-        ("p.jsonl", [{"prompt": "half \ud83d", "output_tokens": 1}], "", "row 1: its prompt contains half a surrogate"),
+        ("p.jsonl", [{"prompt": "half \ud83d", "output_tokens": 1}], "", "row 1: its prompt contains a lone surrogate"),
         ("p.csv", [{"messages": "[1", "output_tokens": 1}], "", "row 1: messages is not a list of turns; expected"),
         ("p.jsonl", ONE + "nonsense\n", "", "line 2 is not a JSON object"),
         ("p.jsonl", ONE + '{"prompt": ""}\n', "workload.output_tokens=1", "row 2: no prompt; expected text in prompt,"),
@@ -163,8 +163,8 @@ ONE = '{"prompt": "a"}\n'
         ("m.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}], "", "row 1: a turn of tool; expected user, hu"),
         ("m.jsonl", [{"messages": ["x"]}], "", "row 1: a turn is not a mapping; expected {role, content}"),
         ("s.json", CONVERSATIONS[1:3], "", "none of 2 rows can be sent: row 1: no question"),
-        ("p.jsonl", COUNTED, "workload.name=qa", "qa is the name of a shipped task; use workload=prompts workload.fil"),
-        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "no columns with lengths; expected: input_tokens, output"),
+        ("p.jsonl", COUNTED, "workload.name=qa", "qa is the name of a bundled task; use workload=prompts workload.fil"),
+        ("l.jsonl", [{"input_tokens": 3}], RECORDED, "no columns with lengths; expected input_tokens, output"),
         ("burst.csv", BURST, RECORDED, "row 2: Response tokens='0'; expected a whole number from 1; 1 of 3 rows canno"),
         ("half.csv", BURST.replace(",0", ",2.5"), RECORDED, "row 2: Response tokens='2.5'; expected a whole number"),
         ("burst.csv", BURST, f"{RECORDED} workload.skip_unsendable=true load.skip_unsendable=false", "expected True,"),

@@ -195,7 +195,7 @@ def test_a_data_set_that_cannot_be_read_is_refused(
 def test_a_data_set_of_several_parts_wants_one_named(copy: Path, tmp_path: Path) -> None:
     (copy / "more").mkdir()
     write(copy / "more" / "validation-0.parquet", STORIES)
-    with pytest.raises(ValueError, match=r"^workload.config=None: 2 parts have that split; expected one of: data, "):
+    with pytest.raises(ValueError, match=r"^workload.config=None: 2 parts have this split; expected one of: data, "):
         workload("tinystories", dataset=str(copy)).digest(tmp_path)
     assert workload("tinystories", dataset=str(copy), config="more").requests(None, 8, seed=1)
 
@@ -299,7 +299,7 @@ def test_a_traces_times_and_lengths_are_not_torn_apart(tmp_path: Path, capsys: A
     file = write(tmp_path / "t.csv", AZURE)
     line = [*QUICK, "workload=recorded", "load=recorded", f"workload.file={file}", f"out={tmp_path / 'out'}"]
     assert main([*line, "workload.num_requests=4", "workload.order=random"]) == 2
-    assert "workload.order=random: each length of" in capsys.readouterr().err
+    assert "workload.order=random: lengths and times in" in capsys.readouterr().err
     assert main(line) == 2
     assert "contains 4 arrivals; workload.num_requests may be at most 4" in capsys.readouterr().err
     assert main([*QUICK, "load=recorded", f"out={tmp_path / 'out'}"]) == 2

@@ -378,7 +378,7 @@ def launch(tmp_path: Path) -> Launch:
     ("backend", "settings", "words"),
     [
         (Backend(name="x"), {"agreement": False}, "none: agreement=false"),
-        (Simulated(name="simulated"), {}, "none: this engine computes no model"),
+        (Simulated(name="simulated"), {}, "none: this engine does not compute a model"),
         (OpenAI(name="openai", url="http://127.0.0.1:1"), {}, "none: the weights of a running endpoint are unknown"),
     ],
 )

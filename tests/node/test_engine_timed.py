@@ -159,4 +159,4 @@ def test_requests_that_were_never_due_have_no_record(target, library):
 def test_the_plan_refuses_loads_without_batches(load, capsys, tmp_path):
     command = ["run", "backend=vllm_offline", "workload=qa", f"load={load}", "dry_run=true", f"out={tmp_path}"]
     assert main([*command, "hardware=cpu", "cluster=inline"]) == 2
-    assert f"load={load}: vllm_offline is timed inside its own process" in capsys.readouterr().err
+    assert f"load={load}: vllm_offline is timed in-process" in capsys.readouterr().err

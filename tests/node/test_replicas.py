@@ -178,7 +178,7 @@ def test_a_dry_run_says_what_is_placed(tmp_path, capsys):
         (["backend=vllm_offline", "backend.replicas=2"], "backend.replicas=2: vllm_offline is timed inside"),
         (
             ["backend=vllm_offline", "backend.flags.data_parallel_size=2"],
-            r"data_parallel_size=2: the host's process has one engine; expected 1 \(for several ranks behind one "
+            r"data_parallel_size=2: the in-process server has one engine; expected 1 \(for several ranks behind one "
             r"URL: backend=vllm backend.flags.data-parallel-size=2\)",
         ),
         (

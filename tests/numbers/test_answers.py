@@ -91,7 +91,7 @@ def test_a_chunk_without_visible_text_is_no_first_token(
 def test_lengths_that_are_right_on_average_only_are_invalid(tmp_path: Path) -> None:
     row = sweep(tmp_path, Script(lengths=(24, 8)), overrides=SEVERAL, status=1)
     assert row.outcome == "invalid"
-    assert "100% of the answers (8 to 24 tokens) are over 10 % longer or shorter" in row.reason
+    assert "100% of the answers (8 to 24 tokens) are over 10% longer or shorter" in row.reason
 
 
 @pytest.mark.parametrize("script", [Script(tokens=4, hidden=12, details=False), Script(tokens_per_event=4)])
@@ -224,7 +224,7 @@ def test_a_server_of_http_2_alone_is_named(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{server.server_address[1]}"
         status, row = run(tmp_path / "out", f"backend.url={url}", "workload.num_requests=4", "load.concurrency=2")
     assert status == 1
-    assert "the server speaks HTTP/2 alone" in row["reason"]
+    assert "the server supports only HTTP/2" in row["reason"]
 
 
 def test_one_refused_probe_is_no_death(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

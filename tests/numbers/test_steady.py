@@ -179,7 +179,7 @@ def test_a_window_with_too_many_failures_is_none() -> None:
     records = closed_loop(users=16, count=320, tokens=50)
     for index in range(0, 320, 9):
         records.error[index] = "reset: by peer"
-    reason = "more than 10 % of the requests failed or were never sent, so that e2el has no p90"
+    reason = "more than 10% of the requests failed or were never sent, so that e2el has no p90"
     assert steady_window(records).method == f"none: {reason}"
 
 

@@ -110,7 +110,7 @@ def test_tables_show_the_steady_figure_where_the_whole_runs_differs(tmp_path: Pa
     run = run_of(tmp_path, [trial("a", 1, 0, 10.0, ttft_p50=0.302, tpot_p50=0.0215, **steady)])
     text, report = printed(run, 120), report_of(run)
     assert re.search(r"\b51\.0° +21\.5\b", text)
-    assert "° steady state: over the whole run" in text
+    assert "° steady state: the whole run's value" in text
     assert "302" not in text.partition("steady-state-differs")[0]
     assert re.search(r"51\.0°.*whole run 302", report)
 

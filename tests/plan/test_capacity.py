@@ -84,7 +84,7 @@ def test_more_users_than_requests(plan):
 @pytest.mark.slow
 def test_a_point_with_one_batch_in_all_its_replicates(plan):
     """64 requests are one batch of 128, two with two replicates; the offline engine is asked for all at once."""
-    warning = "load.batch_size=128: workload.num_requests=64 is 1 batch, and its variation cannot be seen"
+    warning = "load.batch_size=128: workload.num_requests=64 is 1 batch, without variation"
     command = ["workload=synthetic", "model=opt-125m", "hardware=cpu"]
     output = plan("backend=transformers", *command, "load.batch_size=1,32,128")
     assert [line for line in output.splitlines() if "1 batch" in line] == [

@@ -81,7 +81,7 @@ def test_what_was_lost_comes_first():
     ("wanted", "word"),
     [
         (need("a", 8), "needs 8 GPUs on one node and no node has more than 4"),
-        (need("a", 1, accelerator="A100"), "no node has an accelerator A100 (there: L4)"),
+        (need("a", 1, accelerator="A100"), "no node has an accelerator A100 (found: L4)"),
         (need("a", 8, accelerator="L4"), "needs 8 L4 GPUs"),
     ],
 )

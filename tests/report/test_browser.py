@@ -215,9 +215,9 @@ def test_an_interval_from_the_launches_own_figures_says_so(browser: Browser, tmp
     for interval in ("these", "new"):
         browser.run(SET, "interval", interval)
         (tip,) = tips(browser, "")
-        assert f"({mean / factor:.1f} to {mean * factor:.0f}, from the launches' own figures)" in tip
+        assert f"({mean / factor:.1f} to {mean * factor:.0f}, from the launches' values)" in tip
         assert browser.run(WHISKERS)[0].count("H") == 1
-    assert "it is from the launches' own figures" in text(browser, "#figure-note")
+    assert "it is from the launches' values" in text(browser, "#figure-note")
     browser.run(SET, "x", "ttft_p99")
     assert "no interval" in tips(browser, "")[0], "of few requests only a median is hardly biased"
 

@@ -279,7 +279,7 @@ def test_each_step_of_a_ladder_is_compared_with_its_parent(tmp_path: Path) -> No
     steps = {(row[0], row[1], row[4]) for row in rows_of(text) if row and row[2] == "qa"}
     assert {
         ("vllm, fp8", "seqs", "2.00× 2.00–2.00"),
-        ("vllm, late", "other", "the parent has no result here"),
+        ("vllm, late", "other", "the parent step has no result"),
         ("vllm, other", "plain", "no result"),
     } <= steps
 

@@ -230,8 +230,8 @@ def test_all_rows_are_of_each_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "RUN: the report of several runs needs a folder of its own: --output FOLDER"),
-        (["--output", "a"], "holds a run with its own report"),
+        ([], "RUN: the report of several runs needs a new folder; add --output FOLDER"),
+        (["--output", "a"], "contains a run with a report"),
         (["--output", "/proc/none"], "--output /proc/none"),
         (["--output", "new", "--metrics", "vllm"], "--metrics vllm"),
         (["./a", "--output", "new"], "a run is named twice"),

@@ -180,5 +180,5 @@ def test_a_small_run_has_intervals_from_its_launches_and_says_so(tmp_path: Path)
     assert "few-requests" not in str(point["warnings"]), "it is about figures that the point does not have"
     screen = printed(open_run(tmp_path), 120)
     assert "*)" in screen
-    assert "* from the launches' own figures" in screen
+    assert "* from the launches' values" in screen
     assert "over launches" in screen

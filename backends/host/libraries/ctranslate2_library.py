@@ -26,7 +26,7 @@ def load(settings: LibrarySettings) -> "CTranslate2":
         _load_cuda_libraries()
     allowed = re.findall(r"(\w+): ", ctranslate2.Generator.__init__.__doc__.splitlines()[0])  # its signature
     for name in settings.flags:
-        if name not in allowed:  # the engine's own error is twenty lines long
+        if name not in allowed:  # the engine's error would be twenty lines long
             raise TypeError(f"ctranslate2.Generator has no argument {name}; it has {', '.join(allowed[2:])}")
     folder = settings.model / FOLDER
     ctranslate2.set_random_seed(settings.seed)
@@ -47,13 +47,13 @@ class CTranslate2:
         def take(step: Any) -> bool:
             emit([(step.batch_id, step.token_id)])
             done: bool = batch[step.batch_id].done
-            return done  # True ends this row
+            return done  # True ends the row
 
         try:
             self.generator.generate_batch(
                 [[self.vocabulary[token] for token in row.prompt] for row in batch],
                 max_length=max(row.max_tokens for row in batch),
-                end_token=[],  # the host decides where rows end
+                end_token=[],  # the server decides where rows end
                 beam_size=1,
                 sampling_topk=1,
                 include_prompt_in_result=False,
@@ -70,7 +70,7 @@ class CTranslate2:
         return [list(one[0].log_probs) for one in scored]
 
     def memory(self) -> Mapping[str, float]:
-        """Return nothing, since the engine does not report its allocations."""
+        """Return an empty mapping, since the engine does not report its allocations."""
         return {}
 
     def clear(self) -> None:

@@ -116,7 +116,7 @@ class ExLlama:
         return [step for result in results if (step := self._step(result)) is not None]
 
     def _step(self, result: Mapping[str, Any]) -> Step | None:
-        """Convert a result to a step. "started" and "prefill" carry no tokens; "error" (V3) ends only this job."""
+        """Convert a result to a step. "started" and "prefill" have no tokens; "error" (V3) ends only this job."""
         row = self.rows.get(result["job"])
         if row is None or result["stage"] not in ("streaming", "error"):
             return None
@@ -125,7 +125,7 @@ class ExLlama:
         if result["stage"] == "error":
             return Step(row, [], f"{type(result['error']).__name__}: {result['error']}")
         tokens = result["token_ids"].flatten().tolist() if "token_ids" in result else []
-        if result.get("eos_reason") == "stop_token":  # the generator withholds it
+        if result.get("eos_reason") == "stop_token":  # the generator withholds this token
             tokens = [*tokens, result["eos_triggering_token_id"]]
         return Step(row, tokens)
 
@@ -142,7 +142,7 @@ class ExLlama:
         }
 
     def reset_caches(self) -> bool:
-        """Forget the pages of earlier prompts. Return False if V3 was set to keep further pages elsewhere."""
+        """Clear the cached pages of earlier prompts. Return False if V3 is configured to keep pages elsewhere too."""
         self.pages.reset_page_table()
         return not any(getattr(self.generator, name, None) for name in ("cpu_page_cache", "recurrent_cache"))
 

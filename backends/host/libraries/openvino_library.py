@@ -1,6 +1,6 @@
-"""OpenVINO GenAI: its `ContinuousBatchingPipeline` in a process of its own.
+"""OpenVINO GenAI: its `ContinuousBatchingPipeline` in a separate process.
 
-The pipeline holds Python's lock during a whole step. In the host's process no stream could be served meanwhile.
+The pipeline holds Python's lock during a whole step, so in the server's process no stream could be served meanwhile.
 """
 
 import itertools
@@ -39,9 +39,9 @@ def load(settings: LibrarySettings) -> "OpenVINOLibrary":
 
 
 class OpenVINOLibrary:
-    """The host's side of the process with the pipeline."""
+    """The server's side of the process that runs the pipeline."""
 
-    adds_any_time = True  # its process takes rows in between any two steps
+    adds_any_time = True  # its process accepts rows between any two steps
 
     def __init__(self, pipe: Connection, process: Any) -> None:
         self.pipe, self.process = pipe, process
@@ -68,9 +68,9 @@ class OpenVINOLibrary:
             self._send("drop", number)
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probability of each token after a text's first one. No row may run."""
+        """Return the log-probability of each token after a text's first token. No row may be running."""
         self._send("score", list(map(list, texts)))
-        while not isinstance(scores := self._receive(), list):  # a last step of a row that was dropped
+        while not isinstance(scores := self._receive(), list):  # the last step of a row that was dropped
             pass
         return scores
 
@@ -96,7 +96,7 @@ class OpenVINOLibrary:
 
 
 def run_pipeline(pipe: Connection, other_end: Connection, settings: LibrarySettings) -> None:
-    """Run the pipeline and obey the host, until it closes the pipe."""
+    """Run the pipeline and obey the server's commands, until the pipe is closed."""
     other_end.close()
     pipeline = BatchingPipeline(settings)
     pipe.send(pipeline.version)
@@ -130,7 +130,7 @@ class BatchingPipeline:
             setattr(scheduler, name, value)
         precision = properties["INFERENCE_PRECISION_HINT"]
         able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if CAPABILITIES[precision] not in able:  # it would compute in another format without a word
+        if CAPABILITIES[precision] not in able:  # otherwise it would silently compute in another format
             formats = ", ".join(DTYPES[name] for name, feature in CAPABILITIES.items() if feature in able)
             raise ValueError(f"backend.dtype={DTYPES[precision]}: on this CPU OpenVINO computes in {formats} only")
         folder = str(settings.model / FOLDER)
@@ -166,7 +166,7 @@ class BatchingPipeline:
         return news, self.pipeline.get_metrics().cache_usage / 100
 
     def score(self, text: list[int]) -> list[float]:
-        """Return the log-probability of each token after the first one: the pipeline echoes the prompt with them."""
+        """Return the log-probability of each token after the first: the pipeline echoes them with the prompt."""
         handle = self._request(0, text, 1, ignore_eos=True, echo=True, logprobs=1)
         values: list[float] = []
         while self.is_busy():
@@ -176,7 +176,7 @@ class BatchingPipeline:
 
 
 def _outputs(handle: Any) -> list[Any]:
-    """The outputs that can be read now."""
+    """Return the outputs that can be read now."""
     outputs: list[Any] = []
     while handle.can_read():
         outputs += handle.read().values()

@@ -65,7 +65,7 @@ class TransformersCB:
         self.begin()
 
     def begin(self, **settings: Any) -> None:
-        """Start a manager with the model's EOS disabled, since the host decides where rows end."""
+        """Start a manager with the model's EOS disabled, since the server decides where rows end."""
         config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=-1)
         self.manager = self.model.init_continuous_batching(
             generation_config=config,
@@ -101,7 +101,7 @@ class TransformersCB:
 
     def step(self) -> Sequence[Step]:
         if self.manager.background_thread_status.fatal_error is not None and self._outputs.empty():
-            # All outputs of this manager have been read. Rows added after its end go to its successor.
+            # All outputs of this manager have been read. Rows added after its end go to the next manager.
             unfinished = list(self.rows.values())
             self.clear()
             for row in unfinished:
@@ -146,7 +146,7 @@ class TransformersCB:
         return readings
 
     def reset_caches(self) -> bool:
-        """Free the blocks kept from earlier prompts. Return whether the whole cache is free."""
+        """Free the blocks cached from earlier prompts. Return whether the whole cache is free."""
         cache = self.manager.batch_processor.cache
         cache.evict_cached_blocks()
         return bool(cache.compute_free_capacity(relative=True) == 1.0)

@@ -42,7 +42,7 @@ class VLLMOffline:
         parameters = SamplingParams(
             temperature=0.0,
             max_tokens=row.max_tokens,
-            # The host decides where rows end; `row.ends` includes the model's own EOS unless it is ignored.
+            # The server decides where rows end; `row.ends` includes the model's EOS unless it is ignored.
             ignore_eos=True,
             stop_token_ids=sorted(row.ends) or None,
             detokenize=self.detokenize,
@@ -66,7 +66,7 @@ class VLLMOffline:
             self.engine.abort_request([f"row-{id(row)}"])
 
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probability of every token but a text's first. Call only while no row runs."""
+        """Return the log-probability of each token after a text's first token. Call only while no row is running."""
         scored: dict[str, list[float]] = {}
         for number, text in enumerate(texts):
             parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)

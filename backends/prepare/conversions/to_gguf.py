@@ -1,7 +1,7 @@
 """Converts a folder in Hugging Face layout to a GGUF file with llama.cpp's converter, in the environment `gguf`.
 
-The converter recognises how a byte-level BPE splits text only by a hash of its results. If the hash is unknown but
-tokenizer.json states GPT-2's split, this program supplies that name. Any other split is an error, as upstream.
+The converter recognises a byte-level BPE's way of splitting text only by a hash of its results. If the hash is unknown
+but tokenizer.json has GPT-2's split, this program supplies its name. Any other split is an error, as upstream.
 """
 
 import argparse

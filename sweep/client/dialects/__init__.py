@@ -1,6 +1,6 @@
-"""Dialects whose events have types of their own: how to build a request's body, and how to read an answer's event.
+"""Dialects with typed events: how to build a request's body, and how to read an answer's event.
 
-Completions, chat and TGI, whose events are token chunks without a type, are read in `wire`.
+Completions, chat and TGI send token chunks without a type, which `wire` reads.
 """
 
 from sweep.client.dialects.event import TypedDialect

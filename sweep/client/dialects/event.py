@@ -1,4 +1,4 @@
-"""The content of a typed event, in terms that all dialects share."""
+"""The content of a typed event, in a form common to all dialects."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 
 class TypedEvent(NamedTuple):
-    """One event: a piece of text, counts, the end of the answer or an error; an event with none of these is a ping."""
+    """One event: a piece of text, counts, the end of the answer, or an error. An event with none of these is a ping."""
 
     text: str = ""
     key: str = ""  # name of the text's field in the event
-    reasoning: bool = False  # whether the text precedes the actual answer
+    reasoning: bool = False  # whether the text is reasoning, before the actual answer
     finish_reason: str | None = None
     usage: Mapping[str, Any] = {}  # with the names used by chat completions
     error: Any = None
@@ -27,7 +27,7 @@ class TypedDialect:
 
 
 def usage_of(**counts: Any) -> dict[str, Any]:
-    """Return counts with the names used by chat completions; anything but a whole number is left out."""
+    """Return counts under chat completions' names, without values that are not whole numbers."""
     known = {name: count for name, count in counts.items() if isinstance(count, int)}
     usage: dict[str, Any] = {name: known[name] for name in ("prompt_tokens", "completion_tokens") if name in known}
     for name, group in (("cached_tokens", "prompt_tokens_details"), ("reasoning_tokens", "completion_tokens_details")):

@@ -5,18 +5,18 @@ from typing import Any
 from sweep.client.dialects.event import TypedDialect, TypedEvent, usage_of
 
 MESSAGES_REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
-TEXT_KEYS = ("text", "thinking", "partial_json")  # in a delta; a signature is no token
+TEXT_KEYS = ("text", "thinking", "partial_json")  # keys of text in a delta; a signature has no tokens
 CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 def messages_body(model: str, prompt: str, limit: int) -> dict[str, Any]:
-    """Return a conversation with one message."""
+    """Return the body of a request: a conversation with one message."""
     message = {"role": "user", "content": prompt}
     return {"model": model, "max_tokens": limit, "temperature": 0, "stream": True, "messages": [message]}
 
 
 def read_messages(content: dict[str, Any]) -> TypedEvent:
-    """Read one event; deltas of text, thinking and tool-call arguments all count as tokens."""
+    """Read one event; deltas of text, thinking and tool-call arguments are all counted as tokens."""
     kind, delta = content.get("type"), content.get("delta") or {}
     if kind == "content_block_delta":
         key = next((key for key in TEXT_KEYS if delta.get(key)), "")

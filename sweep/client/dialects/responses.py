@@ -8,7 +8,7 @@ RESPONSES_REASONS = {"max_output_tokens": "length"}
 
 
 def responses_body(model: str, prompt: str, limit: int) -> dict[str, Any]:
-    """Return a request that the server does not store."""
+    """Return the body of a request that asks the server not to store it."""
     return {
         "model": model,
         "input": prompt,
@@ -20,7 +20,7 @@ def responses_body(model: str, prompt: str, limit: int) -> dict[str, Any]:
 
 
 def read_responses(content: dict[str, Any]) -> TypedEvent:
-    """Read one event; deltas of text, reasoning, refusals and tool-call arguments all count as tokens."""
+    """Read one event; deltas of text, reasoning, refusals and tool-call arguments are all counted as tokens."""
     kind = str(content.get("type") or "")
     if kind.endswith(".delta"):
         delta = content.get("delta")

@@ -1,4 +1,4 @@
-"""The text of an answer as its events bring it: how long it is, whether a reader sees it, and a hash of it."""
+"""The text of an answer, added event by event: its length, whether it is visible, and a hash of its beginning."""
 
 import json
 import unicodedata
@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from sweep.base.records import UNKNOWN
 
 _BACKSLASH = 0x5C
-_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that are drawn as nothing
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # characters that are rendered as nothing
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of Unicode
-HEAD = 256  # bytes of the text that are compared with other answers'
-LEAST_VARIED = 40  # bytes of the head once compressed: a text that repeats itself has fewer, and proves nothing
+HEAD = 256  # bytes of the text that are hashed to compare answers
+LEAST_VARIED = 40  # minimum bytes of the head once compressed: repetitive text compresses further, and proves nothing
 
 
 @dataclass(slots=True)
 class AnswerText:
-    """The text so far, as it stands in JSON; of all of it only the length and the beginning are kept."""
+    """The text so far, as escaped in JSON. Only its length and its beginning are stored."""
 
     characters: int = 0
     head: bytearray = field(default_factory=bytearray)
 
     def take(self, piece: bytes, letters: bool = False) -> bool:
-        """Add a piece; return whether a reader sees it, with `letters` whether it has a letter or a digit."""
+        """Add a piece; return whether it is visible or, with `letters`, whether it contains a letter or digit."""
         if len(self.head) < HEAD:
             self.head += piece
         if not letters and piece.isascii() and _BACKSLASH not in piece:
@@ -33,7 +33,7 @@ class AnswerText:
         return any(map(str.isalnum, text)) if letters else any(map(_is_visible, text))
 
     def digest(self) -> int:
-        """A positive hash of the beginning; UNKNOWN for a short text, or one that repeats itself."""
+        """A positive hash of the text's beginning; UNKNOWN for a short or repetitive text."""
         head = bytes(self.head[:HEAD])
         return zlib.crc32(head) & 0x7FFFFFFF if len(zlib.compress(head)) >= LEAST_VARIED else UNKNOWN
 
@@ -43,7 +43,7 @@ def _decoded(piece: bytes) -> str:
         return piece.decode("utf-8", "replace")
     try:
         return str(json.loads(b'"%b"' % piece))
-    except ValueError:  # a character that is cut between two events
+    except ValueError:  # a character that is split between two events
         return piece.decode("utf-8", "replace")
 
 

@@ -61,7 +61,7 @@ def entries(
     fits: Callable[[dict[str, Any]], bool] = lambda entry: True,
     on_damage: Callable[[int, bytes, str], None] = lambda number, line, problem: None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the valid entries that `fits` accepts; all other lines go to `on_damage`, numbered from 1."""
+    """Yield the valid entries that `fits` accepts; report all other lines to `on_damage`, numbered from 1."""
     vouched = False
     for number, line in enumerate(lines, start=1):
         try:

@@ -15,13 +15,12 @@ from sweep.disk.tables import compact_trials, read_table
 from sweep.drive.policy import SETTLED
 
 DONE_OUTCOMES = frozenset(outcome.value for outcome in SETTLED)
-THREADS, BATCH = 16, 256  # files that one thread checks in turn
+THREADS, BATCH = 16, 256  # files per thread
 
 
 class TableResults:
-    """The rows of trials.parquet, which is derived from the ledger: a truncated or emptied ledger lacks some rows.
-
-    A truncated ledger shows no damaged line. Read the table before the ledger, since a driver may append to both.
+    """The rows of trials.parquet, used to detect a truncated ledger: it lacks rows that the table, derived from it,
+    has. A truncated ledger shows no damaged line. Read the table before the ledger, since a driver may append to both.
     """
 
     def __init__(self, paths: RunPaths) -> None:
@@ -35,9 +34,9 @@ class TableResults:
             self.damage.append(str(error))
 
     def describe_losses(self, rows: Iterable[Row], keep_table: bool) -> list[str]:
-        """Return a line about results in the table that these rows of the ledger lack, or about a damaged table.
+        """Return a message about results that are in the table but not in these ledger rows, or about a damaged table.
 
-        With `keep_table` the table is copied, since it will be rewritten.
+        With `keep_table`, the table is copied before it is rewritten.
         """
         attempts = {(row["trial_id"], row["attempt"]) for row in rows}
         trials = {trial_id for trial_id, _ in attempts}
@@ -46,7 +45,7 @@ class TableResults:
             return self.damage
         kept = f"; the table is kept as {_keep(self.paths.trials)}" if keep_table else ""
         lacks = f"{self.paths.ledger} lacks {count(len(lost), 'result')} that {self.paths.trials.name} has"
-        return [f"{lacks}; those in the plan are measured again{kept}"]
+        return [f"{lacks}; if in the plan, they are measured again{kept}"]
 
 
 def _is_lost_result(row: Row, attempts: set[tuple[str, str]]) -> bool:
@@ -64,7 +63,7 @@ def _keep(table: Path) -> str:
 def trials_with_damaged_data(paths: RunPaths, rows: Iterable[Row]) -> set[str]:
     """Return the trials whose requests.parquet is truncated, or might be in a damaged compact file.
 
-    Files are checked in parallel, since shared disks are slow. A trial whose file was removed on purpose stays valid.
+    Files are checked in parallel, since shared disks are slow. A trial without a file stays valid: users may delete it.
     """
     with_data = [
         (row["trial_id"], f"{row['deployment_id']}/{row['attempt']}/{row['trial_id']}")

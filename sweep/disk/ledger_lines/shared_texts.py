@@ -1,7 +1,7 @@
 """The long texts in a ledger's rows, each stored once and referred to by its digest.
 
 Most of a row is text that it shares with other rows: package versions, the resolved config, the engine's facts. Each of
-these texts is an entry of its own, before the first row that contains it. The row has `{"text": digest}` in its place.
+these texts is a separate entry before the first row that contains it. The row contains `{"text": digest}` instead.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ TEXT_ENTRY = {"column": str, "digest": str, "text": str}  # the fields of a text
 
 
 def digest_of(text: str) -> str:
-    """Return the digest by which rows refer to a text."""
+    """Return the digest that rows use to refer to a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def is_stored(cell: Mapping[str, Any]) -> bool:
-    """Return whether a mapping in a stored row refers to a text."""
+    """Return whether a cell of a stored row is a reference to a text."""
     return cell.keys() == {"text"} and isinstance(cell["text"], str)
 
 
@@ -40,14 +40,14 @@ class Texts:
             self._texts[column, entry["digest"]] = entry["text"]
 
     def missing(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Return column and digest of each text that a stored row refers to and that has not been added."""
+        """Return column and digest of each text that a stored row refers to but that has not been added."""
         named = [(column, cell["text"]) for column, cell in row.items() if type(cell) is dict]
         return [text for text in named if text not in self._texts and (self.columns is None or text[0] in self.columns)]
 
     def restored(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return a stored row with its texts filled in and without nulls; with `columns`, only these columns.
 
-        The row is changed in place, unless `columns` leaves something out. Equal texts in several rows are one object
+        The row is changed in place, unless `columns` excludes some columns. Equal texts in several rows are one object
         in memory.
         """
         if self.columns is not None:
@@ -63,7 +63,7 @@ class Texts:
         return row
 
     def entries(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the entries for a row: texts that are not stored yet, then the row itself. No text is added."""
+        """Yield the entries for a row: texts that are not stored yet, then the row. The texts are not added here."""
         stored = {}
         for column, cell in dict_of_row(row).items():
             if type(cell) is str and len(cell) >= SHORTEST_TEXT:

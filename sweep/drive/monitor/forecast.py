@@ -1,7 +1,7 @@
-"""Forecasts the time left of a running sweep with the scheduler's own policy.
+"""Forecasts the time left of a running sweep.
 
-The remaining work is simulated (`sweep.plan.simulate`), where each trial and launch takes the duration of its kind in
-this run or in earlier runs. Unmeasured trials do not affect the pace.
+The remaining work is simulated with the scheduler's policy (`sweep.plan.simulate`). Each trial and launch takes as long
+as similar ones in this run or in earlier runs. Trials without measurements are ignored.
 """
 
 import time
@@ -20,7 +20,7 @@ from sweep.plan.simulate import simulate
 
 ESTIMATE_INTERVAL = 5.0  # s between two estimates
 SHARE = 0.02  # share of the driver's time, at most, for estimates
-FIRST_SHARE = 0.05  # share of a trial's requests after which its own pace predicts its duration
+FIRST_SHARE = 0.05  # share of a trial's requests after which its pace predicts its duration
 
 
 class Forecast:
@@ -31,7 +31,7 @@ class Forecast:
         self.needs = {need.key: need for need in expected.needs}
         self.trials: dict[tuple[str, str], list[float]] = defaultdict(list)  # s of trials that ended in this run
         self.launches: dict[str, list[float]] = defaultdict(list)
-        self.means: dict[str, float] = {}  # mean trial duration of each engine, in s; updated like those below
+        self.means: dict[str, float] = {}  # mean trial duration of each engine, in s; updated like the fields below
         self.mean_trial: float | None = None
         self.mean_launch: float | None = None
         self.next = 0.0  # monotonic
@@ -57,7 +57,7 @@ class Forecast:
     ) -> float | None:
         """Estimate the seconds left; None if there is no basis for an estimate.
 
-        `elapsed` is the time in seconds since the last event of each running launch, `progress` that of its trial.
+        `elapsed` has the seconds since the last event of each running launch, `progress` the progress of its trial.
         """
         began = time.monotonic()
         self._take_means()
@@ -77,7 +77,7 @@ class Forecast:
         return max((span.end for span in spans), default=None if needs else 0.0)
 
     def _left_of(self, state: LaunchState, elapsed: float, progress: TrialProgress | None) -> float | None:
-        """Return the seconds until a launch ends; None if its trials' durations are unknown."""
+        """Return the expected seconds until a launch ends; None if its trials' durations are unknown."""
         total = 0.0
         for index, trial in enumerate(state.pending_trials):
             seconds = self._trial(state.launch, trial)
@@ -92,8 +92,8 @@ class Forecast:
         return max(0.0, launching - elapsed) + total if state.stage.active else launching + total
 
     def _trial(self, launch: Deployment, trial: Trial) -> float | None:
-        """Return a trial's expected seconds: from its kind in this run, else in earlier runs, else the mean of its
-        engine's trials in this run, else the mean of all.
+        """Return a trial's expected seconds: from trials of its kind in this run, else in earlier runs, else the mean
+        of its engine's trials in this run, else the mean of all trials.
         """
         if durations := self.trials.get(_kind(launch, trial)):
             return median(durations)
@@ -109,7 +109,7 @@ class Forecast:
         return self.mean_launch or 0.0
 
     def _take_means(self) -> None:
-        """Compute the means once for all remaining trials, since there may be ten thousand."""
+        """Compute the mean durations once, since there may be ten thousand remaining trials."""
         by_engine: dict[str, list[float]] = defaultdict(list)
         for (engine, _), durations in self.trials.items():
             by_engine[engine] += durations
@@ -124,12 +124,12 @@ def _mean(durations: Mapping[str, Sequence[float]]) -> float | None:
 
 
 def _kind(launch: Deployment, trial: Trial) -> tuple[str, str]:
-    """Return a trial's kind, which is the same for trials that differ only in their replicate."""
+    """Return a trial's kind: a key shared by all replicates of a point."""
     return launch.deployment_id, trial.describe_point()
 
 
 def _left_of_running(expected: float | None, progress: TrialProgress) -> float | None:
-    """Return the rest of the running trial by its own pace once that is known, otherwise by its kind's duration."""
+    """Return the seconds left of the running trial, from its pace once known, else from its expected duration."""
     if progress.share >= FIRST_SHARE:
         return progress.seconds * (1 - progress.share) / progress.share
     return None if expected is None else max(0.0, expected - progress.seconds)

@@ -147,7 +147,7 @@ class Display:
         self._left, self._estimated = seconds, time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """Return the last estimate of the time left, or None."""
+        """Return the seconds left by the last estimate; None without an estimate."""
         return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._estimated))
 
     def counts(self) -> str:
@@ -190,7 +190,7 @@ def _progress_cells(progress: TrialProgress) -> tuple[ProgressBar, Text]:
 class Leaders:
     """The highest mean throughput so far among points with the same task and load, never across tasks or loads.
 
-    It skips points below saturation, where the load determines the throughput, and points without a rival.
+    Points below saturation are skipped, since the load determines their throughput; so are points without a rival.
     """
 
     def __init__(self) -> None:
@@ -206,11 +206,11 @@ class Leaders:
         engines.setdefault(label, []).append(row["output_throughput"])
 
     def latest(self) -> str:
-        """The leader of the latest task, or "" if it has no rivals: `at qa batch 8: vllm 538 tokens/s`."""
+        """Return the latest task's leader: `at qa batch 8: vllm 538 tokens/s`; "" if it has no rivals."""
         return "".join(self.best(most=1))
 
     def best(self, most: int) -> list[str]:
-        """Return the leaders of the `most` latest tasks with rivals, in their order."""
+        """Return the leaders of the latest tasks with rivals, at most `most`, oldest first."""
         compared = [(question, engines) for question, engines in self.figures.items() if len(engines) > 1]
         return [_leader(question, engines) for question, engines in compared[-most:]]
 
@@ -233,7 +233,7 @@ def progress_text(progress: TrialProgress) -> str:
 
 
 def _key_figures(row: Mapping[str, Any]) -> str:
-    """Return the two or three figures that show at a glance whether a trial is plausible."""
+    """Return the two or three numbers that show at a glance whether a trial's result is plausible."""
     figures = (
         ("output_throughput", 1, "{} tokens/s"),
         ("ttft_p50", 1000, "TTFT p50 {} ms"),

@@ -1,7 +1,7 @@
-"""`sweep status RUN`: what is done, what runs where, what failed and why, and how much time is left.
+"""`sweep status RUN`: shows finished, running and failed trials, the reasons for failures, and the time left.
 
 RUN is a results folder, its name under results/, or the URL of an object store. The command reads the driver's files,
-so it works from another terminal while the sweep runs, and in the morning when nothing is running any more.
+so it works from another terminal, during the sweep and afterwards.
 """
 
 import json
@@ -29,8 +29,8 @@ from sweep.drive.policy import SETTLED, without_numbers
 
 STATUS_KEYS = {"at", "pid", "host", "stopping", "ended", "left", "deadline", "running"}
 INTERVAL = 2.0  # s between the driver's reports
-DRIVER_TIMEOUT = scaled(30.0)  # s after which a driver on another host counts as dead
-MOST_FAILURES = 20  # failures that are listed; further ones are only counted
+DRIVER_TIMEOUT = scaled(30.0)  # s after which a driver on another host is considered dead
+MOST_FAILURES = 20  # failures that are listed; further failures are only counted
 MOST_QUESTIONS = 20  # tasks whose best configuration so far is stored
 
 
@@ -49,7 +49,7 @@ class StatusWriter:
         deadline: Mapping[str, Any] | None = None,
         pause: str | None = None,
     ) -> None:
-        """Write the current state, at most every INTERVAL seconds; `nodes` are addresses by launch."""
+        """Write the current state, at most every INTERVAL seconds; `nodes` maps launches to node addresses."""
         now = time.monotonic()
         if now < self.write_after and not ended:
             return
@@ -85,7 +85,7 @@ class StatusWriter:
 class Status(NamedTuple):
     """The current state of a run."""
 
-    totals: Totals  # of the current plan
+    totals: Totals  # totals of the current plan
     driver: dict[str, Any] | None  # its last status.json
     log: str  # folder of the logs of failed engines
     messages: list[str]  # about damaged lines of the ledger
@@ -129,7 +129,7 @@ def read(out: Path) -> Status:
 
 
 def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
-    """Return the last content of status.json; None if no driver has run here.
+    """Return the parsed content of status.json; None if no driver has run here.
 
     Raises DamagedFile if the file has been changed.
     """
@@ -145,9 +145,9 @@ def read_status_file(paths: RunPaths) -> dict[str, Any] | None:
 
 
 def last_status(paths: RunPaths, consequence: str, notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the status that the last driver left; None if it is missing, or damaged and will be rewritten.
+    """Return the last driver's status; None if its file is missing, or damaged (it will be rewritten).
 
-    `notify` gets a message about damage, with the `consequence` for the caller.
+    `notify` gets a message about damage, which ends with `consequence`.
     """
     try:
         return read_status_file(paths)
@@ -181,7 +181,7 @@ def render(status: Status) -> list[str]:
 
 
 def _progress(entry: Mapping[str, Any]) -> str:
-    """Return the requests of a running trial, to show after its state; empty before the first is sent."""
+    """Return the progress of a running trial's requests, to show after its state; empty before the first request."""
     return f": {progress_text(TrialProgress(**entry['progress']))}" if entry.get("progress") else ""
 
 
@@ -198,7 +198,7 @@ def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def status_json(status: Status) -> str:
-    """Return a status for scripts: trials by outcome, failures, and the driver's last status."""
+    """Return a status as JSON for scripts: trials by outcome, failures, and the driver's last status."""
     driver = {key: value for key, value in (status.driver or {}).items() if key != "summary"}
     content = {
         "name": status.totals.name,
@@ -213,7 +213,7 @@ def status_json(status: Status) -> str:
 
 
 def _failed_requests(totals: Totals) -> list[str]:
-    """Return lines about failed requests in trials with a result; empty if no trial has a result."""
+    """Return lines about failed requests in trials with a result; an empty list if no trial has a result."""
     if not totals.results:
         return []
     trials = totals.failed_requests

@@ -1,8 +1,8 @@
-"""The totals of a plan's trials: how many have which outcome, what failed and why, and how many requests failed.
+"""The totals of a plan's trials: counts by outcome, failures with reasons, and the number of failed requests.
 
-The driver writes them to OUT/totals.json, with sizes and times of the files that they were counted from, so that `sweep
-status` for 100,000 trials reads a small file instead of a gigabyte. If they are out of date, because the driver was
-killed after its last row or a file was changed, the status counts again.
+The driver writes them to OUT/totals.json, so that `sweep status` for 100,000 trials reads a small file instead of a
+gigabyte. The file stores the sizes and times of its sources. If these have changed since (the driver was killed, or a
+file was edited), the status counts again.
 """
 
 import time
@@ -25,7 +25,7 @@ COUNT_SHARE = 0.02  # share of the driver's time, at most, for counting
 COUNTED_COLUMNS = frozenset(
     ("trial_id", "deployment_id", "attempt", "outcome", "reason", "fault", "driver", "num_failed", "num_requests")
 )
-"""The columns of a row that are counted, or that a ledger needs."""
+"""The columns of a row that are counted, or that the ledger needs."""
 
 
 class Totals(NamedTuple):
@@ -80,7 +80,7 @@ class TotalsWriter:
         self.written: dict[str, Any] | None = None  # the stamps of the files that were last counted
 
     def write(self, ended: bool = False) -> None:
-        """Write the current totals if it is time, or the run has ended."""
+        """Write the current totals if COUNT_INTERVAL has passed or the run has ended."""
         now = time.monotonic()
         if (now < self.write_after and not ended) or self.ledger.set_aside:  # a reader reports the damaged lines
             return

@@ -1,1 +1,1 @@
-"""The cache of answers: which requests it may answer, with which stored answer, and what is stored and served."""
+"""The cache of answers: which answers are stored, and which requests they may be served to."""

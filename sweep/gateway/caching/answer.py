@@ -1,4 +1,4 @@
-"""A stored answer, which is checked when it is complete and served again like a new one."""
+"""A stored answer: checked once it is complete, then served again like a new answer."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from sweep.gateway.call import Headers
 
 LAST_EVENT = b"data: [DONE]"
 FINISHED_BY = ("stop", "length", "tool_calls", "function_call")  # finish reasons of answers that are not errors
-LARGEST = 4 << 20  # bytes of an answer that is stored
-LAST = 4  # last events of a stream, which include the finish reason and the usage
+LARGEST = 4 << 20  # maximum bytes of a stored answer
+LAST = 4  # number of last events of a stream that may hold the finish reason and the usage
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
 _CREATED = re.compile(rb'("created"\s*:\s*)\d+')
 
@@ -45,9 +45,8 @@ class KeptAnswer:
 
 
 def complete_answer(status: int, headers: Headers, chunks: Sequence[bytes], origin: str) -> KeptAnswer | None:
-    """Return an engine's complete answer, or None if it must not be served again.
-
-    Errors, even within a stream, and answers without a finish reason must not be.
+    """Return an engine's complete answer; None if it must not be served again: for errors, even within a stream, and
+    for answers without a finish reason.
     """
     names = {name.lower(): value for name, value in headers}
     kind = names.get(b"content-type", b"").decode("latin-1")
@@ -73,7 +72,7 @@ def _checked(kind: str, parts: tuple[bytes, ...], contents: list[dict[str, Any]]
     usages = [content["usage"] for content in reversed(contents) if isinstance(content.get("usage"), dict)]
     usage: dict[str, Any] = usages[0] if usages else {}
     tokens = usage.get("completion_tokens")
-    events = max(len(parts) - 1, 1)  # without usage, an event counts as one token
+    events = max(len(parts) - 1, 1)  # without usage, an event is treated as one token
     return KeptAnswer(
         kind, parts, origin, int(usage.get("prompt_tokens") or 0), events if tokens is None else int(tokens)
     )

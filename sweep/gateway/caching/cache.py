@@ -1,4 +1,4 @@
-"""The answers in memory, found by key or by similar questions; the least recently served are dropped first."""
+"""Answers in memory, found by key or by a similar prompt; the least recently served are dropped first."""
 
 import time
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from sweep.gateway.caching.embedding import Vector
 from sweep.gateway.caching.keys import AnswerKey
 from sweep.gateway.settings import Cache
 
-ENTRY_BYTES, PART_BYTES = 1000, 41  # of an entry's objects beside its answer, and of each part's
+ENTRY_BYTES, PART_BYTES = 1000, 41  # bytes of an entry's objects besides its answer, and of each part's
 
 
 @dataclass(eq=False)
@@ -21,20 +21,20 @@ class Entry:
     """An answer in the cache."""
 
     key: AnswerKey
-    vector: Vector | None  # of its question; None if only the same question may have this answer
+    vector: Vector | None  # embedding of its prompt; None if only an equal prompt may get this answer
     answer: KeptAnswer
     stored_at: float  # s since the epoch
     vector_number: int = -1  # number of the vector in the context's index
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, about."""
+        """The approximate memory use in bytes."""
         vector = 0 if self.vector is None else 2 * self.vector.nbytes
         return ENTRY_BYTES + vector + sum(len(part) + PART_BYTES for part in self.answer.parts)
 
 
 class Hit(NamedTuple):
-    """An entry that answers a question, and the similarity of the two questions: 1 if they are the same."""
+    """An entry that answers a prompt, and the similarity of the two prompts: 1 if they are equal."""
 
     entry: Entry
     similarity: float
@@ -42,14 +42,14 @@ class Hit(NamedTuple):
 
 
 class NearestVectors:
-    """The vectors of one context's questions in a FAISS index, which compares a question with each of them.
+    """The vectors of one context's prompts in a FAISS index, which compares a prompt with each of them.
 
-    With 10,000 vectors of 256 numbers a search takes 0.4 ms, and to add or remove a vector takes at most that. A graph
-    index (usearch) searched in 0.2 ms, but took 1.9 ms to add a vector, and missed 1 match in 500.
+    With 10,000 vectors of 256 numbers a search takes 0.4 ms; adding or removing a vector takes no longer. A graph index
+    (usearch) searched in 0.2 ms, but took 1.9 ms to add a vector, and missed 1 match in 500.
     """
 
     def __init__(self, dimensions: int) -> None:
-        import faiss  # 0.4 s, and only a semantic cache needs it
+        import faiss  # importing takes 0.4 s, and only a semantic cache needs it
 
         faiss.omp_set_num_threads(1)  # more threads would spin on the engine's cores
         self._index = faiss.IndexIDMap(faiss.IndexFlatIP(dimensions))
@@ -70,18 +70,18 @@ class NearestVectors:
         self._index.remove_ids(np.array([entry.vector_number]))  # type: ignore[arg-type]  # faiss takes arrays too
 
     def nearest(self, vector: Vector, threshold: float) -> tuple[Entry, float] | None:
-        """Return the entry with the most similar question, and the similarity, if it exceeds the threshold."""
+        """Return the entry with the most similar prompt, and the similarity; None if it is below the threshold."""
         similarities, numbers = self._index.search(vector[np.newaxis], 1)
         similarity = float(similarities[0, 0])
         return (self._entries[int(numbers[0, 0])], similarity) if similarity > threshold else None
 
 
 class AnswerCache:
-    """Answers by key, at most `capacity` and `bytes`."""
+    """Answers by key, up to `capacity` entries and `bytes` in total."""
 
     def __init__(self, settings: Cache, dimensions: int, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.dimensions, self.clock = settings, dimensions, clock
-        self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()  # the next to go first
+        self._entries: OrderedDict[AnswerKey, Entry] = OrderedDict()  # in order of eviction
         self._size = 0  # bytes
         self._contexts: dict[bytes, NearestVectors] = {}
 
@@ -89,7 +89,7 @@ class AnswerCache:
         return len(self._entries)
 
     def same(self, key: AnswerKey) -> Hit | None:
-        """Return the answer to the same question."""
+        """Return the answer to an equal prompt, or None."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -99,7 +99,7 @@ class AnswerCache:
         return self._hit(entry, 1.0, exact=True)
 
     def similar(self, key: AnswerKey, vector: Vector) -> Hit | None:
-        """Return the answer to the most similar question in the same context, if it is similar enough."""
+        """Return the answer to the most similar prompt in the same context; None if none is similar enough."""
         while vectors := self._contexts.get(key.context):
             if (near := vectors.nearest(vector, self.settings.threshold)) is None:
                 return None
@@ -110,7 +110,7 @@ class AnswerCache:
         return None
 
     def add(self, entry: Entry) -> None:
-        """Store an answer; when the cache is full, remove the least recently served one."""
+        """Store an answer; when the cache is full, remove the least recently served answers."""
         if (old := self._entries.get(entry.key)) is not None:
             self.remove(old)  # its key stays in use
         if entry.size > self.settings.bytes:
@@ -134,7 +134,7 @@ class AnswerCache:
                 del self._contexts[entry.key.context]
 
     def clear(self) -> None:
-        """Forget all answers."""
+        """Remove all answers."""
         self._entries.clear()
         self._size = 0
         self._contexts.clear()

@@ -1,4 +1,4 @@
-"""The embedder, which turns a text into a unit vector, so that the dot product of two is their cosine similarity."""
+"""The embedder turns a text into a unit vector, so that the dot product of two vectors is their cosine similarity."""
 
 import logging
 import math
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
-PIECE_LENGTH = 200  # characters that are tokenized at once, since the time grows faster than the length
-REMEMBERED_WORDS = 16384  # words whose vectors are kept in one matrix; when it is full, all are forgotten
+PIECE_LENGTH = 200  # characters tokenized at once, since the time grows faster than the length
+REMEMBERED_WORDS = 16384  # maximum words with cached vectors; when it is reached, the cache is emptied
 FIRST_WORDS = 1024  # initial size of the matrix, which grows
-LONGEST_REMEMBERED = 40  # characters of a word that is remembered
+LONGEST_REMEMBERED = 40  # maximum characters of a cached word
 
 
 class Embedder:
     """Averages wordllama's static token vectors: 256 dimensions, weights included in the package, no torch.
 
-    It is called from one thread at a time, but not always the same thread.
+    It must be called from one thread at a time, but not always the same thread.
     """
 
     def __init__(self) -> None:
@@ -27,20 +27,20 @@ class Embedder:
 
         logging.root.handlers[:] = handlers  # importing it has configured logging for the whole process
         logging.root.setLevel(level)
-        # It would look for its shipped tokenizer in the wrong folder, and then ask a hub; so it is told the folder.
+        # It would search for its bundled tokenizer in the wrong folder and then query a hub, so the folder is set.
         folder = Path(wordllama.__file__).parent
         model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
         self._tokenizer, self._vectors = model.tokenizer, np.asarray(model.embedding, np.float32)
         self._tokenizer.no_padding()
         self.dimensions = self._vectors.shape[1]
-        self._rows: dict[str, int] = {}  # of the remembered words in `_words`
+        self._rows: dict[str, int] = {}  # row of each cached word in `_words`
         self._words = np.empty((FIRST_WORDS, self.dimensions), np.float32)  # the sums of the words' token vectors
 
     def embed(self, text: str) -> Vector:
-        """Return the mean of the tokens' vectors. No token spans two words, so each word is tokenized by itself.
+        """Return the mean of the tokens' vectors.
 
-        A word's vector is looked up among the words seen before. The rows of all tokens are spread over 32 MB, and
-        fetching a row from outside the processor's caches takes longer than everything else.
+        No token spans two words, so each word is tokenized separately, and the vectors of earlier words are cached. The
+        rows of all tokens are spread over 32 MB, and a CPU cache miss takes longer than all other work.
         """
         words = text.split(" ")
         total: Vector

@@ -1,4 +1,4 @@
-"""Single flight: of several equal requests in flight, one asks the engine, and all receive its answer as it arrives."""
+"""Single flight: of identical requests in flight, one queries the engine, and all receive its answer as it arrives."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,16 +6,17 @@ from collections.abc import Awaitable, Callable
 from sweep.gateway.call import Headers
 from sweep.gateway.engines import BegunAnswer
 
-LARGEST_FLIGHT = 64 << 20  # bytes of an answer that may be shared
+LARGEST_FLIGHT = 64 << 20  # maximum bytes of a shared answer
 
 Ask = Callable[[], Awaitable[BegunAnswer]]
 Land = Callable[[int, Headers, list[bytes]], None]
 
 
 class Flight:
-    """One answer in flight. It continues as long as it has a reader, and ends with the last one.
+    """One answer in flight. It continues as long as it has a reader.
 
-    The first reader that needs more than has arrived waits for the engine, and the others wait for that reader.
+    The first reader that needs data that has not arrived waits for the engine, and further readers wait for this
+    reader.
     """
 
     def __init__(self, ask: Ask, land: Land, leave: Callable[[], None]) -> None:
@@ -31,7 +32,7 @@ class Flight:
         self._beginning = asyncio.ensure_future(ask())
 
     async def join(self) -> "SharedAnswer":
-        """Return the answer from its beginning, for one more reader. Raises Refused if no engine began to answer."""
+        """Add a reader; return the answer from its beginning. Raises Refused if no engine began to answer."""
         self._readers += 1
         try:
             if self._answer is None:
@@ -47,7 +48,7 @@ class Flight:
         return self._readers > 0 and self._error is None and not self.is_complete
 
     def quit(self) -> None:
-        """Remove a reader; after the last one, the engine may stop."""
+        """Remove a reader; without readers, the engine's request is stopped."""
         self._readers -= 1
         if self._readers:
             return
@@ -58,7 +59,7 @@ class Flight:
             self._beginning.result().close()
 
     async def advance(self) -> None:
-        """Wait until more of the answer, or its end, has arrived. Raises the error that interrupted it."""
+        """Wait until more of the answer, or its end, has arrived. Raises the error that interrupted the answer."""
         if self._error is not None:
             raise self._error
         if self._is_read:
@@ -74,7 +75,7 @@ class Flight:
         except Exception as error:
             self._error = error
             raise
-        finally:  # even if this reader leaves, another one continues
+        finally:  # if this reader leaves, another reader continues
             self._is_read = False
             waiting, self._waiting = self._waiting, []
             for news in waiting:
@@ -95,7 +96,7 @@ class Flight:
 
 
 class SharedAnswer:
-    """A flight's answer as one of its readers sees it."""
+    """A flight's answer, as read by one of its readers."""
 
     def __init__(self, flight: Flight, answer: BegunAnswer) -> None:
         self.status, self.headers = answer.status, answer.headers

@@ -1,4 +1,4 @@
-"""The key of a request: what must be equal before another request's answer may be served."""
+"""The key of a request: everything that must be equal before another request's answer may be served."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ DIGEST_BYTES = 20
 
 
 class AnswerKey(NamedTuple):
-    """Digests of a request: one of everything but its question, one of the question. Neither can be reversed."""
+    """Digests of a request: one of its prompt, one of all the rest. Neither can be reversed."""
 
     context: bytes
     question: bytes
 
 
 def key_of(call: Call) -> AnswerKey | None:
-    """Return the key of a request; None if its answer must not be stored: not deterministic, or no-store."""
+    """Return the key of a request; None if its answer must not be stored (non-deterministic, or no-store)."""
     question = call.question
     if question is None or not is_deterministic(call.content) or _bypasses_cache(call):
         return None

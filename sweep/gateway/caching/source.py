@@ -1,4 +1,4 @@
-"""The cache as the gateway's application uses it: find, join, remember."""
+"""The cache's interface to the gateway's application: find answers, join requests in flight, store answers."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ LONG_QUESTION = 4000  # characters of a text that is embedded in a thread, since
 
 
 class AnswerSource:
-    """Everything that answers a request instead of an engine."""
+    """Serves requests without the engine: from stored answers, or by sharing an answer in flight."""
 
     def __init__(self, settings: Cache, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.metrics, self.clock = settings, metrics, clock
@@ -27,7 +27,7 @@ class AnswerSource:
         metrics.entries.set(0)
 
     async def find(self, call: Call, key: AnswerKey) -> tuple[Hit | None, Vector | None]:
-        """Return the answer to this question or one similar enough, and this question's vector if it was computed."""
+        """Return the answer to this prompt or a similar one, and this prompt's vector if it was computed."""
         if hit := self._cache.same(key):
             return hit, None
         question = call.question
@@ -40,7 +40,7 @@ class AnswerSource:
         return self._cache.similar(key, vector), vector
 
     def board(self, call: Call, key: AnswerKey, vector: Vector | None, ask: Ask) -> tuple[Flight, bool]:
-        """Return the flight that will carry the answer, and whether an earlier request started it."""
+        """Return the flight that carries the answer, and whether an earlier request started it."""
         flight = self._flights.get(key) if self.settings.single_flight else None
         if flight is not None and flight.is_open:
             return flight, True
@@ -60,6 +60,6 @@ class AnswerSource:
         return flight, False
 
     def clear(self) -> None:
-        """Forget all answers."""
+        """Remove all answers."""
         self._cache.clear()
         self.metrics.entries.set(0)

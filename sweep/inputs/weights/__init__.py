@@ -1,1 +1,1 @@
-"""Writes weights as a Hugging Face folder: random weights of an architecture, or those in a GGUF file."""
+"""Writes weights as a Hugging Face folder: random weights of an architecture, or weights from a GGUF file."""

@@ -1,9 +1,10 @@
-"""Seeded random weights for a Llama of any size: the speed of an architecture without an account or a download.
+"""Seeded random weights for a Llama of any size, to measure an architecture's speed without an account or a download.
 
-The generated text is meaningless and soon repeats one token, so agreement, quality and speculation are not judged. The
-best token is always printable text: the output head's other rows are zero, and of thousands of random logits the
-largest is above zero. The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded once, at the
-end, so the file is the same anywhere. With one tensor in memory at a time, 7B parameters need little over a gigabyte.
+The generated text is meaningless and soon repeats one token, so agreement, quality and speculation mean nothing. The
+best token is always printable text: the output head has zero rows for all other tokens, and the largest of thousands of
+random logits is above zero. The bits come from PCG64's raw stream, which NumPy keeps unchanged, and are rounded once,
+at the end, so the file is the same anywhere. With one tensor in memory at a time, 7B parameters need little over a
+gigabyte.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-WEIGHTS_VERSION = 4  # part of every digest: increase it when the same settings give other weights
-DEVIATION = 0.02  # of every matrix: the initializer_range in most published configurations
+WEIGHTS_VERSION = 4  # part of every digest: increase it when the same settings give different weights
+DEVIATION = 0.02  # standard deviation of every matrix: the initializer_range in most published configurations
 SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 22  # weights drawn at a time
 
@@ -105,12 +106,12 @@ def tensor(name: str, shape: Shape, seed: int, ordinary: Sequence[int], deviatio
 
 
 def stream_of(seed: int, name: str) -> np.random.PCG64:
-    """Return a separate stream for each tensor, so that no tensor depends on the order or size of the others."""
+    """Return the random stream of one tensor; separate streams keep tensors independent of each other."""
     return np.random.PCG64(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little"))
 
 
 def draw(stream: np.random.PCG64, count: int) -> Array:
-    """Draw `count` numbers of 16 random bits. (NumPy promises to keep `random_raw`, but not Generator's methods.)"""
+    """Draw `count` 16-bit random numbers. (NumPy keeps `random_raw` stable, but not Generator's methods.)"""
     return np.asarray(stream.random_raw(-(-count // 4)), "<u8").view("<u2")[:count]
 
 
@@ -157,7 +158,7 @@ def write_weights(
 
 
 def header(tensors: dict[str, Shape], dtype: Dtype, size: int) -> bytes:
-    """Return the header of a safetensors file; the library would need all tensors in memory at once."""
+    """Return the header of a safetensors file; the safetensors library would need all tensors in memory."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in tensors.items():

@@ -1,1 +1,1 @@
-"""The machine around a measurement: the lease that only one launch at a time holds, and what others do on it."""
+"""The machine around a measurement: the lease, which one launch holds at a time, and other processes' activity."""

@@ -1,7 +1,7 @@
 """Other processes during a measurement: their share of the engine's cores, and the GPUs that they use.
 
-Our own processes are the engine and its gateway, this process and its ancestors, Ray's on this node, and all that share
-the machine on purpose.
+Not counted: the engine, its gateway, this process and its ancestors, Ray's processes on this node, and sweeps
+that share the machine on purpose.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ from backends.launch import gpus
 from sweep.node.machine.sharing import sharing_pids
 
 NAMED_PROCESSES = 3
-LEAST_NAMED = 0.02  # cores that a process must use to be named
+LEAST_NAMED = 0.02  # minimum cores that a process must use to be listed
 RAY = "/ray/"  # in the command of each of Ray's processes
 
 
 class ForeignCpu:
-    """The share of these cores that other processes use, and the busiest of the processes.
+    """The share of these cores that other processes use, and the busiest of these processes.
 
-    The share is the cores' busy time without our processes' time. So it includes work without a visible process (in
-    another container, or ended meanwhile), but not interrupts.
+    The share is the cores' busy time minus the time of this sweep's processes. So it includes work without a visible
+    process (in another container, or already ended), but not interrupts.
     """
 
     def __init__(self, cores: Collection[int], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
-        """`engine` lists the engine's processes and those in front of it. The client should be on other cores."""
+        """`engine` returns the processes of the engine and its gateway. The client should be on other cores."""
         self.cores, self.sharing, self.engine = frozenset(cores), sharing, engine
         self.family = [process for process in _family() if _runs_on(process, self.cores)]
         self.before: tuple[float, float, dict[int, float]] | None = None  # time, busy time, CPU time of ours by pid
@@ -45,7 +45,7 @@ class ForeignCpu:
         return min(1.0, max(0.0, (busy - before[1] - used) / ((now - before[0]) * len(self.cores))))
 
     def busiest(self) -> str:
-        """Return the other processes with the most CPU time since this object was made, each with its cores."""
+        """Return the other processes with the most CPU time since this object was created, each with its cores used."""
         ours = {process.pid for process in [*self.engine(), *_family()]} | sharing_pids(self.sharing)
         elapsed = max(1e-3, time.monotonic() - self.began)
         took = [
@@ -63,8 +63,8 @@ class ForeignCpu:
 class ForeignGpu:
     """The other processes on these GPUs.
 
-    A driver lists processes by their ids outside containers. If it lists none of the engine's processes, it does not
-    show whose the listed ones are.
+    A driver lists processes by their ids outside containers. If none of the engine's processes is listed, the owners of
+    the listed processes are unknown.
     """
 
     def __init__(self, devices: Sequence[str], sharing: str, engine: Callable[[], Iterable[psutil.Process]]) -> None:
@@ -97,7 +97,7 @@ class Foreign(NamedTuple):
     gpu: ForeignGpu | None
 
     def describe(self) -> str:
-        """Return the largest of the processes seen so far, the busiest on the cores first."""
+        """Describe the other processes seen so far: the busiest on the cores, then those with the most GPU memory."""
         return "; ".join(filter(None, [self.cpu.busiest() if self.cpu else "", self.gpu.largest() if self.gpu else ""]))
 
 

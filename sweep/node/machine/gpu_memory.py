@@ -1,4 +1,4 @@
-"""Waits for free GPU memory: an engine launched beside the remains of another would be measured with less memory."""
+"""Waits for free GPU memory: an engine launched before the previous one has freed its memory would get less."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from backends.launch.server import LaunchError
 from sweep.base.exits import Cause, Exit
 from sweep.base.records import Outcome
 
-FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # up to the larger of these counts as free: a driver and a display use some
+FREE_SHARE, FREE_BYTES = 0.05, 1 << 30  # use up to the larger of these is ignored: a driver and a display use some
 
 
 def wait_until_free(devices: Sequence[str], timeout: float = 120.0, poll: float = 1.0) -> None:
@@ -35,7 +35,7 @@ def _is_free(memory: gpus.Memory | None) -> bool:
 
 def _users(device: str, handle: Any) -> str:
     memory = gpus.memory(handle)
-    assert memory is not None  # a GPU that does not report its memory counts as free
+    assert memory is not None  # a GPU that does not report its memory is considered free
     pids = [str(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     by = f"processes {', '.join(pids)}" if pids else "a process that NVML does not show"
     return f"GPU {device}: {memory.used / 2**30:.1f} of {memory.total / 2**30:.1f} GiB are in use by {by}"

@@ -1,9 +1,9 @@
-"""The lease on GPUs, or on a machine's CPU: only one launch at a time measures on each, whichever sweep it belongs to.
+"""The lease on GPUs, or on a machine's CPU: only one launch at a time measures on each device, across all sweeps.
 
-A lease is a socket that listens under an abstract name. The name is unique per host and network namespace, visible to
-every user, and ends with its process. A process that takes a lease checks again: of two that take it at once, both let
-go. A waiting process has such a name too, and later ones let it go first, so that a sweep of many launches does not
-keep others from theirs. A name alone proves nothing: the kernel says which process listens.
+A lease is a listening socket with an abstract name. The name is unique per host and network namespace, visible to every
+user, and disappears with its process. After taking a lease a process checks again: if two took it at once, both release
+it. A waiting process holds such a name too, and later processes give way to it, so that a sweep with many launches does
+not starve other sweeps. A name alone proves nothing: the kernel reports which process listens.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ HOLDS, WAITS = "sweep-lease", "sweep-lease-waits"
 SOCKETS = Path("/proc/net/unix")
 CPU = "CPU"
 POLL = 0.5  # s between two checks of a lease that another process holds
-GIVE_WAY = 4 * POLL  # s for which a free device is left to a waiting process, which may be suspended
+GIVE_WAY = 4 * POLL  # s for which a free device is reserved for a waiting process, which may be suspended
 REPORT_AGAIN = 60.0  # s between two reports of the wait
-SOCKET_NAME_BYTES = 100  # bytes of an abstract name
+SOCKET_NAME_BYTES = 100  # maximum bytes of an abstract name
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -51,10 +51,10 @@ class Holder(NamedTuple):
 def leased(
     gpus: Sequence[str], sweep: str, sharing: str, report: Callable[[str], None], give_up: Callable[[], bool]
 ) -> Iterator[bool]:
-    """Hold the lease on these GPUs, or on the CPU if there are none, for the block; yield False if it is not available.
+    """Hold the lease on these GPUs, or on the CPU without GPUs, for the block; yield False if it is not available.
 
-    `report` is called with the holder while others hold the lease; `give_up` ends the wait. Raises Stopped if the task
-    is cancelled.
+    `report` is called with the holder while another process holds the lease; `give_up` ends the wait. Raises Stopped if
+    the task is cancelled.
     """
     devices = [gpu.uuid if (gpu := find_gpu(entry)) else entry for entry in gpus] or [CPU]
     digest = hashlib.sha256((sharing or f"process {os.getpid()}").encode()).hexdigest()[:8]
@@ -77,9 +77,9 @@ def leased(
 
 
 def _take(leases: Sequence[Holder], sockets: contextlib.ExitStack, gives_way: bool) -> list[Holder] | None:
-    """Take the lease on all of these devices, kept in `sockets`, and return None; or return the holder of one.
+    """Take the lease on all these devices (its sockets go to `sockets`) and return None, or return the holders.
 
-    The holder may be a waiting process, if this one `gives_way`.
+    With `gives_way`, also return (an empty list) if another process waits for the lease.
     """
     holders = _others(leases, HOLDS)
     if holders or (gives_way and _others(leases, WAITS)):
@@ -98,7 +98,7 @@ def _bind(leases: Sequence[Holder], prefix: str, sockets: contextlib.ExitStack) 
 
 
 def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
-    """Return others that measure on one of these devices, or wait for it; empty if the system hides them."""
+    """Return other processes that measure on, or wait for, one of these devices; empty if the system hides them."""
     try:
         lines = SOCKETS.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -113,7 +113,7 @@ def _others(leases: Sequence[Holder], prefix: str) -> list[Holder]:
 
 
 def _listener(holder: Holder, prefix: str) -> int | None:
-    """Return the pid of the process that listens under a holder's name, according to the kernel; None if none does."""
+    """Return the pid of the process that listens under a holder's name, according to the kernel; None without one."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -121,14 +121,14 @@ def _listener(holder: Holder, prefix: str) -> int | None:
             pid, _, _ = CREDENTIALS.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
         except ConnectionRefusedError:
             return None
-        except OSError:  # its queue is full of connections like this one
+        except OSError:  # its backlog is full of such connections
             return holder.pid
     return pid or holder.pid  # 0: a process in another pid namespace
 
 
 @contextlib.contextmanager
 def _bound(name: bytes) -> Iterator[bool]:
-    """Bind a socket to this abstract name for the block; yield False if another process has the name."""
+    """Bind a socket to this abstract name for the block; yield False if the name is taken."""
     with socket.socket(socket.AF_UNIX) as lease:
         try:
             lease.bind(b"\0" + name)
@@ -137,5 +137,5 @@ def _bound(name: bytes) -> Iterator[bool]:
                 raise
             yield False
             return
-        lease.listen(16)  # connections from others wait here, and nobody accepts them
+        lease.listen(16)  # connections from other processes wait here and are never accepted
         yield True

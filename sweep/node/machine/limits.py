@@ -1,4 +1,4 @@
-"""The limits that a machine itself sets to its CPU: a container's quota, and the temperature of its cores."""
+"""The limits that a machine puts on its CPU: a container's quota, and thermal throttling."""
 
 import contextlib
 from collections.abc import Collection, Iterator
@@ -8,7 +8,7 @@ CGROUPS, CORES = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 
 
 class CpuLimits:
-    """A source of telemetry: it counts the periods in which the quota was used up, and the thermal limits."""
+    """A telemetry source that counts periods throttled by the CPU quota, and thermal throttling events."""
 
     def __init__(self, cores: Collection[int]) -> None:
         self.name = "cpu limits"

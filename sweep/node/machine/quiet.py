@@ -1,4 +1,4 @@
-"""`quiet`: waits until other processes leave a node alone, and rejects a trial that they disturbed."""
+"""The `quiet` setting: waits until other processes no longer use a node, and rejects a trial that they disturbed."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ LOOK = 1.0  # s over which the CPU share is measured
 
 
 def not_quiet(quiet: Quiet, foreign: Foreign, stop: threading.Event, report: Callable[[str], None]) -> str | None:
-    """Wait until the node is quiet. Return why it is not after `quiet.within` s; None if it is, or `stop` is set."""
+    """Wait until the node is quiet. Return why it is not quiet after `quiet.within` s; None if it is, or on `stop`."""
     deadline = time.monotonic() + quiet.within
     reported = False
     if foreign.cpu is not None:
@@ -33,7 +33,7 @@ def not_quiet(quiet: Quiet, foreign: Foreign, stop: threading.Event, report: Cal
 
 
 def or_disturbed(verdict: Verdict, quiet: Quiet | None, columns: Mapping[str, Any], others: str) -> Verdict:
-    """Return the verdict on a trial, or `disturbed` if `quiet` is set and these columns exceed its limits."""
+    """Return the verdict, or `disturbed` instead if `quiet` is set and these columns exceed its limits."""
     if quiet is None or verdict.outcome not in (Outcome.OK, Outcome.CLIENT_LIMITED):
         return verdict
     disturbance = _disturbance(quiet, columns)
@@ -53,7 +53,7 @@ def _now(foreign: Foreign) -> dict[str, Any]:
 
 
 def _disturbance(quiet: Quiet, columns: Mapping[str, Any]) -> str | None:
-    """Return how others exceed the limits of `quiet`; None if they do not, or if that is unknown."""
+    """Return how other processes exceed the limits of `quiet`; None if they do not, or if that is unknown."""
     share, processes = columns.get("foreign_cpu_share"), columns.get("foreign_gpu_processes")
     if share is not None and share > quiet.foreign_cpu:
         return f"other processes used {share:.0%} of the cores (quiet.foreign_cpu={quiet.foreign_cpu:g})"

@@ -1,4 +1,4 @@
-"""The common name of sweeps that share a machine on purpose, and so do not exclude each other."""
+"""The name common to sweeps that share a machine on purpose, and therefore do not exclude each other."""
 
 import os
 
@@ -9,7 +9,7 @@ VARIABLE = "SWEEP_SHARED_MACHINE"
 
 
 def sharing_name(cluster: Cluster) -> str:
-    """Return the name under which this node shares its machine, or an empty string."""
+    """Return the sharing name that is set for this node, or an empty string."""
     return cluster.shared_machine or os.environ.get(VARIABLE, "")
 
 

@@ -1,4 +1,4 @@
-"""Answers that are none, or differ from the others: judged by what arrived of each answer, and of all of them."""
+"""Answers that are fake, or unlike the trial's other answers, judged by their text, length and timing."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ from sweep.numbers.chunks import Floats, Mask, as_floats, blocks, token_chunks, 
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import engine_answered, succeeded
 
-LENGTH_TOLERANCE = 0.1  # of the tokens asked for, and one token at least: an answer of another length is odd
+LENGTH_TOLERANCE = 0.1  # of the requested tokens, and at least one token: larger deviations are odd
 MERGED = 1.05  # tokens to an event
 ODD_MERGED = 2.0  # times the others' tokens to an event
 EXTRA_TOKENS = 4  # more than events, at least: the last event of an honest answer may bring two
@@ -33,12 +33,12 @@ SAME_SUFFIX = r"[-:@](latest|\d{4}[\d-]*)"  # of a model's name: the version tha
 def odd_answer_share(
     records: Records, mask: Mask, exact_length: bool, unlike_prompts: bool, endpoint: bool
 ) -> float | None:
-    """share of the successful answers that are unlike the others. Such an answer has over twice their tokens to an
-    event, or came within 5 % of their time for as many tokens. Or it is over 10 % off the tokens asked for, with
-    ignore_eos. Or, at an endpoint, it has the text of another answer, as half of them have, or came in half the time of
-    the quickest tenth of the others. A single one is no share.
+    """share of the successful answers that are unlike the trial's other answers. Such an answer has over twice their
+    tokens per event, or took less than 5% of their time per token. Or its length is over 10% off the requested tokens,
+    with ignore_eos. Or, at an endpoint, it repeats another answer's text, as at least half of them do. Or it took half
+    the time of the fastest tenth of the rest. A single such answer is not counted.
 
-    Texts of less than some 8 different words, and of equal prompts, are not compared.
+    Texts with fewer than about 8 different words, and texts for equal prompts, are not compared.
     """
     chosen = np.flatnonzero(mask & engine_answered(records))
     if not chosen.size:
@@ -66,12 +66,12 @@ def odd_answer_share(
 
 
 def has_other_length(tokens: Floats, asked: Floats) -> Mask:
-    """The answers that are not about as long as was asked for. Shape of both."""
+    """Return a mask of answers whose length is off the requested length by more than the tolerance. Same shape."""
     return np.asarray(np.abs(tokens - asked) > np.maximum(1, LENGTH_TOLERANCE * asked))
 
 
 def _repeated(texts: Floats, last: Floats) -> Mask:
-    """The answers with a text that another one has, if it is most answers', or came sooner than any other text."""
+    """Return a mask of answers that repeat another's text, if most do or if they are faster than unique texts."""
     _, group, count = np.unique(texts, return_inverse=True, return_counts=True)
     same = (texts != UNKNOWN) & (count[group] > 1)
     if same.mean() >= CANNED or same.all():
@@ -81,7 +81,7 @@ def _repeated(texts: Floats, last: Floats) -> Mask:
 
 @quantity(unit="", kind="validity", type=str, label="Served model")
 def served_model(records: Records, mask: Mask) -> str | None:
-    """the names of models that the answers say they are from; of more than eight the number of the others."""
+    """the models named in the answers: up to eight names, and the number of further models."""
     answered = np.flatnonzero(mask & succeeded(records))
     names = sorted({records.served_model[index] or "" for index in answered} - {""})
     more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
@@ -90,8 +90,8 @@ def served_model(records: Records, mask: Mask) -> str | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def other_model_share(records: Records, mask: Mask, asked_model: str | None) -> float | None:
-    """share of an endpoint's answers that say they are from another model than was asked for, or than most of them; a
-    path before the name, and a date or `latest` behind it, make no other model than was asked for.
+    """share of an endpoint's answers that name a model other than the requested one, or other than most answers do; a
+    path before the name, and a date or `latest` after it, are ignored.
     """
     answered = np.flatnonzero(mask & succeeded(records))
     pairs = Counter((records.model[index] or asked_model, records.served_model[index]) for index in answered)
@@ -109,8 +109,8 @@ def _is_model(name: str, asked: str) -> bool:
 
 @quantity(unit="", kind="validity", better="lower")
 def first_gap_ratio(records: Records, mask: Mask) -> float | None:
-    """median time from the first to the second arrival / median time between later ones; null unless the first comes
-    in less than a quarter of the time to the second.
+    """median time from the first to the second arrival / median time between later arrivals; null unless the first
+    arrives within a quarter of the time of the second.
     """
     chosen = mask & engine_answered(records)
     gaps = _gap_shapes(records, chosen)
@@ -123,7 +123,7 @@ def first_gap_ratio(records: Records, mask: Mask) -> float | None:
 
 
 class GapShapes(NamedTuple):
-    """The gaps between the arrivals of each answer. Each of shape (requests,), s but for counts."""
+    """Statistics of the gaps between arrivals in each answer, in s except counts. Each has shape (requests,)."""
 
     number: Floats
     total: Floats
@@ -152,10 +152,10 @@ def _gap_shapes(records: Records, chosen: Mask) -> GapShapes:
 
 
 def held_back(records: Records, chosen: Mask) -> Mask:
-    """The answers that something held back and then sent event by event, all at once or in bursts. Shape (requests,).
+    """Return a mask of answers that were held back and then sent event by event, at once or in bursts.
 
-    An engine does not need longer to read a token of a prompt than to write one, so its waits are at most as long as
-    the prompts in flight at the pace of its gaps (half of it: reading is quicker). A buffer's are longer.
+    Shape (requests,). An engine reads a prompt's tokens at least twice as fast as it writes tokens. So its waits are at
+    most as long as the prompts in flight take at half of the pace of its gaps. A buffer's waits are longer.
     """
     gaps = _gap_shapes(records, chosen)
     chosen = chosen & (gaps.number >= FEWEST_GAPS)
@@ -165,7 +165,7 @@ def held_back(records: Records, chosen: Mask) -> Mask:
     busy = _union(sent[chosen], (sent + last)[chosen])
     prompt, words = np.asarray(records.input_tokens), np.asarray(records.prompt_words)
     prompt = np.where(prompt == UNKNOWN, words, prompt) + np.asarray(records.hidden_tokens)
-    reading = prompt * max(1.0, last[chosen].sum() / busy if busy else 1.0) / 2  # tokens of a pace
+    reading = prompt * max(1.0, last[chosen].sum() / busy if busy else 1.0) / 2  # minimum tokens to estimate a pace
     others, some = np.maximum(gaps.number - 1, 1), np.maximum(gaps.small, 1)
     waits = (gaps.total - gaps.small_total) / np.maximum(gaps.number - gaps.small, 1)
     bursts = (gaps.small > SMALL_GAPS * others) & (waits > reading * gaps.small_total / some)
@@ -177,21 +177,21 @@ def held_back(records: Records, chosen: Mask) -> Mask:
 
 
 def _union(begins: Floats, ends: Floats) -> float:
-    """The time that lies in any of some intervals, s."""
+    """Return the total length of the union of intervals, in s."""
     order = np.argsort(begins)
     begins, reached = begins[order], np.maximum.accumulate(ends[order])
     return float((reached - np.maximum(begins, np.r_[-np.inf, reached[:-1]])).clip(0).sum())
 
 
 def tokens_are_stamped(records: Records) -> bool:
-    """Return whether it is known which arrival brought which tokens.
+    """Return whether the number of tokens in each arrival is known.
 
-    It is not where the final usage has more tokens than came events, and no tokenizer has counted the text: they may
-    have been hidden as well as merged.
+    It is unknown if only the final usage reports tokens, with more tokens than events, and no tokenizer has counted the
+    text: the tokens may be hidden, or merged into one event.
     """
     silent = np.fromiter((source == "final usage" for source in records.token_source), np.bool_, len(records))
     silent &= succeeded(records) & (np.asarray(records.streamed_tokens) != UNKNOWN)
     if not silent.any() or np.any(np.asarray(records.recounted_tokens) != UNKNOWN):
         return True
     tokens, events = np.asarray(records.streamed_tokens)[silent].sum(), token_chunks(records)[silent].sum()
-    return bool(tokens <= MERGED * events + silent.sum())  # an end token is counted, and brings no event
+    return bool(tokens <= MERGED * events + silent.sum())  # an end token is counted, but has no event

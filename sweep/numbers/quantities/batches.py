@@ -1,4 +1,4 @@
-"""Lockstep batches. A batch with a failed request never ended, and took until that request was given up."""
+"""Lockstep batches. A batch with a failed request never ended, and lasted until the client gave up on it."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Batches(NamedTuple):
     begin: Floats  # first send of the batch, in s from the trial's start
     latency: Floats  # last token of the batch − its first send, in s; infinite if a request failed
     took: Floats  # the same, but until the client gave up on a failed request
-    output_tokens: Floats  # of its successful requests; NaN if a count is unknown
+    output_tokens: Floats  # output tokens of its successful requests; NaN if a count is unknown
 
     def whole(self) -> "Batches":
         """Return the batches in which every request succeeded."""
@@ -43,7 +43,7 @@ def batches(records: Records, mask: Mask) -> Batches:
     return Batches(begins, np.where(failed, np.inf, took), took, output)
 
 
-# Not of the kind "latency": the engine's own stamps show the time of a whole batch as well as a client's.
+# Not of the kind "latency": an engine's timestamps show the time of a whole batch as well as a client's.
 @quantity(unit="s", kind="throughput", per="batch", better="lower", label="batch latency")
 def batch_latency(records: Records, mask: Mask) -> Floats:
     """last token of a batch − its first send; infinite if a request failed. Shape (batches,), s."""
@@ -52,8 +52,8 @@ def batch_latency(records: Records, mask: Mask) -> Floats:
 
 @quantity(unit="tokens/s", kind="throughput", better="higher")
 def batch_throughput(records: Records, mask: Mask) -> float | None:
-    """Σ output tokens of the successful requests / Σ batch_latency; a batch with a failed request counts until that
-    request was given up.
+    """Σ output tokens of the successful requests / Σ batch_latency; a batch with a failed request lasts until the
+    client gave up on it.
     """
     every = batches(records, mask)
     tokens = float(every.output_tokens.sum())

@@ -1,4 +1,4 @@
-"""The measuring client's report on itself (`client`), and figures of the launch and the trial as a whole."""
+"""Statistics of the measuring client (`client`), and quantities of the launch and of the trial as a whole."""
 
 from collections.abc import Callable
 from inspect import Parameter, Signature
@@ -42,7 +42,7 @@ for _name, (_unit, _type, _formula) in REPORT.items():
 
 
 def _input(name: str) -> Callable[..., Any]:
-    """A quantity's function that returns the input of this name."""
+    """Return a function for a quantity that equals the input of this name."""
     function: Any = lambda **inputs: inputs[name]  # noqa: E731
     function.__signature__ = Signature([Parameter(name, Parameter.KEYWORD_ONLY)])
     return cast("Callable[..., Any]", function)
@@ -55,19 +55,19 @@ COSTS = {
 }
 LABELS = {"startup_seconds": "Engine start-up", "cold_ttft": "Cold TTFT"}
 AGREEMENT = (
-    "share of positions at which the engine's greedy token is the reference's, after the reference's own tokens."
+    "share of positions at which the engine's greedy token equals the reference's, after the same reference tokens."
 )
-WILSON = "lower end of the agreement's 95 % interval (Wilson, for the prompts' effective number of positions)."
-QUALITY = "exp of the mean log-probability of a token of shipped text under the engine, over that under the reference."
-STUDENT = "lower end of the quality's 95 % interval (Student's t over the texts, for differences paired by token)."
+WILSON = "lower end of the agreement's 95% interval (Wilson, for the prompts' effective number of positions)."
+QUALITY = "exp of the mean log-probability per token of bundled text under the engine, divided by the reference's."
+STUDENT = "lower end of the quality's 95% interval (Student's t over the texts, for differences paired by token)."
 OF_ANSWERS = {
     "agreement": AGREEMENT,
     "agreement_low": WILSON,
-    "agreement_high": "upper end of the agreement's 95 % interval.",
-    "agreement_positions": "positions behind the agreement, without those at which the engine would end its answer.",
+    "agreement_high": "upper end of the agreement's 95% interval.",
+    "agreement_positions": "positions compared for agreement, without those at which the engine would end its answer.",
     "quality": QUALITY,
     "quality_low": STUDENT,
-    "quality_high": "upper end of the quality's 95 % interval.",
+    "quality_high": "upper end of the quality's 95% interval.",
     "quality_tokens": "tokens of the text on which the quality is based.",
 }
 for _name, _formula in (COSTS | OF_ANSWERS).items():
@@ -86,4 +86,4 @@ for _name, _formula in (COSTS | OF_ANSWERS).items():
     )
 
 ANSWERS = tuple(OF_ANSWERS)
-"""Measured at a launch, and the same in the rows of all its trials."""
+"""Quantities measured once per launch, equal in the rows of all its trials."""

@@ -1,4 +1,4 @@
-"""The gateway in front of the engine: what it clipped and what its cache answered. Null if there is no gateway."""
+"""The gateway in front of the engine: clipped requests and cache answers. Null without a gateway."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def _has_cache(decisions: Decisions) -> bool:
 
 
 def mark_gateway_answers(records: Records, decisions: Decisions) -> None:
-    """Mark the Records that the gateway answered: their events arrive as it sends them, not as they are made."""
+    """Mark the Records that the gateway answered: their events are timed by the gateway, not by generation."""
     names = {each["request_id"] for each in decisions if each.get("cache") in BY_GATEWAY}
     for index, name in enumerate(records.request_id):
         if name in names:
@@ -59,15 +59,15 @@ def cache_hit_rate(decisions: Decisions) -> float | None:
 
 @quantity(unit="share", kind="count", label="Shared answers")
 def shared_answer_rate(decisions: Decisions) -> float | None:
-    """share of the requests that received the answer of an equal request in flight; null if there is no cache."""
+    """share of the requests that received the answer of an identical request in flight; null if there is no cache."""
     shared = [each for each in decisions if each.get("cache") == "shared"]
     return len(shared) / len(decisions) if _has_cache(decisions) else None
 
 
 @quantity(unit="share", kind="validity", better="lower", label="False hits")
 def false_hit_rate(decisions: Decisions, meanings: Mapping[str, str]) -> float | None:
-    """share of the requests that the cache answered with the answer to a question with another meaning; null if there
-    is no cache, or the workload does not state the meanings.
+    """share of the requests that the cache answered with the answer to a prompt of different meaning; null if there is
+    no cache, or the workload does not label meanings.
     """
     if not _has_cache(decisions) or not meanings:
         return None
@@ -87,14 +87,15 @@ def _is_false(hit: Mapping[str, Any], meanings: Mapping[str, str]) -> bool:
 
 @quantity(unit="share", kind="validity", better="higher", label="Served answers equal")
 def served_agreement(served_equal: float | None) -> float | None:
-    """share of token positions at which an answer served to a similar question is the engine's own greedy answer to
-    that question, over up to 32 hits."""
+    """share of token positions at which answers served to similar prompts equal the engine's greedy answers to these
+    prompts, over up to 32 hits.
+    """
     return served_equal
 
 
 @quantity(unit="tokens", kind="count", type=int, label="Tokens from the cache")
 def cache_tokens_saved(decisions: Decisions) -> int | None:
-    """Σ tokens of prompts and answers that the engine did not process, as the cache answered; null without a cache."""
+    """Σ tokens of prompts and answers that the cache saved the engine from processing; null without a cache."""
     if not _has_cache(decisions):
         return None
     return sum(int(hit["cached_input_tokens"] + hit["cached_output_tokens"]) for hit in _hits(decisions))
@@ -102,8 +103,7 @@ def cache_tokens_saved(decisions: Decisions) -> int | None:
 
 @quantity(unit="s", kind="latency", better="higher", label="Latency saved by the cache")
 def cache_latency_saved(decisions: Decisions, records: Records, mask: Mask) -> float | None:
-    """median e2el of the requests that the engine answered − median e2el of those from the cache; null if there are
-    none of either."""
+    """median e2el of requests answered by the engine − median e2el of cache hits; null if either has none."""
     result = {each["request_id"]: each.get("cache") for each in decisions}
     results = np.array([result.get(name, "") or "" for name in records.request_id])
     latencies, answered = e2el(records), mask & succeeded(records)
@@ -119,7 +119,7 @@ def cache_cost_saved(
     duration: float | None,
     output_tokens: int | None,
 ) -> float | None:
-    """cost of the trial × output tokens from the cache / output tokens that the engine made; null without a cache."""
+    """cost of the trial × output tokens from the cache / output tokens from the engine; null without a cache."""
     cached = sum(int(hit["cached_output_tokens"]) for hit in _hits(decisions))
     made = (output_tokens or 0) - cached
     if price_per_hour is None or duration is None or made <= 0 or not _has_cache(decisions):

@@ -1,8 +1,8 @@
 """Requests that met every bound in `slo` on ttft, tpot and e2el (in s, inclusive); null if `slo` has no bound.
 
 A one-token answer has no tpot and meets any bound on it; several tokens in a single chunk have no known tpot and meet
-no bound on it. If no tpot is known (a buffered stream, uncounted tokens), figures with a bound on tpot are unknown too.
-A failed request meets no bound. The figure is None rather than 0 if no request succeeded.
+no bound on it. If no tpot is known (a buffered stream, uncounted tokens), goodput with a bound on tpot is unknown too.
+A failed request meets no bound. Goodput is None rather than 0 if no request succeeded.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def goodput(records: Records, mask: Mask, slo: Bounds) -> float | None:
 
 @quantity(unit="share", kind="latency", better="higher")
 def goodput_share(records: Records, mask: Mask, slo: Bounds) -> float | None:
-    """requests that met every bound of `slo` / all measured requests, failed ones included."""
+    """requests that met every bound of `slo` / all measured requests, including failed requests."""
     good = within_bounds(records, mask, slo)
     return None if good is None or duration(records, mask) is None else int(good.sum()) / int(mask.sum())
 
@@ -50,15 +50,15 @@ def within_bounds(records: Records, mask: Mask, slo: Bounds) -> Mask | None:
     that is null, or if no request succeeded.
 
     Raises:
-        ValueError: for a bound on anything else.
+        ValueError: for a bound on any other quantity.
     """
     good = mask & succeeded(records)
     if not slo or not good.any() or (any(name.startswith("tpot") for name in slo) and not _has_tpot(records, good)):
         return None
     for column, bound in slo.items():
-        name = column.partition(".")[0]  # a request is judged by the limit itself, whatever the percentile
+        name = column.partition(".")[0]  # each request must meet the limit, whatever the percentile
         if name not in BOUNDED:
-            raise ValueError(f"slo.{column}={bound}: unknown; expected: {', '.join(BOUNDED)}")
+            raise ValueError(f"slo.{column}={bound}: unknown; expected one of {', '.join(BOUNDED)}")
         met = BOUNDED[name](records) <= bound
         good &= met | (np.asarray(records.streamed_tokens) == 1) if name == "tpot" else met
     return good

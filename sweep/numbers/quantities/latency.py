@@ -11,14 +11,14 @@ from sweep.numbers.quantities.answers import tokens_are_stamped
 from sweep.numbers.quantity import Quantity, declare, quantity
 from sweep.numbers.selection import divided, succeeded
 
-MOSTLY = 0.5  # of the answers: a server that closes so many connections has one for each request
+MOSTLY = 0.5  # of the answers: above this share, every request is assumed to need a new connection
 PER_REQUEST = {"unit": "s", "per": "request", "better": "lower"}
 
 
 @quantity(**PER_REQUEST, kind="latency", event="first", label="TTFT", headline={"p50": 2, "p99": 5})
 def ttft(records: Records) -> Floats:
     """first token − scheduled: includes the wait for a slot and the client's lag. In a closed loop and in lockstep,
-    which have no schedule: first token − sent. Where connections are closed after each answer, with `connect`.
+    which have no schedule: first token − sent. If connections are closed after each answer, `connect` is included.
 
     Shape (requests,), s.
     """
@@ -34,7 +34,7 @@ declare(
         kind="validity",
         label="connection set-up",
         function=lambda records: as_floats(records.connected) - as_floats(records.connecting),
-        formula="connected − connecting, the TLS handshake included; null where the connection had answered before.",
+        formula="connected − connecting, including the TLS handshake; null for a reused connection.",
     )
 )
 
@@ -52,8 +52,8 @@ def answer_ttft(records: Records) -> Floats:
 def tpot(records: Records) -> Floats:
     """(last token − first token) / (streamed tokens − tokens of the first arrival).
 
-    Undefined if all came at once, or if the final usage alone has over 5 % more tokens than came events, and no
-    tokenizer has counted the text. Shape (requests,), s.
+    Undefined if all tokens arrived at once, or if only the final usage counts tokens, its count is over 5% above the
+    number of events, and no tokenizer has counted the text. Shape (requests,), s.
     """
     if not tokens_are_stamped(records):
         return np.full(len(records), np.nan)
@@ -69,7 +69,7 @@ def tpot_e2e(records: Records) -> Floats:
 
 @quantity(unit="s", per="gap", better="lower", kind="latency", event="last", label="ITL", spaced=True)
 def itl(block: Block) -> NDArray[np.int64]:
-    """arrival of a chunk with a token − arrival of the previous such chunk; every such gap. Shape (gaps,), µs."""
+    """arrival of a chunk with a token − arrival of the previous such chunk, for all such gaps. Shape (gaps,), µs."""
     return block.gaps()
 
 
@@ -81,7 +81,7 @@ def itl_token(block: Block) -> NDArray[Any]:
 
 @quantity(**PER_REQUEST, kind="latency", event="last", spaced=True)
 def longest_gap(records: Records) -> Floats:
-    """longest itl of the request: percentiles of itl do not show a stall that is one gap in hundreds. Shape
+    """longest itl of the request, since percentiles of itl do not show a single stall among hundreds of gaps. Shape
     (requests,), s.
     """
     longest = np.full(len(records), np.nan)
@@ -119,7 +119,7 @@ def slot_wait(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="validity", event="sent", label="client lag")
 def lag(records: Records) -> Floats:
-    """sent − max(scheduled, released): the client's own delay; null without a schedule. Without the set-up of
+    """sent − max(scheduled, released): the delay caused by the client; null without a schedule. Excludes the set-up of
     connections that are closed after each answer. Shape (requests,), s.
     """
     due = np.maximum(as_floats(records.scheduled), as_floats(records.released))
@@ -128,9 +128,9 @@ def lag(records: Records) -> Floats:
 
 @quantity(**PER_REQUEST, kind="validity", event="sent", label="client turnaround")
 def turnaround(records: Records) -> Floats:
-    """sent − released without a schedule: the client's own delay, from the last byte of the user's answer before
-    (lockstep: of the batch before; at first: from the start) plus the think time, to the send; null in an open loop.
-    Without the set-up of connections that are closed after each answer.
+    """sent − released without a schedule: the delay caused by the client. It counts from the last byte of the user's
+    previous answer (lockstep: of the previous batch; at first: from the start) plus the think time. Null in an open
+    loop. Excludes the set-up of connections that are closed after each answer.
 
     Shape (requests,), s.
     """
@@ -149,8 +149,8 @@ def turnaround_share(records: Records, mask: Mask) -> float | None:
 
 
 def _before_the_send(records: Records) -> Floats:
-    """Time from the schedule to the send, s, and the set-up of a connection that is closed after its answer; without a
-    schedule the set-up alone. Shape (requests,).
+    """Return the delay before each request was sent, in s: from its schedule (if any), plus the set-up of a connection
+    that is closed after its answer. Shape (requests,).
     """
     early, late = _set_up(records, as_floats(records.released))
     waited = as_floats(records.sent) - as_floats(records.scheduled)
@@ -158,9 +158,9 @@ def _before_the_send(records: Records) -> Floats:
 
 
 def _set_up(records: Records, due: Floats) -> tuple[Floats, Floats]:
-    """The set-up of each request's connection before it was due, and after, s; 0 unless most answers are closed.
-
-    One who asks now and then pays for it, even if we had connected ahead of need. Each of shape (requests,).
+    """Return the connection set-up time before and after each request was due, in s; 0 unless most connections are
+    closed after their answer. It is included even if the client connected in advance, since an occasional user would
+    wait for it. Each has shape (requests,).
     """
     begin, end = as_floats(records.connecting), as_floats(records.connected)
     counts = ~np.isnan(begin) & ((closed_share(records, succeeded(records)) or 0) > MOSTLY)
@@ -170,6 +170,6 @@ def _set_up(records: Records, due: Floats) -> tuple[Floats, Floats]:
 
 @quantity(unit="share", kind="validity", better="lower")
 def closed_share(records: Records, mask: Mask) -> float | None:
-    """share of the answers after which the connection was closed, as server or `backend.headers` ask; null if none."""
+    """share of answers after which the connection was closed, by the server or `backend.headers`; null if none."""
     answered = np.asarray(records.closed)[mask & succeeded(records)]
     return float(answered.mean()) if answered.any() else None

@@ -1,9 +1,9 @@
 """The load as it actually was, and as it was requested.
 
-Above capacity the queue of an open loop grows without end. `queue_score` adds three figures. One is the growth of the
-requests in flight from the first answer to the last arrival; the luck of the arrivals is no part of it. Another is the
-rise of e2el from the first quarter to the last, in standard errors. The third is the requests in flight at first.
-docs/measurements/growing_queue.md has how often it is right.
+Above capacity the queue of an open loop grows without end. `queue_score` adds three terms. One is the growth of the
+requests in flight from the first answer to the last arrival, without random variation of the arrivals. Another is the
+rise of e2el from the first quarter to the last, in standard errors. The third is the initial number of requests in
+flight. docs/measurements/growing_queue.md shows how often it is right.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import per_second, succeeded
 
 FEWEST_IN_A_QUARTER = 5  # requests
-RISE_WEIGHT, RISE_SCALE, LOAD_WEIGHT = 3.0, 3.0, 0.2  # in the score of a queue
-GROWING = 6.0  # score: at a load of 0.7 at most 7 % of trials reach it, with 1 to 64 slots
-KEPT_UP = 0.9  # of the offered rate: an engine that answers at a higher share is not saturated
+RISE_WEIGHT, RISE_SCALE, LOAD_WEIGHT = 3.0, 3.0, 0.2  # weight in the score of a queue
+GROWING = 6.0  # threshold of the score: at 0.7 of capacity at most 7% of trials reach it, with 1 to 64 slots
+KEPT_UP = 0.9  # of the offered rate: an engine that keeps up with a higher share is not saturated
 
 
 @quantity(unit="requests/s", kind="validity")
@@ -28,13 +28,13 @@ def offered_rate(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="requests/s", kind="validity")
 def realised_rate(records: Records, mask: Mask) -> float | None:
-    """(n − 1) / (last send − first send): below offered_rate if a cap or the client held requests back."""
+    """(n − 1) / (last sent − first sent): below offered_rate if a cap or the client delayed requests."""
     return _rate(as_floats(records.sent)[mask])
 
 
 @quantity(unit="", kind="validity", label="Arrival gap CV")
 def arrival_gap_cv(records: Records, mask: Mask) -> float | None:
-    """standard deviation / mean of the gaps between successive sends: 0 is even, 1 is Poisson."""
+    """standard deviation / mean of the gaps between successive send times: 0 is even, 1 is Poisson."""
     gaps = np.diff(np.sort(as_floats(records.sent)[mask]))
     gaps = gaps[~np.isnan(gaps)]
     return float(gaps.std() / gaps.mean()) if gaps.size > 1 and gaps.mean() > 0 else None
@@ -43,7 +43,7 @@ def arrival_gap_cv(records: Records, mask: Mask) -> float | None:
 @quantity(unit="", kind="validity", better="lower")
 def queue_growth(records: Records, mask: Mask, open_loop: bool) -> float | None:
     """ln(1 + growth of the requests in flight) + 3 arctan(rise of e2el in standard errors / 3) + 0.2 ln(1 + requests in
-    flight at first); from 6 on the queue grows.
+    flight at first); at 6 or more the queue grows.
     """
     return queue_score(records, mask) if open_loop else None
 
@@ -57,10 +57,10 @@ def below_saturation(
     realised_rate: float | None,
     queue_growth: float | None,
 ) -> bool | None:
-    """whether an open loop's requests were sent and answered at 90 % or more of the rate at which they were due, and
+    """whether an open loop's requests were sent and answered at 90% or more of the rate at which they were due, and
     its queue does not grow.
 
-    The load then determines throughput and cost, which say nothing about the engine. Null in a closed loop and in
+    Then throughput and cost are determined by the load, not by the engine. Null in a closed loop and in
     lockstep.
     """
     answered = mask & succeeded(records)
@@ -77,7 +77,7 @@ def _rate(times: Floats) -> float | None:
 
 
 def queue_score(records: Records, mask: Mask) -> float | None:
-    """How surely the queue of an open loop grows, which is so from GROWING; None without a schedule."""
+    """Return the score of an open loop's queue, which grows if it is at least GROWING; None without a schedule."""
     due = as_floats(records.scheduled)[mask]
     took = np.where(succeeded(records), e2el(records), as_floats(records.ended) - as_floats(records.scheduled))[mask]
     order = np.argsort(due, kind="stable")
@@ -85,12 +85,12 @@ def queue_score(records: Records, mask: Mask) -> float | None:
 
 
 def score_of(due: Floats, took: Floats) -> float | None:
-    """The score of a queue, by when each request was due, ascending, and how long it took from then on; or None."""
+    """Return the score of a queue from the due times, ascending, and the latency since then; None if too short."""
     quarter = due.size // 4
     if quarter < FEWEST_IN_A_QUARTER or due[-1] <= due[0]:
         return None
     first, last = (part[np.isfinite(part)] for part in (took[:quarter], took[-quarter:]))
-    answered = due + np.where(np.isfinite(took), took, np.inf)  # what was never sent is still in the queue
+    answered = due + np.where(np.isfinite(took), took, np.inf)  # requests never sent are still in the queue
     begin = answered.min()
     if not first.size or not last.size or begin >= due[-1]:
         return None

@@ -1,7 +1,8 @@
 """The engine's memory in the telemetry (`samples`) over the measured time: `duration` s from `begin`.
 
-Memory figures include readings shortly after that time or, if there are none in or after it, earlier readings, since an
-engine keeps its memory. KV-cache use drops when the last request ends, so only readings within the measured time count.
+Memory quantities include readings shortly after that time or, if there are none within or after it, earlier readings,
+since an engine keeps its memory. KV-cache use drops when the last request ends, so only readings within the measured
+time are used.
 """
 
 import itertools
@@ -26,13 +27,13 @@ def kv_cache_usage_mean(samples: Sequence[Sample], begin: float, duration: float
 
 @quantity(**KV_CACHE, label="KV-cache use max", short="KV use max")
 def kv_cache_usage_max(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """largest reading during the trial; values between two readings are not seen."""
+    """largest reading during the trial; peaks between readings are missed."""
     return max((value for _, value in _kv_cache_usage(samples, begin, duration)), default=None)
 
 
-@quantity(**KV_CACHE, label="KV cache nearly full", short="KV > 95 %")
+@quantity(**KV_CACHE, label="KV cache nearly full", short="KV > 95%")
 def kv_cache_full_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """share of the trial's time with over 95 % of the KV cache in use; null if no request ran at any reading."""
+    """share of the trial's time with over 95% of the KV cache in use; null if no request ran at any reading."""
     usage = _kv_cache_usage(samples, begin, duration)
     return time_mean([(time, float(value > NEARLY_FULL)) for time, value in usage])
 
@@ -51,7 +52,7 @@ def memory_mean_bytes(samples: Sequence[Sample], begin: float, duration: float |
 
 @quantity(**MEMORY, label="Memory peak")
 def memory_peak_bytes(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """largest reading during the trial; values between two readings are not seen."""
+    """largest reading during the trial; peaks between readings are missed."""
     return max((value for _, value in memory_of(_around(samples, begin, duration))[1]), default=None)
 
 
@@ -62,7 +63,7 @@ def memory_label(samples: Sequence[Sample], begin: float, duration: float | None
 
 
 def memory_of(samples: Iterable[Sample]) -> tuple[str, Series]:
-    """Return which memory is reported ("gpu" if a GPU was read, else "process") and its readings, in bytes.
+    """Return the kind of memory reported ("gpu" if a GPU was read, else "process") and its readings, in bytes.
 
     Readings of several devices with the same timestamp are added up.
     """
@@ -76,7 +77,7 @@ def memory_of(samples: Iterable[Sample]) -> tuple[str, Series]:
 
 
 def time_mean(readings: Series) -> float | None:
-    """Return the mean over time by trapezoids, since early readings are closer together than later ones."""
+    """Return the mean over time by the trapezoidal rule, since early readings are closer together."""
     if len(readings) < 2:
         return readings[0][1] if readings else None
     steps = itertools.pairwise(readings)
@@ -90,7 +91,7 @@ def _around(samples: Sequence[Sample], begin: float, duration: float | None) -> 
 
 
 def _kv_cache_usage(samples: Sequence[Sample], begin: float, duration: float | None) -> Series:
-    """Return the use (0..1) during the trial; empty if no request ran at any reading, unlike an idle cache's 0."""
+    """Return the use (0..1) during the trial; empty if no request was running at any reading."""
     during = [sample for sample in samples if begin <= sample.time <= _end(begin, duration)]
     usage = [(sample.time, sample.value) for sample in during if sample.series == "kv_cache_usage"]
     running = any(sample.series == "requests_running" and sample.value > 0 for sample in during)

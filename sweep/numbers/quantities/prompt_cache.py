@@ -1,4 +1,4 @@
-"""The share of the input that the engine's prompt cache answered: expected and actual."""
+"""The share of the input that was in the engine's prompt cache: expected and actual."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ HITS, QUERIES = "prefix_cache_hits_total", "prefix_cache_queries_total"
 
 @quantity(unit="share", kind="validity", label="Expected prefix hits")
 def expected_prefix_hit_rate(shared_prefix_share: float | None) -> float | None:
-    """share of the prompts' text with which an earlier prompt of the trial also began, in blocks of 64 characters; null
-    if every prompt has a unique header.
+    """share of the prompts' text that repeats the start of an earlier prompt of the trial, in blocks of 64 characters;
+    null if every prompt has a unique prefix.
     """
     return shared_prefix_share
 
@@ -30,8 +30,9 @@ def prefix_hit_rate(samples: Sequence[Sample], begin: float, input_tokens: int |
 
 @quantity(unit="tokens", kind="validity", type=int, label="Cached input tokens")
 def cached_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ input tokens of the successful requests that were in the server's prompt cache, by the answers' usage
-    (`prompt_tokens_details.cached_tokens`); null if no usage has them."""
+    """Σ input tokens of the successful requests that were in the server's prompt cache, from the answers' usage
+    (`prompt_tokens_details.cached_tokens`); null if no usage reports them.
+    """
     return total_tokens(records.cached_tokens, _with_cached(records, mask))
 
 
@@ -48,7 +49,7 @@ def _with_cached(records: Records, mask: Mask) -> Mask:
 
 
 def increase(samples: Sequence[Sample], begin: float, series: str, device: str = "") -> float | None:
-    """Return the increase of a counter over the measured part: from the last reading before it to the last of all."""
+    """Return the increase of a counter over the measured part: from the last reading before it to the final reading."""
     readings = [(sample.time, sample.value) for sample in samples if (sample.series, sample.device) == (series, device)]
     if len(readings) < 2:
         return None

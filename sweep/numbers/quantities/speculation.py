@@ -1,4 +1,4 @@
-"""Speculative decoding and preemption, from the engine's own counters over the measured part."""
+"""Speculative decoding and preemption, from the engine's counters over the measured part."""
 
 import json
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ PREEMPTIONS = "preemptions_total"
 
 @quantity(unit="share", kind="throughput", better="higher", label="Acceptance rate", short="Accepted")
 def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
-    """drafted tokens that the model accepted / drafted tokens; without these counters, the mean of the engine's own
-    rate during that time; null without speculation.
+    """drafted tokens that the model accepted / drafted tokens; without these counters, the mean of the engine's
+    reported rate; null without speculation.
     """
     accepted, drafted = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTED)
     if accepted is None:
@@ -26,8 +26,8 @@ def acceptance_rate(samples: Sequence[Sample], begin: float) -> float | None:
 
 @quantity(unit="tokens/step", kind="throughput", better="higher", label="Acceptance length")
 def acceptance_length(samples: Sequence[Sample], begin: float) -> float | None:
-    """1 + accepted tokens / drafts: tokens per sequence of a step with a draft; without these counters, the mean of the
-    engine's own length during that time; null without speculation.
+    """1 + accepted tokens / drafts: tokens per sequence in a step with a draft; without these counters, the mean of the
+    engine's reported length; null without speculation.
     """
     accepted, drafts = increase(samples, begin, ACCEPTED), increase(samples, begin, DRAFTS)
     if accepted is None:
@@ -36,7 +36,7 @@ def acceptance_length(samples: Sequence[Sample], begin: float) -> float | None:
 
 
 def _of_gauge(samples: Sequence[Sample], begin: float, series: str) -> float | None:
-    """Return the mean of a gauge over the measured part, or None if it reads 0, as in an engine that drafts nothing."""
+    """Return the mean of a gauge over the measured part; None if it is 0, i.e. the engine drafts nothing."""
     readings = [sample.value for sample in samples if sample.series == series and sample.time >= begin]
     return sum(readings) / len(readings) if any(readings) else None
 
@@ -53,6 +53,6 @@ def acceptance_by_position(samples: Sequence[Sample], begin: float) -> str | Non
 
 @quantity(unit="preemptions", kind="throughput", type=int, better="lower", label="Preemptions")
 def preemptions(samples: Sequence[Sample], begin: float) -> int | None:
-    """sequences that the engine set back when the KV cache was full, to be computed again; null if not counted."""
+    """sequences that the engine preempted because the KV cache was full, to be recomputed; null if not counted."""
     count = increase(samples, begin, PREEMPTIONS)
     return None if count is None else round(count)

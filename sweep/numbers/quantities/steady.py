@@ -1,7 +1,7 @@
 """The steady state (detected in `sweep.numbers.steady`): its window, and throughputs within it.
 
-Throughputs count what arrived in the window: tokens, completions, and the input tokens of requests whose first token
-arrived in the window. All are null if there is no window.
+Throughputs cover arrivals in the window: tokens, completions, and input tokens of requests whose first token arrived.
+All are null if there is no window.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from sweep.numbers.drift import drift_after, drift_over, drift_within
 from sweep.numbers.quantity import quantity
 from sweep.numbers.selection import Window, first_send, per_second, sent_within, succeeded, total_tokens
 
-STARTUP_SHARE = 0.2  # of a run: above it, the whole-run figures include a long start-up
+STARTUP_SHARE = 0.2  # of a run: above this share, whole-run results include a long start-up
 IN_WINDOW = {"kind": "throughput", "better": "higher", "steady": True}
 
 
@@ -30,7 +30,7 @@ def steady_end(window: Window) -> float | None:
 
 @quantity(unit="", kind="validity", type=str, steady=True)
 def steady_method(window: Window) -> str:
-    """the rule that found the window, or why there is none."""
+    """the rule that found the window, or why no window was found."""
     return window.method
 
 
@@ -58,7 +58,7 @@ def steady_request_throughput(records: Records, mask: Mask, window: Window) -> f
 
 @quantity(unit="requests", kind="count", type=int, steady=True, label="Requests", headline={"": -1})
 def steady_num_requests(records: Records, mask: Mask, window: Window) -> int | None:
-    """measured requests sent in the window, including failed ones; the `steady_*` latencies are based on them."""
+    """measured requests sent in the window, including failed requests; the `steady_*` latencies are based on them."""
     return int(sent_within(records, mask, window).sum()) or None
 
 
@@ -71,15 +71,15 @@ def steady_num_failed(records: Records, mask: Mask, window: Window) -> int | Non
 
 @quantity(unit="", kind="validity", steady=True)
 def steady_drift(records: Records, mask: Mask, window: Window) -> float | None:
-    """e2el in the second half of the window / in the first; null unless p50 or p90 differ by 10 % and every tenth of
-    one half is above every tenth of the other.
+    """e2el in the second half of the window / in the first; null unless p50 or p90 differs by 10% and every tenth of
+    one half is above every tenth of the other half.
     """
     return drift_within(records, mask, window)
 
 
 @quantity(unit="", kind="validity", better="lower", steady=True)
 def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | None:
-    """e2el of the requests sent after the window / of the window's requests; null unless their p50 or p90 is 25 % above
+    """e2el of the requests sent after the window / of the window's requests; null unless their p50 or p90 is 25% above
     the window's and above every tenth of the window.
     """
     return drift_after(records, mask, window)
@@ -87,15 +87,15 @@ def steady_drift_after(records: Records, mask: Mask, window: Window) -> float | 
 
 @quantity(unit="", kind="validity")
 def drift(records: Records, mask: Mask) -> float | None:
-    """e2el of the later measured requests / of the earlier ones; null unless p50 or p90 differ by 20 % and every tenth
-    after some moment is above every tenth before it, or below.
+    """e2el of later measured requests / of earlier requests; null unless p50 or p90 differs by 20% and every tenth
+    after some moment is above (or below) every tenth before it.
     """
     return drift_over(records, mask)
 
 
 @quantity(unit="share", kind="validity", better="lower")
 def startup_share(records: Records, mask: Mask, window: Window, duration: float | None) -> float | None:
-    """(steady_begin − first send) / duration."""
+    """(steady_begin − first sent) / duration."""
     if window.begin is None or not duration:
         return None
     return max(0.0, window.begin - first_send(records, mask)) / duration
@@ -103,7 +103,7 @@ def startup_share(records: Records, mask: Mask, window: Window, duration: float 
 
 @quantity(unit="", kind="validity", type=bool)
 def startup_transient(startup_share: float | None) -> bool | None:
-    """whether startup_share is above 0.2: figures of the whole run then include a long start-up."""
+    """whether startup_share is above 0.2: whole-run results then include a long start-up."""
     return None if startup_share is None else startup_share > STARTUP_SHARE
 
 
@@ -115,7 +115,7 @@ def _tokens(records: Records, mask: Mask, window: Window) -> int | None:
 
 
 def _inside(records: Records, event: Floats, window: Window) -> Mask:
-    """Return the requests whose event, in s since the send, lies in the window."""
+    """Return the requests whose event (s since they were sent) lies in the window."""
     if window.begin is None or window.end is None:
         return np.zeros(len(records), np.bool_)
     return within(as_floats(records.sent) + event, window.begin, window.end)

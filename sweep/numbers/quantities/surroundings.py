@@ -1,4 +1,4 @@
-"""Disturbances of the engine by other processes and by the machine itself, from the telemetry (`samples`)."""
+"""Disturbances of the engine by other processes, throttling and heat, from the telemetry (`samples`)."""
 
 import math
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ def foreign_cpu_share(samples: Sequence[Sample], begin: float, duration: float |
 
 @quantity(unit="processes", kind="validity", type=int, better="lower", label="Foreign GPU processes")
 def foreign_gpu_processes(samples: Sequence[Sample], begin: float, duration: float | None) -> int | None:
-    """most other processes on one of the engine's GPUs at any reading; null if the driver does not show them."""
+    """maximum other processes on one of the engine's GPUs at any reading; null if the driver does not show them."""
     readings = _during(samples, "foreign_gpu_processes", begin, duration)
     return max((int(sample.value) for sample in readings), default=None)
 
 
 @quantity(unit="share", kind="validity", better="lower", label="GPU thermal limit")
 def gpu_thermal_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """share of the time in which a GPU's clock was lowered because of its temperature; the largest of several."""
+    """share of the time in which a GPU's clock was lowered because of its temperature; of several GPUs, the largest."""
     return _mean(samples, "gpu_thermal_limit", begin, duration)
 
 
 @quantity(unit="share", kind="validity", better="lower", label="GPU power limit")
 def gpu_power_share(samples: Sequence[Sample], begin: float, duration: float | None) -> float | None:
-    """share of the time in which a GPU's clock was lowered because of its power limit; the largest of several."""
+    """share of the time in which a GPU's clock was lowered because of its power limit; of several GPUs, the largest."""
     return _mean(samples, "gpu_power_limit", begin, duration)
 
 
@@ -60,7 +60,7 @@ def _mean(samples: Sequence[Sample], series: str, begin: float, duration: float 
 
 
 def _during(samples: Sequence[Sample], series: str, begin: float, duration: float | None) -> list[Sample]:
-    """Return the readings in the measured time, and the first one after it, which covers the time before; or else all
+    """Return the readings in the measured time and the next one, which covers the time before it; if none, all
     readings.
     """
     end = math.inf if duration is None else begin + duration

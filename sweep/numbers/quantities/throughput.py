@@ -1,6 +1,6 @@
 """Requests, tokens, time and throughputs of a trial, over all its measured requests (`mask`).
 
-Undefined values are null, never zero: a trial in which nothing completed has no throughput, rather than one of 0.
+Undefined values are null, never zero: if nothing completed, throughput is null, not 0.
 """
 
 import math
@@ -26,8 +26,8 @@ def num_requests(mask: Mask) -> int:
 
 @quantity(unit="requests", kind="count", type=int, better="lower")
 def num_failed(records: Records, mask: Mask) -> int:
-    """measured requests that failed, or were due within `duration` but never sent: in a latency's percentiles they
-    count as slower than any other.
+    """measured requests that failed, or were due within `duration` but never sent: in latency percentiles they are
+    slower than any other.
     """
     return int((mask & ~succeeded(records)).sum())
 
@@ -62,7 +62,7 @@ def output_tokens(records: Records, mask: Mask) -> int | None:
 
 @quantity(unit="s", kind="count", better="lower")
 def duration(records: Records, mask: Mask) -> float | None:
-    """last token − first send, including the drain; a failed request ends when the client gives up on it.
+    """last token − first sent, including the drain; a failed request ends when the client gives up on it.
 
     None if no request got a token.
     """
@@ -97,8 +97,8 @@ def request_throughput(records: Records, mask: Mask) -> float | None:
 
 @quantity(**TOKEN_RATE)
 def peak_output_throughput(records: Records, mask: Mask) -> float | None:
-    """most tokens that arrived in one of the ⌊duration⌋ equal parts of the run / the part's length (1 to 2 s, or the
-    whole run if it is shorter); so it is never below output_throughput.
+    """maximum number of tokens that arrived in one of the ⌊duration⌋ equal parts of the run / the part's length (1 to 2
+    s, or a shorter run's duration); so it is never below output_throughput.
     """
     length = duration(records, mask)
     if not length:
@@ -114,9 +114,9 @@ def peak_output_throughput(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="requests", kind="count", type=int)
 def concurrency_max(records: Records, mask: Mask) -> int | None:
-    """max over t of |{requests: sent ≤ t < last token}|, exactly; failed requests count until their last token.
+    """max over t of |{requests: sent ≤ t < last token}|, exactly; failed requests are included until their last token.
 
-    None if no request got a token. The maximum is reached at a send, so only sends are examined.
+    None if no request got a token. The maximum occurs when a request is sent, so only send times are examined.
     """
     sent, last = spans(records, mask)
     if not sent.size:
@@ -140,7 +140,7 @@ def cost_per_million_tokens(
 def cost_at_token_prices(
     input_price: float, output_price: float, input_tokens: int | None, output_tokens: int | None
 ) -> float | None:
-    """Return the cost of a million output tokens in USD, prompts included; prices are per million tokens."""
+    """Return the cost of a million output tokens in USD, including prompts; prices are per million tokens."""
     if input_tokens is None or not output_tokens:
         return None
     return input_price * input_tokens / output_tokens + output_price

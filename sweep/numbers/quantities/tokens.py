@@ -1,6 +1,6 @@
-"""Tokens: who counted them, how they were delivered, and how many were requested.
+"""Tokens: the source of their count, their delivery, and the requested number.
 
-`output_tokens` is the server's count, including hidden reasoning; *streamed* tokens are those that were received.
+`output_tokens` is the server's count, including hidden reasoning; *streamed* tokens are the tokens received.
 """
 
 from array import array
@@ -16,20 +16,20 @@ from sweep.numbers.quantity import Quantity, declare, quantity
 from sweep.numbers.selection import engine_answered, per_second, succeeded, total_tokens
 
 TOKENS_PER_WORD = 0.7, 2.5  # of any tokenizer
-CHAT_TEMPLATE = 64  # tokens that it may add to a prompt
-LEAST_GROWTH = 0.35  # tokens to a further word
-UNEQUAL_PROMPTS = 0.1  # standard deviation of their lengths over the mean
+CHAT_TEMPLATE = 64  # tokens that a chat template may add to a prompt
+LEAST_GROWTH = 0.35  # minimum tokens per further word
+UNEQUAL_PROMPTS = 0.1  # minimum standard deviation of prompt lengths over their mean
 FEWEST_PROMPTS = 8
 FINISHES = {
     "stop": ("stop", "eos_token", "stop_sequence", "end_turn"),
     "length": ("length", "max_tokens"),
     "content_filter": ("content_filter",),
 }
-"""Our names of finish reasons -> the servers' names."""
+"""Names of finish reasons used here -> the servers' names."""
 
 FINISH_MEANINGS = {
-    "stop": "that ended by themselves (finish reason stop, eos_token, stop_sequence, end_turn)",
-    "length": "that ended at the length asked for (finish reason length, max_tokens)",
+    "stop": "that ended naturally (finish reason stop, eos_token, stop_sequence, end_turn)",
+    "length": "that ended at the requested length (finish reason length, max_tokens)",
     "content_filter": "that a content filter ended",
     "other": "with another finish reason, or none",
 }
@@ -37,9 +37,8 @@ FINISH_MEANINGS = {
 
 @quantity(unit="", kind="validity", type=str)
 def token_source(records: Records, mask: Mask) -> str | None:
-    """who counted output tokens: the server (ids, running usage, final usage), our tokenizer (text), nobody (events).
-
-    Several sources are joined, the one with the most requests first.
+    """who counted output tokens: the server (ids, running usage, final usage), the client's tokenizer (text), nobody
+    (events). Several sources are joined, the most frequent first.
     """
     sources = Counter(records.token_source[index] for index in np.flatnonzero(mask & succeeded(records)))
     return ", ".join(source for source, _ in sources.most_common() if source) or None
@@ -47,9 +46,9 @@ def token_source(records: Records, mask: Mask) -> str | None:
 
 @quantity(unit="share", kind="validity")
 def recounted_share(records: Records, mask: Mask) -> float | None:
-    """tokens of the answers' text by the model's own tokenizer / tokens by the server, without its hidden reasoning.
+    """tokens of the answers' text by the model's tokenizer / tokens by the server, without hidden reasoning.
 
-    Covers answers whose text was kept; null if there is no tokenizer, or the server counted nothing.
+    Covers answers whose text was stored; null if there is no tokenizer, or the server counted nothing.
     """
     recounted, counted = np.asarray(records.recounted_tokens), np.asarray(records.output_tokens)
     server = np.fromiter((source not in ("text", "events") for source in records.token_source), np.bool_, len(records))
@@ -60,7 +59,7 @@ def recounted_share(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="tokens", kind="count", type=int)
 def streamed_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ output tokens of the successful requests received in their streams: all but hidden reasoning."""
+    """Σ output tokens of the successful requests received in their streams, i.e. without hidden reasoning."""
     return total_tokens(records.streamed_tokens, mask & succeeded(records))
 
 
@@ -80,8 +79,9 @@ def tokens_per_event(records: Records, mask: Mask) -> float | None:
 
 @quantity(unit="share", kind="validity", better="lower")
 def buffered_share(records: Records, mask: Mask) -> float | None:
-    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer. All
-    events of an answer that was held back did. Answers of the gateway's own are left out."""
+    """share of the events that came together (in one read, or within 0.1 ms) with another event of the same answer. In
+    an answer that was held back, all events did. Answers from the gateway are excluded.
+    """
     together = events = 0
     chosen = mask & engine_answered(records)
     held = held_back(records, chosen)
@@ -106,8 +106,8 @@ def output_length(records: Records) -> Floats:
 
 @quantity(unit="tokens/word", kind="validity")
 def tokens_per_word(records: Records, mask: Mask) -> float | None:
-    """input tokens / words of the prompts' text, of the successful requests; sixths of its bytes where these are more,
-    and the tokens of a prompt that was sent as token ids.
+    """input tokens / words of the prompts' text, of the successful requests; a sixth of its bytes if that is more; for
+    prompts sent as token ids, the number of ids.
     """
     tokens, words = _prompts(records, mask)
     return float(tokens.sum() / words.sum()) if words.sum() > 0 else None
@@ -117,8 +117,8 @@ def tokens_per_word(records: Records, mask: Mask) -> float | None:
 def prompts_counted(
     records: Records, mask: Mask, tokens_per_word: float | None, templated: bool = False
 ) -> bool | None:
-    """whether the input tokens fit the text that was sent: 0.7 to 2.5 a word, and 64 more in a chat's template. Where
-    the lengths of 8 prompts or more differ by a tenth, a further word also has 0.35 or more.
+    """whether the input tokens fit the text that was sent: 0.7 to 2.5 per word, plus up to 64 for a chat template. If
+    the lengths of 8 or more prompts vary by a tenth, each further word must also add at least 0.35.
     """
     if tokens_per_word is None:
         return None
@@ -132,7 +132,7 @@ def prompts_counted(
 
 
 def _prompts(records: Records, mask: Mask) -> tuple[Floats, Floats]:
-    """Input tokens and words of the prompts of the successful requests, where both are known."""
+    """Return input tokens and words of the successful requests' prompts, where both are known."""
     tokens, words = _known(records.input_tokens), _known(records.prompt_words)
     chosen = mask & succeeded(records) & ~np.isnan(tokens + words)
     return tokens[chosen], words[chosen]
@@ -146,13 +146,13 @@ def characters(records: Records, mask: Mask) -> int | None:
 
 @quantity(unit="characters/s", kind="throughput", better="higher", label="Characters per second")
 def character_throughput(characters: int | None, duration: float | None) -> float | None:
-    """characters / duration of all: comparable where nobody checked the count of the tokens."""
+    """characters / duration of all: comparable even if token counts were not verified."""
     return per_second(characters, duration)
 
 
 @quantity(unit="tokens", kind="count", type=int)
 def asked_input_tokens(records: Records, mask: Mask) -> int | None:
-    """Σ input tokens of the successful requests as the model's own tokenizer counts prompts; null without one."""
+    """Σ input tokens of the successful requests, counted by the model's tokenizer; null without a tokenizer."""
     return total_tokens(records.asked_input_tokens, mask & succeeded(records))
 
 

@@ -1,1 +1,1 @@
-"""Capacity: whether the points of a plan fit in the memory of its hardware, and how long they take at the least."""
+"""Capacity: whether the points of a plan fit in the memory of its hardware, and their minimum duration."""

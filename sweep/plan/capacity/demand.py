@@ -1,8 +1,8 @@
-"""The demand of one point on its hardware: peak memory in bytes, and the minimum duration by the roofline model.
+"""The resources that one point needs: peak memory in bytes, and the minimum duration by the roofline model.
 
 The roofline follows S. Williams et al. (2009). Each step reads the weights and the running sequences' KV cache once, at
-the memory's bandwidth, and computes two operations per weight and token, at the peak rate of its number format. Nothing
-is faster, except that speculation may yield several tokens per step, which the bound takes into account.
+the memory's bandwidth, and computes two operations per weight and token, at the peak rate of its number format. No
+engine is faster. Speculation may yield several tokens per step, which the bound takes into account.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from sweep.base.wording import duration_text
 from sweep.plan.capacity.footprint import GIBIBYTE, RUNTIME, STEP_TOKENS, Sizes
 from sweep.plan.plan import Trial
 
-CHARACTERS = 3.9  # of English text per token, with a vocabulary of 32,000
+CHARACTERS = 3.9  # characters of English text per token, with a vocabulary of 32,000
 SAMPLE = 200  # requests whose lengths are examined
 
 
@@ -25,7 +25,7 @@ class Lengths(NamedTuple):
     mean_input: float
     longest_input: float
     mean_output: float
-    longest: float  # input and output together
+    longest: float  # input plus output
 
 
 class Demand(NamedTuple):
@@ -36,7 +36,7 @@ class Demand(NamedTuple):
     cache: float  # peak bytes, or bytes reserved
     activations: float  # bytes
     seconds: float  # minimum duration of the whole trial
-    request_seconds: float  # minimum duration of one request among the others
+    request_seconds: float  # minimum duration of one request in that load
 
     @property
     def total(self) -> float:
@@ -45,7 +45,7 @@ class Demand(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Return whether memory suffices; requests beyond a cache of fixed size wait."""
+        """Return whether the point fits in memory. With a fixed-size cache it always does: excess requests wait."""
         return self.sizes.launches and self.total <= self.sizes.memory
 
     def describe(self) -> str:
@@ -61,7 +61,7 @@ class Demand(NamedTuple):
 
 
 def lengths_of(trial: Trial, tokenizer: Any, cache_dir: Path) -> Lengths:
-    """Return the lengths of a trial's first requests, estimated if there is no tokenizer."""
+    """Return the token counts of a trial's first requests, estimated if there is no tokenizer."""
     requests = trial.workload.fetched(cache_dir).requests(tokenizer, min(trial.num_requests, SAMPLE), trial.seed)
     inputs, outputs = input_lengths(trial.workload, requests), [request.output_tokens for request in requests]
     longest = max(a + b for a, b in zip(inputs, outputs, strict=True))
@@ -69,8 +69,8 @@ def lengths_of(trial: Trial, tokenizer: Any, cache_dir: Path) -> Lengths:
 
 
 def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
-    """Return the input tokens of requests. If they were not counted, a workload with exact lengths has one word per
-    token; for other texts, tokens are estimated from the number of characters.
+    """Return the input tokens of requests. If they were not counted, tokens are estimated: from words for workloads
+    with exact lengths (one word per token), else from the number of characters.
     """
     if all(request.input_tokens >= 0 for request in requests):
         return [request.input_tokens for request in requests]
@@ -81,18 +81,18 @@ def input_lengths(workload: Any, requests: Sequence[Request]) -> list[int]:
 
 
 def measure(trial: Trial, lengths: Lengths, sizes: Sizes, hardware: Hardware, flags: Mapping[str, Any]) -> Demand:
-    """Return the demand of a trial on a deployment of these sizes; `hardware` must state bandwidth and FLOP/s."""
+    """Return the demand of a trial on a deployment of these sizes; `hardware` needs bandwidth and FLOP/s."""
     load = trial.load
     mode = load.mode(trial.num_requests, trial.seed)
     sequences = min(mode.most_in_flight() or trial.num_requests, trial.num_requests)
     sequences = -(-sequences // sizes.replicas)
-    if load.size is None:  # a lockstep batch arrives as a whole
+    if load.size is None:  # all requests of a lockstep batch arrive at once
         sequences = min(sequences, sizes.streams_at_once or sequences)
     prompt_tokens = sequences * lengths.longest_input
     step_tokens = prompt_tokens if sizes.room is None else min(prompt_tokens, STEP_TOKENS)
     cache = (sizes.room if sizes.room is not None else sequences * lengths.longest) * sizes.per_token
     activations = step_tokens * sizes.activation
-    if sizes.room is None:  # while the prompts are computed, their answers have no cache yet
+    if sizes.room is None:  # during prefill, answers have no KV cache yet
         full = sequences * (lengths.longest - lengths.longest_input) * sizes.per_token
         activations = max(0.0, activations - full)
     mean_tokens = lengths.mean_input + lengths.mean_output
@@ -109,7 +109,7 @@ def _seconds_of_batch(
 ) -> float:
     gpus = sizes.memory / ((hardware.gpu_memory or 1.0) * GIBIBYTE)
     bandwidth = (hardware.bandwidth or 0.0) * 1e9 * gpus
-    peak = max(hardware.flops.values())  # the peak of narrower formats, as quantized weights may use them
+    peak = max(hardware.flops.values())  # the peak of narrower formats, which quantized weights may use
     if sizes.computes_in == "float32":
         peak = hardware.flops.get("float32", peak)
     operations = 2 * sizes.parameters / (peak * 1e12 * gpus)

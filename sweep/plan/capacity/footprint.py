@@ -10,11 +10,11 @@ from sweep.inputs.model_shape import ModelShape
 from sweep.plan.plan import Deployment
 
 GIBIBYTE = 2**30
-RUNTIME = 0.6 * GIBIBYTE  # of every process: the CUDA context, kernels and their workspaces
+RUNTIME = 0.6 * GIBIBYTE  # bytes per process: the CUDA context, kernels and their workspaces
 STEP_TOKENS = 2048  # tokens per step of an engine that splits prompts into chunks
-FULL_WIDTH = 16.0  # bits of a format that is not listed below
+FULL_WIDTH = 16.0  # bits of a format missing in the table below
 CACHE_FLAG = re.compile(r"^kv[-_]?cache[-_]dtype$")
-# Bits per weight, scales included, by the beginning of a format's name; the longest match counts.
+# Bits per weight, including scales, by the prefix of a format's name; the longest matching prefix is used.
 BITS = {
     "float32": 32.0,
     "f32": 32.0,
@@ -37,30 +37,30 @@ BITS = {
 
 
 class Sizes(NamedTuple):
-    """The memory needs of one replica of a deployment: bytes of its model, and tokens of its KV cache."""
+    """The memory needs of one replica of a deployment: its model in bytes, and its KV cache in tokens."""
 
     parameters: float
     weights: float  # bytes
     per_token: float  # bytes of KV cache
     activation: float  # bytes per token of a step
     computes_in: str  # number format of the matrix products
-    room: float | None  # tokens that the cache has room for from the launch on; None: as many as fit in memory
-    shared: bool  # whether the cache gets what the weights leave of a fixed share of the memory
+    room: float | None  # capacity of the KV cache in tokens, fixed at launch; None: as many as fit in memory
+    shared: bool  # whether the cache takes the rest, after the weights, of a fixed share of the memory
     context: int  # tokens of the longest sequence that is served
-    streams_at_once: int | None  # sequences that are computed together unless they arrive as a batch
+    streams_at_once: int | None  # sequences that run concurrently, unless they arrive as a batch
     memory: float  # bytes of all GPUs of the engine together
-    replicas: int = 1  # engines of these sizes
+    replicas: int = 1  # number of replicas
 
     @property
     def launches(self) -> bool:
-        """Return whether weights and cache fit before the first request; a shared cache must hold one full context."""
+        """Return whether weights and cache fit at launch; a shared cache must have room for one full context."""
         if self.shared:
             return (self.room or 0.0) >= self.context
         return self.weights + RUNTIME + (self.room or 0.0) * self.per_token <= self.memory
 
 
 def planned_launch(deployment: Deployment) -> Launch:
-    """Return the launch of a deployment's engine as far as it is planned; folders and the port depend on the node."""
+    """Return the Launch of a deployment as far as known when planning; folders and the port depend on the node."""
     backend, model = deployment.backend, deployment.model
     return Launch(
         model=Path("MODEL"),
@@ -74,7 +74,7 @@ def planned_launch(deployment: Deployment) -> Launch:
 
 
 def sizes(deployment: Deployment, shape: ModelShape, hardware: Hardware) -> Sizes:
-    """Return the sizes of a deployment on GPUs of this profile, which must state their memory."""
+    """Return the sizes of a deployment on GPUs of this profile; its memory must be set."""
     backend, launch = deployment.backend, planned_launch(deployment)
     computes_in = "float16" if launch.dtype == "auto" else launch.dtype
     stored = backend.weight_format(launch) or computes_in
@@ -98,7 +98,7 @@ def sizes(deployment: Deployment, shape: ModelShape, hardware: Hardware) -> Size
 
 
 def bits(name: str) -> float:
-    """Return the bits per number of a format, by the name that an engine gives it."""
+    """Return the bits per number of a format, given an engine's name for it."""
     if stated := re.match(r"exl\d (\d+(\.\d+)?) bits", name):
         return float(stated[1])
     formats = [begin for begin in BITS if name.lower().startswith(begin)]

@@ -1,4 +1,4 @@
-"""Every point of a plan with its demand, and warnings about points that cannot fit or cannot end in time."""
+"""The points of a plan with their demand, and warnings about points that do not fit in memory or in time."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,8 +11,8 @@ from sweep.plan.capacity.demand import Demand, Lengths, lengths_of, measure
 from sweep.plan.capacity.footprint import GIBIBYTE, planned_launch, sizes
 from sweep.plan.plan import Deployment, Plan, Trial
 
-MOST_LOADS = 4  # loads that a warning lists
-LEAST_BATCHES = 2  # of a point, over all its replicates
+MOST_LOADS = 4  # maximum number of loads in a warning
+LEAST_BATCHES = 2  # per point, over all its replicates
 
 
 class PlanPoint(NamedTuple):
@@ -28,8 +28,8 @@ class PlanPoint(NamedTuple):
 
 
 def plan_points(plan: Plan) -> list[PlanPoint]:
-    """Return the points whose demand can be computed: their engine is launched on a GPU of known memory and bandwidth,
-    with a model whose dimensions are known.
+    """Return the points whose demand can be computed: the GPU's memory and bandwidth, and the model's dimensions, must
+    be known.
     """
     hardware = plan.settings.hardware
     if not (hardware.gpu_memory and hardware.bandwidth and hardware.flops):
@@ -58,14 +58,12 @@ def _tokenizer(deployment: Deployment, cache: Path) -> object:
 
 
 def capacity_warnings(plan: Plan, points: list[PlanPoint]) -> list[str]:
-    """Warn, one line each, of points that memory cannot hold or that cannot end within their limits, and of loads with
-    too few requests.
-    """
+    """Return one-line warnings about points that exceed memory or time limits, and loads with too few requests."""
     return [*_without_room(points), *_too_slow(points, plan.settings), *_idle_users(plan), *_single_batches(plan)]
 
 
 def least_time(points: list[PlanPoint], hardware: str) -> list[str]:
-    """Return a line with the minimum duration of all trials of known demand, which no engine can beat here."""
+    """Return a line with the minimum duration of all trials of known demand, which no engine can undercut."""
     seconds = _least_seconds(points)
     return [f"at least {duration_text(seconds)} of measuring on one {hardware} (roofline bound)"] if seconds else []
 
@@ -104,7 +102,7 @@ def _at_launch(demand: Demand) -> str:
 
 
 def _too_slow(points: list[PlanPoint], settings: Settings) -> Iterator[str]:
-    """Yield a line for each point whose minimum duration exceeds a limit, or if all exceed the deadline."""
+    """Yield a line for each point whose minimum duration exceeds a limit, and one if their sum exceeds the deadline."""
     limits = ("trial_timeout", settings.trial_timeout), ("client.timeouts.total", settings.client.timeouts.total)
     for point in points:
         least = (point.demand.seconds, point.demand.request_seconds)
@@ -133,8 +131,8 @@ def _idle_users(plan: Plan) -> list[str]:
 def _single_batches(plan: Plan) -> list[str]:
     """Warn of points that send only one batch in all their replicates.
 
-    Every batch sent counts, even a discarded first batch. Engines that are timed inside are exempt: they get all
-    requests in one call, which measures the batch itself.
+    Discarded first batches are counted too. In-process engines are exempt: they get all requests in one call, so the
+    batch itself is measured.
     """
     lines: dict[str, None] = {}
     for deployment in plan.deployments:
@@ -142,7 +140,7 @@ def _single_batches(plan: Plan) -> list[str]:
             size = trials[0].load.size
             if size and sum(trial.num_requests for trial in trials) // size < LEAST_BATCHES:
                 lines[
-                    f"load.batch_size={size}: workload.num_requests={trials[0].workload.num_requests} is 1 batch, and "
-                    "its variation cannot be seen: raise num_requests or replicates"
+                    f"load.batch_size={size}: workload.num_requests={trials[0].workload.num_requests} is 1 batch, "
+                    "without variation: raise num_requests or replicates"
                 ] = None
     return list(lines)

@@ -49,7 +49,7 @@ function interval(key, index) {
   return low === null || high === null ? null : [low, high];
 }
 
-// Whether the interval is from the launches' own figures, since the requests give none.
+// Whether the interval is from the launches' values, since the requests give none.
 function isByLaunches(key, index) {
   return interval(key, index) !== null && Boolean(quantities.get(key).byLaunches?.includes(index));
 }
@@ -94,7 +94,7 @@ function shownInterval(key, index) {
 
 // The interval of a figure for a reader, or the reason why it has none; empty where intervals are not shown.
 function intervalOrReason(key, index) {
-  const source = isByLaunches(key, index) ? ", from the launches' own figures" : "";
+  const source = isByLaunches(key, index) ? ", from the launches' values" : "";
   return (shownInterval(key, index) && shownInterval(key, index) + source) || (lacksInterval(key, index) ? `no interval: ${reasonWithoutInterval(key, index)}` : "");
 }
 

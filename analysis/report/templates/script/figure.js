@@ -97,7 +97,7 @@ function drawFigure(inView) {
   byId("figure-note").textContent = figureNote(front, without, remarks);
 }
 
-// The last: an interval that goes on beyond the axes, a figure without one, one from the launches' own figures.
+// The last: an interval that goes on beyond the axes, a figure without one, one from the launches' values.
 function figureNote(front, without, { cut, bare, byLaunches }) {
   const whiskers = { these: "Whiskers: 95 % interval of these launches.", new: "Whiskers: 95 % interval of a new launch.", none: "" };
   const better = { higher: "higher is better", lower: "lower is better" };
@@ -105,7 +105,7 @@ function figureNote(front, without, { cut, bare, byLaunches }) {
   return [
     direction.map((pair) => pair.join(" ")).join(", ") + (direction.length ? "." : ""),
     whiskers[state.interval],
-    byLaunches ? "Where the requests are too few, it is from the launches' own figures." : "",
+    byLaunches ? "Where the requests are too few, it is from the launches' values." : "",
     cut ? "An arrowhead: it goes on beyond the figure." : "",
     bare ? "No whisker in a direction: that figure has no interval; point at the mark for the reason." : "",
     front.length > 1 ? "Dashed steps: Pareto front; no other point is as good in both figures." : "",
