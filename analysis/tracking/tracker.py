@@ -90,7 +90,7 @@ class Tracker:
         if not self._sends_trials:
             self._folder.mkdir(parents=True, exist_ok=True)
             process.keep_destination(self._settings)
-        command = [sys.executable, "-P", "-m", "analysis", "wandb", str(run), "--no-trials"]
+        command = [sys.executable, "-P", "-m", "sweep", "wandb", str(run), "--no-trials"]
         try:
             environ = {**os.environ, "PYTHONPATH": import_path()}
             done = subprocess.run(command, capture_output=True, text=True, timeout=CLOSE_TIMEOUT, env=environ)

@@ -67,7 +67,7 @@ def test_the_server_holds_the_table_the_artifacts_the_curves_and_the_views(tmp_p
         assert kept.unknown == []
         assert done.returncode == 0, done.stderr
         assert f"{address}/team/sweep?nw=" in done.stdout
-        again = published(tmp_path, "analysis", "wandb", str(out), "--no-trials", **login)
+        again = published(tmp_path, "sweep", "wandb", str(out), "--no-trials", **login)
         assert again.returncode == 0, again.stderr
     assert kept.unknown == []
     token = (out / "wandb" / "run-ids").read_text()
