@@ -38,7 +38,7 @@ def rows_of(file: Path) -> list[ImportedRow]:
         document = read_bounded(file, LARGEST_IMPORT)
         if parsed_size(document) > LARGEST_PARSED:
             raise ValueError("has too many objects and lists for a file of results")
-        content = _parsed(document.decode("utf-8-sig"))
+        content = _parsed_documents(document.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from None
     try:
@@ -51,7 +51,7 @@ def rows_of(file: Path) -> list[ImportedRow]:
     return [_with_failures(row) for row in rows]
 
 
-def _parsed(text: str) -> Any:
+def _parsed_documents(text: str) -> Any:
     """Return the JSON of a file, or of its lines: `--append-result` and SGLang's benchmark write a result a line."""
     try:
         return json.loads(text)

@@ -17,7 +17,7 @@ from sweep.base.whole_file import LARGEST_FILE
 
 FileRow = dict[str, Any]
 MOST_REASONS = 5  # why rows are left out, listed in a plan
-MOST_TOKENS = 10_000_000  # of a prompt or an answer: more than any model takes
+MOST_TOKENS_OF_A_TEXT = 10_000_000  # of a prompt or an answer: more than any model takes
 csv.field_size_limit(1 << 30)  # a prompt may be longer than the module's limit of 128 KiB
 
 
@@ -52,7 +52,7 @@ def whole_number(cell: Any) -> int | None:
         number = 0.0 if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError, OverflowError):
         return None
-    return int(number) if 1 <= number <= MOST_TOKENS and number.is_integer() else None
+    return int(number) if 1 <= number <= MOST_TOKENS_OF_A_TEXT and number.is_integer() else None
 
 
 def fault_of_lengths(row: FileRow, columns: TraceColumns) -> str | None:
