@@ -142,7 +142,7 @@ def _factorials(task: str, group: pd.DataFrame, layout: Layout, baseline: dict[s
         if len(knobs) > MOST_KNOBS:
             raise Unexplained(f"{engine}: {len(knobs)} settings vary; expected at most {MOST_KNOBS}")
         rest = [int(index) for index in compared if index not in points.index]
-        notes = [f"{baseline['backend']} has {len(rest)} points, so none is the baseline"] if len(rest) > 1 else []
+        notes = [f"{baseline['backend']} has {len(rest)} points, so the baseline is ambiguous"] if len(rest) > 1 else []
         alone = rest[0] if len(rest) == 1 else None
         yield Factorial(task, str(engine), knobs, _combinations(points, knobs), alone, tuple(notes))
 

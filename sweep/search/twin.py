@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -207,6 +206,8 @@ class Twin:
         """Fit the costs to the log latencies of these runs; no request counts for more than a factor of 1.65."""
         shortened = [run.section(slice(FIT_REQUESTS)) for run in runs]
         start = np.log(np.maximum(self.costs, 1e-12))
+
+        from scipy import optimize  # here, since every `sweep --help` imports this module
 
         def loss(logs: Floats) -> float:
             costs, total = Costs(*np.exp(logs)), 0.0

@@ -163,7 +163,7 @@ def test_trials_in_vllms_terms_say_which_they_are(tmp_path: Path) -> None:
     assert "request rate (requests/s) 2, replicate 0" in second
     assert "TTFT" not in second
     assert "Output token throughput" in second
-    assert left_out == "left out: 1 trial without a result"
+    assert left_out == "not shown: 1 trial without a result"
 
 
 def shown(what: Any) -> str:

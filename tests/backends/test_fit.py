@@ -150,7 +150,7 @@ def test_a_run_with_nothing_to_write_needs_no_room(tmp_path, capsys, monkeypatch
     before = (tmp_path / "out/ledger.jsonl").read_bytes()
     for more in (["replicates=2"], ["replicates=2", "dry_run=true"], ["fresh=true"]):
         assert main([*words, elsewhere, *more]) == 2, more
-        assert "GB of disk are free" in capsys.readouterr().err
+        assert "GB of disk free" in capsys.readouterr().err
     assert (tmp_path / "out/ledger.jsonl").read_bytes() == before, "nothing moved aside, nothing begun"
 
 

@@ -772,12 +772,10 @@ def test_a_connection_that_cannot_be_made_leaves_no_half_open_state(
             connection._address = replace(address, hostname="localhost", tls=ssl.create_default_context())
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         failed, answered = Answer("completions"), Answer("completions")
-        used = os.listdir("/proc/self/fd")
         try:
             if reason == "too many files":
-                resource.setrlimit(
-                    resource.RLIMIT_NOFILE, (next(n for n in itertools.count() if str(n) not in used), hard)
-                )
+                os.close(lowest_free := os.dup(0))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
             connection.begin(b"request", failed)
             await asyncio.wait_for(ended.wait(), 10)
         finally:

@@ -325,6 +325,6 @@ def test_a_head_that_was_restarted_halts_the_sweep(executor, monkeypatch):
 
     monkeypatch.setattr(ray_executor, "_deploy_task", refuse)
     work = SimpleNamespace(deployment=SimpleNamespace(gpu_count=1, describe=lambda: "d"))
-    with pytest.raises(Halted, match="restarted .*WrongClusterID.*the same command again"):
+    with pytest.raises(Halted, match="restarted .*WrongClusterID.*repeat the command"):
         executor.submit(work, "n0")
     assert not executor.tasks

@@ -102,7 +102,7 @@ def test_an_endpoint_has_its_own_price_and_never_this_machines():
     assert hourly_price(by_token, machine) is None
     assert _cost(by_token, row, None) == pytest.approx(2 + 3 * 0.5)
     assert _cost(by_token, {**row, "output_tokens": None}, None) is None
-    with pytest.raises(ValueError, match="expected at most one of them"):
+    with pytest.raises(ValueError, match="expected at most one of the two"):
         OpenAI(name="openai", url="http://h", price_per_hour=1, price_per_million_tokens={"input": 1, "output": 1})
     with pytest.raises(ValueError, match=r"hardware\.price_per_hour"):
         Simulated(name="simulated", price_per_hour=1)
@@ -496,6 +496,7 @@ def test_each_request_asks_for_a_model_drawn_by_weight(tmp_path, monkeypatch, ca
     monkeypatch.setattr("sweep.node.verdict.limited", lambda report, records: None)  # a busy client is no matter
     monkeypatch.setattr(Endpoint, "delays", {"base": 0.02, "adapter-a": 0.1})
     monkeypatch.setattr(Endpoint, "asked", asked := Counter())
+    monkeypatch.setenv("COLUMNS", "160")  # all columns in one table, however long the values are
     out, again = tmp_path / "out", tmp_path / "again"
     words = f"model=m workload.num_requests=60 workload.output_tokens=4 backend.api=completions out={out}"
     with serving(Endpoint) as url:

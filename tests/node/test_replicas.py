@@ -175,7 +175,7 @@ def test_a_dry_run_says_what_is_placed(tmp_path, capsys):
     [
         (["backend=transformers", "backend.gpus=2"], "backend.gpus=2: transformers uses only one GPU; expected 1"),
         (["backend=ctranslate2", "backend.gpus=2"], "backend.gpus=2: ctranslate2 uses only one GPU; expected 1"),
-        (["backend=vllm_offline", "backend.replicas=2"], "backend.replicas=2: vllm_offline is timed inside"),
+        (["backend=vllm_offline", "backend.replicas=2"], "backend.replicas=2: vllm_offline is timed in-process"),
         (
             ["backend=vllm_offline", "backend.flags.data_parallel_size=2"],
             r"data_parallel_size=2: the in-process server has one engine; expected 1 \(for several ranks behind one "

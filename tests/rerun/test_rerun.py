@@ -252,7 +252,7 @@ def test_foreign_parts_of_a_capsule_are_shown_and_need_trust(tmp_path, capsys, m
         printed = capsys.readouterr()
         shown = set(map(str.strip, printed.out.splitlines()))
         assert shown == {line for line in foreign if not lock or NAME not in line}
-        assert "can run code and are new to this machine" in printed.err
+        assert "can run code, and this machine does not have them" in printed.err
         remembered.mkdir(parents=True, exist_ok=True)
         (remembered / NAME).write_text(LOCK + "evil==1.0\n")
     assert main(["rerun", str(tmp_path / "capsule.txt"), "--trust"]) == 2

@@ -223,7 +223,7 @@ def test_a_server_that_refuses_is_one_line(tmp_path: Path) -> None:
     run_of(out, rows()[:1])
     login = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
     quick = "from analysis.tracking import publish as p; p.INIT_TIMEOUT = 2; p._login_entity = lambda: 'team'; "
-    quick += "raise SystemExit(p.main(['run']))"
+    quick += "raise SystemExit(p.main('run', None, None, True))"
     done = published(tmp_path, "-c", quick, **login)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: W&B: ")
