@@ -594,10 +594,12 @@ def _port_is_foreign(engine: Engine) -> bool:
             marker = supervisor.process_environment(connection.pid or 0).get(supervisor.MARKER)
             if marker == engine.marker:
                 return False
-            with contextlib.suppress(psutil.NoSuchProcess):  # the next check notices an engine that has ended
+            try:
                 begin = psutil.Process(engine.pid).create_time()
                 if marker or psutil.Process(connection.pid).create_time() < begin:
                     return True
+            except psutil.NoSuchProcess:  # the engine has ended, as it does if it cannot bind, or the listener has
+                return True
     return False
 
 
