@@ -104,7 +104,7 @@ HARMLESS = [
     "--max-num-batched-tokens 8192 --skip-special-token 1 --tokenizer Qwen/Qwen3-8B --stop-token </s>",
     "api key is required but none was set; bearer tokens are validated; password authentication is off, v2",
     "key-0123 pa-rank as-is sk_proj busId 1234567890:AB LTAI, GPU-1a2b3c4d-1122-3344-5566-77889900aabb",
-    "loading /root/.cache/huggingface/hub/models--a--b/snapshots/0123456789abcdef0123456789abcdef01234567",
+    "loading /home/user/.cache/huggingface/hub/models--a--b/snapshots/0123456789abcdef0123456789abcdef01234567",
 ]
 
 
