@@ -94,13 +94,13 @@ class FlagRules:
     def _with_one_object(self, flags: dict[str, Any]) -> dict[str, Any]:
         """Return the flags with `folded` as a mapping, whether its keys were given as JSON, dotted or short flags."""
         keys: dict[str, Any] = {}
-        others: dict[str, Any] = {}
+        unrelated: dict[str, Any] = {}
         for flag, value in flags.items():
             parts = self._keys_of_object(flag, value)
             if twice := next((key for key in parts if key in keys), None):
                 raise ValueError(f"flags.{flag}: {twice} is given twice, in different spellings")
             keys |= parts
-            others |= {} if parts else {flag: value}
+            unrelated |= {} if parts else {flag: value}
         if not keys:
             return flags
         assert self.folded is not None
@@ -111,7 +111,7 @@ class FlagRules:
             for key in outer:
                 inner = inner.setdefault(key, {})
             inner[last] = value
-        return {**others, self.table.canonical(self.folded) if self.table else self.folded: nested}
+        return {**unrelated, self.table.canonical(self.folded) if self.table else self.folded: nested}
 
     def _keys_of_object(self, flag: str, value: Any) -> dict[str, Any]:
         """Return the keys of `folded` that a flag sets; empty for an unset or unrelated flag."""
@@ -159,17 +159,17 @@ class LogReading:
         pattern = re.compile("|".join((*cause_table().out_of_memory, *self.out_of_memory)), re.IGNORECASE)
         return any(pattern.search(line) and not HARMLESS.search(line) for line in log.splitlines())
 
-    def known_cause(self, words: str) -> KnownCause | None:
+    def known_cause(self, message: str) -> KnownCause | None:
         """Return the known cause of failure that matches the engine's message, or None."""
         table = cause_table()
-        if cause := table.find(words):
+        if cause := table.find(message):
             return cause
-        return table.find("out of memory: CUDA out of memory") if self.ran_out_of_memory(words) else None
+        return table.find("out of memory: CUDA out of memory") if self.ran_out_of_memory(message) else None
 
-    def exit_told_by(self, words: str) -> Exit:
+    def exit_told_by(self, message: str) -> Exit:
         """Return the exit reported in the engine's message: its cause, or the signal that killed a process of it."""
-        killed = re.search(r"killed by signal\b ?(\d*)", words, re.IGNORECASE)
-        return replace(told(words), signal=int(killed[1] or 0) if killed else None)
+        killed = re.search(r"killed by signal\b ?(\d*)", message, re.IGNORECASE)
+        return replace(told(message), signal=int(killed[1] or 0) if killed else None)
 
     def failure_line(self, log: str) -> str:
         """Return the log line with the reason for an engine's failure: a known cause, else an error, else the last

@@ -70,7 +70,7 @@ def pairs(frame: pd.DataFrame, other: str) -> Pairs:
 
 
 def drawn(sides: Pairs, random: np.random.Generator, launched: int) -> PointComparison:
-    """A comparison of so many pairs, each drawn from all; a pair that comes again is a replicate of its own."""
+    """A comparison of so many pairs, each drawn from all; a pair that comes again is a separate replicate."""
     chosen = random.integers(0, len(sides.first), launched)
     numbers = np.arange(launched)
     first, second = (

@@ -32,7 +32,7 @@ MEMORY = 6 << 30  # bytes
 HEADER = """# Random input
 
 Made by `python -m benchmarks.fuzz` (seed {seed}): random command lines and experiment files through the command's entry
-function in one process, with `dry_run=true`, and some of both as processes of their own. tests/support/fuzz.py judges
+function in one process, with `dry_run=true`, and some of both as separate processes. tests/support/fuzz.py judges
 each; it is written from the documentation, not from the code that checks. *Nonsense* was accepted although
 the documentation refuses it; *refused wrongly* is the reverse. *Untidy* is an error that takes more than one line,
 names no key, or echoes more than 80 characters of a value.
@@ -42,7 +42,7 @@ HEADINGS = f"n | accepted | refused | traceback | over {HANG} s | nonsense | ref
 
 
 def in_process(case: Case, folder: Path) -> Finding:
-    """Run a case as a process of its own and judge it."""
+    """Run a case as a separate process and judge it."""
     arguments, begin = complete(case, folder), time.monotonic()
     command = [sys.executable, "-m", "sweep", *arguments]
     status, output, error, problem = None, "", "", None
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=2500, help="of command lines, and of experiment files")
-    parser.add_argument("--processes", action="store_true", help="each case in a process of its own")
+    parser.add_argument("--processes", action="store_true", help="each case in a separate process")
     parser.add_argument("--results", type=Path, nargs="+", required=True)
     parser.add_argument("--write", type=Path)
     chosen = parser.parse_args()

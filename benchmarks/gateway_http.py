@@ -2,7 +2,7 @@
 
     python -m benchmarks.gateway_http [--cases 2000] [--seed 1] [--write docs/measurements/gateway_http.md]
 
-A case is sent on a connection of its own. The gateway must answer or close it within five seconds, must stay healthy,
+A case is sent on a separate connection. The gateway must answer or close it within five seconds, must stay healthy,
 and must never let the engine see a request, header or path that stands in a body or a trailer. An import must end with
 status 0 or 2 and at most one line of error.
 """

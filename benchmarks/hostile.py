@@ -62,7 +62,7 @@ def watch(process: "subprocess.Popen[bytes]", seconds: float = SECONDS) -> Peaks
 
 
 def command(*arguments: str, folder: Path) -> Peaks:
-    """The peaks of a command of sweep, in a folder of its own."""
+    """The peaks of a command of sweep, in a separate folder."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / "output.txt").open("wb") as output:
         line = [sys.executable, "-m", "sweep", *arguments]

@@ -5,7 +5,7 @@
 
 Two sweeps take turns. One launches engines; the other measures an endpoint that vanishes, and stores its results in
 an object store whose answers are old at times. A seed that the time did not suffice for goes on where it stopped, since
-the same command does. It needs a network of its own: a lease on the machine is one per network.
+the same command does. It needs a separate network: a lease on the machine is one per network.
 """
 
 import argparse
@@ -73,8 +73,10 @@ class StaleStore(http.server.BaseHTTPRequestHandler):
         content = answer.read()
         if listing:
             self.listings[self.path] = answer.status, content
-        kept = {n: v for n, v in answer.getheaders() if n.lower() not in ("transfer-encoding", "connection", "server")}
-        self._answer(answer.status, content, kept)
+        passed_on = {
+            n: v for n, v in answer.getheaders() if n.lower() not in ("transfer-encoding", "connection", "server")
+        }
+        self._answer(answer.status, content, passed_on)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
@@ -156,12 +158,16 @@ class Night:
         shared += [f"replicates={replicates}", "cluster=inline", "tracking=none", "report=false", "stall_timeout=6"]
         shared += [f"cache_dir={self.folder}/cache", f"out={self.out}"]
         if self.kind == "engines":
-            own = ["backend=simulated", "model=tiny-llama", "backend.itl.mean=0.001,0.002,0.003,0.004"]
+            keys = ["backend=simulated", "model=tiny-llama", "backend.itl.mean=0.001,0.002,0.003,0.004"]
         else:
-            own = ["backend=openai", f"backend.url=http://127.0.0.1:{self.around.endpoint_port}", "model=simulated"]
-            own += ["backend.continuous_usage=false", "workload.input_tokens=8,9,10,11"]
-        return [sys.executable, "-m", "sweep", "run", *own, *[each for each in shared if each.partition("=")[0] not in
-                {line.partition("=")[0] for line in own}]]  # fmt: skip
+            keys = [
+                "backend=openai",
+                f"backend.url=http://127.0.0.1:{self.around.endpoint_port}",
+                "model=simulated",
+            ]
+            keys += ["backend.continuous_usage=false", "workload.input_tokens=8,9,10,11"]
+        return [sys.executable, "-m", "sweep", "run", *keys, *[each for each in shared if each.partition("=")[0] not in
+                {line.partition("=")[0] for line in keys}]]  # fmt: skip
 
     def run(self, until: float) -> None:
         """Issue the command until every trial is measured, or the time is over."""
@@ -237,7 +243,10 @@ class Night:
 
     def _leaked(self) -> list[str]:
         """The processes of sweeps in this network that are left."""
-        here, own = os.readlink("/proc/self/ns/net"), {self.around.endpoint.pid, self.around.store.pid, os.getpid()}
+        network, servers = (
+            os.readlink("/proc/self/ns/net"),
+            {self.around.endpoint.pid, self.around.store.pid, os.getpid()},
+        )
         until, left = time.monotonic() + LEFT_WITHIN, [""]
         while left and time.monotonic() < until:
             left = []
@@ -245,37 +254,37 @@ class Night:
                 with contextlib.suppress(OSError, psutil.Error):
                     line = " ".join(process.info["cmdline"] or [])
                     ours = any(word in line for word in ("sweep", "simulated_server", "supervisor.py"))
-                    if ours and process.pid not in own and os.readlink(f"/proc/{process.pid}/ns/net") == here:
+                    if ours and process.pid not in servers and os.readlink(f"/proc/{process.pid}/ns/net") == network:
                         left += [line[:80]] if str(ROOT) in line or "-m sweep" in line else []
             time.sleep(0.5)
         return left
 
     # -- faults
 
-    def _below(self, words: str) -> list[psutil.Process]:
+    def _below(self, command_part: str) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             members = psutil.process_iter(["cmdline"])
-            here = os.readlink("/proc/self/ns/net")
-            found = []
+            network = os.readlink("/proc/self/ns/net")
+            matching = []
             for process in members:
                 with contextlib.suppress(OSError, psutil.Error):
                     line = " ".join(process.info["cmdline"] or [])
-                    if words in line and os.readlink(f"/proc/{process.pid}/ns/net") == here:
-                        found.append(process)
-            return [process for process in found if process.pid != self.around.endpoint.pid]
+                    if command_part in line and os.readlink(f"/proc/{process.pid}/ns/net") == network:
+                        matching.append(process)
+            return [process for process in matching if process.pid != self.around.endpoint.pid]
         return []
 
-    def _kill(self, words: str) -> bool:
-        processes = self._below(words)
+    def _kill(self, command_part: str) -> bool:
+        processes = self._below(command_part)
         if processes:
             self.chance.choice(processes).kill()
         return bool(processes)
 
     def _strike(self) -> None:
         shared = {"driver killed": 1, "driver interrupted": 1, "reader left": 2, "client killed": 2}
-        own = {"engine killed": 3, "supervisor killed": 2, "log grown": 3, "lease held": 2}
-        outside = {"endpoint vanished": 4, "store stale": 4, "store down": 2}
-        weights = shared | (own if self.kind == "engines" else outside)
+        of_engines = {"engine killed": 3, "supervisor killed": 2, "log grown": 3, "lease held": 2}
+        of_endpoint = {"endpoint vanished": 4, "store stale": 4, "store down": 2}
+        weights = shared | (of_engines if self.kind == "engines" else of_endpoint)
         (fault,) = self.chance.choices(list(weights), list(weights.values()))
         if self._struck(fault, self.chance.uniform(0.5, 8)):
             self.state["faults"][fault] = self.state["faults"].get(fault, 0) + 1

@@ -102,7 +102,7 @@ def begin(out: Path, trials: int) -> Cost:
 
 
 def elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do something in a process of its own: the peak of a command counts that of the process that starts it."""
+    """Do something in a separate process: the peak of a command counts that of the process that starts it."""
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
         return other.submit(work, *arguments).result()
 

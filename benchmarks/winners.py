@@ -56,7 +56,7 @@ class LoadsCell(NamedTuple):
 
 
 def trials_of(engines: int, replicates: int) -> Trials:
-    """The trials of a design, each on a launch of its own."""
+    """The trials of a design, each on a separate launch."""
     point, replicate = np.repeat(np.arange(engines), replicates), np.tile(np.arange(replicates), engines)
     launch = np.array([f"{a}-{b}" for a, b in zip(point, replicate, strict=True)], object)
     return Trials(point, replicate, launch)

@@ -58,7 +58,7 @@ class SimulatedTrial(NamedTuple):
 
 
 def write_run(folder: Path, trials: Iterable[SimulatedTrial]) -> Path:
-    """Write the trials as a run does, each on a launch of its own; return the folder."""
+    """Write the trials as a run does, each on a separate launch; return the folder."""
     paths, rows = run_files.RunPaths(folder), []
     for number, trial in enumerate(trials):
         row = _row(trial, f"t{number}")

@@ -427,7 +427,7 @@ def remember(wheels: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("scripts/gpu-check", description=__doc__, formatter_class=layout)
     parser.add_argument("sections", metavar="SECTION", nargs="*")
@@ -443,6 +443,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="a folder for report.md and one archive of the results")
     parser.add_argument("--within", metavar="SECONDS", type=float, help="end by then; the next command goes on")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     if (options.fetch or options.pack or options.unpack) and options.wheels is None:
@@ -470,6 +475,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             obstacle = section.obstacle()
             print(f"{section.name}: {' '.join(section.command[1:])}{f' (now: {obstacle})' if obstacle else ''}")
         return 0
+    return _run_pending(options, folder, listed, begin)
+
+
+def _run_pending(options: argparse.Namespace, folder: Path, listed: Sequence[Section], begin: float) -> int:
+    """Run the sections without a result while time is left, and write the report; return the exit status."""
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     wheels = options.wheels.absolute() if options.wheels else None

@@ -13,7 +13,7 @@ from tests.cluster.slurm_cases import CASES, Case, Ending
 HEAD = f"""\
 # A sweep under Slurm
 
-Made by `scripts/slurm-check`: {{version}} on one machine, with two nodes in network namespaces of their own, and
+Made by `scripts/slurm-check`: {{version}} on one machine, with two nodes in separate network namespaces, and
 `scripts/cluster/slurm.sbatch` submitted as it is, on the simulated engine. Slurm takes a silent node for down after
 {SILENCE} s here (300 s by default), and lets a requeued job wait for 25 s (120 s by default).
 

@@ -86,8 +86,8 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     ]
     configurations = [pair for pair in configurations if not math.isnan(pair[0].figure.value)]
     names = {configuration.name for configuration, _ in configurations}
-    left = group[severe & ~group["name"].isin(names)].drop_duplicates("name")
-    barred = tuple(_ranked_configuration(every, point, criterion) for _, point in left.iterrows())
+    barred_points = group[severe & ~group["name"].isin(names)].drop_duplicates("name")
+    barred = tuple(_ranked_configuration(every, point, criterion) for _, point in barred_points.iterrows())
     if not configurations:
         return Ranking(criterion, [], [], [], None, np.zeros(0, np.int64), shorter, barred) if barred else None
     sign = 1 if quantity.better == "higher" else -1
@@ -104,13 +104,13 @@ def _ranked(every: Measured, group: pd.DataFrame, slo: Mapping[str, float]) -> R
     if slo:  # each is the best of its loads: a separate comparison from those at equal loads
         of_loads = [every.contests.of_points(quantity, [point for _, point in pairs], best=0) for pairs in meeting]
         choices = sum(map(best_choices, of_loads))
-        whole, places = every.contests.of_points(quantity, points, choices, best=0), np.arange(len(points))
+        contest, places = every.contests.of_points(quantity, points, choices, best=0), np.arange(len(points))
     else:
-        whole, places = every.contests.shared(quantity, points)
-    order = np.argsort(places != whole.best, kind="stable") if whole.won else np.arange(len(points))
-    placed = _standings([meeting[index][0][0] for index in order], whole, places[order])
+        contest, places = every.contests.shared(quantity, points)
+    order = np.argsort(places != contest.best, kind="stable") if contest.won else np.arange(len(points))
+    placed = _standings([meeting[index][0][0] for index in order], contest, places[order])
     return Ranking(
-        criterion, placed, failing, [points[index] for index in order], whole, places[order], shorter, barred
+        criterion, placed, failing, [points[index] for index in order], contest, places[order], shorter, barred
     )
 
 
@@ -140,12 +140,12 @@ def _ranked_configuration(every: Measured, point: "pd.Series[Any]", criterion: T
 
 
 def _standings(
-    configurations: Sequence[RankedConfiguration], whole: Contest, places: Positions
+    configurations: Sequence[RankedConfiguration], contest: Contest, places: Positions
 ) -> list[RankedConfiguration]:
     """Return the configurations, the best first, with their standing and their ratio to the best."""
-    placed, tied = [replace(configurations[0], standing=Standing.BEST, ratio=1.0)], whole.tied(int(places[0]))
+    placed, tied = [replace(configurations[0], standing=Standing.BEST, ratio=1.0)], contest.tied(int(places[0]))
     for configuration, place in zip(configurations[1:], places[1:], strict=True):
-        ratio, low, high = map(float, whole.ratios([places[0]], [place])[:, 0])
+        ratio, low, high = map(float, contest.ratios([places[0]], [place])[:, 0])
         standing = Standing.TIED if tied[place] else Standing.BEHIND
         placed.append(replace(configuration, standing=standing, ratio=ratio, low=low, high=high))
     return placed

@@ -167,7 +167,7 @@ def everything_table(results: RunResults) -> Table[PointRow]:
 
 
 def _brief_column(name: str) -> Column[PointRow]:
-    """Return a column with compact cells; for throughput also its interval, or why there is none."""
+    """Return a column with compact cells; throughput with its interval, or the reason for its absence."""
     base, _, reference = name.partition("_vs_")
     if reference:
         return view(f"{label(base).short} × {reference}", lambda point: _brief_ratio(point, name))

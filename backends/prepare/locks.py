@@ -67,7 +67,7 @@ def lock_digest(content: str) -> str:
 def with_lock(
     spec: EnvironmentSpec, *places: Path | Mapping[str, str], any_requirements: bool = False
 ) -> EnvironmentSpec:
-    """Return the environment with its first lockfile from these folders or texts; unchanged if there is none."""
+    """Return the environment with its first lockfile from these folders or texts, or unchanged without a lockfile."""
     if not needed(spec):
         return spec
     if spec.image and images.DIGEST.match(spec.image) and not any_requirements:

@@ -266,7 +266,7 @@ def slo_in_units(slo: Mapping[str, float] | None) -> dict[str, str] | None:
     return None if slo is None else {latency: f"{seconds!r}s" for latency, seconds in slo.items()}
 
 
-# Settings of a run that cannot change what a trial measures, and those that have columns of their own in a row.
+# Settings of a run that cannot change what a trial measures, and those that have separate columns in a row.
 NOT_OF_A_ROW = {
     *("name", "out", "cluster", "tracking", "baseline", "replicates", "dry_run", "details", "fresh", "relock"),
     *("retry", "retry_failed", "patience", "durations", "study_differences", "attempts", "deadline", "relaunch"),

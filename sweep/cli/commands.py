@@ -332,7 +332,7 @@ def rerun(arguments: list[str]) -> int:
     sweep rerun capsule.txt                      anywhere, without the run; - reads it from standard input
 
     The row provides configuration, seeds, settings and the lockfile of the engine's environment. It runs without Ray in
-    a folder of its own; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced;
+    a separate folder; KEY=VALUE may set where and how, e.g. cluster=ray or cache_dir=DIR. Exit status: 0 reproduced;
     1 it differs, or has no result now; 2 bad input; 3 it is uncertain.
     """
     parser = Parser(rerun)

@@ -63,7 +63,7 @@ class ServerAddress:
     hostname: str
     tls: ssl.SSLContext | None
     connect_timeout: float  # s
-    keep_alive: bool = True  # False if requests ask the server to close: each has a connection of its own
+    keep_alive: bool = True  # False if requests ask the server to close: each has a separate connection
     tunnel: bytes = b""  # request to the proxy at this address for a tunnel to the server; empty: none is needed
 
 
@@ -241,6 +241,15 @@ class StampedConnection:
         self.idle_since = time.monotonic_ns()
         self._on_done(self, answer)
 
+    def _stamped(self, stamp: bytes, now: int) -> int:
+        """Return when the kernel received a chunk, in ns of the monotonic clock; `now` at the latest."""
+        self._counters.kernel_stamps += 1
+        seconds, nanoseconds = _STAMP.unpack(stamp)
+        received: int = seconds * 1_000_000_000 + nanoseconds
+        if received - self._stamps.offset > now:  # the wall clock was set after the offset was taken
+            self._stamps.refresh()
+        return min(now, received - self._stamps.offset)
+
     def _readable(self) -> None:
         assert self._sock is not None
         size = PATIENT_READ_SIZE if self._patient else READ_SIZE
@@ -255,12 +264,7 @@ class StampedConnection:
             self._be_patient(False)
         now = time.monotonic_ns()
         if ancillary:
-            seconds, nanoseconds = _STAMP.unpack(ancillary[0][2])
-            arrived = seconds * 1_000_000_000 + nanoseconds - self._stamps.offset
-            if arrived > now:  # the wall clock was set after the offset was taken
-                self._stamps.refresh()
-                arrived = min(now, seconds * 1_000_000_000 + nanoseconds - self._stamps.offset)
-            self._counters.kernel_stamps += 1
+            arrived = self._stamped(ancillary[0][2], now)
         else:
             arrived = now
             self._counters.user_stamps += data != b""  # the end of a connection is never stamped

@@ -74,7 +74,7 @@ class ReferenceFailed(Failed, ValueError):
 
 
 def reference(work: Work, launch: Launch, progress: Progress) -> Reference | str:
-    """Return the reference for a deployment's model, or a short reason why there is none.
+    """Return the reference for a deployment's model, or a short reason for its absence.
 
     Call it before an engine is launched, since it uses the engine's GPUs, cores and memory. Raises Outage.
     """

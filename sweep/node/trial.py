@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sweep.base.exits import Cause, Exit, exit_of
 from sweep.base.records import Outcome, Request, Sample, TrialProgress
 from sweep.client import measurement, wire
 from sweep.disk import run_files
-from sweep.disk.row import Observation, TrialRow, Verdict
+from sweep.disk.row import EngineFacts, Observation, TrialRow, Verdict
 from sweep.gateway.served import served_equal
 from sweep.inputs.workload import shared_prefix_share
 from sweep.node import engine_timed
@@ -63,13 +63,7 @@ def run_trial(
     inputs = {name: running.facts.get(name) for name in ("cold_ttft", *ANSWERS)}
     inputs["startup_seconds"] = max(engine.startup_seconds for engine in running.engines)
     facts = engine_facts(running, caches_reset, salt)
-    row = TrialRow(
-        identity=identity(work, trial, gpu_name(running.node)),
-        verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),  # until there is another
-        axes=coordinates(trial, work.axes),
-        engine=facts,
-        measured=figures(inputs),
-    )
+    row = _cancelled(work, trial, running, facts, inputs)  # until there is another verdict
     if below := running.facts.get("below_gate"):  # not measured, since its answers differ from the model's
         return _unmeasured(row, Outcome.INVALID, below, Exit(Cause.BELOW_GATE))
     try:
@@ -104,6 +98,19 @@ def run_trial(
     columns = replace(row, verdict=verdict, engine=engine, observation=observation, measured=measured).flat()
     _write(work, trial, columns, result, samples)
     return columns
+
+
+def _cancelled(
+    work: Work, trial: Trial, running: RunningEngine, facts: EngineFacts, inputs: Mapping[str, Any]
+) -> TrialRow:
+    """Return the row of a trial that the user stopped."""
+    return TrialRow(
+        identity=identity(work, trial, gpu_name(running.node)),
+        verdict=Verdict(outcome=Outcome.CANCELLED, reason="stopped by the user"),
+        axes=coordinates(trial, work.axes),
+        engine=facts,
+        measured=figures(inputs),
+    )
 
 
 def _unmeasured(row: TrialRow, outcome: Outcome, reason: str, exit: Exit) -> dict[str, Any]:

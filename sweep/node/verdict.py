@@ -121,13 +121,13 @@ def judge_requests(records: Records, *, max_failed: float = 0.05) -> Verdict:
     if total == 0:
         return _invalid("no measured request was sent", Exit(Cause.NONE_SENT))
     if count == total:
-        commonest, words = _commonest(failed)
-        return _invalid(f"none of {total} requests completed; {commonest}", Exit(Cause.NONE_COMPLETED, words=words))
+        commonest, message = _commonest(failed)
+        return _invalid(f"none of {total} requests completed; {commonest}", Exit(Cause.NONE_COMPLETED, words=message))
     if count / total > max_failed:
-        commonest, words = _commonest(failed)
+        commonest, message = _commonest(failed)
         share = f"{count / total:.1%}; allowed {max_failed:.1%}"
         reason = f"{count} of {total} requests failed ({share}); {commonest}"
-        return _invalid(reason, Exit(Cause.MANY_FAILED, words=words))
+        return _invalid(reason, Exit(Cause.MANY_FAILED, words=message))
     if np.all(np.isnan(service_ttft(records)[mask & succeeded(records)])):
         return _invalid(f"none of {total} requests returned a token", Exit(Cause.NO_TOKEN))
     back = (np.max(-np.diff(block.us)[block.inside()], initial=0) for block in blocks(records, mask))
@@ -151,13 +151,13 @@ def other_length(records: Records, most: float) -> str | None:
     tokens, asked_tokens = (total_tokens(column, answered) for column in counts)
     if tokens is None or asked_tokens is None:
         return None
-    lengths, asked = (np.asarray(column, np.float64)[answered] for column in counts)
-    share = float(has_other_length(lengths, asked).mean())
+    lengths, requested = (np.asarray(column, np.float64)[answered] for column in counts)
+    share = float(has_other_length(lengths, requested).mean())
     mean = not_honoured(int(answered.sum()), tokens, asked_tokens)
     if mean or share <= most:
         return mean
-    found = f"{share:.0%} of the answers ({lengths.min():.0f} to {lengths.max():.0f} tokens)"
-    return f"{found} are over 10% longer or shorter than requested {OTHER_LENGTH}"
+    differing = f"{share:.0%} of the answers ({lengths.min():.0f} to {lengths.max():.0f} tokens)"
+    return f"{differing} are over 10% longer or shorter than requested {OTHER_LENGTH}"
 
 
 def not_honoured(answers: int, tokens: int, asked_tokens: int) -> str | None:
@@ -177,8 +177,8 @@ def _commonest(errors: Counter[str]) -> tuple[str, str]:
         kinds[error.partition(":")[0]] += count
     kind, count = kinds.most_common(1)[0]
     example = next(error for error, _ in errors.most_common() if error.partition(":")[0] == kind)
-    words = example if kind in SERVERS_OWN else kind
-    return f"most common: {kind}, {count} times, e.g. {example!r}", words
+    message = example if kind in SERVERS_OWN else kind
+    return f"most common: {kind}, {count} times, e.g. {example!r}", message
 
 
 def only_timeouts(records: Records) -> bool:

@@ -18,7 +18,7 @@ class Window(NamedTuple):
 
     begin: float | None
     end: float | None  # None, like `begin`, without a steady state
-    method: str  # the rule that found it, or why there is none
+    method: str  # the rule that found it, or the reason for its absence
 
 
 def measured(records: Records, discard_first_batch: bool = False) -> Mask:

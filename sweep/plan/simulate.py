@@ -23,7 +23,7 @@ class SimulatedRun(NamedTuple):
     spans: list[Span]  # in starting order
     makespan: float  # s
     gpu_seconds: float  # used by launches; on nodes without GPUs, node-seconds
-    capacity: int  # number of GPUs, or of nodes if there are none
+    capacity: int  # number of GPUs, or of nodes without GPUs
 
     @property
     def bound(self) -> float:

@@ -62,7 +62,7 @@ class CapacityQuestion:
 
     bounds: Sequence[LatencyBound]
     arrivals: Callable[[int, int], Floats]  # (count, seed) -> times at one request per second
-    lengths: Callable[[int, int], tuple[Integers, Integers]] | None = None  # None: those of the probes are drawn again
+    lengths: Callable[[int, int], tuple[Integers, Integers]] | None = None  # None: the probes' lengths are drawn again
     limits: Limits | None = None  # None: unknown, as of an endpoint; they are read off the saturated run
     shortest: float = 60.0  # s of a probe: longer than the machine's own noise remembers
     requests: int = 1000  # of a probe, at saturation

@@ -184,7 +184,7 @@ def run_queue(
 
 
 class Twin:
-    """The costs of a queue whose latencies are most like those of the latest runs."""
+    """Fits the costs of a queue to the latencies of the latest runs."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

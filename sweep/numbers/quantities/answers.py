@@ -44,30 +44,30 @@ def odd_answer_share(
     if not chosen.size:
         return None
     first, last = (times[chosen] for times in token_times(records))
-    tokens, asked, texts = (
+    tokens, requested, texts = (
         np.asarray(column, np.float64)[chosen]
         for column in (records.streamed_tokens, records.asked_output_tokens, records.text_hash)
     )
     tokens[tokens == UNKNOWN] = np.nan
-    events, known = token_chunks(records)[chosen], ~np.isnan(tokens)
+    events, counted = token_chunks(records)[chosen], ~np.isnan(tokens)
     odd = np.zeros(chosen.size, np.bool_)
-    if known.any():
+    if counted.any():
         per_event = tokens / events
-        odd |= (per_event > ODD_MERGED * np.median(per_event[known])) & (tokens - events >= EXTRA_TOKENS)
-    if (several := known & (tokens >= EXTRA_TOKENS)).any():
+        odd |= (per_event > ODD_MERGED * np.median(per_event[counted])) & (tokens - events >= EXTRA_TOKENS)
+    if (several := counted & (tokens >= EXTRA_TOKENS)).any():
         pace = np.median((last - first)[several] / (tokens[several] - 1))
         expected = pace * (tokens - 1)
         odd |= several & (expected > LEAST_TIME) & (last - first < QUICK * expected)
     if exact_length:
-        odd |= known & (asked != UNKNOWN) & has_other_length(tokens, asked)
+        odd |= counted & (requested != UNKNOWN) & has_other_length(tokens, requested)
     if endpoint and unlike_prompts:
         odd |= _repeated(texts, last)
     return float(odd.mean()) if odd.sum() >= FEWEST_ODD else 0.0
 
 
-def has_other_length(tokens: Floats, asked: Floats) -> Mask:
+def has_other_length(tokens: Floats, requested: Floats) -> Mask:
     """Return a mask of answers whose length is off the requested length by more than the tolerance. Same shape."""
-    return np.asarray(np.abs(tokens - asked) > np.maximum(1, LENGTH_TOLERANCE * asked))
+    return np.asarray(np.abs(tokens - requested) > np.maximum(1, LENGTH_TOLERANCE * requested))
 
 
 def _repeated(texts: Floats, last: Floats) -> Mask:
@@ -95,15 +95,19 @@ def other_model_share(records: Records, mask: Mask, asked_model: str | None) -> 
     """
     answered = np.flatnonzero(mask & succeeded(records))
     pairs = Counter((records.model[index] or asked_model, records.served_model[index]) for index in answered)
-    named = {(asked, name): count for (asked, name), count in pairs.items() if asked and name}
-    usual = {asked: name for (asked, name), _ in sorted(named.items(), key=lambda item: item[1])}
-    other = sum(n for (asked, name), n in named.items() if name != usual[asked] or not _is_model(name, asked))
+    named = {(requested, name): count for (requested, name), count in pairs.items() if requested and name}
+    usual = {requested: name for (requested, name), _ in sorted(named.items(), key=lambda item: item[1])}
+    other = sum(
+        count
+        for (requested, name), count in named.items()
+        if name != usual[requested] or not _is_model(name, requested)
+    )
     return other / sum(named.values()) if named and asked_model else None
 
 
-def _is_model(name: str, asked: str) -> bool:
-    served, wanted = (text.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for text in (name, asked))
-    short, long = sorted((re.sub("-latest$", "", served), re.sub("-latest$", "", wanted)), key=len)
+def _is_model(name: str, requested: str) -> bool:
+    names = (text.lower().rsplit("/", 1)[-1].removesuffix(".gguf") for text in (name, requested))
+    short, long = sorted((re.sub("-latest$", "", bare) for bare in names), key=len)
     return long.startswith(short) and bool(re.fullmatch(f"({SAME_SUFFIX})?", long[len(short) :]))
 
 
@@ -129,7 +133,7 @@ class GapShapes(NamedTuple):
     total: Floats
     first: Floats
     largest: Floats
-    small: Floats  # number of gaps below a tenth of the mean gap, the largest left out
+    small: Floats  # number of gaps below a tenth of the mean gap, without the largest
     small_total: Floats
 
 
@@ -140,14 +144,14 @@ def _gap_shapes(records: Records, chosen: Mask) -> GapShapes:
         if not gaps.size:
             continue
         begins = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
-        of = request[begins]
-        shapes.number[of] = np.diff(np.r_[begins, gaps.size])
-        shapes.total[of], shapes.first[of] = np.add.reduceat(gaps, begins), gaps[begins]
-        shapes.largest[of] = np.maximum.reduceat(gaps, begins)
+        answer = request[begins]
+        shapes.number[answer] = np.diff(np.r_[begins, gaps.size])
+        shapes.total[answer], shapes.first[answer] = np.add.reduceat(gaps, begins), gaps[begins]
+        shapes.largest[answer] = np.maximum.reduceat(gaps, begins)
         mean = (shapes.total - shapes.largest)[request] / np.maximum(shapes.number[request] - 1, 1)
         small = gaps < SMALL_GAP * mean
-        shapes.small[of] = np.add.reduceat(small, begins, dtype=np.float64)
-        shapes.small_total[of] = np.add.reduceat(gaps * small, begins)
+        shapes.small[answer] = np.add.reduceat(small, begins, dtype=np.float64)
+        shapes.small_total[answer] = np.add.reduceat(gaps * small, begins)
     return shapes
 
 
@@ -163,17 +167,16 @@ def held_back(records: Records, chosen: Mask) -> Mask:
         return chosen
     sent, (first, last) = as_floats(records.sent), token_times(records)
     busy = _union(sent[chosen], (sent + last)[chosen])
-    prompt, words = np.asarray(records.input_tokens), np.asarray(records.prompt_words)
-    prompt = np.where(prompt == UNKNOWN, words, prompt) + np.asarray(records.hidden_tokens)
+    prompt = np.asarray(records.input_tokens)
+    prompt = np.where(prompt == UNKNOWN, np.asarray(records.prompt_words), prompt) + np.asarray(records.hidden_tokens)
     reading = prompt * max(1.0, last[chosen].sum() / busy if busy else 1.0) / 2  # minimum tokens to estimate a pace
-    others, some = np.maximum(gaps.number - 1, 1), np.maximum(gaps.small, 1)
+    later_gaps, small_gaps = np.maximum(gaps.number - 1, 1), np.maximum(gaps.small, 1)
     waits = (gaps.total - gaps.small_total) / np.maximum(gaps.number - gaps.small, 1)
-    bursts = (gaps.small > SMALL_GAPS * others) & (waits > reading * gaps.small_total / some)
+    bursts = (gaps.small > SMALL_GAPS * later_gaps) & (waits > reading * gaps.small_total / small_gaps)
     active = gaps.total - gaps.largest
-    at_once = (active < STREAMING * last) & (first > reading * active / others)
+    at_once = (active < STREAMING * last) & (first > reading * active / later_gaps)
     streaming = _union((sent + first)[chosen], (sent + first + active)[chosen])
-    held: Mask = chosen & (bursts | (at_once & (streaming < SOMEONE_STREAMS * busy)))
-    return held
+    return np.asarray(chosen & (bursts | (at_once & (streaming < SOMEONE_STREAMS * busy))))
 
 
 def _union(begins: Floats, ends: Floats) -> float:

@@ -1,6 +1,6 @@
 """The engine's memory in the telemetry (`samples`) over the measured time: `duration` s from `begin`.
 
-Memory quantities include readings shortly after that time or, if there are none within or after it, earlier readings,
+Memory quantities include readings shortly after that time or, without readings within or after it, earlier readings,
 since an engine keeps its memory. KV-cache use drops when the last request ends, so only readings within the measured
 time are used.
 """

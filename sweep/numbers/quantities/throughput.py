@@ -121,7 +121,7 @@ def concurrency_max(records: Records, mask: Mask) -> int | None:
     sent, last = spans(records, mask)
     if not sent.size:
         return None
-    ended = np.searchsorted(np.sort(last), sent, side="right")  # a request that ends as another is sent is gone by then
+    ended = np.searchsorted(np.sort(last), sent, side="right")  # a request that ends as another is sent counts as ended
     return int(np.max(np.arange(1, sent.size + 1) - ended))
 
 

@@ -108,7 +108,7 @@ function nameCell(index, label) {
   return element("td", { ...label, class: "text" }, mark, name, ...warnings.slice(0, 1));
 }
 
-// What the table shows, all its rows, with the ends of the intervals in columns of their own.
+// What the table shows, all its rows, with the ends of the intervals in separate columns.
 function csv() {
   const columns = tableColumns(), lines = [];
   const heading = (column) => (column.unit ? `${column.title} (${column.unit})` : column.title);
