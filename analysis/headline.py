@@ -35,7 +35,7 @@ STEADY = _headline(steady=True)
 
 def shown_column(point: "Mapping[str, Any] | pd.Series[Any]", name: str) -> str:
     """Return the column whose figure of a point is shown, and judged by an SLO: a quantile of the steady state where
-    the whole run's, start and drain included, differs by more than 10 %.
+    the whole run's, start and drain included, differs by more than 10%.
     """
     steady = f"steady_{name}"
     summarised = steady in STEADY and steady in point and name in point

@@ -322,7 +322,9 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
 
 
-@_warning("To include their differences, let sweep launch the engines, or restart the endpoints and measure again.")
+@_warning(
+    "To include the differences between launches, let sweep launch the engines, or restart the endpoints and measure again."
+)
 def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Endpoints are compared on one launch each, so no interval covers differences between launches."""
     ok = layout.placed(run.ok)

@@ -5,9 +5,9 @@
 
 Our search (sweep.search) and four other rules ask the same deployments. Every deployment is a line of FILES, so that a
 run goes on where it stopped. `right`: the twin has the engine's limits; `endpoint`: it has none, as of a URL; `wrong`:
-a twin without the cost of KV, of another prompt budget and 15 % too much KV memory; `drift`: steps become 5 % slower
+a twin without the cost of KV, of another prompt budget and 15% too much KV memory; `drift`: steps become 5% slower
 over 20 probes, and the truth is that at mid-measurement; `tails`: lengths of heavier tails. The truth is found by
-bisection on 120,000 requests a rate, and tested on other seeds. A deployment whose truth is uncertain by over 2 % is
+bisection on 120,000 requests a rate, and tested on other seeds. A deployment whose truth is uncertain by over 2% is
 left out. The other rules are our reading of their documents.
 """
 
@@ -127,7 +127,7 @@ def grid(bench: Bench) -> float:
 
 
 def bisection(bench: Bench) -> float:
-    """Bisection to 2 % on point estimates, as vLLM's `serve_sla`."""
+    """Bisection to 2% on point estimates, as vLLM's `serve_sla`."""
     saturated = bench.saturate()
     low, high = 0.05 * saturated, 1.05 * saturated
     for _ in range(12):
@@ -152,7 +152,7 @@ def wilson(bench: Bench) -> float:
 
 
 def isotonic(bench: Bench) -> float:
-    """A bracket, then the root of an isotonic fit, at most ten probes, to 5 %, as AIPerf."""
+    """A bracket, then the root of an isotonic fit, at most ten probes, to 5%, as AIPerf."""
     logs: list[float] = []
     shares: list[float] = []
 
@@ -198,7 +198,7 @@ RULES: dict[str, Callable[[Bench], float]] = {
 
 
 class WrongTwin(Twin):
-    """A twin without the cost of KV, of another prompt budget, and with 15 % more KV memory than there is."""
+    """A twin without the cost of KV, of another prompt budget, and with 15% more KV memory than there is."""
 
     def run(self, requests: Requests, costs: Costs | None = None) -> Replay:
         limits = Limits(self.limits.running, int(1.15 * self.limits.cached_tokens), 2048)
@@ -249,7 +249,7 @@ def study(seed: int, case: str) -> dict[str, Any] | None:
 # Tables --------------------------------------------------------------------------------------------------------------
 
 HEADINGS = (
-    "rule | deployments | too high | by over 1 % | by over 5 % | true and within 5 % | within 10 % | "
+    "rule | deployments | too high | by over 1% | by over 5% | true and within 5% | within 10% | "
     "lowest, highest claim / truth | cost in T: median, mean, p90 | to the grid: median, mean"
 )
 

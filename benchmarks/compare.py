@@ -112,7 +112,7 @@ def alarms(comparisons: Sequence[PointComparison]) -> str:
 
 def table_of_arms(frame: pd.DataFrame) -> list[str]:
     """What was measured of each arm."""
-    headings = "arm | launches | stopped for | median, tokens/s | pairs | they differ by | ratio | 95 % interval"
+    headings = "arm | launches | stopped for | median, tokens/s | pairs | they differ by | ratio | 95% interval"
     table = []
     for name in (REFERENCE, AGAIN, *PLANTED):
         rows = arm(frame, name)
@@ -142,7 +142,7 @@ def table_of_pairs(frame: pd.DataFrame, all_pairs: PointComparison, count: int) 
 
 def table_of_pilots(frame: pd.DataFrame, count: int) -> list[str]:
     """Slow-downs found at the budgets that few A/A pairs print, which know the spread less well."""
-    headings = f"{count} pilots of A/A pairs | asked for, for 10 % | found | asked for, for 20 % | found"
+    headings = f"{count} pilots of A/A pairs | asked for, for 10% | found | asked for, for 20% | found"
     table = []
     alike, slower = pairs(frame, AGAIN), [pairs(frame, name) for name in PLANTED]
     for size in PILOTS:

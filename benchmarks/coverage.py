@@ -157,7 +157,7 @@ class Cell(NamedTuple):
     replicates: int
     shown: float  # share of the repetitions with an interval
     coverage: float  # share of those that hold the truth
-    width: float  # median of those, over the range of 95 % of the figure's values (the oracle)
+    width: float  # median of those, over the range of 95% of the figure's values (the oracle)
     misleading: float  # share of all repetitions whose interval does not hold the truth
     effective: float  # median of the effective number of requests
     commit: str  # of the code that was studied
@@ -270,7 +270,7 @@ def study(
 def ratio_study(
     scenario: str, requests: Sequence[int] = REQUESTS, repetitions: int = 2000, seed: int = 1
 ) -> Iterator[Cell]:
-    """The ratios of two engines, equally fast, with 0, 2 and 5 % between launches."""
+    """The ratios of two engines, equally fast, with 0, 2 and 5% between launches."""
     replicates = [count for count in REPLICATES if count > 1]  # one does not show how much launches differ
     runs = simulate(scenario, repetitions * max(replicates), max(requests), seed)
     equal = {"ratio of p50": 1.0, "ratio of throughput": 1.0}
@@ -341,7 +341,7 @@ def _account(chosen: Sequence[Cell]) -> str:
     wide = sum(cell.width > 1.5 for cell in shown)
     worst = max(chosen, key=lambda cell: cell.misleading)
     return (
-        f"{len(shown)} of {len(chosen)} cells are shown. {below} of them cover less than 93 %, the least {_at(least)} "
+        f"{len(shown)} of {len(chosen)} cells are shown. {below} of them cover less than 93%, the least {_at(least)} "
         f"with {least.coverage:.1%}. {wide} are wider than 1.5 × the oracle, the widest {_at(widest)} with "
         f"{widest.width:.2f}. The largest share of repetitions that show an interval without the truth is "
         f"{worst.misleading:.1%}, {_at(worst)}."

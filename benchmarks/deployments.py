@@ -1,7 +1,7 @@
 """Simulated deployments of known capacity, for benchmarks.capacity: continuous batching with noise of its own.
 
 Their steps are those of the twin (sweep.search.twin), compiled where numba is installed: the same numbers, 20 times as
-fast. What the twin does not have: a pace that wanders (AR(1), 0 to 4 %), and a drift.
+fast. What the twin does not have: a pace that wanders (AR(1), 0 to 4%), and a drift.
 """
 
 import importlib
@@ -84,7 +84,7 @@ class Deployment:
 
 
 def deployment(seed: int, drift: float = 0.0, tails: float = 0.0) -> Deployment:
-    """Return the deployment of this seed: 40 % have little KV memory; `tails` is added to the lengths' sigmas."""
+    """Return the deployment of this seed: 40% have little KV memory; `tails` is added to the lengths' sigmas."""
     random = np.random.default_rng(seed)
 
     def spread(low: float, high: float) -> float:

@@ -45,7 +45,7 @@ from sweep.inputs.workload import WORDS
 
 TTFT, ITL, TOKENS = 0.05, 0.02, 64
 CACHED = 10_000  # answers
-WARM_UP = 128  # requests: connections are open, and 99 % of the words known, as in a gateway that has served a minute
+WARM_UP = 128  # requests: connections are open, and 99% of the words known, as in a gateway that has served a minute
 FORMS: dict[str, dict[str, Any] | None] = {"direct": None, "passes": {}, "cache of 10000": {"cache": {}}}
 MARKS = ("<!-- overhead: begin -->", "<!-- overhead: end -->")
 

@@ -45,7 +45,7 @@ from sweep.numbers.summarise import summarise
 
 ROWS = Path(__file__).parents[1] / "docs" / "measurements" / "compare_launches.csv"
 REFERENCE, AGAIN = "reference", "again"  # the arms of one configuration
-PLANTED = {"10 % slower": 0.1, "20 % slower": 0.2}  # the share of the time in which the engine is stopped
+PLANTED = {"10% slower": 0.1, "20% slower": 0.2}  # the share of the time in which the engine is stopped
 ENGINE_CORE, CLIENT_CORE = 1, 0
 INPUT_TOKENS, OUTPUT_TOKENS = 16, 32
 USERS, REQUESTS = 4, 24

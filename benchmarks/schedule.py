@@ -233,8 +233,8 @@ def memory() -> dict[str, Any]:
         driver = Driver(plan, pending, paths, ledger, executor, display, None)
         commit = driver.rows.commit
 
-        def counted(deployment: Deployment, trial: Trial, row: Mapping[str, Any], first: bool = False) -> None:
-            commit(deployment, trial, row, first)
+        def counted(deployment: Deployment, trial: Trial, row: Mapping[str, Any], retryable: bool = False) -> None:
+            commit(deployment, trial, row, retryable)
             rows = len(ledger.rows)
             if rows % 1000 == 0:
                 driver.rows.write_table(recompute=False)

@@ -13,9 +13,9 @@ FloatArray = NDArray[np.float64]
 
 SLOTS = 16
 LOADS = {f"load {load}": load for load in (0.3, 0.5, 0.7, 0.85, 0.9)}
-FEW_USERS = {"4 users": 4, "4 users, 2 % slow": 4}
+FEW_USERS = {"4 users": 4, "4 users, 2% slow": 4}
 BATCH = 8  # requests of a lockstep batch, which take as long as the batch but for a little
-STATIONARY = ("lognormal", "2 % slow", *LOADS)  # of which long runs are studied
+STATIONARY = ("lognormal", "2% slow", *LOADS)  # of which long runs are studied
 SCENARIOS = (*STATIONARY, *FEW_USERS, "batches of 8")
 SLOW = 20.0
 SLOW_SHARE = 0.02
@@ -47,7 +47,7 @@ class Runs(NamedTuple):
 def simulate(scenario: str, runs: int, n: int, seed: int) -> Runs:
     """A queue of SLOTS slots, first in, first out; without a load, a user in each slot whose answers are independent.
 
-    Service takes lognormal(0.5) times of mean 1; where 2 % are slow lognormal(0.25), and SLOW times as long in 2 of
+    Service takes lognormal(0.5) times of mean 1; where 2% are slow lognormal(0.25), and SLOW times as long in 2 of
     100. In batches the next begins when the last answer is there, and what they have in common is lognormal(0.1).
     """
     chance = np.random.default_rng([seed, SCENARIOS.index(scenario)])
@@ -83,7 +83,7 @@ def _batches(runs: int, n: int, chance: np.random.Generator) -> Runs:
 
 
 def _service(scenario: str, runs: int, chance: np.random.Generator) -> FloatArray:
-    if scenario.endswith("2 % slow"):
+    if scenario.endswith("2% slow"):
         slow = np.where(chance.random(runs) < SLOW_SHARE, SLOW, 1.0)
         return np.asarray(slow * np.exp(0.25 * chance.standard_normal(runs)))
     return np.exp(0.5 * chance.standard_normal(runs) - 0.125)

@@ -127,7 +127,7 @@ def main(arguments: Sequence[str]) -> None:
         of_two = f"{cell.false_of_two:.1%}" if cell.engines > 2 else "the same"
         rates = f"{cell.false_winners:.1%}", of_two, f"{cell.false_ratios:.1%}", f"{cell.named:.1%}"
         rows.append([cell.engines, cell.replicates, *rates])
-    headings = "engines | replicates | false winners | of two far ahead | false ratios | 10 % faster, named"
+    headings = "engines | replicates | false winners | of two far ahead | false ratios | 10% faster, named"
     publish([*markdown_table(headings, rows), ""])
     of_loads = [study_of_loads(loads, each, chosen.sweeps, chosen.seed) for loads in LOADS for each in LOAD_REPLICATES]
     rows = [
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> None:
         + [f"{share:.1%}" for share in (each.uncorrected, each.false_winners, each.named)]
         for each in of_loads
     ]
-    headings = "loads of each engine | replicates | false winners, uncorrected | false winners | 10 % faster, named"
+    headings = "loads of each engine | replicates | false winners, uncorrected | false winners | 10% faster, named"
     publish(markdown_table(headings, rows))
     results: list[dict[str, object]] = [cell._asdict() for cell in cells] + [each._asdict() for each in of_loads]
     print(json.dumps([*results, {"seconds": time.perf_counter() - began}]))

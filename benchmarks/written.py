@@ -185,13 +185,13 @@ def tables(repetitions: int) -> Iterator[str]:
             yield f"| {scenario} | {n} × {replicates} | {cell.rule} | {cell.figure} | {rates} |"
     yield from (
         "",
-        "| engines, replicates | of equal engines one is named | one 10 % faster is named |",
+        "| engines, replicates | of equal engines one is named | one 10% faster is named |",
         "|---|---|---|",
     )
     for engines, count in ENGINES:
         equal, faster = winners(engines, count, repetitions)
         yield f"| {engines} × {count} | {equal:.1%} | {faster:.1%} |"
-    yield from ("", "| launches of each side | A/A: called different | 10 % faster: found |", "|---|---|---|")
+    yield from ("", "| launches of each side | A/A: called different | 10% faster: found |", "|---|---|---|")
     for count in LAUNCHES:
         alike, planted = alarms(count, repetitions)
         yield f"| {count} | {alike:.1%} | {planted:.1%} |"

@@ -44,7 +44,7 @@ The cases are SmolLM2-135M-Instruct (`model=smollm2`) on correct engines, on wei
 transformers with a planted fault in its copy of the weights or configuration. Each engine continues {agreement.PROMPTS}
 story openings and {agreement.SAMPLED_REQUESTS} requests of `workload=qa` by {agreement.TOKENS} tokens. It is also asked
 for the log-probabilities of at least {agreement.TEXT_TOKENS:,} tokens of shipped text. Where a time limit applied,
-positions and tokens are fewer. The reference is transformers in float32. In brackets: 95 % intervals. Alarm: the whole
+positions and tokens are fewer. The reference is transformers in float32. In brackets: 95% intervals. Alarm: the whole
 interval of a figure lies below the gate of the main job (agreement {GATE["agreement"]}, quality {GATE["quality"]}).
 
 A case with several runs was launched once. Each run had other openings, requests and passages, drawn from the shipped

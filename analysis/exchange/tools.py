@@ -1,6 +1,6 @@
 """Reads the result files of `vllm bench serve`, SGLang's bench_serving, GuideLLM and AIPerf as rows.
 
-A row holds only values from its file. All three tools measure latencies from the time of sending, so `ttft` and `e2el`
+A row holds only values from its file. These tools measure latencies from the time of sending, so `ttft` and `e2el`
 are filled only for a closed loop, where sweep does the same. A tool's TPOT or ITL gets sweep's name for the quantity
 (docs/metrics.md). Quantities without a counterpart are omitted. Times are in seconds.
 """
@@ -47,7 +47,9 @@ def rows_of(file: Path) -> list[ImportedRow]:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"{file}: incomplete, or from another version of its tool ({problem})") from None
     if not rows:
-        raise ConfigError(f"{file}: not a result of vllm bench serve (--save-result), GuideLLM or AIPerf")
+        raise ConfigError(
+            f"{file}: not a result of vllm bench serve (--save-result), SGLang bench_serving, GuideLLM or AIPerf"
+        )
     return [_with_failures(row) for row in rows]
 
 

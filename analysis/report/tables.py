@@ -212,7 +212,7 @@ def _measured(point: PointRow, name: str, warnings: Iterable[ResultWarning]) -> 
 
 
 def _steady_figure(point: PointRow, name: str) -> str:
-    """A quantile of the steady state, marked, where the whole run's differs by more than 10 %; else empty."""
+    """A quantile of the steady state, marked, where the whole run's differs by more than 10%; else empty."""
     steady = shown_column(point, name)
     return "" if steady == name else f"{label(steady).shown(point[steady])}{OF_STEADY}"
 

@@ -24,7 +24,7 @@ from sweep.search.probes import WARM_UP, measured_of, question_of
 
 SEARCHED = ("load.rate", "workload.num_requests")  # the search chooses them
 OVERTIME = 1.5  # budgets, after which a command begins no other probe
-RISK = "in simulation 0 of 26 such claims were too high, which leaves a risk of up to 11 %"
+RISK = "in simulation 0 of 26 such claims were too high, which leaves a risk of up to 11%"
 ENDPOINT = {"backend": "openai", "workload": "serving", "load": "poisson", "cluster": "inline", "tracking": "none"}
 ENDPOINT |= {"retry": "next_run"}
 PROBE_TRIES = 3  # of a probe that its surroundings spoiled

@@ -417,6 +417,8 @@ class Driver:
             case Action.RECORD_UNAVAILABLE:
                 self._keep_failed_rows(state)
                 self._record(state, "0", Outcome.UNAVAILABLE, reason, Cause.NO_NODE)
+        if state.stage in (Stage.GIVEN_UP, Stage.UNAVAILABLE):
+            self.display.settle(state.outcomes)
 
     def _keep_failed_rows(self, state: LaunchState) -> None:
         """Keep trials' earlier failed rows, which tell more than `unavailable` and refer to a log."""

@@ -119,7 +119,7 @@ def local_server() -> str:
     if len(servers) != 1:
         ports = ", ".join(map(str, USUAL_PORTS))
         seen = f"servers at {', '.join(servers)}" if servers else f"no server at 127.0.0.1, ports {ports}"
-        raise ConfigError(f"{seen}; expected its URL, such as http://127.0.0.1:8000")
+        raise ConfigError(f"{seen}; expected the URL of one server, such as http://127.0.0.1:8000")
     return servers[0]
 
 

@@ -65,24 +65,24 @@ class RowWriter:
         self.write_after = time.monotonic() + WRITE_INTERVAL
         self.changed = False  # whether trials.parquet was rewritten
 
-    def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow, first: bool = False) -> None:
-        """Store a trial's row durably and report it. The `first` failure in a run may be retried in it."""
+    def commit(self, deployment: Deployment, trial: Trial, row: LedgerRow, retryable: bool = False) -> None:
+        """Store a trial's row durably and report it. A `retryable` failure may be retried in this run."""
         self.ledger.commit(row)
         history = self.ledger.history(trial.trial_id)
-        retried = first and policy.retried_at_the_tail(self.plan.settings, Outcome(row["outcome"]), history)
+        retried = retryable and policy.retried_at_the_tail(self.plan.settings, Outcome(row["outcome"]), history)
         if self.tracker is not None and row["outcome"] != Outcome.UNAVAILABLE:  # there may be thousands, all empty
             self.tracker.log_trial(row, self._telemetry(row))
         label = f"{deployment.describe()} {trial.describe()}"
         self.display.finished(row, label, deployment.describe(), retried)
 
     def commit_unmeasured(
-        self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any], first: bool = False
+        self, deployment: Deployment, trial: Trial, attempt: str, verdict: Mapping[str, Any], retryable: bool = False
     ) -> None:
         """Commit the row of a trial that will not run; `verdict` has its outcome, reason, exit and driver."""
         work = Work(deployment, self.plan.settings, str(self.paths.out), attempt, tuple(self.plan.axes))
         outcome, exit = Outcome(verdict["outcome"]), verdict.get("exit")
         row = unmeasured_row(work, trial, outcome, verdict.get("reason"), exit=Exit.restored(exit) if exit else None)
-        self.commit(deployment, trial, row | {"driver": verdict.get("driver")}, first)
+        self.commit(deployment, trial, row | {"driver": verdict.get("driver")}, retryable)
 
     def _telemetry(self, row: LedgerRow) -> list[Sample]:
         path = self.paths.trial(row["deployment_id"], row["attempt"], row["trial_id"]).telemetry

@@ -195,7 +195,7 @@ class HubPrompts(Prompts):
         return [folder / name for name in self._of_split(names)]
 
     def _of_split(self, names: Iterable[str]) -> list[str]:
-        """Return the files of the split, in order. Raises ValueError, listing the existing files, if the split has no file."""
+        """Return the files of the split, in order. Raises ValueError with the existing files if the split has none."""
         files = [Path(name) for name in names if Path(name).suffix in hub.ROWS]
         pattern = re.compile(rf"(^|/)({re.escape(self.split)})([-_./]|$)")
         chosen = [file for file in files if pattern.search(file.as_posix())]

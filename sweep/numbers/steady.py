@@ -41,7 +41,7 @@ CRAMER_VON_MISES_99 = 0.743  # 99% of ∫B² of a Brownian bridge B (Anderson & 
 
 
 def steady_window(records: Records, discard_first_batch: bool = False) -> Window:
-    """Detect the steady state of a trial's measured requests; `method` is the rule, or the reason that no state is steady."""
+    """Detect the steady state of a trial's measured requests; `method` is the rule, or why no state is steady."""
     mask = measured(records, discard_first_batch)
     if not (mask & succeeded(records)).any():
         return _none("no request succeeded")

@@ -230,12 +230,18 @@ def estimate_run(
         prices = {hourly_price(launch.backend, hardware) for launch in launches}
         hardware = hardware.model_copy(update={"price_per_hour": prices.pop() if len(prices) == 1 else None})
     units = "GPUs" if hardware.platform == "cuda" else "nodes"
-    from_nothing = assumed and assumed.measured and _from_nothing(launches, expected, assumed, assumed.measured)
-    longest = f" ({from_nothing.partition(':')[0]})" if from_nothing and expected.unknown_launches else ""
-    duration = f"about {duration_text(simulated.makespan)}{longest}"
+    parts = _parts_from_empty(launches, expected, assumed, assumed.measured) if assumed and assumed.measured else {}
+    from_empty = f"{sum(parts.values()) / 60:.1f} min from an empty folder and cache"
+    longest = f" ({from_empty})" if parts and expected.unknown_launches else ""
+    listed = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
     messages = [
-        f"{duration} on {_cluster(nodes, simulated)}, {_cost(simulated, hardware)}",
-        *([from_nothing] if from_nothing else []),
+        f"about {duration_text(simulated.makespan)}{longest} on {_cluster(nodes, simulated)}, "
+        f"{_cost(simulated, hardware)}",
+        *(
+            [f"{from_empty}: {listed} (on {assumed.measured.machine})"]
+            if parts and assumed and assumed.measured
+            else []
+        ),
         f"{count(len(simulated.spans), 'launch')}, {simulated.makespan / (simulated.bound or 1):.2f} times "
         f"the shortest possible: all {units} busy, or the longest launch",
         f"durations: {_sources(expected, assumed)}",
@@ -244,11 +250,13 @@ def estimate_run(
     return RunEstimate(expected, simulated, simulated.makespan, messages)
 
 
-def _from_nothing(launches: Sequence[Deployment], expected: Expected, assumed: Assumed, measured: Durations) -> str:
-    """Describe the total time from an empty machine to the last trial, with its parts: set-up, launches, trials, …"""
+def _parts_from_empty(
+    launches: Sequence[Deployment], expected: Expected, assumed: Assumed, measured: Durations
+) -> dict[str, float]:
+    """Return the parts of the time from an empty machine to the last trial, in s: set-up, launches, trials, …"""
     deployments = {launch.deployment_id for launch in launches}
     trials = [trial.trial_id for launch in launches for trial in launch.trials]
-    parts = {
+    return {
         "set-up": measured.set_up,
         "environments": measured.environments,
         "model": measured.model,
@@ -259,8 +267,6 @@ def _from_nothing(launches: Sequence[Deployment], expected: Expected, assumed: A
         ),
         count(len(trials), "trial"): sum(expected.trials.get(trial, assumed.trial) for trial in trials),
     }
-    listed = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
-    return f"{sum(parts.values()) / 60:.1f} min from an empty folder and cache: {listed} (on {measured.machine})"
 
 
 def _cluster(nodes: Sequence[Node], simulated: SimulatedRun) -> str:

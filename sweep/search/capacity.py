@@ -15,7 +15,7 @@ import numpy as np
 from sweep.search.twin import Floats, Integers, Limits, Replay, Requests, Twin
 
 NEAR = 0.12  # |log rate / estimate| of the probes that the estimate is made from
-LOOKS = 2.2  # standard errors between the estimate and the claim: 95 % one-sided, with repeated looks
+LOOKS = 2.2  # standard errors between the estimate and the claim: 95% one-sided, with repeated looks
 FLOOR = 0.02  # of the log capacity: what the twin itself does not know
 SAFETY = 0.006  # of the log capacity: by so much simulated claims were too high too often
 SAFETY_OF_ENDPOINT = 0.01  # the same, where the twin does not know the limits

@@ -488,6 +488,13 @@ def test_a_node_that_an_engine_calls_broken_is_quarantined_at_once(tmp_path):
     assert [node for _, node in executor.placed].count("n0") <= 2, "the one that failed, and what was on its way"
 
 
+def test_the_only_node_is_never_quarantined(tmp_path):
+    executor = ByNode(lambda deployment, node: "launch_failed", nodes=1)
+    _, ledger = drive(make_plan(*(deployment(name, [name]) for name in "abc")), tmp_path, executor)
+    assert set(outcomes(ledger).values()) == {"launch_failed"}
+    assert len(executor.placed) == 3
+
+
 def test_losses_are_not_blamed_on_a_node(tmp_path):
     """A worker that dies, or a job of another that kills it, says nothing about the node."""
     lost = []

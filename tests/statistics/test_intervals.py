@@ -177,7 +177,7 @@ def test_replicates_may_differ_in_length() -> None:
 
 
 def test_a_throughput_that_rests_on_where_a_slow_answer_fell_has_no_interval() -> None:
-    even, slow = (simulate(scenario, 3, 100, seed=1) for scenario in ("lognormal", "2 % slow"))
+    even, slow = (simulate(scenario, 3, 100, seed=1) for scenario in ("lognormal", "2% slow"))
     steady, chance = (throughput(np.ones((3, 100)), runs.sent, runs.latency) for runs in (even, slow))
     assert float(steady.value) == pytest.approx(300 / (even.sent + even.latency).max(-1).sum())
     assert steady.low < steady.value < steady.high

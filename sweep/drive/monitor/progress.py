@@ -20,8 +20,8 @@ from sweep.base.wording import count, duration_text, number, time_left
 from sweep.drive.policy import FAILED, without_numbers
 
 SLOW_STATE = 30.0  # s after which, without a terminal, a launch's state gets a line
-FEWEST_CENTS = 0.01  # USD; less is not shown
-BAR = 24  # columns of the run's bar, the most; that of a trial is half as long
+LEAST_COST = 0.01  # USD; less is not shown
+BAR = 24  # width of the run's bar, in columns; a trial's bar is half as wide
 QUESTION = ("model", "workload", "load", *LOAD_COLUMNS)  # columns of a row in which points must agree to be compared
 
 
@@ -37,7 +37,7 @@ class Usage(NamedTuple):
     def text(self) -> str:
         """The usage as text: `3 of 8 GPUs busy, $0.42 spent`; not for a single node, or below a cent."""
         busy = f"{self.busy} of {count(self.capacity, self.unit)} busy" if self.capacity > 1 else ""
-        spent = f"${number(self.spent)} spent" if self.spent is not None and self.spent >= FEWEST_CENTS else ""
+        spent = f"${number(self.spent)} spent" if self.spent is not None and self.spent >= LEAST_COST else ""
         return ", ".join(filter(None, (busy, spent)))
 
 
@@ -56,7 +56,7 @@ class Display:
         self._left = expected  # estimated s for all pending trials, and when they were estimated
         self._estimated = time.monotonic()
         self._unavailable: dict[str, list[str]] = defaultdict(list)  # reason -> labels that have not been shown yet
-        self._failed: set[str] = set()  # outcomes and reasons, without numbers, that were shown
+        self._reasons: dict[Outcome, str] = {}  # the last reason shown for each outcome, without numbers
         self._slow: set[str] = set()  # launches whose current state was printed
         self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
 
@@ -72,7 +72,7 @@ class Display:
 
     def log(self, text: str) -> None:
         """Print a line that remains visible."""
-        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def update(self, launch: str, label: str, state: str) -> None:
         """Show the current state of a launch."""
@@ -113,10 +113,16 @@ class Display:
             self.leaders.add(row, engine or label)
             self._log_trial("✓", label, _key_figures(row))
             return
-        alike = without_numbers(f"{outcome}: {reason}")
-        again = "for the same reason as before"
-        self._log_trial("✗", label, f"{outcome} {again}" if alike in self._failed else f"{outcome}: {reason}")
-        self._failed.add(alike)
+        unnumbered = without_numbers(reason)
+        is_known = self._reasons.get(outcome) == unnumbered
+        self._reasons[outcome] = unnumbered
+        self._log_trial("✗", label, f"{outcome} for the same reason as before" if is_known else f"{outcome}: {reason}")
+
+    def settle(self, trial_ids: Collection[str]) -> None:
+        """Count these trials as done although they failed: their launch is not retried in this run."""
+        settled = self.to_retry & set(trial_ids)
+        self.to_retry -= settled
+        self.done += len(settled)
 
     def retry(self, trial_ids: Collection[str]) -> None:
         """Take these trials, which have a row, as not done."""

@@ -99,7 +99,7 @@ function drawFigure(inView) {
 
 // The last: an interval that goes on beyond the axes, a figure without one, one from the launches' values.
 function figureNote(front, without, { cut, bare, byLaunches }) {
-  const whiskers = { these: "Whiskers: 95 % interval of these launches.", new: "Whiskers: 95 % interval of a new launch.", none: "" };
+  const whiskers = { these: "Whiskers: 95% interval of these launches.", new: "Whiskers: 95% interval of a new launch.", none: "" };
   const better = { higher: "higher is better", lower: "lower is better" };
   const direction = [["↕", state.y], ["↔", state.x]].map(([arrow, key]) => [arrow, better[quantities.get(key)?.better]]).filter((pair) => pair[1]);
   return [
