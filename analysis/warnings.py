@@ -323,7 +323,7 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
 
 
 @_warning(
-    "To include the differences between launches, let sweep launch the engines, or restart the endpoints and measure again."
+    "To include differences between launches, let sweep launch the engines, or restart the endpoints and repeat."
 )
 def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Endpoints are compared on one launch each, so no interval covers differences between launches."""
