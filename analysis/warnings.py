@@ -322,9 +322,7 @@ def different_memory(run: Run, layout: Layout) -> Iterator[Evidence]:
         yield Evidence(len(kinds), f"{len(kinds)} kinds of memory: {'; '.join(each)}")
 
 
-@_warning(
-    "To include differences between launches, let sweep launch the engines, or restart the endpoints and repeat."
-)
+@_warning("To include differences between launches, let sweep launch the engines, or restart the endpoints and repeat.")
 def endpoints_not_launched(run: Run, layout: Layout) -> Iterator[Evidence]:
     """Endpoints are compared on one launch each, so no interval covers differences between launches."""
     ok = layout.placed(run.ok)

@@ -16,7 +16,7 @@ from backends.declarations import FlagRules, LogReading, Traits, Wire
 from backends.tables.table import EngineTable
 from sweep.base.config import Strict
 from sweep.base.masking import secret_within
-from sweep.base.records import TYPED_APIS, Api, BatchForm, ProxyUse
+from sweep.base.records import TYPED_APIS, Api, BatchForm, ProxyUse, proxy_of
 
 HOST = Path(__file__).resolve().parent / "host"
 QUEUE = ("requests_running", "requests_waiting")  # metrics of all libraries served in-process
@@ -358,6 +358,10 @@ class Backend(Strict):
                 f"{self.name} needs a CUDA GPU: run sweep on a machine that has one, or attach to an engine on "
                 f"another machine with {attach}=http://HOST:PORT"
             )
+        try:
+            proxy_of(self.url or "", self.proxy)
+        except ValueError as error:
+            return f"backend.proxy=environment: {error}"
         return None
 
     def in_bfloat16(self, dtype: str) -> bool:

@@ -28,7 +28,7 @@ ANNOUNCES = re.compile(r"\d+ validation errors? for ")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # Marks of a line that is no error: its level, or a length that only a line of settings has.
 LEVEL = re.compile(  # NCCL calls its errors warnings
-    r"(?<!NCCL )\b(DEBUG|INFO|WARN)\b|[Ww]arning\b|WARNING|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] "
+    r"\b(DEBUG|INFO)\b|(?<!NCCL )\bWARN\b|[Ww]arning\b|WARNING|^\d+\.\d\d\.\d{3}\.\d{3} [DIW] "
     r"|^\[[\d/:-]+\] \[TRT-LLM\] (\[RANK \d+\] )?\[[DVIW]\]"
 )
 HARMLESS = re.compile(LEVEL.pattern + "|^.{1000}")
@@ -157,7 +157,7 @@ class LogReading:
     def ran_out_of_memory(self, log: str) -> bool:
         """Return whether a log reports running out of memory."""
         pattern = re.compile("|".join((*cause_table().out_of_memory, *self.out_of_memory)), re.IGNORECASE)
-        return any(pattern.search(line) and not HARMLESS.search(line) for line in log.splitlines())
+        return any(not HARMLESS.search(line) and pattern.search(line) for line in log.splitlines())
 
     def known_cause(self, message: str) -> KnownCause | None:
         """Return the known cause of failure that matches the engine's message, or None."""
@@ -181,7 +181,7 @@ class LogReading:
         causes = {
             i: cause
             for i, line in enumerate(lines)
-            if (cause := self.known_cause(line)) and not HARMLESS.search(raw[i])
+            if not HARMLESS.search(raw[i]) and (cause := self.known_cause(line))
         }
         if causes:
             first, *_, last = *causes, *causes

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from backends.base import Backend, Host
 from backends.declarations import Traits
-from sweep.base.records import key_header, proxy_of
+from sweep.base.records import key_header
 
 
 class OpenAI(Backend):
@@ -39,8 +39,4 @@ class OpenAI(Backend):
     def unavailable(self, host: Host) -> str | None:
         if self.api_key_env and self.api_key_env not in os.environ:
             return f"backend.api_key_env={self.api_key_env}: no such environment variable is set; export it"
-        try:
-            proxy_of(self.url, self.proxy)
-        except ValueError as error:
-            return f"backend.proxy=environment: {error}"
-        return None
+        return super().unavailable(host)

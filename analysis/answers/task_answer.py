@@ -67,7 +67,7 @@ def fewest_requests(points: pd.DataFrame, slo: Iterable[str], percentiles: Seque
     """Return the fewest requests behind a point's figures that an SLO without percentiles is judged by."""
     fewest = int((points["requests"] + points["failed"]).min())
     usual = percentile_name(bounded_percentile(fewest, percentiles))
-    names = [f"{bound.partition('.p')[0]}_{usual}" for bound in slo]
+    names = [f"{bound}_{usual}" for bound in slo if ".p" not in bound]
     behind = (shown_requests(point, shown_column(point, name)) for _, point in points.iterrows() for name in names)
     return int(min(behind, default=fewest))
 

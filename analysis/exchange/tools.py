@@ -60,7 +60,7 @@ def _parsed_documents(text: str) -> Any:
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _with_failures(row: ImportedRow) -> ImportedRow:

@@ -365,7 +365,11 @@ class AttachedEngine(Engine):
         parts = urlsplit(str(backend.url))
         self.url = f"{parts.scheme}://{parts.netloc}{API_VERSION.sub('', parts.path.rstrip('/'))}"
         self.proxy = proxy_of(self.url, backend.proxy)
-        self._accepts, self._is_probed, self._last_probe = True, False, -math.inf  # the last: monotonic time of its end
+        self._accepts, self._is_probing, self._last_probe = (
+            True,
+            False,
+            -math.inf,
+        )  # the last: monotonic time of its end
 
     def _start(self) -> None:
         self.command = []
@@ -379,8 +383,8 @@ class AttachedEngine(Engine):
         It never waits for the endpoint, which may drop packets. It is probed at most once a second.
         """
         with self._lock:
-            due = not self._is_probed and time.monotonic() - self._last_probe >= PROBE_EVERY
-            self._is_probed |= due
+            due = not self._is_probing and time.monotonic() - self._last_probe >= PROBE_EVERY
+            self._is_probing |= due
         if due:
             threading.Thread(target=self._probe, daemon=True, name="probe").start()
         return self._accepts
@@ -390,14 +394,16 @@ class AttachedEngine(Engine):
         parts = urlsplit(self.url)
         address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         address, accepts = self.proxy.address if self.proxy else address, False
-        for probe in range(PROBES):
-            time.sleep(PROBE_PAUSE if probe else 0)
-            with contextlib.suppress(OSError):
-                socket.create_connection(address, timeout=PROBE_TIMEOUT).close()
-                accepts = True
-                break
-        with self._lock:
-            self._accepts, self._is_probed, self._last_probe = accepts, False, time.monotonic()
+        try:
+            for probe in range(PROBES):
+                time.sleep(PROBE_PAUSE if probe else 0)
+                with contextlib.suppress(OSError):
+                    socket.create_connection(address, timeout=PROBE_TIMEOUT).close()
+                    accepts = True
+                    break
+        finally:
+            with self._lock:
+                self._accepts, self._is_probing, self._last_probe = accepts, False, time.monotonic()
 
     def outage(self) -> str | None:
         """Return why the endpoint does not serve, even if a proxy accepts connections; None if it serves."""
@@ -472,7 +478,11 @@ def running_together(
 
 
 def _attached(backend: Backend, launch: Launch) -> AttachedEngine:
-    endpoint = AttachedEngine(backend, launch)
+    try:
+        endpoint = AttachedEngine(backend, launch)
+    except ValueError as error:  # this node's variables may differ from those of the machine that planned
+        reason = f"backend.proxy=environment: {error}"
+        raise LaunchError(Outcome.LAUNCH_FAILED, reason, Exit(Cause.CONTRADICTION)) from None
     if problem := endpoint.outage():
         raise LaunchError(Outcome.LAUNCH_FAILED, f"backend.url={backend.url}: {problem}", endpoint.exit())
     return endpoint

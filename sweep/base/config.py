@@ -224,12 +224,12 @@ class Durations(Strict):
 class CapacitySearch(Strict):
     """A search for the highest rate within the SLO, in place of a grid of loads."""
 
-    budget: PositiveFloat = 480.0  # of measuring, s; typed as 90s, 8m or 2h
+    budget: float = Field(default=480.0, gt=0, allow_inf_nan=False)  # of measuring, s; typed as 90s, 8m or 2h
 
     @field_validator("budget", mode="before")
     @classmethod
     def _in_seconds(cls, budget: Any) -> Any:
-        duration = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(budget))
+        duration = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(budget), re.ASCII)
         return float(duration[1]) * {"s": 1, "m": 60, "h": 3600}[duration[2]] if duration else budget
 
 

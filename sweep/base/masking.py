@@ -64,7 +64,8 @@ def secret_values(environ: Mapping[str, str]) -> set[str]:
 
     Any variable whose name ends with KEY is a secret, unless its value is a number: JSON contains many numbers.
     """
-    secrets = (content for key, content in environ.items() if NAME.search(key) or key.upper().endswith("KEY"))
+    secrets = [content for key, content in environ.items() if NAME.search(key) or key.upper().endswith("KEY")]
+    secrets += [content for key, content in environ.items() if key.lower().endswith("_proxy") and "@" in content]
     return {content for content in secrets if len(content) >= SHORTEST and not content.isdecimal()}
 
 

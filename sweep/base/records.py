@@ -285,6 +285,10 @@ def tls_remedy(error: object) -> str:
     return text if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
 
 
+class TunnelRefused(ConnectionError):
+    """A proxy answered a request for a tunnel with a status 4xx, such as that of a wrong password."""
+
+
 class Proxy(NamedTuple):
     """An HTTP proxy, and the header in which it expects its key: a whole line, or empty."""
 
@@ -295,6 +299,9 @@ class Proxy(NamedTuple):
     def __str__(self) -> str:
         host, port = self.address
         return f"{host}:{port}"
+
+    def __repr__(self) -> str:
+        return str(self)  # without the key
 
     def connect_request(self, host: str, port: int) -> bytes:
         """Return the request for a tunnel to a server."""
@@ -316,12 +323,17 @@ def proxy_of(url: str, use: ProxyUse) -> Proxy | None:
     address = proxies.get(endpoint.scheme) or proxies.get("all")
     if not address or proxy_bypass(endpoint.netloc):
         return None
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    if parts.scheme != "http" or not parts.hostname:  # the address may hold a password
-        raise ValueError(f"the environment's proxy for {endpoint.scheme}:// addresses: expected http://HOST:PORT")
+    problem = ValueError(f"the environment's proxy for {endpoint.scheme}:// addresses: expected http://HOST:PORT")
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        port = parts.port or 80
+    except ValueError:  # its message may hold a part of the password
+        raise problem from None
+    if parts.scheme != "http" or not parts.hostname:
+        raise problem
     key = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
     basic = f"Proxy-Authorization: Basic {base64.b64encode(key.encode()).decode()}\r\n" if key else ""
-    return Proxy(parts.geturl(), (parts.hostname, parts.port or 80), basic)
+    return Proxy(parts.geturl(), (parts.hostname, port), basic)
 
 
 def is_loopback(host: str) -> bool:
@@ -329,12 +341,17 @@ def is_loopback(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost")
+        name = host.lower().rstrip(".")
+        return name == "localhost" or name.endswith(".localhost")
+    address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
 
 
 async def open_tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, request: bytes) -> None:
-    """Ask the proxy at the other end of a socket for a tunnel. Raises ConnectionError if it refuses."""
+    """Ask the proxy at the other end of a socket for a tunnel.
+
+    Raises TunnelRefused for a status 4xx, and ConnectionError for any other failure.
+    """
     answer = b""
     await loop.sock_sendall(sock, request)
     while b"\r\n\r\n" not in answer:
@@ -343,7 +360,9 @@ async def open_tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, requ
             raise ConnectionError("the proxy opened no tunnel")
         answer += data
     status = answer.partition(b"\r\n")[0].decode("latin-1")
-    if not re.match(r"HTTP/1\.\d 200\b", status):
+    if refused := re.match(r"HTTP/1\.\d (4\d\d)\b", status):
+        raise TunnelRefused(f"status: {refused[1]} of the proxy, which opened no tunnel")
+    if not re.match(r"HTTP/1\.\d 2\d\d\b", status):
         raise ConnectionError(f"the proxy opened no tunnel: {status[:100]!r}")
 
 

@@ -12,13 +12,13 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httptools
 
 from sweep.base.clock import STAMP_OPTION, StampClock
-from sweep.base.records import HTTP2_ONLY, is_http2, open_tunnel, tls_remedy
+from sweep.base.records import HTTP2_ONLY, TunnelRefused, is_http2, open_tunnel, tls_remedy
 from sweep.client.poller import Poller
 from sweep.client.wire import Answer
 
@@ -64,7 +64,8 @@ class ServerAddress:
     tls: ssl.SSLContext | None
     connect_timeout: float  # s
     keep_alive: bool = True  # False if requests ask the server to close: each has a separate connection
-    tunnel: bytes = b""  # request to the proxy at this address for a tunnel to the server; empty: none is needed
+    # Request to the proxy at this address for a tunnel to the server; empty without one. It may hold a password.
+    tunnel: bytes = field(default=b"", repr=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -182,7 +183,8 @@ class StampedConnection:
             return  # abandoned meanwhile
         except (OSError, TimeoutError) as error:
             if self.answer is answer:
-                answer.fail(f"connect: {_in_one_line(error)}{tls_remedy(error)}")
+                problem = "" if isinstance(error, TunnelRefused) else "connect: "  # a refusal is no outage
+                answer.fail(f"{problem}{_in_one_line(error)}{tls_remedy(error)}")
                 self._finish(answer)
             return
         if self.answer is answer:

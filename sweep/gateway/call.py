@@ -138,10 +138,11 @@ class RequestMemory:
         except TimeoutError:
             message = "requests in flight use all the memory allowed by gateway.bodies"
             raise Refused(503, message, [(b"retry-after", b"1"), (b"connection", b"close")]) from None
-        held = [size]
+        remaining = size
 
         def release(part: int) -> None:
-            held.append(-part)
+            nonlocal remaining
+            remaining -= part
             self.taken[kind] -= part
             self._freed.set()
 
@@ -149,7 +150,7 @@ class RequestMemory:
         try:
             yield release
         finally:
-            release(sum(held))
+            release(remaining)
 
     @contextlib.asynccontextmanager
     async def read_call(self, scope: Scope, receive: Receive, largest: int, timeout: float) -> AsyncIterator[Call]:

@@ -265,9 +265,12 @@ class EngineConnections:
             if not self._tunnel:
                 _, connection = await loop.create_connection(EngineConnection, *self._address, ssl=self._tls)
                 return connection
-            sock = await asyncio.to_thread(socket.create_connection, self._address, REACH_TIMEOUT)
+            found = await loop.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, address = found[0]
+            sock = socket.socket(family, kind, protocol)
             try:
                 sock.setblocking(False)
+                await loop.sock_connect(sock, address)
                 await open_tunnel(loop, sock, self._tunnel)
                 _, connection = await loop.create_connection(
                     EngineConnection, sock=sock, ssl=self._tls, server_hostname=self._server[0]

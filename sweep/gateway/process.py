@@ -136,7 +136,7 @@ def running_gateway(
     urls = tuple(engine.backend.url or engine.url for engine in engines)
     key, path = secrets.token_urlsafe(), getattr(engines[0].backend, "path", None)
     if path and urls[0].rstrip("/").endswith("/v1"):  # which the gateway removes from its engines' addresses
-        path = f"/v1{path}"
+        path = "/v1" + path.removeprefix("/v1")
     process = GatewayProcess(
         to=urls,
         settings=settings.model_copy(update=update),

@@ -168,7 +168,8 @@ def _separated(path: Path, delimiter: str) -> Iterator[FileRow]:
         number = 0
         try:
             columns = [column.strip() for column in reader.fieldnames or ()]
-            if twice := next((column for column in columns if column and columns.count(column) > 1), None):
+            repeated = (column for column, number in Counter(columns).items() if column and number > 1)
+            if twice := next(repeated, None):
                 raise ValueError(f"column {twice} occurs twice; expected different names")
             reader.fieldnames = columns
             for number, row in enumerate(reader, 1):

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep.base.clock import StampClock
-from sweep.base.records import UNKNOWN, Api, Request, Timeouts
+from sweep.base.records import UNKNOWN, Api, Proxy, Request, Timeouts
 from sweep.client import wire
 from sweep.client.dialects.text import AnswerText
 from sweep.client.job import ResultFiles
@@ -787,6 +787,42 @@ def test_a_connection_that_cannot_be_made_leaves_no_half_open_state(
         connection.begin(b"request", answered)
         await asyncio.wait_for(ended.wait(), 10)
         assert (answered.error, answered.chunks) == (None, 2)
+        connection.close()
+        server.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "status: 407 of the proxy"),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "connect: the proxy opened no tunnel: 'HTTP/1.1 502"),
+        (b"", "connect: the proxy opened no tunnel"),
+        (b"x" * (64 << 10), "connect: the proxy opened no tunnel"),
+        (b"HTTP/1.1 201 Created\r\n\r\n", None),
+    ],
+)
+def test_a_proxys_answer_opens_a_tunnel_or_fails_the_request(answer: bytes, error: str | None) -> None:
+    """A refusal is the endpoint's status, not an outage."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        if answer and await reader.read(100):
+            writer.write(http(sse(completion(" a", finish="stop"), "[DONE]"), None))
+        writer.close()
+
+    async def story() -> None:
+        server, ended = await asyncio.start_server(serve, "127.0.0.1", 0), asyncio.Event()
+        loop, request = asyncio.get_running_loop(), Answer("completions")
+        tunnel = Proxy("", ("", 0), "").connect_request("engine.test", 443)
+        address = ServerAddress(socket.AF_INET, server.sockets[0].getsockname(), "", None, 5.0, tunnel=tunnel)
+        connection = StampedConnection(loop, Poller(loop), address, StampClock(), Counters(), lambda *_: ended.set())
+        connection.begin(b"request", request)
+        await asyncio.wait_for(ended.wait(), 10)
+        assert (request.error or "").startswith(error or ""), request.error
+        assert (request.error is None) == (error is None)
         connection.close()
         server.close()
 

@@ -184,6 +184,7 @@ class Endpoint(BaseHTTPRequestHandler):
         ("/api/v4/chat/completions", "max_tokens", "/api/v4", "backend.api=chat gateway=cache", None),
         ("/ask", "max_tokens", "", "backend.api=chat backend.path=/ask gateway=cache", None),
         ("/v1/ask", "max_tokens", "/v1", "backend.api=chat backend.path=/ask gateway=cache", None),
+        ("/v1/ask", "max_tokens", "/v1", "backend.api=chat backend.path=/v1/ask gateway=cache", None),
         ("/v1/chat/completions", "max_completion_tokens", "", "", None),
         ("/chat/completions", "max_tokens", "", "", None),
         (AZURE, "max_tokens", "/openai/deployments/d?api-version=1", "backend.auth_header=api-key", "k"),
@@ -276,8 +277,9 @@ def test_requests_go_through_the_environments_proxy_on_request(tmp_path, monkeyp
     assert not any(secret.encode() in text for secret in (key, "pr0xy-passw0rd") for text in texts)
 
 
-def test_a_proxy_that_speaks_no_http_is_refused(monkeypatch, capsys):
-    monkeypatch.setenv("all_proxy", "socks5h://me:pr0xy-passw0rd@127.0.0.1:1")
+@pytest.mark.parametrize("proxy", ["socks5h://me:pr0xy-passw0rd@127.0.0.1:1", "http://me:pr0xy#passw0rd@127.0.0.1:1"])
+def test_a_proxy_that_speaks_no_http_is_refused(proxy, monkeypatch, capsys):
+    monkeypatch.setenv("all_proxy", proxy)
     line = ".proxy=environment: the environment's proxy for http:// addresses: expected http://HOST:PORT\n"
     for command in ("run http://engine.test model=m backend", "gateway --to http://engine.test gateway"):
         assert main(f"{command}.proxy=environment".split()) == 2
