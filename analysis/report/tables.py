@@ -92,7 +92,7 @@ def _winner(answer: TaskAnswer) -> Cell:
 def best_headroom(answer: TaskAnswer) -> Cell:
     if answer.best is None:
         return Cell(NONE)
-    return Cell(f"{answer.best.headroom:.0%}", "" if answer.best.surely_meets else "not surely")
+    return Cell(f"{answer.best.headroom:.0%}", "" if answer.best.surely_meets else "not certain")
 
 
 def _runner_up(answer: TaskAnswer) -> Cell:

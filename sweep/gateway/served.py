@@ -34,10 +34,8 @@ def served_equal(
     equal = positions = 0
     at_gateway, proxy = replace(target, url=gateway, path=None), proxy_of(target.url, target.proxy)
     without_proxy = {f"all://{httpx.URL(gateway).netloc.decode()}": None}
-    tls, address = tls_context(target.verify_tls), proxy.url if proxy else None
-    with httpx.Client(
-        timeout=COMPARE_TIMEOUT, trust_env=False, verify=tls, proxy=address, mounts=without_proxy
-    ) as client:
+    tls, via = tls_context(target.verify_tls), proxy.url if proxy else None
+    with httpx.Client(timeout=COMPARE_TIMEOUT, trust_env=False, verify=tls, proxy=via, mounts=without_proxy) as client:
         for request in hits[:: -(-len(hits) // MOST_COMPARED)]:
             try:
                 texts = [_answer_text(client, each, request) for each in (at_gateway, target)]

@@ -340,7 +340,7 @@ def test_the_percentile_is_what_a_bound_is_of(browser: Browser, tmp_path: Path) 
     assert "within TTFT p50 ≤ 60.0 ms: a, qa, batch size 1" in text(browser, "#verdict")
     browser.run(SET, "percentile", "p99")
     assert text(browser, "#verdict") == (
-        "The only configuration does not meet the SLO: a, qa, batch size 1 (TTFT p99 ≤ 60.0 ms: 233 % over)."
+        "The only configuration does not meet the SLO: a, qa, batch size 1 (TTFT p99 ≤ 60.0 ms: 233% over)."
     )
 
 

@@ -118,5 +118,5 @@ function testText(first, second) {
 }
 
 function percent(share) {
-  return `${Math.round(share * 100)} %`;
+  return `${Math.round(share * 100)}%`;
 }

@@ -94,7 +94,7 @@ function bodyCell(column, row) {
 function headroomText(row) {
   if (!points.n[row.index]) return "—";
   if (!Number.isFinite(row.headroom)) return "unknown";
-  return row.headroom < 0 ? `${percent(-row.headroom)} over` : percent(row.headroom) + (row.surely ? "" : ", not surely");
+  return row.headroom < 0 ? `${percent(-row.headroom)} over` : percent(row.headroom) + (row.surely ? "" : ", not certain");
 }
 
 function nameCell(index, label) {
