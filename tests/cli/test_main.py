@@ -314,6 +314,13 @@ def test_help_and_status_do_not_wait_for_hydra():
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_summary_loads_no_matplotlib(tmp_path):
+    run_of(tmp_path / "run", [trial("vllm", 8, 0, 10.0)])
+    program = f"import sys; from sweep.__main__ import main; main(['summary', {str(tmp_path / 'run')!r}]); "
+    program += "sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True).returncode == 0
+
+
 def test_no_help_loads_the_analysis():
     """The defect: `compare --help` took 3.5 s of processor time for pandas, SciPy and matplotlib."""
     program = """
